@@ -1,0 +1,1 @@
+"""Judging learners on streams: prequential metrics beside honest baselines."""

@@ -1,0 +1,1 @@
+"""The service: models, replicas, HTTP, commands."""

@@ -1,0 +1,64 @@
+"""What can go wrong, as types: each carries the value, the bound and the remedy.
+
+``definite`` says that nothing was recorded and nothing will be: the caller may change the request
+and send it again.  An indefinite error may have been recorded: repeat it with the same id.
+"""
+
+from __future__ import annotations
+
+
+class OnlineError(Exception):
+    """Base of the service's errors."""
+
+    definite = True
+
+
+class ConfigError(OnlineError):
+    """A setting that can't be used.  ``field`` names it, ``remedy`` says what to write."""
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        super().__init__(field, problem, remedy)
+        self.field, self.problem, self.remedy = field, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}. {self.remedy}"
+
+
+class StartRefused(OnlineError):
+    """The service does not start, and what the operator can do about it."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}"
+
+
+class RequestError(OnlineError):
+    """A request that is answered with an error body: the one table of statuses.
+
+    ``status`` is the HTTP status and ``code`` its stable name; ``field`` is the path of the wrong
+    value in the body; ``retry_after_s`` is sent as ``Retry-After``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str | None = None,
+        hint: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(status, code, message, field, hint, retry_after_s)
+        self.status, self.code, self.message = status, code, message
+        self.field, self.hint, self.retry_after_s = field, hint, retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def invalid(field: str, message: str, hint: str) -> RequestError:
+    """422: the body is well formed, a value in it is not."""
+    return RequestError(422, "invalid_value", message, field, hint)

@@ -1,0 +1,1 @@
+"""Models: how river estimators and plain Python classes become blocks."""

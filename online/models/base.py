@@ -1,0 +1,59 @@
+"""What the learner needs from a model.
+
+A model holds its parameters and answers with them; it also knows what the rows since the last
+cut did to them (its open delta).  It never sees the journal, the network or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from paramserver.blocks import Blocks
+from replay.example import Features, Label
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer: the label (or number) and, for classifiers, the probability of each label."""
+
+    label: Label | None
+    probabilities: dict[Label, float] | None
+
+
+class Model(Protocol):
+    """A model behind the learner.
+
+    Attributes
+    ----------
+    mergeable
+        Whether deltas of several replicas can be merged.  If not, one replica serves it and its
+        state travels whole, as an ``opaque`` block.
+    learns
+        False for a class without ``learn_one``: it is served frozen.
+    structure
+        Text that changes whenever old blocks stop fitting: estimator classes and parameters.
+    """
+
+    mergeable: bool
+    learns: bool
+    structure: str
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row.  Changes nothing, whatever the features are."""
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """Learn one row.  May raise, and then leaves any state: the caller puts it back."""
+
+    def cut(self) -> Blocks:
+        """The open delta (what the rows since the last cut, reset or start did), and reset it."""
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values for the blocks and keys given, with the open delta on top."""
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values`` (all blocks; empty: as built), with an empty open delta."""
+
+
+Params = Mapping[str, object]

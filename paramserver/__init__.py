@@ -1,0 +1,1 @@
+"""Versioned parameters under concurrent deltas: block algebra, server, snapshots."""

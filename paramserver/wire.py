@@ -1,0 +1,130 @@
+"""Messages between a replica and the parameter server, as msgpack.
+
+Everything that crosses is one of the structs below, encoded by :func:`encode` and checked field
+by field when decoded.  ``FORMAT`` is in every message; another format is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+FORMAT = 1
+
+Version = tuple[int, int]
+"""``(epoch, count)``: the server's epoch and the number of pushes it has applied in all."""
+
+
+class WireBlock(msgspec.Struct, frozen=True, array_like=True):
+    """A block as ``(kind, data)``; see :mod:`paramserver.blocks` for the kinds."""
+
+    kind: str
+    data: Any
+
+
+class Push(msgspec.Struct, frozen=True, array_like=True):
+    """A delta: rows ``first … last`` of one partition, ``n`` of them learned.
+
+    ``base`` is the version that the delta's first row was learned on; the difference between the
+    server's count and it is the staleness.  Bounds and content stay as first sent.
+    """
+
+    epoch: int
+    spec: str
+    partition: int
+    first: int
+    last: int
+    n: int
+    base: Version
+    blocks: dict[str, WireBlock]
+
+
+class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Pushes (applied in order) and the wish for what has changed since ``since``.
+
+    Attributes
+    ----------
+    since
+        Version of the values that the replica holds; None asks for all.
+    values
+        False leaves the blocks out of the answer (clocks only).
+    report
+        Counters of the replica (disposable), shown by every replica's ``/metrics``.
+    adopting
+        Partitions that the replica is learning again: they are given to nobody else.
+    """
+
+    format: int
+    replica: str
+    partition: int
+    pushes: list[Push]
+    since: Version | None
+    values: bool
+    adopting: list[int]
+    report: dict[str, float] | None = None
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True):
+    """Answer to one push: ``applied``, ``repeat``, ``gap``, ``epoch`` or ``spec``.
+
+    ``clock`` is the partition's clock after it (``clock + 1`` is the offset expected next);
+    ``scale`` the factor that the merge rule gave the additive blocks.
+    """
+
+    status: str
+    partition: int
+    clock: int
+    scale: float
+
+
+class SyncReply(msgspec.Struct, frozen=True, array_like=True):
+    """State of the server after the pushes; every field is of the one same version.
+
+    Attributes
+    ----------
+    kind
+        ``changes`` (only blocks and keys changed since the replica's version), ``all``, or
+        ``none`` (values were not asked for).
+    clock
+        Last offset applied by open partition.  ``closed`` lists those among the replica's named
+        partitions that are closed: all of their rows are in every snapshot kept.
+    durable
+        Clock of the newest published snapshot.
+    orphans
+        Partitions that this replica is asked to adopt.
+    confirmed_ms
+        How long ago the server saw its own epoch to be the newest in the store, in ms.
+    """
+
+    format: int
+    spec: str
+    epoch: int
+    count: int
+    acks: list[Ack]
+    kind: str
+    blocks: dict[str, WireBlock]
+    clock: dict[int, int]
+    closed: list[int]
+    durable: dict[int, int]
+    orphans: list[int]
+    confirmed_ms: float
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Message as msgpack bytes."""
+    return msgspec.msgpack.encode(message)
+
+
+_REQUEST = msgspec.msgpack.Decoder(SyncRequest)
+_REPLY = msgspec.msgpack.Decoder(SyncReply)
+
+
+def decode_request(data: bytes) -> SyncRequest:
+    """Checked request; ``msgspec.ValidationError`` names the wrong field."""
+    return _REQUEST.decode(data)
+
+
+def decode_reply(data: bytes) -> SyncReply:
+    """Checked reply; ``msgspec.ValidationError`` names the wrong field."""
+    return _REPLY.decode(data)

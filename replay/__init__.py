@@ -1,0 +1,1 @@
+"""Examples, the durable journal of feedback, and rehearsal memory."""

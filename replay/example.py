@@ -1,0 +1,45 @@
+"""One piece of feedback, as it is learned and as it is kept."""
+
+from __future__ import annotations
+
+import msgspec
+
+Value = float | int | bool | str | None
+"""A feature's value.  Numbers are finite; the door refuses the rest."""
+
+Features = dict[str, Value]
+
+Label = bool | int | float | str
+"""A label in its canonical form, as the model's task declares it."""
+
+
+class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Features and label of one event, with what was predicted for it.
+
+    Attributes
+    ----------
+    features
+        As parsed at the door, before any transform.
+    label
+        The true label, canonical.
+    weight
+        Importance of the event, finite and > 0.  1.0 is one ordinary row.
+    score
+        What the model answered when it was asked: the probability of each label by the label's
+        JSON text, or ``{"": value}`` in regression.  None if nothing was predicted.
+    version
+        ``(epoch, count, own)`` of the model that gave ``score``.
+    predicted_at, event_time
+        POSIX seconds; None if unknown.
+    no_change
+        The newest label that the replica knew when it predicted: the no-change baseline.
+    """
+
+    features: Features
+    label: Label
+    weight: float = 1.0
+    score: dict[str, float] | None = None
+    version: tuple[int, int, int] | None = None
+    predicted_at: float | None = None
+    event_time: float | None = None
+    no_change: Label | None = None

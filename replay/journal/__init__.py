@@ -1,0 +1,1 @@
+"""The journal: the only place where anything is agreed."""
