@@ -1,0 +1,172 @@
+"""Everything the journal refuses, with value, bound and remedy.
+
+``definite`` says what the caller may conclude: True, nothing of the call was written; False, it
+may or may not have been, and the same call is sent again to find out.
+"""
+
+from __future__ import annotations
+
+
+class ReplayError(Exception):
+    """Base of all errors of this package."""
+
+    definite: bool = True
+
+
+class PartitionUnknown(ReplayError):
+    """The store has never given this partition number."""
+
+    def __init__(self, partition: int) -> None:
+        super().__init__(partition)
+        self.partition = partition
+
+    def __str__(self) -> str:
+        return f"partition {self.partition} is not in the journal; register a new one"
+
+
+class PartitionSealed(ReplayError):
+    """The partition was closed at offset ``end``; its tail belongs to an adopter."""
+
+    def __init__(self, partition: int, end: int) -> None:
+        super().__init__(partition, end)
+        self.partition = partition
+        self.end = end
+
+    def __str__(self) -> str:
+        return (
+            f"partition {self.partition} is sealed at offset {self.end}; "
+            "register a new one and append the batch there"
+        )
+
+
+class JournalBehind(ReplayError):
+    """The partition ends below an offset that was answered: the store has lost rows."""
+
+    def __init__(self, partition: int, end: int, known: int) -> None:
+        super().__init__(partition, end, known)
+        self.partition = partition
+        self.end = end
+        self.known = known
+
+    def __str__(self) -> str:
+        return (
+            f"partition {self.partition} ends at offset {self.end} but offset {self.known} was "
+            "answered: the journal is older than its writer (restored from a backup?); "
+            "put the newer file back, or register a new partition and count the loss"
+        )
+
+
+class JournalFull(ReplayError):
+    """Free disk space is under the low-water mark (both in MB of 2^20 bytes)."""
+
+    def __init__(self, free_mb: float, low_mb: float) -> None:
+        super().__init__(free_mb, low_mb)
+        self.free_mb = free_mb
+        self.low_mb = low_mb
+
+    def __str__(self) -> str:
+        return (
+            f"{self.free_mb:.0f} MB are free on the journal's disk, under the low-water mark of "
+            f"{self.low_mb:.0f} MB; free some space, nothing was written"
+        )
+
+
+class JournalUnavailable(ReplayError):
+    """The store did not answer for certain.  Indefinite: send the same batch again."""
+
+    definite = False
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the journal gave no certain answer ({self.reason}); send the same batch again"
+
+
+class JournalFormat(ReplayError):
+    """The file has a format that this version can't read (``found`` None: not a journal)."""
+
+    def __init__(self, found: int | None, known: int) -> None:
+        super().__init__(found, known)
+        self.found = found
+        self.known = known
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return "the file is a database of another program; choose another path"
+        return (
+            f"the journal has format {self.found}, this version reads up to {self.known}; "
+            "start the newer version of the service"
+        )
+
+
+class EpochLost(ReplayError):
+    """Another server holds a newer epoch of the model's lineage."""
+
+    def __init__(self, model: str, expected: int, found: int) -> None:
+        super().__init__(model, expected, found)
+        self.model = model
+        self.expected = expected
+        self.found = found
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.expected} of {self.model!r} was expected, the store has {self.found}: "
+            "another server is newer, stop this one"
+        )
+
+
+class BatchSize(ReplayError):
+    """A batch has 1 … ``bound`` rows."""
+
+    def __init__(self, n: int, bound: int) -> None:
+        super().__init__(n, bound)
+        self.n = n
+        self.bound = bound
+
+    def __str__(self) -> str:
+        return f"a batch of {self.n} rows; give 1 to {self.bound} rows (batch_rows_max)"
+
+
+class RowInvalid(ReplayError):
+    """A row's field breaks its bound; nothing of the batch was written."""
+
+    def __init__(self, field: str, value: str, remedy: str) -> None:
+        super().__init__(field, value, remedy)
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"row has {self.field} = {self.value}; {self.remedy}"
+
+
+class PayloadFormat(ReplayError):
+    """A payload starts with a format byte that this version does not know."""
+
+    def __init__(self, found: int | None, known: int) -> None:
+        super().__init__(found, known)
+        self.found = found
+        self.known = known
+
+    def __str__(self) -> str:
+        found = "no format byte" if self.found is None else f"format {self.found}"
+        return (
+            f"a payload with {found}, this version reads format {self.known}; "
+            "start the version of the service that wrote it"
+        )
+
+
+class PayloadInvalid(ReplayError):
+    """An example that can't be encoded, or bytes that are no example."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"payload refused: {self.reason}; "
+            "features and label are finite numbers of 64 bits, booleans, text or null"
+        )

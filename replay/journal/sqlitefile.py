@@ -1,0 +1,224 @@
+"""A SQLite file in which a commit is on disk when it returns, written by several processes.
+
+Why each part is as it is:
+
+* ``synchronous=FULL`` in WAL mode: a commit returns after the log is synced.
+* A file lock around each write.  SQLite's own busy handler sleeps and polls, and two saturated
+  writers starve each other; the kernel's lock wakes the next one and is freed on death
+  (figures: ``docs/decisions/journal-lock.md``).
+* Checkpoints run under the same lock and never by themselves: they do not land inside somebody's
+  commit, and no commit can reset the log during one (SQLite 3.7.0 – 3.51.2 can corrupt a file
+  there, https://sqlite.org/wal.html#walresetbug).
+* A checkpoint when the file is opened: a writer killed between write and sync leaves complete
+  frames that the next process takes for committed.  They are synced before anyone sees them.
+* After an I/O error nothing is believed: a second sync may succeed without having written
+  anything (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).  The file is
+  reopened, the log is copied into the database and truncated, and the caller sends again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from replay.errors import JournalFormat, JournalUnavailable
+
+Synchronous = Literal["FULL", "OFF"]
+
+_FRAME_HEADER = 24
+"""Bytes that the log adds to each page."""
+
+
+class SqliteFile:
+    """One file, one connection that writes and one that reads, each used by one thread at a time.
+
+    Parameters
+    ----------
+    path
+        ``<path>.lock``, ``<path>-wal`` and ``<path>-shm`` appear beside it.
+    schema
+        Statements that make the tables; one of them makes ``meta (name, value)``.
+    format
+        Number that a new file gets; a file with a greater one is refused.
+    synchronous
+        ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
+    wal_max
+        Bytes of the log above which :meth:`checkpoint` also cuts its file.
+    busy_ms
+        How long to wait for a foreign program that holds SQLite's own lock.
+
+    Raises
+    ------
+    JournalFormat
+        The file was written by a newer version or is another program's.
+    JournalUnavailable
+        The file can't be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        schema: str,
+        format: int,
+        synchronous: Synchronous,
+        wal_max: int,
+        busy_ms: int,
+    ) -> None:
+        self._path = path
+        self._schema = schema
+        self._format = format
+        self._synchronous = synchronous
+        self._wal_max = wal_max
+        self._busy_ms = busy_ms
+        self._writing = threading.Lock()
+        self._reading = threading.Lock()
+        self._broken: str | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with self._exclusive():
+                self._open()
+        except sqlite3.Error as error:
+            os.close(self._lock_fd)
+            raise JournalUnavailable(f"{path}: {error}") from error
+        except JournalFormat:
+            os.close(self._lock_fd)
+            raise
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the file lock; waits without a bound, as the kernel frees it on death."""
+        if self._lock_fd < 0:
+            raise JournalUnavailable("the journal is closed")
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self._path,
+            timeout=self._busy_ms / 1000,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA fullfsync = 1")  # macOS: fsync alone does not reach the disk there
+        db.execute("PRAGMA cache_size = -16384")
+        return db
+
+    def _open(self) -> None:
+        """Open both connections, make the tables if there are none, sync what lies in the log."""
+        self._writer = self._connect()
+        try:
+            self._prepare(self._writer)
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA query_only = 1")
+        except (sqlite3.Error, JournalFormat):
+            self._writer.close()
+            raise
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+        if tables:
+            if "meta" not in tables:
+                raise JournalFormat(None, self._format)
+            (found,) = db.execute("SELECT max(value) FROM meta WHERE name = 'format'").fetchone()
+            if found is None or found > self._format:
+                raise JournalFormat(found, self._format)
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"no write-ahead log on this disk (mode {mode})")
+        if not tables:
+            db.executescript(
+                f"BEGIN IMMEDIATE; {self._schema}"
+                f"INSERT INTO meta VALUES ('format', {self._format}); COMMIT;"
+            )
+
+    def _recover(self) -> None:
+        """Start again from what the disk holds.  Called with the file lock held."""
+        try:
+            with self._reading:
+                self._reader.close()
+                self._writer.close()
+                self._open()
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except (sqlite3.Error, JournalFormat) as error:
+            self._broken = str(error)
+            return
+        self._broken = "a reader holds the log" if busy else None
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction: committed and synced when the block ends without an error."""
+        with self._writing, self._exclusive():
+            if self._broken is not None:
+                self._recover()
+                if self._broken is not None:
+                    raise JournalUnavailable(self._broken)
+            db = self._writer
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                yield db
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._failed(error)
+                raise JournalUnavailable(str(error)) from error
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_BUSY and not self._writer.in_transaction:
+            return  # a foreign program held the lock: nothing was begun
+        self._recover()
+
+    def query(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """All rows of one SELECT, in a transaction that ends before it returns."""
+        with self._reading:
+            try:
+                return self._reader.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise JournalUnavailable(str(error)) from error
+
+    def checkpoint(self) -> int:
+        """Move committed pages out of the log; bytes that a reader still keeps there.
+
+        The step is as large as what was committed since the last one: call it often.  A log file
+        above ``wal_max`` is cut when all of it was moved and nobody reads.
+        """
+        with self._writing, self._exclusive():
+            try:
+                _, frames, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                (page,) = self._writer.execute("PRAGMA page_size").fetchone()
+                if frames == moved and os.stat(f"{self._path}-wal").st_size > self._wal_max:
+                    self._writer.execute("PRAGMA busy_timeout = 0")
+                    self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    self._writer.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+            except sqlite3.Error as error:
+                self._recover()
+                raise JournalUnavailable(str(error)) from error
+        return max(0, frames - moved) * (page + _FRAME_HEADER)
+
+    def close(self) -> None:
+        """Release the file; later calls raise JournalUnavailable.  Idempotent."""
+        with self._writing, self._reading:
+            if self._lock_fd < 0:
+                return
+            self._reader.close()
+            with self._exclusive():
+                self._writer.close()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
