@@ -1,0 +1,374 @@
+"""The algebra of model state: named blocks, each with its own way to merge.
+
+A model's state is a set of named blocks, and nothing else in the system knows model types.
+Values (a state) and deltas (what rows did to it) have the same shape.
+
+========== ============================== ========================= =======================
+kind       data                           delta                     merge(value, delta)
+========== ============================== ========================= =======================
+additive   {key: float}                   new − base, touched keys  value + scale · delta
+moments    {key: (n, mean, M2)}           of the rows since the cut Chan et al. 1979, exact
+extrema    {key: (min, max)}              of the rows since the cut min and max
+count      {key: int or float}            increase                  value + delta, unscaled
+digest     {"count": int, "sum": int}     of the rows since the cut count + ; sum + mod 2**64
+opaque     bytes                          the whole new state       replaced
+========== ============================== ========================= =======================
+
+All but ``opaque`` are commutative and associative, up to rounding for floats and exactly for
+``extrema``, integer ``count`` and ``digest``.  Only ``additive`` is scaled by a merge rule.
+``opaque`` is right for one writer at a time only; the server's clock sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Final
+
+from paramserver.errors import BlockError
+from paramserver.wire import WireBlock
+
+
+@dataclass(slots=True)
+class Block:
+    """One named part of a state or delta: its kind and its data (see the table above)."""
+
+    kind: str
+    data: Any
+
+
+Blocks = dict[str, Block]
+
+Touched = dict[str, "set[str] | None"]
+"""What a delta changed: keys by block; None stands for the whole block."""
+
+ADDITIVE: Final = "additive"
+MOMENTS: Final = "moments"
+EXTREMA: Final = "extrema"
+COUNT: Final = "count"
+DIGEST: Final = "digest"
+OPAQUE: Final = "opaque"
+KINDS: Final = frozenset({ADDITIVE, MOMENTS, EXTREMA, COUNT, DIGEST, OPAQUE})
+_WHOLE: Final = frozenset({DIGEST, OPAQUE})
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+DIGEST_MODULUS: Final = 2**64
+_EXACT_INT: Final = 2**53
+
+Moments = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what one message or snapshot may hold.
+
+    Attributes
+    ----------
+    blocks
+        Number of blocks.
+    keys
+        Number of keys of all blocks together.
+    name_chars
+        Characters of a block's name or of a key.
+    opaque_bytes
+        Bytes of one ``opaque`` block.
+    """
+
+    blocks: int = 1024
+    keys: int = 4_000_000
+    name_chars: int = 1024
+    opaque_bytes: int = 256 * 2**20
+
+
+DEFAULT_LIMITS: Final = Limits()
+
+
+def merge(values: Blocks, delta: Blocks, scale: float = 1.0) -> Touched:
+    """Add ``delta`` to ``values`` in place, additive blocks times ``scale``.
+
+    All new numbers are worked out and checked before the first one is written, so after an
+    error ``values`` is as it was.  ``delta`` is left alone and shares nothing with ``values``.
+
+    Returns
+    -------
+    What was touched, for :func:`select`.
+
+    Raises
+    ------
+    BlockError
+        Kinds differ, an integer leaves int64, or a float leaves the finite numbers.
+    """
+    staged: list[tuple[str, str, Any]] = []
+    for name, change in delta.items():
+        old = values.get(name)
+        kind = change.kind
+        if old is not None and old.kind != kind:
+            raise BlockError(name, None, f"is {old.kind}, the delta's is {kind}")
+        staged.append((name, kind, _merged(name, kind, old, change.data, scale)))
+    touched: Touched = {}
+    for name, kind, new in staged:
+        old = values.get(name)
+        if old is None:
+            values[name] = Block(kind, new)
+        elif kind in _WHOLE:
+            old.data = new
+        else:
+            old.data.update(new)
+        touched[name] = None if kind in _WHOLE else set(new)
+    return touched
+
+
+def _merged(name: str, kind: str, old: Block | None, change: Any, scale: float) -> Any:
+    """New numbers of the keys in ``change``; new, unshared containers."""
+    if kind == ADDITIVE:
+        return _merged_additive(name, {} if old is None else old.data, change, scale)
+    if kind == COUNT:
+        return _merged_count(name, {} if old is None else old.data, change)
+    if kind == MOMENTS:
+        return _merged_moments(name, {} if old is None else old.data, change)
+    if kind == EXTREMA:
+        return _merged_extrema({} if old is None else old.data, change)
+    if kind == DIGEST:
+        before = {"count": 0, "sum": 0} if old is None else old.data
+        count = before["count"] + change["count"]
+        if count > INT64_MAX:
+            raise BlockError(name, "count", f"{count} is beyond int64")
+        return {"count": count, "sum": (before["sum"] + change["sum"]) % DIGEST_MODULUS}
+    if kind == OPAQUE:
+        return change
+    raise BlockError(name, None, f"unknown kind {kind!r}; known are {', '.join(sorted(KINDS))}")
+
+
+def _merged_additive(
+    name: str, old: Mapping[str, float], change: Mapping[str, float], scale: float
+) -> dict[str, float]:
+    get = old.get
+    if scale == 1.0:  # the usual case, and bit-exact also for values near the float range
+        new = {key: get(key, 0.0) + x for key, x in change.items()}
+    else:
+        new = {key: get(key, 0.0) + scale * x for key, x in change.items()}
+    if not all(map(isfinite, new.values())):
+        key = next(key for key, x in new.items() if not isfinite(x))
+        raise BlockError(name, key, f"would become {new[key]}; values must stay finite")
+    return new
+
+
+def _merged_count(
+    name: str, old: Mapping[str, float], change: Mapping[str, float]
+) -> dict[str, float]:
+    get = old.get
+    new = {key: get(key, 0) + x for key, x in change.items()}
+    for key, x in new.items():
+        if type(x) is int:
+            if not INT64_MIN <= x <= INT64_MAX:
+                raise BlockError(name, key, f"{x} is beyond int64")
+        elif not isfinite(x):
+            raise BlockError(name, key, f"would become {x}; values must stay finite")
+    return new
+
+
+def _merged_moments(
+    name: str, old: Mapping[str, Moments], change: Mapping[str, Moments]
+) -> dict[str, Moments]:
+    """Chan, Golub and LeVeque 1979, *Updating formulae and a pairwise algorithm*."""
+    new: dict[str, Moments] = {}
+    for key, b in change.items():
+        a = old.get(key)
+        if a is None or a[0] == 0:
+            new[key] = b
+            continue
+        if b[0] == 0:
+            new[key] = a
+            continue
+        n = a[0] + b[0]
+        gap = b[1] - a[1]
+        mean = a[1] + gap * (b[0] / n)
+        m2 = a[2] + b[2] + gap * gap * (a[0] * (b[0] / n))
+        if not (isfinite(n) and isfinite(mean) and isfinite(m2)):
+            raise BlockError(name, key, f"would become {(n, mean, m2)}; values must stay finite")
+        new[key] = (n, mean, m2)
+    return new
+
+
+def _merged_extrema(
+    old: Mapping[str, tuple[float, float]], change: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    new: dict[str, tuple[float, float]] = {}
+    for key, b in change.items():
+        a = old.get(key)
+        new[key] = b if a is None else (min(a[0], b[0]), max(a[1], b[1]))
+    return new
+
+
+def combine(a: Blocks, b: Blocks) -> Blocks:
+    """The delta of the rows of ``a`` and then ``b``; neither is changed."""
+    out = copy(a)
+    merge(out, b, 1.0)
+    return out
+
+
+def copy(blocks: Blocks) -> Blocks:
+    """Blocks that share no container with the given ones."""
+    return {name: copy_block(block) for name, block in blocks.items()}
+
+
+def copy_block(block: Block) -> Block:
+    """The block with a container of its own (what is in it is immutable)."""
+    return Block(block.kind, block.data if block.kind == OPAQUE else dict(block.data))
+
+
+def select(values: Blocks, touched: Touched) -> Blocks:
+    """The touched part of ``values``.  Whole blocks are shared with it, not copied."""
+    out: Blocks = {}
+    for name, keys in touched.items():
+        block = values.get(name)
+        if block is None:
+            continue
+        if keys is None:
+            out[name] = block
+        else:
+            data = block.data
+            out[name] = Block(block.kind, {key: data[key] for key in keys if key in data})
+    return out
+
+
+def add_touched(into: Touched, more: Touched) -> None:
+    """Union of what two deltas touched, in place."""
+    for name, keys in more.items():
+        if name not in into:
+            into[name] = None if keys is None else set(keys)
+            continue
+        known = into[name]
+        if known is not None:
+            if keys is None:
+                into[name] = None
+            else:
+                known |= keys
+
+
+def size_bytes(blocks: Blocks) -> int:
+    """Estimate of the bytes that the blocks take on the wire (within a factor of two)."""
+    width = {ADDITIVE: 9, COUNT: 9, MOMENTS: 28, EXTREMA: 19}
+    total = 0
+    for name, block in blocks.items():
+        total += len(name) + 12
+        if block.kind == OPAQUE:
+            total += len(block.data)
+        elif block.kind == DIGEST:
+            total += 32
+        else:
+            total += sum(map(len, block.data)) + len(block.data) * (2 + width[block.kind])
+    return total
+
+
+def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
+    """Blocks for a message.  The data is shared: encode it before it changes."""
+    return {name: WireBlock(block.kind, block.data) for name, block in blocks.items()}
+
+
+def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) -> Blocks:
+    """Blocks of a message, each field checked, in containers of their own.
+
+    Raises
+    ------
+    BlockError
+        A bound, a kind, a shape or a number is wrong; it names the block and the key.
+    """
+    if len(wire) > limits.blocks:
+        raise BlockError("*", None, f"{len(wire)} blocks; at most {limits.blocks} are taken")
+    out: Blocks = {}
+    keys = 0
+    for name, block in wire.items():
+        _check_name(name, None, name, limits)
+        data = _check_data(name, block.kind, block.data, limits)
+        keys += 0 if block.kind == OPAQUE else len(data)
+        if keys > limits.keys:
+            raise BlockError(name, None, f"more than {limits.keys} keys in one message")
+        out[name] = Block(block.kind, data)
+    return out
+
+
+def _check_data(name: str, kind: str, data: Any, limits: Limits) -> Any:
+    if kind == OPAQUE:
+        if not isinstance(data, bytes):
+            raise BlockError(name, None, f"opaque data is bytes, not {type(data).__name__}")
+        if len(data) > limits.opaque_bytes:
+            raise BlockError(name, None, f"{len(data)} bytes; at most {limits.opaque_bytes}")
+        return data
+    if kind not in KINDS:
+        raise BlockError(name, None, f"unknown kind {kind!r}; known are {', '.join(sorted(KINDS))}")
+    if not isinstance(data, dict):
+        raise BlockError(name, None, f"{kind} data is a map, not {type(data).__name__}")
+    if kind == DIGEST:
+        return _check_digest(name, data)
+    check = _CHECKS[kind]
+    out: dict[str, Any] = {}
+    for key, x in data.items():
+        _check_name(name, key, key, limits)
+        out[key] = check(name, key, x)
+    return out
+
+
+def _check_name(name: str, key: Any, text: Any, limits: Limits) -> None:
+    if type(text) is not str:
+        raise BlockError(name, repr(key), f"keys are text, not {type(text).__name__}")
+    if len(text) > limits.name_chars:
+        raise BlockError(
+            name[:64], None, f"a name has {len(text)} characters; at most {limits.name_chars}"
+        )
+
+
+def _check_float(name: str, key: str, x: Any) -> float:
+    if type(x) is float:
+        if isfinite(x):
+            return x
+        raise BlockError(name, key, f"{x} is not a finite number")
+    if type(x) is int and -_EXACT_INT <= x <= _EXACT_INT:
+        return float(x)
+    raise BlockError(name, key, f"{x!r:.80} is not a finite float64")
+
+
+def _check_count(name: str, key: str, x: Any) -> int | float:
+    if type(x) is int:
+        if INT64_MIN <= x <= INT64_MAX:
+            return x
+        raise BlockError(name, key, f"{x} is beyond int64")
+    return _check_float(name, key, x)
+
+
+def _check_moments(name: str, key: str, x: Any) -> Moments:
+    if not isinstance(x, list | tuple) or len(x) != 3:
+        raise BlockError(name, key, f"moments are (n, mean, M2), not {x!r:.80}")
+    n, mean, m2 = (_check_float(name, key, part) for part in x)
+    if n < 0 or m2 < 0:
+        raise BlockError(name, key, f"n = {n} and M2 = {m2} must not be negative")
+    return (n, mean, m2)
+
+
+def _check_extrema(name: str, key: str, x: Any) -> tuple[float, float]:
+    if not isinstance(x, list | tuple) or len(x) != 2:
+        raise BlockError(name, key, f"extrema are (min, max), not {x!r:.80}")
+    low, high = (_check_float(name, key, part) for part in x)
+    if low > high:
+        raise BlockError(name, key, f"min {low} is above max {high}")
+    return (low, high)
+
+
+def _check_digest(name: str, data: dict[Any, Any]) -> dict[str, int]:
+    if set(data) != {"count", "sum"}:
+        raise BlockError(name, None, "a digest has the keys 'count' and 'sum'")
+    for key, top in (("count", INT64_MAX), ("sum", DIGEST_MODULUS - 1)):
+        x = data[key]
+        if type(x) is not int or not 0 <= x <= top:
+            raise BlockError(name, key, f"{x!r:.80} is not an integer in 0 … {top}")
+    return {"count": data["count"], "sum": data["sum"]}
+
+
+_CHECKS: Final = {
+    ADDITIVE: _check_float,
+    COUNT: _check_count,
+    MOMENTS: _check_moments,
+    EXTREMA: _check_extrema,
+}

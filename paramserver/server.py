@@ -1,0 +1,297 @@
+"""The parameter server as a pure state machine: no actor, no I/O, no clock.
+
+Values, clock and version always change together and are read together, so the caller guards
+every method with one lock.  The clock alone makes a delta count at most once, whoever sends it:
+a push is applied only if its rows begin right after the partition's clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, Self
+
+from paramserver import wire
+from paramserver.blocks import (
+    DEFAULT_LIMITS,
+    Block,
+    Blocks,
+    Limits,
+    Touched,
+    add_touched,
+    copy_block,
+    from_wire,
+    merge,
+    select,
+    to_wire,
+)
+from paramserver.errors import PushRefused
+from paramserver.state import SnapshotState
+from paramserver.store import PartitionInfo
+
+MergeRule = Literal["sum", "average"]
+"""How additive blocks of a push are scaled: by 1, or by 1 / (1 + pushes by others since)."""
+
+Lookup = Callable[[int], PartitionInfo | None]
+"""The store's partition, or None if the store does not know it."""
+
+HISTORY_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """One applied push: the count that it made, whose it was, and what it touched."""
+
+    count: int
+    partition: int
+    rows: int
+    touched: Touched
+
+
+class Server:
+    """Values and clock of one lineage under one epoch.
+
+    Parameters
+    ----------
+    model, spec, spec_text
+        Whose parameters they are.  A push of another spec hash is refused.
+    rule
+        ``sum`` or ``average``.
+    epoch
+        This server's epoch, taken from the store by compare-and-set.
+    history_max
+        Applied pushes of which the touched keys are kept.  A replica that is further behind
+        gets all values, and the staleness under ``average`` is counted no further back.
+    limits
+        Bounds on one push.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        spec: str,
+        spec_text: str,
+        rule: MergeRule,
+        epoch: int,
+        *,
+        history_max: int = HISTORY_MAX,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.model = model
+        self.spec = spec
+        self.spec_text = spec_text
+        self.rule: MergeRule = rule
+        self.epoch = epoch
+        self.count = 0
+        self.control = 0
+        self.values: Blocks = {}
+        self.clock: dict[int, int] = {}
+        self.closed: set[int] = set()
+        self.durable: dict[int, int] = {}
+        self._limits = limits
+        self._history: deque[_Applied] = deque(maxlen=history_max)
+        self._shared: set[str] = set()  # blocks that a snapshot holds too: copied before a change
+        self._finished: frozenset[int] = frozenset()
+
+    @classmethod
+    def restored(
+        cls,
+        state: SnapshotState,
+        rule: MergeRule,
+        epoch: int,
+        *,
+        history_max: int = HISTORY_MAX,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> Self:
+        """A server that goes on from a snapshot, under a new epoch."""
+        server = cls(
+            state.model,
+            state.spec,
+            state.spec_text,
+            rule,
+            epoch,
+            history_max=history_max,
+            limits=limits,
+        )
+        server.count = state.version[1]
+        server.control = state.control
+        server.values = _shallow(state.values)
+        server._shared = set(server.values)
+        server.clock = dict(state.clock)
+        server.closed = set(state.closed)
+        server.durable = dict(state.clock)
+        return server
+
+    @property
+    def version(self) -> wire.Version:
+        """``(epoch, count)``; no two states of a lineage have the same."""
+        return (self.epoch, self.count)
+
+    def push(self, push: wire.Push, lookup: Lookup) -> wire.Ack:
+        """Apply a delta if it is the next one of its partition, and say what became of it.
+
+        Raises
+        ------
+        BlockError, PushRefused
+            The push is malformed.  Nothing was changed.
+        """
+        partition = push.partition
+        if push.spec != self.spec:
+            return wire.Ack("spec", partition, self.clock.get(partition, 0), 0.0)
+        if push.epoch != self.epoch:
+            return wire.Ack("epoch", partition, self.clock.get(partition, 0), 0.0)
+        _check_bounds(push)
+        clock = self.clock.get(partition)
+        if clock is None:
+            info = lookup(partition)
+            if info is None:  # its rows could never be found again
+                return wire.Ack("gap", partition, 0, 0.0)
+            if partition in self.closed:
+                return wire.Ack("repeat", partition, info.end, 0.0)
+            clock = 0
+        if push.last <= clock:
+            return wire.Ack("repeat", partition, clock, 0.0)
+        if push.first != clock + 1:
+            return wire.Ack("gap", partition, clock, 0.0)
+        delta = from_wire(push.blocks, self._limits)
+        scale = 1.0 if self.rule == "sum" else 1.0 / (1 + self._others_since(push))
+        self._unshare(delta)
+        touched = merge(self.values, delta, scale)
+        self.count += 1
+        self.clock[partition] = push.last
+        self._history.append(_Applied(self.count, partition, push.n, touched))
+        return wire.Ack("applied", partition, push.last, scale)
+
+    def _others_since(self, push: wire.Push) -> int:
+        """Pushes with rows by other partitions since the push's base (in this epoch)."""
+        epoch, base = push.base
+        if epoch != self.epoch:
+            base = 0  # versions of another epoch don't compare: all that this epoch knows
+        others = 0
+        for applied in reversed(self._history):
+            if applied.count <= base:
+                break
+            others += applied.rows > 0 and applied.partition != push.partition
+        return others
+
+    def _unshare(self, delta: Blocks) -> None:
+        for name in self._shared.intersection(delta):
+            block = self.values.get(name)
+            if block is not None:
+                self.values[name] = copy_block(block)
+            self._shared.discard(name)
+
+    def changes_since(self, since: wire.Version | None) -> Touched | None:
+        """What was touched after ``since``, or None if that is not known any more."""
+        if since is None or since[0] != self.epoch:
+            return None
+        count = since[1]
+        oldest = self._history[0].count - 1 if self._history else self.count
+        if not oldest <= count <= self.count:
+            return None
+        touched: Touched = {}
+        for applied in reversed(self._history):
+            if applied.count <= count:
+                break
+            add_touched(touched, applied.touched)
+        return touched
+
+    def reply(
+        self,
+        request: wire.SyncRequest,
+        acks: list[wire.Ack],
+        orphans: list[int],
+        confirmed_ms: float,
+    ) -> wire.SyncReply:
+        """State after the pushes.  It shares blocks: encode it before the next push."""
+        blocks: Blocks = {}
+        kind = "none"
+        if request.values:
+            touched = self.changes_since(request.since)
+            kind = "all" if touched is None else "changes"
+            blocks = self.values if touched is None else select(self.values, touched)
+        named = {request.partition, *request.adopting, *orphans}
+        named.update(push.partition for push in request.pushes)
+        return wire.SyncReply(
+            format=wire.FORMAT,
+            spec=self.spec,
+            epoch=self.epoch,
+            count=self.count,
+            acks=acks,
+            kind=kind,
+            blocks=to_wire(blocks),
+            clock=self._told(self.clock, named),
+            closed=sorted(named & self.closed),
+            durable=self._told(self.durable, named),
+            orphans=orphans,
+            confirmed_ms=confirmed_ms,
+        )
+
+    def _told(self, clock: Mapping[int, int], named: set[int]) -> dict[int, int]:
+        """The clock without finished partitions that the replica does not name.
+
+        They stay in the clock until the oldest kept snapshot has them too, which can take weeks.
+        """
+        hidden = self._finished - named
+        return {p: c for p, c in clock.items() if p not in hidden}
+
+    def note_partitions(self, partitions: Iterable[PartitionInfo]) -> None:
+        """Learn from the store which partitions have been sealed."""
+        self._finished = frozenset(
+            p.id for p in partitions if p.sealed and self.clock.get(p.id, 0) >= p.end
+        )
+
+    def close(self, partition: PartitionInfo, kept: Iterable[SnapshotState]) -> bool:
+        """Move a sealed partition from the clock to ``closed``, if every kept snapshot has it.
+
+        Returns whether it is closed now.  What is closed stands in the state itself: a server
+        that restarts from an older snapshot does not believe to have it.
+        """
+        p, end = partition.id, partition.end
+        if p in self.closed:
+            return True
+        clocks = [self.clock, *(s.clock for s in kept if p not in s.closed)]
+        if not partition.sealed or any(clock.get(p, 0) < end for clock in clocks):
+            return False
+        self.clock.pop(p, None)
+        self.durable.pop(p, None)
+        self.closed.add(p)
+        return True
+
+    def begin_snapshot(
+        self, created_at: float, parent: str | None, metrics: Mapping[str, float]
+    ) -> SnapshotState:
+        """State of this version, which later pushes leave alone (they copy what they touch)."""
+        self._shared = set(self.values)
+        return SnapshotState(
+            model=self.model,
+            spec=self.spec,
+            spec_text=self.spec_text,
+            version=self.version,
+            values=_shallow(self.values),
+            clock=dict(self.clock),
+            closed=frozenset(self.closed),
+            control=self.control,
+            metrics=dict(metrics),
+            parent=parent,
+            created_at=created_at,
+        )
+
+    def note_durable(self, state: SnapshotState) -> None:
+        """``state`` was published and the head points to it."""
+        self.durable = {p: c for p, c in state.clock.items() if p not in self.closed}
+
+
+def _shallow(blocks: Blocks) -> Blocks:
+    return {name: Block(block.kind, block.data) for name, block in blocks.items()}
+
+
+def _check_bounds(push: wire.Push) -> None:
+    rows = push.last - push.first + 1
+    if push.partition < 0 or push.first < 1 or rows < 1:
+        raise PushRefused(
+            push.partition, f"rows {push.first} … {push.last}: offsets count up from 1"
+        )
+    if not 0 <= push.n <= rows:
+        raise PushRefused(push.partition, f"n = {push.n} of {rows} rows: must be in 0 … {rows}")

@@ -1,0 +1,1 @@
+"""Snapshots: one self-contained file of one version, published whole or not at all."""

@@ -1,0 +1,48 @@
+"""What a snapshot holds: the whole state of a server at one version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from paramserver.blocks import Blocks
+from paramserver.wire import Version
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotState:
+    """Parameters, clocks and control position of one version.
+
+    Attributes
+    ----------
+    model, spec, spec_text
+        Whose state it is: the model's name, the hash of its spec, and the spec itself.
+    version
+        ``(epoch, count)``.
+    values
+        The parameters.  Read only: a running server may share blocks with it.
+    clock
+        Last offset contained, by open partition.
+    closed
+        Partitions contained to their sealed end, which have left the clock.
+    control
+        ``seq`` of the last control row contained.
+    metrics
+        Numbers to show beside the snapshot.
+    parent
+        Name of the snapshot published before it, or None.
+    created_at
+        POSIX seconds.
+    """
+
+    model: str
+    spec: str
+    spec_text: str
+    version: Version
+    values: Blocks
+    clock: Mapping[int, int]
+    closed: frozenset[int] = frozenset()
+    control: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    parent: str | None = None
+    created_at: float = 0.0
