@@ -1,0 +1,52 @@
+"""What can go wrong with a model, as types (see :mod:`online.errors`)."""
+
+from __future__ import annotations
+
+from online.errors import OnlineError
+
+
+class ModelError(OnlineError):
+    """Base of the models' errors."""
+
+
+class LearnerUnusable(ModelError):
+    """A ``learner`` setting that gives no model.
+
+    ``learner`` is the setting's value, ``problem`` what is wrong with it and ``remedy`` what to
+    write instead.
+    """
+
+    def __init__(self, learner: str, problem: str, remedy: str) -> None:
+        super().__init__(learner, problem, remedy)
+        self.learner, self.problem, self.remedy = learner, problem, remedy
+
+    def __str__(self) -> str:
+        return f"learner {self.learner!r}: {self.problem}. {self.remedy}"
+
+
+class WeightUnsupported(ModelError):
+    """A row with a weight other than 1 for an estimator that takes none; nothing was learned."""
+
+    def __init__(self, weight: float, estimator: str) -> None:
+        super().__init__(weight, estimator)
+        self.weight, self.estimator = weight, estimator
+
+    def __str__(self) -> str:
+        return (
+            f"weight {self.weight!r}: {self.estimator} learns rows of weight 1 only. "
+            "Leave the weight out, or take an estimator whose learn_one has a weight `w`"
+        )
+
+
+class BlobUntrusted(ModelError):
+    """A pickled state that was not sealed with this service's key.  It was not unpickled."""
+
+    def __init__(self, reason: str, size_bytes: int) -> None:
+        super().__init__(reason, size_bytes)
+        self.reason, self.size_bytes = reason, size_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"pickled state of {self.size_bytes} bytes: {self.reason}, so it was not read. "
+            "Give the service the key file that sealed it, or start it with --fresh"
+        )

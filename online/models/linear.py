@@ -1,0 +1,436 @@
+"""River's linear models, alone or behind scalers, as blocks that merge.
+
+The adapter drives the real river objects with ``learn_one``, ``transform_one`` and
+``predict_proba_one``, in the order of river's pipeline, so one replica gives the very
+probabilities of the plain library.  The blocks are views of what the objects hold:
+
+============================ ======== ===================================================
+``weights``, ``intercept``   additive ``LogisticRegression``, ``LinearRegression``,
+                                      ``Perceptron``; the intercept's key is ``""``
+``weights/<label>``          additive ``SoftmaxRegression``, one a class; the label is its
+                                      JSON text
+``scaler<i>``                moments  ``StandardScaler`` at step i of the pipeline
+``scaler<i>``                extrema  ``MinMaxScaler`` at step i of the pipeline
+============================ ======== ===================================================
+
+A value is what rows have added to the estimator *as built*: a factory may return one that was
+trained before, and its weights are never sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from typing import Any, Final
+
+from river import compose, linear_model, optim, preprocessing
+
+from online.models.base import Prediction
+from online.models.errors import WeightUnsupported
+from online.models.structure import describe
+from paramserver.blocks import ADDITIVE, EXTREMA, MOMENTS, Block, Blocks, merge
+from replay.example import Features, Label
+
+_GLMS: Final = (
+    linear_model.LogisticRegression,
+    linear_model.LinearRegression,
+    linear_model.Perceptron,
+)
+_SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
+_CLASS: Final = "weights/"
+
+
+def why_not_mergeable(estimator: Any) -> str | None:
+    """Why deltas of several copies of the estimator can't be merged; None if they can.
+
+    Types are compared strictly: a subclass may keep state that no block would carry.
+    """
+    steps = _steps(estimator)
+    final = steps[-1]
+    for step in steps[:-1]:
+        if type(step) not in _SCALERS:
+            return f"{type(step).__name__} in front has no merge"
+        if step.window_size is not None:
+            return f"{type(step).__name__}(window_size={step.window_size}) forgets rows"
+    if type(final) not in (*_GLMS, linear_model.SoftmaxRegression):
+        return f"{type(final).__name__} has no merge"
+    optimizer = final.optimizer
+    if type(optimizer) is not optim.SGD:
+        return f"optimizer {type(optimizer).__name__} keeps state of its own"
+    if type(optimizer.lr) is not optim.schedulers.Constant:
+        return f"learning rate {type(optimizer.lr).__name__} depends on the rows seen"
+    if type(final.loss).__module__ != optim.losses.__name__:
+        return f"loss {type(final.loss).__name__} is not one of river's"
+    if type(final) is linear_model.SoftmaxRegression:
+        return None
+    if final.l1 != 0:
+        return f"l1={final.l1} keeps a penalty per feature"
+    if type(final.intercept_lr) is not optim.schedulers.Constant:
+        return f"intercept_lr {type(final.intercept_lr).__name__} depends on the rows seen"
+    if type(final.initializer) is not optim.initializers.Zeros:
+        return f"initializer {type(final.initializer).__name__} does not start at 0"
+    return None
+
+
+def _steps(estimator: Any) -> list[Any]:
+    """The steps of a pipeline (of exactly that class), or the estimator itself."""
+    return list(estimator.steps.values()) if type(estimator) is compose.Pipeline else [estimator]
+
+
+class Linear:
+    """Adapter of an estimator for which :func:`why_not_mergeable` says None.
+
+    Attributes
+    ----------
+    estimator
+        The river object that is driven.  Reading it is fine, learning past the adapter is not.
+    numeric_only
+        Features must be numbers: the door refuses text.
+    """
+
+    mergeable = True
+    learns = True
+    numeric_only = True
+    why_not_mergeable: str | None = None
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+        *scalers, final = _steps(estimator)
+        self._scalers = [
+            _Standard(step, f"scaler{i}")
+            if type(step) is preprocessing.StandardScaler
+            else _MinMax(step, f"scaler{i}")
+            for i, step in enumerate(scalers)
+        ]
+        self._final: _Glm | _Softmax
+        if type(final) is linear_model.SoftmaxRegression:
+            self._final = _Softmax(final)
+        else:
+            self._final = _Glm(final)
+        self._parts = (*self._scalers, self._final)
+        self.structure = describe(estimator)
+        if built := sorted((name, sorted(data.items())) for name, data in self._built()):
+            digest = hashlib.sha256(repr(built).encode()).hexdigest()
+            self.structure += f" trained before, sha256 {digest}"
+
+    def _built(self) -> list[tuple[str, dict[str, Any]]]:
+        return [item for part in self._parts for item in part.built.items() if any(item[1])]
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row; names that the scalers have never met are left out."""
+        x: dict[str, Any] = features
+        for scaler in self._scalers:
+            x = scaler.transform(x)
+        return self._final.predict(x)
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """What river's ``Pipeline.learn_one`` does, step by step."""
+        self._final.check(weight)
+        x: dict[str, Any] = features
+        for scaler in self._scalers:
+            x = scaler.learn(x)
+        self._final.learn(x, label, weight)
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        return {name: block for part in self._parts for name, block in part.cut().items()}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top; blocks of others are ignored."""
+        for part in self._parts:
+            part.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Become the estimator as built plus ``values``."""
+        for part in self._parts:
+            part.reset(values)
+
+
+class _Standard:
+    """A ``StandardScaler``, and the moments of the rows since the cut.
+
+    They have an accumulator of their own: the difference of two states would lose all digits of
+    the variance once many rows have been seen.
+    """
+
+    def __init__(self, scaler: Any, name: str) -> None:
+        self._scaler = scaler
+        self._name = name
+        self._open = preprocessing.StandardScaler()
+        self.built = {name: _moments(scaler)}
+
+    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
+        # transform_one would insert an unknown name, and weight 0 is all that it could meet.
+        known = self._scaler.counts
+        if not x.keys() <= known.keys():
+            x = {name: value for name, value in x.items() if name in known}
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
+        self._scaler.learn_one(x)
+        self._open.learn_one(x)
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def cut(self) -> Blocks:
+        delta = _moments(self._open)
+        self._open = preprocessing.StandardScaler()
+        return {self._name: Block(MOMENTS, delta)} if delta else {}
+
+    def rebase(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is None:
+            return
+        mine = _moments(self._open)
+        self._set(_on_top(MOMENTS, block.data, self.built[self._name], mine))
+
+    def reset(self, values: Blocks) -> None:
+        self._open = preprocessing.StandardScaler()
+        for held in (self._scaler.counts, self._scaler.means, self._scaler.vars):
+            held.clear()
+        self._set(self.built[self._name])
+        if self._name in values:
+            self.rebase(values)
+
+    def _set(self, moments: dict[str, tuple[float, float, float]]) -> None:
+        scaler = self._scaler
+        for name, (n, mean, m2) in moments.items():
+            scaler.counts[name] = int(n)
+            scaler.means[name] = mean
+            if scaler.with_std:
+                scaler.vars[name] = m2 / n if n else 0.0
+
+
+def _moments(scaler: Any) -> dict[str, tuple[float, float, float]]:
+    """River keeps the population variance, M2 / n."""
+    means, variances = scaler.means, scaler.vars
+    return {
+        name: (n, float(means[name]), max(0.0, float(variances.get(name, 0.0)) * n))
+        for name, n in scaler.counts.items()
+    }
+
+
+def _on_top(
+    kind: str, given: dict[str, Any], built: dict[str, Any], mine: dict[str, Any]
+) -> dict[str, Any]:
+    """As built, plus the values given, plus the open delta, for the keys given."""
+    state = {"": Block(kind, {name: built[name] for name in given if name in built})}
+    merge(state, {"": Block(kind, given)})
+    merge(state, {"": Block(kind, {name: mine[name] for name in given if name in mine})})
+    data: dict[str, Any] = state[""].data
+    return data
+
+
+class _MinMax:
+    """A ``MinMaxScaler``, and the least and greatest values of the rows since the cut."""
+
+    def __init__(self, scaler: Any, name: str) -> None:
+        self._scaler = scaler
+        self._name = name
+        self._open: dict[str, tuple[float, float]] = {}
+        self.built = {
+            name: {key: (low.get(), scaler.max[key].get()) for key, low in scaler.min.items()}
+        }
+
+    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
+        known = self._scaler.min
+        if not x.keys() <= known.keys():
+            x = {name: value for name, value in x.items() if name in known}
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
+        self._scaler.learn_one(x)
+        mine = self._open
+        for name, value in x.items():
+            if name not in mine:
+                mine[name] = (float(value), float(value))
+            elif value < mine[name][0]:
+                mine[name] = (float(value), mine[name][1])
+            elif value > mine[name][1]:
+                mine[name] = (mine[name][0], float(value))
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def cut(self) -> Blocks:
+        delta, self._open = self._open, {}
+        return {self._name: Block(EXTREMA, delta)} if delta else {}
+
+    def rebase(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is not None:
+            self._set(_on_top(EXTREMA, block.data, self.built[self._name], self._open))
+
+    def reset(self, values: Blocks) -> None:
+        self._open = {}
+        self._scaler.min.clear()
+        self._scaler.max.clear()
+        self._set(self.built[self._name])
+        self.rebase(values)
+
+    def _set(self, extrema: dict[str, tuple[float, float]]) -> None:
+        for name, (low, high) in extrema.items():
+            self._scaler.min[name].min = low
+            self._scaler.max[name].max = high
+
+
+class _Glm:
+    """A generalised linear model, and what its weights were at first touch since the cut."""
+
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+        self._regression = type(estimator) is linear_model.LinearRegression
+        weights = {name: w for name, w in estimator.weights.items() if w != 0}
+        # A zero intercept is left out: what was built without training has no state.
+        intercept = {"": float(estimator.intercept)} if estimator.intercept else {}
+        self.built: dict[str, dict[str, float]] = {"weights": weights, "intercept": intercept}
+        self._start: dict[str, float] = {}
+        self._start_intercept = float(estimator.intercept)
+
+    def check(self, weight: float) -> None:
+        """Any weight will do."""
+
+    def predict(self, x: dict[str, Any]) -> Prediction:
+        if self._regression:
+            return Prediction(float(self._estimator.predict_one(x)), None)
+        probabilities = self._estimator.predict_proba_one(x)
+        return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+    def learn(self, x: dict[str, Any], label: Label, weight: float) -> None:
+        start = self._start
+        if not x.keys() <= start.keys():
+            weights = self._estimator._weights
+            for name in x:
+                if name not in start:
+                    start[name] = weights.get(name, 0.0)
+        self._estimator.learn_one(x, label, w=weight)
+
+    def cut(self) -> Blocks:
+        out: Blocks = {}
+        weights = self._estimator._weights
+        if delta := _changes(weights, self._start):
+            out["weights"] = Block(ADDITIVE, delta)
+        if (now := float(self._estimator.intercept)) != self._start_intercept:
+            out["intercept"] = Block(ADDITIVE, {"": now - self._start_intercept})
+        self._start, self._start_intercept = {}, now
+        return out
+
+    def rebase(self, values: Blocks) -> None:
+        if "weights" in values:
+            weights = self._estimator._weights
+            _move(weights, self._start, values["weights"].data, self.built["weights"])
+        if (block := values.get("intercept")) is not None and "" in block.data:
+            new = self.built["intercept"].get("", 0.0) + block.data[""]
+            if new != self._start_intercept:
+                self._estimator.intercept += new - self._start_intercept
+                self._start_intercept = new
+
+    def reset(self, values: Blocks) -> None:
+        self._start = {}
+        weights = self._estimator._weights
+        weights.clear()
+        for name, w in self.built["weights"].items():
+            weights[name] = w
+        self._estimator.intercept = self._start_intercept = self.built["intercept"].get("", 0.0)
+        self.rebase(values)
+
+
+class _Softmax:
+    """Softmax regression: every class known is touched by every row, in the row's features."""
+
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+        self.built: dict[str, dict[str, float]] = {
+            _CLASS + json.dumps(label): dict(weights)
+            for label, weights in estimator.weights.items()
+        }
+        self._start: dict[Label, dict[str, float]] = {}
+        self._touched: dict[str, None] = {}
+        self._new: dict[Label, None] = {}
+
+    def check(self, weight: float) -> None:
+        """River's softmax regression takes no weight."""
+        if weight != 1.0:
+            raise WeightUnsupported(weight, "SoftmaxRegression")
+
+    def predict(self, x: dict[str, Any]) -> Prediction:
+        probabilities = self._estimator.predict_proba_one(x)
+        if not probabilities:
+            return Prediction(None, {})
+        return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+    def learn(self, x: dict[str, Any], label: Label, weight: float) -> None:
+        known = self._estimator.weights
+        if (
+            label not in known
+            or len(self._start) != len(known)
+            or not x.keys() <= self._touched.keys()
+        ):
+            self._touch(x, label)
+        self._estimator.learn_one(x, label)
+
+    def _touch(self, x: dict[str, Any], label: Label) -> None:
+        """Remember the weights of the row's features in all classes, the row's own included."""
+        known = self._estimator.weights
+        fresh = [name for name in x if name not in self._touched]
+        for held, weights in known.items():
+            start = self._start.get(held)
+            if start is None:
+                # Its weights have not moved since the cut: it came by a merge, or no row did.
+                start = self._start[held] = {n: weights.get(n, 0.0) for n in self._touched}
+            for name in fresh:
+                start[name] = weights.get(name, 0.0)
+        self._touched.update(dict.fromkeys(fresh))
+        if label not in known:
+            self._start[label] = dict.fromkeys(self._touched, 0.0)
+            self._new[label] = None
+
+    def cut(self) -> Blocks:
+        out: Blocks = {}
+        for label, start in self._start.items():
+            delta = _changes(self._estimator.weights[label], start)
+            if delta or label in self._new:  # an empty block still makes the class known
+                out[_CLASS + json.dumps(label)] = Block(ADDITIVE, delta)
+        self._start, self._touched, self._new = {}, {}, {}
+        return out
+
+    def rebase(self, values: Blocks) -> None:
+        for name, block in values.items():
+            if name.startswith(_CLASS):
+                label = json.loads(name[len(_CLASS) :])
+                weights = self._estimator.weights[label]
+                built = self.built.get(name, {})
+                _move(weights, self._start.get(label, {}), block.data, built)
+
+    def reset(self, values: Blocks) -> None:
+        self._start, self._touched, self._new = {}, {}, {}
+        self._estimator.weights.clear()
+        self._estimator.optimizers.clear()
+        for name, weights in self.built.items():
+            label = json.loads(name[len(_CLASS) :])
+            self._estimator.weights[label] = defaultdict(float, weights)
+        self.rebase(values)
+
+
+def _changes(now: Any, start: dict[str, float]) -> dict[str, float]:
+    """now − start where it is not 0.  A NaN stays in: whoever merges it refuses it."""
+    delta = {}
+    for name, before in start.items():
+        after = float(now.get(name, 0.0))
+        if after != before:
+            delta[name] = after - before
+    return delta
+
+
+def _move(
+    weights: Any, start: dict[str, float], values: dict[str, float], built: dict[str, float]
+) -> None:
+    """Put ``built + values`` under the open delta of each weight."""
+    for name, value in values.items():
+        new = built.get(name, 0.0) + value
+        before = start.get(name)
+        if before is None:
+            weights[name] = new
+        elif new != before:  # else nothing to round
+            weights[name] = new + (weights.get(name, 0.0) - before)
+            start[name] = new
