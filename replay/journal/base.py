@@ -125,6 +125,10 @@ class Control:
 class Journal(Protocol):
     """A durable, deduplicated journal.  Safe to call from several threads of a process."""
 
+    @property
+    def batch_rows_max(self) -> int:
+        """Most rows of one append."""
+
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
 
@@ -139,6 +143,8 @@ class Journal(Protocol):
 
         Raises
         ------
+        BatchSize, RowInvalid, PartitionUnknown
+            Definite.  The call is wrong.
         PartitionSealed
             Definite.  The partition belongs to an adopter now.
         JournalBehind
@@ -179,7 +185,9 @@ class Journal(Protocol):
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
         """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
 
-    def write_control(self, model: str, kind: str, key: str, payload: bytes) -> tuple[Control, bool]:
+    def write_control(
+        self, model: str, kind: str, key: str, payload: bytes
+    ) -> tuple[Control, bool]:
         """Append a control row; the first with a (model, key) wins.
 
         Returns the row that stands and whether it is the one given.

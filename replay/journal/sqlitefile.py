@@ -202,7 +202,7 @@ class SqliteFile:
         with self._writing, self._exclusive():
             try:
                 _, frames, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                (page,) = self._writer.execute("PRAGMA page_size").fetchone()
+                page = int(self._writer.execute("PRAGMA page_size").fetchone()[0])
                 if frames == moved and os.stat(f"{self._path}-wal").st_size > self._wal_max:
                     self._writer.execute("PRAGMA busy_timeout = 0")
                     self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -210,7 +210,7 @@ class SqliteFile:
             except sqlite3.Error as error:
                 self._recover()
                 raise JournalUnavailable(str(error)) from error
-        return max(0, frames - moved) * (page + _FRAME_HEADER)
+        return int(frames - moved) * (page + _FRAME_HEADER)
 
     def close(self) -> None:
         """Release the file; later calls raise JournalUnavailable.  Idempotent."""
