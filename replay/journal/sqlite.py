@@ -61,7 +61,7 @@ _MODEL = "(SELECT id FROM models WHERE name = ?)"
 _ROW = 'seq, partition, "offset", key, event_id, source, verdict, factor, payload, at'
 _INSERT = (
     'INSERT INTO rows (model, partition, "offset", key, event_id, source, verdict, factor,'
-    " payload, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, key) DO NOTHING"
+    " payload, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _BY_KEY = f"SELECT {_ROW} FROM rows WHERE model = ? AND key = ?"
 _FIND = f"SELECT {_ROW} FROM rows WHERE model = {_MODEL} AND key = ?"
@@ -245,15 +245,15 @@ class SqliteJournal:
         seen: set[bytes] = set()
         for row in rows:
             key = bytes(row.key)
-            kept = (key, row.event_id, row.source, row.verdict, float(row.factor))
-            rest = (bytes(row.payload), float(row.at))
-            cursor = db.execute(_INSERT, (model, partition, end + 1, *kept, *rest))
-            if cursor.rowcount == 1:
+            found = db.execute(_BY_KEY, (model, key)).fetchone()
+            if found is None:
                 end += 1
-                stored = Row(cursor.lastrowid or 0, partition, end, *kept, *rest)
-                outcomes.append(Outcome(True, stored))
+                kept = (key, row.event_id, row.source, row.verdict, float(row.factor))
+                rest = (bytes(row.payload), float(row.at))
+                seq = db.execute(_INSERT, (model, partition, end, *kept, *rest)).lastrowid or 0
+                outcomes.append(Outcome(True, Row(seq, partition, end, *kept, *rest)))
             else:
-                stored = _row(db.execute(_BY_KEY, (model, key)).fetchone())
+                stored = _row(found)
                 own = stored.partition == partition and stored.offset > known
                 outcomes.append(Outcome(own and key not in seen, stored))
             seen.add(key)

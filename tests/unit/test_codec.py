@@ -1,0 +1,91 @@
+"""Payloads keep value and type, and refuse what they can't read."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay import errors
+from replay.codec import FORMAT, decode, encode
+from replay.example import Example
+
+integers = st.integers(-(2**63), 2**64 - 1)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+text = st.text(st.characters(exclude_categories=["Cs"]))
+labels = st.one_of(st.booleans(), integers, numbers, text)
+values = st.one_of(labels, st.none())
+examples = st.builds(
+    Example,
+    features=st.dictionaries(text, values, max_size=6),
+    label=labels,
+    weight=st.floats(min_value=1e-9, max_value=1e9),
+    score=st.none() | st.dictionaries(text, numbers, max_size=3),
+    version=st.none() | st.tuples(st.integers(0, 2**40), st.integers(0), st.integers(0, 99)),
+    predicted_at=st.none() | numbers,
+    event_time=st.none() | numbers,
+    no_change=st.none() | labels,
+).filter(lambda e: e.version is None or e.version[1] < 2**63)
+
+
+def typed(example: Example) -> list[object]:
+    """Values with their types and signs: True == 1 == 1.0 and 0.0 == -0.0 otherwise."""
+    parts = [example.label, example.no_change, *example.features.values()]
+    signs = [math.copysign(1, p) for p in parts if isinstance(p, float)]
+    return [example, [type(p) for p in parts], list(example.features), signs]
+
+
+@settings(max_examples=150, deadline=None)
+@given(examples)
+def test_an_example_comes_back_exactly(example: Example) -> None:
+    assert typed(decode(encode(example))) == typed(example)
+
+
+def test_the_first_byte_is_the_format() -> None:
+    payload = encode(Example({"a": 1}, True))
+    assert payload[0] == FORMAT
+    for found, other in ((FORMAT + 1, bytes([FORMAT + 1]) + payload[1:]), (None, b"")):
+        with pytest.raises(errors.PayloadFormat, match="format") as refusal:
+            decode(other)
+        assert refusal.value.found == found
+
+
+@pytest.mark.parametrize("tail", [b"", b"\x01", b"\x92\x80", b"\xc1", b"\x92\x01\xc3"])
+def test_bytes_that_are_no_example_are_refused(tail: bytes) -> None:
+    with pytest.raises(errors.PayloadInvalid):
+        decode(bytes([FORMAT]) + tail)
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "\ud800", object()])
+def test_values_without_an_exact_form_are_refused(value: object) -> None:
+    with pytest.raises(errors.PayloadInvalid):
+        encode(Example({"a": value}, True))  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.PartitionUnknown(3), "partition 3"),
+        (errors.PartitionSealed(3, 17), "sealed at offset 17"),
+        (errors.JournalBehind(3, 95, 100), "offset 95"),
+        (errors.JournalFull(12.4, 256), "12 MB"),
+        (errors.JournalUnavailable("disk I/O error"), "disk I/O error"),
+        (errors.JournalFormat(7, 1), "format 7"),
+        (errors.JournalFormat(None, 1), "another program"),
+        (errors.EpochLost("m", 3, 5), "epoch 3"),
+        (errors.BatchSize(0, 8), "1 to 8 rows"),
+        (errors.RowInvalid("at", "nan", "give POSIX seconds"), "at = nan"),
+        (errors.PayloadFormat(9, 1), "format 9"),
+        (errors.PayloadFormat(None, 1), "no format byte"),
+        (errors.PayloadInvalid("x"), "x"),
+    ],
+)
+def test_errors_say_value_and_survive_pickling(error: errors.ReplayError, words: str) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert words in str(error)
+    assert (type(again), again.args, str(again)) == (type(error), error.args, str(error))
+    assert vars(again) == vars(error)
+    assert error.definite is not isinstance(error, errors.JournalUnavailable)

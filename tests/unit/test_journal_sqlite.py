@@ -1,0 +1,252 @@
+"""What only the SQLite file can show: its format, its bounds, its locks and its recovery."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from replay.errors import JournalFormat, JournalFull, JournalUnavailable, PartitionSealed
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import FORMAT, SqliteJournal
+from replay.journal.sqlitefile import SqliteFile
+
+
+def rows(first: int, n: int = 1, size: int = 8) -> list[NewRow]:
+    return [
+        NewRow(i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, bytes(size), 1.0)
+        for i in range(first, first + n)
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[SqliteJournal]:
+    with closing(SqliteJournal(path, synchronous="OFF")) as opened:
+        yield opened
+
+
+def test_a_newer_format_is_refused_and_left_alone(path: Path) -> None:
+    SqliteJournal(path).close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE meta SET value = ?", (FORMAT + 1,))
+    with pytest.raises(JournalFormat) as refusal:
+        SqliteJournal(path)
+    assert (refusal.value.found, refusal.value.known) == (FORMAT + 1, FORMAT)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE meta SET value = ?", (FORMAT,))
+    SqliteJournal(path).close()
+
+
+def test_another_programs_file_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE theirs (x)")
+    before = path.read_bytes()
+    with pytest.raises(JournalFormat, match="another program"):
+        SqliteJournal(path)
+    path.write_bytes(b"no database at all, but a text of some length" * 99)
+    with pytest.raises(JournalUnavailable, match="not a database"):
+        SqliteJournal(path)
+    assert before[:16] == b"SQLite format 3\x00"
+
+
+def test_synchronous_is_one_of_two_words(path: Path) -> None:
+    with pytest.raises(ValueError, match="FULL or OFF"):
+        SqliteJournal(path, synchronous="off")  # type: ignore[arg-type]
+
+
+def test_new_rows_are_refused_below_the_low_water_mark(path: Path) -> None:
+    free = [256.0]
+    with closing(SqliteJournal(path, disk_low_mb=256, free_mb=lambda: free[0])) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        stands = journal.append(p, 0, rows(1, 2))
+        free[0] = 255.9
+        with pytest.raises(JournalFull, match="256 MB") as refusal:
+            journal.append(p, 2, rows(2, 2))
+        assert refusal.value.definite
+        assert journal.read(p, 3, 9) == ()
+        assert journal.append(p, 0, rows(1, 2)) == stands, "what stands needs no space"
+        free[0] = 256.0
+        assert journal.append(p, 2, rows(2, 2)).end == 3
+
+
+def test_the_log_is_cut_above_its_bound_when_nobody_reads(path: Path) -> None:
+    log = path.with_name("journal.db-wal")
+    with closing(SqliteJournal(path, synchronous="OFF", wal_mb_max=1)) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        journal.append(p, 0, rows(0, 8, 100_000))
+        assert journal.checkpoint() == 0
+        assert 0 < log.stat().st_size <= 1 << 20, "kept for the next rows below the bound"
+        journal.append(p, 8, rows(8, 16, 100_000))
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM rows").fetchone()
+            journal.append(p, 24, rows(24))
+            assert journal.checkpoint() > 0, "a reader keeps pages in the log"
+            assert log.stat().st_size > 1 << 20
+            reader.execute("COMMIT")
+        assert journal.checkpoint() == 0
+        assert log.stat().st_size == 0
+        assert len(journal.read(p, 1, 99)) == 25
+
+
+def test_reads_do_not_wait_for_a_write(journal: SqliteJournal) -> None:
+    p = journal.register("m", "r", "spec", 1.0).id
+    journal.append(p, 0, rows(1))
+    with journal._file.write() as db:
+        db.execute("UPDATE partitions SET sealed = 1")
+        assert len(journal.read(p, 1, 9)) == 1
+        seen = journal.partition(p)
+        assert seen is not None
+        assert not seen.sealed
+
+
+def test_threads_of_several_objects_agree_on_one_order(path: Path) -> None:
+    per_writer, batch = 30, 4
+    with (
+        closing(SqliteJournal(path, synchronous="OFF")) as one,
+        closing(SqliteJournal(path, synchronous="OFF")) as two,
+        ThreadPoolExecutor(4) as pool,
+    ):
+
+        def write(number: int) -> tuple[int, int]:
+            journal = (one, two)[number % 2]
+            p, end, new = journal.register("m", str(number), "spec", 1.0).id, 0, 0
+            for i in range(per_writer):  # the writers' keys overlap by half
+                answer = journal.append(p, end, rows(number % 2 * 60 + i * batch, batch))
+                end, new = answer.end, new + sum(o.new for o in answer.outcomes)
+                one.read(p, 1, 9)
+            return end, new
+
+        ends = list(pool.map(write, range(4)))
+        everything = [r for p in one.partitions("m") for r in two.read(p.id, 1, 999)]
+    assert all(end == new for end, new in ends)
+    assert sum(end for end, _ in ends) == len(everything) == 180
+    assert {r.key for r in everything} == {r.key for r in rows(0, 180)}
+    assert sorted(r.seq for r in everything) == list(range(1, 181))
+
+
+def test_two_seals_and_a_write_race_to_one_end(path: Path) -> None:
+    with closing(SqliteJournal(path)) as one, closing(SqliteJournal(path)) as two:
+        for _ in range(20):
+            p, start = one.register("m", "r", "spec", 1.0).id, threading.Barrier(3)
+
+            def append(p: int = p, start: threading.Barrier = start) -> int:
+                start.wait()
+                try:
+                    return one.append(p, 0, rows(p)).end
+                except PartitionSealed as refusal:
+                    return refusal.end
+
+            def seal(p: int = p, start: threading.Barrier = start) -> int:
+                start.wait()
+                return two.seal(p)
+
+            with ThreadPoolExecutor(3) as pool:
+                calls = [pool.submit(f) for f in (append, seal, seal)]
+            ends = {call.result() for call in calls}
+            assert len(ends) == 1
+            assert len(one.read(p, 1, 9)) == ends.pop()
+
+
+def test_a_foreign_lock_is_waited_for_and_then_indefinite(path: Path) -> None:
+    with closing(SqliteJournal(path, busy_ms=20)) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        with closing(sqlite3.connect(path, isolation_level=None)) as foreign:
+            foreign.execute("BEGIN IMMEDIATE")
+            with pytest.raises(JournalUnavailable, match="locked") as refusal:
+                journal.append(p, 0, rows(1))
+            assert not refusal.value.definite
+            foreign.execute("ROLLBACK")
+        assert journal.append(p, 0, rows(1)).outcomes[0].new
+
+
+def test_a_closed_journal_says_so(journal: SqliteJournal) -> None:
+    p = journal.register("m", "r", "spec", 1.0).id
+    journal.close()
+    for call in (lambda: journal.append(p, 0, rows(1)), lambda: journal.read(p, 1, 1)):
+        with pytest.raises(JournalUnavailable, match="closed"):
+            call()
+    with pytest.raises(JournalUnavailable, match="closed"):
+        journal.checkpoint()
+
+
+class FailingCommit(sqlite3.Connection):
+    """Fails the commits that are announced, before or after they took place."""
+
+    failures: ClassVar[list[bool]] = []
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        if sql == "COMMIT" and self.failures:
+            if self.failures.pop():
+                super().execute(sql)
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+        return super().execute(sql, *values)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_an_error_at_commit_is_indefinite_and_the_batch_is_sent_again(
+    committed: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def failing(*args: object, **kwargs: object) -> sqlite3.Connection:
+        connections.append(connect(*args, factory=FailingCommit, **kwargs))  # type: ignore[call-overload]
+        return connections[-1]
+
+    monkeypatch.setattr(FailingCommit, "failures", [])
+    monkeypatch.setattr(sqlite3, "connect", failing)
+    with closing(SqliteJournal(path)) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        journal.append(p, 0, rows(1))
+        opened = len(connections)
+        FailingCommit.failures.append(committed)
+        with pytest.raises(JournalUnavailable) as refusal:
+            journal.append(p, 1, rows(2, 3))
+        assert not refusal.value.definite
+        assert len(connections) == opened + 2, "nothing of the failed connections is believed"
+        assert path.with_name("journal.db-wal").stat().st_size == 0, "the log was rewritten"
+        assert len(journal.read(p, 1, 9)) == (4 if committed else 1)
+        answer = journal.append(p, 1, rows(2, 3))
+        assert [(o.new, o.row.offset) for o in answer.outcomes] == [(True, 2), (True, 3), (True, 4)]
+
+
+def test_a_disk_that_stays_broken_is_tried_again_at_each_write(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = journal.register("m", "r", "spec", 1.0).id
+    broken = [True]
+    prepare = SqliteFile._prepare
+
+    def failing(file: SqliteFile, db: sqlite3.Connection) -> None:
+        if broken[0]:
+            raise sqlite3.OperationalError("unable to open database file")
+        prepare(file, db)
+
+    monkeypatch.setattr(SqliteFile, "_prepare", failing)
+    journal._file._writer.close()
+    for call in (
+        lambda: journal.append(p, 0, rows(1)),
+        lambda: journal.seal(p),
+        journal.checkpoint,
+    ):
+        with pytest.raises(JournalUnavailable):
+            call()
+    with pytest.raises(JournalUnavailable):
+        journal.partition(p)
+    broken[0] = False
+    assert journal.append(p, 0, rows(1)).end == 1
+    assert len(journal.read(p, 1, 1)) == 1
