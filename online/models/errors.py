@@ -50,3 +50,14 @@ class BlobUntrusted(ModelError):
             f"pickled state of {self.size_bytes} bytes: {self.reason}, so it was not read. "
             "Give the service the key file that sealed it, or start it with --fresh"
         )
+
+
+class AnswerUnusable(ModelError):
+    """A model's answer that is none for its task."""
+
+    def __init__(self, answer: str, task: str, remedy: str) -> None:
+        super().__init__(answer, task, remedy)
+        self.answer, self.task, self.remedy = answer, task, remedy
+
+    def __str__(self) -> str:
+        return f"the model answered {self.answer}, no answer for task {self.task}. {self.remedy}"

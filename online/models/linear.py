@@ -28,7 +28,7 @@ from river import compose, linear_model, optim, preprocessing
 
 from online.models.base import Prediction
 from online.models.errors import WeightUnsupported
-from online.models.structure import describe
+from online.models.structure import describe, steps
 from paramserver.blocks import ADDITIVE, EXTREMA, MOMENTS, Block, Blocks, merge
 from replay.example import Features, Label
 
@@ -46,9 +46,10 @@ def why_not_mergeable(estimator: Any) -> str | None:
 
     Types are compared strictly: a subclass may keep state that no block would carry.
     """
-    steps = _steps(estimator)
-    final = steps[-1]
-    for step in steps[:-1]:
+    if isinstance(estimator, compose.Pipeline) and type(estimator) is not compose.Pipeline:
+        return f"{type(estimator).__name__} is a pipeline of another class"
+    *before, final = steps(estimator)
+    for step in before:
         if type(step) not in _SCALERS:
             return f"{type(step).__name__} in front has no merge"
         if step.window_size is not None:
@@ -73,11 +74,6 @@ def why_not_mergeable(estimator: Any) -> str | None:
     return None
 
 
-def _steps(estimator: Any) -> list[Any]:
-    """The steps of a pipeline (of exactly that class), or the estimator itself."""
-    return list(estimator.steps.values()) if type(estimator) is compose.Pipeline else [estimator]
-
-
 class Linear:
     """Adapter of an estimator for which :func:`why_not_mergeable` says None.
 
@@ -96,7 +92,7 @@ class Linear:
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
-        *scalers, final = _steps(estimator)
+        *scalers, final = steps(estimator)
         self._scalers = [
             _Standard(step, f"scaler{i}")
             if type(step) is preprocessing.StandardScaler

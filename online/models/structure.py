@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from river import base
+from river import base, compose
 
 
 def describe(value: Any) -> str:
@@ -25,6 +25,13 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return repr(value)
     return _name(value if hasattr(value, "__qualname__") else type(value))
+
+
+def steps(estimator: Any) -> list[Any]:
+    """The steps of a pipeline, or the estimator itself."""
+    return (
+        list(estimator.steps.values()) if isinstance(estimator, compose.Pipeline) else [estimator]
+    )
 
 
 def _items(values: Mapping[Any, Any]) -> str:

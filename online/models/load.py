@@ -1,0 +1,276 @@
+"""From the ``learner`` setting to a model and the hash of its spec.
+
+Old state is taken only by a model of the same spec.  The spec is what decides how rows turn into
+state: source and name of the factory, its parameters, task, classes and the estimator's
+structure, and river's version where the state is a pickle.  It covers the factory's own file,
+not what that file imports.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import river
+from river import base, linear_model, optim, preprocessing
+
+from online.models.base import Model
+from online.models.errors import LearnerUnusable
+from online.models.linear import Linear, why_not_mergeable
+from online.models.opaque import Opaque, Task
+from online.models.structure import steps
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model as its settings describe it.
+
+    Attributes
+    ----------
+    model
+        Untrained.
+    spec_hash
+        SHA-256 of ``spec_text``, in hexadecimal.
+    spec_text
+        The spec as canonical JSON.
+    build
+        Makes another untrained model from the same loaded code.
+    """
+
+    model: Model
+    spec_hash: str
+    spec_text: str
+    build: Callable[[], Model]
+
+
+def logreg(lr: float = 0.05, l2: float = 0.0, scale: bool = True) -> Any:
+    """Logistic regression by SGD with rate ``lr``, behind a StandardScaler if ``scale``."""
+    model = linear_model.LogisticRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
+    return preprocessing.StandardScaler() | model if scale else model
+
+
+def softmax(lr: float = 0.05, l2: float = 0.0, scale: bool = True) -> Any:
+    """Softmax regression by SGD with rate ``lr``, behind a StandardScaler if ``scale``."""
+    model = linear_model.SoftmaxRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
+    return preprocessing.StandardScaler() | model if scale else model
+
+
+def linreg(lr: float = 0.01, l2: float = 0.0, scale: bool = True) -> Any:
+    """Linear regression by SGD with rate ``lr``, behind a StandardScaler if ``scale``."""
+    model = linear_model.LinearRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
+    return preprocessing.StandardScaler() | model if scale else model
+
+
+BUILT_IN: Mapping[str, Callable[..., Any]] = {
+    "logreg": logreg,
+    "softmax": softmax,
+    "linreg": linreg,
+}
+
+
+def _positive(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+        raise ValueError(f"{name} is a number in (0, 1000000), got {value!r}")
+    return float(value)
+
+
+def _penalty(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6:
+        raise ValueError(f"l2 is a number in [0, 1000000), got {value!r}")
+    return float(value)
+
+
+def load(
+    learner: str,
+    params: Mapping[str, object],
+    *,
+    task: Task,
+    classes: Mapping[str, object] | None,
+    key: bytes,
+    base_dir: Path,
+) -> Loaded:
+    """The model that ``learner`` names.
+
+    Parameters
+    ----------
+    learner
+        ``file.py:factory`` (relative to ``base_dir``), ``module:factory`` or a built-in name.
+        The factory is called with ``params`` and returns a river estimator, an object with
+        ``predict`` or ``predict_one`` (and ``learn_one``), or a :class:`~online.models.base.Model`.
+    classes
+        What the two labels of a binary task are called; part of the spec.
+    key
+        Seals pickled state.
+
+    Raises
+    ------
+    LearnerUnusable
+        Names the value, what is wrong and what to write instead.
+    """
+    factory, origin = _find(learner, base_dir)
+
+    def build() -> Model:
+        return _wrap(learner, _make(learner, factory, params), task, key)
+
+    model = build()
+    spec = {
+        **origin,
+        "params": dict(params),
+        "task": task,
+        "classes": None if classes is None else dict(classes),
+        "structure": model.structure,
+    }
+    if isinstance(model, Opaque):
+        spec["river"] = river.__version__
+    try:
+        text = json.dumps(spec, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise LearnerUnusable(
+            learner, f"params {dict(params)!r:.200}: {error}", "Give text, numbers, lists and maps"
+        ) from error
+    return Loaded(model, hashlib.sha256(text.encode()).hexdigest(), text, build)
+
+
+# -- from the name to the factory ------------------------------------------------------------
+
+
+def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, str]]:
+    place, colon, name = learner.rpartition(":")
+    if not colon:
+        if learner not in BUILT_IN:
+            near = difflib.get_close_matches(learner, BUILT_IN, n=1)
+            meant = f"Did you mean `{near[0]}`? " if near else ""
+            raise LearnerUnusable(
+                learner,
+                "no built-in learner",
+                f"{meant}Known: {', '.join(BUILT_IN)}; or write file.py:factory, module:factory",
+            )
+        return BUILT_IN[learner], {"kind": "built-in", "name": learner}
+    if place.endswith(".py"):
+        module, source = _load_file(learner, base_dir / place)
+        kind = "file"
+    else:
+        module, source = _load_module(learner, place)
+        kind = f"module {place}"
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        known = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
+        near = difflib.get_close_matches(name, known, n=1) or known
+        raise LearnerUnusable(
+            learner,
+            f"{place} has no function or class {name!r}",
+            f"It defines: {', '.join(near) or 'none'}",
+        )
+    return factory, {"kind": kind, "name": name, "source": hashlib.sha256(source).hexdigest()}
+
+
+def _load_file(learner: str, path: Path) -> tuple[types.ModuleType, bytes]:
+    """The file as a module whose name comes from its content.
+
+    So pickles made by one process are read by another, whichever directory it runs in, and what
+    is hashed is what runs.
+    """
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        remedy = "Name an existing file, relative to the settings file"
+        raise LearnerUnusable(learner, f"{path}: {error.strerror}", remedy) from error
+    name = f"online_learner_{hashlib.sha256(source).hexdigest()[:16]}"
+    if (known := sys.modules.get(name)) is not None:
+        return known, source
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
+        raise LearnerUnusable(learner, _raised(f"{path} raises", error), "Mend the file") from error
+    return module, source
+
+
+def _load_module(learner: str, place: str) -> tuple[types.ModuleType, bytes]:
+    try:
+        module = importlib.import_module(place)
+    except Exception as error:  # a stranger's module may raise anything
+        remedy = "Install it where the service runs, or write file.py:factory"
+        raise LearnerUnusable(
+            learner, _raised(f"importing {place!r} raises", error), remedy
+        ) from error
+    file = inspect.getsourcefile(module)
+    return module, Path(file).read_bytes() if file else b""
+
+
+def _make(learner: str, factory: Callable[..., Any], params: Mapping[str, object]) -> Any:
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**params)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) or "none"
+        raise LearnerUnusable(
+            learner, f"params {dict(params)!r:.200}: {error}", f"It takes: {known}"
+        ) from error
+    try:
+        return factory(**params)
+    except Exception as error:  # a stranger's factory may raise anything
+        problem = _raised(f"called with {dict(params)!r:.200} it raises", error)
+        raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
+
+
+def _raised(what: str, error: Exception) -> str:
+    return f"{what} {type(error).__name__}: {error}"
+
+
+# -- from the object to the model ------------------------------------------------------------
+
+
+def _wrap(learner: str, made: Any, task: Task, key: bytes) -> Model:
+    if isinstance(made, type) or made is None:
+        got = "None" if made is None else f"the class {made.__name__}"
+        raise LearnerUnusable(learner, f"its factory returned {got}", "Return an object")
+    if all(hasattr(made, verb) for verb in ("predict", "learn", "cut", "rebase", "reset")):
+        model: Model = made
+        return model
+    if not isinstance(made, base.Base):
+        return Opaque(made, task=task, key=key, why_not_mergeable="it is a class of your own")
+    _check_task(learner, made, task)
+    why = why_not_mergeable(made)
+    if why is None:
+        return Linear(made)
+    return Opaque(made, task=task, key=key, why_not_mergeable=why)
+
+
+def _check_task(learner: str, estimator: Any, task: Task) -> None:
+    final = steps(estimator)[-1]
+    name = type(final).__name__
+    if task == "regression":
+        if not isinstance(final, base.Regressor):
+            raise LearnerUnusable(
+                learner, f"task is regression and {name} is no regressor", "Change one of the two"
+            )
+        return
+    if not isinstance(final, base.Classifier):
+        raise LearnerUnusable(
+            learner, f"task is {task} and {name} is no classifier", "Change one of the two"
+        )
+    if task == "multiclass" and not final._multiclass:
+        raise LearnerUnusable(
+            learner,
+            f"task is multiclass and {name} knows two classes only",
+            "Use task: binary, softmax, or multiclass.OneVsRestClassifier around it",
+        )

@@ -1,0 +1,257 @@
+"""Any other river estimator, and small Python classes: state that travels whole.
+
+Deltas of such models don't merge, so one replica serves and learns.  The state is a pickle, and
+unpickling runs code: it is sealed with HMAC-SHA256 under the service's key, bound to the model's
+structure, and verified before it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import inspect
+import pickle
+from typing import Any, Final, Literal
+
+from river import base, compose, preprocessing
+
+from online.models.base import Prediction
+from online.models.errors import AnswerUnusable, BlobUntrusted, LearnerUnusable, WeightUnsupported
+from online.models.structure import describe, steps
+from paramserver.blocks import OPAQUE, Block, Blocks
+from replay.example import Features, Label
+
+Task = Literal["binary", "multiclass", "regression"]
+
+STATE: Final = "state"
+_MAC_BYTES: Final = 32
+_CONTEXT: Final = b"online opaque state 1\0"
+_KNOWN_NAMES: Final = {
+    preprocessing.StandardScaler: "means",
+    preprocessing.MinMaxScaler: "min",
+    preprocessing.MaxAbsScaler: "abs_max",
+    preprocessing.RobustScaler: "median",
+    preprocessing.AdaptiveStandardScaler: "means",
+}
+"""Scalers that insert a name they have never met when they transform, and where they keep names."""
+
+
+class Opaque:
+    """Adapter of an estimator whose state is one sealed pickle.
+
+    Parameters
+    ----------
+    estimator
+        A river classifier or regressor, or an object with ``predict_proba_one``, ``predict_one``
+        or ``predict`` (the first of them that it has is asked), each taking the features as a
+        dict, and ``learn_one(features, label)`` if it learns.
+    task
+        Answers are brought to the canonical labels of the task.
+    key
+        Seals the state.
+    why_not_mergeable
+        Why the estimator isn't merged, for the message that refuses a second replica.
+
+    Raises
+    ------
+    LearnerUnusable
+        It can't be asked, or it learns and can't be pickled.
+    """
+
+    def __init__(self, estimator: Any, *, task: Task, key: bytes, why_not_mergeable: str) -> None:
+        self.estimator = estimator
+        self.structure = describe(estimator)
+        self.learns = hasattr(estimator, "learn_one")
+        self.mergeable = not self.learns  # what never changes is the same in every replica
+        self.why_not_mergeable = why_not_mergeable if self.learns else None
+        self._task = task
+        self._key = key
+        final = steps(estimator)[-1]
+        self._asks_proba = task != "regression" and _has_proba(final)
+        self._asks_label = not self._asks_proba or not _label_is_argmax(final)
+        self._ask = getattr(estimator, "predict_one", None) or getattr(estimator, "predict", None)
+        if self._ask is None and not self._asks_proba:
+            raise LearnerUnusable(
+                type(estimator).__qualname__,
+                "it has none of predict, predict_one and predict_proba_one",
+                "Give the class one of them, taking the features as a dict",
+            )
+        self._takes_weight = self.learns and "w" in inspect.signature(final.learn_one).parameters
+        self._steps = steps(estimator)
+        self.numeric_only = type(self._steps[0]) in _KNOWN_NAMES
+        # Scalers inside an ensemble are out of reach: there, names never learned are left out.
+        self._names: dict[str, None] | None = {} if _hides_scaler(final) else None
+        self._changed = False
+        self._built = self._pickle() if self.learns else b""
+        self._sealed = b""
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row; names that a scaler has never met are left out."""
+        x: dict[str, Any] = dict(features)
+        if self._names is not None:
+            x = {name: value for name, value in x.items() if name in self._names}
+        final = self.estimator
+        if len(self._steps) > 1:
+            for step in self._steps[:-1]:
+                x = _transform(step, x)
+            final = self._steps[-1]
+        if self._task == "regression":
+            return Prediction(self._number(self._label(final, x)), None)
+        probabilities = self._probabilities(final, x) if self._asks_proba else None
+        if probabilities is not None and not self._asks_label:
+            best = max(probabilities, key=probabilities.__getitem__) if probabilities else None
+            return Prediction(best, probabilities)
+        label = self._label(final, x)
+        return Prediction(None if label is None else self._canonical(label), probabilities)
+
+    def _label(self, final: Any, x: dict[str, Any]) -> Any:
+        ask = self._ask if final is self.estimator else final.predict_one
+        return ask(x)  # type: ignore[misc]  # __init__ has made sure that there is one
+
+    def _probabilities(self, final: Any, x: dict[str, Any]) -> dict[Label, float] | None:
+        try:
+            answer = final.predict_proba_one(x)
+        except NotImplementedError:  # a wrapper around a classifier that has none
+            return None
+        return {self._canonical(label): float(p) for label, p in answer.items()}
+
+    def _canonical(self, label: Any) -> Label:
+        if hasattr(label, "item"):  # a numpy scalar
+            label = label.item()
+        if self._task == "binary":
+            if label in (0, 1):
+                return bool(label)
+            hint = "Answer True or False (or 1 or 0), or a probability by predict_proba_one"
+            raise AnswerUnusable(f"{label!r:.80}", self._task, hint)
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if isinstance(label, bool) or not isinstance(label, (int, str)):
+            hint = "Answer text or a whole number"
+            raise AnswerUnusable(f"{label!r:.80}", self._task, hint)
+        return label
+
+    def _number(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise AnswerUnusable(f"{value!r:.80}", self._task, "Answer a number") from None
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """One ``learn_one`` of the estimator, on a copy of the row."""
+        if weight != 1.0 and not self._takes_weight:
+            raise WeightUnsupported(weight, type(self._steps[-1]).__name__)
+        self._changed = True
+        if self._names is not None:
+            self._names.update(dict.fromkeys(features))
+        if self._takes_weight and weight != 1.0:
+            self.estimator.learn_one(dict(features), label, w=weight)
+        else:
+            self.estimator.learn_one(dict(features), label)
+
+    def cut(self) -> Blocks:
+        """The whole state if anything was learned.  Pickling takes time: cut seldom."""
+        if not self._changed:
+            return {}
+        self._sealed = self._seal(self._pickle())
+        self._changed = False
+        return {STATE: Block(OPAQUE, self._sealed)}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take the state given, unless rows were learned since the cut: theirs replaces it."""
+        block = values.get(STATE)
+        if block is not None and not self._changed and block.data != self._sealed:
+            self._load(block.data)
+
+    def reset(self, values: Blocks) -> None:
+        """Become the state given, or as built.  Raises BlobUntrusted before reading a bad one."""
+        if not self.learns:
+            return
+        if (block := values.get(STATE)) is not None:
+            self._load(block.data)
+        else:
+            self._unpickle(self._built)
+            self._sealed = b""
+
+    # -- state -------------------------------------------------------------------------------
+
+    def _pickle(self) -> bytes:
+        try:
+            return pickle.dumps((self.estimator, self._names), protocol=5)
+        except Exception as error:  # whatever a stranger's __reduce__ raises
+            raise LearnerUnusable(
+                type(self.estimator).__qualname__,
+                f"its state can't be pickled: {error}",
+                "Define its classes and functions at the top level of the file, without lambdas",
+            ) from error
+
+    def _unpickle(self, data: bytes) -> None:
+        self.estimator, self._names = pickle.loads(data)
+        self._steps = steps(self.estimator)
+        self._ask = getattr(self.estimator, "predict_one", None) or getattr(
+            self.estimator, "predict", None
+        )
+        self._changed = False
+
+    def _mac(self, data: bytes) -> bytes:
+        structure = hashlib.sha256(self.structure.encode()).digest()
+        return hmac.digest(self._key, _CONTEXT + structure + data, "sha256")
+
+    def _seal(self, data: bytes) -> bytes:
+        return self._mac(data) + data
+
+    def _load(self, sealed: bytes) -> None:
+        mac, data = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(data)):
+            raise BlobUntrusted("its seal is not by this service's key for this model", len(sealed))
+        self._unpickle(data)
+        self._sealed = sealed
+
+
+def _has_proba(final: Any) -> bool:
+    asked = getattr(type(final), "predict_proba_one", None)
+    return asked is not None and asked is not base.Classifier.predict_proba_one
+
+
+def _label_is_argmax(final: Any) -> bool:
+    own = getattr(type(final), "predict_one", None)
+    return own is None or own is base.Classifier.predict_one
+
+
+def _transform(step: Any, x: dict[str, Any]) -> dict[str, Any]:
+    """``transform_one`` that inserts nothing into the scalers, also inside unions."""
+    if isinstance(step, compose.Pipeline):
+        for inner in step.steps.values():
+            x = _transform(inner, x)
+        return x
+    if type(step) is compose.TransformerUnion:
+        out: dict[str, Any] = {}
+        for inner in reversed(step.transformers.values()):
+            out.update(_transform(inner, x))
+        return out
+    if (names := _KNOWN_NAMES.get(type(step))) is not None:
+        known = getattr(step, names)
+        x = {name: value for name, value in x.items() if name in known}
+    answer: dict[str, Any] = step.transform_one(x)
+    return answer
+
+
+def _hides_scaler(value: Any) -> bool:
+    """Whether a scaler is anywhere in the parameters of the final estimator."""
+    if type(value) in _KNOWN_NAMES:
+        return True
+    if isinstance(value, compose.Pipeline):
+        return any(_hides_scaler(step) for step in value.steps.values())
+    if isinstance(value, compose.TransformerUnion):
+        return any(_hides_scaler(step) for step in value.transformers.values())
+    if isinstance(value, (list, tuple)):
+        return any(_hides_scaler(item) for item in value)
+    if isinstance(value, base.Base) and hasattr(value, "__init__"):
+        names = inspect.signature(type(value).__init__).parameters
+        return any(_hides_scaler(getattr(value, name, None)) for name in names)
+    return False
