@@ -165,3 +165,27 @@ class PushRefused(ParamServerError):
 
     def __str__(self) -> str:
         return f"push of partition {self.partition}: {self.problem}"
+
+
+class RequestRefused(ParamServerError):
+    """A message that is none: the field and what is wrong with it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"not a sync request: {self.problem}"
+
+
+class StoreUnavailable(ParamServerError):
+    """The store did not answer the server.  Pushes may have been applied: send them again."""
+
+    definite = False
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the store did not answer the parameter server: {self.reason}"

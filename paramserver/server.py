@@ -27,7 +27,7 @@ from paramserver.blocks import (
     to_wire,
 )
 from paramserver.errors import PushRefused
-from paramserver.state import SnapshotState
+from paramserver.state import Contained, SnapshotState
 from paramserver.store import PartitionInfo
 
 MergeRule = Literal["sum", "average"]
@@ -236,13 +236,14 @@ class Server:
         hidden = self._finished - named
         return {p: c for p, c in clock.items() if p not in hidden}
 
-    def note_partitions(self, partitions: Iterable[PartitionInfo]) -> None:
-        """Learn from the store which partitions have been sealed."""
+    def note_partitions(self, partitions: Iterable[PartitionInfo]) -> frozenset[int]:
+        """Learn from the store which partitions are finished: sealed, and all in the clock."""
         self._finished = frozenset(
             p.id for p in partitions if p.sealed and self.clock.get(p.id, 0) >= p.end
         )
+        return self._finished
 
-    def close(self, partition: PartitionInfo, kept: Iterable[SnapshotState]) -> bool:
+    def close(self, partition: PartitionInfo, kept: Iterable[Contained]) -> bool:
         """Move a sealed partition from the clock to ``closed``, if every kept snapshot has it.
 
         Returns whether it is closed now.  What is closed stands in the state itself: a server

@@ -46,3 +46,11 @@ class SnapshotState:
     metrics: Mapping[str, float] = field(default_factory=dict)
     parent: str | None = None
     created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contained:
+    """Which rows a snapshot contains: clock and closed partitions, as in its state."""
+
+    clock: Mapping[int, int]
+    closed: frozenset[int]

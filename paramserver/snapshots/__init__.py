@@ -1,1 +1,1 @@
-"""Snapshots: one self-contained file of one version, published whole or not at all."""
+"""Snapshots: a self-contained file format, a directory that publishes whole files, retention."""

@@ -1,0 +1,431 @@
+"""The process around the state machine: restoring, one lock, snapshots, the epoch's guard.
+
+This class knows no Ray: :mod:`paramserver.ray_client` makes an actor of it, tests use it as it
+is.  It imports neither river nor torch, so that a killed server is back within seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from paramserver import wire
+from paramserver.blocks import size_bytes
+from paramserver.errors import (
+    FormatRefused,
+    NotReady,
+    RequestRefused,
+    StartRefused,
+    StoreUnavailable,
+    Superseded,
+)
+from paramserver.leases import Leases
+from paramserver.lineage import Lineage, publish, recover
+from paramserver.server import HISTORY_MAX, MergeRule, Server
+from paramserver.snapshots.format import SCHEMA
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention
+from paramserver.store import PartitionInfo, Store
+
+_log: Final = logging.getLogger(__name__)
+
+FindGone = Callable[[Sequence[PartitionInfo]], Collection[int]]
+"""Partitions whose owner is known not to live (an empty answer is always right)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a parameter server works.
+
+    Attributes
+    ----------
+    interval_s
+        Seconds between periodic snapshots (none is made of an unchanged state).
+    retention
+        Which snapshots are kept.
+    lease_s, adopt_max
+        See :class:`paramserver.leases.Leases`.
+    history_max
+        Pushes of which the touched keys are remembered.
+    confirm_s
+        Seconds between two looks at the store: is the epoch still ours, what is sealed.
+    report_keep_s
+        Replicas not heard of for so long leave ``reports`` and ``status``.
+    retry_s
+        Seconds between two attempts to restore.
+    """
+
+    interval_s: float = 10.0
+    retention: Retention = field(default_factory=Retention)
+    lease_s: float = 5.0
+    adopt_max: int = 2
+    history_max: int = HISTORY_MAX
+    confirm_s: float = 1.0
+    report_keep_s: float = 60.0
+    retry_s: float = 0.5
+
+
+def _die() -> None:
+    """End this process at once; Ray starts it again, and it takes a new epoch."""
+    logging.shutdown()
+    os._exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The machine as the server sees it: two clocks (seconds), the disk, and how to end."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    die: Callable[[], None] = _die
+    disk: Disk = field(default_factory=Disk)
+
+
+@dataclass(slots=True)
+class _Contact:
+    """The last that was heard of a replica."""
+
+    at_s: float
+    partition: int
+    report: dict[str, float] | None
+
+
+class ParameterServer:
+    """Values of one lineage: synced with replicas, published as snapshots.
+
+    The constructor neither raises nor blocks (a raise in an actor's restart would end it for
+    good): restoring is done by a thread, and until then :meth:`sync` raises ``NotReady``.
+
+    Parameters
+    ----------
+    model, spec, spec_text, rule
+        See :class:`paramserver.server.Server`.
+    open_store
+        Opens the store behind the journal; called in this process.
+    directory
+        Snapshots of all lineages; this one's are in ``directory / model / spec[:16]``.
+    find_gone
+        Tells partitions whose owner is known not to live, to adopt them without a wait.
+    background
+        False: no thread; the owner calls :meth:`restore` and :meth:`tick`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        spec: str,
+        spec_text: str,
+        rule: MergeRule,
+        open_store: Callable[[], Store],
+        directory: str,
+        settings: ServerSettings | None = None,
+        find_gone: FindGone | None = None,
+        *,
+        host: Host | None = None,
+        background: bool = True,
+    ) -> None:
+        self._lineage = Lineage(model, spec, spec_text, rule)
+        self._open_store = open_store
+        self._place = directory
+        self._directory = Path(directory) / model / spec[:16]
+        self._settings = ServerSettings() if settings is None else settings
+        self._find_gone = find_gone
+        self._host = Host() if host is None else host
+        self._identity = ""  # reads files, so the thread does it
+
+        now_s = self._host.monotonic()
+        self._lock = threading.Lock()  # server, leases, contacts: read and changed under it
+        self._publishing = threading.Lock()  # one snapshot at a time; taken before the lock above
+        self._state = "restoring"
+        self._reason = ""
+        self._server: Server | None = None
+        self._store: Store | None = None
+        self._history: SnapshotHistory | None = None
+        self._base: wire.Version | None = None
+        self._parent: str | None = None
+        self._published: int | None = None  # count that the head holds
+        self._refused: dict[str, str] = {}
+        self._partitions: dict[int, PartitionInfo] = {}
+        self._waiting: list[PartitionInfo] = []  # not closed
+        self._open: list[PartitionInfo] = []  # of these: not sealed, or not fully in the clock
+        self._gone: frozenset[int] = frozenset()
+        self._leases = Leases(self._settings.lease_s, self._settings.adopt_max, now_s)
+        self._contacts: dict[str, _Contact] = {}
+        self._started_s = now_s
+        self._confirmed_s = now_s
+        self._published_s = now_s
+        self._restore_s: float | None = None
+        if background:
+            threading.Thread(target=self._run, name="parameter-server", daemon=True).start()
+
+    # ---------------------------------------------------------------- restoring
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not self.restore():
+            if self._state == "refused":
+                return
+            pause.wait(self._settings.retry_s)
+        while True:
+            pause.wait(self._settings.confirm_s)
+            try:
+                self.tick()
+            except Exception:  # the store or the disk is away: serve on, and try again
+                _log.exception(
+                    "the parameter server of %s could not do its rounds", self._lineage.model
+                )
+
+    def restore(self) -> bool:
+        """Try to become ready; False if not (``status`` says why)."""
+        try:
+            self._restore()
+        except StartRefused as error:
+            self._state, self._reason = "refused", str(error)
+            _log.error(
+                "the parameter server of %s refuses to start: %s", self._lineage.model, error
+            )
+            return False
+        except Exception as error:  # whatever it is, a later attempt may do better
+            self._reason = f"{type(error).__name__}: {error}"
+            _log.warning(
+                "the parameter server of %s can't restore yet", self._lineage.model, exc_info=True
+            )
+            return False
+        return True
+
+    def _restore(self) -> None:
+        self._identity = identity(self._lineage, self._place, self._settings)
+        if self._store is None:
+            self._store = self._open_store()
+        snapshots = DirectorySnapshots(self._directory, self._host.disk)
+        history = SnapshotHistory(snapshots, self._settings.retention)
+        self._refused = history.refused
+        found = recover(self._store, history, self._lineage, self._settings.history_max)
+        history.index()
+        partitions, gone = self._look_at_partitions(self._store)
+        with self._lock:
+            now_s = self._host.monotonic()
+            self._server, self._history = found.server, history
+            self._base, self._parent = found.base, found.snapshot
+            # after a start from an ancestor the head is bad: publish whatever the count is
+            self._published = found.server.count if found.at_head and found.snapshot else None
+            self._confirmed_s = self._published_s = now_s
+            self._restore_s = now_s - self._started_s
+            self._leases = Leases(self._settings.lease_s, self._settings.adopt_max, now_s)
+            self._note_partitions(found.server, partitions, gone)
+            self._state, self._reason = "serving", ""
+
+    def _look_at_partitions(self, store: Store) -> tuple[Sequence[PartitionInfo], frozenset[int]]:
+        partitions = store.partitions(self._lineage.model)
+        return partitions, frozenset(self._find_gone(partitions) if self._find_gone else ())
+
+    def _note_partitions(
+        self, server: Server, partitions: Sequence[PartitionInfo], gone: frozenset[int]
+    ) -> None:
+        self._partitions = {p.id: p for p in partitions}
+        self._gone = gone
+        finished = server.note_partitions(partitions)
+        self._waiting = [p for p in partitions if p.id not in server.closed]
+        self._open = [p for p in self._waiting if p.id not in finished]
+
+    def _serving(self) -> tuple[Server, Store, SnapshotHistory]:
+        if self._server is None or self._store is None or self._history is None:
+            raise NotReady(self._state, self._reason)
+        return self._server, self._store, self._history
+
+    # ---------------------------------------------------------------- replicas
+
+    def sync(self, request: bytes) -> bytes:
+        """Apply pushes and answer with the state after them; all of one version.
+
+        Raises
+        ------
+        NotReady, FormatRefused, RequestRefused, BlockError, PushRefused
+            Definite; pushes before the refused one are applied.
+        StoreUnavailable
+            Indefinite.
+        """
+        try:
+            message = wire.decode_request(request)
+        except msgspec.DecodeError as error:
+            raise RequestRefused(str(error)) from error
+        if message.format != wire.FORMAT:
+            raise FormatRefused(message.format, wire.FORMAT)
+        with self._lock:
+            server, _, _ = self._serving()
+            now_s = self._host.monotonic()
+            self._contacts[message.replica] = _Contact(now_s, message.partition, message.report)
+            self._leases.touch(message.replica, message.partition, message.adopting, now_s)
+            acks = [server.push(push, self._lookup) for push in message.pushes]
+            orphans = self._leases.orphans(
+                self._open, server.clock, server.closed,
+                message.replica, message.partition, now_s, self._gone,
+            )  # fmt: skip
+            asked = [p for p in orphans if p not in message.adopting]
+            confirmed_ms = 1000.0 * (now_s - self._confirmed_s)
+            # encoded under the lock: the reply shares its blocks with the server
+            return wire.encode(server.reply(message, acks, asked, confirmed_ms))
+
+    def _lookup(self, partition: int) -> PartitionInfo | None:
+        known = self._partitions.get(partition)
+        if known is not None:
+            return known
+        if self._store is None:
+            raise NotReady(self._state, self._reason)
+        try:
+            return self._store.partition(partition)
+        except Exception as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+    # ---------------------------------------------------------------- rounds
+
+    def tick(self) -> None:
+        """One round: confirm the epoch, look at the partitions, snapshot if it is time."""
+        server, store, _ = self._serving()
+        asked_s = self._host.monotonic()
+        newest = store.head(self._lineage.model, self._lineage.spec).epoch
+        if newest != server.epoch:
+            self._end(Superseded(server.epoch, newest))
+            return
+        partitions, gone = self._look_at_partitions(store)
+        with self._lock:
+            self._confirmed_s = asked_s
+            self._leases.tick(asked_s)
+            self._note_partitions(server, partitions, gone)
+            old = asked_s - self._settings.report_keep_s
+            self._contacts = {r: c for r, c in self._contacts.items() if c.at_s >= old}
+        if asked_s - self._published_s >= self._settings.interval_s:
+            self.snapshot()
+
+    def _end(self, error: Superseded) -> None:
+        _log.error("%s", error)
+        self._state, self._reason = "superseded", str(error)
+        self._host.die()
+
+    # ---------------------------------------------------------------- snapshots
+
+    def snapshot(self, pin: bool = False) -> dict[str, Any]:
+        """Publish the state as it is now, unless the head holds it, and describe it.
+
+        Raises
+        ------
+        NotReady
+            Definite.
+        PublishFailed
+            The head is where it was.
+        """
+        with self._publishing:
+            with self._lock:
+                server, store, history = self._serving()
+                state = None
+                if server.count != self._published:
+                    metrics = {"replicas": float(len(self._contacts))}
+                    state = server.begin_snapshot(self._host.wall(), self._parent, metrics)
+            if state is not None:
+                try:
+                    name = publish(store, history, state, self._base)
+                except Superseded as error:
+                    self._end(error)
+                    raise
+                self._published, self._parent = state.version[1], name
+                kept = history.retain(name)
+                with self._lock:
+                    server.note_durable(state)
+                    for partition in self._waiting:
+                        server.close(partition, kept)
+                    self._waiting = [p for p in self._waiting if p.id not in server.closed]
+            self._published_s = self._host.monotonic()
+            if pin and self._parent is not None:
+                history.pin(self._parent, True)
+            described = next(row for row in history.listed() if row.name == self._parent)
+            row: dict[str, Any] = msgspec.to_builtins(described)
+            return row
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """All good snapshots, newest first, as plain dicts of ``history.Listed``."""
+        with self._publishing:
+            _, _, history = self._serving()
+            return [msgspec.to_builtins(row) for row in history.listed()]
+
+    def pin(self, name: str, on: bool = True) -> None:
+        """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
+        with self._publishing:
+            _, _, history = self._serving()
+            history.pin(name, on)
+
+    # ---------------------------------------------------------------- looking at it
+
+    def ping(self) -> str:
+        """The state's name; answers as soon as the process lives."""
+        return self._state
+
+    def reports(self) -> dict[str, dict[str, float]]:
+        """Newest counters of each replica heard of within ``report_keep_s``."""
+        with self._lock:
+            old = self._host.monotonic() - self._settings.report_keep_s
+            return {
+                replica: contact.report
+                for replica, contact in self._contacts.items()
+                if contact.report is not None and contact.at_s >= old
+            }
+
+    def status(self) -> dict[str, Any]:
+        """Everything about the server that an operator may ask; plain data."""
+        history = self._history
+        listed = [] if history is None else history.listed()
+        wall_s = self._host.wall()
+        with self._lock:
+            now_s = self._host.monotonic()
+            server = self._server
+            replicas = {
+                replica: {
+                    "age_s": now_s - contact.at_s,
+                    "partition": contact.partition,
+                    "report": contact.report,
+                }
+                for replica, contact in self._contacts.items()
+            }
+            return {
+                "state": self._state,
+                "reason": self._reason,
+                "identity": self._identity,
+                "model": self._lineage.model,
+                "spec": self._lineage.spec,
+                "merge": self._lineage.rule,
+                "format": wire.FORMAT,
+                "schema": SCHEMA,
+                "pid": os.getpid(),
+                "restore_s": self._restore_s,
+                "confirmed_s": now_s - self._confirmed_s,
+                "epoch": None if server is None else server.epoch,
+                "count": None if server is None else server.count,
+                "version": None if server is None else list(server.version),
+                "clock": {} if server is None else dict(server.clock),
+                "closed": 0 if server is None else len(server.closed),
+                "durable": {} if server is None else dict(server.durable),
+                "bytes": 0 if server is None else size_bytes(server.values),
+                "control": 0 if server is None else server.control,
+                "replicas": replicas,
+                "snapshots": len(listed),
+                "snapshot": self._parent,
+                "snapshot_age_s": wall_s - listed[0].created_at if listed else None,
+                "refused": dict(self._refused),
+            }
+
+
+def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:
+    """Hash of all that makes two servers of one name different: spec, rule, settings, code."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    parts = (lineage.spec, lineage.rule, directory, repr(settings), code.hexdigest())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,172 @@
+"""The parameter server as a Ray actor: detached, named, restarted for ever, never retried.
+
+Ray repeats no call (``max_task_retries=0``): whoever gets no answer sends the same pushes again,
+and the server's clock knows them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from paramserver import wire
+from paramserver.actor import FindGone, ParameterServer, ServerSettings, identity
+from paramserver.errors import FormatRefused, ParamServerError, ServerUnavailable
+from paramserver.lineage import Lineage
+from paramserver.store import Store
+
+NAMESPACE: Final = "online"
+_CONCURRENCY: Final = 8
+_STATUS_S: Final = 10.0
+_SNAPSHOT_S: Final = 60.0
+
+
+def start_or_get(
+    name: str,
+    lineage: Lineage,
+    open_store: Callable[[], Store],
+    directory: str,
+    settings: ServerSettings,
+    find_gone: FindGone | None = None,
+    *,
+    namespace: str = NAMESPACE,
+) -> Any:
+    """Handle of the server of that name, started if there is none.
+
+    A running server of other code, spec, formats or settings publishes a snapshot and is
+    replaced.  Blocks for up to about a minute; not for an event loop.
+    """
+    handle = _create(name, lineage, open_store, directory, settings, find_gone, namespace)
+    wanted = identity(lineage, directory, settings)
+    found = _identity_of(handle, wanted)
+    if found == wanted:
+        return handle
+    try:
+        ray.get(handle.snapshot.remote(), timeout=_SNAPSHOT_S)
+    except RayError:
+        pass  # what it has not published is sent again by the replicas, or learned again
+    ray.kill(handle, no_restart=True)
+    deadline = time.monotonic() + _SNAPSHOT_S
+    while _exists(name, namespace) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the name is free once Ray has seen the process end
+    return _create(name, lineage, open_store, directory, settings, find_gone, namespace)
+
+
+def _create(
+    name: str,
+    lineage: Lineage,
+    open_store: Callable[[], Store],
+    directory: str,
+    settings: ServerSettings,
+    find_gone: FindGone | None,
+    namespace: str,
+) -> Any:
+    actor = ray.remote(ParameterServer).options(
+        name=name,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        num_cpus=0,
+        max_concurrency=_CONCURRENCY,
+    )
+    return actor.remote(
+        lineage.model,
+        lineage.spec,
+        lineage.spec_text,
+        lineage.rule,
+        open_store,
+        directory,
+        settings,
+        find_gone,
+    )
+
+
+def _identity_of(handle: Any, wanted: str) -> str:
+    """Identity that the server reports; ``wanted`` while it has not got so far itself."""
+    status = ray.get(handle.status.remote(), timeout=_STATUS_S * 3)
+    return status["identity"] or wanted
+
+
+def _exists(name: str, namespace: str) -> bool:
+    try:
+        ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        return False
+    return True
+
+
+class ParameterClient:
+    """A replica's way to its server.  Use from one event loop.
+
+    Parameters
+    ----------
+    name, namespace
+        Of the actor.  Its handle is looked up when needed, and again after the actor died.
+    """
+
+    def __init__(self, name: str, namespace: str = NAMESPACE) -> None:
+        self._name = name
+        self._namespace = namespace
+        self._handle: Any = None
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        """Push and pull.
+
+        Raises
+        ------
+        ServerUnavailable
+            Indefinite: no answer in ``timeout_s``.  Send the same pushes again.
+        NotReady, FormatRefused, RequestRefused, BlockError, PushRefused, StoreUnavailable
+            As the server raised them.
+        """
+        answer = await self.call("sync", timeout_s, wire.encode(request))
+        try:
+            reply = wire.decode_reply(answer)
+        except msgspec.DecodeError as error:
+            raise ServerUnavailable(self._name, f"an answer that is none: {error}") from error
+        if reply.format != wire.FORMAT:
+            raise FormatRefused(reply.format, wire.FORMAT)
+        return reply
+
+    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+        """Result of another method of :class:`paramserver.actor.ParameterServer`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._call(method, args)
+        except TimeoutError as error:
+            raise ServerUnavailable(self._name, f"none within {timeout_s} s") from error
+
+    async def _call(self, method: str, args: tuple[object, ...]) -> Any:
+        for last in (False, True):
+            if self._handle is None:
+                self._handle = await self._resolve()
+            try:
+                return await getattr(self._handle, method).remote(*args)
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, ParamServerError):
+                    raise cause from None
+                raise ServerUnavailable(self._name, f"it failed: {cause!r}") from error
+            except ActorDiedError as error:
+                self._handle = None  # a new actor may have the name
+                if last:
+                    raise ServerUnavailable(self._name, str(error)) from error
+            except RayError as error:
+                raise ServerUnavailable(self._name, f"{type(error).__name__}: {error}") from error
+        raise AssertionError("the loop returns or raises")
+
+    async def _resolve(self) -> Any:
+        try:  # asks the cluster's control store: not on the event loop
+            return await asyncio.to_thread(ray.get_actor, self._name, self._namespace)
+        except ValueError as error:
+            raise ServerUnavailable(self._name, "no actor has that name") from error
+        except RayError as error:
+            raise ServerUnavailable(self._name, f"{type(error).__name__}: {error}") from error

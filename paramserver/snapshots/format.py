@@ -1,0 +1,255 @@
+"""One snapshot as bytes: a msgpack manifest and a safetensors payload under one checksum.
+
+======================= ===========================================================
+8 bytes                 magic
+4 + 8 + 8 bytes         schema version, bytes of manifest, bytes of payload (little)
+32 bytes                SHA-256 of the manifest, so that it can be read alone
+manifest                msgpack: whose state it is, version, clocks, block table
+payload                 safetensors: keys and numbers of each block
+32 bytes                SHA-256 of everything before
+======================= ===========================================================
+
+The frame (all but manifest and payload) is the same in every schema version, so a file of a
+later release is told apart from a damaged one.  Numbers come back bit for bit.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from paramserver import blocks as algebra
+from paramserver.blocks import Block, Blocks
+from paramserver.errors import SnapshotCorrupt, SnapshotFormat
+from paramserver.state import SnapshotState
+
+SCHEMA: Final = 1
+MAGIC: Final = b"\x89OLSNAP\n"
+_FRAME: Final = struct.Struct("<8sIQQ32s")
+_DIGEST_BYTES: Final = 32
+FRAME_BYTES: Final = _FRAME.size
+
+Array = npt.NDArray[Any]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a snapshot says about itself; see :class:`paramserver.state.SnapshotState`.
+
+    ``closed`` holds runs ``(first, last)`` of partition numbers; ``blocks`` name and kind of
+    each block, whose arrays are named after its position.
+    """
+
+    schema: int
+    model: str
+    spec: str
+    spec_text: str
+    version: tuple[int, int]
+    clock: dict[int, int]
+    closed: list[tuple[int, int]]
+    control: int
+    metrics: dict[str, float]
+    parent: str | None
+    created_at: float
+    blocks: list[tuple[str, str]]
+
+    def closed_partitions(self) -> frozenset[int]:
+        """``closed``, run by run."""
+        return frozenset(p for first, last in self.closed for p in range(first, last + 1))
+
+
+def encode(state: SnapshotState) -> bytes:
+    """The whole file.  Deterministic: the same state gives the same bytes."""
+    arrays: dict[str, Array] = {}
+    for i, block in enumerate(state.values.values()):
+        arrays.update((f"{i}.{part}", array) for part, array in _to_arrays(block).items())
+    manifest = msgspec.msgpack.encode(
+        Manifest(
+            schema=SCHEMA,
+            model=state.model,
+            spec=state.spec,
+            spec_text=state.spec_text,
+            version=state.version,
+            clock=dict(sorted(state.clock.items())),
+            closed=_runs(state.closed),
+            control=state.control,
+            metrics=dict(state.metrics),
+            parent=state.parent,
+            created_at=state.created_at,
+            blocks=[(name, block.kind) for name, block in state.values.items()],
+        )
+    )
+    return frame(SCHEMA, manifest, save_arrays(arrays))
+
+
+def frame(schema: int, manifest: bytes, payload: bytes) -> bytes:
+    """Manifest and payload between the fixed head and the checksum."""
+    head = _FRAME.pack(MAGIC, schema, len(manifest), len(payload), sha256(manifest).digest())
+    body = b"".join((head, manifest, payload))
+    return body + sha256(body).digest()
+
+
+def decode(data: bytes) -> SnapshotState:
+    """The state in a file.
+
+    Raises
+    ------
+    SnapshotCorrupt
+        The bytes are not exactly those that :func:`encode` gave.
+    SnapshotFormat
+        They are whole, of a schema version that this release does not know.
+    """
+    schema, manifest_bytes, _, _ = _read_frame(data)
+    size = whole_size(data)
+    if len(data) != size:
+        raise SnapshotCorrupt(f"it has {len(data)} bytes, its head says {size}")
+    view = memoryview(data)
+    if sha256(view[:-_DIGEST_BYTES]).digest() != view[-_DIGEST_BYTES:]:
+        raise SnapshotCorrupt("the checksum of the whole does not match")
+    if schema != SCHEMA:
+        raise SnapshotFormat(schema, SCHEMA)
+    manifest = read_manifest(data)
+    try:
+        arrays = load_arrays(data[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
+        values = {
+            name: Block(kind, _from_arrays(kind, arrays, f"{i}."))
+            for i, (name, kind) in enumerate(manifest.blocks)
+        }
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise SnapshotCorrupt(f"its payload can't be read: {error!r}") from error
+    return SnapshotState(
+        model=manifest.model,
+        spec=manifest.spec,
+        spec_text=manifest.spec_text,
+        version=manifest.version,
+        values=values,
+        clock=manifest.clock,
+        closed=manifest.closed_partitions(),
+        control=manifest.control,
+        metrics=manifest.metrics,
+        parent=manifest.parent,
+        created_at=manifest.created_at,
+    )
+
+
+def manifest_end(head: bytes) -> int:
+    """How many bytes of the file hold frame and manifest, from its first ``FRAME_BYTES``."""
+    return FRAME_BYTES + _read_frame(head)[1]
+
+
+def whole_size(head: bytes) -> int:
+    """Bytes of the whole file, from its first ``FRAME_BYTES``."""
+    _, manifest_bytes, payload_bytes, _ = _read_frame(head)
+    return FRAME_BYTES + manifest_bytes + payload_bytes + _DIGEST_BYTES
+
+
+def read_manifest(data: bytes) -> Manifest:
+    """The manifest, from (at least) the first :func:`manifest_end` bytes of a file."""
+    schema, manifest_bytes, _, digest = _read_frame(data)
+    raw = data[FRAME_BYTES : FRAME_BYTES + manifest_bytes]
+    if sha256(raw).digest() != digest:
+        raise SnapshotCorrupt("the checksum of its manifest does not match")
+    if schema != SCHEMA:
+        raise SnapshotFormat(schema, SCHEMA)
+    try:
+        return msgspec.msgpack.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SnapshotCorrupt(f"its manifest can't be read: {error}") from error
+
+
+def _read_frame(data: bytes) -> tuple[int, int, int, bytes]:
+    if len(data) < FRAME_BYTES:
+        raise SnapshotCorrupt(f"it ends after {len(data)} bytes, within its head")
+    magic, schema, manifest_bytes, payload_bytes, digest = _FRAME.unpack_from(data)
+    if magic != MAGIC:
+        raise SnapshotCorrupt("it does not begin like a snapshot")
+    return schema, manifest_bytes, payload_bytes, digest
+
+
+def _runs(partitions: frozenset[int]) -> list[tuple[int, int]]:
+    """Numbers are given in order, so the closed ones lie in few runs."""
+    runs: list[tuple[int, int]] = []
+    for p in sorted(partitions):
+        if runs and runs[-1][1] == p - 1:
+            runs[-1] = (runs[-1][0], p)
+        else:
+            runs.append((p, p))
+    return runs
+
+
+def _to_arrays(block: Block) -> dict[str, Array]:
+    data = block.data
+    if block.kind == algebra.OPAQUE:
+        return {"bytes": np.frombuffer(data, dtype=np.uint8)}
+    if block.kind == algebra.DIGEST:
+        return {"digest": np.array([data["count"], data["sum"]], dtype=np.uint64)}
+    arrays = _keys_to_arrays(data)
+    if block.kind == algebra.COUNT:  # an integer above 2**53 is no float, and 1 is not 1.0
+        real = [type(x) is float for x in data.values()]
+        arrays["real"] = np.array(real, dtype=np.uint8)
+        arrays["floats"] = np.array(
+            [x if r else 0.0 for x, r in zip(data.values(), real, strict=True)], dtype=np.float64
+        )
+        arrays["ints"] = np.array(
+            [0 if r else x for x, r in zip(data.values(), real, strict=True)], dtype=np.int64
+        )
+        return arrays
+    width = {algebra.ADDITIVE: (), algebra.MOMENTS: (3,), algebra.EXTREMA: (2,)}[block.kind]
+    numbers = np.array(list(data.values()), dtype=np.float64)
+    arrays["values"] = numbers.reshape((len(data), *width))
+    return arrays
+
+
+def _keys_to_arrays(data: Mapping[str, object]) -> dict[str, Array]:
+    raw = [key.encode() for key in data]
+    return {
+        "keys": np.frombuffer(b"".join(raw), dtype=np.uint8),
+        "ends": np.cumsum([len(key) for key in raw], dtype=np.int64),
+    }
+
+
+def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
+    if kind == algebra.OPAQUE:
+        return arrays[prefix + "bytes"].tobytes()
+    if kind == algebra.DIGEST:
+        count, total = arrays[prefix + "digest"].tolist()
+        return {"count": count, "sum": total}
+    if kind not in algebra.KINDS:
+        raise ValueError(f"unknown kind {kind!r}")
+    keys = _keys_from_arrays(arrays, prefix)
+    if kind == algebra.COUNT:
+        real, floats, ints = (arrays[prefix + part] for part in ("real", "floats", "ints"))
+        parts = zip(keys, real.tolist(), floats.tolist(), ints.tolist(), strict=True)
+        return {key: x if r else i for key, r, x, i in parts}
+    numbers = arrays[prefix + "values"]
+    if not np.isfinite(numbers).all():
+        raise ValueError("a value is not finite")
+    if kind == algebra.ADDITIVE:
+        return dict(zip(keys, numbers.tolist(), strict=True))
+    return dict(zip(keys, map(tuple, numbers.tolist()), strict=True))
+
+
+def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
+    blob = arrays[prefix + "keys"].tobytes()
+    ends = arrays[prefix + "ends"].tolist()
+    starts = [0, *ends][: len(ends)]
+    return [blob[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+
+
+def equal(a: Blocks, b: Blocks) -> bool:
+    """Whether two states are the same, bit for bit (0.0 is not -0.0, 1 is not 1.0)."""
+    return repr(sorted((n, x.kind, _ordered(x)) for n, x in a.items())) == repr(
+        sorted((n, x.kind, _ordered(x)) for n, x in b.items())
+    )
+
+
+def _ordered(block: Block) -> Any:
+    return block.data if block.kind == algebra.OPAQUE else sorted(block.data.items())

@@ -1,0 +1,194 @@
+"""The snapshots of one lineage over time: names, ancestors, restoring, retention.
+
+A name is ``EPOCH-COUNT`` or ``EPOCH-COUNT-from-EPOCH-COUNT``: the version, and the version that
+the epoch's server started from.  The head's name stands in the store, so its ancestors are known
+even when its file can't be read, and what a server that had lost its epoch left behind (a higher
+count under an older epoch) is not among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from paramserver.errors import (
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
+    StartRefused,
+)
+from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.store import DirectorySnapshots, Retention, kept
+from paramserver.state import Contained, SnapshotState
+from paramserver.wire import Version
+
+_NAME: Final = re.compile(r"(\d+)-(\d+)(?:-from-(\d+)-(\d+))?")
+
+
+def snapshot_name(version: Version, base: Version | None) -> str:
+    """Name of the snapshot of ``version`` by a server that started from ``base``."""
+    name = f"{version[0]}-{version[1]}"
+    return name if base is None else f"{name}-from-{base[0]}-{base[1]}"
+
+
+def parse_name(name: str) -> tuple[Version, Version | None] | None:
+    """Version and base that a name tells, or None if it is not such a name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    epoch, count, base_epoch, base_count = match.groups()
+    base = None if base_epoch is None else (int(base_epoch), int(base_count))
+    return (int(epoch), int(count)), base
+
+
+def ancestors(head: str, names: Iterable[str]) -> list[str]:
+    """``head`` and the snapshots that it descends from, newest first."""
+    parsed = parse_name(head)
+    if parsed is None:
+        return [head]
+    (epoch, count), base = parsed
+    found = [head]
+    known = [(p, name) for name in names if (p := parse_name(name)) is not None and name != head]
+    for ((of_epoch, of_count), of_base), name in sorted(known, reverse=True, key=_by_version):
+        if of_epoch < epoch:
+            if base is None:  # the line began with this epoch
+                break
+            if of_epoch > base[0]:  # an epoch between that nothing came from
+                continue
+            if of_count > base[1]:
+                continue
+            epoch, count, base = of_epoch, base[1], of_base
+        elif of_epoch > epoch or of_count > count:
+            continue
+        found.append(name)
+    return found
+
+
+def _by_version(item: tuple[tuple[Version, Version | None], str]) -> Version:
+    return item[0][0]
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A snapshot as operators see it; ``created_at`` in POSIX seconds, ``size`` in bytes."""
+
+    name: str
+    version: Version
+    created_at: float
+    size: int
+    pinned: bool
+    metrics: dict[str, float]
+    parent: str | None
+
+
+class SnapshotHistory:
+    """A lineage's snapshots, with their manifests in memory."""
+
+    def __init__(self, snapshots: DirectorySnapshots, retention: Retention) -> None:
+        self._snapshots = snapshots
+        self._retention = retention
+        self._manifests: dict[str, snapshot_format.Manifest] = {}
+        self._sizes: dict[str, int] = {}
+        self.refused: dict[str, str] = {}
+
+    def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
+        """The head's state, or its nearest ancestor's that is good; None without a head.
+
+        Raises
+        ------
+        StartRefused
+            There is a head, but neither it nor an ancestor can be used.
+        """
+        if head is None:
+            return None
+        for name in ancestors(head, self._snapshots.names()):
+            try:
+                state = snapshot_format.decode(self._snapshots.load(name))
+            except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
+                self.refused[name] = str(error)
+                continue
+            if (state.model, state.spec) == (model, spec):
+                return name, state
+            self.refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
+        raise StartRefused(
+            f"no snapshot of {model!r} can be used ({reasons})",
+            "put a good copy of one of these files back, "
+            "or learn the journal again from the start with: online serve --fresh",
+        )
+
+    def index(self) -> None:
+        """Read the manifests of the snapshots that are there (without their payloads)."""
+        for name in self._snapshots.names():
+            if name in self._manifests or name in self.refused:
+                continue
+            try:
+                self._index_one(name)
+            except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
+                self.refused[name] = str(error)
+
+    def _index_one(self, name: str) -> None:
+        head = self._snapshots.load(name, snapshot_format.FRAME_BYTES)
+        prefix = self._snapshots.load(name, snapshot_format.manifest_end(head))
+        self._manifests[name] = snapshot_format.read_manifest(prefix)
+        self._sizes[name] = snapshot_format.whole_size(head)
+
+    def publish(self, name: str, state: SnapshotState) -> None:
+        """Make a durable file of a state.  The head does not point to it yet."""
+        data = snapshot_format.encode(state)
+        self._snapshots.publish(name, data)
+        self._manifests[name] = snapshot_format.read_manifest(data)
+        self._sizes[name] = len(data)
+        self.refused.pop(name, None)
+
+    def withdraw(self, name: str) -> None:
+        """Remove a file that the head will never point to."""
+        self._forget(name)
+        self._snapshots.delete(name)
+
+    def _forget(self, name: str) -> None:
+        self._manifests.pop(name, None)
+        self._sizes.pop(name, None)
+
+    def retain(self, head: str) -> list[Contained]:
+        """Remove what retention does not keep; return what recovery may start from.
+
+        Refused files are removed once as many good snapshots are newer as retention keeps.
+        Birth and pins are kept as files but hold no rows of the journal, so they are not among
+        what is returned.
+        """
+        created = {name: m.created_at for name, m in self._manifests.items()}
+        pins = self._snapshots.pins()
+        files = kept(created, self._retention, pinned=pins) | {head}
+        for name in created.keys() - files:
+            self.withdraw(name)
+        good = [m.version for m in self._manifests.values()]
+        for name in list(self.refused):
+            parsed = parse_name(name)
+            if parsed and sum(v > parsed[0] for v in good) >= self._retention.keep:
+                del self.refused[name]
+                if name in self._snapshots.names():
+                    self._snapshots.delete(name)
+        recent = kept(created, self._retention, birth=False) | {head}
+        return [
+            Contained(m.clock, m.closed_partitions())
+            for name, m in self._manifests.items()
+            if name in recent
+        ]
+
+    def pin(self, name: str, on: bool) -> None:
+        """Keep a snapshot whatever retention says, or no longer."""
+        self._snapshots.pin(name, on)
+
+    def listed(self) -> list[Listed]:
+        """All good snapshots, newest first."""
+        pins = self._snapshots.pins()
+        manifests = dict(self._manifests)
+        rows = [
+            Listed(name, m.version, m.created_at, self._sizes.get(name, 0), name in pins,
+                   m.metrics, m.parent)
+            for name, m in manifests.items()
+        ]  # fmt: skip
+        return sorted(rows, key=lambda row: row.version, reverse=True)

@@ -1,0 +1,177 @@
+"""A directory of snapshots in which a name is whole or absent, whatever stops and whenever."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from paramserver.errors import SnapshotMissing, SnapshotName
+
+SUFFIX: Final = ".snapshot"
+_TEMPORARY: Final = ".tmp"
+_PINS: Final = "pins.json"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
+
+HOUR_S: Final = 3600
+DAY_S: Final = 24 * HOUR_S
+WEEK_S: Final = 7 * DAY_S
+
+
+class Disk:
+    """The steps on files that publishing is made of.  Tests replace it by one that crashes."""
+
+    def make_directory(self, path: Path) -> None:
+        """Create it, with parents, if it is absent."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def list(self, path: Path) -> list[str]:
+        """Names in a directory."""
+        return os.listdir(path)
+
+    def read(self, path: Path, limit: int = -1) -> bytes:
+        """The file's first ``limit`` bytes, or all; FileNotFoundError."""
+        with path.open("rb") as file:
+            return file.read(limit)
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Create or replace a file; not durable before :meth:`fsync`."""
+        path.write_bytes(data)
+
+    def fsync(self, path: Path) -> None:
+        """Make the file's bytes durable (not its name)."""
+        _sync(path, os.O_RDWR)  # a write error that nobody has seen yet is reported here
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give the file another name in one step, replacing what had it."""
+        source.replace(target)
+
+    def fsync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        _sync(path, os.O_RDONLY)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file; FileNotFoundError."""
+        path.unlink()
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class DirectorySnapshots:
+    """Snapshots of one lineage as files of a directory, with pins.
+
+    One server owns the directory; what an earlier one left unfinished is removed at the start.
+    """
+
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+        self._path = path
+        self._disk = Disk() if disk is None else disk
+        self._disk.make_directory(path)
+        for name in self._disk.list(path):
+            if name.endswith(_TEMPORARY):
+                self._disk.remove(path / name)
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Write a snapshot.  It is durable when this returns, and else whole or absent."""
+        self._write_whole(self._file(name), data)
+
+    def _write_whole(self, target: Path, data: bytes) -> None:
+        temporary = target.with_name(target.name + _TEMPORARY)
+        self._disk.write(temporary, data)
+        self._disk.fsync(temporary)
+        self._disk.rename(temporary, target)
+        self._disk.fsync_directory(self._path)
+
+    def load(self, name: str, limit: int = -1) -> bytes:
+        """The snapshot's first ``limit`` bytes, or all of it; SnapshotMissing."""
+        try:
+            return self._disk.read(self._file(name), limit)
+        except FileNotFoundError as error:
+            raise SnapshotMissing(name) from error
+
+    def names(self) -> list[str]:
+        """Names of all snapshots, in no order that means anything."""
+        files = self._disk.list(self._path)
+        return sorted(f.removesuffix(SUFFIX) for f in files if f.endswith(SUFFIX))
+
+    def delete(self, name: str) -> None:
+        """Remove a snapshot; SnapshotMissing.  A crash may bring it back, whole."""
+        try:
+            self._disk.remove(self._file(name))
+        except FileNotFoundError as error:
+            raise SnapshotMissing(name) from error
+
+    def pins(self) -> frozenset[str]:
+        """Snapshots that retention leaves alone."""
+        try:
+            data = self._disk.read(self._path / _PINS)
+        except FileNotFoundError:
+            return frozenset()
+        return frozenset(msgspec.json.decode(data, type=list[str]))
+
+    def pin(self, name: str, on: bool) -> None:
+        """Pin or unpin a snapshot; SnapshotMissing if there is none to pin."""
+        if on and name not in self.names():
+            raise SnapshotMissing(name)
+        pins = self.pins() | {name} if on else self.pins() - {name}
+        self._write_whole(self._path / _PINS, msgspec.json.encode(sorted(pins)))
+
+    def _file(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise SnapshotName(name)
+        return self._path / (name + SUFFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many snapshots are kept: the newest ``keep`` (≥ 1), one an hour, a day, a week."""
+
+    keep: int = 24
+    hourly: int = 24
+    daily: int = 7
+    weekly: int = 4
+
+
+def kept(
+    created_at: Mapping[str, float],
+    retention: Retention,
+    *,
+    pinned: Iterable[str] = (),
+    birth: bool = True,
+) -> set[str]:
+    """Names that retention keeps.
+
+    These are the newest ``keep``; the newest of each of the last ``hourly`` hours, ``daily``
+    days and ``weekly`` weeks that have one; the first of all (unless ``birth`` is False); and
+    the pinned.
+
+    Parameters
+    ----------
+    created_at
+        POSIX seconds by name.
+    """
+    newest = sorted(created_at, key=lambda name: (created_at[name], name), reverse=True)
+    names = set(newest[: max(1, retention.keep)]) | (set(pinned) & created_at.keys())
+    if birth:
+        names.update(newest[-1:])
+    for width, periods in (
+        (HOUR_S, retention.hourly),
+        (DAY_S, retention.daily),
+        (WEEK_S, retention.weekly),
+    ):
+        newest_of: dict[int, str] = {}
+        for name in newest:
+            newest_of.setdefault(int(created_at[name] // width), name)
+        names.update(list(newest_of.values())[:periods])
+    return names
