@@ -23,10 +23,11 @@ from typing import Any
 import river
 from river import base, linear_model, optim, preprocessing
 
+from evaluation.metrics import Task
 from online.models.base import Model
 from online.models.errors import LearnerUnusable
 from online.models.linear import Linear, why_not_mergeable
-from online.models.opaque import Opaque, Task
+from online.models.opaque import Opaque
 from online.models.structure import steps
 
 

@@ -11,17 +11,16 @@ import hashlib
 import hmac
 import inspect
 import pickle
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from river import base, compose, preprocessing
 
+from evaluation.metrics import Task
 from online.models.base import Prediction
 from online.models.errors import AnswerUnusable, BlobUntrusted, LearnerUnusable, WeightUnsupported
 from online.models.structure import describe, steps
 from paramserver.blocks import OPAQUE, Block, Blocks
 from replay.example import Features, Label
-
-Task = Literal["binary", "multiclass", "regression"]
 
 STATE: Final = "state"
 _MAC_BYTES: Final = 32

@@ -1,0 +1,1 @@
+"""Measured tables: each benchmark is a function that returns its rows."""

@@ -1,0 +1,241 @@
+"""Data sets as streams of (features, label), in the order in which they happened."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from river import datasets
+
+from evaluation.errors import StreamUnusable
+from evaluation.metrics import Task
+from replay.example import Features, Label, Value
+
+Row = tuple[Features, Label]
+
+MULTICLASS_MAX: Final = 100
+"""More different whole numbers than this in a label column are taken for a measured quantity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream that can be read many times: each iteration over ``rows`` starts at the first row.
+
+    Attributes
+    ----------
+    n_rows
+        Number of rows.
+    label_names
+        ``{label: name}`` of a binary task whose labels have names; empty otherwise.
+    """
+
+    name: str
+    task: Task
+    rows: Iterable[Row]
+    n_rows: int
+    label_names: Mapping[Label, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """An iterable that calls a function anew for each iteration."""
+
+    start: Callable[[], Iterator[Row]]
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.start()
+
+
+_BUNDLED: Final[Mapping[str, tuple[Any, Task]]] = {
+    "phishing": (datasets.Phishing, "binary"),
+    "bananas": (datasets.Bananas, "binary"),
+    "image_segments": (datasets.ImageSegments, "multiclass"),
+}
+_ELEC2: Final = ("elec2", "electricity.csv.gz")
+_INSECTS: Final = ("insects_gradual", "gradual_balanced_24150.csv.gz")
+_NAMES: Final = (*_BUNDLED, "elec2", "insects")
+
+
+def open_stream(
+    name_or_path: str, data_dir: Path | None = None, *, label: str | None = None
+) -> Stream:
+    """A bundled stream, a real one from ``data_dir``, or a CSV file with a header.
+
+    Parameters
+    ----------
+    name_or_path
+        ``phishing``, ``bananas``, ``image_segments`` (inside river), ``elec2``, ``insects`` (in
+        ``data_dir``), or the path of a ``.csv`` or ``.csv.gz`` file.  Case and ``-`` for ``_`` do
+        not matter in names.
+    label
+        Column of a CSV file that holds the label; the last one if left out.
+
+    Raises
+    ------
+    StreamUnusable
+        Unknown name, or a file that is missing or not such a table.
+    """
+    name = name_or_path.lower().replace("-", "_")
+    if name in _BUNDLED:
+        return _bundled(name)
+    if name == "elec2":
+        path = _real(name, _ELEC2, data_dir)
+        return Stream(name, "binary", _Again(lambda: _elec2(path)), 45_312, _UP_DOWN)
+    if name in ("insects", "insects_gradual"):
+        path = _real("insects", _INSECTS, data_dir)
+        return Stream("insects", "multiclass", _Again(lambda: _insects(path)), 24_150, {})
+    path = Path(name_or_path)
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        return _table(path, label)
+    near = difflib.get_close_matches(name, _NAMES, n=1)
+    meant = f"Did you mean `{near[0]}`? " if near else ""
+    raise StreamUnusable(
+        name_or_path,
+        "no stream has this name",
+        f"{meant}Known: {', '.join(_NAMES)}; or name a .csv or .csv.gz file with a header",
+    )
+
+
+def _bundled(name: str) -> Stream:
+    make, task = _BUNDLED[name]
+    data = make()
+
+    def rows() -> Iterator[Row]:
+        for features, label in data:
+            yield features, bool(label) if task == "binary" else label
+
+    return Stream(name, task, _Again(rows), data.n_samples, {})
+
+
+def _real(name: str, place: tuple[str, str], data_dir: Path | None) -> Path:
+    if data_dir is None:
+        raise StreamUnusable(
+            name, "it is not bundled and no data directory is set", "Set ONLINE_DATA_DIR"
+        )
+    path = data_dir.joinpath(*place)
+    if not path.is_file():
+        raise StreamUnusable(name, f"no file {path}", "Put it there, or name another directory")
+    return path
+
+
+# -- the real ones -----------------------------------------------------------------------------
+
+_UP_DOWN: Final[Mapping[Label, str]] = {True: "UP", False: "DOWN"}
+
+
+def _elec2(path: Path) -> Iterator[Row]:
+    """As ``river.datasets.Elec2`` gives it (Harries 1999): ``day`` whole, the rest floats."""
+    with _text(path) as lines:
+        for row in csv.DictReader(lines):
+            label = row.pop("class") == "UP"
+            yield {k: int(v) if k == "day" else float(v) for k, v in row.items()}, label
+
+
+def _insects(path: Path) -> Iterator[Row]:
+    """INSECTS gradual balanced (Souza et al. 2020): no header, the class in the last column."""
+    with _text(path) as lines:
+        for row in csv.reader(lines):
+            yield {str(i): float(v) for i, v in enumerate(row[:-1])}, int(row[-1])
+
+
+# -- any table ---------------------------------------------------------------------------------
+
+
+def _table(path: Path, label: str | None) -> Stream:
+    """A CSV file: the task is what its labels look like.
+
+    Two different labels make a binary task: of two numbers the greater one is true, of two texts
+    the later one in the alphabet (``label_names`` says which).  More texts, or up to
+    ``MULTICLASS_MAX`` whole numbers, are classes; other numbers are a regression's targets.
+    """
+    column, texts, n = _labels(path, label)
+    values = {text: _value(text) for text in texts}
+    different = sorted(set(values.values()), key=lambda v: (isinstance(v, str), v))
+    task: Task = "multiclass"
+    read: Callable[[str], Label]
+    names: dict[Label, str] = {}
+    if len(different) == 2:
+        task, positive = "binary", different[1]
+        shown = {value: text.strip() for text, value in sorted(values.items(), reverse=True)}
+        names = {False: shown[different[0]], True: shown[positive]}
+
+        def read(text: str) -> Label:
+            return _value(text) == positive
+    elif all(not isinstance(v, str) for v in different) and (
+        len(different) > MULTICLASS_MAX or not all(float(v).is_integer() for v in different)
+    ):
+        task, read = "regression", float
+    else:
+
+        def read(text: str) -> Label:
+            value = _value(text)
+            return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    def rows() -> Iterator[Row]:
+        with _text(path) as lines:
+            for row in csv.DictReader(lines):
+                answer = read(row.pop(column))
+                yield {k: _feature(v) for k, v in row.items()}, answer
+
+    return Stream(path.name, task, _Again(rows), n, names)
+
+
+def _labels(path: Path, label: str | None) -> tuple[str, set[str], int]:
+    """Label column, its different texts and the number of rows; every row is checked."""
+    try:
+        with _text(path) as lines:
+            reader = csv.reader(lines)
+            header = next(reader, [])
+            column = header[-1] if label is None and header else label or ""
+            if column not in header or len(set(header)) != len(header):
+                raise StreamUnusable(
+                    str(path),
+                    f"no column {column!r}, or one twice, among {', '.join(header)!r:.200}",
+                    "Give the file a header, and name its label column",
+                )
+            if all(isinstance(_value(name), float) for name in header):
+                raise StreamUnusable(
+                    str(path), "its first line is all numbers", "Give the file a header"
+                )
+            at = header.index(column)
+            texts: set[str] = set()
+            n = 0
+            for n, row in enumerate(reader, 1):  # noqa: B007
+                if len(row) != len(header) or not row[at].strip():
+                    raise StreamUnusable(
+                        str(path),
+                        f"line {reader.line_num}: {len(row)} of {len(header)} values, or no label",
+                        "Mend or remove the line",
+                    )
+                texts.add(row[at])
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise StreamUnusable(str(path), str(error), "Name a readable CSV file") from error
+    if not n:
+        raise StreamUnusable(str(path), "it has no rows", "Name a file with a header and rows")
+    return column, texts, n
+
+
+def _value(text: str) -> float | str:
+    """A finite number, or the text without spaces around it."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text.strip()
+    return number if math.isfinite(number) else text.strip()
+
+
+def _feature(text: str) -> Value:
+    """An empty field is missing: None."""
+    return _value(text) if text.strip() else None
+
+
+def _text(path: Path) -> Any:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
