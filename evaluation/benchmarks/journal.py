@@ -80,13 +80,19 @@ _ONE_PROCESS = "one process"
 METHODS = (*_ONE_FILE, _PER_WRITER, _ONE_PROCESS)
 
 
-def run(seconds: float = 5.0) -> list[dict[str, Any]]:
+def run(
+    seconds: float = 5.0, writers: Sequence[int] = (1, 2), folder: Path = Path()
+) -> list[dict[str, Any]]:
     """Measure each method with one and with two saturated writer processes.
 
     Parameters
     ----------
     seconds
-        Length of each of the ten measurements.
+        Length of each measurement.
+    writers
+        Numbers of writer processes.
+    folder
+        Where the files are made and removed again: on the disk that is asked about.
 
     Returns
     -------
@@ -94,27 +100,28 @@ def run(seconds: float = 5.0) -> list[dict[str, Any]]:
         ``method``, ``writers``, ``rows_s`` (of all writers), ``shares`` (of each writer in the
         rows), and ``p50_ms``, ``p99_ms``, ``max_ms`` of a commit of 8 rows, checkpoints beside.
     """
-    return [_measure(method, n, seconds) for method in METHODS for n in (1, 2)]
+    return [_measure(method, n, seconds, folder) for method in METHODS for n in writers]
 
 
-def _measure(method: str, writers: int, seconds: float) -> dict[str, Any]:
+def _measure(method: str, writers: int, seconds: float, folder: Path) -> dict[str, Any]:
     spawn = mp.get_context("spawn")  # an open SQLite connection must not be forked
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".journal-bench-") as folder:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="journal-bench-") as made:
+        place = Path(made)
         ready = spawn.Barrier(writers)
         ends = [spawn.Pipe() for _ in range(writers)]
         results = [spawn.Pipe(duplex=False) for _ in range(writers)]
         processes = [
             spawn.Process(
                 target=_write,
-                args=(method, Path(folder), i, seconds, ready, ends[i][0], results[i][1]),
+                args=(method, place, i, seconds, ready, ends[i][0], results[i][1]),
             )
             for i in range(writers)
         ]
         if method in _ONE_FILE:
-            _ONE_FILE[method](Path(folder) / "journal.db").close()
-        else:
+            _ONE_FILE[method](place / "journal.db").close()
+        elif method == _ONE_PROCESS:
             serving = [near for _, near in ends]
-            processes.append(spawn.Process(target=_serve, args=(method, Path(folder), serving)))
+            processes.append(spawn.Process(target=_serve, args=(place, serving)))
         for process in reversed(processes):
             process.start()
         for far, near in ends:  # so that a process that dies is seen as the end of its pipe
@@ -236,10 +243,8 @@ class _Keys:
         os.close(self._lock_fd)
 
 
-def _serve(method: str, folder: Path, writers: list[Connection]) -> None:
+def _serve(folder: Path, writers: list[Connection]) -> None:
     """The one process that writes: what waits at the same time is one commit."""
-    if method != _ONE_PROCESS:
-        return
     with closing(SqliteJournal(folder / "journal.db")) as journal:
         numbers = {w: journal.register("bench", "", "spec", 0.0).id for w in writers}
         moved = time.perf_counter()
