@@ -30,7 +30,7 @@ from paramserver.errors import (
 )
 from paramserver.leases import Leases
 from paramserver.lineage import Lineage, publish, recover
-from paramserver.server import HISTORY_MAX, MergeRule, Server
+from paramserver.server import HISTORY_MAX, Server
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention
@@ -90,13 +90,54 @@ class Host:
     disk: Disk = field(default_factory=Disk)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Contact:
     """The last that was heard of a replica."""
 
     at_s: float
     partition: int
     report: dict[str, float] | None
+
+
+class Contacts:
+    """What was last heard of each replica, for ``keep_s`` seconds."""
+
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._last: dict[str, _Contact] = {}
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def note(self, request: wire.SyncRequest, now_s: float) -> None:
+        """A replica was in contact."""
+        contact = _Contact(now_s, request.partition, request.report)
+        self._last[request.replica] = contact
+
+    def drop_old(self, now_s: float) -> None:
+        """Forget replicas not heard of for ``keep_s``."""
+        old = now_s - self._keep_s
+        self._last = {r: c for r, c in self._last.items() if c.at_s >= old}
+
+    def reports(self, now_s: float) -> dict[str, dict[str, float]]:
+        """Newest counters of the replicas that sent some."""
+        old = now_s - self._keep_s
+        return {
+            replica: contact.report
+            for replica, contact in self._last.items()
+            if contact.report is not None and contact.at_s >= old
+        }
+
+    def shown(self, now_s: float) -> dict[str, dict[str, Any]]:
+        """All that is known, as plain data."""
+        return {
+            replica: {
+                "age_s": now_s - contact.at_s,
+                "partition": contact.partition,
+                "report": contact.report,
+            }
+            for replica, contact in self._last.items()
+        }
 
 
 class ParameterServer:
@@ -107,24 +148,22 @@ class ParameterServer:
 
     Parameters
     ----------
-    model, spec, spec_text, rule
-        See :class:`paramserver.server.Server`.
+    lineage
+        Whose parameters, and how pushes are merged.
     open_store
         Opens the store behind the journal; called in this process.
     directory
-        Snapshots of all lineages; this one's are in ``directory / model / spec[:16]``.
+        Snapshots of all lineages; this one's are in ``directory/MODEL/SPEC[:16]``.
     find_gone
         Tells partitions whose owner is known not to live, to adopt them without a wait.
     background
-        False: no thread; the owner calls :meth:`restore` and :meth:`tick`.
+        False: no threads; the owner calls :meth:`restore`, :meth:`confirm` and
+        :meth:`snapshot_if_due`.
     """
 
     def __init__(
         self,
-        model: str,
-        spec: str,
-        spec_text: str,
-        rule: MergeRule,
+        lineage: Lineage,
         open_store: Callable[[], Store],
         directory: str,
         settings: ServerSettings | None = None,
@@ -133,10 +172,10 @@ class ParameterServer:
         host: Host | None = None,
         background: bool = True,
     ) -> None:
-        self._lineage = Lineage(model, spec, spec_text, rule)
+        self._lineage = lineage
         self._open_store = open_store
         self._place = directory
-        self._directory = Path(directory) / model / spec[:16]
+        self._directory = Path(directory) / lineage.model / lineage.spec[:16]
         self._settings = ServerSettings() if settings is None else settings
         self._find_gone = find_gone
         self._host = Host() if host is None else host
@@ -159,7 +198,7 @@ class ParameterServer:
         self._open: list[PartitionInfo] = []  # of these: not sealed, or not fully in the clock
         self._gone: frozenset[int] = frozenset()
         self._leases = Leases(self._settings.lease_s, self._settings.adopt_max, now_s)
-        self._contacts: dict[str, _Contact] = {}
+        self._contacts = Contacts(self._settings.report_keep_s)
         self._started_s = now_s
         self._confirmed_s = now_s
         self._published_s = now_s
@@ -167,22 +206,18 @@ class ParameterServer:
         if background:
             threading.Thread(target=self._run, name="parameter-server", daemon=True).start()
 
-    # ---------------------------------------------------------------- restoring
-
     def _run(self) -> None:
         pause = threading.Event()
         while not self.restore():
             if self._state == "refused":
                 return
             pause.wait(self._settings.retry_s)
-        while True:
-            pause.wait(self._settings.confirm_s)
-            try:
-                self.tick()
-            except Exception:  # the store or the disk is away: serve on, and try again
-                _log.exception(
-                    "the parameter server of %s could not do its rounds", self._lineage.model
-                )
+        # apart from each other: writing a large snapshot must not delay the look at the epoch
+        pause_s = self._settings.confirm_s
+        threading.Thread(
+            target=_repeat, args=(self.snapshot_if_due, pause_s), name="snapshots", daemon=True
+        ).start()
+        _repeat(self.confirm, pause_s)
 
     def restore(self) -> bool:
         """Try to become ready; False if not (``status`` says why)."""
@@ -190,15 +225,11 @@ class ParameterServer:
             self._restore()
         except StartRefused as error:
             self._state, self._reason = "refused", str(error)
-            _log.error(
-                "the parameter server of %s refuses to start: %s", self._lineage.model, error
-            )
+            _log.error("the server of %s refuses to start: %s", self._lineage.model, error)
             return False
         except Exception as error:  # whatever it is, a later attempt may do better
             self._reason = f"{type(error).__name__}: {error}"
-            _log.warning(
-                "the parameter server of %s can't restore yet", self._lineage.model, exc_info=True
-            )
+            _log.warning("the server of %s can't restore yet: %r", self._lineage.model, error)
             return False
         return True
 
@@ -242,8 +273,6 @@ class ParameterServer:
             raise NotReady(self._state, self._reason)
         return self._server, self._store, self._history
 
-    # ---------------------------------------------------------------- replicas
-
     def sync(self, request: bytes) -> bytes:
         """Apply pushes and answer with the state after them; all of one version.
 
@@ -263,7 +292,7 @@ class ParameterServer:
         with self._lock:
             server, _, _ = self._serving()
             now_s = self._host.monotonic()
-            self._contacts[message.replica] = _Contact(now_s, message.partition, message.report)
+            self._contacts.note(message, now_s)
             self._leases.touch(message.replica, message.partition, message.adopting, now_s)
             acks = [server.push(push, self._lookup) for push in message.pushes]
             orphans = self._leases.orphans(
@@ -286,10 +315,8 @@ class ParameterServer:
         except Exception as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
-    # ---------------------------------------------------------------- rounds
-
-    def tick(self) -> None:
-        """One round: confirm the epoch, look at the partitions, snapshot if it is time."""
+    def confirm(self) -> None:
+        """Look whether the epoch is still ours (else end), and at the partitions."""
         server, store, _ = self._serving()
         asked_s = self._host.monotonic()
         newest = store.head(self._lineage.model, self._lineage.spec).epoch
@@ -301,17 +328,17 @@ class ParameterServer:
             self._confirmed_s = asked_s
             self._leases.tick(asked_s)
             self._note_partitions(server, partitions, gone)
-            old = asked_s - self._settings.report_keep_s
-            self._contacts = {r: c for r, c in self._contacts.items() if c.at_s >= old}
-        if asked_s - self._published_s >= self._settings.interval_s:
+            self._contacts.drop_old(asked_s)
+
+    def snapshot_if_due(self) -> None:
+        """Publish if ``interval_s`` have passed since the last time."""
+        if self._host.monotonic() - self._published_s >= self._settings.interval_s:
             self.snapshot()
 
     def _end(self, error: Superseded) -> None:
         _log.error("%s", error)
         self._state, self._reason = "superseded", str(error)
         self._host.die()
-
-    # ---------------------------------------------------------------- snapshots
 
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
         """Publish the state as it is now, unless the head holds it, and describe it.
@@ -337,18 +364,26 @@ class ParameterServer:
                     self._end(error)
                     raise
                 self._published, self._parent = state.version[1], name
-                kept = history.retain(name)
                 with self._lock:
                     server.note_durable(state)
-                    for partition in self._waiting:
-                        server.close(partition, kept)
-                    self._waiting = [p for p in self._waiting if p.id not in server.closed]
+                self._retain(server, history, name)
             self._published_s = self._host.monotonic()
             if pin and self._parent is not None:
                 history.pin(self._parent, True)
             described = next(row for row in history.listed() if row.name == self._parent)
             row: dict[str, Any] = msgspec.to_builtins(described)
             return row
+
+    def _retain(self, server: Server, history: SnapshotHistory, head: str) -> None:
+        try:
+            kept = history.retain(head)
+        except OSError as error:
+            _log.warning("old snapshots could not be removed yet: %s", error)
+            return
+        with self._lock:
+            for partition in self._waiting:
+                server.close(partition, kept)
+            self._waiting = [p for p in self._waiting if p.id not in server.closed]
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All good snapshots, newest first, as plain dicts of ``history.Listed``."""
@@ -362,8 +397,6 @@ class ParameterServer:
             _, _, history = self._serving()
             history.pin(name, on)
 
-    # ---------------------------------------------------------------- looking at it
-
     def ping(self) -> str:
         """The state's name; answers as soon as the process lives."""
         return self._state
@@ -371,12 +404,7 @@ class ParameterServer:
     def reports(self) -> dict[str, dict[str, float]]:
         """Newest counters of each replica heard of within ``report_keep_s``."""
         with self._lock:
-            old = self._host.monotonic() - self._settings.report_keep_s
-            return {
-                replica: contact.report
-                for replica, contact in self._contacts.items()
-                if contact.report is not None and contact.at_s >= old
-            }
+            return self._contacts.reports(self._host.monotonic())
 
     def status(self) -> dict[str, Any]:
         """Everything about the server that an operator may ask; plain data."""
@@ -386,14 +414,6 @@ class ParameterServer:
         with self._lock:
             now_s = self._host.monotonic()
             server = self._server
-            replicas = {
-                replica: {
-                    "age_s": now_s - contact.at_s,
-                    "partition": contact.partition,
-                    "report": contact.report,
-                }
-                for replica, contact in self._contacts.items()
-            }
             return {
                 "state": self._state,
                 "reason": self._reason,
@@ -406,20 +426,39 @@ class ParameterServer:
                 "pid": os.getpid(),
                 "restore_s": self._restore_s,
                 "confirmed_s": now_s - self._confirmed_s,
-                "epoch": None if server is None else server.epoch,
-                "count": None if server is None else server.count,
-                "version": None if server is None else list(server.version),
-                "clock": {} if server is None else dict(server.clock),
-                "closed": 0 if server is None else len(server.closed),
-                "durable": {} if server is None else dict(server.durable),
-                "bytes": 0 if server is None else size_bytes(server.values),
-                "control": 0 if server is None else server.control,
-                "replicas": replicas,
+                **_numbers(server),
+                "replicas": self._contacts.shown(now_s),
                 "snapshots": len(listed),
                 "snapshot": self._parent,
                 "snapshot_age_s": wall_s - listed[0].created_at if listed else None,
                 "refused": dict(self._refused),
             }
+
+
+def _repeat(step: Callable[[], None], pause_s: float) -> None:
+    pause = threading.Event()
+    while True:
+        pause.wait(pause_s)
+        try:
+            step()
+        except Exception:  # the store or the disk is away: serve on, and try again
+            _log.exception("%s failed; it is tried again", step.__qualname__)
+
+
+def _numbers(server: Server | None) -> dict[str, Any]:
+    """What ``status`` says about the state."""
+    if server is None:
+        return {"epoch": None, "count": None, "version": None, "clock": {}, "durable": {}}
+    return {
+        "epoch": server.epoch,
+        "count": server.count,
+        "version": list(server.version),
+        "control": server.control,
+        "clock": dict(server.clock),
+        "closed": len(server.closed),
+        "durable": dict(server.durable),
+        "bytes": size_bytes(server.values),
+    }
 
 
 def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:

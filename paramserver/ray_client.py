@@ -77,16 +77,7 @@ def _create(
         num_cpus=0,
         max_concurrency=_CONCURRENCY,
     )
-    return actor.remote(
-        lineage.model,
-        lineage.spec,
-        lineage.spec_text,
-        lineage.rule,
-        open_store,
-        directory,
-        settings,
-        find_gone,
-    )
+    return actor.remote(lineage, open_store, directory, settings, find_gone)
 
 
 def _identity_of(handle: Any, wanted: str) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from paramserver.errors import SnapshotMissing, SnapshotName
+from paramserver.errors import SnapshotMissing, SnapshotName, StartRefused
 
 SUFFIX: Final = ".snapshot"
 _TEMPORARY: Final = ".tmp"
@@ -81,6 +81,19 @@ class DirectorySnapshots:
         for name in self._disk.list(path):
             if name.endswith(_TEMPORARY):
                 self._disk.remove(path / name)
+        self._pins = self._read_pins()
+
+    def _read_pins(self) -> frozenset[str]:
+        try:
+            data = self._disk.read(self._path / _PINS)
+            return frozenset(msgspec.json.decode(data, type=list[str]))
+        except FileNotFoundError:
+            return frozenset()
+        except msgspec.DecodeError as error:
+            raise StartRefused(
+                f"{self._path / _PINS} can't be read: {error}",
+                "repair it (a JSON list of names) or remove it, then no snapshot is pinned",
+            ) from error
 
     def publish(self, name: str, data: bytes) -> None:
         """Write a snapshot.  It is durable when this returns, and else whole or absent."""
@@ -114,18 +127,15 @@ class DirectorySnapshots:
 
     def pins(self) -> frozenset[str]:
         """Snapshots that retention leaves alone."""
-        try:
-            data = self._disk.read(self._path / _PINS)
-        except FileNotFoundError:
-            return frozenset()
-        return frozenset(msgspec.json.decode(data, type=list[str]))
+        return self._pins
 
     def pin(self, name: str, on: bool) -> None:
         """Pin or unpin a snapshot; SnapshotMissing if there is none to pin."""
         if on and name not in self.names():
             raise SnapshotMissing(name)
-        pins = self.pins() | {name} if on else self.pins() - {name}
+        pins = self._pins | {name} if on else self._pins - {name}
         self._write_whole(self._path / _PINS, msgspec.json.encode(sorted(pins)))
+        self._pins = pins
 
     def _file(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
