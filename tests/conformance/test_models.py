@@ -1,0 +1,372 @@
+"""Every kind of model keeps the promises, and models that break one are found out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from river import (
+    compose,
+    ensemble,
+    linear_model,
+    naive_bayes,
+    neighbors,
+    optim,
+    preprocessing,
+    tree,
+)
+
+from evaluation.streams import open_stream
+from online.models.base import Model, Prediction
+from online.models.checks import CheckFailed, check_model, yield_checks
+from online.models.linear import Linear, why_not_mergeable
+from online.models.load import BUILT_IN, load
+from online.models.opaque import Opaque
+from paramserver.blocks import Block, Blocks
+from replay.example import Features, Label
+
+KEY = b"k" * 32
+N = 90
+
+Rows = list[tuple[Features, Label]]
+
+
+def _rows(stream: str, n: int = N) -> Rows:
+    return list(itertools.islice(open_stream(stream).rows, n))
+
+
+def _mixed() -> Rows:
+    """Classes in changing order, whole numbers, features that come and go."""
+    names = "abcdefg"
+    return [
+        (
+            {names[(i + j) % 7]: (i * 5 + j * 3) % 11 - 5 for j in range(4)},
+            ("red", "green", 3)[(i * i) % 7 % 3],
+        )
+        for i in range(N)
+    ]
+
+
+def _targets() -> Rows:
+    return [(x, 3.0 * float(x["1"]) - float(x["2"]) + 20.0) for x, _ in _rows("bananas")]  # type: ignore[arg-type]
+
+
+def _scaled(final: Any, *scalers: Any) -> Any:
+    return compose.Pipeline(*scalers, final)
+
+
+class Counting:
+    """A small class of a user: predicts the label seen most."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Label, int] = {}
+
+    def learn_one(self, x: Features, y: Label) -> None:
+        self.counts[y] = self.counts.get(y, 0) + 1
+
+    def predict(self, x: Features) -> Label | None:
+        return max(self.counts, key=self.counts.__getitem__) if self.counts else None
+
+
+class Frozen:
+    """A small class that does not learn."""
+
+    def predict_proba_one(self, x: Features) -> dict[bool, float]:
+        return {False: 0.25, True: 0.75}
+
+
+def _sgd() -> Any:
+    return optim.SGD(0.125)
+
+
+MERGEABLE: Mapping[str, tuple[Callable[[], Any], Callable[[], Rows]]] = {
+    "logistic": (
+        lambda: _scaled(linear_model.LogisticRegression(_sgd()), preprocessing.StandardScaler()),
+        lambda: _rows("bananas"),
+    ),
+    "logistic alone, l2": (
+        lambda: linear_model.LogisticRegression(_sgd(), l2=0.01, intercept_init=0.5),
+        lambda: _rows("phishing"),
+    ),
+    "centred only": (
+        lambda: _scaled(
+            linear_model.LogisticRegression(_sgd()), preprocessing.StandardScaler(with_std=False)
+        ),
+        lambda: _rows("bananas"),
+    ),
+    "min-max": (
+        lambda: _scaled(linear_model.LogisticRegression(_sgd()), preprocessing.MinMaxScaler()),
+        lambda: _rows("bananas"),
+    ),
+    "linear": (
+        lambda: _scaled(linear_model.LinearRegression(_sgd()), preprocessing.StandardScaler()),
+        _targets,
+    ),
+    "perceptron": (
+        linear_model.Perceptron,
+        lambda: [(x, y == 3) for x, y in _mixed()],
+    ),
+    "softmax": (
+        lambda: _scaled(linear_model.SoftmaxRegression(_sgd()), preprocessing.StandardScaler()),
+        lambda: _rows("image_segments"),
+    ),
+    "softmax alone, l2": (lambda: linear_model.SoftmaxRegression(_sgd(), l2=0.01), _mixed),
+}
+
+OPAQUE: Mapping[str, tuple[Callable[[], Any], Any, Callable[[], Rows]]] = {
+    "alma": (
+        lambda: _scaled(linear_model.ALMAClassifier(), preprocessing.StandardScaler()),
+        "binary",
+        lambda: _rows("bananas"),
+    ),
+    "two scalers, adam": (
+        lambda: _scaled(
+            linear_model.LogisticRegression(optim.Adam()),
+            preprocessing.StandardScaler() + preprocessing.MinMaxScaler(),
+            preprocessing.RobustScaler(),
+        ),
+        "binary",
+        lambda: _rows("bananas"),
+    ),
+    "hoeffding tree": (
+        lambda: tree.HoeffdingTreeClassifier(grace_period=20),
+        "multiclass",
+        lambda: _rows("image_segments"),
+    ),
+    "naive bayes, text": (
+        naive_bayes.BernoulliNB,
+        "multiclass",
+        lambda: [({k: v > 0 for k, v in x.items()}, y) for x, y in _mixed()],  # type: ignore[operator]
+    ),
+    "bagging around scalers": (
+        lambda: ensemble.BaggingClassifier(
+            preprocessing.StandardScaler() | linear_model.LogisticRegression(), n_models=3, seed=1
+        ),
+        "binary",
+        lambda: _rows("bananas"),
+    ),
+    "neighbours": (neighbors.KNNRegressor, "regression", _targets),
+    "own class": (Counting, "multiclass", _mixed),
+    "own class, frozen": (Frozen, "binary", lambda: _rows("bananas")),
+}
+
+
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_mergeable_models_keep_the_promises(name: str) -> None:
+    build, rows = MERGEABLE[name]
+    assert why_not_mergeable(build()) is None
+    check_model(lambda: Linear(build()), rows())
+
+
+@pytest.mark.parametrize("name", OPAQUE)
+def test_opaque_models_keep_the_promises(name: str) -> None:
+    build, task, rows = OPAQUE[name]
+    check_model(lambda: Opaque(build(), task=task, key=KEY, why_not_mergeable="tree"), rows())
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_models_keep_the_promises(name: str) -> None:
+    task, rows = {
+        "logreg": ("binary", lambda: _rows("phishing")),
+        "softmax": ("multiclass", _mixed),
+        "linreg": ("regression", _targets),
+    }[name]
+    loaded = load(name, {}, task=task, classes=None, key=KEY, base_dir=Path())  # type: ignore[arg-type]
+    assert loaded.model.mergeable
+    check_model(loaded.build, rows())
+
+
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_a_model_trained_before_is_the_base_of_its_values(name: str) -> None:
+    build, rows = MERGEABLE[name]
+    given = rows()
+
+    def trained() -> Model:
+        estimator = build()
+        for features, label in given[:30]:
+            estimator.learn_one(features, label)
+        return Linear(estimator)
+
+    assert trained().structure != Linear(build()).structure
+    check_model(trained, given[30:])
+
+
+# -- models that break a promise ---------------------------------------------------------------
+
+
+class InsertsOnPredict(Linear):
+    """Asks river's pipeline itself, whose scaler inserts unknown names."""
+
+    def predict(self, features: Features) -> Prediction:
+        probabilities = self.estimator.predict_proba_one(features)
+        return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+
+class ForgetsIntercept(Linear):
+    def cut(self) -> Blocks:
+        return {name: block for name, block in super().cut().items() if name != "intercept"}
+
+
+class ByPosition(Linear):
+    """Names the keys of its delta by the order in which it met the features."""
+
+    def __init__(self, estimator: Any) -> None:
+        super().__init__(estimator)
+        self.order: list[str] = []
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        self.order += [name for name in features if name not in self.order]
+        super().learn(features, label, weight)
+
+    def cut(self) -> Blocks:
+        return {
+            name: Block(
+                b.kind, {str(self.order.index(k)) if k else k: v for k, v in b.data.items()}
+            )
+            for name, b in super().cut().items()
+        }
+
+    def _named(self, values: Blocks) -> Blocks:
+        names = self.order or ["1", "2"]
+        return {
+            name: Block(b.kind, {names[int(k)] if k else k: v for k, v in b.data.items()})
+            for name, b in values.items()
+            if b.kind != "digest"
+        }
+
+    def rebase(self, values: Blocks) -> None:
+        super().rebase(self._named(values))
+
+    def reset(self, values: Blocks) -> None:
+        super().reset(self._named(values))
+
+
+class LosesOpenDelta(Linear):
+    def rebase(self, values: Blocks) -> None:
+        self.cut()
+        super().rebase(values)
+
+
+class RebaseOverwrites(Linear):
+    """Takes values as they are: what was learned since the cut is gone from the answers."""
+
+    def rebase(self, values: Blocks) -> None:
+        own = super().cut()
+        super().rebase(values)
+        self._owed = own
+
+    def cut(self) -> Blocks:
+        owed, self._owed = getattr(self, "_owed", {}), {}
+        return owed or super().cut()
+
+
+class CutsTwice(Linear):
+    """Gives the last delta again when there is nothing new."""
+
+    def cut(self) -> Blocks:
+        new = super().cut()
+        self._last = new or getattr(self, "_last", {})
+        return self._last
+
+
+class ResetKeepsNames(Linear):
+    def reset(self, values: Blocks) -> None:
+        self.cut()
+        self.rebase(values)
+
+
+class KeepsInput(Linear):
+    """Learns a row when the next one comes, from the caller's own dict."""
+
+    _row: tuple[Features, Label, float] | None = None
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        self._settle()
+        self._row = (features, label, weight)
+
+    def _settle(self) -> None:
+        if self._row is not None:
+            super().learn(*self._row)
+            self._row = None
+
+    def cut(self) -> Blocks:
+        self._settle()
+        return super().cut()
+
+    def reset(self, values: Blocks) -> None:
+        self._row = None
+        super().reset(values)
+
+
+class ChangesInput(Linear):
+    def predict(self, features: Features) -> Prediction:
+        answer = super().predict(features)
+        features.pop("1", None)
+        return answer
+
+
+class RunningExtrema(Linear):
+    """Pushes one more key with each row."""
+
+    rows = 0
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        self.rows += 1
+        super().learn({**features, f"row {self.rows}": 0.0}, label, weight)
+
+
+class SharesBlocks(Linear):
+    """Keeps the block that it gives away."""
+
+    def cut(self) -> Blocks:
+        self._given = super().cut()
+        return self._given
+
+    def predict(self, features: Features) -> Prediction:
+        given = getattr(self, "_given", None)
+        if given and not any(block.data for block in given.values()):
+            return Prediction(None, None)
+        return super().predict(features)
+
+
+class WeightLeavesTraces(Linear):
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        for scaler in self._scalers:
+            scaler.learn(features)
+        super().learn(features, label, weight)
+
+
+MUTANTS = {
+    InsertsOnPredict: "predict changes nothing",
+    ForgetsIntercept: "delta composes",
+    ByPosition: "replicas agree",
+    LosesOpenDelta: "rebase keeps the open delta",
+    RebaseOverwrites: "rebase keeps the open delta",
+    CutsTwice: "cut empties the delta",
+    ResetKeepsNames: "reset is exact",
+    KeepsInput: "input is left alone",
+    ChangesInput: "input is left alone",
+    RunningExtrema: "growth is bounded",
+    SharesBlocks: "blocks are not shared",
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_broken_models_are_found_out(mutant: type[Linear]) -> None:
+    build, rows = MERGEABLE["logistic"]
+    failed = {}
+    for check in yield_checks():
+        try:
+            check(lambda: mutant(build()), rows())
+        except CheckFailed as error:
+            failed[check.__name__] = error.check
+    assert any(name.startswith(MUTANTS[mutant]) for name in failed.values()), failed
+
+
+def test_a_weight_refused_too_late_is_found_out() -> None:
+    build, rows = MERGEABLE["softmax"]
+    with pytest.raises(CheckFailed, match="refused weight"):
+        check_model(lambda: WeightLeavesTraces(build()), rows())
