@@ -1,1 +1,3 @@
 """The service: models, replicas, HTTP, commands."""
+
+__version__ = "0.1.0"

@@ -139,13 +139,17 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(str(path), error.strerror or "unreadable", "Name an existing file") from None
+        raise ConfigError(
+            str(path), error.strerror or "unreadable", "Name an existing file"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(str(path), f"not YAML: {error}", "Mend the line named") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(str(path), "not a mapping", "Start with `models:`; see `online config show`")
+        raise ConfigError(
+            str(path), "not a mapping", "Start with `models:`; see `online config show`"
+        )
     return data
 
 
@@ -167,7 +171,9 @@ def _fields(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         if part == "models" or isinstance(part, int):
             node = ModelSettings
-        elif (annotation := node.model_fields[str(part)].annotation) and isinstance(annotation, type):
+        elif (annotation := node.model_fields[str(part)].annotation) and isinstance(
+            annotation, type
+        ):
             node = annotation
     return list(node.model_fields)
 

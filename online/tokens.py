@@ -76,9 +76,13 @@ class Keys:
         try:
             keys = [bytes.fromhex(line) for line in path.read_text().split()]
         except (OSError, ValueError) as error:
-            raise ConfigError("key_file", f"{path}: {error}", "One hexadecimal key a line") from None
+            raise ConfigError(
+                "key_file", f"{path}: {error}", "One hexadecimal key a line"
+            ) from None
         if not keys or any(len(key) != _KEY_BYTES for key in keys):
-            raise ConfigError("key_file", f"{path} is not 32-byte keys", "One key a line, 64 digits")
+            raise ConfigError(
+                "key_file", f"{path} is not 32-byte keys", "One key a line, 64 digits"
+            )
         return cls(keys)
 
     def seal(self, nonce: bytes, data: bytes, model: bytes) -> str:
@@ -143,7 +147,9 @@ class Tokens:
         try:
             predicted = self._decode(data)
         except msgspec.DecodeError:
-            raise TokenInvalid("written by a version of the service that this one can't read") from None
+            raise TokenInvalid(
+                "written by a version of the service that this one can't read"
+            ) from None
         if predicted.format != _FORMAT:
             raise TokenInvalid(f"format {predicted.format}, this version reads {_FORMAT}")
         return nonce.hex(), predicted

@@ -32,12 +32,18 @@ class Model(Protocol):
         state travels whole, as an ``opaque`` block.
     learns
         False for a class without ``learn_one``: it is served frozen.
+    why_not_mergeable
+        The reason, for an operator; None if mergeable.
+    numeric_only
+        True if every feature has to be a number.
     structure
         Text that changes whenever old blocks stop fitting: estimator classes and parameters.
     """
 
     mergeable: bool
     learns: bool
+    why_not_mergeable: str | None
+    numeric_only: bool
     structure: str
 
     def predict(self, features: Features) -> Prediction:

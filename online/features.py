@@ -1,0 +1,135 @@
+"""The door: values of a request become canonical features and labels, or a clear refusal.
+
+river changes a scaler before a later step finds a value that it can't use, and learns NaN in
+silence, so everything is checked here, before anything is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from online.config import Limits, ModelSettings
+from online.errors import invalid
+from replay.example import Features, Label
+
+_INTEGER_MAX = 2**53  # beyond it a JSON number is not the integer that was written
+
+
+class Door:
+    """What one model takes: names, types and ranges of features and labels."""
+
+    def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
+        self._limits = limits
+        self._numeric_only = numeric_only
+        self._task = settings.task
+        classes = settings.classes or {"negative": False, "positive": True}
+        self._names: dict[bool, Label] = {
+            False: classes["negative"],
+            True: classes["positive"],
+        }
+
+    def features(self, value: Any, field: str) -> Features:
+        """Checked features; the very numbers that were sent."""
+        if not isinstance(value, dict):
+            raise invalid(
+                field, f"an object is needed, got {_kind(value)}", 'Send {"name": number}'
+            )
+        if not value:
+            raise invalid(field, "no features", "Send at least one name and value")
+        if len(value) > self._limits.features_max:
+            raise invalid(
+                field,
+                f"{len(value)} features, at most {self._limits.features_max}",
+                "Send fewer, or raise limits.features_max",
+            )
+        for name, item in value.items():
+            if type(item) is float:
+                if not math.isfinite(item):
+                    raise invalid(
+                        f"{field}.{name}", f"{item} is not finite", "Leave it out instead"
+                    )
+            else:
+                self._check_other(item, f"{field}.{name}")
+            if len(name) > self._limits.text_bytes_max:
+                raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
+        return value
+
+    def _check_other(self, item: Any, field: str) -> None:
+        if isinstance(item, int):  # bool too: river computes with it as 0 or 1
+            if abs(item) > _INTEGER_MAX:
+                raise invalid(field, f"{item} is beyond 2^53", "Send it as text, or scale it")
+            return
+        if self._numeric_only:
+            hint = "Leave a missing value out" if item is None else "This model takes numbers only"
+            raise invalid(field, f"a number is needed, got {_kind(item)}", hint)
+        if isinstance(item, str):
+            if len(item) > self._limits.text_bytes_max:
+                raise invalid(
+                    field,
+                    f"text of {len(item)} characters, at most {self._limits.text_bytes_max}",
+                    "Shorten it, or raise limits.text_bytes_max",
+                )
+        elif item is not None:
+            raise invalid(field, f"got {_kind(item)}", "Send a number, text, true, false or null")
+
+    def label(self, value: Any, field: str) -> Label:
+        """Label in its canonical form for the model's task."""
+        if self._task == "binary":
+            return self._binary(value, field)
+        if self._task == "regression":
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or abs(value) > 1e300:
+                raise invalid(field, f"a number is needed, got {_show(value)}", "Send a finite one")
+            return float(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 3 and 3.0 are one class
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            hint = "Send text or a whole number; for two classes use task: binary"
+            raise invalid(field, f"not a class: {_show(value)}", hint)
+        if isinstance(value, int) and abs(value) > _INTEGER_MAX:
+            raise invalid(field, f"{value} is beyond 2^53", "Send it as text")
+        if isinstance(value, str) and len(value) > self._limits.text_bytes_max:
+            raise invalid(field, f"a class name of {len(value)} characters", "Shorten it")
+        return value
+
+    def _binary(self, value: Any, field: str) -> bool:
+        for canonical, name in self._names.items():
+            if type(value) is type(name) and value == name:
+                return canonical
+        default_names = all(isinstance(name, bool) for name in self._names.values())
+        if default_names and type(value) in (int, float) and value in (0, 1):
+            return bool(value)
+        names = " or ".join(json.dumps(name) for name in self._names.values())
+        raise invalid(field, f"not a label of this model: {_show(value)}", f"Send {names}")
+
+    def weight(self, value: Any, field: str) -> float:
+        """Importance of an event: finite, > 0, at most 10^6."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= 1e6:
+            raise invalid(field, f"not a weight: {_show(value)}", "Send a number in (0, 1000000]")
+        return float(value)
+
+    def show(self, label: Label | None) -> Label | None:
+        """Label as the caller knows it."""
+        if self._task == "binary" and isinstance(label, bool):
+            return self._names[label]
+        return label
+
+    def text(self, label: Label) -> str:
+        """Key of a label in ``probabilities``: its JSON text, text labels without the quotes."""
+        shown = self.show(label)
+        return shown if isinstance(shown, str) else json.dumps(shown)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "true or false", str: "text", dict: "an object", list: "an array"}
+    return names.get(type(value), "a number")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

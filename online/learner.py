@@ -1,0 +1,442 @@
+"""The learner of one model in one replica: what is in the local model, and what is owed.
+
+Learning follows the offsets of committed rows, never requests.  The local model is always
+
+    values pulled  +  own deltas that the pulled clock does not contain  +  the open delta
+
+so each own row counts once, whatever was lost, repeated or restarted.  At a merge, if the deltas
+of a partition are no unbroken chain from its clock to what was learned (the server restarted,
+somebody else pushed, a bound was reached), they are dropped and the rows are learned again, while
+the old copy goes on predicting.
+
+No Ray, no I/O, no clock: the shell in :mod:`online.replica` feeds rows, sends and receives.
+Protocol: "Exactly once, in detail" in the project's design.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from evaluation.metrics import Task, increments, majority
+from online.models.base import Model, Prediction
+from online.tally import METRICS, Tally
+from paramserver import blocks as algebra
+from paramserver.blocks import Block, Blocks
+from paramserver.wire import Push, SyncReply, Version
+from replay import codec
+from replay.example import Example, Features
+from replay.journal.base import Row, Verdict
+
+_LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
+
+
+@dataclass(slots=True)
+class Track:
+    """A partition that this replica learns: the next offset, and its end if it was adopted.
+
+    ``held`` means: adopted, and learned from the clock of the next pull on.
+    """
+
+    next: int
+    end: int | None
+    held: bool = False
+
+
+@dataclass(slots=True)
+class Delta:
+    """What rows ``first … last`` of a partition did; ``n`` of them were learned."""
+
+    partition: int
+    first: int
+    last: int
+    n: int
+    base: Version
+    blocks: Blocks
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _Open:
+    partition: int
+    first: int
+    last: int
+    base: Version
+    rows: list[tuple[Row, Example]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row that the model could not learn; the model is as it was before it."""
+
+    row: Row
+    reason: str
+
+
+class Learner:
+    """Local model, pointers and deltas of one model in one replica.
+
+    Parameters
+    ----------
+    build
+        Makes an untrained model; a second copy is built when rows are learned again.
+    task
+        ``binary``, ``multiclass`` or ``regression``.
+    spec
+        Hash of the model's spec; a push with another one is refused.
+    retain_bytes
+        Deltas kept until a published snapshot has them.  Beyond it the journal is the copy.
+    rows_max
+        Rows of one delta at most.
+    """
+
+    def __init__(
+        self, build: Callable[[], Model], *, task: Task, spec: str, retain_bytes: int, rows_max: int
+    ) -> None:
+        self._build = build
+        self._task = task
+        self._spec = spec
+        self._retain_bytes = retain_bytes
+        self._rows_max = rows_max
+        self.serving = build()
+        self._training = self.serving
+        self.mergeable = self.serving.mergeable
+        self.tally = Tally()
+        self.version: Version = (0, 0)
+        self.clock: dict[int, int] = {}
+        self.durable: dict[int, int] = {}
+        self.tracks: dict[int, Track] = {}
+        self.deltas: list[Delta] = []
+        self.ready = False
+        self.want_all = True
+        self.relearned = 0
+        self._values: Blocks = {}
+        self._open: _Open | None = None
+        self._targets: dict[int, int] = {}
+        self._pending_n = 0
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer of the local model.  Changes nothing."""
+        return self.serving.predict(features)
+
+    @property
+    def own(self) -> int:
+        """Own rows in the local model on top of ``version``."""
+        return self._pending_n + (len(self._open.rows) if self._open else 0)
+
+    def includes(self, partition: int, offset: int) -> bool:
+        """Whether the answers given now count the row."""
+        if self.clock.get(partition, 0) >= offset:
+            return True
+        track = self.tracks.get(partition)
+        return track is not None and track.next > offset and self._caught_up(partition)
+
+    def score(self, prediction: Prediction) -> dict[str, float] | None:
+        """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
+        if prediction.probabilities is not None:
+            return {json.dumps(k): v for k, v in prediction.probabilities.items()}
+        if prediction.label is None:
+            return None
+        if self._task == "regression":
+            return {"": float(prediction.label)}
+        return {json.dumps(prediction.label): 1.0}
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def open_partition(self, partition: int) -> None:
+        """Learn an own, empty partition from its first row."""
+        self.tracks[partition] = Track(next=1, end=None)
+
+    def adopt(self, partition: int, end: int) -> None:
+        """Learn the rest of a sealed partition, from the clock of the next pull on."""
+        if partition not in self.tracks:
+            self.tracks[partition] = Track(next=0, end=end, held=True)
+
+    def abandon(self, partition: int) -> None:
+        """Drop what is held of a partition that was sealed by somebody else."""
+        if self._open and self._open.partition == partition:
+            self._cut()
+        if self.tracks.pop(partition, None) is not None:
+            self.deltas = [d for d in self.deltas if d.partition != partition]
+            self._rebuild(lost=())
+            self._pending_n = sum(d.n for d in self._pending())
+
+    def wanted(self) -> list[tuple[int, int]]:
+        """``(partition, offset)`` of the next row of each track, those being learned again first."""
+        if not self.ready or self.want_all:
+            return []
+        ready = [(p, t) for p, t in self.tracks.items() if not t.held]
+        return [(p, t.next) for p, t in ready if t.end is None or t.next <= t.end]
+
+    def learn(self, row: Row) -> Failed | None:
+        """Learn the next row of its partition.
+
+        A row that the model raises on leaves it as it was before, and is reported; the pointer
+        goes on.
+        """
+        track = self.tracks[row.partition]
+        assert row.offset == track.next, f"row {row.partition}:{row.offset}, next is {track.next}"
+        opened = self._open
+        if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
+            self._cut()
+        if self._open is None:
+            self._open = _Open(row.partition, row.offset, row.offset, self.version)
+        failed = None
+        if row.verdict in _LEARNED:
+            example = codec.decode(row.payload)
+            try:
+                self._learn(row, example)
+            except Exception as error:  # whatever the model raises: it is a stranger's code
+                self._put_back()
+                failed = Failed(row, f"{type(error).__name__}: {error}"[:500])
+            else:
+                self._open.rows.append((row, example))
+        self._open.last = row.offset
+        track.next += 1
+        if self._targets and all(self._caught_up(p) for p in list(self._targets)):
+            self._targets = {}
+            self.serving = self._training
+        return failed
+
+    def _learn(self, row: Row, example: Example) -> None:
+        self._training.learn(example.features, example.label, example.weight * row.factor)
+        self.tally.add(row.key, self._increments(example))
+
+    def _increments(self, example: Example) -> dict[str, float]:
+        score, predicted = example.score, None
+        if score and self._task == "regression":
+            predicted = score.get("")
+        elif score:
+            predicted = json.loads(max(score, key=score.__getitem__))
+        return increments(
+            self._task,
+            label=example.label,
+            predicted=predicted,
+            probabilities=score if self._task != "regression" else None,
+            no_change=example.no_change,
+            majority=majority(self._task, self.tally.counters),
+        )
+
+    def _put_back(self) -> None:
+        """The model as it was before the row at hand: values, kept deltas, the open rows again."""
+        rows = self._open.rows if self._open else []
+        self._reset(self._training)
+        for row, example in rows:
+            self._learn(row, example)
+
+    def _reset(self, model: Model) -> None:
+        state = algebra.copy(self._values)
+        for delta in self._pending():
+            algebra.merge(state, delta.blocks, 1.0)
+        model.reset(state)
+        self.tally.reset(state)
+
+    def _caught_up(self, partition: int) -> bool:
+        track = self.tracks.get(partition)
+        return track is None or track.next >= self._targets.get(partition, 0)
+
+    # -- deltas ------------------------------------------------------------------------------
+
+    @property
+    def open_rows(self) -> int:
+        """Offsets in the open delta."""
+        return self._open.last - self._open.first + 1 if self._open else 0
+
+    def _pending(self) -> Iterable[Delta]:
+        return (d for d in self.deltas if d.last > self.clock.get(d.partition, 0))
+
+    def _cut(self) -> None:
+        if (opened := self._open) is None:
+            return
+        self._open = None
+        blocks = {**self._training.cut(), **self.tally.cut()}
+        size = algebra.size_bytes(blocks) + 200
+        self.deltas.append(
+            Delta(
+                opened.partition,
+                opened.first,
+                opened.last,
+                len(opened.rows),
+                opened.base,
+                blocks,
+                size,
+            )
+        )
+        self._pending_n += len(opened.rows)
+
+    def pushes(self, limit: int) -> list[Push]:
+        """Cut the open delta; the first ``limit`` deltas that the server may not have, in order."""
+        self._cut()
+        epoch = self.version[0]
+        out = []
+        for d in list(self._pending())[:limit]:
+            base = d.base if d.base[0] == epoch else self.version
+            wire = algebra.to_wire(d.blocks)
+            out.append(Push(epoch, self._spec, d.partition, d.first, d.last, d.n, base, wire))
+        return out
+
+    @property
+    def since(self) -> Version | None:
+        """Version to ask changes from; None asks for everything."""
+        return None if self.want_all else self.version
+
+    # -- merging -----------------------------------------------------------------------------
+
+    def on_reply(self, reply: SyncReply) -> bool:
+        """Take the server's state; returns whether anything changed.
+
+        Replies of an older epoch (a server that lost its place) or version are ignored.
+        """
+        if (reply.epoch, reply.count) < self.version:
+            return False
+        if reply.kind != "all" and (self.want_all or reply.epoch != self.version[0]):
+            self.want_all = True
+            return False
+        if reply.kind == "none" and not self._explained(reply.clock):
+            self.want_all = True
+            return False
+        changed = (reply.epoch, reply.count) != self.version or reply.kind == "all"
+        opened = self._open
+        if opened and (reply.kind == "all" or reply.clock.get(opened.partition, 0) >= opened.first):
+            self._cut()
+        touched = self._take(reply)
+        self.version = (reply.epoch, reply.count)
+        self.clock = dict(reply.clock)
+        for partition in reply.closed:  # closed is a clock: everything up to the end is in
+            if (track := self.tracks.get(partition)) is not None:
+                self.clock[partition] = track.next - 1 if track.end is None else track.end
+        self.durable = dict(reply.durable)
+        self.want_all = False
+        self._settle(reply.closed)
+        lost = self._broken()
+        if reply.kind == "all" or lost:
+            self._rebuild(lost)
+        elif touched:
+            self._rebase(touched)
+        self._pending_n = sum(d.n for d in self._pending())
+        self.ready = True
+        return changed
+
+    def _explained(self, clock: dict[int, int]) -> bool:
+        """Whether own deltas account for all that the clock has gained (values not asked for)."""
+        for partition, offset in clock.items():
+            before = self.clock.get(partition, 0)
+            ends = {d.last for d in self.deltas if d.partition == partition}
+            if offset != before and offset not in ends:
+                return False
+        return all(clock.get(p, 0) >= c for p, c in self.clock.items() if p in self.tracks)
+
+    def _take(self, reply: SyncReply) -> dict[str, set[str] | None]:
+        """Put the reply's values into ``_values``; returns the touched keys by block."""
+        if reply.kind == "none":
+            for delta in self._pending():
+                if delta.last <= reply.clock.get(delta.partition, 0):
+                    algebra.merge(self._values, delta.blocks, 1.0)
+            return {}
+        incoming = algebra.from_wire(reply.blocks)
+        if reply.kind == "all":
+            self._values = incoming
+            return {}
+        touched: dict[str, set[str] | None] = {}
+        for name, block in incoming.items():
+            mine = self._values.get(name)
+            if mine is None or not isinstance(block.data, dict):
+                self._values[name] = block
+            else:
+                mine.data.update(block.data)
+            touched[name] = set(block.data) if isinstance(block.data, dict) else None
+        return touched
+
+    def _settle(self, closed: Sequence[int]) -> None:
+        """Drop deltas that every copy has, finish adopted partitions, start held ones."""
+        for partition in closed:
+            track = self.tracks.get(partition)
+            if track is not None and track.end is not None:
+                del self.tracks[partition]
+        for partition, track in list(self.tracks.items()):
+            if track.end is None:
+                continue
+            if track.held:
+                track.next, track.held = self.clock.get(partition, 0) + 1, False
+            if min(self.clock.get(partition, 0), self.durable.get(partition, 0)) >= track.end:
+                del self.tracks[partition]
+        kept = []
+        for d in self.deltas:
+            have = min(self.clock.get(d.partition, 0), self.durable.get(d.partition, 0))
+            if d.partition in self.tracks and d.last > have:
+                kept.append(d)
+        size = sum(d.size_bytes for d in kept)
+        while kept and size > self._retain_bytes:
+            # The oldest ones go; if a restarted server lacks them, the journal has the rows.
+            size -= kept.pop(0).size_bytes
+        self.deltas = kept
+
+    def _broken(self) -> list[int]:
+        """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
+        out = []
+        for partition, track in self.tracks.items():
+            need = self.clock.get(partition, 0) + 1
+            for d in self._pending():
+                if d.partition == partition:
+                    if d.first != need:
+                        need = -1
+                        break
+                    need = d.last + 1
+            if self._open and self._open.partition == partition:
+                need = self._open.last + 1 if self._open.first == need else -1
+            if need != track.next:
+                out.append(partition)
+        return out
+
+    def _rebuild(self, lost: Sequence[int]) -> None:
+        """A new copy from values and kept deltas; rows of ``lost`` partitions are learned again.
+
+        Until they are, the old copy goes on predicting.
+        """
+        for partition in lost:
+            track = self.tracks[partition]
+            self._targets[partition] = max(track.next, self._targets.get(partition, 0))
+            restart = self.clock.get(partition, 0) + 1
+            self.relearned += max(track.next - restart, 0)
+            track.next = restart
+            if self._open and self._open.partition == partition:
+                self._open = None
+        self._cut()
+        self.deltas = [d for d in self.deltas if d.partition not in lost]
+        model = self._build()
+        self._reset(model)
+        self._training = model
+        if all(self._caught_up(p) for p in list(self._targets)):
+            self._targets = {}
+            self.serving = model
+
+    def _rebase(self, touched: dict[str, set[str] | None]) -> None:
+        fresh: Blocks = {}
+        for name, keys in touched.items():
+            block = self._values[name]
+            data = block.data if keys is None else {k: block.data[k] for k in keys}
+            fresh[name] = Block(block.kind, data)
+        for delta in self._pending():
+            part: Blocks = {}
+            for name, block in delta.blocks.items():
+                keys = touched.get(name)
+                if keys and isinstance(block.data, dict):
+                    part[name] = Block(
+                        block.kind, {k: block.data[k] for k in keys if k in block.data}
+                    )
+            algebra.merge(fresh, part, 1.0)
+        self.tally.rebase(fresh)
+        self._training.rebase(fresh)
+
+    # -- showing -----------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, float]:
+        """Prequential counters of all replicas, as far as they are merged, and the own ones."""
+        return self.tally.counters
+
+    def values(self) -> Blocks:
+        """The pulled values (not a copy)."""
+        return {k: v for k, v in self._values.items() if k != METRICS}

@@ -1,0 +1,115 @@
+"""Bodies of requests, as checked structs; the OpenAPI document is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+
+class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """One row (`features`) or many (`instances`)."""
+
+    features: dict[str, Any] | None = None
+    instances: list[dict[str, Any]] | None = None
+    ids: Annotated[
+        bool, Meta(description="many rows: give each prediction an id that takes its label")
+    ] = False
+    max_age_ms: Annotated[
+        float | None, Meta(description="503 `too_old` if the model is older than this")
+    ] = None
+    after: Annotated[
+        str | None, Meta(description="`seen` of a feedback: the answer says whether it counts it")
+    ] = None
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True):
+    """The label of a prediction (`id`), or of features that are sent along."""
+
+    label: Any = msgspec.UNSET
+    id: Annotated[str | None, Meta(description="the id that the prediction came with")] = None
+    features: dict[str, Any] | None = None
+    event_id: (
+        Annotated[str, Meta(max_length=256, description="your own; makes a repeat safe")] | None
+    ) = None
+    source: Annotated[str, Meta(max_length=256)] = "default"
+    weight: Annotated[Any, Meta(description="importance, 1 is an ordinary row")] = 1.0
+    event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
+
+
+class FeedbackRequest(Event):
+    """One event, or many (`events`): many are written in one transaction."""
+
+    events: list[Event] | None = None
+
+
+class Prediction(msgspec.Struct, omit_defaults=True):
+    """An answer, and what gave it."""
+
+    id: str | None
+    prediction: Any
+    model: str
+    version: str
+    own: int
+    age_ms: float | None
+    updates_behind: int | None
+    probabilities: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    includes: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Row(msgspec.Struct, omit_defaults=True):
+    """One answer of many."""
+
+    prediction: Any
+    probabilities: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
+    id: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Predictions(msgspec.Struct, omit_defaults=True):
+    """Answers to many rows, by one and the same model."""
+
+    predictions: list[Row]
+    model: str
+    version: str
+    own: int
+    age_ms: float | None
+    updates_behind: int | None
+    includes: bool | msgspec.UnsetType = msgspec.UNSET
+
+
+class Receipt(msgspec.Struct, omit_defaults=True):
+    """What became of one event."""
+
+    status: str
+    event_id: str | msgspec.UnsetType = msgspec.UNSET
+    version_before: str | msgspec.UnsetType = msgspec.UNSET
+    version: str | msgspec.UnsetType = msgspec.UNSET
+    seen: str | msgspec.UnsetType = msgspec.UNSET
+    duplicate: bool = False
+    first_outcome: str | msgspec.UnsetType = msgspec.UNSET
+    idempotent: bool = True
+    reason: str | msgspec.UnsetType = msgspec.UNSET
+    error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Receipts(msgspec.Struct):
+    """What became of each of many events, in their order."""
+
+    events: list[Receipt]
+    model: str
+
+
+class ErrorBody(msgspec.Struct):
+    """An error: a stable code, what is wrong, where, and what to do."""
+
+    code: str
+    message: str
+    field: str | None = None
+    hint: str | None = None
+
+
+class ErrorAnswer(msgspec.Struct):
+    """Every answer with a status of 400 and above."""
+
+    error: ErrorBody

@@ -1,0 +1,148 @@
+"""Playing a stream against a running service, test then learn, with honest baselines beside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from evaluation.metrics import Task, increments, majority, summarise
+from evaluation.streams import Stream
+from online.errors import OnlineError
+from replay.example import Label
+
+_RETRY_S = 30.0
+
+
+class PlayFailed(OnlineError):
+    """The service refused a row, or was gone for too long."""
+
+    definite = False
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.remedy}"
+
+
+@dataclass(slots=True)
+class Score:
+    """Prequential score of what was played so far."""
+
+    task: Task
+    counters: dict[str, float] = field(default_factory=dict)
+    newest: Label | None = None
+    rows: int = 0
+    retries: int = 0
+
+    def add(self, label: Label, answer: dict[str, Any]) -> None:
+        """Count one answer and then the label: the label must not be known before."""
+        shown = answer.get("probabilities")
+        probabilities = None
+        if shown is not None:
+            quote = isinstance(label, str)
+            probabilities = {json.dumps(k) if quote else k: p for k, p in shown.items()}
+        added = increments(
+            self.task,
+            label=label,
+            predicted=answer["prediction"],
+            probabilities=probabilities,
+            no_change=self.newest,
+            majority=majority(self.task, self.counters),
+        )
+        for key, value in added.items():
+            self.counters[key] = self.counters.get(key, 0) + value
+        self.newest = label
+        self.rows += 1
+
+    def summary(self) -> dict[str, float | None]:
+        """The metrics, with their baselines."""
+        return dict(summarise(self.task, self.counters))
+
+
+def play(
+    stream: Stream,
+    url: str,
+    model: str,
+    *,
+    rate: float | None,
+    rows: int | None,
+    times: int,
+    source: str,
+    stopped: Callable[[], bool],
+    offset: int = 0,
+) -> Iterator[Score]:
+    """Predict each row, post its label, and yield the score after each.
+
+    ``rate`` is in rows a second (None: as fast as it goes).  Each label is posted with the
+    prediction's id, so a repeat after a lost answer is counted once.  The stream is played up to
+    ``times`` times, ``rows`` rows each.
+    """
+    score = Score(stream.task)
+    begun = time.monotonic()
+    with httpx.Client(base_url=url, timeout=30.0) as client:
+        names = label_names(client, model, stream)
+        for _ in range(times):
+            for i, (features, canonical) in enumerate(stream.rows):
+                label = names[bool(canonical)] if names else canonical
+                if stopped() or (rows is not None and i >= rows):
+                    break
+                if rate is not None:
+                    ahead = begun + score.rows / rate - time.monotonic()
+                    if ahead > 0:
+                        time.sleep(ahead)
+                body = {"features": features}
+                answer = _post(client, f"/v1/models/{model}/predict", body, score, stopped)
+                score.add(label, answer)
+                feedback: dict[str, Any] = {"id": answer["id"], "label": label, "source": source}
+                if answer["id"] is None:  # a row too wide for a token
+                    event_id = f"{stream.name}:{int(begun)}:{score.rows + offset}"
+                    feedback = {**body, "label": label, "source": source, "event_id": event_id}
+                _post(client, f"/v1/models/{model}/feedback", feedback, score, stopped)
+                yield score
+            if stopped():
+                return
+
+
+def _post(
+    client: httpx.Client, path: str, body: dict[str, Any], score: Score, stopped: Callable[[], bool]
+) -> dict[str, Any]:
+    """The answer; a request that a killed replica or a full queue failed is sent again."""
+    deadline = time.monotonic() + _RETRY_S
+    while True:
+        problem = "no answer"
+        try:
+            response = client.post(path, json=body)
+            if response.status_code < 400:
+                answer: dict[str, Any] = response.json()
+                return answer
+            problem = f"{response.status_code} {response.text[:300]}"
+            if response.status_code not in (429, 500, 502, 503, 504):
+                raise PlayFailed(f"{path}: {problem}", "Check that model and stream fit")
+        except httpx.TransportError as error:
+            problem = repr(error)
+        if stopped() or time.monotonic() > deadline:
+            raise PlayFailed(f"{path}: {problem}", "Is the service running? See `online status`")
+        score.retries += 1
+        time.sleep(0.1)
+
+
+def label_names(client: httpx.Client, model: str, stream: Stream) -> list[Label] | None:
+    """What the service calls the two labels of a binary model; None for other tasks."""
+    response = client.get(f"/v1/models/{model}")
+    if response.status_code != 200:
+        raise PlayFailed(f"model {model}: {response.text[:300]}", "See `online status`")
+    status = response.json()
+    if status["task"] != stream.task:
+        raise PlayFailed(
+            f"{stream.name} is a {stream.task} stream, model {model} is {status['task']}",
+            "Serve a model of that task",
+        )
+    names: list[Label] | None = status["labels"]
+    return names

@@ -1,0 +1,157 @@
+"""What `online serve` leaves on the machine: one owner a state folder, and its own leftovers.
+
+Only processes that this state folder's service started are ended: they are found by pid and start
+time as noted in ``run.json``, and by the private folder that they have on their command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+from online.errors import StartRefused
+
+_KILL_WAIT_S = 3.0
+
+
+class Owner:
+    """Lock of a state folder; freed by the kernel when the process ends."""
+
+    def __init__(self, state_dir: Path) -> None:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._path = state_dir / "owner.lock"
+        self._file = self._path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            raise StartRefused(
+                f"{state_dir} is in use by another service ({holder})",
+                "Stop that one, or give this one its own --state-dir",
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let the next service have the folder."""
+        self._file.close()
+
+
+def private_dir(state_dir: Path) -> Path:
+    """Short private folder of this state folder's processes: sockets have length limits."""
+    name = hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]
+    path = Path(tempfile.gettempdir()) / f"online-{os.getuid()}-{name}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise StartRefused(f"{path} belongs to another user", "Remove it, or set TMPDIR")
+    path.chmod(0o700)
+    return path
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def free_range(n: int, seed: int) -> int:
+    """First of ``n`` ports in a row that are free now, outside the range the kernel gives out."""
+    for i in range(200):
+        first = 20_000 + (seed + i) * 64 % 12_000
+        if all(_is_free(port) for port in range(first, first + n)):
+            return first
+    raise StartRefused("no free range of ports in 20000-32000", "Stop what listens there")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as s:
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def own_processes() -> list[psutil.Process]:
+    """Everything this process has started, and what that started."""
+    return psutil.Process().children(recursive=True)
+
+
+def note(path: Path, facts: dict[str, Any]) -> None:
+    """Write ``run.json`` whole: facts for the other commands and pids for cleaning up."""
+    processes = []
+    for process in own_processes():
+        with contextlib.suppress(psutil.Error):
+            processes.append({"pid": process.pid, "started": process.create_time()})
+    data = {**facts, "pid": os.getpid(), "processes": processes}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=1))
+    temporary.replace(path)
+
+
+def leftovers(run: Path, private: Path) -> Iterator[psutil.Process]:
+    """Processes of a service on this state folder that is gone."""
+    noted: dict[int, float] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for entry in json.loads(run.read_text())["processes"]:
+            noted[entry["pid"]] = entry["started"]
+    mine = os.getpid()
+    for process in psutil.process_iter(["pid", "create_time", "cmdline"]):
+        info = process.info
+        same = noted.get(info["pid"]) == info["create_time"]
+        if info["pid"] != mine and (same or any(str(private) in a for a in info["cmdline"] or ())):
+            yield process
+
+
+def end(processes: list[psutil.Process], wait_s: float = _KILL_WAIT_S) -> int:
+    """SIGKILL each, wait for them; how many there were."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=wait_s)
+    return len(processes)
+
+
+def replica_name() -> str:
+    """Name of this process among replicas: host, pid and start time tell whether it still lives."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+class _Owned(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def replica(self) -> str: ...
+
+
+def gone(partitions: Sequence[_Owned]) -> list[int]:
+    """Partitions whose replica was a process of this host that does not live any more."""
+    out = []
+    alive: dict[str, bool] = {}
+    for partition in partitions:
+        host, _, process = partition.replica.partition(":")
+        if host != socket.gethostname():
+            continue
+        if process not in alive:
+            pid, _, started = process.partition(":")
+            try:
+                alive[process] = f"{psutil.Process(int(pid)).create_time():.2f}" == started
+            except (psutil.Error, ValueError):
+                alive[process] = False
+        if not alive[process]:
+            out.append(partition.id)
+    return out

@@ -1,0 +1,68 @@
+"""What is counted beside the parameters: the digest of learned events and prequential counters.
+
+Both are blocks like the model's own, pushed with the same ranges, so they are as exact as the
+parameters: an event is in them once, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from paramserver.blocks import Block, Blocks
+
+DIGEST = "digest"
+METRICS = "metrics"
+_MASK = 2**64 - 1
+
+
+def event_hash(key: bytes) -> int:
+    """A row's share of the digest's sum: the first 64 bits of its key."""
+    return int.from_bytes(key[:8], "big")
+
+
+class Tally:
+    """Counters with an open delta; the same verbs as a model's blocks."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, float] = {}
+        self.digest = (0, 0)
+        self._open: dict[str, float] = {}
+        self._open_digest = (0, 0)
+
+    def add(self, key: bytes, increments: Mapping[str, float]) -> None:
+        """Count one learned row."""
+        self.digest = _plus(self.digest, (1, event_hash(key)))
+        self._open_digest = _plus(self._open_digest, (1, event_hash(key)))
+        for name, value in increments.items():
+            self.counters[name] = self.counters.get(name, 0) + value
+            self._open[name] = self._open.get(name, 0) + value
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        blocks: Blocks = {}
+        if self._open_digest[0]:
+            count, total = self._open_digest
+            blocks[DIGEST] = Block("digest", {"count": count, "sum": total})
+        if self._open:
+            blocks[METRICS] = Block("count", self._open)
+        self._open, self._open_digest = {}, (0, 0)
+        return blocks
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values for the keys given, with the open delta on top."""
+        if METRICS in values:
+            for name, value in values[METRICS].data.items():
+                self.counters[name] = value + self._open.get(name, 0)
+        if DIGEST in values:
+            data = values[DIGEST].data
+            self.digest = _plus((data["count"], data["sum"]), self._open_digest)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self.counters, self.digest = {}, (0, 0)
+        self._open, self._open_digest = {}, (0, 0)
+        self.rebase(values)
+
+
+def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], (a[1] + b[1]) & _MASK
