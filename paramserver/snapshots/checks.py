@@ -1,0 +1,239 @@
+"""What every snapshot store and format must keep to, as plain functions.
+
+The disk used here forgets what was not synced: after a crash a file may have none, half or all of
+its unsynced bytes, and a directory its old or its new names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName
+from paramserver.snapshots.format import equal
+from paramserver.snapshots.store import SUFFIX, DirectorySnapshots, Disk
+from paramserver.state import SnapshotState
+
+Share = Literal["none", "half", "all"]
+_Argument = TypeVar("_Argument")
+_SHARES: Final[tuple[Share, ...]] = ("none", "half", "all")
+
+
+class Crash(Exception):
+    """The machine stopped."""
+
+
+class _File:
+    __slots__ = ("content", "synced")
+
+    def __init__(self, content: bytes, synced: bytes = b"") -> None:
+        self.content = content
+        self.synced = synced
+
+
+class ForgetfulDisk(Disk):
+    """A disk in memory that can crash before any step and then loses what was not synced.
+
+    ``crash_at`` is the number of changing steps that are done before the crash (None: never).
+    """
+
+    def __init__(self, crash_at: int | None = None) -> None:
+        self.crash_at = crash_at
+        self.steps = 0
+        self._names: dict[Path, _File] = {}
+        self._synced_names: dict[Path, _File] = {}
+
+    def _step(self) -> None:
+        if self.crash_at is not None and self.steps >= self.crash_at:
+            raise Crash
+        self.steps += 1
+
+    def make_directory(self, path: Path) -> None:
+        """There is but one directory."""
+
+    def list(self, path: Path) -> list[str]:
+        return [file.name for file in self._names]
+
+    def read(self, path: Path, limit: int = -1) -> bytes:
+        if path not in self._names:
+            raise FileNotFoundError(path)
+        content = self._names[path].content
+        return content if limit < 0 else content[:limit]
+
+    def write(self, path: Path, data: bytes) -> None:
+        self._step()
+        self._names[path] = _File(data)
+
+    def fsync(self, path: Path) -> None:
+        self._step()
+        self._names[path].synced = self._names[path].content
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._step()
+        self._names[target] = self._names.pop(source)
+
+    def fsync_directory(self, path: Path) -> None:
+        self._step()
+        self._synced_names = dict(self._names)
+
+    def remove(self, path: Path) -> None:
+        self._step()
+        if path not in self._names:
+            raise FileNotFoundError(path)
+        del self._names[path]
+
+    def after_crash(self, *, names: bool, bytes_kept: Share) -> ForgetfulDisk:
+        """The disk that is found after a power cut.
+
+        ``names``: whether unsynced changes of the directory reached the disk.
+        """
+        found = ForgetfulDisk()
+        for path, file in (self._names if names else self._synced_names).items():
+            unsynced = file.content[len(file.synced) :] if file.synced else file.content
+            share = {"none": 0, "half": len(unsynced) // 2, "all": len(unsynced)}[bytes_kept]
+            content = file.synced + unsynced[:share]
+            found._names[path] = _File(content, content)
+        found._synced_names = dict(found._names)
+        return found
+
+    def outcomes(self) -> Iterator[ForgetfulDisk]:
+        """Every disk that may be found after a power cut."""
+        for names, share in product((False, True), _SHARES):
+            yield self.after_crash(names=names, bytes_kept=share)
+
+
+MakeStore = Callable[[Disk], DirectorySnapshots]
+_OLD: Final = b"the old one" * 7
+_NEW: Final = b"another, newer one" * 11
+
+
+def check_snapshot_store(make: MakeStore) -> None:
+    """Walk a store through all that it promises; AssertionError names what it broke."""
+    check_names(make)
+    check_crash_while_publishing(make, "a", "b")
+    check_crash_while_publishing(make, "a", "a")
+    check_power_cut_after_publishing(make)
+    check_crash_while_pinning(make)
+
+
+def check_names(make: MakeStore) -> None:
+    """Publish, load, list and delete agree; names can't leave the directory."""
+    store = make(ForgetfulDisk())
+    assert store.names() == [], "a new store is not empty"
+    store.publish("1-2", _OLD)
+    store.publish("1-3-from-1-2", _NEW)
+    assert store.names() == ["1-2", "1-3-from-1-2"], "names are not those published"
+    assert store.load("1-2") == _OLD, "a snapshot came back changed"
+    assert store.load("1-3-from-1-2", 5) == _NEW[:5], "the limit of a load was not kept"
+    store.delete("1-2")
+    assert store.names() == ["1-3-from-1-2"], "a deleted snapshot is still listed"
+    for act in (store.load, store.delete):
+        assert _raises(SnapshotMissing, act, "1-2"), "a missing snapshot was not reported"
+    for name in ("", ".", "../x", "a/b", "/x", "a\0", "a" * 200, ".hidden"):
+        assert _raises(SnapshotName, store.load, name), f"the name {name!r} was taken"
+
+
+def check_crash_while_publishing(make: MakeStore, old: str, new: str) -> None:
+    """A crash before any step of publishing leaves the old and no or the whole new snapshot."""
+    for crash_at in range(1000):
+        disk = ForgetfulDisk()
+        store = make(disk)
+        store.publish(old, _OLD)
+        disk.steps, disk.crash_at = 0, crash_at
+        try:
+            store.publish(new, _NEW)
+        except Crash:
+            for found in disk.outcomes():
+                reopened = make(found)
+                contents = {name: reopened.load(name) for name in reopened.names()}
+                assert old in contents, f"crash at step {crash_at}: the old one is gone"
+                for name, content in contents.items():
+                    whole = {old: (_OLD, _NEW), new: (_NEW,)} if old != new else {}
+                    allowed = whole.get(name, (_OLD, _NEW))
+                    assert content in allowed, f"crash at step {crash_at}: {name} is torn"
+                if old != new:
+                    assert contents[old] == _OLD, f"crash at step {crash_at}: the old one changed"
+                left = [f for f in found.list(Path()) if not f.endswith(SUFFIX)]
+                assert not left, f"crash at step {crash_at}: {left} left behind"
+        else:
+            assert crash_at > 0, "publishing took no step"
+            return
+    raise AssertionError("publishing takes over 1,000 steps")
+
+
+def check_power_cut_after_publishing(make: MakeStore) -> None:
+    """What was published stays published."""
+    disk = ForgetfulDisk()
+    store = make(disk)
+    store.publish("a", _OLD)
+    store.publish("a", _NEW)
+    for found in disk.outcomes():
+        reopened = make(found)
+        assert reopened.names() == ["a"], "a published snapshot is gone after a power cut"
+        assert reopened.load("a") == _NEW, "a published snapshot is torn after a power cut"
+
+
+def check_crash_while_pinning(make: MakeStore) -> None:
+    """Pins are the old or the new ones, and kept once set."""
+    for crash_at in range(1000):
+        disk = ForgetfulDisk()
+        store = make(disk)
+        store.publish("a", _OLD)
+        store.publish("b", _OLD)
+        store.pin("a", True)
+        disk.steps, disk.crash_at = 0, crash_at
+        try:
+            store.pin("b", True)
+        except Crash:
+            for found in disk.outcomes():
+                pins = make(found).pins()
+                assert pins in ({"a"}, {"a", "b"}), f"crash at step {crash_at}: pins are {pins}"
+        else:
+            break
+    for found in disk.outcomes():
+        assert make(found).pins() == {"a", "b"}, "a pin is gone after a power cut"
+    assert _raises(SnapshotMissing, lambda name: store.pin(name, True), "c"), "pinned nothing"
+    disk.crash_at = None
+    store.pin("a", False)
+    assert store.pins() == {"b"}, "a pin could not be taken back"
+
+
+def check_snapshot_format(
+    encode: Callable[[SnapshotState], bytes],
+    decode: Callable[[bytes], SnapshotState],
+    state: SnapshotState,
+) -> None:
+    """A state comes back bit for bit; every flipped byte and every cut is found."""
+    data = encode(state)
+    back = decode(data)
+    assert equal(state.values, back.values), "the values came back changed"
+    for field in ("model", "spec", "spec_text", "version", "clock", "closed", "control"):
+        assert getattr(back, field) == getattr(state, field), f"{field} came back changed"
+    for field in ("metrics", "parent", "created_at"):
+        assert getattr(back, field) == getattr(state, field), f"{field} came back changed"
+    assert encode(back) == data, "the same state gave other bytes"
+    for i in range(len(data)):
+        for flip in (0x01, 0xFF):
+            torn = data[:i] + bytes([data[i] ^ flip]) + data[i + 1 :]
+            assert _raises(SnapshotCorrupt, decode, torn), f"byte {i} flipped was not noticed"
+        assert _raises(SnapshotCorrupt, decode, data[:i]), f"a cut after {i} was not noticed"
+    assert _raises(SnapshotCorrupt, decode, data + b"\0"), "a byte too many was not noticed"
+
+
+def check_unknown_schema(frame: Callable[[int], bytes], decode: Callable[[bytes], object]) -> None:
+    """A whole file of a later schema is told apart from a damaged one."""
+    assert _raises(SnapshotFormat, decode, frame(1_000)), "a later schema was not reported"
+
+
+def _raises(
+    error: type[Exception], act: Callable[[_Argument], object], argument: _Argument
+) -> bool:
+    try:
+        act(argument)
+    except error as raised:
+        return bool(str(raised))
+    except Exception:
+        return False
+    return False
