@@ -1,0 +1,203 @@
+"""Block by block: what a merge does, and what a message may not contain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paramserver.blocks import (
+    Block,
+    Blocks,
+    Limits,
+    add_touched,
+    combine,
+    copy,
+    from_wire,
+    merge,
+    select,
+    size_bytes,
+    to_wire,
+)
+from paramserver.errors import BlockError
+from paramserver.snapshots.format import equal
+from paramserver.wire import WireBlock
+
+
+def every_kind() -> Blocks:
+    return {
+        "w": Block("additive", {"a": 1.0, "b": -2.5}),
+        "x": Block("moments", {"a": (2.0, 1.5, 0.5)}),
+        "m": Block("extrema", {"a": (-1.0, 3.0)}),
+        "n": Block("count", {"rows": 5, "loss": 0.25}),
+        "d": Block("digest", {"count": 2, "sum": 2**64 - 1}),
+        "o": Block("opaque", b"state"),
+    }
+
+
+def test_merge_into_nothing_copies_and_names_what_it_touched() -> None:
+    values: Blocks = {}
+    delta = every_kind()
+    touched = merge(values, delta)
+    assert touched == {
+        "w": {"a", "b"},
+        "x": {"a"},
+        "m": {"a"},
+        "n": {"rows", "loss"},
+        "d": None,
+        "o": None,
+    }
+    assert equal(values, delta)
+    for name, block in values.items():
+        assert name == "o" or block.data is not delta[name].data
+
+
+def test_merge_by_kind() -> None:
+    values = every_kind()
+    merge(
+        values,
+        {
+            "w": Block("additive", {"b": 1.0, "c": 4.0}),
+            "x": Block("moments", {"a": (1.0, 3.0, 0.0), "b": (1.0, 7.0, 0.0)}),
+            "m": Block("extrema", {"a": (-5.0, 2.0), "b": (0.0, 0.0)}),
+            "n": Block("count", {"rows": 3, "new": 1}),
+            "d": Block("digest", {"count": 1, "sum": 2}),
+            "o": Block("opaque", b"next"),
+        },
+        scale=0.5,
+    )
+    assert values["w"].data == {"a": 1.0, "b": -2.0, "c": 2.0}
+    assert values["x"].data == {"a": (3.0, 2.0, 2.0), "b": (1.0, 7.0, 0.0)}
+    assert values["m"].data == {"a": (-5.0, 3.0), "b": (0.0, 0.0)}
+    assert values["n"].data == {"rows": 8, "loss": 0.25, "new": 1}
+    assert values["d"].data == {"count": 3, "sum": 1}
+    assert values["o"].data == b"next"
+
+
+def test_moments_of_no_rows_change_nothing() -> None:
+    values = every_kind()
+    merge(values, {"x": Block("moments", {"a": (0.0, 99.0, 0.0)})})
+    assert values["x"].data["a"] == (2.0, 1.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("w", Block("count", {"a": 1})),
+        ("w", Block("additive", {"a": 1.7e308})),
+        ("n", Block("count", {"rows": 2**63 - 1})),
+        ("n", Block("count", {"loss": 1.7e308, "rows": 0})),
+        ("x", Block("moments", {"a": (1.0, 1.7e308, 0.0)})),
+        ("d", Block("digest", {"count": 2**63 - 1, "sum": 0})),
+        ("z", Block("median", {"a": 1.0})),
+    ],
+)
+def test_refused_merge_changes_nothing(name: str, block: Block) -> None:
+    values = every_kind()
+    values["w"].data["a"] = 1.7e308
+    values["n"].data["loss"] = 1.7e308
+    before = copy(values)
+    delta = {"m": Block("extrema", {"a": (-99.0, 99.0)}), name: block}
+    with pytest.raises(BlockError, match=f"block '{name}'"):
+        merge(values, delta)
+    assert equal(values, before)
+
+
+def test_combine_leaves_both_alone() -> None:
+    a, b = every_kind(), every_kind()
+    both = combine(a, b)
+    assert both["w"].data == {"a": 2.0, "b": -5.0}
+    assert both["n"].data["rows"] == 10
+    assert equal(a, every_kind())
+    assert equal(b, every_kind())
+
+
+def test_select_gives_the_touched_part() -> None:
+    values = every_kind()
+    part = select(values, {"w": {"b", "gone"}, "o": None, "absent": None})
+    assert equal(part, {"w": Block("additive", {"b": -2.5}), "o": Block("opaque", b"state")})
+
+
+def test_add_touched_is_a_union_where_whole_blocks_win() -> None:
+    into: dict[str, set[str] | None] = {"a": {"x"}, "b": {"x"}, "c": None}
+    more: dict[str, set[str] | None] = {"a": {"y"}, "b": None, "c": {"y"}, "d": {"z"}}
+    add_touched(into, more)
+    assert into == {"a": {"x", "y"}, "b": None, "c": None, "d": {"z"}}
+    assert into["d"] is not more["d"]
+
+
+def test_wire_round_trip_shares_nothing() -> None:
+    blocks = every_kind()
+    back = from_wire(to_wire(blocks))
+    assert equal(back, blocks)
+    back["w"].data["a"] = 99.0
+    assert blocks["w"].data["a"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "key"),
+    [
+        ("additive", {"a": float("nan")}, "a"),
+        ("additive", {"a": float("inf")}, "a"),
+        ("additive", {"a": "1"}, "a"),
+        ("additive", {"a": True}, "a"),
+        ("additive", {"a": 2**53 + 1}, "a"),
+        ("additive", {1: 1.0}, "1"),
+        ("additive", [1.0], None),
+        ("count", {"a": 2**63}, "a"),
+        ("count", {"a": -(2**63) - 1}, "a"),
+        ("count", {"a": True}, "a"),
+        ("moments", {"a": [1.0, 2.0]}, "a"),
+        ("moments", {"a": [-1.0, 2.0, 0.0]}, "a"),
+        ("moments", {"a": [1.0, 2.0, -1e-9]}, "a"),
+        ("moments", {"a": 1.0}, "a"),
+        ("extrema", {"a": [2.0, 1.0]}, "a"),
+        ("extrema", {"a": [1.0]}, "a"),
+        ("digest", {"count": 1}, None),
+        ("digest", {"count": -1, "sum": 0}, "count"),
+        ("digest", {"count": 1, "sum": 2**64}, "sum"),
+        ("digest", {"count": 1, "sum": 1.0}, "sum"),
+        ("opaque", "text", None),
+        ("median", {"a": 1.0}, None),
+    ],
+)
+def test_malformed_block_is_named(kind: str, data: Any, key: str | None) -> None:
+    with pytest.raises(BlockError) as raised:
+        from_wire({"fine": WireBlock("additive", {"a": 1.0}), "bad": WireBlock(kind, data)})
+    assert raised.value.block == "bad"
+    assert raised.value.key == key
+
+
+def test_numbers_at_the_bounds_are_taken() -> None:
+    blocks = from_wire(
+        {
+            "n": WireBlock("count", {"low": -(2**63), "high": 2**63 - 1}),
+            "d": WireBlock("digest", {"count": 2**63 - 1, "sum": 2**64 - 1}),
+            "w": WireBlock("additive", {"i": 2**53}),
+        }
+    )
+    assert blocks["w"].data == {"i": float(2**53)}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(blocks=5), Limits(keys=7), Limits(name_chars=3), Limits(opaque_bytes=4)],
+)
+def test_sizes_are_bounded(limits: Limits) -> None:
+    blocks = to_wire(every_kind())  # 6 blocks, 8 keys with the digest's, names up to 4, 5 bytes
+    with pytest.raises(BlockError):
+        from_wire(blocks, limits)
+    from_wire(blocks, Limits(blocks=6, keys=8, name_chars=4, opaque_bytes=5))
+
+
+def test_size_estimate_is_near_the_truth() -> None:
+    import msgspec
+
+    for width in (1, 40):
+        blocks = {
+            "w": Block("additive", {f"{i:0{width}}": i / 7 for i in range(500)}),
+            "x": Block("moments", {f"{i:0{width}}": (1.0, 2.0, 3.0) for i in range(500)}),
+            "o": Block("opaque", bytes(1000)),
+        }
+        true = len(msgspec.msgpack.encode(to_wire(blocks)))
+        assert true / 2 < size_bytes(blocks) < true * 2
