@@ -1,9 +1,9 @@
 """How two writers share one journal without starving each other.
 
 Five ways are measured with the same batches, each writer as fast as it can: SQLite's busy
-handler, a file lock (what :class:`replay.journal.sqlite.SqliteJournal` does), a file lock with a
-queue before it, a file of rows per writer with a shared index of keys, and one process that
-writes for all.  The decision and its figures are in ``docs/decisions/journal-lock.md``.
+handler, a file lock, a file lock with a queue before it (what
+:class:`replay.journal.sqlite.SqliteJournal` does), a file of rows per writer with a shared index
+of keys, and one process that writes for all.  The decision and its figures are in ``docs/decisions/journal-lock.md``.
 """
 
 from __future__ import annotations
@@ -44,36 +44,30 @@ class _Unlocked(SqliteFile):
         yield
 
 
-class _Queued(SqliteFile):
-    """The next writer waits for the lock with the queue in its hand, so nobody passes it."""
-
-    def __init__(self, path: Path, **settings: Any) -> None:
-        self._queue_fd = os.open(f"{path}.queue", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        super().__init__(path, **settings)
+class _NoQueue(SqliteFile):
+    """The kernel's lock alone: who gives it back may have it again before the next one wakes."""
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        fcntl.flock(self._queue_fd, fcntl.LOCK_EX)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        fcntl.flock(self._queue_fd, fcntl.LOCK_UN)
         try:
             yield
         finally:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
 
-class _BusyJournal(SqliteJournal):
+class _UnlockedJournal(SqliteJournal):
     _file_type = _Unlocked
 
 
-class _QueuedJournal(SqliteJournal):
-    _file_type = _Queued
+class _NoQueueJournal(SqliteJournal):
+    _file_type = _NoQueue
 
 
 _ONE_FILE: dict[str, type[SqliteJournal]] = {
-    "busy handler": _BusyJournal,
-    "file lock": SqliteJournal,
-    "queued file lock": _QueuedJournal,
+    "busy handler": _UnlockedJournal,
+    "file lock": _NoQueueJournal,
+    "queued file lock": SqliteJournal,
 }
 _PER_WRITER = "file per writer"
 _ONE_PROCESS = "one process"
