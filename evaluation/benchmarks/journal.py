@@ -3,7 +3,8 @@
 Five ways are measured with the same batches, each writer as fast as it can: SQLite's busy
 handler, a file lock, a file lock with a queue before it (what
 :class:`replay.journal.sqlite.SqliteJournal` does), a file of rows per writer with a shared index
-of keys, and one process that writes for all.  The decision and its figures are in ``docs/decisions/journal-lock.md``.
+of keys, and one process that writes for all.  The decision and its figures are in
+``docs/decisions/journal-lock.md``.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ class SqliteJournal:
     Parameters
     ----------
     path
-        The file; ``<path>.lock``, ``<path>-wal`` and ``<path>-shm`` appear beside it.  The folder
-        is made if it is missing.  It must be on a local disk.
+        The file; ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` appear
+        beside it.  The folder is made if it is missing.  It must be on a local disk.
     disk_low_mb
         With less free space than this (MB of 2^20 bytes), new rows are refused.
     synchronous

@@ -4,8 +4,9 @@ Why each part is as it is:
 
 * ``synchronous=FULL`` in WAL mode: a commit returns after the log is synced.
 * A file lock around each write.  SQLite's own busy handler sleeps and polls, and two saturated
-  writers starve each other; the kernel's lock wakes the next one and is freed on death
-  (figures: ``docs/decisions/journal-lock.md``).
+  writers starve each other for seconds; the kernel's lock wakes the next one and is freed on
+  death.  Who waits holds a second lock, the queue, so that the last writer can't take the lock
+  again before the one that waits has woken (figures: ``docs/decisions/journal-lock.md``).
 * Checkpoints run under the same lock and never by themselves: they do not land inside somebody's
   commit, and no commit can reset the log during one (SQLite 3.7.0 – 3.51.2 can corrupt a file
   there, https://sqlite.org/wal.html#walresetbug).
@@ -31,6 +32,7 @@ from replay.errors import JournalFormat, JournalUnavailable
 
 Synchronous = Literal["FULL", "OFF"]
 
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _FRAME_HEADER = 24
 """Bytes that the log adds to each page."""
 
@@ -41,7 +43,7 @@ class SqliteFile:
     Parameters
     ----------
     path
-        ``<path>.lock``, ``<path>-wal`` and ``<path>-shm`` appear beside it.
+        ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` appear beside it.
     schema
         Statements that make the tables; one of them makes ``meta (name, value)``.
     format
@@ -81,15 +83,16 @@ class SqliteFile:
         self._reading = threading.Lock()
         self._broken: str | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, 0o600)
+        self._queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, 0o600)
         try:
             with self._exclusive():
                 self._open()
         except sqlite3.Error as error:
-            os.close(self._lock_fd)
+            self._close_locks()
             raise JournalUnavailable(f"{path}: {error}") from error
         except JournalFormat:
-            os.close(self._lock_fd)
+            self._close_locks()
             raise
 
     @contextmanager
@@ -97,11 +100,20 @@ class SqliteFile:
         """Hold the file lock; waits without a bound, as the kernel frees it on death."""
         if self._lock_fd < 0:
             raise JournalUnavailable("the journal is closed")
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        fcntl.flock(self._queue_fd, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(self._queue_fd, fcntl.LOCK_UN)
         try:
             yield
         finally:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def _close_locks(self) -> None:
+        os.close(self._lock_fd)
+        os.close(self._queue_fd)
+        self._lock_fd = self._queue_fd = -1
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
@@ -220,5 +232,4 @@ class SqliteFile:
             self._reader.close()
             with self._exclusive():
                 self._writer.close()
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            self._close_locks()

@@ -216,8 +216,8 @@ class JournalMachine(RuleBasedStateMachine):
 
 
 modest: Any = settings(
-    max_examples=60,
-    stateful_step_count=30,
+    max_examples=100,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -181,12 +183,56 @@ def test_a_closed_journal_says_so(journal: SqliteJournal) -> None:
         journal.checkpoint()
 
 
+class NoQueue(SqliteFile):
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+
+def waiters(files: list[Path]) -> int:
+    """How many threads the kernel lets wait for a lock on one of the files."""
+    inodes = {str(file.stat().st_ino) for file in files}
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return sum(w[1] == "->" and w[6].rsplit(":", 1)[-1] in inodes for w in locks)
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs Linux's list of locks")
+@pytest.mark.parametrize(("file_type", "fair"), [(SqliteFile, True), (NoQueue, False)])
+def test_a_writer_that_waits_is_not_passed_by_the_last_one(
+    file_type: type[SqliteFile], fair: bool, path: Path
+) -> None:
+    class Under(SqliteJournal):
+        _file_type = file_type
+
+    order: list[str] = []
+    with closing(Under(path)) as one, closing(Under(path)) as two, ThreadPoolExecutor(1) as pool:
+
+        def wait_for_a_turn() -> None:
+            with two._file._exclusive():
+                order.append("who waited")
+
+        locks = [path.with_name(f"journal.db.{kind}") for kind in ("lock", "queue")]
+        for _ in range(40):
+            with one._file._exclusive():
+                waiting = pool.submit(wait_for_a_turn)
+                while not waiters(locks):
+                    os.sched_yield()
+            with one._file._exclusive():
+                order.append("who had it")
+            waiting.result()
+    assert (order == ["who waited", "who had it"] * 40) is fair
+
+
 class FailingCommit(sqlite3.Connection):
     """Fails the commits that are announced, before or after they took place."""
 
     failures: ClassVar[list[bool]] = []
 
-    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         if sql == "COMMIT" and self.failures:
             if self.failures.pop():
                 super().execute(sql)
