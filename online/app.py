@@ -65,7 +65,7 @@ class App:
                 status, body, headers = 405, _encode(error_body(error)), [(b"allow", b"POST")]
             await _send(send, status, body, headers)
         else:
-            await self._rest(scope, receive, send)
+            await self._rest(scope, receive, send)  # type: ignore[arg-type]
 
     async def _hot(
         self, model: str, action: str, scope: Scope, receive: Receive
@@ -87,8 +87,8 @@ class App:
         except Exception:
             log.exception("%s %s", action, model)
             hint = "It is in the service's log; an id makes a repeat safe"
-            error = RequestError(500, "internal", "the service failed at this request", None, hint)
-            return 500, _encode(error_body(error)), []
+            failed = RequestError(500, "internal", "the service failed at this request", None, hint)
+            return 500, _encode(error_body(failed)), []
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
@@ -162,7 +162,7 @@ async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes,
 
 def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
     """Everything but predict and feedback."""
-    app = FastAPIOffline(
+    app: FastAPI = FastAPIOffline(
         title="Online learning service",
         version=__version__,
         description="Models that answer over HTTP and learn from every piece of feedback.",

@@ -110,22 +110,28 @@ def serve(
             threading.Thread(
                 target=_play_forever, args=(running.url, settings, play, rate, stop), daemon=True
             ).start()
-        while not stop.wait(1.0):
-            if not running.alive():
-                print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
-                code = 2
-                break
+        code = _watch(running, stop)
+        print("\nstopping: replicas push, a last snapshot is written", flush=True)
     except KeyboardInterrupt:
         code = 130
     finally:
-        signal.signal(signal.SIGINT, on_signal)
         stop.set()
-        print("\nstopping: replicas push, a last snapshot is written", flush=True)
+        signal.signal(signal.SIGINT, on_signal)
         watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
         watchdog.daemon = True
         watchdog.start()
         running.stop()
+        watchdog.cancel()
     raise typer.Exit(code)
+
+
+def _watch(running: Any, stop: threading.Event) -> int:
+    """Until a signal (0), or until Ray is gone (2)."""
+    while not stop.wait(1.0):
+        if not running.alive():
+            print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
+            return 2
+    return 0
 
 
 def _kill(running: Any, code: int) -> None:
@@ -152,7 +158,7 @@ def _play_forever(
     stream = open_stream(name, config.data_dir())
     model = settings.models[0].name
     print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
-    shown = 0.0
+    shown = time.monotonic()
     try:
         scores = play(
             stream, url, model, rate=rate, rows=None, times=10**9, source="play",
@@ -217,7 +223,8 @@ def stream(
     with httpx.Client(base_url=base, timeout=30.0) as client:
         served = pick(client, model)
     n_rows = min(rows or played.n_rows, played.n_rows)
-    begun, shown, score = time.monotonic(), 0.0, None
+    begun = shown = time.monotonic()
+    score = None
     terminal = sys.stderr.isatty() and not as_json
     for score in play(
         played, base, served, rate=per_s, rows=rows, times=times, source=source,

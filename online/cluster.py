@@ -48,6 +48,7 @@ Progress = Callable[[str], None]
 _APP = "online"
 _STOP_REPLICA_S = 2.0
 _RESTORE_S = 30.0
+_CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 
@@ -212,6 +213,7 @@ class Service:
                     interval_s=snapshots.interval_s,
                     retention=retention,
                     lease_s=self._settings.limits.adopt_s / 2,
+                    confirm_s=_CONFIRM_S,
                 ),
                 processes.gone,
             )
@@ -242,6 +244,7 @@ class Service:
         settings = self._settings
         port = settings.port or processes.free_port()
         self._progress("starting Serve")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": port})
         self._progress(f"starting {settings.replicas} replicas")
         limits = settings.limits
@@ -288,6 +291,8 @@ class Service:
 
     def stop(self) -> None:
         """Let replicas push and seal, publish a last snapshot, end every process."""
+        if self._owner is None:
+            return
         try:
             self._stop_gently()
         except Exception as error:
@@ -300,6 +305,9 @@ class Service:
 
         if not ray.is_initialized():
             return
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
+        with (self._settings.state_dir / "stop.log").open("w") as file:
+            os.dup2(file.fileno(), 2)
         serve.shutdown()
         for model in self._settings.models:
             try:
@@ -310,12 +318,14 @@ class Service:
         ray.shutdown()
 
     def kill(self) -> None:
-        """End whatever is left, at once."""
+        """End whatever is left, at once.  Does nothing if the state folder is another's."""
+        if self._owner is None:
+            return
         processes.end(processes.own_processes(), wait_s=1.0)
         processes.end(
             list(processes.leftovers(run_path(self._settings), self._private)), wait_s=1.0
         )
         run_path(self._settings).unlink(missing_ok=True)
         shutil.rmtree(self._private, ignore_errors=True)
-        if self._owner is not None:
-            self._owner.release()
+        self._owner.release()
+        self._owner = None

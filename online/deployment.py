@@ -36,7 +36,9 @@ _STOP_S = 1.5
 class Replica:
     """One replica of the service: every model, one HTTP port."""
 
-    async def __init__(self, data: dict[str, Any]) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, data: dict[str, Any]
+    ) -> None:
         telemetry.log_to_stderr(logging.INFO)
         self._settings = Settings.model_validate(data)
         keys = Keys.from_file(self._settings.key_path)

@@ -165,7 +165,7 @@ class Learner:
             self._pending_n = sum(d.n for d in self._pending())
 
     def wanted(self) -> list[tuple[int, int]]:
-        """``(partition, offset)`` of the next row of each track, those being learned again first."""
+        """``(partition, offset)`` of the next row of each track."""
         if not self.ready or self.want_all:
             return []
         ready = [(p, t) for p, t in self.tracks.items() if not t.held]
@@ -203,7 +203,8 @@ class Learner:
 
     def _learn(self, row: Row, example: Example) -> None:
         self._training.learn(example.features, example.label, example.weight * row.factor)
-        self.tally.add(row.key, self._increments(example))
+        label = None if self._task == "regression" else json.dumps(example.label)
+        self.tally.add(row.key, self._increments(example), label, row.at)
 
     def _increments(self, example: Example) -> dict[str, float]:
         score, predicted = example.score, None
@@ -422,11 +423,15 @@ class Learner:
         for delta in self._pending():
             part: Blocks = {}
             for name, block in delta.blocks.items():
-                keys = touched.get(name)
-                if keys and isinstance(block.data, dict):
-                    part[name] = Block(
-                        block.kind, {k: block.data[k] for k in keys if k in block.data}
-                    )
+                if name not in touched:
+                    continue
+                keys = touched[name]
+                data = (
+                    block.data
+                    if keys is None
+                    else {k: v for k, v in block.data.items() if k in keys}
+                )
+                part[name] = Block(block.kind, data)
             algebra.merge(fresh, part, 1.0)
         self.tally.rebase(fresh)
         self._training.rebase(fresh)

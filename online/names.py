@@ -37,7 +37,7 @@ def load_model(model: ModelSettings, settings: Settings, secret: bytes) -> Loade
         model.learner,
         model.params,
         task=model.task,
-        classes=model.classes,
+        classes=None if model.classes is None else {k: v for k, v in model.classes.items()},
         key=secret,
         base_dir=settings.base_dir,
     )

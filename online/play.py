@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
-import httpx
+from typing import Any, cast
 
 from evaluation.metrics import Task, increments, majority, summarise
 from evaluation.streams import Stream
 from online.errors import OnlineError
+from online.http import Connection
 from replay.example import Label
 
 _RETRY_S = 30.0
@@ -86,7 +87,7 @@ def play(
     """
     score = Score(stream.task)
     begun = time.monotonic()
-    with httpx.Client(base_url=url, timeout=30.0) as client:
+    with contextlib.closing(Connection(url)) as client:
         names = label_names(client, model, stream)
         for _ in range(times):
             for i, (features, canonical) in enumerate(stream.rows):
@@ -111,21 +112,20 @@ def play(
 
 
 def _post(
-    client: httpx.Client, path: str, body: dict[str, Any], score: Score, stopped: Callable[[], bool]
+    client: Connection, path: str, body: dict[str, Any], score: Score, stopped: Callable[[], bool]
 ) -> dict[str, Any]:
     """The answer; a request that a killed replica or a full queue failed is sent again."""
     deadline = time.monotonic() + _RETRY_S
     while True:
         problem = "no answer"
         try:
-            response = client.post(path, json=body)
-            if response.status_code < 400:
-                answer: dict[str, Any] = response.json()
-                return answer
-            problem = f"{response.status_code} {response.text[:300]}"
-            if response.status_code not in (429, 500, 502, 503, 504):
+            status, answer = client.post(path, body)
+            if status < 400:
+                return cast("dict[str, Any]", answer)
+            problem = f"{status} {answer['error']}"
+            if status not in (429, 500, 502, 503, 504):
                 raise PlayFailed(f"{path}: {problem}", "Check that model and stream fit")
-        except httpx.TransportError as error:
+        except (OSError, http.client.HTTPException) as error:
             problem = repr(error)
         if stopped() or time.monotonic() > deadline:
             raise PlayFailed(f"{path}: {problem}", "Is the service running? See `online status`")
@@ -133,12 +133,11 @@ def _post(
         time.sleep(0.1)
 
 
-def label_names(client: httpx.Client, model: str, stream: Stream) -> list[Label] | None:
+def label_names(client: Connection, model: str, stream: Stream) -> list[Label] | None:
     """What the service calls the two labels of a binary model; None for other tasks."""
-    response = client.get(f"/v1/models/{model}")
-    if response.status_code != 200:
-        raise PlayFailed(f"model {model}: {response.text[:300]}", "See `online status`")
-    status = response.json()
+    code, status = client.get(f"/v1/models/{model}")
+    if code != 200:
+        raise PlayFailed(f"model {model}: {status['error']}", "See `online status`")
     if status["task"] != stream.task:
         raise PlayFailed(
             f"{stream.name} is a {stream.task} stream, model {model} is {status['task']}",

@@ -32,6 +32,7 @@ from replay.errors import (
     PartitionSealed,
     ReplayError,
 )
+from replay.example import Label
 from replay.journal.base import Journal, NewRow, Outcome, Row
 
 log = logging.getLogger("online.replica")
@@ -106,7 +107,7 @@ class ModelReplica:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
         self.counts: Counter[str] = Counter()
-        self.newest_label: Any = None
+        self._newest_target: Label | None = None
         self.partition = 0
         self.known = 0
         self.waiting_rows = 0
@@ -215,7 +216,7 @@ class ModelReplica:
 
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""
-        gauges = {"waiting_rows": self.waiting_rows, "own": self.learner.own}
+        gauges: dict[str, float] = {"waiting_rows": self.waiting_rows, "own": self.learner.own}
         gauges["behind_rows"] = self.behind_rows
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
@@ -230,6 +231,16 @@ class ModelReplica:
             end = self.known if partition == self.partition else track.end or 0
             rows += max(end - track.next + 1, 0)
         return rows
+
+    def note_label(self, label: Label) -> None:
+        """A label has come (regression: the tally does not keep targets)."""
+        if self.settings.task == "regression":
+            self._newest_target = label
+
+    @property
+    def newest_label(self) -> Label | None:
+        """Newest label known here: learned anywhere; in regression, sent to this replica."""
+        return self.learner.tally.newest() if self._newest_target is None else self._newest_target
 
     # -- feedback ----------------------------------------------------------------------------
 

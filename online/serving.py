@@ -245,7 +245,7 @@ class Serving:
     def _new_row(
         self, key: bytes, event_id: str, source: str, example: Example, now: float
     ) -> NewRow:
-        self.replica.newest_label = example.label
+        self.replica.note_label(example.label)
         return NewRow(key, event_id, source, Verdict.ACCEPTED, codec.encode(example), now)
 
     def _receipt(self, row: NewRow, recorded: Recorded, *, idempotent: bool) -> Receipt:

@@ -71,13 +71,14 @@ class Cluster:
         """Snapshots kept, newest last."""
         return await self._command(model, "snapshots")
 
-    async def snapshot(self, model: str, *, pin: bool) -> Any:
+    async def snapshot(self, model: str, *, pin: bool) -> dict[str, Any]:
         """Publish one now."""
-        return await self._command(model, "snapshot", pin)
+        return dict(await self._command(model, "snapshot", pin))
 
-    async def pin(self, model: str, snapshot: str, *, on: bool) -> Any:
+    async def pin(self, model: str, snapshot: str, *, on: bool) -> dict[str, Any]:
         """Keep a snapshot beyond the retention, or no longer."""
-        return await self._command(model, "pin", snapshot, on)
+        await self._command(model, "pin", snapshot, on)
+        return {"name": snapshot, "pinned": on}
 
     async def _command(self, model: str, question: str, *args: Any) -> Any:
         try:

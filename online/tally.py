@@ -1,17 +1,21 @@
 """What is counted beside the parameters: the digest of learned events and prequential counters.
 
-Both are blocks like the model's own, pushed with the same ranges, so they are as exact as the
-parameters: an event is in them once, or not at all.
+Labels are kept with the time of their newest event, so that every replica knows the newest label:
+the no-change rule needs it.  All are blocks like the model's own, pushed with the same ranges, so
+they are as exact as the parameters: an event is in them once, or not at all.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from paramserver.blocks import Block, Blocks
+from replay.example import Label
 
 DIGEST = "digest"
 METRICS = "metrics"
+NEWEST = "newest"
 _MASK = 2**64 - 1
 
 
@@ -26,11 +30,18 @@ class Tally:
     def __init__(self) -> None:
         self.counters: dict[str, float] = {}
         self.digest = (0, 0)
+        self.seen: dict[str, tuple[float, float]] = {}
         self._open: dict[str, float] = {}
         self._open_digest = (0, 0)
+        self._open_seen: dict[str, tuple[float, float]] = {}
 
-    def add(self, key: bytes, increments: Mapping[str, float]) -> None:
-        """Count one learned row."""
+    def add(
+        self, key: bytes, increments: Mapping[str, float], label: str | None, at: float
+    ) -> None:
+        """Count one learned row; ``label`` is its JSON text (None in regression), taken ``at``."""
+        if label is not None:
+            self.seen[label] = _span(self.seen.get(label), (at, at))
+            self._open_seen[label] = _span(self._open_seen.get(label), (at, at))
         self.digest = _plus(self.digest, (1, event_hash(key)))
         self._open_digest = _plus(self._open_digest, (1, event_hash(key)))
         for name, value in increments.items():
@@ -45,24 +56,40 @@ class Tally:
             blocks[DIGEST] = Block("digest", {"count": count, "sum": total})
         if self._open:
             blocks[METRICS] = Block("count", self._open)
-        self._open, self._open_digest = {}, (0, 0)
+        if self._open_seen:
+            blocks[NEWEST] = Block("extrema", self._open_seen)
+        self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
         return blocks
+
+    def newest(self) -> Label | None:
+        """Label of the newest event learned; None before the first, and in regression."""
+        if not self.seen:
+            return None
+        label: Label = json.loads(max(self.seen, key=lambda text: self.seen[text][1]))
+        return label
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
         if METRICS in values:
             for name, value in values[METRICS].data.items():
                 self.counters[name] = value + self._open.get(name, 0)
+        if NEWEST in values:
+            for label, span in values[NEWEST].data.items():
+                self.seen[label] = _span(self._open_seen.get(label), span)
         if DIGEST in values:
             data = values[DIGEST].data
             self.digest = _plus((data["count"], data["sum"]), self._open_digest)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self.counters, self.digest = {}, (0, 0)
-        self._open, self._open_digest = {}, (0, 0)
+        self.counters, self.digest, self.seen = {}, (0, 0), {}
+        self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
         self.rebase(values)
 
 
 def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
     return a[0] + b[0], (a[1] + b[1]) & _MASK
+
+
+def _span(a: tuple[float, float] | None, b: tuple[float, float]) -> tuple[float, float]:
+    return (b[0], b[1]) if a is None else (min(a[0], b[0]), max(a[1], b[1]))

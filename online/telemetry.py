@@ -19,13 +19,13 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         """One family a name, with labels model and replica."""
-        families: dict[str, Metric] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
 
         def put(name: str, text: str, labels: dict[str, str], value: float, *, gauge: bool) -> None:
             if name not in families:
                 kind = GaugeMetricFamily if gauge else CounterMetricFamily
                 families[name] = kind(name, text, labels=list(labels))
-            families[name].add_metric(list(labels.values()), value)  # type: ignore[attr-defined]
+            families[name].add_metric(list(labels.values()), value)
 
         for model in self._models:
             base = {"model": str(model["model"])}
@@ -62,7 +62,7 @@ class _Collector:
 def exposition(models: Iterable[Mapping[str, Any]]) -> str:
     """Prometheus text of the given model statuses."""
     registry = CollectorRegistry()
-    registry.register(_Collector(models))  # type: ignore[arg-type]
+    registry.register(_Collector(models))
     return generate_latest(registry).decode()
 
 
