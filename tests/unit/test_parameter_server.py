@@ -1,0 +1,495 @@
+"""The server's process without Ray: restoring, publishing, ending, and what it imports."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paramserver import errors, wire
+from paramserver.actor import Host, ParameterServer, ServerSettings
+from paramserver.lineage import Lineage
+from paramserver.snapshots.history import ancestors, parse_name, snapshot_name
+from paramserver.snapshots.store import DAY_S, HOUR_S, Disk, Retention, kept
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+LINEAGE = Lineage("prices", "s" * 64, "LR()", "sum")
+
+
+@dataclass(frozen=True)
+class Info:
+    id: int
+    end: int
+    sealed: bool = False
+    replica: str = "r"
+
+
+@dataclass(frozen=True)
+class Head:
+    epoch: int
+    snapshot: str | None
+
+
+@dataclass(frozen=True)
+class Control:
+    seq: int
+    kind: str
+
+
+@dataclass
+class FakeStore:
+    """A store in memory.  ``failing`` names methods that raise, before or after their effect."""
+
+    rows: dict[int, Info] = field(default_factory=lambda: {1: Info(1, 100), 2: Info(2, 100)})
+    heads: dict[str, Head] = field(default_factory=dict)
+    control: list[Control] = field(default_factory=list)
+    failing: dict[str, str] = field(default_factory=dict)
+
+    def _maybe_fail(self, method: str, when: str) -> None:
+        if self.failing.get(method) == when:
+            raise OSError(f"{method} failed")
+
+    def head(self, model: str, spec: str) -> Head:
+        self._maybe_fail("head", "before")
+        return self.heads.get(spec, Head(0, None))
+
+    def begin_epoch(self, model: str, spec: str, expected: int) -> int:
+        self._maybe_fail("begin_epoch", "before")
+        head = self.head(model, spec)
+        if head.epoch != expected:
+            raise RuntimeError("epoch lost")
+        self.heads[spec] = replace(head, epoch=expected + 1)
+        return expected + 1
+
+    def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
+        self._maybe_fail("move_head", "before")
+        if self.head(model, spec).epoch != epoch:
+            raise RuntimeError("epoch lost")
+        self.heads[spec] = Head(epoch, snapshot)
+        self._maybe_fail("move_head", "after")
+
+    def partition(self, partition: int) -> Info | None:
+        self._maybe_fail("partition", "before")
+        return self.rows.get(partition)
+
+    def partitions(self, model: str) -> list[Info]:
+        return list(self.rows.values())
+
+    def controls(self, model: str, after: int) -> list[Control]:
+        return [c for c in self.control if c.seq > after]
+
+
+class Died(BaseException):
+    """The process would have ended."""
+
+
+@dataclass
+class World:
+    """One machine: its store, its disk, its clocks."""
+
+    path: Path
+    store: FakeStore = field(default_factory=FakeStore)
+    now_s: float = 1000.0
+    settings: ServerSettings = field(default_factory=ServerSettings)
+    lineage: Lineage = LINEAGE
+
+    def start(self, find_gone: Any = None, disk: Disk | None = None) -> ParameterServer:
+        def die() -> None:
+            raise Died
+
+        clock: Callable[[], float] = lambda: self.now_s  # noqa: E731
+        host = Host(monotonic=clock, wall=clock, die=die, disk=disk or Disk())
+        return ParameterServer(
+            self.lineage,
+            lambda: self.store,
+            str(self.path),
+            self.settings,
+            find_gone,
+            host=host,
+            background=False,
+        )
+
+    def serving(self, **kw: Any) -> ParameterServer:
+        server = self.start(**kw)
+        assert server.restore(), server.status()["reason"]
+        return server
+
+    def file(self, name: str) -> Path:
+        directory = self.path / self.lineage.model / self.lineage.spec[:16]
+        return directory / f"{name}.snapshot"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "snapshots")
+
+
+def sync(server: ParameterServer, *rows: tuple[int, int, int], **changes: Any) -> wire.SyncReply:
+    epoch = server.status()["epoch"]
+    pushes = [
+        wire.Push(
+            epoch,
+            LINEAGE.spec,
+            partition,
+            first,
+            last,
+            last - first + 1,
+            (epoch, 0),
+            {"w": wire.WireBlock("additive", {"k": float(last - first + 1)})},
+        )
+        for partition, first, last in rows
+    ]
+    fields: dict[str, Any] = {
+        "format": wire.FORMAT,
+        "replica": "r1",
+        "partition": 1,
+        "pushes": pushes,
+        "since": None,
+        "values": True,
+        "adopting": [],
+        "report": {"rows": 3.0},
+    }
+    data = wire.encode(wire.SyncRequest(**(fields | changes)))
+    return wire.decode_reply(server.sync(data))
+
+
+def value(server: ParameterServer) -> float:
+    blocks = sync(server).blocks
+    return float(blocks["w"].data["k"]) if blocks else 0.0
+
+
+def test_not_ready_before_it_has_restored(world: World) -> None:
+    server = world.start()
+    assert server.ping() == "restoring"
+    for call in (server.snapshot, server.snapshots, lambda: server.sync(b"\x90")):
+        with pytest.raises((errors.NotReady, errors.RequestRefused)) as raised:
+            call()
+        assert raised.value.definite
+    world.store.failing["begin_epoch"] = "before"
+    assert not server.restore()
+    assert "begin_epoch failed" in server.status()["reason"]
+    world.store.failing.clear()
+    assert server.restore()
+    assert server.status()["state"] == "serving"
+
+
+def test_snapshot_and_restart(world: World) -> None:
+    server = world.serving()
+    reply = sync(server, (1, 1, 4), (1, 5, 6))
+    assert [a.status for a in reply.acks] == ["applied", "applied"]
+    assert (reply.epoch, reply.count, reply.clock, reply.durable) == (1, 2, {1: 6}, {})
+    described = server.snapshot()
+    assert described["name"] == "1-2"
+    assert sync(server).durable == {1: 6}
+    sync(server, (1, 7, 9))  # is in no snapshot
+    again = world.serving()
+    reply = sync(again)
+    assert (reply.epoch, reply.count, reply.clock, reply.durable) == (2, 2, {1: 6}, {1: 6})
+    assert value(again) == 6.0
+    sync(again, (1, 7, 9))
+    assert again.snapshot()["name"] == "2-3-from-1-2"
+    assert value(world.serving()) == 9.0
+
+
+def test_unchanged_state_is_not_published_again(world: World) -> None:
+    server = world.serving()
+    sync(server, (1, 1, 1))
+    first = server.snapshot()
+    world.now_s += 100
+    server.snapshot_if_due()
+    assert server.snapshot() == first
+    again = world.serving()
+    assert again.snapshot()["name"] == first["name"]
+    assert len(again.snapshots()) == 1
+
+
+def test_periodic_snapshot_waits_for_its_interval(world: World) -> None:
+    server = world.serving()
+    sync(server, (1, 1, 1))
+    world.now_s += 9.9
+    server.snapshot_if_due()
+    assert server.snapshots() == []
+    world.now_s += 0.2
+    server.snapshot_if_due()
+    assert [row["name"] for row in server.snapshots()] == ["1-1"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_bad_head_is_refused_and_the_one_before_works(world: World, damage: str) -> None:
+    server = world.serving()
+    for i in (1, 2, 3):
+        sync(server, (1, i, i))
+        server.snapshot()
+    file = world.file("1-3")
+    data = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(data[:-40] + bytes([data[-40] ^ 1]) + data[-39:])
+    elif damage == "cut":
+        file.write_bytes(data[:30])
+    else:
+        file.unlink()
+    again = world.serving()
+    assert value(again) == 2.0
+    assert set(again.status()["refused"]) == {"1-3"}
+    assert sync(again, (1, 3, 3)).acks[0].status == "applied"
+    assert again.snapshot()["name"] == "2-3-from-1-2"
+    assert value(world.serving()) == 3.0
+
+
+def test_start_from_an_ancestor_publishes_a_good_head(world: World) -> None:
+    server = world.serving()
+    for i in (1, 2):
+        sync(server, (1, i, i))
+        server.snapshot()
+    world.file("1-2").write_bytes(b"")
+    assert world.serving().snapshot()["name"] == "2-1-from-1-1"
+
+
+def test_no_good_snapshot_refuses_to_start(world: World) -> None:
+    server = world.serving()
+    sync(server, (1, 1, 1))
+    server.snapshot()
+    world.file("1-1").write_bytes(b"torn")
+    again = world.start()
+    assert not again.restore()
+    status = again.status()
+    assert status["state"] == "refused"
+    assert "--fresh" in status["reason"]
+    request = wire.encode(wire.SyncRequest(wire.FORMAT, "r", 1, [], None, True, []))
+    with pytest.raises(errors.NotReady, match="refused"):
+        again.sync(request)
+
+
+def test_journal_older_than_the_model_refuses_to_start(world: World) -> None:
+    server = world.serving()
+    sync(server, (1, 1, 50))
+    server.snapshot()
+    world.store.rows[1] = Info(1, 49)
+    again = world.start()
+    assert not again.restore()
+    assert "partition 1: 50 learned, 49 in the journal" in again.status()["reason"]
+    world.store.rows[1] = Info(1, 50)
+    assert world.start().restore()
+
+
+def test_rewrite_of_a_later_release_refuses_to_start(world: World) -> None:
+    world.store.control = [Control(1, "failed")]
+    assert world.serving().status()["control"] == 1
+    world.store.control.append(Control(2, "rollback"))
+    again = world.start()
+    assert not again.restore()
+    assert "rollback" in again.status()["reason"]
+
+
+def test_superseded_server_ends_and_leaves_nothing(world: World) -> None:
+    old = world.serving()
+    sync(old, (1, 1, 5))
+    new = world.serving()
+    sync(new, (1, 1, 1))
+    with pytest.raises(Died):
+        old.snapshot()
+    assert not world.file("1-1").exists()
+    with pytest.raises(Died):
+        old.confirm()
+    new.confirm()
+    assert new.snapshot()["name"] == "2-1"
+    assert value(world.serving()) == 1.0
+
+
+def test_lost_answer_of_the_store_is_found_out(world: World) -> None:
+    server = world.serving()
+    sync(server, (1, 1, 1))
+    world.store.failing["move_head"] = "after"
+    assert server.snapshot()["name"] == "1-1"
+    sync(server, (1, 2, 2))
+    world.store.failing["move_head"] = "before"
+    with pytest.raises(errors.PublishFailed):
+        server.snapshot()
+    assert sync(server).durable == {1: 1}
+    world.store.failing.clear()
+    assert server.snapshot()["name"] == "1-2"
+    assert sync(server).durable == {1: 2}
+
+
+def test_full_disk_leaves_the_head(world: World) -> None:
+    class FullDisk(Disk):
+        full = False
+
+        def write(self, path: Path, data: bytes) -> None:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            super().write(path, data)
+
+    disk = FullDisk()
+    server = world.serving(disk=disk)
+    sync(server, (1, 1, 1))
+    disk.full = True
+    with pytest.raises(errors.PublishFailed, match="No space"):
+        server.snapshot()
+    disk.full = False
+    assert server.snapshot()["name"] == "1-1"
+
+
+def test_store_that_is_away_is_indefinite(world: World) -> None:
+    server = world.serving()
+    world.store.rows[9] = Info(9, 1)  # registered since the last look
+    world.store.failing["partition"] = "before"
+    with pytest.raises(errors.StoreUnavailable) as raised:
+        sync(server, (9, 1, 1))
+    assert not raised.value.definite
+    world.store.failing.clear()
+    assert sync(server, (9, 1, 1)).acks[0].status == "applied"
+
+
+def test_other_formats_and_nonsense_are_refused(world: World) -> None:
+    server = world.serving()
+    with pytest.raises(errors.FormatRefused, match="99"):
+        sync(server, format=99)
+    with pytest.raises(errors.RequestRefused):
+        server.sync(b"\xc1nonsense")
+
+
+def test_sealed_partition_leaves_the_clock_and_stays_closed(world: World) -> None:
+    world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
+    server = world.serving()
+    sync(server, (1, 1, 2), (2, 1, 1))
+    server.snapshot()  # birth: holds no rows
+    world.store.rows[1] = Info(1, 2, sealed=True)
+    server.confirm()
+    sync(server, (2, 2, 2))
+    server.snapshot()
+    assert sync(server, partition=2).closed == []
+    assert sync(server, (1, 1, 2), partition=2).acks[0].clock == 2
+    assert sync(server).closed == [1]
+    assert server.status()["clock"] == {2: 2}
+    sync(server, (2, 3, 3))
+    server.snapshot()
+    again = world.serving()
+    assert sync(again, (1, 1, 2)).acks[0].status == "repeat"
+    assert value(again) == 5.0
+
+
+def test_orphans_are_offered_and_reports_fade(world: World) -> None:
+    server = world.serving(find_gone=lambda partitions: {p.id for p in partitions if p.id == 2})
+    assert sync(server).orphans == [2]
+    assert sync(server, adopting=[2]).orphans == []
+    assert server.reports() == {"r1": {"rows": 3.0}}
+    assert server.status()["replicas"]["r1"]["age_s"] == 0.0
+    world.now_s += 61
+    assert server.reports() == {}
+    server.confirm()
+    assert server.status()["replicas"] == {}
+
+
+def test_answers_say_how_long_ago_the_epoch_was_confirmed(world: World) -> None:
+    server = world.serving()
+    world.now_s += 0.25
+    assert sync(server).confirmed_ms == pytest.approx(250.0)
+    server.confirm()
+    assert sync(server).confirmed_ms == 0.0
+
+
+def test_retention_and_pins(world: World) -> None:
+    world.settings = ServerSettings(retention=Retention(2, 0, 0, 0))
+    server = world.serving()
+    for i in range(1, 7):
+        world.now_s += 10
+        sync(server, (1, i, i))
+        server.snapshot(pin=i == 3)
+    names = [row["name"] for row in server.snapshots()]
+    assert names == ["1-6", "1-5", "1-3", "1-1"]
+    server.pin("1-3", False)
+    sync(server, (1, 7, 7))
+    server.snapshot()
+    assert [row["name"] for row in server.snapshots()] == ["1-7", "1-6", "1-1"]
+    with pytest.raises(errors.SnapshotMissing):
+        server.pin("1-3", True)
+    assert not world.file("1-3").exists()
+
+
+def test_kept_names() -> None:
+    made = {f"{i}": float(i * HOUR_S // 2) for i in range(96)}  # two days, one each half hour
+    none = Retention(1, 0, 0, 0)
+    assert kept(made, none) == {"0", "95"}
+    assert kept(made, none, birth=False) == {"95"}
+    assert kept(made, none, pinned={"7", "gone"}, birth=False) == {"7", "95"}
+    assert kept(made, Retention(2, 3, 0, 0), birth=False) == {"95", "94", "93", "91"}
+    assert kept(made, Retention(1, 0, 7, 0), birth=False) == {"95", "47"}
+    assert kept(made, Retention(1, 0, 0, 4), birth=False) == {"95"}
+    assert kept({}, Retention()) == set()
+    shifted = {n: t + 40 * DAY_S for n, t in made.items()}
+    assert kept(shifted, Retention()) >= kept(shifted, Retention(), birth=False)
+
+
+def test_ancestors_follow_the_names() -> None:
+    names = [
+        "1-5",
+        "1-9",  # after epoch 2 had begun from 1-5: not an ancestor
+        "2-7-from-1-5",
+        "3-6-from-1-5",  # a server between that nothing came from
+        "4-9-from-2-7",
+        "4-12-from-2-7",
+        "4-15-from-2-7",  # published, but the head did not move
+        "x",
+    ]
+    assert ancestors("4-12-from-2-7", names) == [
+        "4-12-from-2-7",
+        "4-9-from-2-7",
+        "2-7-from-1-5",
+        "1-5",
+    ]
+    assert ancestors("5-0", names) == ["5-0"]  # begun anew: what was before is no ancestor
+    gone = [n for n in names if not n.startswith("2")]  # retention took the link
+    assert ancestors("4-12-from-2-7", gone)[2:] == ["1-5"]
+    for version, base in (((3, 4), None), ((3, 4), (2, 1))):
+        assert parse_name(snapshot_name(version, base)) == (version, base)
+
+
+def test_imports_neither_river_nor_torch_nor_ray() -> None:
+    code = (
+        "import sys, paramserver.actor; "
+        "print([m for m in ('river', 'torch', 'ray', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_thread_restores_and_serves(world: World) -> None:
+    server = ParameterServer(LINEAGE, lambda: world.store, str(world.path))
+    pause = threading.Event()
+    for _ in range(2000):
+        if server.ping() == "serving":
+            break
+        pause.wait(0.005)
+    assert value(server) == 0.0
+
+
+def test_sqlite_journal_is_a_store(world: World, tmp_path: Path) -> None:
+    with contextlib.closing(SqliteJournal(tmp_path / "journal.db", disk_low_mb=0)) as journal:
+        partition = journal.register("prices", "r1", LINEAGE.spec, 0.0).id
+        rows = [NewRow(bytes([i]) * 16, str(i), "x", Verdict.ACCEPTED, b"", 0.0) for i in (1, 2)]
+        journal.append(partition, 0, rows)
+
+        def start() -> ParameterServer:
+            host = Host(die=lambda: None)
+            directory = str(world.path)
+            return ParameterServer(LINEAGE, lambda: journal, directory, host=host, background=False)
+
+        old, new = start(), start()
+        assert old.restore()
+        sync(old, (partition, 1, 2))
+        old.snapshot()
+        assert new.restore()
+        assert value(new) == 2.0
+        sync(old, (partition, 3, 3))
+        with pytest.raises(errors.Superseded):
+            old.snapshot()
+        assert journal.head("prices", LINEAGE.spec).snapshot == "1-1"
