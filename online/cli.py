@@ -37,6 +37,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 
 _STOP_S = 4.5
+_TEND_S = 0.25
 
 File = Annotated[Path | None, typer.Argument(help="settings file; none: online.yaml if it is here")]
 FileOption = Annotated[Path | None, typer.Option("--config", help="settings file")]
@@ -127,7 +128,8 @@ def serve(
 
 def _watch(running: Any, stop: threading.Event) -> int:
     """Until a signal (0), or until Ray is gone (2)."""
-    while not stop.wait(1.0):
+    while not stop.wait(_TEND_S):
+        running.tend()
         if not running.alive():
             print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
             return 2

@@ -39,6 +39,7 @@ from paramserver.server import MergeRule
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.store import DirectorySnapshots, Retention
 from paramserver.state import SnapshotState
+from replay.errors import ReplayError
 from replay.journal.sqlite import SqliteJournal
 
 log = logging.getLogger("online.cluster")
@@ -96,6 +97,7 @@ class Service:
         self._private = processes.private_dir(settings.state_dir)
         self._loaded: dict[str, Loaded] = {}
         self._vital: list[psutil.Process] = []
+        self._journal: SqliteJournal | None = None
         self._started_s = time.monotonic()
         self.url = ""
 
@@ -285,6 +287,15 @@ class Service:
 
     # -- stop --------------------------------------------------------------------------------
 
+    def tend(self) -> None:
+        """Move a small part of the journal's log into its file: one process does it for all."""
+        if self._journal is None:
+            self._journal = SqliteJournal(journal_path(self._settings))
+        try:
+            self._journal.checkpoint()
+        except ReplayError as error:
+            log.warning("journal: %s", error)
+
     def alive(self) -> bool:
         """Whether Ray's own processes run; without them nothing is restarted any more."""
         return all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in self._vital)
@@ -327,5 +338,8 @@ class Service:
         )
         run_path(self._settings).unlink(missing_ok=True)
         shutil.rmtree(self._private, ignore_errors=True)
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         self._owner.release()
         self._owner = None

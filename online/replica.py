@@ -121,6 +121,7 @@ class ModelReplica:
         self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
         self._failed: dict[str, str] = {}
         self._control_seq = 0
+        self._store_epoch = 0
         self._wake_commit, self._wake_learn = asyncio.Event(), asyncio.Event()
         self._first_row, self._sync_now = asyncio.Event(), asyncio.Event()
         self._fresh_at: float | None = None
@@ -326,7 +327,8 @@ class ModelReplica:
         for (waiting, i), outcome in zip(places, appended.outcomes, strict=True):
             await self._place(waiting, i, outcome)
         self._wake_learn.set()
-        if appended.epoch > self.learner.version[0]:
+        if appended.epoch != self._store_epoch:  # a server has started: do not wait to meet it
+            self._store_epoch = appended.epoch
             self._sync_now.set()
 
     async def _place(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:

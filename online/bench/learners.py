@@ -12,25 +12,17 @@ def alma() -> Any:
     return preprocessing.StandardScaler() | linear_model.ALMAClassifier()
 
 
+COUNT_LABEL = 1e9
+"""The label of every event of :func:`counting`: no prediction ever reaches it."""
+
+
 def counting() -> Any:
-    """A linear model whose parameters count events exactly.
+    """A linear model whose weights count events exactly.
 
-    Linear regression from zero with a loss whose gradient is always -1: each event adds its
-    feature values times 2^-10 to the weights, so sums of dyadic numbers are exact in any order.
+    The absolute loss has gradient -1 while the prediction is below the label, so each event adds
+    2^-10 times its feature values to the weights.  Sums of dyadic numbers are exact in any order.
     """
+    step = 2.0**-10
     return linear_model.LinearRegression(
-        optimizer=optim.SGD(2.0**-10), intercept_lr=2.0**-10, loss=_Count(), clip_gradient=1.0
+        optimizer=optim.SGD(step), intercept_lr=step, loss=optim.losses.Absolute()
     )
-
-
-class _Count(optim.losses.RegressionLoss):  # type: ignore[misc]  # river is not typed
-    """A "loss" whose gradient is -1 wherever it is taken."""
-
-    def __call__(self, y_true: float, y_pred: float) -> float:
-        return -y_pred
-
-    def gradient(self, y_true: float, y_pred: float) -> float:
-        return -1.0
-
-    def mean_func(self, y_pred: float) -> float:
-        return y_pred

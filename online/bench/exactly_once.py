@@ -1,0 +1,261 @@
+"""Kill processes at random instants; every acknowledged event must be in the model exactly once.
+
+The model counts: each event has a feature of its own and adds 2^-10 to that feature's weight,
+whatever was learned before, so the final weights say of each event how often it was learned.
+Clients repeat what was not answered, with the same ``event_id``, as real ones do, and now and
+then repeat what was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import random
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from online import fsck
+from online.bench.learners import COUNT_LABEL
+from online.bench.service import Running, launch, status, write_settings
+from online.config import Settings, load
+from online.http import Connection
+from online.names import snapshots_path
+from online.processes import free_port
+from paramserver.snapshots.format import decode
+from paramserver.snapshots.store import DirectorySnapshots
+
+STEP = 2.0**-10
+_TARGETS = ("replica", "server", "both", "all")
+
+
+@dataclass(slots=True)
+class Sent:
+    """What the clients know: acknowledged events, and those that never got an answer."""
+
+    acknowledged: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
+    statuses: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Of one campaign.  ``lost`` and ``twice`` are event ids; both empty is the promise kept."""
+
+    rounds: Counter[str]
+    in_flight_min: int
+    acknowledged: int
+    unanswered: int
+    unanswered_learned: int
+    lost: list[str]
+    twice: list[str]
+    strangers: list[str]
+    fsck_good: bool
+    statuses: dict[str, int]
+    adopted: int
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Nothing lost, nothing twice, and the digest agrees with the journal."""
+        return not (self.lost or self.twice or self.strangers) and self.fsck_good
+
+
+class Client(threading.Thread):
+    """Sends events one after the other until told to stop; repeats until each is answered."""
+
+    def __init__(
+        self, number: int, url: Callable[[], str], sent: Sent, stop: threading.Event, seed: int
+    ) -> None:
+        super().__init__(daemon=True)
+        self._number, self._url, self._sent, self._stop_event = number, url, sent, stop
+        self._rng = random.Random(seed)
+        self.in_flight = False
+
+    def run(self) -> None:
+        """The loop."""
+        i = 0
+        while not self._stop_event.is_set():
+            event = f"c{self._number}-{i}"
+            i += 1
+            self._send(event)
+            if self._rng.random() < 0.05:  # a client that did not trust the answer
+                self._send(event)
+
+    def _send(self, event: str) -> None:
+        body = {
+            "features": {event: 1.0},
+            "label": COUNT_LABEL,
+            "event_id": event,
+            "source": "bench",
+        }
+        with self._sent.lock:
+            self._sent.unanswered.add(event)
+        give_up = time.monotonic() + 120
+        while time.monotonic() < give_up:
+            client = Connection(self._url(), timeout_s=20)
+            try:
+                self.in_flight = True
+                code, answer = client.post("/v1/models/counting/feedback", body)
+            except (OSError, http.client.HTTPException):
+                code, answer = 0, {}
+            finally:
+                self.in_flight = False
+                client.close()
+            if code == 200:
+                with self._sent.lock:
+                    self._sent.acknowledged.add(event)
+                    self._sent.unanswered.discard(event)
+                    self._sent.statuses[answer["status"]] += 1
+                return
+            with self._sent.lock:
+                self._sent.statuses[f"retried after {code or 'no answer'}"] += 1
+            if self._stop_event.is_set() and self._rng.random() < 0.2:
+                return  # this one stays unanswered
+            time.sleep(0.05)
+
+
+def settings_of(port: int) -> dict[str, Any]:
+    """Two replicas of the counting model, exact sums, frequent snapshots."""
+    return {
+        "port": port,
+        "replicas": 2,
+        "limits": {"adopt_s": 4},
+        "models": [
+            {
+                "name": "counting",
+                "task": "regression",
+                "learner": "online.bench.learners:counting",
+                "sync": {"merge": "sum"},
+                "snapshots": {"interval_s": 1, "keep": 4},
+            }
+        ],
+    }
+
+
+def run(
+    rounds: int,
+    *,
+    seed: int = 0,
+    clients: int = 12,
+    all_every: int = 5,
+    progress: Callable[[str], None] = print,
+) -> Result:
+    """A campaign of ``rounds`` kills, every ``all_every``-th of every process at once."""
+    rng = random.Random(seed)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="online-kill-") as name:
+        folder = Path(name)
+        path = write_settings(folder, settings_of(free_port()))
+        running = launch(folder)
+        sent, stop = Sent(), threading.Event()
+        threads = [
+            Client(i, lambda: running.url, sent, stop, seed * 1000 + i) for i in range(clients)
+        ]
+        for thread in threads:
+            thread.start()
+        done: Counter[str] = Counter()
+        in_flight = clients
+        try:
+            for i in range(rounds):
+                target = "all" if i % all_every == all_every - 1 else rng.choice(_TARGETS[:3])
+                time.sleep(rng.uniform(0.5, 4.0))
+                in_flight = min(in_flight, _wait_in_flight(threads, min(8, clients)))
+                running = _kill(running, folder, target)
+                done[target] += 1
+                progress(
+                    f"round {i + 1}/{rounds}: killed {target}, {len(sent.acknowledged):,} answered"
+                )
+            stop.set()
+            for thread in threads:
+                thread.join(150)
+            return _judge(running, load(path, {}, {}), sent, done, in_flight, begun)
+        finally:
+            stop.set()
+            running.stop()
+
+
+def _wait_in_flight(threads: list[Client], wanted: int) -> int:
+    """Until so many requests are under way; how many are."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        now = sum(thread.in_flight for thread in threads)
+        if now >= wanted:
+            return now
+        time.sleep(0.001)
+    return sum(thread.in_flight for thread in threads)
+
+
+def _kill(running: Running, folder: Path, target: str) -> Running:
+    """SIGKILL the target; after `all`, the service is started again on the same state."""
+    if target == "all":
+        _sigkill(running.processes())
+        running.process.wait()
+        return launch(folder)
+    victims = []
+    if target in ("replica", "both"):
+        victims += running.named("ServeReplica")[:1]
+    if target in ("server", "both"):
+        victims += running.named("ParameterServer")[:1]
+    _sigkill(victims)
+    return running
+
+
+def _sigkill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGKILL)
+
+
+def _judge(
+    running: Running,
+    settings: Settings,
+    sent: Sent,
+    done: Counter[str],
+    in_flight: int,
+    begun: float,
+) -> Result:
+    findings = _wait_complete(running, settings)
+    now = status(running, "counting")
+    spec = str(now["server"]["spec"])
+    stored = DirectorySnapshots(snapshots_path(settings) / "counting" / spec[:16])
+    weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
+    times = {event: weight / STEP for event, weight in weights.items()}
+    known = sent.acknowledged | sent.unanswered
+    return Result(
+        rounds=done,
+        in_flight_min=in_flight,
+        acknowledged=len(sent.acknowledged),
+        unanswered=len(sent.unanswered),
+        unanswered_learned=sum(1 for e in sent.unanswered if times.get(e)),
+        lost=sorted(e for e in sent.acknowledged if times.get(e, 0) < 1),
+        twice=sorted(e for e, n in times.items() if n > 1),
+        strangers=sorted(e for e in times if e not in known),
+        fsck_good=findings.good,
+        statuses=dict(sent.statuses),
+        adopted=int(sum(r.get("adopted", 0) for r in now["replicas"].values())),
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _wait_complete(running: Running, settings: Settings) -> fsck.Findings:
+    """Until a published snapshot has every row of the journal, adopted ones too."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            client = Connection(running.url)
+            client.post("/v1/models/counting/snapshots", None)
+            client.close()
+        findings = fsck.check(settings, "counting")
+        if findings.not_yet == 0 or time.monotonic() > deadline:
+            return findings
+        time.sleep(0.2)
