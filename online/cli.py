@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from online import __version__, config
+from online.bench.cli import app as bench_app
 from online.errors import ConfigError, OnlineError, StartRefused
 
 app = typer.Typer(
@@ -31,7 +32,6 @@ app = typer.Typer(
 )
 snapshot_app = typer.Typer(help="List, create, show and pin snapshots.", no_args_is_help=True)
 config_app = typer.Typer(help="Show or check the settings.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measured tables, each beside a peer.", no_args_is_help=True)
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")

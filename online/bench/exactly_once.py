@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,7 @@ def run(
     seed: int = 0,
     clients: int = 12,
     all_every: int = 5,
+    environment: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = print,
 ) -> Result:
     """A campaign of ``rounds`` kills, every ``all_every``-th of every process at once."""
@@ -156,7 +157,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="online-kill-") as name:
         folder = Path(name)
         path = write_settings(folder, settings_of(free_port()))
-        running = launch(folder)
+        running = launch(folder, environment=environment)
         sent, stop = Sent(), threading.Event()
         threads = [
             Client(i, lambda: running.url, sent, stop, seed * 1000 + i) for i in range(clients)

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import yaml
 
+from online import config
 from online.errors import StartRefused
 from online.http import Connection
 
@@ -93,12 +94,15 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> Path:
     return path
 
 
-def launch(folder: Path, *arguments: str) -> Running:
+def launch(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Running:
     """`online serve` on the folder's settings; returns when it has printed its URL."""
     begun = time.monotonic()
     command = [sys.executable, "-m", "online", "serve", str(folder / "online.yaml"), *arguments]
     log = (folder / "serve.log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, text=True,
+        env={**config.environment(), **(environment or {})},
+    )  # fmt: skip
     log.close()
     deadline = begun + _START_S
     while True:

@@ -1,0 +1,152 @@
+"""`online bench NAME`: one command a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="Measured tables, each beside a peer.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
+Rows = Annotated[int | None, typer.Option(help="only so many rows of the stream")]
+
+
+def _show(title: str, rows: Iterable[Any], *, as_json: bool) -> None:
+    data = [asdict(row) for row in rows]
+    if as_json:
+        print(json.dumps(data))
+        return
+    table = Table(title=title, box=None, pad_edge=False)
+    for name in data[0]:
+        table.add_column(name.replace("_", " "), justify="left" if name == "what" else "right")
+    for row in data:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return (
+            f"{value:.3g}"
+            if abs(value) < 0.001
+            else f"{value:,.4f}"
+            if value < 1
+            else f"{value:,.1f}"
+        )
+    return str(value)
+
+
+@app.command()
+def fidelity(rows: Rows = None, as_json: AsJson = False) -> None:
+    """One replica over HTTP beside the plain library, row by row.
+
+    Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: online bench fidelity --rows 2000
+    """
+    from online.bench import fidelity as bench
+
+    _show("fidelity", [bench.run(name, rows) for name in bench.MODELS], as_json=as_json)
+
+
+@app.command()
+def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
+    """Accuracy on Elec2 with all traffic on one of four replicas, and spread over two.
+
+    Example: online bench replicas --rows 10000
+    """
+    from online.bench import replicas as bench
+
+    found = [bench.solo(rows)]
+    found += [bench.spread(rows, merge=merge) for merge in ("average", "sum")]
+    _show("replicas on Elec2", found, as_json=as_json)
+
+
+@app.command()
+def freshness(
+    rate: Annotated[float, typer.Option(help="events a second")] = 200.0,
+    seconds: Annotated[float, typer.Option(help="how long")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Feedback acknowledged by one replica: how soon it is in the other's answers.
+
+    Example: online bench freshness --rate 500
+    """
+    from online.bench import freshness as bench
+
+    _show("freshness", [bench.run(rate, seconds)], as_json=as_json)
+
+
+@app.command("exactly-once")
+def exactly_once(
+    rounds: Annotated[int, typer.Option(help="kills")] = 20,
+    seed: Annotated[int, typer.Option(help="of the instants and targets")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Kill processes at random instants under load; nothing is lost or learned twice.
+
+    Example: online bench exactly-once --rounds 20
+    """
+    from online.bench import exactly_once as bench
+
+    result = bench.run(rounds, seed=seed, progress=lambda line: print(line, file=sys.stderr))
+    data = {**asdict(result), "good": result.good}
+    if as_json:
+        print(json.dumps(data))
+    else:
+        for name, value in data.items():
+            print(f"{name.replace('_', ' ')}: {value}")
+    raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
+def http(
+    runs: Annotated[int, typer.Option(help="repetitions of each")] = 5,
+    seconds: Annotated[float, typer.Option(help="length of each")] = 3.0,
+    as_json: AsJson = False,
+) -> None:
+    """Predict and feedback rates and p99 beside uvicorn + FastAPI + river.
+
+    Example: online bench http --runs 5
+    """
+    from online.bench import http as bench
+
+    table = bench.run(runs=runs, seconds=seconds)
+    _show("http", table.figures, as_json=as_json)
+    if table.void:
+        print("void: the peer made fewer than 4,000 predictions/s", file=sys.stderr)
+
+
+@app.command()
+def journal(as_json: AsJson = False) -> None:
+    """Ways for two writers of one node to share a journal.
+
+    Example: online bench journal
+    """
+    from evaluation.benchmarks import journal as bench
+
+    found = bench.run()
+    if as_json:
+        print(json.dumps(found))
+        return
+    for row in found:
+        print(row)
+
+
+@app.command("all")
+def everything() -> None:
+    """Every table, one after the other (about 25 minutes).
+
+    Example: online bench all
+    """
+    http(runs=5, seconds=3.0)
+    freshness(rate=200.0, seconds=30.0)
+    fidelity(rows=None)
+    replicas(rows=None)
+    journal()
+    exactly_once(rounds=20)
