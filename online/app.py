@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
@@ -10,11 +11,13 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
 
 from online import __version__, telemetry
-from online.errors import RequestError
+from online.errors import RequestError, invalid
 from online.messages import (
     ErrorAnswer,
     FeedbackRequest,
@@ -34,6 +37,9 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _HOT = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
+# Only to say what was wrong in a body that the decoder has refused: the name before the value.
+_NO_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?(?:NaN|Infinity|inf|nan)\b)')
+_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?\d+(?:\.\d+)?[eE]\+?\d+)')
 _encode = msgspec.json.Encoder().encode
 _PREDICT = msgspec.json.Decoder(PredictRequest)
 _FEEDBACK = msgspec.json.Decoder(FeedbackRequest)
@@ -140,14 +146,28 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".") or None
-        raise RequestError(
-            422, "invalid_value", message, field, "See /docs for the fields and their types"
-        ) from None
+        raise _wrong_value(str(error), body) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        field, message = None, str(error)
+        if match := _NO_NUMBER.search(body):
+            field, message = match[1].decode(errors="replace")[:80], f"{match[2].decode()}: {error}"
         hint = "Send JSON; NaN and Infinity are no JSON numbers: leave missing values out"
-        raise RequestError(400, "malformed", str(error), None, hint) from None
+        raise RequestError(400, "malformed", message, field, hint) from None
+
+
+def _wrong_value(text: str, body: bytes) -> RequestError:
+    """422 from the decoder's message, which names neither an unknown field nor a huge number."""
+    message, _, path = text.partition(" - at `$")
+    field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"
+    if match := re.search(r"unknown field `(.*)`", message):
+        field = f"{field}.{match[1]}".lstrip(".")
+        hint = "Leave it out; see /docs for the fields"
+    elif message == "Number out of range":
+        huge = [m for m in _NUMBER.finditer(body) if math.isinf(float(m[2]))]
+        if huge:
+            field = field.replace("[...]", "." + huge[0][1].decode(errors="replace")[:80])
+            message, hint = f"{huge[0][2].decode()[:80]} is out of range", "Send at most 1e100"
+    return invalid(field, message, hint)
 
 
 async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
@@ -173,10 +193,20 @@ def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
     async def on_error(request: Request, error: RequestError) -> JSONResponse:
         return JSONResponse(error_body(error), error.status)
 
-    @app.exception_handler(404)
-    async def on_missing(request: Request, error: Exception) -> JSONResponse:
-        missing = RequestError(404, "unknown_path", f"no {request.url.path}", None, "See /docs")
-        return JSONResponse(error_body(missing), 404)
+    @app.exception_handler(HTTPException)
+    async def on_route(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            body = RequestError(404, "unknown_path", f"no {request.url.path}", None, "See /docs")
+        else:
+            message = f"{request.method}: {error.detail}"
+            body = RequestError(error.status_code, "method", message, None, "See /docs")
+        return JSONResponse(error_body(body), error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
+        return JSONResponse(error_body(invalid(str(first["loc"][-1]), got, "See /docs")), 422)
 
     def known(model: str) -> None:
         if model not in servings:

@@ -7,7 +7,6 @@ silence, so everything is checked here, before anything is touched.
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from online.config import Limits, ModelSettings
@@ -15,6 +14,7 @@ from online.errors import invalid
 from replay.example import Features, Label
 
 _INTEGER_MAX = 2**53  # beyond it a JSON number is not the integer that was written
+_NUMBER_MAX = 1e100  # squares, and sums of squares over all rows, stay finite
 
 
 class Door:
@@ -46,9 +46,11 @@ class Door:
             )
         for name, item in value.items():
             if type(item) is float:
-                if not math.isfinite(item):
+                if not -_NUMBER_MAX <= item <= _NUMBER_MAX:  # NaN too
                     raise invalid(
-                        f"{field}.{name}", f"{item} is not finite", "Leave it out instead"
+                        f"{field}.{name}",
+                        f"{item} is not a number in ±{_NUMBER_MAX:g}",
+                        "Scale it, or leave it out",
                     )
             else:
                 self._check_other(item, f"{field}.{name}")
@@ -80,8 +82,9 @@ class Door:
             return self._binary(value, field)
         if self._task == "regression":
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or abs(value) > 1e300:
-                raise invalid(field, f"a number is needed, got {_show(value)}", "Send a finite one")
+            if not number or not -_NUMBER_MAX <= value <= _NUMBER_MAX:
+                hint = f"Send a number in ±{_NUMBER_MAX:g}"
+                raise invalid(field, f"a number is needed, got {_show(value)}", hint)
             return float(value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 3 and 3.0 are one class

@@ -17,7 +17,8 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
         bool, Meta(description="many rows: give each prediction an id that takes its label")
     ] = False
     max_age_ms: Annotated[
-        float | None, Meta(description="503 `too_old` if the model is older than this")
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="503 `too_old` if the model is older than this"),
     ] = None
     after: Annotated[
         str | None, Meta(description="`seen` of a feedback: the answer says whether it counts it")

@@ -23,7 +23,13 @@ from typing import Any, Protocol
 from online.config import Limits, ModelSettings
 from online.errors import RequestError
 from online.learner import Failed, Learner
-from paramserver.errors import ParamServerError
+from paramserver.errors import (
+    BlockError,
+    FormatRefused,
+    ParamServerError,
+    PushRefused,
+    RequestRefused,
+)
 from paramserver.wire import FORMAT, SyncReply, SyncRequest
 from replay.errors import (
     JournalBehind,
@@ -515,6 +521,8 @@ class ModelReplica:
         except ParamServerError as error:
             self.counts["server_unreachable"] += 1
             self._behind = None
+            if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
+                self.incident = f"the parameter server refuses a push: {error}"
             log.info("parameter server: %s", error)
             return None
         changed = learner.on_reply(reply)

@@ -31,6 +31,8 @@ from replay.journal.base import NewRow, Row, Verdict
 _HTTP = {"learned": 200, "failed": 422, "duplicate": 200, "conflict": 409, "expired": 410}
 _FUTURE_S = 60.0  # a token may be this much ahead of our clock (issued on another node)
 
+_SCORE_MAX = 1e100
+
 
 class Serving:
     """Predict and feedback of one model."""
@@ -109,7 +111,16 @@ class Serving:
             if isinstance(answer.label, float) and not math.isfinite(answer.label):
                 raise RequestError(503, "not_finite", "the model's answer is not finite")
             return answer, msgspec.UNSET
+        if not math.isfinite(sum(answer.probabilities.values())):
+            raise RequestError(503, "not_finite", "the model's answer is not finite")
         return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
+
+    def _score(self, answer: Answer) -> dict[str, float] | None:
+        """The answer as it is counted; None if its square is no number: it then counts as none."""
+        score = self.replica.learner.score(answer)
+        if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
+            return None
+        return score
 
     def _token(self, features: Features, answer: Answer) -> str | None:
         learner = self.replica.learner
@@ -117,7 +128,7 @@ class Serving:
             Predicted(
                 format=1,
                 features=features,
-                score=learner.score(answer),
+                score=self._score(answer),
                 version=(*learner.version, learner.own),
                 at=self._now_s(),
                 no_change=self.replica.newest_label,
@@ -147,7 +158,7 @@ class Serving:
 
     async def _events(self, request: FeedbackRequest) -> Receipts:
         events = request.events or []
-        if request.id is not None or request.features is not None:
+        if request != FeedbackRequest(events=events):
             raise invalid("events", "one event and many in one body", "Put all of them into events")
         if not 1 <= len(events) <= self._limits.rows_max:
             hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
@@ -194,7 +205,7 @@ class Serving:
             features,
             label,
             weight,
-            learner.score(answer),
+            self._score(answer),
             (*learner.version, learner.own),
             now,
             event.event_time,

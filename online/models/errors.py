@@ -38,6 +38,20 @@ class WeightUnsupported(ModelError):
         )
 
 
+class StateNotFinite(ModelError):
+    """A row that drove the weights out of the finite numbers; the caller puts the model back."""
+
+    def __init__(self, total: float) -> None:
+        super().__init__(total)
+        self.total = total
+
+    def __str__(self) -> str:
+        return (
+            f"the row drives the weights to {self.total}. "
+            "Scale the features, or take a lower learning rate"
+        )
+
+
 class BlobUntrusted(ModelError):
     """A pickled state that was not sealed with this service's key.  It was not unpickled."""
 

@@ -22,12 +22,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from math import isfinite
 from typing import Any, Final
 
 from river import compose, linear_model, optim, preprocessing
 
 from online.models.base import Prediction
-from online.models.errors import WeightUnsupported
+from online.models.errors import StateNotFinite, WeightUnsupported
 from online.models.structure import describe, steps
 from paramserver.blocks import ADDITIVE, EXTREMA, MOMENTS, Block, Blocks, merge
 from replay.example import Features, Label
@@ -121,12 +122,18 @@ class Linear:
         return self._final.predict(x)
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """What river's ``Pipeline.learn_one`` does, step by step."""
+        """What river's ``Pipeline.learn_one`` does, step by step.
+
+        Raises StateNotFinite when the weights have left the finite numbers: river goes on with
+        NaN, but no merge could take it.
+        """
         self._final.check(weight)
         x: dict[str, Any] = features
         for scaler in self._scalers:
             x = scaler.learn(x)
         self._final.learn(x, label, weight)
+        if not isfinite(total := self._final.total(x)):
+            raise StateNotFinite(total)
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
@@ -286,6 +293,11 @@ class _Glm:
     def check(self, weight: float) -> None:
         """Any weight will do."""
 
+    def total(self, x: dict[str, Any]) -> float:
+        """Sum of what a row has touched: finite only if each of them is."""
+        weights = self._estimator._weights
+        return sum([weights.get(name, 0.0) for name in x], float(self._estimator.intercept))
+
     def predict(self, x: dict[str, Any]) -> Prediction:
         if self._regression:
             return Prediction(float(self._estimator.predict_one(x)), None)
@@ -348,6 +360,11 @@ class _Softmax:
         """River's softmax regression takes no weight."""
         if weight != 1.0:
             raise WeightUnsupported(weight, "SoftmaxRegression")
+
+    def total(self, x: dict[str, Any]) -> float:
+        """Sum of what a row has touched: finite only if each of them is."""
+        weights = self._estimator.weights.values()
+        return sum([held.get(name, 0.0) for held in weights for name in x], 0.0)
 
     def predict(self, x: dict[str, Any]) -> Prediction:
         probabilities = self._estimator.predict_proba_one(x)
