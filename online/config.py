@@ -189,6 +189,12 @@ def _check(settings: Settings) -> None:
                 "needs `negative` and `positive`, and task: binary",
                 "Leave it out for other tasks: their labels are learned from the feedback",
             )
+        if model.classes is not None and len({str(c).lower() for c in model.classes.values()}) < 2:
+            raise ConfigError(
+                f"models.{model.name}.classes",
+                f"both are called the same: {list(model.classes.values())}",
+                "Give each its own name",
+            )
     if not _loopback(settings.host):
         raise ConfigError(
             "host",
