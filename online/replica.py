@@ -2,7 +2,7 @@
 
 Three loops share the replica's event loop, so the learner needs no lock:
 
-* *commit* writes the rows that wait, many in one step, on a thread of its own;
+* *commit* writes the rows that wait, many in one step (:mod:`online.writer`);
 * *learn* learns committed rows in the order of their offsets, one a turn of the loop;
 * *sync* pushes deltas to the parameter server and pulls what others did.
 
@@ -14,15 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from online.config import Limits, ModelSettings
-from online.errors import RequestError
-from online.learner import Failed, Learner
+from online.learner import Learner
+from online.writer import Writer
 from paramserver.errors import (
     BlockError,
     FormatRefused,
@@ -31,19 +29,12 @@ from paramserver.errors import (
     RequestRefused,
 )
 from paramserver.wire import FORMAT, SyncReply, SyncRequest
-from replay.errors import (
-    JournalBehind,
-    JournalFull,
-    JournalUnavailable,
-    PartitionSealed,
-    ReplayError,
-)
+from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
-from replay.journal.base import Journal, NewRow, Outcome, Row
+from replay.journal.base import Journal, Row
 
 log = logging.getLogger("online.replica")
 
-_BATCH_ROWS = 256  # rows of one commit; one request's rows are never split
 _PUSHES = 64  # deltas of one exchange
 _READ_ROWS = 256  # rows of one page when the journal is learned again
 _SYNC_TIMEOUT_S = 5.0
@@ -56,32 +47,6 @@ class ParameterServerClient(Protocol):
 
     async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
         """Push and pull in one step.  Raises ParamServerError, which says if it is definite."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What became of one event.
-
-    ``status`` is ``learned`` or ``failed``; ``row`` the row that stands.  ``repeat``: the row was
-    there before, and ``status`` is the outcome of its first sending.
-    """
-
-    status: str
-    row: Row
-    version_before: str
-    version: str
-    repeat: bool
-    reason: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """The rows of one request and what became of each."""
-
-    rows: tuple[NewRow, ...]
-    done: asyncio.Future[None]
-    results: list[Recorded | None]
-    open: int
 
 
 class ModelReplica:
@@ -114,62 +79,53 @@ class ModelReplica:
         self.replica = replica
         self.counts: Counter[str] = Counter()
         self._newest_target: Label | None = None
-        self.partition = 0
-        self.known = 0
-        self.waiting_rows = 0
-        self.incident: str | None = None
+        self.writer = Writer(
+            settings.name,
+            limits,
+            journal,
+            self.counts,
+            stamp=self.stamp,
+            moved=self._on_commit,
+            sealed=self._on_sealed,
+        )
+        self._refused: str | None = None
+        self._unexpected: str | None = None
         self._journal, self._client, self._spec = journal, client, spec
         self.now_s, self._monotonic_s = now_s, monotonic_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
-        self._queue: deque[_Waiting] = deque()
-        self._committed: deque[Row] = deque()
-        self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
-        self._failed: dict[str, str] = {}
-        self._control_seq = 0
-        self._store_epoch = 0
-        self._wake_commit, self._wake_learn = asyncio.Event(), asyncio.Event()
+        self._wake_learn = asyncio.Event()
         self._first_row, self._sync_now = asyncio.Event(), asyncio.Event()
         self._fresh_at: float | None = None
         self._behind: int | None = None
         self._cut_cost_s, self._cut_at = 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
 
     # -- life --------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take a partition and the newest values; returns when the replica can answer."""
-        await self._register()
+        self.writer.partition = await self._register()
         while not self.learner.ready:
             if not await self._exchange([]):
                 await asyncio.sleep(0.1)
-        loops = (self._commit_loop, self._learn_loop, self._sync_loop)
+        loops = (self.writer.run, self._learn_loop, self._sync_loop)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
 
     async def stop(self, timeout_s: float) -> None:
         """Commit and push what is there, as far as the time allows, and seal the partition."""
-        self._stopping = True
-        deadline = self._monotonic_s() + timeout_s
+        writer = self.writer
+        writer.stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                while (
-                    self._queue
-                    or self._committed
-                    or self.learner.clock.get(self.partition, 0) < self.known
-                ):
+                while not writer.idle or self.learner.clock.get(writer.partition, 0) < writer.known:
                     self._sync_now.set()
                     await asyncio.sleep(0.01)
-                await self._in_journal(self._journal.seal, self.partition)
+                await writer.write(self._journal.seal, writer.partition)
         except (TimeoutError, ReplayError) as error:
-            left = deadline - self._monotonic_s()
-            log.warning("stopped with rows for an adopter: %r, %.1f s left", error, left)
+            log.warning("stopped with rows that another replica has to learn: %r", error)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._thread.shutdown(wait=True)
-        self._reader.shutdown(wait=True)
-        self._journal.close()
+        writer.close()
 
     async def _forever(self, loop: Callable[[], Any]) -> None:
         """A loop that outlives what it did not expect; what happened is logged and shown."""
@@ -180,17 +136,15 @@ class ModelReplica:
                 raise
             except Exception as error:
                 self.counts["internal_errors"] += 1
-                self.incident = f"{loop.__name__}: {error!r}"
+                self._unexpected = f"{loop.__qualname__}: {error!r}"
                 log.exception("model %s", self.settings.name)
                 await asyncio.sleep(0.2)
 
-    async def _in_journal(self, step: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, step, *args)
-
-    async def _register(self) -> None:
+    async def _register(self) -> int:
+        """Number of a new partition of this process."""
         while True:
             try:
-                partition = await self._in_journal(
+                partition = await self.writer.write(
                     self._journal.register,
                     self.settings.name,
                     self.replica,
@@ -201,8 +155,18 @@ class ModelReplica:
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(0.2)
-        self.partition, self.known = partition.id, 0
         self.learner.open_partition(partition.id)
+        return int(partition.id)
+
+    async def _on_sealed(self, partition: int) -> int:
+        """Somebody else learns the rest of the partition: drop what is held of it, take another."""
+        self.learner.abandon(partition)
+        return await self._register()
+
+    def _on_commit(self, new_server: bool) -> None:
+        self._wake_learn.set()
+        if new_server:  # do not wait to meet it
+            self._sync_now.set()
 
     # -- what answers are made of ------------------------------------------------------------
 
@@ -210,6 +174,15 @@ class ModelReplica:
     def version(self) -> str:
         """``epoch.count`` of the values that the local model stands on."""
         return f"{self.learner.version[0]}.{self.learner.version[1]}"
+
+    def stamp(self) -> str:
+        """``epoch.count+own``: the local model with its own rows on top."""
+        return f"{self.version}+{self.learner.own}"
+
+    @property
+    def incident(self) -> str | None:
+        """What an operator has to look at; None if nothing."""
+        return self._refused or self.writer.incident or self._unexpected
 
     @property
     def age_ms(self) -> float | None:
@@ -223,7 +196,7 @@ class ModelReplica:
 
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""
-        gauges: dict[str, float] = {"waiting_rows": self.waiting_rows, "own": self.learner.own}
+        gauges: dict[str, float] = {"waiting": self.writer.waiting, "own": self.learner.own}
         gauges["behind_rows"] = self.behind_rows
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
@@ -234,8 +207,8 @@ class ModelReplica:
     def behind_rows(self) -> int:
         """Committed rows of this replica's partitions, adopted ones too, still to be learned."""
         rows = 0
-        for partition, track in self.learner.tracks.items():
-            end = self.known if partition == self.partition else track.end or 0
+        for track in self.learner.tracks.values():
+            end = self.writer.known if track.end is None else track.end
             rows += max(end - track.next + 1, 0)
         return rows
 
@@ -248,129 +221,6 @@ class ModelReplica:
     def newest_label(self) -> Label | None:
         """Newest label known here: learned anywhere; in regression, sent to this replica."""
         return self.learner.tally.newest() if self._newest_target is None else self._newest_target
-
-    # -- feedback ----------------------------------------------------------------------------
-
-    async def record(self, rows: Sequence[NewRow]) -> list[Recorded]:
-        """Write rows durably in one step, learn them, and say what became of each.
-
-        Raises RequestError: 429 ``busy`` before anything was written, 503 ``journal_full``
-        (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same id).
-        """
-        if self._stopping:
-            raise RequestError(
-                503, "stopping", "this replica is stopping", None, "Send it again", 1
-            )
-        if self.waiting_rows and self.waiting_rows + len(rows) > self.waiting_rows_max:
-            self.counts["refused_busy"] += len(rows)
-            hint = "Send it again after Retry-After; nothing was recorded"
-            raise RequestError(
-                429, "busy", "too much feedback waits for the journal", None, hint, 1
-            )
-        done = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows))
-        self._queue.append(waiting)
-        self.waiting_rows += len(rows)
-        self._wake_commit.set()
-        try:
-            await asyncio.wait_for(asyncio.shield(done), self.limits.feedback_wait_s)
-        except TimeoutError:
-            self.counts["feedback_timeouts"] += len(rows)
-            hint = "It may have been recorded: repeat it with the same id"
-            message = "the journal did not answer in time"
-            raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
-        return [result for result in waiting.results if result is not None]
-
-    @property
-    def waiting_rows_max(self) -> int:
-        """Rows that may wait for the journal: at most half of the request slots, or one request."""
-        return max(self.limits.ongoing_max // 2, self.limits.rows_max)
-
-    async def find(self, key: bytes) -> Row | None:
-        """The row that has the key (for repeats of expired tokens)."""
-        loop = asyncio.get_running_loop()
-        row: Row | None = await loop.run_in_executor(
-            self._reader, self._journal.find, self.settings.name, key
-        )
-        return row
-
-    async def _commit_loop(self) -> None:
-        while True:
-            await self._wake_commit.wait()
-            self._wake_commit.clear()
-            while self._queue:
-                batch = [self._queue.popleft()]
-                size = len(batch[0].rows)
-                while self._queue and size + len(self._queue[0].rows) <= _BATCH_ROWS:
-                    size += len(self._queue[0].rows)
-                    batch.append(self._queue.popleft())
-                await self._commit(batch)
-
-    async def _commit(self, batch: list[_Waiting]) -> None:
-        rows = [row for waiting in batch for row in waiting.rows]
-        pause_s = 0.02
-        while True:
-            try:
-                appended = await self._in_journal(
-                    self._journal.append, self.partition, self.known, rows
-                )
-                break
-            except PartitionSealed:
-                # Somebody thought this replica dead and learns its rows: start a new partition.
-                self.counts["sealed"] += 1
-                await self._new_incarnation()
-            except JournalUnavailable as error:
-                self.counts["journal_retries"] += 1
-                log.warning("journal: %s", error)
-                await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
-                pause_s = min(pause_s * 2, 1.0)
-            except (JournalFull, JournalBehind) as error:
-                self.incident = str(error)
-                self._refuse(batch, error)
-                return
-        self.known = appended.end
-        places = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
-        for (waiting, i), outcome in zip(places, appended.outcomes, strict=True):
-            await self._place(waiting, i, outcome)
-        self._wake_learn.set()
-        if appended.epoch != self._store_epoch:  # a server has started: do not wait to meet it
-            self._store_epoch = appended.epoch
-            self._sync_now.set()
-
-    async def _place(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
-        row = outcome.row
-        if outcome.new:
-            self._committed.append(row)
-            self._waiters.setdefault(row.offset, []).append((waiting, i, False))
-        elif row.partition == self.partition and row.offset in self._waiters:
-            # A repeat of a row that is not learned yet waits with it.
-            self._waiters[row.offset].append((waiting, i, True))
-        else:
-            reason = await self._failed_reason(row)
-            self._answer(waiting, i, row, reason, repeat=True)
-
-    def _refuse(self, batch: list[_Waiting], error: ReplayError) -> None:
-        hint = "Nothing was recorded. Free disk space" if isinstance(error, JournalFull) else None
-        for waiting in batch:
-            self.counts["refused_journal"] += len(waiting.rows)
-            self._finish(waiting, len(waiting.rows))
-            if not waiting.done.done():
-                code = "journal_full" if isinstance(error, JournalFull) else "journal_behind"
-                waiting.done.set_exception(RequestError(503, code, str(error), None, hint, 30))
-                waiting.done.exception()  # the handler may be gone: that is no surprise
-
-    async def _new_incarnation(self) -> None:
-        old = self.partition
-        self._committed.clear()
-        for waiters in self._waiters.values():  # committed, and the adopter learns them
-            for waiting, i, repeat in waiters:
-                row = waiting.rows[i]
-                standing = await self.find(row.key)
-                if standing is not None:
-                    self._answer(waiting, i, standing, None, repeat=repeat)
-        self._waiters.clear()
-        self.learner.abandon(old)
-        await self._register()
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -392,75 +242,44 @@ class ModelReplica:
 
     async def _rows(self) -> Sequence[Row]:
         """The next rows to learn: from memory if they are there, else from the journal."""
+        committed = self.writer.committed
         for partition, offset in self.learner.wanted():
-            if partition == self.partition:
-                while self._committed and self._committed[0].offset < offset:
-                    self._committed.popleft()
-                if self._committed and self._committed[0].offset == offset:
-                    return [self._committed.popleft()]
-                if offset > self.known:
+            if partition == self.writer.partition:
+                while committed and committed[0].offset < offset:
+                    committed.popleft()
+                if committed and committed[0].offset == offset:
+                    return [committed.popleft()]
+                if offset > self.writer.known:
                     continue
-            loop = asyncio.get_running_loop()
-            rows: Sequence[Row] = await loop.run_in_executor(
-                self._reader, self._journal.read, partition, offset, _READ_ROWS
+            rows: Sequence[Row] = await self.writer.read(
+                self._journal.read, partition, offset, _READ_ROWS
             )
             if rows:
                 return rows
         return ()
 
     async def _learn(self, row: Row) -> None:
-        before = self.version
-        own_before = self.learner.own
+        before = self.stamp()
         failed = self.learner.learn(row)
         if failed is not None:
-            await self._write_failed(failed)
+            await self._write_failed(row, failed.reason)
         self.counts["learned"] += failed is None
         if self.learner.open_rows >= self.settings.sync.updates:
             self._sync_now.set()
         self._first_row.set()
-        if row.partition == self.partition:
-            for waiting, i, repeat in self._waiters.pop(row.offset, ()):
-                reason = failed.reason if failed else None
-                self._answer(waiting, i, row, reason, f"{before}+{own_before}", repeat=repeat)
+        if row.partition == self.writer.partition:
+            self.writer.note_learned(row, before, failed.reason if failed else None)
 
-    async def _write_failed(self, failed: Failed) -> None:
+    async def _write_failed(self, row: Row, reason: str) -> None:
+        """Not answered before it is written: a repeat has to get the same answer."""
         self.counts["failed"] += 1
-        key = f"failed:{failed.row.key.hex()}"
-        self._failed[key] = failed.reason
-        await self._in_journal(
-            self._journal.write_control, self.settings.name, "failed", key, failed.reason.encode()
-        )
-
-    async def _failed_reason(self, row: Row) -> str | None:
-        controls = await self._in_journal(
-            self._journal.controls, self.settings.name, self._control_seq
-        )
-        for control in controls:
-            self._control_seq = control.seq
-            if control.kind == "failed":
-                self._failed[control.key] = control.payload.decode()
-        return self._failed.get(f"failed:{row.key.hex()}")
-
-    def _answer(
-        self,
-        waiting: _Waiting,
-        i: int,
-        row: Row,
-        reason: str | None,
-        before: str | None = None,
-        *,
-        repeat: bool,
-    ) -> None:
-        now = f"{self.version}+{self.learner.own}"
-        status = "failed" if reason else "learned"
-        waiting.results[i] = Recorded(status, row, before or now, now, repeat, reason)
-        self._finish(waiting, 1)
-        if waiting.open == 0 and not waiting.done.done():
-            waiting.done.set_result(None)
-
-    def _finish(self, waiting: _Waiting, n: int) -> None:
-        waiting.open -= n
-        self.waiting_rows -= n
+        while True:
+            try:
+                await self.writer.write_failed(row, reason)
+                return
+            except JournalUnavailable as error:
+                log.warning("journal: %s", error)
+                await asyncio.sleep(0.2)
 
     # -- exchange with the parameter server --------------------------------------------------
 
@@ -492,7 +311,7 @@ class ModelReplica:
 
     def _due_pushes(self) -> list[Any]:
         now = self._monotonic_s()
-        if not self.learner.mergeable and not self._stopping:
+        if not self.learner.mergeable and not self.writer.stopping:
             # Its state travels whole: not more often than its cost allows, or the snapshots need.
             due_s = max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / _OPAQUE_SHARE)
             if now - self._cut_at < due_s:
@@ -508,7 +327,7 @@ class ModelReplica:
         request = SyncRequest(
             format=FORMAT,
             replica=self.replica,
-            partition=self.partition,
+            partition=self.writer.partition,
             pushes=pushes,
             since=learner.since,
             values=learner.mergeable or learner.want_all,
@@ -522,9 +341,10 @@ class ModelReplica:
             self.counts["server_unreachable"] += 1
             self._behind = None
             if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
-                self.incident = f"the parameter server refuses a push: {error}"
+                self._refused = f"the parameter server refuses a push: {error}"
             log.info("parameter server: %s", error)
             return None
+        self._refused = None
         changed = learner.on_reply(reply)
         if learner.want_all:
             self._sync_now.set()
@@ -539,10 +359,10 @@ class ModelReplica:
         return changed or bool(reply.orphans)
 
     async def _adopt(self, partition: int) -> None:
-        if partition == self.partition or partition in self.learner.tracks:
+        if partition == self.writer.partition or partition in self.learner.tracks:
             return
         try:
-            end = await self._in_journal(self._journal.seal, partition)
+            end = await self.writer.write(self._journal.seal, partition)
         except ReplayError as error:
             log.warning("could not seal partition %d: %s", partition, error)
             return

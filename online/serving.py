@@ -22,8 +22,9 @@ from online.messages import (
 )
 from online.messages import Row as AnswerRow
 from online.models.base import Prediction as Answer
-from online.replica import ModelReplica, Recorded
+from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
+from online.writer import Recorded
 from replay import codec
 from replay.example import Example, Features
 from replay.journal.base import NewRow, Row, Verdict
@@ -148,7 +149,7 @@ class Serving:
             row, idempotent = await self._row(request, "")
             if isinstance(row, Receipt):
                 return _HTTP[row.status], row
-            recorded = (await self.replica.record([row]))[0]
+            recorded = (await self.replica.writer.record([row]))[0]
             receipt = self._receipt(row, recorded, idempotent=idempotent)
             self.replica.counts[f"feedback_{receipt.status}"] += 1
             # A repeat gets the status of its first sending: a failed event stays failed.
@@ -178,7 +179,7 @@ class Serving:
                 receipts.append(None)
                 rows.append((i, row, idempotent))
         if rows:
-            recorded = await self.replica.record([row for _, row, _ in rows])
+            recorded = await self.replica.writer.record([row for _, row, _ in rows])
             for (i, row, idempotent), result in zip(rows, recorded, strict=True):
                 receipts[i] = self._receipt(row, result, idempotent=idempotent)
         out = [receipt for receipt in receipts if receipt is not None]
@@ -233,7 +234,7 @@ class Serving:
             hint = "Set the clocks of the nodes"
             raise invalid(f"{field}id", "given out in the future of this node's clock", hint)
         if now - predicted.at > self._lifetime_s:
-            standing = await self.replica.find(key)
+            standing = await self.replica.writer.find(key)
             if standing is None:
                 self.replica.counts["feedback_expired"] += 1
                 age = (now - predicted.at) / 3600

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-_GAUGES = ("contact_age_s", "age_ms", "waiting_rows", "own", "behind_rows")
+_GAUGES = ("contact_age_s", "age_ms", "waiting", "own", "behind_rows")
 
 
 class _Collector:
