@@ -16,10 +16,11 @@ Protocol: "Exactly once, in detail" in the project's design.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from evaluation.metrics import Task, increments, majority
+from online.deltas import Delta, Deltas, Opened, Track
 from online.models.base import Model, Prediction
 from online.tally import METRICS, Tally
 from paramserver import blocks as algebra
@@ -30,40 +31,7 @@ from replay.example import Example, Features
 from replay.journal.base import Row, Verdict
 
 _LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
-
-
-@dataclass(slots=True)
-class Track:
-    """A partition that this replica learns: the next offset, and its end if it was adopted.
-
-    ``held`` means: adopted, and learned from the clock of the next pull on.
-    """
-
-    next: int
-    end: int | None
-    held: bool = False
-
-
-@dataclass(slots=True)
-class Delta:
-    """What rows ``first … last`` of a partition did; ``n`` of them were learned."""
-
-    partition: int
-    first: int
-    last: int
-    n: int
-    base: Version
-    blocks: Blocks
-    size_bytes: int
-
-
-@dataclass(slots=True)
-class _Open:
-    partition: int
-    first: int
-    last: int
-    base: Version
-    rows: list[tuple[Row, Example]] = field(default_factory=list)
+_CLOSED = 2**62  # clock of a closed partition: whatever its end, all of its rows are in
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +65,6 @@ class Learner:
         self._build = build
         self._task = task
         self._spec = spec
-        self._retain_bytes = retain_bytes
         self._rows_max = rows_max
         self.serving = build()
         self._training = self.serving
@@ -107,13 +74,14 @@ class Learner:
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
         self.tracks: dict[int, Track] = {}
-        self.deltas: list[Delta] = []
         self.ready = False
         self.want_all = True
         self.relearned = 0
         self._values: Blocks = {}
-        self._open: _Open | None = None
-        self._targets: dict[int, int] = {}
+        self._open: Opened | None = None
+        self._deltas = Deltas(retain_bytes)
+        self._targets: dict[int, int] = {}  # by partition: where relearning it ends
+        self._served: dict[int, int] = {}  # until then: the clock of what answers
         self._pending_n = 0
 
     # -- answering ---------------------------------------------------------------------------
@@ -129,10 +97,11 @@ class Learner:
 
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
-        if self.clock.get(partition, 0) >= offset:
-            return True
+        if self._targets:
+            return self._served.get(partition, 0) >= offset
         track = self.tracks.get(partition)
-        return track is not None and track.next > offset and self._caught_up(partition)
+        learned = 0 if track is None else track.next - 1
+        return max(learned, self.clock.get(partition, 0)) >= offset
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
@@ -157,33 +126,41 @@ class Learner:
 
     def abandon(self, partition: int) -> None:
         """Drop what is held of a partition that was sealed by somebody else."""
+        if partition not in self.tracks:
+            return
+        served = self._contained()
+        del self.tracks[partition]
         if self._open and self._open.partition == partition:
-            self._cut()
-        if self.tracks.pop(partition, None) is not None:
-            self.deltas = [d for d in self.deltas if d.partition != partition]
-            self._rebuild(lost=())
-            self._pending_n = sum(d.n for d in self._pending())
+            self._open = None
+        self._deltas.drop([partition])
+        self._rebuild(self._together([partition]), served)
 
     def wanted(self) -> list[tuple[int, int]]:
-        """``(partition, offset)`` of the next row of each track."""
+        """``(partition, offset)`` of the next row of each track.
+
+        While rows are learned again, only those: what is answered comes from the old copy, and
+        it would lack every other row that is learned meanwhile.
+        """
         if not self.ready or self.want_all:
             return []
         ready = [(p, t) for p, t in self.tracks.items() if not t.held]
+        if self._targets:
+            ready = [(p, t) for p, t in ready if not self._caught_up(p)]
         return [(p, t.next) for p, t in ready if t.end is None or t.next <= t.end]
 
     def learn(self, row: Row) -> Failed | None:
-        """Learn the next row of its partition.
+        """Learn the next row of its partition, one of :meth:`wanted`.
 
         A row that the model raises on leaves it as it was before, and is reported; the pointer
         goes on.
         """
-        track = self.tracks[row.partition]
-        assert row.offset == track.next, f"row {row.partition}:{row.offset}, next is {track.next}"
+        place, wanted = (row.partition, row.offset), self.wanted()
+        assert place in wanted, f"row {place} is none of {wanted}"
         opened = self._open
         if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
             self._cut()
         if self._open is None:
-            self._open = _Open(row.partition, row.offset, row.offset, self.version)
+            self._open = Opened(row.partition, row.offset, row.offset, self.version)
         failed = None
         if row.verdict in _LEARNED:
             example = codec.decode(row.payload)
@@ -195,10 +172,8 @@ class Learner:
             else:
                 self._open.rows.append((row, example))
         self._open.last = row.offset
-        track.next += 1
-        if self._targets and all(self._caught_up(p) for p in list(self._targets)):
-            self._targets = {}
-            self.serving = self._training
+        self.tracks[row.partition].next += 1
+        self._switch()
         return failed
 
     def _learn(self, row: Row, example: Example) -> None:
@@ -230,7 +205,7 @@ class Learner:
 
     def _reset(self, model: Model) -> None:
         state = algebra.copy(self._values)
-        for delta in self._pending():
+        for delta in self._deltas.pending(self.clock):
             algebra.merge(state, delta.blocks, 1.0)
         model.reset(state)
         self.tally.reset(state)
@@ -239,6 +214,17 @@ class Learner:
         track = self.tracks.get(partition)
         return track is None or track.next >= self._targets.get(partition, 0)
 
+    def _switch(self) -> None:
+        """Answer from the copy that learns, as soon as it has all that the old one had."""
+        if all(map(self._caught_up, self._targets)):
+            self._targets = {}
+            self.serving = self._training
+
+    def _contained(self) -> dict[int, int]:
+        """Last offset, by partition, of what the copy that learns has in it."""
+        learned = {p: t.next - 1 for p, t in self.tracks.items() if not t.held}
+        return {**self.clock, **learned}
+
     # -- deltas ------------------------------------------------------------------------------
 
     @property
@@ -246,34 +232,24 @@ class Learner:
         """Offsets in the open delta."""
         return self._open.last - self._open.first + 1 if self._open else 0
 
-    def _pending(self) -> Iterable[Delta]:
-        return (d for d in self.deltas if d.last > self.clock.get(d.partition, 0))
-
     def _cut(self) -> None:
         if (opened := self._open) is None:
             return
         self._open = None
         blocks = {**self._training.cut(), **self.tally.cut()}
         size = algebra.size_bytes(blocks) + 200
-        self.deltas.append(
-            Delta(
-                opened.partition,
-                opened.first,
-                opened.last,
-                len(opened.rows),
-                opened.base,
-                blocks,
-                size,
-            )
+        n = len(opened.rows)
+        self._deltas.add(
+            Delta(opened.partition, opened.first, opened.last, n, opened.base, blocks, size)
         )
-        self._pending_n += len(opened.rows)
+        self._pending_n += n
 
     def pushes(self, limit: int) -> list[Push]:
         """Cut the open delta; the first ``limit`` deltas that the server may not have, in order."""
         self._cut()
         epoch = self.version[0]
         out = []
-        for d in list(self._pending())[:limit]:
+        for d in self._deltas.pending(self.clock)[:limit]:
             base = d.base if d.base[0] == epoch else self.version
             wire = algebra.to_wire(d.blocks)
             out.append(Push(epoch, self._spec, d.partition, d.first, d.last, d.n, base, wire))
@@ -296,45 +272,44 @@ class Learner:
         if reply.kind != "all" and (self.want_all or reply.epoch != self.version[0]):
             self.want_all = True
             return False
-        if reply.kind == "none" and not self._explained(reply.clock):
+        clock = {**reply.clock, **dict.fromkeys(reply.closed, _CLOSED)}
+        if reply.kind == "none" and not self._explained(clock):
             self.want_all = True
             return False
         changed = (reply.epoch, reply.count) != self.version or reply.kind == "all"
+        served = self._contained()
         opened = self._open
-        if opened and (reply.kind == "all" or reply.clock.get(opened.partition, 0) >= opened.first):
+        if opened and (reply.kind == "all" or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
-        touched = self._take(reply)
+        touched = self._take(reply, clock)
         self.version = (reply.epoch, reply.count)
-        self.clock = dict(reply.clock)
-        for partition in reply.closed:  # closed is a clock: everything up to the end is in
-            if (track := self.tracks.get(partition)) is not None:
-                self.clock[partition] = track.next - 1 if track.end is None else track.end
+        self.clock = clock
         self.durable = dict(reply.durable)
         self.want_all = False
         self._settle(reply.closed)
         lost = self._broken()
         if reply.kind == "all" or lost:
-            self._rebuild(lost)
-        elif touched:
+            self._rebuild(lost, served)
+        else:
             self._rebase(touched)
-        self._pending_n = sum(d.n for d in self._pending())
+        self._pending_n = sum(d.n for d in self._deltas.pending(clock))
+        self._switch()
         self.ready = True
         return changed
 
-    def _explained(self, clock: dict[int, int]) -> bool:
+    def _explained(self, clock: Mapping[int, int]) -> bool:
         """Whether own deltas account for all that the clock has gained (values not asked for)."""
         for partition, offset in clock.items():
             before = self.clock.get(partition, 0)
-            ends = {d.last for d in self.deltas if d.partition == partition}
-            if offset != before and offset not in ends:
+            if offset != before and offset not in self._deltas.ends(partition):
                 return False
         return all(clock.get(p, 0) >= c for p, c in self.clock.items() if p in self.tracks)
 
-    def _take(self, reply: SyncReply) -> dict[str, set[str] | None]:
+    def _take(self, reply: SyncReply, clock: Mapping[int, int]) -> dict[str, set[str] | None]:
         """Put the reply's values into ``_values``; returns the touched keys by block."""
         if reply.kind == "none":
-            for delta in self._pending():
-                if delta.last <= reply.clock.get(delta.partition, 0):
+            for delta in self._deltas.pending(self.clock):
+                if delta.last <= clock.get(delta.partition, 0):
                     algebra.merge(self._values, delta.blocks, 1.0)
             return {}
         incoming = algebra.from_wire(reply.blocks)
@@ -351,68 +326,50 @@ class Learner:
             touched[name] = set(block.data) if isinstance(block.data, dict) else None
         return touched
 
-    def _settle(self, closed: Sequence[int]) -> None:
-        """Drop deltas that every copy has, finish adopted partitions, start held ones."""
-        for partition in closed:
-            track = self.tracks.get(partition)
-            if track is not None and track.end is not None:
-                del self.tracks[partition]
+    def _settle(self, closed: Collection[int]) -> None:
+        """Finish partitions that every copy has, start held ones, drop deltas likewise."""
         for partition, track in list(self.tracks.items()):
-            if track.end is None:
-                continue
             if track.held:
                 track.next, track.held = self.clock.get(partition, 0) + 1, False
-            if min(self.clock.get(partition, 0), self.durable.get(partition, 0)) >= track.end:
+            have = min(self.clock.get(partition, 0), self.durable.get(partition, 0))
+            if partition in closed or (track.end is not None and have >= track.end):
                 del self.tracks[partition]
-        kept = []
-        for d in self.deltas:
-            have = min(self.clock.get(d.partition, 0), self.durable.get(d.partition, 0))
-            if d.partition in self.tracks and d.last > have:
-                kept.append(d)
-        size = sum(d.size_bytes for d in kept)
-        while kept and size > self._retain_bytes:
-            # The oldest ones go; if a restarted server lacks them, the journal has the rows.
-            size -= kept.pop(0).size_bytes
-        self.deltas = kept
+        self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
 
-    def _broken(self) -> list[int]:
+    def _broken(self) -> Collection[int]:
         """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
-        out = []
-        for partition, track in self.tracks.items():
-            need = self.clock.get(partition, 0) + 1
-            for d in self._pending():
-                if d.partition == partition:
-                    if d.first != need:
-                        need = -1
-                        break
-                    need = d.last + 1
-            if self._open and self._open.partition == partition:
-                need = self._open.last + 1 if self._open.first == need else -1
-            if need != track.next:
-                out.append(partition)
-        return out
+        unbroken = self._deltas.unbroken
+        return self._together(
+            [p for p, t in self.tracks.items() if not unbroken(p, t.next, self.clock, self._open)]
+        )
 
-    def _rebuild(self, lost: Sequence[int]) -> None:
+    def _together(self, lost: Collection[int]) -> Collection[int]:
+        """What has to be learned again with these partitions: a whole state holds all rows."""
+        if lost and not self.mergeable:
+            return self.tracks.keys()
+        return [p for p in lost if p in self.tracks]
+
+    def _rebuild(self, lost: Collection[int], served: dict[int, int]) -> None:
         """A new copy from values and kept deltas; rows of ``lost`` partitions are learned again.
 
-        Until they are, the old copy goes on predicting.
+        Until they are, the old copy, which has the rows of ``served``, goes on predicting.
         """
+        if not self._targets:
+            self._served = served
+        if self._open and self._open.partition in lost:
+            self._open = None
+        self._cut()
+        self._deltas.drop(lost)
         for partition in lost:
             track = self.tracks[partition]
             self._targets[partition] = max(track.next, self._targets.get(partition, 0))
             restart = self.clock.get(partition, 0) + 1
             self.relearned += max(track.next - restart, 0)
             track.next = restart
-            if self._open and self._open.partition == partition:
-                self._open = None
-        self._cut()
-        self.deltas = [d for d in self.deltas if d.partition not in lost]
-        model = self._build()
-        self._reset(model)
-        self._training = model
-        if all(self._caught_up(p) for p in list(self._targets)):
-            self._targets = {}
-            self.serving = model
+        self._training = self._build()
+        self._reset(self._training)
+        self._pending_n = sum(d.n for d in self._deltas.pending(self.clock))
+        self._switch()
 
     def _rebase(self, touched: dict[str, set[str] | None]) -> None:
         fresh: Blocks = {}
@@ -420,7 +377,7 @@ class Learner:
             block = self._values[name]
             data = block.data if keys is None else {k: block.data[k] for k in keys}
             fresh[name] = Block(block.kind, data)
-        for delta in self._pending():
+        for delta in self._deltas.pending(self.clock):
             part: Blocks = {}
             for name, block in delta.blocks.items():
                 if name not in touched:
