@@ -167,7 +167,7 @@ def _wrong_value(text: str, body: bytes) -> RequestError:
         if huge:
             field = field.replace("[...]", "." + huge[0][1].decode(errors="replace")[:80])
             message, hint = f"{huge[0][2].decode()[:80]} is out of range", "Send at most 1e100"
-    return invalid(field, message, hint)
+    return RequestError(422, "invalid_value", message, field or None, hint)
 
 
 async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

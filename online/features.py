@@ -134,5 +134,5 @@ def _kind(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = json.dumps(value, ensure_ascii=False)  # as the caller has spelled it
     return text if len(text) <= 80 else text[:77] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from typing import Any
@@ -278,7 +279,7 @@ class Serving:
             receipt.status = "duplicate" if _same(row, standing) else "conflict"
             if receipt.status == "conflict":
                 first = codec.decode(standing.payload).label
-                receipt.reason = f"the label recorded first is {self._door.show(first)!r}"
+                receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt
 
 
