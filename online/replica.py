@@ -232,11 +232,8 @@ class ModelReplica:
                 self._wake_learn.clear()
                 continue
             for row in rows:
-                track = self.learner.tracks.get(row.partition)
-                if track is None or track.held or track.next != row.offset:
+                if (row.partition, row.offset) not in self.learner.wanted():
                     break  # a merge moved the pointer meanwhile
-                if self.learner.want_all:
-                    break
                 await self._learn(row)
                 await asyncio.sleep(0)
 
@@ -244,16 +241,17 @@ class ModelReplica:
         """The next rows to learn: from memory if they are there, else from the journal."""
         committed = self.writer.committed
         for partition, offset in self.learner.wanted():
+            n = _READ_ROWS
             if partition == self.writer.partition:
                 while committed and committed[0].offset < offset:
                     committed.popleft()
                 if committed and committed[0].offset == offset:
                     return [committed.popleft()]
-                if offset > self.writer.known:
+                # not those whose answer is still to come: nobody waits for them yet
+                n = min(n, self.writer.known - offset + 1)
+                if n < 1:
                     continue
-            rows: Sequence[Row] = await self.writer.read(
-                self._journal.read, partition, offset, _READ_ROWS
-            )
+            rows: Sequence[Row] = await self.writer.read(self._journal.read, partition, offset, n)
             if rows:
                 return rows
         return ()
@@ -345,6 +343,9 @@ class ModelReplica:
             log.info("parameter server: %s", error)
             return None
         self._refused = None
+        if not {request.partition, *request.adopting}.issuperset(learner.tracks):
+            self._sync_now.set()
+            return True  # a new incarnation since: the reply may leave out its clock
         changed = learner.on_reply(reply)
         if learner.want_all:
             self._sync_now.set()
