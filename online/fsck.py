@@ -8,6 +8,8 @@ only their number, with any model and merge rule.
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +19,7 @@ from online.tally import DIGEST, event_hash
 from online.tokens import Keys
 from paramserver.snapshots.format import decode
 from paramserver.snapshots.store import DirectorySnapshots
-from replay.journal.base import Partition, Verdict
+from replay.journal.base import Control, Partition, Verdict
 from replay.journal.sqlite import SqliteJournal
 
 _PAGE = 1000
@@ -72,23 +74,36 @@ def check(settings: Settings, model: str) -> Findings:
             clock, closed = dict(state.clock), state.closed
             if DIGEST in state.values:
                 digest = state.values[DIGEST].data
-        failed = {c.key for c in journal.controls(model, 0) if c.kind == "failed"}
+        controls = journal.controls(model, 0)
+        failed = {c.key for c in controls if c.kind == "failed"}
+        skipped = _skipped(controls, spec)
         count = total = holes = later = 0
         for partition in journal.partitions(model):
             upto = partition.end if partition.id in closed else clock.get(partition.id, 0)
             later += partition.end - upto
-            found = _count(journal, partition, upto, failed)
+            found = _count(journal, partition, skipped.get(partition.id, 0), upto, failed)
             count, total, holes = count + found[0], (total + found[1]) & _MASK, holes + found[2]
     equal = (count, total) == (digest["count"], digest["sum"])
     return Findings(model, head, digest["count"], count, equal, holes, later, len(failed))
 
 
+def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+    """Offsets up to which partitions were left out when the lineage was begun afresh."""
+    skipped: dict[int, int] = {}
+    for control in controls:
+        if control.kind == "fresh":
+            note = json.loads(control.payload)
+            if note["spec"] == spec:
+                skipped = {int(p): offset for p, offset in note["clock"].items()}
+    return skipped
+
+
 def _count(
-    journal: SqliteJournal, partition: Partition, upto: int, failed: set[str]
+    journal: SqliteJournal, partition: Partition, skipped: int, upto: int, failed: set[str]
 ) -> tuple[int, int, int]:
-    """Learned rows, the sum of their hashes, and holes in one partition."""
+    """Learned rows after ``skipped``, the sum of their hashes, and holes in one partition."""
     count = total = 0
-    expected = 1
+    expected = skipped + 1
     while expected <= upto:
         rows = journal.read(partition.id, expected, min(_PAGE, upto - expected + 1))
         for row in rows:

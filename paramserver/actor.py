@@ -455,7 +455,7 @@ def _numbers(server: Server | None) -> dict[str, Any]:
         "version": list(server.version),
         "control": server.control,
         "clock": dict(server.clock),
-        "closed": len(server.closed),
+        "closed": sorted(server.closed),
         "durable": dict(server.durable),
         "bytes": size_bytes(server.values),
     }

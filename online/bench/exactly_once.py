@@ -51,7 +51,7 @@ class Sent:
 class Result:
     """Of one campaign.  ``lost`` and ``twice`` are event ids; both empty is the promise kept."""
 
-    rounds: Counter[str]
+    rounds: dict[str, int]
     in_flight_min: int
     acknowledged: int
     unanswered: int
@@ -233,7 +233,7 @@ def _judge(
     times = {event: weight / STEP for event, weight in weights.items()}
     known = sent.acknowledged | sent.unanswered
     return Result(
-        rounds=done,
+        rounds=dict(done),
         in_flight_min=in_flight,
         acknowledged=len(sent.acknowledged),
         unanswered=len(sent.unanswered),
