@@ -76,8 +76,8 @@ class App:
     async def _hot(
         self, model: str, action: str, scope: Scope, receive: Receive
     ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        serving = self._servings.get(model)
         try:
-            serving = self._servings.get(model)
             if serving is None:
                 raise _unknown(model, self._servings)
             body = await read_body(scope, receive, self._body_bytes_max)
@@ -86,6 +86,8 @@ class App:
             status, receipt = await serving.feedback(_decode(_FEEDBACK, body))
             return status, _encode(receipt), []
         except RequestError as error:
+            if serving is not None:
+                serving.replica.counts[f"{action}_refused_{error.code}"] += 1
             headers = []
             if error.retry_after_s is not None:
                 headers.append((b"retry-after", str(error.retry_after_s).encode()))

@@ -117,6 +117,11 @@ class Service:
             self._progress(f"ended {count} processes that a crash had left behind")
         shutil.rmtree(self._private, ignore_errors=True)
         processes.private_dir(self._settings.state_dir)
+        if self._settings.port and not processes.is_free(self._settings.host, self._settings.port):
+            raise StartRefused(
+                f"port {self._settings.port} of {self._settings.host} is taken",
+                "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
+            )
         self._check_models(fresh=fresh, relearn=relearn)
         self._start_ray()
         self._start_servers()

@@ -72,15 +72,17 @@ def free_range(n: int, seed: int) -> int:
     """First of ``n`` ports in a row that are free now, outside the range the kernel gives out."""
     for i in range(200):
         first = 20_000 + (seed + i) * 64 % 12_000
-        if all(_is_free(port) for port in range(first, first + n)):
+        if all(is_free("127.0.0.1", port) for port in range(first, first + n)):
             return first
     raise StartRefused("no free range of ports in 20000-32000", "Stop what listens there")
 
 
-def _is_free(port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Whether nothing listens there."""
     with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections do not count
         try:
-            s.bind(("127.0.0.1", port))
+            s.bind((host, port))
         except OSError:
             return False
         return True

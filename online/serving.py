@@ -149,6 +149,7 @@ class Serving:
         if request.events is None:
             row, idempotent = await self._row(request, "")
             if isinstance(row, Receipt):
+                self.replica.counts[f"feedback_{row.status}"] += 1
                 return _HTTP[row.status], row
             recorded = (await self.replica.writer.record([row]))[0]
             receipt = self._receipt(row, recorded, idempotent=idempotent)
@@ -227,7 +228,6 @@ class Serving:
         try:
             event_id, predicted = self._tokens.read(event.id or "")
         except TokenInvalid as error:
-            self.replica.counts["feedback_unknown_id"] += 1
             hint = "Send the id exactly as the prediction gave it, to the same model"
             raise RequestError(404, "unknown_id", f"id: {error}", f"{field}id", hint) from None
         key = event_key("token", event_id)
@@ -237,7 +237,6 @@ class Serving:
         if now - predicted.at > self._lifetime_s:
             standing = await self.replica.writer.find(key)
             if standing is None:
-                self.replica.counts["feedback_expired"] += 1
                 age = (now - predicted.at) / 3600
                 reason = (
                     f"the prediction is {age:.1f} h old, its id lived {self._lifetime_s / 3600:g} h"
