@@ -1,0 +1,281 @@
+"""The replica's three loops in one process: real journal, real server, no Ray and no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from river import linear_model, optim
+
+from online.config import Limits, ModelSettings, Sync
+from online.errors import RequestError
+from online.learner import Learner
+from online.models.linear import Linear
+from online.replica import ModelReplica
+from online.tokens import event_key
+from online.writer import Recorded
+from paramserver import wire
+from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.errors import ServerUnavailable
+from paramserver.lineage import Lineage
+from replay import codec
+from replay.errors import JournalFull, JournalUnavailable
+from replay.example import Example
+from replay.journal.base import Appended, NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+SPEC = "f" * 64
+
+
+def counting() -> Linear:
+    step = 2.0**-10
+    return Linear(
+        linear_model.LinearRegression(
+            optimizer=optim.SGD(step), intercept_lr=step, loss=optim.losses.Absolute()
+        )
+    )
+
+
+class Picky(Linear):
+    """Raises half way on a marker, after its first step has learned."""
+
+    def learn(self, features: Any, label: Any, weight: float) -> None:
+        super().learn(features, label, weight)
+        if "bad" in features:
+            raise ValueError("a later step raised")
+
+
+def row(event: str, *, label: float = 1e9, feature: str | None = None) -> NewRow:
+    example = Example({feature or event: 1.0}, label)
+    key = event_key("event", "test", event)
+    return NewRow(key, event, "test", Verdict.ACCEPTED, codec.encode(example), 1.0)
+
+
+class Client:
+    """Calls the server directly; ``down`` makes it unreachable."""
+
+    def __init__(self, server: ParameterServer) -> None:
+        self.server, self.down = server, False
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        await asyncio.sleep(0)
+        if self.down:
+            raise ServerUnavailable("m", "it is down")
+        return wire.decode_reply(self.server.sync(wire.encode(request)))
+
+
+class World:
+    """A folder with a journal and a server, and replicas on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = ParameterServer(
+            Lineage("m", SPEC, "{}", "sum"),
+            lambda: SqliteJournal(folder / "journal.db", disk_low_mb=0),
+            str(folder / "snapshots"),
+            ServerSettings(),
+            background=False,
+        )
+        assert self.server.restore()
+        self.client = Client(self.server)
+
+    async def replica(
+        self,
+        name: str = "r",
+        *,
+        build: Callable[[], Any] = counting,
+        journal: SqliteJournal | None = None,
+        limits: Limits | None = None,
+    ) -> ModelReplica:
+        limits = limits or Limits(feedback_wait_s=5)
+        settings = ModelSettings(
+            name="m", task="regression", learner="linreg", sync=Sync(interval_ms=5)
+        )
+        learner = Learner(build, task="regression", spec=SPEC, retain_bytes=1 << 20, rows_max=64)
+        journal = journal or SqliteJournal(self.folder / "journal.db", disk_low_mb=0)
+        replica = ModelReplica(
+            settings, limits, learner, journal, self.client, replica=name, spec=SPEC
+        )
+        await replica.start()
+        return replica
+
+    def weight(self, replica: ModelReplica, feature: str) -> float:
+        """How often the event with this feature was learned, as the local model says."""
+        values = replica.learner.serving.predict({feature: 1.0}).label
+        base = replica.learner.serving.predict({"never": 1.0}).label
+        assert isinstance(values, float)
+        assert isinstance(base, float)
+        return (values - base) * 2**10
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def play(folder: Path, scene: Callable[[World], Awaitable[None]]) -> None:
+    asyncio.run(scene(World(folder)))
+
+
+def statuses(recorded: Sequence[Recorded]) -> list[tuple[str, bool]]:
+    return [(r.status, r.repeat) for r in recorded]
+
+
+def test_many_requests_are_one_commit_and_repeats_get_the_first_row(tmp_path: Path) -> None:
+    class Counting(SqliteJournal):
+        batches: list[int] = []  # noqa: RUF012
+
+        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+            self.batches.append(len(rows))
+            return super().append(partition, known, rows)
+
+    async def scene(world: World) -> None:
+        journal = Counting(world.folder / "journal.db", disk_low_mb=0)
+        replica = await world.replica(journal=journal)
+        found = await asyncio.gather(*(replica.writer.record([row(f"e{i}")]) for i in range(20)))
+        assert [statuses(r) for r in found] == [[("learned", False)]] * 20
+        assert len(journal.batches) < 5
+        assert statuses(await replica.writer.record([row("e3")])) == [("learned", True)]
+        both = await asyncio.gather(*(replica.writer.record([row("twin")]) for _ in range(2)))
+        assert sorted(statuses(r)[0] for r in both) == [("learned", False), ("learned", True)]
+        assert world.weight(replica, "e3") == world.weight(replica, "twin") == 1
+        await replica.stop(5)
+        assert world.server.status()["clock"] in ({1: 21}, {})
+
+    play(tmp_path, scene)
+
+
+def test_a_cancelled_request_changes_nothing(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica()
+        task = asyncio.create_task(replica.writer.record([row("gone")]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await until(lambda: world.weight(replica, "gone") == 1)
+        assert statuses(await replica.writer.record([row("gone")])) == [("learned", True)]
+        assert world.weight(replica, "gone") == 1
+        await replica.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_a_lost_answer_of_the_store_is_no_duplicate(tmp_path: Path) -> None:
+    class Lossy(SqliteJournal):
+        losses = 2
+
+        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+            appended = super().append(partition, known, rows)
+            if self.losses:
+                self.losses -= 1
+                raise JournalUnavailable("the answer was lost")
+            return appended
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(journal=Lossy(world.folder / "journal.db", disk_low_mb=0))
+        recorded = await replica.writer.record([row("a"), row("b")])
+        assert statuses(recorded) == [("learned", False)] * 2
+        assert world.weight(replica, "a") == world.weight(replica, "b") == 1
+        await replica.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_a_sealed_writer_takes_a_new_partition_and_the_adopter_learns_the_old_one(
+    tmp_path: Path,
+) -> None:
+    async def scene(world: World) -> None:
+        first = await world.replica("first")
+        world.client.down = True
+        await first.writer.record([row("before")])
+        world.client.down = False
+        second = await world.replica("second")
+        await second._adopt(first.writer.partition)
+        old = first.writer.partition
+        assert statuses(await first.writer.record([row("after")])) == [("learned", False)]
+        assert first.writer.partition != old
+        for replica in (first, second):
+            await until(
+                lambda r=replica: world.weight(r, "before") == world.weight(r, "after") == 1
+            )
+        await first.stop(5)
+        await second.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_a_full_disk_and_too_many_requests_are_definite(tmp_path: Path) -> None:
+    class Full(SqliteJournal):
+        full = True
+
+        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+            if self.full:
+                raise JournalFull(1.0, 256)
+            return super().append(partition, known, rows)
+
+    async def scene(world: World) -> None:
+        journal = Full(world.folder / "journal.db", disk_low_mb=0)
+        replica = await world.replica(journal=journal, limits=Limits(ongoing_max=4))
+        with pytest.raises(RequestError) as refused:
+            await replica.writer.record([row("x")])
+        assert (refused.value.status, refused.value.code) == (503, "journal_full")
+        assert replica.incident is not None
+        journal.full = False
+        tasks = [asyncio.create_task(replica.writer.record([row(f"y{i}")])) for i in range(3)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        busy = [r for r in results if isinstance(r, RequestError)]
+        assert [(e.status, e.code, e.retry_after_s) for e in busy] == [(429, "busy", 1)]
+        assert replica.incident is None
+        assert world.weight(replica, "y2") == 0  # the refused one was not written
+        await replica.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_a_row_that_the_model_raises_on_fails_alone_and_for_every_repeat(tmp_path: Path) -> None:
+    def picky() -> Linear:
+        made = counting()
+        return Picky(made.estimator)
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(build=picky)
+        rows = [row("a"), row("poison", feature="bad"), row("c")]
+        recorded = await replica.writer.record(rows)
+        assert [r.status for r in recorded] == ["learned", "failed", "learned"]
+        assert recorded[1].reason == "ValueError: a later step raised"
+        again = await replica.writer.record([row("poison", feature="bad")])
+        assert (again[0].status, again[0].repeat) == ("failed", True)
+        other = await world.replica("other", build=picky)
+        elsewhere = await other.writer.record([row("poison", feature="bad")])
+        assert (elsewhere[0].status, elsewhere[0].repeat) == ("failed", True)
+        assert [world.weight(replica, f) for f in ("a", "bad", "c")] == [1, 0, 1]
+        await until(lambda: other.learner.tally.digest == replica.learner.tally.digest)
+        assert replica.learner.tally.digest[0] == 2
+        await replica.stop(5)
+        await other.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_predictions_and_feedback_go_on_without_the_server(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica()
+        await until(lambda: replica.updates_behind == 0)
+        world.client.down = True
+        for i in range(200):
+            await replica.writer.record([row(f"e{i}")])
+        assert replica.updates_behind is None
+        assert replica.learner.own == 200
+        before = replica.age_ms
+        await asyncio.sleep(0)
+        assert before is not None
+        world.client.down = False
+        await until(lambda: replica.learner.own == 0)
+        assert world.weight(replica, "e7") == 1
+        await replica.stop(5)
+
+    play(tmp_path, scene)
