@@ -14,8 +14,9 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import psutil
 
 from online import processes
 from online.config import Settings
-from online.errors import StartRefused
+from online.errors import OnlineError, StartRefused
 from online.models.load import Loaded
 from online.names import (
     journal_path,
@@ -49,8 +50,10 @@ log = logging.getLogger("online.cluster")
 Progress = Callable[[str], None]
 
 _APP = "online"
+_REPLICA_PORTS = 64
 _STOP_REPLICA_S = 2.0
 _RESTORE_S = 30.0
+_LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
 _CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
@@ -58,7 +61,9 @@ _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, str]:
     """Every flag of Ray and Serve that the service relies on."""
-    first = processes.free_range(64, hash(str(private)) % 180)
+    # Not ports that the kernel gives out: Ray opens dozens of those before HAProxy starts.
+    first = processes.free_range(_REPLICA_PORTS + 5, hash(str(private)) % 90)
+    http, grpc, metrics, stats = range(first + _REPLICA_PORTS, first + _REPLICA_PORTS + 4)
     flags = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -70,9 +75,9 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 63),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(processes.free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(processes.free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS - 1),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }
@@ -85,8 +90,8 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(private / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(private),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(private / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(processes.free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(processes.free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         }
     return flags
 
@@ -104,6 +109,7 @@ class Service:
         self._last_partition = 0
         self._again: dict[str, int] = {}  # events to learn again, by model
         self._started_s = time.monotonic()
+        self._ending = threading.RLock()
         self.url = ""
 
     # -- start -------------------------------------------------------------------------------
@@ -123,9 +129,15 @@ class Service:
                 "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
             )
         self._check_models(fresh=fresh, relearn=relearn)
-        self._start_ray()
-        self._start_servers()
-        self._start_replicas()
+        try:
+            self._start_ray()
+            self._start_servers()
+            self._start_replicas()
+        except OnlineError:
+            raise
+        except Exception as error:  # whatever Ray raises, its last line says what
+            last = (str(error).strip().splitlines() or [repr(error)])[-1]
+            raise StartRefused(f"Ray or Serve did not start: {last}", "Start it again") from error
         for name, rows in self._again.items():
             self._follow(name, rows)
 
@@ -284,7 +296,8 @@ class Service:
         from online.deployment import Replica
 
         settings = self._settings
-        port = settings.port or processes.free_port()
+        first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+        port = settings.port or first + _REPLICA_PORTS + 4
         self._progress("starting Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": port})
@@ -304,10 +317,9 @@ class Service:
         serve.run(deployment.bind(settings.model_dump(mode="json")), name=_APP)
         self.url = f"http://{settings.host}:{port}"
         self._wait_http()
-        first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
         facts = {
             "url": self.url,
-            "replica_ports": [first, first + 63],
+            "replica_ports": [first, first + _REPLICA_PORTS - 1],
             "private": str(self._private),
         }
         processes.note(run_path(settings), facts)
@@ -338,7 +350,7 @@ class Service:
 
     def alive(self) -> bool:
         """Whether Ray's own processes run; without them nothing is restarted any more."""
-        return all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in self._vital)
+        return all(processes.runs(p) for p in self._vital)
 
     def stop(self) -> None:
         """Let replicas push and seal, publish a last snapshot, end every process."""
@@ -357,31 +369,56 @@ class Service:
         if not ray.is_initialized():
             return
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
-        with (self._settings.state_dir / "stop.log").open("w") as file:
-            sys.stdout.flush()
-            for stream in (1, 2):
-                os.dup2(file.fileno(), stream)
-        serve.shutdown()
+        with self._quiet():
+            serve.shutdown()
+            self._last_snapshots()
+            ray.shutdown()
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """What Ray and Serve print while they end goes into ``stop.log``."""
+        sys.stdout.flush()
+        kept = {stream: os.dup(stream) for stream in (1, 2)}
+        try:
+            with (self._settings.state_dir / "stop.log").open("w") as file:
+                for stream in kept:
+                    os.dup2(file.fileno(), stream)
+            yield
+        finally:
+            for stream, was in kept.items():
+                os.dup2(was, stream)
+                os.close(was)
+
+    def _last_snapshots(self) -> None:
+        import ray
+
+        wanted = {}
         for model in self._settings.models:
-            try:
+            with contextlib.suppress(ValueError):  # it is restarting: the journal has everything
                 handle = ray.get_actor(server_name(model.name), "online")
-                ray.get(handle.snapshot.remote(), timeout=1.5)
+                wanted[handle.snapshot.remote()] = model.name
+        done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
+        for ref in done:
+            try:
+                ray.get(ref)
             except Exception as error:  # the journal has everything: a restart learns it again
-                log.warning("no last snapshot of %s: %r", model.name, error)
-        ray.shutdown()
+                log.warning("no last snapshot of %s: %r", wanted[ref], error)
+        for ref in late:
+            log.warning("no last snapshot of %s in %.1f s", wanted[ref], _LAST_SNAPSHOTS_S)
 
     def kill(self) -> None:
         """End whatever is left, at once.  Does nothing if the state folder is another's."""
-        if self._owner is None:
-            return
-        processes.end(processes.own_processes(), wait_s=1.0)
-        processes.end(
-            list(processes.leftovers(run_path(self._settings), self._private)), wait_s=1.0
-        )
-        run_path(self._settings).unlink(missing_ok=True)
-        shutil.rmtree(self._private, ignore_errors=True)
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-        self._owner.release()
-        self._owner = None
+        with self._ending:  # the watchdog and the main thread may both come here
+            if self._owner is None:
+                return
+            processes.end(processes.own_processes(), wait_s=1.0)
+            processes.end(
+                list(processes.leftovers(run_path(self._settings), self._private)), wait_s=1.0
+            )
+            run_path(self._settings).unlink(missing_ok=True)
+            shutil.rmtree(self._private, ignore_errors=True)
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+            self._owner.release()
+            self._owner = None
