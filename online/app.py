@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
@@ -228,12 +229,13 @@ def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
 
     @app.get("/metrics", tags=["health"], summary="Prometheus, for all replicas")
     async def metrics() -> Response:
-        text = telemetry.exposition([await cluster.model(name) for name in sorted(servings)])
+        statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
+        text = telemetry.exposition(statuses)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["models"], summary="What is served")
     async def models() -> dict[str, Any]:
-        return {"models": [await cluster.model(name) for name in sorted(servings)]}
+        return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}
 
     @app.get("/v1/models/{model}", tags=["models"], summary="Version, freshness, quality, replicas")
     async def model(model: str) -> dict[str, Any]:

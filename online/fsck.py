@@ -75,7 +75,8 @@ def check(settings: Settings, model: str) -> Findings:
             if DIGEST in state.values:
                 digest = state.values[DIGEST].data
         controls = journal.controls(model, 0)
-        failed = {c.key for c in controls if c.kind == "failed"}
+        mine = f"failed:{spec[:16]}:"
+        failed = {c.key.removeprefix(mine) for c in controls if c.key.startswith(mine)}
         skipped = _skipped(controls, spec)
         count = total = holes = later = 0
         for partition in journal.partitions(model):
@@ -108,7 +109,7 @@ def _count(
         rows = journal.read(partition.id, expected, min(_PAGE, upto - expected + 1))
         for row in rows:
             learned = row.verdict in (Verdict.ACCEPTED, Verdict.CLIPPED)
-            if learned and f"failed:{row.key.hex()}" not in failed:
+            if learned and row.key.hex() not in failed:
                 count, total = count + 1, total + event_hash(row.key)
         if len(rows) != min(_PAGE, upto - expected + 1):
             return count, total, upto - expected + 1 - len(rows)

@@ -81,6 +81,7 @@ class ModelReplica:
         self._newest_target: Label | None = None
         self.writer = Writer(
             settings.name,
+            spec,
             limits,
             journal,
             self.counts,

@@ -56,8 +56,8 @@ class Writer:
 
     Parameters
     ----------
-    model
-        Its name.
+    model, spec
+        Its name, and the hash of its spec: a row that one model fails on another may learn.
     stamp
         The local model's version as answers state it.
     moved
@@ -69,6 +69,7 @@ class Writer:
     def __init__(
         self,
         model: str,
+        spec: str,
         limits: Limits,
         journal: Journal,
         counts: Counter[str],
@@ -83,7 +84,8 @@ class Writer:
         self.incident: str | None = None
         self.committed: deque[Row] = deque()
         self.waiting = 0
-        self._model, self._limits, self._journal, self._counts = model, limits, journal, counts
+        self._model, self._spec = model, spec
+        self._limits, self._journal, self._counts = limits, journal, counts
         self._stamp, self._moved, self._sealed = stamp, moved, sealed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
@@ -213,7 +215,7 @@ class Writer:
             self._control_seq = control.seq
             if control.kind == "failed":
                 self._failed[control.key] = control.payload.decode()
-        reason = self._failed.get(f"failed:{row.key.hex()}")
+        reason = self._failed.get(self._failed_key(row))
         now = self._stamp()
         self._answer(waiting, i, Recorded("", row, now, now, True, reason))
 
@@ -248,9 +250,12 @@ class Writer:
 
     async def write_failed(self, row: Row, reason: str) -> None:
         """Say in the journal that the row could not be learned; the first to say so wins."""
-        key = f"failed:{row.key.hex()}"
+        key = self._failed_key(row)
         self._failed[key] = reason
         await self.write(self._journal.write_control, self._model, "failed", key, reason.encode())
+
+    def _failed_key(self, row: Row) -> str:
+        return f"failed:{self._spec[:16]}:{row.key.hex()}"
 
     def _answer(self, waiting: _Waiting, i: int, recorded: Recorded) -> None:
         waiting.results[i] = replace(recorded, status="failed" if recorded.reason else "learned")

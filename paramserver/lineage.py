@@ -119,7 +119,7 @@ def _check_clocks(server: Server, partitions: Iterable[PartitionInfo]) -> None:
         raise StartRefused(
             f"the journal is older than the model {server.model!r} ({shown})",
             "put the journal's newest copy back, "
-            "or learn what it has again from the start with: online serve --fresh",
+            "or learn what it has again from the start with: online serve --relearn",
         )
 
 

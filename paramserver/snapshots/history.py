@@ -116,7 +116,7 @@ class SnapshotHistory:
         raise StartRefused(
             f"no snapshot of {model!r} can be used ({reasons})",
             "put a good copy of one of these files back, "
-            "or learn the journal again from the start with: online serve --fresh",
+            "or learn the journal again from the start with: online serve --relearn",
         )
 
     def index(self) -> None:

@@ -262,7 +262,7 @@ def test_no_good_snapshot_refuses_to_start(world: World) -> None:
     assert not again.restore()
     status = again.status()
     assert status["state"] == "refused"
-    assert "--fresh" in status["reason"]
+    assert "--relearn" in status["reason"]
     request = wire.encode(wire.SyncRequest(wire.FORMAT, "r", 1, [], None, True, []))
     with pytest.raises(errors.NotReady, match="refused"):
         again.sync(request)
