@@ -1,0 +1,366 @@
+"""Learner and server keep each event counted once under every fault; with one rule less they don't.
+
+The world is in ``protocol_world.py``.  Mutants are made of the real source with one text replaced,
+and are given seeds that are known to be too much for them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import online.deltas
+import online.learner
+import paramserver.server
+from online.learner import Learner
+from paramserver.server import Server
+from paramserver.wire import FORMAT, SyncReply
+from replay.journal.base import Row, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+protocol_world: Any = _beside("protocol_world")
+World: Any = protocol_world.World
+
+# -- the code as it is -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteJournal]:
+    opened = SqliteJournal(tmp_path_factory.mktemp("machine") / "journal", synchronous="OFF")
+    yield opened
+    opened.close()
+
+
+def run_all(worlds: Any, journal: SqliteJournal, seeds: range, *, whole: bool) -> Counter[str]:
+    """Run the seeds; the first failure tells its seed."""
+    stats: Counter[str] = Counter()
+    for seed in seeds:
+        world = worlds(journal, seed, whole=whole)
+        try:
+            world.run()
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, whole={whole}: {error!r}") from error
+        stats.update(world.stats)
+    return stats
+
+
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_each_event_counts_once(journal: SqliteJournal, first: int) -> None:
+    stats = run_all(World, journal, range(first, first + 50), whole=False)
+    met = {"adopted", "sealed alive", "relearned", "failed", "epochs", "closed"}
+    assert not {name for name in met if not stats[name]}, stats  # the dice reach every branch
+
+
+@pytest.mark.parametrize("first", range(0, 120, 40))
+def test_each_event_counts_once_in_a_state_that_travels_whole(
+    journal: SqliteJournal, first: int
+) -> None:
+    stats = run_all(World, journal, range(first, first + 40), whole=True)
+    met = {"adopted", "relearned", "failed", "epochs", "closed"}
+    assert not {name for name in met if not stats[name]}, stats
+
+
+# -- and with one rule less ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """One text of a module's source, and what stands there instead."""
+
+    module: ModuleType
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Changes, and seeds that must not survive them."""
+
+    changes: tuple[Change, ...]
+    seeds: tuple[int, ...]
+    whole: bool = False
+
+    def world(self) -> Any:
+        names = {m: _changed(m, self.changes) for m in {c.module for c in self.changes}}
+        learner = names.get(online.learner, {}).get("Learner", Learner)
+        if online.deltas in names:
+            learner = _with_deltas(learner, names[online.deltas]["Deltas"])
+        server = names.get(paramserver.server, {}).get("Server", Server)
+        return type("Mutated", (World,), {"learner_class": learner, "server_class": server})
+
+
+def _changed(module: ModuleType, changes: tuple[Change, ...]) -> dict[str, Any]:
+    source = inspect.getsource(module)
+    for change in changes:
+        if change.module is module:
+            assert source.count(change.old) == 1, f"not once in {module}: {change.old}"
+            source = source.replace(change.old, change.new)
+    names: dict[str, Any] = {"__name__": module.__name__}
+    exec(compile(source, "<mutant>", "exec"), names)
+    return names
+
+
+def _with_deltas(learner: Any, deltas: Any) -> Any:
+    def __init__(self: Any, *args: Any, retain_bytes: int, **kwargs: Any) -> None:
+        learner.__init__(self, *args, retain_bytes=retain_bytes, **kwargs)
+        self._deltas = deltas(retain_bytes)
+
+    return type("WithDeltas", (learner,), {"__init__": __init__})
+
+
+def _learner(old: str, new: str) -> Change:
+    return Change(online.learner, old, new)
+
+
+def _deltas(old: str, new: str) -> Change:
+    return Change(online.deltas, old, new)
+
+
+def _server(old: str, new: str) -> Change:
+    return Change(paramserver.server, old, new)
+
+
+_NO_OVERLAP = "if push.first != clock + 1:"
+_OLD = "if (reply.epoch, reply.count) < self.version:"
+_SOMEBODYS = _deltas("if d.partition in tracks and d.last > have:", "if d.last > have:")
+
+MUTANTS = {
+    "deltas over a broken chain are kept": Mutant(
+        (_learner("lost = self._broken()\n", "lost: Collection[int] = []\n"),), (0, 1, 2)
+    ),
+    "only the pointer of a broken chain is put back": Mutant(
+        (_learner("        self._deltas.drop(lost)\n", ""),), (0, 5, 6)
+    ),
+    "a chain may begin anywhere": Mutant(
+        (_deltas("                if d.first != need:\n", "                if False:\n"),),
+        (0, 5, 7),
+    ),
+    "an acknowledged delta stays on top": Mutant(
+        (
+            _deltas("if d.last > clock.get(d.partition, 0)]", "]"),
+            _learner("lost = self._broken()\n", "lost: Collection[int] = []\n"),
+        ),
+        (0, 1, 2),
+    ),
+    "the open delta is not cut at a merge": Mutant(
+        (
+            _learner(
+                'reply.kind == "all" or clock.get(opened.partition, 0) >= opened.first', "False"
+            ),
+        ),
+        (8, 1290),
+    ),
+    "closed is no clock": Mutant(
+        (_learner("**dict.fromkeys(reply.closed, _CLOSED)", "**{}"),), (8, 1019)
+    ),
+    "replies of an older epoch are taken": Mutant(
+        (_learner(_OLD, "if reply.epoch == self.version[0] and reply.count < self.version[1]:"),),
+        (5, 17, 18),
+    ),
+    "older replies of an epoch are taken": Mutant(
+        (_learner(_OLD, "if reply.epoch < self.version[0]:"),), (2, 7, 8)
+    ),
+    "counts of two epochs are compared": Mutant(
+        (
+            _server("if since is None or since[0] != self.epoch:", "if since is None:"),
+            _learner("self.want_all or reply.epoch != self.version[0]", "self.want_all"),
+        ),
+        (15, 21, 25),
+    ),
+    "what an abandoned partition did is kept": Mutant(
+        (_learner("        self._deltas.drop([partition])\n", ""), _SOMEBODYS), (5, 17, 19)
+    ),
+    "the open rows are not put back": Mutant(
+        (_learner("rows = self._open.rows if self._open else []", "rows: list[Any] = []"),),
+        (0, 3, 4),
+    ),
+    "a row that failed is not taken back": Mutant(
+        (_learner("                self._put_back()\n", ""),), (0, 3, 4)
+    ),
+    "the new copy answers at once": Mutant(
+        (_learner("if all(map(self._caught_up, self._targets)):", "if True:"),), (0, 1, 2)
+    ),
+    "other rows are learned while some are learned again": Mutant(
+        (
+            _learner(
+                "        if self._targets:\n            ready",
+                "        if False:\n            ready",
+            ),
+        ),
+        (2, 9, 12),
+    ),
+    "includes is told of the copy that does not answer": Mutant(
+        (
+            _learner(
+                "        if self._targets:\n            return",
+                "        if False:\n            return",
+            ),
+        ),
+        (0, 1, 2),
+    ),
+    "the server takes an overlap": Mutant(
+        (_server(_NO_OVERLAP, "if push.first > clock + 1:"),), (1, 3, 9)
+    ),
+    "the server takes a gap": Mutant(
+        (_server(_NO_OVERLAP, "if push.first < clock + 1:"),), (3, 13, 18)
+    ),
+    "the server takes a repeat": Mutant(
+        (
+            _server("if push.last <= clock:", "if push.last < clock:"),
+            _server(_NO_OVERLAP, "if push.first > clock + 1:"),
+        ),
+        (0, 1, 2),
+    ),
+    "a closed partition begins again": Mutant(
+        (_server("            if partition in self.closed:\n", "            if False:\n"),),
+        (0, 1, 8),
+    ),
+    "a snapshot shares what is pushed later": Mutant(
+        (_server("        self._unshare(delta)\n", ""),), (9, 19, 24)
+    ),
+    "only what broke of a whole state is learned again": Mutant(
+        (_learner("if lost and not self.mergeable:", "if False:"),), (25, 64, 93), whole=True
+    ),
+    "a whole state is taken from another epoch": Mutant(
+        (_server("if push.epoch != self.epoch:", "if False:"),), (48,), whole=True
+    ),
+    "own rows are not moved into a whole state's values": Mutant(
+        (
+            _learner(
+                "                    algebra.merge(self._values, delta.blocks, 1.0)\n",
+                "                    pass\n",
+            ),
+        ),
+        (0, 1, 2),
+        whole=True,
+    ),
+}
+
+
+class OwnIsRepeat(World):  # type: ignore[misc]
+    """The shell takes an own row for a repeat if the answer to its append was lost."""
+
+    own_is_repeat = True
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_one_rule_less_is_noticed(journal: SqliteJournal, name: str) -> None:
+    mutant = MUTANTS[name]
+    assert mutant.seeds
+    for seed in mutant.seeds:
+        with pytest.raises(AssertionError):
+            mutant.world()(journal, seed, whole=mutant.whole).run()
+
+
+@pytest.mark.parametrize("seed", [0, 2, 4])
+def test_a_shell_that_takes_own_rows_for_repeats_is_noticed(
+    journal: SqliteJournal, seed: int
+) -> None:
+    with pytest.raises(AssertionError):
+        OwnIsRepeat(journal, seed).run()
+
+
+# -- what the dice meet too seldom -----------------------------------------------------------------
+
+OWN, ADOPTED = 1, 2
+
+
+def _make(learner: Any, model: Any = protocol_world.Ledger) -> Any:
+    made = learner(model, task="binary", spec="", retain_bytes=10**6, rows_max=9)
+    made.open_partition(OWN)
+    made.adopt(ADOPTED, 3)
+    made.on_reply(_reply((1, 0), "all", {}))
+    return made
+
+
+def _reply(version: tuple[int, int], kind: str, clock: dict[int, int], **more: Any) -> SyncReply:
+    rest = {"acks": [], "blocks": {}, "closed": [], "durable": {}, "orphans": []} | more
+    return SyncReply(
+        FORMAT, spec="", epoch=version[0], count=version[1], kind=kind, clock=clock,
+        confirmed_ms=0.0, **rest,
+    )  # fmt: skip
+
+
+def _row(partition: int, offset: int) -> Row:
+    new = protocol_world.Event(f"{partition}:{offset}", Verdict.ACCEPTED, False).row()
+    return Row(0, partition, offset, new.key, "", "", new.verdict, 1.0, new.payload, 1.0)
+
+
+def check_rows_that_come_by_a_merge(learner: Any) -> None:
+    """Rows to learn again come from another adopter, and their partition is done with."""
+    made = _make(learner)
+    for offset in (1, 2, 3):
+        made.learn(_row(ADOPTED, offset))
+    made.on_reply(_reply((1, 1), "changes", {ADOPTED: 2}))
+    assert made.wanted() == [(ADOPTED, 3)], "the delta of rows 1 … 3 can't be kept"
+    made.on_reply(_reply((1, 2), "changes", {ADOPTED: 3}, durable={ADOPTED: 3}))
+    assert made.serving is made._training, "nothing is left to wait for"
+    assert made.wanted() == [(OWN, 1)]
+
+
+def check_a_closed_own_partition(learner: Any) -> None:
+    """Somebody has learned all of it; how far it went is not told."""
+    made = _make(learner)
+    made.learn(_row(OWN, 1))
+    made.on_reply(_reply((1, 4), "changes", {}, closed=[OWN, ADOPTED]))
+    assert made.includes(OWN, 2), "closed is a clock"
+    made.on_reply(_reply((2, 3), "all", {OWN: 2, ADOPTED: 3}))
+    assert made.wanted() == []
+    assert made.serving is made._training
+
+
+def check_an_unexplained_clock(learner: Any) -> None:
+    """Without values a clock that own deltas do not explain is of no use."""
+    made = _make(learner, protocol_world.Whole)
+    made.on_reply(_reply((1, 1), "none", {OWN: 1}))
+    assert made.since is None
+    made.on_reply(_reply((1, 2), "none", {OWN: 1}))
+    assert made.wanted() == []
+
+
+DIRECTED = [
+    (
+        check_rows_that_come_by_a_merge,
+        _learner("        self._switch()\n        self.ready", "        self.ready"),
+    ),
+    (
+        check_a_closed_own_partition,
+        _learner("if partition in closed or (track", "if (track"),
+    ),
+    (
+        check_a_closed_own_partition,
+        _learner("**dict.fromkeys(reply.closed, _CLOSED)", "**{}"),
+    ),
+    (
+        check_an_unexplained_clock,
+        _learner('reply.kind == "none" and not self._explained(clock)', "False"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "change"), DIRECTED)
+def test_what_the_dice_meet_too_seldom(check: Callable[[Any], None], change: Change) -> None:
+    check(Learner)
+    with pytest.raises(AssertionError):
+        check(_changed(change.module, (change,))["Learner"])
