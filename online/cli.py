@@ -92,7 +92,13 @@ def serve(
     settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
-    running = Service(settings, lambda line: print(f"  {line}", flush=True))
+
+    def said(line: str) -> None:
+        print(f"  {line}", flush=True)
+        if signal.getsignal(signal.SIGTERM) is not on_signal:  # Ray puts its own in, which aborts
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    running = Service(settings, said)
 
     def on_signal(number: int, frame: object) -> None:
         if stop.is_set():  # the second one: at once
