@@ -1,12 +1,13 @@
-"""What a replica owes to the server: the partitions it learns, and what their rows have done."""
+"""What a replica has from the server, and owes to it: values pulled, partitions, deltas."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from paramserver.blocks import Blocks
-from paramserver.wire import Version
+from paramserver import blocks as algebra
+from paramserver.blocks import Blocks, Touched
+from paramserver.wire import SyncReply, Version
 from replay.example import Example
 from replay.journal.base import Row
 
@@ -68,9 +69,14 @@ class Deltas:
         """Deltas that values of this clock do not contain, oldest first."""
         return [d for d in self._kept if d.last > clock.get(d.partition, 0)]
 
-    def ends(self, partition: int) -> set[int]:
-        """Where deltas of the partition end."""
-        return {d.last for d in self._kept if d.partition == partition}
+    def explain(
+        self, before: Mapping[int, int], clock: Mapping[int, int], tracks: Collection[int]
+    ) -> bool:
+        """Whether own deltas alone have moved the clock from ``before`` to ``clock``."""
+        ends = {(d.partition, d.last) for d in self._kept}
+        moved = [(p, last) for p, last in clock.items() if last != before.get(p, 0)]
+        lost = [p for p in tracks if clock.get(p, 0) < before.get(p, 0)]
+        return ends.issuperset(moved) and not lost
 
     def drop(self, partitions: Collection[int]) -> None:
         """Forget the deltas of these partitions."""
@@ -105,3 +111,42 @@ class Deltas:
                 return False
             need = opened.last + 1
         return need == next_offset
+
+
+class Pulled:
+    """The server's values at one version."""
+
+    def __init__(self) -> None:
+        self.blocks: Blocks = {}
+
+    def take(self, reply: SyncReply, contained: Iterable[Delta]) -> Touched:
+        """Take the reply's values; returns what it has changed of those before.
+
+        ``contained``: own deltas that the reply's clock has gained, for one without values.
+        """
+        if reply.kind == "none":
+            for delta in contained:
+                algebra.merge(self.blocks, delta.blocks, 1.0)
+            return {}
+        incoming = algebra.from_wire(reply.blocks)
+        if reply.kind == "all":
+            self.blocks = incoming
+            return {}
+        touched: Touched = {}
+        for name, block in incoming.items():
+            mine = self.blocks.get(name)
+            if mine is None or not isinstance(block.data, dict):
+                self.blocks[name] = block
+            else:
+                mine.data.update(block.data)
+            touched[name] = set(block.data) if isinstance(block.data, dict) else None
+        return touched
+
+    def with_deltas(self, pending: Iterable[Delta], touched: Touched | None = None) -> Blocks:
+        """Values with own deltas on top, of what was touched (None: all), sharing nothing."""
+        part = self.blocks if touched is None else algebra.select(self.blocks, touched)
+        out = algebra.copy(part)
+        for delta in pending:
+            own = delta.blocks if touched is None else algebra.select(delta.blocks, touched)
+            algebra.merge(out, own, 1.0)
+        return out

@@ -20,11 +20,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from evaluation.metrics import Task, increments, majority
-from online.deltas import Delta, Deltas, Opened, Track
+from online.deltas import Delta, Deltas, Opened, Pulled, Track
 from online.models.base import Model, Prediction
 from online.tally import METRICS, Tally
 from paramserver import blocks as algebra
-from paramserver.blocks import Block, Blocks
+from paramserver.blocks import Blocks
 from paramserver.wire import Push, SyncReply, Version
 from replay import codec
 from replay.example import Example, Features
@@ -77,9 +77,8 @@ class Learner:
         self.ready = False
         self.want_all = True
         self.relearned = 0
-        self._values: Blocks = {}
         self._open: Opened | None = None
-        self._deltas = Deltas(retain_bytes)
+        self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
         self._targets: dict[int, int] = {}  # by partition: where relearning it ends
         self._served: dict[int, int] = {}  # until then: the clock of what answers
         self._pending_n = 0
@@ -179,22 +178,8 @@ class Learner:
     def _learn(self, row: Row, example: Example) -> None:
         self._training.learn(example.features, example.label, example.weight * row.factor)
         label = None if self._task == "regression" else json.dumps(example.label)
-        self.tally.add(row.key, self._increments(example), label, row.at)
-
-    def _increments(self, example: Example) -> dict[str, float]:
-        score, predicted = example.score, None
-        if score and self._task == "regression":
-            predicted = score.get("")
-        elif score:
-            predicted = json.loads(max(score, key=score.__getitem__))
-        return increments(
-            self._task,
-            label=example.label,
-            predicted=predicted,
-            probabilities=score if self._task != "regression" else None,
-            no_change=example.no_change,
-            majority=majority(self._task, self.tally.counters),
-        )
+        counted = _increments(self._task, example, self.tally.counters)
+        self.tally.add(row.key, counted, label, row.at)
 
     def _put_back(self) -> None:
         """The model as it was before the row at hand: values, kept deltas, the open rows again."""
@@ -204,9 +189,7 @@ class Learner:
             self._learn(row, example)
 
     def _reset(self, model: Model) -> None:
-        state = algebra.copy(self._values)
-        for delta in self._deltas.pending(self.clock):
-            algebra.merge(state, delta.blocks, 1.0)
+        state = self._pulled.with_deltas(self._deltas.pending(self.clock))
         model.reset(state)
         self.tally.reset(state)
 
@@ -273,7 +256,8 @@ class Learner:
             self.want_all = True
             return False
         clock = {**reply.clock, **dict.fromkeys(reply.closed, _CLOSED)}
-        if reply.kind == "none" and not self._explained(clock):
+        explain = self._deltas.explain
+        if reply.kind == "none" and not explain(self.clock, clock, self.tracks.keys()):
             self.want_all = True
             return False
         changed = (reply.epoch, reply.count) != self.version or reply.kind == "all"
@@ -281,7 +265,10 @@ class Learner:
         opened = self._open
         if opened and (reply.kind == "all" or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
-        touched = self._take(reply, clock)
+        pending = self._deltas.pending(self.clock)
+        touched = self._pulled.take(
+            reply, [d for d in pending if d.last <= clock.get(d.partition, 0)]
+        )
         self.version = (reply.epoch, reply.count)
         self.clock = clock
         self.durable = dict(reply.durable)
@@ -291,40 +278,13 @@ class Learner:
         if reply.kind == "all" or lost:
             self._rebuild(lost, served)
         else:
-            self._rebase(touched)
+            fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
+            self.tally.rebase(fresh)
+            self._training.rebase(fresh)
         self._pending_n = sum(d.n for d in self._deltas.pending(clock))
         self._switch()
         self.ready = True
         return changed
-
-    def _explained(self, clock: Mapping[int, int]) -> bool:
-        """Whether own deltas account for all that the clock has gained (values not asked for)."""
-        for partition, offset in clock.items():
-            before = self.clock.get(partition, 0)
-            if offset != before and offset not in self._deltas.ends(partition):
-                return False
-        return all(clock.get(p, 0) >= c for p, c in self.clock.items() if p in self.tracks)
-
-    def _take(self, reply: SyncReply, clock: Mapping[int, int]) -> dict[str, set[str] | None]:
-        """Put the reply's values into ``_values``; returns the touched keys by block."""
-        if reply.kind == "none":
-            for delta in self._deltas.pending(self.clock):
-                if delta.last <= clock.get(delta.partition, 0):
-                    algebra.merge(self._values, delta.blocks, 1.0)
-            return {}
-        incoming = algebra.from_wire(reply.blocks)
-        if reply.kind == "all":
-            self._values = incoming
-            return {}
-        touched: dict[str, set[str] | None] = {}
-        for name, block in incoming.items():
-            mine = self._values.get(name)
-            if mine is None or not isinstance(block.data, dict):
-                self._values[name] = block
-            else:
-                mine.data.update(block.data)
-            touched[name] = set(block.data) if isinstance(block.data, dict) else None
-        return touched
 
     def _settle(self, closed: Collection[int]) -> None:
         """Finish partitions that every copy has, start held ones, drop deltas likewise."""
@@ -371,28 +331,6 @@ class Learner:
         self._pending_n = sum(d.n for d in self._deltas.pending(self.clock))
         self._switch()
 
-    def _rebase(self, touched: dict[str, set[str] | None]) -> None:
-        fresh: Blocks = {}
-        for name, keys in touched.items():
-            block = self._values[name]
-            data = block.data if keys is None else {k: block.data[k] for k in keys}
-            fresh[name] = Block(block.kind, data)
-        for delta in self._deltas.pending(self.clock):
-            part: Blocks = {}
-            for name, block in delta.blocks.items():
-                if name not in touched:
-                    continue
-                keys = touched[name]
-                data = (
-                    block.data
-                    if keys is None
-                    else {k: v for k, v in block.data.items() if k in keys}
-                )
-                part[name] = Block(block.kind, data)
-            algebra.merge(fresh, part, 1.0)
-        self.tally.rebase(fresh)
-        self._training.rebase(fresh)
-
     # -- showing -----------------------------------------------------------------------------
 
     def counters(self) -> dict[str, float]:
@@ -401,4 +339,21 @@ class Learner:
 
     def values(self) -> Blocks:
         """The pulled values (not a copy)."""
-        return {k: v for k, v in self._values.items() if k != METRICS}
+        return {k: v for k, v in self._pulled.blocks.items() if k != METRICS}
+
+
+def _increments(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:
+    """What the row adds to the prequential counters."""
+    score, predicted = example.score, None
+    if score and task == "regression":
+        predicted = score.get("")
+    elif score:
+        predicted = json.loads(max(score, key=score.__getitem__))
+    return increments(
+        task,
+        label=example.label,
+        predicted=predicted,
+        probabilities=score if task != "regression" else None,
+        no_change=example.no_change,
+        majority=majority(task, counters),
+    )

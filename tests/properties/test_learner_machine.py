@@ -105,7 +105,7 @@ class Mutant:
         names = {m: _changed(m, self.changes) for m in {c.module for c in self.changes}}
         learner = names.get(online.learner, {}).get("Learner", Learner)
         if online.deltas in names:
-            learner = _with_deltas(learner, names[online.deltas]["Deltas"])
+            learner = _with_deltas(learner, names[online.deltas])
         server = names.get(paramserver.server, {}).get("Server", Server)
         return type("Mutated", (World,), {"learner_class": learner, "server_class": server})
 
@@ -124,7 +124,7 @@ def _changed(module: ModuleType, changes: tuple[Change, ...]) -> dict[str, Any]:
 def _with_deltas(learner: Any, deltas: Any) -> Any:
     def __init__(self: Any, *args: Any, retain_bytes: int, **kwargs: Any) -> None:
         learner.__init__(self, *args, retain_bytes=retain_bytes, **kwargs)
-        self._deltas = deltas(retain_bytes)
+        self._pulled, self._deltas = deltas["Pulled"](), deltas["Deltas"](retain_bytes)
 
     return type("WithDeltas", (learner,), {"__init__": __init__})
 
@@ -247,9 +247,9 @@ MUTANTS = {
     ),
     "own rows are not moved into a whole state's values": Mutant(
         (
-            _learner(
-                "                    algebra.merge(self._values, delta.blocks, 1.0)\n",
-                "                    pass\n",
+            _deltas(
+                "                algebra.merge(self.blocks, delta.blocks, 1.0)\n",
+                "                pass\n",
             ),
         ),
         (0, 1, 2),
@@ -354,7 +354,7 @@ DIRECTED = [
     ),
     (
         check_an_unexplained_clock,
-        _learner('reply.kind == "none" and not self._explained(clock)', "False"),
+        _deltas("return ends.issuperset(moved) and not lost", "return True"),
     ),
 ]
 
@@ -363,4 +363,4 @@ DIRECTED = [
 def test_what_the_dice_meet_too_seldom(check: Callable[[Any], None], change: Change) -> None:
     check(Learner)
     with pytest.raises(AssertionError):
-        check(_changed(change.module, (change,))["Learner"])
+        check(Mutant((change,), ()).world().learner_class)
