@@ -192,24 +192,7 @@ def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
     )
     page = resources.files("online").joinpath("page.html").read_text()
 
-    @app.exception_handler(RequestError)
-    async def on_error(request: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse(error_body(error), error.status)
-
-    @app.exception_handler(HTTPException)
-    async def on_route(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 404:
-            body = RequestError(404, "unknown_path", f"no {request.url.path}", None, "See /docs")
-        else:
-            message = f"{request.method}: {error.detail}"
-            body = RequestError(error.status_code, "method", message, None, "See /docs")
-        return JSONResponse(error_body(body), error.status_code, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
-        return JSONResponse(error_body(invalid(str(first["loc"][-1]), got, "See /docs")), 422)
+    _answer_errors(app)
 
     def known(model: str) -> None:
         if model not in servings:
@@ -261,6 +244,29 @@ def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
 
     _document(app)
     return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error has the error body, whoever raised it."""
+
+    @app.exception_handler(RequestError)
+    async def on_error(request: Request, error: RequestError) -> JSONResponse:
+        return JSONResponse(error_body(error), error.status)
+
+    @app.exception_handler(HTTPException)
+    async def on_route(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            body = RequestError(404, "unknown_path", f"no {request.url.path}", None, "See /docs")
+        else:
+            message = f"{request.method}: {error.detail}"
+            body = RequestError(error.status_code, "method", message, None, "See /docs")
+        return JSONResponse(error_body(body), error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
+        return JSONResponse(error_body(invalid(str(first["loc"][-1]), got, "See /docs")), 422)
 
 
 def _document(app: FastAPI) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from online.config import Limits, ModelSettings
 from online.learner import Learner
+from online.pace import Pace
 from online.writer import Writer
 from paramserver.errors import (
     BlockError,
@@ -38,7 +39,7 @@ log = logging.getLogger("online.replica")
 _PUSHES = 64  # deltas of one exchange
 _READ_ROWS = 256  # rows of one page when the journal is learned again
 _SYNC_TIMEOUT_S = 5.0
-_IDLE_FACTOR = 5  # an idle replica asks this many times less often
+_UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _OPAQUE_SHARE = 0.02  # of the time may go into writing down a model that travels whole
 
 
@@ -94,7 +95,7 @@ class ModelReplica:
         self._journal, self._client, self._spec = journal, client, spec
         self.now_s, self._monotonic_s = now_s, monotonic_s
         self._wake_learn = asyncio.Event()
-        self._first_row, self._sync_now = asyncio.Event(), asyncio.Event()
+        self._pace = Pace(settings.sync.interval_ms / 1e3)
         self._fresh_at: float | None = None
         self._behind: int | None = None
         self._cut_cost_s, self._cut_at = 0.0, 0.0
@@ -118,7 +119,7 @@ class ModelReplica:
         try:
             async with asyncio.timeout(timeout_s):
                 while not writer.idle or self.learner.clock.get(writer.partition, 0) < writer.known:
-                    self._sync_now.set()
+                    self._pace.now.set()
                     await asyncio.sleep(0.01)
                 await writer.write(self._journal.seal, writer.partition)
         except (TimeoutError, ReplayError) as error:
@@ -167,7 +168,7 @@ class ModelReplica:
     def _on_commit(self, new_server: bool) -> None:
         self._wake_learn.set()
         if new_server:  # do not wait to meet it
-            self._sync_now.set()
+            self._pace.now.set()
 
     # -- what answers are made of ------------------------------------------------------------
 
@@ -264,8 +265,8 @@ class ModelReplica:
             await self._write_failed(row, failed.reason)
         self.counts["learned"] += failed is None
         if self.learner.open_rows >= self.settings.sync.updates:
-            self._sync_now.set()
-        self._first_row.set()
+            self._pace.now.set()
+        self._pace.first_row.set()
         if row.partition == self.writer.partition:
             self.writer.note_learned(row, before, failed.reason if failed else None)
 
@@ -283,30 +284,13 @@ class ModelReplica:
     # -- exchange with the parameter server --------------------------------------------------
 
     async def _sync_loop(self) -> None:
-        interval_s = self.settings.sync.interval_ms / 1e3
-        idle_s = interval_s
         while True:
-            await self._pause(interval_s, idle_s)
+            await self._pace.wait(lambda: self.learner.open_rows > 0)
             pushes = self._due_pushes()
             moved = await self._exchange(pushes)
             if moved is None:
-                await asyncio.sleep(min(max(idle_s, 0.1), 1.0))
-            idle_s = interval_s if pushes or moved else min(idle_s * 2, interval_s * _IDLE_FACTOR)
-
-    async def _pause(self, interval_s: float, idle_s: float) -> None:
-        """Until the next exchange is due: the interval after a first row, or enough rows."""
-        self._first_row.clear()
-        if not self.learner.open_rows and not self._sync_now.is_set():
-            waits = [asyncio.ensure_future(e.wait()) for e in (self._first_row, self._sync_now)]
-            await asyncio.wait(waits, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
-        if self.learner.open_rows:
-            try:
-                await asyncio.wait_for(self._sync_now.wait(), interval_s)
-            except TimeoutError:
-                pass
-        self._sync_now.clear()
+                await asyncio.sleep(_UNREACHED_S)
+            self._pace.idle(not (pushes or moved))
 
     def _due_pushes(self) -> list[Any]:
         now = self._monotonic_s()
@@ -345,18 +329,18 @@ class ModelReplica:
             return None
         self._refused = None
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
-            self._sync_now.set()
+            self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock
         changed = learner.on_reply(reply)
         if learner.want_all:
-            self._sync_now.set()
+            self._pace.now.set()
         else:
             self._fresh_at = sent_at - reply.confirmed_ms / 1e3
             self._behind = max(reply.count - learner.version[1], 0)
         for partition in reply.orphans:
             await self._adopt(partition)
         if len(pushes) == _PUSHES:
-            self._sync_now.set()
+            self._pace.now.set()
         self._wake_learn.set()
         return changed or bool(reply.orphans)
 
@@ -371,4 +355,4 @@ class ModelReplica:
         self.counts["adopted"] += 1
         log.info("adopting partition %d up to %d", partition, end)
         self.learner.adopt(partition, end)
-        self._sync_now.set()
+        self._pace.now.set()

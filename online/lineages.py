@@ -1,0 +1,133 @@
+"""Does the state on disk belong to the models of the settings?  Checked before anything starts.
+
+A changed model is another lineage over the same journal: it learns the journal again, or begins
+without it, as the operator says.  Old state is never loaded for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from online.config import Settings
+from online.errors import StartRefused
+from online.models.load import Loaded
+from online.names import journal_path, load_model, snapshots_path
+from online.tokens import Keys
+from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.store import DirectorySnapshots, Retention
+from paramserver.state import SnapshotState
+from replay.journal.sqlite import SqliteJournal
+
+_FOLLOW_S = 2.0
+
+
+class Models:
+    """The models of the settings against the journal and snapshots of the state folder."""
+
+    def __init__(self, settings: Settings, progress: Callable[[str], None]) -> None:
+        self._settings, self._progress = settings, progress
+        self._last_partition = 0
+        self._again: dict[str, int] = {}  # events to learn again, by model
+
+    def check(self, *, fresh: bool, relearn: bool) -> dict[str, Loaded]:
+        """Load every model; StartRefused if one can't be served on the state that is there."""
+        out = {}
+        keys = Keys.from_file(self._settings.key_path)
+        with contextlib.closing(SqliteJournal(journal_path(self._settings))) as journal:
+            for model in self._settings.models:
+                loaded = load_model(model, self._settings, keys.secret)
+                if self._settings.replicas > 1 and not loaded.model.mergeable:
+                    raise StartRefused(
+                        f"model {model.name}: {loaded.model.why_not_mergeable}, so copies of it "
+                        f"can't be merged, and replicas is {self._settings.replicas}",
+                        "Set replicas: 1",
+                    )
+                self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
+                self._progress(f"model {model.name}: {model.task}, {model.learner}")
+                out[model.name] = loaded
+        return out
+
+    def _check_lineage(
+        self, journal: SqliteJournal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool
+    ) -> None:
+        known = journal.lineages(name)
+        partitions = journal.partitions(name)
+        self._last_partition = max((p.id for p in partitions), default=self._last_partition)
+        rows = sum(p.end for p in partitions)
+        if rows and (fresh or (relearn and loaded.spec_hash in known)):
+            self._begin_again(journal, name, loaded, without=fresh)
+        elif rows and known and loaded.spec_hash not in known and not relearn:
+            raise StartRefused(
+                f"model {name}: its code or settings have changed since the state in "
+                f"{self._settings.state_dir} was learned",
+                f"Start with --relearn to learn the {rows:,} events of the journal again, with "
+                "--fresh to begin without them, or put the old model back",
+            )
+        if rows and relearn and not fresh:
+            self._progress(f"model {name}: learning {rows:,} events of the journal again")
+            self._again[name] = rows
+
+    def _begin_again(
+        self, journal: SqliteJournal, name: str, loaded: Loaded, *, without: bool
+    ) -> None:
+        """Publish a snapshot that holds nothing.
+
+        Its clock stands before every row of the journal, or (``without``) after them.
+        """
+        lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
+        directory = snapshots_path(self._settings) / name / loaded.spec_hash[:16]
+        history = SnapshotHistory(DirectorySnapshots(directory), Retention())
+        epoch = begin_epoch(journal, lineage)
+        ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
+        clock = ends if without else {}
+        controls = journal.controls(name, 0)
+        empty = SnapshotState(
+            model=name,
+            spec=loaded.spec_hash,
+            spec_text=loaded.spec_text,
+            version=(epoch, 0),
+            values={},
+            clock=clock,
+            control=controls[-1].seq if controls else 0,
+            created_at=time.time(),
+        )
+        note = json.dumps({"spec": loaded.spec_hash, "clock": clock}).encode()
+        journal.write_control(name, "fresh", f"fresh:{loaded.spec_hash}:{epoch}", note)
+        publish(journal, history, empty, None)
+        if without:
+            before = sum(ends.values())
+            self._progress(f"model {name}: begins without the {before:,} events before")
+
+    def follow(self, url: str) -> None:
+        """Say how far learning again has come, until it is done; the service answers meanwhile."""
+        for name, rows in self._again.items():
+            self._follow(f"{url}/v1/models/{name}", name, rows)
+
+    def _follow(self, url: str, name: str, rows: int) -> None:
+        shown = 0.0
+        while True:
+            status = httpx.get(url, timeout=10).json()
+            learned, behind = status["learned"], self._behind(name, status["server"] or {})
+            if behind == 0:
+                self._progress(f"model {name}: learned {learned:,} events again")
+                return
+            if time.monotonic() - shown >= _FOLLOW_S:
+                shown = time.monotonic()
+                done = rows - behind
+                self._progress(f"model {name}: {done:,} of {rows:,} rows ({done / rows:.0%})")
+            time.sleep(0.05)
+
+    def _behind(self, name: str, server: dict[str, Any]) -> int:
+        """Rows of earlier partitions that the server has not got yet."""
+        clock = {int(p): c for p, c in server.get("clock", {}).items()}
+        with contextlib.closing(SqliteJournal(journal_path(self._settings))) as journal:
+            old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
+        closed = server.get("closed", ())
+        return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)

@@ -1,0 +1,38 @@
+"""When a replica exchanges with the parameter server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+_IDLE_FACTOR = 5  # an idle replica asks this many times less often
+
+
+class Pace:
+    """An interval after the first row to push, at once on demand, and less often when idle.
+
+    ``first_row`` is set when a row was learned, ``now`` when the exchange should not wait.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = self._idle_s = interval_s
+        self.first_row, self.now = asyncio.Event(), asyncio.Event()
+
+    async def wait(self, waiting: Callable[[], bool]) -> None:
+        """Until the next exchange is due; ``waiting`` says whether there are rows to push."""
+        self.first_row.clear()
+        if not waiting() and not self.now.is_set():
+            waits = [asyncio.ensure_future(event.wait()) for event in (self.first_row, self.now)]
+            await asyncio.wait(waits, timeout=self._idle_s, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        if waiting() and not self.now.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.now.wait(), self._interval_s)
+        self.now.clear()
+
+    def idle(self, nothing_happened: bool) -> None:
+        """Ask less often while nothing happens."""
+        longest = self._interval_s * _IDLE_FACTOR
+        self._idle_s = min(self._idle_s * 2, longest) if nothing_happened else self._interval_s
