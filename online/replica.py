@@ -97,7 +97,7 @@ class ModelReplica:
         self._wake_learn = asyncio.Event()
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self._fresh_at: float | None = None
-        self._behind: int | None = None
+        self.updates_behind: int | None = None  # versions; None without contact
         self._cut_cost_s, self._cut_at = 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -190,11 +190,6 @@ class ModelReplica:
     def age_ms(self) -> float | None:
         """Since the sending of the last pull that was confirmed as current; None: never."""
         return None if self._fresh_at is None else (self._monotonic_s() - self._fresh_at) * 1e3
-
-    @property
-    def updates_behind(self) -> int | None:
-        """Versions that the server is ahead; None without contact."""
-        return self._behind
 
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""
@@ -322,7 +317,7 @@ class ModelReplica:
             reply = await self._client.sync(request, _SYNC_TIMEOUT_S)
         except ParamServerError as error:
             self.counts["server_unreachable"] += 1
-            self._behind = None
+            self.updates_behind = None
             if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
                 self._refused = f"the parameter server refuses a push: {error}"
             log.info("parameter server: %s", error)
@@ -336,7 +331,7 @@ class ModelReplica:
             self._pace.now.set()
         else:
             self._fresh_at = sent_at - reply.confirmed_ms / 1e3
-            self._behind = max(reply.count - learner.version[1], 0)
+            self.updates_behind = max(reply.count - learner.version[1], 0)
         for partition in reply.orphans:
             await self._adopt(partition)
         if len(pushes) == _PUSHES:
