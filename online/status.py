@@ -9,7 +9,7 @@ from evaluation.metrics import summarise
 from online.errors import RequestError
 from online.features import Door
 from online.replica import ModelReplica
-from paramserver.errors import ParamServerError
+from paramserver.errors import ParamServerError, SnapshotMissing
 
 _ASK_TIMEOUT_S = 2.0
 
@@ -83,6 +83,10 @@ class Cluster:
     async def _command(self, model: str, question: str, *args: Any) -> Any:
         try:
             return await self._controls[model].call(question, 60.0, *args)
+        except SnapshotMissing as error:
+            raise RequestError(
+                404, "unknown_snapshot", str(error), "name", "See the list"
+            ) from None
         except ParamServerError as error:
             status = 422 if error.definite else 503
             code = "refused" if error.definite else "server_unavailable"

@@ -137,7 +137,7 @@ def status(running: Running, model: str) -> dict[str, Any]:
 
 
 def settle(running: Running, model: str, learned: int, timeout_s: float = 60.0) -> dict[str, Any]:
-    """Wait until every replica that answers has learned so many events; the model's status."""
+    """Wait until the replica that answers has learned so many events; the model's status."""
     deadline = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError, KeyError):
