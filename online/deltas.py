@@ -150,3 +150,8 @@ class Pulled:
             own = delta.blocks if touched is None else algebra.select(delta.blocks, touched)
             algebra.merge(out, own, 1.0)
         return out
+
+
+def moved(before: Mapping[int, int], clock: Mapping[int, int], own: Collection[int]) -> bool:
+    """Whether the clocks differ in a partition that is not among one's ``own``."""
+    return any(clock.get(p, 0) != before.get(p, 0) for p in {*before, *clock}.difference(own))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from evaluation.metrics import Task, increments, majority
-from online.deltas import Delta, Deltas, Opened, Pulled, Track
+from online.deltas import Delta, Deltas, Opened, Pulled, Track, moved
 from online.models.base import Model, Prediction
 from online.tally import METRICS, Tally
 from paramserver import blocks as algebra
@@ -220,8 +220,7 @@ class Learner:
             return
         self._open = None
         blocks = {**self._training.cut(), **self.tally.cut()}
-        size = algebra.size_bytes(blocks) + 200
-        n = len(opened.rows)
+        size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         self._deltas.add(
             Delta(opened.partition, opened.first, opened.last, n, opened.base, blocks, size)
         )
@@ -269,20 +268,23 @@ class Learner:
         touched = self._pulled.take(
             reply, [d for d in pending if d.last <= clock.get(d.partition, 0)]
         )
+        others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version = (reply.epoch, reply.count)
         self.clock = clock
         self.durable = dict(reply.durable)
         self.want_all = False
         self._settle(reply.closed)
         lost = self._broken()
+        if reply.kind == "all" and others and not self.mergeable:
+            lost = self.tracks.keys()  # states that were cut hold other rows than the values
         if reply.kind == "all" or lost:
             self._rebuild(lost, served)
         else:
             fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
             self.tally.rebase(fresh)
             self._training.rebase(fresh)
-        self._pending_n = sum(d.n for d in self._deltas.pending(clock))
-        self._switch()
+            self._pending_n = sum(d.n for d in self._deltas.pending(clock))
+            self._switch()
         self.ready = True
         return changed
 

@@ -339,10 +339,25 @@ def check_an_unexplained_clock(learner: Any) -> None:
     assert made.wanted() == []
 
 
+def check_a_whole_state_on_rows_that_are_lost(learner: Any) -> None:
+    """The server restarts without rows of a third, which the state that was cut has in it."""
+    made = _make(learner, protocol_world.Whole)
+    third = 7
+    made.on_reply(_reply((1, 5), "all", {third: 5}))
+    made.learn(_row(OWN, 1))
+    assert [push.last for push in made.pushes(9)] == [1]
+    made.on_reply(_reply((2, 3), "all", {third: 3}))
+    assert made.wanted() == [(OWN, 1)], "learned on what the server has"
+
+
 DIRECTED = [
     (
+        check_a_whole_state_on_rows_that_are_lost,
+        _learner('if reply.kind == "all" and others and', "if False and"),
+    ),
+    (
         check_rows_that_come_by_a_merge,
-        _learner("        self._switch()\n        self.ready", "        self.ready"),
+        _learner("            self._switch()\n        self.ready", "        self.ready"),
     ),
     (
         check_a_closed_own_partition,
