@@ -71,6 +71,38 @@ class JournalFull(ReplayError):
         )
 
 
+class ServerFull(JournalFull):
+    """The journal's server has no room for new rows: in memory, or on the disk of its files."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0.0, 0.0)
+        self.args = (reason,)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the journal's server takes no new rows ({self.reason}); "
+            "give it more memory or disk space, nothing was written"
+        )
+
+
+class JournalNotDurable(ReplayError):
+    """The journal's server could lose what it acknowledges."""
+
+    def __init__(self, setting: str, found: str, needed: str, remedy: str) -> None:
+        super().__init__(setting, found, needed, remedy)
+        self.setting = setting
+        self.found = found
+        self.needed = needed
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return (
+            f"the journal's server has {self.setting} = {self.found}, {self.needed} is needed "
+            f"so that nothing acknowledged is lost: {self.remedy}"
+        )
+
+
 class JournalUnavailable(ReplayError):
     """The store did not answer for certain.  Indefinite: send the same batch again."""
 

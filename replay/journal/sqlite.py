@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from replay.errors import (
-    BatchSize,
     EpochLost,
     JournalBehind,
     JournalFull,
@@ -28,12 +27,11 @@ from replay.journal.base import (
     Row,
     Verdict,
 )
+from replay.journal.batch import check_batch
 from replay.journal.sqlitefile import SqliteFile, Synchronous
 
 FORMAT = 1
 """Format number of the file; a newer one is refused."""
-
-KEY_BYTES = 16
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -205,10 +203,7 @@ class SqliteJournal:
         JournalUnavailable
             Indefinite: send the same batch again.
         """
-        if not 0 < len(rows) <= self._batch_rows_max:
-            raise BatchSize(len(rows), self._batch_rows_max)
-        for row in rows:
-            _check(row)
+        check_batch(rows, self._batch_rows_max)
         free = self._free_mb()
         with self._file.write() as db:
             model, start, epoch = self._admit(db, partition, known)
@@ -369,16 +364,3 @@ def _row(found: tuple[Any, ...]) -> Row:
 def _partition(found: tuple[Any, ...]) -> Partition:
     number, model, replica, spec, end, sealed = found
     return Partition(number, model, replica, spec, end, bool(sealed))
-
-
-def _check(row: NewRow) -> None:
-    """Refuse what the file would change or could not hold."""
-    if len(row.key) != KEY_BYTES:
-        raise RowInvalid("key", f"{len(row.key)} bytes", f"give {KEY_BYTES} bytes")
-    if not 0 < row.factor <= 1:
-        raise RowInvalid("factor", repr(row.factor), "give a number in (0, 1]")
-    if not math.isfinite(row.at):
-        raise RowInvalid("at", repr(row.at), "give POSIX seconds")
-    for field in (row.event_id, row.source):
-        if not field.isascii() and field.encode(errors="replace").decode() != field:
-            raise RowInvalid("event_id or source", ascii(field), "give valid Unicode text")

@@ -1,0 +1,31 @@
+"""What every journal refuses about a batch before it asks its store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from replay.errors import BatchSize, RowInvalid
+from replay.journal.base import NewRow
+
+KEY_BYTES = 16
+
+
+def check_batch(rows: Sequence[NewRow], rows_max: int) -> None:
+    """Raise BatchSize or RowInvalid for what a store would change or could not hold."""
+    if not 0 < len(rows) <= rows_max:
+        raise BatchSize(len(rows), rows_max)
+    for row in rows:
+        _check(row)
+
+
+def _check(row: NewRow) -> None:
+    if len(row.key) != KEY_BYTES:
+        raise RowInvalid("key", f"{len(row.key)} bytes", f"give {KEY_BYTES} bytes")
+    if not 0 < row.factor <= 1:
+        raise RowInvalid("factor", repr(row.factor), "give a number in (0, 1]")
+    if not math.isfinite(row.at):
+        raise RowInvalid("at", repr(row.at), "give POSIX seconds")
+    for field in (row.event_id, row.source):
+        if not field.isascii() and field.encode(errors="replace").decode() != field:
+            raise RowInvalid("event_id or source", ascii(field), "give valid Unicode text")

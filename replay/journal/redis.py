@@ -1,0 +1,333 @@
+"""The journal in one Redis or Valkey server, for several nodes: a stream for each partition."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from replay.errors import (
+    EpochLost,
+    JournalBehind,
+    JournalFormat,
+    JournalUnavailable,
+    PartitionSealed,
+    PartitionUnknown,
+    RowInvalid,
+    ServerFull,
+)
+from replay.journal import redisscripts as scripts
+from replay.journal.base import (
+    Appended,
+    Control,
+    Head,
+    NewRow,
+    Outcome,
+    Partition,
+    Row,
+    Verdict,
+)
+from replay.journal.batch import check_batch
+from replay.journal.redisserver import Durability, RedisServer
+
+FORMAT = 1
+"""Number of the layout of keys; a newer one is refused."""
+
+_READ_PAGE = 1024
+
+Fields = dict[bytes, bytes]
+
+
+class RedisJournal:
+    """A :class:`replay.journal.base.Journal` in a Redis or Valkey server (version 6.2 or newer).
+
+    Safe to call from several threads, processes and nodes.  Nothing is sent twice by itself.
+    ``Row.seq`` comes from one counter of the journal: it grows with each commit, with holes
+    only where a script failed.  Partition numbers grow, have 24 random bits, are below 2^53 and
+    are not given again by a server that came back empty or older: a writer of before gets
+    JournalBehind or PartitionUnknown there, never somebody else's partition.
+
+    Keys of events stay as long as their rows, and rows stay: memory grows, up to the bound.
+
+    Parameters
+    ----------
+    url
+        ``redis://host:6379/0``, ``rediss://…`` or ``unix://path``.
+    prefix
+        Name of the journal in the server; its keys start with it, in braces.
+    batch_rows_max
+        Most rows of one append, ≥ 1.
+    memory_mb_max
+        Above this use of the server's memory (MB of 2^20 bytes, looked at once a second) new
+        rows are refused; by default 90 % of the server's ``maxmemory``, if it has one.
+    timeout_s
+        How long to wait for the connection and for each answer.
+    durability
+        ``"assumed"`` for a server whose settings can't be read and that is known to be durable.
+    accept_loss
+        Accept replicas of the server and clusters: a fail-over loses acknowledged rows.
+    monotonic_s
+        A clock in seconds.
+
+    Raises
+    ------
+    JournalNotDurable
+        The server evicts, does not sync each write, or may be taken over from.
+    JournalFormat
+        The prefix's keys were written by a newer version.
+    JournalUnavailable
+        The server does not answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "online",
+        batch_rows_max: int = 1024,
+        memory_mb_max: float | None = None,
+        timeout_s: float = 5.0,
+        durability: Durability = "checked",
+        accept_loss: bool = False,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not prefix or set(prefix) & set("{}"):
+            raise ValueError(f"prefix is {prefix!r}; give a name without braces")
+        self._batch_rows_max = batch_rows_max
+        self._tag = f"{{{prefix}}}".encode()
+        self._server = RedisServer(
+            url,
+            timeout_s=timeout_s,
+            durability=durability,
+            accept_loss=accept_loss,
+            memory_mb_max=memory_mb_max,
+            monotonic_s=monotonic_s,
+        )
+        try:
+            self._command("SET", self._key("format"), FORMAT, "NX")
+            found = int(self._command("GET", self._key("format")))
+            if found > FORMAT:
+                raise JournalFormat(found, FORMAT)
+        except BaseException:
+            self._server.close()
+            raise
+
+    @property
+    def batch_rows_max(self) -> int:
+        """Most rows of one append."""
+        return self._batch_rows_max
+
+    def checkpoint(self) -> int:
+        """0: the server rewrites its append-only file itself."""
+        return 0
+
+    def close(self) -> None:
+        """Close the connections; later calls raise JournalUnavailable.  Idempotent."""
+        self._server.close()
+
+    def _key(self, *names: str | int) -> bytes:
+        return b":".join((self._tag, *(str(name).encode() for name in names)))
+
+    def _command(self, *words: str | bytes | int) -> Any:
+        try:
+            return self._server.command(*words)
+        except ServerFull as error:  # only an append says it: for the others it is a pause
+            raise JournalUnavailable(error.reason) from error
+
+    def _run(self, script: str, *words: str | bytes | int) -> Any:
+        try:
+            return self._server.run(script, self._tag, *words)
+        except ServerFull as error:
+            raise JournalUnavailable(error.reason) from error
+
+    # -- partitions and rows -------------------------------------------------------------------
+
+    def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
+        """Open a new, empty partition; its number is given by the store, never twice."""
+        if not math.isfinite(at):
+            raise RowInvalid("at", repr(at), "give POSIX seconds")
+        bits = secrets.randbits(24)
+        number = self._run(scripts.REGISTER, model, replica, spec, repr(float(at)), bits)
+        return Partition(int(number), model, replica, spec, 0, False)
+
+    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+        """Write ``rows`` durably, in order, in one step: see :class:`replay.journal.base.Journal`.
+
+        Raises
+        ------
+        BatchSize, RowInvalid, PartitionUnknown, PartitionSealed
+            Definite: nothing was written.
+        JournalBehind
+            Definite.  The partition ends below ``known`` (or is unknown and ``known`` is not 0),
+            or a key leads to a row that is gone: the store has lost rows.
+        ServerFull, JournalNotDurable
+            Definite, and only if a row is new: a batch that stands already is answered.
+        JournalUnavailable
+            Indefinite: send the same batch again.
+        """
+        check_batch(rows, self._batch_rows_max)
+        held = self._server.held()
+        words = [word for row in rows for word in _words(row)]
+        head = (partition, known, int(held is not None))
+        answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
+        status = answer[0]
+        if status == b"held" and held is not None:
+            raise type(held)(*held.args)  # a traceback of its own
+        if status == b"unknown":
+            if known:
+                raise JournalBehind(partition, 0, known)
+            raise PartitionUnknown(partition)
+        if status == b"sealed":
+            raise PartitionSealed(partition, int(answer[1]))
+        if status == b"behind":
+            raise JournalBehind(*map(int, answer[1:]))
+        outcomes: list[Outcome] = []
+        for row, found in zip(rows, answer[3], strict=True):
+            outcomes.append(_outcome(partition, row, found, outcomes))
+        return Appended(tuple(outcomes), int(answer[1]), int(answer[2]))
+
+    def seal(self, partition: int) -> int:
+        """Close the partition for writing and return its end.  Idempotent.
+
+        Raises PartitionUnknown (definite) or JournalUnavailable (seal again).
+        """
+        answer = self._run(scripts.SEAL, partition)
+        if answer[0] == b"unknown":
+            raise PartitionUnknown(partition)
+        return int(answer[1])
+
+    def partition(self, partition: int) -> Partition | None:
+        """The partition, or None if it is unknown."""
+        found = self._run(scripts.PARTITIONS, "number", partition)
+        return _partition(found[0]) if found else None
+
+    def partitions(self, model: str) -> tuple[Partition, ...]:
+        """All partitions of the model, by id."""
+        return tuple(map(_partition, self._run(scripts.PARTITIONS, "model", model)))
+
+    def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
+        """Rows ``first … first + n - 1`` as far as they exist.
+
+        Many rows are read in several commands, so that none keeps the server for long.
+        """
+        rows: list[Row] = []
+        stream = self._key("rows", partition)
+        for start in range(first, first + n, _READ_PAGE):
+            last = min(start + _READ_PAGE, first + n) - 1
+            page = self._entries(stream, start, last)
+            if not page:
+                break
+            rows += (_row(partition, offset, fields) for offset, fields in page)
+        return tuple(rows)
+
+    def _entries(self, stream: bytes, first: int, last: int) -> list[tuple[int, Fields]]:
+        found = self._command("XRANGE", stream, f"{first}-0", f"{last}-0")
+        return [(int(id_.split(b"-")[0]), fields) for id_, fields in found]
+
+    def find(self, model: str, key: bytes) -> Row | None:
+        """The row that has the key, or None."""
+        found = self._run(scripts.FIND, model, key)
+        return _row(int(found[0]), int(found[1]), _fields(found[2])) if found else None
+
+    # -- epochs, heads and control rows --------------------------------------------------------
+
+    def head(self, model: str, spec: str) -> Head:
+        """Epoch and newest snapshot of the lineage (epoch 0 and None before its first server)."""
+        names = (f"epoch:{spec}", f"snapshot:{spec}")
+        epoch, snapshot = self._command("HMGET", self._key("head", model), *names)
+        return Head(int(epoch or 0), None if snapshot is None else snapshot.decode())
+
+    def lineages(self, model: str) -> tuple[str, ...]:
+        """Spec hashes that have ever had a server, newest epoch change last."""
+        found = self._command("ZRANGE", self._key("lineages", model), 0, -1)
+        return tuple(spec.decode() for spec in found)
+
+    def begin_epoch(self, model: str, spec: str, expected: int) -> int:
+        """Compare-and-set the epoch from ``expected`` to ``expected + 1``; return the new one.
+
+        Raises EpochLost (definite) if another server was faster.
+        """
+        status, epoch = self._run(scripts.BEGIN_EPOCH, model, spec, expected)
+        if status == b"lost":
+            raise EpochLost(model, expected, int(epoch))
+        return int(epoch)
+
+    def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
+        """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
+        status, found = self._run(scripts.MOVE_HEAD, model, spec, epoch, snapshot)
+        if status == b"lost":
+            raise EpochLost(model, epoch, int(found))
+
+    def write_control(
+        self, model: str, kind: str, key: str, payload: bytes
+    ) -> tuple[Control, bool]:
+        """Append a control row; the first with a (model, key) wins.
+
+        Returns the row that stands and whether this call wrote it (after JournalUnavailable,
+        compare the row: it may be the one of the lost call).
+        """
+        won, seq, row = self._run(scripts.WRITE_CONTROL, model, kind, key, bytes(payload))
+        return _control(model, int(seq), _fields(row)), won == b"1"
+
+    def controls(self, model: str, after: int) -> tuple[Control, ...]:
+        """Control rows of the model with ``seq > after``, in order."""
+        rows: list[Control] = []
+        stream = self._key("controls", model)
+        while page := self._entries(stream, after + 1, after + _READ_PAGE):
+            rows += (_control(model, seq, fields) for seq, fields in page)
+            after += _READ_PAGE
+        return tuple(rows)
+
+
+def _words(row: NewRow) -> tuple[str | bytes, ...]:
+    """The row as the script's arguments, in its order."""
+    numbers = repr(float(row.factor)), repr(float(row.at))  # which give the same number back
+    text = (row.event_id, row.source, row.verdict.value)
+    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1])
+
+
+def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:
+    kind = found[0]
+    if kind == b"twice":
+        return Outcome(False, before[int(found[1]) - 1].row)
+    if kind != b"written":
+        where, offset = int(found[1]), int(found[2])
+        return Outcome(kind == b"own", _row(where, offset, _fields(found[3])))
+    # What was written needs not travel back.
+    row = Row(
+        int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,
+        Verdict(given.verdict), float(given.factor), bytes(given.payload), float(given.at),
+    )  # fmt: skip
+    return Outcome(True, row)
+
+
+def _fields(flat: list[bytes]) -> Fields:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _row(partition: int, offset: int, fields: Fields) -> Row:
+    return Row(
+        seq=int(fields[b"seq"]),
+        partition=partition,
+        offset=offset,
+        key=fields[b"key"],
+        event_id=fields[b"event_id"].decode(),
+        source=fields[b"source"].decode(),
+        verdict=Verdict(fields[b"verdict"].decode()),
+        factor=float(fields[b"factor"]),
+        payload=fields[b"payload"],
+        at=float(fields[b"at"]),
+    )
+
+
+def _partition(found: list[bytes]) -> Partition:
+    number, model, replica, spec, end, sealed = (word.decode() for word in found)
+    return Partition(int(number), model, replica, spec, int(end), sealed == "1")
+
+
+def _control(model: str, seq: int, fields: Fields) -> Control:
+    return Control(
+        seq, model, fields[b"kind"].decode(), fields[b"key"].decode(), fields[b"payload"]
+    )
