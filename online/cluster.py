@@ -49,6 +49,7 @@ _APP = "online"
 _REPLICA_PORTS = 64
 _STOP_REPLICA_S = 2.0
 _RESTORE_S = 30.0
+_RELOADED_S = 0.5
 _LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
 _CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
@@ -238,13 +239,14 @@ class Service:
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
 
     def _wait_http(self) -> None:
+        """Until HTTP answers and HAProxy has loaded its last replica: a reload breaks connections."""
         deadline = time.monotonic() + 30
         while True:
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
+            answers = False
+            with contextlib.suppress(httpx.HTTPError):
+                answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            if answers and time.time() - processes.newest("haproxy") > _RELOADED_S:
+                return
             if time.monotonic() > deadline:
                 raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")
             time.sleep(0.05)
