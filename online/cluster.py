@@ -239,7 +239,7 @@ class Service:
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
 
     def _wait_http(self) -> None:
-        """Until HTTP answers and HAProxy has loaded its last replica: a reload breaks connections."""
+        """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
         deadline = time.monotonic() + 30
         while True:
             answers = False
