@@ -1,4 +1,4 @@
-"""A real Redis or Valkey server of the tests' own: a free port, a folder, and what is done to it."""
+"""A real Redis or Valkey server of the tests' own, and a proxy that loses its answers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,80 @@
+"""Any order of calls on one Redis server, by two processes, as for a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from replay.journal import redisscripts
+from replay.journal.redis import RedisJournal
+
+
+def _load(path: Path) -> Any:
+    """The module in a file of the tests (they are no package)."""
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[path.stem]
+
+
+HERE = Path(__file__).parent
+JournalMachine: Any = _load(HERE / "journal_machine.py").JournalMachine
+redis_server: Any = _load(HERE.parent / "conformance" / "redis_server.py")
+
+modest: Any = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if redis_server.find_binary() is None:
+        pytest.skip(redis_server.NO_SERVER)
+    with redis_server.running(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+def machine(url: str) -> Any:
+    class RedisMachine(JournalMachine):
+        open_journal = staticmethod(lambda folder: RedisJournal(url, prefix=folder.name))
+
+    return RedisMachine
+
+
+def test_the_redis_journal_keeps_its_promises(url: str) -> None:
+    run_state_machine_as_test(machine(url), settings=modest)
+
+
+@pytest.mark.parametrize(
+    ("rule", "without"),
+    [
+        pytest.param("tonumber(offset) > known", "false", id="own row is a duplicate"),
+        pytest.param("tonumber(offset) > known", "true", id="old row is an own row"),
+        pytest.param("where == number and ", "", id="row of another is an own row"),
+        pytest.param("if first[key] then", "if false then", id="key twice in a batch"),
+    ],
+)
+def test_the_machine_notices_a_missing_rule(
+    url: str, rule: str, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert redisscripts.APPEND.count(rule) == 1
+    monkeypatch.setattr(redisscripts, "APPEND", redisscripts.APPEND.replace(rule, without))
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            machine(url),
+            settings=settings(modest, phases=[Phase.generate]),  # no shrinking
+        )
