@@ -112,6 +112,7 @@ def numbers_new_rows_without_holes(open_: Open) -> None:
         answer = journal.append(p, 2, _batch("c e"))
         _same(_offsets(answer), [(False, q, 1), (True, p, 3)], "offsets go on")
         _same([r.offset for r in journal.read(p, 1, 9)], [1, 2, 3], "offsets as read")
+        _same([x.end for x in journal.partitions("m")], [3, 2], "ends of the partitions")
         seqs = [r.seq for r in (*journal.read(p, 1, 2), *journal.read(q, 1, 2))]
         seqs += [r.seq for r in journal.read(p, 3, 1)]
         _same(seqs, sorted(set(seqs)), "seq is the order of the commits")
@@ -282,6 +283,8 @@ def gives_each_epoch_once(open_: Open) -> None:
         _same(two.begin_epoch("m", "spec", 1), 2, "the next epoch")
         _same(one.begin_epoch("m", "other", 0), 1, "another lineage has its own epoch")
         _same(one.begin_epoch("n", "spec", 0), 1, "another model has its own epoch")
+        answer = one.append(_register(one), 0, _batch("b"))
+        _same(answer.epoch, 2, "the newest epoch is the highest, not the last one")
         _same(one.lineages("m"), ("spec", "other"), "lineages, the newest change last")
         two.begin_epoch("m", "spec", 2)
         _same(one.lineages("m"), ("other", "spec"), "lineages after another change")

@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -36,6 +37,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for(holds: Callable[[], object], bound_s: float = 10.0) -> None:
+    """Ask until it holds (the servers tell nobody of their own accord)."""
+    stop_s = time.monotonic() + bound_s
+    while not holds():
+        assert time.monotonic() < stop_s, f"not within {bound_s} s"
 
 
 class Server:
@@ -70,11 +78,13 @@ class Server:
                 break
         else:
             raise AssertionError("the server did not start:\n" + "".join(said))
-        threading.Thread(target=_drain, args=(self.process.stdout,), daemon=True).start()
+        self._drain = threading.Thread(target=_drain, args=(self.process.stdout,), daemon=True)
+        self._drain.start()
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self._drain.join()
 
     def empty(self) -> None:
         """What an operator does who starts it again without its files."""
@@ -87,8 +97,9 @@ class Server:
 
 
 def _drain(pipe: IO[str]) -> None:
-    for _ in pipe:
-        pass
+    with pipe:
+        for _ in pipe:
+            pass
 
 
 @contextmanager

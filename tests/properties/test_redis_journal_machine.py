@@ -59,20 +59,24 @@ def test_the_redis_journal_keeps_its_promises(url: str) -> None:
     run_state_machine_as_test(machine(url), settings=modest)
 
 
+MUTANTS = [
+    ("APPEND", "tonumber(offset) > known", "false", "own row is a duplicate"),
+    ("APPEND", "tonumber(offset) > known", "true", "old row is an own row"),
+    ("APPEND", "where == number and ", "", "row of another is an own row"),
+    ("APPEND", "if first[key] then", "if false then", "key twice in a batch"),
+    ("PARTITIONS", "':rows:' .. number", "':rows:'", "no end"),
+]
+
+
 @pytest.mark.parametrize(
-    ("rule", "without"),
-    [
-        pytest.param("tonumber(offset) > known", "false", id="own row is a duplicate"),
-        pytest.param("tonumber(offset) > known", "true", id="old row is an own row"),
-        pytest.param("where == number and ", "", id="row of another is an own row"),
-        pytest.param("if first[key] then", "if false then", id="key twice in a batch"),
-    ],
+    ("script", "rule", "without"), [pytest.param(*m[:3], id=m[3]) for m in MUTANTS]
 )
 def test_the_machine_notices_a_missing_rule(
-    url: str, rule: str, without: str, monkeypatch: pytest.MonkeyPatch
+    url: str, script: str, rule: str, without: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert redisscripts.APPEND.count(rule) == 1
-    monkeypatch.setattr(redisscripts, "APPEND", redisscripts.APPEND.replace(rule, without))
+    whole = getattr(redisscripts, script)
+    assert whole.count(rule) == 1
+    monkeypatch.setattr(redisscripts, script, whole.replace(rule, without))
     with pytest.raises(AssertionError):
         run_state_machine_as_test(
             machine(url),
