@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
 import signal
 import socket
@@ -66,7 +67,7 @@ class Server:
         words = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         words += ["--dir", str(self.folder)]
         for name, value in self.settings.items():
-            words += [f"--{name}", value]
+            words += [f"--{name}", *shlex.split(value)]
         self.process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
