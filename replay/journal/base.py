@@ -1,8 +1,8 @@
 """What a journal promises: rows, partitions, control rows, epochs and heads.
 
-The store behind a journal (a SQLite file) is the only place where anything is agreed.  Every
-method below is one atomic step of that store.  Leases and clocks say when to act; none of them
-carries safety.  ``tests/conformance/test_journal.py`` walks every implementation over
+The store behind a journal (a SQLite file, a Redis server) is the only place where anything is
+agreed.  Every method below is one atomic step of that store.  Leases and clocks say when to act;
+none of them carries safety.  ``tests/conformance`` walks every implementation over
 :func:`replay.journal.checks.check_journal`.
 """
 
@@ -150,7 +150,9 @@ class Journal(Protocol):
         JournalBehind
             Definite.  The partition ends below ``known``: the store has lost rows.
         JournalFull
-            Definite.  Free disk space is under the low-water mark.
+            Definite.  Free disk space, or a server's memory, is under the low-water mark.
+        JournalNotDurable
+            Definite.  A server's settings were changed: it could lose what it acknowledges.
         JournalUnavailable
             Indefinite.  Send the same batch again.
         """

