@@ -93,10 +93,12 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
 
+    started = False
+
     def said(line: str) -> None:
         print(f"  {line}", flush=True)
-        if signal.getsignal(signal.SIGTERM) is not on_signal:  # Ray puts its own in, which aborts
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ray puts its own in, which aborts
+            signal.signal(number, on_signal)
 
     running = Service(settings, said)
 
@@ -105,13 +107,14 @@ def serve(
             running.kill()
             os._exit(130)
         stop.set()
+        if not started:  # give the start up, wherever it is
+            raise KeyboardInterrupt
 
     print(f"online {__version__}, state in {settings.state_dir}", flush=True)
     code = 0
     try:
         running.start(fresh=fresh, relearn=relearn)
-        signal.signal(signal.SIGINT, on_signal)
-        signal.signal(signal.SIGTERM, on_signal)
+        started = True
         _print_urls(settings, running.url)
         if play is not None:
             threading.Thread(
@@ -123,7 +126,6 @@ def serve(
         code = 130
     finally:
         stop.set()
-        signal.signal(signal.SIGINT, on_signal)
         watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
         watchdog.daemon = True
         watchdog.start()
