@@ -222,10 +222,11 @@ class Service:
             num_replicas=settings.replicas,
             max_ongoing_requests=limits.ongoing_max,
             max_queued_requests=2 * limits.ongoing_max,
+            backpressure_config={"status_code": 429, "retry_after_s": 1},
             graceful_shutdown_timeout_s=_STOP_REPLICA_S,
             graceful_shutdown_wait_loop_s=0.1,
             ray_actor_options={"num_cpus": 0.01},
-            logging_config={"enable_access_log": False},
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
         serve.run(deployment.bind(settings.model_dump(mode="json")), name=_APP)
         self.url = f"http://{settings.host}:{port}"

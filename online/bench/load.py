@@ -7,6 +7,7 @@ server can't hide behind requests that were never sent (coordinated omission).
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,11 +55,9 @@ class _Client(asyncio.Protocol):
         head, found, rest = self._buffer.partition(b"\r\n\r\n")
         if not found:
             return
-        lower = head.lower()
-        at = lower.index(b"content-length:") + 15
-        end = lower.find(b"\r", at)
-        length = int(lower[at : end if end >= 0 else len(lower)])
-        if len(rest) >= length and self._answer is not None:
+        length = re.search(rb"content-length: *(\d+)", head.lower())
+        whole = len(rest) >= int(length[1]) if length else rest.endswith(b"0\r\n\r\n")  # chunked
+        if whole and self._answer is not None and not self._answer.done():
             self._buffer = b""
             self._answer.set_result(int(head[9:12]))
 
