@@ -194,10 +194,9 @@ class ModelReplica:
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""
         gauges: dict[str, float] = {"waiting": self.writer.waiting, "own": self.learner.own}
-        gauges["behind_rows"] = self.behind_rows
+        gauges |= {"behind_rows": self.behind_rows, "relearned": self.learner.relearned}
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
-        gauges["relearned"] = self.learner.relearned
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
 
     @property
