@@ -150,7 +150,7 @@ def test_no_paths_of_a_machine(path: Path) -> None:
 
 def test_machine_paths_are_found() -> None:
     assert _MACHINE.search("see /home/me/x")
-    assert not _MACHINE.search("under /tmp, or .venv/root/x")
+    assert not _MACHINE.search("under /tmp, or .venv/rooted/x")
 
 
 # -- the example model and the first requests ------------------------------------------------------
