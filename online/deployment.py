@@ -46,7 +46,6 @@ class Replica:
         nonces = Nonces(os.urandom(6))
         self._replicas: dict[str, ModelReplica] = {}
         self._servings: dict[str, Serving] = {}
-        doors: dict[str, Door] = {}
         clients: dict[str, ParameterClient] = {}
         facts: dict[str, dict[str, Any]] = {}
         limits = self._settings.limits
@@ -74,14 +73,14 @@ class Replica:
             self._servings[name] = Serving(
                 self._replicas[name], door, tokens, limits, loaded.spec_hash
             )
-            doors[name], clients[name] = door, client
+            clients[name] = client
             facts[name] = {
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
                 "merge": "sum" if model.sync.merge == "sum" else "average",
                 "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
             }
-        self._cluster = Cluster(self._replicas, doors, clients, facts.__getitem__)
+        self._cluster = Cluster(self._replicas, clients, facts.__getitem__)
         await asyncio.gather(*(model.start() for model in self._replicas.values()))
         gc.collect()
         gc.freeze()

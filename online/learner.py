@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from evaluation.metrics import Task, increments, majority
 from online.deltas import Delta, Deltas, Opened, Pulled, Track, moved
 from online.models.base import Model, Prediction
-from online.tally import METRICS, Tally
+from online.tally import Tally
 from paramserver import blocks as algebra
-from paramserver.blocks import Blocks
 from paramserver.wire import Push, SyncReply, Version
 from replay import codec
 from replay.example import Example, Features
@@ -332,16 +331,6 @@ class Learner:
         self._reset(self._training)
         self._pending_n = sum(d.n for d in self._deltas.pending(self.clock))
         self._switch()
-
-    # -- showing -----------------------------------------------------------------------------
-
-    def counters(self) -> dict[str, float]:
-        """Prequential counters of all replicas, as far as they are merged, and the own ones."""
-        return self.tally.counters
-
-    def values(self) -> Blocks:
-        """The pulled values (not a copy)."""
-        return {k: v for k, v in self._pulled.blocks.items() if k != METRICS}
 
 
 def _increments(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:

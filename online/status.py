@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from evaluation.metrics import summarise
 from online.errors import RequestError
-from online.features import Door
 from online.replica import ModelReplica
 from paramserver.errors import ParamServerError, SnapshotMissing
 
@@ -27,11 +26,10 @@ class Cluster:
     def __init__(
         self,
         replicas: Mapping[str, ModelReplica],
-        doors: Mapping[str, Door],
         controls: Mapping[str, ParameterServerControl],
         facts: Callable[[str], dict[str, Any]],
     ) -> None:
-        self._replicas, self._doors, self._controls, self._facts = replicas, doors, controls, facts
+        self._replicas, self._controls, self._facts = replicas, controls, facts
 
     async def model(self, name: str) -> dict[str, Any]:
         """Status of one model.  With the server down, what this replica knows, and that it is."""

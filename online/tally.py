@@ -31,6 +31,7 @@ class Tally:
         self.counters: dict[str, float] = {}
         self.digest = (0, 0)
         self.seen: dict[str, tuple[float, float]] = {}
+        self._newest: str | None = None  # kept, because every prediction asks for it
         self._open: dict[str, float] = {}
         self._open_digest = (0, 0)
         self._open_seen: dict[str, tuple[float, float]] = {}
@@ -42,6 +43,8 @@ class Tally:
         if label is not None:
             self.seen[label] = _span(self.seen.get(label), (at, at))
             self._open_seen[label] = _span(self._open_seen.get(label), (at, at))
+            if self._newest is None or at >= self.seen[self._newest][1]:
+                self._newest = label
         self.digest = _plus(self.digest, (1, event_hash(key)))
         self._open_digest = _plus(self._open_digest, (1, event_hash(key)))
         for name, value in increments.items():
@@ -63,9 +66,9 @@ class Tally:
 
     def newest(self) -> Label | None:
         """Label of the newest event learned; None before the first, and in regression."""
-        if not self.seen:
+        if self._newest is None:
             return None
-        label: Label = json.loads(max(self.seen, key=lambda text: self.seen[text][1]))
+        label: Label = json.loads(self._newest)
         return label
 
     def rebase(self, values: Blocks) -> None:
@@ -76,6 +79,7 @@ class Tally:
         if NEWEST in values:
             for label, span in values[NEWEST].data.items():
                 self.seen[label] = _span(self._open_seen.get(label), span)
+            self._newest = max(self.seen, key=lambda text: self.seen[text][1], default=None)
         if DIGEST in values:
             data = values[DIGEST].data
             self.digest = _plus((data["count"], data["sum"]), self._open_digest)
@@ -84,6 +88,7 @@ class Tally:
         """Become exactly ``values``, with an empty open delta."""
         self.counters, self.digest, self.seen = {}, (0, 0), {}
         self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
+        self._newest = None
         self.rebase(values)
 
 

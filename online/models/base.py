@@ -6,7 +6,6 @@ cut did to them (its open delta).  It never sees the journal, the network or a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +59,3 @@ class Model(Protocol):
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values`` (all blocks; empty: as built), with an empty open delta."""
-
-
-Params = Mapping[str, object]
