@@ -27,6 +27,10 @@ class SnapshotState:
         Partitions contained to their sealed end, which have left the clock.
     control
         ``seq`` of the last control row contained.
+    rewrite
+        ``seq`` of the control row that rewrote the values last (0: none).
+    frozen
+        ``seq`` of the control row that froze the model (0: it learns).
     metrics
         Numbers to show beside the snapshot.
     parent
@@ -43,6 +47,8 @@ class SnapshotState:
     clock: Mapping[int, int]
     closed: frozenset[int] = frozenset()
     control: int = 0
+    rewrite: int = 0
+    frozen: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     parent: str | None = None
     created_at: float = 0.0

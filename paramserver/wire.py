@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 2
 
 Version = tuple[int, int]
 """``(epoch, count)``: the server's epoch and the number of pushes it has applied in all."""
@@ -53,6 +53,9 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
         Counters of the replica (disposable), shown by every replica's ``/metrics``.
     adopting
         Partitions that the replica is learning again: they are given to nobody else.
+    control
+        The newest control row that the replica acts on, of those that replies have told it: all
+        that it wrote before is committed and pushed.
     """
 
     format: int
@@ -63,6 +66,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     values: bool
     adopting: list[int]
     report: dict[str, float] | None = None
+    control: int = 0
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -95,6 +99,13 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         Partitions that this replica is asked to adopt.
     confirmed_ms
         How long ago the server saw its own epoch to be the newest in the store, in ms.
+    rewrite
+        Number of the control row that rewrote the values last (0: none).  A replica that sees
+        another one drops its deltas and learns its rows from the clock on.
+    control
+        The newest control row that the values contain.
+    frozen
+        New rows are written as ``frozen``, and nothing is pushed.
     """
 
     format: int
@@ -109,6 +120,9 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     durable: dict[int, int]
     orphans: list[int]
     confirmed_ms: float
+    rewrite: int = 0
+    control: int = 0
+    frozen: bool = False
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -43,3 +43,21 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     predicted_at: float | None = None
     event_time: float | None = None
     no_change: Label | None = None
+
+
+class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a stored join keeps of a prediction; fields as in :class:`Example`."""
+
+    features: Features
+    score: dict[str, float] | None = None
+    version: tuple[int, int, int] | None = None
+    predicted_at: float | None = None
+    no_change: Label | None = None
+
+
+class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a stored join keeps of a label; fields as in :class:`Example`."""
+
+    label: Label
+    weight: float = 1.0
+    event_time: float | None = None

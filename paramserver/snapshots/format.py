@@ -60,6 +60,8 @@ class Manifest(msgspec.Struct, frozen=True):
     parent: str | None
     created_at: float
     blocks: list[tuple[str, str]]
+    rewrite: int = 0
+    frozen: int = 0
 
     def closed_partitions(self) -> frozenset[int]:
         """``closed``, run by run."""
@@ -85,6 +87,8 @@ def encode(state: SnapshotState) -> bytes:
             parent=state.parent,
             created_at=state.created_at,
             blocks=[(name, block.kind) for name, block in state.values.items()],
+            rewrite=state.rewrite,
+            frozen=state.frozen,
         )
     )
     return frame(SCHEMA, manifest, save_arrays(arrays))
@@ -134,6 +138,8 @@ def decode(data: bytes) -> SnapshotState:
         clock=manifest.clock,
         closed=manifest.closed_partitions(),
         control=manifest.control,
+        rewrite=manifest.rewrite,
+        frozen=manifest.frozen,
         metrics=manifest.metrics,
         parent=manifest.parent,
         created_at=manifest.created_at,

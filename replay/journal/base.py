@@ -8,7 +8,7 @@ none of them carries safety.  ``tests/conformance`` walks every implementation o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -23,9 +23,16 @@ class Verdict(StrEnum):
     FROZEN = "frozen"
 
 
+class Half(StrEnum):
+    """One side of a stored join: what was predicted, or the label that came for it."""
+
+    PREDICTION = "prediction"
+    LABEL = "label"
+
+
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A row that a writer wants in its partition.
+    """A row that a writer wants in its partition, or (with ``half``) one side of a row.
 
     Attributes
     ----------
@@ -36,9 +43,14 @@ class NewRow:
     verdict, factor
         Decided before writing; ``factor`` in (0, 1] scales a clipped row.
     payload
-        An encoded :class:`replay.example.Example`.
+        An encoded :class:`replay.example.Example`, or an encoded half of one.
     at
         POSIX seconds at which the replica took the event.
+    half
+        Set: the store keeps the payload until the other half comes under the same key; whichever
+        is second writes the joined row, in the same step.  The row's payload is
+        ``codec.join(prediction, label)``; its ``event_id`` and ``source`` are the label's,
+        verdict, factor and ``at`` the second one's.
     """
 
     key: bytes
@@ -48,6 +60,7 @@ class NewRow:
     payload: bytes
     at: float
     factor: float = 1.0
+    half: Half | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +85,14 @@ class Outcome:
 
     ``new`` is True if the row stands in the writer's own partition beyond its last known offset:
     written now, or by an earlier attempt whose answer was lost.  Otherwise ``row`` is the row
-    that had the key first.
+    that had the key first.  ``row`` is None only for a half whose other half has not come:
+    ``since`` is when the half that is kept (the first one given) was taken, in POSIX seconds, or
+    None if the store has no room for more halves and keeps nothing.
     """
 
     new: bool
-    row: Row
+    row: Row | None
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,7 @@ class Partition:
     """One writer: (model, replica, incarnation).
 
     ``end`` is the offset of its last row (0 if empty).  ``sealed`` partitions take no more rows.
+    Rows up to ``trimmed`` were removed by retention.
     """
 
     id: int
@@ -101,6 +118,18 @@ class Partition:
     spec: str
     end: int
     sealed: bool
+    trimmed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Room that the journal takes: ``size`` of the whole store in bytes (files or memory), its
+    bound (None: the disk's free space is the bound), and rows and halves kept of one model."""
+
+    size: int
+    size_max: int | None
+    rows: int
+    halves: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +217,44 @@ class Journal(Protocol):
         """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
 
     def write_control(
-        self, model: str, kind: str, key: str, payload: bytes
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
     ) -> tuple[Control, bool]:
         """Append a control row; the first with a (model, key) wins.
 
-        Returns the row that stands and whether it is the one given.
+        Returns the row that stands and whether it is the one given.  ``fence`` is a spec and an
+        epoch: EpochLost (definite, nothing written) unless it is the lineage's newest epoch.
         """
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
         """Control rows with ``seq > after``, in order."""
+
+    def claim(self, partition: int, offset: int) -> int:
+        """Count one more learner that is about to learn the row; returns how many there were.
+
+        Offset 0 stands for the adoption of the partition.  A learner that dies leaves its claim.
+        """
+
+    def trim(
+        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+    ) -> int:
+        """Remove at most ``n`` rows with their ids, the oldest of each partition; how many.
+
+        Removed are rows of partition ``p`` up to offset ``upto[p]`` that were taken before
+        ``before`` (POSIX seconds), without leaving holes: the first one that must stay ends it.
+        EpochLost (definite) unless ``epoch`` is the lineage's newest.  A lineage that is not the
+        model's newest removes nothing.
+        """
+
+    def expire(self, model: str, before: float, n: int) -> int:
+        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+
+    def usage(self, model: str) -> Usage:
+        """Room taken, without a walk over the rows."""
 
     def checkpoint(self) -> int:
         """Move committed pages out of the write-ahead log in a small step; its bytes left."""
