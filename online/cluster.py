@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,17 @@ import httpx
 import psutil
 
 from online import processes
-from online.config import Settings
+from online.config import WITH_SECRETS, Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import (
-    journal_path,
-    run_path,
-    server_name,
-    snapshots_path,
-)
+from online.names import journal_opener, run_path, server_name, snapshots_path
 from paramserver.actor import ServerSettings
 from paramserver.lineage import Lineage
 from paramserver.server import MergeRule
 from paramserver.snapshots.store import Retention
 from replay.errors import ReplayError
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.base import Journal
 
 log = logging.getLogger("online.cluster")
 
@@ -102,7 +96,7 @@ class Service:
         self._private = processes.private_dir(settings.state_dir)
         self._loaded: dict[str, Loaded] = {}
         self._vital: list[psutil.Process] = []
-        self._journal: SqliteJournal | None = None
+        self._journal: Journal | None = None
         self._started_s = time.monotonic()
         self._ending = threading.RLock()
         self.url = ""
@@ -174,8 +168,8 @@ class Service:
             handle = start_or_get(
                 server_name(model.name),
                 Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule),
-                partial(SqliteJournal, journal_path(self._settings)),
-                str(snapshots_path(self._settings)),
+                journal_opener(self._settings),
+                snapshots_path(self._settings),
                 ServerSettings(
                     interval_s=snapshots.interval_s,
                     retention=retention,
@@ -228,7 +222,8 @@ class Service:
             ray_actor_options={"num_cpus": 0.01},
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )
-        serve.run(deployment.bind(settings.model_dump(mode="json")), name=_APP)
+        data = settings.model_dump(mode="json", context=WITH_SECRETS)
+        serve.run(deployment.bind(data), name=_APP)
         self.url = f"http://{settings.host}:{port}"
         self._wait_http()
         facts = {
@@ -256,9 +251,9 @@ class Service:
 
     def tend(self) -> None:
         """Move a small part of the journal's log into its file: one process does it for all."""
-        if self._journal is None:
-            self._journal = SqliteJournal(journal_path(self._settings))
         try:
+            if self._journal is None:
+                self._journal = journal_opener(self._settings)()
             self._journal.checkpoint()
         except ReplayError as error:
             log.warning("journal: %s", error)

@@ -1,8 +1,8 @@
 """Settings: the only reader of files and environment.
 
 ``online.yaml`` is checked against the frozen tree below; an unknown key is refused with the
-nearest known one.  ``ONLINE_HOST``, ``ONLINE_PORT``, ``ONLINE_REPLICAS`` and ``ONLINE_STATE_DIR``
-override the file, and the command line overrides both.
+nearest known one.  ``ONLINE_HOST``, ``ONLINE_PORT``, ``ONLINE_REPLICAS``, ``ONLINE_STATE_DIR`` and
+``ONLINE_JOURNAL`` override the file, and the command line overrides both.
 """
 
 from __future__ import annotations
@@ -14,9 +14,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    ValidationError,
+    field_serializer,
+)
 
 from online.errors import ConfigError
 
@@ -31,6 +41,38 @@ def _seconds(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
+"""Context of ``Settings.model_dump`` that keeps passwords: only for our own processes."""
+
+
+def hidden(text: str) -> str:
+    """The text with the passwords of addresses in it replaced by ``***``."""
+    text = re.sub(r"://([^:/@\s]*):\S*@", r"://\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
+
+
+def _journal(value: str) -> str:
+    """``sqlite``, or the address of a Redis server."""
+    if value == "sqlite":
+        return value
+    try:
+        parts = urlsplit(value)
+        place = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
+    except ValueError:  # of the port; it would quote what may be a part of the password
+        place = None
+    if not place or parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("give sqlite, redis://host:6379/0, rediss://… or unix:///path/to/socket")
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError("a database is a number, as in redis://host:6379/0")
+    return value
+
+
+def _cluster(value: str) -> str:
+    if value not in ("local", "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
+        raise ValueError("give local, auto or host:port of a running Ray cluster")
+    return value
 
 
 class _Tree(BaseModel):
@@ -70,6 +112,8 @@ class ModelSettings(_Tree):
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
     token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
+    dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
+    label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
 
 
 class Limits(_Tree):
@@ -79,12 +123,24 @@ class Limits(_Tree):
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     features_max: int = Field(4_096, ge=1, description="features of one row")
     text_bytes_max: int = Field(1_024, ge=16, description="a feature's name or text value")
-    token_bytes_max: int = Field(8_192, ge=256, description="above it a prediction gets no id")
+    token_bytes_max: int = Field(8_192, ge=256, description="longer ids become stored joins")
+    clock_skew_s: float = Field(
+        3_900, ge=0, description="an id may be this far ahead of the clock: clocks are set back"
+    )
+    joins_queue_max: int = Field(
+        10_000, ge=1, description="predictions that wait to be written for a stored join"
+    )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
     adopt_s: float = Field(10, ge=1, description="a dead replica's rows are learned within")
+    journal_mb_max: int | None = Field(
+        None, ge=1, description="size of the journal: its files, or the Redis server's memory"
+    )
+    halves_max: int = Field(
+        100_000, ge=1, description="predictions and labels that wait for each other, of a model"
+    )
 
 
 class Settings(_Tree):
@@ -94,7 +150,24 @@ class Settings(_Tree):
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
     replicas: int = Field(2, ge=1, le=64)
     state_dir: Path = Path("./state")
-    journal: Literal["sqlite"] = "sqlite"
+    journal: Annotated[str, AfterValidator(_journal)] = Field(
+        "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
+    )
+    journal_prefix: str = Field(
+        "online", pattern=r"^[^{}\s]+$", description="of the keys in Redis: one a service"
+    )
+    journal_durability: Literal["checked", "assumed"] = Field(
+        "checked", description="assumed: a Redis server whose settings can't be read is believed"
+    )
+    journal_accept_loss: bool = Field(
+        False, description="take a Redis server that fails over, and lose rows when it does"
+    )
+    snapshot_dir: str | None = Field(
+        None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
+    )
+    cluster: Annotated[str, AfterValidator(_cluster)] = Field(
+        "local", description="local starts a Ray of its own; auto or host:port joins one"
+    )
     key_file: Path | None = Field(None, description="default: state_dir/key, made at first start")
     models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
     limits: Limits = Limits()
@@ -105,11 +178,16 @@ class Settings(_Tree):
         """File of the keys that sign label tokens and pickled blobs."""
         return self.key_file or self.state_dir / "key"
 
+    @field_serializer("journal", "snapshot_dir")
+    def _hide(self, value: str | None, info: SerializationInfo) -> str | None:
+        return value if value is None or info.context == WITH_SECRETS else hidden(value)
+
 
 DEFAULT_MODEL: Mapping[str, Any] = {"name": "phishing", "task": "binary", "learner": "logreg"}
 """What is served when there is no settings file: enough for a first try."""
 
-_ENVIRONMENT = ("host", "port", "replicas", "state_dir")
+_PATHS = ("state_dir", "base_dir")
+_ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
 
 
 def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -131,7 +209,9 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     except ValidationError as error:
         raise _explain(error) from None
     _check(settings)
-    resolved = {"state_dir": settings.state_dir.resolve(), "base_dir": settings.base_dir.resolve()}
+    resolved: dict[str, Any] = {name: getattr(settings, name).resolve() for name in _PATHS}
+    if settings.snapshot_dir is not None and "://" not in settings.snapshot_dir:
+        resolved["snapshot_dir"] = str(Path(settings.snapshot_dir).resolve())
     return settings.model_copy(update=resolved)
 
 
@@ -161,7 +241,7 @@ def _explain(error: ValidationError) -> ConfigError:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         remedy = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
         return ConfigError(field, "unknown setting", remedy)
-    value = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    value = "" if first["type"] == "missing" else f", got {hidden(repr(first['input']))}"
     return ConfigError(field, f"{first['msg']}{value}", "`online config show` prints every default")
 
 
@@ -183,6 +263,13 @@ def _check(settings: Settings) -> None:
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError("models", f"two are called {sorted(twice)}", "Give each its own name")
     for model in settings.models:
+        if model.dedupe_window < model.token_lifetime:
+            raise ConfigError(
+                f"models.{model.name}.dedupe_window",
+                f"{model.dedupe_window:g} s is less than token_lifetime, "
+                f"{model.token_lifetime:g} s: a label that comes again late would be learned twice",
+                "Make it at least as long, or shorten token_lifetime",
+            )
         if model.classes is not None and (model.task != "binary" or len(model.classes) != 2):
             raise ConfigError(
                 f"models.{model.name}.classes",

@@ -19,13 +19,12 @@ from online.app import App
 from online.config import Settings
 from online.features import Door
 from online.learner import Learner
-from online.names import journal_path, load_model, server_name
+from online.names import journal_opener, load_model, server_name
 from online.replica import ModelReplica
 from online.serving import Serving
 from online.status import Cluster
 from online.tokens import Keys, Nonces, Tokens
 from paramserver.ray_client import ParameterClient
-from replay.journal.sqlite import SqliteJournal
 
 log = logging.getLogger("online.replica")
 
@@ -49,6 +48,7 @@ class Replica:
         clients: dict[str, ParameterClient] = {}
         facts: dict[str, dict[str, Any]] = {}
         limits = self._settings.limits
+        open_one = journal_opener(self._settings)  # one a model: models do not wait for each other
         for model in self._settings.models:
             name = model.name
             loaded = load_model(model, self._settings, keys.secret)
@@ -60,13 +60,8 @@ class Replica:
                 retain_bytes=limits.retain_mb << 20,
                 rows_max=max(model.sync.updates * 16, 1024),
             )
-            journal = SqliteJournal(
-                journal_path(self._settings),
-                disk_low_mb=limits.disk_low_mb,
-                batch_rows_max=max(limits.rows_max, 1024),
-            )
             self._replicas[name] = ModelReplica(
-                model, limits, learner, journal, client, replica=replica, spec=loaded.spec_hash
+                model, limits, learner, open_one(), client, replica=replica, spec=loaded.spec_hash
             )
             door = Door(model, limits, numeric_only=learner.serving.numeric_only)
             tokens = Tokens(keys, name, nonces)

@@ -11,16 +11,16 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from online.config import Settings
-from online.names import journal_path, load_model, snapshots_path
+from online.names import load_model, open_journal, snapshots_path
 from online.tally import DIGEST, event_hash
 from online.tokens import Keys
 from paramserver.snapshots.format import decode
 from paramserver.snapshots.store import DirectorySnapshots
-from replay.journal.base import Control, Partition, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.base import Control, Journal, Partition, Verdict
 
 _PAGE = 1000
 _MASK = 2**64 - 1
@@ -63,13 +63,13 @@ def check(settings: Settings, model: str) -> Findings:
     chosen = next(m for m in settings.models if m.name == model)
     secret = Keys.from_file(settings.key_path).secret
     spec = load_model(chosen, settings, secret).spec_hash
-    with contextlib.closing(SqliteJournal(journal_path(settings))) as journal:
+    with contextlib.closing(open_journal(settings)) as journal:
         head = journal.head(model, spec).snapshot
         clock: dict[int, int] = {}
         closed: frozenset[int] = frozenset()
         digest = {"count": 0, "sum": 0}
         if head is not None:
-            stored = DirectorySnapshots(snapshots_path(settings) / model / spec[:16])
+            stored = DirectorySnapshots(Path(snapshots_path(settings)) / model / spec[:16])
             state = decode(stored.load(head))
             clock, closed = dict(state.clock), state.closed
             if DIGEST in state.values:
@@ -100,7 +100,7 @@ def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
 
 
 def _count(
-    journal: SqliteJournal, partition: Partition, skipped: int, upto: int, failed: set[str]
+    journal: Journal, partition: Partition, skipped: int, upto: int, failed: set[str]
 ) -> tuple[int, int, int]:
     """Learned rows after ``skipped``, the sum of their hashes, and holes in one partition."""
     count = total = 0

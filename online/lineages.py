@@ -10,6 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,13 +18,13 @@ import httpx
 from online.config import Settings
 from online.errors import StartRefused
 from online.models.load import Loaded
-from online.names import journal_path, load_model, snapshots_path
+from online.names import load_model, open_journal, snapshots_path
 from online.tokens import Keys
 from paramserver.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.store import DirectorySnapshots, Retention
 from paramserver.state import SnapshotState
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.base import Journal
 
 _FOLLOW_S = 2.0
 
@@ -40,7 +41,7 @@ class Models:
         """Load every model; StartRefused if one can't be served on the state that is there."""
         out = {}
         keys = Keys.from_file(self._settings.key_path)
-        with contextlib.closing(SqliteJournal(journal_path(self._settings))) as journal:
+        with contextlib.closing(open_journal(self._settings)) as journal:
             for model in self._settings.models:
                 loaded = load_model(model, self._settings, keys.secret)
                 if self._settings.replicas > 1 and not loaded.model.mergeable:
@@ -55,7 +56,7 @@ class Models:
         return out
 
     def _check_lineage(
-        self, journal: SqliteJournal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool
+        self, journal: Journal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool
     ) -> None:
         known = journal.lineages(name)
         partitions = journal.partitions(name)
@@ -74,15 +75,13 @@ class Models:
             self._progress(f"model {name}: learning {rows:,} events of the journal again")
             self._again[name] = rows
 
-    def _begin_again(
-        self, journal: SqliteJournal, name: str, loaded: Loaded, *, without: bool
-    ) -> None:
+    def _begin_again(self, journal: Journal, name: str, loaded: Loaded, *, without: bool) -> None:
         """Publish a snapshot that holds nothing.
 
         Its clock stands before every row of the journal, or (``without``) after them.
         """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
-        directory = snapshots_path(self._settings) / name / loaded.spec_hash[:16]
+        directory = Path(snapshots_path(self._settings)) / name / loaded.spec_hash[:16]
         history = SnapshotHistory(DirectorySnapshots(directory), Retention())
         epoch = begin_epoch(journal, lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
@@ -127,7 +126,7 @@ class Models:
     def _behind(self, name: str, server: dict[str, Any]) -> int:
         """Rows of earlier partitions that the server has not got yet."""
         clock = {int(p): c for p, c in server.get("clock", {}).items()}
-        with contextlib.closing(SqliteJournal(journal_path(self._settings))) as journal:
+        with contextlib.closing(open_journal(self._settings)) as journal:
             old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
         closed = server.get("closed", ())
         return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from online.config import ModelSettings, Settings
+from online.config import ModelSettings, Settings, hidden
 from online.errors import StartRefused
 from online.models.load import Loaded, load
+from replay.errors import JournalNotDurable, ReplayError
+from replay.journal.base import Journal
+from replay.journal.sqlite import SqliteJournal
 
 
 def server_name(model: str) -> str:
@@ -16,14 +21,62 @@ def server_name(model: str) -> str:
     return f"ParameterServer:{model}"
 
 
-def journal_path(settings: Settings) -> Path:
-    """The journal of all models."""
-    return settings.state_dir / "journal.db"
+def journal_opener(settings: Settings) -> Callable[[], Journal]:
+    """What opens the journal of all models, in any process.
+
+    It pickles as plain values beside a class of ``replay``: a parameter server that is restarted
+    imports neither the settings nor a model library for it.  Called, it raises ReplayError.
+
+    Raises StartRefused if the package for Redis is missing.
+    """
+    limits = settings.limits
+    batch_rows_max = max(limits.rows_max, 1024)
+    if settings.journal == "sqlite":
+        return partial(
+            SqliteJournal,
+            settings.state_dir / "journal.db",
+            disk_low_mb=limits.disk_low_mb,
+            batch_rows_max=batch_rows_max,
+        )
+    try:
+        from replay.journal.redis import RedisJournal
+    except ImportError as error:
+        raise StartRefused(
+            f"the journal is in Redis, and a package is missing: {error}",
+            "pip install 'online-learning-service[redis]'",
+        ) from None
+    return partial(
+        RedisJournal,
+        settings.journal,
+        prefix=settings.journal_prefix,
+        batch_rows_max=batch_rows_max,
+        memory_mb_max=limits.journal_mb_max,
+        durability=settings.journal_durability,
+        accept_loss=settings.journal_accept_loss,
+    )
 
 
-def snapshots_path(settings: Settings) -> Path:
-    """Snapshots of all lineages of all models."""
-    return settings.state_dir / "snapshots"
+def open_journal(settings: Settings) -> Journal:
+    """The journal of all models, for a command.  Raises StartRefused with the remedy."""
+    try:
+        return journal_opener(settings)()
+    except JournalNotDurable as error:
+        remedy = "These settings are journal_durability and journal_accept_loss; see their help"
+        raise StartRefused(str(error), remedy) from None
+    except ReplayError as error:
+        where = hidden(settings.journal)
+        what = getattr(error, "reason", error)
+        remedy = (
+            f"Look at the files in {settings.state_dir}"
+            if settings.journal == "sqlite"
+            else "Start that server, or name another one in `journal`"
+        )
+        raise StartRefused(f"the journal ({where}) can't be opened: {what}", remedy) from None
+
+
+def snapshots_path(settings: Settings) -> str:
+    """Folder or URI of the snapshots of all lineages of all models."""
+    return settings.snapshot_dir or str(settings.state_dir / "snapshots")
 
 
 def run_path(settings: Settings) -> Path:

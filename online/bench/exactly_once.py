@@ -228,7 +228,7 @@ def _judge(
     findings = _wait_complete(running, settings)
     now = status(running, "counting")
     spec = str(now["server"]["spec"])
-    stored = DirectorySnapshots(snapshots_path(settings) / "counting" / spec[:16])
+    stored = DirectorySnapshots(Path(snapshots_path(settings)) / "counting" / spec[:16])
     weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
     times = {event: weight / STEP for event, weight in weights.items()}
     known = sent.acknowledged | sent.unanswered
