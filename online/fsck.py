@@ -11,7 +11,6 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from online.config import Settings
@@ -19,7 +18,7 @@ from online.names import load_model, open_journal, snapshots_path
 from online.tally import DIGEST, event_hash
 from online.tokens import Keys
 from paramserver.snapshots.format import decode
-from paramserver.snapshots.store import DirectorySnapshots
+from paramserver.snapshots.places import lineage_place, open_snapshots
 from replay.journal.base import Control, Journal, Partition, Verdict
 
 _PAGE = 1000
@@ -69,7 +68,7 @@ def check(settings: Settings, model: str) -> Findings:
         closed: frozenset[int] = frozenset()
         digest = {"count": 0, "sum": 0}
         if head is not None:
-            stored = DirectorySnapshots(Path(snapshots_path(settings)) / model / spec[:16])
+            stored = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
             state = decode(stored.load(head))
             clock, closed = dict(state.clock), state.closed
             if DIGEST in state.values:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +21,8 @@ from online.names import load_model, open_journal, snapshots_path
 from online.tokens import Keys
 from paramserver.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.store import DirectorySnapshots, Retention
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
 from paramserver.state import SnapshotState
 from replay.journal.base import Journal
 
@@ -81,8 +81,8 @@ class Models:
         Its clock stands before every row of the journal, or (``without``) after them.
         """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
-        directory = Path(snapshots_path(self._settings)) / name / loaded.spec_hash[:16]
-        history = SnapshotHistory(DirectorySnapshots(directory), Retention())
+        place = lineage_place(snapshots_path(self._settings), name, loaded.spec_hash)
+        history = SnapshotHistory(open_snapshots(place), Retention())
         epoch = begin_epoch(journal, lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
         clock = ends if without else {}

@@ -33,7 +33,8 @@ from paramserver.lineage import Lineage, publish, recover
 from paramserver.server import HISTORY_MAX, Server
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Disk, Retention
 from paramserver.store import PartitionInfo, Store
 
 _log: Final = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class ParameterServer:
     open_store
         Opens the store behind the journal; called in this process.
     directory
-        Snapshots of all lineages; this one's are in ``directory/MODEL/SPEC[:16]``.
+        Path or URI of the snapshots of all lineages; this one's are in ``MODEL/SPEC[:16]`` there.
     find_gone
         Tells partitions whose owner is known not to live, to adopt them without a wait.
     background
@@ -175,7 +176,7 @@ class ParameterServer:
         self._lineage = lineage
         self._open_store = open_store
         self._place = directory
-        self._directory = Path(directory) / lineage.model / lineage.spec[:16]
+        self._directory = lineage_place(directory, lineage.model, lineage.spec)
         self._settings = ServerSettings() if settings is None else settings
         self._find_gone = find_gone
         self._host = Host() if host is None else host
@@ -237,7 +238,7 @@ class ParameterServer:
         self._identity = identity(self._lineage, self._place, self._settings)
         if self._store is None:
             self._store = self._open_store()
-        snapshots = DirectorySnapshots(self._directory, self._host.disk)
+        snapshots = open_snapshots(self._directory, self._host.disk)
         history = SnapshotHistory(snapshots, self._settings.retention)
         self._refused = history.refused
         found = recover(self._store, history, self._lineage, self._settings.history_max)

@@ -31,7 +31,7 @@ from online.http import Connection
 from online.names import snapshots_path
 from online.processes import free_port
 from paramserver.snapshots.format import decode
-from paramserver.snapshots.store import DirectorySnapshots
+from paramserver.snapshots.places import lineage_place, open_snapshots
 
 STEP = 2.0**-10
 _TARGETS = ("replica", "server", "both", "all")
@@ -228,7 +228,7 @@ def _judge(
     findings = _wait_complete(running, settings)
     now = status(running, "counting")
     spec = str(now["server"]["spec"])
-    stored = DirectorySnapshots(Path(snapshots_path(settings)) / "counting" / spec[:16])
+    stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
     weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
     times = {event: weight / STEP for event, weight in weights.items()}
     known = sent.acknowledged | sent.unanswered

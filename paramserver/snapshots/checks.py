@@ -147,6 +147,7 @@ def check_crash_while_publishing(make: MakeStore, old: str, new: str) -> None:
         except Crash:
             for found in disk.outcomes():
                 reopened = make(found)
+                reopened.remove_leftovers()
                 contents = {name: reopened.load(name) for name in reopened.names()}
                 assert old in contents, f"crash at step {crash_at}: the old one is gone"
                 for name, content in contents.items():

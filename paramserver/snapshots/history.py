@@ -96,11 +96,15 @@ class SnapshotHistory:
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
         """The head's state, or its nearest ancestor's that is good; None without a head.
 
+        What earlier servers left unfinished is removed.
+
         Raises
         ------
         StartRefused
             There is a head, but neither it nor an ancestor can be used.
         """
+        # whoever restores has taken the epoch: what others have begun can't become the head
+        self._snapshots.remove_leftovers()
         if head is None:
             return None
         for name in ancestors(head, self._snapshots.names()):

@@ -71,17 +71,20 @@ def _sync(path: Path, flags: int) -> None:
 class DirectorySnapshots:
     """Snapshots of one lineage as files of a directory, with pins.
 
-    One server owns the directory; what an earlier one left unfinished is removed at the start.
+    One server owns the directory.  Opening it changes nothing that is there, so others may read.
     """
 
     def __init__(self, path: Path, disk: Disk | None = None) -> None:
         self._path = path
         self._disk = Disk() if disk is None else disk
         self._disk.make_directory(path)
-        for name in self._disk.list(path):
-            if name.endswith(_TEMPORARY):
-                self._disk.remove(path / name)
         self._pins = self._read_pins()
+
+    def remove_leftovers(self) -> None:
+        """Remove what an earlier owner left unfinished.  For the owner, before it publishes."""
+        for name in self._disk.list(self._path):
+            if name.endswith(_TEMPORARY):
+                self._disk.remove(self._path / name)
 
     def _read_pins(self) -> frozenset[str]:
         try:

@@ -52,6 +52,7 @@ def test_directory_on_the_real_disk(tmp_path: Path) -> None:
     store.pin("1-1", True)
     (tmp_path / "a" / "b" / "1-2.snapshot.tmp").write_bytes(b"half")
     again = DirectorySnapshots(tmp_path / "a" / "b")
+    again.remove_leftovers()
     assert again.names() == ["1-1"]
     assert again.load("1-1") == b"x"
     assert again.pins() == {"1-1"}
