@@ -145,3 +145,24 @@ def label_names(client: Connection, model: str, stream: Stream) -> list[Label] |
         )
     names: list[Label] | None = status["labels"]
     return names
+
+
+def line(score: Score, n_rows: int) -> str:
+    """One line of progress: the score beside its baselines, and which time it is played."""
+    s = score.summary()
+    turn, row = divmod(max(score.rows - 1, 0), n_rows)
+    again = "" if turn == 0 else f"  (rows seen before: time {turn + 1} through)"
+    if score.task == "regression":
+        values = {"MAE": "mae", "mean so far": "mean_mae", "last": "last_mae"}
+    else:
+        values = {"accuracy": "accuracy", "majority": "majority", "no-change": "no_change",
+                  "kappa-M": "kappa_m", "kappa-T": "kappa_t"}  # fmt: skip
+    text = "  ".join(f"{name} {short(s[key])}" for name, key in values.items())
+    return f"row {row + 1:>6,}/{n_rows:,}  {text}{again}"
+
+
+def short(value: float | None) -> str:
+    """A score in a few characters."""
+    if value is None:
+        return "  –  "
+    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"

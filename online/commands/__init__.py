@@ -1,0 +1,1 @@
+"""The commands of `online`, a module a group."""

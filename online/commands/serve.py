@@ -1,0 +1,131 @@
+"""`online serve`: the service in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Annotated, Any
+
+import typer
+
+from online import __version__, config
+from online.commands.base import File, StateDir, load_settings
+
+_STOP_S = 4.0  # then everything is ended at once, which takes up to a second
+_TEND_S = 0.25
+
+
+def serve(
+    path: File = None,
+    state_dir: StateDir = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one")] = None,
+    replicas: Annotated[int | None, typer.Option(help="how many replicas")] = None,
+    play: Annotated[str | None, typer.Option(help="play this stream until Ctrl-C")] = None,
+    rate: Annotated[float, typer.Option(help="rows a second of --play")] = 100.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="begin without what was learned")] = False,
+    relearn: Annotated[
+        bool, typer.Option("--relearn", help="learn the whole journal again")
+    ] = False,
+) -> None:
+    """Start the service and keep it running until Ctrl-C.
+
+    Example: online serve online.yaml
+    """
+    from online.cluster import Service
+
+    settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    stop = threading.Event()
+
+    started = False
+
+    def said(line: str) -> None:
+        print(f"  {line}", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ray puts its own in, which aborts
+            signal.signal(number, on_signal)
+
+    running = Service(settings, said)
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():  # the second one: at once
+            running.kill()
+            os._exit(130)
+        stop.set()
+        if not started:  # give the start up, wherever it is
+            raise KeyboardInterrupt
+
+    print(f"online {__version__}, state in {settings.state_dir}", flush=True)
+    code = 0
+    try:
+        running.start(fresh=fresh, relearn=relearn)
+        started = True
+        _print_urls(settings, running.url)
+        if play is not None:
+            threading.Thread(
+                target=_play_forever, args=(running.url, settings, play, rate, stop), daemon=True
+            ).start()
+        code = _watch(running, stop)
+        print("\nstopping: replicas push, a last snapshot is written", flush=True)
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        stop.set()
+        watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
+        watchdog.daemon = True
+        watchdog.start()
+        running.stop()
+        watchdog.cancel()
+    raise typer.Exit(code)
+
+
+def _watch(running: Any, stop: threading.Event) -> int:
+    """Until a signal (0), or until Ray is gone (2)."""
+    while not stop.wait(_TEND_S):
+        running.tend()
+        if not running.alive():
+            print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
+            return 2
+    return 0
+
+
+def _kill(running: Any, code: int) -> None:
+    running.kill()
+    os._exit(code)
+
+
+def _print_urls(settings: config.Settings, url: str) -> None:
+    name = settings.models[0].name
+    print(f"\n  {url}/          what is served, and how good it is")
+    print(f"  {url}/docs      every request and answer")
+    print(f"  {url}/metrics   Prometheus\n")
+    print(f"  models: {', '.join(m.name for m in settings.models)}   stop with Ctrl-C\n")
+    print(f"  online status --state-dir {settings.state_dir}", flush=True)
+    print(f"  online stream NAME --model {name} --state-dir {settings.state_dir}\n", flush=True)
+
+
+def _play_forever(
+    url: str, settings: config.Settings, name: str, rate: float, stop: threading.Event
+) -> None:
+    from evaluation.streams import open_stream
+    from online.play import PlayFailed, line, play
+
+    stream = open_stream(name, config.data_dir())
+    model = settings.models[0].name
+    print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
+    shown = time.monotonic()
+    try:
+        scores = play(
+            stream, url, model, rate=rate, rows=None, times=10**9, source="play",
+            stopped=stop.is_set,
+        )  # fmt: skip
+        for score in scores:
+            if time.monotonic() - shown >= 2.0:
+                shown = time.monotonic()
+                print(f"  {line(score, stream.n_rows)}", flush=True)
+    except PlayFailed as error:
+        if not stop.is_set():
+            print(f"  playing stopped: {error}", file=sys.stderr, flush=True)

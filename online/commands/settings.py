@@ -1,0 +1,38 @@
+"""`online config`: every setting, shown and checked."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+import yaml
+
+from online.commands.base import AsJson, File, load_settings
+
+app = typer.Typer(help="Show or check the settings.", no_args_is_help=True)
+
+
+@app.command("show")
+def config_show(path: File = None, as_json: AsJson = False) -> None:
+    """Every setting with its value, defaults included.
+
+    Example: online config show online.yaml
+    """
+    data = load_settings(path).model_dump(mode="json")
+    print(json.dumps(data) if as_json else yaml.safe_dump(data, sort_keys=False), end="")
+
+
+@app.command("check")
+def config_check(path: File = None) -> None:
+    """Check a settings file, and that its models can be built.
+
+    Example: online config check online.yaml
+    """
+    from online.names import load_model
+
+    settings = load_settings(path)
+    for model in settings.models:
+        loaded = load_model(model, settings, b"\0" * 32)
+        text = "any number of replicas" if loaded.model.mergeable else "replicas: 1"
+        print(f"{model.name}: {model.task}, {model.learner}, {text}")
+    print("the settings are good")

@@ -1,0 +1,109 @@
+"""`online snapshot`: list, create, show and pin."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from online.commands.base import AsJson, FileOption, Model, StateDir, checked, connect, pick
+from online.errors import StartRefused
+
+app = typer.Typer(help="List, create, show and pin snapshots.", no_args_is_help=True)
+
+
+@app.command("list")
+def snapshot_list(
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Snapshots kept, newest first.
+
+    Example: online snapshot list
+    """
+    with connect(path, state_dir) as client:
+        name = pick(client, model)
+        found = checked(client.get(f"/v1/models/{name}/snapshots"))["snapshots"]
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("snapshot", "version", "age", "bytes", "pinned"):
+        table.add_column(column)
+    for s in found:
+        age = time.time() - s["created_at"]
+        pinned = "yes" if s["pinned"] else ""
+        table.add_row(s["name"], str(s["version"]), f"{age:,.0f} s", f"{s['size']:,}", pinned)
+    Console().print(table)
+
+
+@app.command("create")
+def snapshot_create(
+    model: Model = None,
+    pin: Annotated[bool, typer.Option("--pin", help="keep it beyond the retention")] = False,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Publish a snapshot now.
+
+    Example: online snapshot create --pin
+    """
+    with connect(path, state_dir) as client:
+        name = pick(client, model)
+        url = f"/v1/models/{name}/snapshots"
+        print(json.dumps(checked(client.post(url, params={"pin": pin}))))
+
+
+@app.command("pin")
+def snapshot_pin(
+    snapshot: Annotated[str, typer.Argument(help="its name, from `snapshot list`")],
+    off: Annotated[bool, typer.Option("--off", help="no longer")] = False,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Keep a snapshot beyond the retention, or (--off) no longer.
+
+    Example: online snapshot pin 3-120
+    """
+    with connect(path, state_dir) as client:
+        name = pick(client, model)
+        url = f"/v1/models/{name}/snapshots/{snapshot}/pin"
+        print(json.dumps(checked(client.post(url, params={"on": not off}))))
+
+
+@app.command("show")
+def snapshot_show(
+    file: Annotated[Path, typer.Argument(help="a snapshot's file")], as_json: AsJson = True
+) -> None:
+    """What a snapshot file holds, checked; works without a running service.
+
+    Example: online snapshot show state/snapshots/prices/0123456789abcdef/NAME
+    """
+    from paramserver.snapshots.format import decode
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        hint = "Name a file under state_dir/snapshots"
+        raise StartRefused(f"{file}: {error.strerror}", hint) from None
+    state = decode(data)
+    sizes = {n: len(b.data) if hasattr(b.data, "__len__") else 1 for n, b in state.values.items()}
+    print(
+        json.dumps(
+            {
+                "model": state.model, "spec": state.spec, "version": list(state.version),
+                "clock": dict(state.clock), "closed": sorted(state.closed),
+                "created_at": state.created_at, "parent": state.parent, "blocks": sizes,
+                "spec_text": json.loads(state.spec_text) if state.spec_text else None,
+            },
+            indent=1,
+        )
+    )  # fmt: skip

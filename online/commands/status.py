@@ -1,0 +1,82 @@
+"""`online status` and `online fsck`: what runs, and whether it is right."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from online.commands.base import AsJson, FileOption, StateDir, checked, load_settings, service
+from online.play import short
+
+
+def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+    """What runs: version, freshness, quality and replicas of each model.
+
+    Example: online status --json
+    """
+    facts = service(path, state_dir)
+    with httpx.Client(base_url=facts["url"], timeout=10.0) as client:
+        models = checked(client.get("/v1/models"))["models"]
+    if as_json:
+        print(json.dumps({"url": facts["url"], "models": models}))
+        return
+    console = Console()
+    console.print(facts["url"])
+    for model in models:
+        _show_model(console, model)
+
+
+def _show_model(console: Console, model: dict[str, Any]) -> None:
+    server = model["server"]
+    quality = model["quality"]
+    console.print(f"\n[bold]{model['model']}[/bold]  {model['task']}, {model['learner']}")
+    console.print(f"version {model['version']}   learned {model['learned']:,} events")
+    shown = "  ".join(f"{k} {short(v)}" for k, v in quality.items() if k != "n" and v is not None)
+    console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
+    if server is None:
+        console.print("[red]parameter server: no contact; replicas answer and keep feedback[/red]")
+    else:
+        age = server["snapshot_age_s"]
+        text = "none yet" if age is None else f"{age:.0f} s old"
+        console.print(f"parameter server: {server['state']}; newest snapshot {text}")
+        for name, reason in server["refused"].items():
+            console.print(f"[red]snapshot {name} was refused: {reason}[/red]")
+    if model["incident"]:
+        console.print(f"[red]incident: {model['incident']}[/red]")
+    table = Table(box=None, pad_edge=False)
+    for column in ("replica", "predictions", "learned", "age ms", "rows behind", "contact"):
+        table.add_column(column, justify="left" if column == "replica" else "right")
+    for name, report in model["replicas"].items():
+        table.add_row(
+            name,
+            f"{report.get('predictions', 0):,.0f}",
+            f"{report.get('learned', 0):,.0f}",
+            f"{report['age_ms']:.0f}" if "age_ms" in report else "–",
+            f"{report.get('behind_rows', 0):,.0f}",
+            f"{report['contact_age_s']:.1f} s ago",
+        )
+    console.print(table)
+
+
+def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+    """Compare the model's digest of learned events with the journal.
+
+    Works with the service running (it waits until nothing is in flight) or stopped.
+
+    Example: online fsck
+    """
+    from online.fsck import check
+
+    settings = load_settings(path, state_dir=state_dir)
+    results = [check(settings, model.name) for model in settings.models]
+    if as_json:
+        print(json.dumps([r.as_dict() for r in results]))
+    else:
+        for result in results:
+            print(result)
+    raise typer.Exit(0 if all(r.good for r in results) else 1)

@@ -1,0 +1,82 @@
+"""`online stream`: a data set played against the running service, test then learn."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from typing import Annotated
+
+import httpx
+import typer
+
+from online import config
+from online.commands.base import AsJson, FileOption, Model, StateDir, pick, service
+from online.errors import ConfigError, StartRefused
+
+
+def stream(
+    name: Annotated[str, typer.Argument(help="a stream's name, or a CSV file with a header")],
+    model: Model = None,
+    rate: Annotated[str, typer.Option(help="rows a second, or `max`")] = "100",
+    rows: Annotated[int | None, typer.Option(help="play only so many rows")] = None,
+    times: Annotated[int, typer.Option(help="play it so many times")] = 1,
+    label: Annotated[str | None, typer.Option(help="label column of a CSV file")] = None,
+    source: Annotated[str, typer.Option(help="source that the feedback names")] = "stream",
+    url: Annotated[str | None, typer.Option(help="service to play against")] = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Play a data set against the running service, test then learn.
+
+    Example: online stream phishing --rate max
+    """
+    from evaluation.streams import open_stream
+    from online.play import line, play
+
+    per_s = None if rate == "max" else _rate(rate)
+    played = open_stream(name, config.data_dir(), label=label)
+    base = url or str(service(path, state_dir)["url"])
+    stopped = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    with httpx.Client(base_url=base, timeout=30.0) as client:
+        served = pick(client, model)
+    n_rows = min(rows or played.n_rows, played.n_rows)
+    begun = shown = time.monotonic()
+    score = None
+    terminal = sys.stderr.isatty() and not as_json
+    for score in play(
+        played, base, served, rate=per_s, rows=rows, times=times, source=source,
+        stopped=stopped.is_set,
+    ):  # fmt: skip
+        if not as_json and time.monotonic() - shown >= (0.2 if terminal else 5.0):
+            shown = time.monotonic()
+            end = "\r" if terminal else "\n"
+            print(f"{line(score, n_rows)}", end=end, file=sys.stderr, flush=True)
+    if score is None:
+        raise StartRefused(f"{name} has no rows", "Name another stream")
+    elapsed = time.monotonic() - begun
+    result = {
+        "stream": played.name, "model": served, "rows": score.rows, "retries": score.retries,
+        "rows_per_s": round(score.rows / elapsed, 1), **score.summary(),
+        "rows_played_again": max(score.rows - n_rows, 0), "interrupted": stopped.is_set(),
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"{line(score, n_rows)}" + " " * 20)
+        print(f"{score.rows:,} rows in {elapsed:.1f} s, {result['rows_per_s']:,} rows/s")
+    raise typer.Exit(130 if stopped.is_set() else 0)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ConfigError("--rate", f"{text!r} is not a rate", "Give rows a second, or `max`")
+    return value
