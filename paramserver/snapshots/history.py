@@ -21,7 +21,8 @@ from paramserver.errors import (
     StartRefused,
 )
 from paramserver.snapshots import format as snapshot_format
-from paramserver.snapshots.store import DirectorySnapshots, Retention, kept
+from paramserver.snapshots.places import Snapshots
+from paramserver.snapshots.store import Retention, kept
 from paramserver.state import Contained, SnapshotState
 from paramserver.wire import Version
 
@@ -86,7 +87,7 @@ class Listed(msgspec.Struct, frozen=True):
 class SnapshotHistory:
     """A lineage's snapshots, with their manifests in memory."""
 
-    def __init__(self, snapshots: DirectorySnapshots, retention: Retention) -> None:
+    def __init__(self, snapshots: Snapshots, retention: Retention) -> None:
         self._snapshots = snapshots
         self._retention = retention
         self._manifests: dict[str, snapshot_format.Manifest] = {}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from paramserver.errors import StartRefused
 from paramserver.snapshots.store import DirectorySnapshots, Disk
+
+if TYPE_CHECKING:
+    from paramserver.snapshots.objects import ObjectSnapshots
+
+Snapshots: TypeAlias = "DirectorySnapshots | ObjectSnapshots"
 
 _SPEC_CHARS: Final = 16  # as many of a spec's hash as tell lineages apart
 
@@ -24,19 +29,39 @@ def lineage_place(place: str, model: str, spec: str) -> str:
     return f"{before.rstrip('/')}/{below}{mark}{query}"
 
 
-def open_snapshots(place: str, disk: Disk | None = None) -> DirectorySnapshots:
-    """The snapshots of one lineage.
+def open_snapshots(place: str, disk: Disk | None = None) -> Snapshots:
+    """The snapshots of one lineage; nothing that is there is changed.
 
     Parameters
     ----------
     place
-        A path, or a URI; see :func:`lineage_place`.
+        A path, or a URI: ``file:///…`` (the same as its path), or one of pyarrow's:
+        ``s3://bucket/prefix``, ``gs://…``, ``abfss://…``, ``hdfs://…``.
     disk
-        How a directory is written; a URI of another filesystem does not use it.
+        How a directory is written.  Object stores do not use it.
+
+    Raises
+    ------
+    StartRefused
+        No such place can be used here; the message holds the remedy.
+    OSError
+        The place can't be reached.
     """
     if "://" not in place:
         return DirectorySnapshots(Path(place), disk)
     uri = urlsplit(place)
-    if uri.scheme == "file":
+    if uri.scheme == "file":  # pyarrow's own way of writing files neither syncs nor renames
+        if uri.netloc not in ("", "localhost"):
+            raise StartRefused(
+                f"{place!r} names a directory on the machine {uri.netloc!r}",
+                "write a local one with three slashes: file:///directory",
+            )
         return DirectorySnapshots(Path(unquote(uri.path)), disk)
-    raise StartRefused(f"snapshots can't be kept in {place!r}", "name a directory")
+    try:
+        from paramserver.snapshots.objects import open_uri
+    except ImportError as error:
+        raise StartRefused(
+            f"snapshots in {uri.scheme}://… need pyarrow, which can't be imported ({error})",
+            "install it with: pip install 'online-learning-service[store]'",
+        ) from error
+    return open_uri(place)

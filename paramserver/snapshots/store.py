@@ -68,6 +68,12 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def check_name(name: str) -> None:
+    """SnapshotName if no snapshot can have the name."""
+    if not _NAME.fullmatch(name):
+        raise SnapshotName(name)
+
+
 class DirectorySnapshots:
     """Snapshots of one lineage as files of a directory, with pins.
 
@@ -141,8 +147,7 @@ class DirectorySnapshots:
         self._pins = pins
 
     def _file(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise SnapshotName(name)
+        check_name(name)
         return self._path / (name + SUFFIX)
 
 

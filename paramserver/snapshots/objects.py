@@ -1,0 +1,244 @@
+"""Snapshots in an object store: its objects can't be renamed, so what makes one whole goes last.
+
+=========================== ======================================================
+``NAME.DIGEST16.data``      the snapshot's bytes, written first
+``NAME.snapshot``           the manifest, written last: SHA-256 and length of the data
+``NAME.pin``                empty; there while the snapshot is pinned
+=========================== ======================================================
+
+A name exists when its manifest does.  Every manifest has the same length, so one that a store
+without whole writes has torn is told from the listing alone, and counts as absent.  The data's
+name holds the beginning of their digest: publishing a name again never touches the bytes that
+its manifest still points to.  Only this module needs pyarrow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any, Final
+
+import pyarrow
+from pyarrow import fs
+
+from paramserver.errors import ParamServerError, SnapshotCorrupt, SnapshotMissing, StartRefused
+from paramserver.snapshots.store import SUFFIX, check_name
+
+_DATA: Final = ".data"
+_PIN: Final = ".pin"
+_DATA_NAME: Final = re.compile(r"(.+)\.[0-9a-f]{16}\.data")
+_MANIFEST: Final = re.compile(rb"([0-9a-f]{64}) ([0-9]{20})\n")
+_MANIFEST_BYTES: Final = 64 + 1 + 20 + 1
+
+
+class ObjectStoreFailed(ParamServerError, OSError):
+    """The object store did not do what it was asked; the request may have had its effect."""
+
+    definite = False
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place = place
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place}: {self.reason}; check that it can be reached, that the bucket is there, "
+            "and that the credentials allow to list, read, write and delete"
+        )
+
+
+@contextmanager
+def _failures(place: str) -> Iterator[None]:
+    """Errors of pyarrow, whatever their type, as OSError; FileNotFoundError as it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ObjectStoreFailed(place, f"{type(error).__name__}: {error}") from error
+
+
+def open_uri(uri: str) -> ObjectSnapshots:
+    """The snapshots under a URI such as ``s3://bucket/prefix?region=eu-north-1``.
+
+    Raises
+    ------
+    StartRefused
+        pyarrow knows no such filesystem.
+    OSError
+        The store did not answer.
+    """
+    shown = re.sub(r"//[^/]*@", "//", uri.partition("?")[0])  # keys may stand in a URI
+    try:
+        with _failures(shown):
+            filesystem, path = fs.FileSystem.from_uri(uri)
+    except ObjectStoreFailed as error:
+        if isinstance(error.__cause__, pyarrow.ArrowException):
+            raise StartRefused(
+                f"snapshots can't be kept in {shown!r} ({error.reason})",
+                "name a directory or a URI that pyarrow knows, such as s3://bucket/prefix",
+            ) from error
+        raise
+    return ObjectSnapshots(filesystem, path)
+
+
+class ObjectSnapshots:
+    """Snapshots of one lineage as objects under a prefix, with pins.
+
+    Parameters
+    ----------
+    filesystem
+        A ``pyarrow.fs.FileSystem``.  An object must be durable when its stream is closed.
+    prefix
+        Bucket and path.
+
+    Notes
+    -----
+    One server owns the prefix.  Opening it changes nothing that is there, so others may read.
+    """
+
+    def __init__(self, filesystem: Any, prefix: str) -> None:
+        self._filesystem = filesystem
+        self._prefix = prefix.rstrip("/")
+        self._place = f"{filesystem.type_name}:{self._prefix}"
+        self._pins = frozenset(f.removesuffix(_PIN) for f in self._sizes() if f.endswith(_PIN))
+
+    def remove_leftovers(self) -> None:
+        """Remove what an earlier owner left unfinished.  For the owner, before it publishes.
+
+        These are data that no manifest points to and torn manifests, of this lineage only.
+        """
+        sizes = self._sizes()
+        whole = set(_whole(sizes))
+        torn = [f for f in sizes if f.endswith(SUFFIX) and f.removesuffix(SUFFIX) not in whole]
+        by_name: dict[str, list[str]] = {}
+        for file in sizes:
+            match = _DATA_NAME.fullmatch(file)
+            if match is not None:
+                by_name.setdefault(match[1], []).append(file)
+        for name, files in by_name.items():
+            used = None
+            if name in whole:
+                if len(files) == 1:
+                    continue
+                used = _data_file(name, self._manifest(name)[0])
+            torn += [file for file in files if file != used]
+        for file in torn:
+            self._remove(file)
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Write a snapshot.  It is durable when this returns, and else whole or absent."""
+        check_name(name)
+        digest = sha256(data).hexdigest()
+        self._write(_data_file(name, digest), data)
+        self._write(name + SUFFIX, f"{digest} {len(data):020d}\n".encode())
+
+    def load(self, name: str, limit: int = -1) -> bytes:
+        """The snapshot's first ``limit`` bytes, or all of it (and only then its checksum).
+
+        Raises
+        ------
+        SnapshotMissing, SnapshotCorrupt
+            There is none; its data are not those that were published.
+        """
+        check_name(name)
+        digest, size = self._manifest(name)
+        try:
+            found, data = self._read(_data_file(name, digest), limit)
+        except FileNotFoundError as error:
+            raise SnapshotCorrupt("its data are gone") from error
+        if found != size:
+            raise SnapshotCorrupt(f"its data have {found} bytes, its manifest says {size}")
+        if limit < 0 and sha256(data).hexdigest() != digest:
+            raise SnapshotCorrupt("the checksum of its data does not match")
+        return data
+
+    def names(self) -> list[str]:
+        """Names of all snapshots, in no order that means anything."""
+        return sorted(_whole(self._sizes()))
+
+    def delete(self, name: str) -> None:
+        """Remove a snapshot; SnapshotMissing."""
+        check_name(name)
+        try:
+            self._remove(name + SUFFIX)
+        except FileNotFoundError as error:
+            raise SnapshotMissing(name) from error
+        for file in self._sizes():
+            match = _DATA_NAME.fullmatch(file)
+            if match is not None and match[1] == name:
+                self._remove(file)
+
+    def pins(self) -> frozenset[str]:
+        """Snapshots that retention leaves alone."""
+        return self._pins
+
+    def pin(self, name: str, on: bool) -> None:
+        """Pin or unpin a snapshot; SnapshotMissing if there is none to pin."""
+        check_name(name)
+        if on:
+            if name not in self.names():
+                raise SnapshotMissing(name)
+            self._write(name + _PIN, b"")
+            self._pins |= {name}
+        elif name in self._pins:
+            try:
+                self._remove(name + _PIN)
+            except FileNotFoundError:
+                pass  # an earlier try was done but not answered
+            self._pins -= {name}
+
+    def _manifest(self, name: str) -> tuple[str, int]:
+        """Digest and length of the data."""
+        try:
+            _, raw = self._read(name + SUFFIX, _MANIFEST_BYTES + 1)
+        except FileNotFoundError as error:
+            raise SnapshotMissing(name) from error
+        match = _MANIFEST.fullmatch(raw)
+        if match is None:
+            raise SnapshotCorrupt("its manifest is not one")
+        return match[1].decode(), int(match[2])
+
+    def _path(self, file: str) -> str:
+        return f"{self._prefix}/{file}"
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes by object."""
+        selector = fs.FileSelector(self._prefix, allow_not_found=True)
+        with _failures(self._place):
+            found = self._filesystem.get_file_info(selector)
+        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+
+    def _read(self, file: str, limit: int) -> tuple[int, bytes]:
+        """Length of an object, and its first ``limit`` bytes or all; FileNotFoundError."""
+        path = self._path(file)
+        with _failures(path), self._filesystem.open_input_file(path) as stream:
+            size: int = stream.size()
+            data: bytes = stream.read(size if limit < 0 else min(limit, size))
+        return size, data
+
+    def _write(self, file: str, data: bytes) -> None:
+        path = self._path(file)
+        with (
+            _failures(path),
+            self._filesystem.open_output_stream(path, compression=None) as stream,
+        ):
+            stream.write(data)
+
+    def _remove(self, file: str) -> None:
+        path = self._path(file)
+        with _failures(path):
+            self._filesystem.delete_file(path)
+
+
+def _data_file(name: str, digest: str) -> str:
+    return f"{name}.{digest[:16]}{_DATA}"
+
+
+def _whole(sizes: dict[str, int]) -> Iterator[str]:
+    for file, size in sizes.items():
+        if file.endswith(SUFFIX) and size == _MANIFEST_BYTES:
+            yield file.removesuffix(SUFFIX)
