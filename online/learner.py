@@ -146,11 +146,11 @@ class Learner:
             ready = [(p, t) for p, t in ready if not self._caught_up(p)]
         return [(p, t.next) for p, t in ready if t.end is None or t.next <= t.end]
 
-    def learn(self, row: Row) -> Failed | None:
+    def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
         """Learn the next row of its partition, one of :meth:`wanted`.
 
         A row that the model raises on leaves it as it was before, and is reported; the pointer
-        goes on.
+        goes on.  With ``give_up``, the reason why, the model is not asked at all.
         """
         place, wanted = (row.partition, row.offset), self.wanted()
         assert place in wanted, f"row {place} is none of {wanted}"
@@ -160,7 +160,9 @@ class Learner:
         if self._open is None:
             self._open = Opened(row.partition, row.offset, row.offset, self.version)
         failed = None
-        if row.verdict in _LEARNED:
+        if row.verdict in _LEARNED and give_up is not None:
+            failed = Failed(row, give_up)
+        elif row.verdict in _LEARNED:
             example = codec.decode(row.payload)
             try:
                 self._learn(row, example)
