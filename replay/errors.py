@@ -71,6 +71,23 @@ class JournalFull(ReplayError):
         )
 
 
+class SizeFull(JournalFull):
+    """The journal's files have reached their bound (both in MB of 2^20 bytes)."""
+
+    def __init__(self, size_mb: float, bound_mb: float) -> None:
+        super().__init__(0.0, 0.0)
+        self.args = (size_mb, bound_mb)
+        self.size_mb = size_mb
+        self.bound_mb = bound_mb
+
+    def __str__(self) -> str:
+        return (
+            f"the journal uses {self.size_mb:.1f} MB, its bound is {self.bound_mb:.0f} MB "
+            "(size_mb_max); keep events for a shorter time or raise the bound, "
+            "nothing was written"
+        )
+
+
 class ServerFull(JournalFull):
     """The journal's server has no room for new rows: in memory, or on the disk of its files."""
 
@@ -185,7 +202,7 @@ class PayloadFormat(ReplayError):
     def __str__(self) -> str:
         found = "no format byte" if self.found is None else f"format {self.found}"
         return (
-            f"a payload with {found}, this version reads format {self.known}; "
+            f"a payload with {found}, this version reads up to format {self.known}; "
             "start the version of the service that wrote it"
         )
 

@@ -168,7 +168,10 @@ class Journal(Protocol):
         elsewhere, or in this partition at or below ``known``, is a duplicate and gets its row
         back; a key found in this partition beyond ``known`` is the writer's own row.  Offsets
         are given after that check, so they have no holes.  A key twice within ``rows`` is
-        written once; the second outcome is a duplicate.
+        written once; the second outcome is a duplicate.  Halves get no offset until they are
+        joined; both may be in one batch.  A half that stands when an ordinary row takes its key
+        is removed.  The same batch again, after a lost answer, gets the same outcomes, unless
+        somebody else has brought the other half meanwhile.
 
         Raises
         ------
@@ -179,7 +182,8 @@ class Journal(Protocol):
         JournalBehind
             Definite.  The partition ends below ``known``: the store has lost rows.
         JournalFull
-            Definite.  Free disk space, or a server's memory, is under the low-water mark.
+            Definite.  Free disk space, a server's memory or the size is at its bound: no new
+            rows and halves.
         JournalNotDurable
             Definite.  A server's settings were changed: it could lose what it acknowledges.
         JournalUnavailable
@@ -196,7 +200,10 @@ class Journal(Protocol):
         """All partitions of the model, by id."""
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
-        """Rows ``first … first + n - 1`` as far as they exist, in a short transaction."""
+        """Rows ``first … first + n - 1`` as far as they exist, in a short transaction.
+
+        Nothing if ``first`` was trimmed: what comes back starts at ``first`` and has no holes.
+        """
 
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""
@@ -234,9 +241,11 @@ class Journal(Protocol):
         """Control rows with ``seq > after``, in order."""
 
     def claim(self, partition: int, offset: int) -> int:
-        """Count one more learner that is about to learn the row; returns how many there were.
+        """Count one more learner that is about to learn the row; how many there were before it.
 
-        Offset 0 stands for the adoption of the partition.  A learner that dies leaves its claim.
+        0 for the first one.  Offset 0 stands for the adoption of the partition.  A learner that
+        dies leaves its claim.  PartitionUnknown (definite) for a number that was never given;
+        after JournalUnavailable the claim may count.
         """
 
     def trim(
