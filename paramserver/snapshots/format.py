@@ -23,8 +23,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from paramserver import blocks as algebra
@@ -37,8 +35,18 @@ MAGIC: Final = b"\x89OLSNAP\n"
 _FRAME: Final = struct.Struct("<8sIQQ32s")
 _DIGEST_BYTES: Final = 32
 FRAME_BYTES: Final = _FRAME.size
+_LENGTH: Final = struct.Struct("<Q")
+_DTYPES: Final = {"U8": np.uint8, "I64": np.int64, "U64": np.uint64, "F64": np.float64}
 
 Array = npt.NDArray[Any]
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """An array of the payload, as the head of a safetensors file describes it."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -122,12 +130,12 @@ def decode(data: bytes) -> SnapshotState:
         raise SnapshotFormat(schema, SCHEMA)
     manifest = read_manifest(data)
     try:
-        arrays = load_arrays(data[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
+        arrays = _read_arrays(view[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
         values = {
             name: Block(kind, _from_arrays(kind, arrays, f"{i}."))
             for i, (name, kind) in enumerate(manifest.blocks)
         }
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (msgspec.DecodeError, struct.error, KeyError, ValueError) as error:
         raise SnapshotCorrupt(f"its payload can't be read: {error!r}") from error
     return SnapshotState(
         model=manifest.model,
@@ -222,6 +230,20 @@ def _keys_to_arrays(data: Mapping[str, object]) -> dict[str, Array]:
     }
 
 
+def _read_arrays(payload: memoryview) -> dict[str, Array]:
+    """The arrays of a safetensors file, in place: its own reader copies everything twice."""
+    (length,) = _LENGTH.unpack_from(payload)
+    begin = _LENGTH.size + length
+    head = msgspec.json.decode(payload[_LENGTH.size : begin], type=dict[str, _Tensor])
+    return {
+        name: np.frombuffer(
+            payload[begin + tensor.data_offsets[0] : begin + tensor.data_offsets[1]],
+            dtype=_DTYPES[tensor.dtype],
+        ).reshape(tensor.shape)
+        for name, tensor in head.items()
+    }
+
+
 def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
     if kind == algebra.OPAQUE:
         return arrays[prefix + "bytes"].tobytes()
@@ -240,14 +262,18 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
         raise ValueError("a value is not finite")
     if kind == algebra.ADDITIVE:
         return dict(zip(keys, numbers.tolist(), strict=True))
-    return dict(zip(keys, map(tuple, numbers.tolist()), strict=True))
+    columns = (column.tolist() for column in numbers.T)
+    return dict(zip(keys, zip(*columns, strict=True), strict=True))
 
 
 def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
-    blob = arrays[prefix + "keys"].tobytes()
-    ends = arrays[prefix + "ends"].tolist()
-    starts = [0, *ends][: len(ends)]
-    return [blob[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+    blob, ends = arrays[prefix + "keys"], arrays[prefix + "ends"]
+    if len(ends) == 0:
+        return []
+    if blob.all():  # no key holds the separator, so all are cut at once
+        return np.insert(blob, ends[:-1], 0).tobytes().decode().split("\0")
+    raw, stops = blob.tobytes(), ends.tolist()
+    return [raw[a:b].decode() for a, b in zip([0, *stops], stops, strict=False)]
 
 
 def equal(a: Blocks, b: Blocks) -> bool:

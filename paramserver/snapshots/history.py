@@ -8,8 +8,9 @@ count under an older epoch) is not among them.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -22,10 +23,11 @@ from paramserver.errors import (
 )
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.places import Snapshots
-from paramserver.snapshots.store import Retention, kept
+from paramserver.snapshots.store import PlaceUnreachable, Retention, kept
 from paramserver.state import Contained, SnapshotState
 from paramserver.wire import Version
 
+_PREFIX_BYTES: Final = 64 * 1024  # holds most manifests, so that one read does
 _NAME: Final = re.compile(r"(\d+)-(\d+)(?:-from-(\d+)-(\d+))?")
 
 
@@ -92,6 +94,7 @@ class SnapshotHistory:
         self._retention = retention
         self._manifests: dict[str, snapshot_format.Manifest] = {}
         self._sizes: dict[str, int] = {}
+        self._head: str | None = None
         self.refused: dict[str, str] = {}
 
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
@@ -103,14 +106,20 @@ class SnapshotHistory:
         ------
         StartRefused
             There is a head, but neither it nor an ancestor can be used.
+        PlaceUnreachable
+            It may be good, but can't be had now.
         """
         # whoever restores has taken the epoch: what others have begun can't become the head
-        self._snapshots.remove_leftovers()
+        with contextlib.suppress(OSError):  # they are in nobody's way; the next start tries again
+            self._snapshots.remove_leftovers()
+        self._head = head
         if head is None:
             return None
         for name in ancestors(head, self._snapshots.names()):
             try:
                 state = snapshot_format.decode(self._snapshots.load(name))
+            except PlaceUnreachable:  # no reason to go back to an older one: ask again
+                raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
                 self.refused[name] = str(error)
                 continue
@@ -125,20 +134,27 @@ class SnapshotHistory:
         )
 
     def index(self) -> None:
-        """Read the manifests of the snapshots that are there (without their payloads)."""
+        """Read the manifests of the snapshots that are there (without their payloads).
+
+        Raises PlaceUnreachable.
+        """
         for name in self._snapshots.names():
             if name in self._manifests or name in self.refused:
                 continue
             try:
                 self._index_one(name)
+            except PlaceUnreachable:
+                raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
                 self.refused[name] = str(error)
 
     def _index_one(self, name: str) -> None:
-        head = self._snapshots.load(name, snapshot_format.FRAME_BYTES)
-        prefix = self._snapshots.load(name, snapshot_format.manifest_end(head))
+        prefix = self._snapshots.load(name, _PREFIX_BYTES)
+        end = snapshot_format.manifest_end(prefix)
+        if end > len(prefix):
+            prefix = self._snapshots.load(name, end)
         self._manifests[name] = snapshot_format.read_manifest(prefix)
-        self._sizes[name] = snapshot_format.whole_size(head)
+        self._sizes[name] = snapshot_format.whole_size(prefix)
 
     def publish(self, name: str, state: SnapshotState) -> None:
         """Make a durable file of a state.  The head does not point to it yet."""
@@ -150,32 +166,37 @@ class SnapshotHistory:
 
     def withdraw(self, name: str) -> None:
         """Remove a file that the head will never point to."""
-        self._forget(name)
-        self._snapshots.delete(name)
-
-    def _forget(self, name: str) -> None:
+        with contextlib.suppress(SnapshotMissing):
+            self._snapshots.delete(name)
         self._manifests.pop(name, None)
         self._sizes.pop(name, None)
 
-    def retain(self, head: str) -> list[Contained]:
+    def retain(self, head: str, held: Collection[str] = ()) -> list[Contained]:
         """Remove what retention does not keep; return what recovery may start from.
 
         Refused files are removed once as many good snapshots are newer as retention keeps.
-        Birth and pins are kept as files but hold no rows of the journal, so they are not among
-        what is returned.
+        Birth, pins and ``held`` are kept as files but hold no rows of the journal, so they are
+        not among what is returned.  After an OSError the next call goes on where this one ended.
+
+        Parameters
+        ----------
+        head
+            Name of the snapshot that the store's head points to.
+        held
+            Names that something else may still ask for, such as a rollback's control row.
         """
-        created = {name: m.created_at for name, m in self._manifests.items()}
+        self._head = head
+        created = self._created()
         pins = self._snapshots.pins()
-        files = kept(created, self._retention, pinned=pins) | {head}
+        files = kept(created, self._retention, pinned=pins) | {head} | set(held)
         for name in created.keys() - files:
             self.withdraw(name)
         good = [m.version for m in self._manifests.values()]
-        for name in list(self.refused):
+        for name in self.refused.keys() - files - pins:
             parsed = parse_name(name)
             if parsed and sum(v > parsed[0] for v in good) >= self._retention.keep:
+                self.withdraw(name)
                 del self.refused[name]
-                if name in self._snapshots.names():
-                    self._snapshots.delete(name)
         recent = kept(created, self._retention, birth=False) | {head}
         return [
             Contained(m.clock, m.closed_partitions())
@@ -183,9 +204,29 @@ class SnapshotHistory:
             if name in recent
         ]
 
+    def _created(self) -> dict[str, float]:
+        """When each was made, oldest version first; a clock that was set back stands still."""
+        created: dict[str, float] = {}
+        latest = 0.0
+        for name, manifest in sorted(self._manifests.items(), key=lambda item: item[1].version):
+            created[name] = latest = max(latest, manifest.created_at)
+        return created
+
     def pin(self, name: str, on: bool) -> None:
         """Keep a snapshot whatever retention says, or no longer."""
         self._snapshots.pin(name, on)
+
+    def reach(self) -> float | None:
+        """How far back a rollback reaches: when the oldest good snapshot that the head descends
+        from was made, in POSIX seconds; None without one.
+        """
+        if self._head is None:
+            return None
+        manifests = dict(self._manifests)
+        chain = ancestors(self._head, manifests)
+        return min(
+            (manifests[name].created_at for name in chain if name in manifests), default=None
+        )
 
     def listed(self) -> list[Listed]:
         """All good snapshots, newest first."""

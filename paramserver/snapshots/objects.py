@@ -23,31 +23,14 @@ from typing import Any, Final
 import pyarrow
 from pyarrow import fs
 
-from paramserver.errors import ParamServerError, SnapshotCorrupt, SnapshotMissing, StartRefused
-from paramserver.snapshots.store import SUFFIX, check_name
+from paramserver.errors import SnapshotCorrupt, SnapshotMissing, StartRefused
+from paramserver.snapshots.store import SUFFIX, PlaceUnreachable, check_name
 
 _DATA: Final = ".data"
 _PIN: Final = ".pin"
 _DATA_NAME: Final = re.compile(r"(.+)\.[0-9a-f]{16}\.data")
 _MANIFEST: Final = re.compile(rb"([0-9a-f]{64}) ([0-9]{20})\n")
 _MANIFEST_BYTES: Final = 64 + 1 + 20 + 1
-
-
-class ObjectStoreFailed(ParamServerError, OSError):
-    """The object store did not do what it was asked; the request may have had its effect."""
-
-    definite = False
-
-    def __init__(self, place: str, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place = place
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return (
-            f"{self.place}: {self.reason}; check that it can be reached, that the bucket is there, "
-            "and that the credentials allow to list, read, write and delete"
-        )
 
 
 @contextmanager
@@ -58,7 +41,7 @@ def _failures(place: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, pyarrow.ArrowException) as error:
-        raise ObjectStoreFailed(place, f"{type(error).__name__}: {error}") from error
+        raise PlaceUnreachable(place, f"{type(error).__name__}: {error}") from error
 
 
 def open_uri(uri: str) -> ObjectSnapshots:
@@ -75,7 +58,7 @@ def open_uri(uri: str) -> ObjectSnapshots:
     try:
         with _failures(shown):
             filesystem, path = fs.FileSystem.from_uri(uri)
-    except ObjectStoreFailed as error:
+    except PlaceUnreachable as error:
         if isinstance(error.__cause__, pyarrow.ArrowException):
             raise StartRefused(
                 f"snapshots can't be kept in {shown!r} ({error.reason})",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from paramserver.errors import SnapshotMissing, SnapshotName, StartRefused
+from paramserver.errors import ParamServerError, SnapshotMissing, SnapshotName, StartRefused
 
 SUFFIX: Final = ".snapshot"
 _TEMPORARY: Final = ".tmp"
@@ -21,6 +22,26 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
 HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
 WEEK_S: Final = 7 * DAY_S
+
+
+class PlaceUnreachable(ParamServerError, OSError):
+    """The place of the snapshots did not answer, which says nothing about what is in it.
+
+    A write may have had its effect.
+    """
+
+    definite = False
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place = place
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place}: {self.reason}; check that it can be reached, that the bucket is there, "
+            "and that the credentials allow to list, read, write and delete"
+        )
 
 
 class Disk:
@@ -110,9 +131,14 @@ class DirectorySnapshots:
 
     def _write_whole(self, target: Path, data: bytes) -> None:
         temporary = target.with_name(target.name + _TEMPORARY)
-        self._disk.write(temporary, data)
-        self._disk.fsync(temporary)
-        self._disk.rename(temporary, target)
+        try:
+            self._disk.write(temporary, data)
+            self._disk.fsync(temporary)
+            self._disk.rename(temporary, target)
+        except OSError:  # on a full disk half a file is in the way of everything else
+            with contextlib.suppress(OSError):
+                self._disk.remove(temporary)
+            raise
         self._disk.fsync_directory(self._path)
 
     def load(self, name: str, limit: int = -1) -> bytes:
@@ -162,7 +188,7 @@ class Retention:
 
 
 def kept(
-    created_at: Mapping[str, float],
+    created_at: dict[str, float],
     retention: Retention,
     *,
     pinned: Iterable[str] = (),
@@ -177,9 +203,9 @@ def kept(
     Parameters
     ----------
     created_at
-        POSIX seconds by name.
+        POSIX seconds by name.  Of equal ones the later in order is the newer.
     """
-    newest = sorted(created_at, key=lambda name: (created_at[name], name), reverse=True)
+    newest = sorted(reversed(created_at), key=created_at.__getitem__, reverse=True)
     names = set(newest[: max(1, retention.keep)]) | (set(pinned) & created_at.keys())
     if birth:
         names.update(newest[-1:])
