@@ -12,6 +12,13 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     """One row (`features`) or many (`instances`)."""
 
     features: dict[str, Any] | None = None
+    id: Annotated[
+        str | None,
+        Meta(
+            description="your own short id for the label, instead of a token: 1 to 64 letters, "
+            "digits and `._:-`; not with `instances`"
+        ),
+    ] = None
     instances: list[dict[str, Any]] | None = None
     ids: Annotated[
         bool, Meta(description="many rows: give each prediction an id that takes its label")
@@ -29,7 +36,9 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
     """The label of a prediction (`id`), or of features that are sent along."""
 
     label: Any = msgspec.UNSET
-    id: Annotated[str | None, Meta(description="the id that the prediction came with")] = None
+    id: Annotated[
+        str | None, Meta(description="the id of the prediction: its token, or your own")
+    ] = None
     features: dict[str, Any] | None = None
     event_id: (
         Annotated[str, Meta(max_length=256, description="your own; makes a repeat safe")] | None
@@ -48,7 +57,7 @@ class FeedbackRequest(Event):
 class Prediction(msgspec.Struct, omit_defaults=True):
     """An answer, and what gave it."""
 
-    id: str | None
+    id: Annotated[str, Meta(description="send it back with the true label")]
     prediction: Any
     model: str
     version: str

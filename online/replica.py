@@ -3,10 +3,14 @@
 Three loops share the replica's event loop, so the learner needs no lock:
 
 * *commit* writes the rows that wait, many in one step (:mod:`online.writer`);
-* *learn* learns committed rows in the order of their offsets, one a turn of the loop;
+* *learn* learns committed rows in the order of their offsets (:mod:`online.follower`);
 * *sync* pushes deltas to the parameter server and pulls what others did.
 
 A handler only waits for its row; if it is cancelled nothing else changes.
+
+A frozen model goes on answering.  Rows are written as ``frozen``, answered at their commit and
+learned by nobody; what was written before is learned and pushed, and only then does the replica
+report the freeze as acted on.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from online.config import Limits, ModelSettings
+from online.follower import Follower
 from online.learner import Learner
 from online.pace import Pace
+from online.tokens import forward_clock
 from online.writer import Writer
 from paramserver.errors import (
     BlockError,
@@ -32,12 +38,11 @@ from paramserver.errors import (
 from paramserver.wire import FORMAT, SyncReply, SyncRequest
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
-from replay.journal.base import Journal, Row
+from replay.journal.base import Journal
 
 log = logging.getLogger("online.replica")
 
 _PUSHES = 64  # deltas of one exchange
-_READ_ROWS = 256  # rows of one page when the journal is learned again
 _SYNC_TIMEOUT_S = 5.0
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _OPAQUE_SHARE = 0.02  # of the time may go into writing down a model that travels whole
@@ -60,7 +65,8 @@ class ModelReplica:
     client, journal
         The parameter server and the store.
     now_s, monotonic_s
-        Wall clock (POSIX seconds) and monotonic clock.
+        Wall clock (POSIX seconds) and monotonic clock.  The wall clock may be set back: this
+        process's time goes on.
     """
 
     def __init__(
@@ -87,15 +93,27 @@ class ModelReplica:
             journal,
             self.counts,
             stamp=self.stamp,
+            frozen=lambda: getattr(learner, "frozen", False),
+            undone=lambda row: False,
             moved=self._on_commit,
             sealed=self._on_sealed,
         )
         self._refused: str | None = None
         self._unexpected: str | None = None
         self._journal, self._client, self._spec = journal, client, spec
-        self.now_s, self._monotonic_s = now_s, monotonic_s
-        self._wake_learn = asyncio.Event()
+        self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
+        self._follower = Follower(
+            learner,
+            self.writer,
+            journal,
+            self.counts,
+            self._pace,
+            stamp=self.stamp,
+            updates=settings.sync.updates,
+        )
+        self._control = 0  # newest control row that is acted on
+        self._rewrite = 0  # of which the undone rows are known
         self._fresh_at: float | None = None
         self.updates_behind: int | None = None  # versions; None without contact
         self._cut_cost_s, self._cut_at = 0.0, 0.0
@@ -109,7 +127,7 @@ class ModelReplica:
         while not self.learner.ready:
             if not await self._exchange([]):
                 await asyncio.sleep(0.1)
-        loops = (self.writer.run, self._learn_loop, self._sync_loop)
+        loops = (self.writer.run, self._follower.run, self._sync_loop)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
 
     async def stop(self, timeout_s: float) -> None:
@@ -118,7 +136,7 @@ class ModelReplica:
         writer.stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                while not writer.idle or self.learner.clock.get(writer.partition, 0) < writer.known:
+                while not writer.idle or self._owes_rows():
                     self._pace.now.set()
                     await asyncio.sleep(0.01)
                 await writer.write(self._journal.seal, writer.partition)
@@ -127,6 +145,7 @@ class ModelReplica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._follower.stop()
         writer.close()
 
     async def _forever(self, loop: Callable[[], Any]) -> None:
@@ -166,7 +185,7 @@ class ModelReplica:
         return await self._register()
 
     def _on_commit(self, new_server: bool) -> None:
-        self._wake_learn.set()
+        self._follower.wake.set()
         if new_server:  # do not wait to meet it
             self._pace.now.set()
 
@@ -218,63 +237,6 @@ class ModelReplica:
         """Newest label known here: learned anywhere; in regression, sent to this replica."""
         return self.learner.tally.newest() if self._newest_target is None else self._newest_target
 
-    # -- learning ----------------------------------------------------------------------------
-
-    async def _learn_loop(self) -> None:
-        while True:
-            rows = await self._rows()
-            if not rows:
-                await self._wake_learn.wait()
-                self._wake_learn.clear()
-                continue
-            for row in rows:
-                if (row.partition, row.offset) not in self.learner.wanted():
-                    break  # a merge moved the pointer meanwhile
-                await self._learn(row)
-                await asyncio.sleep(0)
-
-    async def _rows(self) -> Sequence[Row]:
-        """The next rows to learn: from memory if they are there, else from the journal."""
-        committed = self.writer.committed
-        for partition, offset in self.learner.wanted():
-            n = _READ_ROWS
-            if partition == self.writer.partition:
-                while committed and committed[0].offset < offset:
-                    committed.popleft()
-                if committed and committed[0].offset == offset:
-                    return [committed.popleft()]
-                # not those whose answer is still to come: nobody waits for them yet
-                n = min(n, self.writer.known - offset + 1)
-                if n < 1:
-                    continue
-            rows: Sequence[Row] = await self.writer.read(self._journal.read, partition, offset, n)
-            if rows:
-                return rows
-        return ()
-
-    async def _learn(self, row: Row) -> None:
-        before = self.stamp()
-        failed = self.learner.learn(row)
-        if failed is not None:
-            await self._write_failed(row, failed.reason)
-        self.counts["learned"] += failed is None
-        if self.learner.open_rows >= self.settings.sync.updates:
-            self._pace.now.set()
-        self._pace.first_row.set()
-        if row.partition == self.writer.partition:
-            self.writer.note_learned(row, before, failed.reason if failed else None)
-
-    async def _write_failed(self, row: Row, reason: str) -> None:
-        """Not answered before it is written: a repeat has to get the same answer."""
-        self.counts["failed"] += 1
-        while True:
-            try:
-                await self.writer.write_failed(row, reason)
-                return
-            except JournalUnavailable as error:
-                log.warning("journal: %s", error)
-                await asyncio.sleep(0.2)
-
     # -- exchange with the parameter server --------------------------------------------------
 
     async def _sync_loop(self) -> None:
@@ -287,6 +249,8 @@ class ModelReplica:
             self._pace.idle(not (pushes or moved))
 
     def _due_pushes(self) -> list[Any]:
+        if self._follower.unsaid:
+            return []
         now = self._monotonic_s()
         if not self.learner.mergeable and not self.writer.stopping:
             # Its state travels whole: not more often than its cost allows, or the snapshots need.
@@ -310,6 +274,7 @@ class ModelReplica:
             values=learner.mergeable or learner.want_all,
             adopting=[p for p, t in learner.tracks.items() if t.end is not None],
             report=self.report(),
+            control=self._acted_on(),
         )
         sent_at = self._monotonic_s()
         try:
@@ -326,6 +291,10 @@ class ModelReplica:
             self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock
         changed = learner.on_reply(reply)
+        if getattr(learner, "control", 0) != self._control:
+            self._pace.now.set()
+        if getattr(learner, "rewrite", 0) != self._rewrite:
+            await self._look_at_decisions()
         if learner.want_all:
             self._pace.now.set()
         else:
@@ -335,7 +304,7 @@ class ModelReplica:
             await self._adopt(partition)
         if len(pushes) == _PUSHES:
             self._pace.now.set()
-        self._wake_learn.set()
+        self._follower.wake.set()
         return changed or bool(reply.orphans)
 
     async def _adopt(self, partition: int) -> None:
@@ -343,6 +312,7 @@ class ModelReplica:
             return
         try:
             end = await self.writer.write(self._journal.seal, partition)
+            await self.writer.look()  # rows that have failed already
         except ReplayError as error:
             log.warning("could not seal partition %d: %s", partition, error)
             return
@@ -350,3 +320,27 @@ class ModelReplica:
         log.info("adopting partition %d up to %d", partition, end)
         self.learner.adopt(partition, end)
         self._pace.now.set()
+
+    # -- decisions about history -------------------------------------------------------------
+
+    def _owes_rows(self) -> bool:
+        """Whether rows of the own partition that were written to be learned are not pushed yet."""
+        writer = self.writer
+        last = writer.to_learn if getattr(self.learner, "frozen", False) else writer.known
+        return writer.committing or self.learner.clock.get(writer.partition, 0) < last
+
+    def _acted_on(self) -> int:
+        """The newest control row acted on: a freeze, once all that was written before is pushed."""
+        if not (getattr(self.learner, "frozen", False) and self._owes_rows()):
+            self._control = getattr(self.learner, "control", 0)
+        return self._control
+
+    async def _look_at_decisions(self) -> None:
+        """Read from the journal which rows are undone."""
+        rewrite = getattr(self.learner, "rewrite", 0)
+        try:
+            await self.writer.look()
+        except JournalUnavailable as error:
+            log.warning("journal: %s", error)  # again at the next exchange
+            return
+        self._rewrite = rewrite

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import uuid
 from typing import Any
 
 import msgspec
 
 from online.config import Limits
 from online.errors import RequestError, invalid
+from online.events import Asked, Events, is_join_id
 from online.features import Door
 from online.messages import (
-    Event,
     FeedbackRequest,
     Prediction,
     Predictions,
@@ -24,16 +23,21 @@ from online.messages import (
 from online.messages import Row as AnswerRow
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
-from online.tokens import Predicted, TokenInvalid, Tokens, event_key
+from online.tokens import Tokens
 from online.writer import Recorded
 from replay import codec
-from replay.example import Example, Features
-from replay.journal.base import NewRow, Row, Verdict
+from replay.example import Features
 
-_HTTP = {"learned": 200, "failed": 422, "duplicate": 200, "conflict": 409, "expired": 410}
-_FUTURE_S = 60.0  # a token may be this much ahead of our clock (issued on another node)
-
-_SCORE_MAX = 1e100
+_HTTP = {
+    "learned": 200,
+    "duplicate": 200,
+    "undone": 200,
+    "frozen": 202,
+    "waiting": 202,
+    "conflict": 409,
+    "expired": 410,
+    "failed": 422,
+}
 
 
 class Serving:
@@ -44,9 +48,8 @@ class Serving:
     ) -> None:
         self.replica = replica
         self.name = replica.settings.name
-        self._door, self._tokens, self._limits, self._spec = door, tokens, limits, spec
-        self._lifetime_s = replica.settings.token_lifetime
-        self._now_s = replica.now_s
+        self._door, self._limits, self._now_s = door, limits, replica.now_s
+        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s)
 
     # -- predict -----------------------------------------------------------------------------
 
@@ -62,13 +65,14 @@ class Serving:
         version, own, behind = replica.version, replica.learner.own, replica.updates_behind
         if (request.features is None) == (request.instances is None):
             raise invalid("features", "one of features and instances is needed", "Send one of them")
+        if request.id is not None:
+            _check_own_id(request.id, one=request.features is not None)
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
-            token = self._token(features, answer)
             replica.counts["predictions"] += 1
             return Prediction(
-                token,
+                self._reader.prediction_id(features, answer, request.id),
                 self._door.show(answer.label),
                 self.name,
                 version,
@@ -90,10 +94,9 @@ class Serving:
         rows = []
         for features in checked:
             answer, shown = self._answer(features)
-            token = self._token(features, answer) if give_ids else None
             row = AnswerRow(self._door.show(answer.label), shown)
-            if token is not None:
-                row.id = token
+            if give_ids:
+                row.id = self._reader.prediction_id(features, answer)
             rows.append(row)
         return rows
 
@@ -117,47 +120,22 @@ class Serving:
             raise RequestError(503, "not_finite", "the model's answer is not finite")
         return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
 
-    def _score(self, answer: Answer) -> dict[str, float] | None:
-        """The answer as it is counted; None if its square is no number: it then counts as none."""
-        score = self.replica.learner.score(answer)
-        if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
-            return None
-        return score
-
-    def _token(self, features: Features, answer: Answer) -> str | None:
-        learner = self.replica.learner
-        token = self._tokens.issue(
-            Predicted(
-                format=1,
-                features=features,
-                score=self._score(answer),
-                version=(*learner.version, learner.own),
-                at=self._now_s(),
-                no_change=self.replica.newest_label,
-                spec=self._spec[:16],
-            )
-        )
-        if len(token) > self._limits.token_bytes_max:
-            self.replica.counts["tokens_too_long"] += 1
-            return None
-        return token
-
     # -- feedback ----------------------------------------------------------------------------
 
     async def feedback(self, request: FeedbackRequest) -> tuple[int, Receipt | Receipts]:
         """HTTP status and what became of the event or events."""
-        if request.events is None:
-            row, idempotent = await self._row(request, "")
-            if isinstance(row, Receipt):
-                self.replica.counts[f"feedback_{row.status}"] += 1
-                return _HTTP[row.status], row
-            recorded = (await self.replica.writer.record([row]))[0]
-            receipt = self._receipt(row, recorded, idempotent=idempotent)
-            self.replica.counts[f"feedback_{receipt.status}"] += 1
-            # A repeat gets the status of its first sending: a failed event stays failed.
-            decided = recorded.status if receipt.status == "duplicate" else receipt.status
-            return _HTTP[decided], receipt
-        return 200, await self._events(request)
+        if request.events is not None:
+            return 200, await self._events(request)
+        asked = await self._reader.read(request, "")
+        if isinstance(asked, Receipt):
+            self.replica.counts[f"feedback_{asked.status}"] += 1
+            return _HTTP[asked.status], asked
+        recorded = (await self.replica.writer.record([asked.row]))[0]
+        receipt = self._receipt(asked, recorded, "")
+        self.replica.counts[f"feedback_{receipt.status}"] += 1
+        # A repeat gets the status of its first sending: a failed event stays failed.
+        decided = recorded.status if receipt.status == "duplicate" else receipt.status
+        return _HTTP[decided], receipt
 
     async def _events(self, request: FeedbackRequest) -> Receipts:
         events = request.events or []
@@ -167,124 +145,82 @@ class Serving:
             hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
             raise invalid("events", f"{len(events)} events", hint)
         receipts: list[Receipt | None] = []
-        rows: list[tuple[int, NewRow, bool]] = []
+        rows: list[tuple[int, Asked]] = []
         for i, event in enumerate(events):
             try:
-                row, idempotent = await self._row(event, f"events[{i}].")
+                asked = await self._reader.read(event, f"events[{i}].")
             except RequestError as error:
-                body = {"code": error.code, "message": error.message, "field": error.field}
-                receipts.append(Receipt("refused", error={**body, "hint": error.hint}))
+                receipts.append(_refused(error))
                 continue
-            if isinstance(row, Receipt):
-                receipts.append(row)
+            if isinstance(asked, Receipt):
+                receipts.append(asked)
             else:
                 receipts.append(None)
-                rows.append((i, row, idempotent))
+                rows.append((i, asked))
         if rows:
-            recorded = await self.replica.writer.record([row for _, row, _ in rows])
-            for (i, row, idempotent), result in zip(rows, recorded, strict=True):
-                receipts[i] = self._receipt(row, result, idempotent=idempotent)
+            recorded = await self.replica.writer.record([asked.row for _, asked in rows])
+            for (i, asked), result in zip(rows, recorded, strict=True):
+                try:
+                    receipts[i] = self._receipt(asked, result, f"events[{i}].")
+                except RequestError as error:
+                    receipts[i] = _refused(error)
         out = [receipt for receipt in receipts if receipt is not None]
         for receipt in out:
             self.replica.counts[f"feedback_{receipt.status}"] += 1
         return Receipts(out, self.name)
 
-    async def _row(self, event: Event, field: str) -> tuple[NewRow | Receipt, bool]:
-        """The row to append, or the answer if that is known already; and whether it has an id."""
-        if event.label is msgspec.UNSET:
-            raise invalid(f"{field}label", "no label", "Send the true label")
-        label = self._door.label(event.label, f"{field}label")
-        weight = self._door.weight(event.weight, f"{field}weight")
-        now = self._now_s()
-        if event.id is not None:
-            return await self._token_row(event, label, weight, field, now), True
-        if event.features is None:
-            hint = "Send the id of a prediction, or features"
-            raise invalid(f"{field}id", "neither id nor features", hint)
-        features = self._door.features(event.features, f"{field}features")
-        answer = self.replica.learner.predict(features)
-        learner = self.replica.learner
-        example = Example(
-            features,
-            label,
-            weight,
-            self._score(answer),
-            (*learner.version, learner.own),
-            now,
-            event.event_time,
-            self.replica.newest_label,
-        )
-        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
-        key = event_key("event", event.source, event_id)
-        row = self._new_row(key, event_id, event.source, example, now)
-        return row, event.event_id is not None
-
-    async def _token_row(
-        self, event: Event, label: Any, weight: float, field: str, now: float
-    ) -> NewRow | Receipt:
-        if event.features is not None or event.event_id is not None:
-            hint = "The id carries both; send it with the label only"
-            raise invalid(f"{field}id", "an id together with features or event_id", hint)
-        try:
-            event_id, predicted = self._tokens.read(event.id or "")
-        except TokenInvalid as error:
-            hint = "Send the id exactly as the prediction gave it, to the same model"
-            raise RequestError(404, "unknown_id", f"id: {error}", f"{field}id", hint) from None
-        key = event_key("token", event_id)
-        if predicted.at > now + _FUTURE_S:
-            hint = "Set the clocks of the nodes"
-            raise invalid(f"{field}id", "given out in the future of this node's clock", hint)
-        if now - predicted.at > self._lifetime_s:
-            standing = await self.replica.writer.find(key)
-            if standing is None:
-                age = (now - predicted.at) / 3600
-                reason = (
-                    f"the prediction is {age:.1f} h old, its id lived {self._lifetime_s / 3600:g} h"
-                )
-                return Receipt("expired", event_id, reason=reason)
-        example = Example(
-            predicted.features,
-            label,
-            weight,
-            predicted.score,
-            predicted.version,
-            predicted.at,
-            event.event_time,
-            predicted.no_change,
-        )
-        return self._new_row(key, event_id, event.source, example, now)
-
-    def _new_row(
-        self, key: bytes, event_id: str, source: str, example: Example, now: float
-    ) -> NewRow:
-        self.replica.note_label(example.label)
-        return NewRow(key, event_id, source, Verdict.ACCEPTED, codec.encode(example), now)
-
-    def _receipt(self, row: NewRow, recorded: Recorded, *, idempotent: bool) -> Receipt:
-        standing = recorded.row
+    def _receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
+        """What the caller is told.  RequestError for a label that is not kept, or not any more."""
         receipt = Receipt(
             recorded.status,
-            row.event_id,
+            asked.row.event_id,
             recorded.version_before,
             recorded.version,
-            f"{standing.partition}:{standing.offset}",
-            idempotent=idempotent,
+            idempotent=asked.idempotent,
         )
+        standing = recorded.row
+        if standing is None:
+            receipt.reason = self._waiting(recorded.since, field)
+            return receipt
+        receipt.seen = f"{standing.partition}:{standing.offset}"
         if recorded.reason:
             receipt.reason = recorded.reason
         if recorded.repeat:
+            first = codec.decode(standing.payload).label
             receipt.duplicate = True
             receipt.first_outcome = recorded.status
-            receipt.status = "duplicate" if _same(row, standing) else "conflict"
+            receipt.status = "duplicate" if asked.label == first else "conflict"
             if receipt.status == "conflict":
-                first = codec.decode(standing.payload).label
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt
 
+    def _waiting(self, since: float | None, field: str) -> str:
+        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
+        if since is None:
+            self.replica.counts["joins_refused"] += 1
+            message = "no room for another label that comes before its prediction"
+            hint = "Send it again after Retry-After; nothing was recorded"
+            raise RequestError(429, "joins_full", message, f"{field}id", hint, 1)
+        wait_s = self.replica.settings.label_wait
+        if self._now_s() - since > wait_s:
+            message = f"no prediction with this id has been recorded for {wait_s:g} s"
+            hint = "Send the id of a prediction by this model, or the features with the label"
+            raise RequestError(404, "unknown_id", message, f"{field}id", hint)
+        return "the prediction with this id has not been recorded yet; the label is kept for it"
 
-def _same(row: NewRow, standing: Row) -> bool:
-    """Whether a repeat says the same as the row that stands: the label decides."""
-    return codec.decode(row.payload).label == codec.decode(standing.payload).label
+
+def _refused(error: RequestError) -> Receipt:
+    body = {"code": error.code, "message": error.message, "field": error.field}
+    return Receipt("refused", error={**body, "hint": error.hint})
+
+
+def _check_own_id(text: str, *, one: bool) -> None:
+    if not one:
+        hint = "Send one prediction with its own id, or `ids: true` for tokens"
+        raise invalid("id", f"an own id {text[:80]!r} for many rows", hint)
+    if not is_join_id(text):
+        hint = "Send 1 to 64 letters, digits, dots, colons, hyphens and underscores, or no id"
+        raise invalid("id", f"not an id: {text[:80]!r}", hint)
 
 
 def _seen(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import binascii
 import hashlib
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -162,3 +163,16 @@ def event_key(kind: str, *parts: str) -> bytes:
         data = part.encode()
         digest.update(struct.pack(">I", len(data)) + data)
     return digest.digest()
+
+
+def forward_clock(
+    wall_s: Callable[[], float], monotonic_s: Callable[[], float]
+) -> Callable[[], float]:
+    """A wall clock that goes on when the machine's is set back, as long as the process lives.
+
+    The later of the wall clock and the one at the start plus what has passed since.  After a
+    restart the clock's own time holds: ids may then come from the future, up to
+    ``limits.clock_skew_s``.
+    """
+    start_s = wall_s() - monotonic_s()
+    return lambda: max(wall_s(), start_s + monotonic_s())

@@ -3,6 +3,10 @@
 Rows that wait are written together on a thread of its own.  What was committed is handed to the
 learner in order; a request is answered when the last of its rows has been learned.  A handler
 that goes away changes nothing: learning follows what was committed.
+
+Predictions that a stored join needs are written behind, in the same commits, before the feedback
+that waits: a label finds its prediction if both are here.  Nobody waits for them; beyond their
+bound they are dropped and counted.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any
 from online.config import Limits
 from online.errors import RequestError
 from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
-from replay.journal.base import Journal, NewRow, Outcome, Row
+from replay.journal.base import Appended, Control, Journal, NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
 
@@ -29,16 +33,26 @@ _BATCH_ROWS = 256  # rows of one commit; one request's rows are never split
 class Recorded:
     """What became of one event.
 
-    ``status`` is ``learned`` or ``failed``; ``row`` the row that stands.  ``repeat``: the row was
-    there before, and ``status`` is the outcome of its first sending.
+    Attributes
+    ----------
+    status
+        ``learned``, ``failed``, ``frozen``, ``undone`` or ``waiting``.
+    row
+        The row that stands; None for a label whose prediction has not come.
+    repeat
+        The row was there before, and ``status`` is what has become of it.
+    since
+        For a label that waits: when the first one was taken (POSIX seconds).  None: the store
+        has no room and kept nothing.
     """
 
     status: str
-    row: Row
+    row: Row | None
     version_before: str
     version: str
     repeat: bool
     reason: str | None = None
+    since: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +74,10 @@ class Writer:
         Its name, and the hash of its spec: a row that one model fails on another may learn.
     stamp
         The local model's version as answers state it.
+    frozen
+        Whether the model is: rows are then written as such, and answered without being learned.
+    undone
+        Whether a rollback has taken the row out of the model.
     moved
         Called when rows were committed; True: the store knows a server that is new.
     sealed
@@ -75,6 +93,8 @@ class Writer:
         counts: Counter[str],
         *,
         stamp: Callable[[], str],
+        frozen: Callable[[], bool],
+        undone: Callable[[Row], bool],
         moved: Callable[[bool], None],
         sealed: Callable[[int], Awaitable[int]],
     ) -> None:
@@ -84,12 +104,18 @@ class Writer:
         self.incident: str | None = None
         self.committed: deque[Row] = deque()
         self.waiting = 0
+        self.to_learn = 0  # the last row of the partition that is not frozen
+        self.committing = False  # rows that are not frozen
+        self.decisions: list[Control] = []  # control rows, but for those of failed rows
         self._model, self._spec = model, spec
         self._limits, self._journal, self._counts = limits, journal, counts
-        self._stamp, self._moved, self._sealed = stamp, moved, sealed
+        self._stamp, self._frozen, self._undone = stamp, frozen, undone
+        self._moved, self._sealed = moved, sealed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
         self._queue: deque[_Waiting] = deque()
+        self._halves: deque[NewRow] = deque()
+        self._halves_bytes = 0
         self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
         self._failed: dict[str, str] = {}
         self._control_seq = 0
@@ -120,7 +146,7 @@ class Writer:
     @property
     def idle(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self._queue and not self.waiting
+        return not self._queue and not self.waiting and not self._halves
 
     # -- feedback ----------------------------------------------------------------------------
 
@@ -152,6 +178,20 @@ class Writer:
             raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
         return [result for result in waiting.results if result is not None]
 
+    def keep(self, half: NewRow) -> None:
+        """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
+
+        The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
+        """
+        limits, size = self._limits, len(half.payload)
+        most = limits.joins_queue_max
+        if len(self._halves) >= most or self._halves_bytes + size > most * limits.token_bytes_max:
+            self._counts["joins_dropped"] += 1
+            return
+        self._halves.append(half)
+        self._halves_bytes += size
+        self._wake.set()
+
     @property
     def waiting_max(self) -> int:
         """Requests that may wait for the journal: half of the slots, the rest can predict."""
@@ -162,21 +202,59 @@ class Writer:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._queue:
-                batch = [self._queue.popleft()]
-                size = len(batch[0].rows)
-                while self._queue and size + len(self._queue[0].rows) <= _BATCH_ROWS:
+            while self._queue or self._halves:
+                batch: list[_Waiting] = []
+                size = 0
+                while self._queue and (not batch or size + len(self._queue[0].rows) <= _BATCH_ROWS):
                     size += len(self._queue[0].rows)
                     batch.append(self._queue.popleft())
-                await self._commit(batch)
+                room = min(_BATCH_ROWS, self._journal.batch_rows_max - size)
+                halves = [self._halves.popleft() for _ in range(min(room, len(self._halves)))]
+                self._halves_bytes -= sum(len(half.payload) for half in halves)
+                await self._commit(halves, batch)
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
-        rows = [row for waiting in batch for row in waiting.rows]
+    async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
+        rows = [*halves, *(row for waiting in batch for row in waiting.rows)]
+        if self._frozen():
+            rows = [replace(row, verdict=Verdict.FROZEN) for row in rows]
+        else:
+            self.committing = True
+        try:
+            appended = await self._append(rows)
+        except ReplayError as error:
+            self._refuse(halves, batch, error)
+            return
+        finally:
+            self.committing = False
+        self.incident = None
+        self.known = appended.end
+        fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
+        self._take(fresh)
+        places = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
+        others = []
+        for (waiting, i), outcome in zip(places, appended.outcomes[len(halves) :], strict=True):
+            # Without a pause: whoever learns a new row finds who waits for it.
+            if outcome.new and outcome.row and outcome.row.offset in self._waiters:
+                self._waiters[outcome.row.offset].append((waiting, i, False))
+            else:
+                others.append((waiting, i, outcome))
+        new_server = appended.epoch != self._store_epoch
+        self._store_epoch = appended.epoch
+        self._moved(new_server)
+        for half, outcome in zip(halves, appended.outcomes, strict=False):
+            self._count(half, outcome)
+        for waiting, i, outcome in others:
+            await self._stand(waiting, i, outcome)
+
+    async def _append(self, rows: Sequence[NewRow]) -> Appended:
+        """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
         pause_s = 0.02
         while True:
             try:
-                appended = await self.write(self._journal.append, self.partition, self.known, rows)
-                break
+                appended: Appended = await self.write(
+                    self._journal.append, self.partition, self.known, rows
+                )
+                return appended
             except PartitionSealed:
                 # Somebody thought this replica dead and learns its rows.
                 self._counts["sealed"] += 1
@@ -186,41 +264,57 @@ class Writer:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
                 pause_s = min(pause_s * 2, 1.0)
-            except ReplayError as error:
-                self._refuse(batch, error)
-                return
-        self.incident = None
-        self.known = appended.end
-        places = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
-        repeats = []
-        for (waiting, i), outcome in zip(places, appended.outcomes, strict=True):
-            # New rows first and without a pause: whoever learns one finds who waits for it.
-            if outcome.new:
-                self.committed.append(outcome.row)
-                self._waiters.setdefault(outcome.row.offset, []).append((waiting, i, False))
-            else:
-                repeats.append((waiting, i, outcome))
-        new_server = appended.epoch != self._store_epoch
-        self._store_epoch = appended.epoch
-        self._moved(new_server)
-        for waiting, i, outcome in repeats:
-            await self._repeat(waiting, i, outcome)
 
-    async def _repeat(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
-        row = outcome.row
+    def _take(self, fresh: Sequence[Row]) -> None:
+        """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
+        for row in fresh:
+            if row.verdict is not Verdict.FROZEN and row.offset not in self._waiters:
+                self.committed.append(row)
+                self._waiters[row.offset] = []
+                self.to_learn = max(self.to_learn, row.offset)
+
+    def _count(self, half: NewRow, outcome: Outcome) -> None:
+        """What became of a prediction that was written behind."""
+        if outcome.new:
+            what = "joined"  # its label was there
+        elif outcome.row is not None or (outcome.since is not None and outcome.since != half.at):
+            what = "reused"  # the first prediction of that id stands
+        else:
+            what = "dropped" if outcome.since is None else "kept"
+        self._counts[f"joins_{what}"] += 1
+
+    async def _stand(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
+        """Answer for an event that is not learned now: a repeat, a frozen one, one that waits."""
+        row, now = outcome.row, self._stamp()
+        if row is None:
+            self._answer(waiting, i, Recorded("", None, now, now, False, None, outcome.since))
+            return
         if row.partition == self.partition and row.offset in self._waiters:
             self._waiters[row.offset].append((waiting, i, True))  # learned together with it
             return
+        if not outcome.new:
+            await self.look()
+        reason = self.failure(row)
+        self._answer(waiting, i, Recorded("", row, now, now, not outcome.new, reason))
+
+    async def look(self) -> None:
+        """Read the control rows that are new."""
         for control in await self.read(self._journal.controls, self._model, self._control_seq):
+            if control.seq <= self._control_seq:
+                continue  # somebody else has looked meanwhile
             self._control_seq = control.seq
             if control.kind == "failed":
                 self._failed[control.key] = control.payload.decode()
-        reason = self._failed.get(self._failed_key(row))
-        now = self._stamp()
-        self._answer(waiting, i, Recorded("", row, now, now, True, reason))
+            else:
+                self.decisions.append(control)
 
-    def _refuse(self, batch: list[_Waiting], error: ReplayError) -> None:
+    def failure(self, row: Row) -> str | None:
+        """Why the row could not be learned, as far as is known here."""
+        return self._failed.get(self._failed_key(row)) if self._failed else None
+
+    def _refuse(self, halves: list[NewRow], batch: list[_Waiting], error: ReplayError) -> None:
         self.incident = str(error)
+        self._counts["joins_dropped"] += len(halves)
         full = isinstance(error, JournalFull)
         hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
         for waiting in batch:
@@ -237,6 +331,7 @@ class Writer:
         self.committed.clear()
         self._waiters = {}
         self.partition, self.known = await self._sealed(old), 0
+        self.to_learn = 0
         now = self._stamp()
         for waiting, i, repeat in (entry for entries in waiters.values() for entry in entries):
             standing = await self.find(waiting.rows[i].key)
@@ -258,9 +353,18 @@ class Writer:
         return f"failed:{self._spec[:16]}:{row.key.hex()}"
 
     def _answer(self, waiting: _Waiting, i: int, recorded: Recorded) -> None:
-        waiting.results[i] = replace(recorded, status="failed" if recorded.reason else "learned")
+        waiting.results[i] = replace(recorded, status=self._status(recorded))
         waiting.open -= 1
         if waiting.open == 0:
             self.waiting -= 1
             if not waiting.done.done():
                 waiting.done.set_result(None)
+
+    def _status(self, recorded: Recorded) -> str:
+        if recorded.row is None:
+            return "waiting"
+        if recorded.reason:
+            return "failed"
+        if recorded.row.verdict is Verdict.FROZEN:
+            return "frozen"
+        return "undone" if self._undone(recorded.row) else "learned"

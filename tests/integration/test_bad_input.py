@@ -289,7 +289,7 @@ _CASES = [
               "event_id", "256"),
     _feedback("id is a number", '"label": "yes", "id": 3', "id"),
     _feedback("id is empty", '"label": "yes", "id": ""', "id", status=404),
-    _feedback("id is a word", '"label": "yes", "id": "abcd"', "id", status=404),
+    _feedback("id is a long word", f'"label": "yes", "id": "{"a" * 65}"', "id", status=404),
     _feedback("id is not ASCII", '"label": "yes", "id": "é"', "id", status=404),
     _feedback("no events", '"events": []', "events"),
     _feedback("one and many", f'"events": [{{{_WITH}, "label": "yes"}}], "label": "yes"', "events"),

@@ -1,0 +1,191 @@
+"""Feedback events as rows to append: by token, by the id of a stored join, or with features."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from online.config import Limits
+from online.errors import RequestError, invalid
+from online.features import Door
+from online.messages import Event, Receipt
+from online.models.base import Prediction as Answer
+from online.replica import ModelReplica
+from online.tokens import Predicted, TokenInvalid, Tokens, event_key
+from replay import codec
+from replay.example import Example, Features, Label, LabelHalf, PredictionHalf
+from replay.journal.base import Half, NewRow, Verdict
+
+_JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_SCORE_MAX = 1e100
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A row to append, its label as the door has it, and whether a repeat of it is known."""
+
+    row: NewRow
+    label: Label
+    idempotent: bool = True
+
+
+class Events:
+    """Rows of one model, from what is in bodies.
+
+    A token is longer than 64 characters, an id of a stored join never is: the length tells them
+    apart.
+    """
+
+    def __init__(
+        self,
+        replica: ModelReplica,
+        door: Door,
+        tokens: Tokens,
+        limits: Limits,
+        spec: str,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._replica, self._door, self._tokens = replica, door, tokens
+        self._limits, self._spec, self._now_s = limits, spec, now_s
+
+    # -- predictions -------------------------------------------------------------------------
+
+    def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
+        """The id that takes the label: the caller's own, a token, or a short one made here.
+
+        All but a token need a stored join: what was predicted is written behind.
+        """
+        learner = self._replica.learner
+        score, version = self._score(answer), (*learner.version, learner.own)
+        now, newest = self._now_s(), self._replica.newest_label
+        if own is None:
+            token = self._tokens.issue(
+                Predicted(1, features, score, version, now, newest, self._spec[:16])
+            )
+            if len(token) <= self._limits.token_bytes_max:
+                return token
+            self._replica.counts["tokens_too_long"] += 1
+            own = f"join-{uuid.uuid4().hex}"
+        payload = codec.encode_prediction(PredictionHalf(features, score, version, now, newest))
+        key = event_key("join", own)
+        half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
+        self._replica.writer.keep(half)
+        return own
+
+    def _score(self, answer: Answer) -> dict[str, float] | None:
+        """The answer as it is counted; None if its square is no number: it then counts as none."""
+        score = self._replica.learner.score(answer)
+        if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
+            return None
+        return score
+
+    # -- feedback ----------------------------------------------------------------------------
+
+    async def read(self, event: Event, field: str) -> Asked | Receipt:
+        """The row to append, or the answer if that is known already.
+
+        ``field`` is the event's place in the body, with a dot behind it.  Raises RequestError.
+        """
+        if event.label is msgspec.UNSET:
+            raise invalid(f"{field}label", "no label", "Send the true label")
+        label = self._door.label(event.label, f"{field}label")
+        weight = self._door.weight(event.weight, f"{field}weight")
+        if event.id is None:
+            return await self._with_features(event, label, weight, field)
+        if event.features is not None or event.event_id is not None:
+            hint = "The id carries both; send it with the label only"
+            raise invalid(f"{field}id", "an id together with features or event_id", hint)
+        if is_join_id(event.id):
+            payload = codec.encode_label(LabelHalf(label, weight, event.event_time))
+            key = event_key("join", event.id)
+            return self._asked(key, event.id, event.source, payload, label, half=Half.LABEL)
+        return await self._with_token(event, event.id, label, weight, field)
+
+    async def _with_features(
+        self, event: Event, label: Label, weight: float, field: str
+    ) -> Asked | Receipt:
+        if event.features is None:
+            hint = "Send the id of a prediction, or features"
+            raise invalid(f"{field}id", "neither id nor features", hint)
+        features = self._door.features(event.features, f"{field}features")
+        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
+        key = event_key("event", event.source, event_id)
+        if event.event_id is not None and event.event_time is not None:
+            age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
+            if age_s > window_s and await self._replica.writer.find(key) is None:
+                reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
+                return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
+        learner = self._replica.learner
+        example = Example(
+            features,
+            label,
+            weight,
+            self._score(learner.predict(features)),
+            (*learner.version, learner.own),
+            self._now_s(),
+            event.event_time,
+            self._replica.newest_label,
+        )
+        idempotent = event.event_id is not None
+        payload = codec.encode(example)
+        return self._asked(key, event_id, event.source, payload, label, idempotent=idempotent)
+
+    async def _with_token(
+        self, event: Event, token: str, label: Label, weight: float, field: str
+    ) -> Asked | Receipt:
+        try:
+            event_id, predicted = self._tokens.read(token)
+        except TokenInvalid as error:
+            hint = "Send the id exactly as the prediction gave it, to the same model"
+            raise RequestError(404, "unknown_id", f"id: {error}", f"{field}id", hint) from None
+        key, age_s = event_key("token", event_id), self._now_s() - predicted.at
+        if age_s < 0:
+            self._check_ahead(-age_s, field)
+        lifetime_s = self._replica.settings.token_lifetime
+        if age_s > lifetime_s and await self._replica.writer.find(key) is None:
+            reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
+            return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
+        example = Example(
+            predicted.features,
+            label,
+            weight,
+            predicted.score,
+            predicted.version,
+            predicted.at,
+            event.event_time,
+            predicted.no_change,
+        )
+        return self._asked(key, event_id, event.source, codec.encode(example), label)
+
+    def _check_ahead(self, ahead_s: float, field: str) -> None:
+        """A clock that was set back must not cost labels of predictions given out before."""
+        if ahead_s > self._limits.clock_skew_s:
+            hint = "Set the clocks of the nodes, or raise limits.clock_skew_s"
+            message = f"given out {ahead_s:.0f} s in the future of this node's clock"
+            raise invalid(f"{field}id", message, hint)
+        self._replica.counts["ids_from_the_future"] += 1
+
+    def _asked(
+        self,
+        key: bytes,
+        event_id: str,
+        source: str,
+        payload: bytes,
+        label: Label,
+        *,
+        half: Half | None = None,
+        idempotent: bool = True,
+    ) -> Asked:
+        self._replica.note_label(label)
+        row = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, self._now_s(), half=half)
+        return Asked(row, label, idempotent)
+
+
+def is_join_id(text: str) -> bool:
+    """Whether the text can be the id of a stored join: 1 to 64 of letters, digits and ``._:-``."""
+    return _JOIN_ID.fullmatch(text) is not None

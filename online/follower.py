@@ -1,0 +1,132 @@
+"""Learning follows the journal: committed rows in the order of their offsets, one a turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from online.claims import Claims
+from online.learner import Learner
+from online.pace import Pace
+from online.writer import Writer
+from replay.errors import JournalUnavailable
+from replay.journal.base import Journal, Row
+
+log = logging.getLogger("online.replica")
+
+_READ_ROWS = 256  # rows of one page when the journal is learned again
+_UNWRITTEN_S = 0.2  # between two attempts to write down a failed row
+
+
+class Follower:
+    """Feeds the learner of one model in one replica.
+
+    Parameters
+    ----------
+    stamp
+        The local model's version as answers state it.
+    updates
+        Rows in the open delta that start an exchange with the parameter server.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        writer: Writer,
+        journal: Journal,
+        counts: Counter[str],
+        pace: Pace,
+        *,
+        stamp: Callable[[], str],
+        updates: int,
+    ) -> None:
+        self.wake = asyncio.Event()
+        self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
+        self._learner, self._writer, self._journal = learner, writer, journal
+        self._counts, self._pace = counts, pace
+        self._stamp, self._updates = stamp, updates
+        self._claims = Claims(lambda *place: writer.write(journal.claim, *place))
+
+    async def run(self) -> None:
+        """Learn whatever is committed, for ever."""
+        while True:
+            rows = await self._rows()
+            if not rows:
+                await self.wake.wait()
+                self.wake.clear()
+                continue
+            for row in rows:
+                if not await self._learn(row):
+                    break
+                await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        """After :meth:`run` was cancelled: this process has not died at the row at hand."""
+        await self._claims.end()
+
+    def _wanted(self, row: Row) -> bool:
+        return (row.partition, row.offset) in self._learner.wanted()
+
+    async def _rows(self) -> Sequence[Row]:
+        """The next rows to learn: from memory if they are there, else from the journal."""
+        committed = self._writer.committed
+        for partition, offset in self._learner.wanted():
+            n = _READ_ROWS
+            if partition == self._writer.partition:
+                while committed and committed[0].offset < offset:
+                    committed.popleft()
+                if committed and committed[0].offset == offset:
+                    return [committed.popleft()]
+                # not those whose answer is still to come: nobody waits for them yet
+                n = min(n, self._writer.known - offset + 1)
+                if n < 1:
+                    continue
+            rows: Sequence[Row] = await self._writer.read(self._journal.read, partition, offset, n)
+            if rows:
+                return rows
+        return ()
+
+    async def _learn(self, row: Row) -> bool:
+        """Learn one row; False if a merge has moved the pointer meanwhile."""
+        given_up = await self._given_up(row)
+        if not self._wanted(row):
+            await self._claims.end()
+            return False
+        before = self._stamp()
+        failed = self._learner.learn(row, given_up)
+        if failed is not None:
+            self._counts["failed"] += 1
+            if given_up is None:
+                await self._write_failed(row, failed.reason)
+        self._counts["learned"] += failed is None
+        if self._learner.open_rows >= self._updates:
+            self._pace.now.set()
+        self._pace.first_row.set()
+        if row.partition == self._writer.partition:
+            self._writer.note_learned(row, before, failed.reason if failed else None)
+        await self._claims.end()
+        return True
+
+    async def _given_up(self, row: Row) -> str | None:
+        """Why the row must not be learned: the journal says so, or learners have died at it."""
+        if (reason := self._writer.failure(row)) is not None:
+            return reason
+        if row.partition == self._writer.partition:
+            return None
+        if (reason := await self._claims.begin(row)) is not None:
+            await self._write_failed(row, reason)
+        return reason
+
+    async def _write_failed(self, row: Row, reason: str) -> None:
+        """Neither answered nor pushed before it is written: a repeat has to get the same answer."""
+        self.unsaid = True
+        while True:
+            try:
+                await self._writer.write_failed(row, reason)
+                break
+            except JournalUnavailable as error:
+                log.warning("journal: %s", error)
+                await asyncio.sleep(_UNWRITTEN_S)
+        self.unsaid = False
