@@ -291,8 +291,9 @@ def _document(app: FastAPI) -> None:
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     statuses = {
         "200": _content("Durable and learned (or a repeat of it)", {"anyOf": [receipt, receipts]}),
+        "202": _content("Kept, not learned: frozen, or a label before its prediction", receipt),
         "409": _content("Another label was recorded first", receipt),
-        "410": _content("The id's lifetime is over", receipt),
+        "410": _content("Older than its id is known for", receipt),
         **errors,
         "422": _content("An invalid value, or the model could not learn the row", receipt),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -88,16 +89,38 @@ class Predictions(msgspec.Struct, omit_defaults=True):
     includes: bool | msgspec.UnsetType = msgspec.UNSET
 
 
+STATUSES: Final[Mapping[str, str]] = {
+    "learned": "durable and in the model",
+    "failed": "durable, and the model could not learn it",
+    "frozen": "kept, not learned: the model is frozen",
+    "waiting": "the label is kept until its prediction has been recorded",
+    "duplicate": "recorded before with the same label: see first_outcome",
+    "conflict": "recorded before with another label, which stands",
+    "expired": "older than its id is known for",
+    "undone": "learned once, and taken out by a rollback (a first_outcome only)",
+    "refused": "one of many: not recorded, see error",
+}
+"""What can become of an event."""
+
+
 class Receipt(msgspec.Struct, omit_defaults=True):
     """What became of one event."""
 
-    status: str
+    status: Annotated[
+        str,
+        Meta(
+            description="; ".join(f"`{status}`: {text}" for status, text in STATUSES.items()),
+            extra_json_schema={"enum": list(STATUSES)},
+        ),
+    ]
     event_id: str | msgspec.UnsetType = msgspec.UNSET
     version_before: str | msgspec.UnsetType = msgspec.UNSET
     version: str | msgspec.UnsetType = msgspec.UNSET
     seen: str | msgspec.UnsetType = msgspec.UNSET
     duplicate: bool = False
-    first_outcome: str | msgspec.UnsetType = msgspec.UNSET
+    first_outcome: Annotated[
+        str | msgspec.UnsetType, Meta(description="status of the first sending, as of now")
+    ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
