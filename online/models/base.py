@@ -6,6 +6,7 @@ cut did to them (its open delta).  It never sees the journal, the network or a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,9 @@ class Model(Protocol):
 
     def predict(self, features: Features) -> Prediction:
         """Answer for one row.  Changes nothing, whatever the features are."""
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers for one row or more, each as :meth:`predict` gives it within 1e-12."""
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """Learn one row.  May raise, and then leaves any state: the caller puts it back."""

@@ -46,6 +46,7 @@ def yield_checks() -> Iterator[Check]:
     yield check_answers_before_learning
     yield check_structure_is_stable
     yield check_predict_changes_nothing
+    yield check_many_is_one_by_one
     yield check_delta_composes
     yield check_cut_empties_the_delta
     yield check_reset_is_exact
@@ -90,6 +91,23 @@ def check_predict_changes_nothing(make: Make, rows: Rows, predictions: int = 400
     delta, expected = model.cut(), twin.cut()
     if _no_opaque(delta) != _no_opaque(expected) or delta.keys() != expected.keys():
         _fail("predict changes nothing", "the delta differs from one without predictions")
+
+
+def check_many_is_one_by_one(make: Make, rows: Rows) -> None:
+    """Many rows at once get the answers that each gets alone, and leave every byte as it was."""
+    model, asked = make(), [features for features, _ in rows]
+    ragged = [_with_unknown(x, i % 3) if i % 2 else dict(reversed(x.items()))
+              for i, x in enumerate(asked)]  # fmt: skip
+    for learned in (False, True):
+        if learned:
+            _learn(model, rows)
+        _answers(model, rows)  # river keeps a few things at its first answer
+        before = pickle.dumps(model)
+        for many in (asked, asked[:1], ragged, [_with_unknown(x, 0) for x in asked]):
+            alone = [model.predict(x) for x in many]
+            _compare("many is one by one", alone, model.predict_many(many))
+        if pickle.dumps(model) != before:
+            _fail("many is one by one", "predict_many changed the state")
 
 
 def check_delta_composes(make: Make, rows: Rows) -> None:

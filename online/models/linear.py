@@ -22,15 +22,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from math import isfinite
+from operator import itemgetter
 from typing import Any, Final
 
+import numpy as np
 from river import compose, linear_model, optim, preprocessing
 
 from online.models.base import Prediction
 from online.models.errors import StateNotFinite, WeightUnsupported
+from online.models.scalers import SCALERS, Columns, MinMax, Standard
 from online.models.structure import describe, steps
-from paramserver.blocks import ADDITIVE, EXTREMA, MOMENTS, Block, Blocks, merge
+from paramserver.blocks import ADDITIVE, Block, Blocks
 from replay.example import Features, Label
 
 _GLMS: Final = (
@@ -38,8 +42,8 @@ _GLMS: Final = (
     linear_model.LinearRegression,
     linear_model.Perceptron,
 )
-_SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
 _CLASS: Final = "weights/"
+_COLUMNS_FROM: Final = 4  # rows: below it numpy's calls cost more than they save
 
 
 def why_not_mergeable(estimator: Any) -> str | None:
@@ -51,7 +55,7 @@ def why_not_mergeable(estimator: Any) -> str | None:
         return f"{type(estimator).__name__} is a pipeline of another class"
     *before, final = steps(estimator)
     for step in before:
-        if type(step) not in _SCALERS:
+        if type(step) not in SCALERS:
             return f"{type(step).__name__} in front has no merge"
         if step.window_size is not None:
             return f"{type(step).__name__}(window_size={step.window_size}) forgets rows"
@@ -95,9 +99,9 @@ class Linear:
         self.estimator = estimator
         *scalers, final = steps(estimator)
         self._scalers = [
-            _Standard(step, f"scaler{i}")
+            Standard(step, f"scaler{i}")
             if type(step) is preprocessing.StandardScaler
-            else _MinMax(step, f"scaler{i}")
+            else MinMax(step, f"scaler{i}")
             for i, step in enumerate(scalers)
         ]
         self._final: _Glm | _Softmax
@@ -120,6 +124,17 @@ class Linear:
         for scaler in self._scalers:
             x = scaler.transform(x)
         return self._final.predict(x)
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`, up to the last bits: rows of the same names go by column."""
+        names = list(rows[0])
+        if len(rows) < _COLUMNS_FROM or any(x.keys() != rows[0].keys() for x in rows):
+            return [self.predict(x) for x in rows]
+        picked = map(itemgetter(*names), rows)
+        x = np.array(list(picked), dtype=np.float64).reshape(len(rows), len(names))
+        for scaler in self._scalers:
+            names, x = scaler.transform_many(names, x)
+        return self._final.predict_many(names, x)
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """What river's ``Pipeline.learn_one`` does, step by step.
@@ -150,133 +165,6 @@ class Linear:
             part.reset(values)
 
 
-class _Standard:
-    """A ``StandardScaler``, and the moments of the rows since the cut.
-
-    They have an accumulator of their own: the difference of two states would lose all digits of
-    the variance once many rows have been seen.
-    """
-
-    def __init__(self, scaler: Any, name: str) -> None:
-        self._scaler = scaler
-        self._name = name
-        self._open = preprocessing.StandardScaler()
-        self.built = {name: _moments(scaler)}
-
-    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
-        # transform_one would insert an unknown name, and weight 0 is all that it could meet.
-        known = self._scaler.counts
-        if not x.keys() <= known.keys():
-            x = {name: value for name, value in x.items() if name in known}
-        out: dict[str, Any] = self._scaler.transform_one(x)
-        return out
-
-    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
-        self._scaler.learn_one(x)
-        self._open.learn_one(x)
-        out: dict[str, Any] = self._scaler.transform_one(x)
-        return out
-
-    def cut(self) -> Blocks:
-        delta = _moments(self._open)
-        self._open = preprocessing.StandardScaler()
-        return {self._name: Block(MOMENTS, delta)} if delta else {}
-
-    def rebase(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is None:
-            return
-        mine = _moments(self._open)
-        self._set(_on_top(MOMENTS, block.data, self.built[self._name], mine))
-
-    def reset(self, values: Blocks) -> None:
-        self._open = preprocessing.StandardScaler()
-        for held in (self._scaler.counts, self._scaler.means, self._scaler.vars):
-            held.clear()
-        self._set(self.built[self._name])
-        if self._name in values:
-            self.rebase(values)
-
-    def _set(self, moments: dict[str, tuple[float, float, float]]) -> None:
-        scaler = self._scaler
-        for name, (n, mean, m2) in moments.items():
-            scaler.counts[name] = int(n)
-            scaler.means[name] = mean
-            if scaler.with_std:
-                scaler.vars[name] = m2 / n if n else 0.0
-
-
-def _moments(scaler: Any) -> dict[str, tuple[float, float, float]]:
-    """River keeps the population variance, M2 / n."""
-    means, variances = scaler.means, scaler.vars
-    return {
-        name: (n, float(means[name]), max(0.0, float(variances.get(name, 0.0)) * n))
-        for name, n in scaler.counts.items()
-    }
-
-
-def _on_top(
-    kind: str, given: dict[str, Any], built: dict[str, Any], mine: dict[str, Any]
-) -> dict[str, Any]:
-    """As built, plus the values given, plus the open delta, for the keys given."""
-    state = {"": Block(kind, {name: built[name] for name in given if name in built})}
-    merge(state, {"": Block(kind, given)})
-    merge(state, {"": Block(kind, {name: mine[name] for name in given if name in mine})})
-    data: dict[str, Any] = state[""].data
-    return data
-
-
-class _MinMax:
-    """A ``MinMaxScaler``, and the least and greatest values of the rows since the cut."""
-
-    def __init__(self, scaler: Any, name: str) -> None:
-        self._scaler = scaler
-        self._name = name
-        self._open: dict[str, tuple[float, float]] = {}
-        self.built = {
-            name: {key: (low.get(), scaler.max[key].get()) for key, low in scaler.min.items()}
-        }
-
-    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
-        known = self._scaler.min
-        if not x.keys() <= known.keys():
-            x = {name: value for name, value in x.items() if name in known}
-        out: dict[str, Any] = self._scaler.transform_one(x)
-        return out
-
-    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
-        self._scaler.learn_one(x)
-        mine = self._open
-        for name, value in x.items():
-            if name not in mine:
-                mine[name] = (float(value), float(value))
-            elif value < mine[name][0]:
-                mine[name] = (float(value), mine[name][1])
-            elif value > mine[name][1]:
-                mine[name] = (mine[name][0], float(value))
-        out: dict[str, Any] = self._scaler.transform_one(x)
-        return out
-
-    def cut(self) -> Blocks:
-        delta, self._open = self._open, {}
-        return {self._name: Block(EXTREMA, delta)} if delta else {}
-
-    def rebase(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is not None:
-            self._set(_on_top(EXTREMA, block.data, self.built[self._name], self._open))
-
-    def reset(self, values: Blocks) -> None:
-        self._open = {}
-        self._scaler.min.clear()
-        self._scaler.max.clear()
-        self._set(self.built[self._name])
-        self.rebase(values)
-
-    def _set(self, extrema: dict[str, tuple[float, float]]) -> None:
-        for name, (low, high) in extrema.items():
-            self._scaler.min[name].min = low
-            self._scaler.max[name].max = high
-
-
 class _Glm:
     """A generalised linear model, and what its weights were at first touch since the cut."""
 
@@ -303,6 +191,16 @@ class _Glm:
             return Prediction(float(self._estimator.predict_one(x)), None)
         probabilities = self._estimator.predict_proba_one(x)
         return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+    def predict_many(self, names: list[str], x: Columns) -> list[Prediction]:
+        weights = self._estimator._weights
+        column = np.array([weights.get(name, 0.0) for name in names], dtype=np.float64)
+        raw = (x @ column + self._estimator.intercept).tolist()
+        mean = self._estimator.loss.mean_func
+        if self._regression:
+            return [Prediction(float(mean(value)), None) for value in raw]
+        answers = [(1.0 - p, p) for p in map(mean, raw)]
+        return [Prediction(p > q, {False: q, True: p}) for q, p in answers]
 
     def learn(self, x: dict[str, Any], label: Label, weight: float) -> None:
         start = self._start
@@ -371,6 +269,21 @@ class _Softmax:
         if not probabilities:
             return Prediction(None, {})
         return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+    def predict_many(self, names: list[str], x: Columns) -> list[Prediction]:
+        known = self._estimator.weights
+        if not known:
+            return [Prediction(None, {}) for _ in x]
+        labels = list(known)
+        columns = [[known[label].get(name, 0.0) for label in labels] for name in names]
+        raw = x @ np.array(columns, dtype=np.float64).reshape(len(names), len(labels))
+        powers = np.exp(raw - raw.max(axis=1, keepdims=True))
+        shares = powers / powers.sum(axis=1, keepdims=True)
+        best = shares.argmax(axis=1).tolist()
+        return [
+            Prediction(labels[i], dict(zip(labels, row, strict=True)))
+            for i, row in zip(best, shares.tolist(), strict=True)
+        ]
 
     def learn(self, x: dict[str, Any], label: Label, weight: float) -> None:
         known = self._estimator.weights

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import inspect
 import pickle
+from collections.abc import Sequence
 from typing import Any, Final
 
 from river import base, compose, preprocessing
@@ -104,6 +105,10 @@ class Opaque:
             return Prediction(best, probabilities)
         label = self._label(final, x)
         return Prediction(None if label is None else self._canonical(label), probabilities)
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`: such a model is asked row by row."""
+        return [self.predict(x) for x in rows]
 
     def _label(self, final: Any, x: dict[str, Any]) -> Any:
         ask = self._ask if final is self.estimator else final.predict_one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,14 @@ class InsertsOnPredict(Linear):
         return Prediction(max(probabilities, key=probabilities.__getitem__), probabilities)
 
 
+class ManyTakesTheFirstOrder(Linear):
+    """Takes each row's values in its own order of names."""
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        names = list(rows[0])
+        return super().predict_many([dict(zip(names, x.values(), strict=False)) for x in rows])
+
+
 class ForgetsIntercept(Linear):
     def cut(self) -> Blocks:
         return {name: block for name, block in super().cut().items() if name != "intercept"}
@@ -341,6 +349,7 @@ class WeightLeavesTraces(Linear):
 
 MUTANTS = {
     InsertsOnPredict: "predict changes nothing",
+    ManyTakesTheFirstOrder: "many is one by one",
     ForgetsIntercept: "delta composes",
     ByPosition: "replicas agree",
     LosesOpenDelta: "rebase keeps the open delta",

@@ -1,0 +1,178 @@
+"""River's scalers as blocks that merge: moments, or extrema, by feature.
+
+Both are driven as river's pipeline drives them, and leave out names that they have never met:
+``transform_one`` would insert them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from river import preprocessing
+
+from paramserver.blocks import EXTREMA, MOMENTS, Block, Blocks, merge
+
+SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
+
+Columns = npt.NDArray[np.float64]
+"""Rows of numbers, one column a feature."""
+
+
+class Standard:
+    """A ``StandardScaler``, and the moments of the rows since the cut.
+
+    They have an accumulator of their own: the difference of two states would lose all digits of
+    the variance once many rows have been seen.
+    """
+
+    def __init__(self, scaler: Any, name: str) -> None:
+        self._scaler = scaler
+        self._name = name
+        self._open = preprocessing.StandardScaler()
+        self.built = {name: _moments(scaler)}
+
+    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
+        # transform_one would insert an unknown name, and weight 0 is all that it could meet.
+        known = self._scaler.counts
+        if not x.keys() <= known.keys():
+            x = {name: value for name, value in x.items() if name in known}
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def transform_many(self, names: list[str], x: Columns) -> tuple[list[str], Columns]:
+        """Columns as :meth:`transform` would give them, up to the last bit."""
+        scaler = self._scaler
+        names, x = _known(names, x, scaler.counts)
+        x = x - np.array([scaler.means[name] for name in names], dtype=np.float64)
+        if not scaler.with_std:
+            return names, x
+        deviations = np.sqrt(np.array([scaler.vars[name] for name in names], dtype=np.float64))
+        return names, _divide(x, deviations)
+
+    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
+        self._scaler.learn_one(x)
+        self._open.learn_one(x)
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def cut(self) -> Blocks:
+        delta = _moments(self._open)
+        self._open = preprocessing.StandardScaler()
+        return {self._name: Block(MOMENTS, delta)} if delta else {}
+
+    def rebase(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is None:
+            return
+        mine = _moments(self._open)
+        self._set(_on_top(MOMENTS, block.data, self.built[self._name], mine))
+
+    def reset(self, values: Blocks) -> None:
+        self._open = preprocessing.StandardScaler()
+        for held in (self._scaler.counts, self._scaler.means, self._scaler.vars):
+            held.clear()
+        self._set(self.built[self._name])
+        if self._name in values:
+            self.rebase(values)
+
+    def _set(self, moments: dict[str, tuple[float, float, float]]) -> None:
+        scaler = self._scaler
+        for name, (n, mean, m2) in moments.items():
+            scaler.counts[name] = int(n)
+            scaler.means[name] = mean
+            if scaler.with_std:
+                scaler.vars[name] = m2 / n if n else 0.0
+
+
+def _moments(scaler: Any) -> dict[str, tuple[float, float, float]]:
+    """River keeps the population variance, M2 / n."""
+    means, variances = scaler.means, scaler.vars
+    return {
+        name: (n, float(means[name]), max(0.0, float(variances.get(name, 0.0)) * n))
+        for name, n in scaler.counts.items()
+    }
+
+
+def _on_top(
+    kind: str, given: dict[str, Any], built: dict[str, Any], mine: dict[str, Any]
+) -> dict[str, Any]:
+    """As built, plus the values given, plus the open delta, for the keys given."""
+    state = {"": Block(kind, {name: built[name] for name in given if name in built})}
+    merge(state, {"": Block(kind, given)})
+    merge(state, {"": Block(kind, {name: mine[name] for name in given if name in mine})})
+    data: dict[str, Any] = state[""].data
+    return data
+
+
+class MinMax:
+    """A ``MinMaxScaler``, and the least and greatest values of the rows since the cut."""
+
+    def __init__(self, scaler: Any, name: str) -> None:
+        self._scaler = scaler
+        self._name = name
+        self._open: dict[str, tuple[float, float]] = {}
+        self.built = {
+            name: {key: (low.get(), scaler.max[key].get()) for key, low in scaler.min.items()}
+        }
+
+    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
+        known = self._scaler.min
+        if not x.keys() <= known.keys():
+            x = {name: value for name, value in x.items() if name in known}
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def transform_many(self, names: list[str], x: Columns) -> tuple[list[str], Columns]:
+        """Columns as :meth:`transform` would give them, up to the last bit."""
+        scaler = self._scaler
+        names, x = _known(names, x, scaler.min)
+        low = np.array([scaler.min[name].get() for name in names], dtype=np.float64)
+        high = np.array([scaler.max[name].get() for name in names], dtype=np.float64)
+        return names, _divide(x - low, high - low)
+
+    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
+        self._scaler.learn_one(x)
+        mine = self._open
+        for name, value in x.items():
+            if name not in mine:
+                mine[name] = (float(value), float(value))
+            elif value < mine[name][0]:
+                mine[name] = (float(value), mine[name][1])
+            elif value > mine[name][1]:
+                mine[name] = (mine[name][0], float(value))
+        out: dict[str, Any] = self._scaler.transform_one(x)
+        return out
+
+    def cut(self) -> Blocks:
+        delta, self._open = self._open, {}
+        return {self._name: Block(EXTREMA, delta)} if delta else {}
+
+    def rebase(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is not None:
+            self._set(_on_top(EXTREMA, block.data, self.built[self._name], self._open))
+
+    def reset(self, values: Blocks) -> None:
+        self._open = {}
+        self._scaler.min.clear()
+        self._scaler.max.clear()
+        self._set(self.built[self._name])
+        self.rebase(values)
+
+    def _set(self, extrema: dict[str, tuple[float, float]]) -> None:
+        for name, (low, high) in extrema.items():
+            self._scaler.min[name].min = low
+            self._scaler.max[name].max = high
+
+
+def _known(names: list[str], x: Columns, known: Any) -> tuple[list[str], Columns]:
+    """The columns that a scaler has met."""
+    if all(name in known for name in names):
+        return names, x
+    kept = [i for i, name in enumerate(names) if name in known]
+    return [names[i] for i in kept], x[:, kept]
+
+
+def _divide(x: Columns, by: Columns) -> Columns:
+    """x / by, and 0 where ``by`` is 0, as river has it."""
+    return np.divide(x, by, out=np.zeros_like(x), where=by != 0)
