@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import importlib.util
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from river import linear_model, optim
 
-from online.config import Limits, ModelSettings, Sync
+from online.config import Limits
 from online.errors import RequestError
-from online.learner import Learner
 from online.models.linear import Linear
-from online.replica import ModelReplica
-from online.tokens import event_key
-from online.writer import Recorded
-from paramserver import wire
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.errors import ServerUnavailable
-from paramserver.lineage import Lineage
-from replay import codec
 from replay.errors import JournalFull, JournalUnavailable
-from replay.example import Example
-from replay.journal.base import Appended, NewRow, Verdict
+from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite import SqliteJournal
 
-SPEC = "f" * 64
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
 
 
-def counting() -> Linear:
-    step = 2.0**-10
-    return Linear(
-        linear_model.LinearRegression(
-            optimizer=optim.SGD(step), intercept_lr=step, loss=optim.losses.Absolute()
-        )
-    )
+worlds: Any = _beside("replica_world")
+counting, play, row, statuses, until = (
+    worlds.counting,
+    worlds.play,
+    worlds.row,
+    worlds.statuses,
+    worlds.until,
+)
 
 
 class Picky(Linear):
@@ -48,83 +49,6 @@ class Picky(Linear):
             raise ValueError("a later step raised")
 
 
-def row(event: str, *, label: float = 1e9, feature: str | None = None) -> NewRow:
-    example = Example({feature or event: 1.0}, label)
-    key = event_key("event", "test", event)
-    return NewRow(key, event, "test", Verdict.ACCEPTED, codec.encode(example), 1.0)
-
-
-class Client:
-    """Calls the server directly; ``down`` makes it unreachable."""
-
-    def __init__(self, server: ParameterServer) -> None:
-        self.server, self.down = server, False
-
-    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        await asyncio.sleep(0)
-        if self.down:
-            raise ServerUnavailable("m", "it is down")
-        return wire.decode_reply(self.server.sync(wire.encode(request)))
-
-
-class World:
-    """A folder with a journal and a server, and replicas on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.server = ParameterServer(
-            Lineage("m", SPEC, "{}", "sum"),
-            lambda: SqliteJournal(folder / "journal.db", disk_low_mb=0),
-            str(folder / "snapshots"),
-            ServerSettings(),
-            background=False,
-        )
-        assert self.server.restore()
-        self.client = Client(self.server)
-
-    async def replica(
-        self,
-        name: str = "r",
-        *,
-        build: Callable[[], Any] = counting,
-        journal: SqliteJournal | None = None,
-        limits: Limits | None = None,
-    ) -> ModelReplica:
-        limits = limits or Limits(feedback_wait_s=5)
-        settings = ModelSettings(
-            name="m", task="regression", learner="linreg", sync=Sync(interval_ms=5)
-        )
-        learner = Learner(build, task="regression", spec=SPEC, retain_bytes=1 << 20, rows_max=64)
-        journal = journal or SqliteJournal(self.folder / "journal.db", disk_low_mb=0)
-        replica = ModelReplica(
-            settings, limits, learner, journal, self.client, replica=name, spec=SPEC
-        )
-        await replica.start()
-        return replica
-
-    def weight(self, replica: ModelReplica, feature: str) -> float:
-        """How often the event with this feature was learned, as the local model says."""
-        values = replica.learner.serving.predict({feature: 1.0}).label
-        base = replica.learner.serving.predict({"never": 1.0}).label
-        assert isinstance(values, float)
-        assert isinstance(base, float)
-        return (values - base) * 2**10
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-def play(folder: Path, scene: Callable[[World], Awaitable[None]]) -> None:
-    asyncio.run(scene(World(folder)))
-
-
-def statuses(recorded: Sequence[Recorded]) -> list[tuple[str, bool]]:
-    return [(r.status, r.repeat) for r in recorded]
-
-
 def test_many_requests_are_one_commit_and_repeats_get_the_first_row(tmp_path: Path) -> None:
     class Counting(SqliteJournal):
         batches: list[int] = []  # noqa: RUF012
@@ -133,7 +57,7 @@ def test_many_requests_are_one_commit_and_repeats_get_the_first_row(tmp_path: Pa
             self.batches.append(len(rows))
             return super().append(partition, known, rows)
 
-    async def scene(world: World) -> None:
+    async def scene(world: Any) -> None:
         journal = Counting(world.folder / "journal.db", disk_low_mb=0)
         replica = await world.replica(journal=journal)
         found = await asyncio.gather(*(replica.writer.record([row(f"e{i}")]) for i in range(20)))
@@ -150,7 +74,7 @@ def test_many_requests_are_one_commit_and_repeats_get_the_first_row(tmp_path: Pa
 
 
 def test_a_cancelled_request_changes_nothing(tmp_path: Path) -> None:
-    async def scene(world: World) -> None:
+    async def scene(world: Any) -> None:
         replica = await world.replica()
         task = asyncio.create_task(replica.writer.record([row("gone")]))
         await asyncio.sleep(0)
@@ -175,7 +99,7 @@ def test_a_lost_answer_of_the_store_is_no_duplicate(tmp_path: Path) -> None:
                 raise JournalUnavailable("the answer was lost")
             return appended
 
-    async def scene(world: World) -> None:
+    async def scene(world: Any) -> None:
         replica = await world.replica(journal=Lossy(world.folder / "journal.db", disk_low_mb=0))
         recorded = await replica.writer.record([row("a"), row("b")])
         assert statuses(recorded) == [("learned", False)] * 2
@@ -188,7 +112,7 @@ def test_a_lost_answer_of_the_store_is_no_duplicate(tmp_path: Path) -> None:
 def test_a_sealed_writer_takes_a_new_partition_and_the_adopter_learns_the_old_one(
     tmp_path: Path,
 ) -> None:
-    async def scene(world: World) -> None:
+    async def scene(world: Any) -> None:
         first = await world.replica("first")
         world.client.down = True
         await first.writer.record([row("before")])
@@ -217,7 +141,7 @@ def test_a_full_disk_and_too_many_requests_are_definite(tmp_path: Path) -> None:
                 raise JournalFull(1.0, 256)
             return super().append(partition, known, rows)
 
-    async def scene(world: World) -> None:
+    async def scene(world: Any) -> None:
         journal = Full(world.folder / "journal.db", disk_low_mb=0)
         replica = await world.replica(journal=journal, limits=Limits(ongoing_max=4))
         with pytest.raises(RequestError) as refused:
@@ -241,7 +165,7 @@ def test_a_row_that_the_model_raises_on_fails_alone_and_for_every_repeat(tmp_pat
         made = counting()
         return Picky(made.estimator)
 
-    async def scene(world: World) -> None:
+    async def scene(world: Any) -> None:
         replica = await world.replica(build=picky)
         rows = [row("a"), row("poison", feature="bad"), row("c")]
         recorded = await replica.writer.record(rows)
@@ -262,7 +186,7 @@ def test_a_row_that_the_model_raises_on_fails_alone_and_for_every_repeat(tmp_pat
 
 
 def test_predictions_and_feedback_go_on_without_the_server(tmp_path: Path) -> None:
-    async def scene(world: World) -> None:
+    async def scene(world: Any) -> None:
         replica = await world.replica()
         await until(lambda: replica.updates_behind == 0)
         world.client.down = True
