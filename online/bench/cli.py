@@ -105,6 +105,23 @@ def exactly_once(
 
 
 @app.command()
+def durability(as_json: AsJson = False) -> None:
+    """A trace (strace) that the journal's sync returns before the 200 leaves.
+
+    Example: online bench durability
+    """
+    from online.bench import durability as bench
+
+    result = bench.run()
+    if as_json:
+        print(json.dumps({**asdict(result), "good": result.good}))
+    else:
+        for name, proof in asdict(result).items():
+            print(f"{name}: {', '.join(f'{k} {v}' for k, v in proof.items())}")
+    raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
 def http(
     runs: Annotated[int, typer.Option(help="repetitions of each")] = 5,
     seconds: Annotated[float, typer.Option(help="length of each")] = 3.0,

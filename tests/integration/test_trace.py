@@ -1,0 +1,83 @@
+"""On disk before it is answered, as traces of the system calls of real processes show it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from online.bench import durability
+from replay.journal.base import NewRow, Verdict
+from replay.journal.redis import RedisJournal
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
+
+WITHOUT_SYNC = """
+import replay.journal.sqlite as module
+
+class Unsynced(module.SqliteFile):
+    def __init__(self, path, **settings):
+        super().__init__(path, **{**settings, "synchronous": "OFF"})
+
+module.SqliteJournal._file_type = Unsynced
+"""
+
+
+def _load(path: Path) -> Any:
+    """The module in a file of the tests (they are no package)."""
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[path.stem]
+
+
+redis_server: Any = _load(Path(__file__).parents[1] / "conformance" / "redis_server.py")
+
+
+@pytest.mark.ray
+def test_the_log_is_synced_before_the_answer_leaves() -> None:
+    result = durability.run(single=10, clients=12, each=5)
+    assert result.good, result
+    assert (result.single.answered, result.single.group_max) == (10, 1)
+    assert result.group.answered == 60
+    assert result.group.syncs < 60
+
+
+@pytest.mark.ray
+def test_a_journal_that_does_not_sync_is_found(tmp_path: Path) -> None:
+    """Control: the same service without the sync answers the same, and the trace shows it."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_SYNC)
+    result = durability.run(single=4, clients=4, each=2, environment={"PYTHONPATH": str(tmp_path)})
+    assert not result.good
+    assert len(result.single.uncovered) == result.single.answered == 4
+    assert len(result.group.uncovered) == result.group.answered == 8
+
+
+@pytest.mark.parametrize(("fsync", "good"), [("always", True), ("no", False)])
+def test_a_redis_server_syncs_before_it_answers(tmp_path: Path, fsync: str, good: bool) -> None:
+    """``no`` is the control: the journal has looked at the setting when it was opened."""
+    if redis_server.find_binary() is None:
+        pytest.skip(redis_server.NO_SERVER)
+    with redis_server.running(tmp_path / "redis") as server:
+        journal = RedisJournal(server.url)
+        partition = journal.register("m", "r", "s", 0.0).id
+        server.client().config_set("appendfsync", fsync)
+        file = tmp_path / "redis.strace"
+        events = [f"trace-{i:06d}" for i in range(6)]
+        rows = [NewRow(e.encode().ljust(16), e, "", Verdict.ACCEPTED, b"", 0.0) for e in events]
+        journal.append(partition, 0, rows[:1])  # the server knows the script from here on
+        with durability.traced(server.process.pid, file):
+            for i in range(1, 6):
+                journal.append(partition, i, rows[i : i + 1])
+        journal.close()
+    calls = durability.parse(file.read_text(errors="replace").splitlines())
+    proof = durability.prove(calls, ".aof", durability.redis_answers(calls))
+    assert proof.answered == 5
+    assert proof.good is good, proof
