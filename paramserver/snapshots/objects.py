@@ -56,15 +56,14 @@ def open_uri(uri: str) -> ObjectSnapshots:
     """
     shown = re.sub(r"//[^/]*@", "//", uri.partition("?")[0])  # keys may stand in a URI
     try:
-        with _failures(shown):
-            filesystem, path = fs.FileSystem.from_uri(uri)
-    except PlaceUnreachable as error:
-        if isinstance(error.__cause__, pyarrow.ArrowException):
-            raise StartRefused(
-                f"snapshots can't be kept in {shown!r} ({error.reason})",
-                "name a directory or a URI that pyarrow knows, such as s3://bucket/prefix",
-            ) from error
-        raise
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except OSError as error:
+        raise PlaceUnreachable(shown, str(error).replace(uri, shown)) from None
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise StartRefused(
+            f"snapshots can't be kept in {shown!r} ({str(error).replace(uri, shown)})",
+            "name a directory or a URI that pyarrow knows, such as s3://bucket/prefix",
+        ) from None
     return ObjectSnapshots(filesystem, path)
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import fs
 
 from paramserver.blocks import Block
-from paramserver.errors import SnapshotCorrupt
+from paramserver.errors import SnapshotCorrupt, StartRefused
 from paramserver.snapshots import checks
 from paramserver.snapshots import format as snapshot_format
-from paramserver.snapshots.store import DirectorySnapshots, Disk
+from paramserver.snapshots.objects import ObjectSnapshots
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import DirectorySnapshots, Disk, PlaceUnreachable
 from paramserver.state import SnapshotState
 
 STATE = SnapshotState(
@@ -38,12 +49,155 @@ STATE = SnapshotState(
 )
 
 
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+object_store: Any = _beside("object_store")
+
+
 def make(disk: Disk) -> DirectorySnapshots:
     return DirectorySnapshots(Path("snapshots"), disk)
 
 
+@pytest.fixture(scope="module")
+def s3() -> Iterator[tuple[str, Any]]:
+    if not object_store.has_s3_server():
+        pytest.skip(object_store.NO_S3)
+    with object_store.running_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
 def test_directory_keeps_its_promises() -> None:
-    checks.check_snapshot_store(make)
+    checks.check_snapshot_store(checks.ForgetfulDisk, make)
+
+
+@pytest.mark.parametrize("replaces_whole", [True, False])
+def test_objects_keep_their_promises(replaces_whole: bool) -> None:
+    checks.check_snapshot_store(
+        lambda: object_store.memory_world(replaces_whole=replaces_whole), object_store.open_store
+    )
+
+
+def test_objects_in_local_files(tmp_path: Path) -> None:
+    number = count()
+
+    def world() -> Any:
+        prefix = tmp_path / str(next(number))
+        prefix.mkdir()
+        return object_store.ObjectWorld(fs.LocalFileSystem(), str(prefix))
+
+    checks.check_snapshot_store(world, object_store.open_store)
+
+
+def test_objects_in_s3(s3: tuple[str, Any]) -> None:
+    number = count()
+
+    def world() -> Any:
+        return object_store.ObjectWorld(s3[1], f"bucket/{next(number)}")
+
+    checks.check_snapshot_store(world, object_store.open_store)
+
+
+@pytest.mark.usefixtures("s3_keys")
+def test_lineages_in_one_bucket_leave_each_other_alone(s3: tuple[str, Any]) -> None:
+    root = "s3://bucket/all" + s3[0]
+    ours = open_snapshots(lineage_place(root, "prices", "ab" * 32))
+    theirs = open_snapshots(lineage_place(root, "prices", "cd" * 32))
+    ours.publish("1-1", b"ours")
+    theirs.publish("1-1", b"theirs")
+    theirs.pin("1-1", True)
+    left = f"bucket/all/prices/{'cd' * 8}/1-2.{'0' * 16}.data"
+    with s3[1].open_output_stream(left, compression=None) as stream:
+        stream.write(b"half")
+    ours.remove_leftovers()
+    assert s3[1].get_file_info(left).size == 4
+    theirs.remove_leftovers()
+    assert s3[1].get_file_info(left).type == fs.FileType.NotFound
+    assert (ours.load("1-1"), theirs.load("1-1")) == (b"ours", b"theirs")
+    assert open_snapshots(lineage_place(root, "prices", "ab" * 32)).pins() == set()
+    assert open_snapshots(lineage_place(root, "prices", "cd" * 32)).pins() == {"1-1"}
+
+
+def test_a_place_of_a_lineage() -> None:
+    spec = "0123456789abcdef" * 4
+    assert lineage_place("state/snapshots", "m", spec) == "state/snapshots/m/0123456789abcdef"
+    assert lineage_place("s3://b/p/", "m", spec) == "s3://b/p/m/0123456789abcdef"
+    assert lineage_place("s3://b?region=x", "m", spec) == "s3://b/m/0123456789abcdef?region=x"
+    assert lineage_place("file:///x", "m", spec) == "file:///x/m/0123456789abcdef"
+
+
+def test_a_file_uri_is_its_directory(tmp_path: Path) -> None:
+    store = open_snapshots((tmp_path / "with space").as_uri())
+    assert isinstance(store, DirectorySnapshots)
+    store.publish("1-1", b"x")
+    assert open_snapshots(str(tmp_path / "with space")).load("1-1") == b"x"
+    with pytest.raises(StartRefused, match="three slashes"):
+        open_snapshots("file://elsewhere/x")
+
+
+@pytest.mark.parametrize("uri", ["ftp://key:secret@host/x", "s3://bucket/p?nonsense=1", "nope://"])
+def test_a_uri_that_pyarrow_does_not_know_is_refused(uri: str) -> None:
+    with pytest.raises(StartRefused, match="s3://bucket/prefix") as raised:
+        open_snapshots(uri)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("broken", ["get_file_info_selector", "open_output_stream"])
+@pytest.mark.parametrize("error", [OSError("time out"), pyarrow.ArrowInvalid("no such option")])
+def test_a_store_that_does_not_answer_is_an_os_error(broken: str, error: Exception) -> None:
+    def fail(*args: Any) -> Any:
+        raise error
+
+    world = object_store.memory_world()
+    setattr(world, broken, fail)
+    with pytest.raises(OSError, match=rf"bucket/prefix.*{error}.*credentials") as raised:
+        object_store.open_store(world).publish("1-1", b"x")
+    assert isinstance(raised.value, PlaceUnreachable)
+    copy = pickle.loads(pickle.dumps(raised.value))
+    assert str(copy) == str(raised.value)
+    assert not copy.definite
+
+
+@pytest.mark.usefixtures("s3_keys")
+def test_a_bucket_that_is_not_there(s3: tuple[str, Any]) -> None:
+    store = open_snapshots("s3://absent/p" + s3[0])
+    with pytest.raises(PlaceUnreachable, match="bucket is there"):
+        store.publish("1-1", b"x")
+
+
+def test_a_directory_needs_no_pyarrow(tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        sys.modules["pyarrow"] = None  # as if it were not installed
+        from paramserver.actor import ParameterServer
+        from paramserver.errors import StartRefused
+        from paramserver.snapshots.places import open_snapshots
+        open_snapshots(sys.argv[1]).publish("1-1", b"x")
+        open_snapshots("file://" + sys.argv[1]).load("1-1")
+        try:
+            open_snapshots("s3://bucket/p")
+        except StartRefused as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "pip install 'online-learning-service[store]'" in done.stdout
 
 
 def test_directory_on_the_real_disk(tmp_path: Path) -> None:
@@ -91,7 +245,71 @@ class _InPlace(DirectorySnapshots):
 )
 def test_checks_reject_a_store(mutant: Callable[[Disk], DirectorySnapshots]) -> None:
     with pytest.raises(AssertionError):
-        checks.check_snapshot_store(mutant)
+        checks.check_snapshot_store(checks.ForgetfulDisk, mutant)
+
+
+class _ManifestFirst(ObjectSnapshots):
+    def _write(self, file: str, data: bytes) -> None:
+        if file.endswith(".data"):
+            digest = sha256(data).hexdigest()
+            name = file.rsplit(".", 2)[0]
+            super()._write(name + ".snapshot", f"{digest} {len(data):020d}\n".encode())
+        super()._write(file, data)
+
+
+class _DataDeletedFirst(ObjectSnapshots):
+    def delete(self, name: str) -> None:
+        for file in [f for f in self._sizes() if f.startswith(name + ".") and f.endswith(".data")]:
+            self._remove(file)
+        super().delete(name)
+
+
+class _LeavesLeftovers(ObjectSnapshots):
+    def remove_leftovers(self) -> None:
+        pass
+
+
+class _OneDataName(ObjectSnapshots):
+    """Mutant: data are named after the snapshot alone, so that writing again replaces them."""
+
+    def _path(self, file: str) -> str:
+        return super()._path(re.sub(r"\.[0-9a-f]{16}\.data", "." + "0" * 16 + ".data", file))
+
+
+class _AnyManifest(ObjectSnapshots):
+    """Mutant: a torn manifest counts."""
+
+    def names(self) -> list[str]:
+        return sorted(f.removesuffix(".snapshot") for f in self._sizes() if ".snapshot" in f)
+
+    def remove_leftovers(self) -> None:
+        pass
+
+
+class _KeepsAll(ObjectSnapshots):
+    def _remove(self, file: str) -> None:
+        if file.endswith(".data"):
+            return
+        super()._remove(file)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        _ManifestFirst,
+        _DataDeletedFirst,
+        _LeavesLeftovers,
+        _OneDataName,
+        _AnyManifest,
+        _KeepsAll,
+    ],
+)
+def test_checks_reject_an_object_store(mutant: type[ObjectSnapshots]) -> None:
+    with pytest.raises(AssertionError):
+        checks.check_snapshot_store(
+            lambda: object_store.memory_world(replaces_whole=False),
+            lambda world: mutant(fs.PyFileSystem(world), world.prefix),
+        )
 
 
 def test_format_keeps_its_promises() -> None:
