@@ -5,94 +5,35 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from replay.errors import (
     EpochLost,
-    JournalBehind,
     JournalFull,
-    PartitionSealed,
+    JournalUnavailable,
     PartitionUnknown,
     RowInvalid,
+    SizeFull,
 )
+from replay.journal import sqliteschema as sql
 from replay.journal.base import (
     Appended,
     Control,
     Head,
     NewRow,
-    Outcome,
     Partition,
     Row,
-    Verdict,
+    Usage,
 )
 from replay.journal.batch import check_batch
+from replay.journal.sqliteappend import Batch, as_row
 from replay.journal.sqlitefile import SqliteFile, Synchronous
+from replay.journal.sqlitetrim import trim
 
-FORMAT = 1
-"""Format number of the file; a newer one is refused."""
-
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE models (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE partitions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, model INTEGER NOT NULL, replica TEXT NOT NULL,
-    spec TEXT NOT NULL, "end" INTEGER NOT NULL DEFAULT 0, sealed INTEGER NOT NULL DEFAULT 0,
-    at REAL NOT NULL);
-CREATE INDEX partitions_model ON partitions (model);
-CREATE TABLE rows (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, model INTEGER NOT NULL, partition INTEGER NOT NULL,
-    "offset" INTEGER NOT NULL, key BLOB NOT NULL, event_id TEXT NOT NULL, source TEXT NOT NULL,
-    verdict TEXT NOT NULL, factor REAL NOT NULL, payload BLOB NOT NULL, at REAL NOT NULL,
-    UNIQUE (partition, "offset"), UNIQUE (model, key));
-CREATE TABLE control (
-    model INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
-    payload BLOB NOT NULL, PRIMARY KEY (model, seq), UNIQUE (model, key));
-CREATE TABLE heads (
-    model INTEGER NOT NULL, spec TEXT NOT NULL, epoch INTEGER NOT NULL, snapshot TEXT,
-    changed INTEGER NOT NULL, PRIMARY KEY (model, spec)) WITHOUT ROWID;
-"""
-# AUTOINCREMENT: a number is never given twice, also after its row was deleted.
-
-_MODEL = "(SELECT id FROM models WHERE name = ?)"
-_ROW = 'seq, partition, "offset", key, event_id, source, verdict, factor, payload, at'
-_INSERT = (
-    'INSERT INTO rows (model, partition, "offset", key, event_id, source, verdict, factor,'
-    " payload, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_BY_KEY = f"SELECT {_ROW} FROM rows WHERE model = ? AND key = ?"
-_FIND = f"SELECT {_ROW} FROM rows WHERE model = {_MODEL} AND key = ?"
-_READ = (
-    f'SELECT {_ROW} FROM rows WHERE partition = ? AND "offset" >= ? AND "offset" < ?'
-    ' ORDER BY "offset"'
-)
-_ADMIT = (
-    'SELECT p.model, p."end", p.sealed,'
-    " (SELECT max(epoch) FROM heads h WHERE h.model = p.model) FROM partitions p WHERE p.id = ?"
-)
-_PARTITION = (
-    'SELECT p.id, m.name, p.replica, p.spec, p."end", p.sealed'
-    " FROM partitions p JOIN models m ON m.id = p.model"
-)
-_CONTROL = (
-    "SELECT c.seq, m.name, c.kind, c.key, c.payload"
-    " FROM control c JOIN models m ON m.id = c.model WHERE m.name = ?"
-)
-_HEAD = f"SELECT epoch, snapshot FROM heads WHERE model = {_MODEL} AND spec = ?"
-_LINEAGES = f"SELECT spec FROM heads WHERE model = {_MODEL} ORDER BY changed"
-_BEGIN_EPOCH = (
-    "INSERT INTO heads (model, spec, epoch, changed)"
-    " VALUES (?, ?, ?, (SELECT coalesce(max(changed), 0) + 1 FROM heads))"
-    " ON CONFLICT (model, spec) DO UPDATE SET epoch = excluded.epoch, changed = excluded.changed"
-)
-_MOVE_HEAD = "UPDATE heads SET snapshot = ? WHERE model = ? AND spec = ?"
-_WRITE_CONTROL = (
-    "INSERT INTO control (model, seq, kind, key, payload) SELECT m, (SELECT coalesce(max(seq), 0)"
-    " + 1 FROM control WHERE model = m), ?2, ?3, ?4 FROM (SELECT ?1 AS m) WHERE true"
-    " ON CONFLICT (model, key) DO NOTHING"
-)
 _READ_PAGE = 1024
+_MB = 1 << 20
 
 
 class SqliteJournal:
@@ -109,6 +50,11 @@ class SqliteJournal:
         beside it.  The folder is made if it is missing.  It must be on a local disk.
     disk_low_mb
         With less free space than this (MB of 2^20 bytes), new rows are refused.
+    size_mb_max
+        Most use of the journal's files in MB, of all models together: above it new rows and
+        halves are refused, and everything else goes on.  None: only free space counts.
+    halves_max
+        Most halves kept of each model; above it a new half is not kept.
     synchronous
         ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
     free_mb
@@ -135,6 +81,8 @@ class SqliteJournal:
         path: Path,
         *,
         disk_low_mb: int = 256,
+        size_mb_max: int | None = None,
+        halves_max: int = 100_000,
         synchronous: Synchronous = "FULL",
         free_mb: Callable[[], float] | None = None,
         batch_rows_max: int = 1024,
@@ -145,12 +93,15 @@ class SqliteJournal:
             raise ValueError(f"synchronous is {synchronous!r}; give FULL or OFF")
         self._path = Path(path).absolute()
         self._disk_low_mb = disk_low_mb
+        self._size_max = None if size_mb_max is None else size_mb_max * _MB
+        self._halves_max = halves_max
         self._free_mb = free_mb or self._disk_free_mb
         self._batch_rows_max = batch_rows_max
         self._file = self._file_type(
             self._path,
-            schema=_SCHEMA,
-            format=FORMAT,
+            schema=sql.SCHEMA,
+            format=sql.FORMAT,
+            upgrades=sql.UPGRADES,
             synchronous=synchronous,
             wal_max=wal_mb_max << 20,
             busy_ms=busy_ms,
@@ -162,16 +113,21 @@ class SqliteJournal:
         return self._batch_rows_max
 
     def _disk_free_mb(self) -> float:
-        disk = os.statvfs(self._path.parent)
-        return disk.f_bavail * disk.f_frsize / (1 << 20)
+        try:
+            disk = os.statvfs(self._path.parent)
+        except OSError as error:
+            raise JournalUnavailable(str(error)) from error
+        return disk.f_bavail * disk.f_frsize / _MB
 
     def checkpoint(self) -> int:
         """Move committed pages out of the log; bytes that a reader still keeps there.
 
         The step is as large as what was committed since the last one: call it often.  A log file
-        above ``wal_mb_max`` is cut when all of it was moved and nobody reads.
+        above ``wal_mb_max`` (any, if the journal is at its bound) is cut when all of it was moved
+        and nobody reads.
         """
-        return self._file.checkpoint()
+        bounded = self._size_max is not None and self._file.size() >= self._size_max
+        return self._file.checkpoint(0 if bounded else None)
 
     def close(self) -> None:
         """Release the file; later calls raise JournalUnavailable.  Idempotent."""
@@ -198,61 +154,26 @@ class SqliteJournal:
         ------
         BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, JournalBehind
             Definite: nothing was written.
-        JournalFull
-            Definite, and only if a row is new: a batch that stands already is answered.
+        JournalFull, SizeFull
+            Definite, and only if a row or half is new: a batch that stands already is answered.
         JournalUnavailable
             Indefinite: send the same batch again.
         """
         check_batch(rows, self._batch_rows_max)
         free = self._free_mb()
         with self._file.write() as db:
-            model, start, epoch = self._admit(db, partition, known)
-            outcomes, end = self._insert(db, model, partition, known, start, rows)
-            if end != start:
-                if free < self._disk_low_mb:
-                    raise JournalFull(free, self._disk_low_mb)
-                db.execute('UPDATE partitions SET "end" = ? WHERE id = ?', (end, partition))
-        return Appended(tuple(outcomes), end, epoch)
+            batch = Batch(db, partition, known, self._halves_max)
+            outcomes = batch.write(rows)
+            if batch.wrote:
+                self._check_room(db, free)
+        return Appended(outcomes, batch.end, batch.epoch)
 
-    def _admit(self, db: sqlite3.Connection, partition: int, known: int) -> tuple[int, int, int]:
-        """Model number, end and newest epoch of a partition that takes rows."""
-        found = db.execute(_ADMIT, (partition,)).fetchone()
-        if found is None:
-            raise PartitionUnknown(partition)
-        model, end, sealed, epoch = found
-        if sealed:
-            raise PartitionSealed(partition, end)
-        if end < known:
-            raise JournalBehind(partition, end, known)
-        return model, end, epoch or 0
-
-    def _insert(
-        self,
-        db: sqlite3.Connection,
-        model: int,
-        partition: int,
-        known: int,
-        end: int,
-        rows: Sequence[NewRow],
-    ) -> tuple[list[Outcome], int]:
-        """Outcome of each row and the partition's new end; only rows that are new get offsets."""
-        outcomes: list[Outcome] = []
-        seen: set[bytes] = set()
-        for row in rows:
-            key = bytes(row.key)
-            found = db.execute(_BY_KEY, (model, key)).fetchone()
-            if found is None:
-                end += 1
-                kept = (key, row.event_id, row.source, row.verdict, float(row.factor))
-                rest = (bytes(row.payload), float(row.at))
-                seq = db.execute(_INSERT, (model, partition, end, *kept, *rest)).lastrowid or 0
-                outcomes.append(Outcome(True, Row(seq, partition, end, *kept, *rest)))
-            else:
-                stored = _row(found)
-                own = stored.partition == partition and stored.offset > known
-                outcomes.append(Outcome(own and key not in seen, stored))
-            seen.add(key)
-        return outcomes, end
+    def _check_room(self, db: sqlite3.Connection, free_mb: float) -> None:
+        """Refuse what the transaction has written if the disk or the bound has no room for it."""
+        if free_mb < self._disk_low_mb:
+            raise JournalFull(free_mb, self._disk_low_mb)
+        if self._size_max is not None and (size := self._file.size(db)) > self._size_max:
+            raise SizeFull(size / _MB, self._size_max / _MB)
 
     def seal(self, partition: int) -> int:
         """Close the partition for writing and return its end.  Idempotent.
@@ -269,12 +190,12 @@ class SqliteJournal:
 
     def partition(self, partition: int) -> Partition | None:
         """The partition, or None if it is unknown."""
-        found = self._file.query(f"{_PARTITION} WHERE p.id = ?", (partition,))
+        found = self._file.query(f"{sql.PARTITION} WHERE p.id = ?", (partition,))
         return _partition(found[0]) if found else None
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
         """All partitions of the model, by id."""
-        found = self._file.query(f"{_PARTITION} WHERE m.name = ? ORDER BY p.id", (model,))
+        found = self._file.query(f"{sql.PARTITION} WHERE m.name = ? ORDER BY p.id", (model,))
         return tuple(map(_partition, found))
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
@@ -285,27 +206,27 @@ class SqliteJournal:
         rows: list[Row] = []
         for start in range(first, first + n, _READ_PAGE):
             stop = min(start + _READ_PAGE, first + n)
-            page = self._file.query(_READ, (partition, start, stop))
-            if not page:
-                break
-            rows += map(_row, page)
+            page = self._file.query(sql.READ, (partition, start, stop))
+            if not page or page[0][2] != first + len(rows):
+                break  # what was trimmed is missing: no hole is skipped
+            rows += map(as_row, page)
         return tuple(rows)
 
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""
-        found = self._file.query(_FIND, (model, key))
-        return _row(found[0]) if found else None
+        found = self._file.query(sql.FIND, (model, key))
+        return as_row(found[0]) if found else None
 
     # -- epochs, heads and control rows --------------------------------------------------------
 
     def head(self, model: str, spec: str) -> Head:
         """Epoch and newest snapshot of the lineage (epoch 0 and None before its first server)."""
-        found = self._file.query(_HEAD, (model, spec))
+        found = self._file.query(sql.HEAD, (model, spec))
         return Head(*found[0]) if found else Head(0, None)
 
     def lineages(self, model: str) -> tuple[str, ...]:
         """Spec hashes that have ever had a server, newest epoch change last."""
-        found = self._file.query(_LINEAGES, (model,))
+        found = self._file.query(sql.LINEAGES, (model,))
         return tuple(spec for (spec,) in found)
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
@@ -315,39 +236,84 @@ class SqliteJournal:
         """
         with self._file.write() as db:
             number = _model_id(db, model)
-            found = db.execute(_HEAD, (model, spec)).fetchone()
+            found = db.execute(sql.HEAD, (model, spec)).fetchone()
             epoch = int(found[0]) if found else 0
             if epoch != expected:
                 raise EpochLost(model, expected, epoch)
-            db.execute(_BEGIN_EPOCH, (number, spec, expected + 1))
+            db.execute(sql.BEGIN_EPOCH, (number, spec, expected + 1))
         return expected + 1
 
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
         """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
         with self._file.write() as db:
-            found = db.execute(_HEAD, (model, spec)).fetchone()
-            if found is None or found[0] != epoch:
-                raise EpochLost(model, epoch, found[0] if found else 0)
-            db.execute(_MOVE_HEAD, (snapshot, _model_id(db, model), spec))
+            _check_epoch(db, model, spec, epoch)
+            db.execute(sql.MOVE_HEAD, (snapshot, _model_id(db, model), spec))
 
     def write_control(
-        self, model: str, kind: str, key: str, payload: bytes
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
     ) -> tuple[Control, bool]:
         """Append a control row; the first with a (model, key) wins.
 
         Returns the row that stands and whether this call wrote it (after JournalUnavailable,
-        compare the row: it may be the one of the lost call).
+        compare the row: it may be the one of the lost call).  ``fence`` is a spec and an epoch:
+        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.
         """
         with self._file.write() as db:
+            if fence is not None:
+                _check_epoch(db, model, *fence)
             number = _model_id(db, model)
-            written = db.execute(_WRITE_CONTROL, (number, kind, key, bytes(payload))).rowcount == 1
-            row = db.execute(f"{_CONTROL} AND c.key = ?", (model, key)).fetchone()
+            written = (
+                db.execute(sql.WRITE_CONTROL, (number, kind, key, bytes(payload))).rowcount == 1
+            )
+            row = db.execute(f"{sql.CONTROL} AND c.key = ?", (model, key)).fetchone()
         return Control(*row), written
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
         """Control rows of the model with ``seq > after``, in order."""
-        found = self._file.query(f"{_CONTROL} AND c.seq > ? ORDER BY c.seq", (model, after))
+        found = self._file.query(f"{sql.CONTROL} AND c.seq > ? ORDER BY c.seq", (model, after))
         return tuple(Control(*row) for row in found)
+
+    # -- claims and retention ------------------------------------------------------------------
+
+    def claim(self, partition: int, offset: int) -> int:
+        """Count one more learner that is about to learn the row; how many there were before it."""
+        with self._file.write() as db:
+            if db.execute("SELECT 1 FROM partitions WHERE id = ?", (partition,)).fetchone() is None:
+                raise PartitionUnknown(partition)
+            return int(db.execute(sql.CLAIM, (partition, offset)).fetchall()[0][0])
+
+    def trim(
+        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+    ) -> int:
+        """Remove at most ``n`` rows with their ids: see :class:`replay.journal.base.Journal`.
+
+        One transaction, which other writers wait for: about 20 ms for 1,000 rows.  Its pages are
+        used again; the file does not shrink.
+        """
+        with self._file.write() as db:
+            _check_epoch(db, model, spec, epoch)
+            if db.execute(sql.LINEAGES, (model,)).fetchall()[-1][0] != spec:
+                return 0
+            return trim(db, _model_id(db, model), upto, before, n)
+
+    def expire(self, model: str, before: float, n: int) -> int:
+        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+        with self._file.write() as db:
+            number = _model_id(db, model)
+            removed = db.execute(sql.EXPIRE, (number, before, n)).rowcount
+            db.execute(sql.COUNT_HALVES, (-removed, number))
+        return removed
+
+    def usage(self, model: str) -> Usage:
+        """Bytes in use and their bound, and rows and halves of the model, without a walk."""
+        size = self._file.size()
+        rows, halves = self._file.query(sql.ROWS_AND_HALVES, (model,))[0]
+        return Usage(size, self._size_max, rows, halves)
 
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:
@@ -356,11 +322,12 @@ def _model_id(db: sqlite3.Connection, model: str) -> int:
     return int(db.execute("SELECT id FROM models WHERE name = ?", (model,)).fetchone()[0])
 
 
-def _row(found: tuple[Any, ...]) -> Row:
-    seq, partition, offset, key, event_id, source, verdict, factor, payload, at = found
-    return Row(seq, partition, offset, key, event_id, source, Verdict(verdict), factor, payload, at)
+def _check_epoch(db: sqlite3.Connection, model: str, spec: str, epoch: int) -> None:
+    found = db.execute(sql.HEAD, (model, spec)).fetchone()
+    if found is None or found[0] != epoch:
+        raise EpochLost(model, epoch, found[0] if found else 0)
 
 
 def _partition(found: tuple[Any, ...]) -> Partition:
-    number, model, replica, spec, end, sealed = found
-    return Partition(number, model, replica, spec, end, bool(sealed))
+    number, model, replica, spec, end, sealed, trimmed = found
+    return Partition(number, model, replica, spec, end, bool(sealed), trimmed)

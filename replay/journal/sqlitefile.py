@@ -23,7 +23,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,10 @@ Synchronous = Literal["FULL", "OFF"]
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _FRAME_HEADER = 24
 """Bytes that the log adds to each page."""
+_USED = (
+    "SELECT (page_count - freelist_count) * page_size"
+    " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+)
 
 
 class SqliteFile:
@@ -48,6 +52,9 @@ class SqliteFile:
         Statements that make the tables; one of them makes ``meta (name, value)``.
     format
         Number that a new file gets; a file with a greater one is refused.
+    upgrades
+        Statements that make a file of a lower format, the key, one of the next format; all that
+        a file needs are one transaction.
     synchronous
         ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
     wal_max
@@ -69,6 +76,7 @@ class SqliteFile:
         *,
         schema: str,
         format: int,
+        upgrades: Mapping[int, str],
         synchronous: Synchronous,
         wal_max: int,
         busy_ms: int,
@@ -76,19 +84,21 @@ class SqliteFile:
         self._path = path
         self._schema = schema
         self._format = format
+        self._upgrades = upgrades
         self._synchronous = synchronous
         self._wal_max = wal_max
         self._busy_ms = busy_ms
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._broken: str | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, 0o600)
-        self._queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, 0o600)
+        self._lock_fd = self._queue_fd = -1
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, 0o600)
+            self._queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, 0o600)
             with self._exclusive():
                 self._open()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self._close_locks()
             raise JournalUnavailable(f"{path}: {error}") from error
         except JournalFormat:
@@ -111,8 +121,9 @@ class SqliteFile:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
     def _close_locks(self) -> None:
-        os.close(self._lock_fd)
-        os.close(self._queue_fd)
+        for fd in (self._lock_fd, self._queue_fd):
+            if fd >= 0:
+                os.close(fd)
         self._lock_fd = self._queue_fd = -1
 
     def _connect(self) -> sqlite3.Connection:
@@ -148,6 +159,12 @@ class SqliteFile:
             (found,) = db.execute("SELECT max(value) FROM meta WHERE name = 'format'").fetchone()
             if found is None or found > self._format:
                 raise JournalFormat(found, self._format)
+            if found < self._format:
+                steps = "".join(self._upgrades[i] for i in range(found, self._format))
+                db.executescript(
+                    f"BEGIN IMMEDIATE; {steps}"
+                    f"UPDATE meta SET value = {self._format} WHERE name = 'format'; COMMIT;"
+                )
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise sqlite3.OperationalError(f"no write-ahead log on this disk (mode {mode})")
@@ -205,21 +222,34 @@ class SqliteFile:
             except sqlite3.Error as error:
                 raise JournalUnavailable(str(error)) from error
 
-    def checkpoint(self) -> int:
+    def size(self, db: sqlite3.Connection | None = None) -> int:
+        """Bytes in use: pages that are not free, and the log's file.
+
+        Within :meth:`write`, give its connection: what it has written counts then.
+        """
+        try:
+            (used,) = db.execute(_USED).fetchone() if db else self.query(_USED, ())[0]
+            return int(used) + os.stat(f"{self._path}-wal").st_size
+        except OSError as error:
+            raise JournalUnavailable(str(error)) from error
+
+    def checkpoint(self, wal_max: int | None = None) -> int:
         """Move committed pages out of the log; bytes that a reader still keeps there.
 
         The step is as large as what was committed since the last one: call it often.  A log file
-        above ``wal_max`` is cut when all of it was moved and nobody reads.
+        above ``wal_max`` (by default that of the file) is cut when all of it was moved and nobody
+        reads.
         """
+        bound = self._wal_max if wal_max is None else wal_max
         with self._writing, self._exclusive():
             try:
                 _, frames, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 page = int(self._writer.execute("PRAGMA page_size").fetchone()[0])
-                if frames == moved and os.stat(f"{self._path}-wal").st_size > self._wal_max:
+                if frames == moved and os.stat(f"{self._path}-wal").st_size > bound:
                     self._writer.execute("PRAGMA busy_timeout = 0")
                     self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                     self._writer.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 self._recover()
                 raise JournalUnavailable(str(error)) from error
         return int(frames - moved) * (page + _FRAME_HEADER)

@@ -1,0 +1,136 @@
+"""One batch of rows and halves, written within one transaction of the SQLite journal."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from replay import codec
+from replay.errors import JournalBehind, PartitionSealed, PartitionUnknown
+from replay.journal import sqliteschema as sql
+from replay.journal.base import Half, NewRow, Outcome, Row, Verdict
+
+
+class Batch:
+    """What an append writes into one partition.
+
+    Parameters
+    ----------
+    db
+        A connection within a write transaction.
+    partition, known
+        The partition's number, and the last offset that the writer had an answer for.
+    halves_max
+        Most halves that are kept of the model.
+
+    Raises
+    ------
+    PartitionUnknown, PartitionSealed, JournalBehind
+        The partition takes no rows, or not from this writer.
+    """
+
+    def __init__(self, db: sqlite3.Connection, partition: int, known: int, halves_max: int) -> None:
+        found = db.execute(sql.ADMIT, (partition,)).fetchone()
+        if found is None:
+            raise PartitionUnknown(partition)
+        self._model, self.end, sealed, epoch, self._halves = found
+        if sealed:
+            raise PartitionSealed(partition, self.end)
+        if self.end < known:
+            raise JournalBehind(partition, self.end, known)
+        self.epoch = int(epoch or 0)
+        self._db = db
+        self._partition = partition
+        self._known = known
+        self._halves_max = halves_max
+        self._answered: set[bytes] = set()
+        self._before = (self.end, self._halves)
+        self.wrote = False
+
+    def write(self, rows: Sequence[NewRow]) -> tuple[Outcome, ...]:
+        """Outcome of each row; only rows that are new get offsets."""
+        outcomes = tuple(self._write(rows, i) for i in range(len(rows)))
+        end, halves = self._before
+        if self.end != end:
+            self._db.execute(sql.SET_END, (self.end, self._partition))
+        if self._halves != halves:
+            self._db.execute(sql.COUNT_HALVES, (self._halves - halves, self._model))
+        return outcomes
+
+    def _write(self, rows: Sequence[NewRow], i: int) -> Outcome:
+        row, key = rows[i], bytes(rows[i].key)
+        found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
+        if found is None:
+            return self._new(key, row)
+        stored, (half, since) = as_row(found[:-2]), found[-2:]
+        if stored.partition != self._partition or stored.offset <= self._known:
+            return Outcome(False, stored)
+        if key in self._answered:
+            return Outcome(False, stored)
+        if row.half is not None and row.half != half and _writes(rows[i + 1 :], key, half):
+            return Outcome(False, None, since)  # as at first: it was kept when the other came
+        self._answered.add(key)
+        return Outcome(True, stored)
+
+    def _new(self, key: bytes, row: NewRow) -> Outcome:
+        """A key without a row: write the row, the joined row, or keep the half."""
+        kept = self._kept(key)
+        if row.half is None:
+            since = kept[4] if kept else None
+            return self._insert(key, row, row.event_id, row.source, row.payload, since)
+        if kept is None:
+            return self._keep(key, row)
+        half, event_id, source, payload, since = kept
+        if half == row.half:
+            return Outcome(False, None, since)
+        given = bytes(row.payload)
+        if row.half is Half.LABEL:
+            joined = codec.join(payload, given)
+            return self._insert(key, row, row.event_id, row.source, joined, since)
+        return self._insert(key, row, event_id, source, codec.join(given, payload), since)
+
+    def _kept(self, key: bytes) -> tuple[Any, ...] | None:
+        if not self._halves:
+            return None
+        found: tuple[Any, ...] | None = self._db.execute(
+            sql.KEPT_HALF, (self._model, key)
+        ).fetchone()
+        return found
+
+    def _keep(self, key: bytes, row: NewRow) -> Outcome:
+        if self._halves >= self._halves_max:
+            return Outcome(False, None)
+        at = float(row.at)
+        values = (row.half, row.event_id, row.source, bytes(row.payload), at)
+        self._db.execute(sql.KEEP_HALF, (self._model, key, *values))
+        self._halves += 1
+        self.wrote = True
+        return Outcome(False, None, at)
+
+    def _insert(
+        self, key: bytes, row: NewRow, event_id: str, source: str, payload: bytes, since: Any
+    ) -> Outcome:
+        """Write a row, in the place of the half that was kept since then (None: of none)."""
+        if since is not None:
+            self._db.execute(sql.DROP_HALF, (self._model, key))
+            self._halves -= 1
+        self.end += 1
+        self.wrote = True
+        values = (
+            self._partition, self.end, key, event_id, source, row.verdict, float(row.factor),
+            bytes(payload), float(row.at),
+        )  # fmt: skip
+        seq = self._db.execute(sql.INSERT, (self._model, *values, row.half, since)).lastrowid or 0
+        self._answered.add(key)
+        return Outcome(True, Row(seq, *values))
+
+
+def _writes(rows: Sequence[NewRow], key: bytes, half: str | None) -> bool:
+    return any(bytes(row.key) == key and row.half == half for row in rows)
+
+
+def as_row(found: Sequence[Any]) -> Row:
+    """A row from the columns of :data:`replay.journal.sqliteschema.ROW`."""
+    seq, partition, offset, key, event_id, source, verdict, factor, payload, at = found
+    return Row(seq, partition, offset, key, event_id, source, Verdict(verdict), factor, payload, at)
