@@ -122,6 +122,23 @@ def durability(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def contention(
+    seconds: Annotated[float, typer.Option(help="how long both replicas are saturated")] = 60.0,
+    connections: Annotated[int, typer.Option(help="to each replica")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Two saturated replicas on one SQLite journal: feedback p99 <= 25 ms, max <= 100 ms.
+
+    Example: online bench contention --seconds 60
+    """
+    from online.bench import contention as bench
+
+    rows = bench.run(seconds=seconds, connections=connections, beside_s=min(seconds, 10.0))
+    _show("contention", rows, as_json=as_json)
+    raise typer.Exit(0 if rows[-1].good else 1)
+
+
+@app.command()
 def http(
     runs: Annotated[int, typer.Option(help="repetitions of each")] = 5,
     seconds: Annotated[float, typer.Option(help="length of each")] = 3.0,

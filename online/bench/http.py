@@ -43,7 +43,7 @@ class Table:
     void: bool
 
 
-class _Bodies:
+class Bodies:
     """Requests made of real rows, each feedback an event of its own."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def _settings(replicas: int) -> dict[str, object]:
 
 def run(*, runs: int = 5, seconds: float = 3.0, rate: float = 400.0) -> Table:
     """The table: each quantity in turn, ``runs`` times, so that drift of the machine hits all."""
-    bodies = _Bodies()
+    bodies = Bodies()
     found: dict[str, list[float]] = {}
     with peer() as peer_port:
         _measure_peer(found, bodies, peer_port, runs, seconds, rate)
@@ -114,7 +114,7 @@ def run(*, runs: int = 5, seconds: float = 3.0, rate: float = 400.0) -> Table:
 
 def _measure_peer(
     found: dict[str, list[float]],
-    bodies: _Bodies,
+    bodies: Bodies,
     port: int,
     runs: int,
     seconds: float,
@@ -129,7 +129,7 @@ def _measure_peer(
 
 
 def _measure_service(
-    found: dict[str, list[float]], bodies: _Bodies, running: Running, replicas: int, runs: int,
+    found: dict[str, list[float]], bodies: Bodies, running: Running, replicas: int, runs: int,
     seconds: float, rate: float, peer_port: int,
 ) -> None:  # fmt: skip
     balancer = urlsplit(running.url).port or 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Body = Callable[[int], bytes]
@@ -24,6 +24,7 @@ class Load:
     rate: float
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     max_ms: float
 
 
@@ -63,19 +64,24 @@ class _Client(asyncio.Protocol):
 
 
 def run(
-    host: str, port: int, path: str, body: Body, *, connections: int, seconds: float,
-    rate: float | None = None,
+    host: str, port: int | Sequence[int], path: str, body: Body, *, connections: int,
+    seconds: float, rate: float | None = None,
 ) -> Load:  # fmt: skip
-    """Send ``body(i)`` to ``path`` for ``seconds``; ``rate`` requests/s, or as fast as it goes."""
+    """Send ``body(i)`` to ``path`` for ``seconds``; ``rate`` requests/s, or as fast as it goes.
+
+    With several ports the connections go to each of them in turn.
+    """
     return asyncio.run(_run(host, port, path, body, connections, seconds, rate))
 
 
 async def _run(
-    host: str, port: int, path: str, body: Body, connections: int, seconds: float,
+    host: str, port: int | Sequence[int], path: str, body: Body, connections: int, seconds: float,
     rate: float | None,
 ) -> Load:  # fmt: skip
     loop = asyncio.get_running_loop()
-    clients = [(await loop.create_connection(_Client, host, port))[1] for _ in range(connections)]
+    ports = [port] if isinstance(port, int) else port
+    turns = [ports[i % len(ports)] for i in range(connections)]
+    clients = [(await loop.create_connection(_Client, host, turn))[1] for turn in turns]
     head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     latencies: list[float] = []
     errors = 0
@@ -109,5 +115,6 @@ async def _run(
         rate=n / elapsed,
         p50_ms=latencies[n // 2] * 1e3,
         p99_ms=latencies[min(n - 1, int(n * 0.99))] * 1e3,
+        p999_ms=latencies[min(n - 1, int(n * 0.999))] * 1e3,
         max_ms=latencies[-1] * 1e3,
     )
