@@ -213,6 +213,7 @@ class ModelReplica:
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""
         gauges: dict[str, float] = {"waiting": self.writer.waiting, "own": self.learner.own}
+        gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.behind_rows, "relearned": self.learner.relearned}
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-_GAUGES = ("contact_age_s", "age_ms", "waiting", "own", "behind_rows")
+_GAUGES = ("contact_age_s", "age_ms", "waiting", "own", "behind_rows", "joins_waiting")
 
 
 class _Collector:
@@ -40,23 +40,32 @@ class _Collector:
                     put("online_prequential", text, {**base, "metric": key}, value, gauge=True)
             put("online_learned_events", "events in the model", base, model["learned"], gauge=True)
             server = model["server"]
-            put(
-                "online_server_up",
-                "the parameter server answers",
-                base,
-                server is not None,
-                gauge=True,
-            )
-            for key in ("epoch", "count", "restore_s"):
-                if server and isinstance(server.get(key), (int, float)):
-                    put(
-                        f"online_server_{key}",
-                        f"{key} of the server",
-                        base,
-                        server[key],
-                        gauge=True,
-                    )
+            up = server is not None
+            put("online_server_up", "the parameter server answers", base, up, gauge=True)
+            for name, text, found in _state(model):
+                if isinstance(found, (int, float)):
+                    put(f"online_{name}", text, base, found, gauge=True)
         yield from families.values()
+
+
+def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Name, text and value of each gauge of a model; None where it is not known."""
+    server, journal = model["server"] or {}, model["journal"] or {}
+    rewrites = model["rewrites"] or {}
+    for key in ("epoch", "count", "restore_s"):
+        yield f"server_{key}", f"{key} of the server", server.get(key)
+    yield "rollback_reach_s", "age of the oldest snapshot", server.get("reach_s")
+    yield "snapshots_refused", "damaged snapshots", len(server["refused"]) if server else None
+    yield "frozen", "1: the model learns nothing, feedback is kept", rewrites.get("frozen")
+    yield "undone_rows", "rows that rollbacks took out of the model", rewrites.get("undone")
+    yield "journal_bytes", "size of the journal, of all models", journal.get("size")
+    yield "journal_bound_bytes", "size at which feedback is refused", journal.get("bound")
+    yield "journal_used_ratio", "size of the journal as a share of it", journal.get("used_ratio")
+    yield "journal_days_left", "days until it is full, if it fills", journal.get("days_left")
+    yield "journal_bytes_per_day", "its growth, in bytes a day", journal.get("bytes_per_day")
+    yield "journal_rows", "rows kept of the model", journal.get("rows")
+    yield "journal_rows_per_day", "their growth, in rows a day", journal.get("rows_per_day")
+    yield "joins_stored", "predictions and labels that wait for each other", journal.get("waiting")
 
 
 def exposition(models: Iterable[Mapping[str, Any]]) -> str:

@@ -5,8 +5,8 @@ learner in order; a request is answered when the last of its rows has been learn
 that goes away changes nothing: learning follows what was committed.
 
 Predictions that a stored join needs are written behind, in the same commits, before the feedback
-that waits: a label finds its prediction if both are here.  Nobody waits for them; beyond their
-bound they are dropped and counted.
+that waits: a label finds its prediction if both are here and fit.  Nobody waits for them; beyond
+their bound they are dropped and counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from replay.journal.base import Appended, Control, Journal, NewRow, Outcome, Row
 
 log = logging.getLogger("online.writer")
 
-_BATCH_ROWS = 256  # rows of one commit; one request's rows are never split
+_BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ class Writer:
         self.committed: deque[Row] = deque()
         self.waiting = 0
         self.to_learn = 0  # the last row of the partition that is not frozen
+        self.writing = False
         self.committing = False  # rows that are not frozen
         self.decisions: list[Control] = []  # control rows, but for those of failed rows
         self._model, self._spec = model, spec
@@ -144,9 +145,14 @@ class Writer:
         self._journal.close()
 
     @property
+    def halves(self) -> int:
+        """Predictions that wait to be written."""
+        return len(self._halves)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self._queue and not self.waiting and not self._halves
+        return not self._queue and not self.waiting and not self._halves and not self.writing
 
     # -- feedback ----------------------------------------------------------------------------
 
@@ -208,13 +214,14 @@ class Writer:
                 while self._queue and (not batch or size + len(self._queue[0].rows) <= _BATCH_ROWS):
                     size += len(self._queue[0].rows)
                     batch.append(self._queue.popleft())
-                room = min(_BATCH_ROWS, self._journal.batch_rows_max - size)
+                room = self._journal.batch_rows_max - size
                 halves = [self._halves.popleft() for _ in range(min(room, len(self._halves)))]
                 self._halves_bytes -= sum(len(half.payload) for half in halves)
                 await self._commit(halves, batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
         rows = [*halves, *(row for waiting in batch for row in waiting.rows)]
+        self.writing = True
         if self._frozen():
             rows = [replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
@@ -225,7 +232,7 @@ class Writer:
             self._refuse(halves, batch, error)
             return
         finally:
-            self.committing = False
+            self.writing = self.committing = False
         self.incident = None
         self.known = appended.end
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]

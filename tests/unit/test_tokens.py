@@ -16,7 +16,15 @@ import pytest
 
 import online.tokens
 from online.errors import ConfigError
-from online.tokens import Keys, Nonces, Predicted, TokenInvalid, Tokens, event_key
+from online.tokens import (
+    Keys,
+    Nonces,
+    Predicted,
+    TokenInvalid,
+    Tokens,
+    event_key,
+    forward_clock,
+)
 
 ONE, TWO = bytes(range(32)), bytes(range(32, 64))
 ALPHABET = string.ascii_letters + string.digits + "-_"
@@ -190,3 +198,29 @@ def test_event_keys_keep_their_parts_apart() -> None:
     assert len(keys) == 7
     assert {len(key) for key in keys} == {16}
     assert event_key("id", "a", "b") == event_key("id", "a", "b")
+
+
+class Clocks:
+    """Both clocks of a machine."""
+
+    def __init__(self) -> None:
+        self.wall_s, self.monotonic_s = 1.7e9, 50.0
+
+    def passes(self, seconds: float, set_by: float = 0.0) -> None:
+        """Time passes, and somebody sets the wall clock by so much."""
+        self.wall_s += seconds + set_by
+        self.monotonic_s += seconds
+
+
+def test_a_clock_that_is_set_back_goes_on() -> None:
+    clocks = Clocks()
+    now_s = forward_clock(lambda: clocks.wall_s, lambda: clocks.monotonic_s)
+    assert now_s() == 1.7e9
+    clocks.passes(10)
+    assert now_s() == 1.7e9 + 10
+    clocks.passes(10, set_by=-3600)
+    assert now_s() == 1.7e9 + 20, "as much as has passed"
+    clocks.passes(10, set_by=7200)
+    assert now_s() == 1.7e9 + 3630, "a clock set forward is believed"
+    restarted = forward_clock(lambda: clocks.wall_s - 3600, lambda: clocks.monotonic_s)
+    assert restarted() == 1.7e9 + 30, "a new process has nothing but the wall clock"
