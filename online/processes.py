@@ -94,6 +94,18 @@ def own_processes() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def listening(ports: Sequence[int]) -> list[psutil.Process]:
+    """Processes of this machine that listen on one of these TCP ports, as far as we may know."""
+    found = {}
+    for connection in psutil.net_connections("tcp"):
+        local = connection.laddr
+        pid = connection.pid
+        listens = connection.status == psutil.CONN_LISTEN and local and local.port in ports
+        if listens and pid is not None:
+            found[pid] = psutil.Process(pid)
+    return list(found.values())
+
+
 def newest(name: str) -> float:
     """When the newest process of that name among ours started, in POSIX seconds (0: none)."""
     started = [0.0]

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ def serve(
         bool, typer.Option("--relearn", help="learn the whole journal again")
     ] = False,
 ) -> None:
-    """Start the service and keep it running until Ctrl-C.
+    """Start the service and keep it running until Ctrl-C.  SIGHUP: read the settings again.
 
     Example: online serve online.yaml
     """
@@ -39,12 +40,24 @@ def serve(
 
     settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
+    stop, hangup = threading.Event(), threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: hangup.set())
+
+    def reload() -> None:
+        try:
+            new = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
+            lines = running.reload(new)
+        except Exception as error:  # whatever is wrong with the new settings, the old ones go on
+            lines = [f"not reloaded: {error}", "the service goes on as it was"]
+        for line in lines:
+            print(f"  {line}", flush=True)
 
     started = False
 
     def said(line: str) -> None:
         print(f"  {line}", flush=True)
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGINT, signal.SIGTERM):  # Ray puts its own in, which aborts
             signal.signal(number, on_signal)
 
@@ -68,7 +81,7 @@ def serve(
             threading.Thread(
                 target=_play_forever, args=(running.url, settings, play, rate, stop), daemon=True
             ).start()
-        code = _watch(running, stop)
+        code = _watch(running, stop, hangup, reload)
         print("\nstopping: replicas push, a last snapshot is written", flush=True)
     except KeyboardInterrupt:
         code = 130
@@ -82,9 +95,16 @@ def serve(
     raise typer.Exit(code)
 
 
-def _watch(running: Any, stop: threading.Event) -> int:
-    """Until a signal (0), or until Ray is gone (2)."""
+def _watch(
+    running: Any, stop: threading.Event, hangup: threading.Event, reload: Callable[[], None]
+) -> int:
+    """Until a signal (0), or until Ray is gone (2).  At SIGHUP the settings are read again."""
+    reloading = threading.Thread(target=reload, daemon=True)
     while not stop.wait(_TEND_S):
+        if hangup.is_set() and not reloading.is_alive():
+            hangup.clear()
+            reloading = threading.Thread(target=reload, daemon=True)
+            reloading.start()
         running.tend()
         if not running.alive():
             print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)

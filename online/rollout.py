@@ -1,0 +1,93 @@
+"""The replicas as one application of Ray Serve: started, scaled, replaced while others answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from online.config import WITH_SECRETS, ModelSettings, Settings
+
+_APP = "online"
+_STOP_REPLICA_S = 2.0
+_SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
+
+_BY_REPLICAS = ("limits",)
+_BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is different in new settings, as dotted names.
+
+    Attributes
+    ----------
+    restart
+        Only a restart of the service can change these.
+    rolling
+        Replicas know these from their start: each is replaced.
+    scaled
+        Only the number of replicas, or not even that.
+    """
+
+    restart: tuple[str, ...]
+    rolling: tuple[str, ...]
+    scaled: bool
+
+
+def changes(old: Settings, new: Settings) -> Changes:
+    """Compare the settings that a service runs with new ones."""
+    restart = [
+        name
+        for name in Settings.model_fields
+        if name not in ("replicas", "models", *_BY_REPLICAS)
+        and getattr(old, name) != getattr(new, name)
+    ]
+    rolling = [name for name in _BY_REPLICAS if getattr(old, name) != getattr(new, name)]
+    if [m.name for m in old.models] != [m.name for m in new.models]:
+        restart.append("models")
+    else:
+        for was, model in zip(old.models, new.models, strict=True):
+            for name in ModelSettings.model_fields:
+                if getattr(was, name) != getattr(model, name):
+                    found = restart if name in _BY_RESTART else rolling
+                    found.append(f"models.{model.name}.{name}")
+    return Changes(tuple(restart), tuple(rolling), old.replicas != new.replicas)
+
+
+def deploy(settings: Settings, origin: Any, version: int, *, surge: bool) -> None:
+    """Bring the replicas to these settings; returns when all of them answer.
+
+    Parameters
+    ----------
+    origin
+        What a replica compares itself with: see :class:`online.deployment.Origin`.
+    version
+        Replicas of another version are replaced; with the same one, only their number changes.
+    surge
+        Start a replacement before what it replaces stops.  Not for a model whose copies can't
+        be merged: two of them would learn at the same time.
+
+    Raises RuntimeError if replicas do not start.
+    """
+    from ray import serve
+
+    from online.deployment import Replica
+
+    limits = settings.limits
+    deployment = serve.deployment(
+        Replica,
+        name="Replica",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=limits.ongoing_max,
+        max_queued_requests=2 * limits.ongoing_max,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        graceful_shutdown_timeout_s=_STOP_REPLICA_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        ray_actor_options={"num_cpus": 0.01},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        max_surge_percent=_SURGE_PERCENT if surge else 0,
+    )
+    # Serve makes up a version at each call, which would replace every replica to scale.
+    deployment = deployment.options(version=str(version), _internal=True)
+    data = settings.model_dump(mode="json", context=WITH_SECRETS)
+    serve.run(deployment.bind(data, origin), name=_APP)
