@@ -20,8 +20,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        address = self.server.server_address
-        _SEEN[int(address[1])] += 1
+        _SEEN[int(self.connection.getsockname()[1])] += 1
         self.send_response(503 if body == _REFUSED else 200)
         self.send_header("content-length", "2")
         self.end_headers()
