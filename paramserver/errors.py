@@ -7,6 +7,10 @@ effect.  All arguments go to the base constructor, so that errors survive pickli
 
 from __future__ import annotations
 
+from typing import Final
+
+_SHOWN: Final = 10  # names in a message
+
 
 class ParamServerError(Exception):
     """Base of the package's errors."""
@@ -91,6 +95,42 @@ class PublishFailed(ParamServerError):
 
     def __str__(self) -> str:
         return f"snapshot {self.name} was not published ({self.reason}); it is tried again"
+
+
+class RollbackRefused(ParamServerError):
+    """The snapshot can't be gone back to.  Nothing was changed; ``usable`` are those that can."""
+
+    def __init__(self, name: str, reason: str, usable: tuple[str, ...]) -> None:
+        super().__init__(name, reason, usable)
+        self.name = name
+        self.reason = reason
+        self.usable = usable
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.usable[:_SHOWN]) or "none"
+        more = f" and {len(self.usable) - _SHOWN} more" if self.usable[_SHOWN:] else ""
+        return (
+            f"no rollback to {self.name!r} ({self.reason}), nothing was changed; "
+            f"these can be used: {shown}{more}"
+        )
+
+
+class DecisionUncertain(ParamServerError):
+    """A control row may stand or not.  If it does, it is acted on: at once, or after a restart."""
+
+    definite = False
+
+    def __init__(self, kind: str, key: str, reason: str) -> None:
+        super().__init__(kind, key, reason)
+        self.kind = kind
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"it is not certain that the {self.kind} is written ({self.reason}); "
+            "the server's status tells once it serves again: control, rewrite, frozen"
+        )
 
 
 class ServerUnavailable(ParamServerError):

@@ -5,19 +5,37 @@ Errors of the store are not told apart by type.  After any of them the head says
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
-from paramserver.errors import PublishFailed, StartRefused, Superseded
+import msgspec
+
+from paramserver import rewrites
+from paramserver.errors import (
+    DecisionUncertain,
+    PublishFailed,
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
+    StartRefused,
+    Superseded,
+)
 from paramserver.server import MergeRule, Server
-from paramserver.snapshots.history import SnapshotHistory, parse_name, snapshot_name
+from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.state import SnapshotState
-from paramserver.store import PartitionInfo, Store
+from paramserver.store import ControlInfo, PartitionInfo, Store
 from paramserver.wire import Version
 
-REWRITES: Final = frozenset({"rollback", "forget", "promote"})
+_log: Final = logging.getLogger(__name__)
+
+_LATER: Final = frozenset({"forget", "promote"})
+_BEGUN: Final = "fresh"
 _EPOCH_TRIES: Final = 100
+_DECIDE_TRIES: Final = 3
+_SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +50,18 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A server ready to serve, and the snapshot that it started from (None: from nothing)."""
+    """A server ready to serve, and the snapshot that it started from (None: from nothing).
+
+    ``at_head``: the head holds this state.  ``named``: see :func:`paramserver.rewrites.named`.
+    ``begun``: the epoch in which the lineage last began anew; what was before is not its past.
+    """
 
     server: Server
     base: Version | None
     snapshot: str | None
     at_head: bool
+    named: Mapping[int, str]
+    begun: int
 
 
 def begin_epoch(store: Store, lineage: Lineage) -> int:
@@ -66,39 +90,159 @@ def recover(
         Another server was faster; try again.
     """
     epoch = begin_epoch(store, lineage)
-    # read after the epoch was taken: from now on no earlier server can move the head
+    # read after the epoch was taken: from now on no earlier server can move the head or decide
     head = store.head(lineage.model, lineage.spec)
     if head.epoch != epoch:
         raise Superseded(epoch, head.epoch)
+    controls = store.controls(lineage.model, 0)
+    partitions = store.partitions(lineage.model)
     found = history.restore(head.snapshot, lineage.model, lineage.spec)
-    if found is None:
-        server = Server(
-            lineage.model,
-            lineage.spec,
-            lineage.spec_text,
-            lineage.rule,
-            epoch,
-            history_max=history_max,
-        )
-        name = None
-    else:
-        name, state = found
-        server = Server.restored(state, lineage.rule, epoch, history_max=history_max)
-    _read_controls(store, server)
-    _check_clocks(server, store.partitions(lineage.model))
-    parsed = None if name is None else parse_name(name)
-    return Recovered(server, None if parsed is None else parsed[0], name, name == head.snapshot)
+    name, base = None, _nothing(lineage, partitions)
+    if found is not None:
+        name, base = found
+    after = [control for control in controls if control.seq > base.control]
+    state = replayed(base, after, partial(_needed, history))
+    server = Server.restored(state, lineage.rule, epoch, history_max=history_max)
+    _check_clocks(server, partitions)
+    _check_rows(server, partitions)
+    return Recovered(
+        server=server,
+        base=None if name is None else base.version,
+        snapshot=name,
+        at_head=name is not None and name == head.snapshot and state.rewrite == base.rewrite,
+        named=rewrites.named(controls, lineage.spec),
+        begun=_begun(controls, lineage.spec),
+    )
 
 
-def _read_controls(store: Store, server: Server) -> None:
-    for control in store.controls(server.model, server.control):
-        if control.kind in REWRITES:
+def _nothing(lineage: Lineage, partitions: Iterable[PartitionInfo]) -> SnapshotState:
+    """A lineage that has no snapshot begins with the first rows that are left of the journal."""
+    gone = {p.id: p.trimmed for p in partitions if p.trimmed}
+    if gone:
+        _log.warning(
+            "%s, spec %s, begins without the %d oldest rows: the journal has no longer got them",
+            lineage.model, lineage.spec[:12], sum(gone.values()),
+        )  # fmt: skip
+    return SnapshotState(lineage.model, lineage.spec, lineage.spec_text, (0, 0), {}, gone)
+
+
+def replayed(
+    state: SnapshotState,
+    controls: Iterable[ControlInfo],
+    load: Callable[[str], SnapshotState],
+) -> SnapshotState:
+    """The state after these control rows.  The same for a decision just made and in recovery.
+
+    A rollback leaves nothing of the state before but its place in the lineage: what it leads to
+    stands in its row.
+
+    Parameters
+    ----------
+    load
+        Reads a snapshot of the lineage that a rollback names.
+
+    Raises
+    ------
+    StartRefused
+        A control row can't be applied to the state.
+    """
+    for control in controls:
+        if control.kind == rewrites.ROLLBACK:
+            note = msgspec.json.decode(control.payload, type=rewrites.Rollback)
+            state = _rolled_back(state, control.seq, note, load)
+        elif control.kind in _LATER:
             raise StartRefused(
-                f"control row {control.seq} of {server.model!r} is a {control.kind}, "
+                f"control row {control.seq} of {state.model!r} is a {control.kind}, "
                 "which this release can't apply to its snapshot",
                 "start the release that wrote it",
             )
-        server.control = control.seq
+        frozen = state.frozen
+        if control.kind == rewrites.FREEZE:
+            frozen = frozen or control.seq
+        elif control.kind == rewrites.UNFREEZE:
+            frozen = 0
+        state = replace(state, control=control.seq, frozen=frozen)
+    return state
+
+
+def _rolled_back(
+    state: SnapshotState, seq: int, note: rewrites.Rollback, load: Callable[[str], SnapshotState]
+) -> SnapshotState:
+    if note.spec == state.spec:
+        target = load(note.snapshot)
+        count = max(state.version[1], target.version[1]) + 1
+        return replace(
+            state,
+            version=(state.version[0], count),
+            values=target.values,
+            clock=note.clock,
+            closed=frozenset(note.closed),
+            rewrite=seq,
+        )
+    if state.values:
+        raise StartRefused(
+            f"control row {seq} of {state.model!r} undoes events that this model has learned: it "
+            f"was a rollback of the model with the spec {note.spec[:12]}, whose place it took",
+            "learn the journal again without them: online serve --relearn",
+        )
+    return replace(state, rewrite=seq)
+
+
+def _needed(history: SnapshotHistory, name: str) -> SnapshotState:
+    try:
+        return history.load(name)
+    except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing) as error:
+        raise StartRefused(
+            f"the model was rolled back to the snapshot {name!r}, which can't be used ({error})",
+            "put a good copy of the file back, "
+            "or learn the journal again without what was undone: online serve --relearn",
+        ) from error
+
+
+def _begun(controls: Iterable[ControlInfo], spec: str) -> int:
+    """The epoch in which an operator let the lineage begin anew; 0: never."""
+    mark = f"{_BEGUN}:{spec}:"
+    keys = [c.key for c in controls if c.kind == _BEGUN and c.key.startswith(mark)]
+    return max((int(key.removeprefix(mark)) for key in keys), default=0)
+
+
+def decide(
+    store: Store, server: Server, kind: str, key: str, payload: bytes
+) -> Sequence[ControlInfo]:
+    """Write a control row, unless a newer server has taken over; the rows up to it.
+
+    The first row with a key stands, so the same one is written until there is a certain answer.
+
+    Raises
+    ------
+    Superseded
+        A newer server has the epoch.  Nothing was written.
+    DecisionUncertain
+        It may stand.
+    """
+    fence = (server.spec, server.epoch)
+    for attempt in range(_DECIDE_TRIES):
+        try:
+            row, _ = store.write_control(server.model, kind, key, payload, fence)
+            return [c for c in store.controls(server.model, server.control) if c.seq <= row.seq]
+        except Exception as error:
+            lost = _lost(store, server, key)
+            if lost is not None:
+                raise lost from error
+            if attempt == _DECIDE_TRIES - 1:
+                reason = f"{type(error).__name__}: {error}"
+                raise DecisionUncertain(kind, key, reason) from error
+    raise AssertionError("the loop returns or raises")
+
+
+def _lost(store: Store, server: Server, key: str) -> Superseded | None:
+    """Whether a newer server keeps the row from being written, now and later."""
+    try:
+        newest = store.head(server.model, server.spec).epoch
+        stands = any(c.key == key for c in store.controls(server.model, server.control))
+    except Exception:
+        return None
+    return Superseded(server.epoch, newest) if newest != server.epoch and not stands else None
 
 
 def _check_clocks(server: Server, partitions: Iterable[PartitionInfo]) -> None:
@@ -115,12 +259,32 @@ def _check_clocks(server: Server, partitions: Iterable[PartitionInfo]) -> None:
         if p not in known or not known[p].sealed
     ]
     if beyond:
-        shown = "; ".join(beyond[:3]) + (f"; and {len(beyond) - 3} more" if beyond[3:] else "")
         raise StartRefused(
-            f"the journal is older than the model {server.model!r} ({shown})",
+            f"the journal is older than the model {server.model!r} ({_first(beyond)})",
             "put the journal's newest copy back, "
             "or learn what it has again from the start with: online serve --relearn",
         )
+
+
+def _check_rows(server: Server, partitions: Iterable[PartitionInfo]) -> None:
+    """The journal must have every row that the model does not contain yet."""
+    gone = [
+        f"partition {p.id}: rows {server.clock.get(p.id, 0) + 1} … {p.trimmed}"
+        for p in partitions
+        if p.id not in server.closed and server.clock.get(p.id, 0) < p.trimmed
+    ]
+    if gone:
+        raise StartRefused(
+            f"the snapshot that is left of {server.model!r} does not contain rows that the "
+            f"journal has no longer got ({_first(gone)})",
+            "put a newer snapshot back, or learn what is left of the journal with: "
+            "online serve --relearn, or begin without it with: online serve --fresh",
+        )
+
+
+def _first(problems: list[str]) -> str:
+    more = f"; and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
 def publish(

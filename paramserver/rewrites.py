@@ -6,13 +6,23 @@ before it applies it.  Payloads are JSON.
 
 from __future__ import annotations
 
-from typing import Final
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 import msgspec
+
+from paramserver.state import SnapshotState
+from paramserver.store import ControlInfo
 
 ROLLBACK: Final = "rollback"
 FREEZE: Final = "freeze"
 UNFREEZE: Final = "unfreeze"
+DECISIONS: Final = frozenset({ROLLBACK, FREEZE, UNFREEZE})
+
+Ranges: TypeAlias = dict[int, tuple[tuple[int, int], ...]]
+"""By partition: rows after the first offset, up to the second; in order, apart from each other."""
 
 
 class Rollback(msgspec.Struct, frozen=True):
@@ -48,3 +58,110 @@ class Freeze(msgspec.Struct, frozen=True):
 
 class Unfreeze(msgspec.Struct, frozen=True):
     """Rows are learned again from here on."""
+
+
+def roll_back(
+    now: SnapshotState, name: str, target: SnapshotState, ends: Mapping[int, int]
+) -> Rollback:
+    """The decision to take ``now`` back to the values of ``target``, which has that name.
+
+    The clock never goes back, or the rows would be learned again.  It is not always the present
+    one: a server that started from an older snapshot may be rolled back to a newer one.
+
+    Parameters
+    ----------
+    ends
+        Last offsets of the partitions: what a closed one contains.
+    """
+    closed = now.closed | target.closed
+    partitions = now.clock.keys() | target.clock.keys()
+    clock = {
+        p: max(now.clock.get(p, 0), target.clock.get(p, 0)) for p in sorted(partitions - closed)
+    }
+    undone = {}
+    for p in sorted((now.clock.keys() | now.closed) - target.closed):
+        after = target.clock.get(p, 0)
+        upto = ends[p] if p in now.closed else now.clock[p]
+        if upto > after:
+            undone[p] = (after, upto)
+    return Rollback(now.spec, name, target.control, clock, sorted(closed), undone)
+
+
+def frozen_by(controls: Iterable[ControlInfo]) -> int:
+    """Number of the control row by which a model is frozen after all of these; 0: it learns."""
+    seq = 0
+    for control in controls:
+        if control.kind == FREEZE:
+            seq = seq or control.seq
+        elif control.kind == UNFREEZE:
+            seq = 0
+    return seq
+
+
+@dataclass(frozen=True)
+class Undone:
+    """Rows that are in no model any more, because a rollback took them out."""
+
+    ranges: Ranges = field(default_factory=dict)
+
+    def has(self, partition: int, offset: int) -> bool:
+        """Whether the row is one of them."""
+        ranges = self.ranges.get(partition, ())
+        i = bisect_left(ranges, offset, key=lambda span: span[1])
+        return i < len(ranges) and ranges[i][0] < offset
+
+    @property
+    def count(self) -> int:
+        """How many rows they are, whatever their verdicts."""
+        return sum(upto - after for spans in self.ranges.values() for after, upto in spans)
+
+
+def undone(controls: Iterable[ControlInfo]) -> Undone:
+    """What is undone after these control rows: all of a model, in order.
+
+    A rollback's values miss what its snapshot missed, and what was learned after it.  So a row
+    that an earlier rollback took out is back if a later one goes to a snapshot from before that.
+    """
+    after: list[tuple[int, Undone]] = [(0, Undone())]
+    for control in controls:
+        if control.kind == ROLLBACK:
+            note = msgspec.json.decode(control.payload, type=Rollback)
+            base = next(known for seq, known in reversed(after) if seq <= note.control)
+            after.append((control.seq, Undone(_joined(base.ranges, note.undone))))
+    return after[-1][1]
+
+
+def _joined(ranges: Ranges, more: Mapping[int, tuple[int, int]]) -> Ranges:
+    out = dict(ranges)
+    for partition, span in more.items():
+        joined: list[tuple[int, int]] = []
+        for after, upto in sorted([*ranges.get(partition, ()), span]):
+            if joined and after <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(upto, joined[-1][1]))
+            else:
+                joined.append((after, upto))
+        out[partition] = tuple(joined)
+    return out
+
+
+def named(controls: Iterable[ControlInfo], spec: str) -> dict[int, str]:
+    """By number of the control row: the snapshot that a rollback of the lineage needs."""
+    out = {}
+    for control in controls:
+        if control.kind == ROLLBACK:
+            note = msgspec.json.decode(control.payload, type=Rollback)
+            if note.spec == spec:
+                out[control.seq] = note.snapshot
+    return out
+
+
+def held(names: Mapping[int, str], kept: Collection[int]) -> set[str]:
+    """Of the :func:`named`: those that a start from a kept snapshot would have to load.
+
+    Parameters
+    ----------
+    kept
+        Control positions of the snapshots that a server may start from.
+    """
+    reach = min(kept, default=0)
+    return {name for seq, name in names.items() if seq > reach}

@@ -85,6 +85,8 @@ class Server:
         self.epoch = epoch
         self.count = 0
         self.control = 0
+        self.rewrite = 0
+        self.frozen = 0
         self.values: Blocks = {}
         self.clock: dict[int, int] = {}
         self.closed: set[int] = set()
@@ -115,7 +117,7 @@ class Server:
             limits=limits,
         )
         server.count = state.version[1]
-        server.control = state.control
+        server.note_decided(state)
         server.values = _shallow(state.values)
         server._shared = set(server.values)
         server.clock = dict(state.clock)
@@ -226,6 +228,9 @@ class Server:
             durable=self._told(self.durable, named),
             orphans=orphans,
             confirmed_ms=confirmed_ms,
+            rewrite=self.rewrite,
+            control=self.control,
+            frozen=self.frozen > 0,
         )
 
     def _told(self, clock: Mapping[int, int], named: set[int]) -> dict[int, int]:
@@ -265,6 +270,12 @@ class Server:
     ) -> SnapshotState:
         """State of this version, which later pushes leave alone (they copy what they touch)."""
         self._shared = set(self.values)
+        return self.state(created_at, parent, metrics)
+
+    def state(
+        self, created_at: float, parent: str | None, metrics: Mapping[str, float]
+    ) -> SnapshotState:
+        """State of this version, whose values the next push changes."""
         return SnapshotState(
             model=self.model,
             spec=self.spec,
@@ -274,10 +285,16 @@ class Server:
             clock=dict(self.clock),
             closed=frozenset(self.closed),
             control=self.control,
+            rewrite=self.rewrite,
+            frozen=self.frozen,
             metrics=dict(metrics),
             parent=parent,
             created_at=created_at,
         )
+
+    def note_decided(self, state: SnapshotState) -> None:
+        """Control rows were applied, which left the values as they were."""
+        self.control, self.rewrite, self.frozen = state.control, state.rewrite, state.frozen
 
     def note_durable(self, state: SnapshotState) -> None:
         """``state`` was published and the head points to it."""

@@ -56,7 +56,8 @@ class SnapshotState:
 
 @dataclass(frozen=True, slots=True)
 class Contained:
-    """Which rows a snapshot contains: clock and closed partitions, as in its state."""
+    """What a snapshot contains: clock, closed partitions and control position, as in its state."""
 
     clock: Mapping[int, int]
     closed: frozenset[int]
+    control: int = 0

@@ -6,12 +6,15 @@ fits without this package knowing it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 
 class PartitionInfo(Protocol):
-    """One writer's rows: 1 … ``end``; a ``sealed`` partition takes no more."""
+    """One writer's rows: 1 … ``end``; a ``sealed`` partition takes no more.
+
+    Rows up to ``trimmed`` are gone.
+    """
 
     @property
     def id(self) -> int: ...
@@ -21,6 +24,8 @@ class PartitionInfo(Protocol):
     def end(self) -> int: ...
     @property
     def sealed(self) -> bool: ...
+    @property
+    def trimmed(self) -> int: ...
 
 
 class HeadInfo(Protocol):
@@ -33,12 +38,16 @@ class HeadInfo(Protocol):
 
 
 class ControlInfo(Protocol):
-    """A decision about history; ``seq`` counts from 1."""
+    """A decision about history; ``seq`` counts from 1, ``key`` is what makes a repeat one."""
 
     @property
     def seq(self) -> int: ...
     @property
     def kind(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def payload(self) -> bytes: ...
 
 
 class Store(Protocol):
@@ -61,3 +70,27 @@ class Store(Protocol):
 
     def controls(self, model: str, after: int) -> Sequence[ControlInfo]:
         """Control rows with ``seq > after``, in order."""
+
+    def write_control(
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
+    ) -> tuple[ControlInfo, bool]:
+        """Append a control row, unless the key has one; the row that stands, and if it is new.
+
+        ``fence``: a spec and an epoch; nothing is written unless it is the lineage's newest.
+        """
+
+    def trim(
+        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+    ) -> int:
+        """Remove at most ``n`` rows, none above ``upto`` or taken since ``before``; how many.
+
+        Nothing is removed unless ``epoch`` is the newest of the lineage.
+        """
+
+    def expire(self, model: str, before: float, n: int) -> int:
+        """Remove at most ``n`` halves of rows that were taken before ``before``; how many."""

@@ -133,6 +133,10 @@ class SnapshotHistory:
             "or learn the journal again from the start with: online serve --relearn",
         )
 
+    def load(self, name: str) -> SnapshotState:
+        """The state of a snapshot; SnapshotMissing, SnapshotCorrupt, SnapshotFormat, OSError."""
+        return snapshot_format.decode(self._snapshots.load(name))
+
     def index(self) -> None:
         """Read the manifests of the snapshots that are there (without their payloads).
 
@@ -199,7 +203,7 @@ class SnapshotHistory:
                 del self.refused[name]
         recent = kept(created, self._retention, birth=False) | {head}
         return [
-            Contained(m.clock, m.closed_partitions())
+            Contained(m.clock, m.closed_partitions(), m.control)
             for name, m in self._manifests.items()
             if name in recent
         ]

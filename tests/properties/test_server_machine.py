@@ -40,6 +40,7 @@ class Info:
     end: int
     sealed: bool
     replica: str = "r"
+    trimmed: int = 0
 
 
 def row_of(partition: int, offset: int) -> tuple[str, float]:

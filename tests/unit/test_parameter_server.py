@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Info:
     end: int
     sealed: bool = False
     replica: str = "r"
+    trimmed: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,26 @@ class Head:
 class Control:
     seq: int
     kind: str
+    key: str = ""
+    payload: bytes = b""
 
 
 @dataclass
 class FakeStore:
-    """A store in memory.  ``failing`` names methods that raise, before or after their effect."""
+    """A store in memory.  ``failing`` names methods that raise, before or after their effect.
+
+    Attributes
+    ----------
+    trims
+        What :meth:`trim` was asked for; it removes whatever is allowed of ``rows``.
+    """
 
     rows: dict[int, Info] = field(default_factory=lambda: {1: Info(1, 100), 2: Info(2, 100)})
     heads: dict[str, Head] = field(default_factory=dict)
     control: list[Control] = field(default_factory=list)
     failing: dict[str, str] = field(default_factory=dict)
+    trims: list[tuple[dict[int, int], float, int]] = field(default_factory=list)
+    expired: list[tuple[float, int]] = field(default_factory=list)
 
     def _maybe_fail(self, method: str, when: str) -> None:
         if self.failing.get(method) == when:
@@ -84,7 +95,44 @@ class FakeStore:
         return list(self.rows.values())
 
     def controls(self, model: str, after: int) -> list[Control]:
+        self._maybe_fail("controls", "before")
         return [c for c in self.control if c.seq > after]
+
+    def write_control(
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
+    ) -> tuple[Control, bool]:
+        self._maybe_fail("write_control", "before")
+        if fence is not None and self.heads.get(fence[0], Head(0, None)).epoch != fence[1]:
+            raise RuntimeError("epoch lost")
+        found = next((c for c in self.control if c.key == key), None)
+        row = found or Control(len(self.control) + 1, kind, key, payload)
+        if found is None:
+            self.control.append(row)
+        self._maybe_fail("write_control", "after")
+        return row, found is None
+
+    def trim(
+        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+    ) -> int:
+        self._maybe_fail("trim", "before")
+        if self.head(model, spec).epoch != epoch:
+            raise RuntimeError("epoch lost")
+        self.trims.append((dict(upto), before, n))
+        removed = 0
+        for p, info in list(self.rows.items()):
+            step = min(max(upto.get(p, 0) - info.trimmed, 0), n - removed)
+            self.rows[p] = replace(info, trimmed=info.trimmed + step)
+            removed += step
+        return removed
+
+    def expire(self, model: str, before: float, n: int) -> int:
+        self.expired.append((before, n))
+        return 0
 
 
 class Died(BaseException):
@@ -283,10 +331,10 @@ def test_journal_older_than_the_model_refuses_to_start(world: World) -> None:
 def test_rewrite_of_a_later_release_refuses_to_start(world: World) -> None:
     world.store.control = [Control(1, "failed")]
     assert world.serving().status()["control"] == 1
-    world.store.control.append(Control(2, "rollback"))
+    world.store.control.append(Control(2, "promote"))
     again = world.start()
     assert not again.restore()
-    assert "rollback" in again.status()["reason"]
+    assert "promote" in again.status()["reason"]
 
 
 def test_superseded_server_ends_and_leaves_nothing(world: World) -> None:

@@ -26,6 +26,7 @@ class Info:
     end: int = 1000
     sealed: bool = False
     replica: str = "r"
+    trimmed: int = 0
 
 
 def lookup(partition: int) -> Info | None:
