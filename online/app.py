@@ -28,6 +28,7 @@ from online.messages import (
     Receipt,
     Receipts,
 )
+from online.operations import operations
 from online.serving import Serving
 from online.status import Cluster
 
@@ -225,23 +226,7 @@ def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
         known(model)
         return await cluster.model(model)
 
-    @app.get("/v1/models/{model}/snapshots", tags=["operations"], summary="Snapshots kept")
-    async def snapshots(model: str) -> dict[str, Any]:
-        known(model)
-        return {"snapshots": await cluster.snapshots(model)}
-
-    @app.post("/v1/models/{model}/snapshots", tags=["operations"], summary="Publish one now")
-    async def snapshot(model: str, pin: bool = False) -> dict[str, Any]:
-        known(model)
-        return await cluster.snapshot(model, pin=pin)
-
-    @app.post(
-        "/v1/models/{model}/snapshots/{name}/pin", tags=["operations"], summary="Keep it, or not"
-    )
-    async def pin(model: str, name: str, on: bool = True) -> dict[str, Any]:
-        known(model)
-        return await cluster.pin(model, name, on=on)
-
+    app.include_router(operations(known, cluster))
     _document(app)
     return app
 

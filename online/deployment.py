@@ -25,10 +25,12 @@ from online.features import Door
 from online.learner import Learner
 from online.names import journal_opener, load_model, server_name
 from online.replica import ModelReplica
+from online.room import journal_room
 from online.serving import Serving
 from online.status import Cluster
 from online.tokens import Keys, Nonces, Tokens
 from paramserver.ray_client import ParameterClient
+from replay.journal.base import Journal
 
 log = logging.getLogger("online.replica")
 
@@ -104,6 +106,7 @@ class Replica:
         self._replicas: dict[str, ModelReplica] = {}
         self._servings: dict[str, Serving] = {}
         clients: dict[str, ParameterClient] = {}
+        journals: dict[str, Journal] = {}
         facts: dict[str, dict[str, Any]] = {}
         limits = self._settings.limits
         open_one = journal_opener(self._settings)  # one a model: models do not wait for each other
@@ -119,8 +122,15 @@ class Replica:
                 retain_bytes=limits.retain_mb << 20,
                 rows_max=max(model.sync.updates * 16, 1024),
             )
+            journals[name] = open_one()
             self._replicas[name] = ModelReplica(
-                model, limits, learner, open_one(), client, replica=replica, spec=loaded.spec_hash
+                model,
+                limits,
+                learner,
+                journals[name],
+                client,
+                replica=replica,
+                spec=loaded.spec_hash,
             )
             door = Door(model, limits, numeric_only=learner.serving.numeric_only)
             tokens = Tokens(keys, name, nonces)
@@ -134,8 +144,12 @@ class Replica:
                 "merge": "sum" if model.sync.merge == "sum" else "average",
                 "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
             }
-        self._cluster = Cluster(self._replicas, clients, facts.__getitem__)
+        self._cluster = Cluster(
+            self._replicas, clients, journals, facts.__getitem__,
+            free_bytes=journal_room(self._settings),
+        )  # fmt: skip
         await asyncio.gather(*(model.start() for model in self._replicas.values()))
+        await self._cluster.start()
         gc.collect()
         gc.freeze()
 

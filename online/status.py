@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from evaluation.metrics import summarise
+from online import room
 from online.errors import RequestError
+from online.history import Decisions, Page, walk
 from online.replica import ModelReplica
-from paramserver.errors import ParamServerError, SnapshotMissing
+from paramserver.errors import ParamServerError, SnapshotMissing, SnapshotName
+from replay import codec
+from replay.errors import ReplayError
+from replay.journal.base import Journal, Row
 
 _ASK_TIMEOUT_S = 2.0
+_COMMAND_TIMEOUT_S = 60.0
+_FREEZE_S = 30.0
+_FREEZE_POLL_S = 0.05
 
 
 class ParameterServerControl(Protocol):
@@ -21,15 +32,34 @@ class ParameterServerControl(Protocol):
 
 
 class Cluster:
-    """Answers for all replicas: the server knows them, this replica knows itself."""
+    """Answers for all replicas: the server knows them, this replica knows itself.
+
+    Parameters
+    ----------
+    facts
+        What does not change of a model, by its name.
+    free_bytes
+        What the journal's disk may still take before feedback is refused; None: it is on none.
+    """
 
     def __init__(
         self,
         replicas: Mapping[str, ModelReplica],
         controls: Mapping[str, ParameterServerControl],
+        journals: Mapping[str, Journal],
         facts: Callable[[str], dict[str, Any]],
+        *,
+        free_bytes: Callable[[], int] | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas, self._controls, self._facts = replicas, controls, facts
+        self._journals, self._free_bytes, self._monotonic_s = journals, free_bytes, monotonic_s
+        self._first_room: dict[str, room.Room] = {}
+        self._decisions = {name: Decisions(facts(name)["spec"]) for name in replicas}
+
+    async def start(self) -> None:
+        """Look at the journal's room for the first time: growth is measured from here."""
+        await asyncio.gather(*map(self._room, self._replicas))
 
     async def model(self, name: str) -> dict[str, Any]:
         """Status of one model.  With the server down, what this replica knows, and that it is."""
@@ -45,6 +75,7 @@ class Cluster:
             replicas[known] = {**(seen.get("report") or {}), "contact_age_s": seen["age_s"]}
         replicas[replica.replica] = {**replica.report(), "contact_age_s": 0.0}
         age = replica.age_ms
+        journal = await self._room(name)
         return {
             "model": name,
             "task": replica.settings.task,
@@ -57,7 +88,9 @@ class Cluster:
             "quality": self._quality(name),
             "replicas": replicas,
             "server": server,
-            "incident": replica.incident,
+            "rewrites": await self._rewrites(name),
+            "journal": journal,
+            "incident": replica.incident or (journal or {}).get("alarm"),
         }
 
     def _quality(self, name: str) -> dict[str, Any]:
@@ -65,8 +98,32 @@ class Cluster:
         counters = self._replicas[name].learner.tally.counters
         return dict(summarise(self._replicas[name].settings.task, counters))
 
+    async def _room(self, name: str) -> dict[str, Any] | None:
+        """Room of the journal and its growth since the first look; None if it does not answer."""
+        try:
+            usage = await self._read(name, self._journals[name].usage, name)
+        except (ReplayError, TimeoutError):
+            return None
+        free = None if self._free_bytes is None else self._free_bytes()
+        now = room.Room(self._monotonic_s(), usage, free)
+        return room.describe(self._first_room.setdefault(name, now), now)
+
+    async def _rewrites(self, name: str) -> dict[str, Any] | None:
+        """What was decided about the model's events; None if the journal does not answer."""
+        try:
+            decisions = await self._decided(name)
+        except (ReplayError, TimeoutError):
+            return None
+        return decisions.summary()
+
+    async def _read(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
+        """A reading step of the journal.  A store that hangs must not hold up what is shown."""
+        return await asyncio.wait_for(self._replicas[name].writer.read(step, *args), _ASK_TIMEOUT_S)
+
+    # -- commands ----------------------------------------------------------------------------
+
     async def snapshots(self, model: str) -> Any:
-        """Snapshots kept, newest last."""
+        """Snapshots kept, newest first."""
         return await self._command(model, "snapshots")
 
     async def snapshot(self, model: str, *, pin: bool) -> dict[str, Any]:
@@ -78,14 +135,97 @@ class Cluster:
         await self._command(model, "pin", snapshot, on)
         return {"name": snapshot, "pinned": on}
 
+    async def rollback(self, model: str, snapshot: str) -> dict[str, Any]:
+        """Back to a snapshot's values.  The rows learned since are undone, and kept."""
+        return dict(await self._command(model, "rollback", snapshot))
+
+    async def freeze(self, model: str) -> dict[str, Any]:
+        """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
+
+        After ``_FREEZE_S`` it says what is so by then: ``complete``, and who is missing.
+        """
+        answer = dict(await self._command(model, "freeze"))
+        deadline = self._monotonic_s() + _FREEZE_S
+        while True:
+            status = await self._command(model, "status")
+            left_s = deadline - self._monotonic_s()
+            if status["freeze_complete"] or left_s <= 0:
+                break
+            await asyncio.sleep(min(_FREEZE_POLL_S, left_s))
+        missing = [] if status["freeze_complete"] else status.get("freeze_missing", [])
+        return {**answer, "complete": status["freeze_complete"], "missing": missing}
+
+    async def unfreeze(self, model: str) -> dict[str, Any]:
+        """Learn again from here on."""
+        return dict(await self._command(model, "unfreeze"))
+
     async def _command(self, model: str, question: str, *args: Any) -> Any:
         try:
-            return await self._controls[model].call(question, 60.0, *args)
-        except SnapshotMissing as error:
-            raise RequestError(
-                404, "unknown_snapshot", str(error), "name", "See the list"
-            ) from None
+            return await self._controls[model].call(question, _COMMAND_TIMEOUT_S, *args)
+        except (SnapshotMissing, SnapshotName) as error:
+            hint = "`online snapshot list` names those that are kept"
+            raise RequestError(404, "unknown_snapshot", str(error), "name", hint) from None
         except ParamServerError as error:
             status = 422 if error.definite else 503
             code = "refused" if error.definite else "server_unavailable"
             raise RequestError(status, code, str(error), None, "See `online status`") from None
+
+    # -- events ------------------------------------------------------------------------------
+
+    async def events(
+        self, model: str, status: str, after: str | None, limit: int
+    ) -> dict[str, Any]:
+        """A page of events that are undone, or were kept back while the model was frozen."""
+        page = await self._page(model, status, after, limit)
+        shown = [event.shown(status, self._label(model, event.row)) for event in page.events]
+        return {
+            "events": shown, "cursor": page.cursor, "left": page.left, "removed": page.removed,
+        }  # fmt: skip
+
+    async def relearn(
+        self, model: str, status: str, after: str | None, limit: int
+    ) -> dict[str, Any]:
+        """Learn a page of these events again, each once, whoever asks and how often."""
+        page = await self._page(model, status, after, limit)
+        replica = self._replicas[model]
+        if self._decisions[model].frozen or getattr(replica.learner, "frozen", False):
+            message = f"the model is frozen: it learns nothing, so no {status} events either"
+            hint = "Unfreeze it first: online unfreeze"
+            raise RequestError(409, "still_frozen", message, None, hint, 1)
+        rows = [row for event in page.events if (row := event.again(replica.now_s())) is not None]
+        recorded = await replica.writer.record(rows) if rows else []
+        new = Counter(result.status for result in recorded if not result.repeat)
+        if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
+            message = f"the model was frozen meanwhile; {new['learned']} events were learned"
+            raise RequestError(409, "still_frozen", message, None, "Unfreeze it: online unfreeze")
+        return {
+            "learned": new["learned"],
+            "failed": new["failed"],
+            "duplicate": len(page.events) - new["learned"] - new["failed"],
+            "cursor": page.cursor,
+            "left": page.left,
+            "removed": page.removed,
+        }
+
+    async def _page(self, model: str, status: str, after: str | None, limit: int) -> Page:
+        try:
+            decisions = await self._decided(model)
+            journal, read = self._journals[model], self._replicas[model].writer.read
+            page: Page = await read(walk, journal, model, decisions, status, after, limit)
+        except (ReplayError, TimeoutError) as error:
+            hint = "Ask again; what was learned is not learned twice"
+            message = f"the journal does not answer: {error}"
+            raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
+        return page
+
+    async def _decided(self, model: str) -> Decisions:
+        """Control rows of the model, those of just now too."""
+        decisions = self._decisions[model]
+        await self._read(model, decisions.read, self._journals[model], model)
+        return decisions
+
+    def _label(self, model: str, row: Row) -> Any:
+        """The row's label, as the model's settings call it."""
+        label = codec.decode(row.payload).label
+        names = self._facts(model).get("labels")
+        return names[bool(label)] if names else label

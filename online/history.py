@@ -1,0 +1,321 @@
+"""Events that a rollback took out or a freeze kept back: listed in pages, and learned again.
+
+A row never changes, so learning an event again is a new row at a new offset.  Its key follows
+from the event and from a decision, so it is written once, whoever asks and how often:
+
+* An event's *copies* are its own row and the rows ``again(d, event)`` for the decisions ``d``
+  (control rows: rollback, freeze, unfreeze) from the first that can have taken it out.
+* The event is in the model if a copy *stands*: it was to be learned and is not undone.  Otherwise
+  the next copy is that of the first decision that has none yet.
+
+Whoever looks at the same journal finds the same next key, and two who write it write one row.
+Pure over a journal: no clock, no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from online.errors import invalid
+from online.tokens import event_key
+from paramserver import rewrites
+from replay.journal.base import Control, Journal, NewRow, Row, Verdict
+
+UNDONE: Final = "undone"
+FROZEN: Final = "frozen"
+LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
+_AGAIN: Final = "again"
+_PAGE_ROWS: Final = 256
+_WALK_ROWS: Final = 8192  # rows looked at for one page: frozen ones may be few among many
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The event that a row teaches: where its first row stands, and that row's key and name."""
+
+    partition: int
+    offset: int
+    key: bytes
+    event_id: str
+
+
+def origin(row: Row) -> Origin:
+    """The row's own place, or for a row that was learned again that of the event's first row.
+
+    What such a row says of itself counts only if its key agrees: names are the callers'.
+    """
+    parts = row.event_id.split(":", 5)
+    if len(parts) == 6 and parts[0] == _AGAIN:
+        _, decision, partition, offset, key, event_id = parts
+        if row.key == event_key(_AGAIN, f"{decision}:{key}"):
+            return Origin(int(partition), int(offset), bytes.fromhex(key), event_id)
+    return Origin(row.partition, row.offset, row.key, row.event_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Rows after ``after`` up to ``upto`` (None: to the end) of a partition, and whose decision."""
+
+    decision: int
+    partition: int
+    after: int
+    upto: int | None
+
+    def holds(self, partition: int, offset: int) -> bool:
+        """Whether the row is one of them."""
+        inside = self.upto is None or offset <= self.upto
+        return partition == self.partition and self.after < offset and inside
+
+
+class Decisions:
+    """What the control rows of a model decide about its events.
+
+    Rollbacks and freezes are for every lineage of the model.  ``spec`` says which rows failed:
+    those that this lineage's model could not learn.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self._failed_prefix = f"failed:{spec[:16]}:"
+        self.seq = 0
+        self.failed: set[str] = set()
+        self.rewrites: list[Control] = []
+        self.rolled_back: list[Range] = []
+        self.freezes: list[tuple[int, rewrites.Freeze]] = []
+        self.undone = rewrites.undone(())
+
+    def read(self, journal: Journal, model: str, upto: int | None = None) -> None:
+        """Take what was decided since the last time, up to control row ``upto``."""
+        known = len(self.rewrites)
+        for control in journal.controls(model, self.seq):
+            if upto is not None and control.seq > upto:
+                break
+            self.seq = control.seq
+            self._take(control)
+        if len(self.rewrites) > known:
+            self.undone = rewrites.undone(self.rewrites)
+
+    def _take(self, control: Control) -> None:
+        if control.kind == "failed" and control.key.startswith(self._failed_prefix):
+            self.failed.add(control.key.removeprefix(self._failed_prefix))
+        elif control.kind in rewrites.DECISIONS:
+            self.rewrites.append(control)
+        if control.kind == rewrites.ROLLBACK:
+            note = msgspec.json.decode(control.payload, type=rewrites.Rollback)
+            self.rolled_back += [
+                Range(control.seq, p, *span) for p, span in sorted(note.undone.items())
+            ]
+        elif control.kind == rewrites.FREEZE:
+            frozen = msgspec.json.decode(control.payload, type=rewrites.Freeze)
+            self.freezes.append((control.seq, frozen))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the model is frozen by what was read."""
+        kinds = [c.kind for c in self.rewrites if c.kind != rewrites.ROLLBACK]
+        return kinds[-1:] == [rewrites.FREEZE]
+
+    def summary(self) -> dict[str, Any]:
+        """For operators: is it frozen, what was decided last, how many rows are undone."""
+        shown: dict[str, Any] | None = None
+        if self.rewrites:
+            last = self.rewrites[-1]
+            shown = {"control": last.seq, "kind": last.kind}
+            if last.kind == rewrites.ROLLBACK:
+                note = msgspec.json.decode(last.payload, type=rewrites.Rollback)
+                shown["snapshot"] = note.snapshot
+        return {"frozen": self.frozen, "last": shown, "undone": self.undone.count}
+
+    def learned(self, row: Row) -> bool:
+        """Whether the row is in the model, once its partition's clock has reached it."""
+        taken = row.verdict in LEARNED and row.key.hex() not in self.failed
+        return taken and not self.undone.has(row.partition, row.offset)
+
+    def stands(self, row: Row) -> bool:
+        """Whether the row was to be learned and nothing took it out."""
+        return row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
+
+    def from_first(self, event: Origin) -> list[int]:
+        """Decisions from the first that can have taken the event out, or kept it back."""
+        seqs = [r.decision for r in self.rolled_back if r.holds(event.partition, event.offset)]
+        seqs += [
+            seq
+            for seq, note in self.freezes
+            if event.partition not in note.closed
+            and event.offset > note.clock.get(event.partition, 0)
+        ]
+        first = min(seqs, default=self.seq + 1)
+        return [c.seq for c in self.rewrites if c.seq >= first]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An event of a page: its row, what it is called, and the copy that stands, if one does.
+
+    ``next_decision`` is the one that the next copy is named after; None: nothing is to be done.
+    """
+
+    row: Row
+    event: Origin
+    standing: Row | None
+    next_decision: int | None
+
+    def shown(self, status: str, label: Any) -> dict[str, Any]:
+        """As operators see it."""
+        out = {
+            "event_id": self.event.event_id,
+            "source": self.row.source,
+            "label": label,
+            "at": self.row.at,
+            "row": f"{self.row.partition}:{self.row.offset}",
+            "status": status,
+        }
+        if self.standing is not None:
+            out["status"] = "released" if status == FROZEN else "learned_again"
+            out["learned_as"] = f"{self.standing.partition}:{self.standing.offset}"
+        return out
+
+    def again(self, at: float) -> NewRow | None:
+        """The row that teaches it again, or None if it is in the model already."""
+        if self.standing is not None or self.next_decision is None:
+            return None
+        event, decision = self.event, self.next_decision
+        name = f"{decision}:{event.partition}:{event.offset}:{event.key.hex()}:{event.event_id}"
+        verdict = self.row.verdict if self.row.verdict in LEARNED else Verdict.ACCEPTED
+        return NewRow(
+            event_key(_AGAIN, f"{decision}:{event.key.hex()}"),
+            f"{_AGAIN}:{name}",
+            self.row.source,
+            verdict,
+            self.row.payload,
+            at,
+            self.row.factor,
+        )
+
+
+@dataclass(slots=True)
+class Page:
+    """Events in the order of the walk, where to go on (None: this was the end), and rows left.
+
+    ``removed``: rows of the ranges that begin in this page which retention has removed.
+    """
+
+    events: list[Listed] = field(default_factory=list)
+    cursor: str | None = None
+    left: int = 0
+    removed: int = 0
+
+
+def walk(
+    journal: Journal, model: str, decisions: Decisions, status: str, after: str | None, limit: int
+) -> Page:
+    """The next ``limit`` events of a status, after a cursor.
+
+    Undone events are those that are undone now, each once, at the rollback that first took it
+    out; frozen ones are the rows of that verdict.  An empty page with a cursor means: go on.
+    """
+    begin = _cursor(after)
+    partitions = {p.id: p for p in journal.partitions(model)}
+    page, walked, ended = Page(), 0, False
+    for span in _ranges(decisions, status, partitions):
+        partition = partitions.get(span.partition)
+        place = (span.decision, span.partition)
+        if partition is None or place < begin[:2]:
+            continue
+        upto = partition.end if span.upto is None else min(span.upto, partition.end)
+        first = max(span.after, partition.trimmed) + 1
+        if place == begin[:2]:
+            first = max(first, begin[2] + 1)
+        elif status == UNDONE:
+            page.removed += max(min(partition.trimmed, upto) - span.after, 0)
+        for row in () if ended else _rows(journal, span.partition, first, upto):
+            first, walked = row.offset + 1, walked + 1
+            if (event := _listed(journal, model, decisions, status, span, row)) is not None:
+                page.events.append(event)
+            if len(page.events) >= limit or walked >= _WALK_ROWS:
+                page.cursor, ended = f"{span.decision}:{span.partition}:{row.offset}", True
+                break
+        page.left += max(upto - first + 1, 0) if ended else 0
+    if page.left == 0:
+        page.cursor = None
+    return page
+
+
+def _cursor(text: str | None) -> tuple[int, int, int]:
+    if text is None:
+        return 0, 0, 0
+    try:
+        decision, partition, offset = map(int, text.split(":"))
+    except ValueError:
+        hint = "Send the cursor exactly as the last page gave it, or none to begin"
+        raise invalid("after", f"not a cursor: {text[:80]!r}", hint) from None
+    return decision, partition, offset
+
+
+def _ranges(decisions: Decisions, status: str, partitions: Iterable[int]) -> list[Range]:
+    """What is walked, in an order that later decisions do not change."""
+    if status == UNDONE:
+        return decisions.rolled_back
+    if not decisions.freezes:
+        return []
+    seq, first = decisions.freezes[0]  # rows of later freezes stand after its clock, too
+    return [
+        Range(seq, p, first.clock.get(p, 0), None)
+        for p in sorted(partitions)
+        if p not in first.closed
+    ]
+
+
+def _rows(journal: Journal, partition: int, first: int, upto: int) -> Iterator[Row]:
+    while first <= upto:
+        rows = journal.read(partition, first, min(_PAGE_ROWS, upto - first + 1))
+        if not rows:
+            return
+        yield from rows
+        first = rows[-1].offset + 1
+
+
+def _listed(
+    journal: Journal, model: str, decisions: Decisions, status: str, span: Range, row: Row
+) -> Listed | None:
+    """The row as an event of the list; None if it is none, or is listed at another place."""
+    event = origin(row)
+    if status == FROZEN:
+        if row.verdict is not Verdict.FROZEN or event.key != row.key:
+            return None
+    else:
+        if row.verdict not in LEARNED or row.key.hex() in decisions.failed:
+            return None
+        if decisions.stands(row):
+            return None
+        ranges = decisions.rolled_back
+        if next(r for r in ranges if r.holds(row.partition, row.offset)) != span:
+            return None
+    standing, undone, following = _copies(journal, model, decisions, event, row)
+    if status == UNDONE and undone is not None and undone.key != row.key:
+        return None  # it is listed where its first copy that is undone stands
+    return Listed(row, event, standing, following)
+
+
+def _copies(
+    journal: Journal, model: str, decisions: Decisions, event: Origin, row: Row
+) -> tuple[Row | None, Row | None, int | None]:
+    """Of an event: the copy that stands, the first that is undone, the first decision without."""
+    own = row if event.key == row.key else journal.find(model, event.key)
+    undone: Row | None = None
+    following: int | None = None
+    copies: list[tuple[int | None, Row | None]] = [(None, own)]
+    for seq in decisions.from_first(event):
+        key = event_key(_AGAIN, f"{seq}:{event.key.hex()}")
+        copies.append((seq, journal.find(model, key)))
+    for decision, copy in copies:
+        if copy is None:
+            following = decision if following is None else following
+        elif decisions.stands(copy):
+            return copy, undone, None
+        elif copy.verdict in LEARNED and undone is None:
+            undone = copy
+    return None, undone, following

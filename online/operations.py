@@ -1,0 +1,144 @@
+"""HTTP of the operators: snapshots, rollback, freeze, and the events that these left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from online.status import Cluster
+
+EVENTS_MAX = 1000
+"""Events of one page, and of one request to learn them again."""
+
+Status = Literal["undone", "frozen"]
+After = Annotated[str | None, Query(description="cursor of the page before; none: the first page")]
+Limit = Annotated[int, Query(ge=1, le=EVENTS_MAX, description="events of one page at most")]
+
+_EVENT = {
+    "event_id": "order-17", "source": "default", "label": "yes", "at": 1764036000.0,
+    "row": "3:120", "status": "undone",
+}  # fmt: skip
+
+
+class RollbackRequest(BaseModel):
+    """Which snapshot the model goes back to."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"to": "3-120"}]})
+    to: str = Field(min_length=1, max_length=128, description="a snapshot's name")
+
+
+class RelearnRequest(BaseModel):
+    """Which events are learned again, and from where on."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"status": "undone", "limit": 200}]}
+    )
+    status: Status
+    after: str | None = Field(None, description="`cursor` of the answer before; none: begin")
+    limit: int = Field(200, ge=1, le=EVENTS_MAX, description="events of one request at most")
+
+
+def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[int | str, Any]:
+    """What a route answers, with an example; ``errors`` are named like ``e409``."""
+    content = {"application/json": {"example": example}}
+    shown: dict[int | str, Any] = {200: {"description": description, "content": content}}
+    for status, text in {"e404": "No such model or snapshot", **errors}.items():
+        shown[int(status[1:])] = {"description": text}
+    return shown
+
+
+_UNAVAILABLE = "The server or the journal does not answer; ask again, it is done once"
+
+
+def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
+    """Routes under ``/v1/models/{model}``; ``known`` raises for a model that is not served."""
+    routes = APIRouter(prefix="/v1/models/{model}", tags=["operations"])
+
+    @routes.get("/snapshots", summary="Snapshots kept")
+    async def snapshots(model: str) -> dict[str, Any]:
+        known(model)
+        return {"snapshots": await cluster.snapshots(model)}
+
+    @routes.post("/snapshots", summary="Publish one now")
+    async def snapshot(model: str, pin: bool = False) -> dict[str, Any]:
+        known(model)
+        return await cluster.snapshot(model, pin=pin)
+
+    @routes.post("/snapshots/{name}/pin", summary="Keep it, or not")
+    async def pin(model: str, name: str, on: bool = True) -> dict[str, Any]:
+        known(model)
+        return await cluster.pin(model, name, on=on)
+
+    _add_rewrites(routes, known, cluster)
+    _add_events(routes, known, cluster)
+    return routes
+
+
+def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+    back = {"snapshot": "3-120", "control": 5, "undone": 240, "version": [4, 121]}
+
+    @routes.post(
+        "/rollback",
+        summary="Back to a snapshot: what was learned since is undone, and kept",
+        responses=_answers("Rolled back, durably", back, e503=_UNAVAILABLE),
+    )
+    async def rollback(model: str, body: RollbackRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.rollback(model, body.to)
+
+    @routes.post(
+        "/freeze",
+        summary="Learn nothing more; feedback is kept as `frozen`",
+        responses=_answers(
+            "Frozen. `complete`: every replica has seen it, the version stands",
+            {"control": 6, "complete": True, "missing": []},
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def freeze(model: str) -> dict[str, Any]:
+        known(model)
+        return await cluster.freeze(model)
+
+    @routes.post(
+        "/unfreeze",
+        summary="Learn again from here on",
+        responses=_answers("It learns", {"control": 7}, e503=_UNAVAILABLE),
+    )
+    async def unfreeze(model: str) -> dict[str, Any]:
+        known(model)
+        return await cluster.unfreeze(model)
+
+
+def _add_events(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+    page = {"events": [_EVENT], "cursor": "5:3:120", "left": 239, "removed": 0}
+    done = {
+        "learned": 198, "failed": 0, "duplicate": 2, "cursor": "5:3:200", "left": 40, "removed": 0,
+    }  # fmt: skip
+
+    @routes.get(
+        "/events",
+        summary="Events that are not in the model: undone by a rollback, or frozen",
+        responses=_answers("A page; `cursor` leads to the next one", page, e503=_UNAVAILABLE),
+    )
+    async def events(
+        model: str, status: Status, after: After = None, limit: Limit = 100
+    ) -> dict[str, Any]:
+        known(model)
+        return await cluster.events(model, status, after, limit)
+
+    @routes.post(
+        "/relearn",
+        summary="Learn them again, each once, as new rows",
+        responses=_answers(
+            "Learned; ask again with `cursor` until it is null",
+            done,
+            e409="The model is frozen",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def relearn(model: str, body: RelearnRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.relearn(model, body.status, body.after, body.limit)
