@@ -1,0 +1,139 @@
+"""Stored joins over HTTP: prediction and label meet wherever they were sent."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from online.bench.service import Running, launch, settle, write_settings
+
+pytestmark = pytest.mark.ray
+
+_SETTINGS: dict[str, Any] = {
+    "replicas": 2,
+    "models": [
+        {"name": "clicks", "task": "binary", "learner": "logreg", "label_wait": "2s"},
+    ],
+    "limits": {"token_bytes_max": 2048},
+}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="online-join-") as name:
+        write_settings(Path(name), _SETTINGS)
+        started = launch(Path(name))
+        try:
+            yield started
+        finally:
+            started.stop()
+
+
+def post(url: str, action: str, **body: Any) -> tuple[int, dict[str, Any]]:
+    answer = httpx.post(f"{url}/v1/models/clicks/{action}", json=body, timeout=20)
+    data: dict[str, Any] = answer.json()
+    return answer.status_code, data
+
+
+def learned(running: Running) -> int:
+    found: int = httpx.get(f"{running.url}/v1/models/clicks", timeout=20).json()["learned"]
+    return found
+
+
+def counted(running: Running, name: str) -> float:
+    """A counter, over all replicas, asked where each of them is sure of its own."""
+    total = 0.0
+    for url in running.replica_urls().values():
+        known = httpx.get(f"{url}/v1/models/clicks", timeout=20).json()
+        total += known["replicas"][known["answered_by"]].get(name, 0.0)
+    return total
+
+
+def test_labels_that_race_their_predictions_are_learned_once(running: Running) -> None:
+    here, there = list(running.replica_urls().values())
+    before, found = learned(running), Counter[str]()
+    barrier = threading.Barrier(2)
+
+    def predict(i: int) -> None:
+        barrier.wait(20)
+        status, answer = post(here, "predict", features={"a": i / 40}, id=f"race-{i}")
+        assert (status, answer["id"]) == (200, f"race-{i}")
+
+    def label(i: int) -> None:
+        barrier.wait(20)
+        status, receipt = post(there, "feedback", id=f"race-{i}", label=i % 2 == 0)
+        assert (status, receipt["status"]) in ((200, "learned"), (202, "waiting"))
+        found[receipt["status"]] += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        for i in range(40):
+            for done in [pool.submit(predict, i), pool.submit(label, i)]:
+                done.result(30)
+    settle(running, "clicks", before + 40)
+    for i in range(40):
+        url = (here, there)[i % 2]
+        status, receipt = post(url, "feedback", id=f"race-{i}", label=i % 2 == 0)
+        assert (status, receipt["status"], receipt["first_outcome"]) == (
+            200, "duplicate", "learned",
+        )  # fmt: skip
+    assert post(here, "feedback", id="race-0", label=False)[0] == 409
+    settle(running, "clicks", before + 40)
+    print(dict(found))
+
+
+def test_a_label_without_a_prediction_is_unknown_after_its_wait(running: Running) -> None:
+    begun = time.monotonic()
+    status, receipt = post(running.url, "feedback", id="nothing", label=True)
+    assert (status, receipt["status"]) == (202, "waiting")
+    while status == 202:
+        assert time.monotonic() < begun + 20
+        time.sleep(0.1)
+        status, receipt = post(running.url, "feedback", id="nothing", label=True)
+    assert time.monotonic() - begun > 2
+    assert (status, receipt["error"]["code"]) == (404, "unknown_id")
+
+
+def test_a_row_too_wide_for_a_token_takes_its_label(running: Running) -> None:
+    before = learned(running)
+    wide = {f"feature-{i}": i / 3 for i in range(200)}
+    _, answer = post(running.url, "predict", features=wide)
+    assert answer["id"].startswith("join-")
+    _, many = post(running.url, "predict", instances=[wide, {"a": 1.0}], ids=True)
+    short, token = (row["id"] for row in many["predictions"])
+    assert short.startswith("join-")
+    assert len(token) > 64
+    for own in (answer["id"], short, token):
+        status, receipt = post(running.url, "feedback", id=own, label=True)
+        assert (status, receipt["status"]) in ((200, "learned"), (202, "waiting"))
+    settle(running, "clicks", before + 3)
+
+
+@pytest.mark.parametrize("own", ["", "x" * 65, "two words", "ä"])
+def test_no_other_ids(running: Running, own: str) -> None:
+    status, answer = post(running.url, "predict", features={"a": 1.0}, id=own)
+    assert (status, answer["error"]["field"]) == (422, "id")
+    assert post(running.url, "feedback", id=own, label=True)[0] == 404
+
+
+def test_predictions_do_not_wait_for_joins(running: Running) -> None:
+    """Each answer is there before the prediction is written; all are written in the end."""
+    before = counted(running, "joins_kept")
+    with httpx.Client(timeout=20) as client:
+        url = f"{running.url}/v1/models/clicks/predict"
+        for i in range(200):
+            answer = client.post(url, json={"features": {"a": 1.0}, "id": f"many-{i}"})
+            assert answer.json()["id"] == f"many-{i}"
+    deadline = time.monotonic() + 20
+    while counted(running, "joins_kept") < before + 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert counted(running, "joins_dropped") == 0
