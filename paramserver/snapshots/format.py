@@ -270,10 +270,12 @@ def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
     blob, ends = arrays[prefix + "keys"], arrays[prefix + "ends"]
     if len(ends) == 0:
         return []
+    if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
+        raise ValueError("keys overlap or leave their bytes")
     if blob.all():  # no key holds the separator, so all are cut at once
         return np.insert(blob, ends[:-1], 0).tobytes().decode().split("\0")
     raw, stops = blob.tobytes(), ends.tolist()
-    return [raw[a:b].decode() for a, b in zip([0, *stops], stops, strict=False)]
+    return [raw[a:b].decode() for a, b in zip([0, *stops[:-1]], stops, strict=True)]
 
 
 def equal(a: Blocks, b: Blocks) -> bool:

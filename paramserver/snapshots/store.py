@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -89,6 +90,10 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def _digest(data: bytes) -> bytes:
+    return sha256(data).hexdigest().encode()
+
+
 def check_name(name: str) -> None:
     """SnapshotName if no snapshot can have the name."""
     if not _NAME.fullmatch(name):
@@ -114,15 +119,21 @@ class DirectorySnapshots:
                 self._disk.remove(self._path / name)
 
     def _read_pins(self) -> frozenset[str]:
+        """The pins: a JSON list and its SHA-256 (which a list written by hand does without)."""
         try:
             data = self._disk.read(self._path / _PINS)
-            return frozenset(msgspec.json.decode(data, type=list[str]))
         except FileNotFoundError:
             return frozenset()
-        except msgspec.DecodeError as error:
+        names, mark, digest = data.partition(b"\n")
+        try:
+            if mark and digest != _digest(names):
+                raise ValueError("its checksum does not match")
+            return frozenset(msgspec.json.decode(names, type=list[str]))
+        except (msgspec.DecodeError, ValueError) as error:
             raise StartRefused(
-                f"{self._path / _PINS} can't be read: {error}",
-                "repair it (a JSON list of names) or remove it, then no snapshot is pinned",
+                f"{self._path / _PINS} is damaged: {error}",
+                "write the names again (a JSON list, nothing else) or remove the file, "
+                "then no snapshot is pinned",
             ) from error
 
     def publish(self, name: str, data: bytes) -> None:
@@ -169,7 +180,8 @@ class DirectorySnapshots:
         if on and name not in self.names():
             raise SnapshotMissing(name)
         pins = self._pins | {name} if on else self._pins - {name}
-        self._write_whole(self._path / _PINS, msgspec.json.encode(sorted(pins)))
+        data = msgspec.json.encode(sorted(pins))
+        self._write_whole(self._path / _PINS, data + b"\n" + _digest(data))
         self._pins = pins
 
     def _file(self, name: str) -> Path:
