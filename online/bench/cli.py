@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -84,58 +84,58 @@ def freshness(
 
 @app.command("exactly-once")
 def exactly_once(
+    journal: Annotated[
+        Literal["sqlite", "redis"], typer.Option(help="redis starts a server of its own")
+    ] = "sqlite",
     rounds: Annotated[int, typer.Option(help="kills")] = 20,
     seed: Annotated[int, typer.Option(help="of the instants and targets")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Kill processes at random instants under load; nothing is lost or learned twice.
 
-    Example: online bench exactly-once --rounds 20
+    Example: online bench exactly-once --journal redis --rounds 20
     """
+    good = _exactly_once(journal, rounds, seed, as_json=as_json)
+    raise typer.Exit(0 if good else 1)
+
+
+def _exactly_once(
+    journal: Literal["sqlite", "redis"], rounds: int, seed: int, *, as_json: bool
+) -> bool:
     from online.bench import exactly_once as bench
 
-    result = bench.run(rounds, seed=seed, progress=lambda line: print(line, file=sys.stderr))
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    result = bench.run(rounds, journal=journal, seed=seed, progress=progress)
     data = {**asdict(result), "good": result.good}
     if as_json:
         print(json.dumps(data))
     else:
         for name, value in data.items():
             print(f"{name.replace('_', ' ')}: {value}")
-    raise typer.Exit(0 if result.good else 1)
+    return result.good
 
 
 @app.command()
-def durability(as_json: AsJson = False) -> None:
-    """A trace (strace) that the journal's sync returns before the 200 leaves.
-
-    Example: online bench durability
-    """
-    from online.bench import durability as bench
-
-    result = bench.run()
-    if as_json:
-        print(json.dumps({**asdict(result), "good": result.good}))
-    else:
-        for name, proof in asdict(result).items():
-            print(f"{name}: {', '.join(f'{k} {v}' for k, v in proof.items())}")
-    raise typer.Exit(0 if result.good else 1)
-
-
-@app.command()
-def contention(
-    seconds: Annotated[float, typer.Option(help="how long both replicas are saturated")] = 60.0,
-    connections: Annotated[int, typer.Option(help="to each replica")] = 8,
+def recovery(
+    runs: Annotated[int, typer.Option(help="kills of each")] = 5,
+    weights: Annotated[int | None, typer.Option(help="of the model; default: 64 MB")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Two saturated replicas on one SQLite journal: feedback p99 <= 25 ms, max <= 100 ms.
+    """Killed parameter server (64 MB) and killed replica: how long until all is as before.
 
-    Example: online bench contention --seconds 60
+    Example: online bench recovery --runs 5
     """
-    from online.bench import contention as bench
+    from online.bench import recovery as bench
 
-    rows = bench.run(seconds=seconds, connections=connections, beside_s=min(seconds, 10.0))
-    _show("contention", rows, as_json=as_json)
-    raise typer.Exit(0 if rows[-1].good else 1)
+    found = bench.run(runs=runs, weights=weights or bench.WEIGHTS)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        _show("recovery", found.figures, as_json=False)
+        print(f"{found.failed} of {found.predictions} predictions failed")
+    raise typer.Exit(0 if found.good else 1)
 
 
 @app.command()
@@ -174,7 +174,7 @@ def journal(as_json: AsJson = False) -> None:
 
 @app.command("all")
 def everything() -> None:
-    """Every table, one after the other (about 25 minutes).
+    """Every table, one after the other (about an hour).
 
     Example: online bench all
     """
@@ -183,4 +183,5 @@ def everything() -> None:
     fidelity(rows=None)
     replicas(rows=None)
     journal()
-    exactly_once(rounds=20)
+    found = [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
+    raise typer.Exit(0 if all(found) else 1)
