@@ -81,7 +81,7 @@ class Decisions:
     def __init__(self, spec: str) -> None:
         self._failed_prefix = f"failed:{spec[:16]}:"
         self.seq = 0
-        self.failed: set[str] = set()
+        self.failed: dict[str, str] = {}  # why, by the row's key in hexadecimal
         self.rewrites: list[Control] = []
         self.rolled_back: list[Range] = []
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
@@ -100,7 +100,7 @@ class Decisions:
 
     def _take(self, control: Control) -> None:
         if control.kind == "failed" and control.key.startswith(self._failed_prefix):
-            self.failed.add(control.key.removeprefix(self._failed_prefix))
+            self.failed[control.key.removeprefix(self._failed_prefix)] = control.payload.decode()
         elif control.kind in rewrites.DECISIONS:
             self.rewrites.append(control)
         if control.kind == rewrites.ROLLBACK:
@@ -298,6 +298,11 @@ def _listed(
     if status == UNDONE and undone is not None and undone.key != row.key:
         return None  # it is listed where its first copy that is undone stands
     return Listed(row, event, standing, following)
+
+
+def standing(journal: Journal, model: str, decisions: Decisions, row: Row) -> Row | None:
+    """The row that teaches the event of a frozen or undone row again; None: it is in no model."""
+    return _copies(journal, model, decisions, origin(row), row)[0]
 
 
 def _copies(

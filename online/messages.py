@@ -121,6 +121,10 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     first_outcome: Annotated[
         str | msgspec.UnsetType, Meta(description="status of the first sending, as of now")
     ] = msgspec.UNSET
+    learned_as: Annotated[
+        str | msgspec.UnsetType,
+        Meta(description="frozen or undone at first: `seen` of the row that taught it again"),
+    ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET

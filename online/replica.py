@@ -94,7 +94,6 @@ class ModelReplica:
             self.counts,
             stamp=self.stamp,
             frozen=lambda: getattr(learner, "frozen", False),
-            undone=lambda row: False,
             moved=self._on_commit,
             sealed=self._on_sealed,
         )

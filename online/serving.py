@@ -189,6 +189,8 @@ class Serving:
             first = codec.decode(standing.payload).label
             receipt.duplicate = True
             receipt.first_outcome = recorded.status
+            if (again := recorded.learned_as) is not None:
+                receipt.learned_as = f"{again.partition}:{again.offset}"
             receipt.status = "duplicate" if asked.label == first else "conflict"
             if receipt.status == "conflict":
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"

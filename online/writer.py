@@ -19,13 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from online import history
 from online.config import Limits
 from online.errors import RequestError
 from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
-from replay.journal.base import Appended, Control, Journal, NewRow, Outcome, Row, Verdict
+from replay.journal.base import Appended, Journal, NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
 
+_UNREAD_S = 0.2  # between two attempts to read the journal
 _BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
 
 
@@ -44,6 +46,8 @@ class Recorded:
     since
         For a label that waits: when the first one was taken (POSIX seconds).  None: the store
         has no room and kept nothing.
+    learned_as
+        For a repeat that is frozen or undone: the row that taught it again, if there is one.
     """
 
     status: str
@@ -53,6 +57,7 @@ class Recorded:
     repeat: bool
     reason: str | None = None
     since: float | None = None
+    learned_as: Row | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -76,8 +81,6 @@ class Writer:
         The local model's version as answers state it.
     frozen
         Whether the model is: rows are then written as such, and answered without being learned.
-    undone
-        Whether a rollback has taken the row out of the model.
     moved
         Called when rows were committed; True: the store knows a server that is new.
     sealed
@@ -94,7 +97,6 @@ class Writer:
         *,
         stamp: Callable[[], str],
         frozen: Callable[[], bool],
-        undone: Callable[[Row], bool],
         moved: Callable[[bool], None],
         sealed: Callable[[int], Awaitable[int]],
     ) -> None:
@@ -107,19 +109,16 @@ class Writer:
         self.to_learn = 0  # the last row of the partition that is not frozen
         self.writing = False
         self.committing = False  # rows that are not frozen
-        self.decisions: list[Control] = []  # control rows, but for those of failed rows
+        self.decisions = history.Decisions(spec)
         self._model, self._spec = model, spec
         self._limits, self._journal, self._counts = limits, journal, counts
-        self._stamp, self._frozen, self._undone = stamp, frozen, undone
-        self._moved, self._sealed = moved, sealed
+        self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
         self._queue: deque[_Waiting] = deque()
         self._halves: deque[NewRow] = deque()
         self._halves_bytes = 0
         self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
-        self._failed: dict[str, str] = {}
-        self._control_seq = 0
         self._store_epoch = 0
         self._wake = asyncio.Event()
 
@@ -132,6 +131,15 @@ class Writer:
     async def read(self, step: Callable[..., Any], *args: Any) -> Any:
         """A reading step of the journal; it waits for no commit of ours."""
         return await asyncio.get_running_loop().run_in_executor(self._reader, step, *args)
+
+    async def surely(self, step: Callable[..., Any], *args: Any) -> Any:
+        """A reading step, as often as it takes to get its answer."""
+        while True:
+            try:
+                return await self.read(step, *args)
+            except JournalUnavailable as error:
+                log.warning("journal: %s", error)
+                await asyncio.sleep(_UNREAD_S)
 
     async def find(self, key: bytes) -> Row | None:
         """The row that has the key (for repeats of expired tokens)."""
@@ -300,24 +308,21 @@ class Writer:
             self._waiters[row.offset].append((waiting, i, True))  # learned together with it
             return
         if not outcome.new:
-            await self.look()
-        reason = self.failure(row)
-        self._answer(waiting, i, Recorded("", row, now, now, not outcome.new, reason))
+            await self.surely(self.decisions.read, self._journal, self._model)
+        found = Recorded("", row, now, now, not outcome.new, self.failure(row))
+        if found.repeat and self._status(found) in ("frozen", "undone"):
+            place = (self._journal, self._model, self.decisions, row)
+            found = replace(found, learned_as=await self.surely(history.standing, *place))
+        self._answer(waiting, i, found)
 
     async def look(self) -> None:
         """Read the control rows that are new."""
-        for control in await self.read(self._journal.controls, self._model, self._control_seq):
-            if control.seq <= self._control_seq:
-                continue  # somebody else has looked meanwhile
-            self._control_seq = control.seq
-            if control.kind == "failed":
-                self._failed[control.key] = control.payload.decode()
-            else:
-                self.decisions.append(control)
+        await self.read(self.decisions.read, self._journal, self._model)
 
     def failure(self, row: Row) -> str | None:
         """Why the row could not be learned, as far as is known here."""
-        return self._failed.get(self._failed_key(row)) if self._failed else None
+        failed = self.decisions.failed
+        return failed.get(row.key.hex()) if failed else None
 
     def _refuse(self, halves: list[NewRow], batch: list[_Waiting], error: ReplayError) -> None:
         self.incident = str(error)
@@ -341,7 +346,7 @@ class Writer:
         self.to_learn = 0
         now = self._stamp()
         for waiting, i, repeat in (entry for entries in waiters.values() for entry in entries):
-            standing = await self.find(waiting.rows[i].key)
+            standing = await self.surely(self._journal.find, self._model, waiting.rows[i].key)
             if standing is not None:
                 self._answer(waiting, i, Recorded("", standing, now, now, repeat))
 
@@ -352,12 +357,9 @@ class Writer:
 
     async def write_failed(self, row: Row, reason: str) -> None:
         """Say in the journal that the row could not be learned; the first to say so wins."""
-        key = self._failed_key(row)
-        self._failed[key] = reason
+        self.decisions.failed[row.key.hex()] = reason
+        key = f"failed:{self._spec[:16]}:{row.key.hex()}"
         await self.write(self._journal.write_control, self._model, "failed", key, reason.encode())
-
-    def _failed_key(self, row: Row) -> str:
-        return f"failed:{self._spec[:16]}:{row.key.hex()}"
 
     def _answer(self, waiting: _Waiting, i: int, recorded: Recorded) -> None:
         waiting.results[i] = replace(recorded, status=self._status(recorded))
@@ -374,4 +376,5 @@ class Writer:
             return "failed"
         if recorded.row.verdict is Verdict.FROZEN:
             return "frozen"
-        return "undone" if self._undone(recorded.row) else "learned"
+        undone = self.decisions.undone.has(recorded.row.partition, recorded.row.offset)
+        return "undone" if undone else "learned"

@@ -203,3 +203,30 @@ def test_predictions_and_feedback_go_on_without_the_server(tmp_path: Path) -> No
         await replica.stop(5)
 
     play(tmp_path, scene)
+
+
+def test_a_store_that_can_not_be_read_delays_a_repeat_and_costs_no_slot(tmp_path: Path) -> None:
+    class Unread(SqliteJournal):
+        down = False
+        asked = 0
+
+        def controls(self, *args: Any) -> Any:
+            Unread.asked += 1
+            if self.down:
+                raise JournalUnavailable("not now")
+            return super().controls(*args)
+
+    async def scene(world: Any) -> None:
+        journal = Unread(world.folder / "journal.db", disk_low_mb=0)
+        replica = await world.replica(journal=journal)
+        await replica.writer.record([row("a")])
+        Unread.down, asked = True, Unread.asked
+        repeat = asyncio.create_task(replica.writer.record([row("a")]))
+        await until(lambda: Unread.asked > asked + 1)
+        Unread.down = False
+        assert statuses(await repeat) == [("learned", True)]
+        assert replica.writer.idle
+        assert replica.counts["internal_errors"] == 0
+        await replica.stop(5)
+
+    play(tmp_path, scene)
