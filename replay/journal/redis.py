@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from replay.errors import (
@@ -27,13 +27,14 @@ from replay.journal.base import (
     Outcome,
     Partition,
     Row,
+    Usage,
     Verdict,
 )
 from replay.journal.batch import check_batch
 from replay.journal.redisserver import Durability, RedisServer
 
-FORMAT = 1
-"""Number of the layout of keys; a newer one is refused."""
+FORMAT = 2
+"""Number of the layout of keys; a newer one is refused, an older one is read as it is."""
 
 _READ_PAGE = 1024
 
@@ -49,7 +50,7 @@ class RedisJournal:
     are not given again by a server that came back empty or older: a writer of before gets
     JournalBehind or PartitionUnknown there, never somebody else's partition.
 
-    Keys of events stay as long as their rows, and rows stay: memory grows, up to the bound.
+    Keys of events stay as long as their rows, and rows until they are trimmed.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ class RedisJournal:
     memory_mb_max
         Above this use of the server's memory (MB of 2^20 bytes, looked at once a second) new
         rows are refused; by default 90 % of the server's ``maxmemory``, if it has one.
+    halves_max
+        Most halves kept of each model; above it a new half is not kept.
     timeout_s
         How long to wait for the connection and for each answer.
     durability
@@ -88,6 +91,7 @@ class RedisJournal:
         prefix: str = "online",
         batch_rows_max: int = 1024,
         memory_mb_max: float | None = None,
+        halves_max: int = 100_000,
         timeout_s: float = 5.0,
         durability: Durability = "checked",
         accept_loss: bool = False,
@@ -96,6 +100,7 @@ class RedisJournal:
         if not prefix or set(prefix) & set("{}"):
             raise ValueError(f"prefix is {prefix!r}; give a name without braces")
         self._batch_rows_max = batch_rows_max
+        self._halves_max = halves_max
         self._tag = f"{{{prefix}}}".encode()
         self._server = RedisServer(
             url,
@@ -106,8 +111,7 @@ class RedisJournal:
             monotonic_s=monotonic_s,
         )
         try:
-            self._command("SET", self._key("format"), FORMAT, "NX")
-            found = int(self._command("GET", self._key("format")))
+            found = int(self._run(scripts.SET_FORMAT, FORMAT))
             if found > FORMAT:
                 raise JournalFormat(found, FORMAT)
         except BaseException:
@@ -163,14 +167,14 @@ class RedisJournal:
             Definite.  The partition ends below ``known`` (or is unknown and ``known`` is not 0),
             or a key leads to a row that is gone: the store has lost rows.
         ServerFull, JournalNotDurable
-            Definite, and only if a row is new: a batch that stands already is answered.
+            Definite, and only if a row or half is new: a batch that stands already is answered.
         JournalUnavailable
             Indefinite: send the same batch again.
         """
         check_batch(rows, self._batch_rows_max)
         held = self._server.held()
         words = [word for row in rows for word in _words(row)]
-        head = (partition, known, int(held is not None))
+        head = (partition, known, int(held is not None), self._halves_max)
         answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
         status = answer[0]
         if status == b"held" and held is not None:
@@ -217,8 +221,8 @@ class RedisJournal:
         for start in range(first, first + n, _READ_PAGE):
             last = min(start + _READ_PAGE, first + n) - 1
             page = self._entries(stream, start, last)
-            if not page:
-                break
+            if not page or page[0][0] != first + len(rows):
+                break  # what was trimmed is missing: no hole is skipped
             rows += (_row(partition, offset, fields) for offset, fields in page)
         return tuple(rows)
 
@@ -261,14 +265,25 @@ class RedisJournal:
             raise EpochLost(model, epoch, int(found))
 
     def write_control(
-        self, model: str, kind: str, key: str, payload: bytes
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
     ) -> tuple[Control, bool]:
         """Append a control row; the first with a (model, key) wins.
 
         Returns the row that stands and whether this call wrote it (after JournalUnavailable,
-        compare the row: it may be the one of the lost call).
+        compare the row: it may be the one of the lost call).  ``fence`` is a spec and an epoch:
+        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.
         """
-        won, seq, row = self._run(scripts.WRITE_CONTROL, model, kind, key, bytes(payload))
+        answer = self._run(
+            scripts.WRITE_CONTROL, model, kind, key, bytes(payload), *(fence or ("", ""))
+        )
+        if fence is not None and answer[0] == b"lost":
+            raise EpochLost(model, fence[1], int(answer[1]))
+        won, seq, row = answer
         return _control(model, int(seq), _fields(row)), won == b"1"
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
@@ -280,21 +295,60 @@ class RedisJournal:
             after += _READ_PAGE
         return tuple(rows)
 
+    # -- claims and retention ------------------------------------------------------------------
+
+    def claim(self, partition: int, offset: int) -> int:
+        """Count one more learner that is about to learn the row; how many there were before it."""
+        answer = self._run(scripts.CLAIM, partition, offset)
+        if answer[0] == b"unknown":
+            raise PartitionUnknown(partition)
+        return int(answer[1])
+
+    def trim(
+        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+    ) -> int:
+        """Remove at most ``n`` rows with their ids: see :class:`replay.journal.base.Journal`.
+
+        One script, which every other caller of the server waits for.
+        """
+        bounds = [word for p in sorted(upto) if upto[p] > 0 for word in (p, upto[p])]
+        head = (model, spec, epoch, repr(float(before)), n)
+        status, found = self._run(scripts.TRIM, *head, *bounds)
+        if status == b"lost":
+            raise EpochLost(model, epoch, int(found))
+        return int(found)
+
+    def expire(self, model: str, before: float, n: int) -> int:
+        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+        return int(self._run(scripts.EXPIRE, model, repr(float(before)), n))
+
+    def usage(self, model: str) -> Usage:
+        """Memory of the whole server and its bound for rows, and rows and halves of the model."""
+        size, size_max = self._server.memory()
+        rows, halves = (self._command("HLEN", self._key(n, model)) for n in ("ids", "halves"))
+        return Usage(size, size_max, int(rows), int(halves))
+
 
 def _words(row: NewRow) -> tuple[str | bytes, ...]:
     """The row as the script's arguments, in its order."""
     numbers = repr(float(row.factor)), repr(float(row.at))  # which give the same number back
     text = (row.event_id, row.source, row.verdict.value)
-    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1])
+    half = "" if row.half is None else row.half.value
+    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half)
 
 
 def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:
     kind = found[0]
     if kind == b"twice":
         return Outcome(False, before[int(found[1]) - 1].row)
+    if kind == b"half":
+        return Outcome(False, None, float(found[1]) if found[1] else None)
     if kind != b"written":
         where, offset = int(found[1]), int(found[2])
         return Outcome(kind == b"own", _row(where, offset, _fields(found[3])))
+    if given.half is not None:  # the other half is in the store only
+        joined = {b"seq": found[2], **_fields(found[3])}
+        return Outcome(True, _row(partition, int(found[1]), joined))
     # What was written needs not travel back.
     row = Row(
         int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,
@@ -323,8 +377,8 @@ def _row(partition: int, offset: int, fields: Fields) -> Row:
 
 
 def _partition(found: list[bytes]) -> Partition:
-    number, model, replica, spec, end, sealed = (word.decode() for word in found)
-    return Partition(int(number), model, replica, spec, int(end), sealed == "1")
+    number, model, replica, spec, end, sealed, trimmed = (word.decode() for word in found)
+    return Partition(int(number), model, replica, spec, int(end), sealed == "1", int(trimmed))
 
 
 def _control(model: str, seq: int, fields: Fields) -> Control:

@@ -16,7 +16,10 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 ``P:partition:NUMBER``      hash        model, replica, spec, at; sealed if it is
 ``P:partitions:MODEL``      list        numbers, in the order in which they were given
 ``P:rows:NUMBER``           stream      a row under the id ``OFFSET-0``
+``P:claims:NUMBER``         hash        how many learners claimed each offset
 ``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key
+``P:halves:MODEL``          hash        the half that is kept of each key (cmsgpack)
+``P:waiting:MODEL``         sorted set  keys of halves by when they were taken
 ``P:head:MODEL``            hash        ``epoch:SPEC``, ``snapshot:SPEC``, ``newest`` epoch
 ``P:lineages:MODEL``        sorted set  specs by their last change of epoch
 ``P:controls:MODEL``        stream      a control row under the id ``SEQ-0``
@@ -24,7 +27,10 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 =========================== =========== ========================================================
 
 A partition's end is its stream's last id, kept nowhere else: it outlives trimming, and it is gone
-with the stream, so that a journal that lost a stream is seen to be behind.
+with the stream, so that a journal that lost a stream is seen to be behind.  Likewise what was
+trimmed is what is missing before its first entry, so that trimming only deletes, which a server
+without memory still does.  A joined row says which half came second (``half``) and when the
+first was taken (``since``), so that a batch whose answer was lost gets the same answer again.
 """
 
 from __future__ import annotations
@@ -43,25 +49,93 @@ local function entry(stream, at)
   local found = redis.call('XRANGE', stream, at .. '-0', at .. '-0')[1]
   return found and found[2]
 end
+local function field(fields, name)
+  for i = 1, #fields, 2 do
+    if fields[i] == name then return fields[i + 1] end
+  end
+end
+local function trimmed(stream)
+  local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if oldest then return tonumber(string.match(oldest[1], '^%d+')) - 1 end
+  return last(stream)
+end
+local function epoch_of(model, spec)
+  return redis.call('HGET', P .. ':head:' .. model, 'epoch:' .. spec)
+end
 """
 
-# ARGV: number, known, '1' if new rows are held, then of each row its key, event_id, source,
-# verdict, factor, payload, at.
+# ARGV: layout of the caller.  Keeps the newest one, so that older versions refuse what they
+# could not read; answers what is there then.
+SET_FORMAT = (
+    _COMMON
+    + """
+local found = tonumber(redis.call('GET', P .. ':format') or '0')
+if found >= tonumber(ARGV[1]) then return found end
+redis.call('SET', P .. ':format', ARGV[1])
+return tonumber(ARGV[1])
+"""
+)
+
+# ARGV: number, known, '1' if new rows are held, most halves of the model, then of each row its
+# key, event_id, source, verdict, factor, payload, at, half ('' of a whole row).
 APPEND = (
     _COMMON
     + """
-local number, known, held = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local number, known, held, most = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local of = redis.call('HMGET', P .. ':partition:' .. number, 'model', 'sealed')
 local rows = P .. ':rows:' .. number
 local stop = last(rows)
 if not of[1] then return {'unknown'} end
 if of[2] then return {'sealed', int(stop)} end
 if stop < known then return {'behind', number, int(stop), int(known)} end
-local ids = P .. ':ids:' .. of[1]
-local outcomes, first, fresh = {}, {}, {}
-for i = 4, #ARGV, 7 do
+local ids, halves = P .. ':ids:' .. of[1], P .. ':halves:' .. of[1]
+local waiting = P .. ':waiting:' .. of[1]
+local count = redis.call('HLEN', halves)
+local any = count > 0
+local outcomes, first, fresh, kept, keep = {}, {}, {}, {}, {}
+
+local function half_of(key)
+  if kept[key] == nil then
+    local packed = any and redis.call('HGET', halves, key)
+    kept[key] = packed and cmsgpack.unpack(packed) or false
+  end
+  return kept[key]
+end
+local function comes_later(i, key, half)
+  for j = i + 8, #ARGV, 8 do
+    if ARGV[j] == key and ARGV[j + 7] == half then return true end
+  end
+end
+local function take(i, n)
+  local key, event_id, source, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
+  local half, had = ARGV[i + 7], half_of(ARGV[i])
+  if half ~= '' and not had then
+    if count >= most then return {'half', ''} end
+    kept[key] = {half, event_id, source, payload, ARGV[i + 6]}
+    keep[key], count = true, count + 1
+    return {'half', ARGV[i + 6]}
+  elseif half ~= '' and had[1] == half then
+    return {'half', had[5]}
+  elseif half == 'label' then
+    payload = '\\2' .. struct.pack('>I4', #had[4]) .. had[4] .. payload
+  elseif half == 'prediction' then
+    event_id, source = had[2], had[3]
+    payload = '\\2' .. struct.pack('>I4', #payload) .. payload .. had[4]
+  end
+  local fields = {'key', key, 'event_id', event_id, 'source', source, 'verdict', ARGV[i + 3],
+    'factor', ARGV[i + 4], 'payload', payload, 'at', ARGV[i + 6], 'half', half}
+  if had then
+    fields[17], fields[18] = 'since', had[5]
+    count = count - 1
+  end
+  fresh[#fresh + 1] = {n = n, key = key, fields = fields, drops = had and not keep[key]}
+  kept[key], keep[key], first[key] = false, nil, n
+  return {'written'}
+end
+
+for i = 5, #ARGV, 8 do
   local key, n = ARGV[i], #outcomes + 1
-  local place = redis.call('HGET', ids, key)
+  local place = not first[key] and redis.call('HGET', ids, key)
   if first[key] then
     outcomes[n] = {'twice', first[key]}
   elseif place then
@@ -69,23 +143,37 @@ for i = 4, #ARGV, 7 do
     local stored = entry(P .. ':rows:' .. where, offset)
     if not stored then return {'behind', where, int(last(P .. ':rows:' .. where)), offset} end
     local own = where == number and tonumber(offset) > known
-    outcomes[n] = {own and 'own' or 'other', where, offset, stored}
+    local half, since = field(stored, 'half') or '', field(stored, 'since') or ''
+    if own and ARGV[i + 7] ~= '' and ARGV[i + 7] ~= half and comes_later(i, key, half) then
+      outcomes[n] = {'half', since}
+    else
+      outcomes[n] = {own and 'own' or 'other', where, offset, stored}
+      first[key] = n
+    end
   else
-    fresh[#fresh + 1] = n
+    outcomes[n] = take(i, n)
   end
-  if not place then outcomes[n] = outcomes[n] or {'written'} end
-  first[key] = first[key] or n
 end
-if held and #fresh > 0 then return {'held'} end
-for _, n in ipairs(fresh) do
-  local i = 4 + (n - 1) * 7
+if held and (#fresh > 0 or next(keep)) then return {'held'} end
+for _, new in ipairs(fresh) do
   stop = stop + 1
   local seq = int(redis.call('INCR', P .. ':seq'))
-  redis.call('XADD', rows, int(stop) .. '-0', 'seq', seq, 'key', ARGV[i],
-    'event_id', ARGV[i + 1], 'source', ARGV[i + 2], 'verdict', ARGV[i + 3],
-    'factor', ARGV[i + 4], 'payload', ARGV[i + 5], 'at', ARGV[i + 6])
-  redis.call('HSET', ids, ARGV[i], number .. ':' .. int(stop))
-  outcomes[n] = {'written', int(stop), seq}
+  redis.call('XADD', rows, int(stop) .. '-0', 'seq', seq, unpack(new.fields))
+  redis.call('HSET', ids, new.key, number .. ':' .. int(stop))
+  if new.drops then
+    redis.call('HDEL', halves, new.key)
+    redis.call('ZREM', waiting, new.key)
+  end
+  outcomes[new.n] = {'written', int(stop), seq}
+  if new.fields[16] ~= '' then outcomes[new.n][4] = new.fields end
+end
+for i = 5, #ARGV, 8 do
+  local key = ARGV[i]
+  if keep[key] then
+    redis.call('ZADD', waiting, kept[key][5], key)
+    redis.call('HSET', halves, key, cmsgpack.pack(kept[key]))
+    keep[key] = nil
+  end
 end
 local newest = redis.call('HGET', P .. ':head:' .. of[1], 'newest') or '0'
 return {'ok', int(stop), newest, outcomes}
@@ -130,8 +218,9 @@ for _, number in ipairs(numbers) do
   local of = redis.call(
     'HMGET', P .. ':partition:' .. number, 'model', 'replica', 'spec', 'sealed')
   if of[1] then
-    local stop = int(last(P .. ':rows:' .. number))
-    found[#found + 1] = {number, of[1], of[2], of[3], stop, of[4] or '0'}
+    local rows = P .. ':rows:' .. number
+    found[#found + 1] =
+      {number, of[1], of[2], of[3], int(last(rows)), of[4] or '0', int(trimmed(rows))}
   end
 end
 return found
@@ -171,18 +260,21 @@ return {'ok', int(epoch)}
 MOVE_HEAD = (
     _COMMON
     + """
-local head = P .. ':head:' .. ARGV[1]
-local epoch = redis.call('HGET', head, 'epoch:' .. ARGV[2])
+local epoch = epoch_of(ARGV[1], ARGV[2])
 if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
-redis.call('HSET', head, 'snapshot:' .. ARGV[2], ARGV[4])
+redis.call('HSET', P .. ':head:' .. ARGV[1], 'snapshot:' .. ARGV[2], ARGV[4])
 return {'ok', epoch}
 """
 )
 
-# ARGV: model, kind, key, payload.
+# ARGV: model, kind, key, payload, and of a fence spec and epoch ('' without one).
 WRITE_CONTROL = (
     _COMMON
     + """
+if ARGV[6] ~= '' then
+  local epoch = epoch_of(ARGV[1], ARGV[5])
+  if epoch ~= ARGV[6] then return {'lost', epoch or '0'} end
+end
 local controls, decided = P .. ':controls:' .. ARGV[1], P .. ':decided:' .. ARGV[1]
 local seq, won = redis.call('HGET', decided, ARGV[3]), '0'
 if not seq then
@@ -193,5 +285,58 @@ end
 local row = entry(controls, seq)
 if not row then return redis.error_reply('LOST control row ' .. seq .. ' of the model') end
 return {won, seq, row}
+"""
+)
+
+# ARGV: number, offset.
+CLAIM = (
+    _COMMON
+    + """
+if redis.call('EXISTS', P .. ':partition:' .. ARGV[1]) == 0 then return {'unknown'} end
+return {'ok', int(redis.call('HINCRBY', P .. ':claims:' .. ARGV[1], ARGV[2], 1) - 1)}
+"""
+)
+
+# ARGV: model, spec, epoch, before, most rows, then of each partition its number and the last
+# offset that may go.  Ids go first: a key that leads to no entry would never be written again.
+TRIM = (
+    _COMMON
+    + """
+local model, before, left = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
+local epoch = epoch_of(model, ARGV[2])
+if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
+local newest = redis.call('ZRANGE', P .. ':lineages:' .. model, -1, -1)[1]
+if newest ~= ARGV[2] then return {'ok', '0'} end
+local removed = 0
+for i = 6, #ARGV, 2 do
+  local number, rows = ARGV[i], P .. ':rows:' .. ARGV[i]
+  if left > removed and redis.call('HGET', P .. ':partition:' .. number, 'model') == model then
+    local upto
+    for _, row in ipairs(
+        redis.call('XRANGE', rows, '-', ARGV[i + 1] .. '-0', 'COUNT', int(left - removed))) do
+      if tonumber(field(row[2], 'at')) >= before then break end
+      upto = tonumber(string.match(row[1], '^%d+'))
+      redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))
+      redis.call('HDEL', P .. ':claims:' .. number, int(upto))
+      removed = removed + 1
+    end
+    if upto then redis.call('XTRIM', rows, 'MINID', int(upto + 1) .. '-0') end
+  end
+end
+return {'ok', int(removed)}
+"""
+)
+
+# ARGV: model, before, most halves.
+EXPIRE = (
+    _COMMON
+    + """
+local waiting = P .. ':waiting:' .. ARGV[1]
+local keys = redis.call('ZRANGEBYSCORE', waiting, '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
+for _, key in ipairs(keys) do
+  redis.call('HDEL', P .. ':halves:' .. ARGV[1], key)
+  redis.call('ZREM', waiting, key)
+end
+return int(#keys)
 """
 )

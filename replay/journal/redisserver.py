@@ -169,14 +169,21 @@ class RedisServer:
         except (RedisError, OSError) as error:
             raise JournalUnavailable(f"{type(error).__name__}: {error}") from error
 
+    def memory(self) -> tuple[int, int | None]:
+        """Bytes of memory in use now, and the bound for rows (None: there is none)."""
+        return self._memory(self._ask(lambda: self._client.info("memory")))
+
+    def _memory(self, info: dict[str, Any]) -> tuple[int, int | None]:
+        bound = int(info.get("maxmemory", 0) * _SHARE_FOR_ROWS) or None
+        if self._memory_mb_max is not None:
+            bound = int(self._memory_mb_max * _MB)
+        return int(info["used_memory"]), bound
+
     def _full(self, info: dict[str, Any]) -> ServerFull | None:
-        used_mb, server_mb = info["used_memory"] / _MB, info.get("maxmemory", 0) / _MB
-        bound_mb = self._memory_mb_max
-        if bound_mb is None:
-            bound_mb = server_mb * _SHARE_FOR_ROWS or float("inf")
-        if used_mb <= bound_mb:
+        used, bound = self._memory(info)
+        if bound is None or used <= bound:
             return None
-        return ServerFull(f"{used_mb:.0f} MB of memory used, rows may use {bound_mb:.0f} MB")
+        return ServerFull(f"{used / _MB:.0f} MB of memory used, rows may use {bound / _MB:.0f} MB")
 
     def _check_settings(self, info: dict[str, Any]) -> None:
         for setting, needed, remedy in _SETTINGS:

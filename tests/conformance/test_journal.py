@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
-from replay.journal.base import Appended, Control, NewRow, Outcome
+from replay.journal import sqliteappend, sqliteschema
+from replay.journal.base import Appended, Control, NewRow, Row
 from replay.journal.checks import check_journal, yield_checks
 from replay.journal.sqlite import SqliteJournal
 
@@ -23,34 +24,21 @@ def test_sqlite_journal(run: Callable[[], None]) -> None:
     run()
 
 
+def hasty(path: Path) -> SqliteJournal:
+    """Without syncs, as the mutants are many."""
+    return SqliteJournal(path, synchronous="OFF")
+
+
 class OwnRowIsDuplicate(SqliteJournal):
     def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
         before = self.partition(partition)
         answer = super().append(partition, known, rows)
         assert before is not None
-        outcomes = [replace(o, new=o.new and o.row.offset > before.end) for o in answer.outcomes]
+        outcomes = [
+            replace(o, new=o.new and o.row is not None and o.row.offset > before.end)
+            for o in answer.outcomes
+        ]
         return replace(answer, outcomes=tuple(outcomes))
-
-
-class OffsetsBeforeDedupe(SqliteJournal):
-    def _insert(
-        self,
-        db: sqlite3.Connection,
-        model: int,
-        partition: int,
-        known: int,
-        end: int,
-        rows: Sequence[NewRow],
-    ) -> tuple[list[Outcome], int]:
-        outcomes = []
-        for position, row in enumerate(rows):
-            outcomes += super()._insert(db, model, partition, known, end + position, [row])[0]
-        return outcomes, end + len(rows)
-
-
-class NoBehindCheck(SqliteJournal):
-    def _admit(self, db: sqlite3.Connection, partition: int, known: int) -> tuple[int, int, int]:
-        return super()._admit(db, partition, 0)
 
 
 class HeadWithoutEpoch(SqliteJournal):
@@ -65,17 +53,57 @@ class EpochWithoutCompare(SqliteJournal):
 
 class AnyControlWins(SqliteJournal):
     def write_control(
-        self, model: str, kind: str, key: str, payload: bytes
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
     ) -> tuple[Control, bool]:
-        row, won = super().write_control(model, kind, key, payload)
+        row, won = super().write_control(model, kind, key, payload, fence)
         return (row if won else replace(row, kind=kind, payload=payload)), True
+
+
+class FenceIgnored(SqliteJournal):
+    def write_control(
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
+    ) -> tuple[Control, bool]:
+        return super().write_control(model, kind, key, payload)
+
+
+class TrimWithoutEpoch(SqliteJournal):
+    def trim(
+        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+    ) -> int:
+        return super().trim(model, spec, self.head(model, spec).epoch, upto, before, n)
+
+
+class TrimForAnyLineage(SqliteJournal):
+    def trim(
+        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+    ) -> int:
+        if self.head(model, spec).epoch == epoch:
+            spec = (self.lineages(model) or (spec,))[-1]
+            epoch = self.head(model, spec).epoch
+        return super().trim(model, spec, epoch, upto, before, n)
+
+
+class ReadSkipsAHole(SqliteJournal):
+    def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
+        state = self.partition(partition)
+        return super().read(partition, max(first, state.trimmed + 1 if state else 0), n)
 
 
 class DuplicateGetsItsOwnContent(SqliteJournal):
     def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
         answer = super().append(partition, known, rows)
         outcomes = [
-            replace(o, row=replace(o.row, payload=bytes(row.payload), verdict=row.verdict))
+            replace(o, row=o.row and replace(o.row, payload=bytes(row.payload)))
             for o, row in zip(answer.outcomes, rows, strict=True)
         ]
         return replace(answer, outcomes=tuple(outcomes))
@@ -93,39 +121,99 @@ class SealOpensAgain(SqliteJournal):
     "mutant",
     [
         OwnRowIsDuplicate,
-        OffsetsBeforeDedupe,
-        NoBehindCheck,
         HeadWithoutEpoch,
         EpochWithoutCompare,
         AnyControlWins,
+        FenceIgnored,
+        TrimWithoutEpoch,
+        TrimForAnyLineage,
+        ReadSkipsAHole,
         DuplicateGetsItsOwnContent,
         SealOpensAgain,
     ],
 )
 def test_the_suite_rejects_a_missing_rule(mutant: type[SqliteJournal]) -> None:
     with pytest.raises(AssertionError):
-        check_journal(mutant)
+        check_journal(lambda path: mutant(path, synchronous="OFF"))
+
+
+STATEMENTS = [
+    ("ADMIT", "p.sealed", "0", "no seal check"),
+    ("ADMIT", "max(epoch)", "0", "no epoch in the answer"),
+    ("ADMIT", " WHERE h.model = p.model", "", "epoch of another model"),
+    ("ADMIT", "m WHERE m.id = p.model", "m", "halves of another model"),
+    ("READ", ' ORDER BY "offset"', ' ORDER BY "offset" DESC', "order"),
+    ("LINEAGES", "ORDER BY changed", "ORDER BY spec", "lineages unordered"),
+    ("WRITE_CONTROL", "WHERE model = m", "", "control rows count together"),
+    ("KEPT_HALF", "model = ? AND", "? IS NOT NULL AND", "halves unique in the whole store"),
+    ("DROP_HALF", "AND key = ?", "AND key = ? AND 0", "half stays after its join"),
+    ("EXPIRE", "at < ?", "at < ? + 1e9", "young halves expire"),
+    ("EXPIRE", "model = ? AND", "? IS NOT NULL AND", "halves of all models expire"),
+    ("EXPIRE", " LIMIT ?", " LIMIT 99 + ?", "more halves expire than asked for"),
+    ("COUNT_HALVES", "halves + ?", "max(halves, halves + ?)", "halves counted up only"),
+    ("CLAIM", "n = n + 1", "n = n", "claim not counted"),
+    ("CLAIM", "RETURNING n - 1", "RETURNING n", "claim counts itself"),
+    ("TRIMMED", " AND model = ?", " AND ? IS NOT NULL", "trim of other models"),
+    ("OLDEST", '"offset" <= ?', '"offset" <= ? + 9', "trim past the floor"),
+    ("OLDEST", 'SELECT "offset", at', 'SELECT "offset", 0.0', "trim ignores before"),
+    ("OLDEST", "LIMIT ?", "LIMIT 99 + ?", "trim of more than asked for"),
+    ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET payload = x''", "trim leaves ids"),
+    ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET key = randomblob(16)", "ids only"),
+    ("DROP_ROWS", '"offset" > ?', '"offset" > ? + 1', "trim leaves the oldest"),
+    ("DROP_CLAIMS", "DELETE", "SELECT * ", "claims stay"),
+    ("DROP_CLAIMS", '"offset" > ?', '"offset" >= ?', "claim of the adoption goes"),
+    ("SET_TRIMMED", "trimmed = ?", "trimmed = 0 * ?", "nobody knows what was trimmed"),
+    ("ROWS_AND_HALVES", '"end" - p.trimmed', '"end"', "trimmed rows count"),
+]
 
 
 @pytest.mark.parametrize(
-    ("statement", "rule", "without"),
-    [
-        pytest.param("_ADMIT", "p.sealed", "0", id="no seal check"),
-        pytest.param("_ADMIT", "max(epoch)", "0", id="no epoch in the answer"),
-        pytest.param("_ADMIT", " WHERE h.model = p.model", "", id="epoch of another model"),
-        pytest.param("_READ", ' ORDER BY "offset"', ' ORDER BY "offset" DESC', id="order"),
-        pytest.param("_LINEAGES", "ORDER BY changed", "ORDER BY spec", id="lineages unordered"),
-        pytest.param("_WRITE_CONTROL", "WHERE model = m", "", id="control rows count together"),
-    ],
+    ("statement", "rule", "without"), [pytest.param(*m[:3], id=m[3]) for m in STATEMENTS]
 )
 def test_the_suite_rejects_a_changed_statement(
     statement: str, rule: str, without: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = getattr(module, statement)
+    whole = getattr(sqliteschema, statement)
     assert rule in whole
-    monkeypatch.setattr(module, statement, whole.replace(rule, without))
-    with pytest.raises(AssertionError):
-        check_journal(SqliteJournal)
+    monkeypatch.setattr(sqliteschema, statement, whole.replace(rule, without))
+    with pytest.raises((AssertionError, JournalUnavailable)) as failure:
+        check_journal(hasty)
+    assert "syntax" not in str(failure.value)
+    assert "no such" not in str(failure.value)
+
+
+SOURCES = [
+    ("self.end += 1", "self.end += 1 + (self.end > 1)", "holes"),
+    ("if self.end < known:", "if False:", "nobody asks what is known"),
+    ("if key in self._answered:", "if False:", "key twice in a batch"),
+    ("stored.offset <= self._known", "False", "old row is an own row"),
+    ("if half == row.half:", "if False:", "a half joins its own side"),
+    ("if half == row.half:\n            return", "if half == row.half:\n            self.end += 1\n"
+     "            return", "offset taken by a half"),
+    ("        self._halves += 1\n", "        self._halves += 1\n        self.end += 1\n",
+     "offset taken by a half that is kept"),
+    ("return Outcome(False, None, since)  # as", "pass  # as", "another outcome after a lost one"),
+    ("codec.join(payload, given)", "codec.join(given, payload)", "halves the wrong way round"),
+    ("event_id, source, codec.join(given", "row.event_id, row.source, codec.join(given",
+     "event id of the prediction"),
+    ("bytes(payload), float(row.at)", "bytes(payload), since or row.at", "time of the first half"),
+    ("if since is not None:", "if since is None:", "half stays"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "without"), [pytest.param(*m[:2], id=m[2]) for m in SOURCES])
+def test_the_suite_rejects_a_changed_append(
+    rule: str, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(sqliteappend.__file__).read_text()
+    assert whole.count(rule) == 1
+    changed = {"__name__": "changed"}
+    exec(whole.replace(rule, without), changed)
+    monkeypatch.setattr(module, "Batch", changed["Batch"])
+    with pytest.raises((AssertionError, JournalUnavailable)) as failure:
+        check_journal(hasty)
+    assert "syntax" not in str(failure.value)
+    assert "no such" not in str(failure.value)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +227,13 @@ def test_the_suite_rejects_keys_that_are_not_unique_within_the_model(
     columns: str, condition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = '"offset"), UNIQUE (model, key)'
-    assert old in module._SCHEMA
-    schema = module._SCHEMA.replace(old, old.replace("model, key", columns))
-    by_key = module._BY_KEY.replace("model = ? AND", condition)
-    monkeypatch.setattr(module, "_SCHEMA", schema)
-    monkeypatch.setattr(module, "_BY_KEY", by_key)
+    assert old in sqliteschema.SCHEMA
+    schema = sqliteschema.SCHEMA.replace(old, old.replace("model, key", columns))
+    by_key = sqliteschema.BY_KEY.replace("model = ? AND", condition)
+    monkeypatch.setattr(sqliteschema, "SCHEMA", schema)
+    monkeypatch.setattr(sqliteschema, "BY_KEY", by_key)
     with pytest.raises(AssertionError):
-        check_journal(SqliteJournal)
+        check_journal(hasty)
 
 
 def test_the_unchanged_journal_passes_where_mutants_fail(tmp_path: Path) -> None:

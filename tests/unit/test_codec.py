@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay import errors
-from replay.codec import FORMAT, decode, encode
-from replay.example import Example
+from replay.codec import (
+    FORMAT,
+    JOINED,
+    decode,
+    decode_label,
+    encode,
+    encode_label,
+    encode_prediction,
+    join,
+)
+from replay.example import Example, LabelHalf, PredictionHalf
 
 integers = st.integers(-(2**63), 2**64 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -44,10 +53,42 @@ def test_an_example_comes_back_exactly(example: Example) -> None:
     assert typed(decode(encode(example))) == typed(example)
 
 
+@settings(max_examples=100, deadline=None)
+@given(examples)
+def test_two_halves_make_the_example(example: Example) -> None:
+    prediction = PredictionHalf(
+        example.features, example.score, example.version, example.predicted_at, example.no_change
+    )
+    label = LabelHalf(example.label, example.weight, example.event_time)
+    halves = encode_prediction(prediction), encode_label(label)
+    assert typed(decode(join(*halves))) == typed(example)
+    assert decode_label(halves[1]) == label
+    assert type(decode_label(halves[1]).label) is type(label.label)
+
+
+def test_a_joined_payload_is_its_halves_behind_each_other() -> None:
+    assert join(b"\x01ab", b"\x01c") == b"\x02\x00\x00\x00\x03\x01ab\x01c"
+    halves = encode_prediction(PredictionHalf({"a": 1})), encode_label(LabelHalf(True))
+    assert decode(join(*halves)) == Example({"a": 1}, True)
+    for cut in range(1, len(join(*halves))):
+        with pytest.raises((errors.PayloadInvalid, errors.PayloadFormat)):
+            decode(join(*halves)[:cut])
+    for wrong in (halves[::-1], (halves[0], halves[0]), (halves[1], halves[1])):
+        with pytest.raises(errors.PayloadInvalid):
+            decode(join(*wrong))
+    for half in halves:
+        with pytest.raises(errors.PayloadInvalid):
+            decode(half)
+    with pytest.raises(errors.PayloadInvalid):
+        decode_label(halves[0])
+    with pytest.raises(errors.PayloadFormat):
+        decode_label(join(*halves))
+
+
 def test_the_first_byte_is_the_format() -> None:
     payload = encode(Example({"a": 1}, True))
     assert payload[0] == FORMAT
-    for found, other in ((FORMAT + 1, bytes([FORMAT + 1]) + payload[1:]), (None, b"")):
+    for found, other in ((JOINED + 1, bytes([JOINED + 1]) + payload[1:]), (None, b"")):
         with pytest.raises(errors.PayloadFormat, match="format") as refusal:
             decode(other)
         assert refusal.value.found == found
@@ -72,6 +113,7 @@ def test_values_without_an_exact_form_are_refused(value: object) -> None:
         (errors.PartitionSealed(3, 17), "sealed at offset 17"),
         (errors.JournalBehind(3, 95, 100), "offset 95"),
         (errors.JournalFull(12.4, 256), "12 MB"),
+        (errors.SizeFull(64.25, 64.0), "uses 64.2 MB, its bound is 64 MB"),
         (errors.JournalUnavailable("disk I/O error"), "disk I/O error"),
         (errors.JournalFormat(7, 1), "format 7"),
         (errors.JournalFormat(None, 1), "another program"),
