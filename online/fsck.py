@@ -3,45 +3,85 @@
 The digest is an integer block: the count of learned events and the sum of their keys' hashes
 modulo 2^64.  It is pushed with the deltas and never scaled, so it checks the set of events, not
 only their number, with any model and merge rule.
+
+Rows that retention has removed can't be counted any more.  What is checked then is the difference
+between the newest snapshot and the oldest one that holds the same of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from online.config import Settings
+from online.errors import StartRefused
+from online.history import LEARNED, Decisions, origin
 from online.names import load_model, open_journal, snapshots_path
 from online.tally import DIGEST, event_hash
 from online.tokens import Keys
+from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
+from paramserver.rewrites import Undone
 from paramserver.snapshots.format import decode
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from replay.journal.base import Control, Journal, Partition, Verdict
+from paramserver.snapshots.history import ancestors, parse_name
+from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.state import SnapshotState
+from replay.journal.base import Journal, Partition, Row, Verdict
 
 _PAGE = 1000
 _MASK = 2**64 - 1
+_ATTEMPTS = 5  # a running service removes rows and snapshots meanwhile
+
+Progress = Callable[[int, int], None]
+Digest = tuple[int, int]
+Spans = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the newest snapshot holds, and what the journal says that it must hold."""
+    """What the newest snapshot holds, and what the journal says that it must hold.
+
+    Attributes
+    ----------
+    snapshot, base
+        The newest good snapshot; the one that it was compared with, if rows were removed.
+    learned, expected
+        Events in it (beyond ``base``), and those that the journal says.
+    digest_equal
+        Whether they are the same events; None: no snapshot tells what was removed.
+    removed, holes
+        Rows that retention removed, and rows that are missing without it.
+    not_yet
+        Rows after the snapshot: a start learns them.
+    failed, undone, frozen, waiting
+        Events that are in no model: the model raised; rolled back; kept back by a freeze; halves
+        of stored joins.  What was learned again is not among them.
+    refused, heads
+        Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
+    """
 
     model: str
     snapshot: str | None
+    base: str | None
     learned: int
     expected: int
-    digest_equal: bool
+    digest_equal: bool | None
+    removed: int
     holes: int
     not_yet: int
     failed: int
+    undone: int
+    frozen: int
+    waiting: int
+    refused: Mapping[str, str]
+    heads: Mapping[str, str | None]
 
     @property
     def good(self) -> bool:
         """No event is missing or counted twice, and no partition has a hole."""
-        return self.digest_equal and self.holes == 0
+        return self.digest_equal is not False and self.holes == 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -49,68 +89,230 @@ class Findings:
 
     def __str__(self) -> str:
         verdict = "good" if self.good else "NOT GOOD"
-        return (
-            f"{self.model}: {verdict}\n"
-            f"  snapshot {self.snapshot}: {self.learned:,} events; the journal up to its clock: "
-            f"{self.expected:,}; digests {'equal' if self.digest_equal else 'DIFFER'}\n"
-            f"  {self.not_yet:,} rows after it, {self.failed:,} failed, {self.holes:,} holes"
-        )
+        if self.digest_equal is None:
+            verdict += ", as far as it can be checked"
+            told = f"not checkable: {self.removed:,} rows were removed by retention"
+        else:
+            since = f" since snapshot {self.base}" if self.base else ""
+            told = (
+                f"{self.learned:,} events{since}; the journal up to its clock: {self.expected:,}; "
+                f"digests {'equal' if self.digest_equal else 'DIFFER'}"
+            )
+        lines = [
+            f"{self.model}: {verdict}",
+            f"  snapshot {self.snapshot}: {told}",
+            f"  {self.not_yet:,} rows after it, {self.holes:,} holes, {self.removed:,} removed",
+            f"  not in the model: {self.undone:,} undone, {self.frozen:,} frozen, "
+            f"{self.failed:,} failed, {self.waiting:,} waiting for their other half",
+            *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
+            *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
+        ]
+        return "\n".join(lines)
 
 
-def check(settings: Settings, model: str) -> Findings:
-    """Compare the newest snapshot of the model's lineage with the journal up to its clock."""
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Which rows a snapshot must hold, and the digest of those that it does."""
+
+    name: str | None
+    digest: Digest = (0, 0)
+    clock: Mapping[int, int] = field(default_factory=dict)
+    closed: frozenset[int] = frozenset()
+    undone: Undone = field(default_factory=Undone)
+    skipped: Mapping[int, int] = field(default_factory=dict)
+
+    def upto(self, partition: Partition) -> int:
+        """Its clock."""
+        return partition.end if partition.id in self.closed else self.clock.get(partition.id, 0)
+
+    def has(self, partition: Partition, offset: int) -> bool:
+        """Whether the row is to be in it, if it was to be learned at all."""
+        inside = self.skipped.get(partition.id, 0) < offset <= self.upto(partition)
+        return inside and not self.undone.has(partition.id, offset)
+
+    def removed(self, partition: Partition) -> Spans:
+        """What it holds of the rows that were removed, as spans (after, up to)."""
+        at = min(self.skipped.get(partition.id, 0), partition.trimmed)
+        upto, spans = min(self.upto(partition), partition.trimmed), []
+        for after, until in self.undone.ranges.get(partition.id, ()):
+            if at < min(after, upto):
+                spans.append((at, min(after, upto)))
+            at = max(at, until)
+        return (*spans, (at, upto)) if at < upto else tuple(spans)
+
+
+class _Moved(Exception):
+    """The service removed meanwhile what was looked at."""
+
+
+def check(settings: Settings, model: str, progress: Progress | None = None) -> Findings:
+    """Compare the newest snapshot of the model's lineage with the journal up to its clock.
+
+    Raises StartRefused if the journal can't be opened or the service changes it too fast.
+    """
     chosen = next(m for m in settings.models if m.name == model)
     secret = Keys.from_file(settings.key_path).secret
     spec = load_model(chosen, settings, secret).spec_hash
+    snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
     with contextlib.closing(open_journal(settings)) as journal:
-        head = journal.head(model, spec).snapshot
-        clock: dict[int, int] = {}
-        closed: frozenset[int] = frozenset()
-        digest = {"count": 0, "sum": 0}
-        if head is not None:
-            stored = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
-            state = decode(stored.load(head))
-            clock, closed = dict(state.clock), state.closed
-            if DIGEST in state.values:
-                digest = state.values[DIGEST].data
-        controls = journal.controls(model, 0)
-        mine = f"failed:{spec[:16]}:"
-        failed = {c.key.removeprefix(mine) for c in controls if c.key.startswith(mine)}
-        skipped = _skipped(controls, spec)
-        count = total = holes = later = 0
-        for partition in journal.partitions(model):
-            upto = partition.end if partition.id in closed else clock.get(partition.id, 0)
-            later += partition.end - upto
-            found = _count(journal, partition, skipped.get(partition.id, 0), upto, failed)
-            count, total, holes = count + found[0], (total + found[1]) & _MASK, holes + found[2]
-    equal = (count, total) == (digest["count"], digest["sum"])
-    return Findings(model, head, digest["count"], count, equal, holes, later, len(failed))
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(_Moved):
+                return compare(journal, snapshots, model, spec, progress)
+    message = f"model {model}: rows and snapshots were removed while they were checked"
+    raise StartRefused(message, "Run it again when less is going on")
 
 
-def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+def compare(
+    journal: Journal,
+    snapshots: Snapshots,
+    model: str,
+    spec: str,
+    progress: Progress | None = None,
+) -> Findings:
+    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing."""
+    head = journal.head(model, spec).snapshot
+    views, refused = _views(journal, snapshots, model, spec)
+    if head is not None and head not in {*views, *refused}:
+        if journal.head(model, spec).snapshot != head:
+            raise _Moved
+        refused[head] = "it is the head, and its file is missing"
+    partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
+    now = next((views[name] for name in _line(head, views)), _View(None))
+    base = _base(now, views, partitions)
+    decisions = Decisions(spec)
+    decisions.read(journal, model)
+    counts = _Counts(decisions, now, base or _View(None))
+    rows = sum(p.end - p.trimmed for p in partitions)
+    done = holes = 0
+    for partition in partitions:
+        for page, missing in _pages(journal, partition):
+            holes += missing
+            done += len(page) + missing
+            for row in page:
+                counts.add(partition, row)
+            if progress is not None:
+                progress(done, rows)
+    learned = _minus(now.digest, (base or _View(None)).digest)
+    removed = sum(p.trimmed for p in partitions)
+    return Findings(
+        model=model,
+        snapshot=now.name,
+        base=None if base is None else base.name,
+        learned=learned[0],
+        expected=counts.digest[0],
+        digest_equal=None if base is None else counts.digest == learned,
+        removed=removed,
+        holes=holes,
+        not_yet=sum(p.end - max(now.upto(p), p.trimmed) for p in partitions),
+        failed=len(decisions.failed),
+        undone=len(counts.undone - counts.standing),
+        frozen=len(counts.frozen - counts.standing),
+        waiting=journal.usage(model).halves,
+        refused=refused,
+        heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
+    )
+
+
+def _line(head: str | None, names: Mapping[str, _View]) -> list[str]:
+    """Good snapshots of the head's line, newest first."""
+    return [] if head is None else [name for name in ancestors(head, names) if name in names]
+
+
+def _views(
+    journal: Journal, snapshots: Snapshots, model: str, spec: str
+) -> tuple[dict[str, _View], dict[str, str]]:
+    """Every good snapshot, oldest first, and why the others are none."""
+    views, refused = {}, {}
+    names = [name for name in snapshots.names() if parse_name(name) is not None]
+    for name in sorted(names, key=lambda n: (parse_name(n), n)):
+        try:
+            state = decode(snapshots.load(name))
+        except SnapshotMissing:
+            continue  # retention removed it just now
+        except (SnapshotCorrupt, SnapshotFormat) as error:
+            refused[name] = str(error)
+            continue
+        if (state.model, state.spec) == (model, spec):
+            views[name] = _view(journal, name, state)
+        else:
+            refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
+    return views, refused
+
+
+def _view(journal: Journal, name: str, state: SnapshotState) -> _View:
+    digest = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
+    decisions = Decisions(state.spec)
+    decisions.read(journal, state.model, state.control)
+    return _View(
+        name,
+        (digest["count"], digest["sum"]),
+        dict(state.clock),
+        state.closed,
+        decisions.undone,
+        _skipped(journal, state),
+    )
+
+
+def _skipped(journal: Journal, state: SnapshotState) -> dict[int, int]:
     """Offsets up to which partitions were left out when the lineage was begun afresh."""
     skipped: dict[int, int] = {}
-    for control in controls:
+    for control in journal.controls(state.model, 0):
         if control.kind == "fresh":
             note = json.loads(control.payload)
-            if note["spec"] == spec:
+            if note["spec"] == state.spec and int(control.key.split(":")[2]) <= state.version[0]:
                 skipped = {int(p): offset for p, offset in note["clock"].items()}
     return skipped
 
 
-def _count(
-    journal: Journal, partition: Partition, skipped: int, upto: int, failed: set[str]
-) -> tuple[int, int, int]:
-    """Learned rows after ``skipped``, the sum of their hashes, and holes in one partition."""
-    count = total = 0
-    expected = skipped + 1
-    while expected <= upto:
-        rows = journal.read(partition.id, expected, min(_PAGE, upto - expected + 1))
-        for row in rows:
-            learned = row.verdict in (Verdict.ACCEPTED, Verdict.CLIPPED)
-            if learned and row.key.hex() not in failed:
-                count, total = count + 1, total + event_hash(row.key)
-        if len(rows) != min(_PAGE, upto - expected + 1):
-            return count, total, upto - expected + 1 - len(rows)
-        expected += len(rows)
-    return count, total, 0
+def _base(now: _View, views: Mapping[str, _View], partitions: Sequence[Partition]) -> _View | None:
+    """What to compare with: nothing if no row of it was removed, else the oldest that will do."""
+    for view in (_View(None), *views.values()):
+        if view.name == now.name is not None:
+            break  # itself: that would check nothing
+        if all(view.removed(p) == now.removed(p) for p in partitions):
+            return view
+    return None
+
+
+def _pages(journal: Journal, partition: Partition) -> Iterator[tuple[Sequence[Row], int]]:
+    """Rows of a partition that should be there, and how many are missing after each page."""
+    first = partition.trimmed + 1
+    while first <= partition.end:
+        n = min(_PAGE, partition.end - first + 1)
+        rows = journal.read(partition.id, first, n)
+        if len(rows) != n:
+            found = journal.partition(partition.id)
+            if found is None or found.trimmed > partition.trimmed:
+                raise _Moved
+        yield rows, n - len(rows)
+        first += n
+
+
+def _minus(a: Digest, b: Digest) -> Digest:
+    return a[0] - b[0], (a[1] - b[1]) & _MASK
+
+
+class _Counts:
+    """Digest of the rows that one view has beyond another; events that are in no model now."""
+
+    def __init__(self, decisions: Decisions, now: _View, base: _View) -> None:
+        self._decisions, self._now, self._base = decisions, now, base
+        self.digest: Digest = (0, 0)
+        self.undone: set[bytes] = set()
+        self.frozen: set[bytes] = set()
+        self.standing: set[bytes] = set()
+
+    def add(self, partition: Partition, row: Row) -> None:
+        """One row of the journal."""
+        event = origin(row).key
+        if row.verdict is Verdict.FROZEN:
+            self.frozen.add(event)
+        if row.verdict not in LEARNED or row.key.hex() in self._decisions.failed:
+            return
+        if not self._decisions.stands(row):
+            self.undone.add(event)
+        elif event != row.key or self._decisions.was_undone(row):
+            self.standing.add(event)
+        sign = self._now.has(partition, row.offset) - self._base.has(partition, row.offset)
+        count, total = self.digest
+        self.digest = count + sign, (total + sign * event_hash(row.key)) & _MASK

@@ -138,6 +138,10 @@ class Decisions:
         """Whether the row was to be learned and nothing took it out."""
         return row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
 
+    def was_undone(self, row: Row) -> bool:
+        """Whether a rollback took the row out, at any time."""
+        return any(r.holds(row.partition, row.offset) for r in self.rolled_back)
+
     def from_first(self, event: Origin) -> list[int]:
         """Decisions from the first that can have taken the event out, or kept it back."""
         seqs = [r.decision for r in self.rolled_back if r.holds(event.partition, event.offset)]
