@@ -1,0 +1,95 @@
+"""Clients: they send events, repeat until they are answered, and repeat some after that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sim_model import Event
+from sim_processes import Replica
+
+from sim_loop import Process
+
+if TYPE_CHECKING:
+    from sim_world import World
+
+
+class Clients:
+    """All clients of one seed; each sends one request with one event or some.
+
+    Attributes
+    ----------
+    open
+        Requests that somebody still wants an answer to.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world, self.open = world, 0
+        self._process = Process(world.loop, "clients")
+        self._persistent = False
+        events = list(world.events.values())
+        while events:
+            n = world.r.choice((1, 1, 1, 2, 4))
+            self._start(events[:n])
+            events = events[n:]
+
+    def persist(self) -> None:
+        """From now on nobody gives up."""
+        self._persistent = True
+
+    def _start(self, events: Sequence[Event]) -> None:
+        self.open += 1
+        self._process.spawn(self._guarded(events))
+
+    async def _guarded(self, events: Sequence[Event]) -> None:
+        try:
+            await self._live(events)
+        except Exception as error:
+            self._world.fail(error)
+        self.open -= 1
+
+    async def _live(self, events: Sequence[Event]) -> None:
+        world, r = self._world, self._world.r
+        await asyncio.sleep(r.random() * world.climate.chaos_s)
+        while not await self._ask(events):
+            if not self._persistent and r.random() < 0.05:
+                return
+            await asyncio.sleep(r.random() * 0.3)
+        while r.random() < 0.3:
+            await asyncio.sleep(r.random() * world.climate.chaos_s / 2)
+            mixed = list(events) + r.sample(list(world.events.values()), r.choice((0, 0, 1)))
+            await self._ask(list(dict.fromkeys(mixed)))
+
+    async def _ask(self, events: Sequence[Event]) -> bool:
+        """Send one request; whether it was answered."""
+        world = self._world
+        replicas = [x for x in world.live(Replica) if x.ready or world.chance(0.1)]
+        if not replicas:
+            return False
+        replica = world.r.choice(replicas)
+        arrived = world.loop.create_future()
+
+        def reply(answer: Any) -> None:
+            def deliver() -> None:
+                if not arrived.done():
+                    arrived.set_result(answer)
+
+            world.network.send(replica.process, self._process, deliver)
+
+        known = {event.name for event in events if event.name in world.oracle.told}
+        world.network.send(
+            self._process, replica.process, lambda: replica.feedback(events, reply)
+        )
+        try:
+            async with asyncio.timeout(world.patience_s(5.0)):
+                answer = await arrived
+        except TimeoutError:
+            return False
+        if isinstance(answer, Exception):
+            return False
+        for event, one in zip(events, answer, strict=True):
+            place = (one.row.partition, one.row.offset)
+            world.oracle.answer(event, one.status, place)
+            assert one.repeat or event.name not in known, f"{event.name} is new again"
+        return True

@@ -1,0 +1,131 @@
+"""What is fed and what must come of it: events, a ledger for a model, and the oracle.
+
+The oracle keeps what clients were told and compares it with what models and server say.  It
+shares no code with what it judges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from online.models.base import Prediction
+from paramserver.blocks import Block, Blocks
+from replay import codec
+from replay.example import Example, Features, Label
+from replay.journal.base import NewRow, Verdict
+
+
+@dataclass(frozen=True)
+class Event:
+    """One piece of feedback.  ``amount`` is dyadic, so that sums are exact in any order."""
+
+    name: str
+    weight: float
+    factor: float
+    poison: bool = False
+    deadly: bool = False
+
+    @property
+    def key(self) -> bytes:
+        return hashlib.blake2b(self.name.encode(), digest_size=16).digest()
+
+    @property
+    def amount(self) -> float:
+        """What it adds to a model that learns it."""
+        return 0.0 if self.poison or self.deadly else self.weight * self.factor
+
+    def row(self, at: float) -> NewRow:
+        features: Features = {"event": self.name, "poison": self.poison, "deadly": self.deadly}
+        payload = codec.encode(Example(features, 1.0, self.weight))
+        verdict = Verdict.ACCEPTED if self.factor == 1 else Verdict.CLIPPED
+        return NewRow(self.key, self.name, "s", verdict, payload, at, self.factor)
+
+
+class Ledger:
+    """Sums the weights of each event under its name.
+
+    It damages itself before it raises on a poisoned row, and ends its process at a deadly one.
+    """
+
+    mergeable, learns, numeric_only, structure = True, True, False, "ledger"
+    why_not_mergeable: str | None = None
+
+    def __init__(self, die: Callable[[], None]) -> None:
+        self.sums: dict[str, float] = {}
+        self._open: dict[str, float] = {}
+        self._die = die
+
+    def predict(self, features: Features) -> Prediction:
+        """The sum of the event that the features name."""
+        return Prediction(self.sums.get(str(features["event"]), 0.0), None)
+
+    def predict_many(self, rows: Iterable[Features]) -> list[Prediction]:
+        """The same for each row."""
+        return [self.predict(features) for features in rows]
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """Add the weight."""
+        if features["deadly"]:
+            self._die()
+        event = str(features["event"])
+        for sums in (self.sums, self._open):
+            sums[event] = sums.get(event, 0.0) + weight
+        if features["poison"]:
+            self.sums["damage"] = self._open["damage"] = 8.0
+            raise ValueError("poison")
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        opened, self._open = self._open, {}
+        return {"sums": Block("additive", opened)} if opened else {}
+
+    def rebase(self, values: Blocks) -> None:
+        """New values, with the open delta on top."""
+        for event, x in values["sums"].data.items() if "sums" in values else ():
+            self.sums[event] = x + self._open.get(event, 0.0)
+
+    def reset(self, values: Blocks) -> None:
+        """Exactly the values."""
+        self.sums, self._open = {}, {}
+        self.rebase(values)
+
+
+class Oracle:
+    """What clients were told, and whether everything else agrees with it."""
+
+    def __init__(self, events: Mapping[str, Event]) -> None:
+        self.events = events
+        self.told: dict[str, tuple[str, int, int]] = {}  # status, partition, offset
+
+    def answer(self, event: Event, status: str, place: tuple[int, int]) -> None:
+        """A client got an answer: the first one stands for every later one."""
+        wanted = "failed" if event.poison or event.deadly else "learned"
+        assert status == wanted, f"{event} was answered {status}"
+        told, before = (status, *place), self.told.setdefault(event.name, (status, *place))
+        assert told == before, f"{event.name} was answered {before}, and then {told}"
+
+    def at_most_once(self, sums: Mapping[str, float], where: str) -> None:
+        """At any time, of any model that answers."""
+        for name, x in sums.items():
+            event = self.events.get(name)
+            assert event is not None, f"{where}: {name} = {x} is nothing that was sent"
+            assert x in (0.0, event.amount), f"{where}: {name} counts {x}, not {event.amount}"
+
+    def wrong(self, sums: Mapping[str, float], digest: tuple[int, int], where: str) -> str | None:
+        """What is not as it must be when all has come to rest; None if nothing is."""
+        self.at_most_once(sums, where)
+        for name in self.told:
+            if sums.get(name, 0.0) != self.events[name].amount:
+                return f"{where}: {name} was answered and counts {sums.get(name, 0.0)}"
+        keys = [self.events[name].key for name, x in sums.items() if x]
+        expected = (len(keys), sum(int.from_bytes(k[:8], "big") for k in keys) % 2**64)
+        return None if digest == expected else f"{where}: digest {digest}, not {expected}"
+
+
+def sums_of(values: Any) -> dict[str, float]:
+    """The ledger in a server's values."""
+    block = values.get("sums")
+    return {} if block is None else dict(block.data)

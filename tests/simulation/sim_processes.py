@@ -1,0 +1,315 @@
+"""The processes of the service, each built of the real code as its shell builds it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import online.config
+import online.errors
+import online.learner
+import online.replica
+import paramserver.actor
+import paramserver.lineage
+import replay.journal.sqlite
+from online.config import Limits, ModelSettings, Sync
+from paramserver import wire
+from paramserver.actor import Host, ServerSettings
+from paramserver.errors import ParamServerError, ServerUnavailable
+from paramserver.snapshots.store import Retention
+from replay.errors import JournalUnavailable
+from sim_disk import DeadProcess, SnapshotDisk
+from sim_loop import Process
+from sim_model import Event, Ledger, sums_of
+
+if TYPE_CHECKING:
+    from online.writer import Recorded
+    from sim_world import World
+
+MODEL, SPEC = "m", "5" * 64
+
+
+class Actor:
+    """A process with the journals that it has open."""
+
+    kind = "actor"
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world, self.name = world, f"{self.kind}-{number}"
+        self.process = Process(world.loop, self.name)
+        self.journals: list[Any] = []
+        self.process.spawn(self._guarded())
+
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    async def _guarded(self) -> None:
+        """What nobody expected ends the seed, not only the process."""
+        try:
+            await self.live()
+        except JournalUnavailable as error:
+            self.world.note(f"{self.name} can't start: {error}")
+            self.world.kill(self)  # its supervisor starts another
+        except Exception as error:
+            self.world.fail(error)
+
+    async def live(self) -> None:
+        """The process from its start on."""
+
+    async def thread(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
+        """A step on one of the process's threads."""
+        return await self.world.loop.run_in_executor(name, step, *args)
+
+    def open_journal(self) -> Any:
+        """The journal, as this process has it."""
+        world = self.world
+        kind = replay.journal.sqlite.SqliteJournal
+
+        class Watched(kind):  # type: ignore[misc, valid-type]
+            def seal(self, partition: int) -> int:
+                world.sealed.add(partition)
+                end: int = super().seal(partition)
+                return end
+
+        journal = Watched(
+            world.journal_path,
+            disk_low_mb=1,
+            free_mb=lambda: 0.0 if world.disk.full else 100.0,
+            synchronous=world.faulty.synchronous,
+        )
+        self.journals.append(journal)
+        return journal
+
+
+class Head(Actor):
+    """The process that moves the journal's log into its file."""
+
+    kind = "head"
+
+    async def live(self) -> None:
+        journal = await self.thread("main", self.open_journal)
+        while True:
+            await asyncio.sleep(self.world.climate.tend_s)
+            try:
+                await self.thread("main", journal.checkpoint)
+            except JournalUnavailable as error:
+                self.world.note(f"checkpoint: {error}")
+
+
+class Server(Actor):
+    """A parameter server under its supervisor."""
+
+    kind = "server"
+
+    def __init__(self, world: World, number: int) -> None:
+        climate = world.climate
+        settings = ServerSettings(
+            interval_s=climate.snapshot_s,
+            retention=Retention(climate.keep, 0, 0, 0),
+            lease_s=climate.lease_s,
+            history_max=climate.history,
+            confirm_s=climate.confirm_s,
+        )
+        clock = world.loop.time
+        host = Host(clock, world.wall, self._die, SnapshotDisk(world.disk))
+        self.real = paramserver.actor.ParameterServer(
+            paramserver.lineage.Lineage(MODEL, SPEC, "{}", "sum"),
+            self.open_journal,
+            "/simulated/snapshots",
+            settings,
+            world.find_gone,
+            host=host,
+            background=False,
+        )
+        self.settings = settings
+        self.inbox: list[Callable[[], None]] = []
+        super().__init__(world, number)
+
+    def _die(self) -> None:
+        self.world.counts["superseded"] += 1
+        self.process.kill()
+        raise DeadProcess
+
+    async def live(self) -> None:
+        while not await self.thread("main", self.real.restore):
+            assert self.real.ping() != "refused", self.real.status()["reason"]
+            await asyncio.sleep(self.settings.retry_s)
+        self.world.note(f"{self.name} serves {self.real.status()['version']}")
+        self.process.spawn(self._repeat("snapshots", self.real.snapshot_if_due))
+        await self._repeat("main", self.real.confirm)
+
+    async def _repeat(self, thread: str, step: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(self.settings.confirm_s)
+            try:
+                await self.thread(thread, step)
+            except Exception as error:  # as the actor's own threads do
+                self.world.note(f"{self.name}: {error!r}")
+
+    def receive(self, data: bytes, reply: Callable[[Any], None]) -> None:
+        """A request has come: it waits for its turn, which a snapshot in the making may give."""
+
+        def turn() -> None:
+            try:
+                answer: Any = self.world.at_work(self.process, lambda: self.real.sync(data))
+            except ParamServerError as error:
+                answer = error
+            if self.alive:
+                reply(answer)
+
+        self.inbox.append(turn)
+        self.world.loop.call_soon(self.turn)
+
+    def turn(self) -> None:
+        """Serve the next request, if there is one."""
+        if self.inbox and self.alive:
+            self.inbox.pop(0)()
+
+    def check(self) -> None:
+        """Nothing counts twice in what it has at present."""
+        if (server := self.real._server) is not None:
+            self.world.oracle.at_most_once(sums_of(server.values), self.name)
+
+
+class Replica(Actor):
+    """A replica: the three loops, and handlers that come and go."""
+
+    kind = "replica"
+
+    def __init__(self, world: World, number: int) -> None:
+        self.model: Any = None
+        self.ready = self.stopping = False
+        self.own: dict[int, dict[str, float]] = {}  # by partition: what was answered here
+        self.handlers: list[asyncio.Task[Any]] = []
+        super().__init__(world, number)
+
+    async def live(self) -> None:
+        world, climate = self.world, self.world.climate
+        journal = await self.thread("main", self.open_journal)
+        learner = online.learner.Learner(
+            lambda: Ledger(self._die),
+            task="regression",
+            spec=SPEC,
+            retain_bytes=climate.retain_bytes,
+            rows_max=climate.rows_max,
+        )
+        settings = ModelSettings(
+            name=MODEL,
+            task="regression",
+            learner="linreg",
+            sync=Sync(interval_ms=climate.sync_ms, updates=climate.updates),
+        )
+        limits = Limits(feedback_wait_s=climate.feedback_wait_s, ongoing_max=climate.ongoing_max)
+        self.model = online.replica.ModelReplica(
+            settings,
+            limits,
+            learner,
+            journal,
+            Client(self),
+            replica=self.name,
+            spec=SPEC,
+            now_s=world.wall,
+            monotonic_s=world.loop.time,
+        )
+        await self.model.start()
+        self.ready = True
+        world.note(f"{self.name} has partition {self.model.writer.partition}")
+
+    def _die(self) -> None:
+        """A row that kills its learner."""
+        self.world.counts["deadly row"] += 1
+        self.process.kill()
+        self.world.loop.call_soon(self.world.kill, self, context=self.world.outside)
+        raise DeadProcess
+
+    def stop(self) -> None:
+        """Ask it to end as a scale-down does."""
+        self.ready, self.stopping = False, True
+
+        async def stop() -> None:
+            await self.model.stop(3.0)
+            self.world.kill(self)
+
+        self.process.spawn(stop())
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def feedback(self, events: Sequence[Event], reply: Callable[[Any], None]) -> None:
+        """A request has come."""
+        self.handlers = [task for task in self.handlers if not task.done()]
+        self.handlers.append(self.process.spawn(self._handle(events, reply)))
+
+    async def _handle(self, events: Sequence[Event], reply: Callable[[Any], None]) -> None:
+        if self.model is None or not (self.ready or self.stopping):
+            reply(ConnectionRefusedError())
+            return
+        rows = [event.row(self.model.now_s()) for event in events]
+        try:
+            recorded: list[Recorded] = await self.model.writer.record(rows)
+        except online.errors.RequestError as error:
+            reply(error)
+            return
+        try:
+            self._note_own(events, recorded)
+            self.check()
+        except AssertionError as error:
+            self.world.fail(error)
+        reply(recorded)
+
+    def _note_own(self, events: Sequence[Event], recorded: Sequence[Recorded]) -> None:
+        for event, one in zip(events, recorded, strict=True):
+            assert one.row is not None
+            if one.row.partition == self.model.writer.partition:
+                own = self.own.setdefault(one.row.partition, {})
+                own[event.name] = event.amount if one.status == "learned" else 0.0
+
+    def check(self) -> None:
+        """Each event counts at most once, own ones exactly, and a prediction is to be had."""
+        if not self.ready or not self.alive:
+            return
+        learner, oracle = self.model.learner, self.world.oracle
+        oracle.at_most_once(learner.serving.sums, self.name)
+        partition = self.model.writer.partition
+        if partition not in self.world.sealed:
+            for name, x in self.own.get(partition, {}).items():
+                answer = learner.predict({"event": name}).label
+                assert answer == x, f"{self.name}: its own {name} counts {answer}, not {x}"
+        errors = self.model.counts["internal_errors"]
+        assert not errors, f"{self.name}: {self.model.incident}"
+
+
+class Client:
+    """A replica's way to whoever it takes for the server."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        """As the real client: an answer, the server's own error, or no answer."""
+        world, me = self._replica.world, self._replica
+        server = world.server_of(me)
+        if server is None or not server.alive:
+            await asyncio.sleep(0.05)
+            raise ServerUnavailable(MODEL, "no actor has that name")
+        data, arrived = wire.encode(request), world.loop.create_future()
+
+        def reply(answer: Any) -> None:
+            def deliver() -> None:
+                if not arrived.done():
+                    arrived.set_result(answer)
+
+            world.network.send(server.process, me.process, deliver)
+
+        world.network.send(me.process, server.process, lambda: server.receive(data, reply))
+        try:
+            async with asyncio.timeout(world.patience_s(timeout_s)):
+                answer = await arrived
+        except TimeoutError as error:
+            raise ServerUnavailable(MODEL, "no answer") from error
+        if isinstance(answer, ParamServerError):
+            raise answer
+        return wire.decode_reply(answer)
+
+

@@ -1,0 +1,348 @@
+"""The whole service in one thread, on simulated time, network and disk, by seed."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sim_chaos
+from sim_clients import Clients
+from sim_disk import DeadProcess, SimDisk
+from sim_loop import Process, SimLoop
+from sim_model import Event, Oracle, sums_of
+from sim_network import Network
+from sim_processes import Actor, Head, Replica, Server
+from sim_vfs import Vfs
+
+import replay.journal.sqlitefile
+
+ActorT = TypeVar("ActorT", bound=Actor)
+
+HEAL_S = 90.0
+"""Simulated seconds after the last fault within which everything has to be right."""
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """Mutants that are a flag and not a text: a machine that does not keep its word."""
+
+    synchronous: Literal["FULL", "OFF"] = "FULL"
+    lying_disk: bool = False
+
+
+@dataclass(frozen=True)
+class Climate:
+    """What one seed is like: bounds, paces, and which faults it has."""
+
+    faults: frozenset[str]
+    fault_s: float
+    chaos_s: float
+    events: int
+    tend_s: float
+    snapshot_s: float
+    confirm_s: float
+    lease_s: float
+    keep: int
+    history: int
+    retain_bytes: int
+    rows_max: int
+    updates: int
+    sync_ms: float
+    feedback_wait_s: float
+    ongoing_max: int
+
+    @classmethod
+    def draw(cls, r: random.Random) -> Climate:
+        """Each seed has its own: what all faults together would hide shows where few are."""
+        share = r.choice((0.3, 0.6, 1.0))
+        return cls(
+            faults=frozenset(name for name in sorted(sim_chaos.FAULTS) if r.random() < share),
+            fault_s=r.choice((0.1, 0.25, 0.6)),
+            chaos_s=r.uniform(2.0, 6.0),
+            events=r.randint(10, 36),
+            tend_s=r.choice((0.05, 0.4, 2.0)),
+            snapshot_s=r.choice((0.1, 0.5, 2.0)),
+            confirm_s=r.choice((0.1, 0.3)),
+            lease_s=r.choice((0.3, 1.0)),
+            keep=r.choice((1, 2, 4)),
+            history=r.choice((1, 3, 40)),
+            retain_bytes=r.choice((0, 600, 10**6)),
+            rows_max=r.randint(1, 6),
+            updates=r.choice((1, 3, 64)),
+            sync_ms=r.choice((20.0, 60.0, 150.0)),
+            feedback_wait_s=r.choice((0.5, 2.0, 10.0)),
+            ongoing_max=r.choice((4, 256)),
+        )
+
+
+class World:
+    """One seed.
+
+    Attributes
+    ----------
+    counts
+        Faults by kind.
+    calm
+        Faults have stopped, and everything has to heal.
+    """
+
+    def __init__(
+        self,
+        vfs: Vfs,
+        folder: Path,
+        seed: int,
+        *,
+        faulty: Faulty | None = None,
+        trace: Callable[[str], None] | None = None,
+    ) -> None:
+        self.r, self.seed, self.faulty = random.Random(seed), seed, faulty or Faulty()
+        self.counts: Counter[str] = Counter()
+        self.climate = Climate.draw(self.r)
+        self.loop = SimLoop(self.r)
+        self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
+        self.loop.set_exception_handler(self._unexpected)
+        self.outside = contextvars.copy_context()
+        self.disk = SimDisk(self.r, self.counts)
+        self.disk.lying = self.faulty.lying_disk
+        self.disk.between = self._between
+        self._vfs = vfs
+        vfs.begin(self.disk, seed)
+        self.network = Network(self.loop, self.r, self.counts)
+        self.journal_path = folder / "journal.db"
+        self.events = {event.name: event for event in self._draw_events()}
+        self.oracle = Oracle(self.events)
+        self.sealed: set[int] = set()
+        self.actors: list[Actor] = []
+        self.servers_of: dict[str, Server] = {}  # replicas that stick to an older server
+        self.calm = False
+        self.slow_s = 0.0
+        self.kill_at_work = 0.0
+        self.wall_offset_s = 0.0
+        self._working: Process | None = None
+        self._number = 0
+        self._failure: BaseException | None = None
+        self._trace = trace
+        replay.journal.sqlitefile.os = _Os(self.disk)  # type: ignore[attr-defined]
+
+    def _draw_events(self) -> Iterable[Event]:
+        r = self.r
+        for k in range(self.climate.events):
+            poison = r.random() < 0.08
+            weight, factor = r.choice((1.0, 1.0, 0.5, 2.0)), r.choice((1.0, 1.0, 1.0, 0.25))
+            yield Event(f"event {k}", weight, factor, poison)
+
+    # -- what everybody asks for ---------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """A line of the trace."""
+        if self._trace is not None:
+            self._trace(f"{self.loop.time() - 1000:8.4f} {text}")
+
+    def wall(self) -> float:
+        """The wall clock, which may be set back."""
+        return 1.7e9 + self.loop.time() + self.wall_offset_s
+
+    def chance(self, p: float) -> bool:
+        """A fault by the dice; none when all has to heal."""
+        return not self.calm and self.r.random() < p
+
+    def patience_s(self, longest_s: float) -> float:
+        """How soon a caller knows that no answer comes: a broken link, or only the time-out."""
+        return min(longest_s, self.r.choice((0.1, 0.5, longest_s)))
+
+    def fail(self, error: BaseException) -> None:
+        """The seed has failed."""
+        if self._failure is None:
+            self._failure = error
+            self.note(f"FAILED: {error!r}")
+
+    def _unexpected(self, _: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.fail(error if error is not None else AssertionError(context["message"]))
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def start(self, kind: type[ActorT]) -> ActorT:
+        """A new process."""
+        self._number += 1
+        actor = kind(self, self._number)
+        self.actors.append(actor)
+        self.note(f"{actor.name} starts")
+        return actor
+
+    def live(self, kind: type[ActorT]) -> list[ActorT]:
+        """Those that were not killed, oldest first."""
+        return [a for a in self.actors if isinstance(a, kind) and a.alive]
+
+    def kill(self, actor: Actor) -> None:
+        """SIGKILL: nothing of it runs any more, and what it had open is closed by the kernel."""
+        if not actor.journals and not actor.alive:
+            return
+        self.note(f"{actor.name} is dead")
+        actor.process.kill()
+        dead, self.disk.dead = self.disk.dead, True
+        for journal in actor.journals:
+            journal.close()
+        actor.journals = []
+        self.disk.dead = dead
+
+    def power_cut(self) -> None:
+        """All at once, and what was not synced is gone."""
+        self.note("power cut")
+        for actor in self.actors:
+            self.kill(actor)
+        self.disk.power_cut()
+        self.servers_of.clear()
+
+    def server_of(self, replica: Replica) -> Server | None:
+        """Whom a replica takes for the server: the newest, or one that lives on beside it."""
+        stuck = self.servers_of.get(replica.name)
+        if stuck is not None and stuck.alive and not self.calm:
+            return stuck
+        servers = self.live(Server)
+        return servers[-1] if servers else None
+
+    def find_gone(self, partitions: Iterable[Any]) -> list[int]:
+        """What the server is told of the dead: the truth, a part of it, or now and then a lie."""
+        alive = {replica.name for replica in self.live(Replica)}
+        return [
+            p.id
+            for p in partitions
+            if not p.sealed and (self.chance(0.02) or (p.replica not in alive and self.chance(0.5)))
+        ]
+
+    # -- steps on threads ------------------------------------------------------------------------
+
+    def _step_s(self) -> float:
+        slow = self.slow_s and self.r.random() < 0.3
+        if slow:
+            self.counts["slow disk"] += 1
+        return self.r.random() * (self.slow_s if slow else 0.004)
+
+    def at_work(self, process: Process | None, step: Callable[[], Any]) -> Any:
+        """Do what a thread was given; the process may be killed in the middle of it."""
+        if self._working is not None or process is None:
+            return step()
+        actor = next(a for a in self.actors if a.process is process)
+        self._working = process
+        if self.chance(self.kill_at_work):
+            self.disk.steps_left = self.r.randrange(12)
+        try:
+            return step()
+        except DeadProcess:
+            return None
+        finally:
+            self._working, self.disk.steps_left = None, None
+            if self.disk.dead:
+                self.disk.dead = False
+                self.counts[f"crash {actor.kind}"] += 1
+                self.counts["crash in a step"] += 1
+                self.kill(actor)
+            elif not actor.alive:
+                self.kill(actor)
+
+    def _between(self) -> None:
+        """While a snapshot is written, the server goes on answering."""
+        server = next((s for s in self.live(Server) if s.process is self._working), None)
+        if server is not None and self.r.random() < 0.5:
+            server.turn()
+
+    # -- the run -----------------------------------------------------------------------------------
+
+    def run(self) -> Counter[str]:
+        """Raises AssertionError if anything is not as promised."""
+        logging.disable(logging.CRITICAL if self._trace is None else logging.NOTSET)
+        try:
+            self.loop.run_until_complete(self.outside.run(self._task))
+        finally:
+            self._dispose()
+        return self.counts
+
+    def _task(self) -> Any:
+        return self.loop.create_task(self._live())
+
+    async def _live(self) -> None:
+        sim_chaos.start(self)
+        clients = Clients(self)
+        await sim_chaos.storm(self)
+        self.note("calm")
+        sim_chaos.heal(self)
+        clients.persist()
+        deadline = self.loop.time() + HEAL_S
+        while (wrong := self._wrong(clients)) is not None:
+            self.check()
+            assert self.loop.time() < deadline, f"it does not heal: {wrong}"
+            await sim_chaos.sleep(0.25)
+            sim_chaos.supervise(self)
+        self.note(f"all is right, {HEAL_S - deadline + self.loop.time():.1f} s after the last fault")
+
+    def check(self) -> None:
+        """What holds at any time."""
+        if self._failure is not None:
+            raise self._failure
+        for actor in self.actors:
+            if isinstance(actor, (Replica, Server)) and actor.alive:
+                actor.check()
+
+    def _wrong(self, clients: Clients) -> str | None:
+        """What is not yet as it must be in the end."""
+        if clients.open:
+            return f"{clients.open} requests have no answer"
+        servers, replicas = self.live(Server), [x for x in self.live(Replica) if x.ready]
+        if len(servers) != 1 or servers[0].real.ping() != "serving" or not replicas:
+            return f"{len(servers)} servers, {len(replicas)} replicas"
+        server: Any = servers[0].real._server
+        digest = server.values.get("digest")
+        found = (digest.data["count"], digest.data["sum"]) if digest else (0, 0)
+        sums = sums_of(server.values)
+        wrong = self.oracle.wrong(sums, found, servers[0].name)
+        for replica in replicas:
+            learner = replica.model.learner
+            if {n: x for n, x in learner.serving.sums.items() if x} != {
+                n: x for n, x in sums.items() if x
+            }:
+                return f"{replica.name} differs from the server"
+            wrong = wrong or self.oracle.wrong(
+                learner.serving.sums, learner.tally.digest, replica.name
+            )
+            if learner.own:
+                return f"{replica.name} has {learner.own} rows of its own"
+        return wrong
+
+    def _dispose(self) -> None:
+        """Close what is open, without letting anything of it go on."""
+        for actor in self.actors:
+            self.kill(actor)
+        for actor in self.actors:
+            for task in actor.process.tasks:
+                if not task.done():
+                    try:
+                        task.get_coro().close()  # type: ignore[union-attr]
+                    except RuntimeError:
+                        pass  # it wanted to wait for something on its way out
+        self.loop.close()
+        replay.journal.sqlitefile.os = os  # type: ignore[attr-defined]
+
+
+class _Os:
+    """``os`` for the journal's file: sizes are those of the simulated disk."""
+
+    def __init__(self, disk: SimDisk) -> None:
+        self._disk = disk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def stat(self, path: Any) -> Any:
+        """Size of a simulated file."""
+        inode = self._disk.names.get(str(path))
+        if inode is None:
+            raise FileNotFoundError(path)
+        return os.stat_result((0,) * 6 + (len(inode.content), 0, 0, 0))
