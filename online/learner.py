@@ -7,7 +7,8 @@ Learning follows the offsets of committed rows, never requests.  The local model
 so each own row counts once, whatever was lost, repeated or restarted.  At a merge, if the deltas
 of a partition are no unbroken chain from its clock to what was learned (the server restarted,
 somebody else pushed, a bound was reached), they are dropped and the rows are learned again, while
-the old copy goes on predicting.
+the old copy goes on predicting.  If the server's values were rewritten (a rollback), everything
+above them is learned again, and the old copy does not go on.
 
 No Ray, no I/O, no clock: the shell in :mod:`online.replica` feeds rows, sends and receives.
 Protocol: "Exactly once, in detail" in the project's design.
@@ -24,6 +25,7 @@ from online.deltas import Delta, Deltas, Opened, Pulled, Track, moved
 from online.models.base import Model, Prediction
 from online.tally import Tally
 from paramserver import blocks as algebra
+from paramserver.rewrites import Undone
 from paramserver.wire import Push, SyncReply, Version
 from replay import codec
 from replay.example import Example, Features
@@ -56,6 +58,14 @@ class Learner:
         Deltas kept until a published snapshot has them.  Beyond it the journal is the copy.
     rows_max
         Rows of one delta at most.
+
+    Attributes
+    ----------
+    rewrite, control, frozen
+        As in the server's replies (:class:`paramserver.wire.SyncReply`).
+    undone
+        Rows that are not learned, because a rollback took them out.  To be set before a row is
+        learned on values of another ``rewrite``.
     """
 
     def __init__(
@@ -76,6 +86,9 @@ class Learner:
         self.ready = False
         self.want_all = True
         self.relearned = 0
+        self.rewrite = self.control = 0
+        self.frozen = False
+        self.undone = Undone()
         self._open: Opened | None = None
         self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
         self._targets: dict[int, int] = {}  # by partition: where relearning it ends
@@ -95,6 +108,8 @@ class Learner:
 
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
+        if self.undone.has(partition, offset):
+            return False
         if self._targets:
             return self._served.get(partition, 0) >= offset
         track = self.tracks.get(partition)
@@ -150,7 +165,8 @@ class Learner:
         """Learn the next row of its partition, one of :meth:`wanted`.
 
         A row that the model raises on leaves it as it was before, and is reported; the pointer
-        goes on.  With ``give_up``, the reason why, the model is not asked at all.
+        goes on.  With ``give_up``, the reason why, the model is not asked at all.  A row that is
+        undone is passed over.
         """
         place, wanted = (row.partition, row.offset), self.wanted()
         assert place in wanted, f"row {place} is none of {wanted}"
@@ -160,9 +176,10 @@ class Learner:
         if self._open is None:
             self._open = Opened(row.partition, row.offset, row.offset, self.version)
         failed = None
-        if row.verdict in _LEARNED and give_up is not None:
+        learned = row.verdict in _LEARNED and not self.undone.has(row.partition, row.offset)
+        if learned and give_up is not None:
             failed = Failed(row, give_up)
-        elif row.verdict in _LEARNED:
+        elif learned:
             example = codec.decode(row.payload)
             try:
                 self._learn(row, example)
@@ -213,8 +230,10 @@ class Learner:
 
     @property
     def open_rows(self) -> int:
-        """Offsets in the open delta."""
-        return self._open.last - self._open.first + 1 if self._open else 0
+        """Offsets in the open delta; 0 if a frozen model keeps it here."""
+        if self._open is None or (self.frozen and not self._due(self._open)):
+            return 0
+        return self._open.last - self._open.first + 1
 
     def _cut(self) -> None:
         if (opened := self._open) is None:
@@ -228,15 +247,32 @@ class Learner:
         self._pending_n += n
 
     def pushes(self, limit: int) -> list[Push]:
-        """Cut the open delta; the first ``limit`` deltas that the server may not have, in order."""
-        self._cut()
+        """Cut the open delta; the first ``limit`` deltas that the server may not have, in order.
+
+        While the model is frozen what holds no learned row stays here, so that the version
+        stands.  An adopted partition is pushed to its end all the same, or it would keep its
+        adopter from adopting others.
+        """
+        if not self.frozen or self._due(self._open):
+            self._cut()
         epoch = self.version[0]
         out = []
-        for d in self._deltas.pending(self.clock)[:limit]:
+        pending = self._deltas.pending(self.clock)
+        if self.frozen:
+            pending = [d for i, d in enumerate(pending) if any(map(self._due, _rest(pending, i)))]
+        for d in pending[:limit]:
             base = d.base if d.base[0] == epoch else self.version
             wire = algebra.to_wire(d.blocks)
             out.append(Push(epoch, self._spec, d.partition, d.first, d.last, d.n, base, wire))
         return out
+
+    def _due(self, delta: Delta | Opened | None) -> bool:
+        """Whether a frozen model pushes it."""
+        if delta is None:
+            return False
+        track = self.tracks.get(delta.partition)
+        adopted = track is not None and track.end is not None
+        return adopted or (delta.n if isinstance(delta, Delta) else len(delta.rows)) > 0
 
     @property
     def since(self) -> Version | None:
@@ -256,6 +292,8 @@ class Learner:
             self.want_all = True
             return False
         clock = {**reply.clock, **dict.fromkeys(reply.closed, _CLOSED)}
+        if reply.rewrite != self.rewrite:
+            self._forget(clock)
         explain = self._deltas.explain
         if reply.kind == "none" and not explain(self.clock, clock, self.tracks.keys()):
             self.want_all = True
@@ -273,6 +311,9 @@ class Learner:
         self.version = (reply.epoch, reply.count)
         self.clock = clock
         self.durable = dict(reply.durable)
+        self.rewrite = reply.rewrite
+        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
+            self.control, self.frozen = reply.control, reply.frozen
         self.want_all = False
         self._settle(reply.closed)
         lost = self._broken()
@@ -288,6 +329,16 @@ class Learner:
             self._switch()
         self.ready = True
         return changed
+
+    def _forget(self, clock: Mapping[int, int]) -> None:
+        """The values were rewritten: drop what was learned on others, go on from the clock."""
+        self._open = None
+        self._deltas.drop(self.tracks.keys())
+        self._targets = {}
+        for partition, track in self.tracks.items():
+            restart = clock.get(partition, 0) + 1
+            self.relearned += max(track.next - restart, 0)
+            track.next = restart
 
     def _settle(self, closed: Collection[int]) -> None:
         """Finish partitions that every copy has, start held ones, drop deltas likewise."""
@@ -333,6 +384,11 @@ class Learner:
         self._reset(self._training)
         self._pending_n = sum(d.n for d in self._deltas.pending(self.clock))
         self._switch()
+
+
+def _rest(pending: list[Delta], i: int) -> list[Delta]:
+    """The delta at ``i`` and those of its partition that follow."""
+    return [d for d in pending[i:] if d.partition == pending[i].partition]
 
 
 def _increments(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:

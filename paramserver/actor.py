@@ -1,4 +1,4 @@
-"""The process around the state machine: restoring, one lock, snapshots, the epoch's guard.
+"""The parameter server as its callers see it: sync, snapshots, and what operators decide.
 
 This class knows no Ray: :mod:`paramserver.ray_client` makes an actor of it, tests use it as it
 is.  It imports neither river nor torch, so that a killed server is back within seconds.
@@ -6,385 +6,43 @@ is.  It imports neither river nor torch, so that a killed server is back within 
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
-import threading
-import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from paramserver import wire
+from paramserver import rewrites, wire
 from paramserver.blocks import size_bytes
 from paramserver.errors import (
-    FormatRefused,
-    NotReady,
-    RequestRefused,
-    StartRefused,
-    StoreUnavailable,
+    DecisionUncertain,
+    RollbackRefused,
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
     Superseded,
 )
-from paramserver.leases import Leases
-from paramserver.lineage import Lineage, publish, recover
-from paramserver.server import HISTORY_MAX, Server
+from paramserver.lineage import decide, needed, replayed
+from paramserver.process import (
+    SERVING,
+    FindGone,
+    Host,
+    ServerProcess,
+    ServerSettings,
+    identity,
+)
+from paramserver.server import Server
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Disk, Retention
-from paramserver.store import PartitionInfo, Store
+from paramserver.state import SnapshotState
+from paramserver.store import Store
 
-_log: Final = logging.getLogger(__name__)
+__all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
 
-FindGone = Callable[[Sequence[PartitionInfo]], Collection[int]]
-"""Partitions whose owner is known not to live (an empty answer is always right)."""
+REWRITING: Final = "rewriting"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """How a parameter server works.
-
-    Attributes
-    ----------
-    interval_s
-        Seconds between periodic snapshots (none is made of an unchanged state).
-    retention
-        Which snapshots are kept.
-    lease_s, adopt_max
-        See :class:`paramserver.leases.Leases`.
-    history_max
-        Pushes of which the touched keys are remembered.
-    confirm_s
-        Seconds between two looks at the store: is the epoch still ours, what is sealed.
-    report_keep_s
-        Replicas not heard of for so long leave ``reports`` and ``status``.
-    retry_s
-        Seconds between two attempts to restore.
-    """
-
-    interval_s: float = 10.0
-    retention: Retention = field(default_factory=Retention)
-    lease_s: float = 5.0
-    adopt_max: int = 2
-    history_max: int = HISTORY_MAX
-    confirm_s: float = 1.0
-    report_keep_s: float = 60.0
-    retry_s: float = 0.5
-
-
-def _die() -> None:
-    """End this process at once; Ray starts it again, and it takes a new epoch."""
-    logging.shutdown()
-    os._exit(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """The machine as the server sees it: two clocks (seconds), the disk, and how to end."""
-
-    monotonic: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
-    die: Callable[[], None] = _die
-    disk: Disk = field(default_factory=Disk)
-
-
-@dataclass(frozen=True, slots=True)
-class _Contact:
-    """The last that was heard of a replica."""
-
-    at_s: float
-    partition: int
-    report: dict[str, float] | None
-
-
-class Contacts:
-    """What was last heard of each replica, for ``keep_s`` seconds."""
-
-    def __init__(self, keep_s: float) -> None:
-        self._keep_s = keep_s
-        self._last: dict[str, _Contact] = {}
-
-    def __len__(self) -> int:
-        return len(self._last)
-
-    def note(self, request: wire.SyncRequest, now_s: float) -> None:
-        """A replica was in contact."""
-        contact = _Contact(now_s, request.partition, request.report)
-        self._last[request.replica] = contact
-
-    def drop_old(self, now_s: float) -> None:
-        """Forget replicas not heard of for ``keep_s``."""
-        old = now_s - self._keep_s
-        self._last = {r: c for r, c in self._last.items() if c.at_s >= old}
-
-    def reports(self, now_s: float) -> dict[str, dict[str, float]]:
-        """Newest counters of the replicas that sent some."""
-        old = now_s - self._keep_s
-        return {
-            replica: contact.report
-            for replica, contact in self._last.items()
-            if contact.report is not None and contact.at_s >= old
-        }
-
-    def shown(self, now_s: float) -> dict[str, dict[str, Any]]:
-        """All that is known, as plain data."""
-        return {
-            replica: {
-                "age_s": now_s - contact.at_s,
-                "partition": contact.partition,
-                "report": contact.report,
-            }
-            for replica, contact in self._last.items()
-        }
-
-
-class ParameterServer:
-    """Values of one lineage: synced with replicas, published as snapshots.
-
-    The constructor neither raises nor blocks (a raise in an actor's restart would end it for
-    good): restoring is done by a thread, and until then :meth:`sync` raises ``NotReady``.
-
-    Parameters
-    ----------
-    lineage
-        Whose parameters, and how pushes are merged.
-    open_store
-        Opens the store behind the journal; called in this process.
-    directory
-        Path or URI of the snapshots of all lineages; this one's are in ``MODEL/SPEC[:16]`` there.
-    find_gone
-        Tells partitions whose owner is known not to live, to adopt them without a wait.
-    background
-        False: no threads; the owner calls :meth:`restore`, :meth:`confirm` and
-        :meth:`snapshot_if_due`.
-    """
-
-    def __init__(
-        self,
-        lineage: Lineage,
-        open_store: Callable[[], Store],
-        directory: str,
-        settings: ServerSettings | None = None,
-        find_gone: FindGone | None = None,
-        *,
-        host: Host | None = None,
-        background: bool = True,
-    ) -> None:
-        self._lineage = lineage
-        self._open_store = open_store
-        self._place = directory
-        self._directory = lineage_place(directory, lineage.model, lineage.spec)
-        self._settings = ServerSettings() if settings is None else settings
-        self._find_gone = find_gone
-        self._host = Host() if host is None else host
-        self._identity = ""  # reads files, so the thread does it
-
-        now_s = self._host.monotonic()
-        self._lock = threading.Lock()  # server, leases, contacts: read and changed under it
-        self._publishing = threading.Lock()  # one snapshot at a time; taken before the lock above
-        self._state = "restoring"
-        self._reason = ""
-        self._server: Server | None = None
-        self._store: Store | None = None
-        self._history: SnapshotHistory | None = None
-        self._base: wire.Version | None = None
-        self._parent: str | None = None
-        self._published: int | None = None  # count that the head holds
-        self._refused: dict[str, str] = {}
-        self._partitions: dict[int, PartitionInfo] = {}
-        self._waiting: list[PartitionInfo] = []  # not closed
-        self._open: list[PartitionInfo] = []  # of these: not sealed, or not fully in the clock
-        self._gone: frozenset[int] = frozenset()
-        self._leases = Leases(self._settings.lease_s, self._settings.adopt_max, now_s)
-        self._contacts = Contacts(self._settings.report_keep_s)
-        self._started_s = now_s
-        self._confirmed_s = now_s
-        self._published_s = now_s
-        self._restore_s: float | None = None
-        if background:
-            threading.Thread(target=self._run, name="parameter-server", daemon=True).start()
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while not self.restore():
-            if self._state == "refused":
-                return
-            pause.wait(self._settings.retry_s)
-        # apart from each other: writing a large snapshot must not delay the look at the epoch
-        pause_s = self._settings.confirm_s
-        threading.Thread(
-            target=_repeat, args=(self.snapshot_if_due, pause_s), name="snapshots", daemon=True
-        ).start()
-        _repeat(self.confirm, pause_s)
-
-    def restore(self) -> bool:
-        """Try to become ready; False if not (``status`` says why)."""
-        try:
-            self._restore()
-        except StartRefused as error:
-            self._state, self._reason = "refused", str(error)
-            _log.error("the server of %s refuses to start: %s", self._lineage.model, error)
-            return False
-        except Exception as error:  # whatever it is, a later attempt may do better
-            self._reason = f"{type(error).__name__}: {error}"
-            _log.warning("the server of %s can't restore yet: %r", self._lineage.model, error)
-            return False
-        return True
-
-    def _restore(self) -> None:
-        self._identity = identity(self._lineage, self._place, self._settings)
-        if self._store is None:
-            self._store = self._open_store()
-        snapshots = open_snapshots(self._directory, self._host.disk)
-        history = SnapshotHistory(snapshots, self._settings.retention)
-        self._refused = history.refused
-        found = recover(self._store, history, self._lineage, self._settings.history_max)
-        history.index()
-        partitions, gone = self._look_at_partitions(self._store)
-        with self._lock:
-            now_s = self._host.monotonic()
-            self._server, self._history = found.server, history
-            self._base, self._parent = found.base, found.snapshot
-            # after a start from an ancestor the head is bad: publish whatever the count is
-            self._published = found.server.count if found.at_head and found.snapshot else None
-            self._confirmed_s = self._published_s = now_s
-            self._restore_s = now_s - self._started_s
-            self._leases = Leases(self._settings.lease_s, self._settings.adopt_max, now_s)
-            self._note_partitions(found.server, partitions, gone)
-            self._state, self._reason = "serving", ""
-
-    def _look_at_partitions(self, store: Store) -> tuple[Sequence[PartitionInfo], frozenset[int]]:
-        partitions = store.partitions(self._lineage.model)
-        return partitions, frozenset(self._find_gone(partitions) if self._find_gone else ())
-
-    def _note_partitions(
-        self, server: Server, partitions: Sequence[PartitionInfo], gone: frozenset[int]
-    ) -> None:
-        self._partitions = {p.id: p for p in partitions}
-        self._gone = gone
-        finished = server.note_partitions(partitions)
-        self._waiting = [p for p in partitions if p.id not in server.closed]
-        self._open = [p for p in self._waiting if p.id not in finished]
-
-    def _serving(self) -> tuple[Server, Store, SnapshotHistory]:
-        if self._server is None or self._store is None or self._history is None:
-            raise NotReady(self._state, self._reason)
-        return self._server, self._store, self._history
-
-    def sync(self, request: bytes) -> bytes:
-        """Apply pushes and answer with the state after them; all of one version.
-
-        Raises
-        ------
-        NotReady, FormatRefused, RequestRefused, BlockError, PushRefused
-            Definite; pushes before the refused one are applied.
-        StoreUnavailable
-            Indefinite.
-        """
-        try:
-            message = wire.decode_request(request)
-        except msgspec.DecodeError as error:
-            raise RequestRefused(str(error)) from error
-        if message.format != wire.FORMAT:
-            raise FormatRefused(message.format, wire.FORMAT)
-        with self._lock:
-            server, _, _ = self._serving()
-            now_s = self._host.monotonic()
-            self._contacts.note(message, now_s)
-            self._leases.touch(message.replica, message.partition, message.adopting, now_s)
-            acks = [server.push(push, self._lookup) for push in message.pushes]
-            orphans = self._leases.orphans(
-                self._open, server.clock, server.closed,
-                message.replica, message.partition, now_s, self._gone,
-            )  # fmt: skip
-            asked = [p for p in orphans if p not in message.adopting]
-            confirmed_ms = 1000.0 * (now_s - self._confirmed_s)
-            # encoded under the lock: the reply shares its blocks with the server
-            return wire.encode(server.reply(message, acks, asked, confirmed_ms))
-
-    def _lookup(self, partition: int) -> PartitionInfo | None:
-        known = self._partitions.get(partition)
-        if known is not None:
-            return known
-        if self._store is None:
-            raise NotReady(self._state, self._reason)
-        try:
-            return self._store.partition(partition)
-        except Exception as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-
-    def confirm(self) -> None:
-        """Look whether the epoch is still ours (else end), and at the partitions."""
-        server, store, _ = self._serving()
-        asked_s = self._host.monotonic()
-        newest = store.head(self._lineage.model, self._lineage.spec).epoch
-        if newest != server.epoch:
-            self._end(Superseded(server.epoch, newest))
-            return
-        partitions, gone = self._look_at_partitions(store)
-        with self._lock:
-            self._confirmed_s = asked_s
-            self._leases.tick(asked_s)
-            self._note_partitions(server, partitions, gone)
-            self._contacts.drop_old(asked_s)
-
-    def snapshot_if_due(self) -> None:
-        """Publish if ``interval_s`` have passed since the last time."""
-        if self._host.monotonic() - self._published_s >= self._settings.interval_s:
-            self.snapshot()
-
-    def _end(self, error: Superseded) -> None:
-        _log.error("%s", error)
-        self._state, self._reason = "superseded", str(error)
-        self._host.die()
-
-    def snapshot(self, pin: bool = False) -> dict[str, Any]:
-        """Publish the state as it is now, unless the head holds it, and describe it.
-
-        Raises
-        ------
-        NotReady
-            Definite.
-        PublishFailed
-            The head is where it was.
-        """
-        with self._publishing:
-            with self._lock:
-                server, store, history = self._serving()
-                state = None
-                if server.count != self._published:
-                    metrics = {"replicas": float(len(self._contacts))}
-                    state = server.begin_snapshot(self._host.wall(), self._parent, metrics)
-            if state is not None:
-                try:
-                    name = publish(store, history, state, self._base)
-                except Superseded as error:
-                    self._end(error)
-                    raise
-                self._published, self._parent = state.version[1], name
-                with self._lock:
-                    server.note_durable(state)
-                self._retain(server, history, name)
-            self._published_s = self._host.monotonic()
-            if pin and self._parent is not None:
-                history.pin(self._parent, True)
-            described = next(row for row in history.listed() if row.name == self._parent)
-            row: dict[str, Any] = msgspec.to_builtins(described)
-            return row
-
-    def _retain(self, server: Server, history: SnapshotHistory, head: str) -> None:
-        try:
-            kept = history.retain(head)
-        except OSError as error:
-            _log.warning("old snapshots could not be removed yet: %s", error)
-            return
-        with self._lock:
-            for partition in self._waiting:
-                server.close(partition, kept)
-            self._waiting = [p for p in self._waiting if p.id not in server.closed]
+class ParameterServer(ServerProcess):
+    """A server's process with what operators ask and decide."""
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All good snapshots, newest first, as plain dicts of ``history.Listed``."""
@@ -397,6 +55,184 @@ class ParameterServer:
         with self._publishing:
             _, _, history = self._serving()
             history.pin(name, on)
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    def rollback(self, name: str) -> dict[str, Any]:
+        """Back to the values of a snapshot: what was learned since is undone, and stays so.
+
+        Meanwhile ``sync`` raises NotReady.  The next periodic snapshot publishes the new state.
+
+        Returns
+        -------
+        dict
+            ``snapshot``, ``version`` of the new state, ``undone`` (rows, whatever their verdict),
+            ``control`` (number of the row that holds the decision).
+
+        Raises
+        ------
+        NotReady, RollbackRefused, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite.  The process ends, and the next one acts on the row if it stands.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            target = self._target(history, name)
+            try:
+                ends = {p.id: p.end for p in store.partitions(server.model)}
+            except Exception as error:
+                raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+            with self._lock:  # who syncs now has been answered
+                self._state = REWRITING
+            try:
+                return self._roll_back(server, store, history, name, target, ends)
+            finally:
+                if self._state == REWRITING:
+                    self._state = SERVING
+
+    def _roll_back(
+        self,
+        server: Server,
+        store: Store,
+        history: SnapshotHistory,
+        name: str,
+        target: SnapshotState,
+        ends: dict[int, int],
+    ) -> dict[str, Any]:
+        note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
+        key = f"{rewrites.ROLLBACK}:{server.spec}:{server.epoch}:{server.count}:{name}"
+        try:
+            controls = decide(store, server, rewrites.ROLLBACK, key, msgspec.json.encode(note))
+        except Superseded as error:
+            self._end(error)
+            raise
+        except DecisionUncertain as error:  # nothing may be learned that it might undo
+            self._end(error, "ended")
+            raise
+        try:
+            state = replayed(
+                server.state(0.0, None, {}),
+                controls,
+                lambda wanted: target if wanted == name else needed(history, wanted),
+            )
+            # of this epoch and no other: a server that came between has acted on the row
+            epoch = store.begin_epoch(server.model, server.spec, server.epoch)
+        except Exception as error:  # the row stands: the next process acts on it
+            uncertain = DecisionUncertain(rewrites.ROLLBACK, key, f"written, but {error!r}")
+            self._end(uncertain, "ended")
+            raise uncertain from error
+        seq = controls[-1].seq
+        self._named[seq] = name
+        self._serve(
+            Server.restored(state, server.rule, epoch, history_max=self._settings.history_max)
+        )
+        return {
+            "snapshot": name,
+            "version": [epoch, state.version[1]],
+            "undone": sum(upto - after for after, upto in note.undone.values()),
+            "control": seq,
+        }
+
+    def _target(self, history: SnapshotHistory, name: str) -> SnapshotState:
+        try:
+            state = history.load(name)
+        except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
+            raise self._refusal(history, name, str(error)) from error
+        if (state.model, state.spec) != (self._lineage.model, self._lineage.spec):
+            raise self._refusal(history, name, f"it is of model {state.model!r}, another spec")
+        if state.version[0] < self._begun:
+            raise self._refusal(history, name, "it is from before the model began anew")
+        return state
+
+    def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:
+        usable = [row.name for row in history.listed() if row.version[0] >= self._begun]
+        return RollbackRefused(name, reason, tuple(n for n in usable if n != name))
+
+    def freeze(self) -> dict[str, Any]:
+        """From now on new events are kept and not learned; answers go on, the version stands.
+
+        Replicas hear of it with their next sync.  What they had accepted before is learned and
+        pushed still, so the version moves until ``complete``; afterwards it moves only when the
+        rows of a replica that has died are found, which were acknowledged, and learned by
+        another one.  A repeat changes nothing.
+
+        Returns
+        -------
+        dict
+            ``frozen`` (number of the control row, 0: not frozen), ``control``, ``version``,
+            ``complete`` (every live replica acts on it, and has pushed what was before).
+
+        Raises
+        ------
+        NotReady, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again, the same row is written.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if not server.frozen:
+                with self._lock:
+                    note = rewrites.Freeze(dict(server.clock), sorted(server.closed))
+                key = f"{rewrites.FREEZE}:{server.control}"
+                self._decide(server, store, history, rewrites.FREEZE, key, note)
+            return self._learning(server)
+
+    def unfreeze(self) -> dict[str, Any]:
+        """New events are learned again; what was kept while frozen stays as it is.
+
+        Answers and errors as of :meth:`freeze`.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if server.frozen:
+                key = f"{rewrites.UNFREEZE}:{server.frozen}"
+                note = rewrites.Unfreeze()
+                self._decide(server, store, history, rewrites.UNFREEZE, key, note)
+            return self._learning(server)
+
+    def _decide(
+        self,
+        server: Server,
+        store: Store,
+        history: SnapshotHistory,
+        kind: str,
+        key: str,
+        note: msgspec.Struct,
+    ) -> None:
+        """Write a row that leaves the values as they are, and act on it."""
+        try:
+            controls = decide(store, server, kind, key, msgspec.json.encode(note))
+            state = server.state(0.0, None, {})
+            state = replayed(state, controls, lambda name: needed(history, name))
+        except Superseded as error:
+            self._end(error)
+            raise
+        if state.rewrite != server.rewrite:  # another lineage's: only a start takes it in
+            uncertain = DecisionUncertain(kind, key, f"control row {state.rewrite} rewrote values")
+            self._end(uncertain, "ended")
+            raise uncertain
+        with self._lock:
+            server.note_decided(state)
+
+    def _learning(self, server: Server) -> dict[str, Any]:
+        with self._lock:
+            return {
+                "frozen": server.frozen,
+                "control": server.control,
+                "version": list(server.version),
+                "complete": self._freeze_complete(self._host.monotonic()),
+            }
+
+    def _freeze_complete(self, now_s: float) -> bool:
+        """Whether all that live act on the freeze; unknown for a lease after a start."""
+        server, lease_s = self._server, self._settings.lease_s
+        if server is None or not server.frozen or now_s - self._restored_s < lease_s:
+            return False
+        return self._contacts.all_act_on(server.frozen, now_s - lease_s)
+
+    # -- answers -----------------------------------------------------------------------------
 
     def ping(self) -> str:
         """The state's name; answers as soon as the process lives."""
@@ -411,6 +247,7 @@ class ParameterServer:
         """Everything about the server that an operator may ask; plain data."""
         history = self._history
         listed = [] if history is None else history.listed()
+        reach = None if history is None else history.reach()
         wall_s = self._host.wall()
         with self._lock:
             now_s = self._host.monotonic()
@@ -428,44 +265,32 @@ class ParameterServer:
                 "restore_s": self._restore_s,
                 "confirmed_s": now_s - self._confirmed_s,
                 **_numbers(server),
+                "freeze_complete": self._freeze_complete(now_s),
                 "replicas": self._contacts.shown(now_s),
                 "snapshots": len(listed),
                 "snapshot": self._parent,
                 "snapshot_age_s": wall_s - listed[0].created_at if listed else None,
+                "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
             }
-
-
-def _repeat(step: Callable[[], None], pause_s: float) -> None:
-    pause = threading.Event()
-    while True:
-        pause.wait(pause_s)
-        try:
-            step()
-        except Exception:  # the store or the disk is away: serve on, and try again
-            _log.exception("%s failed; it is tried again", step.__qualname__)
 
 
 def _numbers(server: Server | None) -> dict[str, Any]:
     """What ``status`` says about the state."""
     if server is None:
-        return {"epoch": None, "count": None, "version": None, "clock": {}, "durable": {}}
+        return {
+            "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},
+            "control": None, "rewrite": 0, "frozen": 0,
+        }  # fmt: skip
     return {
         "epoch": server.epoch,
         "count": server.count,
         "version": list(server.version),
         "control": server.control,
+        "rewrite": server.rewrite,
+        "frozen": server.frozen,
         "clock": dict(server.clock),
         "closed": sorted(server.closed),
         "durable": dict(server.durable),
         "bytes": size_bytes(server.values),
     }
-
-
-def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:
-    """Hash of all that makes two servers of one name different: spec, rule, settings, code."""
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(file.read_bytes())
-    parts = (lineage.spec, lineage.rule, directory, repr(settings), code.hexdigest())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -101,7 +101,7 @@ def recover(
     if found is not None:
         name, base = found
     after = [control for control in controls if control.seq > base.control]
-    state = replayed(base, after, partial(_needed, history))
+    state = replayed(base, after, partial(needed, history))
     server = Server.restored(state, lineage.rule, epoch, history_max=history_max)
     _check_clocks(server, partitions)
     _check_rows(server, partitions)
@@ -188,7 +188,14 @@ def _rolled_back(
     return replace(state, rewrite=seq)
 
 
-def _needed(history: SnapshotHistory, name: str) -> SnapshotState:
+def needed(history: SnapshotHistory, name: str) -> SnapshotState:
+    """A snapshot that a control row names.
+
+    Raises
+    ------
+    StartRefused
+        It can't be used, and without it the row can't be applied.
+    """
     try:
         return history.load(name)
     except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing) as error:

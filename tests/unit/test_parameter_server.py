@@ -345,11 +345,13 @@ def test_superseded_server_ends_and_leaves_nothing(world: World) -> None:
     with pytest.raises(Died):
         old.snapshot()
     assert not world.file("1-1").exists()
-    with pytest.raises(Died):
-        old.confirm()
+    with pytest.raises(errors.NotReady):
+        sync(old, (1, 6, 6))
     new.confirm()
     assert new.snapshot()["name"] == "2-1"
     assert value(world.serving()) == 1.0
+    with pytest.raises(Died):
+        new.confirm()
 
 
 def test_lost_answer_of_the_store_is_found_out(world: World) -> None:
