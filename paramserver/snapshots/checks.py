@@ -110,12 +110,12 @@ class ForgetfulDisk(Disk):
             raise FileNotFoundError(path)
         del self._names[path]
 
-    def after_crash(self, *, names: bool, bytes_kept: Share) -> ForgetfulDisk:
+    def after_crash(self, *, names: bool, bytes_kept: Share) -> Self:
         """The disk that is found after a power cut.
 
         ``names``: whether unsynced changes of the directory reached the disk.
         """
-        found = ForgetfulDisk()
+        found = type(self)()
         for path, file in (self._names if names else self._synced_names).items():
             unsynced = file.content[len(file.synced) :] if file.synced else file.content
             share = {"none": 0, "half": len(unsynced) // 2, "all": len(unsynced)}[bytes_kept]
@@ -124,7 +124,7 @@ class ForgetfulDisk(Disk):
         found._synced_names = dict(found._names)
         return found
 
-    def outcomes(self) -> Iterator[ForgetfulDisk]:
+    def outcomes(self) -> Iterator[Self]:
         """Every disk that may be found after a power cut."""
         for names, share in product((False, True), _SHARES):
             yield self.after_crash(names=names, bytes_kept=share)
