@@ -282,7 +282,7 @@ class Service:
         Raises
         ------
         StartRefused
-            The new settings can't be served; the service goes on with the old ones.
+            The new settings can't be served; what ran before goes on.
         """
         found = rollout.changes(self._settings, settings)
         models = Models(settings, self._progress).load()
@@ -296,17 +296,10 @@ class Service:
         if not replace and not found.scaled:
             return ["the settings are as they were"]
         self._incomplete = True
-        try:
-            if replace:
-                self._version += 1
-                self._start_servers(settings)
-            self._deploy(settings)
-        except RuntimeError as error:
-            why = (str(error).strip().splitlines() or [repr(error)])[-1]
-            raise StartRefused(
-                f"the new replicas do not start: {why}",
-                "Those that ran before go on; mend the settings and reload again",
-            ) from error
+        if replace:
+            self._version += 1
+            self._start_servers(settings)
+        self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
         self._wait_http()
         processes.note(run_path(settings), self._facts)

