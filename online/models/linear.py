@@ -352,6 +352,9 @@ def _move(
     weights: Any, start: dict[str, float], values: dict[str, float], built: dict[str, float]
 ) -> None:
     """Put ``built + values`` under the open delta of each weight."""
+    if not (start or built):
+        weights.update(values)
+        return
     for name, value in values.items():
         new = built.get(name, 0.0) + value
         before = start.get(name)
