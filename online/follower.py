@@ -12,7 +12,7 @@ from online.learner import Learner
 from online.pace import Pace
 from online.writer import Writer
 from replay.errors import JournalUnavailable
-from replay.journal.base import Journal, Row
+from replay.journal.base import Journal, Row, Verdict
 
 log = logging.getLogger("online.replica")
 
@@ -100,7 +100,7 @@ class Follower:
             self._counts["failed"] += 1
             if given_up is None:
                 await self._write_failed(row, failed.reason)
-        self._counts["learned"] += failed is None
+        self._counts["learned"] += failed is None and row.verdict is not Verdict.FROZEN
         if self._learner.open_rows >= self._updates:
             self._pace.now.set()
         self._pace.first_row.set()

@@ -93,7 +93,7 @@ class ModelReplica:
             journal,
             self.counts,
             stamp=self.stamp,
-            frozen=lambda: getattr(learner, "frozen", False),
+            frozen=lambda: learner.frozen,
             moved=self._on_commit,
             sealed=self._on_sealed,
         )
@@ -112,7 +112,6 @@ class ModelReplica:
             updates=settings.sync.updates,
         )
         self._control = 0  # newest control row that is acted on
-        self._rewrite = 0  # of which the undone rows are known
         self._fresh_at: float | None = None
         self.updates_behind: int | None = None  # versions; None without contact
         self._cut_cost_s, self._cut_at = 0.0, 0.0
@@ -135,7 +134,7 @@ class ModelReplica:
         writer.stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                while not writer.idle or self._owes_rows():
+                while not writer.idle or self._owes_rows:
                     self._pace.now.set()
                     await asyncio.sleep(0.01)
                 await writer.write(self._journal.seal, writer.partition)
@@ -146,6 +145,13 @@ class ModelReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._follower.stop()
         writer.close()
+
+    @property
+    def _owes_rows(self) -> bool:
+        """Whether rows of the own partition would be left to an adopter now."""
+        if self.learner.frozen:
+            return self._control != self.learner.control
+        return self.learner.clock.get(self.writer.partition, 0) < self.writer.known
 
     async def _forever(self, loop: Callable[[], Any]) -> None:
         """A loop that outlives what it did not expect; what happened is logged and shown."""
@@ -252,7 +258,7 @@ class ModelReplica:
         if self._follower.unsaid:
             return []
         now = self._monotonic_s()
-        if not self.learner.mergeable and not self.writer.stopping:
+        if not (self.learner.mergeable or self.learner.frozen or self.writer.stopping):
             # Its state travels whole: not more often than its cost allows, or the snapshots need.
             due_s = max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / _OPAQUE_SHARE)
             if now - self._cut_at < due_s:
@@ -265,6 +271,7 @@ class ModelReplica:
     async def _exchange(self, pushes: list[Any]) -> bool | None:
         """One push and pull.  None: no contact; otherwise whether anything changed."""
         learner = self.learner
+        self._act_on(pushes)
         request = SyncRequest(
             format=FORMAT,
             replica=self.replica,
@@ -274,7 +281,7 @@ class ModelReplica:
             values=learner.mergeable or learner.want_all,
             adopting=[p for p, t in learner.tracks.items() if t.end is not None],
             report=self.report(),
-            control=self._acted_on(),
+            control=self._control,
         )
         sent_at = self._monotonic_s()
         try:
@@ -287,14 +294,15 @@ class ModelReplica:
             log.info("parameter server: %s", error)
             return None
         self._refused = None
+        if reply.rewrite != learner.rewrite:  # know what is undone before anything is learned
+            await self.writer.look()
+            learner.undone = self.writer.decisions.undone
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock
         changed = learner.on_reply(reply)
-        if getattr(learner, "control", 0) != self._control:
+        if learner.control != self._control:
             self._pace.now.set()
-        if getattr(learner, "rewrite", 0) != self._rewrite:
-            await self._look_at_decisions()
         if learner.want_all:
             self._pace.now.set()
         else:
@@ -312,7 +320,7 @@ class ModelReplica:
             return
         try:
             end = await self.writer.write(self._journal.seal, partition)
-            await self.writer.look()  # rows that have failed already
+            await self.writer.look()  # which rows have failed already
         except ReplayError as error:
             log.warning("could not seal partition %d: %s", partition, error)
             return
@@ -323,24 +331,15 @@ class ModelReplica:
 
     # -- decisions about history -------------------------------------------------------------
 
-    def _owes_rows(self) -> bool:
-        """Whether rows of the own partition that were written to be learned are not pushed yet."""
-        writer = self.writer
-        last = writer.to_learn if getattr(self.learner, "frozen", False) else writer.known
-        return writer.committing or self.learner.clock.get(writer.partition, 0) < last
-
-    def _acted_on(self) -> int:
-        """The newest control row acted on: a freeze, once all that was written before is pushed."""
-        if not (getattr(self.learner, "frozen", False) and self._owes_rows()):
-            self._control = getattr(self.learner, "control", 0)
-        return self._control
-
-    async def _look_at_decisions(self) -> None:
-        """Read from the journal which rows are undone."""
-        rewrite = getattr(self.learner, "rewrite", 0)
-        try:
-            await self.writer.look()
-        except JournalUnavailable as error:
-            log.warning("journal: %s", error)  # again at the next exchange
+    def _act_on(self, pushes: list[Any]) -> None:
+        """A freeze is acted on once all that was written before it is learned and pushed."""
+        owes = pushes or self._follower.unsaid or self.writer.committing or self._has_to_learn()
+        if self.learner.frozen and owes:
             return
-        self._rewrite = rewrite
+        self._control = self.learner.control
+
+    def _has_to_learn(self) -> bool:
+        """Whether there are rows that are not frozen, or adopted, and not learned yet."""
+        tracks = self.learner.tracks.values()
+        ends = (self.writer.to_learn if track.end is None else track.end for track in tracks)
+        return any(t.held or t.next <= end for t, end in zip(tracks, ends, strict=True))

@@ -70,6 +70,33 @@ class _Waiting:
     open: int
 
 
+class _Behind:
+    """Halves of stored joins that nobody waits for, up to a number and to a sum of bytes."""
+
+    def __init__(self, rows_max: int, bytes_max: int) -> None:
+        self._rows_max, self._bytes_max = rows_max, bytes_max
+        self._halves: deque[NewRow] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._halves)
+
+    def put(self, half: NewRow) -> bool:
+        """Whether there was room for it."""
+        size = len(half.payload)
+        if len(self) >= self._rows_max or self._bytes + size > self._bytes_max:
+            return False
+        self._halves.append(half)
+        self._bytes += size
+        return True
+
+    def take(self, n: int) -> list[NewRow]:
+        """At most ``n``, the oldest first."""
+        halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
+        self._bytes -= sum(len(half.payload) for half in halves)
+        return halves
+
+
 class Writer:
     """Writes one model's feedback into this process's partition.
 
@@ -116,8 +143,8 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
         self._queue: deque[_Waiting] = deque()
-        self._halves: deque[NewRow] = deque()
-        self._halves_bytes = 0
+        most = limits.joins_queue_max
+        self._halves = _Behind(most, most * limits.token_bytes_max)
         self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
         self._store_epoch = 0
         self._wake = asyncio.Event()
@@ -160,7 +187,7 @@ class Writer:
     @property
     def idle(self) -> bool:
         """Whether nothing waits for a commit."""
-        return not self._queue and not self.waiting and not self._halves and not self.writing
+        return not (self._queue or self.waiting or len(self._halves) or self.writing)
 
     # -- feedback ----------------------------------------------------------------------------
 
@@ -197,14 +224,10 @@ class Writer:
 
         The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
         """
-        limits, size = self._limits, len(half.payload)
-        most = limits.joins_queue_max
-        if len(self._halves) >= most or self._halves_bytes + size > most * limits.token_bytes_max:
+        if self._halves.put(half):
+            self._wake.set()
+        else:
             self._counts["joins_dropped"] += 1
-            return
-        self._halves.append(half)
-        self._halves_bytes += size
-        self._wake.set()
 
     @property
     def waiting_max(self) -> int:
@@ -216,16 +239,14 @@ class Writer:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._queue or self._halves:
+            while self._queue or len(self._halves):
                 batch: list[_Waiting] = []
                 size = 0
                 while self._queue and (not batch or size + len(self._queue[0].rows) <= _BATCH_ROWS):
                     size += len(self._queue[0].rows)
                     batch.append(self._queue.popleft())
-                room = self._journal.batch_rows_max - size
-                halves = [self._halves.popleft() for _ in range(min(room, len(self._halves)))]
-                self._halves_bytes -= sum(len(half.payload) for half in halves)
-                await self._commit(halves, batch)
+                room = max(self._journal.batch_rows_max - size, 0)
+                await self._commit(self._halves.take(room), batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
         rows = [*halves, *(row for waiting in batch for row in waiting.rows)]
@@ -257,7 +278,7 @@ class Writer:
         self._store_epoch = appended.epoch
         self._moved(new_server)
         for half, outcome in zip(halves, appended.outcomes, strict=False):
-            self._count(half, outcome)
+            self._counts[f"joins_{_fate(half, outcome)}"] += 1
         for waiting, i, outcome in others:
             await self._stand(waiting, i, outcome)
 
@@ -288,16 +309,6 @@ class Writer:
                 self._waiters[row.offset] = []
                 self.to_learn = max(self.to_learn, row.offset)
 
-    def _count(self, half: NewRow, outcome: Outcome) -> None:
-        """What became of a prediction that was written behind."""
-        if outcome.new:
-            what = "joined"  # its label was there
-        elif outcome.row is not None or (outcome.since is not None and outcome.since != half.at):
-            what = "reused"  # the first prediction of that id stands
-        else:
-            what = "dropped" if outcome.since is None else "kept"
-        self._counts[f"joins_{what}"] += 1
-
     async def _stand(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that is not learned now: a repeat, a frozen one, one that waits."""
         row, now = outcome.row, self._stamp()
@@ -308,7 +319,7 @@ class Writer:
             self._waiters[row.offset].append((waiting, i, True))  # learned together with it
             return
         if not outcome.new:
-            await self.surely(self.decisions.read, self._journal, self._model)
+            await self.look()
         found = Recorded("", row, now, now, not outcome.new, self.failure(row))
         if found.repeat and self._status(found) in ("frozen", "undone"):
             place = (self._journal, self._model, self.decisions, row)
@@ -316,8 +327,8 @@ class Writer:
         self._answer(waiting, i, found)
 
     async def look(self) -> None:
-        """Read the control rows that are new."""
-        await self.read(self.decisions.read, self._journal, self._model)
+        """Read the control rows that are new, as often as it takes."""
+        await self.surely(self.decisions.read, self._journal, self._model)
 
     def failure(self, row: Row) -> str | None:
         """Why the row could not be learned, as far as is known here."""
@@ -378,3 +389,12 @@ class Writer:
             return "frozen"
         undone = self.decisions.undone.has(recorded.row.partition, recorded.row.offset)
         return "undone" if undone else "learned"
+
+
+def _fate(half: NewRow, outcome: Outcome) -> str:
+    """What became of a prediction that was written behind."""
+    if outcome.new:
+        return "joined"  # its label was there
+    if outcome.row is not None or (outcome.since is not None and outcome.since != half.at):
+        return "reused"  # the first prediction of that id stands
+    return "dropped" if outcome.since is None else "kept"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import inspect
 import sys
 import threading
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import online.replica
+import online.writer
 from online.config import Limits
 from online.errors import RequestError
 from online.events import is_join_id
@@ -411,3 +415,49 @@ def test_what_is_kept_reads_back() -> None:
     )
     example = codec.decode(joined)
     assert (example.features, example.label, example.weight) == ({"a": 1.0}, 3.0, 0.5)
+
+
+# -- what the tests above would notice -------------------------------------------------------
+
+_MUTANTS = {
+    "labels before predictions": (
+        "rows = [*halves, *(row for waiting in batch for row in waiting.rows)]",
+        "rows = [*(row for waiting in batch for row in waiting.rows), *halves]",
+        "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
+    ),
+    "no bound": (
+        "len(self) >= self._rows_max or",
+        "",
+        "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
+    ),
+    "no bound of bytes": (
+        "or self._bytes + size > self._bytes_max",
+        "",
+        "test_large_predictions_are_bounded_by_their_bytes",
+    ),
+    "stops before all is written": (
+        "self.waiting or len(self._halves) or self.writing",
+        "self.waiting",
+        "test_what_waits_is_written_before_the_replica_stops",
+    ),
+    "reuse is not noticed": (
+        "outcome.row is not None or",
+        "False and",
+        "test_the_first_of_two_predictions_of_an_id_wins",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(_MUTANTS))
+def test_mutants_of_the_writer_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    rule, instead, test = _MUTANTS[name]
+    source = inspect.getsource(online.writer)
+    assert source.count(rule) == 1, name
+    mutant = types.ModuleType("online.writer")
+    monkeypatch.setitem(sys.modules, "online.writer", mutant)  # dataclasses look there
+    exec(compile(source.replace(rule, instead), "<mutant>", "exec"), mutant.__dict__)
+    monkeypatch.setattr(online.replica, "Writer", mutant.Writer)
+    with pytest.raises((AssertionError, TimeoutError, ValueError)):
+        globals()[test](tmp_path)
