@@ -219,11 +219,21 @@ class SqliteFile:
 
     def query(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         """All rows of one SELECT, in a transaction that ends before it returns."""
+        try:
+            return self._select(sql, values)
+        except sqlite3.ProgrammingError:  # closed by a recovery that has failed
+            with self.write():
+                pass  # recovers: who only reads would else be shut out for ever
+        except sqlite3.Error as error:
+            raise JournalUnavailable(str(error)) from error
+        try:
+            return self._select(sql, values)
+        except sqlite3.Error as error:
+            raise JournalUnavailable(str(error)) from error
+
+    def _select(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._reading:
-            try:
-                return self._reader.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
-                raise JournalUnavailable(str(error)) from error
+            return self._reader.execute(sql, values).fetchall()
 
     def size(self, db: sqlite3.Connection | None = None) -> int:
         """Bytes in use: pages that are not free, and the log's file.
