@@ -10,7 +10,7 @@ import typer
 
 from online import __version__
 from online.bench.cli import app as bench_app
-from online.commands import serve, settings, snapshot, status, stream
+from online.commands import rewrites, serve, settings, snapshot, status, stream
 from online.errors import OnlineError
 
 app = typer.Typer(
@@ -21,7 +21,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (serve.serve, stream.stream, status.status, status.fsck):
+for command in (
+    serve.serve, stream.stream, status.status, status.fsck,
+    rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(settings.app, name="config")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online import config
 from online.errors import ConfigError, StartRefused
@@ -57,3 +60,19 @@ def checked(response: httpx.Response) -> dict[str, Any]:
         raise StartRefused(error["message"], error.get("hint") or "See `online status`")
     data: dict[str, Any] = response.json()
     return data
+
+
+def bar(what: str, *, hidden: bool) -> Progress:
+    """A progress bar on standard error; none if that is no terminal."""
+    return Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+    )  # fmt: skip
+
+
+def span(seconds: float) -> str:
+    """A length of time for people."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -8,9 +8,19 @@ from typing import Any
 import httpx
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 
-from online.commands.base import AsJson, FileOption, StateDir, checked, load_settings, service
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    StateDir,
+    bar,
+    checked,
+    load_settings,
+    service,
+    span,
+)
 from online.play import short
 
 
@@ -44,8 +54,12 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
         age = server["snapshot_age_s"]
         text = "none yet" if age is None else f"{age:.0f} s old"
         console.print(f"parameter server: {server['state']}; newest snapshot {text}")
+        if server.get("reach_s") is not None:
+            console.print(f"rollback reaches back {span(server['reach_s'])}")
         for name, reason in server["refused"].items():
             console.print(f"[red]snapshot {name} was refused: {reason}[/red]")
+    _show_decisions(console, model["rewrites"])
+    _show_room(console, model["journal"])
     if model["incident"]:
         console.print(f"[red]incident: {model['incident']}[/red]")
     table = Table(box=None, pad_edge=False)
@@ -63,17 +77,55 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     console.print(table)
 
 
-def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """Compare the model's digest of learned events with the journal.
+def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
+    if rewrites is None:
+        return
+    if rewrites["frozen"]:
+        console.print("[yellow]frozen: it learns nothing, feedback is kept[/yellow]")
+    if rewrites["last"] is not None:
+        last = rewrites["last"]
+        to = f" to {last['snapshot']}" if "snapshot" in last else ""
+        console.print(f"last decision: {last['kind']}{to}; {rewrites['undone']:,} rows are undone")
 
-    Works with the service running (it waits until nothing is in flight) or stopped.
+
+def _show_room(console: Console, journal: dict[str, Any] | None) -> None:
+    if journal is None:
+        console.print("[red]journal: no answer[/red]")
+        return
+    size = f"{journal['size'] / 2**20:,.1f} MB"
+    if journal["bound"] is not None:
+        size += f" of {journal['bound'] / 2**20:,.0f} ({journal['used_ratio']:.1%})"
+    console.print(
+        f"journal: {size}; {journal['rows']:,} rows, {journal['waiting']:,} halves of joins"
+    )
+    if journal["rows_per_day"] is None:
+        console.print("  growth: measuring")
+        return
+    grown = f"{journal['rows_per_day']:,.0f} rows, {journal['bytes_per_day'] / 2**20:,.1f} MB a day"
+    days = journal["days_left"]
+    left = "it does not fill" if days is None else f"full in {days:,.1f} days"
+    console.print(f"  growth: {grown} over the last {span(journal['measured_s'])}; {left}")
+
+
+def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+    """Compare the events in the newest snapshot with the journal, and read every snapshot.
+
+    Works with the service running or stopped.  Exit code 1 if something is not good.
 
     Example: online fsck
     """
     from online.fsck import check
 
     settings = load_settings(path, state_dir=state_dir)
-    results = [check(settings, model.name) for model in settings.models]
+    with bar("rows", hidden=as_json) as progress:
+        results = []
+        for model in settings.models:
+            task = progress.add_task("", total=None)
+
+            def seen(done: int, total: int, task: TaskID = task) -> None:
+                progress.update(task, completed=done, total=total)
+
+            results.append(check(settings, model.name, seen))
     if as_json:
         print(json.dumps([r.as_dict() for r in results]))
     else:

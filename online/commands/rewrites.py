@@ -1,0 +1,272 @@
+"""`online rollback`, `freeze` and `unfreeze`, and the events that these leave out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    bar,
+    checked,
+    connect,
+    load_settings,
+    pick,
+    span,
+)
+from online.errors import StartRefused
+
+_PAGE = 200
+_PATIENCE_S = 30.0  # of a service that is busy or restarts
+
+After = Annotated[str | None, typer.Option("--after", help="go on behind this cursor")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="list so many events at most")]
+
+
+def rollback(
+    to: Annotated[str | None, typer.Option("--to", help="snapshot to go back to")] = None,
+    undone: Annotated[bool, typer.Option("--undone", help="list the events taken out")] = False,
+    relearn: Annotated[bool, typer.Option("--relearn", help="learn them again")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    after: After = None,
+    limit: Limit = 100,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go back to a snapshot; what was learned since is undone and kept.
+
+    Nothing is deleted: --undone lists the events, --relearn learns them again, each once.
+
+    Example: online rollback --to 3-120
+    """
+    if sum((to is not None, undone, relearn)) != 1:
+        raise typer.BadParameter("give one of --to NAME, --undone and --relearn")
+    with connect(path, state_dir) as client:
+        name = pick(client, model)
+        if undone:
+            _list(client, name, "undone", after, limit, as_json=as_json)
+        elif relearn:
+            _relearn(client, name, "undone", after, as_json=as_json)
+        else:
+            found = _what_goes(path, state_dir, client, name, str(to))
+            if not yes:
+                _ask(found, name, str(to))
+            url = f"/v1/models/{name}/rollback"
+            done = checked(client.post(url, json={"to": to}))
+            if as_json:
+                print(json.dumps(done))
+            else:
+                print(f"{name} is back at {to}: {done['undone']:,} rows undone")
+                print(
+                    "  list them: online rollback --undone   learn them: online rollback --relearn"
+                )
+
+
+def freeze(
+    listed: Annotated[bool, typer.Option("--list", help="list the events kept back")] = False,
+    after: After = None,
+    limit: Limit = 100,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn nothing more: the model goes on answering, and feedback is kept.
+
+    Exit code 1 if a replica has not seen it in time: it is frozen, and that one will.
+
+    Example: online freeze
+    """
+    with connect(path, state_dir) as client:
+        name = pick(client, model)
+        if listed:
+            _list(client, name, "frozen", after, limit, as_json=as_json)
+            return
+        _say_acted(name, "frozen", checked(client.post(f"/v1/models/{name}/freeze")), as_json)
+
+
+def unfreeze(
+    release: Annotated[
+        bool, typer.Option("--release", help="learn the events that were kept back")
+    ] = False,
+    after: After = None,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn again.  Events that were kept back stay so, unless --release says otherwise.
+
+    Example: online unfreeze --release
+    """
+    with connect(path, state_dir) as client:
+        name = pick(client, model)
+        done = checked(client.post(f"/v1/models/{name}/unfreeze"))
+        if release:
+            _relearn(client, name, "frozen", after, as_json=as_json)
+        else:
+            _say_acted(name, "learning", done, as_json)
+
+
+def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(done))
+    else:
+        version = ".".join(map(str, done["version"]))
+        print(f"{name} is {what}, version {version}")
+        for replica in done["missing"]:
+            print(f"  {replica} has not seen it yet")
+    raise typer.Exit(0 if done["complete"] else 1)
+
+
+# -- going back ------------------------------------------------------------------------------
+
+
+def _what_goes(
+    path: Path | None, state_dir: Path | None, client: httpx.Client, model: str, name: str
+) -> dict[str, Any]:
+    """Rows that a rollback would undo, and since when: from the snapshot's own manifest."""
+    from online.names import open_journal, snapshots_path
+    from paramserver.snapshots.format import read_manifest
+    from paramserver.snapshots.places import lineage_place, open_snapshots
+
+    settings = load_settings(path, state_dir=state_dir)
+    status = checked(client.get(f"/v1/models/{model}"))
+    if status["server"] is None:
+        raise StartRefused("the parameter server does not answer", "See `online status`")
+    place = lineage_place(snapshots_path(settings), model, status["spec"])
+    target = read_manifest(open_snapshots(place).load(name))
+    journal = open_journal(settings)
+    try:
+        ends = {p.id: p.end for p in journal.partitions(model)}
+    finally:
+        journal.close()
+    clock = {int(p): offset for p, offset in status["server"]["clock"].items()}
+    clock |= {p: ends[p] for p in status["server"]["closed"]}
+    there = target.closed_partitions()
+    rows = sum(max(upto - target.clock.get(p, 0), 0) for p, upto in clock.items() if p not in there)
+    return {"rows": rows, "since": target.created_at, "version": target.version}
+
+
+def _ask(found: dict[str, Any], model: str, name: str) -> None:
+    ago = span(time.time() - found["since"])
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
+    text = f"{model} goes back to {name}, made {at} ({ago} ago): {found['rows']:,} rows are undone"
+    if not sys.stdin.isatty():
+        raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
+    print(
+        f"{text}.\nThey are kept: `online rollback --relearn` learns them again.", file=sys.stderr
+    )
+    if not typer.confirm("Go back?", err=True):
+        raise StartRefused("nothing was changed", "Say y, or --yes")
+
+
+# -- events ----------------------------------------------------------------------------------
+
+
+def _list(
+    client: httpx.Client, model: str, status: str, after: str | None, limit: int, *, as_json: bool
+) -> None:
+    events: list[dict[str, Any]] = []
+    page: dict[str, Any] = {"cursor": after, "removed": 0, "left": 0}
+    removed = 0
+    while True:
+        query: dict[str, str | int] = {"status": status, "limit": min(limit - len(events), 1000)}
+        if page["cursor"] is not None:
+            query["after"] = page["cursor"]
+        page = checked(client.get(f"/v1/models/{model}/events", params=query))
+        events += page["events"]
+        removed += page["removed"]
+        if page["cursor"] is None or len(events) >= limit:
+            break
+    if as_json:
+        print(json.dumps({**page, "events": events, "removed": removed}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("event", "source", "label", "taken", "row", "status"):
+        table.add_column(column, overflow="fold")
+    for e in events:
+        taken = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(e["at"]))
+        as_row = f" as {e['learned_as']}" if "learned_as" in e else ""
+        label = json.dumps(e["label"])
+        table.add_row(e["event_id"], e["source"], label, taken, e["row"], f"{e['status']}{as_row}")
+    console = Console()
+    console.print(table) if events else print(f"no {status} events")
+    if removed:
+        print(f"{removed:,} older rows were removed by retention")
+    if page["cursor"] is not None:
+        print(f"{page['left']:,} rows left to look at: --after {page['cursor']}")
+
+
+def _relearn(
+    client: httpx.Client, model: str, status: str, after: str | None, *, as_json: bool
+) -> None:
+    """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
+    total = {"learned": 0, "failed": 0, "duplicate": 0, "removed": 0}
+    cursor, code = after, 0
+    shown = bar("learning", hidden=as_json)
+    try:
+        with shown:
+            task, done = shown.add_task("", total=None), 0
+            for page in _pages(client, model, status, after):
+                cursor = page["cursor"]
+                for key in total:
+                    total[key] += page[key]
+                done += page["learned"] + page["failed"] + page["duplicate"]
+                shown.update(task, completed=done, total=done + page["left"])
+    except KeyboardInterrupt:
+        code = 130
+    result = {**total, "cursor": cursor, "interrupted": code != 0}
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{model}: {total['learned']:,} {status} events learned, {total['duplicate']:,} were "
+            f"learned already, {total['failed']:,} could not be"
+        )
+        if total["removed"]:
+            print(f"{total['removed']:,} older rows were removed by retention")
+        if code and cursor is not None:
+            print(f"interrupted; the same command goes on, or faster with --after {cursor}")
+    raise typer.Exit(code)
+
+
+def _pages(
+    client: httpx.Client, model: str, status: str, cursor: str | None
+) -> Iterator[dict[str, Any]]:
+    while True:
+        body = {"status": status, "after": cursor, "limit": _PAGE}
+        page = _patiently(client, f"/v1/models/{model}/relearn", body)
+        yield page
+        cursor = page["cursor"]
+        if cursor is None:
+            return
+
+
+def _patiently(client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer; a request that found the service busy or restarting is sent again."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            answer = client.post(url, json=body)
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if answer.status_code not in (429, 500, 502, 503, 504) or time.monotonic() > deadline:
+                return checked(answer)
+        time.sleep(0.2)
