@@ -300,3 +300,44 @@ def test_a_repeat_says_that_an_event_is_undone_and_whether_it_was_learned_again(
         await replica.stop(5)
 
     worlds.play(tmp_path, scene)
+
+
+# -- with the server's own decisions ---------------------------------------------------------
+
+
+def test_freeze_unfreeze_and_rollback_by_the_server(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one, two = await world.replica("one"), await world.replica("two")
+        first, second = world.serving(one), world.serving(two)
+        assert (await sent(first, event("kept")))[:2] == (200, "learned")
+        await worlds.until(lambda: world.server.status()["clock"] == {one.writer.partition: 1})
+        name = world.server.snapshot()["name"]
+        for serving, event_name in ((first, "a"), (second, "b")):
+            assert (await sent(serving, event(event_name)))[:2] == (200, "learned")
+        world.server.freeze()
+        for replica in (one, two):
+            await worlds.until(lambda r=replica: r.learner.frozen and not r.learner.own)
+        assert (await sent(second, event("c")))[:2] == (202, "frozen")
+        world.server.unfreeze()
+        for replica in (one, two):
+            await worlds.until(lambda r=replica: not r.learner.frozen)
+        undone = world.server.rollback(name)["undone"]
+        assert undone in (2, 3), "and the frozen row, if it was in the clock already"
+        for replica in (one, two):
+            await worlds.until(
+                lambda r=replica: (
+                    [world.weight(r, f) for f in ("kept", "a", "b", "c")] == [1, 0, 0, 0]
+                )
+            )
+        for serving in (first, second):
+            for event_name, was in (("kept", "learned"), ("a", "undone"), ("b", "undone")):
+                status, what, receipt = await sent(serving, event(event_name))
+                assert (status, what, receipt.first_outcome) == (200, "duplicate", was)
+            assert (await sent(serving, event("c")))[2].first_outcome == "frozen"
+        assert (await sent(first, event("d")))[:2] == (200, "learned")
+        for replica in (one, two):
+            await worlds.until(lambda r=replica: world.weight(r, "d") == 1)
+            assert replica.learner.tally.digest[0] == 2
+            await replica.stop(5)
+
+    worlds.play(tmp_path, scene)
