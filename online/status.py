@@ -13,15 +13,22 @@ from online import room
 from online.errors import RequestError
 from online.history import Decisions, Page, walk
 from online.replica import ModelReplica
-from paramserver.errors import ParamServerError, SnapshotMissing, SnapshotName
+from paramserver.errors import (
+    NotReady,
+    ParamServerError,
+    RollbackRefused,
+    SnapshotMissing,
+    SnapshotName,
+)
 from replay import codec
 from replay.errors import ReplayError
 from replay.journal.base import Journal, Row
 
 _ASK_TIMEOUT_S = 2.0
 _COMMAND_TIMEOUT_S = 60.0
-_FREEZE_S = 30.0
-_FREEZE_POLL_S = 0.05
+_ACT_S = 30.0
+_ACT_POLL_S = 0.05
+_LIST = "`online snapshot list` names those that are kept"
 
 
 class ParameterServerControl(Protocol):
@@ -55,7 +62,6 @@ class Cluster:
         self._replicas, self._controls, self._facts = replicas, controls, facts
         self._journals, self._free_bytes, self._monotonic_s = journals, free_bytes, monotonic_s
         self._first_room: dict[str, room.Room] = {}
-        self._decisions = {name: Decisions(facts(name)["spec"]) for name in replicas}
 
     async def start(self) -> None:
         """Look at the journal's room for the first time: growth is measured from here."""
@@ -142,29 +148,38 @@ class Cluster:
     async def freeze(self, model: str) -> dict[str, Any]:
         """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
 
-        After ``_FREEZE_S`` it says what is so by then: ``complete``, and who is missing.
+        After ``_ACT_S`` it says what is so by then: ``complete``, and who is missing.
         """
         answer = dict(await self._command(model, "freeze"))
-        deadline = self._monotonic_s() + _FREEZE_S
-        while True:
-            status = await self._command(model, "status")
-            left_s = deadline - self._monotonic_s()
-            if status["freeze_complete"] or left_s <= 0:
-                break
-            await asyncio.sleep(min(_FREEZE_POLL_S, left_s))
-        missing = [] if status["freeze_complete"] else status.get("freeze_missing", [])
-        return {**answer, "complete": status["freeze_complete"], "missing": missing}
+        return {**answer, **await self._acted(model, answer["frozen"], "freeze_complete")}
 
     async def unfreeze(self, model: str) -> dict[str, Any]:
-        """Learn again from here on."""
-        return dict(await self._command(model, "unfreeze"))
+        """Learn again from here on; waits until the replicas do, and says likewise."""
+        answer = dict(await self._command(model, "unfreeze"))
+        return {**answer, **await self._acted(model, answer["control"], None)}
+
+    async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:
+        """Wait until the replicas act on the control row, or as ``complete`` of the server says."""
+        deadline = self._monotonic_s() + _ACT_S
+        while True:
+            status = await self._command(model, "status")
+            late = sorted(r for r, c in status["replicas"].items() if c["control"] < control)
+            done = not late if complete is None else status[complete]
+            if done or self._monotonic_s() > deadline:
+                break
+            await asyncio.sleep(_ACT_POLL_S)
+        return {"complete": done, "missing": [] if done else late, "version": status["version"]}
 
     async def _command(self, model: str, question: str, *args: Any) -> Any:
         try:
             return await self._controls[model].call(question, _COMMAND_TIMEOUT_S, *args)
         except (SnapshotMissing, SnapshotName) as error:
-            hint = "`online snapshot list` names those that are kept"
-            raise RequestError(404, "unknown_snapshot", str(error), "name", hint) from None
+            raise RequestError(404, "unknown_snapshot", str(error), "name", _LIST) from None
+        except RollbackRefused as error:
+            raise RequestError(422, "rollback_refused", str(error), "to", _LIST) from None
+        except NotReady as error:
+            hint = "Nothing was changed; ask again"
+            raise RequestError(503, "server_unavailable", str(error), None, hint, 1) from None
         except ParamServerError as error:
             status = 422 if error.definite else 503
             code = "refused" if error.definite else "server_unavailable"
@@ -188,7 +203,7 @@ class Cluster:
         """Learn a page of these events again, each once, whoever asks and how often."""
         page = await self._page(model, status, after, limit)
         replica = self._replicas[model]
-        if self._decisions[model].frozen or getattr(replica.learner, "frozen", False):
+        if replica.writer.decisions.frozen or getattr(replica.learner, "frozen", False):
             message = f"the model is frozen: it learns nothing, so no {status} events either"
             hint = "Unfreeze it first: online unfreeze"
             raise RequestError(409, "still_frozen", message, None, hint, 1)
@@ -219,10 +234,10 @@ class Cluster:
         return page
 
     async def _decided(self, model: str) -> Decisions:
-        """Control rows of the model, those of just now too."""
-        decisions = self._decisions[model]
-        await self._read(model, decisions.read, self._journals[model], model)
-        return decisions
+        """What control rows say, those of just now too."""
+        writer = self._replicas[model].writer
+        await asyncio.wait_for(writer.look(), _ASK_TIMEOUT_S)
+        return writer.decisions
 
     def _label(self, model: str, row: Row) -> Any:
         """The row's label, as the model's settings call it."""
