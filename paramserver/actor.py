@@ -123,7 +123,7 @@ class ParameterServer(ServerProcess):
             self._end(uncertain, "ended")
             raise uncertain from error
         seq = controls[-1].seq
-        self._named[seq] = name
+        self._needed = rewrites.Needed(seq, name)
         self._serve(
             Server.restored(state, server.rule, epoch, history_max=self._settings.history_max)
         )

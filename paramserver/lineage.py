@@ -6,7 +6,7 @@ Errors of the store are not told apart by type.  After any of them the head says
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -52,7 +52,7 @@ class Lineage:
 class Recovered:
     """A server ready to serve, and the snapshot that it started from (None: from nothing).
 
-    ``at_head``: the head holds this state.  ``named``: see :func:`paramserver.rewrites.named`.
+    ``at_head``: the head holds this state.  ``needed``: see :func:`paramserver.rewrites.needed`.
     ``begun``: the epoch in which the lineage last began anew; what was before is not its past.
     """
 
@@ -60,7 +60,7 @@ class Recovered:
     base: Version | None
     snapshot: str | None
     at_head: bool
-    named: Mapping[int, str]
+    needed: rewrites.Needed | None
     begun: int
 
 
@@ -110,7 +110,7 @@ def recover(
         base=None if name is None else base.version,
         snapshot=name,
         at_head=name is not None and name == head.snapshot and state.rewrite == base.rewrite,
-        named=rewrites.named(controls, lineage.spec),
+        needed=rewrites.needed(controls, lineage.spec),
         begun=_begun(controls, lineage.spec),
     )
 
@@ -128,13 +128,13 @@ def _nothing(lineage: Lineage, partitions: Iterable[PartitionInfo]) -> SnapshotS
 
 def replayed(
     state: SnapshotState,
-    controls: Iterable[ControlInfo],
+    controls: Sequence[ControlInfo],
     load: Callable[[str], SnapshotState],
 ) -> SnapshotState:
     """The state after these control rows.  The same for a decision just made and in recovery.
 
     A rollback leaves nothing of the state before but its place in the lineage: what it leads to
-    stands in its row.
+    stands in its row.  So the snapshots of earlier ones are not asked for.
 
     Parameters
     ----------
@@ -146,10 +146,14 @@ def replayed(
     StartRefused
         A control row can't be applied to the state.
     """
+    newest = rewrites.needed(controls, state.spec)
     for control in controls:
         if control.kind == rewrites.ROLLBACK:
             note = msgspec.json.decode(control.payload, type=rewrites.Rollback)
-            state = _rolled_back(state, control.seq, note, load)
+            if note.spec != state.spec or newest is None or newest.seq == control.seq:
+                state = _rolled_back(state, control.seq, note, load)
+            else:
+                state = replace(state, rewrite=control.seq)
         elif control.kind in _LATER:
             raise StartRefused(
                 f"control row {control.seq} of {state.model!r} is a {control.kind}, "

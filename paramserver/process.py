@@ -151,7 +151,7 @@ class ServerProcess:
         self._parent: str | None = None
         self._published: int | None = None  # count that the head holds
         self._refused: dict[str, str] = {}
-        self._named: dict[int, str] = {}  # snapshots that rollbacks need, by their control row
+        self._needed: rewrites.Needed | None = None  # by a start from before the last rollback
         self._begun = 0  # epoch in which the lineage began anew
         self._kept: list[Contained] = []  # by the last retention
         self._partitions: dict[int, PartitionInfo] = {}
@@ -217,7 +217,7 @@ class ServerProcess:
             self._base, self._parent = found.base, found.snapshot
             # after a start from an ancestor the head is bad: publish whatever the count is
             self._published = found.server.count if found.at_head else None
-            self._named, self._begun = dict(found.named), found.begun
+            self._needed, self._begun = found.needed, found.begun
             self._confirmed_s = self._published_s = self._restored_s = now_s
             self._restore_s = now_s - self._started_s
             self._leases = Leases(self._settings.lease_s, self._settings.adopt_max, now_s)
@@ -359,7 +359,7 @@ class ServerProcess:
     def _retain(self, server: Server, store: Store, history: SnapshotHistory, head: str) -> None:
         positions = [contained.control for contained in self._kept]
         try:
-            kept = history.retain(head, rewrites.held(self._named, positions))
+            kept = history.retain(head, rewrites.held(self._needed, positions))
         except OSError as error:
             _log.warning("old snapshots could not be removed yet: %s", error)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -144,24 +144,35 @@ def _joined(ranges: Ranges, more: Mapping[int, tuple[int, int]]) -> Ranges:
     return out
 
 
-def named(controls: Iterable[ControlInfo], spec: str) -> dict[int, str]:
-    """By number of the control row: the snapshot that a rollback of the lineage needs."""
-    out = {}
+class Needed(NamedTuple):
+    """The newest rollback of a lineage: number of its control row, and the snapshot it names.
+
+    It alone decides: what is left of the state before it is nothing that an earlier one made.
+    """
+
+    seq: int
+    snapshot: str
+
+
+def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
+    """What a start from before the lineage's newest rollback has to load; None: no rollback."""
+    newest = None
     for control in controls:
         if control.kind == ROLLBACK:
             note = msgspec.json.decode(control.payload, type=Rollback)
             if note.spec == spec:
-                out[control.seq] = note.snapshot
-    return out
+                newest = Needed(control.seq, note.snapshot)
+    return newest
 
 
-def held(names: Mapping[int, str], kept: Collection[int]) -> set[str]:
-    """Of the :func:`named`: those that a start from a kept snapshot would have to load.
+def held(newest: Needed | None, kept: Collection[int]) -> set[str]:
+    """The snapshot that retention must not remove, as long as a start may need it.
 
     Parameters
     ----------
     kept
         Control positions of the snapshots that a server may start from.
     """
-    reach = min(kept, default=0)
-    return {name for seq, name in names.items() if seq > reach}
+    if newest is None or newest.seq <= min(kept, default=0):
+        return set()
+    return {newest.snapshot}
