@@ -183,8 +183,7 @@ class SqliteFile:
                 self._open()
             busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             # A read-only disk lets itself be opened: then reads go on, and this is tried again.
-            self._writer.execute("BEGIN IMMEDIATE")
-            self._writer.execute("ROLLBACK")
+            self._writer.execute("DELETE FROM meta WHERE false")
         except (sqlite3.Error, JournalFormat) as error:
             self._broken = str(error)
             return

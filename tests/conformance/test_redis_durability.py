@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,8 @@ from replay.errors import (
     ServerFull,
 )
 from replay.journal import redisscripts, redisserver
-from replay.journal.base import Appended, NewRow, Verdict
-from replay.journal.redis import RedisJournal
+from replay.journal.base import Appended, Half, NewRow, Verdict
+from replay.journal.redis import FORMAT, RedisJournal
 
 
 def _load(path: Path) -> Any:
@@ -67,7 +70,7 @@ def batch(names: str) -> list[NewRow]:
 
 
 def offsets(answer: Appended) -> list[tuple[bool, int]]:
-    return [(o.new, o.row.offset) for o in answer.outcomes]
+    return [(o.new, o.row.offset if o.row else 0) for o in answer.outcomes]
 
 
 def refused(url: str, **options: Any) -> JournalNotDurable:
@@ -145,10 +148,13 @@ def test_a_server_that_may_be_taken_over_from_is_refused(
 
 
 def test_a_newer_layout_and_wrong_arguments_are_refused(server: Any, client: Any) -> None:
-    client.set("{online}:format", 2)
+    client.set("{online}:format", FORMAT + 1)
     with pytest.raises(JournalFormat) as refusal:
         RedisJournal(server.url)
-    assert refusal.value.found == 2
+    assert refusal.value.found == FORMAT + 1
+    client.set("{online}:format", FORMAT - 1)
+    RedisJournal(server.url).close()
+    assert int(client.get("{online}:format")) == FORMAT, "older versions refuse it from now on"
     for options in ({"prefix": ""}, {"prefix": "a}b"}, {"durability": "hoped"}):
         with pytest.raises(ValueError):
             RedisJournal(server.url, **options)  # type: ignore[arg-type]
@@ -245,6 +251,139 @@ def test_a_deleted_stream_is_noticed_and_a_trimmed_one_keeps_its_end(
                 journal.append(partition, known, batch(names))
             assert behind.value.partition == p
         assert journal.find("m", batch("a")[0].key) is None
+
+
+# -- an outage -------------------------------------------------------------------------------------
+
+
+def halves(names: str, side: Half) -> list[NewRow]:
+    return [replace(row, half=side, payload=side.encode()) for row in batch(names)]
+
+
+def test_an_outage_is_indefinite_at_once_and_the_same_batch_goes_on_once(server: Any) -> None:
+    with closing(RedisJournal(server.url, timeout_s=0.5)) as journal:
+        p = journal.register("m", "r", "x", 1.0).id
+        journal.append(p, 0, [*batch("a"), *halves("h", Half.PREDICTION)])
+        journal.begin_epoch("m", "x", 0)
+        rows = [*batch("b"), *halves("h", Half.LABEL), *batch("c")]
+        server.kill()
+        for call in (
+            lambda: journal.append(p, 1, rows),
+            lambda: journal.append(p, 1, rows),
+            lambda: journal.claim(p, 1),
+            lambda: journal.trim("m", "x", 1, {p: 1}, 9.0, 9),
+            lambda: journal.expire("m", 9.0, 9),
+            lambda: journal.usage("m"),
+            lambda: journal.write_control("m", "freeze", "k", b"", ("x", 1)),
+            lambda: journal.read(p, 1, 9),
+        ):
+            start_s = time.monotonic()
+            with pytest.raises(JournalUnavailable) as refusal:
+                call()
+            assert not refusal.value.definite
+            assert time.monotonic() - start_s < 2.0, "bounded by timeout_s, twice at most"
+        server.start()
+        answer = journal.append(p, 1, rows)
+        assert offsets(answer) == [(True, 2), (True, 3), (True, 4)]
+        assert journal.append(p, 1, rows) == answer
+        assert [r.event_id for r in journal.read(p, 1, 9)] == ["a", "b", "h", "c"]
+        assert journal.usage("m").halves == 0
+
+
+def test_a_server_that_hangs_is_left_after_the_timeout(server: Any) -> None:
+    with closing(RedisJournal(server.url, timeout_s=0.2)) as journal:
+        p = journal.register("m", "r", "x", 1.0).id
+        journal.append(p, 0, batch("a"))
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            start_s = time.monotonic()
+            with pytest.raises(JournalUnavailable) as refusal:
+                journal.append(p, 1, batch("b c"))
+            assert not refusal.value.definite
+            assert time.monotonic() - start_s < 2.0
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert offsets(journal.append(p, 1, batch("b c"))) == [(True, 2), (True, 3)]
+        assert [r.event_id for r in journal.read(p, 1, 9)] == ["a", "b", "c"]
+
+
+def test_a_batch_for_a_server_that_came_back_empty_is_refused(server: Any) -> None:
+    """Never a silent success: neither for who had an answer nor for who had none."""
+    with closing(RedisJournal(server.url)) as journal:
+        p, q = (journal.register("m", "r", "x", 1.0).id for _ in range(2))
+        journal.begin_epoch("m", "x", 0)
+        journal.append(p, 0, [*batch("a"), *halves("h", Half.PREDICTION)])
+        server.empty()
+        for partition, known, error in ((p, 1, JournalBehind), (q, 0, PartitionUnknown)):
+            for rows in (batch("b"), batch("a"), halves("h", Half.LABEL)):
+                with pytest.raises(error) as refusal:
+                    journal.append(partition, known, rows)
+                assert refusal.value.definite
+        for call in (
+            lambda: journal.trim("m", "x", 1, {p: 1}, 9.0, 9),
+            lambda: journal.write_control("m", "failed", "k", b"", ("x", 1)),
+        ):
+            with pytest.raises(EpochLost):
+                call()
+        with pytest.raises(PartitionUnknown):
+            journal.claim(p, 1)
+        usage = journal.usage("m")
+        assert (usage.rows, usage.halves, journal.controls("m", 0)) == (0, 0, ())
+
+
+# -- retention -------------------------------------------------------------------------------------
+
+
+def test_trimming_survives_a_kill_and_frees_memory(server: Any) -> None:
+    with closing(RedisJournal(server.url)) as journal:
+        p = journal.register("m", "r", "x", 1.0).id
+        journal.begin_epoch("m", "x", 0)
+        names = [f"k{i}" for i in range(1000)]
+        rows = [replace(row, payload=bytes(2000)) for row in batch(" ".join(names))]
+        journal.append(p, 0, rows)
+        before = journal.usage("m")
+        assert journal.trim("m", "x", 1, {p: 990}, 9.0, 1000) == 990
+        server.kill()
+        server.start()
+        after = journal.usage("m")
+        assert before.size - after.size > 990 * 2000
+        assert (before.rows, after.rows, after.size_max) == (1000, 10, None)
+        state = journal.partition(p)
+        assert state is not None
+        assert (state.end, state.trimmed) == (1000, 990)
+        assert offsets(journal.append(p, 1000, batch("k0 k999"))) == [(True, 1001), (False, 1000)]
+
+
+def test_a_server_without_memory_still_trims(server: Any, client: Any) -> None:
+    with closing(RedisJournal(server.url, memory_mb_max=1000)) as journal:
+        p = journal.register("m", "r", "x", 1.0).id
+        journal.begin_epoch("m", "x", 0)
+        journal.append(p, 0, [*batch("a b"), *halves("h", Half.LABEL)])
+        client.config_set("maxmemory", "500kb")
+        with pytest.raises(ServerFull):
+            journal.append(p, 2, halves("i", Half.LABEL))
+        assert journal.trim("m", "x", 1, {p: 1}, 9.0, 9) == 1
+        assert journal.expire("m", 9.0, 9) == 1
+        assert journal.usage("m").size_max == 1000 << 20
+        client.config_set("maxmemory", "300mb")
+    with closing(RedisJournal(server.url)) as journal:
+        assert journal.usage("m").size_max == int(300 * 0.9 * (1 << 20))
+
+
+def test_halves_above_their_bound_are_not_kept(server: Any) -> None:
+    with closing(RedisJournal(server.url, halves_max=2)) as journal:
+        p, q = (journal.register(model, "r", "x", 1.0).id for model in ("m", "n"))
+        labels = halves("a b c a", Half.LABEL)
+        answer = journal.append(p, 0, labels)
+        assert [o.since for o in answer.outcomes] == [1.0, 1.0, None, 1.0]
+        assert journal.append(p, 0, labels) == answer
+        assert journal.append(q, 0, labels[2:3]).outcomes[0].since == 1.0, "each model for itself"
+        both = [*halves("c a", Half.PREDICTION), *halves("c", Half.LABEL)]
+        answer = journal.append(p, 0, both)
+        assert [o.new for o in answer.outcomes] == [False, True, False]
+        assert [o.since for o in answer.outcomes] == [None, None, 1.0], "a join makes room"
+        assert journal.usage("m").halves == 2
+        assert journal.expire("m", 9.0, 9) == 2
 
 
 # -- lost answers ----------------------------------------------------------------------------------

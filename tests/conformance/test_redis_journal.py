@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from replay.errors import JournalBehind, JournalUnavailable
 from replay.journal import redisscripts
-from replay.journal.base import Journal, NewRow, Verdict
+from replay.journal.base import Half, Journal, NewRow, Verdict
 from replay.journal.checks import check_journal, yield_checks
 from replay.journal.redis import RedisJournal
 
@@ -178,3 +180,123 @@ def test_an_entry_comes_before_its_key(server: Any) -> None:
     early = failing.replace(HSET, "").replace(FAULT, HSET + FAULT)
     with pytest.raises(JournalBehind):  # b has a key that leads to no entry: for ever a repeat
         _after_a_failing_write(server, "early", early)
+
+
+# -- a script that ends anywhere -------------------------------------------------------------------
+
+# Not HSET: it can't fail once a script has written, and an entry without its key is a row twice.
+WRITES = re.compile(r"redis\.call\(('(?:XADD|HDEL|ZADD|ZREM|INCR|XTRIM)')")
+COUNTED = """
+local left = tonumber(redis.call('GET', KEYS[1] .. ':left') or '0')
+local function write(...)
+  left = left - 1
+  if left == 0 then error('a write has failed') end
+  return redis.call(...)
+end
+"""
+
+
+def counted(script: str) -> str:
+    """The script with a fault at the write whose number is in ``P:left``; what it wrote stays."""
+    assert WRITES.search(script)
+    return COUNTED + WRITES.sub(r"write(\1", script)
+
+
+def half(name: str, side: Half) -> NewRow:
+    return replace(_row(name), half=side, payload=side.encode(), event_id=side)
+
+
+def ends_anywhere(server: Any, prefix: str, script: str) -> list[int]:
+    """At which write of a join a fault makes its repeat end otherwise than as one row."""
+    wrong: list[int] = []
+    batch = [_row("a"), half("b", Half.LABEL), half("c", Half.LABEL), half("d", Half.LABEL)]
+    with closing(server.client()) as client, pytest.MonkeyPatch.context() as patch:
+        for n in range(1, 99):
+            with closing(RedisJournal(server.url, prefix=f"{prefix}{n}")) as journal:
+                p = journal.register("m", "r", "x", 1.0).id
+                journal.append(p, 0, [half("b", Half.PREDICTION), half("c", Half.PREDICTION)])
+                client.set(f"{{{prefix}{n}}}:left", n)
+                patch.setattr(redisscripts, "APPEND", counted(script))
+                try:
+                    journal.append(p, 0, batch)
+                    return wrong
+                except JournalUnavailable as error:
+                    told = str(error)
+                assert "a write has failed" in told
+                patch.undo()
+                answer = journal.append(p, 0, batch)
+                events = [row.event_id for row in journal.read(p, 1, 9)]
+                whole = [o.new for o in answer.outcomes] == [True, True, True, False]
+                kept = journal.append(p, 0, batch[3:]).outcomes[0].since
+                journal.expire("m", 9.0, 9)
+                left = journal.usage("m").halves
+                if (whole, events, kept, left) != (True, ["a", "label", "label"], 1.0, 0):
+                    wrong.append(n)
+    raise AssertionError("no append without a fault")
+
+
+DROPS = """  if new.drops then
+    redis.call('HDEL', halves, new.key)
+    redis.call('ZREM', waiting, new.key)
+  end
+"""
+
+
+def test_a_join_may_end_at_any_write(server: Any) -> None:
+    assert ends_anywhere(server, "any", redisscripts.APPEND) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "moved", "before"),
+    [
+        ("early", DROPS, "  local seq = int(redis"),
+        ("keys", "    redis.call('ZADD', waiting, kept[key][5], key)\n", "    keep[key] = nil\n"),
+    ],
+)
+def test_a_join_in_another_order_is_noticed(
+    server: Any, what: str, moved: str, before: str
+) -> None:
+    script = redisscripts.APPEND
+    assert (script.count(moved), script.count(before)) == (1, 1)
+    changed = script.replace(moved, "").replace(before, moved + before)
+    assert ends_anywhere(server, what, changed) != []
+
+
+def trims_anywhere(server: Any, prefix: str, script: str) -> list[int]:
+    """At which write of a trim a fault leaves an id that leads nowhere."""
+    wrong: list[int] = []
+    batch = [_row("a"), _row("b"), _row("c")]
+    with closing(server.client()) as client, pytest.MonkeyPatch.context() as patch:
+        for n in range(1, 99):
+            with closing(RedisJournal(server.url, prefix=f"{prefix}{n}")) as journal:
+                p, q = (journal.register("m", "r", "x", 1.0).id for _ in range(2))
+                journal.begin_epoch("m", "x", 0)
+                journal.append(p, 0, batch)
+                client.set(f"{{{prefix}{n}}}:left", n)
+                patch.setattr(redisscripts, "TRIM", counted(script))
+                try:
+                    assert journal.trim("m", "x", 1, {p: 2}, 9.0, 9) == 2
+                    return wrong
+                except JournalUnavailable as error:
+                    told = str(error)
+                assert "a write has failed" in told
+                patch.undo()
+                try:
+                    journal.append(q, 0, batch)
+                except JournalBehind:
+                    wrong.append(n)
+                journal.trim("m", "x", 1, {p: 2}, 9.0, 9)
+                assert [row.event_id for row in journal.read(p, 3, 9)] == ["c"]
+    raise AssertionError("no trim without a fault")
+
+
+def test_a_trim_may_end_at_any_write(server: Any) -> None:
+    assert trims_anywhere(server, "trim", redisscripts.TRIM) == []
+
+
+def test_a_trim_of_rows_before_their_ids_is_noticed(server: Any) -> None:
+    script = redisscripts.TRIM
+    ids = "      redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))\n"
+    early = "      redis.call('XTRIM', rows, 'MINID', int(upto + 1) .. '-0')\n"
+    assert script.count(ids) == 1
+    assert trims_anywhere(server, "rows", script.replace(ids, early + ids)) != []
