@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import online.follower
 from online.claims import DEATHS, ENDED, GIVEN_UP, Claims
 from online.models.linear import Linear
 from replay.errors import JournalUnavailable
@@ -266,3 +267,14 @@ def test_a_failed_row_is_in_the_journal_before_its_range_is_pushed(tmp_path: Pat
         await replica.stop(5)
 
     worlds.play(tmp_path, scene)
+
+
+def test_a_push_before_the_failure_is_written_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        online.follower.Follower, "unsaid", property(lambda self: False, lambda self, value: None),
+        raising=False,
+    )  # fmt: skip
+    with pytest.raises(AssertionError):
+        test_a_failed_row_is_in_the_journal_before_its_range_is_pushed(tmp_path)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import online.events
+import online.replica
 from online.errors import RequestError
+from online.events import Events
 from online.messages import Event, FeedbackRequest, PredictRequest
 
 
@@ -145,3 +150,41 @@ def test_a_label_that_waits_across_a_clock_set_back_is_not_forgotten(tmp_path: P
         await new.stop(5)
 
     worlds.play(tmp_path, scene)
+
+
+# -- what the tests above would notice -------------------------------------------------------
+
+_MUTANTS = {
+    "expired before known": (
+        "_with_features",
+        "age_s > window_s and await self._replica.writer.find(key) is None",
+        "age_s > window_s",
+        "test_duplicates_are_looked_up_before_the_window",
+    ),
+    "no window": (
+        "_with_features",
+        "age_s > window_s and",
+        "False and",
+        "test_an_event_older_than_the_window_of_its_id_is_expired",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(_MUTANTS))
+def test_mutants_of_the_windows_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    method, rule, instead, test = _MUTANTS[name]
+    source = textwrap.dedent(inspect.getsource(getattr(Events, method)))
+    assert source.count(rule) == 1, name
+    names = dict(vars(online.events))
+    exec(compile(source.replace(rule, instead), "<mutant>", "exec"), names)
+    monkeypatch.setattr(Events, method, names[method])
+    with pytest.raises(AssertionError):
+        globals()[test](tmp_path)
+
+
+def test_a_clock_that_runs_back_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online.replica, "forward_clock", lambda wall_s, monotonic_s: wall_s)
+    with pytest.raises(RequestError, match="future"):
+        test_a_clock_set_back_costs_a_living_replica_nothing(tmp_path)
