@@ -77,7 +77,6 @@ def play(
     times: int,
     source: str,
     stopped: Callable[[], bool],
-    offset: int = 0,
 ) -> Iterator[Score]:
     """Predict each row, post its label, and yield the score after each.
 
@@ -101,10 +100,7 @@ def play(
                 body = {"features": features}
                 answer = _post(client, f"/v1/models/{model}/predict", body, score, stopped)
                 score.add(label, answer)
-                feedback: dict[str, Any] = {"id": answer["id"], "label": label, "source": source}
-                if answer["id"] is None:  # a row too wide for a token
-                    event_id = f"{stream.name}:{int(begun)}:{score.rows + offset}"
-                    feedback = {**body, "label": label, "source": source, "event_id": event_id}
+                feedback = {"id": answer["id"], "label": label, "source": source}
                 _post(client, f"/v1/models/{model}/feedback", feedback, score, stopped)
                 yield score
             if stopped():
