@@ -46,6 +46,7 @@ _LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
 _CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _NOTHING = "nothing was changed: the service goes on as it was"
+_RETRY_WINDOW_S = 86_400.0  # rows are known so much longer than a repeat is promised to be
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 
@@ -221,6 +222,8 @@ class Service:
                     retention=retention,
                     lease_s=settings.limits.adopt_s / 2,
                     confirm_s=_CONFIRM_S,
+                    keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
+                    halves_keep_s=max(model.token_lifetime, model.label_wait),
                 ),
                 processes.gone,
             )
@@ -265,10 +268,8 @@ class Service:
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
 
     def _deploy(self, settings: Settings) -> None:
-        from online.deployment import Origin
-
         specs = {name: loaded.spec_hash for name, loaded in self._loaded.items()}
-        origin = Origin.here(settings, specs)
+        origin = rollout.Origin.here(settings, specs)
         surge = all(loaded.model.mergeable for loaded in self._loaded.values())
         rollout.deploy(settings, origin, self._version, surge=surge)
 

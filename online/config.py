@@ -62,7 +62,10 @@ def _journal(value: str) -> str:
     except ValueError:  # of the port; it would quote what may be a part of the password
         place = None
     if not place or parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("give sqlite, redis://host:6379/0, rediss://… or unix:///path/to/socket")
+        raise ValueError(
+            "give sqlite, redis://host:6379/0, rediss://… or unix:///path/to/socket; in a "
+            "password write / as %2F and @ as %40"
+        )
     database = parts.path.strip("/")
     if parts.scheme != "unix" and database and not database.isdecimal():
         raise ValueError("a database is a number, as in redis://host:6379/0")

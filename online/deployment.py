@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import logging
 import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray import serve
@@ -20,11 +17,11 @@ from ray import serve
 from online import processes, telemetry
 from online.app import App
 from online.config import Settings
-from online.errors import StartRefused
 from online.features import Door
 from online.learner import Learner
 from online.names import journal_opener, load_model, server_name
 from online.replica import ModelReplica
+from online.rollout import Origin
 from online.room import journal_room
 from online.serving import Serving
 from online.status import Cluster
@@ -35,59 +32,6 @@ from replay.journal.base import Journal
 log = logging.getLogger("online.replica")
 
 _STOP_S = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What the service was started with: a replica must find the same where it runs.
-
-    Attributes
-    ----------
-    host
-        Name of the service's machine.
-    key
-        Fingerprint of the key that signs tokens.
-    specs
-        Hash of each model's spec, by the model's name.
-    """
-
-    host: str
-    key: str
-    specs: Mapping[str, str]
-
-    @classmethod
-    def here(cls, settings: Settings, specs: Mapping[str, str]) -> Origin:
-        """Of this process."""
-        return cls(socket.gethostname(), _fingerprint(Keys.from_file(settings.key_path)), specs)
-
-    def check_place(self, settings: Settings) -> None:
-        """Refuse a machine that does not see the service's files.  Raises StartRefused."""
-        host = socket.gethostname()
-        if host == self.host:
-            return
-        if settings.journal == "sqlite":
-            raise StartRefused(
-                f"a replica was started on {host}, and the SQLite journal is on {self.host}",
-                "Put `journal: redis://host:6379/0` into the settings",
-            )
-        path = settings.key_path
-        if not path.exists() or _fingerprint(Keys.from_file(path)) != self.key:
-            raise StartRefused(
-                f"{path} on {host} is not the key file of {self.host}",
-                "Copy it to every node, or name one that all of them see: key_file",
-            )
-
-    def check_spec(self, name: str, spec: str) -> None:
-        """Refuse code that has changed since the service's start.  Raises StartRefused."""
-        if spec != self.specs[name]:
-            raise StartRefused(
-                f"model {name}: its code has changed since the service started",
-                "Restart the service with --relearn or --fresh, or put the old code back",
-            )
-
-
-def _fingerprint(keys: Keys) -> str:
-    return hashlib.sha256(b"fingerprint" + keys.secret).hexdigest()[:16]
 
 
 @serve.ingress()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from online.config import WITH_SECRETS, ModelSettings, Settings
 from online.errors import StartRefused
+from online.tokens import Keys
 
 _APP = "online"
 _STOP_REPLICA_S = 2.0
@@ -56,13 +59,66 @@ def changes(old: Settings, new: Settings) -> Changes:
     return Changes(tuple(restart), tuple(rolling), old.replicas != new.replicas)
 
 
-def deploy(settings: Settings, origin: Any, version: int, *, surge: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the service was started with: a replica must find the same where it runs.
+
+    Attributes
+    ----------
+    host
+        Name of the service's machine.
+    key
+        Fingerprint of the key that signs tokens.
+    specs
+        Hash of each model's spec, by the model's name.
+    """
+
+    host: str
+    key: str
+    specs: Mapping[str, str]
+
+    @classmethod
+    def here(cls, settings: Settings, specs: Mapping[str, str]) -> Origin:
+        """Of this process."""
+        return cls(socket.gethostname(), _fingerprint(Keys.from_file(settings.key_path)), specs)
+
+    def check_place(self, settings: Settings) -> None:
+        """Refuse a machine that does not see the service's files.  Raises StartRefused."""
+        host = socket.gethostname()
+        if host == self.host:
+            return
+        if settings.journal == "sqlite":
+            raise StartRefused(
+                f"a replica was started on {host}, and the SQLite journal is on {self.host}",
+                "Put `journal: redis://host:6379/0` into the settings",
+            )
+        path = settings.key_path
+        if not path.exists() or _fingerprint(Keys.from_file(path)) != self.key:
+            raise StartRefused(
+                f"{path} on {host} is not the key file of {self.host}",
+                "Copy it to every node, or name one that all of them see: key_file",
+            )
+
+    def check_spec(self, name: str, spec: str) -> None:
+        """Refuse code that has changed since the service's start.  Raises StartRefused."""
+        if spec != self.specs[name]:
+            raise StartRefused(
+                f"model {name}: its code has changed since the service started",
+                "Restart the service with --relearn or --fresh, or put the old code back",
+            )
+
+
+def _fingerprint(keys: Keys) -> str:
+    return hashlib.sha256(b"fingerprint" + keys.secret).hexdigest()[:16]
+
+
+def deploy(settings: Settings, origin: Origin, version: int, *, surge: bool) -> None:
     """Bring the replicas to these settings; returns when all of them answer.
 
     Parameters
     ----------
     origin
-        What a replica compares itself with: see :class:`online.deployment.Origin`.
+        What a replica compares itself with.
     version
         Replicas of another version are replaced; with the same one, only their number changes.
     surge

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from online.config import ModelSettings, Settings, load
-from online.errors import ConfigError
+from online.config import WITH_SECRETS, ModelSettings, Settings, load
+from online.errors import ConfigError, StartRefused
+from online.names import journal_opener, open_journal, snapshots_path
 
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}
 
@@ -237,3 +241,111 @@ def test_show_prints_every_setting_with_its_value(file: Path) -> None:
         [*run, "--json"], capture_output=True, text=True, check=True, timeout=60
     )
     assert json.loads(as_json.stdout).keys() == data.keys()
+
+
+# -- where rows and snapshots are --------------------------------------------------------------
+
+PASSWORD = "s3cr:t/p@ss"
+
+
+@pytest.mark.parametrize(
+    "journal",
+    ["sqlite", "redis://host:6379/0", "redis://host", "rediss://user:pw@host:1/2",
+     "unix:///run/redis.sock", "redis://[::1]:6379/0"],
+)  # fmt: skip
+def test_journals(file: Path, journal: str) -> None:
+    assert loaded(file, {"journal": journal}).journal == journal
+
+
+@pytest.mark.parametrize(
+    "journal",
+    ["redis", "postgres://host/0", "redis://", "redis:///0", "redis://host:port/0",
+     "redis://host:6379/name", "unix://", "SQLITE", "redis://host:99999"],
+)  # fmt: skip
+def test_journals_refused(file: Path, journal: str) -> None:
+    error = refusal(file, {"journal": journal})
+    assert error.field == "journal"
+    assert "redis://host:6379/0" in str(error)
+
+
+@pytest.mark.parametrize(
+    "journal",
+    ["redis://user:s3cr%2Fp%40ss@host:6379/0", "redis://:s3cr:p@host:6379/0",
+     f"redis://user:{PASSWORD}@host:6379/0", f"redis://:{PASSWORD}@host:6379/0",
+     f"redis://:{PASSWORD}@host:6379/name", f"redys://:{PASSWORD}@host", f"redis://:{PASSWORD}@:0",
+     f"unix:///run/r.sock?password={PASSWORD}"],
+)  # fmt: skip
+def test_passwords_are_never_shown(file: Path, journal: str) -> None:
+    data = {"journal": journal, "snapshot_dir": f"s3://key:{PASSWORD}@bucket/prefix"}
+    said = ""
+    try:
+        settings = loaded(file, data)
+        assert settings.journal == journal
+        said += repr(settings) + str(settings)
+        said += str(settings.model_dump()) + settings.model_dump_json()
+        whole = settings.model_dump(mode="json", context=WITH_SECRETS)
+        assert Settings.model_validate(whole).journal == journal
+    except ConfigError as error:
+        said += str(error) + repr(error)
+    for part in (PASSWORD, "s3cr", "p@ss", "ss@host"):
+        assert part not in said
+
+
+def test_config_show_hides_the_password(file: Path) -> None:
+    file.write_text(yaml.safe_dump({"journal": "redis://:s3cr:p@host:6379/0"}))
+    run = [sys.executable, "-m", "online", "config", "show", str(file)]
+    shown = subprocess.run(run, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert yaml.safe_load(shown)["journal"] == "redis://:***@host:6379/0"
+
+
+def test_the_journal_may_come_from_the_environment(file: Path) -> None:
+    assert loaded(file, {}, {"ONLINE_JOURNAL": "redis://host"}).journal == "redis://host"
+    assert refusal(file, {}, {"ONLINE_JOURNAL": "rodis://host"}).field == "journal"
+
+
+def test_snapshot_places(file: Path, tmp_path: Path) -> None:
+    assert snapshots_path(loaded(file, {"state_dir": str(tmp_path)})) == str(tmp_path / "snapshots")
+    relative = snapshots_path(loaded(file, {"snapshot_dir": "kept"}))
+    assert relative == str(Path("kept").resolve())
+    assert snapshots_path(loaded(file, {"snapshot_dir": "s3://b/p"})) == "s3://b/p"
+
+
+@pytest.mark.parametrize("cluster", ["local", "auto", "10.0.0.1:6379", "head:6379"])
+def test_clusters(file: Path, cluster: str) -> None:
+    assert loaded(file, {"cluster": cluster}).cluster == cluster
+
+
+@pytest.mark.parametrize("cluster", ["", "here", "ray://head:10001", "head:", "head:port"])
+def test_clusters_refused(file: Path, cluster: str) -> None:
+    assert refusal(file, {"cluster": cluster}).field == "cluster"
+
+
+def test_the_dedupe_window_is_no_shorter_than_a_token_lives(file: Path) -> None:
+    error = refusal(file, with_model(token_lifetime="7d", dedupe_window="6d"))
+    assert error.field == "models.m.dedupe_window"
+    assert "518400 s" in str(error)
+    assert "604800 s" in str(error)
+    assert loaded(file, with_model(token_lifetime="6d", dedupe_window="6d"))
+
+
+def test_an_opened_journal_has_the_bounds_of_the_settings(tmp_path: Path) -> None:
+    limits = {"journal_mb_max": 7, "halves_max": 5, "disk_low_mb": 3, "rows_max": 2000}
+    settings = load(None, {"state_dir": str(tmp_path), "limits": limits}, {})
+    opener = journal_opener(settings)
+    assert isinstance(opener, partial)
+    assert opener.keywords == {
+        "disk_low_mb": 3, "batch_rows_max": 2000, "size_mb_max": 7, "halves_max": 5,
+    }  # fmt: skip
+    text = pickle.dumps(opener)
+    assert b"online" not in text.replace(bytes(tmp_path), b""), "the actor imports no settings"
+    with closing(pickle.loads(text)()) as journal:
+        assert journal.batch_rows_max == 2000
+
+
+def test_a_server_that_does_not_answer_refuses_the_start(tmp_path: Path) -> None:
+    url = "redis://:s3cret@127.0.0.1:1/0"
+    settings = load(None, {"state_dir": str(tmp_path), "journal": url}, {})
+    with pytest.raises(StartRefused, match=r"redis://:\*\*\*@127\.0\.0\.1:1/0") as caught:
+        open_journal(settings)
+    assert "Start that server" in caught.value.remedy
+    assert "s3cret" not in str(caught.value)
