@@ -203,7 +203,7 @@ class Cluster:
         """Learn a page of these events again, each once, whoever asks and how often."""
         page = await self._page(model, status, after, limit)
         replica = self._replicas[model]
-        if replica.writer.decisions.frozen or getattr(replica.learner, "frozen", False):
+        if replica.writer.decisions.frozen or replica.learner.frozen:
             message = f"the model is frozen: it learns nothing, so no {status} events either"
             hint = "Unfreeze it first: online unfreeze"
             raise RequestError(409, "still_frozen", message, None, hint, 1)

@@ -1,0 +1,327 @@
+"""Rollback, freeze and learning again over HTTP and by command, while processes are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from online.bench.service import Running, launch, write_settings
+
+pytestmark = pytest.mark.ray
+
+_SETTINGS = {
+    "replicas": 2,
+    "models": [
+        {
+            "name": "clicks", "task": "binary", "learner": "logreg",
+            "classes": {"negative": "no", "positive": "yes"},
+            "snapshots": {"interval_s": 3600},
+        }
+    ],
+}  # fmt: skip
+_PROBES = [{"a": 0.25 * i, "b": 1.0 - i} for i in range(8)]
+
+
+class Clicks:
+    """A running service and one client of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: Running = launch(folder)
+
+    def url(self, path: str = "") -> str:
+        return f"{self.running.url}/v1/models/clicks{path}"
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        answer = httpx.post(self.url(path), json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        data: dict[str, Any] = answer.json()
+        return data
+
+    def status(self) -> dict[str, Any]:
+        data: dict[str, Any] = httpx.get(self.url(), timeout=20).json()
+        return data
+
+    def feedback(self, i: int, label: str) -> tuple[int, dict[str, Any]]:
+        body = {"features": {"a": float(i % 7), "b": (i % 5) - 1.5}, "label": label}
+        answer = httpx.post(self.url("/feedback"), json={**body, "event_id": str(i)}, timeout=20)
+        data: dict[str, Any] = answer.json()
+        return answer.status_code, data
+
+    def learn(self, first: int, n: int, *, poisoned: bool = False) -> None:
+        """Acknowledged one by one, over both replicas."""
+        for i in range(first, first + n):
+            label = ("no", "yes")[(i % 3 == 0) ^ poisoned]
+            status, receipt = self.feedback(i, label)
+            assert (status, receipt["status"]) == (200, "learned"), receipt
+
+    def everywhere(self, learned: int) -> None:
+        """Until every replica that lives holds so many events, and nothing is in flight."""
+        deadline = time.monotonic() + 40
+        for url in self.running.replica_urls().values():
+            while True:
+                found = httpx.get(f"{url}/v1/models/clicks", timeout=20).json()
+                own = max(r.get("own", 0) for r in found["replicas"].values())
+                if (found["learned"], own) == (learned, 0) and found["server"]:
+                    break
+                assert time.monotonic() < deadline, (found["learned"], learned, own)
+                time.sleep(0.02)
+
+    def answers(self) -> list[list[float]]:
+        """Probability of "yes" for each probe row, by each replica."""
+        out = []
+        for url in self.running.replica_urls().values():
+            path = f"{url}/v1/models/clicks/predict"
+            rows = httpx.post(path, json={"instances": _PROBES}, timeout=20).json()["predictions"]
+            out.append([row["probabilities"]["yes"] for row in rows])
+        return out
+
+    def events(self, status: str) -> Counter[str]:
+        """How many events of the list have which status."""
+        found = json.loads(
+            self.command("rollback", "--undone", "--limit", "10000", "--json")[1]
+            if status == "undone"
+            else self.command("freeze", "--list", "--limit", "10000", "--json")[1]
+        )
+        return Counter(event["status"] for event in found["events"])
+
+    def command(self, *words: str) -> tuple[int, str, str]:
+        at = [*words, "--state-dir", str(self.folder / "state")]
+        if words[0] == "fsck":
+            at = [*words, "--config", str(self.folder / "online.yaml")]
+        done = subprocess.run(
+            [sys.executable, "-m", "online", *at], capture_output=True, text=True, timeout=90,
+            stdin=subprocess.DEVNULL, cwd=self.folder,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    def said(self, *words: str) -> dict[str, Any]:
+        code, out, err = self.command(*words, "--json")
+        assert code == 0, out + err
+        data: dict[str, Any] = json.loads(out)
+        return data
+
+    def good(self, learned: int, **counts: int) -> None:
+        """A snapshot now, and what fsck says of it."""
+        self.post("/snapshots")
+        code, out, err = self.command("fsck", "--json")
+        (found,) = json.loads(out)
+        assert code == 0, out + err
+        assert (found["good"], found["digest_equal"]) == (True, True)
+        assert found["learned"] == found["expected"] == learned
+        assert {name: found[name] for name in counts} == counts
+
+    def kill_server(self) -> None:
+        """SIGKILL the parameter server; until another one serves."""
+        before = self.status()["server"]["pid"]
+        os.kill(before, signal.SIGKILL)
+        self._serves(before)
+
+    def _serves(self, before: int | None) -> None:
+        deadline = time.monotonic() + 40
+        while True:
+            server = self.status()["server"]
+            if server and server["state"] == "serving" and server["pid"] != before:
+                return
+            assert time.monotonic() < deadline, server
+            time.sleep(0.05)
+
+    def kill_all(self) -> None:
+        """SIGKILL every process at once, and start again."""
+        processes = self.running.processes()
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=20)
+        self.running.process.wait(20)
+        self.running = launch(self.folder)
+
+
+@pytest.fixture(scope="module")
+def clicks() -> Iterator[Clicks]:
+    with tempfile.TemporaryDirectory(prefix="online-rewrites-") as name:
+        write_settings(Path(name), _SETTINGS)
+        made = Clicks(Path(name))
+        try:
+            yield made
+        finally:
+            made.running.stop()
+
+
+def close_to(expected: list[float]) -> Any:
+    return pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_rollback(clicks: Clicks) -> None:
+    clicks.learn(0, 60)
+    clicks.everywhere(60)
+    snapshot = clicks.post("/snapshots")["name"]
+    clean = clicks.answers()[0]
+    clicks.learn(60, 40, poisoned=True)
+    clicks.everywhere(100)
+    assert clicks.answers()[0] != close_to(clean)
+    before = clicks.status()["server"]
+
+    code, _, err = clicks.command("rollback", "--to", snapshot)
+    assert code == 1
+    assert "40 rows are undone" in err
+    assert "--yes" in err
+    code, _, err = clicks.command("rollback", "--to", "9-9", "--yes")
+    assert code == 1
+    assert clicks.status()["server"]["version"] == before["version"], "nothing was changed"
+
+    done = clicks.said("rollback", "--to", snapshot, "--yes")
+    assert (done["snapshot"], done["undone"]) == (snapshot, 40)
+    server = clicks.status()["server"]
+    assert server["version"] == done["version"] == [before["epoch"] + 1, before["count"] + 1]
+    clicks.kill_server()  # before any snapshot was published: the control row is all there is
+    clicks.everywhere(60)
+    for answers in clicks.answers():
+        assert answers == close_to(clean)
+    status = clicks.status()
+    assert status["rewrites"]["last"]["snapshot"] == snapshot
+    assert status["rewrites"]["undone"] == 40
+    assert clicks.events("undone") == {"undone": 40}
+    clicks.good(60, undone=40, holes=0)
+
+
+def test_after_a_rollback(clicks: Clicks) -> None:
+    """What comes is learned; what was undone stays out, also when it is sent again."""
+    status, receipt = clicks.feedback(70, ("no", "yes")[(70 % 3 == 0) ^ True])
+    assert (status, receipt["status"], receipt["first_outcome"]) == (200, "duplicate", "undone")
+    clicks.learn(100, 20)
+    clicks.everywhere(80)
+    clicks.good(80, undone=40)
+
+
+def test_learned_again_each_once(clicks: Clicks) -> None:
+    page = clicks.post("/relearn", {"status": "undone", "limit": 15})
+    assert (page["learned"], page["duplicate"]) == (15, 0)
+    again = clicks.post("/relearn", {"status": "undone", "limit": 15})
+    assert (again["learned"], again["duplicate"]) == (0, 15)
+    both: list[dict[str, Any]] = []
+    threads = [
+        threading.Thread(
+            target=lambda: both.append(clicks.said("rollback", "--relearn")), daemon=True
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert sum(done["learned"] for done in both) == 25, both
+    assert sum(done["learned"] + done["duplicate"] for done in both) == 80
+    clicks.everywhere(120)
+    assert clicks.said("rollback", "--relearn")["learned"] == 0
+    assert clicks.events("undone") == {"learned_again": 40}
+    _, receipt = clicks.feedback(70, ("no", "yes")[(70 % 3 == 0) ^ True])
+    assert "learned_as" in receipt
+    clicks.good(120, undone=0)
+
+
+def test_freeze_under_load(clicks: Clicks) -> None:
+    """Every event is acknowledged once, as learned or as frozen, and none is in between."""
+    stop, found, problems = threading.Event(), Counter[str](), list[str]()
+    predicted = Counter[int]()
+
+    def send(first: int) -> None:
+        for i in range(first, first + 4000):
+            if stop.is_set():
+                return
+            status, receipt = clicks.feedback(i, "yes")
+            if (status, receipt["status"]) not in ((200, "learned"), (202, "frozen")):
+                problems.append(f"{status} {receipt}")
+            found[receipt["status"]] += 1
+
+    def predict() -> None:
+        while not stop.is_set():
+            answer = httpx.post(clicks.url("/predict"), json={"features": _PROBES[1]}, timeout=20)
+            predicted[answer.status_code] += 1
+
+    threads = [threading.Thread(target=send, args=(k,), daemon=True) for k in (1000, 5000)]
+    threads.append(threading.Thread(target=predict, daemon=True))
+    for thread in threads:
+        thread.start()
+    while found["learned"] < 20:
+        time.sleep(0.01)
+    done = clicks.post("/freeze")
+    assert (done["complete"], done["missing"]) == (True, [])
+    then = found["frozen"]
+    while found["frozen"] < then + 40:
+        time.sleep(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not problems
+    assert set(predicted) == {200}
+    assert clicks.status()["server"]["version"] == done["version"], "the version stands"
+    learned = 120 + found["learned"]
+    clicks.everywhere(learned)
+    assert clicks.events("frozen") == {"frozen": found["frozen"]}
+    refused = httpx.post(clicks.url("/relearn"), json={"status": "frozen"}, timeout=20)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "still_frozen")
+    clicks.good(learned, frozen=found["frozen"])
+    assert clicks.status()["server"]["version"] == done["version"]
+
+
+def test_still_frozen_after_a_kill_and_released_once(clicks: Clicks) -> None:
+    learned = clicks.status()["learned"]
+    frozen = clicks.events("frozen")["frozen"]
+    assert frozen >= 40
+    before = clicks.answers()[0]
+    clicks.kill_all()
+    clicks.everywhere(learned)
+    status = clicks.status()
+    assert status["rewrites"]["frozen"]
+    assert status["server"]["frozen"]
+    for answers in clicks.answers():
+        assert answers == close_to(before)
+    code, receipt = clicks.feedback(9000, "no")
+    assert (code, receipt["status"]) == (202, "frozen")
+    text = clicks.command("status")[1]
+    assert "frozen: it learns nothing" in text
+
+    done = clicks.said("unfreeze", "--release")
+    assert (done["learned"], done["duplicate"], done["failed"]) == (frozen + 1, 0, 0)
+    clicks.everywhere(learned + frozen + 1)
+    assert clicks.said("unfreeze", "--release")["learned"] == 0
+    assert clicks.events("frozen") == {"released": frozen + 1}
+    clicks.learn(9100, 5)
+    clicks.everywhere(learned + frozen + 6)
+    clicks.good(learned + frozen + 6, frozen=0, undone=0)
+
+
+def test_bad_requests(clicks: Clicks) -> None:
+    for path, body, status, field in (
+        ("/rollback", {}, 422, "to"),
+        ("/rollback", {"to": "none"}, 422, "to"),
+        ("/rollback", {"to": "x", "more": 1}, 422, "more"),
+        ("/relearn", {"status": "lost"}, 422, "status"),
+        ("/relearn", {"status": "undone", "limit": 0}, 422, "limit"),
+        ("/relearn", {"status": "undone", "after": "x"}, 422, "after"),
+    ):
+        answer = httpx.post(clicks.url(path), json=body, timeout=20)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (status, field), body
+    for query in ("", "?status=x", "?status=undone&limit=0", "?status=undone&after=x"):
+        assert httpx.get(clicks.url(f"/events{query}"), timeout=20).status_code == 422
+    unknown = clicks.running.url + "/v1/models/none/"
+    for path in ("freeze", "unfreeze"):
+        assert httpx.post(unknown + path, timeout=20).status_code == 404
+    assert clicks.command("rollback")[0] == 2
+    assert clicks.command("rollback", "--undone", "--relearn")[0] == 2
+    assert not clicks.status()["rewrites"]["frozen"]
