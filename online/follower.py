@@ -17,6 +17,7 @@ from replay.journal.base import Journal, Row, Verdict
 log = logging.getLogger("online.replica")
 
 _READ_ROWS = 256  # rows of one page when the journal is learned again
+_UNREAD_S = 0.2  # between two attempts to read rows
 _UNWRITTEN_S = 0.2  # between two attempts to write down a failed row
 
 
@@ -52,7 +53,12 @@ class Follower:
     async def run(self) -> None:
         """Learn whatever is committed, for ever."""
         while True:
-            rows = await self._rows()
+            try:
+                rows = await self._rows()
+            except JournalUnavailable as error:
+                log.warning("journal: %s", error)
+                await asyncio.sleep(_UNREAD_S)
+                continue
             if not rows:
                 await self.wake.wait()
                 self.wake.clear()
