@@ -90,6 +90,7 @@ class Clients:
             return False
         for event, one in zip(events, answer, strict=True):
             place = (one.row.partition, one.row.offset)
-            world.oracle.answer(event, one.status, place)
+            early = one.repeat or place[0] in world.sealed
+            world.oracle.answer(event, one.status, place, early=early)
             assert one.repeat or event.name not in known, f"{event.name} is new again"
         return True

@@ -91,6 +91,8 @@ class SimDisk:
         Chance of EIO at a write or sync, and whether there is no room.
     lying
         A mutant of the disk: syncs do nothing.
+    worker
+        The process at work.
     between
         Called before a snapshot's files are changed: others go on meanwhile.
     """
@@ -102,6 +104,7 @@ class SimDisk:
         self.steps_left: int | None = None
         self.dead = self.full = self.lying = False
         self.error_rate = 0.0
+        self.worker: object = None
         self.between: Callable[[], None] = lambda: None
 
     def step(self, kind: str) -> None:
@@ -117,6 +120,15 @@ class SimDisk:
         if self.error_rate and kind in ("write", "sync") and self.r.random() < self.error_rate:
             self.counts["EIO"] += 1
             raise OSError(errno.EIO, "input/output error")
+
+    def read(self, inode: Inode, offset: int, n: int) -> bytes:
+        """Bytes as they were written.  Raises OSError as the mood is."""
+        if self.dead:
+            raise DeadProcess
+        if self.error_rate and self.r.random() < self.error_rate / 4:
+            self.counts["EIO"] += 1
+            raise OSError(errno.EIO, "input/output error")
+        return bytes(inode.content[offset : offset + n])
 
     def create(self, path: str) -> Inode:
         self.step("create")
@@ -185,12 +197,10 @@ class SnapshotDisk(Disk):
         return [name.removeprefix(start) for name in self._disk.names if name.startswith(start)]
 
     def read(self, path: Path, limit: int = -1) -> bytes:
-        if self._disk.dead:
-            raise DeadProcess
         inode = self._disk.names.get(str(path))
         if inode is None:
             raise FileNotFoundError(path)
-        return bytes(inode.content if limit < 0 else inode.content[:limit])
+        return self._disk.read(inode, 0, len(inode.content) if limit < 0 else limit)
 
     def write(self, path: Path, data: bytes) -> None:
         self._disk.between()

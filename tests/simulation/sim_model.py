@@ -100,12 +100,20 @@ class Oracle:
         self.events = events
         self.told: dict[str, tuple[str, int, int]] = {}  # status, partition, offset
 
-    def answer(self, event: Event, status: str, place: tuple[int, int]) -> None:
-        """A client got an answer: the first one stands for every later one."""
-        wanted = "failed" if event.poison or event.deadly else "learned"
-        assert status == wanted, f"{event} was answered {status}"
-        told, before = (status, *place), self.told.setdefault(event.name, (status, *place))
-        assert told == before, f"{event.name} was answered {before}, and then {told}"
+    def answer(self, event: Event, status: str, place: tuple[int, int], *, early: bool) -> None:
+        """A client got an answer: the first one stands for every later one.
+
+        ``early``: the row is another's to learn, so nobody may know yet that it can't be.
+        """
+        fails = event.poison or event.deadly
+        assert status == ("failed" if fails else "learned") or (
+            fails and early and status == "learned"
+        ), f"{event} was answered {status}"
+        before, placed = self.told.get(event.name, (status, *place))[0], (status, *place)
+        first = self.told.setdefault(event.name, placed)
+        assert first[1:] == place, f"{event.name} was answered {first}, and then {placed}"
+        assert before == status or before == "learned", f"{event.name}: failed, then {status}"
+        self.told[event.name] = placed
 
     def at_most_once(self, sums: Mapping[str, float], where: str) -> None:
         """At any time, of any model that answers."""

@@ -74,10 +74,10 @@ class _Vfs(ctypes.Structure):
 
 
 class _Handle:
-    __slots__ = ("inode", "level", "path", "unnamed")
+    __slots__ = ("inode", "level", "owner", "path", "unnamed")
 
-    def __init__(self, inode: Inode, path: str, *, unnamed: bool) -> None:
-        self.inode, self.path, self.level = inode, path, 0
+    def __init__(self, inode: Inode, path: str, owner: object, *, unnamed: bool) -> None:
+        self.inode, self.path, self.owner, self.level = inode, path, owner, 0
         self.unnamed = unnamed  # the first sync is to make its name durable, too
 
 
@@ -149,8 +149,15 @@ class Vfs:
 
     def begin(self, disk: SimDisk, seed: int) -> None:
         """A new disk; nothing of the old one may be open."""
-        assert not self._handles, "files are open"
+        assert not self._shared, "files are open"
         self.disk, self._random = disk, random.Random(seed)
+
+    def release(self, owner: object) -> None:
+        """A process has ended: locks on what it has left open are free, whoever frees the rest."""
+        for file, handle in self._handles.items():
+            if handle.owner is owner:
+                self.xShmUnmap(file, 0)
+                handle.level = 0
 
     # -- the library's calls: files -------------------------------------------------------------
 
@@ -167,21 +174,22 @@ class Vfs:
             inode = self.disk.create(path)
         elif self.disk.dead:
             return CANTOPEN
-        self._handles[file] = _Handle(inode, path, unnamed=made and bool(flags & _OPEN_LOGS))
+        self._handles[file] = _Handle(
+            inode, path, self.disk.worker, unnamed=made and bool(flags & _OPEN_LOGS)
+        )
         pointer.contents.pMethods = ctypes.addressof(self._io)
         if out:
             ctypes.cast(out, ctypes.POINTER(_I))[0] = flags
         return OK
 
     def xClose(self, file: int) -> int:
-        self.xShmUnmap(file, 0)
-        del self._handles[file]
+        if file in self._handles:
+            self.xShmUnmap(file, 0)
+            del self._handles[file]
         return OK
 
     def xRead(self, file: int, buffer: int, amount: int, offset: int) -> int:
-        if self.disk.dead:
-            return IOERR
-        data = bytes(self._handles[file].inode.content[offset : offset + amount])
+        data = self.disk.read(self._handles[file].inode, offset, amount)
         ctypes.memmove(buffer, data, len(data))
         if len(data) < amount:
             ctypes.memset(buffer + len(data), 0, amount - len(data))

@@ -69,8 +69,8 @@ class Climate:
             events=r.randint(10, 36),
             tend_s=r.choice((0.05, 0.4, 2.0)),
             snapshot_s=r.choice((0.1, 0.5, 2.0)),
-            confirm_s=r.choice((0.1, 0.3)),
-            lease_s=r.choice((0.3, 1.0)),
+            confirm_s=r.choice((0.05, 0.15)),
+            lease_s=r.choice((0.5, 1.2)),
             keep=r.choice((1, 2, 4)),
             history=r.choice((1, 3, 40)),
             retain_bytes=r.choice((0, 600, 10**6)),
@@ -125,8 +125,8 @@ class World:
         self.slow_s = 0.0
         self.kill_at_work = 0.0
         self.wall_offset_s = 0.0
-        self._working: Process | None = None
         self._number = 0
+        self._buried: set[Actor] = set()
         self._failure: BaseException | None = None
         self._trace = trace
         replay.journal.sqlitefile.os = _Os(self.disk)  # type: ignore[attr-defined]
@@ -183,14 +183,16 @@ class World:
 
     def kill(self, actor: Actor) -> None:
         """SIGKILL: nothing of it runs any more, and what it had open is closed by the kernel."""
-        if not actor.journals and not actor.alive:
+        if actor in self._buried:
             return
+        self._buried.add(actor)
         self.note(f"{actor.name} is dead")
         actor.process.kill()
         dead, self.disk.dead = self.disk.dead, True
         for journal in actor.journals:
             journal.close()
         actor.journals = []
+        self._vfs.release(actor.process)
         self.disk.dead = dead
 
     def power_cut(self) -> None:
@@ -228,10 +230,10 @@ class World:
 
     def at_work(self, process: Process | None, step: Callable[[], Any]) -> Any:
         """Do what a thread was given; the process may be killed in the middle of it."""
-        if self._working is not None or process is None:
+        if self.disk.worker is not None or process is None:
             return step()
         actor = next(a for a in self.actors if a.process is process)
-        self._working = process
+        self.disk.worker = process
         if self.chance(self.kill_at_work):
             self.disk.steps_left = self.r.randrange(12)
         try:
@@ -239,7 +241,7 @@ class World:
         except DeadProcess:
             return None
         finally:
-            self._working, self.disk.steps_left = None, None
+            self.disk.worker, self.disk.steps_left = None, None
             if self.disk.dead:
                 self.disk.dead = False
                 self.counts[f"crash {actor.kind}"] += 1
@@ -250,7 +252,7 @@ class World:
 
     def _between(self) -> None:
         """While a snapshot is written, the server goes on answering."""
-        server = next((s for s in self.live(Server) if s.process is self._working), None)
+        server = next((s for s in self.live(Server) if s.process is self.disk.worker), None)
         if server is not None and self.r.random() < 0.5:
             server.turn()
 
