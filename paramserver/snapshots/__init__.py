@@ -1,1 +1,1 @@
-"""Snapshots: a self-contained file format, a directory that publishes whole files, retention."""
+"""Snapshots: a self-contained file format, stores that keep it whole or absent, retention."""

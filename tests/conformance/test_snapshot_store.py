@@ -8,14 +8,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import fs
+from safetensors.numpy import save
 
 from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, StartRefused
@@ -33,7 +36,9 @@ STATE = SnapshotState(
     version=(3, 41),
     values={
         "w": Block("additive", {"é": 0.1, "": -0.0, "b": 5e-324}),
-        "x": Block("moments", {"f": (3.0, 0.1, 2.5)}),
+        "x": Block(
+            "moments", {"f": (3.0, 0.1, 2.5), "a\0b\0": (1.0, 0.0, 0.0), "": (2.0, 1.0, 0.5)}
+        ),
         "m": Block("extrema", {"f": (-1.0, 1e300)}),
         "n": Block("count", {"i": 2**53 + 1, "f": 1.0, "neg": -(2**63)}),
         "d": Block("digest", {"count": 7, "sum": 2**64 - 1}),
@@ -365,3 +370,21 @@ def test_whole_frame_around_nonsense_is_corrupt() -> None:
     for manifest in (b"", b"\x80", b"\xff" * 9):
         with pytest.raises(SnapshotCorrupt, match="manifest"):
             snapshot_format.decode(snapshot_format.frame(1, manifest, b""))
+
+
+@pytest.mark.parametrize("ends", [[1, 3], [2, 1], [-1, 2], [1], [1, 2, 2]])
+def test_keys_that_do_not_fit_their_bytes_are_corrupt(ends: list[int]) -> None:
+    arrays = {
+        "0.keys": np.frombuffer(b"ab", dtype=np.uint8),
+        "0.ends": np.array(ends, dtype=np.int64),
+        "0.values": np.array([1.0, 2.0]),
+    }
+    whole = snapshot_format.encode(
+        replace(STATE, values={"w": Block("additive", {"a": 1.0, "b": 2.0})})
+    )
+    manifest = whole[snapshot_format.FRAME_BYTES : snapshot_format.manifest_end(whole)]
+    with pytest.raises(SnapshotCorrupt, match="payload"):
+        snapshot_format.decode(snapshot_format.frame(1, manifest, save(arrays)))
+    arrays["0.ends"] = np.array([1, 2], dtype=np.int64)
+    good = snapshot_format.decode(snapshot_format.frame(1, manifest, save(arrays)))
+    assert good.values["w"].data == {"a": 1.0, "b": 2.0}
