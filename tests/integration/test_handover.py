@@ -1,0 +1,183 @@
+"""Scaled and replaced under constant feedback, and what ends when Ray's head dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from online.bench.exactly_once import Client, Sent, settings_of
+from online.bench.service import Running, launch, status, write_settings
+from online.processes import runs
+
+pytestmark = pytest.mark.ray
+
+_EXIT_S = 10.0
+
+
+class Predictor(threading.Thread):
+    """Predicts over one keep-alive connection until told to stop, and never again what failed."""
+
+    def __init__(self, url: str, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self._url, self._stop_event = url, stop
+        self.seen: Counter[str] = Counter()
+
+    def run(self) -> None:
+        body = {"features": {"a": 1.0}}
+        with httpx.Client(base_url=self._url, timeout=20) as client:
+            while not self._stop_event.is_set():
+                try:
+                    answer = client.post("/v1/models/counting/predict", json=body)
+                    self.seen[str(answer.status_code)] += 1
+                except httpx.HTTPError as error:
+                    self.seen[type(error).__name__] += 1
+
+
+@contextlib.contextmanager
+def service(settings: dict[str, Any]) -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="online-hand-") as name:
+        write_settings(Path(name), settings)
+        running = launch(Path(name))
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+def reload(running: Running, last: str, change: Callable[[dict[str, Any]], Any]) -> str:
+    """Change the settings file, send SIGHUP, wait for the last line of what is said."""
+    path, log = running.folder / "online.yaml", running.folder / "serve.log"
+    data = yaml.safe_load(path.read_text())
+    change(data)
+    path.write_text(yaml.safe_dump(data))
+    before = len(log.read_text())
+    running.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 60
+    while last not in (said := log.read_text()[before:]):
+        assert time.monotonic() < deadline, said
+        assert running.process.poll() is None, said
+        time.sleep(0.02)
+    return said
+
+
+def partitions(running: Running) -> list[tuple[int, str, int]]:
+    """Number, replica and whether it is sealed, of every partition."""
+    with contextlib.closing(sqlite3.connect(running.state_dir / "journal.db")) as journal:
+        return journal.execute("SELECT id, replica, sealed FROM partitions ORDER BY id").fetchall()
+
+
+def sealed_of_stopped(running: Running, living: int) -> None:
+    """Wait until so many replicas live, and see that every other partition is sealed."""
+    deadline = time.monotonic() + 30
+    while len(alive := running.replica_urls()) != living:
+        assert time.monotonic() < deadline, f"{len(alive)} replicas live"
+        time.sleep(0.05)
+    for number, replica, sealed in partitions(running):
+        lives = replica.partition(":")[2] in alive
+        assert lives != bool(sealed), f"partition {number} of {replica}"
+
+
+def nothing_adopted(running: Running) -> int:
+    """See that no replica had to learn another's rows; how many replicas are known."""
+    replicas = status(running, "counting")["replicas"]
+    assert not any(report.get("adopted") for report in replicas.values()), replicas
+    return len(replicas)
+
+
+def acknowledged(sent: Sent, more: int) -> None:
+    """Wait until so many more events are acknowledged."""
+    wanted, deadline = len(sent.acknowledged) + more, time.monotonic() + 30
+    while len(sent.acknowledged) < wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -> None:
+    sent, stop = Sent(), threading.Event()
+    with service({**settings_of(0), "replicas": 3}) as running:
+        predictors = [Predictor(running.url, stop) for _ in range(2)]
+        clients = [Client(i, lambda: running.url, sent, stop, i) for i in range(8)]
+        for thread in (*predictors, *clients):
+            thread.start()
+        acknowledged(sent, 200)
+
+        reload(running, "replicas: 3 -> 1", lambda s: s.update(replicas=1))
+        acknowledged(sent, 200)
+        sealed_of_stopped(running, 1)
+        assert nothing_adopted(running) == 3  # those that stopped are still known
+        reload(running, "replicas: 1 -> 2", lambda s: s.update(replicas=2))
+        acknowledged(sent, 200)
+        kept = set(running.replica_urls())
+        said = reload(
+            running, "every replica", lambda s: s["models"][0]["sync"].update(interval_ms=30)
+        )
+        assert "models.counting.sync changed" in said
+        acknowledged(sent, 200)
+        sealed_of_stopped(running, 2)
+        assert not kept & set(running.replica_urls())
+
+        said = reload(running, "nothing was changed", lambda s: s.update(port=1, replicas=1))
+        assert "port needs a restart" in said
+        assert len(running.replica_urls()) == 2
+        said = reload(running, "goes on as it was", lambda s: s.update(port=0, replicas="two"))
+        assert "not reloaded: replicas" in said
+        said = reload(running, "as they were", lambda s: s.update(replicas=2))
+
+        stop.set()
+        for thread in (*predictors, *clients):
+            thread.join(60)
+        nothing_adopted(running)
+        running.stop()
+        found = subprocess.run(
+            [sys.executable, "-m", "online", "fsck", "--json",
+             "--config", str(running.folder / "online.yaml")],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        (findings,) = json.loads(found.stdout)
+        assert findings["good"], findings
+        assert findings["not_yet"] == 0
+        # An event is a feature of its own, and the digest is of the set of events: all that were
+        # acknowledged, each once, and perhaps some that never got an answer.
+        extra = findings["learned"] - len(sent.acknowledged)
+        assert 0 <= extra <= len(sent.unanswered)
+        seen = sum((p.seen for p in predictors), Counter[str]())
+        assert seen["200"] > 500
+        assert seen.total() == seen["200"], seen
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_without_rays_head_the_service_ends_and_leaves_nothing(name: str) -> None:
+    with service({**settings_of(0), "replicas": 1}) as running:
+        private = running.facts["private"]
+        whole = running.processes()
+        (head,) = [p for p in whole if p.name() == name]
+        begun = time.monotonic()
+        head.kill()
+        assert running.process.wait(_EXIT_S) == 2
+        took = time.monotonic() - begun
+        assert took < _EXIT_S
+        print(f"{name}: exit after {took:.1f} s")
+        assert not [p for p in whole if runs(p)]
+        assert not Path(private).exists()
+        assert not [
+            p.pid
+            for p in psutil.process_iter(["cmdline"])
+            if any(private in part for part in p.info["cmdline"] or ())
+        ]
+        assert "Ray has stopped" in (running.folder / "serve.log").read_text()
