@@ -1,0 +1,470 @@
+"""What a real service does while its disk, its store, its server or its clock is at fault.
+
+The model counts: each event has a feature of its own, whose weight says how often it was learned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from online import config, fsck
+from online.bench import redis_server
+from online.bench.exactly_once import STEP
+from online.bench.learners import COUNT_LABEL
+from online.bench.service import Running, launch, status, write_settings
+from online.http import Connection
+
+pytestmark = pytest.mark.ray
+
+PATH = "/v1/models/counting"
+MODEL = {
+    "name": "counting",
+    "task": "regression",
+    "learner": "online.bench.learners:counting",
+    "sync": {"merge": "sum"},
+    "snapshots": {"interval_s": 1, "keep": 4},
+}
+WAIT_S = 2.0  # limits.feedback_wait_s: how soon feedback that can't be written is answered 503
+
+
+@contextlib.contextmanager
+def service(
+    folder: Path, environment: dict[str, str] | None = None, **settings: Any
+) -> Iterator[Running]:
+    """Two replicas of the counting model."""
+    limits = {"feedback_wait_s": WAIT_S, "adopt_s": 4, **settings.pop("limits", {})}
+    write_settings(folder, {"replicas": 2, "models": [MODEL], "limits": limits, **settings})
+    running = launch(folder, environment=environment)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def post(url: str, path: str, body: Any, timeout_s: float = 20.0) -> tuple[int, Any]:
+    """One request; status 0 if no answer came."""
+    with contextlib.closing(Connection(url, timeout_s)) as client:
+        try:
+            return client.post(path, body)
+        except (OSError, http.client.HTTPException) as error:
+            return 0, repr(error)
+
+
+def send(running: Running, event: str) -> tuple[int, Any]:
+    """Feedback of one event."""
+    body = {"features": {event: 1.0}, "label": COUNT_LABEL, "event_id": event}
+    return post(running.url, f"{PATH}/feedback", body)
+
+
+def learn(running: Running, events: Iterable[str]) -> None:
+    """Feedback of events, each sent until it is answered 200."""
+    for event in events:
+        until(f"{event} is learned", partial(_learned, running, event))
+
+
+def _learned(running: Running, event: str) -> bool:
+    return send(running, event)[0] == 200
+
+
+def until(what: str, holds: Callable[[], Any], bound_s: float = 40.0) -> Any:
+    """Ask until it holds; what it gave."""
+    deadline = time.monotonic() + bound_s
+    while not (given := holds()):
+        assert time.monotonic() < deadline, f"{what}: not within {bound_s:g} s"
+        time.sleep(0.05)
+    return given
+
+
+def predicted(url: str, events: Iterable[str]) -> list[float]:
+    """How often each event is in the model that answers, as its weight says."""
+    names = [*events, "never-sent"]
+    code, answer = post(url, f"{PATH}/predict", {"instances": [{name: 1.0} for name in names]})
+    assert code == 200, answer
+    *rest, none = (row["prediction"] for row in answer["predictions"])
+    return [(value - none) / STEP for value in rest]
+
+
+def each_once(running: Running, events: Iterable[str]) -> None:
+    """Every replica has each of the events once, and the journal agrees with the model."""
+    names = list(events)
+    for url in running.replica_urls().values():
+        until("each event is learned", partial(_all, url, names))
+        assert Counter(predicted(url, names)) == {1.0: len(names)}
+    settings = config.load(running.folder / "online.yaml", {}, {})
+
+    def complete() -> fsck.Findings | None:
+        post(running.url, f"{PATH}/snapshots", None)
+        findings = fsck.check(settings, "counting")
+        return None if findings.not_yet else findings
+
+    assert until("a snapshot has every row", complete).good
+
+
+def _all(url: str, names: list[str]) -> bool:
+    return min(predicted(url, names)) >= 1
+
+
+def incident(running: Running) -> str:
+    """What any replica tells an operator to look at."""
+    found = ""
+    for url in running.replica_urls().values():
+        with contextlib.closing(Connection(url)) as client, contextlib.suppress(OSError):
+            found += client.get(PATH)[1].get("incident") or ""
+    return found
+
+
+# -- the disk ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The state folder as a disk of 64 MB."""
+    disk = tmp_path / "state"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no small disk can be mounted: {done.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk: Path, leave_mb: int) -> Path:
+    """A file that leaves so much room on the disk."""
+    free = shutil.disk_usage(disk).free - (leave_mb << 20)
+    file = disk / "filler"
+    with file.open("wb") as out, contextlib.suppress(OSError):
+        for _ in range(-(-free // (1 << 16))):
+            out.write(bytes(1 << 16))
+    return file
+
+
+def test_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    before = [f"before-{i}" for i in range(20)]
+    with service(tmp_path, limits={"disk_low_mb": 16}) as running:
+        learn(running, before)
+        each_once(running, before)
+        filler = fill(small_disk, leave_mb=8)
+        code, answer = send(running, "refused")
+        assert (code, answer["error"]["code"]) == (503, "journal_full")
+        assert "free" in answer["error"]["message"]
+        assert "Nothing was recorded" in answer["error"]["hint"]
+        assert predicted(running.url, before) == [1.0] * 20
+        assert post(running.url, f"{PATH}/snapshots", None)[0] == 200, "within the reserve"
+        assert "low-water" in incident(running)
+        filler.unlink()
+        after = [f"after-{i}" for i in range(20)]
+        learn(running, [*after, "refused"])
+        each_once(running, [*before, *after, "refused"])
+        assert not incident(running)
+
+
+def test_a_disk_without_a_byte(tmp_path: Path, small_disk: Path) -> None:
+    """The low-water mark is off: what SQLite and the snapshots meet is a real ENOSPC."""
+    before = [f"before-{i}" for i in range(20)]
+    with service(tmp_path, limits={"disk_low_mb": 0}) as running:
+        learn(running, before)
+        each_once(running, before)
+        filler = fill(small_disk, leave_mb=0)
+        filled = [f"filled-{i}" for i in range(400)]
+        codes = Counter[int]()
+
+        def refused() -> bool:
+            code, answer = send(running, filled[sum(codes.values())])
+            codes[code] += 1
+            assert code == 200 or answer["error"]["code"].startswith("journal_"), answer
+            return code == 503
+
+        until("the disk refuses", refused)
+        assert predicted(running.url, before) == [1.0] * 20
+        filler.unlink()
+        sent = [*before, *filled[: sum(codes.values())], "after"]
+        learn(running, sent[20:])
+        each_once(running, sent)
+
+
+READ_ONLY = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static int denied(const char *path) {
+    const char *root = getenv("TEST_READ_ONLY"), *flag = getenv("TEST_READ_ONLY_FLAG");
+    return root && flag && !strncmp(path, root, strlen(root)) && !access(flag, F_OK);
+}
+static int denied_fd(int fd) {
+    char link[64], path[4096];
+    const char *flag = getenv("TEST_READ_ONLY_FLAG");
+    if (!flag || access(flag, F_OK)) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0) return 0;
+    path[n] = 0;
+    return denied(path);
+}
+#define REFUSE(bad) if (bad) { errno = EROFS; return -1; }
+#define REAL(name, type) static type real; if (!real) real = (type)dlsym(RTLD_NEXT, name)
+#define FD(name, result, declared, given) \
+    result name declared { typedef result (*type) declared; \
+        REFUSE(denied_fd(fd)) REAL(#name, type); return real given; }
+FD(write, ssize_t, (int fd, const void *b, size_t n), (fd, b, n))
+FD(pwrite, ssize_t, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o))
+FD(pwrite64, ssize_t, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o))
+FD(ftruncate, int, (int fd, off_t n), (fd, n))
+FD(ftruncate64, int, (int fd, off64_t n), (fd, n))
+#define PATH1(name) int name(const char *path) { typedef int (*type)(const char *); \
+    REFUSE(denied(path)) REAL(#name, type); return real(path); }
+PATH1(unlink)
+int rename(const char *a, const char *b) {
+    typedef int (*type)(const char *, const char *);
+    REFUSE(denied(a)) REAL("rename", type); return real(a, b);
+}
+#define OPEN(name) int name(const char *path, int flags, ...) { \
+    typedef int (*type)(const char *, int, mode_t); mode_t mode = 0; \
+    if (flags & O_CREAT) { va_list l; va_start(l, flags); mode = va_arg(l, mode_t); va_end(l); } \
+    REFUSE((flags & (O_WRONLY | O_RDWR | O_CREAT)) && denied(path)) \
+    REAL(#name, type); return real(path, flags, mode); }
+OPEN(open)
+OPEN(open64)
+"""
+
+
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    """A disk with open files can't be mounted read-only: the C library's calls say EROFS."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source, library = tmp_path / "readonly.c", tmp_path / "readonly.so"
+    source.write_text(READ_ONLY)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    state, flag = tmp_path / "state", tmp_path / "read-only"
+    environment = {
+        "LD_PRELOAD": str(library),
+        "TEST_READ_ONLY": str(state),
+        "TEST_READ_ONLY_FLAG": str(flag),
+    }
+    before = [f"before-{i}" for i in range(20)]
+    with service(tmp_path, environment) as running:
+        learn(running, before)
+        each_once(running, before)
+        flag.touch()
+        begun = time.monotonic()
+        code, answer = send(running, "refused")
+        assert (code, answer["error"]["code"]) == (503, "journal_unavailable")
+        assert "repeat it with the same id" in answer["error"]["hint"], "indefinite"
+        assert time.monotonic() - begun < WAIT_S + 3
+        for url in running.replica_urls().values():
+            assert predicted(url, before) == [1.0] * 20
+        assert post(running.url, f"{PATH}/snapshots", None)[0] in (200, 503)
+        flag.unlink()
+        after = [f"after-{i}" for i in range(20)]
+        learn(running, ["refused", *after])
+        each_once(running, [*before, *after, "refused"])
+
+
+# -- the parameter server ------------------------------------------------------------------------
+
+READY_WHEN_EMPTY = """
+import online.learner as module
+
+class Hasty(module.Learner):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.ready = True
+
+module.Learner = Hasty
+"""
+
+
+def answers_of_a_new_replica(running: Running, seconds: float) -> list[Any]:
+    """Stop the server, kill a replica, and ask whatever listens instead of it for ``seconds``.
+
+    The server goes on then; returns when the new replica has answered.
+    """
+    (server,) = (p for p in running.named("ParameterServer") if "ray::" in p.cmdline()[0])
+    before = running.replica_urls()
+    victim = psutil.Process(int(min(before).partition(":")[0]))
+    found: list[Any] = []
+
+    def ask() -> bool:
+        for name, url in running.replica_urls().items():
+            if name not in before:
+                code, answer = post(url, f"{PATH}/predict", {"features": {"known": 1.0}}, 2)
+                if code == 200:
+                    found.append(answer)
+        return bool(found)
+
+    server.send_signal(signal.SIGSTOP)
+    try:
+        victim.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not ask():
+            time.sleep(0.05)
+    finally:
+        server.send_signal(signal.SIGCONT)
+    until("the new replica answers", ask, 60)
+    return found
+
+
+def test_a_new_replica_never_answers_from_an_empty_model(tmp_path: Path) -> None:
+    with service(tmp_path) as running:
+        learn(running, ["known"])
+        each_once(running, ["known"])
+        with contextlib.closing(Connection(running.url)) as client:
+            expected = client.post(f"{PATH}/predict", {"features": {"known": 1.0}})[1]
+        assert expected["prediction"] > 0
+        (first, *_) = answers_of_a_new_replica(running, 10)
+        assert first["prediction"] == expected["prediction"]
+        each_once(running, ["known"])
+
+
+def test_a_replica_that_does_not_wait_is_found(tmp_path: Path) -> None:
+    """Control: without the wait it answers, and from an empty model."""
+    (tmp_path / "sitecustomize.py").write_text(READY_WHEN_EMPTY)
+    with service(tmp_path, {"PYTHONPATH": str(tmp_path)}) as running:
+        learn(running, ["known"])
+        (first, *_) = answers_of_a_new_replica(running, 30)
+        assert first["prediction"] == 0
+
+
+# -- the clock -----------------------------------------------------------------------------------
+
+SET_BACK = """
+import os
+import time
+
+_real, _file = time.time, os.environ["TEST_CLOCK"]
+
+def _time():
+    try:
+        return _real() + float(open(_file).read())
+    except (OSError, ValueError):
+        return _real()
+
+time.time = _time
+"""
+
+
+def test_a_clock_that_is_set_back_an_hour(tmp_path: Path) -> None:
+    """In every Python process of the service, while it runs."""
+    (tmp_path / "sitecustomize.py").write_text(SET_BACK)
+    clock = tmp_path / "clock"
+    environment = {"PYTHONPATH": str(tmp_path), "TEST_CLOCK": str(clock)}
+    before = [f"before-{i}" for i in range(20)]
+    with service(tmp_path, environment) as running:
+        learn(running, before)
+        code, given = post(running.url, f"{PATH}/predict", {"features": {"token-0": 1.0}})
+        assert code == 200
+        each_once(running, before)
+        newest = status(running, "counting")["server"]["snapshot"]
+        clock.write_text("-3600")
+        assert status(running, "counting")["server"]["snapshot_age_s"] < 0, "the clock is back"
+        late = {"id": given["id"], "label": COUNT_LABEL}
+        code, answer = post(running.url, f"{PATH}/feedback", late)
+        assert (code, answer["status"]) == (200, "learned"), answer
+        assert post(running.url, f"{PATH}/feedback", late)[1]["status"] == "duplicate"
+        code, again = post(running.url, f"{PATH}/predict", {"features": {"token-1": 1.0}})
+        body = {"id": again["id"], "label": COUNT_LABEL}
+        assert post(running.url, f"{PATH}/feedback", body)[1]["status"] == "learned"
+        for event in before:
+            assert send(running, event)[1]["status"] == "duplicate"
+        after = [f"after-{i}" for i in range(20)]
+        learn(running, after)
+        sent = [*before, *after, "token-0", "token-1"]
+        each_once(running, sent)
+        kept = {row["name"] for row in snapshots(running)}
+        head = status(running, "counting")["server"]["snapshot"]
+        assert head != newest
+        assert head in kept, "the newest by version, not by the clock"
+        for process in running.named("ParameterServer"):
+            process.kill()
+        until("another server", lambda: restored(running, head))
+        learn(running, ["last"])
+        each_once(running, [*sent, "last"])
+
+
+def snapshots(running: Running) -> list[dict[str, Any]]:
+    with contextlib.closing(Connection(running.url)) as client:
+        rows: list[dict[str, Any]] = client.get(f"{PATH}/snapshots")[1]["snapshots"]
+    return rows
+
+
+def restored(running: Running, head: str) -> bool:
+    server = status(running, "counting")["server"]
+    return bool(server and server["state"] == "serving" and server["epoch"] > 1)
+
+
+# -- the Redis server ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[redis_server.Server]:
+    binary = redis_server.find_binary(os.environ)
+    if binary is None:
+        pytest.skip("no valkey-server or redis-server")
+    server = redis_server.Server(tmp_path / "redis", binary)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def test_a_redis_server_that_is_gone_for_a_while(
+    tmp_path: Path, redis: redis_server.Server
+) -> None:
+    before = [f"before-{i}" for i in range(20)]
+    with service(tmp_path, journal=redis.url) as running:
+        learn(running, before)
+        each_once(running, before)
+        redis.kill()
+        gone = time.monotonic()
+        refused: list[str] = []
+        while time.monotonic() - gone < 8:
+            refused.append(f"gone-{len(refused)}")
+            code, answer = send(running, refused[-1])
+            assert (code, answer["error"]["code"]) == (503, "journal_unavailable"), answer
+            assert "repeat it with the same id" in answer["error"]["hint"]
+            for url in running.replica_urls().values():
+                assert predicted(url, before) == [1.0] * 20
+        redis.start()
+        learn(running, [*refused, "after"])
+        each_once(running, [*before, *refused, "after"])
+
+
+def test_a_redis_server_that_comes_back_empty(tmp_path: Path, redis: redis_server.Server) -> None:
+    before = [f"before-{i}" for i in range(20)]
+    with service(tmp_path, journal=redis.url) as running:
+        learn(running, before)
+        each_once(running, before)
+        redis.kill()
+        shutil.rmtree(redis.folder)
+        redis.start()
+        for i in range(10):
+            code, answer = send(running, f"lost-{i}")
+            assert code == 503, answer
+            assert answer["error"]["hint"]
+        assert predicted(running.url, before) == [1.0] * 20
+        assert until("an incident", lambda: incident(running))
