@@ -3,8 +3,8 @@
 A seeded simulation in one thread of the real learner, server, messages, snapshot format and
 SQLite journal.  Messages are lost, doubled, late and out of order; the journal's answers get lost;
 servers restart from older snapshots and live on beside their successors; replicas die, are sealed
-while they live, and adopt.  The model is a ledger, so every double or missing event is seen:
-``counts[event]`` is 0 or 1.
+while they live, and adopt; operators roll back, freeze and unfreeze.  The model is a ledger, so
+every double, missing or undone event is seen: ``counts[event]`` is 0 or 1.
 
 A state that travels whole is right for one writer whose requests arrive in their order, one at a
 time, as the shell and Ray do it; so that is how its messages go here.  What merges has no such
@@ -13,159 +13,47 @@ condition.
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import itertools
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from online.learner import Learner
-from online.models.base import Model, Prediction
+from online.models.base import Model
 from online.tally import DIGEST, event_hash
-from paramserver.blocks import Block, Blocks
+from paramserver import lineage, rewrites
 from paramserver.server import Server
 from paramserver.snapshots import format as snapshot_format
-from paramserver.state import Contained, SnapshotState
-from paramserver.wire import FORMAT, SyncRequest, decode_reply, decode_request, encode
-from replay import codec
-from replay.errors import EpochLost, PartitionSealed
-from replay.example import Example, Features, Label
+from paramserver.state import SnapshotState
+from paramserver.wire import FORMAT, SyncRequest, decode_reply, encode
+from replay.errors import PartitionSealed
 from replay.journal.base import NewRow, Row, Verdict
 from replay.journal.sqlite import SqliteJournal
 
-SPEC = "5" * 64
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+_ledger: Any = _beside("protocol_ledger")
+_served: Any = _beside("protocol_served")
+LEARNED, Event, Ledger, Whole = _ledger.LEARNED, _ledger.Event, _ledger.Ledger, _ledger.Whole
+NOTHING, SPEC, Served = _served.NOTHING, _served.SPEC, _served.Served
+
 _models = itertools.count(1)
-
-
-class Ledger:
-    """Counts each event under its name, and damages itself when it can't learn."""
-
-    mergeable, learns, numeric_only, structure = True, True, False, "ledger"
-    why_not_mergeable: str | None = None
-
-    def __init__(self) -> None:
-        self.counts: dict[str, float] = {}
-        self._open: dict[str, float] = {}
-
-    def predict(self, features: Features) -> Prediction:
-        return Prediction(None, None)
-
-    def learn(self, features: Features, label: Label, weight: float) -> None:
-        event = str(features["event"])
-        for counts in (self.counts, self._open):
-            counts[event] = counts.get(event, 0) + 1
-        if features["poison"]:
-            self.counts["damage"] = self._open["damage"] = 7
-            raise ValueError("poison")
-
-    def cut(self) -> Blocks:
-        opened, self._open = self._open, {}
-        return {"w": Block("additive", opened)} if opened else {}
-
-    def rebase(self, values: Blocks) -> None:
-        for event, x in values["w"].data.items() if "w" in values else ():
-            self.counts[event] = x + self._open.get(event, 0)
-
-    def reset(self, values: Blocks) -> None:
-        self.counts, self._open = {}, {}
-        self.rebase(values)
-
-
-class Whole(Ledger):
-    """The same as a state that travels whole and does not merge."""
-
-    mergeable = False
-
-    def cut(self) -> Blocks:
-        opened, self._open = self._open, {}
-        return {"w": Block("opaque", json.dumps(self.counts).encode())} if opened else {}
-
-    def rebase(self, values: Blocks) -> None:
-        assert "w" not in values, "only tallies are merged into a model that travels whole"
-
-    def reset(self, values: Blocks) -> None:
-        self.counts, self._open = {}, {}
-        if "w" in values:
-            self.counts = json.loads(values["w"].data)
-
-
-@dataclass(frozen=True)
-class Event:
-    name: str
-    verdict: Verdict
-    poison: bool
-
-    @property
-    def key(self) -> bytes:
-        return hashlib.blake2b(self.name.encode(), digest_size=16).digest()
-
-    @property
-    def counts(self) -> bool:
-        return self.verdict in (Verdict.ACCEPTED, Verdict.CLIPPED) and not self.poison
-
-    def row(self) -> NewRow:
-        payload = codec.encode(Example({"event": self.name, "poison": self.poison}, True))
-        factor = 0.5 if self.verdict is Verdict.CLIPPED else 1.0
-        return NewRow(self.key, self.name, "s", self.verdict, payload, 1.0, factor)
-
-
-class Served:
-    """A server's process: it restores under a new epoch, and publishes in two steps."""
-
-    def __init__(self, world: World) -> None:
-        journal, self.world, self.alive = world.journal, world, True
-        expected = journal.head(world.model, SPEC).epoch
-        epoch = journal.begin_epoch(world.model, SPEC, expected)
-        self.parent = journal.head(world.model, SPEC).snapshot
-        self.draft: SnapshotState | None = None
-        n = world.r.choice((1, 3, 40))
-        if self.parent is None:
-            self.server = world.server_class(world.model, SPEC, "", "sum", epoch, history_max=n)
-        else:
-            if len(world.snapshots) > 1 and world.chance(0.25):  # the newest one is corrupt
-                world.snapshots.popitem()
-            self.parent = list(world.snapshots)[-1]
-            state = snapshot_format.decode(world.snapshots[self.parent])
-            self.server = world.server_class.restored(state, "sum", epoch, history_max=n)
-        self.confirm()
-        world.stats["epochs"] += epoch > 1
-
-    def confirm(self) -> None:
-        self.server.note_partitions(self.world.journal.partitions(self.world.model))
-
-    def publish(self) -> None:
-        """Begin a snapshot, or finish the one begun: pushes come in between."""
-        world, draft = self.world, self.draft
-        if draft is None:
-            self.draft = self.server.begin_snapshot(0.0, self.parent, {})
-            return
-        self.draft = None
-        name = f"snapshot {next(world.numbers)}"
-        try:
-            world.journal.move_head(world.model, SPEC, draft.version[0], name)
-        except EpochLost:
-            self.alive = False
-            return
-        world.snapshots[name] = snapshot_format.encode(draft)
-        self.parent = name
-        self.server.note_durable(draft)
-        for old in list(world.snapshots)[: -world.kept]:
-            del world.snapshots[old]
-        states = map(snapshot_format.decode, world.snapshots.values())
-        kept = [Contained(state.clock, state.closed) for state in states]
-        for partition in world.journal.partitions(world.model):
-            world.stats["closed"] += self.server.close(partition, kept)
-
-    def answer(self, data: bytes) -> tuple[set[int], bytes]:
-        """Encoded reply, and the partitions that it tells the clock of."""
-        message = decode_request(data)
-        acks = [self.server.push(push, self.world.journal.partition) for push in message.pushes]
-        orphans = self.world.orphans(self.server, message)
-        named = {message.partition, *message.adopting}
-        return named, encode(self.server.reply(message, acks, orphans, 0.0))
 
 
 class Replica:
@@ -178,10 +66,10 @@ class Replica:
             world.build, task="binary", spec=SPEC, retain_bytes=size, rows_max=n
         )
         self.name = f"replica {next(world.numbers)}"
-        self.queue, self.batch = list[Event](), list[Event]()
+        self.queue, self.batch = list[Any](), list[tuple[Any, NewRow]]()
         self.page = list[Row]()
-        self.skip, self.learned = set[bytes](), dict[str, bool]()
-        self.asked = self.paused = 0
+        self.skip, self.learned = set[bytes](), dict[str, tuple[int, bool]]()
+        self.asked = self.paused = self.acts_on = 0
         self.register()
 
     def register(self) -> None:
@@ -194,12 +82,13 @@ class Replica:
         world = self.world
         if not self.batch:
             k = world.r.randint(1, 3)
-            self.batch, self.queue = self.queue[:k], self.queue[k:]
+            taken, self.queue = self.queue[:k], self.queue[k:]
+            self.batch = [(event, event.row(frozen=self.learner.frozen)) for event in taken]
         if not self.batch or world.chance(0.12):
             return  # no answer, nothing was written: the same batch again
         before = world.journal.partition(self.partition)
         try:
-            rows = [event.row() for event in self.batch]
+            rows = [row for _, row in self.batch]
             appended = world.journal.append(self.partition, self.known, rows)
         except PartitionSealed:
             world.stats["sealed alive"] += 1
@@ -209,7 +98,7 @@ class Replica:
             return
         if world.chance(0.15):
             return  # written, and the answer lost: the same batch again
-        for event, outcome in zip(self.batch, appended.outcomes, strict=True):
+        for (event, _), outcome in zip(self.batch, appended.outcomes, strict=True):
             if outcome.new and before and outcome.row.offset <= before.end and world.own_is_repeat:
                 self.skip.add(event.key)
             world.acked.add(event.name)
@@ -234,10 +123,14 @@ class Replica:
         skipped = row.key in self.skip
         failed = self.learner.learn(replace(row, verdict=Verdict.FROZEN) if skipped else row)
         self.world.stats["failed"] += failed is not None
-        poisoned = event.poison and event.verdict is not Verdict.QUARANTINED and not skipped
+        asked = row.verdict in LEARNED and not skipped
+        poisoned = event.poison and asked and not self._is_undone(row.partition, row.offset)
         assert (failed is not None) == poisoned, f"{event} failed: {failed}"
         if row.partition == self.partition:
-            self.learned[event.name] = event.counts
+            self.learned[event.name] = row.offset, event.counts(row)
+
+    def _is_undone(self, partition: int, offset: int) -> bool:
+        return bool(self.learner.undone.has(partition, offset))
 
     def ask(self) -> None:
         served, learner = self.world.resolve(), self.learner
@@ -247,11 +140,19 @@ class Replica:
         pushes = learner.pushes(self.world.r.randint(1, 6)) if push else []
         values = learner.mergeable or learner.want_all
         adopting = [p for p, t in learner.tracks.items() if t.end is not None]
+        if learner.control > self.acts_on and not (self.batch or self._owes()):
+            self.acts_on = self.acts_on if learner.pushes(1) else learner.control
         request = SyncRequest(
-            FORMAT, self.name, self.partition, pushes, learner.since, values, adopting
-        )
+            FORMAT, self.name, self.partition, pushes, learner.since, values, adopting,
+            control=self.acts_on,
+        )  # fmt: skip
         self.asked = next(self.world.numbers)
         self.world.send(Message(self, served, self.asked, encode(request), None))
+
+    def _owes(self) -> bool:
+        """Whether own rows are not learned yet."""
+        track = self.learner.tracks.get(self.partition)
+        return track is not None and track.next <= self.known
 
     def hear(self, number: int, named: set[int], data: bytes) -> None:
         if not named.issuperset(self.learner.tracks):
@@ -259,16 +160,29 @@ class Replica:
         if self.world.whole and number != self.asked:
             return  # the shell takes no late answers; a model that merges could
         reply = decode_reply(data)
-        version = self.learner.version
+        version, rewrite = self.learner.version, self.learner.rewrite
         self.world.stats["old replies"] += reply.epoch < version[0]
         self.learner.on_reply(reply)
+        if self.learner.rewrite != rewrite:
+            self._on_rewrite()
         assert self.learner.version >= version, f"{self.learner.version} after {version}"
         for partition in reply.orphans:
             if partition not in self.learner.tracks:
                 self.learner.adopt(partition, self.world.journal.seal(partition))
                 self.world.stats["adopted"] += 1
 
-    def check(self, event: Event, row: Row | None) -> None:
+    def _on_rewrite(self) -> None:
+        """What the shell does, and own rows that are to be learned again."""
+        world, track = self.world, self.learner.tracks.get(self.partition)
+        assert self.learner.serving is self.learner._training, "an undone copy goes on answering"
+        if world.tells_undone:
+            controls = world.journal.controls(world.model, 0)
+            known = [c for c in controls if c.seq <= self.learner.control]
+            self.learner.undone = world.undone(known)
+        if track is not None:
+            self.learned = {e: x for e, x in self.learned.items() if x[0] < track.next}
+
+    def check(self, event: Any, row: Row | None) -> None:
         learner = self.learner
         serving: Any = learner.serving
         training: Any = learner._training
@@ -276,10 +190,14 @@ class Replica:
             most = max(model.counts.values(), default=0)
             assert most <= 1, f"{self.name}: an event counts {most} times in the {name} model"
         counts = serving.counts
-        for own, counted in self.learned.items():
-            assert counts.get(own, 0) == counted, f"{self.name}: own {own} counts not {counted}"
+        undone = self.world.undone_by.get(learner.rewrite, NOTHING)
+        for own, (offset, counted) in self.learned.items():
+            wanted = counted and (self.partition, offset) not in undone
+            assert counts.get(own, 0) == wanted, f"{self.name}: own {own} counts not {wanted}"
+        if row and (row.partition, row.offset) in undone:
+            assert not training.counts.get(event.name), f"{self.name} holds the undone {event.name}"
         assert learner.tally.digest == self.world.digest(training.counts), "a digest"
-        if event.counts and row and learner.includes(row.partition, row.offset):
+        if event.counts(row) and row and learner.includes(row.partition, row.offset):
             assert counts.get(event.name), f"{self.name} does not include {event.name}"
         if serving is not training:
             held = any(track.held for track in learner.tracks.values())
@@ -305,26 +223,53 @@ class World:
 
     learner_class: type[Learner] = Learner
     server_class: type[Server] = Server
-    own_is_repeat = False  # a mutant of the shell
+    replayed = staticmethod(lineage.replayed)
+    roll_back = staticmethod(rewrites.roll_back)
+    held = staticmethod(rewrites.held)
+    undone = staticmethod(rewrites.undone)
+    # mutants of the shells
+    own_is_repeat = False
+    replays = fenced = tells_undone = True
 
-    def __init__(self, journal: SqliteJournal, seed: int, *, whole: bool = False) -> None:
+    def __init__(
+        self, journal: SqliteJournal, seed: int, *, whole: bool = False, operators: bool = True
+    ) -> None:
         self.journal, self.r, self.whole = journal, random.Random(seed), whole
+        self.operators = operators
         self.build: Callable[[], Model] = Whole if whole else Ledger
         self.numbers = itertools.count(1)
         self.model = f"model {next(_models)}"
         self.retain_bytes = self.r.choice((0, 600, 10**6))
         self.calm = False
         self.hasty = self.r.choice((0.01, 0.1, 0.4))  # chance that one who lives is thought dead
-        self.kept = self.r.choice((1, 3))  # snapshots
+        self.kept = self.r.choice((1, 3, 20) if operators else (1, 3))  # snapshots
         self.stats: Counter[str] = Counter()
         self.snapshots: dict[str, bytes] = {}
+        self.parents: dict[str, str | None] = {}
+        self.startable: set[str] = set()  # kept to be started from
+        self.gone: dict[int, int] = {}  # rows that may be trimmed, by partition
+        self.undone_in: dict[str, frozenset[tuple[int, int]]] = {}  # by snapshot
+        self.undone_by: dict[int, frozenset[tuple[int, int]]] = {}  # by control row
         self.events = {e.name: e for e in map(self._event, range(self.r.randint(20, 50)))}
         self.unsent, self.acked = list(self.events.values()), set[str]()
         self.net: list[Message] = []
         self.replicas: list[Replica] = []
         self.servers = [Served(self)]
 
-    def _event(self, k: int) -> Event:
+    def load(self, name: str) -> SnapshotState:
+        assert name in self.snapshots, f"{name} is needed, and gone"
+        return snapshot_format.decode(self.snapshots[name])
+
+    def ancestors(self, head: str | None) -> list[str]:
+        """The head and what it descends from, as far as a server may start from it."""
+        found = []
+        while head is not None:
+            if head in self.snapshots and head in self.startable:
+                found.append(head)
+            head = self.parents[head]
+        return found
+
+    def _event(self, k: int) -> Any:
         verdicts = (Verdict.QUARANTINED, Verdict.CLIPPED, *[Verdict.ACCEPTED] * 6)
         return Event(f"event {k}", self.r.choice(verdicts), self.r.random() < 0.1)
 
@@ -353,7 +298,7 @@ class World:
         if message.named is not None:
             if replica.alive and not replica.paused:
                 replica.hear(message.number, message.named, message.data)
-        elif served.alive:
+        elif served.alive and served.decided is None:
             named, data = served.answer(message.data)
             self.send(Message(replica, served, message.number, data, named))
 
@@ -398,7 +343,11 @@ class World:
         elif x < 0.92 and alive:
             r.choice(alive).publish()
         elif x < 0.94 and alive:
-            r.choice(alive).confirm()
+            served = r.choice(alive)
+            if self.operators and x >= 0.928:
+                self.operate(served)
+            else:
+                served.confirm()
         elif x < 0.96:
             if len(self.live()) < (1 if self.whole else 3):
                 self.replicas.append(Replica(self))
@@ -411,6 +360,14 @@ class World:
                 r.choice(alive).alive = False
         elif not alive or r.random() < 0.3:
             self.servers.append(Served(self))
+
+    def operate(self, served: Any) -> None:
+        if served.decided:
+            served.serve()
+        elif self.chance(0.6):
+            served.roll_back()
+        else:
+            served.freeze_or_not()
 
     def kill(self, replica: Replica) -> None:
         replica.alive = False
@@ -427,6 +384,19 @@ class World:
                 counts, digest = _state(served.server)
                 assert (most := max(counts.values(), default=0)) <= 1, f"{most} times in the server"
                 assert digest == self.digest(counts), "the server's digest"
+                self._check_undone(served, event, row, counts)
+        newest = self.servers[-1]
+        if newest.alive and newest.decided is None:
+            assert newest.server.rewrite >= max(self.undone_by, default=0), "a decision is idle"
+
+    def _check_undone(self, served: Any, event: Any, row: Row | None, counts: Any) -> None:
+        if row is None or served.decided:
+            return
+        clock = served.server.clock.get(row.partition, 0)
+        if (row.partition, row.offset) in served.undone:
+            assert not counts.get(event.name), f"the server holds the undone {event.name}"
+        elif row.partition in served.server.closed or row.offset <= clock:
+            assert counts.get(event.name, 0) == event.counts(row), f"{event.name} in the server"
 
     def digest(self, counts: dict[str, float]) -> tuple[int, int]:
         hashes = [event_hash(self.events[name].key) for name, x in counts.items() if x]
@@ -442,6 +412,8 @@ class World:
         self.calm = True
         for served in self.servers[:-1]:
             served.alive = False
+        if self.servers[-1].decided and self.servers[-1].alive:
+            self.servers[-1].serve()
         if not self.servers[-1].alive:
             self.servers.append(Served(self))
         if not self.live():
@@ -449,6 +421,14 @@ class World:
         for replica in self.live():
             replica.queue.clear()
             replica.paused = 0
+        self._settle()
+        if self.servers[-1].server.frozen:
+            self._check_that_the_version_stands()
+            self.servers[-1].freeze_or_not()
+            self._settle()
+        self.stats["relearned"] += sum(r.learner.relearned for r in self.replicas)
+
+    def _settle(self) -> None:
         for _ in range(60):
             self._heal()
             if self._healed():
@@ -457,8 +437,24 @@ class World:
             raise AssertionError("it does not heal")
         for replica in self.live() * 2:
             replica.ask()
+            for _ in range(20):  # rows that a frozen model does not push are learned again
+                replica.learn()
         self._check_end()
-        self.stats["relearned"] += sum(r.learner.relearned for r in self.replicas)
+
+    def _check_that_the_version_stands(self) -> None:
+        for _ in range(5):  # what the dead left is adopted
+            self._heal()
+        server = self.servers[-1].server
+        version = server.version
+        acts_on = [replica.acts_on for replica in self.live()]
+        assert min(acts_on) >= server.frozen, "who has pushed all says so"
+        for _ in range(3):
+            event = self._event(len(self.events))
+            self.events[event.name] = event
+            self._heal()
+        self._settle()
+        assert server.version == version, "a frozen model's version stands"
+        self.stats["frozen"] += 1
 
     def _heal(self) -> None:
         live, served = self.live(), self.servers[-1]
@@ -477,15 +473,29 @@ class World:
 
     def _healed(self) -> bool:
         server = self.servers[-1].server
-        ends = {p.id: p.end for p in self.journal.partitions(self.model)}
-        behind = [p for p in ends.keys() - server.closed if server.clock.get(p, 0) < ends[p]]
+        behind = [
+            row
+            for p in self.journal.partitions(self.model)
+            if p.id not in server.closed and (done := server.clock.get(p.id, 0)) < p.end
+            for row in self.journal.read(p.id, done + 1, p.end)
+            if not server.frozen or self.events[row.event_id].counts(row)
+        ]
         relearning = [r for r in self.live() if r.learner.serving is not r.learner._training]
         return not behind and not relearning and len(self.acked) == len(self.events)
 
     def _check_end(self) -> None:
-        expected = {event.name: 1.0 for event in self.events.values() if event.counts}
+        served, expected = self.servers[-1], {}
+        undone = self.undone(self.journal.controls(self.model, 0))
+        for event in self.events.values():
+            row = self.journal.find(self.model, event.key)
+            assert row is not None
+            lost = (row.partition, row.offset) in served.undone
+            assert undone.has(row.partition, row.offset) == lost, f"{event.name}: what is undone"
+            if event.counts(row) and not lost:
+                expected[event.name] = 1.0
+        assert undone.count == len(served.undone), "how many are undone"
         digest = self.digest(expected)
-        assert _state(self.servers[-1].server) == (expected, digest), "the server is not exact"
+        assert _state(served.server) == (expected, digest), "the server is not exact"
         for replica in self.live():
             learner: Any = replica.learner
             assert learner.serving.counts == expected, f"{replica.name} is not exact"

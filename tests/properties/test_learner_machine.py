@@ -20,6 +20,8 @@ import pytest
 
 import online.deltas
 import online.learner
+import paramserver.lineage
+import paramserver.rewrites
 import paramserver.server
 from online.learner import Learner
 from paramserver.server import Server
@@ -52,33 +54,41 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteJournal]
     opened.close()
 
 
-def run_all(worlds: Any, journal: SqliteJournal, seeds: range, *, whole: bool) -> Counter[str]:
+def run_all(journal: SqliteJournal, seeds: range, **how: bool) -> Counter[str]:
     """Run the seeds; the first failure tells its seed."""
     stats: Counter[str] = Counter()
     for seed in seeds:
-        world = worlds(journal, seed, whole=whole)
+        world = World(journal, seed, **how)
         try:
             world.run()
         except Exception as error:
-            raise AssertionError(f"seed {seed}, whole={whole}: {error!r}") from error
+            raise AssertionError(f"seed {seed}, {how}: {error!r}") from error
         stats.update(world.stats)
     return stats
 
 
-@pytest.mark.parametrize("first", range(0, 300, 50))
+MET = {"adopted", "relearned", "failed", "epochs", "closed"}
+DECIDED = {"rollbacks", "undone", "freezes", "frozen", "held", "skipped"}
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
 def test_each_event_counts_once(journal: SqliteJournal, first: int) -> None:
-    stats = run_all(World, journal, range(first, first + 50), whole=False)
-    met = {"adopted", "sealed alive", "relearned", "failed", "epochs", "closed"}
+    stats = run_all(journal, range(first, first + 50))
+    met = {"sealed alive", "old replies", *MET, *DECIDED}
     assert not {name for name in met if not stats[name]}, stats  # the dice reach every branch
 
 
-@pytest.mark.parametrize("first", range(0, 120, 40))
+def test_each_event_counts_once_without_operators(journal: SqliteJournal) -> None:
+    stats = run_all(journal, range(50), operators=False)
+    assert not {name for name in DECIDED if stats[name]}, stats
+
+
+@pytest.mark.parametrize("first", range(0, 80, 40))
 def test_each_event_counts_once_in_a_state_that_travels_whole(
     journal: SqliteJournal, first: int
 ) -> None:
-    stats = run_all(World, journal, range(first, first + 40), whole=True)
-    met = {"adopted", "relearned", "failed", "epochs", "closed"}
-    assert not {name for name in met if not stats[name]}, stats
+    stats = run_all(journal, range(first, first + 40), whole=True)
+    assert not {name for name in MET | DECIDED if not stats[name]}, stats
 
 
 # -- and with one rule less ------------------------------------------------------------------------
@@ -100,14 +110,28 @@ class Mutant:
     changes: tuple[Change, ...]
     seeds: tuple[int, ...]
     whole: bool = False
+    operators: bool = False
+    shells: tuple[tuple[str, Any], ...] = ()
 
     def world(self) -> Any:
         names = {m: _changed(m, self.changes) for m in {c.module for c in self.changes}}
+        parts: dict[str, Any] = dict(self.shells)
+        for part, module in (
+            ("replayed", paramserver.lineage),
+            ("roll_back", paramserver.rewrites),
+            ("undone", paramserver.rewrites),
+        ):
+            if module in names:
+                parts[part] = staticmethod(names[module][part])
         learner = names.get(online.learner, {}).get("Learner", Learner)
         if online.deltas in names:
             learner = _with_deltas(learner, names[online.deltas])
         server = names.get(paramserver.server, {}).get("Server", Server)
-        return type("Mutated", (World,), {"learner_class": learner, "server_class": server})
+        parts |= {"learner_class": learner, "server_class": server}
+        return type("Mutated", (World,), parts)
+
+    def run(self, journal: SqliteJournal, seed: int) -> None:
+        self.world()(journal, seed, whole=self.whole, operators=self.operators).run()
 
 
 def _changed(module: ModuleType, changes: tuple[Change, ...]) -> dict[str, Any]:
@@ -139,6 +163,10 @@ def _deltas(old: str, new: str) -> Change:
 
 def _server(old: str, new: str) -> Change:
     return Change(paramserver.server, old, new)
+
+
+def _rewrites(old: str, new: str) -> Change:
+    return Change(paramserver.rewrites, old, new)
 
 
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -257,6 +285,81 @@ MUTANTS = {
     ),
 }
 
+_MAX = "max(now.clock.get(p, 0), target.clock.get(p, 0))"
+
+REWRITES = {
+    "a rollback takes the clock back": Mutant(
+        (_rewrites(_MAX, "target.clock.get(p, 0)"),), (), operators=True
+    ),
+    "a rollback's clock is the server's": Mutant(
+        (_rewrites(_MAX, "now.clock.get(p, 0)"),), (), operators=True
+    ),
+    "what the snapshot has closed is open after a rollback": Mutant(
+        (_rewrites("closed = now.closed | target.closed", "closed = now.closed"),),
+        (),
+        operators=True,
+    ),
+    "what the server has closed is open after a rollback": Mutant(
+        (_rewrites("closed = now.closed | target.closed", "closed = target.closed"),),
+        (),
+        operators=True,
+    ),
+    "control rows are not replayed": Mutant((), (), operators=True, shells=(("replays", False),)),
+    "a start's own clock counts beside the row's": Mutant(
+        (
+            Change(
+                paramserver.lineage,
+                "            clock=note.clock,\n",
+                "            clock={p: max(note.clock.get(p, 0), state.clock.get(p, 0))\n"
+                "                   for p in {*note.clock, *state.clock} - {*note.closed}},\n",
+            ),
+        ),
+        (),
+        operators=True,
+    ),
+    "deltas are kept at a rewrite": Mutant(
+        (_learner("if reply.rewrite != self.rewrite:", "if False:"),), (), operators=True
+    ),
+    "a copy that was undone goes on answering": Mutant(
+        (
+            _learner(
+                "        self._targets = {}\n        for partition, track",
+                "        for partition, track",
+            ),
+        ),
+        (),
+        operators=True,
+    ),
+    "the epoch is not in the push": Mutant(
+        (_server("if push.epoch != self.epoch:", "if False:"),), (), operators=True
+    ),
+    "a decision is not fenced": Mutant((), (), operators=True, shells=(("fenced", False),)),
+    "retention does not hold what a rollback names": Mutant(
+        (), (), operators=True, shells=(("held", staticmethod(lambda needed, kept: set())),)
+    ),
+    "what a rollback brings back stays undone": Mutant(
+        (
+            _rewrites(
+                "next(known for seq, known in reversed(after) if seq <= note.control)",
+                "after[-1][1]",
+            ),
+        ),
+        (),
+        operators=True,
+    ),
+    "a frozen model pushes": Mutant(
+        (
+            _learner("if not self.frozen or self._due(self._open):", "if True:"),
+            _learner(
+                "        if self.frozen:\n            pending",
+                "        if False:\n            pending",
+            ),
+        ),
+        (),
+        operators=True,
+    ),
+}
+
 
 class OwnIsRepeat(World):  # type: ignore[misc]
     """The shell takes an own row for a repeat if the answer to its append was lost."""
@@ -270,7 +373,7 @@ def test_one_rule_less_is_noticed(journal: SqliteJournal, name: str) -> None:
     assert mutant.seeds
     for seed in mutant.seeds:
         with pytest.raises(AssertionError):
-            mutant.world()(journal, seed, whole=mutant.whole).run()
+            mutant.run(journal, seed)
 
 
 @pytest.mark.parametrize("seed", [0, 2, 4])
@@ -278,7 +381,7 @@ def test_a_shell_that_takes_own_rows_for_repeats_is_noticed(
     journal: SqliteJournal, seed: int
 ) -> None:
     with pytest.raises(AssertionError):
-        OwnIsRepeat(journal, seed).run()
+        OwnIsRepeat(journal, seed, operators=False).run()
 
 
 # -- what the dice meet too seldom -----------------------------------------------------------------
