@@ -529,7 +529,7 @@ def test_many_events_with_bad_ones_between(client: Client) -> None:
         {"id": token, "label": "no"},
         {"features": {"a": 1.0}, "label": "maybe"},
         {"id": token, "label": "no"},
-        {"id": "forged", "label": "no"},
+        {"id": "forged" * 11, "label": "no"},
         {"id": token, "label": "yes"},
         {"features": {"a": 1.0}, "label": "no", "weight": 0},
         {"features": {"a": 2.0}, "label": "no", "event_id": "last", "source": "many"},
