@@ -116,7 +116,9 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     event_id: str | msgspec.UnsetType = msgspec.UNSET
     version_before: str | msgspec.UnsetType = msgspec.UNSET
     version: str | msgspec.UnsetType = msgspec.UNSET
-    seen: str | msgspec.UnsetType = msgspec.UNSET
+    seen: Annotated[
+        str | msgspec.UnsetType, Meta(description="the row: see `after` of predict")
+    ] = msgspec.UNSET
     duplicate: bool = False
     first_outcome: Annotated[
         str | msgspec.UnsetType, Meta(description="status of the first sending, as of now")

@@ -182,7 +182,8 @@ class Serving:
         if standing is None:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
-        receipt.seen = f"{standing.partition}:{standing.offset}"
+        if recorded.status != "frozen":  # no answer will ever count it
+            receipt.seen = f"{standing.partition}:{standing.offset}"
         if recorded.reason:
             receipt.reason = recorded.reason
         if recorded.repeat:

@@ -91,7 +91,8 @@ def test_feedback_of_a_frozen_model_is_kept_and_not_learned(tmp_path: Path) -> N
         await acted(world, replica)
         version = replica.version
         token = serving.predict(PredictRequest(features={"a": 1.0})).id
-        assert (await sent(serving, event("after")))[:2] == (202, "frozen")
+        status, what, receipt = await sent(serving, event("after"))
+        assert (status, what, receipt.seen) == (202, "frozen", msgspec.UNSET)
         assert (await sent(serving, FeedbackRequest(id=token, label=1.0)))[:2] == (202, "frozen")
         for request, first in ((event("before"), "learned"), (event("after"), "frozen")):
             status, what, receipt = await sent(serving, request)
