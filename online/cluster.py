@@ -62,7 +62,7 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",  # HAProxy has let go by then
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS - 1),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
@@ -342,7 +342,8 @@ class Service:
         if self._owner is None:
             return
         try:
-            self._stop_gently()
+            if self.alive():  # without Ray's head nobody answers what a gentle end asks for
+                self._stop_gently()
         except Exception as error:
             log.warning("did not stop gently: %r", error)
         self.kill()
