@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from online.config import Settings
-from online.errors import StartRefused
+from online.errors import OnlineError, StartRefused
 from online.history import LEARNED, Decisions, origin
 from online.names import load_model, open_journal, snapshots_path
 from online.tally import DIGEST, event_hash
@@ -141,7 +141,7 @@ class _View:
         return (*spans, (at, upto)) if at < upto else tuple(spans)
 
 
-class _Moved(Exception):
+class _Moved(OnlineError):
     """The service removed meanwhile what was looked at."""
 
 

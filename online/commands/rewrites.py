@@ -162,11 +162,15 @@ def _what_goes(
     return {"rows": rows, "since": target.created_at, "version": target.version}
 
 
+def _somebody() -> bool:
+    return sys.stdin.isatty()
+
+
 def _ask(found: dict[str, Any], model: str, name: str) -> None:
     ago = span(time.time() - found["since"])
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
     text = f"{model} goes back to {name}, made {at} ({ago} ago): {found['rows']:,} rows are undone"
-    if not sys.stdin.isatty():
+    if not _somebody():
         raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
     print(
         f"{text}.\nThey are kept: `online rollback --relearn` learns them again.", file=sys.stderr

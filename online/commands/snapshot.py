@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, checked, connect, pick
-from online.errors import StartRefused
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    checked,
+    connect,
+    load_settings,
+    pick,
+)
+from online.config import Settings
+from online.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paramserver.snapshots.places import Snapshots
 
 app = typer.Typer(help="List, create, show and pin snapshots.", no_args_is_help=True)
 
@@ -81,29 +94,54 @@ def snapshot_pin(
 
 @app.command("show")
 def snapshot_show(
-    file: Annotated[Path, typer.Argument(help="a snapshot's file")], as_json: AsJson = True
+    snapshot: Annotated[str, typer.Argument(help="its name, from `snapshot list`, or its file")],
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="also name the snapshots it descends from")
+    ] = False,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = True,
 ) -> None:
-    """What a snapshot file holds, checked; works without a running service.
+    """What a snapshot holds, checked; works without a running service.
 
-    Example: online snapshot show state/snapshots/prices/0123456789abcdef/NAME
+    Example: online snapshot show 3-120 --lineage
     """
     from paramserver.snapshots.format import decode
+    from paramserver.snapshots.history import ancestors
 
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        hint = "Name a file under state_dir/snapshots"
-        raise StartRefused(f"{file}: {error.strerror}", hint) from None
+    stored, name = None, Path(snapshot).name.removesuffix(".snapshot")
+    if Path(snapshot).is_file():
+        data = Path(snapshot).read_bytes()
+    else:
+        stored = _stored(load_settings(path, state_dir=state_dir), model)
+        data = stored.load(name)
     state = decode(data)
     sizes = {n: len(b.data) if hasattr(b.data, "__len__") else 1 for n, b in state.values.items()}
-    print(
-        json.dumps(
-            {
-                "model": state.model, "spec": state.spec, "version": list(state.version),
-                "clock": dict(state.clock), "closed": sorted(state.closed),
-                "created_at": state.created_at, "parent": state.parent, "blocks": sizes,
-                "spec_text": json.loads(state.spec_text) if state.spec_text else None,
-            },
-            indent=1,
+    shown = {
+        "model": state.model, "spec": state.spec, "version": list(state.version),
+        "clock": dict(state.clock), "closed": sorted(state.closed), "control": state.control,
+        "rewrite": state.rewrite, "frozen": state.frozen, "created_at": state.created_at,
+        "parent": state.parent, "blocks": sizes,
+        "spec_text": json.loads(state.spec_text) if state.spec_text else None,
+    }  # fmt: skip
+    if lineage:
+        found = stored or _stored(load_settings(path, state_dir=state_dir), model or state.model)
+        shown["lineage"] = ancestors(name, found.names())
+    print(json.dumps(shown, indent=1))
+
+
+def _stored(settings: Settings, model: str | None) -> Snapshots:
+    """The snapshots of a model as the settings have it."""
+    from online.names import load_model, snapshots_path
+    from paramserver.snapshots.places import lineage_place, open_snapshots
+
+    served = {m.name: m for m in settings.models}
+    if model is None and len(served) == 1:
+        model = next(iter(served))
+    if model not in served:
+        raise ConfigError(
+            "--model", f"{model!r} is not served", f"Name one of: {', '.join(served)}"
         )
-    )  # fmt: skip
+    spec = load_model(served[model], settings, b"\0" * 32).spec_hash
+    return open_snapshots(lineage_place(snapshots_path(settings), model, spec))

@@ -85,7 +85,12 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
     if rewrites["last"] is not None:
         last = rewrites["last"]
         to = f" to {last['snapshot']}" if "snapshot" in last else ""
-        console.print(f"last decision: {last['kind']}{to}; {rewrites['undone']:,} rows are undone")
+        console.print(f"last decision: {last['kind']}{to}")
+    if rewrites["undone"]:
+        console.print(
+            f"{rewrites['undone']:,} rows were undone by rollback, and kept; which of them were "
+            "learned again: online rollback --undone"
+        )
 
 
 def _show_room(console: Console, journal: dict[str, Any] | None) -> None:

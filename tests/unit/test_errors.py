@@ -30,6 +30,7 @@ SAMPLES: dict[str, object] = {
     "int": 3,
     "int | None": 3,
     "float": 2.5,
+    "tuple[str, ...]": ("text",),
 }
 
 

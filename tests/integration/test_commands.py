@@ -1,0 +1,231 @@
+"""Commands and pages of a real service, and what they say when there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from online.bench.service import Running, status
+
+pytestmark = pytest.mark.ray
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+operated: Any = _beside("operated")
+everywhere: Any = operated.everywhere
+good: Any = operated.good
+online: Any = operated.online
+refused: Any = operated.refused
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with operated.serving() as running:
+        yield running
+
+
+# -- commands --------------------------------------------------------------------------------
+
+
+def test_status(service: Running) -> None:
+    at = ("--state-dir", str(service.state_dir))
+    data = json.loads(good("status", *at, "--json"))
+    assert data["url"] == service.url
+    assert [model["model"] for model in data["models"]] == ["clicks"]
+    assert data["models"][0]["server"]["state"] == "serving"
+    text = good("status", *at)
+    assert "clicks" in text
+    assert "parameter server: serving" in text
+    assert "rollback reaches back" in text or data["models"][0]["server"]["reach_s"] is None
+    assert "growth: measuring" in text
+    room = data["models"][0]["journal"]
+    assert room["rows"] >= 40
+    assert 0 < room["used_ratio"] < 1
+    assert room["alarm"] is None
+
+
+def test_snapshots(service: Running) -> None:
+    at = ("--state-dir", str(service.state_dir))
+    made = json.loads(good("snapshot", "create", *at))
+    listed = json.loads(good("snapshot", "list", *at, "--json"))
+    names = [snapshot["name"] for snapshot in listed]
+    assert made["name"] in names
+    assert "snapshot" in good("snapshot", "list", *at)
+    for off, pinned in ((), True), (("--off",), False):
+        good("snapshot", "pin", made["name"], *off, *at)
+        listed = json.loads(good("snapshot", "list", *at, "--json"))
+        assert [s["pinned"] for s in listed if s["name"] == made["name"]] == [pinned]
+    assert "no snapshot" in refused("snapshot", "pin", "none", *at)
+    (file,) = service.state_dir.glob(f"snapshots/clicks/*/{made['name']}*")
+    shown = json.loads(good("snapshot", "show", str(file)))
+    assert shown["model"] == "clicks"
+    assert {"weights", "scaler0", "digest"} <= shown["blocks"].keys()
+    damaged = service.folder / "damaged"
+    damaged.write_bytes(file.read_bytes()[:-1])
+    assert "corrupt" in refused("snapshot", "show", str(damaged))
+    config = ("--config", str(service.folder / "online.yaml"))
+    assert "no snapshot" in refused("snapshot", "show", "none", *config)
+    shown = json.loads(good("snapshot", "show", made["name"], "--lineage", *config))
+    assert shown["lineage"][0] == made["name"]
+    assert shown["parent"] in {*shown["lineage"], None}
+
+
+def test_stream(service: Running) -> None:
+    at = ("--state-dir", str(service.state_dir))
+    before = status(service, "clicks")["learned"]
+    played = json.loads(good("stream", "phishing", "--rows", "50", "--rate", "max", "--json", *at))
+    assert (played["stream"].lower(), played["rows"]) == ("phishing", 50)
+    assert 0 <= played["accuracy"] <= 1
+    assert {"majority", "no_change", "kappa_m", "kappa_t"} <= played.keys()
+    everywhere(service, before + 50)
+    assert "row     50/50" in good("stream", "phishing", "--rows", "50", "--rate", "max", *at)
+    everywhere(service, before + 100)
+    assert "--rate" in refused("stream", "phishing", "--rate", "0", *at)
+    assert "no-such-stream" in refused("stream", "no-such-stream", *at)
+    assert "--model" in refused("stream", "phishing", "--model", "none", *at)
+
+
+def test_commands_without_a_service(tmp_path: Path) -> None:
+    at = ("--state-dir", str(tmp_path / "state"))
+    for command in (("status",), ("snapshot", "list"), ("snapshot", "create"),
+                    ("snapshot", "pin", "x"), ("stream", "phishing"), ("freeze",), ("unfreeze",),
+                    ("rollback", "--to", "1-1", "--yes"), ("rollback", "--undone")):  # fmt: skip
+        error = refused(*command, *at)
+        assert "no service runs on" in error
+        assert "online serve" in error
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("replica: 3\n")
+    for command in (("config", "check"), ("config", "show"), ("serve",)):
+        assert "Did you mean `replicas`?" in refused(*command, str(bad))
+    assert "Name an existing file" in refused("serve", str(tmp_path / "none.yaml"))
+    bad.write_text("models: [{name: m, task: binary, learner: lograg}]\n")
+    assert "Did you mean `logreg`?" in refused("config", "check", str(bad))
+    for command in (("status", "--no-such-option"), ("no-such-command",), ("serve", "--port", "x"),
+                    ("snapshot", "pin")):  # fmt: skip
+        assert online(*command).returncode == 2
+    assert yaml_of(good("config", "show"))["replicas"] == 2
+    assert "good" in good("config", "check")
+    assert good("--version").strip()
+
+
+def test_commands_when_the_service_was_killed(tmp_path: Path) -> None:
+    """Its facts are still there, and nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    (tmp_path / "run.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+    for command in (("status",), ("snapshot", "list"), ("stream", "phishing")):
+        assert "does not answer" in refused(*command, "--state-dir", str(tmp_path))
+
+
+def yaml_of(text: str) -> dict[str, Any]:
+    import yaml
+
+    data: dict[str, Any] = yaml.safe_load(text)
+    return data
+
+
+# -- what is read ----------------------------------------------------------------------------
+
+
+def test_metrics_of_both_replicas(service: Running) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        answer = httpx.get(f"{service.url}/metrics", timeout=20)
+        assert answer.headers["content-type"].startswith("text/plain")
+        families = {f.name: f for f in text_string_to_metric_families(answer.text)}
+        replicas = {s.labels["replica"] for s in families["online_behind_rows"].samples}
+        if len(replicas) >= 2:
+            break
+        assert time.monotonic() < deadline, replicas
+    assert len(replicas) == 2
+    assert families["online_behind_rows"].type == "gauge"
+    assert {s.labels["model"] for s in families["online_learned_events"].samples} == {"clicks"}
+    assert families["online_learned_events"].samples[0].value > 0
+    assert families["online_server_up"].samples[0].value == 1
+    for name in ("frozen", "undone_rows", "journal_used_ratio", "journal_bytes", "journal_rows"):
+        assert families[f"online_{name}"].type == "gauge"
+    assert "accuracy" in {s.labels["metric"] for s in families["online_prequential"].samples}
+
+
+class _References(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        loads = {"script": "src", "link": "href", "img": "src", "iframe": "src"}
+        self.found += [value or "" for name, value in attrs if name == loads.get(tag)]
+
+
+_ELSEWHERE = re.compile(r"cdn\.|unpkg|jsdelivr|googleapis|gstatic|tiangolo")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
+def test_pages_work_offline(service: Running, path: str) -> None:
+    page = httpx.get(service.url + path, timeout=20)
+    assert page.status_code == 200
+    assert not _ELSEWHERE.search(page.text)
+    references = _References(page.text).found
+    if path == "/docs":
+        assert any(reference.endswith(".js") for reference in references)
+    for reference in references:
+        if reference.startswith("data:"):
+            continue
+        url = urljoin(service.url + path, reference)
+        assert url.startswith(service.url), reference
+        asset = httpx.get(url, timeout=20)
+        assert asset.status_code == 200, reference
+        if reference.endswith(".css"):
+            assert not re.search(r"url\(['\"]?https?:|@import", asset.text)
+
+
+def test_openapi(service: Running) -> None:
+    document = httpx.get(f"{service.url}/openapi.json", timeout=20).json()
+    assert document["openapi"].startswith("3.")
+    for action, statuses in ("predict", {"200", "422"}), ("feedback", {"200", "409", "410"}):
+        operation = document["paths"][f"/v1/models/{{model}}/{action}"]["post"]
+        assert statuses <= operation["responses"].keys()
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        properties = resolve(document, schema["$ref"])["properties"]
+        assert {"features"} <= properties.keys()
+    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
+    assert len(references) >= 5
+    for reference in references:
+        assert resolve(document, reference)
+    assert {"/livez", "/readyz", "/metrics", "/v1/models"} <= document["paths"].keys()
+    for action in ("rollback", "freeze", "unfreeze", "relearn", "events"):
+        (operation,) = document["paths"][f"/v1/models/{{model}}/{action}"].values()
+        assert operation["responses"]["200"]["content"]["application/json"]["example"]
+
+
+def resolve(document: dict[str, Any], reference: str) -> dict[str, Any]:
+    assert reference.startswith("#/")
+    node = document
+    for part in reference[2:].split("/"):
+        node = node[part]
+    return node

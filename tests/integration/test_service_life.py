@@ -1,0 +1,348 @@
+"""The life of a real service: start, stop, kill, restart, changed code, listeners."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from online.bench.service import Running, launch, settle, status, write_settings
+from online.processes import runs
+
+pytestmark = pytest.mark.ray
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+operated: Any = _beside("operated")
+FILE_MODEL: Any = operated.FILE_MODEL
+LEARNER: Any = operated.LEARNER
+MODEL: Any = operated.MODEL
+PROBES: Any = operated.PROBES
+STOP_S: Any = operated.STOP_S
+Traces: Any = operated.Traces
+answers: Any = operated.answers
+close_to: Any = operated.close_to
+everywhere: Any = operated.everywhere
+folder: Any = operated.folder
+learn: Any = operated.learn
+online: Any = operated.online
+refused: Any = operated.refused
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with operated.serving() as running:
+        yield running
+
+
+# -- one folder, one service -----------------------------------------------------------------
+
+
+def test_a_second_service_on_the_folder_is_refused(service: Running) -> None:
+    before = answers(service)
+    error = refused("serve", str(service.folder / "online.yaml"))
+    assert f"pid {service.process.pid}" in error
+    assert str(service.state_dir) in error
+    assert "--state-dir" in error
+    assert service.process.poll() is None
+    assert answers(service) == close_to(before)
+    assert service.facts["url"] == service.url
+    learn(service, 5, first=1000)
+
+
+def test_traces_are_found_while_it_runs(service: Running) -> None:
+    """Control of the tests below: a running service is seen in every way."""
+    left = "\n".join(Traces.of(service).left())
+    for trace in (f"pid {service.process.pid} ", "names ", "port ", "haproxy", "raylet"):
+        assert trace in left
+
+
+def test_side_by_side_then_stop_kill_and_restart(service: Running) -> None:
+    with folder() as place:
+        (place / "learner.py").write_text(LEARNER.format(rate=0.05))
+        write_settings(place, {"replicas": 1, "models": [FILE_MODEL]})
+        other = launch(place)
+        # side by side: each answers and learns, and knows only its own events
+        count = status(service, "clicks")["learned"]
+        learn(other, 30)
+        learn(service, 3, first=2000)
+        assert status(service, "clicks")["learned"] == count + 3
+        assert service.process.poll() is None
+        for running in (service, other):  # the port 52365 of Ray's agent is fixed: one gets none
+            assert len(running.named("DashboardAgent")) == 1
+        before = answers(other)
+        assert before != answers(service)
+
+        traces = Traces.of(other)
+        begun = time.monotonic()
+        other.process.send_signal(signal.SIGTERM)
+        assert other.process.wait(20) == 0
+        assert time.monotonic() - begun < STOP_S
+        assert traces.left() == []
+        assert answers(service), "the first one goes on"
+
+        other = launch(place)
+        assert answers(other) == close_to(before)
+        assert status(other, "clicks")["learned"] == 30
+
+        learn(other, 11, first=30)
+        before = answers(other)
+        traces = Traces.of(other)
+        other.process.kill()
+        other.process.wait(20)
+        other = launch(place)
+        assert any("left behind" in line for line in other.lines)
+        assert not [p for p in traces.processes if runs(p)]
+        assert settle(other, "clicks", 41)["learned"] == 41
+        assert answers(other) == close_to(before)
+        assert online("fsck", "--config", str(place / "online.yaml")).returncode == 0
+
+        traces = Traces.of(other)
+        other.process.send_signal(signal.SIGINT)
+        while "stopping" not in (place / "serve.log").read_text():
+            time.sleep(0.005)
+        begun = time.monotonic()
+        other.process.send_signal(signal.SIGINT)
+        assert other.process.wait(20) == 130
+        assert time.monotonic() - begun < 2.5
+        assert traces.left() == []
+        assert "Traceback" not in (place / "serve.log").read_text()
+        found = json.loads(online("fsck", "--config", str(place / "online.yaml"), "--json").stdout)
+        assert [model["good"] for model in found] == [True]
+
+
+def test_a_start_that_is_given_up_leaves_nothing() -> None:
+    with folder() as place:
+        settings = write_settings(place, {"replicas": 1, "models": [MODEL]})
+        log = place / "serve.log"
+        with log.open("w") as file:
+            command = [sys.executable, "-m", "online", "serve", str(settings)]
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        while "starting Serve" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        started = psutil.Process(process.pid).children(recursive=True)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 130
+        assert time.monotonic() - begun < STOP_S
+        assert len(started) >= 3
+        assert not [p for p in started if runs(p)]
+        assert "Traceback" not in log.read_text()
+        assert not (place / "state" / "run.json").exists()
+
+
+# -- changed code ----------------------------------------------------------------------------
+
+
+def test_changed_model_code() -> None:
+    with folder() as place:
+        settings = write_settings(place, {"replicas": 1, "models": [FILE_MODEL]})
+        (place / "learner.py").write_text(LEARNER.format(rate=0.05))
+        running = launch(place)
+        learn(running, 25)
+        first = answers(running)
+        traces = Traces.of(running)
+        begun = time.monotonic()
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(20) == 0
+        assert time.monotonic() - begun < STOP_S
+        assert traces.left() == []
+
+        (place / "learner.py").write_text(LEARNER.format(rate=0.5))
+        error = refused("serve", str(settings))
+        assert "model clicks" in error
+        assert "--relearn" in error
+        assert "--fresh" in error
+        assert "25 events" in error
+
+        running = launch(place, "--relearn")
+        try:
+            assert any("learning 25 events" in line for line in running.lines)
+            assert settle(running, "clicks", 25)["learned"] == 25
+            second = answers(running)
+            assert second != close_to(first), "learned with the new rate"
+        finally:
+            running.stop()
+
+        (place / "learner.py").write_text(LEARNER.format(rate=0.2))
+        refused("serve", str(settings))
+        running = launch(place, "--fresh")
+        try:
+            assert status(running, "clicks")["learned"] == 0
+            assert answers(running) == [0.5] * len(PROBES)
+            learn(running, 4, first=100)
+            assert status(running, "clicks")["learned"] == 4
+        finally:
+            running.stop()
+
+
+def test_copies_of_a_model_that_does_not_merge_are_refused() -> None:
+    with folder() as place:
+        (place / "learner.py").write_text(
+            "from river import tree\n\n\ndef build():\n    return tree.HoeffdingTreeClassifier()\n"
+        )
+        settings = write_settings(place, {"replicas": 2, "models": [FILE_MODEL]})
+        error = refused("serve", str(settings))
+        assert "HoeffdingTreeClassifier" in error
+        assert "Set replicas: 1" in error
+        checked = online("config", "check", str(settings))
+        assert checked.returncode == 0
+        assert "replicas: 1" in checked.stdout
+
+
+# -- listeners -------------------------------------------------------------------------------
+
+_LISTENERS = {
+    ("haproxy", "loopback"): "the HTTP port",
+    ("haproxy", "any"): "HAProxy's own figures, read only",
+    ("ray::ServeReplica:online:Replica", "loopback"): "a replica's HTTP port",
+    ("ray::ServeReplica:online:Replica", "any"): "calls between Ray's workers, with the token",
+    ("ray::ProxyActor", "loopback"): "takes over when no replica is up",
+    ("ray::ProxyActor", "any"): "calls between Ray's workers, with the token",
+    ("ray::HAProxyManager", "any"): "calls between Ray's workers, with the token",
+    ("ray::ServeController", "any"): "calls between Ray's workers, with the token",
+    ("ray::ParameterServer", "any"): "calls between Ray's workers, with the token",
+    ("ray::IDLE", "any"): "calls between Ray's workers, with the token",
+    ("online serve", "any"): "calls between Ray's workers, with the token",
+    ("gcs_server", "any"): "Ray's table of actors, with the token",
+    ("raylet", "any"): "Ray's node, with the token",
+    ("monitor.py", "any"): "figures of Ray's autoscaler",
+    ("dashboard.py", "any"): "figures of Ray's dashboard, which is off",
+    ("ray::DashboardAgent", "loopback"): "Ray's jobs, with the token",
+    ("ray::DashboardAgent", "any"): "Ray's jobs and figures, with the token",
+    ("ray::RuntimeEnvAgent", "any"): "Ray's runtime environments, with the token",
+}
+"""Every role that listens: process and reach (any: other than loopback), and what for."""
+
+
+def role(process: psutil.Process) -> str:
+    command = process.cmdline()
+    if command and command[0].startswith("ray::"):
+        return command[0].split()[0].split(".")[0]  # without the method that runs now
+    scripts = [Path(part).name for part in command if part.endswith(".py")]
+    if scripts:
+        return scripts[0]
+    return "online serve" if "online" in command and "serve" in command else process.name()
+
+
+def listeners(processes: Sequence[psutil.Process]) -> list[tuple[str, str, int]]:
+    """Role, reach and port of everything that listens."""
+    out = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    ip = connection.laddr.ip
+                    reach = "loopback" if ip.startswith("127.") or ip == "::1" else "any"
+                    out.append((role(process), reach, connection.laddr.port))
+    return out
+
+
+def test_only_known_roles_listen(service: Running) -> None:
+    found = listeners(service.processes())
+    assert {entry[:2] for entry in found} <= _LISTENERS.keys()
+    http = [port for name, reach, port in found if (name, reach) == ("haproxy", "loopback")]
+    assert http == [urlsplit(service.url).port]
+    assert sum(entry[:2] == ("haproxy", "any") for entry in found) <= 2
+    first, last = service.facts["replica_ports"]
+    replica = "ray::ServeReplica:online:Replica"
+    ports = [port for name, reach, port in found if (name, reach) == (replica, "loopback")]
+    assert len(ports) == 2
+    assert all(first <= port <= last for port in ports)
+    in_range = [entry for entry in found if first <= entry[2] <= last]
+    assert len(in_range) == 2, "nothing else takes the replicas' ports"
+
+
+def test_a_new_listener_is_found() -> None:
+    """Control: one more socket, in a process with another role."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        found = listeners([psutil.Process()])
+        assert s.getsockname()[1] in {port for _, _, port in found}
+    assert not {entry[:2] for entry in found} <= _LISTENERS.keys()
+
+
+# -- the parameter server dies ---------------------------------------------------------------
+
+
+def test_predictions_go_on_while_the_parameter_server_is_gone(service: Running) -> None:
+    before = answers(service)
+    learned = status(service, "clicks")["learned"]
+    server = status(service, "clicks")["server"]
+    assert server["pid"] in {p.pid for p in service.named("ParameterServer")}
+    os.kill(server["pid"], signal.SIGKILL)
+    ages: list[float] = []
+    deadline = time.monotonic() + 30
+    with httpx.Client(base_url=service.url, timeout=20) as client:
+        while True:
+            for _ in range(10):
+                answer = client.post("/v1/models/clicks/predict", json={"features": PROBES[0]})
+                assert answer.status_code == 200
+                body = answer.json()
+                assert body["probabilities"]["yes"] == pytest.approx(before[0], abs=1e-12)
+                ages.append(body["age_ms"])
+            now = client.get("/v1/models/clicks").json()["server"]
+            if now and now["state"] == "serving" and now["pid"] != server["pid"]:
+                break
+            assert time.monotonic() < deadline, "the parameter server does not come back"
+        peak = max(ages)
+        while max(ages[-6:]) > min(peak / 2, 250.0):
+            assert time.monotonic() < deadline, "the age does not fall"
+            answer = client.post("/v1/models/clicks/predict", json={"features": PROBES[0]})
+            ages.append(answer.json()["age_ms"])
+    assert peak > 300.0, "the age grew meanwhile"
+    assert ages[0] < peak
+    assert now["epoch"] > server["epoch"]
+    everywhere(service, learned)
+    assert answers(service) == close_to(before)
+    learn(service, 4, first=3000)
+
+
+# -- last: it ends ---------------------------------------------------------------------------
+
+
+def test_a_parameter_server_that_hangs_does_not_hold_up_the_end(service: Running) -> None:
+    """Nobody takes the last pushes, and no last snapshot is written: the journal has the rows."""
+    learned = status(service, "clicks")["learned"]
+    for process in service.named("ParameterServer"):
+        process.suspend()
+    body = {"features": PROBES[0], "label": "no", "event_id": "last"}
+    answer = httpx.post(f"{service.url}/v1/models/clicks/feedback", json=body, timeout=20)
+    assert (answer.status_code, answer.json()["status"]) == (200, "learned")
+    traces = Traces.of(service)
+    begun = time.monotonic()
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(20) == 0
+    assert time.monotonic() - begun < STOP_S
+    assert traces.left() == []
+    again = launch(service.folder)
+    try:
+        assert settle(again, "clicks", learned + 1)["learned"] == learned + 1
+    finally:
+        again.stop()
