@@ -89,6 +89,7 @@ def recover(
     Superseded
         Another server was faster; try again.
     """
+    _check_epochs(store.head(lineage.model, lineage.spec).epoch, history.newest_epoch(), lineage)
     epoch = begin_epoch(store, lineage)
     # read after the epoch was taken: from now on no earlier server can move the head or decide
     head = store.head(lineage.model, lineage.spec)
@@ -254,6 +255,17 @@ def _lost(store: Store, server: Server, key: str) -> Superseded | None:
     except Exception:
         return None
     return Superseded(server.epoch, newest) if newest != server.epoch and not stands else None
+
+
+def _check_epochs(known: int, published: int, lineage: Lineage) -> None:
+    """The store gives an epoch before anything is published under it, so it knows them all."""
+    if published > known:
+        raise StartRefused(
+            f"the journal knows {known} starts of the model {lineage.model!r}, a snapshot is of "
+            f"start {published}: the journal was lost, or is an older copy",
+            "put the journal's newest copy back, "
+            "or move the model's snapshots away to begin without what it has learned",
+        )
 
 
 def _check_clocks(server: Server, partitions: Iterable[PartitionInfo]) -> None:

@@ -97,6 +97,11 @@ class SnapshotHistory:
         self._head: str | None = None
         self.refused: dict[str, str] = {}
 
+    def newest_epoch(self) -> int:
+        """Newest epoch that any snapshot was published under; 0 without one."""
+        parsed = map(parse_name, self._snapshots.names())
+        return max((name[0][0] for name in parsed if name is not None), default=0)
+
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
         """The head's state, or its nearest ancestor's that is good; None without a head.
 

@@ -328,6 +328,24 @@ def test_journal_older_than_the_model_refuses_to_start(world: World) -> None:
     assert world.start().restore()
 
 
+def test_a_store_that_has_forgotten_everything_refuses_to_start(world: World) -> None:
+    """Otherwise an empty model would take the place of what the snapshots hold."""
+    server = world.serving()
+    sync(server, (1, 1, 1))
+    server.snapshot()
+    heads = dict(world.store.heads)
+    world.store.heads.clear()
+    world.store.rows.clear()
+    again = world.start()
+    assert not again.restore()
+    assert "knows 0 starts" in again.status()["reason"]
+    assert "put the journal's newest copy back" in again.status()["reason"]
+    assert not world.store.heads, "no epoch was taken"
+    world.store.heads.update(heads)
+    world.store.rows[1] = Info(1, 100)
+    assert world.start().restore()
+
+
 def test_rewrite_of_a_later_release_refuses_to_start(world: World) -> None:
     world.store.control = [Control(1, "failed")]
     assert world.serving().status()["control"] == 1
