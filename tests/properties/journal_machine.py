@@ -1,14 +1,19 @@
-"""Several writers, lost answers, seals, restarts and epochs against lists and dicts.
+"""Several writers, lost answers, joins, trimming, seals, restarts, epochs: against lists and dicts.
 
-The oracle keeps what the journal promises in words: a list of events per partition, and who has
-a key.  It shares no code with the journal.  A subclass opens the journal that is tested.
+The oracle keeps what the journal promises in words: a list of events per partition, who has a
+key, which halves wait.  It shares no code with the journal.  A subclass opens the journal that is
+tested, with room for ``HALVES`` halves of a model.
 """
 
 from __future__ import annotations
 
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,14 +28,35 @@ from hypothesis.stateful import (
 )
 
 from replay.errors import EpochLost, JournalBehind, PartitionSealed
-from replay.journal.base import Head, Journal, NewRow, Row, Verdict
+from replay.journal.base import Half, Head, Journal, NewRow, Outcome, Row, Verdict
 
+HALVES = 4
 MODELS = ("m", "n")
 SPECS = ("x", "y")
 keys = st.integers(0, 24)
+sides = st.sampled_from([None, None, *Half])
 models = st.sampled_from(MODELS)
 specs = st.sampled_from(SPECS)
 handles = st.integers(0, 1)
+ages = st.integers(0, 9)
+
+
+@dataclass
+class Event:
+    """A row as the oracle knows it; ``by`` wrote it, ``since`` is what who came before was told."""
+
+    key: int
+    content: bytes
+    event_id: str
+    at: float
+    by: Half | None
+    since: float | None
+    gone: bool = False
+
+
+def joined(prediction: NewRow, label: NewRow) -> bytes:
+    """As the payload of a join is written down."""
+    return b"\x02" + struct.pack(">I", len(prediction.payload)) + prediction.payload + label.payload
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -45,10 +71,13 @@ class JournalMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.open: list[Journal] = [self.make(), self.make()]
         self.model_of: dict[int, str] = {}
-        self.events: dict[int, list[tuple[int, bytes]]] = {}  # key and content by offset - 1
+        self.events: dict[int, list[Event]] = {}  # by offset - 1
         self.sealed: set[int] = set()
         self.known: dict[int, int] = {}
         self.unanswered: dict[int, list[NewRow]] = {}
+        self.told: dict[int, tuple[Outcome, ...]] = {}  # what the lost answer said
+        self.halves: dict[tuple[str, int], NewRow] = {}
+        self.claims: dict[tuple[int, int], int] = {}
         self.owner: dict[tuple[str, int], tuple[int, int]] = {}  # partition and offset of a key
         self.heads: dict[tuple[str, str], tuple[int, str | None]] = {}
         self.changes: list[tuple[str, str]] = []
@@ -56,20 +85,21 @@ class JournalMachine(RuleBasedStateMachine):
         self.serial = 0
 
     def make(self) -> Journal:
-        return self.open_journal(self.folder)
+        return type(self).open_journal(self.folder)
 
     def teardown(self) -> None:
         for journal in self.open:
             journal.close()
         shutil.rmtree(self.folder)
 
-    def fresh(self, key: int) -> NewRow:
+    def fresh(self, key: int, side: Half | None = None, at: int = 1) -> NewRow:
         self.serial += 1
-        content = b"%d" % self.serial
-        return NewRow(bytes([key]) * 16, f"e{key}", "s", Verdict.ACCEPTED, content, 1.0)
+        content, name = b"%d" % self.serial, f"e{self.serial}"
+        return NewRow(bytes([key]) * 16, name, "s", Verdict.ACCEPTED, content, float(at), half=side)
 
     @initialize(target=writers, model=models)
     def first_writer(self, model: str) -> int:
+        self.begin_epoch(0, model, "x", 0)
         return self.register(0, model)
 
     @rule(target=writers, h=handles, model=models)
@@ -83,19 +113,29 @@ class JournalMachine(RuleBasedStateMachine):
         self.model_of[made.id], self.events[made.id], self.known[made.id] = model, [], 0
         return made.id
 
-    @rule(h=handles, p=writers, chosen=st.lists(keys, min_size=1, max_size=6), lost=st.booleans())
-    def append(self, h: int, p: int, chosen: list[int], lost: bool) -> None:
+    @rule(
+        h=handles,
+        p=writers,
+        chosen=st.lists(st.tuples(keys, sides, ages), min_size=1, max_size=6),
+        lost=st.booleans(),
+    )
+    def append(
+        self, h: int, p: int, chosen: list[tuple[int, Half | None, int]], lost: bool
+    ) -> None:
         """A writer without an answer sends its batch again until it has one."""
-        batch = self.unanswered.get(p) or [self.fresh(key) for key in chosen]
+        batch = self.unanswered.get(p) or [self.fresh(*words) for words in chosen]
         self.send(h, p, self.known[p], batch, lost)
 
     @rule(
-        h=handles, p=writers, chosen=st.lists(keys, min_size=1, max_size=4), back=st.integers(1, 3)
+        h=handles,
+        p=writers,
+        chosen=st.lists(st.tuples(keys, sides), min_size=1, max_size=4),
+        back=st.integers(1, 3),
     )
-    def append_late(self, h: int, p: int, chosen: list[int], back: int) -> None:
+    def append_late(self, h: int, p: int, chosen: list[tuple[int, Half | None]], back: int) -> None:
         """An old message arrives: known is lower than what the writer knows by now."""
         known = max(0, self.known[p] - back)
-        self.send(h, p, known, [self.fresh(key) for key in chosen], lost=True, late=True)
+        self.send(h, p, known, [self.fresh(*words) for words in chosen], lost=True, late=True)
 
     def send(
         self, h: int, p: int, known: int, batch: list[NewRow], lost: bool, late: bool = False
@@ -106,27 +146,142 @@ class JournalMachine(RuleBasedStateMachine):
                 self.open[h].append(p, known, batch)
             assert refusal.value.end == len(mine)
             return
-        expected: list[tuple[bool, int, int, bytes]] = []
-        for at, row in enumerate(batch):
-            key = row.key[0]
-            twice = any(other.key == row.key for other in batch[:at])
-            if (model, key) not in self.owner:
-                mine.append((key, row.payload))
-                self.owner[model, key] = (p, len(mine))
-            where, offset = self.owner[model, key]
-            new = where == p and offset > known and not twice
-            expected.append((new, where, offset, self.events[where][offset - 1][1]))
+        reported: set[int] = set()
+        expected = [self.expect(p, known, batch, at, reported) for at in range(len(batch))]
         answer = self.open[h].append(p, known, batch)
-        got = [(o.new, o.row.partition, o.row.offset, o.row.payload) for o in answer.outcomes]
+        got = [
+            (o.new, o.since, o.row and (o.row.partition, o.row.offset, o.row.payload))
+            for o in answer.outcomes
+        ]
         assert got == expected
         epochs = [epoch for (m, _), (epoch, _) in self.heads.items() if m == model]
         assert (answer.end, answer.epoch) == (len(mine), max(epochs, default=0))
-        if lost:
-            if not late:
-                self.unanswered[p] = batch
-        else:
+        if not late:
+            self.same_as_at_first(self.told.pop(p, ()), answer.outcomes)
             self.unanswered.pop(p, None)
+        if lost and not late:
+            self.unanswered[p], self.told[p] = batch, answer.outcomes
+        elif not lost:
             self.known[p] = answer.end
+
+    def same_as_at_first(self, told: tuple[Outcome, ...], again: tuple[Outcome, ...]) -> None:
+        """A lost answer's rows stand, unless they were trimmed; a half may have found its row."""
+        for before, now in zip(told, again, strict=False):
+            stands = (
+                before.row and not self.events[before.row.partition][before.row.offset - 1].gone
+            )
+            if stands:
+                assert (now.new, now.row) == (before.new, before.row)
+
+    def expect(
+        self, p: int, known: int, batch: list[NewRow], at: int, reported: set[int]
+    ) -> tuple[bool, float | None, tuple[int, int, bytes] | None]:
+        """What the row at a place of the batch must be answered; writes it into the oracle."""
+        row, model = batch[at], self.model_of[p]
+        key, mine = row.key[0], self.events[p]
+        waits = self.halves.get((model, key))
+        if (model, key) in self.owner:
+            where, offset = self.owner[model, key]
+            event = self.events[where][offset - 1]
+            own = where == p and offset > known and key not in reported
+            followers = {other.half for other in batch[at + 1 :] if other.key == row.key}
+            if own and row.half and row.half != event.by and event.by in followers:
+                return False, event.since, None
+            if own:
+                reported.add(key)
+            return own, None, (where, offset, event.content)
+        if row.half and waits is None:
+            if sum(m == model for m, _ in self.halves) >= HALVES:
+                return False, None, None
+            self.halves[model, key] = row
+            return False, row.at, None
+        if row.half and waits and waits.half is row.half:
+            return False, waits.at, None
+        since = waits.at if waits else None
+        event = Event(key, row.payload, row.event_id, row.at, row.half, since)
+        if row.half is Half.LABEL and waits:
+            event.content = joined(waits, row)
+        elif row.half and waits:
+            event.content, event.event_id = joined(row, waits), waits.event_id
+        self.halves.pop((model, key), None)
+        mine.append(event)
+        self.owner[model, key] = (p, len(mine))
+        reported.add(key)
+        return True, None, (p, len(mine), event.content)
+
+    @rule(h=handles, model=models, before=ages, n=st.integers(1, 4))
+    def expire(self, h: int, model: str, before: int, n: int) -> None:
+        old = [k for k, row in self.halves.items() if k[0] == model and row.at < before]
+        removed = self.open[h].expire(model, float(before), n)
+        assert removed == min(n, len(old))
+        if removed < len(old):  # which of equally old ones is free: all go
+            while self.open[h].expire(model, float(before), n):
+                pass
+        for key in old:
+            del self.halves[key]
+
+    @rule(
+        h=handles,
+        model=models,
+        spec=specs,
+        behind=st.sampled_from([None, None, None, None, 0, 1, -1]),
+        before=st.integers(0, 12),
+        n=st.integers(1, 30),
+        data=st.data(),
+    )
+    def trim(
+        self,
+        h: int,
+        model: str,
+        spec: str,
+        behind: int | None,
+        before: int,
+        n: int,
+        data: st.DataObject,
+    ) -> None:
+        """By the newest lineage's server, or by one of any lineage, at its epoch or not."""
+        floors = {p: data.draw(st.integers(0, len(e) + 1)) for p, e in self.events.items()}
+        if behind is None:
+            spec = next((s for m, s in reversed(self.changes) if m == model), spec)
+        epoch = self.heads.get((model, spec), (0, None))[0]
+        asked = epoch - (behind or 0)
+        call = partial(self.open[h].trim, model, spec, asked, floors, float(before))
+        if asked != epoch or not epoch:
+            with pytest.raises(EpochLost):
+                call(n)
+            return
+        newest = [s for m, s in self.changes if m == model][-1] == spec
+        due = [(p, e) for p in floors if newest for e in self.due(p, model, floors[p], before)]
+        removed = call(n)
+        assert removed == min(n, len(due))
+        if removed < len(due):  # from which partition they go is free
+            assert self.trimmed(model) == removed + sum(e.gone for p in self.of(model)
+                                                        for e in self.events[p])  # fmt: skip
+            call(10**6)
+        for p, event in due:
+            event.gone = True
+            del self.owner[model, event.key]
+            self.claims.pop((p, self.events[p].index(event) + 1), None)
+
+    def of(self, model: str) -> list[int]:
+        return sorted(p for p, m in self.model_of.items() if m == model)
+
+    def trimmed(self, model: str) -> int:
+        return sum(p.trimmed for p in self.open[0].partitions(model))
+
+    def due(self, p: int, model: str, upto: int, before: int) -> list[Event]:
+        """The events of a partition that go, oldest first."""
+        left = [event for event in self.events[p][:upto] if not event.gone]
+        if self.model_of[p] != model:
+            return []
+        return list(takewhile(lambda event: event.at < before, left))
+
+    @rule(h=handles, p=writers, offset=st.integers(0, 4))
+    def claim(self, h: int, p: int, offset: int) -> None:
+        if offset > len(self.events[p]) or (offset and self.events[p][offset - 1].gone):
+            return
+        assert self.open[h].claim(p, offset) == self.claims.get((p, offset), 0)
+        self.claims[p, offset] = self.claims.get((p, offset), 0) + 1
 
     @rule(h=handles, p=writers, beyond=st.integers(1, 3))
     def append_to_a_journal_that_lost_rows(self, h: int, p: int, beyond: int) -> None:
@@ -162,10 +317,26 @@ class JournalMachine(RuleBasedStateMachine):
         self.open[h].move_head(model, spec, epoch, f"s{self.serial}")
         self.heads[model, spec] = (epoch, f"s{self.serial}")
 
-    @rule(h=handles, model=models, key=st.sampled_from("abc"), kind=st.sampled_from("pq"))
-    def write_control(self, h: int, model: str, key: str, kind: str) -> None:
+    @rule(
+        h=handles,
+        model=models,
+        key=st.sampled_from("abc"),
+        kind=st.sampled_from("pq"),
+        fence=st.none() | st.tuples(specs, st.sampled_from([0, 0, 1, -1])),
+    )
+    def write_control(
+        self, h: int, model: str, key: str, kind: str, fence: tuple[str, int] | None
+    ) -> None:
         rows, content = self.controls[model], bytes([self.serial % 256])
-        row, won = self.open[h].write_control(model, kind, key, content)
+        write = partial(self.open[h].write_control, model, kind, key, content)
+        if fence:
+            epoch = self.heads.get((model, fence[0]), (0, None))[0]
+            if fence[1] or not epoch:
+                with pytest.raises(EpochLost):
+                    write((fence[0], epoch - fence[1]))
+                return
+            fence = (fence[0], epoch)
+        row, won = write(fence)
         assert won is (key not in [k for _, k, _ in rows])
         if won:
             rows.append((kind, key, content))
@@ -183,8 +354,8 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(h=handles, p=writers, first=st.integers(1, 9), n=st.integers(0, 4))
     def read_a_page(self, h: int, p: int, first: int, n: int) -> None:
         page = [(r.offset, r.payload) for r in self.open[h].read(p, first, n)]
-        everything = [(i, content) for i, (_, content) in enumerate(self.events[p], 1)]
-        assert page == everything[first - 1 : first - 1 + n]
+        wanted = list(enumerate(self.events[p], 1))[first - 1 : first - 1 + n]
+        assert page == [(i, e.content) for i, e in takewhile(lambda w: not w[1].gone, wanted)]
 
     @invariant()
     def both_processes_tell_the_same_story(self) -> None:
@@ -194,13 +365,20 @@ class JournalMachine(RuleBasedStateMachine):
     def compare(self, journal: Journal) -> None:
         stored: list[Row] = []
         for model in MODELS:
-            ours = sorted(p for p, m in self.model_of.items() if m == model)
-            states = [(p.id, p.end, p.sealed) for p in journal.partitions(model)]
-            assert states == [(p, len(self.events[p]), p in self.sealed) for p in ours]
+            ours = self.of(model)
+            states = [(p.id, p.end, p.sealed, p.trimmed) for p in journal.partitions(model)]
+            gone = {p: sum(e.gone for e in self.events[p]) for p in ours}
+            assert states == [(p, len(self.events[p]), p in self.sealed, gone[p]) for p in ours]
             for p in ours:
-                rows = journal.read(p, 1, 1000)
-                assert [(r.key[0], r.payload) for r in rows] == self.events[p]
+                assert not gone[p] or journal.read(p, gone[p], 1000) == ()
+                rows = journal.read(p, gone[p] + 1, 1000)
+                assert [(r.key[0], r.payload, r.event_id, r.at) for r in rows] == [
+                    (e.key, e.content, e.event_id, e.at) for e in self.events[p] if not e.gone
+                ]
                 stored += rows
+            usage = journal.usage(model)
+            assert usage.rows == sum(len(self.events[p]) - gone[p] for p in ours)
+            assert usage.halves == sum(m == model for m, _ in self.halves)
             specs_seen = [s for m, s in self.changes if m == model]
             assert list(journal.lineages(model)) == specs_seen
             for spec in SPECS:
@@ -208,7 +386,8 @@ class JournalMachine(RuleBasedStateMachine):
             got = [(c.seq, c.kind, c.key, c.payload) for c in journal.controls(model, 0)]
             assert got == [(i, *c) for i, c in enumerate(self.controls[model], 1)]
         assert len({r.seq for r in stored}) == len(stored)
-        for (model, key), (p, offset) in self.owner.items():
-            found = journal.find(model, bytes([key]) * 16)
-            assert found is not None
-            assert (found.partition, found.offset) == (p, offset)
+        for model in MODELS:
+            for key in {e.key for p in self.of(model) for e in self.events[p]}:
+                found = journal.find(model, bytes([key]) * 16)
+                owner = self.owner.get((model, key))
+                assert (found and (found.partition, found.offset)) == owner

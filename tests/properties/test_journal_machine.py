@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from replay.errors import JournalUnavailable
+from replay.journal import sqlite as sqlite_module
+from replay.journal import sqliteappend, sqliteschema
 from replay.journal.sqlite import SqliteJournal
 
 
@@ -25,7 +28,7 @@ def _beside(name: str) -> Any:
     return sys.modules[name]
 
 
-JournalMachine: Any = _beside("journal_machine").JournalMachine
+machine_module: Any = _beside("journal_machine")
 
 modest: Any = settings(
     max_examples=100,
@@ -37,8 +40,12 @@ modest: Any = settings(
 
 
 def machine(journal_type: type[SqliteJournal]) -> Any:
-    class SqliteMachine(JournalMachine):
-        open_journal = staticmethod(lambda at: journal_type(at / "journal.db", synchronous="OFF"))
+    halves = machine_module.HALVES
+
+    class SqliteMachine(machine_module.JournalMachine):  # type: ignore[misc]
+        open_journal = staticmethod(
+            lambda at: journal_type(at / "journal.db", synchronous="OFF", halves_max=halves)
+        )
 
     return SqliteMachine
 
@@ -47,13 +54,78 @@ def test_the_journal_keeps_its_promises() -> None:
     run_state_machine_as_test(machine(SqliteJournal), settings=modest)
 
 
+def notices(journal_type: type[SqliteJournal]) -> None:
+    with pytest.raises((AssertionError, JournalUnavailable, pytest.fail.Exception)):
+        run_state_machine_as_test(
+            machine(journal_type),
+            settings=settings(modest, phases=[Phase.generate], report_multiple_bugs=False),
+        )
+
+
 def test_the_machine_notices_an_own_row_that_is_called_a_duplicate() -> None:
     class Forgetful(SqliteJournal):
         def append(self, partition: int, known: int, rows: Any) -> Any:
             state = self.partition(partition)
             return super().append(partition, max(known, state.end if state else 0), rows)
 
-    with pytest.raises(AssertionError):
-        run_state_machine_as_test(
-            machine(Forgetful), settings=settings(modest, report_multiple_bugs=False)
-        )
+    notices(Forgetful)
+
+
+def test_the_machine_notices_a_trim_without_a_look_at_the_epoch() -> None:
+    class Careless(SqliteJournal):
+        def trim(self, model: str, spec: str, epoch: int, *rest: Any) -> int:
+            return super().trim(model, spec, self.head(model, spec).epoch, *rest)
+
+    notices(Careless)
+
+
+def test_the_machine_notices_an_ignored_fence() -> None:
+    class Open(SqliteJournal):
+        def write_control(self, *words: Any) -> Any:
+            return super().write_control(*words[:4])
+
+    notices(Open)
+
+
+MUTANTS = [
+    ("KEEP_HALF", "VALUES (?, ?,", "VALUES (?, x'00' || ?,", "half under another key"),
+    ("COUNT_HALVES", "halves + ?", "max(halves, halves + ?)", "halves counted up only"),
+    ("OLDEST", '"offset" <= ?', '"offset" <= ? + 9', "trim past the floor"),
+    ("OLDEST", 'SELECT "offset", at', 'SELECT "offset", 0.0', "trim ignores before"),
+    ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET payload = x''", "trim leaves ids"),
+    ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET key = randomblob(16)", "ids only"),
+    ("CLAIM", "n = n + 1", "n = n", "claim not counted"),
+    ("DROP_HALF", "AND key = ?", "AND key = ? AND 0", "half stays after its join"),
+]
+
+
+@pytest.mark.parametrize(
+    ("statement", "rule", "without"), [pytest.param(*m[:3], id=m[3]) for m in MUTANTS]
+)
+def test_the_machine_notices_a_changed_statement(
+    statement: str, rule: str, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = getattr(sqliteschema, statement)
+    assert whole.count(rule) == 1
+    monkeypatch.setattr(sqliteschema, statement, whole.replace(rule, without))
+    notices(SqliteJournal)
+
+
+SOURCES = [
+    ("        self._halves += 1\n", "        self._halves += 1\n        self.end += 1\n", "offset"),
+    ("self._halves >= self._halves_max", "False", "no bound of halves"),
+    ("if half == row.half:", "if False:", "a half joins its own side"),
+    ("return Outcome(False, None, since)  # as", "pass  # as", "another outcome after a lost one"),
+]
+
+
+@pytest.mark.parametrize(("rule", "without"), [pytest.param(*m[:2], id=m[2]) for m in SOURCES])
+def test_the_machine_notices_a_changed_append(
+    rule: str, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(sqliteappend.__file__).read_text()
+    assert whole.count(rule) == 1
+    changed: dict[str, Any] = {"__name__": "changed"}
+    exec(whole.replace(rule, without), changed)
+    monkeypatch.setattr(sqlite_module, "Batch", changed["Batch"])
+    notices(SqliteJournal)
