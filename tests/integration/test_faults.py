@@ -464,7 +464,20 @@ def test_a_redis_server_that_comes_back_empty(tmp_path: Path, redis: redis_serve
         redis.start()
         for i in range(10):
             code, answer = send(running, f"lost-{i}")
-            assert code == 503, answer
-            assert answer["error"]["hint"]
+            assert (code, answer["error"]["code"]) == (503, "journal_refused"), answer
+            assert "the journal is older than its writer" in answer["error"]["message"]
+            assert "put the newer file back" in answer["error"]["message"]
+        assert "the journal is older than its writer" in incident(running)
+        (victim, *_) = running.replica_urls()
+        os.kill(int(victim.partition(":")[0]), signal.SIGKILL)
+        until("a server that refuses", lambda: _refuses(running))
+        code, answer = send(running, "lost")
+        assert code == 503, "a new replica does not begin with an empty model"
         assert predicted(running.url, before) == [1.0] * 20
-        assert until("an incident", lambda: incident(running))
+
+
+def _refuses(running: Running) -> bool:
+    server = status(running, "counting")["server"]
+    return bool(
+        server and server["state"] == "refused" and "starts of the model" in server["reason"]
+    )
