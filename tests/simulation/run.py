@@ -1,67 +1,198 @@
-"""Run seeds of the simulation by hand.
+"""Run seeds of the whole-system simulation.
 
-``run.py --seed 1234 [--trace]`` replays one; ``run.py --seeds 20000 [--first N] [--jobs 2]`` runs
-many, with progress.  Exit code 1: a seed has failed; the command that replays it is printed.
+::
+
+    run.py --seed 1234 [--trace]                       replay one
+    run.py --seeds 20000 [--first N] [--jobs 2]        many, with progress
+    run.py --mutants [NAME ...] [--seeds 3000]         how many seeds each mutant takes
+
+Exit code 1: a seed has failed, or a mutant was not noticed.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from sim_mutants import MUTANTS, Mutant
 from sim_vfs import Vfs
 from sim_world import World
 
-_vfs: Vfs | None = None
+import paramserver.process
+
+CHUNK = 50
+NOT_FAULTS = frozenset({"restart", "superseded"})
+"""What follows from faults and is counted, but is none."""
 
 
-def vfs() -> Vfs:
-    global _vfs
-    if _vfs is None:
-        _vfs = Vfs()
-        reason = _vfs.install()
-        assert reason is None, reason
-    return _vfs
+@dataclass
+class Outcome:
+    """What some seeds came to."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    counted: int = 0  # seeds with a fault
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        self.counts.update(other.counts)
+        self.counted += other.counted
+        self.failures += other.failures
+
+
+@cache
+def machine() -> Vfs:
+    """This process's SQLite on simulated disks.  Raises RuntimeError where it can't be."""
+    vfs = Vfs()
+    reason = vfs.install()
+    if reason is not None:
+        raise RuntimeError(reason)
+    # it hashes source files, which are no part of the simulated machine
+    paramserver.process.identity = lambda *_: "simulated"
+    gc.collect()
+    gc.freeze()
+    return vfs
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Where the journal's lock files are, which are real ones."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as made:
+        yield Path(made)
+
+
+def run_seeds(seeds: Sequence[int], name: str | None = None) -> Outcome:
+    """Run seeds, of a mutant if it is named (then no further than the first that notices it)."""
+    vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(), Outcome()
+    with folder() as where, mutant.applied():
+        for n, seed in enumerate(seeds):
+            world = World(vfs, where, seed, faulty=mutant.faulty)
+            gc.disable()
+            try:
+                out.counts.update(world.run())
+            except Exception as error:
+                out.failures.append((seed, _one_line(error)))
+            out.counted += bool(world.counts.keys() - NOT_FAULTS)
+            del world
+            gc.enable()
+            if n % 10 == 9:
+                gc.collect()
+            if name and out.failures:
+                break
+    gc.collect()
+    return out
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error) or repr(error)).strip().splitlines()[0][:300]
+
+
+def replay(seed: int) -> str:
+    """The command that runs one seed again."""
+    return f"python tests/simulation/run.py --seed {seed}"
+
+
+@contextmanager
+def pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of their own: the simulation changes which files SQLite sees."""
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as made:
+        yield made
+
+
+def default_jobs() -> int:
+    """All cores, but no more than 8."""
+    return min(os.cpu_count() or 1, 8)
+
+
+def run_many(first: int, n: int, jobs: int, progress: bool = False) -> Outcome:
+    """Seeds ``first … first + n - 1`` on some processes."""
+    total, done, start_s = Outcome(), 0, time.monotonic()
+    with pool(jobs) as processes:
+        chunks = [range(i, min(i + CHUNK, first + n)) for i in range(first, first + n, CHUNK)]
+        for future in as_completed([processes.submit(run_seeds, chunk) for chunk in chunks]):
+            total.add(future.result())
+            done = min(done + CHUNK, n)
+            if progress:
+                rate = done / (time.monotonic() - start_s)
+                text = f"\r{done:,} of {n:,} seeds, {len(total.failures)} failed, {rate:.0f}/s "
+                print(text, end="", file=sys.stderr, flush=True)
+    if progress:
+        print(file=sys.stderr)
+    return total
+
+
+def find(name: str, n: int) -> tuple[int, str] | None:
+    """The first seed that notices a mutant, and how."""
+    found = run_seeds(range(n), name).failures
+    return found[0] if found else None
+
+
+def _show(outcome: Outcome) -> int:
+    for kind, count in sorted(outcome.counts.items()):
+        print(f"  {kind:24} {count:,}")
+    for seed, message in sorted(outcome.failures):
+        print(f"FAILED {seed}: {message}\n  {replay(seed)} --trace")
+    print(f"{outcome.counted:,} seeds with faults, {len(outcome.failures)} failed")
+    return 1 if outcome.failures else 0
+
+
+def _one(seed: int, trace: bool) -> int:
+    out = Outcome()
+    with folder() as where:
+        world = World(machine(), where, seed, trace=print if trace else None)
+        try:
+            world.run()
+        except Exception as error:
+            traceback.print_exc()
+            out.failures.append((seed, _one_line(error)))
+        out.counts, out.counted = world.counts, int(bool(world.counts.keys() - NOT_FAULTS))
+    return _show(out)
+
+
+def _mutants(names: Sequence[str], n: int, jobs: int) -> int:
+    survived = 0
+    with pool(jobs) as processes:
+        futures = {processes.submit(find, name, n): name for name in names or MUTANTS}
+        for future in as_completed(futures):
+            found = future.result()
+            survived += found is None
+            taken = f"not in {n}" if found is None else f"{found[0] + 1:5} seeds: {found[1][:100]}"
+            print(f"{futures[future]:55} {taken}", flush=True)
+    return 1 if survived else 0
 
 
 def main() -> int:
-    p = argparse.ArgumentParser()
-    p.add_argument("--seed", type=int)
-    p.add_argument("--seeds", type=int, default=100)
-    p.add_argument("--first", type=int, default=0)
-    p.add_argument("--trace", action="store_true")
-    a = p.parse_args()
-    seeds = [a.seed] if a.seed is not None else range(a.first, a.first + a.seeds)
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    total: Counter[str] = Counter()
-    t = time.perf_counter()
-    bad = 0
-    gc.disable()
-    for s in seeds:
-        try:
-            w = World(vfs(), folder, s, trace=print if a.trace else None)
-            total += w.run()
-        except BaseException as e:
-            if isinstance(e, KeyboardInterrupt):
-                raise
-            bad += 1
-            print("FAILED", s, repr(e)[:300])
-            if a.seed is not None:
-                traceback.print_exc()
-        if s % 10 == 9:
-            gc.collect()
-    n = len(seeds)
-    print(dict(total))
-    print(f"{bad} of {n} failed, {(time.perf_counter() - t) / n * 1000:.0f} ms a seed")
-    return bool(bad)
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, help="one seed")
+    parser.add_argument("--trace", action="store_true", help="say what happens in it")
+    parser.add_argument("--seeds", type=int, default=1000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--jobs", type=int, default=default_jobs(), help="processes")
+    parser.add_argument("--mutants", nargs="*", metavar="NAME", help="mutants instead of the code")
+    given = parser.parse_args()
+    if given.seed is not None:
+        return _one(given.seed, given.trace)
+    if given.mutants is not None:
+        return _mutants(given.mutants, given.seeds, given.jobs)
+    return _show(run_many(given.first, given.seeds, given.jobs, progress=True))
 
 
 if __name__ == "__main__":

@@ -78,9 +78,7 @@ class Clients:
             world.network.send(replica.process, self._process, deliver)
 
         known = {event.name for event in events if event.name in world.oracle.told}
-        world.network.send(
-            self._process, replica.process, lambda: replica.feedback(events, reply)
-        )
+        world.network.send(self._process, replica.process, lambda: replica.feedback(events, reply))
         try:
             async with asyncio.timeout(world.patience_s(5.0)):
                 answer = await arrived

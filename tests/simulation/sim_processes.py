@@ -311,5 +311,3 @@ class Client:
         if isinstance(answer, ParamServerError):
             raise answer
         return wire.decode_reply(answer)
-
-

@@ -249,9 +249,7 @@ class Vfs:
         mine = self._handles[file]
         if self.disk.dead:
             return BUSY
-        others = [
-            h.level for h in self._handles.values() if h.path == mine.path and h is not mine
-        ]
+        others = [h.level for h in self._handles.values() if h.path == mine.path and h is not mine]
         highest = max(others, default=0)
         if level == SHARED:
             refused = highest >= PENDING

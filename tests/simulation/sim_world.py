@@ -283,7 +283,9 @@ class World:
             assert self.loop.time() < deadline, f"it does not heal: {wrong}"
             await sim_chaos.sleep(0.25)
             sim_chaos.supervise(self)
-        self.note(f"all is right, {HEAL_S - deadline + self.loop.time():.1f} s after the last fault")
+        self.note(
+            f"all is right, {HEAL_S - deadline + self.loop.time():.1f} s after the last fault"
+        )
 
     def check(self) -> None:
         """What holds at any time."""
