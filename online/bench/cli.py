@@ -118,6 +118,40 @@ def _exactly_once(
 
 
 @app.command()
+def durability(as_json: AsJson = False) -> None:
+    """A trace (strace) that the journal's sync returns before the 200 leaves.
+
+    Example: online bench durability
+    """
+    from online.bench import durability as bench
+
+    result = bench.run()
+    if as_json:
+        print(json.dumps({**asdict(result), "good": result.good}))
+    else:
+        for name, proof in asdict(result).items():
+            print(f"{name}: {', '.join(f'{k} {v}' for k, v in proof.items())}")
+    raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
+def contention(
+    seconds: Annotated[float, typer.Option(help="how long both replicas are saturated")] = 60.0,
+    connections: Annotated[int, typer.Option(help="to each replica")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Two saturated replicas on one SQLite journal: feedback p99 <= 25 ms, max <= 100 ms.
+
+    Example: online bench contention --seconds 60
+    """
+    from online.bench import contention as bench
+
+    rows = bench.run(seconds=seconds, connections=connections, beside_s=min(seconds, 10.0))
+    _show("contention", rows, as_json=as_json)
+    raise typer.Exit(0 if rows[-1].good else 1)
+
+
+@app.command()
 def recovery(
     runs: Annotated[int, typer.Option(help="kills of each")] = 5,
     weights: Annotated[int | None, typer.Option(help="of the model; default: 64 MB")] = None,

@@ -1,0 +1,40 @@
+"""The short forms of the measurements: what they promise of any machine, not how fast it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from online.bench import recovery
+
+pytestmark = pytest.mark.ray
+
+
+def test_contention() -> None:
+    """Every request of both replicas is answered 200, beside the three that it is compared to."""
+    done = subprocess.run(
+        [sys.executable, "-m", "online", "bench", "contention", "--seconds", "2", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert [row["good"] is None for row in rows] == [True, True, True, False], done.stderr
+    assert done.returncode == (0 if rows[-1]["good"] else 1)
+    for row in rows:
+        assert row["per_s"] > 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["p999_ms"] <= row["max_ms"]
+
+
+def test_recovery() -> None:
+    """No prediction fails while the server is gone, and everything that was killed comes back."""
+    found = recovery.run(runs=1, weights=20_000)
+    assert found.predictions > 0
+    assert found.failed == 0
+    measured = {figure.what: figure.median for figure in found.figures}
+    assert measured["own restore"] < measured["server killed → it serves"]
+    assert measured["replica beside bare Ray Serve"] > 0
+    assert measured["parameters"] == pytest.approx(20_000 * 51 / 2**20, rel=0.01)
