@@ -17,7 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from online import __version__, telemetry
+from online import __version__, openinference, telemetry
 from online.errors import RequestError, invalid
 from online.messages import (
     ErrorAnswer,
@@ -227,6 +227,7 @@ def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
         return await cluster.model(model)
 
     app.include_router(operations(known, cluster))
+    openinference.add_routes(app, servings)
     _document(app)
     return app
 
