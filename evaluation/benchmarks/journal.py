@@ -25,6 +25,7 @@ import msgspec
 
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqliteappend import Batch
 from replay.journal.sqlitefile import SqliteFile
 
 BATCH = 8
@@ -263,6 +264,4 @@ def _commit(journal: SqliteJournal, batches: list[tuple[int, list[NewRow]]]) -> 
     """Batches of several partitions in one transaction."""
     with journal._file.write() as db:
         for number, rows in batches:
-            model, start, _ = journal._admit(db, number, 0)
-            _, end = journal._insert(db, model, number, 0, start, rows)
-            db.execute('UPDATE partitions SET "end" = ? WHERE id = ?', (end, number))
+            Batch(db, number, 0, halves_max=0).write(rows)

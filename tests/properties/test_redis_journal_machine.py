@@ -68,7 +68,6 @@ MUTANTS = [
     ("APPEND", "tonumber(offset) > known", "false", "own row is a duplicate"),
     ("APPEND", "tonumber(offset) > known", "true", "old row is an own row"),
     ("APPEND", "had[1] == half", "false", "a half joins its own side"),
-    ("APPEND", "ARGV[i + 7] ~= half and", "false and", "another outcome after a lost one"),
     ("APPEND", "true, count + 1", "true, count + 1 stop = stop + 1", "offset taken by a half"),
     ("CLAIM", "ARGV[2], 1)", "ARGV[2], 0)", "claim not counted"),
     ("TRIM", "if epoch ~= ARGV[3] then", "if false then", "trim without epoch"),
