@@ -111,8 +111,8 @@ class SnapshotHistory:
         ------
         StartRefused
             There is a head, but neither it nor an ancestor can be used.
-        PlaceUnreachable
-            It may be good, but can't be had now.
+        PlaceUnreachable, OSError
+            One may be good, but can't be read now.
         """
         # whoever restores has taken the epoch: what others have begun can't become the head
         with contextlib.suppress(OSError):  # they are in nobody's way; the next start tries again
@@ -120,6 +120,7 @@ class SnapshotHistory:
         self._head = head
         if head is None:
             return None
+        unread: OSError | None = None
         for name in ancestors(head, self._snapshots.names()):
             try:
                 state = snapshot_format.decode(self._snapshots.load(name))
@@ -127,10 +128,13 @@ class SnapshotHistory:
                 raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
                 self.refused[name] = str(error)
+                unread = error if isinstance(error, OSError) else unread
                 continue
             if (state.model, state.spec) == (model, spec):
                 return name, state
             self.refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
+        if unread is not None:  # a disk that fails now may do better
+            raise unread
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
         raise StartRefused(
             f"no snapshot of {model!r} can be used ({reasons})",
