@@ -34,6 +34,8 @@ from sim_vfs import Vfs
 from sim_world import World
 
 import paramserver.process
+from paramserver.snapshots import format as snapshot_format
+from paramserver.state import SnapshotState
 
 CHUNK = 50
 NOT_FAULTS = frozenset({"restart", "superseded"})
@@ -63,6 +65,13 @@ def machine() -> Vfs:
         raise RuntimeError(reason)
     # it hashes source files, which are no part of the simulated machine
     paramserver.process.identity = lambda *_: "simulated"
+    encode = snapshot_format.encode
+
+    def meanwhile(state: SnapshotState) -> bytes:
+        vfs.disk.between()  # a server does not stop while a snapshot is encoded
+        return encode(state)
+
+    snapshot_format.encode = meanwhile
     gc.collect()
     gc.freeze()
     return vfs

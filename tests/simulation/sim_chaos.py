@@ -34,7 +34,11 @@ async def storm(world: World) -> None:
     names = sorted(climate.faults)
     until = world.loop.time() + climate.chaos_s
     if "kill in a step" in names:
-        world.kill_at_work = r.choice((0.002, 0.01))
+        world.kill_at_work = r.choice((0.002, 0.02))
+    if "lost answers" in names:
+        world.lost_answers = r.choice((0.02, 0.15))
+    if "cancel" in names:
+        world.cancels = r.choice((0.1, 0.5))
     while world.loop.time() < until:
         await asyncio.sleep(r.expovariate(1 / climate.fault_s))
         world.check()
@@ -63,7 +67,7 @@ def heal(world: World) -> None:
     world.network.weather = Weather()
     world.network.cut.clear()
     world.disk.error_rate, world.disk.full = 0.0, False
-    world.slow_s = world.kill_at_work = 0.0
+    world.slow_s = world.kill_at_work = world.lost_answers = world.cancels = 0.0
     for actor in world.actors:
         if actor.process.paused:
             actor.process.resume()
@@ -193,7 +197,7 @@ def _clock_back(world: World) -> None:
     world.wall_offset_s -= world.r.choice((1.0, 3600.0))
 
 
-def _kill_in_a_step(world: World) -> None:
+def _all_the_time(world: World) -> None:
     """Its chance is set for the whole storm."""
 
 
@@ -202,7 +206,8 @@ FAULTS: dict[str, Callable[[World], None]] = {
     "kill server": _kill(Server),
     "kill head": _kill(Head),
     "kill all": _kill_all,
-    "kill in a step": _kill_in_a_step,
+    "kill in a step": _all_the_time,
+    "lost answers": _all_the_time,
     "power cut": _power_cut,
     "pause replica": _pause(Replica),
     "pause server": _pause(Server),

@@ -77,7 +77,7 @@ class Clients:
 
             world.network.send(replica.process, self._process, deliver)
 
-        known = {event.name for event in events if event.name in world.oracle.told}
+        known = dict(world.oracle.told)
         world.network.send(self._process, replica.process, lambda: replica.feedback(events, reply))
         try:
             async with asyncio.timeout(world.patience_s(5.0)):
@@ -89,6 +89,7 @@ class Clients:
         for event, one in zip(events, answer, strict=True):
             place = (one.row.partition, one.row.offset)
             early = one.repeat or place[0] in world.sealed
-            world.oracle.answer(event, one.status, place, early=early)
-            assert one.repeat or event.name not in known, f"{event.name} is new again"
+            before = known.get(event.name)
+            world.oracle.answer(event, one.status, place, before=before, early=early)
+            assert one.repeat or before is None, f"{event.name} is new again"
         return True

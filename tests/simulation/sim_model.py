@@ -100,20 +100,32 @@ class Oracle:
         self.events = events
         self.told: dict[str, tuple[str, int, int]] = {}  # status, partition, offset
 
-    def answer(self, event: Event, status: str, place: tuple[int, int], *, early: bool) -> None:
-        """A client got an answer: the first one stands for every later one.
+    def answer(
+        self,
+        event: Event,
+        status: str,
+        place: tuple[int, int],
+        *,
+        before: tuple[str, int, int] | None,
+        early: bool,
+    ) -> None:
+        """A client got an answer.
 
-        ``early``: the row is another's to learn, so nobody may know yet that it can't be.
+        ``before`` is what clients had been told when it asked: that stands.  ``early``: the row
+        is another's to learn, so nobody may know yet that it can't be.
         """
         fails = event.poison or event.deadly
         assert status == ("failed" if fails else "learned") or (
             fails and early and status == "learned"
         ), f"{event} was answered {status}"
-        before, placed = self.told.get(event.name, (status, *place))[0], (status, *place)
-        first = self.told.setdefault(event.name, placed)
-        assert first[1:] == place, f"{event.name} was answered {first}, and then {placed}"
-        assert before == status or before == "learned", f"{event.name}: failed, then {status}"
-        self.told[event.name] = placed
+        told = (status, *place)
+        if before is not None:
+            same = told[1:] == before[1:] and (status == before[0] or before[0] == "learned")
+            assert same, f"{event.name} was answered {before}, and then {told}"
+        first = self.told.setdefault(event.name, told)
+        assert first[1:] == place, f"{event.name} was answered {first}, and then {told}"
+        if status == "failed":
+            self.told[event.name] = told
 
     def at_most_once(self, sums: Mapping[str, float], where: str) -> None:
         """At any time, of any model that answers."""

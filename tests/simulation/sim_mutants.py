@@ -17,6 +17,10 @@ from types import ModuleType
 from sim_world import Faulty
 
 _PRODUCT = ("online", "paramserver", "replay")
+_HEIRS = {  # their classes are made of classes of the first
+    "paramserver.process": ("paramserver.actor",),
+    "replay.journal.sqlitefile": ("replay.journal.sqlite",),
+}
 Change = tuple[str, str, str]
 """Module, a text that stands in it once, and what stands there instead."""
 
@@ -34,7 +38,9 @@ class Mutant:
         """The changed code is what everybody uses, until the end of the block."""
         saved = {m: dict(vars(m)) for m in _product()}
         try:
-            for name in dict.fromkeys(name for name, _, _ in self.changes):
+            names = [name for name, _, _ in self.changes]
+            names += [heir for name in names for heir in _HEIRS.get(name, ())]
+            for name in dict.fromkeys(names):
                 self._change(importlib.import_module(name), saved)
             yield
         finally:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sim_world import World
 
 MODEL, SPEC = "m", "5" * 64
+_WRITES = frozenset(
+    {"append", "seal", "register", "begin_epoch", "move_head", "write_control", "claim"}
+)
 
 
 class Actor:
@@ -68,10 +71,26 @@ class Actor:
         kind = replay.journal.sqlite.SqliteJournal
 
         class Watched(kind):  # type: ignore[misc, valid-type]
+            """Its answers get lost, after it has done what it was asked."""
+
+            def __getattribute__(self, name: str) -> Any:
+                found = super().__getattribute__(name)
+                return lossy(found) if name in _WRITES else found
+
             def seal(self, partition: int) -> int:
                 world.sealed.add(partition)
                 end: int = super().seal(partition)
                 return end
+
+        def lossy(step: Callable[..., Any]) -> Callable[..., Any]:
+            def told(*args: Any) -> Any:
+                answer = step(*args)
+                if world.chance(world.lost_answers):
+                    world.counts["lost answer"] += 1
+                    raise JournalUnavailable("the answer was lost")
+                return answer
+
+            return told
 
         journal = Watched(
             world.journal_path,
@@ -108,7 +127,7 @@ class Server(Actor):
         settings = ServerSettings(
             interval_s=climate.snapshot_s,
             retention=Retention(climate.keep, 0, 0, 0),
-            lease_s=climate.lease_s,
+            lease_s=max(climate.lease_s, 3.5 * climate.confirm_s),
             history_max=climate.history,
             confirm_s=climate.confirm_s,
         )
@@ -239,7 +258,11 @@ class Replica(Actor):
     def feedback(self, events: Sequence[Event], reply: Callable[[Any], None]) -> None:
         """A request has come."""
         self.handlers = [task for task in self.handlers if not task.done()]
-        self.handlers.append(self.process.spawn(self._handle(events, reply)))
+        task = self.process.spawn(self._handle(events, reply))
+        self.handlers.append(task)
+        if self.world.chance(self.world.cancels):
+            self.world.counts["cancelled handler"] += 1
+            self.world.loop.call_later(self.world.r.random() * 0.01, task.cancel)
 
     async def _handle(self, events: Sequence[Event], reply: Callable[[Any], None]) -> None:
         if self.model is None or not (self.ready or self.stopping):

@@ -49,6 +49,7 @@ class Climate:
     snapshot_s: float
     confirm_s: float
     lease_s: float
+    hasty: float
     keep: int
     history: int
     retain_bytes: int
@@ -69,8 +70,9 @@ class Climate:
             events=r.randint(10, 36),
             tend_s=r.choice((0.05, 0.4, 2.0)),
             snapshot_s=r.choice((0.1, 0.5, 2.0)),
-            confirm_s=r.choice((0.05, 0.15)),
-            lease_s=r.choice((0.5, 1.2)),
+            confirm_s=r.choice((0.05, 0.15, 0.4)),
+            lease_s=r.choice((0.5, 1.5)),
+            hasty=r.choice((0.0, 0.02, 0.2)),
             keep=r.choice((1, 2, 4)),
             history=r.choice((1, 3, 40)),
             retain_bytes=r.choice((0, 600, 10**6)),
@@ -123,7 +125,7 @@ class World:
         self.servers_of: dict[str, Server] = {}  # replicas that stick to an older server
         self.calm = False
         self.slow_s = 0.0
-        self.kill_at_work = 0.0
+        self.kill_at_work = self.lost_answers = self.cancels = 0.0
         self.wall_offset_s = 0.0
         self._number = 0
         self._buried: set[Actor] = set()
@@ -206,7 +208,7 @@ class World:
     def server_of(self, replica: Replica) -> Server | None:
         """Whom a replica takes for the server: the newest, or one that lives on beside it."""
         stuck = self.servers_of.get(replica.name)
-        if stuck is not None and stuck.alive and not self.calm:
+        if stuck is not None and stuck.alive and self.chance(0.6):
             return stuck
         servers = self.live(Server)
         return servers[-1] if servers else None
@@ -217,7 +219,8 @@ class World:
         return [
             p.id
             for p in partitions
-            if not p.sealed and (self.chance(0.02) or (p.replica not in alive and self.chance(0.5)))
+            if not p.sealed
+            and (self.chance(self.climate.hasty) or (p.replica not in alive and self.chance(0.5)))
         ]
 
     # -- steps on threads ------------------------------------------------------------------------
