@@ -78,12 +78,21 @@ def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
 
 
 def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
-    back = {"snapshot": "3-120", "control": 5, "undone": 240, "version": [4, 121]}
+    back = {
+        "snapshot": "3-120", "control": 5, "undone": 240, "version": [4, 121], "complete": True,
+        "missing": [],
+    }  # fmt: skip
+    acted = {"control": 6, "frozen": 6, "version": [4, 130], "complete": True, "missing": []}
 
     @routes.post(
         "/rollback",
         summary="Back to a snapshot: what was learned since is undone, and kept",
-        responses=_answers("Rolled back, durably", back, e503=_UNAVAILABLE),
+        responses=_answers(
+            "Rolled back, durably. `complete`: every replica answers from it",
+            back,
+            e422="The snapshot can't be gone back to; the message names those that can",
+            e503=_UNAVAILABLE,
+        ),
     )
     async def rollback(model: str, body: RollbackRequest) -> dict[str, Any]:
         known(model)
@@ -94,7 +103,7 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         summary="Learn nothing more; feedback is kept as `frozen`",
         responses=_answers(
             "Frozen. `complete`: every replica has seen it, the version stands",
-            {"control": 6, "complete": True, "missing": []},
+            acted,
             e503=_UNAVAILABLE,
         ),
     )
@@ -105,7 +114,11 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
     @routes.post(
         "/unfreeze",
         summary="Learn again from here on",
-        responses=_answers("It learns", {"control": 7}, e503=_UNAVAILABLE),
+        responses=_answers(
+            "It learns. `complete`: every replica does",
+            {**acted, "control": 7, "frozen": 0},
+            e503=_UNAVAILABLE,
+        ),
     )
     async def unfreeze(model: str) -> dict[str, Any]:
         known(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -142,8 +143,12 @@ class Cluster:
         return {"name": snapshot, "pinned": on}
 
     async def rollback(self, model: str, snapshot: str) -> dict[str, Any]:
-        """Back to a snapshot's values.  The rows learned since are undone, and kept."""
-        return dict(await self._command(model, "rollback", snapshot))
+        """Back to a snapshot's values.  The rows learned since are undone, and kept.
+
+        It is done when the server says so; then this waits until the replicas answer from it.
+        """
+        answer = dict(await self._command(model, "rollback", snapshot))
+        return {**await self._acted(model, answer["control"], None), **answer}
 
     async def freeze(self, model: str) -> dict[str, Any]:
         """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
@@ -159,16 +164,22 @@ class Cluster:
         return {**answer, **await self._acted(model, answer["control"], None)}
 
     async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:
-        """Wait until the replicas act on the control row, or as ``complete`` of the server says."""
+        """Wait until the replicas act on the control row, or as ``complete`` of the server says.
+
+        The decision stands: that the server does not answer any more is no error of it.
+        """
         deadline = self._monotonic_s() + _ACT_S
+        out: dict[str, Any] = {"complete": False, "missing": []}
         while True:
-            status = await self._command(model, "status")
-            late = sorted(r for r, c in status["replicas"].items() if c["control"] < control)
-            done = not late if complete is None else status[complete]
-            if done or self._monotonic_s() > deadline:
-                break
+            with contextlib.suppress(ParamServerError):
+                status = await self._controls[model].call("status", _ASK_TIMEOUT_S)
+                late = sorted(r for r, c in status["replicas"].items() if c["control"] < control)
+                done = not late if complete is None else status[complete]
+                out = {"complete": done, "missing": [] if done else late}
+                out["version"] = status["version"]
+            if out["complete"] or self._monotonic_s() > deadline:
+                return out
             await asyncio.sleep(_ACT_POLL_S)
-        return {"complete": done, "missing": [] if done else late, "version": status["version"]}
 
     async def _command(self, model: str, question: str, *args: Any) -> Any:
         try:

@@ -71,6 +71,8 @@ def rollback(
                 print(json.dumps(done))
             else:
                 print(f"{name} is back at {to}: {done['undone']:,} rows undone")
+                for replica in done["missing"]:
+                    print(f"  {replica} has not seen it yet")
                 print(
                     "  list them: online rollback --undone   learn them: online rollback --relearn"
                 )
@@ -126,7 +128,7 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
     if as_json:
         print(json.dumps(done))
     else:
-        version = ".".join(map(str, done["version"]))
+        version = ".".join(map(str, done["version"])) if "version" in done else "not known"
         print(f"{name} is {what}, version {version}")
         for replica in done["missing"]:
             print(f"  {replica} has not seen it yet")

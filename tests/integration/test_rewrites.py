@@ -188,6 +188,9 @@ def test_rollback(clicks: Clicks) -> None:
     assert (done["snapshot"], done["undone"]) == (snapshot, 40)
     server = clicks.status()["server"]
     assert server["version"] == done["version"] == [before["epoch"] + 1, before["count"] + 1]
+    assert (done["complete"], done["missing"]) == (True, [])
+    for answers in clicks.answers():
+        assert answers == close_to(clean), "at once, everywhere"
     clicks.kill_server()  # before any snapshot was published: the control row is all there is
     clicks.everywhere(60)
     for answers in clicks.answers():

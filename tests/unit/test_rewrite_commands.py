@@ -77,13 +77,13 @@ def test_back_when_asked(
     service: Service, monkeypatch: pytest.MonkeyPatch, said: str, code: int, asked: int
 ) -> None:
     monkeypatch.setattr(rewrites, "_somebody", lambda: True)
-    service.answers = [(200, {"undone": 3, "snapshot": "1-2"})]
+    service.answers = [(200, {"undone": 3, "snapshot": "1-2", "missing": []})]
     done = run("rollback", "--to", "1-2", said=said)
     assert (done.exit_code, len(service.asked)) == (code, asked)
 
 
 def test_back_said_beforehand(service: Service) -> None:
-    service.answers = [(200, {"undone": 3, "snapshot": "1-2"})]
+    service.answers = [(200, {"undone": 3, "snapshot": "1-2", "missing": []})]
     done = run("rollback", "--to", "1-2", "--yes", "--json")
     assert (done.exit_code, json.loads(done.stdout)["undone"]) == (0, 3)
     assert service.asked == [("rollback", {"to": "1-2"})]

@@ -1,0 +1,176 @@
+"""What any replica says of a model: the journal's room, decisions, and what a freeze waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from online import room, status, telemetry
+from online.errors import RequestError
+from online.history import Decisions
+from online.status import Cluster
+from paramserver.errors import DecisionUncertain, NotReady, RollbackRefused, SnapshotMissing
+from replay.errors import JournalUnavailable
+from replay.journal.base import Usage
+
+
+class Server:
+    """Answers by name, in turn; the last one again and again.  An error is raised."""
+
+    def __init__(self, **answers: list[Any]) -> None:
+        self.answers, self.asked = answers, Counter[str]()
+
+    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+        self.asked[method] += 1
+        answers = self.answers[method]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class World:
+    """One replica with a journal of which only the room is asked."""
+
+    def __init__(self, server: Server, size_max: int | None = 1000) -> None:
+        self.now_s, self.usage = 0.0, Usage(100, size_max, 10, 0)
+        self.broken = False
+        tally = SimpleNamespace(digest=(10, 0), counters={})
+        writer = SimpleNamespace(read=self.read, look=self.look, decisions=Decisions("spec"))
+        self.replica: Any = SimpleNamespace(
+            replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
+            updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
+            learner=SimpleNamespace(tally=tally, frozen=False),
+        )  # fmt: skip
+        journal: Any = SimpleNamespace(usage=lambda model: self.usage)
+        self.cluster = Cluster(
+            {"m": self.replica}, {"m": server}, {"m": journal}, lambda name: {"spec": "spec"},
+            monotonic_s=lambda: self.now_s,
+        )  # fmt: skip
+
+    async def read(self, step: Any, *args: Any) -> Any:
+        if self.broken:
+            raise JournalUnavailable("it is gone")
+        return step(*args)
+
+    async def look(self) -> None:
+        await self.read(lambda: None)
+
+    def shown(self) -> dict[str, Any]:
+        return asyncio.run(self.cluster.model("m"))
+
+
+def serving(**more: Any) -> dict[str, Any]:
+    return {"replicas": {}, "refused": {}, "reach_s": 60.0, **more}
+
+
+def test_the_alarm_is_an_incident_and_a_metric() -> None:
+    world = World(Server(status=[serving()]))
+    asyncio.run(world.cluster.start())
+    assert world.shown()["incident"] is None
+    world.usage = Usage(800, 1000, 90, 0)
+    shown = world.shown()
+    assert "80%" in shown["incident"]
+    text = telemetry.exposition([shown])
+    assert 'online_journal_used_ratio{model="m"} 0.8' in text
+    assert 'online_rollback_reach_s{model="m"} 60.0' in text
+    assert "online_journal_days_left" not in text, "not measured yet"
+    world.now_s = room.TREND_S
+    assert 'online_journal_days_left{model="m"}' in telemetry.exposition([world.shown()])
+    world.replica.incident = "worse"
+    assert world.shown()["incident"] == "worse"
+
+
+def test_a_journal_or_a_server_that_is_away_is_said() -> None:
+    world = World(Server(status=[NotReady("restoring", "")]))
+    world.broken = True
+    asyncio.run(world.cluster.start())
+    shown = world.shown()
+    assert (shown["journal"], shown["rewrites"], shown["server"]) == (None, None, None)
+    assert "online_learned_events" in telemetry.exposition([shown])
+    with pytest.raises(RequestError, match="does not answer") as error:
+        asyncio.run(world.cluster.events("m", "undone", None, 10))
+    assert error.value.status == 503
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_ACT_POLL_S", 0.0)
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_freeze_waits_for_every_replica() -> None:
+    frozen = {"frozen": 3, "control": 3, "version": [1, 5], "complete": False}
+    late = {"replicas": {"a": {"control": 3}, "b": {"control": 0}}, "version": [1, 6]}
+    server = Server(
+        freeze=[frozen],
+        status=[
+            {**late, "freeze_complete": False},
+            {**late, "freeze_complete": False},
+            {**late, "freeze_complete": True, "version": [1, 7]},
+        ],
+    )
+    done = asyncio.run(World(server).cluster.freeze("m"))
+    assert (done["complete"], done["missing"], done["version"]) == (True, [], [1, 7])
+    assert server.asked["status"] == 3
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_freeze_names_who_is_missing_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_ACT_S", -1.0)
+    late = {"replicas": {"a": {"control": 3}, "b": {"control": 0}}, "version": [1, 6]}
+    server = Server(
+        freeze=[{"frozen": 3}],
+        unfreeze=[{"control": 4}],
+        status=[{**late, "freeze_complete": False}],
+    )
+    cluster = World(server).cluster
+    done = asyncio.run(cluster.freeze("m"))
+    assert (done["complete"], done["missing"]) == (False, ["b"])
+    done = asyncio.run(cluster.unfreeze("m"))
+    assert (done["complete"], done["missing"]) == (False, ["a", "b"])
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_a_rollback_stands_although_the_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = {"replicas": {"a": {"control": 0}}, "version": [2, 6]}
+    acted = {"replicas": {"a": {"control": 1}}, "version": [2, 7]}
+    done = {"control": 1, "undone": 5, "version": [2, 6]}
+    server = Server(rollback=[done], status=[behind, NotReady("restoring", ""), acted])
+    found = asyncio.run(World(server).cluster.rollback("m", "x"))
+    assert found == {**done, "complete": True, "missing": []}
+    monkeypatch.setattr(status, "_ACT_S", -1.0)
+    server = Server(rollback=[done], status=[NotReady("restoring", "")])
+    found = asyncio.run(World(server).cluster.rollback("m", "x"))
+    assert found == {**done, "complete": False, "missing": []}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [
+        (SnapshotMissing("x"), 404, "unknown_snapshot"),
+        (RollbackRefused("x", "it is damaged", ("y",)), 422, "rollback_refused"),
+        (NotReady("restoring", ""), 503, "server_unavailable"),
+        (DecisionUncertain("rollback", "k", "no answer"), 503, "server_unavailable"),
+    ],
+)
+def test_what_a_server_refuses(error: Exception, code: int, name: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        asyncio.run(World(Server(rollback=[error])).cluster.rollback("m", "x"))
+    assert (raised.value.status, raised.value.code) == (code, name)
+    assert raised.value.hint
+
+
+def test_nothing_is_learned_again_while_frozen() -> None:
+    world = World(Server())
+    world.cluster._journals["m"].partitions = lambda model: ()  # type: ignore[attr-defined]
+    world.replica.learner.frozen = True
+    with pytest.raises(RequestError) as raised:
+        asyncio.run(world.cluster.relearn("m", "undone", None, 10))
+    assert (raised.value.status, raised.value.code) == (409, "still_frozen")
+    world.replica.learner.frozen = False
+    assert asyncio.run(world.cluster.relearn("m", "undone", None, 10))["learned"] == 0
