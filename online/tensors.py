@@ -240,7 +240,7 @@ def rows(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
             own = [name.strip() for name in tensor.names.split(",")]
         else:
             own = [tensor.name] if width == 1 else [f"{tensor.name}.{i}" for i in range(width)]
-        if len(own) != width or not all(own):
+        if len(own) != width:
             message = f"{width} columns and the names {_shown(tensor.names or tensor.name)}"
             raise invalid(f"inputs.{tensor.name}", message, _NAMES)
         names += own
