@@ -43,14 +43,8 @@ def serve(
     stop, hangup = threading.Event(), threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: hangup.set())
 
-    def reload() -> None:
-        try:
-            new = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
-            lines = running.reload(new)
-        except Exception as error:  # whatever is wrong with the new settings, the old ones go on
-            lines = [f"not reloaded: {error}", "the service goes on as it was"]
-        for line in lines:
-            print(f"  {line}", flush=True)
+    def again() -> config.Settings:
+        return load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
 
     started = False
 
@@ -81,7 +75,7 @@ def serve(
             threading.Thread(
                 target=_play_forever, args=(running.url, settings, play, rate, stop), daemon=True
             ).start()
-        code = _watch(running, stop, hangup, reload)
+        code = _watch(running, stop, hangup, lambda: _reload(running, again))
         print("\nstopping: replicas push, a last snapshot is written", flush=True)
     except KeyboardInterrupt:
         code = 130
@@ -93,6 +87,15 @@ def serve(
         running.stop()
         watchdog.cancel()
     raise typer.Exit(code)
+
+
+def _reload(running: Any, load: Callable[[], config.Settings]) -> None:
+    try:
+        lines = running.reload(load())
+    except Exception as error:  # whatever is wrong with the new settings, the old ones go on
+        lines = [f"not reloaded: {error}", "the service goes on as it was"]
+    for line in lines:
+        print(f"  {line}", flush=True)
 
 
 def _watch(
