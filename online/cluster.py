@@ -68,6 +68,7 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "online.ingress.middlewares",
         "OMP_NUM_THREADS": "1",
     }
     if settings.cluster == "local":  # a cluster that is joined has its own
@@ -342,8 +343,7 @@ class Service:
         if self._owner is None:
             return
         try:
-            if self.alive():  # without Ray's head nobody answers what a gentle end asks for
-                self._stop_gently()
+            self._stop_gently()
         except Exception as error:
             log.warning("did not stop gently: %r", error)
         self.kill()

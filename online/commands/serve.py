@@ -76,6 +76,8 @@ def serve(
                 target=_play_forever, args=(running.url, settings, play, rate, stop), daemon=True
             ).start()
         code = _watch(running, stop, hangup, lambda: _reload(running, again))
+        if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
+            _kill(running, code)
         print("\nstopping: replicas push, a last snapshot is written", flush=True)
     except KeyboardInterrupt:
         code = 130
