@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -18,6 +17,19 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from online import __version__, openinference, telemetry
+from online.bodies import (
+    JSON,
+    NDJSON,
+    Receive,
+    Scope,
+    Send,
+    content_type,
+    decode,
+    error_body,
+    format_of,
+    read_body,
+)
+from online.config import Limits
 from online.errors import RequestError, invalid
 from online.messages import (
     ErrorAnswer,
@@ -31,74 +43,78 @@ from online.messages import (
 from online.operations import operations
 from online.serving import Serving
 from online.status import Cluster
+from online.upload import upload
 
 log = logging.getLogger("online.app")
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
 _HOT = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
-# Only to say what was wrong in a body that the decoder has refused: the name before the value.
-_NO_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?(?:NaN|Infinity|inf|nan)\b)')
-_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?\d+(?:\.\d+)?[eE]\+?\d+)')
-_encode = msgspec.json.Encoder().encode
-_PREDICT = msgspec.json.Decoder(PredictRequest)
-_FEEDBACK = msgspec.json.Decoder(FeedbackRequest)
-
-
-def error_body(error: RequestError) -> dict[str, Any]:
-    """Body of an error answer."""
-    body = {"code": error.code, "message": error.message, "field": error.field, "hint": error.hint}
-    return {"error": body}
 
 
 class App:
-    """The ASGI application of one replica."""
+    """The ASGI application of one replica.
 
-    def __init__(
-        self, servings: Mapping[str, Serving], cluster: Cluster, body_bytes_max: int
-    ) -> None:
-        self._servings = servings
-        self._body_bytes_max = body_bytes_max
+    It bounds the requests that are under way, since predict and feedback come past Serve's own
+    count (:mod:`online.ingress`).
+    """
+
+    def __init__(self, servings: Mapping[str, Serving], cluster: Cluster, limits: Limits) -> None:
+        self._servings, self._limits = servings, limits
+        self._under_way = 0
         self._rest = build_rest(servings, cluster)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
-        if scope["type"] == "http" and (match := _HOT.fullmatch(scope["path"])):
-            if scope["method"] == "POST":
-                status, body, headers = await self._hot(match[1], match[2], scope, receive)
-            else:
-                error = RequestError(405, "method", "this path takes POST", None, "Send a POST")
-                status, body, headers = 405, _encode(error_body(error)), [(b"allow", b"POST")]
-            await _send(send, status, body, headers)
-        else:
+        if scope["type"] != "http" or (match := _HOT.fullmatch(scope["path"])) is None:
             await self._rest(scope, receive, send)  # type: ignore[arg-type]
+            return
+        self._under_way += 1
+        try:
+            await self._hot(match[1], match[2], scope, receive, send)
+        finally:
+            self._under_way -= 1
 
     async def _hot(
-        self, model: str, action: str, scope: Scope, receive: Receive
-    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        self, model: str, action: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         serving = self._servings.get(model)
+        form = JSON
+        headers: list[tuple[bytes, bytes]] = []
         try:
+            if self._under_way > self._limits.ongoing_max:
+                raise _busy(self._limits.ongoing_max)
             if serving is None:
                 raise _unknown(model, self._servings)
-            body = await read_body(scope, receive, self._body_bytes_max)
+            if scope["method"] != "POST":
+                headers.append((b"allow", b"POST"))
+                raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
+            kind = content_type(scope)
+            if kind == NDJSON and action == "feedback":
+                await upload(serving, receive, send, self._limits)
+                return
+            form = format_of(kind)
+            body = await read_body(scope, receive, self._limits.body_bytes_max)
             if action == "predict":
-                return 200, _encode(serving.predict(_decode(_PREDICT, body))), []
-            status, receipt = await serving.feedback(_decode(_FEEDBACK, body))
-            return status, _encode(receipt), []
+                status, answer = 200, form.encode(serving.predict(decode(form.predict, body)))
+            else:
+                status, receipt = await serving.feedback(decode(form.feedback, body))
+                answer = form.encode(receipt)
         except RequestError as error:
             if serving is not None:
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
-            headers = []
             if error.retry_after_s is not None:
                 headers.append((b"retry-after", str(error.retry_after_s).encode()))
-            return error.status, _encode(error_body(error)), headers
+            status, answer = error.status, form.encode(error_body(error))
         except Exception:
             log.exception("%s %s", action, model)
             hint = "It is in the service's log; an id makes a repeat safe"
             failed = RequestError(500, "internal", "the service failed at this request", None, hint)
-            return 500, _encode(error_body(failed)), []
+            status, answer = 500, form.encode(error_body(failed))
+        await _send(send, status, form.content_type, answer, headers)
+
+
+def _busy(limit: int) -> RequestError:
+    hint = "Send it again after Retry-After; nothing was recorded"
+    return RequestError(429, "busy", f"{limit} requests are under way here", None, hint, 1)
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
@@ -106,77 +122,11 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
     return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body; 413 as soon as it is known to be longer than ``limit`` bytes."""
-    length = None
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            length = int(value)
-        elif name == b"content-type" and b"json" not in value and value != b"":
-            _check_type(value)
-    if length is not None and length > limit:
-        raise _too_large(length, limit)
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError(400, "disconnected", "the body did not arrive")
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:  # counted: a chunked body states no length
-            raise _too_large(size, limit)
-        parts.append(part)
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _check_type(value: bytes) -> None:
-    # curl --data sends a form's type when none is given: the body decides then.
-    if not value.startswith((b"application/x-www-form-urlencoded", b"text/plain")):
-        message = f"content type {value[:80].decode('latin-1')}"
-        raise RequestError(415, "media_type", message, None, "Send application/json")
-
-
-def _too_large(size: int, limit: int) -> RequestError:
-    message = f"a body of {size} bytes or more, at most {limit}"
-    return RequestError(
-        413, "too_large", message, None, "Send fewer rows, or raise limits.body_bytes_max"
-    )
-
-
-def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    if not body:
-        raise RequestError(400, "no_body", "the body is missing", None, "Send a JSON object")
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _wrong_value(str(error), body) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        field, message = None, str(error)
-        if match := _NO_NUMBER.search(body):
-            field, message = match[1].decode(errors="replace")[:80], f"{match[2].decode()}: {error}"
-        hint = "Send JSON; NaN and Infinity are no JSON numbers: leave missing values out"
-        raise RequestError(400, "malformed", message, field, hint) from None
-
-
-def _wrong_value(text: str, body: bytes) -> RequestError:
-    """422 from the decoder's message, which names neither an unknown field nor a huge number."""
-    message, _, path = text.partition(" - at `$")
-    field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"
-    if match := re.search(r"unknown field `(.*)`", message):
-        field = f"{field}.{match[1]}".lstrip(".")
-        hint = "Leave it out; see /docs for the fields"
-    elif message == "Number out of range":
-        huge = [m for m in _NUMBER.finditer(body) if math.isinf(float(m[2]))]
-        if huge:
-            field = field.replace("[...]", "." + huge[0][1].decode(errors="replace")[:80])
-            message, hint = f"{huge[0][2].decode()[:80]} is out of range", "Send at most 1e100"
-    return RequestError(422, "invalid_value", message, field or None, hint)
-
-
-async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+async def _send(
+    send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
     head = [
-        (b"content-type", b"application/json"),
+        (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),
         *headers,
     ]

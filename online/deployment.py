@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import serve
 
-from online import processes, telemetry
+from online import ingress, processes, telemetry
 from online.app import App
 from online.config import Settings
 from online.features import Door
@@ -98,7 +98,8 @@ class Replica:
         gc.freeze()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
-        app = App(self._servings, self._cluster, self._settings.limits.body_bytes_max)
+        app = App(self._servings, self._cluster, self._settings.limits)
+        ingress.install(app)
 
         async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "lifespan":

@@ -58,6 +58,10 @@ class Door:
                 raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
         return value
 
+    def many(self, instances: list[dict[str, Any]]) -> list[Features]:
+        """Checked features of many rows."""
+        return [self.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
+
     def _check_other(self, item: Any, field: str) -> None:
         if isinstance(item, int):  # bool too: river computes with it as 0 or 1
             if abs(item) > _INTEGER_MAX:
@@ -134,5 +138,6 @@ def _kind(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)  # as the caller has spelled it
+    # As the caller has spelled it; msgpack has types that JSON has not.
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 80 else text[:77] + "..."

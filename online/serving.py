@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from online.errors import RequestError, invalid
 from online.events import Asked, Events, is_join_id
 from online.features import Door
 from online.messages import (
+    Event,
     FeedbackRequest,
     Prediction,
     Predictions,
@@ -90,13 +92,19 @@ class Serving:
         if not 1 <= len(instances) <= self._limits.rows_max:
             hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
             raise invalid("instances", f"{len(instances)} rows", hint)
-        checked = [self._door.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
+        features = self._door.many(instances)
+        answers = self.replica.learner.serving.predict_many(features)
+        show, text = self._door.show, self._door.text
         rows = []
-        for features in checked:
-            answer, shown = self._answer(features)
-            row = AnswerRow(self._door.show(answer.label), shown)
+        for x, answer in zip(features, answers, strict=True):
+            row = AnswerRow(show(answer.label))
+            if answer.probabilities is None:
+                _check_finite(answer.label)
+            else:
+                _check_finite(sum(answer.probabilities.values()))
+                row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids:
-                row.id = self._reader.prediction_id(features, answer)
+                row.id = self._reader.prediction_id(x, answer)
             rows.append(row)
         return rows
 
@@ -113,11 +121,9 @@ class Serving:
     def _answer(self, features: Features) -> tuple[Answer, dict[str, float] | msgspec.UnsetType]:
         answer = self.replica.learner.predict(features)
         if answer.probabilities is None:
-            if isinstance(answer.label, float) and not math.isfinite(answer.label):
-                raise RequestError(503, "not_finite", "the model's answer is not finite")
+            _check_finite(answer.label)
             return answer, msgspec.UNSET
-        if not math.isfinite(sum(answer.probabilities.values())):
-            raise RequestError(503, "not_finite", "the model's answer is not finite")
+        _check_finite(sum(answer.probabilities.values()))
         return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
 
     # -- feedback ----------------------------------------------------------------------------
@@ -144,13 +150,17 @@ class Serving:
         if not 1 <= len(events) <= self._limits.rows_max:
             hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
             raise invalid("events", f"{len(events)} events", hint)
+        return Receipts(await self.record(events), self.name)
+
+    async def record(self, events: Sequence[Event]) -> list[Receipt]:
+        """What became of each of 1 to ``limits.rows_max`` events, written in one commit."""
         receipts: list[Receipt | None] = []
         rows: list[tuple[int, Asked]] = []
         for i, event in enumerate(events):
             try:
                 asked = await self._reader.read(event, f"events[{i}].")
             except RequestError as error:
-                receipts.append(_refused(error))
+                receipts.append(refused(error))
                 continue
             if isinstance(asked, Receipt):
                 receipts.append(asked)
@@ -163,11 +173,11 @@ class Serving:
                 try:
                     receipts[i] = self._receipt(asked, result, f"events[{i}].")
                 except RequestError as error:
-                    receipts[i] = _refused(error)
+                    receipts[i] = refused(error)
         out = [receipt for receipt in receipts if receipt is not None]
         for receipt in out:
             self.replica.counts[f"feedback_{receipt.status}"] += 1
-        return Receipts(out, self.name)
+        return out
 
     def _receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
         """What the caller is told.  RequestError for a label that is not kept, or not any more."""
@@ -212,7 +222,13 @@ class Serving:
         return "the prediction with this id has not been recorded yet; the label is kept for it"
 
 
-def _refused(error: RequestError) -> Receipt:
+def _check_finite(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(503, "not_finite", "the model's answer is not finite")
+
+
+def refused(error: RequestError) -> Receipt:
+    """Receipt of an event among many that is not taken."""
     body = {"code": error.code, "message": error.message, "field": error.field}
     return Receipt("refused", error={**body, "hint": error.hint})
 

@@ -115,7 +115,7 @@ class Caller:
 
 @pytest.fixture
 def call(servings: dict[str, Serving]) -> Caller:
-    return Caller(App(servings, NoCluster(), LIMITS.body_bytes_max))  # type: ignore[arg-type]
+    return Caller(App(servings, NoCluster(), LIMITS))  # type: ignore[arg-type]
 
 
 A = tensor("a", [2], "FP64", [1.0, -2.0])
@@ -344,7 +344,8 @@ def feedback(tmp_path: Path, scene: Callable[[Caller, ModelReplica], Awaitable[N
 
     async def play(world: Any) -> None:
         replica = await world.replica()
-        caller = Caller(App({"m": world.serving(replica)}, NoCluster(), 1 << 20))  # type: ignore[arg-type]
+        app = App({"m": world.serving(replica)}, NoCluster(), Limits())  # type: ignore[arg-type]
+        caller = Caller(app)
         await scene(caller, replica)
         await replica.stop(1)
 

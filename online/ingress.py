@@ -1,0 +1,46 @@
+"""Predict and feedback on a way of their own through Ray Serve's server, past its wrapper.
+
+Serve lets a middleware in front of each replica's HTTP server.  What it does behind it for every
+request (two tasks, a queue, a semaphore, a dozen context managers) costs more than an answer; the
+application has its own bounds.  Whatever is not hot goes on to Serve, its health checks too.
+
+Serve imports this module in each of its processes, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.middleware import Middleware
+
+Scope = dict[str, Any]
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+_HOT = ("/predict", "/feedback")
+_installed: Application | None = None
+
+
+def install(application: Application) -> None:
+    """Let hot requests of this process go to the application."""
+    global _installed
+    _installed = application
+
+
+class Ingress:
+    """The middleware."""
+
+    def __init__(self, behind: Application) -> None:
+        self._behind = behind
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Serve one connection event."""
+        application = _installed
+        if application is None or scope["type"] != "http" or not scope["path"].endswith(_HOT):
+            application = self._behind
+        await application(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve asks for."""
+    return [Middleware(Ingress)]
