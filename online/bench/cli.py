@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from online.bench.sizing import load
+
 app = typer.Typer(help="Measured tables, each beside a peer.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
@@ -23,6 +25,10 @@ def _show(title: str, rows: Iterable[Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(data))
         return
+    _print(title, data)
+
+
+def _print(title: str, data: list[dict[str, Any]]) -> None:
     table = Table(title=title, box=None, pad_edge=False)
     for name in data[0]:
         table.add_column(name.replace("_", " "), justify="left" if name == "what" else "right")
@@ -176,6 +182,9 @@ def recovery(
 def http(
     runs: Annotated[int, typer.Option(help="repetitions of each")] = 5,
     seconds: Annotated[float, typer.Option(help="length of each")] = 3.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one run of 0.3 s each; no target is judged")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict and feedback rates and p99 beside uvicorn + FastAPI + river.
@@ -184,10 +193,26 @@ def http(
     """
     from online.bench import http as bench
 
-    table = bench.run(runs=runs, seconds=seconds)
-    _show("http", table.figures, as_json=as_json)
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    if quick:
+        runs, seconds = 1, 0.3
+    table = bench.run(runs=runs, seconds=seconds, judge=not quick, progress=progress)
+    if as_json:
+        print(json.dumps({**asdict(table), "good": table.good}))
+    else:
+        _print("http", bench.shown(table))
+    for warning in table.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if table.void:
-        print("void: the peer made fewer than 4,000 predictions/s", file=sys.stderr)
+        print(
+            f"void: the peer made fewer than {bench.PEER_MIN:,.0f} predictions/s", file=sys.stderr
+        )
+    raise typer.Exit(0 if quick or table.good else 1)
+
+
+app.command()(load)
 
 
 @app.command()
@@ -212,12 +237,11 @@ def everything() -> None:
 
     Example: online bench all
     """
-    http(runs=5, seconds=3.0)
     freshness(rate=200.0, seconds=30.0)
     fidelity(rows=None)
     replicas(rows=None)
     journal()
-    found = [_passes(command) for command in (durability, contention, recovery)]
+    found = [_passes(command) for command in (http, durability, contention, recovery)]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)
 

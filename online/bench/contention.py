@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from online.bench import load
-from online.bench.http import Bodies, peer
+from online.bench.bodies import Bodies
+from online.bench.http import peer
 from online.bench.service import service
 
 P99_MS = 25.0
