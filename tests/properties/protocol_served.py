@@ -33,6 +33,7 @@ class Served:
         n = world.r.choice((1, 3, 40))
         self.draft: tuple[SnapshotState, frozenset[tuple[int, int]]] | None = None
         self.decided: tuple[SnapshotState, int] | None = None  # a rollback whose row stands
+        self.skipped: str | None = None  # a newer snapshot than the one started from
         self.parent = self._choose(journal.head(world.model, SPEC).snapshot)
         base = SnapshotState(world.model, SPEC, "", (0, 0), {}, {})
         self.undone = NOTHING
@@ -63,9 +64,9 @@ class Served:
         if len(found) > 1 and not named and world.chance(0.25):
             del world.snapshots[found[0]]
             found.pop(0)
-        elif len(found) > 1 and world.operators and world.chance(0.1):
+        elif len(found) > 1 and world.operators and world.chance(0.2):
             world.stats["skipped"] += 1
-            found.pop(0)
+            self.skipped = found.pop(0)
         return found[0] if found else None
 
     def confirm(self) -> None:
@@ -102,8 +103,10 @@ class Served:
         needed = rewrites.needed(controls, SPEC)
         held = world.held(needed, [state.control for state in states])
         world.startable = set(names)
+        world.stats["held"] += bool(held.difference(names))
+        if world.operators:  # birth is kept, but not to be started from
+            held |= set(list(world.parents)[:1])
         world.snapshots = {n: x for n, x in world.snapshots.items() if n in names or n in held}
-        world.stats["held"] += len(world.snapshots) > len(names)
         kept = [Contained(state.clock, state.closed, state.control) for state in states]
         partitions = world.journal.partitions(world.model)
         for partition in partitions:
@@ -118,7 +121,10 @@ class Served:
         world, server = self.world, self.server
         if not world.snapshots or self.draft or self.decided:
             return
-        name = world.r.choice(list(world.snapshots))
+        names = list(world.snapshots)
+        name = world.r.choice(names[: len(names) // 2 + 1] if world.chance(0.5) else names)
+        if self.skipped in names and world.chance(0.5):
+            name = self.skipped
         target, now = world.load(name), server.state(0.0, None, {})
         ends = {p.id: p.end for p in world.journal.partitions(world.model)}
         note = world.roll_back(now, name, target, ends)

@@ -287,24 +287,22 @@ MUTANTS = {
 
 _MAX = "max(now.clock.get(p, 0), target.clock.get(p, 0))"
 
+# the first seed of each is the first of all that notices
 REWRITES = {
     "a rollback takes the clock back": Mutant(
-        (_rewrites(_MAX, "target.clock.get(p, 0)"),), (), operators=True
+        (_rewrites(_MAX, "target.clock.get(p, 0)"),), (2, 7, 9), operators=True
     ),
     "a rollback's clock is the server's": Mutant(
-        (_rewrites(_MAX, "now.clock.get(p, 0)"),), (), operators=True
-    ),
-    "what the snapshot has closed is open after a rollback": Mutant(
-        (_rewrites("closed = now.closed | target.closed", "closed = now.closed"),),
-        (),
-        operators=True,
+        (_rewrites(_MAX, "now.clock.get(p, 0)"),), (18, 28, 117), operators=True
     ),
     "what the server has closed is open after a rollback": Mutant(
         (_rewrites("closed = now.closed | target.closed", "closed = target.closed"),),
-        (),
+        (37, 69, 147),
         operators=True,
     ),
-    "control rows are not replayed": Mutant((), (), operators=True, shells=(("replays", False),)),
+    "control rows are not replayed": Mutant(
+        (), (0, 4, 5), operators=True, shells=(("replays", False),)
+    ),
     "a start's own clock counts beside the row's": Mutant(
         (
             Change(
@@ -314,11 +312,11 @@ REWRITES = {
                 "                   for p in {*note.clock, *state.clock} - {*note.closed}},\n",
             ),
         ),
-        (),
+        (222, 253),
         operators=True,
     ),
     "deltas are kept at a rewrite": Mutant(
-        (_learner("if reply.rewrite != self.rewrite:", "if False:"),), (), operators=True
+        (_learner("if reply.rewrite != self.rewrite:", "if False:"),), (1, 2, 4), operators=True
     ),
     "a copy that was undone goes on answering": Mutant(
         (
@@ -327,15 +325,23 @@ REWRITES = {
                 "        for partition, track",
             ),
         ),
-        (),
+        (4, 14, 18),
         operators=True,
     ),
-    "the epoch is not in the push": Mutant(
-        (_server("if push.epoch != self.epoch:", "if False:"),), (), operators=True
+    "a delta from before a rewrite is taken after it": Mutant(
+        (_server("if push.epoch != self.epoch:", "if False:"),),
+        (1, 7, 18),
+        whole=True,
+        operators=True,
     ),
-    "a decision is not fenced": Mutant((), (), operators=True, shells=(("fenced", False),)),
+    "a decision is not fenced": Mutant(
+        (), (16, 32, 38), operators=True, shells=(("fenced", False),)
+    ),
     "retention does not hold what a rollback names": Mutant(
-        (), (), operators=True, shells=(("held", staticmethod(lambda needed, kept: set())),)
+        (),
+        (33, 107, 120),
+        operators=True,
+        shells=(("held", staticmethod(lambda needed, kept: set())),),
     ),
     "what a rollback brings back stays undone": Mutant(
         (
@@ -344,7 +350,7 @@ REWRITES = {
                 "after[-1][1]",
             ),
         ),
-        (),
+        (18, 45, 82),
         operators=True,
     ),
     "a frozen model pushes": Mutant(
@@ -355,7 +361,7 @@ REWRITES = {
                 "        if False:\n            pending",
             ),
         ),
-        (),
+        (0, 1, 2),
         operators=True,
     ),
 }
@@ -367,9 +373,9 @@ class OwnIsRepeat(World):  # type: ignore[misc]
     own_is_repeat = True
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, *REWRITES])
 def test_one_rule_less_is_noticed(journal: SqliteJournal, name: str) -> None:
-    mutant = MUTANTS[name]
+    mutant = (MUTANTS | REWRITES)[name]
     assert mutant.seeds
     for seed in mutant.seeds:
         with pytest.raises(AssertionError):
