@@ -1,0 +1,149 @@
+"""What a learner does about rollback and freeze, step by step; with one line less it does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from online.learner import Learner
+from paramserver.rewrites import Undone
+from replay.journal.base import Verdict
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+machine: Any = _beside("test_learner_machine")
+OWN, ADOPTED, _make, _reply, _row = (
+    machine.OWN, machine.ADOPTED, machine._make, machine._reply, machine._row,
+)  # fmt: skip
+
+
+def _frozen(offset: int, partition: int = OWN) -> Any:
+    return replace(_row(partition, offset), verdict=Verdict.FROZEN)
+
+
+def _sent(made: Any) -> list[tuple[int, int, int]]:
+    return [(push.partition, push.first, push.last) for push in made.pushes(9)]
+
+
+def check_a_rewrite_is_answered_from_at_once(learner: Any) -> None:
+    """Own rows above the clock are learned again; what was undone answers nothing meanwhile."""
+    made = _make(learner)
+    for offset in (1, 2, 3):
+        made.learn(_row(OWN, offset))
+    made.pushes(9)
+    made.learn(_row(OWN, 4))
+    made.on_reply(_reply((2, 1), "all", {OWN: 2}, rewrite=5, control=6))
+    assert (made.rewrite, made.control, made.own) == (5, 6, 0)
+    assert made.serving is made._training
+    assert made.serving.counts == {}, "rows 1 and 2 are in no values"
+    assert made.wanted()[0] == (OWN, 3)
+    assert made.relearned == 2
+    assert _sent(made) == []
+
+
+def check_an_undone_row_is_passed_over(learner: Any) -> None:
+    made = _make(learner)
+    made.undone = Undone({OWN: ((0, 2),)})
+    for offset in (1, 2, 3):
+        assert made.learn(_row(OWN, offset), give_up="it kills" if offset == 1 else None) is None
+    assert made.serving.counts == {f"{OWN}:3": 1}
+    assert [(push.last, push.n) for push in made.pushes(9)] == [(3, 1)]
+    assert not made.includes(OWN, 2), "its effect is in no answer"
+    assert made.includes(OWN, 3)
+
+
+def check_a_frozen_version_stands(learner: Any) -> None:
+    made = _make(learner)
+    made.learn(_row(OWN, 1))
+    made.on_reply(_reply((1, 0), "changes", {}, control=3, frozen=True))
+    made.learn(_frozen(2))
+    assert made.open_rows == 2
+    assert _sent(made) == [(OWN, 1, 2)], "what was accepted before is pushed"
+    made.on_reply(_reply((1, 1), "changes", {OWN: 2}, control=3, frozen=True))
+    made.learn(_frozen(3))
+    assert (_sent(made), made.open_rows) == ([], 0)
+    made.on_reply(_reply((2, 1), "all", {OWN: 2}, control=3, frozen=True))  # cuts what is open
+    for offset in (4, 5):
+        made.learn(_frozen(offset))
+        assert _sent(made) == []
+    made.on_reply(_reply((2, 1), "changes", {OWN: 2}, control=4))
+    assert _sent(made) == [(OWN, 3, 3), (OWN, 4, 5)], "few, however long it was frozen"
+
+
+def check_an_empty_delta_before_a_learned_one_is_pushed(learner: Any) -> None:
+    made = _make(learner)
+    made.learn(_frozen(1))  # quarantined, say
+    assert _sent(made) == [(OWN, 1, 1)]
+    made.learn(_row(OWN, 2))
+    made.on_reply(_reply((1, 0), "changes", {}, control=3, frozen=True))
+    assert _sent(made) == [(OWN, 1, 1), (OWN, 2, 2)]
+
+
+def check_an_adopted_partition_is_pushed_to_its_end(learner: Any) -> None:
+    made = _make(learner)
+    made.on_reply(_reply((1, 0), "changes", {}, control=3, frozen=True))
+    for offset in (1, 2, 3):
+        made.learn(_frozen(offset, ADOPTED))
+    assert _sent(made) == [(ADOPTED, 1, 3)]
+
+
+def check_a_late_reply_does_not_unfreeze(learner: Any) -> None:
+    made = _make(learner)
+    made.on_reply(_reply((1, 0), "changes", {}, control=3, frozen=True))
+    made.on_reply(_reply((1, 0), "changes", {}, control=2))
+    assert (made.frozen, made.control) == (True, 3)
+    made.on_reply(_reply((1, 0), "changes", {}, control=4))
+    assert (made.frozen, made.control) == (False, 4)
+
+
+_DUE = "return adopted or (delta.n if isinstance(delta, Delta) else len(delta.rows)) > 0"
+
+DIRECTED = [
+    (check_a_rewrite_is_answered_from_at_once, "if reply.rewrite != self.rewrite:", "if False:"),
+    (check_a_rewrite_is_answered_from_at_once, "            track.next = restart\n\n", "\n"),
+    (check_an_undone_row_is_passed_over, " and not self.undone.has(row.partition, row.offset)", ""),
+    (
+        check_an_undone_row_is_passed_over,
+        "        if self.undone.has(partition, offset):\n            return False\n",
+        "",
+    ),
+    (check_a_frozen_version_stands, _DUE, "return True"),
+    (
+        check_a_frozen_version_stands,
+        "        if self.frozen:\n            pending",
+        "        if False:\n            pending",
+    ),
+    (check_a_frozen_version_stands, "if not self.frozen or self._due(self._open):", "if True:"),
+    (check_a_frozen_version_stands, "(self.frozen and not self._due(self._open))", "False"),
+    (
+        check_an_empty_delta_before_a_learned_one_is_pushed,
+        "if any(map(self._due, _rest(pending, i)))",
+        "if self._due(d)",
+    ),
+    (check_an_adopted_partition_is_pushed_to_its_end, "return adopted or (", "return ("),
+    (check_a_late_reply_does_not_unfreeze, "if reply.control >= self.control:", "if True:"),
+]
+
+
+@pytest.mark.parametrize(("check", "old", "new"), DIRECTED)
+def test_decisions(check: Callable[[Any], None], old: str, new: str) -> None:
+    check(Learner)
+    mutant = machine.Mutant((machine._learner(old, new),), ())
+    with pytest.raises(AssertionError):
+        check(mutant.world().learner_class)

@@ -1,0 +1,439 @@
+"""Rollback, freeze and unfreeze, at the server's process and after a restart."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from paramserver import errors, rewrites, wire
+from paramserver.actor import ServerSettings
+from paramserver.lineage import replayed
+from paramserver.rewrites import Rollback, Undone
+from paramserver.snapshots.store import Retention
+from paramserver.state import SnapshotState
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+beside: Any = _beside("test_parameter_server")
+Control, Died, Info, LINEAGE, World = (
+    beside.Control, beside.Died, beside.Info, beside.LINEAGE, beside.World,
+)  # fmt: skip
+sync, value = beside.sync, beside.value
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Any:
+    return World(tmp_path / "snapshots")
+
+
+def learned(world: Any, *lasts: int) -> Any:
+    """A server that has published the rows of partition 1 up to each of these."""
+    server, first = world.serving(), 1
+    for last in lasts:
+        world.now_s += 10
+        sync(server, (1, first, last))
+        server.snapshot()
+        first = last + 1
+    return server
+
+
+# -- rollback --------------------------------------------------------------------------------------
+
+
+def test_rollback_keeps_the_clock_and_tells_what_is_undone(world: Any) -> None:
+    server = learned(world, 4, 6)
+    sync(server, (1, 7, 9), (2, 1, 2))
+    answer = server.rollback("1-1")
+    assert answer == {"snapshot": "1-1", "version": [2, 5], "undone": 7, "control": 1}
+    reply = sync(server)
+    assert (reply.rewrite, reply.control, reply.clock) == (1, 1, {1: 9, 2: 2})
+    assert value(server) == 4.0
+    assert sync(server, (1, 8, 10)).acks[0].status == "gap"
+    assert sync(server, (1, 10, 10)).acks[0].status == "applied"
+    note = msgspec.json.decode(world.store.control[0].payload, type=Rollback)
+    assert note.undone == {1: (4, 9), 2: (0, 2)}
+    assert value(server) == 5.0
+    server.snapshot_if_due()  # published at once, though the interval has not passed
+    assert server.snapshots()[0]["name"] == "2-6-from-1-2"
+    assert value(world.serving()) == 5.0
+
+
+def test_pushes_from_before_a_rollback_are_refused(world: Any) -> None:
+    server = learned(world, 4)
+    server.rollback("1-1")
+    push = wire.Push(1, LINEAGE.spec, 1, 5, 5, 1, (1, 1), {})
+    assert sync(server, pushes=[push]).acks[0].status == "epoch"
+
+
+def test_a_restart_applies_what_was_decided(world: Any) -> None:
+    server = learned(world, 4, 6)
+    sync(server, (1, 7, 9))
+    server.rollback("1-1")
+    again = world.serving()  # nothing was published since
+    reply = sync(again)
+    assert (reply.epoch, reply.rewrite, reply.clock) == (3, 1, {1: 9})
+    assert value(again) == 4.0
+    assert again.snapshot()["name"] == "3-3-from-1-2"
+
+
+def test_rollback_after_a_start_from_an_ancestor_to_what_was_unreadable(world: Any) -> None:
+    learned(world, 4, 6)
+    file = world.file("1-2")
+    data = file.read_bytes()
+    file.write_bytes(b"")
+    server = world.serving()
+    assert sync(server).clock == {1: 4}
+    file.write_bytes(data)
+    assert server.rollback("1-2")["undone"] == 0
+    assert sync(server).clock == {1: 6}
+    assert value(server) == 6.0
+
+
+def test_rollback_of_a_closed_partition_undoes_it_to_its_end(world: Any) -> None:
+    world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
+    server = world.serving()
+    sync(server, (1, 1, 2), (2, 1, 1))
+    server.snapshot()  # birth
+    sync(server, (1, 3, 5))
+    world.store.rows[1] = Info(1, 5, sealed=True)
+    server.confirm()
+    for i in (2, 3):
+        sync(server, (2, i, i), partition=2)
+        server.snapshot()
+    assert server.status()["closed"] == [1]
+    birth = server.snapshots()[-1]["name"]
+    assert server.rollback(birth)["undone"] == 3 + 2
+    for process in (server, world.serving()):
+        assert process.status()["closed"] == [1]
+        assert sync(process, (1, 1, 2)).acks[0].status == "repeat"
+        assert value(process) == 3.0
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "before"])
+def test_rollback_is_refused_with_what_can_be_used(world: Any, damage: str) -> None:
+    server = learned(world, 4, 6)
+    sync(server, (1, 7, 9))
+    if damage == "missing":
+        world.file("1-1").unlink()
+    elif damage == "torn":
+        world.file("1-1").write_bytes(b"torn")
+    else:
+        world.store.control.append(Control(1, "fresh", f"fresh:{LINEAGE.spec}:2", b""))
+        server = world.serving()
+    with pytest.raises(errors.RollbackRefused) as raised:
+        server.rollback("1-1")
+    assert raised.value.definite
+    assert raised.value.usable == (() if damage == "before" else ("1-2",))
+    assert server.ping() == "serving"
+    assert value(server) == (6.0 if damage == "before" else 9.0)
+    with pytest.raises(errors.RollbackRefused, match="no rollback to 'nowhere'"):
+        server.rollback("nowhere")
+    assert not [c for c in world.store.control if c.kind == "rollback"]
+
+
+def test_lost_answers_leave_one_row(world: Any) -> None:
+    server = learned(world, 4, 6)
+    store, write = world.store, world.store.write_control
+    calls = []
+
+    def lose_the_first(*args: Any) -> Any:
+        calls.append(args)
+        row = write(*args)
+        if len(calls) == 1:
+            raise OSError("no answer")
+        return row
+
+    store.write_control = lose_the_first
+    assert server.rollback("1-1")["control"] == 1
+    assert len(calls) == 2
+    assert [c.kind for c in store.control] == ["rollback"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "when", "stands"),
+    [
+        ("write_control", "before", False),
+        ("write_control", "after", True),
+        ("begin_epoch", "before", True),
+    ],
+)
+def test_without_a_certain_answer_the_process_ends_and_the_next_one_acts(
+    world: Any, failing: str, when: str, stands: bool
+) -> None:
+    server = learned(world, 4, 6)
+    world.store.failing[failing] = when
+    with pytest.raises(Died):
+        server.rollback("1-1")
+    assert server.ping() == "ended"
+    with pytest.raises(errors.NotReady):
+        sync(server, (1, 7, 7))
+    world.store.failing.clear()
+    again = world.serving()
+    assert value(again) == (4.0 if stands else 6.0)
+    assert sync(again).clock == {1: 6}
+
+
+def test_a_server_that_lost_its_epoch_decides_nothing(world: Any) -> None:
+    old = learned(world, 4, 6)
+    world.serving()
+    with pytest.raises(Died):
+        old.rollback("1-1")
+    assert old.ping() == "superseded"
+    frozen = world.serving()
+    world.serving()
+    with pytest.raises(Died):
+        frozen.freeze()
+    assert world.store.control == []
+
+
+def test_retention_holds_what_a_start_would_load(world: Any) -> None:
+    world.settings = ServerSettings(retention=Retention(2, 0, 0, 0))
+    server = learned(world, 1, 2, 3)  # 1-1 is birth, kept for ever
+    server.rollback("1-2")
+    world.now_s += 10
+    sync(server, (1, 4, 4))
+    server.snapshot()
+    names = [row["name"] for row in server.snapshots()]
+    assert "1-2" in names
+    world.file(names[0]).write_bytes(b"torn")
+    again = world.serving()  # from 1-3, with the rollback applied again
+    assert (value(again), sync(again).clock) == (2.0, {1: 3})
+    for i in (4, 5, 6, 7):
+        world.now_s += 10
+        sync(again, (1, i, i))
+        again.snapshot()
+    assert not world.file("1-2").exists()
+
+
+def test_a_start_without_the_named_snapshot_is_refused(world: Any) -> None:
+    server = learned(world, 4, 6)
+    server.rollback("1-1")
+    world.file("1-1").unlink()
+    again = world.start()
+    assert not again.restore()
+    assert again.ping() == "refused"
+    assert "rolled back to the snapshot '1-1'" in again.status()["reason"]
+
+
+def test_only_the_newest_rollback_is_asked_for(world: Any) -> None:
+    server = learned(world, 2, 4, 6)
+    server.rollback("1-1")
+    server.rollback("1-2")
+    world.file("1-1").unlink()
+    again = world.serving()
+    assert value(again) == 4.0
+    assert again.status()["rewrite"] == 2
+
+
+def test_rollback_of_another_spec(world: Any) -> None:
+    note = Rollback("other", "1-1", 0, {1: 5}, [], {1: (0, 5)})
+    row = Control(1, "rollback", "k", msgspec.json.encode(note))
+    world.store.control.append(row)
+    server = learned(world, 4)  # began after it, without those rows
+    assert server.status()["rewrite"] == 1
+    world.store.control.append(Control(2, "rollback", "l", row.payload))
+    again = world.start()
+    assert not again.restore()
+    assert "--relearn" in again.status()["reason"]
+
+
+def test_a_snapshot_that_rows_are_missing_for_refuses_to_start(world: Any) -> None:
+    learned(world, 4, 6)
+    world.store.rows[1] = Info(1, 100, trimmed=6)
+    assert world.serving().status()["clock"] == {1: 6}
+    world.file("1-2").unlink()
+    again = world.start()
+    assert not again.restore()
+    assert "partition 1: rows 5 … 6" in again.status()["reason"]
+    assert "--relearn" in again.status()["reason"]
+
+
+def test_a_lineage_without_a_snapshot_learns_what_is_left(world: Any) -> None:
+    world.store.rows[1] = Info(1, 100, trimmed=6)
+    assert sync(world.serving()).clock == {1: 6}
+
+
+# -- freeze ----------------------------------------------------------------------------------------
+
+
+def test_freeze_is_told_and_complete_when_all_act_on_it(world: Any) -> None:
+    server = learned(world, 4)
+    assert not server.status()["freeze_complete"]
+    world.now_s += 60
+    sync(server)
+    answer = server.freeze()
+    assert answer == {"frozen": 1, "control": 1, "version": [1, 1], "complete": False}
+    reply = sync(server, (1, 5, 5), control=0)  # accepted before: learned still
+    assert (reply.frozen, reply.control, reply.acks[0].status) == (True, 1, "applied")
+    assert not server.status()["freeze_complete"]
+    sync(server, control=1)
+    status = server.status()
+    assert status["freeze_complete"]
+    assert (status["frozen"], status["replicas"]["r1"]["control"]) == (1, 1)
+    sync(server, replica="r2", control=0)
+    assert not server.status()["freeze_complete"]
+    world.now_s += 5.1  # a lease: r2 does not live, as far as is known
+    sync(server, control=1)
+    assert server.freeze() == {"frozen": 1, "control": 1, "version": [1, 2], "complete": True}
+    assert len(world.store.control) == 1
+
+
+def test_freeze_outlives_restarts_until_it_is_taken_back(world: Any) -> None:
+    server = learned(world, 4)
+    server.freeze()
+    again = world.serving()
+    assert sync(again).frozen
+    assert not again.status()["freeze_complete"], "a start knows of no replica yet"
+    sync(again, (1, 5, 5))
+    again.snapshot()
+    last = world.serving()
+    assert last.status()["frozen"] == 1
+    answer = last.unfreeze()
+    assert (answer["frozen"], answer["control"]) == (0, 2)
+    assert last.unfreeze()["control"] == 2
+    assert not sync(last).frozen
+    assert last.freeze()["frozen"] == 3
+    assert [c.kind for c in world.store.control] == ["freeze", "unfreeze", "freeze"]
+
+
+def test_a_rolled_back_model_stays_frozen(world: Any) -> None:
+    server = learned(world, 4, 6)
+    server.freeze()
+    server.rollback("1-1")
+    for process in (server, world.serving()):
+        assert (sync(process).frozen, value(process)) == (True, 4.0)
+
+
+def test_uncertain_freeze_is_asked_again(world: Any) -> None:
+    server = learned(world, 4)
+    world.store.failing["write_control"] = "after"
+    with pytest.raises(errors.DecisionUncertain) as raised:
+        server.freeze()
+    assert not raised.value.definite
+    assert server.ping() == "serving"
+    world.store.failing.clear()
+    assert server.freeze()["frozen"] == 1
+    assert len(world.store.control) == 1
+
+
+# -- trimming --------------------------------------------------------------------------------------
+
+
+def test_rows_go_below_every_kept_snapshot(world: Any) -> None:
+    world.settings = ServerSettings(
+        retention=Retention(2, 0, 0, 0), keep_rows_s=100.0, halves_keep_s=50.0
+    )
+    server = learned(world, 4, 6)
+    sync(server, (2, 1, 3))
+    assert world.store.trims[-1] == ({1: 4}, world.now_s - 100.0, 500)
+    assert world.store.expired[-1] == (world.now_s - 50.0, 500)
+    sync(server, (1, 7, 9))
+    world.now_s += 10
+    server.snapshot()
+    assert world.store.trims[-1][0] == {1: 6}
+    assert world.store.rows[1].trimmed == 6
+    assert world.serving().status()["clock"] == {1: 9, 2: 3}
+
+
+def test_closed_partitions_go_to_their_end_and_in_steps(world: Any) -> None:
+    world.store.rows[1] = Info(1, 1200, sealed=True)
+    world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
+    server = world.serving()
+    sync(server, (1, 1, 1200))
+    server.snapshot()
+    sync(server, (2, 1, 1))
+    server.confirm()
+    server.snapshot()
+    assert server.status()["closed"] == [1]
+    assert [upto for upto, _, _ in world.store.trims] == [{1: 1200}] * 3 + [{1: 1200, 2: 1}]
+    assert world.store.rows[1].trimmed == 1200
+
+
+def test_a_clock_that_jumps_forward_makes_nothing_old(world: Any) -> None:
+    server = world.serving()
+    sync(server, (1, 1, 4))
+    days = 30 * 86400.0
+    server._trimming._wall = lambda: world.now_s + days
+    server.snapshot()
+    assert world.store.trims[-1][1] == world.now_s + 3600 - 8 * 86400
+
+
+def test_a_server_without_the_epoch_trims_nothing(world: Any) -> None:
+    server = learned(world, 4)
+    world.store.failing["trim"] = "before"
+    sync(server, (1, 5, 5))
+    server.snapshot()  # the store is away: tried again the next time
+    world.store.failing.clear()
+    trims = len(world.store.trims)
+    trim = world.store.trim
+
+    def lose(*args: Any) -> int:
+        world.serving()
+        return int(trim(*args))
+
+    world.store.trim = lose
+    sync(server, (1, 6, 6))
+    with pytest.raises(Died):
+        server.snapshot()
+    assert len(world.store.trims) == trims
+
+
+# -- the sets --------------------------------------------------------------------------------------
+
+
+def rollback_row(seq: int, control: int, undone: dict[int, tuple[int, int]]) -> Any:
+    note = Rollback("s", "n", control, {}, [], undone)
+    return Control(seq, "rollback", f"{seq}", msgspec.json.encode(note))
+
+
+def test_undone_follows_the_snapshots_that_are_gone_back_to() -> None:
+    first = rollback_row(3, 0, {1: (4, 9), 2: (0, 2)})
+    assert rewrites.undone([]) == Undone()
+    undone = rewrites.undone([first])
+    assert (undone.ranges, undone.count) == ({1: ((4, 9),), 2: ((0, 2),)}, 7)
+    places = [(1, 4), (1, 5), (1, 9), (1, 10), (2, 0), (2, 1), (3, 1)]
+    assert [undone.has(*place) for place in places] == [0, 1, 1, 0, 0, 1, 0]
+    # to a snapshot from after it: what it undid stays so
+    later = rollback_row(5, 4, {1: (12, 14)})
+    assert rewrites.undone([first, later]).ranges == {1: ((4, 9), (12, 14)), 2: ((0, 2),)}
+    touching = rollback_row(5, 4, {1: (9, 14)})
+    assert rewrites.undone([first, touching]).ranges[1] == ((4, 14),)
+    # to one from before it, with some of those rows: they are back
+    back = rollback_row(6, 2, {1: (7, 12)})
+    assert rewrites.undone([first, later, back]).ranges == {1: ((7, 12),)}
+
+
+def test_frozen_by_the_first_of_repeated_freezes() -> None:
+    rows = [Control(i + 1, kind) for i, kind in enumerate(["freeze", "failed", "freeze"])]
+    assert rewrites.frozen_by(rows) == 1
+    assert rewrites.frozen_by([*rows, Control(4, "unfreeze"), Control(5, "freeze")]) == 5
+    assert rewrites.frozen_by([*rows, Control(4, "unfreeze")]) == 0
+
+
+def test_held_until_no_start_needs_it() -> None:
+    needed = rewrites.Needed(7, "1-1")
+    assert rewrites.held(needed, [6, 9]) == {"1-1"}
+    assert rewrites.held(needed, [7, 9]) == set()
+    assert rewrites.held(needed, []) == {"1-1"}, "before it is known what is kept"
+    assert rewrites.held(None, []) == set()
+
+
+def test_forget_is_for_a_later_release() -> None:
+    state = SnapshotState("m", "s", "", (1, 1), {}, {})
+    with pytest.raises(errors.StartRefused, match="forget"):
+        replayed(state, [Control(1, "forget")], lambda name: state)
