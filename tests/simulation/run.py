@@ -68,6 +68,7 @@ def machine() -> Vfs:
     encode = snapshot_format.encode
 
     def meanwhile(state: SnapshotState) -> bytes:
+        vfs.disk.encoding(state)
         vfs.disk.between()  # a server does not stop while a snapshot is encoded
         return encode(state)
 
@@ -90,7 +91,7 @@ def run_seeds(seeds: Sequence[int], name: str | None = None) -> Outcome:
     vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(), Outcome()
     with folder() as where, mutant.applied():
         for n, seed in enumerate(seeds):
-            world = World(vfs, where, seed, faulty=mutant.faulty)
+            world = World(vfs, where, seed, faulty=mutant.faulty, only=mutant.only)
             gc.disable()
             try:
                 out.counts.update(world.run())

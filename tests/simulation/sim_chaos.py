@@ -56,6 +56,8 @@ def supervise(world: World) -> None:
     if not world.live(Head):
         world.start(Head)
         world.counts["restart"] += 1
+    if world.calm and world.oracle.freezes:
+        _unfreeze(world)
     if len(world.live(Replica)) < (1 if world.calm else world.r.randint(1, _REPLICAS)):
         world.start(Replica)
         world.counts["restart"] += 1
@@ -66,6 +68,7 @@ def heal(world: World) -> None:
     world.calm = True
     world.network.weather = Weather()
     world.network.cut.clear()
+    world.network.stalled.clear()
     world.disk.error_rate, world.disk.full = 0.0, False
     world.slow_s = world.kill_at_work = world.lost_answers = world.cancels = 0.0
     for actor in world.actors:
@@ -140,6 +143,14 @@ def _cut(world: World) -> None:
     _later(world, 3.0, lambda: world.network.cut.difference_update(links))
 
 
+def _stall(world: World) -> None:
+    """What a replica sends lies in a buffer, and arrives when it is long out of date."""
+    replica, server = _any(world, Replica), _any(world, Server)
+    if replica is not None and server is not None:
+        until = world.loop.time() + 3.0 * world.r.random()
+        world.network.stalled[replica.name, server.name] = until
+
+
 def _bad_weather(world: World) -> None:
     r = world.r
     world.network.weather = Weather(
@@ -192,6 +203,27 @@ def _stop(world: World) -> None:
         world.r.choice(ready).stop()
 
 
+def _rollback(world: World) -> None:
+    servers = world.live(Server)
+    if servers and world.r.random() < 0.3:
+        server = world.r.choice(servers)
+        server.decide(server.roll_back)
+
+
+def _freeze(world: World) -> None:
+    servers = world.live(Server)
+    if servers and world.r.random() < 0.3:
+        server = world.r.choice(servers)
+        server.decide(server.freeze)
+        _later(world, 2.0, lambda: _unfreeze(world))
+
+
+def _unfreeze(world: World) -> None:
+    servers = world.live(Server)
+    if servers:
+        servers[-1].decide(servers[-1].real.unfreeze)
+
+
 def _clock_back(world: World) -> None:
     world.counts["clock set back"] += 1
     world.wall_offset_s -= world.r.choice((1.0, 3600.0))
@@ -213,6 +245,7 @@ FAULTS: dict[str, Callable[[World], None]] = {
     "pause server": _pause(Server),
     "second server": _second_server,
     "cut": _cut,
+    "stall": _stall,
     "bad weather": _bad_weather,
     "slow disk": _slow_disk,
     "full disk": _full_disk,
@@ -220,4 +253,6 @@ FAULTS: dict[str, Callable[[World], None]] = {
     "cancel": _cancel,
     "stop replica": _stop,
     "clock": _clock_back,
+    "rollback": _rollback,
+    "freeze": _freeze,
 }

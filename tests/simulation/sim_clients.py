@@ -28,11 +28,20 @@ class Clients:
         self._world, self.open = world, 0
         self._process = Process(world.loop, "clients")
         self._persistent = False
-        events = list(world.events.values())
+        bursts = [world.r.random() * world.climate.chaos_s for _ in range(world.r.randint(1, 6))]
+        self._bursts = bursts
+        self._send_all([e for e in world.events.values() if e.old or not world.climate.twice])
+
+    def _send_all(self, events: list[Event]) -> None:
         while events:
-            n = world.r.choice((1, 1, 1, 2, 4))
+            n = self._world.r.choice((1, 1, 1, 2, 4, 8))
             self._start(events[:n])
             events = events[n:]
+
+    def go_on(self) -> None:
+        """The second storm has events of its own; nobody knows those of the first any more."""
+        self._persistent = False
+        self._send_all([e for e in self._world.events.values() if not e.old])
 
     def persist(self) -> None:
         """From now on nobody gives up."""
@@ -51,14 +60,17 @@ class Clients:
 
     async def _live(self, events: Sequence[Event]) -> None:
         world, r = self._world, self._world.r
-        await asyncio.sleep(r.random() * world.climate.chaos_s)
+        await asyncio.sleep(r.choice(self._bursts) + r.random() * 0.2)
         while not await self._ask(events):
             if not self._persistent and r.random() < 0.05:
                 return
             await asyncio.sleep(r.random() * 0.3)
         while r.random() < 0.3:
             await asyncio.sleep(r.random() * world.climate.chaos_s / 2)
-            mixed = list(events) + r.sample(list(world.events.values()), r.choice((0, 0, 1)))
+            if events[0].old and self._persistent:
+                return
+            same_age = [e for e in world.events.values() if e.old == events[0].old]
+            mixed = list(events) + r.sample(same_age, r.choice((0, 0, 1)))
             await self._ask(list(dict.fromkeys(mixed)))
 
     async def _ask(self, events: Sequence[Event]) -> bool:

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from paramserver.snapshots.store import Disk
 
@@ -95,6 +96,8 @@ class SimDisk:
         The process at work.
     between
         Called before a snapshot's files are changed: others go on meanwhile.
+    encoding
+        Called with the state that a snapshot is made of.
     """
 
     def __init__(self, r: random.Random, counts: Counter[str]) -> None:
@@ -106,6 +109,7 @@ class SimDisk:
         self.error_rate = 0.0
         self.worker: object = None
         self.between: Callable[[], None] = lambda: None
+        self.encoding: Callable[[Any], None] = lambda state: None
 
     def step(self, kind: str) -> None:
         """Before each changing step.  Raises DeadProcess, or OSError as the mood is."""

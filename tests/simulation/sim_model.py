@@ -17,16 +17,26 @@ from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Verdict
 
+KEEP_ROWS_S = 8 * 86_400.0
+"""How long rows are kept at least."""
+
+OLD_S = 10.0
+"""How long those of old events are."""
+
 
 @dataclass(frozen=True)
 class Event:
-    """One piece of feedback.  ``amount`` is dyadic, so that sums are exact in any order."""
+    """One piece of feedback.
+
+    ``old``: it is taken as of days ago, so its row may be removed soon; nobody repeats it later.
+    """
 
     name: str
     weight: float
     factor: float
     poison: bool = False
     deadly: bool = False
+    old: bool = False
 
     @property
     def key(self) -> bytes:
@@ -34,13 +44,14 @@ class Event:
 
     @property
     def amount(self) -> float:
-        """What it adds to a model that learns it."""
+        """What it adds to a model that learns it: dyadic, so sums are exact in any order."""
         return 0.0 if self.poison or self.deadly else self.weight * self.factor
 
     def row(self, at: float) -> NewRow:
         features: Features = {"event": self.name, "poison": self.poison, "deadly": self.deadly}
         payload = codec.encode(Example(features, 1.0, self.weight))
         verdict = Verdict.ACCEPTED if self.factor == 1 else Verdict.CLIPPED
+        at -= KEEP_ROWS_S - OLD_S if self.old else 0.0
         return NewRow(self.key, self.name, "s", verdict, payload, at, self.factor)
 
 
@@ -99,6 +110,10 @@ class Oracle:
     def __init__(self, events: Mapping[str, Event]) -> None:
         self.events = events
         self.told: dict[str, tuple[str, int, int]] = {}  # status, partition, offset
+        self.freezes = 0
+        self.rollbacks: dict[tuple[int, int, str], tuple[set[str], set[str]]] = {}
+        self.shaken: set[str] = set()  # what a rollback may have taken out or brought back
+        self.undone: set[str] = set()
 
     def answer(
         self,
@@ -115,17 +130,36 @@ class Oracle:
         is another's to learn, so nobody may know yet that it can't be.
         """
         fails = event.poison or event.deadly
-        assert status == ("failed" if fails else "learned") or (
-            fails and early and status == "learned"
-        ), f"{event} was answered {status}"
+        allowed = {"failed"} if fails else {"learned"}
+        if fails and early:
+            allowed.add("learned")
+        if self.rollbacks:
+            allowed.add("undone")
+        if self.freezes:
+            allowed.add("frozen")
+        assert status in allowed, f"{event} was answered {status}"
         told = (status, *place)
         if before is not None:
-            same = told[1:] == before[1:] and (status == before[0] or before[0] == "learned")
-            assert same, f"{event.name} was answered {before}, and then {told}"
+            same = status == before[0] or (before[0] == "learned" and fails)
+            same = same or (bool(self.rollbacks) and "frozen" not in (status, before[0]))
+            assert same and told[1:] == before[1:], f"{event.name} was answered {before}, and then {told}"
         first = self.told.setdefault(event.name, told)
         assert first[1:] == place, f"{event.name} was answered {first}, and then {told}"
-        if status == "failed":
+        if status == "failed" and first[0] == "learned":
             self.told[event.name] = told
+
+    def roll_back(self, key: tuple[int, int, str], now: set[str], target: set[str]) -> None:
+        """Somebody wants to go back: what counts now, and what did in the snapshot."""
+        self.rollbacks[key] = now, target
+        self.shaken |= now ^ target
+
+    def decided(self, keys: Iterable[tuple[int, int, str]]) -> None:
+        """The rollbacks that stand in the journal, in their order."""
+        undone: set[str] = set()
+        for key in keys:
+            now, target = self.rollbacks[key]
+            undone = (undone | now) - target
+        self.undone = undone
 
     def at_most_once(self, sums: Mapping[str, float], where: str) -> None:
         """At any time, of any model that answers."""
@@ -137,9 +171,11 @@ class Oracle:
     def wrong(self, sums: Mapping[str, float], digest: tuple[int, int], where: str) -> str | None:
         """What is not as it must be when all has come to rest; None if nothing is."""
         self.at_most_once(sums, where)
-        for name in self.told:
-            if sums.get(name, 0.0) != self.events[name].amount:
-                return f"{where}: {name} was answered and counts {sums.get(name, 0.0)}"
+        for name, (status, _, _) in self.told.items():
+            lost = name in self.undone or status == "frozen"
+            expected_x = 0.0 if lost else self.events[name].amount
+            if sums.get(name, 0.0) != expected_x:
+                return f"{where}: {name} was answered {status} and counts {sums.get(name, 0.0)}"
         keys = [self.events[name].key for name, x in sums.items() if x]
         expected = (len(keys), sum(int.from_bytes(k[:8], "big") for k in keys) % 2**64)
         return None if digest == expected else f"{where}: digest {digest}, not {expected}"

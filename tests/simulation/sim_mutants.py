@@ -31,6 +31,7 @@ class Mutant:
 
     changes: tuple[Change, ...] = ()
     faulty: Faulty = field(default_factory=Faulty)
+    only: tuple[str, ...] = ()  # faults; none: those of the seed
     seeds: tuple[int, ...] = ()
 
     @contextmanager

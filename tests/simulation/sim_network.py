@@ -27,6 +27,7 @@ class Network:
         self._loop, self._r, self._counts = loop, r, counts
         self.weather = Weather()
         self.cut: set[tuple[str, str]] = set()  # from, to
+        self.stalled: dict[tuple[str, str], float] = {}  # until when nothing gets through
         self._sent = 0
         self._newest: dict[tuple[str, str], int] = {}
 
@@ -49,6 +50,10 @@ class Network:
             if weather.delay_s > 0.002 and r.random() < 0.2:
                 delay_s = r.random() * weather.delay_s
                 self._counts["delay"] += 1
+            stalled_s = self.stalled.get(link, 0.0) - self._loop.time()
+            if stalled_s > 0:
+                self._counts["stall"] += 1
+                delay_s += stalled_s
             self._loop.call_later(
                 delay_s, self._arrive, link, self._sent, deliver, context=target.context
             )

@@ -21,7 +21,7 @@ from paramserver.snapshots.store import Retention
 from replay.errors import JournalUnavailable
 from sim_disk import DeadProcess, SnapshotDisk
 from sim_loop import Process
-from sim_model import Event, Ledger, sums_of
+from sim_model import KEEP_ROWS_S, Event, Ledger, sums_of
 
 if TYPE_CHECKING:
     from online.writer import Recorded
@@ -102,6 +102,24 @@ class Actor:
         return journal
 
 
+class Observer(Actor):
+    """Reads the journal when all is calm."""
+
+    kind = "observer"
+    rollbacks: tuple[tuple[int, int, str], ...] | None = None
+    trimmed = 0
+
+    async def live(self) -> None:
+        journal = await self.thread("main", self.open_journal)
+        while True:
+            rows = await self.thread("main", journal.controls, MODEL, 0)
+            keys = [row.key.split(":")[2:] for row in rows if row.kind == "rollback"]
+            partitions = await self.thread("main", journal.partitions, MODEL)
+            self.trimmed = sum(partition.trimmed for partition in partitions)
+            self.rollbacks = tuple((int(epoch), int(count), name) for epoch, count, name in keys)
+            await asyncio.sleep(0.2)
+
+
 class Head(Actor):
     """The process that moves the journal's log into its file."""
 
@@ -130,6 +148,7 @@ class Server(Actor):
             lease_s=max(climate.lease_s, 3.5 * climate.confirm_s),
             history_max=climate.history,
             confirm_s=climate.confirm_s,
+            keep_rows_s=KEEP_ROWS_S,
         )
         clock = world.loop.time
         host = Host(clock, world.wall, self._die, SnapshotDisk(world.disk))
@@ -159,6 +178,38 @@ class Server(Actor):
         self.process.spawn(self._repeat("snapshots", self.real.snapshot_if_due))
         await self._repeat("main", self.real.confirm)
 
+    def decide(self, step: Callable[[], Any]) -> None:
+        """An operator wants something; whether it is done is in the journal."""
+
+        async def decide() -> None:
+            try:
+                await self.thread("operator", step)
+            except Exception as error:
+                self.world.note(f"{self.name}: {error!r}")
+
+        self.process.spawn(decide())
+
+    def roll_back(self) -> None:
+        """Back to a snapshot by the dice."""
+        world, server = self.world, self.real._server
+        if self.real.ping() != "serving" or server is None:
+            return
+        names = [row["name"] for row in self.real.snapshots()]
+        if names:
+            name = world.r.choice(names)
+            key = (server.epoch, server.count, name)
+            now = {n for n, x in sums_of(server.values).items() if x}
+            world.oracle.roll_back(key, now, world.published[name.partition("-from-")[0]])
+            world.counts["rollback"] += 1
+            world.note(f"{self.name} is rolled back to {name}")
+            self.real.rollback(name)
+
+    def freeze(self) -> None:
+        """New events are kept and not learned."""
+        self.world.oracle.freezes += 1
+        self.world.counts["freeze"] += 1
+        self.real.freeze()
+
     async def _repeat(self, thread: str, step: Callable[[], Any]) -> None:
         while True:
             await asyncio.sleep(self.settings.confirm_s)
@@ -179,7 +230,8 @@ class Server(Actor):
                 reply(answer)
 
         self.inbox.append(turn)
-        self.world.loop.call_soon(self.turn)
+        busy_s = self.world.r.random() * 0.1 if self.world.chance(0.2) else 0.0
+        self.world.loop.call_later(busy_s, self.turn)
 
     def turn(self) -> None:
         """Serve the next request, if there is one."""
@@ -297,6 +349,8 @@ class Replica(Actor):
         partition = self.model.writer.partition
         if partition not in self.world.sealed:
             for name, x in self.own.get(partition, {}).items():
+                if name in oracle.shaken:
+                    continue
                 answer = learner.predict({"event": name}).label
                 assert answer == x, f"{self.name}: its own {name} counts {answer}, not {x}"
         errors = self.model.counts["internal_errors"]

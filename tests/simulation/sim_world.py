@@ -8,7 +8,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,9 +16,9 @@ import sim_chaos
 from sim_clients import Clients
 from sim_disk import DeadProcess, SimDisk
 from sim_loop import Process, SimLoop
-from sim_model import Event, Oracle, sums_of
+from sim_model import OLD_S, Event, Oracle, sums_of
 from sim_network import Network
-from sim_processes import Actor, Head, Replica, Server
+from sim_processes import Actor, Head, Observer, Replica, Server
 from sim_vfs import Vfs
 
 import replay.journal.sqlitefile
@@ -58,6 +58,8 @@ class Climate:
     sync_ms: float
     feedback_wait_s: float
     ongoing_max: int
+    deadly: float
+    twice: bool
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -67,7 +69,7 @@ class Climate:
             faults=frozenset(name for name in sorted(sim_chaos.FAULTS) if r.random() < share),
             fault_s=r.choice((0.1, 0.25, 0.6)),
             chaos_s=r.uniform(2.0, 6.0),
-            events=r.randint(10, 36),
+            events=r.randint(10, 60),
             tend_s=r.choice((0.05, 0.4, 2.0)),
             snapshot_s=r.choice((0.1, 0.5, 2.0)),
             confirm_s=r.choice((0.05, 0.15, 0.4)),
@@ -78,9 +80,11 @@ class Climate:
             retain_bytes=r.choice((0, 600, 10**6)),
             rows_max=r.randint(1, 6),
             updates=r.choice((1, 3, 64)),
-            sync_ms=r.choice((20.0, 60.0, 150.0)),
+            sync_ms=r.choice((20.0, 80.0, 300.0)),
             feedback_wait_s=r.choice((0.5, 2.0, 10.0)),
             ongoing_max=r.choice((4, 256)),
+            deadly=r.choice((0.0, 0.0, 0.0, 0.03)),
+            twice=r.random() < 0.25,
         )
 
 
@@ -91,6 +95,8 @@ class World:
     ----------
     counts
         Faults by kind.
+    met
+        What else came about, which would else be tested in name only.
     calm
         Faults have stopped, and everything has to heal.
     """
@@ -102,18 +108,22 @@ class World:
         seed: int,
         *,
         faulty: Faulty | None = None,
+        only: Iterable[str] = (),
         trace: Callable[[str], None] | None = None,
     ) -> None:
         self.r, self.seed, self.faulty = random.Random(seed), seed, faulty or Faulty()
         self.counts: Counter[str] = Counter()
+        self.met: Counter[str] = Counter()
         self.climate = Climate.draw(self.r)
+        if only:
+            self.climate = replace(self.climate, faults=frozenset(only))
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
         self.loop.set_exception_handler(self._unexpected)
         self.outside = contextvars.copy_context()
         self.disk = SimDisk(self.r, self.counts)
         self.disk.lying = self.faulty.lying_disk
-        self.disk.between = self._between
+        self.disk.between, self.disk.encoding = self._between, self._note_published
         self._vfs = vfs
         vfs.begin(self.disk, seed)
         self.network = Network(self.loop, self.r, self.counts)
@@ -130,15 +140,18 @@ class World:
         self._number = 0
         self._buried: set[Actor] = set()
         self._failure: BaseException | None = None
+        self._observer: Observer | None = None
+        self.published: dict[str, set[str]] = {}  # what counts in each snapshot, by version
         self._trace = trace
         replay.journal.sqlitefile.os = _Os(self.disk)  # type: ignore[attr-defined]
 
     def _draw_events(self) -> Iterable[Event]:
         r = self.r
         for k in range(self.climate.events):
-            poison = r.random() < 0.08
+            poison, deadly = r.random() < 0.08, r.random() < self.climate.deadly
             weight, factor = r.choice((1.0, 1.0, 0.5, 2.0)), r.choice((1.0, 1.0, 1.0, 0.25))
-            yield Event(f"event {k}", weight, factor, poison)
+            old = self.climate.twice and r.random() < 0.7
+            yield Event(f"event {k}", weight, factor, poison, deadly, old)
 
     # -- what everybody asks for ---------------------------------------------------------------
 
@@ -250,7 +263,22 @@ class World:
                 self.counts[f"crash {actor.kind}"] += 1
                 self.counts["crash in a step"] += 1
                 self.kill(actor)
+                self._spread()
             elif not actor.alive:
+                self.kill(actor)
+
+    def _note_published(self, state: Any) -> None:
+        name = "-".join(map(str, state.version))
+        self.published[name] = {n for n, x in sums_of(state.values).items() if x}
+
+    def _spread(self) -> None:
+        """What has killed one in the middle of a step may have hit all."""
+        if "power cut" in self.climate.faults and self.r.random() < 0.15:
+            self.counts["power cut"] += 1
+            self.power_cut()
+        elif "kill all" in self.climate.faults and self.r.random() < 0.3:
+            self.counts["crash all"] += 1
+            for actor in self.actors:
                 self.kill(actor)
 
     def _between(self) -> None:
@@ -277,18 +305,29 @@ class World:
         sim_chaos.start(self)
         clients = Clients(self)
         await sim_chaos.storm(self)
+        if self.climate.twice:  # between the storms rows become old enough to be removed
+            sim_chaos.heal(self)
+            clients.persist()
+            await self._rest(OLD_S + 3.0)
+            self.calm = False
+            clients.go_on()
+            await sim_chaos.storm(self)
         self.note("calm")
         sim_chaos.heal(self)
         clients.persist()
+        self._observer = self.start(Observer)
         deadline = self.loop.time() + HEAL_S
         while (wrong := self._wrong(clients)) is not None:
-            self.check()
             assert self.loop.time() < deadline, f"it does not heal: {wrong}"
+            await self._rest(0.25)
+        self.note(f"all is right, {HEAL_S - deadline + self.loop.time():.1f} s after the storm")
+
+    async def _rest(self, seconds: float) -> None:
+        until = self.loop.time() + seconds
+        while self.loop.time() < until:
             await sim_chaos.sleep(0.25)
+            self.check()
             sim_chaos.supervise(self)
-        self.note(
-            f"all is right, {HEAL_S - deadline + self.loop.time():.1f} s after the last fault"
-        )
 
     def check(self) -> None:
         """What holds at any time."""
@@ -302,10 +341,17 @@ class World:
         """What is not yet as it must be in the end."""
         if clients.open:
             return f"{clients.open} requests have no answer"
+        if self._observer is None or self._observer.rollbacks is None:
+            return "nobody has looked at the journal"
+        self.oracle.decided(self._observer.rollbacks)
+        self.met["undone"] = len(self.oracle.undone)
+        self.met["trimmed"] = self._observer.trimmed
         servers, replicas = self.live(Server), [x for x in self.live(Replica) if x.ready]
         if len(servers) != 1 or servers[0].real.ping() != "serving" or not replicas:
             return f"{len(servers)} servers, {len(replicas)} replicas"
         server: Any = servers[0].real._server
+        if server.frozen:
+            return "the model is frozen"
         digest = server.values.get("digest")
         found = (digest.data["count"], digest.data["sum"]) if digest else (0, 0)
         sums = sums_of(server.values)
