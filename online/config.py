@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -23,12 +24,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     SerializationInfo,
     ValidationError,
     field_serializer,
 )
 
+from online.access import ROLES, Role, check_token, digest
 from online.errors import ConfigError
+
+log = logging.getLogger("online.config")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -43,7 +48,8 @@ def _seconds(value: object) -> object:
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
-"""Context of ``Settings.model_dump`` that keeps passwords: only for our own processes."""
+"""Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of
+tokens (a replica needs no more to know one)."""
 
 
 def hidden(text: str) -> str:
@@ -80,6 +86,46 @@ def _cluster(value: str) -> str:
 
 class _Tree(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _several(value: object) -> object:
+    """One token, or a list of them while they are being changed."""
+    return [value] if isinstance(value, str) else value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    check_token(value.get_secret_value())
+    return value
+
+
+Tokens = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_token)], ...], BeforeValidator(_several)
+]
+
+
+class AccessTokens(_Tree):
+    """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
+
+    predict: Tokens = Field((), description="may predict, and read the state")
+    feedback: Tokens = Field((), description="may send labels")
+    admin: Tokens = Field((), description="may do everything")
+    predict_file: Path | None = Field(None, description="file of tokens, instead of them")
+    feedback_file: Path | None = None
+    admin_file: Path | None = None
+
+    def of(self, role: Role) -> tuple[str, ...]:
+        """The role's tokens, or their digests."""
+        tokens: Tokens = getattr(self, role)
+        return tuple(token.get_secret_value() for token in tokens)
+
+    @field_serializer("predict", "feedback", "admin")
+    def _hide(self, value: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
+        if info.context == WITH_SECRETS:
+            return [digest(token.get_secret_value()) for token in value]
+        return ["***"] * len(value)
+
+    def __bool__(self) -> bool:
+        return any(map(self.of, ROLES))
 
 
 class Sync(_Tree):
@@ -174,6 +220,9 @@ class Settings(_Tree):
     key_file: Path | None = Field(None, description="default: state_dir/key, made at first start")
     models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
     limits: Limits = Limits()
+    tokens: AccessTokens = Field(
+        AccessTokens(), description="who may use the HTTP port; none: it is on loopback only"
+    )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
     @property
@@ -211,6 +260,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         settings = Settings.model_validate(data)
     except ValidationError as error:
         raise _explain(error) from None
+    settings = settings.model_copy(update={"tokens": _read_tokens(settings)})
     _check(settings)
     resolved: dict[str, Any] = {name: getattr(settings, name).resolve() for name in _PATHS}
     if settings.snapshot_dir is not None and "://" not in settings.snapshot_dir:
@@ -226,7 +276,7 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), error.strerror or "unreadable", "Name an existing file"
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(str(path), f"not YAML: {error}", "Mend the line named") from None
+        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Mend the line named") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -234,6 +284,51 @@ def _read(path: Path) -> dict[str, Any]:
             str(path), "not a mapping", "Start with `models:`; see `online config show`"
         )
     return data
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """What is wrong and where; not the line itself, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "it can't be read as text"
+    mark = error.problem_mark
+    return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _read_tokens(settings: Settings) -> AccessTokens:
+    """The tokens with those of the files in their places."""
+    tokens = settings.tokens
+    for role in ROLES:
+        path: Path | None = getattr(tokens, f"{role}_file")
+        if path is None:
+            continue
+        path = settings.base_dir / path
+        if tokens.of(role):
+            raise ConfigError(f"tokens.{role}", "given, and a file of them too", "Leave one out")
+        found = read_token_file(path, f"tokens.{role}_file")
+        secret = tuple(SecretStr(token) for token in found)
+        tokens = tokens.model_copy(update={role: secret, f"{role}_file": path.resolve()})
+    return tokens
+
+
+def read_token_file(path: Path, field: str) -> list[str]:
+    """Tokens of a file, one a line.  ConfigError naming ``field``; a warning if others read it."""
+    try:
+        mode = path.stat().st_mode
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{path}: {getattr(error, 'strerror', None) or 'not text'}"
+        raise ConfigError(field, problem, "Name a file with one token a line") from None
+    if mode & 0o077:
+        log.warning("%s can be read by others: chmod 600 %s", path, path)
+    tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    try:
+        for token in tokens:
+            check_token(token)
+    except ValueError as error:
+        raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
+    if not tokens:
+        raise ConfigError(field, f"{path} holds no token", "Write one token a line")
+    return tokens
 
 
 def _explain(error: ValidationError) -> ConfigError:
@@ -244,7 +339,8 @@ def _explain(error: ValidationError) -> ConfigError:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         remedy = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
         return ConfigError(field, "unknown setting", remedy)
-    value = "" if first["type"] == "missing" else f", got {hidden(repr(first['input']))}"
+    secret = first["type"] == "missing" or first["loc"][0] == "tokens"
+    value = "" if secret else f", got {hidden(repr(first['input']))}"
     return ConfigError(field, f"{first['msg']}{value}", "`online config show` prints every default")
 
 
@@ -285,11 +381,19 @@ def _check(settings: Settings) -> None:
                 f"both are called the same: {list(model.classes.values())}",
                 "Give each its own name",
             )
-    if not _loopback(settings.host):
+    given = [role for role in ROLES if settings.tokens.of(role)]
+    if given and len(given) < len(ROLES):
+        missing = ", ".join(role for role in ROLES if role not in given)
+        raise ConfigError(
+            "tokens",
+            f"none for {missing}",
+            "Give each role a token (two roles may have the same one), or leave all of them out",
+        )
+    if not _loopback(settings.host) and not given:
         raise ConfigError(
             "host",
-            f"{settings.host} is not a loopback address, and this version has no access tokens",
-            "Use 127.0.0.1 and put a proxy with authentication in front",
+            f"{settings.host} is not a loopback address, and there are no access tokens",
+            "Give tokens for predict, feedback and admin, or use 127.0.0.1",
         )
 
 
@@ -303,6 +407,20 @@ def _loopback(host: str) -> bool:
 def environment() -> Mapping[str, str]:
     """The process's environment (read here and nowhere else)."""
     return os.environ
+
+
+def own_token(settings: Settings | None, environ: Mapping[str, str]) -> str | None:
+    """The token our own commands send: ``ONLINE_TOKEN``, or the first of ``tokens.admin``.
+
+    None if there is none, or the settings know only its digest.
+    """
+    if (given := environ.get("ONLINE_TOKEN")) is not None:
+        try:
+            return check_token(given)
+        except ValueError as error:
+            raise ConfigError("ONLINE_TOKEN", str(error), "Give a token of the settings") from None
+    known = () if settings is None else settings.tokens.of("admin")
+    return next((token for token in known if not token.startswith("sha256:")), None)
 
 
 def data_dir() -> Path | None:

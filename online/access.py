@@ -1,0 +1,138 @@
+"""Who may do what: bearer tokens, and the roles that each path needs.
+
+A token has one role or several.  ``predict`` may ask for predictions and read the state of the
+models; ``feedback`` may send labels, and read nothing; ``admin`` may do everything.  What is not
+listed here needs ``admin``: a new path is closed until somebody opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+from online.errors import RequestError
+
+Role = Literal["predict", "feedback", "admin"]
+ROLES: Final[tuple[Role, ...]] = ("predict", "feedback", "admin")
+
+PREDICT: Final = frozenset[Role]({"predict", "admin"})
+FEEDBACK: Final = frozenset[Role]({"feedback", "admin"})
+READ: Final = PREDICT
+ADMIN: Final = frozenset[Role]({"admin"})
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{24,512}")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_HEADER_BYTES_MAX: Final = 600
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+_OPEN: Final = re.compile(
+    r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json"
+    r"|/static-offline-docs/.*"
+)
+_ANSWER: Final = re.compile(r"/v1/models/[^/]+/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+_LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback")
+_SHOW: Final = re.compile(
+    r"/metrics|/v1/models(/[^/]+)?|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
+)
+
+
+def digest(token: str) -> str:
+    """The form in which a token may stand in a settings file, and travels to the replicas."""
+    return token if _DIGEST.fullmatch(token) else f"sha256:{_hash(token.encode()).hex()}"
+
+
+def check_token(token: str) -> str:
+    """The token or digest, if it is one.  ValueError, which does not repeat it."""
+    if not _TOKEN.fullmatch(token) and not _DIGEST.fullmatch(token):
+        raise ValueError(
+            f"a token of {len(token)} characters; it has 24 to 512 letters, digits and ._~+/=-, "
+            "or is sha256: and 64 hexadecimal digits; make one with: openssl rand -hex 32"
+        )
+    return token
+
+
+def needed(method: str, path: str) -> frozenset[Role] | None:
+    """Roles of which one is enough for the request; None: it is open to everybody."""
+    if method in ("GET", "HEAD"):
+        if _OPEN.fullmatch(path):
+            return None
+        if _SHOW.fullmatch(path):
+            return READ
+    elif method == "POST":
+        if _ANSWER.fullmatch(path):
+            return PREDICT
+        if _LEARN.fullmatch(path):
+            return FEEDBACK
+    return ADMIN
+
+
+class Access:
+    """The configured tokens.  It knows their digests only.
+
+    Parameters
+    ----------
+    tokens
+        Tokens or digests of each role.  The same one under two roles has both.
+    """
+
+    def __init__(self, tokens: Mapping[Role, Sequence[str]]) -> None:
+        roles: dict[bytes, set[Role]] = {}
+        for role, several in tokens.items():
+            for token in several:
+                key = bytes.fromhex(digest(token).removeprefix("sha256:"))
+                roles.setdefault(key, set()).add(role)
+        self._roles = [(key, frozenset(found)) for key, found in roles.items()]
+
+    def check(self, scope: Mapping[str, Any], roles: frozenset[Role]) -> None:
+        """Refuse a request whose token has none of ``roles``.  RequestError 401 or 403."""
+        held = self._held(scope)
+        if held.isdisjoint(roles):
+            needs = " or ".join(sorted(roles))
+            message = (
+                f"this needs a token for {needs}; the one sent is for {', '.join(sorted(held))}"
+            )
+            raise RequestError(403, "forbidden", message, None, "Send a token of that role")
+
+    def _held(self, scope: Mapping[str, Any]) -> frozenset[Role]:
+        value = next((v for name, v in scope["headers"] if name == b"authorization"), None)
+        if value is None:
+            hint = "Send the header Authorization: Bearer TOKEN"
+            raise RequestError(401, "no_token", "a token is needed", None, hint)
+        scheme, _, token = value.partition(b" ")
+        held: frozenset[Role] = frozenset()
+        if scheme.lower() == b"bearer" and len(value) <= _HEADER_BYTES_MAX:
+            sent = _hash(token.strip())
+            for key, roles in self._roles:  # all of them: how long it takes says nothing
+                if hmac.compare_digest(sent, key):
+                    held = roles
+        if not held:
+            hint = "Send the header Authorization: Bearer TOKEN, with a token of the settings"
+            raise RequestError(401, "unknown_token", "the token sent is not known", None, hint)
+        return held
+
+
+def _hash(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+class RequestIds:
+    """A name for each request, to find it in the logs: the caller's ``X-Request-ID`` or a new one.
+
+    ``prefix`` is of one process; a counter follows it, which costs less than a random number.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix.encode() + b"-"
+        self._numbers = itertools.count(1)
+
+    def of(self, scope: Mapping[str, Any]) -> bytes:
+        """Id of a request; one sent that is not 1 to 128 letters, digits and ._:- is replaced."""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                sent: bytes = value
+                return sent
+        return self._prefix + b"%d" % next(self._numbers)
