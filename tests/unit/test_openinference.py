@@ -172,14 +172,15 @@ def test_an_output_is_in_bytes_as_it_asks(call: Caller) -> None:
         {"name": "prediction", "parameters": {"binary_data": True}},
         {"name": "id", "parameters": {"binary_data": False}},
     ]
-    inputs = {"inputs": [A], "outputs": outputs}
-    response = asyncio.run(call.raw("POST", "/v2/models/regression/infer", json=inputs))
-    length = int(response.headers[_LENGTH])
-    found = outputs_of(json.loads(response.content[:length]))
-    assert "data" not in found["prediction"]
-    assert len(found["id"]["data"]) == 2
-    assert response.content[length:] == struct.pack("<2d", 0.0, 0.0)
-    assert response.headers["content-type"] == "application/octet-stream"
+    for parameters in ({}, {"binary_data_output": True}):
+        body = {"inputs": [A], "outputs": outputs, "parameters": parameters}
+        response = asyncio.run(call.raw("POST", "/v2/models/regression/infer", json=body))
+        length = int(response.headers[_LENGTH])
+        found = outputs_of(json.loads(response.content[:length]))
+        assert "data" not in found["prediction"]
+        assert len(found["id"]["data"]) == 2
+        assert response.content[length:] == struct.pack("<2d", 0.0, 0.0)
+        assert response.headers["content-type"] == "application/octet-stream"
 
 
 # -- what there is ---------------------------------------------------------------------------
@@ -394,7 +395,7 @@ def test_labels_by_id(tmp_path: Path) -> None:
 
 def test_labels_with_features(tmp_path: Path) -> None:
     async def scene(call: Caller, replica: ModelReplica) -> None:
-        table = tensor("x", [2, 2], "FP64", [1.0, 2.0, 3.0, 4.0], names="weight,label")
+        table = tensor("label", [2, 2], "FP64", [1.0, 2.0, 3.0, 4.0], names="weight,label")
         inputs = [
             table, numbers("a", 1, 1), numbers("label", 5, 6), numbers("weight", 2, 1),
             texts("event_id", "p", "q"), texts("source", "shop", "shop"),
