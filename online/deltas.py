@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
-from paramserver.wire import SyncReply, Version
+from paramserver.wire import Push, SyncReply, Version
 from replay.example import Example
 from replay.journal.base import Row
 
@@ -24,6 +25,34 @@ class Track:
     held: bool = False
 
 
+Tracks: TypeAlias = dict[int, Track]
+
+
+def restart(tracks: Tracks, clock: Mapping[int, int]) -> int:
+    """Go on right after the clock; how many rows will be learned again."""
+    again = 0
+    for partition, track in tracks.items():
+        first = clock.get(partition, 0) + 1
+        again += max(track.next - first, 0)
+        track.next = first
+    return again
+
+
+def finish(
+    tracks: Tracks,
+    clock: Mapping[int, int],
+    durable: Mapping[int, int],
+    closed: Collection[int],
+) -> None:
+    """Start the tracks that are held, and drop those whose rows every copy has."""
+    for partition, track in list(tracks.items()):
+        if track.held:
+            track.next, track.held = clock.get(partition, 0) + 1, False
+        have = min(clock.get(partition, 0), durable.get(partition, 0))
+        if partition in closed or (track.end is not None and have >= track.end):
+            del tracks[partition]
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """What rows ``first … last`` of a partition did; ``n`` of them were learned."""
@@ -36,6 +65,12 @@ class Delta:
     blocks: Blocks
     size_bytes: int
 
+    def push(self, spec: str, version: Version) -> Push:
+        """The same for a server of this version's epoch."""
+        base = self.base if self.base[0] == version[0] else version
+        bounds = (self.partition, self.first, self.last)
+        return Push(version[0], spec, *bounds, self.n, base, algebra.to_wire(self.blocks))
+
 
 @dataclass(slots=True)
 class Opened:
@@ -46,6 +81,21 @@ class Opened:
     last: int
     base: Version
     rows: list[tuple[Row, Example]] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        """How many rows were learned."""
+        return len(self.rows)
+
+
+def stays(delta: Delta | Opened, tracks: Tracks) -> bool:
+    """Whether a frozen model keeps it: no row was learned, so that the version stands.
+
+    An adopted partition is pushed to its end all the same, or it would keep its adopter from
+    adopting others.
+    """
+    track = tracks.get(delta.partition)
+    return delta.n == 0 and (track is None or track.end is None)
 
 
 class Deltas:
@@ -68,6 +118,14 @@ class Deltas:
     def pending(self, clock: Mapping[int, int]) -> list[Delta]:
         """Deltas that values of this clock do not contain, oldest first."""
         return [d for d in self._kept if d.last > clock.get(d.partition, 0)]
+
+    def due(self, clock: Mapping[int, int], tracks: Tracks, *, frozen: bool) -> list[Delta]:
+        """Those to be pushed, in order.  A frozen model keeps what no learned row comes after."""
+        pending = self.pending(clock)
+        if not frozen:
+            return pending
+        last = {d.partition: i for i, d in enumerate(pending) if not stays(d, tracks)}
+        return [d for i, d in enumerate(pending) if i <= last.get(d.partition, -1)]
 
     def explain(
         self, before: Mapping[int, int], clock: Mapping[int, int], tracks: Collection[int]

@@ -21,7 +21,18 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from evaluation.metrics import Task, increments, majority
-from online.deltas import Delta, Deltas, Opened, Pulled, Track, moved
+from online.deltas import (
+    Delta,
+    Deltas,
+    Opened,
+    Pulled,
+    Track,
+    Tracks,
+    finish,
+    moved,
+    restart,
+    stays,
+)
 from online.models.base import Model, Prediction
 from online.tally import Tally
 from paramserver import blocks as algebra
@@ -58,14 +69,6 @@ class Learner:
         Deltas kept until a published snapshot has them.  Beyond it the journal is the copy.
     rows_max
         Rows of one delta at most.
-
-    Attributes
-    ----------
-    rewrite, control, frozen
-        As in the server's replies (:class:`paramserver.wire.SyncReply`).
-    undone
-        Rows that are not learned, because a rollback took them out.  To be set before a row is
-        learned on values of another ``rewrite``.
     """
 
     def __init__(
@@ -82,13 +85,12 @@ class Learner:
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
-        self.tracks: dict[int, Track] = {}
+        self.tracks: Tracks = {}
         self.ready = False
         self.want_all = True
         self.relearned = 0
-        self.rewrite = self.control = 0
-        self.frozen = False
-        self.undone = Undone()
+        self.rewrite, self.control, self.frozen = 0, 0, False  # as the server's replies say
+        self.undone = Undone()  # as of ``control``; the shell sets it before it learns on
         self._open: Opened | None = None
         self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
         self._targets: dict[int, int] = {}  # by partition: where relearning it ends
@@ -165,8 +167,7 @@ class Learner:
         """Learn the next row of its partition, one of :meth:`wanted`.
 
         A row that the model raises on leaves it as it was before, and is reported; the pointer
-        goes on.  With ``give_up``, the reason why, the model is not asked at all.  A row that is
-        undone is passed over.
+        goes on.  With ``give_up``, the reason why, the model is not asked; undone is passed over.
         """
         place, wanted = (row.partition, row.offset), self.wanted()
         assert place in wanted, f"row {place} is none of {wanted}"
@@ -231,7 +232,7 @@ class Learner:
     @property
     def open_rows(self) -> int:
         """Offsets in the open delta; 0 if a frozen model keeps it here."""
-        if self._open is None or (self.frozen and not self._due(self._open)):
+        if self._open is None or self._stays():
             return 0
         return self._open.last - self._open.first + 1
 
@@ -249,30 +250,15 @@ class Learner:
     def pushes(self, limit: int) -> list[Push]:
         """Cut the open delta; the first ``limit`` deltas that the server may not have, in order.
 
-        While the model is frozen what holds no learned row stays here, so that the version
-        stands.  An adopted partition is pushed to its end all the same, or it would keep its
-        adopter from adopting others.
+        A frozen model keeps what holds no learned row.
         """
-        if not self.frozen or self._due(self._open):
+        if self._open and not self._stays():
             self._cut()
-        epoch = self.version[0]
-        out = []
-        pending = self._deltas.pending(self.clock)
-        if self.frozen:
-            pending = [d for i, d in enumerate(pending) if any(map(self._due, _rest(pending, i)))]
-        for d in pending[:limit]:
-            base = d.base if d.base[0] == epoch else self.version
-            wire = algebra.to_wire(d.blocks)
-            out.append(Push(epoch, self._spec, d.partition, d.first, d.last, d.n, base, wire))
-        return out
+        due = self._deltas.due(self.clock, self.tracks, frozen=self.frozen)
+        return [d.push(self._spec, self.version) for d in due[:limit]]
 
-    def _due(self, delta: Delta | Opened | None) -> bool:
-        """Whether a frozen model pushes it."""
-        if delta is None:
-            return False
-        track = self.tracks.get(delta.partition)
-        adopted = track is not None and track.end is not None
-        return adopted or (delta.n if isinstance(delta, Delta) else len(delta.rows)) > 0
+    def _stays(self) -> bool:
+        return self.frozen and self._open is not None and stays(self._open, self.tracks)
 
     @property
     def since(self) -> Version | None:
@@ -299,23 +285,19 @@ class Learner:
             self.want_all = True
             return False
         changed = (reply.epoch, reply.count) != self.version or reply.kind == "all"
-        served = self._contained()
-        opened = self._open
+        served, opened = self._contained(), self._open
         if opened and (reply.kind == "all" or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
-        pending = self._deltas.pending(self.clock)
-        touched = self._pulled.take(
-            reply, [d for d in pending if d.last <= clock.get(d.partition, 0)]
-        )
+        own = [d for d in self._deltas.pending(self.clock) if d.last <= clock.get(d.partition, 0)]
+        touched = self._pulled.take(reply, own)
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
-        self.version = (reply.epoch, reply.count)
-        self.clock = clock
-        self.durable = dict(reply.durable)
-        self.rewrite = reply.rewrite
+        self.version, self.clock = (reply.epoch, reply.count), clock
+        self.durable, self.rewrite = dict(reply.durable), reply.rewrite
         if reply.control >= self.control:  # a freeze makes no new version: replies may be late
             self.control, self.frozen = reply.control, reply.frozen
         self.want_all = False
-        self._settle(reply.closed)
+        finish(self.tracks, self.clock, self.durable, reply.closed)
+        self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
         lost = self._broken()
         if reply.kind == "all" and others and not self.mergeable:
             lost = self.tracks.keys()  # states that were cut hold other rows than the values
@@ -335,20 +317,7 @@ class Learner:
         self._open = None
         self._deltas.drop(self.tracks.keys())
         self._targets = {}
-        for partition, track in self.tracks.items():
-            restart = clock.get(partition, 0) + 1
-            self.relearned += max(track.next - restart, 0)
-            track.next = restart
-
-    def _settle(self, closed: Collection[int]) -> None:
-        """Finish partitions that every copy has, start held ones, drop deltas likewise."""
-        for partition, track in list(self.tracks.items()):
-            if track.held:
-                track.next, track.held = self.clock.get(partition, 0) + 1, False
-            have = min(self.clock.get(partition, 0), self.durable.get(partition, 0))
-            if partition in closed or (track.end is not None and have >= track.end):
-                del self.tracks[partition]
-        self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
+        self.relearned += restart(self.tracks, clock)
 
     def _broken(self) -> Collection[int]:
         """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
@@ -384,11 +353,6 @@ class Learner:
         self._reset(self._training)
         self._pending_n = sum(d.n for d in self._deltas.pending(self.clock))
         self._switch()
-
-
-def _rest(pending: list[Delta], i: int) -> list[Delta]:
-    """The delta at ``i`` and those of its partition that follow."""
-    return [d for d in pending[i:] if d.partition == pending[i].partition]
 
 
 def _increments(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:

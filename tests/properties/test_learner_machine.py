@@ -123,9 +123,10 @@ class Mutant:
         ):
             if module in names:
                 parts[part] = staticmethod(names[module][part])
+        if online.deltas in names:  # the learner has its names from there
+            names.setdefault(online.learner, _changed(online.learner, ()))
+            names[online.learner] |= {k: x for k, x in names[online.deltas].items() if k[0] != "_"}
         learner = names.get(online.learner, {}).get("Learner", Learner)
-        if online.deltas in names:
-            learner = _with_deltas(learner, names[online.deltas])
         server = names.get(paramserver.server, {}).get("Server", Server)
         parts |= {"learner_class": learner, "server_class": server}
         return type("Mutated", (World,), parts)
@@ -143,14 +144,6 @@ def _changed(module: ModuleType, changes: tuple[Change, ...]) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": module.__name__}
     exec(compile(source, "<mutant>", "exec"), names)
     return names
-
-
-def _with_deltas(learner: Any, deltas: Any) -> Any:
-    def __init__(self: Any, *args: Any, retain_bytes: int, **kwargs: Any) -> None:
-        learner.__init__(self, *args, retain_bytes=retain_bytes, **kwargs)
-        self._pulled, self._deltas = deltas["Pulled"](), deltas["Deltas"](retain_bytes)
-
-    return type("WithDeltas", (learner,), {"__init__": __init__})
 
 
 def _learner(old: str, new: str) -> Change:
@@ -321,8 +314,8 @@ REWRITES = {
     "a copy that was undone goes on answering": Mutant(
         (
             _learner(
-                "        self._targets = {}\n        for partition, track",
-                "        for partition, track",
+                "        self._targets = {}\n        self.relearned +=",
+                "        self.relearned +=",
             ),
         ),
         (4, 14, 18),
@@ -355,11 +348,8 @@ REWRITES = {
     ),
     "a frozen model pushes": Mutant(
         (
-            _learner("if not self.frozen or self._due(self._open):", "if True:"),
-            _learner(
-                "        if self.frozen:\n            pending",
-                "        if False:\n            pending",
-            ),
+            _learner("if self._open and not self._stays():", "if self._open:"),
+            _deltas("        if not frozen:\n", "        if True:\n"),
         ),
         (0, 1, 2),
         operators=True,
@@ -470,7 +460,7 @@ DIRECTED = [
     ),
     (
         check_a_closed_own_partition,
-        _learner("if partition in closed or (track", "if (track"),
+        _deltas("if partition in closed or (track", "if (track"),
     ),
     (
         check_a_closed_own_partition,
