@@ -19,6 +19,7 @@ from online.errors import StartRefused
 from online.models.load import Loaded
 from online.names import load_model, open_journal, snapshots_path
 from online.tokens import Keys
+from paramserver import rewrites
 from paramserver.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -84,14 +85,15 @@ class Models:
     def _begin_again(self, journal: Journal, name: str, loaded: Loaded, *, without: bool) -> None:
         """Publish a snapshot that holds nothing.
 
-        Its clock stands before every row of the journal, or (``without``) after them.
+        Its clock stands before every row that the journal has, or (``without``) after them.
         """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
         place = lineage_place(snapshots_path(self._settings), name, loaded.spec_hash)
         history = SnapshotHistory(open_snapshots(place), Retention())
         epoch = begin_epoch(journal, lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
-        clock = ends if without else {}
+        gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
+        clock = ends if without else gone
         controls = journal.controls(name, 0)
         empty = SnapshotState(
             model=name,
@@ -101,6 +103,8 @@ class Models:
             values={},
             clock=clock,
             control=controls[-1].seq if controls else 0,
+            rewrite=rewrites.newest_rollback(controls),  # undone events stay so
+            frozen=rewrites.frozen_by(controls),
             created_at=time.time(),
         )
         note = json.dumps({"spec": loaded.spec_hash, "clock": clock}).encode()

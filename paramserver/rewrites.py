@@ -98,6 +98,11 @@ def frozen_by(controls: Iterable[ControlInfo]) -> int:
     return seq
 
 
+def newest_rollback(controls: Iterable[ControlInfo]) -> int:
+    """Number of the model's newest rollback, whatever its spec; 0: there is none."""
+    return max((c.seq for c in controls if c.kind == ROLLBACK), default=0)
+
+
 @dataclass(frozen=True)
 class Undone:
     """Rows that are in no model any more, because a rollback took them out."""
@@ -106,7 +111,9 @@ class Undone:
 
     def has(self, partition: int, offset: int) -> bool:
         """Whether the row is one of them."""
-        ranges = self.ranges.get(partition, ())
+        ranges = self.ranges.get(partition)
+        if ranges is None:
+            return False
         i = bisect_left(ranges, offset, key=lambda span: span[1])
         return i < len(ranges) and ranges[i][0] < offset
 
