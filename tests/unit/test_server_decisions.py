@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from paramserver.lineage import replayed
 from paramserver.rewrites import Rollback, Undone
 from paramserver.snapshots.store import Retention
 from paramserver.state import SnapshotState
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
 
 
 def _beside(name: str) -> Any:
@@ -391,6 +394,34 @@ def test_a_server_without_the_epoch_trims_nothing(world: Any) -> None:
     with pytest.raises(Died):
         server.snapshot()
     assert len(world.store.trims) == trims
+
+
+def test_the_sqlite_journal_decides_and_trims(world: Any, tmp_path: Path) -> None:
+    with contextlib.closing(SqliteJournal(tmp_path / "journal.db", disk_low_mb=0)) as journal:
+        partition = journal.register("prices", "r1", LINEAGE.spec, 0.0).id
+        keys = [bytes([i]) * 16 for i in range(1, 7)]
+        rows = [NewRow(key, key.hex(), "x", Verdict.ACCEPTED, b"", 0.0) for key in keys]
+        journal.append(partition, 0, rows)
+        world.store = journal
+        world.now_s = 30 * 86400.0
+        world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
+        old = world.serving()
+        sync(old, (partition, 1, 2))
+        old.snapshot()
+        sync(old, (partition, 3, 4))
+        assert old.freeze()["frozen"] == 1
+        assert old.rollback("1-1")["undone"] == 2
+        with pytest.raises(Died):  # its head is no longer its own
+            journal.begin_epoch("prices", LINEAGE.spec, 2)
+            old.unfreeze()
+        new = world.serving()
+        reply = sync(new)
+        assert (reply.clock, reply.rewrite, reply.frozen) == ({partition: 4}, 2, True)
+        new.snapshot()
+        found = journal.partition(partition)
+        assert found is not None
+        assert found.trimmed == 4, "what is undone goes, too, once it is old"
+        assert [row.offset for row in journal.read(partition, 5, 9)] == [5, 6]
 
 
 # -- the sets --------------------------------------------------------------------------------------
