@@ -34,7 +34,7 @@ def _print(title: str, data: list[dict[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="left" if name == "what" else "right")
     for row in data:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _cell(value: Any) -> str:

@@ -202,27 +202,27 @@ def _load(what: str, tallies: Sequence[_Tally], seconds: float) -> Load:
 class _Schedule:
     """Which request of a lane is next and when it is due; what all its connections count."""
 
-    def __init__(self, lane: Lane, host: str, own_late: Histogram) -> None:
-        self._rate = lane.rate
+    def __init__(self, lane: Lane, host: str, seconds: float, own_late: Histogram) -> None:
+        self._rate, self._seconds = lane.rate, seconds
         self.tallies = [_Tally(operation, host) for operation in lane.operations]
         whole = sum(operation.share for operation in lane.operations)
         self._shares = [operation.share / whole for operation in lane.operations]
         self._owed = [0.0] * len(self._shares)
         self._next = 0
-        self.begun = self.end = 0.0
+        self.begun = 0.0
         self._open = lane.connections  # those that still take requests
         self.rested_at: float | None = None
         self.waited, self.own_late = Histogram(), own_late
 
     def next(self, now: float) -> tuple[_Tally, bytes, float] | None:
         """Operation, request and when it is due; None when the lane is at its end."""
-        due = now if self._rate is None else self.begun + self._next / self._rate
-        if due >= self.end or now >= self.end + _LATE_S:
+        after = now - self.begun if self._rate is None else self._next / self._rate
+        if after >= self._seconds or now >= self.begun + self._seconds + _LATE_S:
             return None
         tally = self._pick()
         request = tally.request(self._next)
         self._next += 1
-        return tally, request, due
+        return tally, request, self.begun + after
 
     def _pick(self) -> _Tally:
         """Each operation gets its share, evenly over time."""
@@ -244,8 +244,8 @@ class _Schedule:
         """Count what was due and never asked for, with the time it has waited; how many."""
         if self._rate is None:
             return 0
-        due_until = min(self.end, now)
-        n = max(math.ceil((due_until - self.begun) * self._rate) - self._next, 0)
+        until = min(self._seconds, now - self.begun)
+        n = max(math.ceil(until * self._rate) - self._next, 0)
         steps = min(n, 1000)
         for step in range(steps):
             count = n * (step + 1) // steps - n * step // steps
@@ -262,6 +262,7 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._held: tuple[_Tally, bytes, float] | None = None  # due, or under way
         self._under_way = False
         self._closed = False
@@ -278,8 +279,9 @@ class _Connection(asyncio.Protocol):
     def close(self, *, interrupted: bool) -> int:
         """Stop; what was held is counted.  1 if it is neither an answer nor an error."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
+        for later in (self._task, self._timer):
+            if later is not None:
+                later.cancel()
         if self._transport is not None:
             self._transport.abort()
         late = 0.0 if self._held is None else self._loop.time() - self._held[2]
@@ -299,14 +301,22 @@ class _Connection(asyncio.Protocol):
         self._held = self._schedule.next(now)
         if self._held is None:
             self._schedule.rest(now)
-        elif self._held[2] <= now:
-            self._schedule.waited.add(now - self._held[2])
+        else:
+            self._arm(self._held[2])
+
+    def _arm(self, due: float) -> None:
+        """Send what is held at its time, once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        now = self._loop.time()
+        if due <= now:
+            self._schedule.waited.add(now - due)
             self._send()
         else:
-            self._loop.call_at(self._held[2], self._on_time)
+            self._timer = self._loop.call_at(due, self._on_time)
 
     def _on_time(self) -> None:
-        if self._transport is None or self._held is None:
+        if self._transport is None or self._held is None:  # it is sent when it is open again
             return
         self._schedule.own_late.add(self._loop.time() - self._held[2])
         self._schedule.waited.add(0)
@@ -353,11 +363,8 @@ class _Connection(asyncio.Protocol):
                 await asyncio.sleep(_RECONNECT_S)
         if self._held is None:
             self.take()
-        elif self._held[2] <= self._loop.time():  # its time came while there was no connection
-            self._schedule.waited.add(self._loop.time() - self._held[2])
-            self._send()
         else:
-            self._loop.call_at(self._held[2], self._on_time)
+            self._arm(self._held[2])
 
     def data_received(self, data: bytes) -> None:
         self._parts.append(data)
@@ -415,7 +422,7 @@ async def _measure(
     own_late = Histogram()
     schedules, connections = [], []
     for lane in lanes:
-        schedule = _Schedule(lane, host, own_late)
+        schedule = _Schedule(lane, host, seconds, own_late)
         schedules.append(schedule)
         for k in range(lane.connections):
             connections.append(_Connection(schedule, host, ports[k % len(ports)]))
@@ -423,7 +430,7 @@ async def _measure(
     tallies = [tally for schedule in schedules for tally in schedule.tallies]
     cpu, begun = time.process_time(), loop.time()
     for schedule in schedules:
-        schedule.begun, schedule.end = begun, begun + seconds
+        schedule.begun = begun
     for connection in connections:
         connection.take()
     shown = begun

@@ -330,7 +330,7 @@ def _show_report(report: Report, *, as_json: bool) -> None:
     if len(loads) > 1:
         loads.append(report.total)
     table = Table(box=None, pad_edge=False)
-    table.add_column("ms from when it was due")
+    table.add_column("")
     for name in ("requests", "errors", "per s", "rows/s", "p50", "p90", "p99", "p99.9", "p99.99",
                  "max"):  # fmt: skip
         table.add_column(name, justify="right")
@@ -340,13 +340,13 @@ def _show_report(report: Report, *, as_json: bool) -> None:
         table.add_row(
             found.what, *(f"{n:,}" for n in counts), *(f"{t:.2f}" for t in (*times, found.max_ms))
         )
-    console = Console()
-    console.print(table)
+    print("latencies in ms, counted from when each request was due")
+    Console().print(table)
     for line in bars(report.total):
         print(line)
     for found in report.operations:
         counted = {**found.statuses, **{f"rows {k}": n for k, n in found.outcomes.items()}}
-        print(f"{found.what}: " + ", ".join(f"{k} {n:,}" for k, n in sorted(counted.items())))
+        print(f"{found.what}: " + ", ".join(f"{n:,} × {k}" for k, n in sorted(counted.items())))
     print(
         f"{report.seconds:.1f} s; the generator took {report.cpu_share:.0%} of a core and was late "
         f"by {report.own_late_p99_ms:.2f} ms itself (p99)"
