@@ -12,10 +12,11 @@ import hmac
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from online.errors import RequestError
 
+Headers = Mapping[bytes, bytes]
 Role = Literal["predict", "feedback", "admin"]
 ROLES: Final[tuple[Role, ...]] = ("predict", "feedback", "admin")
 
@@ -87,9 +88,9 @@ class Access:
                 roles.setdefault(key, set()).add(role)
         self._roles = [(key, frozenset(found)) for key, found in roles.items()]
 
-    def check(self, scope: Mapping[str, Any], roles: frozenset[Role]) -> None:
+    def check(self, headers: Headers, roles: frozenset[Role]) -> None:
         """Refuse a request whose token has none of ``roles``.  RequestError 401 or 403."""
-        held = self._held(scope)
+        held = self._held(headers)
         if held.isdisjoint(roles):
             needs = " or ".join(sorted(roles))
             message = (
@@ -97,8 +98,8 @@ class Access:
             )
             raise RequestError(403, "forbidden", message, None, "Send a token of that role")
 
-    def _held(self, scope: Mapping[str, Any]) -> frozenset[Role]:
-        value = next((v for name, v in scope["headers"] if name == b"authorization"), None)
+    def _held(self, headers: Headers) -> frozenset[Role]:
+        value = headers.get(b"authorization")
         if value is None:
             hint = "Send the header Authorization: Bearer TOKEN"
             raise RequestError(401, "no_token", "a token is needed", None, hint)
@@ -129,10 +130,9 @@ class RequestIds:
         self._prefix = prefix.encode() + b"-"
         self._numbers = itertools.count(1)
 
-    def of(self, scope: Mapping[str, Any]) -> bytes:
+    def of(self, headers: Headers) -> bytes:
         """Id of a request; one sent that is not 1 to 128 letters, digits and ._:- is replaced."""
-        for name, value in scope["headers"]:
-            if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-                sent: bytes = value
-                return sent
+        sent = headers.get(b"x-request-id")
+        if sent is not None and _REQUEST_ID.fullmatch(sent):
+            return sent
         return self._prefix + b"%d" % next(self._numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -17,9 +18,11 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from online import __version__, openinference, telemetry
+from online.access import FEEDBACK, PREDICT, Access, RequestIds, needed
 from online.bodies import (
     JSON,
     NDJSON,
+    Arriving,
     Receive,
     Scope,
     Send,
@@ -27,7 +30,6 @@ from online.bodies import (
     decode,
     error_body,
     format_of,
-    read_body,
 )
 from online.config import Limits
 from online.errors import RequestError, invalid
@@ -48,6 +50,7 @@ from online.upload import upload
 log = logging.getLogger("online.app")
 
 _HOT = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
+_ROLES = {"predict": PREDICT, "feedback": FEEDBACK}
 
 
 class App:
@@ -55,32 +58,67 @@ class App:
 
     It bounds the requests that are under way, since predict and feedback come past Serve's own
     count (:mod:`online.ingress`).
+
+    Parameters
+    ----------
+    access
+        Who may do what; None: everybody may do everything.
     """
 
-    def __init__(self, servings: Mapping[str, Serving], cluster: Cluster, limits: Limits) -> None:
-        self._servings, self._limits = servings, limits
-        self._under_way = 0
-        self._rest = build_rest(servings, cluster)
+    def __init__(
+        self,
+        servings: Mapping[str, Serving],
+        cluster: Cluster,
+        limits: Limits,
+        access: Access | None = None,
+    ) -> None:
+        self._servings, self._limits, self._access = servings, limits, access
+        self._under_way = self._uploads = 0
+        self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
+        self._ids = RequestIds(secrets.token_hex(4))
+        self._rest = build_rest(servings, cluster, guarded=access is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
-        if scope["type"] != "http" or (match := _HOT.fullmatch(scope["path"])) is None:
+        if scope["type"] != "http":
             await self._rest(scope, receive, send)  # type: ignore[arg-type]
-            return
-        self._under_way += 1
+        elif (match := _HOT.fullmatch(scope["path"])) is None:
+            await self._through(scope, receive, send)
+        else:
+            self._under_way += 1
+            try:
+                await self._hot(match[1], match[2], scope, receive, send)
+            finally:
+                self._under_way -= 1
+
+    async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is not hot: the same guards, then FastAPI.  Serve has named the request."""
+        method, path = scope["method"], scope["path"]
         try:
-            await self._hot(match[1], match[2], scope, receive, send)
-        finally:
-            self._under_way -= 1
+            roles = needed(method, path)
+            if self._access is not None and roles is not None:
+                self._access.check(dict(scope["headers"]), roles)
+            if method not in ("GET", "HEAD"):
+                receive = _again(await self._arriving.read(scope, receive), receive)
+        except RequestError as error:
+            said = {"error": openinference.text_of(error)}
+            body = JSON.encode(said if openinference.speaks(path) else error_body(error))
+            await _send(send, error.status, JSON.content_type, body, _head(error))
+            return
+        await self._rest(scope, receive, send)  # type: ignore[arg-type]
 
     async def _hot(
         self, model: str, action: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        given = dict(scope["headers"])
+        request_id = self._ids.of(given)
+        headers = [(b"x-request-id", request_id)]
         serving = self._servings.get(model)
         form = JSON
-        headers: list[tuple[bytes, bytes]] = []
         try:
-            if self._under_way > self._limits.ongoing_max:
+            if self._access is not None:
+                self._access.check(given, _ROLES[action])
+            if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
                 raise _busy(self._limits.ongoing_max)
             if serving is None:
                 raise _unknown(model, self._servings)
@@ -89,10 +127,10 @@ class App:
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             kind = content_type(scope)
             if kind == NDJSON and action == "feedback":
-                await upload(serving, receive, send, self._limits)
+                await self._upload(serving, receive, send, headers)
                 return
             form = format_of(kind)
-            body = await read_body(scope, receive, self._limits.body_bytes_max)
+            body = await self._arriving.read(scope, receive)
             if action == "predict":
                 status, answer = 200, form.encode(serving.predict(decode(form.predict, body)))
             else:
@@ -101,15 +139,46 @@ class App:
         except RequestError as error:
             if serving is not None:
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
-            if error.retry_after_s is not None:
-                headers.append((b"retry-after", str(error.retry_after_s).encode()))
+            if error.status >= 500:
+                log.warning("%s %s, request %s: %s", action, model, request_id.decode(), error)
+            headers += _head(error)
             status, answer = error.status, form.encode(error_body(error))
         except Exception:
-            log.exception("%s %s", action, model)
-            hint = "It is in the service's log; an id makes a repeat safe"
-            failed = RequestError(500, "internal", "the service failed at this request", None, hint)
-            status, answer = 500, form.encode(error_body(failed))
+            log.exception("%s %s, request %s", action, model, request_id.decode())
+            status, answer = 500, form.encode(error_body(_failed()))
         await _send(send, status, form.content_type, answer, headers)
+
+    async def _upload(
+        self, serving: Serving, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        most = self._limits.ongoing_max // 2  # they last: the other half is for what does not
+        if self._uploads >= most:
+            hint = "Send it again after Retry-After; nothing was recorded"
+            raise RequestError(429, "busy", f"{most} uploads are under way here", None, hint, 1)
+        self._uploads += 1
+        try:
+            await upload(serving, receive, send, self._limits, headers)
+        finally:
+            self._uploads -= 1
+
+
+def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives a body that was read already, and then what comes after it."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def given() -> dict[str, Any]:
+        return left.pop() if left else await receive()
+
+    return given
+
+
+def _failed() -> RequestError:
+    hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"
+    return RequestError(500, "internal", "the service failed at this request", None, hint)
 
 
 def _busy(limit: int) -> RequestError:
@@ -134,8 +203,10 @@ async def _send(
     await send({"type": "http.response.body", "body": body})
 
 
-def build_rest(servings: Mapping[str, Serving], cluster: Cluster) -> FastAPI:
-    """Everything but predict and feedback."""
+def build_rest(
+    servings: Mapping[str, Serving], cluster: Cluster, *, guarded: bool = False
+) -> FastAPI:
+    """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
         title="Online learning service",
         version=__version__,
@@ -187,16 +258,28 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestError)
     async def on_error(request: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse(error_body(error), error.status)
+        if error.status >= 500:
+            name = request.headers.get("x-request-id")
+            log.warning("%s %s, request %s: %s", request.method, request.url.path, name, error)
+        return JSONResponse(error_body(error), error.status, error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_failure(request: Request, error: Exception) -> JSONResponse:
+        name = request.headers.get("x-request-id")
+        log.error("%s %s, request %s: %r", request.method, request.url.path, name, error)
+        return JSONResponse(error_body(_failed()), 500)
 
     @app.exception_handler(HTTPException)
     async def on_route(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 404:
-            body = RequestError(404, "unknown_path", f"no {request.url.path}", None, "See /docs")
-        else:
+        status, path = error.status_code, request.url.path
+        if status == 404:
+            body = RequestError(404, "unknown_path", f"no {path}", None, "See /docs")
+        elif status == 405:
             message = f"{request.method}: {error.detail}"
-            body = RequestError(error.status_code, "method", message, None, "See /docs")
-        return JSONResponse(error_body(body), error.status_code, error.headers)
+            body = RequestError(405, "method", message, None, "See /docs")
+        else:
+            body = RequestError(400, "malformed", str(error.detail), None, "See /docs")
+        return JSONResponse(error_body(body), body.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:

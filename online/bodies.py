@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,6 +46,7 @@ MSGPACK: Final = Format(
     msgspec.msgpack.Encoder().encode,
 )
 NDJSON: Final = b"application/x-ndjson"
+_PATIENCE_S: Final = 1.0  # a body that takes longer has to give way
 _LINE: Final = msgspec.json.Decoder(Event)
 
 
@@ -97,6 +99,47 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if not message.get("more_body"):
             return b"".join(parts)
         message = await receive()
+
+
+class Arriving:
+    """Bodies on their way: each has so long, and the slowest makes room when it is needed.
+
+    Parameters
+    ----------
+    limit
+        Bytes of a body.
+    wait_s
+        How long a body may take from its head to its end, in seconds.
+    """
+
+    def __init__(self, limit: int, wait_s: float) -> None:
+        self._limit, self._wait_s = limit, wait_s
+        self._clocks: dict[asyncio.Timeout, None] = {}  # the oldest first
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body.  RequestError: 408, 413, or 400 if the caller went away."""
+        try:
+            async with asyncio.timeout(self._wait_s) as clock:
+                self._clocks[clock] = None
+                try:
+                    return await read_body(scope, receive, self._limit)
+                finally:
+                    self._clocks.pop(clock, None)
+        except TimeoutError:
+            hint = f"Send it within {self._wait_s:g} s, or raise limits.body_wait_s"
+            raise RequestError(
+                408, "body_late", "the body did not arrive in time", None, hint
+            ) from None
+
+    def push_out(self) -> bool:
+        """Give up the slowest body; False if none has taken longer than a good one may."""
+        clock = next(iter(self._clocks), None)
+        now = asyncio.get_running_loop().time()
+        if clock is None or now < (clock.when() or now) - self._wait_s + _PATIENCE_S:
+            return False
+        del self._clocks[clock]
+        clock.reschedule(now)
+        return True
 
 
 async def read_lines(receive: Receive, limit: int) -> AsyncIterator[list[bytes]]:

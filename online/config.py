@@ -180,6 +180,7 @@ class Limits(_Tree):
         10_000, ge=1, description="predictions that wait to be written for a stored join"
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
+    body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
     feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")

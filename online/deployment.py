@@ -15,6 +15,7 @@ from typing import Any
 from ray import serve
 
 from online import ingress, processes, telemetry
+from online.access import ROLES, Access
 from online.app import App
 from online.config import Settings
 from online.features import Door
@@ -98,7 +99,9 @@ class Replica:
         gc.freeze()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
-        app = App(self._servings, self._cluster, self._settings.limits)
+        tokens = self._settings.tokens
+        access = Access({role: tokens.of(role) for role in ROLES}) if tokens else None
+        app = App(self._servings, self._cluster, self._settings.limits, access)
         ingress.install(app)
 
         async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:

@@ -55,6 +55,22 @@ class RequestError(OnlineError):
         self.status, self.code, self.message = status, code, message
         self.field, self.hint, self.retry_after_s = field, hint, retry_after_s
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer's head says beside the body."""
+        out = {}
+        if self.retry_after_s is not None:
+            out["retry-after"] = str(self.retry_after_s)
+        if self.status == 401:
+            out["www-authenticate"] = 'Bearer realm="online"'
+            if self.code != "no_token":
+                out["www-authenticate"] += ', error="invalid_token"'
+        elif self.status == 403:
+            out["www-authenticate"] = 'Bearer realm="online", error="insufficient_scope"'
+        elif self.status == 408:  # the rest of the body may still come
+            out["connection"] = "close"
+        return out
+
     def __str__(self) -> str:
         return self.message
 

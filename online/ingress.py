@@ -36,9 +36,13 @@ class Ingress:
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve one connection event."""
         application = _installed
-        if application is None or scope["type"] != "http" or not scope["path"].endswith(_HOT):
+        if application is None or scope["type"] != "http" or not _is_hot(scope["path"]):
             application = self._behind
         await application(scope, receive, send)
+
+
+def _is_hot(path: str) -> bool:
+    return path.endswith(_HOT) and path.startswith("/v1/")
 
 
 def middlewares() -> list[Middleware]:

@@ -20,17 +20,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 
 from online import __version__
+from online.bodies import Receive, Scope, Send, read_body
 from online.errors import RequestError, invalid
 from online.messages import Event, FeedbackRequest, Predictions, PredictRequest, Receipts
 from online.models.linear import Linear
@@ -50,10 +50,8 @@ from online.tensors import (
 
 log = logging.getLogger("online.app")
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Answer = Callable[[Serving, InferRequest], Awaitable[InferAnswer]]
+HOT: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+)(?=/infer))?/(infer|feedback)")
+"""Paths of :class:`Actions`."""
 
 EXTENSIONS: Final = ("online_feedback", "binary_tensor_data")
 _LENGTH: Final = b"inference-header-content-length"
@@ -186,6 +184,11 @@ def _fates(answer: Receipts) -> list[Tensor]:
     return [*(column(name, values) for name, values in texts.items()), repeats]
 
 
+def speaks(path: str) -> bool:
+    """Whether a path is of this protocol."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
 def text_of(error: RequestError) -> str:
     """The error in one line: the protocol has nothing but text for it."""
     place = "" if error.field is None else f"{error.field}: "
@@ -249,68 +252,89 @@ def _find(servings: Mapping[str, Serving], model: str, version: str | None) -> S
 # -- HTTP ------------------------------------------------------------------------------------
 
 
-class _Post:
-    """ASGI of one action: FastAPI's own way there would cost more than the answer."""
+class Actions:
+    """ASGI of infer and feedback: FastAPI's own way there would cost more than the answer."""
 
-    def __init__(self, servings: Mapping[str, Serving], action: str, answer: Answer) -> None:
-        self._servings, self._action, self._answer = servings, action, answer
+    def __init__(self, servings: Mapping[str, Serving]) -> None:
+        self._servings = servings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path_params"]
-        serving = _find(self._servings, path["model"], path.get("version"))
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, refused: RequestError | None = None
+    ) -> None:
+        """Answer a request whose path matches :data:`HOT`; with ``refused``, if there is one."""
+        headers: list[tuple[bytes, bytes]] = []
         try:
-            body, length = await _read(scope, receive, serving.replica.limits.body_bytes_max)
-            request = parse(body, length)
-            content, header = encode(await self._answer(serving, request), request)
+            body, length = await self._answer(scope, receive, refused)
+            status, kind = 200, b"application/json"
+            if length is not None:
+                kind = b"application/octet-stream"
+                headers.append((_LENGTH, b"%d" % length))
         except RequestError as error:
-            serving.replica.counts[f"{self._action}_refused_{error.code}"] += 1
+            status, kind, body = error.status, b"application/json", error_body(error)
+            if error.retry_after_s is not None:
+                headers.append((b"retry-after", b"%d" % error.retry_after_s))
+            if status == 405:
+                headers.append((b"allow", b"POST"))
+        headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, refused: RequestError | None
+    ) -> tuple[bytes, int | None]:
+        match = HOT.fullmatch(scope["path"])
+        assert match is not None
+        model, version, action = match.groups()
+        serving = _find(self._servings, model, version)
+        counted, answer = ("predict", infer) if action == "infer" else ("feedback", feedback)
+        try:
+            if refused is not None:
+                raise refused
+            if scope["method"] != "POST":
+                raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
+            length = _json_bytes(scope)
+            body = await read_body(scope, receive, serving.replica.limits.body_bytes_max)
+            request = parse(body, length)
+            return encode(await answer(serving, request), request)
+        except RequestError as error:
+            serving.replica.counts[f"{counted}_refused_{error.code}"] += 1
             raise
         except Exception:
-            log.exception("%s %s", self._action, serving.name)
+            log.exception("%s %s", action, serving.name)
             hint = "It is in the service's log; an id makes a repeat safe"
             message = "the service failed at this request"
             raise RequestError(500, "internal", message, None, hint) from None
-        headers = {} if header is None else {_LENGTH.decode(): str(header)}
-        media_type = "application/json" if header is None else "application/octet-stream"
-        response = Response(content, 200, headers, media_type)
-        await response(scope, receive, send)  # type: ignore[arg-type]
 
 
-async def _read(scope: Scope, receive: Receive, limit: int) -> tuple[bytes, int | None]:
-    """The body, of ``limit`` bytes at most, and how many of them are JSON (None: all)."""
+def _json_bytes(scope: Scope) -> int | None:
+    """How many bytes of the body are JSON, as its headers say; None: all of them."""
     headers = dict(scope["headers"])
     if coding := headers.get(b"content-encoding", b"").decode("latin-1"):
         message = f"content encoding {coding[:80]!r}"
         raise RequestError(415, "media_type", message, None, "Send it without compression")
     length = headers.get(_LENGTH, b"").decode("latin-1")
-    if length and not (length.isascii() and length.isdecimal() and len(length) < 16):
+    if not length:
+        return None
+    if not re.fullmatch(r"[0-9]{1,15}", length):
         message = f"{_LENGTH.decode()} {length[:80]!r}"
         raise RequestError(400, "malformed", message, None, "Send the bytes of the JSON text")
-    size, parts, more = int(headers.get(b"content-length", b"0")), [], True
-    if size <= limit:
-        size = 0
-        while more and size <= limit:  # counted: a chunked body states no length
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                raise RequestError(400, "disconnected", "the body did not arrive")
-            parts.append(event.get("body", b""))
-            size, more = size + len(parts[-1]), event.get("more_body", False)
-    if size <= limit:
-        return b"".join(parts), int(length) if length else None
-    message = f"a body of {size} bytes or more, at most {limit}"
-    hint = "Send fewer rows, or raise limits.body_bytes_max"
-    raise RequestError(413, "too_large", message, None, hint)
+    return int(length)
 
 
-_ACTIONS: Final[tuple[tuple[str, str, str, Answer], ...]] = (
-    ("/v2/models/{model}/infer", "Predict", "predict", infer),
-    ("/v2/models/{model}/versions/{version}/infer", "Predict by a version", "predict", infer),
-    ("/v2/models/{model}/feedback", "Learn the true labels", "feedback", feedback),
-)
+def error_body(error: RequestError) -> bytes:
+    """Body of an error answer, as the protocol has it."""
+    return msgspec.json.encode(InferError(text_of(error)))
+
+
+_SUMMARIES: Final = {
+    "/v2/models/{model}/infer": "Predict",
+    "/v2/models/{model}/versions/{version}/infer": "Predict by a version",
+    "/v2/models/{model}/feedback": "Learn the true labels",
+}
 
 
 def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
-    """Add the protocol to an app that answers errors already: under /v2 they become text."""
+    """Add all but the actions to an app that answers errors: under /v2 these become text."""
     tags: list[Any] = ["Open Inference Protocol"]
 
     @app.get("/v2", tags=tags, summary="The server and its extensions")
@@ -336,9 +360,6 @@ def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
     async def model_metadata(model: str, version: str | None = None) -> dict[str, Any]:
         return metadata(_find(servings, model, version))
 
-    for path, _, action, answer in _ACTIONS:
-        post = _Post(servings, action, answer)
-        app.router.routes.insert(0, Route(path, post, methods=["POST"], include_in_schema=False))
     _errors_as_text(app)
     _document(app, tags)
 
@@ -351,13 +372,11 @@ def _errors_as_text(app: FastAPI) -> None:
 def _as_text(plain: Any) -> Any:
     async def handler(request: Request, error: Any) -> Response:
         response: Response = await plain(request, error)
-        if request.url.path != "/v2" and not request.url.path.startswith("/v2/"):
+        if not speaks(request.url.path):
             return response
         said = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
-        headers = dict(getattr(error, "headers", None) or {})
-        if (retry_after_s := getattr(error, "retry_after_s", None)) is not None:
-            headers["retry-after"] = str(retry_after_s)
-        return JSONResponse({"error": text_of(said)}, said.status, headers)
+        headers = dict(getattr(error, "headers", None) or {})  # such as Allow
+        return Response(error_body(said), said.status, headers, "application/json")
 
     return handler
 
@@ -392,7 +411,7 @@ def _document(app: FastAPI, tags: list[str]) -> None:
     def openapi() -> dict[str, Any]:
         document = plain()
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        for path, summary, _, _ in _ACTIONS:
+        for path, summary in _SUMMARIES.items():
             document["paths"][path] = {"post": operation(path, summary)}
         return document
 

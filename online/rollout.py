@@ -16,7 +16,7 @@ _APP = "online"
 _STOP_REPLICA_S = 2.0
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
-_BY_REPLICAS = ("limits",)
+_BY_REPLICAS = ("limits", "tokens")
 _BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from online.bodies import NDJSON, Receive, Send, decode_event, error_body, read_lines
@@ -13,7 +15,13 @@ from online.serving import Serving, refused
 _encode = msgspec.json.Encoder().encode_lines
 
 
-async def upload(serving: Serving, receive: Receive, send: Send, limits: Limits) -> None:
+async def upload(
+    serving: Serving,
+    receive: Receive,
+    send: Send,
+    limits: Limits,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
     """Record events as their lines arrive; the receipts go out in the same order.
 
     Rows that arrive together are one commit, of at most ``limits.rows_max`` events; the next ones
@@ -22,7 +30,7 @@ async def upload(serving: Serving, receive: Receive, send: Send, limits: Limits)
     upload (the journal is full, a line above ``limits.body_bytes_max``) is the last line, as an
     error body.
     """
-    head = [(b"content-type", NDJSON)]
+    head = [(b"content-type", NDJSON), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": head})
     last = b""
     try:
