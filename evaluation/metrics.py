@@ -22,12 +22,11 @@ counter             adds, for a row that was predicted (the label counts: for ea
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from replay.example import Label
+from replay.example import Label, label_of, label_text
 
 Task = Literal["binary", "multiclass", "regression"]
 
@@ -61,7 +60,7 @@ def increments(
     """
     if task == "regression":
         return _regression(float(label), predicted, no_change, majority)
-    text = json.dumps(label)
+    text = label_text(label)
     out: dict[str, float] = {_LABEL + text: 1}
     if predicted is None:
         return out
@@ -106,8 +105,7 @@ def majority(task: Task, counters: Mapping[str, float]) -> Label | None:
             best, most = name, count
     if not most:
         return None
-    label: Label = json.loads(best[len(_LABEL) :])
-    return label
+    return label_of(best[len(_LABEL) :])
 
 
 def summarise(task: Task, counters: Mapping[str, float]) -> dict[str, float | None]:

@@ -92,6 +92,7 @@ class Predictions(msgspec.Struct, omit_defaults=True):
 STATUSES: Final[Mapping[str, str]] = {
     "learned": "durable and in the model",
     "failed": "durable, and the model could not learn it",
+    "queued": "durable, and not in the model yet",
     "frozen": "kept, not learned: the model is frozen",
     "waiting": "the label is kept until its prediction has been recorded",
     "duplicate": "recorded before with the same label: see first_outcome",

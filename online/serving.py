@@ -34,6 +34,7 @@ _HTTP = {
     "learned": 200,
     "duplicate": 200,
     "undone": 200,
+    "queued": 202,
     "frozen": 202,
     "waiting": 202,
     "conflict": 409,

@@ -7,11 +7,10 @@ they are as exact as the parameters: an event is in them once, or not at all.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from paramserver.blocks import Block, Blocks
-from replay.example import Label
+from replay.example import Label, label_of
 
 DIGEST = "digest"
 METRICS = "metrics"
@@ -41,15 +40,18 @@ class Tally:
     ) -> None:
         """Count one learned row; ``label`` is its JSON text (None in regression), taken ``at``."""
         if label is not None:
-            self.seen[label] = _span(self.seen.get(label), (at, at))
-            self._open_seen[label] = _span(self._open_seen.get(label), (at, at))
+            _widen(self.seen, label, at)
+            _widen(self._open_seen, label, at)
             if self._newest is None or at >= self.seen[self._newest][1]:
                 self._newest = label
-        self.digest = _plus(self.digest, (1, event_hash(key)))
-        self._open_digest = _plus(self._open_digest, (1, event_hash(key)))
+        share = event_hash(key)
+        self.digest = (self.digest[0] + 1, (self.digest[1] + share) & _MASK)
+        count, total = self._open_digest
+        self._open_digest = (count + 1, (total + share) & _MASK)
+        counters, opened = self.counters, self._open
         for name, value in increments.items():
-            self.counters[name] = self.counters.get(name, 0) + value
-            self._open[name] = self._open.get(name, 0) + value
+            counters[name] = counters.get(name, 0) + value
+            opened[name] = opened.get(name, 0) + value
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
@@ -66,10 +68,7 @@ class Tally:
 
     def newest(self) -> Label | None:
         """Label of the newest event learned; None before the first, and in regression."""
-        if self._newest is None:
-            return None
-        label: Label = json.loads(self._newest)
-        return label
+        return None if self._newest is None else label_of(self._newest)
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
@@ -98,3 +97,14 @@ def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 def _span(a: tuple[float, float] | None, b: tuple[float, float]) -> tuple[float, float]:
     return (b[0], b[1]) if a is None else (min(a[0], b[0]), max(a[1], b[1]))
+
+
+def _widen(spans: dict[str, tuple[float, float]], label: str, at: float) -> None:
+    """Let the label's span contain ``at``."""
+    span = spans.get(label)
+    if span is None:
+        spans[label] = (at, at)
+    elif at > span[1]:
+        spans[label] = (span[0], at)
+    elif at < span[0]:
+        spans[label] = (at, span[1])

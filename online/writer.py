@@ -38,7 +38,8 @@ class Recorded:
     Attributes
     ----------
     status
-        ``learned``, ``failed``, ``frozen``, ``undone`` or ``waiting``.
+        ``learned``, ``failed``, ``frozen``, ``undone``, ``waiting``, or ``queued``: on disk, and
+        another replica is about to learn it.
     row
         The row that stands; None for a label whose prediction has not come.
     repeat
@@ -313,17 +314,22 @@ class Writer:
         """Answer for an event that is not learned now: a repeat, a frozen one, one that waits."""
         row, now = outcome.row, self._stamp()
         if row is None:
-            self._answer(waiting, i, Recorded("", None, now, now, False, None, outcome.since))
+            self._answer(
+                waiting, i, Recorded("waiting", None, now, now, False, None, outcome.since)
+            )
             return
         if row.partition == self.partition and row.offset in self._waiters:
             self._waiters[row.offset].append((waiting, i, True))  # learned together with it
             return
         if not outcome.new:
             await self.look()
-        found = Recorded("", row, now, now, not outcome.new, self.failure(row))
-        if found.repeat and self._status(found) in ("frozen", "undone"):
+        reason, again = self.failure(row), None
+        status = self._status(row, reason)
+        if not outcome.new and status in ("frozen", "undone"):
             place = (self._journal, self._model, self.decisions, row)
-            found = replace(found, learned_as=await self.surely(history.standing, *place))
+            again = await self.surely(history.standing, *place)
+        repeat = not outcome.new
+        found = Recorded(status, row, now, now, repeat, reason, learned_as=again)
         self._answer(waiting, i, found)
 
     async def look(self) -> None:
@@ -359,12 +365,15 @@ class Writer:
         for waiting, i, repeat in (entry for entries in waiters.values() for entry in entries):
             standing = await self.surely(self._journal.find, self._model, waiting.rows[i].key)
             if standing is not None:
-                self._answer(waiting, i, Recorded("", standing, now, now, repeat))
+                # Its adopter learns it: nobody here can say yet what will become of it.
+                self._answer(waiting, i, Recorded("queued", standing, now, now, repeat))
 
     def note_learned(self, row: Row, before: str, reason: str | None) -> None:
         """A row of this partition was learned (``reason``: why it could not be)."""
-        for waiting, i, repeat in self._waiters.pop(row.offset, ()):
-            self._answer(waiting, i, Recorded("", row, before, self._stamp(), repeat, reason))
+        if waiters := self._waiters.pop(row.offset, ()):
+            status, now = self._status(row, reason), self._stamp()
+            for waiting, i, repeat in waiters:
+                self._answer(waiting, i, Recorded(status, row, before, now, repeat, reason))
 
     async def write_failed(self, row: Row, reason: str) -> None:
         """Say in the journal that the row could not be learned; the first to say so wins."""
@@ -373,22 +382,19 @@ class Writer:
         await self.write(self._journal.write_control, self._model, "failed", key, reason.encode())
 
     def _answer(self, waiting: _Waiting, i: int, recorded: Recorded) -> None:
-        waiting.results[i] = replace(recorded, status=self._status(recorded))
+        waiting.results[i] = recorded
         waiting.open -= 1
         if waiting.open == 0:
             self.waiting -= 1
             if not waiting.done.done():
                 waiting.done.set_result(None)
 
-    def _status(self, recorded: Recorded) -> str:
-        if recorded.row is None:
-            return "waiting"
-        if recorded.reason:
+    def _status(self, row: Row, reason: str | None) -> str:
+        if reason:
             return "failed"
-        if recorded.row.verdict is Verdict.FROZEN:
+        if row.verdict is Verdict.FROZEN:
             return "frozen"
-        undone = self.decisions.undone.has(recorded.row.partition, recorded.row.offset)
-        return "undone" if undone else "learned"
+        return "undone" if self.decisions.undone.has(row.partition, row.offset) else "learned"
 
 
 def _fate(half: NewRow, outcome: Outcome) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+
 import msgspec
 
 Value = float | int | bool | str | None
@@ -11,6 +14,21 @@ Features = dict[str, Value]
 
 Label = bool | int | float | str
 """A label in its canonical form, as the model's task declares it."""
+
+
+_dumps = lru_cache(maxsize=1024, typed=True)(json.dumps)  # typed: True, 1 and 1.0 are three
+_loads = lru_cache(maxsize=1024)(json.loads)
+
+
+def label_text(label: Label) -> str:
+    """The label's JSON text: how a label is written as a key."""
+    return _dumps(label)
+
+
+def label_of(text: str) -> Label:
+    """The label with this JSON text."""
+    label: Label = _loads(text)
+    return label
 
 
 class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):

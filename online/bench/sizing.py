@@ -25,7 +25,7 @@ from rich.table import Table
 
 from online import config
 from online.bench.load import Lane, Load, Operation, Report, measure
-from online.commands.base import AsJson, Model, pick
+from online.commands.base import AsJson, Model, checked, pick
 from online.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,7 +125,10 @@ def load(
         bool, typer.Option("--find", help="the largest rate that keeps --p99-ms")
     ] = False,
     p99_ms: Annotated[float, typer.Option(help="bound of each operation's p99", min=0.01)] = 10.0,
-    token: Annotated[str | None, typer.Option(help="bearer token")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="bearer tokens: a line for predictions, and one for feedback if another"),
+    ] = None,
     replicas: Annotated[int, typer.Option(help="of a service of its own", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -141,12 +144,13 @@ def load(
     if find_rate and per_s is None:
         raise ConfigError("--rate", "`max` with --find", "Give the rate to begin with")
     rows_given = _Rows.of(url, stream, body)
+    tokens = _tokens(token_file)
     if mix < 1 and any(label is None for _, label in rows_given.rows):
         raise ConfigError("--mix", f"{mix:g}: some rows have no label", "Add labels, or --mix 1")
     stopped = threading.Event()
     with _target(url, rows_given, replicas) as base:
-        served, labelled = _served(base, model, rows_given)
-        operations = _operations(served, labelled, mix, rows, token)
+        served, labelled = _served(base, model, rows_given, tokens)
+        operations = _operations(served, labelled, mix, rows, tokens)
         parts = urlsplit(base)
         signal.signal(signal.SIGINT, lambda *_: stopped.set())
         length = seconds or (5.0 if find_rate else 30.0)
@@ -232,6 +236,8 @@ def _file(path: Path) -> list[tuple[Features, Label | None]]:
 def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
     """URL of the service: the running one, or one with a model for the rows."""
     if url is not None:
+        if urlsplit(url).scheme != "http":
+            raise ConfigError("--url", f"{url!r} is not http://…", "Ask past what ends TLS")
         yield url.rstrip("/")
         return
     from online.bench.service import service
@@ -242,19 +248,38 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
         yield running.url
 
 
+def _tokens(path: Path | None) -> tuple[str, ...]:
+    """Bearer tokens for predictions and for feedback; none."""
+    if path is None:
+        return ()
+    try:
+        found = path.read_text().split()
+    except OSError as error:
+        problem = f"{path}: {error.strerror}"
+        raise ConfigError("--token-file", problem, "Name a readable file") from None
+    if not 1 <= len(found) <= 2:
+        problem = f"{path} has {len(found)} tokens"
+        raise ConfigError("--token-file", problem, "Write one, or two: predictions, feedback")
+    return found[0], found[-1]
+
+
 def _served(
-    base: str, model: str | None, rows: _Rows
+    base: str, model: str | None, rows: _Rows, tokens: tuple[str, ...]
 ) -> tuple[str, Sequence[tuple[Features, Label | None]]]:
     """Name of the model, and the rows with the labels as the service calls them."""
-    from online.http import Connection
-    from online.play import label_names
-
-    with httpx.Client(base_url=base, timeout=30.0) as client:
+    headers = {"authorization": f"Bearer {tokens[0]}"} if tokens else {}
+    with httpx.Client(base_url=base, timeout=30.0, headers=headers) as client:
         served = pick(client, model)
+        status = checked(client.get(f"/v1/models/{served}"))
     if rows.stream is None:
         return served, rows.rows
-    with contextlib.closing(Connection(base)) as connection:
-        names = label_names(connection, served, rows.stream)
+    if status["task"] != rows.task:
+        raise ConfigError(
+            "--stream",
+            f"{rows.stream.name} is a {rows.task} stream, model {served} is {status['task']}",
+            "Name a stream of that task",
+        )
+    names = status["labels"]
     if not names:
         return served, rows.rows
     return served, [(x, names[bool(y)]) for x, y in rows.rows]
@@ -262,23 +287,21 @@ def _served(
 
 def _operations(
     model: str, rows: Sequence[tuple[Features, Label | None]], mix: float, n: int,
-    token: str | None,
+    tokens: tuple[str, ...],
 ) -> list[Operation]:  # fmt: skip
     from online.bench.bodies import Bodies
 
     bodies = Bodies(rows, source=_SOURCE, run=uuid.uuid4().hex[:12])
-    headers = f"authorization: Bearer {token}\r\n" if token else ""
+    asks, learns = [f"authorization: Bearer {token}\r\n" for token in tokens] or ("", "")
     made = []
     if mix > 0:
         body = bodies.predict if n == 1 else partial(bodies.instances, n=n)
-        made.append(
-            Operation("predict", f"/v1/models/{model}/predict", body, mix, n, headers=headers)
-        )
+        made.append(Operation("predict", f"/v1/models/{model}/predict", body, mix, n, headers=asks))
     if mix < 1:
         body = bodies.feedback if n == 1 else partial(bodies.events, n=n)
         path = f"/v1/models/{model}/feedback"
         made.append(
-            Operation("feedback", path, body, 1 - mix, n, receipts=True, headers=headers)
+            Operation("feedback", path, body, 1 - mix, n, receipts=True, headers=learns)
         )  # fmt: skip
     return made
 

@@ -91,7 +91,7 @@ def run_seeds(seeds: Sequence[int], name: str | None = None) -> Outcome:
     vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(), Outcome()
     with folder() as where, mutant.applied():
         for n, seed in enumerate(seeds):
-            world = World(vfs, where, seed, faulty=mutant.faulty, only=mutant.only)
+            world = World(vfs, where, seed, faulty=mutant.faulty, climate=mutant.climate)
             gc.disable()
             try:
                 out.counts.update(world.run())

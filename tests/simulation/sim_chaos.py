@@ -205,7 +205,7 @@ def _stop(world: World) -> None:
 
 def _rollback(world: World) -> None:
     servers = world.live(Server)
-    if servers and world.r.random() < 0.3:
+    if servers and world.r.random() < 0.5:
         server = world.r.choice(servers)
         server.decide(server.roll_back)
 

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sim_loop import Process
 from sim_model import Event
 from sim_processes import Replica
-
-from sim_loop import Process
 
 if TYPE_CHECKING:
     from sim_world import World
@@ -30,7 +29,7 @@ class Clients:
         self._persistent = False
         bursts = [world.r.random() * world.climate.chaos_s for _ in range(world.r.randint(1, 6))]
         self._bursts = bursts
-        self._send_all([e for e in world.events.values() if e.old or not world.climate.twice])
+        self._send_all([e for e in world.events.values() if e.kept_s or not world.climate.twice])
 
     def _send_all(self, events: list[Event]) -> None:
         while events:
@@ -41,7 +40,7 @@ class Clients:
     def go_on(self) -> None:
         """The second storm has events of its own; nobody knows those of the first any more."""
         self._persistent = False
-        self._send_all([e for e in self._world.events.values() if not e.old])
+        self._send_all([e for e in self._world.events.values() if not e.kept_s])
 
     def persist(self) -> None:
         """From now on nobody gives up."""
@@ -67,9 +66,9 @@ class Clients:
             await asyncio.sleep(r.random() * 0.3)
         while r.random() < 0.3:
             await asyncio.sleep(r.random() * world.climate.chaos_s / 2)
-            if events[0].old and self._persistent:
+            if any(e.kept_s is not None and (self._persistent or e.kept_s < 2) for e in events):
                 return
-            same_age = [e for e in world.events.values() if e.old == events[0].old]
+            same_age = [e for e in world.events.values() if e.kept_s == events[0].kept_s]
             mixed = list(events) + r.sample(same_age, r.choice((0, 0, 1)))
             await self._ask(list(dict.fromkeys(mixed)))
 
@@ -100,8 +99,10 @@ class Clients:
             return False
         for event, one in zip(events, answer, strict=True):
             place = (one.row.partition, one.row.offset)
-            early = one.repeat or place[0] in world.sealed
             before = known.get(event.name)
+            if one.status == "queued":
+                assert place[0] in world.sealed, f"{event.name} waits for nobody"
+            early = one.repeat or place[0] in world.sealed
             world.oracle.answer(event, one.status, place, before=before, early=early)
             assert one.repeat or before is None, f"{event.name} is new again"
         return True

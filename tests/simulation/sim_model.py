@@ -20,15 +20,13 @@ from replay.journal.base import NewRow, Verdict
 KEEP_ROWS_S = 8 * 86_400.0
 """How long rows are kept at least."""
 
-OLD_S = 10.0
-"""How long those of old events are."""
-
 
 @dataclass(frozen=True)
 class Event:
     """One piece of feedback.
 
-    ``old``: it is taken as of days ago, so its row may be removed soon; nobody repeats it later.
+    ``kept_s``: it is taken as of days ago, so that its row is kept for so many seconds only; then
+    nobody must repeat it any more.
     """
 
     name: str
@@ -36,7 +34,7 @@ class Event:
     factor: float
     poison: bool = False
     deadly: bool = False
-    old: bool = False
+    kept_s: float | None = None
 
     @property
     def key(self) -> bytes:
@@ -51,7 +49,7 @@ class Event:
         features: Features = {"event": self.name, "poison": self.poison, "deadly": self.deadly}
         payload = codec.encode(Example(features, 1.0, self.weight))
         verdict = Verdict.ACCEPTED if self.factor == 1 else Verdict.CLIPPED
-        at -= KEEP_ROWS_S - OLD_S if self.old else 0.0
+        at -= 0.0 if self.kept_s is None else KEEP_ROWS_S - self.kept_s
         return NewRow(self.key, self.name, "s", verdict, payload, at, self.factor)
 
 
@@ -110,6 +108,7 @@ class Oracle:
     def __init__(self, events: Mapping[str, Event]) -> None:
         self.events = events
         self.told: dict[str, tuple[str, int, int]] = {}  # status, partition, offset
+        self.queued: set[str] = set()  # on disk, for an adopter to learn
         self.freezes = 0
         self.rollbacks: dict[tuple[int, int, str], tuple[set[str], set[str]]] = {}
         self.shaken: set[str] = set()  # what a rollback may have taken out or brought back
@@ -129,6 +128,11 @@ class Oracle:
         ``before`` is what clients had been told when it asked: that stands.  ``early``: the row
         is another's to learn, so nobody may know yet that it can't be.
         """
+        if status == "queued":  # its adopter will tell; what it counts is checked at the end
+            first = self.told.get(event.name)
+            assert first is None or first[1:] == place, f"{event.name}: {first}, then {place}"
+            self.queued.add(event.name)
+            return
         fails = event.poison or event.deadly
         allowed = {"failed"} if fails else {"learned"}
         if fails and early:
@@ -142,7 +146,9 @@ class Oracle:
         if before is not None:
             same = status == before[0] or (before[0] == "learned" and fails)
             same = same or (bool(self.rollbacks) and "frozen" not in (status, before[0]))
-            assert same and told[1:] == before[1:], f"{event.name} was answered {before}, and then {told}"
+            changed = f"{event.name} was answered {before}, and then {told}"
+            assert same, changed
+            assert told[1:] == before[1:], changed
         first = self.told.setdefault(event.name, told)
         assert first[1:] == place, f"{event.name} was answered {first}, and then {told}"
         if status == "failed" and first[0] == "learned":
@@ -171,7 +177,8 @@ class Oracle:
     def wrong(self, sums: Mapping[str, float], digest: tuple[int, int], where: str) -> str | None:
         """What is not as it must be when all has come to rest; None if nothing is."""
         self.at_most_once(sums, where)
-        for name, (status, _, _) in self.told.items():
+        told = {**dict.fromkeys(self.queued, ("queued", 0, 0)), **self.told}
+        for name, (status, _, _) in told.items():
             lost = name in self.undone or status == "frozen"
             expected_x = 0.0 if lost else self.events[name].amount
             if sums.get(name, 0.0) != expected_x:

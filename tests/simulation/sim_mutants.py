@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from sim_world import Faulty
 
@@ -27,12 +28,20 @@ Change = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Mutant:
-    """What is changed, and seeds that are known to notice it (``run.py --mutants`` finds them)."""
+    """What is changed, and how it is noticed.
+
+    Attributes
+    ----------
+    climate
+        What is the same in all seeds: the faults that bring it out, at a pace that does.
+    within
+        So many seeds must notice it, at a few times what it took (``run.py --mutants``).
+    """
 
     changes: tuple[Change, ...] = ()
     faulty: Faulty = field(default_factory=Faulty)
-    only: tuple[str, ...] = ()  # faults; none: those of the seed
-    seeds: tuple[int, ...] = ()
+    climate: Mapping[str, Any] = field(default_factory=dict)
+    within: int = 100
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -85,8 +94,8 @@ _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
 _LOST = ("lost = self._broken()\n", "lost: Collection[int] = []\n")
 _PREDICTED = (
-    "            self._take([Row(0, self.partition, self.known + 1 + k, r.key, r.event_id, r.source,"
-    " r.verdict, r.factor, r.payload, r.at) for k, r in enumerate(rows)])\n"
+    "            self._take([Row(0, self.partition, self.known + 1 + k, r.key, r.event_id,"
+    " r.source, r.verdict, r.factor, r.payload, r.at) for k, r in enumerate(rows)])\n"
 )
 _EARLY = (
     "        if len(rows) == 1 and rows[0].key in getattr(self, 'early', ()):\n"
@@ -270,7 +279,8 @@ MUTANTS: dict[str, Mutant] = {
             (
                 _PROCESS,
                 "    def _lookup(self",
-                "            server.clock = after\n            return apart\n\n    def _lookup(self",
+                "            server.clock = after\n            return apart\n\n"
+                "    def _lookup(self",
             ),
         )
     ),

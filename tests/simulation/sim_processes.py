@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sim_disk import DeadProcess, SnapshotDisk
+from sim_loop import Process
+from sim_model import KEEP_ROWS_S, Event, Ledger, sums_of
+
 import online.config
 import online.errors
 import online.learner
@@ -19,13 +23,11 @@ from paramserver.actor import Host, ServerSettings
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.snapshots.store import Retention
 from replay.errors import JournalUnavailable
-from sim_disk import DeadProcess, SnapshotDisk
-from sim_loop import Process
-from sim_model import KEEP_ROWS_S, Event, Ledger, sums_of
 
 if TYPE_CHECKING:
-    from online.writer import Recorded
     from sim_world import World
+
+    from online.writer import Recorded
 
 MODEL, SPEC = "m", "5" * 64
 _WRITES = frozenset(
@@ -230,7 +232,7 @@ class Server(Actor):
                 reply(answer)
 
         self.inbox.append(turn)
-        busy_s = self.world.r.random() * 0.1 if self.world.chance(0.2) else 0.0
+        busy_s = self.world.r.random() * 0.1 if self.world.chance(self.world.climate.busy) else 0.0
         self.world.loop.call_later(busy_s, self.turn)
 
     def turn(self) -> None:
@@ -252,7 +254,9 @@ class Replica(Actor):
     def __init__(self, world: World, number: int) -> None:
         self.model: Any = None
         self.ready = self.stopping = False
-        self.own: dict[int, dict[str, float]] = {}  # by partition: what was answered here
+        self.version = (0, 0)
+        # by partition: offset and amount of what was answered here
+        self.own: dict[int, dict[str, tuple[int, float]]] = {}
         self.handlers: list[asyncio.Task[Any]] = []
         super().__init__(world, number)
 
@@ -338,18 +342,24 @@ class Replica(Actor):
             assert one.row is not None
             if one.row.partition == self.model.writer.partition:
                 own = self.own.setdefault(one.row.partition, {})
-                own[event.name] = event.amount if one.status == "learned" else 0.0
+                own[event.name] = (
+                    one.row.offset,
+                    event.amount if one.status == "learned" else 0.0,
+                )
 
     def check(self) -> None:
         """Each event counts at most once, own ones exactly, and a prediction is to be had."""
         if not self.ready or not self.alive:
             return
         learner, oracle = self.model.learner, self.world.oracle
+        assert learner.version >= self.version, f"{self.name} went back to {learner.version}"
+        self.version = learner.version
         oracle.at_most_once(learner.serving.sums, self.name)
         partition = self.model.writer.partition
         if partition not in self.world.sealed:
-            for name, x in self.own.get(partition, {}).items():
-                if name in oracle.shaken:
+            for name, (offset, x) in self.own.get(partition, {}).items():
+                again = learner.rewrite and learner.tracks[partition].next <= offset
+                if name in oracle.shaken or again:  # after a rollback, until it is learned again
                     continue
                 answer = learner.predict({"event": name}).label
                 assert answer == x, f"{self.name}: its own {name} counts {answer}, not {x}"

@@ -48,15 +48,15 @@ _METHODS: list[tuple[str, tuple[Any, ...]]] = [
 
 
 class _IoMethods(ctypes.Structure):
-    _fields_ = [("iVersion", _I), *((name, _P) for name, _ in _METHODS)]  # noqa: RUF012
+    _fields_ = [("iVersion", _I), *((name, _P) for name, _ in _METHODS)]
 
 
 class _File(ctypes.Structure):
-    _fields_ = [("pMethods", _P)]  # noqa: RUF012
+    _fields_ = [("pMethods", _P)]
 
 
 class _Vfs(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("iVersion", _I),
         ("szOsFile", _I),
         ("mxPathname", _I),
@@ -167,7 +167,6 @@ class Vfs:
         pointer.contents.pMethods = None
         path = (name or b"").decode()
         inode = self.disk.names.get(path) if name else Inode()
-        made = inode is None
         if inode is None:
             if not flags & _OPEN_CREATE:
                 return CANTOPEN
@@ -175,7 +174,11 @@ class Vfs:
         elif self.disk.dead:
             return CANTOPEN
         self._handles[file] = _Handle(
-            inode, path, self.disk.worker, unnamed=made and bool(flags & _OPEN_LOGS)
+            inode,
+            path,
+            self.disk.worker,
+            # whoever opens a log that it might have had to make, as SQLite's own VFS
+            unnamed=bool(flags & _OPEN_CREATE) and bool(flags & _OPEN_LOGS),
         )
         pointer.contents.pMethods = ctypes.addressof(self._io)
         if out:

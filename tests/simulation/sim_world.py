@@ -7,7 +7,7 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,9 +16,9 @@ import sim_chaos
 from sim_clients import Clients
 from sim_disk import DeadProcess, SimDisk
 from sim_loop import Process, SimLoop
-from sim_model import OLD_S, Event, Oracle, sums_of
+from sim_model import Event, Oracle, sums_of
 from sim_network import Network
-from sim_processes import Actor, Head, Observer, Replica, Server
+from sim_processes import Actor, Observer, Replica, Server
 from sim_vfs import Vfs
 
 import replay.journal.sqlitefile
@@ -59,7 +59,10 @@ class Climate:
     feedback_wait_s: float
     ongoing_max: int
     deadly: float
+    busy: float
     twice: bool
+    old: float
+    old_s: float = 10.0
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -84,7 +87,9 @@ class Climate:
             feedback_wait_s=r.choice((0.5, 2.0, 10.0)),
             ongoing_max=r.choice((4, 256)),
             deadly=r.choice((0.0, 0.0, 0.0, 0.03)),
-            twice=r.random() < 0.25,
+            busy=r.choice((0.0, 0.2, 0.6)),
+            twice=(twice := r.random() < 0.25),
+            old=0.7 if twice else 0.0,
         )
 
 
@@ -108,15 +113,14 @@ class World:
         seed: int,
         *,
         faulty: Faulty | None = None,
-        only: Iterable[str] = (),
+        climate: Mapping[str, Any] | None = None,
         trace: Callable[[str], None] | None = None,
     ) -> None:
         self.r, self.seed, self.faulty = random.Random(seed), seed, faulty or Faulty()
         self.counts: Counter[str] = Counter()
         self.met: Counter[str] = Counter()
         self.climate = Climate.draw(self.r)
-        if only:
-            self.climate = replace(self.climate, faults=frozenset(only))
+        self.climate = replace(self.climate, **(climate or {}))
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
         self.loop.set_exception_handler(self._unexpected)
@@ -150,8 +154,8 @@ class World:
         for k in range(self.climate.events):
             poison, deadly = r.random() < 0.08, r.random() < self.climate.deadly
             weight, factor = r.choice((1.0, 1.0, 0.5, 2.0)), r.choice((1.0, 1.0, 1.0, 0.25))
-            old = self.climate.twice and r.random() < 0.7
-            yield Event(f"event {k}", weight, factor, poison, deadly, old)
+            kept_s = self.climate.old_s if r.random() < self.climate.old else None
+            yield Event(f"event {k}", weight, factor, poison, deadly, kept_s)
 
     # -- what everybody asks for ---------------------------------------------------------------
 
@@ -308,7 +312,7 @@ class World:
         if self.climate.twice:  # between the storms rows become old enough to be removed
             sim_chaos.heal(self)
             clients.persist()
-            await self._rest(OLD_S + 3.0)
+            await self._rest(self.climate.old_s + 3.0)
             self.calm = False
             clients.go_on()
             await sim_chaos.storm(self)

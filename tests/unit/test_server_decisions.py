@@ -411,8 +411,8 @@ def test_the_sqlite_journal_decides_and_trims(world: Any, tmp_path: Path) -> Non
         sync(old, (partition, 3, 4))
         assert old.freeze()["frozen"] == 1
         assert old.rollback("1-1")["undone"] == 2
-        with pytest.raises(Died):  # its head is no longer its own
-            journal.begin_epoch("prices", LINEAGE.spec, 2)
+        journal.begin_epoch("prices", LINEAGE.spec, 2)
+        with pytest.raises(Died):  # the epoch is another's
             old.unfreeze()
         new = world.serving()
         reply = sync(new)
