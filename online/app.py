@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import Mapping
 from importlib import resources
@@ -32,7 +31,8 @@ from online.bodies import (
     format_of,
 )
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, failed, invalid
+from online.ingress import V1, V2
 from online.messages import (
     ErrorAnswer,
     FeedbackRequest,
@@ -49,8 +49,7 @@ from online.upload import upload
 
 log = logging.getLogger("online.app")
 
-_HOT = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
-_ROLES = {"predict": PREDICT, "feedback": FEEDBACK}
+_ROLES = {"predict": PREDICT, "infer": PREDICT, "feedback": FEEDBACK}
 
 
 class App:
@@ -76,20 +75,40 @@ class App:
         self._under_way = self._uploads = 0
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
+        self._actions = openinference.Actions(servings, self._arriving)
         self._rest = build_rest(servings, cluster, guarded=access is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
         if scope["type"] != "http":
             await self._rest(scope, receive, send)  # type: ignore[arg-type]
-        elif (match := _HOT.fullmatch(scope["path"])) is None:
-            await self._through(scope, receive, send)
-        else:
+        elif match := V1.fullmatch(scope["path"]) or V2.fullmatch(scope["path"]):
             self._under_way += 1
             try:
-                await self._hot(match[1], match[2], scope, receive, send)
+                if match.re is V1:
+                    await self._hot(match[1], match[2], scope, receive, send)
+                else:
+                    await self._tensors(match[3], scope, receive, send)
             finally:
                 self._under_way -= 1
+        else:
+            await self._through(scope, receive, send)
+
+    def _admit(self, given: dict[bytes, bytes], action: str) -> None:
+        """Raises RequestError: no token for it, or no room."""
+        if self._access is not None:
+            self._access.check(given, _ROLES[action])
+        if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
+            raise _busy(self._limits.ongoing_max)
+
+    async def _tensors(self, action: str, scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope["headers"])
+        refused = None
+        try:
+            self._admit(given, action)
+        except RequestError as error:
+            refused = error
+        await self._actions(scope, receive, send, self._ids.of(given), refused)
 
     async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is not hot: the same guards, then FastAPI.  Serve has named the request."""
@@ -116,14 +135,10 @@ class App:
         serving = self._servings.get(model)
         form = JSON
         try:
-            if self._access is not None:
-                self._access.check(given, _ROLES[action])
-            if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
-                raise _busy(self._limits.ongoing_max)
+            self._admit(given, action)
             if serving is None:
                 raise _unknown(model, self._servings)
             if scope["method"] != "POST":
-                headers.append((b"allow", b"POST"))
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             kind = content_type(scope)
             if kind == NDJSON and action == "feedback":
@@ -145,7 +160,7 @@ class App:
             status, answer = error.status, form.encode(error_body(error))
         except Exception:
             log.exception("%s %s, request %s", action, model, request_id.decode())
-            status, answer = 500, form.encode(error_body(_failed()))
+            status, answer = 500, form.encode(error_body(failed()))
         await _send(send, status, form.content_type, answer, headers)
 
     async def _upload(
@@ -174,11 +189,6 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return left.pop() if left else await receive()
 
     return given
-
-
-def _failed() -> RequestError:
-    hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"
-    return RequestError(500, "internal", "the service failed at this request", None, hint)
 
 
 def _busy(limit: int) -> RequestError:
@@ -267,7 +277,7 @@ def _answer_errors(app: FastAPI) -> None:
     async def on_failure(request: Request, error: Exception) -> JSONResponse:
         name = request.headers.get("x-request-id")
         log.error("%s %s, request %s: %r", request.method, request.url.path, name, error)
-        return JSONResponse(error_body(_failed()), 500)
+        return JSONResponse(error_body(failed()), 500)
 
     @app.exception_handler(HTTPException)
     async def on_route(request: Request, error: HTTPException) -> JSONResponse:

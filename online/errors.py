@@ -67,6 +67,8 @@ class RequestError(OnlineError):
                 out["www-authenticate"] += ', error="invalid_token"'
         elif self.status == 403:
             out["www-authenticate"] = 'Bearer realm="online", error="insufficient_scope"'
+        elif self.status == 405:  # of our own routes
+            out["allow"] = "POST"
         elif self.status == 408:  # the rest of the body may still come
             out["connection"] = "close"
         return out
@@ -78,3 +80,9 @@ class RequestError(OnlineError):
 def invalid(field: str, message: str, hint: str) -> RequestError:
     """422: the body is well formed, a value in it is not."""
     return RequestError(422, "invalid_value", message, field, hint)
+
+
+def failed() -> RequestError:
+    """500: what the log tells of, under the request's id."""
+    hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"
+    return RequestError(500, "internal", "the service failed at this request", None, hint)

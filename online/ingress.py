@@ -1,4 +1,4 @@
-"""Predict and feedback on a way of their own through Ray Serve's server, past its wrapper.
+"""Predict, infer and feedback on a way of their own through Ray Serve's server, past its wrapper.
 
 Serve lets a middleware in front of each replica's HTTP server.  What it does behind it for every
 request (two tasks, a queue, a semaphore, a dozen context managers) costs more than an answer; the
@@ -9,15 +9,20 @@ Serve imports this module in each of its processes, so it imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from starlette.middleware import Middleware
 
 Scope = dict[str, Any]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-_HOT = ("/predict", "/feedback")
+V1: Final = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
+"""Hot paths: model, action."""
+V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+)(?=/infer))?/(infer|feedback)")
+"""Hot paths of the Open Inference Protocol: model, version, action."""
+
 _installed: Application | None = None
 
 
@@ -42,7 +47,7 @@ class Ingress:
 
 
 def _is_hot(path: str) -> bool:
-    return path.endswith(_HOT) and path.startswith("/v1/")
+    return (V1.fullmatch(path) or V2.fullmatch(path)) is not None
 
 
 def middlewares() -> list[Middleware]:

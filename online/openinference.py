@@ -30,8 +30,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from online import __version__
-from online.bodies import Receive, Scope, Send, read_body
-from online.errors import RequestError, invalid
+from online.bodies import Arriving, Receive, Scope, Send
+from online.errors import RequestError, failed, invalid
+from online.ingress import V2
 from online.messages import Event, FeedbackRequest, Predictions, PredictRequest, Receipts
 from online.models.linear import Linear
 from online.models.structure import steps
@@ -50,10 +51,8 @@ from online.tensors import (
 
 log = logging.getLogger("online.app")
 
-HOT: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+)(?=/infer))?/(infer|feedback)")
-"""Paths of :class:`Actions`."""
-
 EXTENSIONS: Final = ("online_feedback", "binary_tensor_data")
+Refused = RequestError | None
 _LENGTH: Final = b"inference-header-content-length"
 _EVENT: Final = ("id", "label", "event_id", "source", "weight", "event_time")
 _RECEIPT: Final = ("status", "event_id", "version", "seen", "first_outcome", "reason")
@@ -255,55 +254,52 @@ def _find(servings: Mapping[str, Serving], model: str, version: str | None) -> S
 class Actions:
     """ASGI of infer and feedback: FastAPI's own way there would cost more than the answer."""
 
-    def __init__(self, servings: Mapping[str, Serving]) -> None:
-        self._servings = servings
+    def __init__(self, servings: Mapping[str, Serving], arriving: Arriving) -> None:
+        self._servings, self._arriving = servings, arriving
 
     async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, refused: RequestError | None = None
+        self, scope: Scope, receive: Receive, send: Send, request_id: bytes, refused: Refused
     ) -> None:
-        """Answer a request whose path matches :data:`HOT`; with ``refused``, if there is one."""
-        headers: list[tuple[bytes, bytes]] = []
+        """Answer a request whose path is of ``ingress.V2``; with ``refused``, if there is one."""
+        headers = [(b"x-request-id", request_id)]
         try:
-            body, length = await self._answer(scope, receive, refused)
+            body, length = await self._answer(scope, receive, request_id, refused)
             status, kind = 200, b"application/json"
             if length is not None:
                 kind = b"application/octet-stream"
                 headers.append((_LENGTH, b"%d" % length))
         except RequestError as error:
             status, kind, body = error.status, b"application/json", error_body(error)
-            if error.retry_after_s is not None:
-                headers.append((b"retry-after", b"%d" % error.retry_after_s))
-            if status == 405:
-                headers.append((b"allow", b"POST"))
+            headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
         headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(
-        self, scope: Scope, receive: Receive, refused: RequestError | None
+        self, scope: Scope, receive: Receive, request_id: bytes, refused: Refused
     ) -> tuple[bytes, int | None]:
-        match = HOT.fullmatch(scope["path"])
+        match = V2.fullmatch(scope["path"])
         assert match is not None
         model, version, action = match.groups()
-        serving = _find(self._servings, model, version)
         counted, answer = ("predict", infer) if action == "infer" else ("feedback", feedback)
         try:
             if refused is not None:
                 raise refused
+            serving = _find(self._servings, model, version)
             if scope["method"] != "POST":
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             length = _json_bytes(scope)
-            body = await read_body(scope, receive, serving.replica.limits.body_bytes_max)
-            request = parse(body, length)
+            request = parse(await self._arriving.read(scope, receive), length)
             return encode(await answer(serving, request), request)
         except RequestError as error:
-            serving.replica.counts[f"{counted}_refused_{error.code}"] += 1
+            if model in self._servings:
+                self._servings[model].replica.counts[f"{counted}_refused_{error.code}"] += 1
+            if error.status >= 500:
+                log.warning("%s %s, request %s: %s", action, model, request_id.decode(), error)
             raise
         except Exception:
-            log.exception("%s %s", action, serving.name)
-            hint = "It is in the service's log; an id makes a repeat safe"
-            message = "the service failed at this request"
-            raise RequestError(500, "internal", message, None, hint) from None
+            log.exception("%s %s, request %s", action, model, request_id.decode())
+            raise failed() from None
 
 
 def _json_bytes(scope: Scope) -> int | None:
