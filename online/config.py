@@ -161,6 +161,11 @@ class ModelSettings(_Tree):
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
     token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
+    learn: Literal["inline", "background"] = Field(
+        "inline",
+        description="background: feedback is answered 202 queued when it is durable, and learned "
+        "by a process of its own, so that a slow model delays no prediction",
+    )
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
 
@@ -181,6 +186,9 @@ class Limits(_Tree):
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
+    queue_max: int = Field(
+        10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
+    )
     feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -17,10 +18,10 @@ from ray import serve
 from online import ingress, processes, telemetry
 from online.access import ROLES, Access
 from online.app import App
+from online.background import Background, actor_of, model_replica
 from online.config import Settings
 from online.features import Door
-from online.learner import Learner
-from online.names import journal_opener, load_model, server_name
+from online.names import journal_opener, load_model
 from online.replica import ModelReplica
 from online.rollout import Origin
 from online.room import journal_room
@@ -49,6 +50,7 @@ class Replica:
         replica = processes.replica_name()
         nonces = Nonces(os.urandom(6))
         self._replicas: dict[str, ModelReplica] = {}
+        self._background: dict[str, Background] = {}
         self._servings: dict[str, Serving] = {}
         clients: dict[str, ParameterClient] = {}
         journals: dict[str, Journal] = {}
@@ -59,30 +61,20 @@ class Replica:
             name = model.name
             loaded = load_model(model, self._settings, keys.secret)
             origin.check_spec(name, loaded.spec_hash)
-            client = ParameterClient(server_name(name))
-            learner = Learner(
-                loaded.build,
-                task=model.task,
-                spec=loaded.spec_hash,
-                retain_bytes=limits.retain_mb << 20,
-                rows_max=max(model.sync.updates * 16, 1024),
-            )
             journals[name] = open_one()
-            self._replicas[name] = ModelReplica(
-                model,
-                limits,
-                learner,
-                journals[name],
-                client,
-                replica=replica,
-                spec=loaded.spec_hash,
+            learns = model.learn == "inline"
+            self._replicas[name], clients[name] = model_replica(
+                model, self._settings, loaded, journals[name], replica, learns=learns
             )
-            door = Door(model, limits, numeric_only=learner.serving.numeric_only)
+            if not learns:
+                self._background[name] = Background(
+                    name, partial(actor_of, data, name), self._replicas[name].partition
+                )
+            door = Door(model, limits, numeric_only=loaded.model.numeric_only)
             tokens = Tokens(keys, name, nonces)
             self._servings[name] = Serving(
                 self._replicas[name], door, tokens, limits, loaded.spec_hash
             )
-            clients[name] = client
             facts[name] = {
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
@@ -94,6 +86,8 @@ class Replica:
             free_bytes=journal_room(self._settings),
         )  # fmt: skip
         await asyncio.gather(*(model.start() for model in self._replicas.values()))
+        for background in self._background.values():
+            background.start()
         await self._cluster.start()
         gc.collect()
         gc.freeze()
@@ -121,3 +115,4 @@ class Replica:
     async def _stop(self) -> None:
         """Commit, push and seal: nothing is left for an adopter."""
         await asyncio.gather(*(model.stop(_STOP_S) for model in self._replicas.values()))
+        await asyncio.gather(*(one.stop() for one in self._background.values()))

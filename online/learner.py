@@ -134,8 +134,11 @@ class Learner:
         """Learn an own, empty partition from its first row."""
         self.tracks[partition] = Track(next=1, end=None)
 
-    def adopt(self, partition: int, end: int) -> None:
-        """Learn the rest of a sealed partition, from the clock of the next pull on."""
+    def adopt(self, partition: int, end: int | None) -> None:
+        """Learn the rest of a partition, from the clock of the next pull on.
+
+        ``end``: of a sealed one.  None: another process writes it, and learns nothing.
+        """
         if partition not in self.tracks:
             self.tracks[partition] = Track(next=0, end=end, held=True)
 

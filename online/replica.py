@@ -8,6 +8,10 @@ Three loops share the replica's event loop, so the learner needs no lock:
 
 A handler only waits for its row; if it is cancelled nothing else changes.
 
+A slow model is learned in the background: another process holds a :class:`ModelReplica` that
+follows this one's partition and pushes, and here the learn loop does not run: what is learned
+comes back from the parameter server.
+
 A frozen model goes on answering.  Rows are written as ``frozen``, answered at their commit and
 learned by nobody; what was written before is learned and pushed, and only then does the replica
 report the freeze as acted on.
@@ -23,6 +27,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from online.config import Limits, ModelSettings
+from online.deltas import Track
 from online.follower import Follower
 from online.learner import Learner
 from online.pace import Pace
@@ -64,6 +69,8 @@ class ModelReplica:
         Name of this process; a new one a start.
     client, journal
         The parameter server and the store.
+    learns
+        False: another process learns what is written here (see :meth:`follow`).
     now_s, monotonic_s
         Wall clock (POSIX seconds) and monotonic clock.  The wall clock may be set back: this
         process's time goes on.
@@ -79,6 +86,7 @@ class ModelReplica:
         *,
         replica: str,
         spec: str,
+        learns: bool = True,
         now_s: Callable[[], float] = time.time,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -96,7 +104,9 @@ class ModelReplica:
             frozen=lambda: learner.frozen,
             moved=self._on_commit,
             sealed=self._on_sealed,
+            follows=None if learns else learner,
         )
+        self._learns = learns
         self._refused: str | None = None
         self._unexpected: str | None = None
         self._journal, self._client, self._spec = journal, client, spec
@@ -125,7 +135,9 @@ class ModelReplica:
         while not self.learner.ready:
             if not await self._exchange([]):
                 await asyncio.sleep(0.1)
-        loops = (self.writer.run, self._follower.run, self._sync_loop)
+        loops = [self.writer.run, self._follower.run, self._sync_loop]
+        if not self._learns:
+            loops.remove(self._follower.run)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
 
     async def stop(self, timeout_s: float) -> None:
@@ -145,6 +157,23 @@ class ModelReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._follower.stop()
         writer.close()
+
+    def partition(self) -> int:
+        """Number of the partition written at present."""
+        return self.writer.partition
+
+    def follow(self, partition: int) -> None:
+        """Learn what another process writes into this partition, and no longer into one before.
+
+        Its owner does not learn, and its seal is not waited for; after a start, or a restart, it
+        goes on from the server's clock.  Idempotent.
+        """
+        for other, track in list(self.learner.tracks.items()):
+            if track.end is None and other not in (partition, self.writer.partition):
+                self.learner.abandon(other)
+        if partition not in self.learner.tracks:
+            self.learner.adopt(partition, None)
+            self._pace.now.set()
 
     @property
     def _owes_rows(self) -> bool:
@@ -181,7 +210,8 @@ class ModelReplica:
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(0.2)
-        self.learner.open_partition(partition.id)
+        if self._learns:
+            self.learner.open_partition(partition.id)
         return int(partition.id)
 
     async def _on_sealed(self, partition: int) -> int:
@@ -227,11 +257,14 @@ class ModelReplica:
     @property
     def behind_rows(self) -> int:
         """Committed rows of this replica's partitions, adopted ones too, still to be learned."""
-        rows = 0
-        for track in self.learner.tracks.values():
-            end = self.writer.known if track.end is None else track.end
-            rows += max(end - track.next + 1, 0)
-        return rows
+        ends = self._ends(self.writer.known)
+        return self.writer.queued + sum(max(end - t.next + 1, 0) for t, end in ends)
+
+    def _ends(self, own: int) -> list[tuple[Track, int]]:
+        """Tracks with their last offsets; whoever writes one that is followed knows its end."""
+        tracks = self.learner.tracks.items()
+        ends = [(t, own if p == self.writer.partition else t.end) for p, t in tracks]
+        return [(t, end) for t, end in ends if end is not None]
 
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
@@ -247,7 +280,7 @@ class ModelReplica:
 
     async def _sync_loop(self) -> None:
         while True:
-            await self._pace.wait(lambda: self.learner.open_rows > 0)
+            await self._pace.wait(lambda: self.learner.open_rows + self.writer.queued > 0)
             pushes = self._due_pushes()
             moved = await self._exchange(pushes)
             if moved is None:
@@ -278,10 +311,11 @@ class ModelReplica:
             partition=self.writer.partition,
             pushes=pushes,
             since=learner.since,
-            values=learner.mergeable or learner.want_all,
-            adopting=[p for p, t in learner.tracks.items() if t.end is not None],
+            values=learner.mergeable or learner.want_all or not self._learns,
+            adopting=[p for p in learner.tracks if p != self.writer.partition],
             report=self.report(),
             control=self._control,
+            adopts=self._learns,
         )
         sent_at = self._monotonic_s()
         try:
@@ -340,6 +374,8 @@ class ModelReplica:
 
     def _has_to_learn(self) -> bool:
         """Whether there are rows that are not frozen, or adopted, and not learned yet."""
-        tracks = self.learner.tracks.values()
-        ends = (self.writer.to_learn if track.end is None else track.end for track in tracks)
-        return any(t.held or t.next <= end for t, end in zip(tracks, ends, strict=True))
+        if not self._learns:
+            have = self.learner.clock.get(self.writer.partition, 0)
+            return have < self.writer.to_learn
+        held = any(track.held for track in self.learner.tracks.values())
+        return held or any(t.next <= end for t, end in self._ends(self.writer.to_learn))

@@ -22,6 +22,7 @@ from typing import Any
 from online import history
 from online.config import Limits
 from online.errors import RequestError
+from online.learner import Learner
 from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
 from replay.journal.base import Appended, Journal, NewRow, Outcome, Row, Verdict
 
@@ -39,7 +40,7 @@ class Recorded:
     ----------
     status
         ``learned``, ``failed``, ``frozen``, ``undone``, ``waiting``, or ``queued``: on disk, and
-        another replica is about to learn it.
+        another process is about to learn it.
     row
         The row that stands; None for a label whose prediction has not come.
     repeat
@@ -113,6 +114,9 @@ class Writer:
         Called when rows were committed; True: the store knows a server that is new.
     sealed
         Awaited when somebody sealed the partition: it opens another and returns its number.
+    follows
+        The local model if another process learns the rows: they are answered ``queued`` at their
+        commit, and at most ``limits.queue_max`` of them may be missing in it.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class Writer:
         frozen: Callable[[], bool],
         moved: Callable[[bool], None],
         sealed: Callable[[int], Awaitable[int]],
+        follows: Learner | None = None,
     ) -> None:
         self.partition = 0
         self.known = 0
@@ -141,6 +146,8 @@ class Writer:
         self._model, self._spec = model, spec
         self._limits, self._journal, self._counts = limits, journal, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
+        self._follows = follows
+        self._uncommitted = 0  # rows that were taken and wait for their commit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
         self._queue: deque[_Waiting] = deque()
@@ -195,8 +202,9 @@ class Writer:
     async def record(self, rows: Sequence[NewRow]) -> list[Recorded]:
         """Write rows durably in one step, wait until they are learned, say what became of each.
 
-        Raises RequestError: 429 ``busy`` before anything was written, 503 ``journal_full``
-        (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same id).
+        Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
+        ``journal_full`` (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same
+        id).
         """
         if self.stopping:
             message = "this replica is stopping"
@@ -206,9 +214,11 @@ class Writer:
             hint = "Send it again after Retry-After; nothing was recorded"
             message = "too much feedback waits for the journal"
             raise RequestError(429, "busy", message, None, hint, 1)
+        self._check_queue(len(rows))
         done = asyncio.get_running_loop().create_future()
         waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows))
         self._queue.append(waiting)
+        self._uncommitted += len(rows)
         self.waiting += 1
         self._wake.set()
         try:
@@ -219,6 +229,22 @@ class Writer:
             message = "the journal did not answer in time"
             raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
         return [result for result in waiting.results if result is not None]
+
+    @property
+    def queued(self) -> int:
+        """Rows committed here that the model lacks, because another process learns them."""
+        if self._follows is None:
+            return 0
+        return max(self.known - self._follows.clock.get(self.partition, 0), 0)
+
+    def _check_queue(self, n: int) -> None:
+        most = self._limits.queue_max
+        if self._follows is None or self.queued + self._uncommitted + n <= most:
+            return
+        self._counts["refused_queue"] += n
+        hint = "Send it again after Retry-After; nothing was recorded"
+        message = f"the model is {self.queued} rows behind here, and {most} may wait for it"
+        raise RequestError(429, "queue_full", message, None, hint, 1)
 
     def keep(self, half: NewRow) -> None:
         """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
@@ -263,6 +289,7 @@ class Writer:
             return
         finally:
             self.writing = self.committing = False
+            self._uncommitted -= len(rows) - len(halves)
         self.incident = None
         self.known = appended.end
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
@@ -305,13 +332,15 @@ class Writer:
     def _take(self, fresh: Sequence[Row]) -> None:
         """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
         for row in fresh:
-            if row.verdict is not Verdict.FROZEN and row.offset not in self._waiters:
+            if row.verdict is Verdict.FROZEN:
+                continue
+            self.to_learn = max(self.to_learn, row.offset)
+            if self._follows is None and row.offset not in self._waiters:
                 self.committed.append(row)
                 self._waiters[row.offset] = []
-                self.to_learn = max(self.to_learn, row.offset)
 
     async def _stand(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
-        """Answer for an event that is not learned now: a repeat, a frozen one, one that waits."""
+        """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
         row, now = outcome.row, self._stamp()
         if row is None:
             self._answer(
@@ -394,7 +423,11 @@ class Writer:
             return "failed"
         if row.verdict is Verdict.FROZEN:
             return "frozen"
-        return "undone" if self.decisions.undone.has(row.partition, row.offset) else "learned"
+        place = (row.partition, row.offset)
+        if self.decisions.undone.has(*place):
+            return "undone"
+        there = self._follows is None or self._follows.includes(*place)
+        return "learned" if there else "queued"
 
 
 def _fate(half: NewRow, outcome: Outcome) -> str:

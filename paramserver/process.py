@@ -276,7 +276,7 @@ class ServerProcess:
             self._contacts.note(message, now_s)
             self._leases.touch(message.replica, message.partition, message.adopting, now_s)
             acks = [server.push(push, self._lookup) for push in message.pushes]
-            orphans = self._leases.orphans(
+            orphans = [] if not message.adopts else self._leases.orphans(
                 self._open, server.clock, server.closed,
                 message.replica, message.partition, now_s, self._gone,
             )  # fmt: skip

@@ -56,6 +56,8 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     control
         The newest control row that the replica acts on, of those that replies have told it: all
         that it wrote before is committed and pushed.
+    adopts
+        Whether it may be asked to adopt partitions.  One that learns nothing itself may not.
     """
 
     format: int
@@ -67,6 +69,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     adopting: list[int]
     report: dict[str, float] | None = None
     control: int = 0
+    adopts: bool = True
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):

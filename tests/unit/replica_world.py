@@ -83,6 +83,7 @@ class World:
         journal: SqliteJournal | None = None,
         limits: Limits | None = None,
         now_s: Callable[[], float] = time.time,
+        learns: bool = True,
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
@@ -99,6 +100,7 @@ class World:
             self.client,
             replica=name,
             spec=SPEC,
+            learns=learns,
             now_s=now_s,
         )
         await replica.start()

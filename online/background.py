@@ -1,0 +1,148 @@
+"""Learning in a process of its own, beside a replica whose model is slow to learn.
+
+The replica writes feedback into its partition and answers; an actor of Ray, which it owns, follows
+the partition, learns and pushes.  The actor holds nothing that is not in the journal or at the
+parameter server: if it dies, another goes on from the server's clock.  If the replica dies, the
+actor ends with it, and the partition is adopted as any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from online import processes, telemetry
+from online.config import ModelSettings, Settings
+from online.learner import Learner
+from online.models.load import Loaded
+from online.names import journal_opener, load_model, server_name
+from online.replica import ModelReplica
+from online.tokens import Keys
+from paramserver.ray_client import ParameterClient
+from replay.journal.base import Journal
+
+log = logging.getLogger("online.background")
+
+_LOOK_S: Final = 0.5  # between two looks at the actor
+_STOP_S: Final = 1.0
+_NICENESS: Final = 5  # predictions first, where cores are few
+
+
+def model_replica(
+    model: ModelSettings,
+    settings: Settings,
+    loaded: Loaded,
+    journal: Journal,
+    replica: str,
+    *,
+    learns: bool = True,
+) -> tuple[ModelReplica, ParameterClient]:
+    """One model of the settings in this process, and its way to the parameter server."""
+    limits = settings.limits
+    client = ParameterClient(server_name(model.name))
+    learner = Learner(
+        loaded.build,
+        task=model.task,
+        spec=loaded.spec_hash,
+        retain_bytes=limits.retain_mb << 20,
+        rows_max=max(model.sync.updates * 16, 1024),
+    )
+    made = ModelReplica(
+        model, limits, learner, journal, client,
+        replica=replica, spec=loaded.spec_hash, learns=learns,
+    )  # fmt: skip
+    return made, client
+
+
+class Learning:
+    """The actor's class: learns one model's rows of one partition after the other."""
+
+    def __init__(self, data: dict[str, Any], name: str) -> None:
+        telemetry.log_to_stderr(logging.INFO)
+        with contextlib.suppress(OSError):
+            os.nice(_NICENESS)
+        settings = Settings.model_validate(data)
+        model = next(model for model in settings.models if model.name == name)
+        loaded = load_model(model, settings, Keys.from_file(settings.key_path).secret)
+        self._replica, _ = model_replica(
+            model, settings, loaded, journal_opener(settings)(), processes.replica_name()
+        )
+        self._starting: asyncio.Task[None] | None = None
+
+    async def follow(self, partition: int) -> int:
+        """Learn what is written there from now on; the process's number."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._replica.start())
+        await asyncio.shield(self._starting)
+        self._replica.follow(partition)
+        gc.freeze()
+        return os.getpid()
+
+    async def stop(self) -> None:
+        """Push what is learned and give up the own partition, which is empty."""
+        await self._replica.stop(_STOP_S)
+
+
+class Background:
+    """Keeps the learner process of one model alive, and tells it what to follow.
+
+    Parameters
+    ----------
+    start
+        Makes the actor (:func:`actor_of`).
+    partition
+        The partition that the replica writes at present.
+    """
+
+    def __init__(self, model: str, start: Callable[[], Any], partition: Callable[[], int]) -> None:
+        self.pid: int | None = None
+        self.restarts = 0
+        self._model, self._start, self._partition = model, start, partition
+        self._actor: Any = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; returns at once, rows wait in the journal until the process is there."""
+        self._actor = self._start()
+        self._task = asyncio.create_task(self._tend())
+
+    async def _tend(self) -> None:
+        while True:
+            try:
+                self.pid = await self._actor.follow.remote(self._partition())
+            except RayActorError as error:
+                self.pid, self.restarts = None, self.restarts + 1
+                log.warning("model %s: its learner process ended: %s", self._model, _line(error))
+                await asyncio.sleep(_LOOK_S)  # not at once: it may end at each start
+                self._actor = self._start()
+            except RayError as error:
+                log.error("model %s: its learner process: %s", self._model, _line(error))
+            await asyncio.sleep(_LOOK_S)
+
+    async def stop(self) -> None:
+        """End the process.  What it has not learned is another replica's to adopt."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(RayError, TimeoutError):
+            async with asyncio.timeout(2 * _STOP_S):
+                await self._actor.stop.remote()
+        ray.kill(self._actor)
+
+
+def actor_of(data: dict[str, Any], model: str) -> Any:
+    """A new learner process; it ends with this one."""
+    return ray.remote(Learning).options(num_cpus=0, max_restarts=0).remote(data, model)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
