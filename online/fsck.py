@@ -147,17 +147,35 @@ class _Moved(OnlineError):
 def check(settings: Settings, model: str, progress: Progress | None = None) -> Findings:
     """Compare the newest snapshot of the model's lineage with the journal up to its clock.
 
-    Raises StartRefused if the journal can't be opened or the service changes it too fast.
+    Raises StartRefused if the journal can't be opened, is of other models than the settings name,
+    or is changed too fast by the service.
     """
     chosen = next(m for m in settings.models if m.name == model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
+    path = settings.state_dir / "journal.db"
+    if settings.journal == "sqlite" and not path.exists():  # opening it would make one
+        raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
     with contextlib.closing(open_journal(settings)) as journal:
+        _check_known(journal.lineages(model), model, spec)
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(_Moved):
                 return compare(journal, snapshots, model, spec, progress)
     message = f"model {model}: rows and snapshots were removed while they were checked"
     raise StartRefused(message, "Run it again when less is going on")
+
+
+def _check_known(lineages: Sequence[str], model: str, spec: str) -> None:
+    """Nothing is good of a model that the journal does not know."""
+    if not lineages:
+        message = f"the journal has nothing of a model {model!r}"
+        raise StartRefused(message, "Name its settings file with --config")
+    if spec not in lineages:
+        raise StartRefused(
+            f"model {model}: its code or settings are not those that any of its events in the "
+            "journal was learned with",
+            "Name the settings file that it is served with: --config",
+        )
 
 
 def compare(

@@ -9,11 +9,10 @@ import threading
 import time
 from typing import Annotated
 
-import httpx
 import typer
 
 from online import config
-from online.commands.base import AsJson, FileOption, Model, StateDir, pick, service
+from online.commands.base import AsJson, FileOption, Model, StateDir, client_of, pick, service
 from online.errors import ConfigError, StartRefused
 
 
@@ -21,11 +20,13 @@ def stream(
     name: Annotated[str, typer.Argument(help="a stream's name, or a CSV file with a header")],
     model: Model = None,
     rate: Annotated[str, typer.Option(help="rows a second, or `max`")] = "100",
-    rows: Annotated[int | None, typer.Option(help="play only so many rows")] = None,
-    times: Annotated[int, typer.Option(help="play it so many times")] = 1,
+    rows: Annotated[int | None, typer.Option(min=1, help="play only so many rows")] = None,
+    times: Annotated[int, typer.Option(min=1, help="play it so many times")] = 1,
     label: Annotated[str | None, typer.Option(help="label column of a CSV file")] = None,
     source: Annotated[str, typer.Option(help="source that the feedback names")] = "stream",
-    url: Annotated[str | None, typer.Option(help="service to play against")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="service to play against; its token: ONLINE_TOKEN")
+    ] = None,
     path: FileOption = None,
     state_dir: StateDir = None,
     as_json: AsJson = False,
@@ -39,18 +40,18 @@ def stream(
 
     per_s = None if rate == "max" else _rate(rate)
     played = open_stream(name, config.data_dir(), label=label)
-    base = url or str(service(path, state_dir)["url"])
+    reached = service(path, state_dir, url)
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    with httpx.Client(base_url=base, timeout=30.0) as client:
+    with client_of(reached) as client:
         served = pick(client, model)
     n_rows = min(rows or played.n_rows, played.n_rows)
     begun = shown = time.monotonic()
     score = None
     terminal = sys.stderr.isatty() and not as_json
     for score in play(
-        played, base, served, rate=per_s, rows=rows, times=times, source=source,
-        stopped=stopped.is_set,
+        played, reached.url, served, rate=per_s, rows=rows, times=times, source=source,
+        stopped=stopped.is_set, token=reached.token,
     ):  # fmt: skip
         if not as_json and time.monotonic() - shown >= (0.2 if terminal else 5.0):
             shown = time.monotonic()

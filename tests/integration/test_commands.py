@@ -124,8 +124,10 @@ def test_commands_without_a_service(tmp_path: Path) -> None:
     bad.write_text("models: [{name: m, task: binary, learner: lograg}]\n")
     assert "Did you mean `logreg`?" in refused("config", "check", str(bad))
     for command in (("status", "--no-such-option"), ("no-such-command",), ("serve", "--port", "x"),
-                    ("snapshot", "pin")):  # fmt: skip
+                    ("snapshot", "pin"), ("stream", "phishing", "--rows", "0"),
+                    ("stream", "phishing", "--times", "0")):  # fmt: skip
         assert online(*command).returncode == 2
+    assert "no journal" in refused("fsck", *at)
     assert yaml_of(good("config", "show"))["replicas"] == 2
     assert "good" in good("config", "check")
     assert good("--version").strip()

@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from online import fsck
+from online import config, fsck
+from online.errors import StartRefused
 from online.fsck import Findings, compare
+from online.names import load_model
 from online.tally import DIGEST, event_hash
 from online.tokens import event_key
 from paramserver import rewrites
@@ -255,3 +257,24 @@ def test_rows_removed_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(world.journal, "partitions", lambda model: stale)
     with pytest.raises(fsck._Moved):
         world.findings()
+
+
+def test_nothing_is_good_of_what_is_not_there(tmp_path: Path) -> None:
+    """The wrong folder, another model, or other code of it: no verdict, and nothing is made."""
+    settings = config.load(None, {"state_dir": str(tmp_path / "state")}, {})
+    (model,) = settings.models
+    with pytest.raises(StartRefused, match="no journal"):
+        fsck.check(settings, model.name)
+    assert not (tmp_path / "state").exists()
+
+    (tmp_path / "state").mkdir()
+    with closing(SqliteJournal(tmp_path / "state" / "journal.db")) as journal:
+        with pytest.raises(StartRefused, match=f"nothing of a model '{model.name}'"):
+            fsck.check(settings, model.name)
+        journal.register(model.name, "r", SPEC, 0.0)
+        journal.begin_epoch(model.name, SPEC, 0)
+        with pytest.raises(StartRefused, match="code or settings"):
+            fsck.check(settings, model.name)
+        spec = load_model(model, settings, b"\0" * 32).spec_hash
+        journal.begin_epoch(model.name, spec, 0)
+        assert fsck.check(settings, model.name).good
