@@ -425,9 +425,12 @@ def own_token(settings: Settings | None, environ: Mapping[str, str]) -> str | No
     """
     if (given := environ.get("ONLINE_TOKEN")) is not None:
         try:
-            return check_token(given)
+            check_token(given)
         except ValueError as error:
             raise ConfigError("ONLINE_TOKEN", str(error), "Give a token of the settings") from None
+        if digest(given) == given:
+            raise ConfigError("ONLINE_TOKEN", "a digest", "Give the token that it is of")
+        return given
     known = () if settings is None else settings.tokens.of("admin")
     return next((token for token in known if not token.startswith("sha256:")), None)
 

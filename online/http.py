@@ -13,20 +13,29 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
+def bearer(token: str | None) -> dict[str, str]:
+    """The header that carries a token; none without one."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
 class Connection:
     """One TCP connection.  Any failure closes it; the next request opens a new one.
 
     Use from one thread.  Raises OSError or http.client.HTTPException when no answer came.
+    ``token`` is sent with each request.
     """
 
-    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 30.0, token: str | None = None) -> None:
         parts = urlsplit(url)
+        self._bearer = bearer(token)
         self._http = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and decoded answer."""
         data = None if body is None else _encode(body)
-        headers = {} if data is None else {"Content-Type": "application/json"}
+        headers = dict(self._bearer)
+        if data is not None:
+            headers["Content-Type"] = "application/json"
         try:
             if self._http.sock is None:
                 self._http.connect()

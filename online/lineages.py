@@ -14,8 +14,9 @@ from typing import Any
 
 import httpx
 
-from online.config import Settings
+from online.config import Settings, environment, own_token
 from online.errors import StartRefused
+from online.http import bearer
 from online.models.load import Loaded
 from online.names import load_model, open_journal, snapshots_path
 from online.tokens import Keys
@@ -116,13 +117,19 @@ class Models:
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
-        for name, rows in self._again.items():
-            self._follow(f"{url}/v1/models/{name}", name, rows)
+        token = own_token(self._settings, environment())
+        with httpx.Client(base_url=url, timeout=10, headers=bearer(token)) as client:
+            for name, rows in self._again.items():
+                self._follow(client, name, rows)
 
-    def _follow(self, url: str, name: str, rows: int) -> None:
+    def _follow(self, client: httpx.Client, name: str, rows: int) -> None:
         shown = 0.0
         while True:
-            status = httpx.get(url, timeout=10).json()
+            answer = client.get(f"/v1/models/{name}")
+            if answer.status_code in (401, 403):
+                self._progress(f"model {name}: learns again; ONLINE_TOKEN would show how far")
+                return
+            status = answer.json()
             learned, behind = status["learned"], self._behind(name, status["server"] or {})
             if behind == 0:
                 self._progress(f"model {name}: learned {learned:,} events again")

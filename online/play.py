@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from evaluation.metrics import Task, increments, majority, summarise
 from evaluation.streams import Stream
@@ -17,6 +17,7 @@ from online.http import Connection
 from replay.example import Label
 
 _RETRY_S = 30.0
+TOKEN_REMEDY: Final = "Set ONLINE_TOKEN to a token with the roles predict and feedback"
 
 
 class PlayFailed(OnlineError):
@@ -77,16 +78,17 @@ def play(
     times: int,
     source: str,
     stopped: Callable[[], bool],
+    token: str | None = None,
 ) -> Iterator[Score]:
     """Predict each row, post its label, and yield the score after each.
 
     ``rate`` is in rows a second (None: as fast as it goes).  Each label is posted with the
     prediction's id, so a repeat after a lost answer is counted once.  The stream is played up to
-    ``times`` times, ``rows`` rows each.
+    ``times`` times, ``rows`` rows each.  A ``token`` needs the roles predict and feedback.
     """
     score = Score(stream.task)
     begun = time.monotonic()
-    with contextlib.closing(Connection(url)) as client:
+    with contextlib.closing(Connection(url, token=token)) as client:
         names = label_names(client, model, stream)
         for _ in range(times):
             for i, (features, canonical) in enumerate(stream.rows):
@@ -119,6 +121,8 @@ def _post(
             if status < 400:
                 return cast("dict[str, Any]", answer)
             problem = f"{status} {answer['error']}"
+            if status in (401, 403):
+                raise PlayFailed(f"{path}: {problem}", TOKEN_REMEDY)
             if status not in (429, 500, 502, 503, 504):
                 raise PlayFailed(f"{path}: {problem}", "Check that model and stream fit")
         except (OSError, http.client.HTTPException) as error:
@@ -132,6 +136,8 @@ def _post(
 def label_names(client: Connection, model: str, stream: Stream) -> list[Label] | None:
     """What the service calls the two labels of a binary model; None for other tasks."""
     code, status = client.get(f"/v1/models/{model}")
+    if code in (401, 403):
+        raise PlayFailed(f"model {model}: {status['error']}", TOKEN_REMEDY)
     if code != 200:
         raise PlayFailed(f"model {model}: {status['error']}", "See `online status`")
     if status["task"] != stream.task:

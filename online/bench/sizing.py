@@ -127,7 +127,9 @@ def load(
     p99_ms: Annotated[float, typer.Option(help="bound of each operation's p99", min=0.01)] = 10.0,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="bearer tokens: a line for predictions, and one for feedback if another"),
+        typer.Option(
+            help="bearer tokens: a line for predictions, and one for feedback; else ONLINE_TOKEN"
+        ),
     ] = None,
     replicas: Annotated[int, typer.Option(help="of a service of its own", min=1)] = 1,
     as_json: AsJson = False,
@@ -251,7 +253,8 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
 def _tokens(path: Path | None) -> tuple[str, ...]:
     """Bearer tokens for predictions and for feedback; none."""
     if path is None:
-        return ()
+        token = config.own_token(None, config.environment())
+        return () if token is None else (token, token)
     try:
         found = path.read_text().split()
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import typer
@@ -13,9 +13,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from online import config
 from online.errors import ConfigError, StartRefused
+from online.http import bearer
+
+TOKEN_REMEDY = (
+    "Commands send ONLINE_TOKEN, or else the first of tokens.admin in the settings file (--config)"
+)
 
 File = Annotated[Path | None, typer.Argument(help="settings file; none: online.yaml if it is here")]
-FileOption = Annotated[Path | None, typer.Option("--config", help="settings file")]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="settings file; a running service is asked with its tokens.admin, or ONLINE_TOKEN",
+    ),
+]
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="state folder of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
 Model = Annotated[str | None, typer.Option("--model", help="which model, if several are served")]
@@ -28,16 +39,35 @@ def load_settings(path: Path | None, **overrides: Any) -> config.Settings:
     return config.load(path, overrides, config.environment())
 
 
-def service(path: Path | None, state_dir: Path | None) -> dict[str, Any]:
-    """Facts of the running service."""
+class Reached(NamedTuple):
+    """Where a service is, and the token that it is asked with."""
+
+    url: str
+    token: str | None
+
+
+def service(path: Path | None, state_dir: Path | None, url: str | None = None) -> Reached:
+    """The running service of the settings, or the one at ``url``.
+
+    Raises StartRefused if none runs.
+    """
     from online.names import running
 
-    return running(load_settings(path, state_dir=state_dir))
+    if url is not None:  # whoever answers there is not to be told the tokens of these settings
+        return Reached(url, config.own_token(None, config.environment()))
+    settings = load_settings(path, state_dir=state_dir)
+    token = config.own_token(settings, config.environment())
+    return Reached(running(settings)["url"], token)
 
 
 def connect(path: Path | None, state_dir: Path | None, timeout_s: float = 60.0) -> httpx.Client:
     """A client of the running service.  Raises StartRefused if none runs."""
-    return httpx.Client(base_url=service(path, state_dir)["url"], timeout=timeout_s)
+    return client_of(service(path, state_dir), timeout_s)
+
+
+def client_of(reached: Reached, timeout_s: float = 30.0) -> httpx.Client:
+    """A client of a service."""
+    return httpx.Client(base_url=reached.url, timeout=timeout_s, headers=bearer(reached.token))
 
 
 def pick(client: httpx.Client, model: str | None) -> str:
@@ -57,7 +87,10 @@ def checked(response: httpx.Response) -> dict[str, Any]:
             error = response.json()["error"]
         except (ValueError, KeyError, TypeError):  # not ours: of what stands in front
             error = {"message": f"{response.status_code} {response.text[:200]}"}
-        raise StartRefused(error["message"], error.get("hint") or "See `online status`")
+        hint = error.get("hint") or "See `online status`"
+        if response.status_code in (401, 403):
+            hint = TOKEN_REMEDY
+        raise StartRefused(error["message"], hint)
     data: dict[str, Any] = response.json()
     return data
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from online import __version__, config
-from online.commands.base import File, StateDir, load_settings
+from online.commands.base import File, Reached, StateDir, load_settings
+from online.errors import ConfigError
 
 _STOP_S = 4.0  # then everything is ended at once, which takes up to a second
 _TEND_S = 0.25
@@ -39,6 +40,10 @@ def serve(
     from online.cluster import Service
 
     settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
+    token = config.own_token(settings, config.environment())
+    if play is not None and settings.tokens and token is None:
+        hint = "Set ONLINE_TOKEN to a token for predict and feedback"
+        raise ConfigError("--play", "the settings hold digests of tokens, and none to send", hint)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     stop, hangup = threading.Event(), threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: hangup.set())
@@ -72,8 +77,9 @@ def serve(
         started = True
         _print_urls(settings, running.url)
         if play is not None:
+            reached = Reached(running.url, token)
             threading.Thread(
-                target=_play_forever, args=(running.url, settings, play, rate, stop), daemon=True
+                target=_play_forever, args=(reached, settings, play, rate, stop), daemon=True
             ).start()
         code = _watch(running, stop, hangup, lambda: _reload(running, again))
         if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
@@ -133,7 +139,7 @@ def _print_urls(settings: config.Settings, url: str) -> None:
 
 
 def _play_forever(
-    url: str, settings: config.Settings, name: str, rate: float, stop: threading.Event
+    reached: Reached, settings: config.Settings, name: str, rate: float, stop: threading.Event
 ) -> None:
     from evaluation.streams import open_stream
     from online.play import PlayFailed, line, play
@@ -144,8 +150,8 @@ def _play_forever(
     shown = time.monotonic()
     try:
         scores = play(
-            stream, url, model, rate=rate, rows=None, times=10**9, source="play",
-            stopped=stop.is_set,
+            stream, reached.url, model, rate=rate, rows=None, times=10**9, source="play",
+            stopped=stop.is_set, token=reached.token,
         )  # fmt: skip
         for score in scores:
             if time.monotonic() - shown >= 2.0:

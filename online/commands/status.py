@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.progress import TaskID
@@ -17,6 +16,7 @@ from online.commands.base import (
     StateDir,
     bar,
     checked,
+    client_of,
     load_settings,
     service,
     span,
@@ -29,14 +29,14 @@ def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson 
 
     Example: online status --json
     """
-    facts = service(path, state_dir)
-    with httpx.Client(base_url=facts["url"], timeout=10.0) as client:
+    reached = service(path, state_dir)
+    with client_of(reached, timeout_s=10.0) as client:
         models = checked(client.get("/v1/models"))["models"]
     if as_json:
-        print(json.dumps({"url": facts["url"], "models": models}))
+        print(json.dumps({"url": reached.url, "models": models}))
         return
     console = Console()
-    console.print(facts["url"])
+    console.print(reached.url)
     for model in models:
         _show_model(console, model)
 
