@@ -1,0 +1,151 @@
+"""A slow model and a counting one, learned in the background of a real service."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from online.bench.learners import COUNT_LABEL
+from online.bench.service import Running, service, settle, status
+from online.http import Connection
+
+pytestmark = pytest.mark.ray
+
+ARF = """
+from river import forest
+
+
+def build():
+    return forest.ARFClassifier(n_models=10, seed=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    place = tmp_path_factory.mktemp("learners")
+    (place / "forest.py").write_text(ARF)
+    common = {"learn": "background", "snapshots": {"interval_s": 1}}
+    models = [
+        {"name": "forest", "task": "binary", "learner": f"{place}/forest.py:build", **common},
+        {
+            "name": "counting",
+            "task": "regression",
+            "learner": "online.bench.learners:counting",
+            "sync": {"merge": "sum"},
+            **common,
+        },
+    ]
+    limits = {"queue_max": 3000, "rows_max": 1000}
+    with service({"replicas": 1, "models": models, "limits": limits}) as made:
+        yield made
+
+
+def learners(running: Running) -> list[psutil.Process]:
+    return running.named("ray::Learning")
+
+
+def feed(running: Running, model: str, names: list[str], label: Any) -> list[Any]:
+    """Events that are distinct by feature ``name``, and their receipts."""
+    events = [
+        {"features": {name: 1.0}, "label": label(i), "event_id": name}
+        for i, name in enumerate(names)
+    ]
+    with contextlib.closing(Connection(running.url)) as client:
+        code, answer = client.post(f"/v1/models/{model}/feedback", {"events": events})
+    assert code == 200, answer
+    return list(answer["events"])
+
+
+def counts(running: Running, names: list[str]) -> list[float]:
+    """How often each event counts in what is answered."""
+    rows = [{name: 1.0} for name in ["never", *names]]
+    with contextlib.closing(Connection(running.url)) as client:
+        _, answer = client.post("/v1/models/counting/predict", {"instances": rows})
+    base, *values = (row["prediction"] for row in answer["predictions"])
+    return [(value - base) * 2**10 for value in values]
+
+
+def test_one_event_is_202_queued_and_then_learned(running: Running) -> None:
+    body = {"features": {"one": 1.0}, "label": COUNT_LABEL, "event_id": "one"}
+    with contextlib.closing(Connection(running.url)) as client:
+        code, receipt = client.post("/v1/models/counting/feedback", body)
+        assert (code, receipt["status"]) == (202, "queued")
+        settle(running, "counting", 1)
+        asked = {"features": {"one": 1.0}, "after": receipt["seen"]}
+        _, answer = client.post("/v1/models/counting/predict", asked)
+        assert answer["includes"] is True
+        code, receipt = client.post("/v1/models/counting/feedback", body)
+    assert (code, receipt["status"], receipt["first_outcome"]) == (200, "duplicate", "learned")
+
+
+def test_the_learner_process_is_killed_and_no_event_is_lost(running: Running) -> None:
+    before = status(running, "counting")["learned"]
+    names = [f"kill-{i}" for i in range(900)]
+    failed: list[Any] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with contextlib.closing(Connection(running.url)) as client:
+            while not stop.is_set():
+                code, answer = client.post("/v1/models/counting/predict", {"features": {"a": 1.0}})
+                if code != 200:
+                    failed.append(answer)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for part in range(3):
+            receipts = feed(running, "counting", names[300 * part :][:300], lambda i: COUNT_LABEL)
+            assert {receipt["status"] for receipt in receipts} == {"queued"}
+            for process in learners(running):  # of both models
+                process.kill()
+        settle(running, "counting", before + 900)
+    finally:
+        stop.set()
+        asking.join()
+    assert failed == []
+    assert counts(running, names) == [1.0] * 900
+    assert len(learners(running)) == 2
+
+
+def test_a_forest_learns_while_predictions_go_on(running: Running) -> None:
+    """Its rows take far longer to learn than to send; nobody who predicts waits for them."""
+    waits = []
+    for part in range(2):
+        names = [f"row-{part}-{i}" for i in range(1000)]
+        receipts = feed(running, "forest", names, lambda i: bool(i % 2))
+        assert {receipt["status"] for receipt in receipts} == {"queued"}
+    with contextlib.closing(Connection(running.url)) as client:
+        while status(running, "forest")["learned"] < 2000:
+            begun = time.monotonic()
+            code, answer = client.post("/v1/models/forest/predict", {"features": {"a": 1.0}})
+            waits.append(time.monotonic() - begun)
+            assert code == 200, answer
+    assert len(waits) > 20
+
+
+def test_beyond_the_queue_feedback_is_429_and_nothing_is_kept(running: Running) -> None:
+    for process in learners(running):
+        process.suspend()
+    try:
+        for part in range(3):
+            names = [f"queue-{part}-{i}" for i in range(1000)]
+            receipts = feed(running, "forest", names, lambda i: True)
+            assert {receipt["status"] for receipt in receipts} == {"queued"}
+        one = {"features": {"f": 1.0}, "label": True, "event_id": "too many"}
+        answer = httpx.post(f"{running.url}/v1/models/forest/feedback", json=one)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+        assert answer.headers["retry-after"] == "1"
+        answer = httpx.post(f"{running.url}/v1/models/forest/predict", json={"features": {"f": 1}})
+        assert answer.status_code == 200, answer.text
+    finally:
+        for process in learners(running):
+            process.resume()
+    settle(running, "forest", 2000 + 3000, timeout_s=120)
