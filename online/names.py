@@ -11,6 +11,7 @@ from typing import Any
 from online.config import ModelSettings, Settings, hidden
 from online.errors import StartRefused
 from online.models.load import Loaded, load
+from online.processes import died_owner
 from replay.errors import JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.sqlite import SqliteJournal
@@ -109,5 +110,10 @@ def running(settings: Settings) -> dict[str, Any]:
         raise StartRefused(
             f"no service runs on {settings.state_dir}",
             "Start it with `online serve`, or name its folder with --state-dir",
+        )
+    if (died := died_owner(settings.state_dir)) is not None:  # what it left behind may answer
+        raise StartRefused(
+            f"the service on {settings.state_dir} has died ({died})",
+            "Start it again with `online serve`: that ends what was left behind",
         )
     return facts

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -141,6 +142,11 @@ def test_commands_when_the_service_was_killed(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
     for command in (("status",), ("snapshot", "list"), ("stream", "phishing")):
         assert "does not answer" in refused(*command, "--state-dir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait(20)
+    for host, text in ((socket.gethostname(), "has died"), ("elsewhere", "does not answer")):
+        (tmp_path / "owner.lock").write_text(f"pid {gone.pid} on {host}")
+        assert text in refused("status", "--state-dir", str(tmp_path))
 
 
 def yaml_of(text: str) -> dict[str, Any]:
