@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 
-from online import ingress
+from online import bodies, ingress
 from online.app import App
 from online.config import Limits
 
@@ -44,12 +44,12 @@ class NoCluster:
 Scene = Callable[[httpx.AsyncClient, Any], Awaitable[None]]
 
 
-def play(tmp_path: Path, scene: Scene, *, through: Any = None) -> None:
+def play(tmp_path: Path, scene: Scene, *, through: Any = None, limits: Limits = LIMITS) -> None:
     """A scene with the application of one replica that learns, durably."""
 
     async def inside(world: Any) -> None:
         replica = await world.replica()
-        app: Any = App({"m": world.serving(replica)}, NoCluster(), LIMITS)  # type: ignore[arg-type]
+        app: Any = App({"m": world.serving(replica)}, NoCluster(), limits)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(through(app) if through else app)
         async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
             await scene(client, replica)
@@ -220,3 +220,59 @@ def test_hot_requests_go_past_serve_and_the_rest_does_not(
         assert seen == [PREDICT, "/-/healthz"]
 
     play(tmp_path, scene, through=through)
+
+
+# -- bodies that take their time -------------------------------------------------------------
+
+
+class Slow:
+    """A body of which a part has come, and the rest waits for :meth:`finish`."""
+
+    def __init__(self, text: bytes = b'{"features": {"a": 1.0}}') -> None:
+        self._text, self._rest = text, asyncio.Event()
+        self.begun = asyncio.Event()
+
+    def finish(self) -> None:
+        self._rest.set()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._text[:5]
+        self.begun.set()
+        await self._rest.wait()
+        yield self._text[5:]
+
+
+PATHS = (PREDICT, FEEDBACK, "/v2/models/m/infer", "/v2/models/m/feedback", "/v1/models/m/rollback")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_body_that_does_not_come_is_given_up(tmp_path: Path, path: str) -> None:
+    async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        answer = await client.post(path, content=Slow())
+        assert answer.status_code == 408
+        assert answer.headers["connection"] == "close", "the rest of it may still come"
+        assert "limits.body_wait_s" in answer.text
+
+    play(tmp_path, scene, limits=LIMITS.model_copy(update={"body_wait_s": 0.05}))
+
+
+def test_the_slowest_body_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        slow = [Slow() for _ in range(LIMITS.ongoing_max)]
+        waiting = []
+        for body in slow:
+            waiting.append(asyncio.ensure_future(client.post(PREDICT, content=body)))
+            await body.begun.wait()
+        answer = await client.post(PREDICT, json={"features": {"a": 1.0}})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1"), "none is slow"
+        monkeypatch.setattr(bodies, "_PATIENCE_S", 0.0)
+        for path, given in (
+            (PREDICT, {"features": {"a": 1.0}}), (FEEDBACK, event("e")),
+        ):  # fmt: skip
+            assert (await client.post(path, json=given)).status_code == 200
+        for body in slow:
+            body.finish()
+        statuses = [answer.status_code for answer in await asyncio.gather(*waiting)]
+        assert statuses == [408, 408, 200, 200], "the oldest went first, and only as needed"
+
+    play(tmp_path, scene)

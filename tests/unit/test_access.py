@@ -1,0 +1,474 @@
+"""Tokens: who may do what, on every path; and that nothing ever shows one."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import importlib.util
+import itertools
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import online.app
+from online import access, telemetry
+from online.access import ROLES, Access, RequestIds, Role, digest, needed
+from online.app import App
+from online.cli import app as command_line
+from online.config import WITH_SECRETS, Limits, Settings, load, own_token
+from online.errors import ConfigError, RequestError
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+worlds: Any = _beside("replica_world")
+
+TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
+STRANGE: Final = "nobody-0123456789abcdefghijkl"
+EVERYBODY: Final = frozenset({*ROLES, "no token", "strange"})
+PREDICT, FEEDBACK = frozenset({"predict", "admin"}), frozenset({"feedback", "admin"})
+ADMIN: Final = frozenset({"admin"})
+
+ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
+    **{("GET", path): EVERYBODY for path in ("/", "/livez", "/readyz", "/docs", "/openapi.json")},
+    ("GET", "/v2/health/live"): EVERYBODY,
+    ("GET", "/v2/health/ready"): EVERYBODY,
+    ("GET", "/metrics"): PREDICT,
+    ("GET", "/v1/models"): PREDICT,
+    ("GET", "/v1/models/{model}"): PREDICT,
+    ("GET", "/v2"): PREDICT,
+    ("GET", "/v2/models/{model}"): PREDICT,
+    ("GET", "/v2/models/{model}/ready"): PREDICT,
+    ("GET", "/v2/models/{model}/versions/{version}"): PREDICT,
+    ("GET", "/v2/models/{model}/versions/{version}/ready"): PREDICT,
+    ("POST", "/v1/models/{model}/predict"): PREDICT,
+    ("POST", "/v2/models/{model}/infer"): PREDICT,
+    ("POST", "/v2/models/{model}/versions/{version}/infer"): PREDICT,
+    ("POST", "/v1/models/{model}/feedback"): FEEDBACK,
+    ("POST", "/v2/models/{model}/feedback"): FEEDBACK,
+    ("GET", "/v1/models/{model}/snapshots"): ADMIN,
+    ("POST", "/v1/models/{model}/snapshots"): ADMIN,
+    ("POST", "/v1/models/{model}/snapshots/{name}/pin"): ADMIN,
+    ("POST", "/v1/models/{model}/rollback"): ADMIN,
+    ("POST", "/v1/models/{model}/freeze"): ADMIN,
+    ("POST", "/v1/models/{model}/unfreeze"): ADMIN,
+    ("GET", "/v1/models/{model}/events"): ADMIN,
+    ("POST", "/v1/models/{model}/relearn"): ADMIN,
+    # What is not there, or not in this way, is closed too.
+    ("GET", "/v1/models/{model}/predict"): PREDICT,
+    ("DELETE", "/v1/models/{model}/feedback"): FEEDBACK,
+    ("GET", "/v1/models/"): ADMIN,
+    ("POST", "/v1/models"): ADMIN,
+    ("PUT", "/v1/models/{model}"): ADMIN,
+    ("OPTIONS", "/v1/models"): ADMIN,
+    ("POST", "/livez"): ADMIN,
+    ("GET", "/nothing"): ADMIN,
+    ("GET", "/v2/nothing"): ADMIN,
+    ("GET", "/v1/models/m%2Frollback/"): ADMIN,
+    ("POST", "//v1/models/m/predict"): ADMIN,
+}
+
+
+class Cluster:
+    """Answers whatever is asked of other replicas."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def answer(*given: Any, **more: Any) -> dict[str, Any]:
+            return {}
+
+        return answer
+
+
+def path_of(template: str) -> str:
+    return template.replace("{model}", "m").replace("{version}", "0.0").replace("{name}", "1-1")
+
+
+def headers_of(who: str) -> dict[str, str]:
+    if who == "no token":
+        return {}
+    token = STRANGE if who == "strange" else TOKENS[who]  # type: ignore[index]
+    return {"authorization": f"Bearer {token}"}
+
+
+def scene(tmp_path: Path, guard: Access | None, play: Callable[[httpx.AsyncClient], Any]) -> None:
+    """Requests to the application of one replica that answers and learns."""
+
+    async def inside(world: Any) -> None:
+        replica = await world.replica()
+        app: Any = App({"m": world.serving(replica)}, Cluster(), Limits(), guard)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
+            await play(client)
+        await replica.stop(1)
+
+    worlds.play(tmp_path, inside)
+
+
+def guarded() -> Access:
+    return Access({role: [token] for role, token in TOKENS.items()})
+
+
+async def check_matrix(client: httpx.AsyncClient) -> None:
+    """Everybody at every path: 401, 403, or through."""
+    for (method, template), allowed in ALLOWED.items():
+        for who in sorted(EVERYBODY):
+            answer = await client.request(method, path_of(template), headers=headers_of(who))
+            place = (method, template, who, answer.status_code)
+            if who in allowed:
+                assert answer.status_code not in (401, 403), place
+                continue
+            assert answer.status_code == (403 if who in ROLES else 401), place
+            challenge = answer.headers["www-authenticate"]
+            assert challenge.startswith('Bearer realm="online"'), place
+            says = {"no token": 'online"', "strange": "invalid_token"}.get(who, "insufficient")
+            assert says in challenge, place
+            error = answer.json()["error"]
+            if template.startswith("/v2"):
+                assert "Authorization: Bearer" in error or "token for" in error, place
+            else:
+                assert error["code"] in ("no_token", "unknown_token", "forbidden"), place
+                assert error["hint"], place
+
+
+@pytest.fixture(autouse=True)
+def plain_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "exposition", lambda statuses: "")
+
+
+def test_each_role_at_each_path(tmp_path: Path) -> None:
+    scene(tmp_path, guarded(), check_matrix)
+
+
+@pytest.mark.parametrize("off", ["all", "hot", "rest", "roles"])
+def test_a_check_that_is_off_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str
+) -> None:
+    """The test above, with each of the guards taken out."""
+    if off == "hot":
+        monkeypatch.setattr(App, "_admit", lambda *given: None)
+    elif off == "rest":
+        monkeypatch.setattr(online.app, "needed", lambda method, path: None)
+    elif off == "roles":
+        held = Access._held
+        monkeypatch.setattr(Access, "_held", lambda *g: held(*g) and frozenset(ROLES))
+    with pytest.raises(AssertionError):
+        scene(tmp_path, None if off == "all" else guarded(), check_matrix)
+
+
+def test_every_path_of_the_document_is_in_the_table(tmp_path: Path) -> None:
+    async def play(client: httpx.AsyncClient) -> None:
+        document = (await client.get("/openapi.json")).json()
+        found = {(m.upper(), path) for path, of in document["paths"].items() for m in of}
+        assert found <= ALLOWED.keys()
+        assert len(found) > 15
+
+    scene(tmp_path, guarded(), play)
+
+
+def test_without_tokens_everybody_may_do_everything(tmp_path: Path) -> None:
+    async def play(client: httpx.AsyncClient) -> None:
+        for method, template in ALLOWED:
+            answer = await client.request(method, path_of(template))
+            assert answer.status_code not in (401, 403), (method, template)
+
+    scene(tmp_path, None, play)
+
+
+def test_a_refused_request_changes_nothing_and_its_body_is_not_read(tmp_path: Path) -> None:
+    async def play(client: httpx.AsyncClient) -> None:
+        async def endless() -> Any:
+            for _ in range(3):
+                yield b"x"
+            raise AssertionError("the body was read")
+
+        for path in ("/v1/models/m/feedback", "/v2/models/m/feedback", "/v1/models/m/rollback"):
+            answer = await client.post(path, content=endless(), headers=headers_of("predict"))
+            assert answer.status_code == 403
+        answer = await client.post("/v2/models/nobody/infer")
+        assert answer.status_code == 401, "which models there are is nobody's business"
+        answer = await client.post("/v1/models/nobody/predict")
+        assert answer.status_code == 401
+
+    scene(tmp_path, guarded(), play)
+
+
+# -- tokens ----------------------------------------------------------------------------------
+
+
+def held(guard: Access, header: str | None) -> set[str]:
+    """Roles that the header has, by asking for each."""
+    out = set()
+    for role in ROLES:
+        headers = {} if header is None else {b"authorization": header.encode("latin-1")}
+        with contextlib.suppress(RequestError):
+            guard.check(headers, frozenset({role}))
+            out.add(role)
+    return out
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None, "", "Bearer", "Bearer ", "Bearer  ", TOKENS["admin"], f"Basic {TOKENS['admin']}",
+        f"Bearer {TOKENS['admin']}x", f"Bearer {TOKENS['admin'][:-1]}", "Bearer é" * 9,
+        f"Bearer {TOKENS['admin'].upper()}", f"Bearer {TOKENS['admin']}, Bearer x",
+        f"Bearer {digest(TOKENS['admin'])}", f"Bearer {'x' * 100_000}",
+    ],
+)  # fmt: skip
+def test_what_is_no_token_of_the_settings(header: str | None) -> None:
+    assert held(guarded(), header) == set()
+
+
+def test_one_token_for_two_roles_and_two_for_one() -> None:
+    shared, old = TOKENS["predict"], STRANGE
+    tokens = {"predict": [shared, old], "feedback": [shared], "admin": [TOKENS["admin"]]}
+    guard = Access(tokens)  # type: ignore[arg-type]
+    assert held(guard, f"Bearer {shared}") == {"predict", "feedback"}
+    assert held(guard, f"bearer  {old} ") == {"predict"}
+    assert held(guard, f"BEARER {TOKENS['admin']}") == {"admin"}
+
+
+def test_digests_stand_for_tokens() -> None:
+    guard = Access({role: [digest(token)] for role, token in TOKENS.items()})
+    for role, token in TOKENS.items():
+        assert held(guard, f"Bearer {token}") == {role}
+    assert digest(digest(STRANGE)) == digest(STRANGE)
+
+
+@pytest.mark.parametrize("sent", [*TOKENS.values(), STRANGE])
+def test_every_token_is_compared_whichever_is_sent(
+    monkeypatch: pytest.MonkeyPatch, sent: str
+) -> None:
+    compared = []
+
+    def compare(a: bytes, b: bytes) -> bool:
+        compared.append((len(a), len(b)))
+        return hmac.compare_digest(a, b)
+
+    class Counted:
+        compare_digest = staticmethod(compare)
+
+    guard = guarded()
+    monkeypatch.setattr(access, "hmac", Counted)
+    with pytest.raises(RequestError):
+        guard.check({b"authorization": f"Bearer {sent}".encode()}, frozenset())
+    assert compared == [(32, 32)] * len(ROLES), "of equal length, and all of them"
+
+
+def test_a_path_that_nobody_has_listed_needs_admin() -> None:
+    for method, path in itertools.product(("GET", "POST", "PUT"), ("/new", "/v3/models/m/infer")):
+        assert needed(method, path) == {"admin"}
+
+
+# -- request ids -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/models/m/predict", "/v2/models/m/infer"])
+@pytest.mark.parametrize("sent", ["a", "order-17:3_x.y", "x" * 128])
+def test_a_request_id_is_echoed_whatever_the_answer(tmp_path: Path, path: str, sent: str) -> None:
+    async def play(client: httpx.AsyncClient) -> None:
+        for who, status in (("predict", 400), ("feedback", 403), ("no token", 401)):
+            headers = {"x-request-id": sent, **headers_of(who)}
+            answer = await client.post(path, headers=headers)
+            assert (answer.status_code, answer.headers["x-request-id"]) == (status, sent)
+
+    scene(tmp_path, guarded(), play)
+
+
+@pytest.mark.parametrize("sent", [b"", b"x" * 129, b"a b", b"a\tb", b"\xe9", b"<b>", None])
+def test_an_id_that_could_break_a_log_is_replaced(sent: bytes | None) -> None:
+    ids = RequestIds("p")
+    headers = {} if sent is None else {b"x-request-id": sent}
+    assert [ids.of(headers), ids.of(headers)] == [b"p-1", b"p-2"]
+
+
+def test_a_failure_is_found_in_the_log_by_its_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any) -> None:
+        raise ZeroDivisionError("secret")
+
+    async def play(client: httpx.AsyncClient) -> None:
+        for i, path in enumerate(("/v1/models/m/predict", "/v2/models/m/infer")):
+            inputs = [{"name": "a", "shape": [1], "datatype": "FP64", "data": [1]}]
+            body: Any = {"inputs": inputs} if i else {"features": {"a": 1}}
+            headers = {"x-request-id": f"lost-{i}", **headers_of("admin")}
+            answer = await client.post(path, json=body, headers=headers)
+            assert answer.status_code == 500
+            assert "secret" not in answer.text
+            assert f"lost-{i}" in caplog.text
+        assert TOKENS["admin"] not in caplog.text
+
+    monkeypatch.setattr("online.serving.Serving.predict", fail)
+    with caplog.at_level(logging.INFO):
+        scene(tmp_path, guarded(), play)
+
+
+# -- settings --------------------------------------------------------------------------------
+
+MODELS: Final = [{"name": "m", "task": "binary", "learner": "logreg"}]
+
+
+def settings_of(tmp_path: Path, tokens: Any, **more: Any) -> Settings:
+    path = tmp_path / "online.yaml"
+    path.write_text(yaml.safe_dump({"models": MODELS, "tokens": tokens, **more}))
+    return load(path, {}, {})
+
+
+def token_files(tmp_path: Path) -> dict[str, str]:
+    """A file for each role, readable by the owner; named as the settings name them."""
+    for role, token in TOKENS.items():
+        path = tmp_path / f"{role}.token"
+        path.write_text(f"# of {role}\n\n  {token}  \n")
+        path.chmod(0o600)
+    return {f"{role}_file": f"{role}.token" for role in ROLES}
+
+
+def test_files_of_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = settings_of(tmp_path, token_files(tmp_path))
+    assert {role: settings.tokens.of(role) for role in ROLES} == {
+        role: (token,) for role, token in TOKENS.items()
+    }
+    assert not caplog.text
+    (tmp_path / "admin.token").chmod(0o640)
+    settings_of(tmp_path, token_files_of(ROLES))
+    assert "chmod 600" in caplog.text
+    assert TOKENS["admin"] not in caplog.text
+
+
+def token_files_of(roles: tuple[Role, ...]) -> dict[str, str]:
+    return {f"{role}_file": f"{role}.token" for role in roles}
+
+
+def test_a_file_may_hold_the_next_token_beside_this_one(tmp_path: Path) -> None:
+    tokens = token_files(tmp_path)
+    with (tmp_path / "predict.token").open("a") as file:
+        file.write(f"{digest(STRANGE)}\n")
+    found = settings_of(tmp_path, tokens).tokens
+    guard = Access({role: found.of(role) for role in ROLES})
+    assert held(guard, f"Bearer {STRANGE}") == held(guard, f"Bearer {TOKENS['predict']}")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_tokens_open_other_addresses(tmp_path: Path, host: str) -> None:
+    assert settings_of(tmp_path, TOKENS, host=host).host == host
+    with pytest.raises(ConfigError, match="Give tokens for predict, feedback and admin"):
+        settings_of(tmp_path, {}, host=host)
+
+
+@pytest.mark.parametrize("missing", ROLES)
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_all_roles_have_tokens_or_none(tmp_path: Path, missing: Role, host: str) -> None:
+    some = {role: token for role, token in TOKENS.items() if role != missing}
+    with pytest.raises(ConfigError, match=f"none for {missing}"):
+        settings_of(tmp_path, some, host=host)
+
+
+SECRET: Final = "hunter2-is-my-secret-token"
+WRONG: Final[list[Any]] = [
+    {**TOKENS, "predict": "hunter2"},
+    {**TOKENS, "predict": f"{SECRET} {SECRET}"},
+    {**TOKENS, "predict": [SECRET, "hunter2"]},
+    {**TOKENS, "predict": {SECRET: 1}},
+    {**TOKENS, "predict": {"token": SECRET}},
+    {**TOKENS, "predcit": SECRET},
+    {"predict": SECRET, "feedback": SECRET},
+    {**TOKENS, "predict": SECRET, "predict_file": "predict.token"},
+    {**TOKENS, "predict": "sha256:hunter2"},
+    {**TOKENS, "predict": SECRET * 40},
+    SECRET,
+    [SECRET],
+]
+
+
+@pytest.mark.parametrize("tokens", WRONG)
+def test_a_refusal_names_the_field_and_no_token(
+    tmp_path: Path, tokens: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    token_files(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        settings_of(tmp_path, tokens)
+    error = caught.value
+    assert error.field.startswith("tokens")
+    assert error.remedy
+    shown = f"{error} {error!r} {error.__cause__!r} {caplog.text}"
+    assert "hunter2" not in re.sub(r"unknown setting.*", "", shown)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "hunter2\n", f"{SECRET}\nhunter2\n"])
+def test_a_file_that_holds_no_tokens(tmp_path: Path, text: str) -> None:
+    tokens = token_files(tmp_path)
+    (tmp_path / "predict.token").write_text(text)
+    with pytest.raises(ConfigError, match="predict_file") as caught:
+        settings_of(tmp_path, tokens)
+    assert "hunter2" not in str(caught.value)
+    (tmp_path / "predict.token").unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        settings_of(tmp_path, tokens)
+
+
+def test_a_line_that_is_no_yaml_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "online.yaml"
+    path.write_text(f"tokens:\n  admin: [{SECRET}\nhost: x\n")
+    with pytest.raises(ConfigError, match="line 3") as caught:
+        load(path, {}, {})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_no_output_shows_a_token_or_its_digest(tmp_path: Path, files: bool) -> None:
+    settings = settings_of(tmp_path, token_files(tmp_path) if files else dict(TOKENS))
+    said = f"{settings} {settings!r} {settings.tokens!r} {settings.model_dump()}"
+    said += settings.model_dump_json() + str(settings.model_dump(mode="json"))
+    path = str(tmp_path / "online.yaml")
+    for arguments in (["show", path], ["show", path, "--json"], ["check", path]):
+        shown = CliRunner().invoke(command_line, ["config", *arguments])
+        assert shown.exit_code == 0
+        said += shown.output
+    assert "***" in said
+    for token in TOKENS.values():
+        assert token not in said
+        assert digest(token).removeprefix("sha256:") not in said
+    travels = settings.model_dump(mode="json", context=WITH_SECRETS)
+    assert not any(token in str(travels) for token in TOKENS.values()), "digests do"
+    again = Settings.model_validate(travels).tokens
+    guard = Access({role: again.of(role) for role in ROLES})
+    assert [held(guard, f"Bearer {token}") for token in TOKENS.values()] == [{r} for r in ROLES]
+
+
+def test_what_our_own_commands_send(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, TOKENS)
+    assert own_token(settings, {}) == TOKENS["admin"]
+    assert own_token(settings, {"ONLINE_TOKEN": STRANGE}) == STRANGE
+    assert own_token(None, {}) is None
+    hashed = settings_of(tmp_path, {role: digest(token) for role, token in TOKENS.items()})
+    assert own_token(hashed, {}) is None
+    for wrong in ("hunter2", digest(SECRET)):
+        with pytest.raises(ConfigError, match="ONLINE_TOKEN") as caught:
+            own_token(settings, {"ONLINE_TOKEN": wrong})
+        assert wrong not in str(caught.value)
+
+
+def test_play_needs_a_token_that_it_can_send(tmp_path: Path) -> None:
+    settings_of(tmp_path, {role: digest(token) for role, token in TOKENS.items()})
+    path = str(tmp_path / "online.yaml")
+    result = CliRunner().invoke(command_line, ["serve", path, "--play", "phishing"])
+    assert isinstance(result.exception, ConfigError)
+    assert "ONLINE_TOKEN" in result.exception.remedy
