@@ -11,7 +11,7 @@ from typing import Any
 
 from online.config import Limits, ModelSettings
 from online.errors import invalid
-from replay.example import Features, Label
+from replay.example import Features, Label, label_text
 
 _INTEGER_MAX = 2**53  # beyond it a JSON number is not the integer that was written
 _NUMBER_MAX = 1e100  # squares, and sums of squares over all rows, stay finite
@@ -127,7 +127,7 @@ class Door:
     def text(self, label: Label) -> str:
         """Key of a label in ``probabilities``: its JSON text, text labels without the quotes."""
         shown = self.show(label)
-        return shown if isinstance(shown, str) else json.dumps(shown)
+        return shown if isinstance(shown, str) else label_text(shown)
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,8 @@
-"""Learning follows the journal: committed rows in the order of their offsets, one a turn."""
+"""Learning follows the journal: committed rows in the order of their offsets.
+
+A turn of the loop learns one row, or as many as take no longer than ``_TURN_S`` together: the
+others on the loop wait no longer than that, or than one row takes.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from replay.journal.base import Journal, Row, Verdict
 
 log = logging.getLogger("online.replica")
 
+_TURN_S = 0.0002
 _READ_ROWS = 256  # rows of one page when the journal is learned again
 _UNREAD_S = 0.2  # between two attempts to read rows
 _UNWRITTEN_S = 0.2  # between two attempts to write down a failed row
@@ -52,6 +57,8 @@ class Follower:
 
     async def run(self) -> None:
         """Learn whatever is committed, for ever."""
+        now = asyncio.get_running_loop().time
+        turn_s = now()
         while True:
             try:
                 rows = await self._rows()
@@ -62,18 +69,18 @@ class Follower:
             if not rows:
                 await self.wake.wait()
                 self.wake.clear()
+                turn_s = now()
                 continue
             for row in rows:
                 if not await self._learn(row):
                     break
-                await asyncio.sleep(0)
+                if now() - turn_s >= _TURN_S:
+                    await asyncio.sleep(0)
+                    turn_s = now()
 
     async def stop(self) -> None:
         """After :meth:`run` was cancelled: this process has not died at the row at hand."""
         await self._claims.end()
-
-    def _wanted(self, row: Row) -> bool:
-        return (row.partition, row.offset) in self._learner.wanted()
 
     async def _rows(self) -> Sequence[Row]:
         """The next rows to learn: from memory if they are there, else from the journal."""
@@ -83,8 +90,11 @@ class Follower:
             if partition == self._writer.partition:
                 while committed and committed[0].offset < offset:
                     committed.popleft()
-                if committed and committed[0].offset == offset:
-                    return [committed.popleft()]
+                run = []
+                while committed and committed[0].offset == offset + len(run):
+                    run.append(committed.popleft())
+                if run:
+                    return run
                 # not those whose answer is still to come: nobody waits for them yet
                 n = min(n, self._writer.known - offset + 1)
                 if n < 1:
@@ -97,7 +107,7 @@ class Follower:
     async def _learn(self, row: Row) -> bool:
         """Learn one row; False if a merge has moved the pointer meanwhile."""
         given_up = await self._given_up(row)
-        if not self._wanted(row):
+        if not self._learner.wants(row):
             await self._claims.end()
             return False
         before = self._stamp()

@@ -16,7 +16,6 @@ Protocol: "Exactly once, in detail" in the project's design.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ from paramserver import blocks as algebra
 from paramserver.rewrites import Undone
 from paramserver.wire import Push, SyncReply, Version
 from replay import codec
-from replay.example import Example, Features
+from replay.example import Example, Features, label_of, label_text
 from replay.journal.base import Row, Verdict
 
 _LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
@@ -121,12 +120,12 @@ class Learner:
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
         if prediction.probabilities is not None:
-            return {json.dumps(k): v for k, v in prediction.probabilities.items()}
+            return {label_text(k): v for k, v in prediction.probabilities.items()}
         if prediction.label is None:
             return None
         if self._task == "regression":
             return {"": float(prediction.label)}
-        return {json.dumps(prediction.label): 1.0}
+        return {label_text(prediction.label): 1.0}
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -166,14 +165,22 @@ class Learner:
             ready = [(p, t) for p, t in ready if not self._caught_up(p)]
         return [(p, t.next) for p, t in ready if t.end is None or t.next <= t.end]
 
+    def wants(self, row: Row) -> bool:
+        """Whether the row is one of :meth:`wanted`."""
+        track = self.tracks.get(row.partition)
+        if track is None or track.held or track.next != row.offset:
+            return False
+        if not self.ready or self.want_all or (self._targets and self._caught_up(row.partition)):
+            return False
+        return track.end is None or row.offset <= track.end
+
     def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
         """Learn the next row of its partition, one of :meth:`wanted`.
 
         A row that the model raises on leaves it as it was before, and is reported; the pointer
         goes on.  With ``give_up``, the reason why, the model is not asked; undone is passed over.
         """
-        place, wanted = (row.partition, row.offset), self.wanted()
-        assert place in wanted, f"row {place} is none of {wanted}"
+        assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
         opened = self._open
         if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
             self._cut()
@@ -199,7 +206,7 @@ class Learner:
 
     def _learn(self, row: Row, example: Example) -> None:
         self._training.learn(example.features, example.label, example.weight * row.factor)
-        label = None if self._task == "regression" else json.dumps(example.label)
+        label = None if self._task == "regression" else label_text(example.label)
         counted = _increments(self._task, example, self.tally.counters)
         self.tally.add(row.key, counted, label, row.at)
 
@@ -364,7 +371,7 @@ def _increments(task: Task, example: Example, counters: Mapping[str, float]) -> 
     if score and task == "regression":
         predicted = score.get("")
     elif score:
-        predicted = json.loads(max(score, key=score.__getitem__))
+        predicted = label_of(max(score, key=score.__getitem__))
     return increments(
         task,
         label=example.label,

@@ -30,7 +30,7 @@ class Standard:
     def __init__(self, scaler: Any, name: str) -> None:
         self._scaler = scaler
         self._name = name
-        self._open = preprocessing.StandardScaler()
+        self._open: dict[str, list[float]] = {}  # n, mean, M2
         self.built = {name: _moments(scaler)}
 
     def transform(self, x: dict[str, Any]) -> dict[str, Any]:
@@ -53,23 +53,32 @@ class Standard:
 
     def learn(self, x: dict[str, Any]) -> dict[str, Any]:
         self._scaler.learn_one(x)
-        self._open.learn_one(x)
+        moments = self._open
+        for name, value in x.items():  # Welford (1962)
+            if (mine := moments.get(name)) is None:
+                moments[name] = [1, float(value), 0.0]
+                continue
+            n = mine[0] = mine[0] + 1
+            off = value - mine[1]
+            mean = mine[1] = mine[1] + off / n
+            mine[2] += off * (value - mean)
         out: dict[str, Any] = self._scaler.transform_one(x)
         return out
 
     def cut(self) -> Blocks:
-        delta = _moments(self._open)
-        self._open = preprocessing.StandardScaler()
+        delta, self._open = self._mine(), {}
         return {self._name: Block(MOMENTS, delta)} if delta else {}
+
+    def _mine(self) -> dict[str, tuple[float, float, float]]:
+        return {name: (int(n), mean, m2) for name, (n, mean, m2) in self._open.items()}
 
     def rebase(self, values: Blocks) -> None:
         if (block := values.get(self._name)) is None:
             return
-        mine = _moments(self._open)
-        self._set(_on_top(MOMENTS, block.data, self.built[self._name], mine))
+        self._set(_on_top(MOMENTS, block.data, self.built[self._name], self._mine()))
 
     def reset(self, values: Blocks) -> None:
-        self._open = preprocessing.StandardScaler()
+        self._open = {}
         for held in (self._scaler.counts, self._scaler.means, self._scaler.vars):
             held.clear()
         self._set(self.built[self._name])

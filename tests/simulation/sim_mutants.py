@@ -218,11 +218,11 @@ MUTANTS: dict[str, Mutant] = {
             ),
             (
                 _FOLLOWER,
-                "                if committed and committed[0].offset == offset:\n"
-                "                    return [committed.popleft()]\n",
-                "                if committed:\n"
+                "                if run:\n                    return run\n",
+                "                if committed and not run:\n"
                 "                    self._learner.tracks[partition].next = committed[0].offset\n"
-                "                    return [committed.popleft()]\n",
+                "                    run.append(committed.popleft())\n"
+                "                if run:\n                    return run\n",
             ),
         )
     ),
