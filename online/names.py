@@ -65,7 +65,10 @@ def open_journal(settings: Settings) -> Journal:
     try:
         return journal_opener(settings)()
     except JournalNotDurable as error:
-        remedy = "These settings are journal_durability and journal_accept_loss; see their help"
+        remedy = (
+            "journal_durability: assumed believes a server whose settings can't be read, "
+            "journal_accept_loss: true takes one that fails over; nothing else is let pass"
+        )
         raise StartRefused(str(error), remedy) from None
     except ReplayError as error:
         where = hidden(settings.journal)

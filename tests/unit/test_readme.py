@@ -14,9 +14,9 @@ import pytest
 import typer
 import yaml
 
-from online import cli, config, serving
+from online import cli, config, serving, tensors
 from online.features import Door
-from online.messages import FeedbackRequest, Prediction, PredictRequest, Receipt
+from online.messages import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.load import load
 
 ROOT: Final = Path(__file__).parents[2]
@@ -194,31 +194,49 @@ def requests(text: str) -> list[tuple[str, str, Any]]:
     """``(url, action, body)`` of every curl with a body, as the shell would send it."""
     found = []
     for block in fenced(text, "sh"):
-        line = block.replace("\\\n", " ").replace("$ID", "token")
-        line = line.replace("ID=$(", "").split("|")[0]
-        if line.startswith("curl") and " -d " in line:
-            words = shlex.split(line)
-            url = next(w for w in words if w.startswith("http"))
-            found.append((url, url.rsplit("/", 1)[1], words[words.index("-d") + 1]))
+        for part in re.split(r"^(?=(?:ID=\$\()?curl)", block.replace("\\\n", " "), flags=re.M):
+            line = part.replace("$ID", "token").replace("ID=$(", "").split("|")[0]
+            if line.startswith("curl") and " -d " in line:
+                words = shlex.split(line)
+                url = next(w for w in words if w.startswith("http"))
+                found.append((url, url.rsplit("/", 1)[1], words[words.index("-d") + 1]))
     return found
 
 
 _BODIES: Final = {"predict": PredictRequest, "feedback": FeedbackRequest}
+_VERSIONS: Final = {"predict": "v1", "feedback": "v1", "infer": "v2"}
 
 
 def test_first_requests_fit_what_make_serve_serves() -> None:
     found = requests(README)
-    assert [action for _, action, _ in found] == ["predict", "feedback", "feedback"]
+    assert [action for _, action, _ in found] == [
+        "predict", "feedback", "feedback", "predict", "feedback", "predict", "feedback", "infer",
+    ]  # fmt: skip
     settings = config.load(None, {}, {})
     door = Door(settings.models[0], settings.limits, numeric_only=True)
     for url, action, body in found:
         model = settings.models[0].name
-        assert url == f"http://{settings.host}:{settings.port}/v1/models/{model}/{action}"
+        at = f"http://{settings.host}:{settings.port}/{_VERSIONS[action]}/models/{model}/{action}"
+        assert url == at
+        if action == "infer":
+            assert tensors.rows(tensors.parse(body.encode(), None).inputs)
+            continue
         request: Any = msgspec.json.decode(body, type=_BODIES[action])
-        if request.features is not None:
-            door.features(request.features, "features")
-        if action == "feedback":
-            door.label(request.label, "label")
+        for one in getattr(request, "events", None) or [request]:
+            if one.features is not None:
+                door.features(one.features, "features")
+            if action == "feedback":
+                door.label(one.label, "label")
+        for features in getattr(request, "instances", None) or ():
+            door.features(features, "instances")
+
+
+def test_uploaded_lines_are_events() -> None:
+    (block,) = [b for b in fenced(README, "sh") if "events.ndjson" in b]
+    lines = [word for word in shlex.split(block.replace("\\\n", " ")) if word.startswith("{")]
+    assert len(lines) == 2
+    for line in lines:
+        assert msgspec.json.decode(line, type=Event).features
 
 
 def test_wrong_requests_are_found() -> None:
