@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from online import __version__, openinference, telemetry
+from online import __version__, openapi, openinference, telemetry
 from online.access import FEEDBACK, PREDICT, Access, RequestIds, needed
 from online.bodies import (
     JSON,
@@ -33,15 +32,6 @@ from online.bodies import (
 from online.config import Limits
 from online.errors import RequestError, failed, invalid
 from online.ingress import V1, V2
-from online.messages import (
-    ErrorAnswer,
-    FeedbackRequest,
-    Prediction,
-    Predictions,
-    PredictRequest,
-    Receipt,
-    Receipts,
-)
 from online.operations import operations
 from online.serving import Serving
 from online.status import Cluster
@@ -242,11 +232,15 @@ def build_rest(
     async def readyz() -> dict[str, Any]:
         return {"ready": True, "models": sorted(servings)}
 
-    @app.get("/metrics", tags=["health"], summary="Prometheus, for all replicas")
+    text = PlainTextResponse
+
+    @app.get(
+        "/metrics", tags=["health"], summary="Prometheus, for all replicas", response_class=text
+    )
     async def metrics() -> Response:
         statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
-        text = telemetry.exposition(statuses)
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        shown = telemetry.exposition(statuses)
+        return PlainTextResponse(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["models"], summary="What is served")
     async def models() -> dict[str, Any]:
@@ -259,7 +253,7 @@ def build_rest(
 
     app.include_router(operations(known, cluster))
     openinference.add_routes(app, servings)
-    _document(app)
+    openapi.document(app, guarded=guarded)
     return app
 
 
@@ -296,66 +290,3 @@ def _answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
         return JSONResponse(error_body(invalid(str(first["loc"][-1]), got, "See /docs")), 422)
-
-
-def _document(app: FastAPI) -> None:
-    """Put predict and feedback, which FastAPI does not route, into the OpenAPI document."""
-    structs = [
-        PredictRequest,
-        Prediction,
-        Predictions,
-        FeedbackRequest,
-        Receipt,
-        Receipts,
-        ErrorAnswer,
-    ]
-    (schemas, components) = msgspec.json.schema_components(
-        structs, ref_template="#/components/schemas/{name}"
-    )
-    predict, one, many, feedback, receipt, receipts, error = schemas
-    errors = {
-        str(status): _content("Refused: code, field, value and remedy", error)
-        for status in (400, 404, 413, 415, 422, 429, 503)
-    }
-    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    statuses = {
-        "200": _content("Durable and learned (or a repeat of it)", {"anyOf": [receipt, receipts]}),
-        "202": _content("Kept, not learned: frozen, or a label before its prediction", receipt),
-        "409": _content("Another label was recorded first", receipt),
-        "410": _content("Older than its id is known for", receipt),
-        **errors,
-        "422": _content("An invalid value, or the model could not learn the row", receipt),
-    }
-    answers = {"200": _content("The answer", {"anyOf": [one, many]}), **errors}
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = plain()
-            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-            document["paths"]["/v1/models/{model}/predict"] = {
-                "post": _operation("Predict one row or many", name, predict, answers)
-            }
-            document["paths"]["/v1/models/{model}/feedback"] = {
-                "post": _operation("Send the true label: it is learned", name, feedback, statuses)
-            }
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-def _operation(
-    summary: str, name: dict[str, Any], body: dict[str, Any], responses: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "tags": ["serving"],
-        "summary": summary,
-        "parameters": [name],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": responses,
-    }

@@ -379,7 +379,7 @@ def _as_text(plain: Any) -> Any:
 
 def _document(app: FastAPI, tags: list[str]) -> None:
     """Put the actions, which FastAPI does not route, into the OpenAPI document."""
-    (asked, answer, error), components = msgspec.json.schema_components(
+    (asked, answer, _), components = msgspec.json.schema_components(
         [InferRequest, InferAnswer, InferError], ref_template="#/components/schemas/{name}"
     )
     plain = app.openapi
@@ -389,7 +389,6 @@ def _document(app: FastAPI, tags: list[str]) -> None:
 
     def operation(path: str, summary: str) -> dict[str, Any]:
         names = re.findall(r"{(\w+)}", path)
-        statuses = (400, 404, 413, 415, 422, 429, 503)
         return {
             "tags": tags,
             "summary": summary,
@@ -399,8 +398,7 @@ def _document(app: FastAPI, tags: list[str]) -> None:
             ],
             "requestBody": {"required": True, **content("Tensors", asked)},
             "responses": {
-                "200": content("Tensors; of feedback, `status` says it for each event", answer),
-                **{str(status): content("Refused, and the remedy", error) for status in statuses},
+                "200": content("Tensors; of feedback, `status` says it for each event", answer)
             },
         }
 

@@ -192,9 +192,10 @@ class Cluster:
             hint = "Nothing was changed; ask again"
             raise RequestError(503, "server_unavailable", str(error), None, hint, 1) from None
         except ParamServerError as error:
-            status = 422 if error.definite else 503
-            code = "refused" if error.definite else "server_unavailable"
-            raise RequestError(status, code, str(error), None, "See `online status`") from None
+            hint = "See `online status`"
+            if error.definite:
+                raise RequestError(422, "refused", str(error), None, hint) from None
+            raise RequestError(503, "server_unavailable", str(error), None, hint) from None
 
     # -- events ------------------------------------------------------------------------------
 

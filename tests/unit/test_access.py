@@ -182,6 +182,28 @@ def test_every_path_of_the_document_is_in_the_table(tmp_path: Path) -> None:
     scene(tmp_path, guarded(), play)
 
 
+@pytest.mark.parametrize("guard", [None, guarded()])
+def test_the_document_says_who_may_ask_and_what_is_refused(
+    tmp_path: Path, guard: Access | None
+) -> None:
+    async def play(client: httpx.AsyncClient) -> None:
+        document = (await client.get("/openapi.json")).json()
+        assert ("securitySchemes" in document["components"]) == (guard is not None)
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                closed = guard is not None and ALLOWED[method.upper(), path] != EVERYBODY
+                place, answers = (method, path), operation["responses"]
+                assert ("security" in operation) == closed, place
+                assert ("401" in answers) == ("403" in answers) == closed, place
+                assert ("408" in answers) == ("413" in answers) == (method != "get"), place
+                for status, answer in answers.items():
+                    name = "InferError" if path.startswith("/v2") else "ErrorAnswer"
+                    if not status.startswith("2") and "Receipt" not in str(answer):
+                        assert name in str(answer["content"]["application/json"]), (place, status)
+
+    scene(tmp_path, guard, play)
+
+
 def test_without_tokens_everybody_may_do_everything(tmp_path: Path) -> None:
     async def play(client: httpx.AsyncClient) -> None:
         for method, template in ALLOWED:
