@@ -71,7 +71,8 @@ class Learning:
             os.nice(_NICENESS)
         settings = Settings.model_validate(data)
         model = next(model for model in settings.models if model.name == name)
-        loaded = load_model(model, settings, Keys.from_file(settings.key_path).secret)
+        keys = Keys.from_file(settings.key_path)
+        loaded = load_model(model, settings, keys.secret, keys.old_secrets)
         self._replica, _ = model_replica(
             model, settings, loaded, journal_opener(settings)(), processes.replica_name()
         )

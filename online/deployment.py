@@ -59,7 +59,7 @@ class Replica:
         open_one = journal_opener(self._settings)  # one a model: models do not wait for each other
         for model in self._settings.models:
             name = model.name
-            loaded = load_model(model, self._settings, keys.secret)
+            loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
             origin.check_spec(name, loaded.spec_hash)
             journals[name] = open_one()
             learns = model.learn == "inline"

@@ -41,10 +41,12 @@ class Models:
 
     def load(self) -> dict[str, Loaded]:
         """Every model, untrained.  StartRefused if so many replicas can't serve one."""
-        secret = Keys.from_file(self._settings.key_path).secret
+        keys = Keys.from_file(self._settings.key_path)
         out = {}
         for model in self._settings.models:
-            loaded = out[model.name] = load_model(model, self._settings, secret)
+            loaded = out[model.name] = load_model(
+                model, self._settings, keys.secret, keys.old_secrets
+            )
             if self._settings.replicas > 1 and not loaded.model.mergeable:
                 raise StartRefused(
                     f"model {model.name}: {loaded.model.why_not_mergeable}, so copies of it "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,13 @@ def run_path(settings: Settings) -> Path:
     return settings.state_dir / "run.json"
 
 
-def load_model(model: ModelSettings, settings: Settings, secret: bytes) -> Loaded:
-    """The model that the settings describe, untrained.  ``secret`` seals pickled state."""
+def load_model(
+    model: ModelSettings, settings: Settings, secret: bytes, old_secrets: Sequence[bytes] = ()
+) -> Loaded:
+    """The model that the settings describe, untrained.
+
+    ``secret`` seals pickled state, ``old_secrets`` open what was sealed before it.
+    """
     return load(
         model.learner,
         model.params,
@@ -100,6 +105,7 @@ def load_model(model: ModelSettings, settings: Settings, secret: bytes) -> Loade
         classes=None if model.classes is None else {k: v for k, v in model.classes.items()},
         key=secret,
         base_dir=settings.base_dir,
+        old_keys=old_secrets,
     )
 
 

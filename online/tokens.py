@@ -61,7 +61,7 @@ class Keys:
     """
 
     def __init__(self, keys: list[bytes]) -> None:
-        self.secret = keys[0]
+        self.secret, self.old_secrets = keys[0], tuple(keys[1:])
         self._sealer_id = _key_id(keys[0])
         self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
         self._sealer = self._ciphers[self._sealer_id]

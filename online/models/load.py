@@ -15,8 +15,9 @@ import inspect
 import json
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def load(
     classes: Mapping[str, object] | None,
     key: bytes,
     base_dir: Path,
+    old_keys: Sequence[bytes] = (),
 ) -> Loaded:
     """The model that ``learner`` names.
 
@@ -109,8 +111,8 @@ def load(
         ``predict`` or ``predict_one`` (and ``learn_one``), or a :class:`~online.models.base.Model`.
     classes
         What the two labels of a binary task are called; part of the spec.
-    key
-        Seals pickled state.
+    key, old_keys
+        Seals pickled state; open what was sealed before the key was changed.
 
     Raises
     ------
@@ -120,7 +122,7 @@ def load(
     factory, origin = _find(learner, base_dir)
 
     def build() -> Model:
-        return _wrap(learner, _make(learner, factory, params), task, key)
+        return _wrap(learner, _make(learner, factory, params), task, key, old_keys)
 
     model = build()
     spec = {
@@ -240,20 +242,21 @@ def _raised(what: str, error: Exception) -> str:
 # -- from the object to the model ------------------------------------------------------------
 
 
-def _wrap(learner: str, made: Any, task: Task, key: bytes) -> Model:
+def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[bytes]) -> Model:
     if isinstance(made, type) or made is None:
         got = "None" if made is None else f"the class {made.__name__}"
         raise LearnerUnusable(learner, f"its factory returned {got}", "Return an object")
     if all(hasattr(made, verb) for verb in ("predict", "learn", "cut", "rebase", "reset")):
         model: Model = made
         return model
+    opaque = partial(Opaque, made, task=task, key=key, old_keys=old_keys)
     if not isinstance(made, base.Base):
-        return Opaque(made, task=task, key=key, why_not_mergeable="it is a class of your own")
+        return opaque(why_not_mergeable="it is a class of your own")
     _check_task(learner, made, task)
     why = why_not_mergeable(made)
     if why is None:
         return Linear(made)
-    return Opaque(made, task=task, key=key, why_not_mergeable=why)
+    return opaque(why_not_mergeable=why)
 
 
 def _check_task(learner: str, estimator: Any, task: Task) -> None:

@@ -51,6 +51,8 @@ class Opaque:
         Seals the state.
     why_not_mergeable
         Why the estimator isn't merged, for the message that refuses a second replica.
+    old_keys
+        Open states that were sealed before the key was changed.
 
     Raises
     ------
@@ -58,14 +60,22 @@ class Opaque:
         It can't be asked, or it learns and can't be pickled.
     """
 
-    def __init__(self, estimator: Any, *, task: Task, key: bytes, why_not_mergeable: str) -> None:
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        task: Task,
+        key: bytes,
+        why_not_mergeable: str,
+        old_keys: Sequence[bytes] = (),
+    ) -> None:
         self.estimator = estimator
         self.structure = describe(estimator)
         self.learns = hasattr(estimator, "learn_one")
         self.mergeable = not self.learns  # what never changes is the same in every replica
         self.why_not_mergeable = why_not_mergeable if self.learns else None
         self._task = task
-        self._key = key
+        self._keys = (key, *old_keys)
         final = steps(estimator)[-1]
         self._asks_proba = task != "regression" and _has_proba(final)
         self._asks_label = not self._asks_proba or not _label_is_argmax(final)
@@ -202,16 +212,16 @@ class Opaque:
         )
         self._changed = False
 
-    def _mac(self, data: bytes) -> bytes:
+    def _mac(self, data: bytes, key: bytes) -> bytes:
         structure = hashlib.sha256(self.structure.encode()).digest()
-        return hmac.digest(self._key, _CONTEXT + structure + data, "sha256")
+        return hmac.digest(key, _CONTEXT + structure + data, "sha256")
 
     def _seal(self, data: bytes) -> bytes:
-        return self._mac(data) + data
+        return self._mac(data, self._keys[0]) + data
 
     def _load(self, sealed: bytes) -> None:
         mac, data = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(data)):
+        if not any(hmac.compare_digest(mac, self._mac(data, key)) for key in self._keys):
             raise BlobUntrusted("its seal is not by this service's key for this model", len(sealed))
         self._unpickle(data)
         self._sealed = sealed

@@ -148,6 +148,24 @@ def test_pickles_of_a_files_classes_are_read_by_another_directory(
     assert loaded.model.predict({}).label == 4.0
 
 
+def test_a_state_from_before_the_key_was_changed_is_opened(directory: Path) -> None:
+    model = _load(directory, "model.py:alma").model
+    for i in range(30):
+        model.learn({"a": float(i % 3)}, i % 3 == 0, 1.0)
+    state = model.cut()
+    after = load(
+        "model.py:alma", {}, task="binary", classes=None, key=b"n" * 32, base_dir=directory,
+        old_keys=(KEY,),
+    )  # fmt: skip
+    assert after.spec_hash == _load(directory, "model.py:alma").spec_hash
+    after.model.reset(state)
+    assert after.model.predict({"a": 0.0}) == model.predict({"a": 0.0})
+    after.model.learn({"a": 1.0}, True, 1.0)
+    again = after.model.cut()
+    with pytest.raises(BlobUntrusted):  # it is sealed with the new one
+        model.reset(again)
+
+
 def test_a_state_with_another_seal_is_not_unpickled(directory: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
