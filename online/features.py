@@ -127,7 +127,7 @@ class Door:
     def text(self, label: Label) -> str:
         """Key of a label in ``probabilities``: its JSON text, text labels without the quotes."""
         shown = self.show(label)
-        return shown if isinstance(shown, str) else label_text(shown)
+        return shown if isinstance(shown, str) else label_text(label if shown is None else shown)
 
 
 def _kind(value: Any) -> str:

@@ -90,7 +90,7 @@ class Follower:
             if partition == self._writer.partition:
                 while committed and committed[0].offset < offset:
                     committed.popleft()
-                run = []
+                run: list[Row] = []
                 while committed and committed[0].offset == offset + len(run):
                     run.append(committed.popleft())
                 if run:

@@ -212,6 +212,23 @@ def http(
     raise typer.Exit(0 if quick or table.good else 1)
 
 
+@app.command()
+def push(
+    rounds: Annotated[int, typer.Option(help="of 100 events on each model", min=1)] = 9,
+    large: Annotated[int, typer.Option(help="weights of the large model", min=2_000)] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """One event on a model of a million weights, beside one on a thousand.
+
+    Example: online bench push --rounds 9
+    """
+    from online.bench import push as bench
+
+    found = bench.run(large=large, rounds=rounds, progress=lambda x: print(x, file=sys.stderr))
+    _show("one event", found.costs, as_json=as_json)
+    raise typer.Exit(0 if found.good else 1)
+
+
 app.command()(load)
 
 
@@ -237,11 +254,11 @@ def everything() -> None:
 
     Example: online bench all
     """
-    freshness(rate=200.0, seconds=30.0)
+    freshness(rate=500.0, seconds=30.0)
     fidelity(rows=None)
     replicas(rows=None)
     journal()
-    found = [_passes(command) for command in (http, durability, contention, recovery)]
+    found = [_passes(command) for command in (http, push, durability, contention, recovery)]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)
 

@@ -7,6 +7,7 @@ made of two figures of one round.
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import psutil
 
 from online.bench.bodies import Bodies
 from online.bench.load import Lane, Operation, Report, measure
-from online.bench.service import Running, service
+from online.bench.service import Running, service, settle, status
 from online.errors import StartRefused
 from online.http import Connection
 from online.processes import free_port
@@ -35,6 +36,7 @@ _CONNECTIONS = 16
 _MANY = 1000  # rows of one body
 _MANY_CONNECTIONS = 4
 _WARM_S = 0.5
+_FOREST_LEARNS = 200.0  # events/s: about half of what it learns in a second beside predictions
 _PREDICT, _FEEDBACK = "/v1/models/m/predict", "/v1/models/m/feedback"
 
 Progress = Callable[[str], None]
@@ -122,6 +124,8 @@ _TABLE: Final = (
     _Asked("predict p99 beside feedback", _MS, "peer: predict p99 beside learning"),
     _Asked("feedback p50 at half", _MS),
     _Asked("feedback p99 at half", _MS),
+    _Asked("forest: predict p99", _MS),
+    _Asked("forest: predict p99 while it learns", _MS, "forest: predict p99", most=1.5),
     _Asked("start, 1 replica", "s"),
     _Asked("start, 2 replicas", "s"),
     _Asked("memory, 1 replica", "MB"),
@@ -181,6 +185,7 @@ def run(
                 else:
                     _two_replicas(rounds, own, beside, runs)
                 rounds.note(f"memory, {name}", memory_mb(running))
+    _forest(rounds, runs)
     void = statistics.median(rounds.found["peer alone: predict"]) < PEER_MIN
     lines = [_line(asked, rounds.found, judge=judge and not void) for asked in _TABLE]
     return Table(lines, void, rounds.warnings)
@@ -224,7 +229,7 @@ class _Rounds:
         seconds = min(self.seconds, _WARM_S) if warm else self.seconds
         report = measure("127.0.0.1", [port], lanes, seconds=seconds)
         for load in report.operations:
-            odd = {k: n for k, n in load.outcomes.items() if k != "learned"}
+            odd = {k: n for k, n in load.outcomes.items() if k not in ("learned", "queued")}
             if load.errors or odd or not load.requests:
                 raise RuntimeError(
                     f"{name}, {load.what}: {load.errors} of {load.requests} requests failed: "
@@ -312,6 +317,29 @@ def _two_replicas(rounds: _Rounds, own: _Own, beside: _Peer, runs: int) -> None:
         rounds.closed("predict, 2 replicas", own.port, own.predict)
         rounds.closed("peer: learn, beside 2", beside.port, beside.learn)
         rounds.closed("feedback, 2 replicas", own.port, own.feedback)
+
+
+def _forest(rounds: _Rounds, runs: int) -> None:
+    """Ten adaptive trees, learned in the background: who predicts should not notice."""
+    model = {
+        "name": "m", "task": "binary", "learner": "online.bench.learners:arf",
+        "learn": "background",
+    }  # fmt: skip
+    with service({"replicas": 1, "models": [model]}) as running:
+        own = _Own(rounds, running)
+        with contextlib.closing(Connection(running.url)) as client:  # empty trees are too fast
+            before = status(running, "m")["learned"]
+            for i in range(2):
+                client.post(_FEEDBACK, json.loads(rounds.bodies.events(1000 + i, 1000)))
+        settle(running, "m", before + 2000)
+        rounds.closed("forest: predict", own.port, own.predict)
+        asks = rounds.median("forest: predict") / 2
+        for _ in range(runs):
+            alone = rounds.fixed("forest at half", own.port, [(own.predict, asks)])
+            rounds.note("forest: predict p99", alone.total.p99_ms)
+            lanes = [(own.predict, asks), (own.feedback, _FOREST_LEARNS)]
+            both = rounds.fixed("forest, both", own.port, lanes)
+            rounds.note("forest: predict p99 while it learns", both.operations[0].p99_ms)
 
 
 def _line(asked: _Asked, found: dict[str, list[float]], *, judge: bool) -> Line:

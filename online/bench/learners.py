@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from river import linear_model, optim, preprocessing
+from river import forest, linear_model, optim, preprocessing
 
 
 def alma() -> Any:
     """ALMA behind running standardisation: the best single river linear model on Elec2."""
     return preprocessing.StandardScaler() | linear_model.ALMAClassifier()
+
+
+def arf() -> Any:
+    """An adaptive random forest of ten trees: half a millisecond and more a row."""
+    return forest.ARFClassifier(n_models=10, seed=1)
 
 
 COUNT_LABEL = 1e9

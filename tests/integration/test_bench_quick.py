@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from online.bench import recovery
+from online.bench import push, recovery
 
 pytestmark = pytest.mark.ray
 
@@ -27,6 +27,16 @@ def test_contention() -> None:
     for row in rows:
         assert row["per_s"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["p999_ms"] <= row["max_ms"]
+
+
+def test_push() -> None:
+    """An event's push has the weights that it touched, however many the model has."""
+    found = push.run(large=20_000, rounds=1)
+    assert [cost.weights for cost in found.costs] == [1_000, 20_000]
+    assert all(cost.push_bytes < push.BYTES_MAX for cost in found.costs)
+    assert abs(found.costs[0].push_bytes - found.costs[1].push_bytes) < 50
+    assert found.costs[0].ratio == 1.0
+    assert found.costs[1].feedback_ms > 0
 
 
 def test_recovery() -> None:
