@@ -288,5 +288,10 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if isinstance(first.get("input"), bytes):  # nobody has read it
+            kind = request.headers.get("content-type", "")[:80]
+            hint = "Send it as Content-Type: application/json"
+            unread = RequestError(415, "media_type", f"content type {kind}", None, hint)
+            return JSONResponse(error_body(unread), unread.status)
         got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
         return JSONResponse(error_body(invalid(str(first["loc"][-1]), got, "See /docs")), 422)

@@ -7,9 +7,11 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from online import room, status, telemetry
+from online.app import build_rest
 from online.errors import RequestError
 from online.history import Decisions
 from online.status import Cluster
@@ -37,6 +39,7 @@ class World:
     """One replica with a journal of which only the room is asked."""
 
     def __init__(self, server: Server, size_max: int | None = 1000) -> None:
+        self.server = server
         self.now_s, self.usage = 0.0, Usage(100, size_max, 10, 0)
         self.broken = False
         tally = SimpleNamespace(digest=(10, 0), counters={})
@@ -163,6 +166,25 @@ def test_what_a_server_refuses(error: Exception, code: int, name: str) -> None:
         asyncio.run(World(Server(rollback=[error])).cluster.rollback("m", "x"))
     assert (raised.value.status, raised.value.code) == (code, name)
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_an_operators_body_is_json_and_says_so(kind: str) -> None:
+    """Not what any page of a browser may send without asking."""
+    world = World(Server(rollback=[{"control": 1}], status=[{"version": [1, 1], "replicas": {}}]))
+    rest = build_rest({"m": SimpleNamespace()}, world.cluster)  # type: ignore[dict-item]
+
+    async def post(kind: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app=rest)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            url, headers = "/v1/models/m/rollback", {"Content-Type": kind} if kind else {}
+            return await client.post(url, content=b'{"to":"1-1"}', headers=headers)
+
+    answer = asyncio.run(post(kind))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "media_type")
+    assert "application/json" in answer.json()["error"]["hint"]
+    assert not world.server.asked
+    assert asyncio.run(post("application/json")).json()["control"] == 1
 
 
 def test_nothing_is_learned_again_while_frozen() -> None:
