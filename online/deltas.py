@@ -190,6 +190,10 @@ class Pulled:
         if reply.kind == "all":
             self.blocks = incoming
             return {}
+        return self.put(incoming)
+
+    def put(self, incoming: Blocks) -> Touched:
+        """Take these values; returns what they are of."""
         touched: Touched = {}
         for name, block in incoming.items():
             mine = self.blocks.get(name)
@@ -208,6 +212,16 @@ class Pulled:
             own = delta.blocks if touched is None else algebra.select(delta.blocks, touched)
             algebra.merge(out, own, 1.0)
         return out
+
+
+def touched_by(deltas: Iterable[Delta]) -> Touched:
+    """What the deltas have changed."""
+    touched: Touched = {}
+    for delta in deltas:
+        for name, block in delta.blocks.items():
+            keys = set(block.data) if isinstance(block.data, dict) else None
+            algebra.add_touched(touched, {name: keys})
+    return touched
 
 
 def moved(before: Mapping[int, int], clock: Mapping[int, int], own: Collection[int]) -> bool:

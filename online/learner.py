@@ -16,10 +16,11 @@ Protocol: "Exactly once, in detail" in the project's design.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from evaluation.metrics import Task, increments, majority
+from online.arrival import Arrival
 from online.deltas import (
     Delta,
     Deltas,
@@ -31,14 +32,15 @@ from online.deltas import (
     moved,
     restart,
     stays,
+    touched_by,
 )
 from online.models.base import Model, Prediction
-from online.tally import Tally
+from online.tally import TALLIED, Tally
 from paramserver import blocks as algebra
 from paramserver.rewrites import Undone
 from paramserver.wire import Push, SyncReply, Version
 from replay import codec
-from replay.example import Example, Features, label_of, label_text
+from replay.example import Example, Features, Label, label_of, label_text
 from replay.journal.base import Row, Verdict
 
 _LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
@@ -92,6 +94,7 @@ class Learner:
         self.undone = Undone()  # as of ``control``; the shell sets it before it learns on
         self._open: Opened | None = None
         self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
+        self.arrival = Arrival(build if self.mergeable else None)
         self._targets: dict[int, int] = {}  # by partition: where relearning it ends
         self._served: dict[int, int] = {}  # until then: the clock of what answers
         self._pending_n = 0
@@ -264,8 +267,8 @@ class Learner:
         """
         if self._open and not self._stays():
             self._cut()
-        due = self._deltas.due(self.clock, self.tracks, frozen=self.frozen)
-        return [d.push(self._spec, self.version) for d in due[:limit]]
+        due = self._deltas.due(self.arrival.clock, self.tracks, frozen=self.frozen)
+        return [d.push(self._spec, self.arrival.met) for d in due[:limit]]
 
     def _stays(self) -> bool:
         return self.frozen and self._open is not None and stays(self._open, self.tracks)
@@ -273,46 +276,85 @@ class Learner:
     @property
     def since(self) -> Version | None:
         """Version to ask changes from; None asks for everything."""
+        if (coming := self.arrival.values) is not None:
+            return coming.since
         return None if self.want_all else self.version
 
+    @property
+    def catching_up(self) -> bool:
+        """Whether values are missing, or on their way."""
+        return self.want_all or self.arrival.values is not None
+
     # -- merging -----------------------------------------------------------------------------
+
+    def take_part(self, reply: SyncReply) -> Iterator[None]:
+        """Take a part of the values, a piece a step; the copy at hand goes on meanwhile.
+
+        Its server is pushed to from now on, if what deltas do adds to whatever its values are.
+        """
+        if self._is_old(reply):
+            return
+        if self.mergeable and reply.rewrite == self.rewrite:
+            self.arrival.note(reply, _clock(reply))
+            self._note_decided(reply)
+        else:
+            self.want_all = True
+        yield from self.arrival.take(reply)
+
+    def _is_old(self, reply: SyncReply) -> bool:
+        """Whether a newer version is here, or a newer server is known."""
+        if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):
+            return True
+        self.arrival.epoch = reply.epoch
+        return False
+
+    def _note_decided(self, reply: SyncReply) -> None:
+        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
+            self.control, self.frozen = reply.control, reply.frozen
 
     def on_reply(self, reply: SyncReply) -> bool:
         """Take the server's state; returns whether anything changed.
 
         Replies of an older epoch (a server that lost its place) or version are ignored.
         """
-        if (reply.epoch, reply.count) < self.version:
+        if self._is_old(reply):
             return False
-        if reply.kind != "all" and (self.want_all or reply.epoch != self.version[0]):
+        coming = self.arrival.complete(reply)
+        whole = reply.kind == "all" or coming is not None
+        if not whole and (self.want_all or reply.epoch != self.version[0]):
             self.want_all = True
             return False
-        clock = {**reply.clock, **dict.fromkeys(reply.closed, _CLOSED)}
+        if not whole and reply.since is not None and reply.since > self.version:
+            return False  # changes of values that are not here
+        clock = _clock(reply)
         if reply.rewrite != self.rewrite:
             self._forget(clock)
         explain = self._deltas.explain
         if reply.kind == "none" and not explain(self.clock, clock, self.tracks.keys()):
             self.want_all = True
             return False
-        changed = (reply.epoch, reply.count) != self.version or reply.kind == "all"
+        changed = (reply.epoch, reply.count) != self.version or whole
         served, opened = self._contained(), self._open
-        if opened and (reply.kind == "all" or clock.get(opened.partition, 0) >= opened.first):
+        if opened and (whole or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
         own = [d for d in self._deltas.pending(self.clock) if d.last <= clock.get(d.partition, 0)]
-        touched = self._pulled.take(reply, own)
+        if coming is None:
+            touched = self._pulled.take(reply, own)
+        else:
+            self._pulled = coming.pulled
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version, self.clock = (reply.epoch, reply.count), clock
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
-        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
-            self.control, self.frozen = reply.control, reply.frozen
+        self.arrival.note(reply, clock, taken=whole)
+        self._note_decided(reply)
         self.want_all = False
         finish(self.tracks, self.clock, self.durable, reply.closed)
         self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
         lost = self._broken()
-        if reply.kind == "all" and others and not self.mergeable:
+        if whole and others and not self.mergeable:
             lost = self.tracks.keys()  # states that were cut hold other rows than the values
-        if reply.kind == "all" or lost:
-            self._rebuild(lost, served)
+        if whole or lost:
+            self._rebuild(lost, served, None if coming is None else coming.model)
         else:
             fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
             self.tally.rebase(fresh)
@@ -342,10 +384,13 @@ class Learner:
             return self.tracks.keys()
         return [p for p in lost if p in self.tracks]
 
-    def _rebuild(self, lost: Collection[int], served: dict[int, int]) -> None:
+    def _rebuild(
+        self, lost: Collection[int], served: dict[int, int], copy: Model | None = None
+    ) -> None:
         """A new copy from values and kept deltas; rows of ``lost`` partitions are learned again.
 
         Until they are, the old copy, which has the rows of ``served``, goes on predicting.
+        ``copy``: a new one that has the values already.
         """
         if not self._targets:
             self._served = served
@@ -359,15 +404,26 @@ class Learner:
             restart = self.clock.get(partition, 0) + 1
             self.relearned += max(track.next - restart, 0)
             track.next = restart
-        self._training = self._build()
-        self._reset(self._training)
-        self._pending_n = sum(d.n for d in self._deltas.pending(self.clock))
+        pending = self._deltas.pending(self.clock)
+        if copy is None:
+            self._training = self._build()
+            self._reset(self._training)
+        else:
+            self._training = copy
+            copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))
+            self.tally.reset(self._pulled.with_deltas(pending, TALLIED))
+        self._pending_n = sum(d.n for d in pending)
         self._switch()
+
+
+def _clock(reply: SyncReply) -> dict[int, int]:
+    return {**reply.clock, **dict.fromkeys(reply.closed, _CLOSED)}
 
 
 def _increments(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:
     """What the row adds to the prequential counters."""
-    score, predicted = example.score, None
+    score = example.score
+    predicted: Label | None = None
     if score and task == "regression":
         predicted = score.get("")
     elif score:

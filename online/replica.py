@@ -309,12 +309,13 @@ class ModelReplica:
             format=FORMAT,
             replica=self.replica,
             partition=self.writer.partition,
-            pushes=pushes,
+            pushes=[] if learner.want_all else pushes,
             since=learner.since,
-            values=learner.mergeable or learner.want_all or not self._learns,
+            values=learner.mergeable or learner.catching_up or not self._learns,
             adopting=[p for p in learner.tracks if p != self.writer.partition],
             report=self.report(),
             control=self._control,
+            after=learner.arrival.after,
             adopts=self._learns,
         )
         sent_at = self._monotonic_s()
@@ -328,16 +329,20 @@ class ModelReplica:
             log.info("parameter server: %s", error)
             return None
         self._refused = None
-        if reply.rewrite != learner.rewrite:  # know what is undone before anything is learned
+        part = reply.kind == "part"
+        if reply.rewrite != learner.rewrite and not part:  # know what is undone before learning
             await self.writer.look()
             learner.undone = self.writer.decisions.undone
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock
-        changed = learner.on_reply(reply)
+        if part:
+            for _ in learner.take_part(reply):
+                await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
+        changed = part or learner.on_reply(reply)
         if learner.control != self._control:
             self._pace.now.set()
-        if learner.want_all:
+        if learner.catching_up:
             self._pace.now.set()
         else:
             self._fresh_at = sent_at - reply.confirmed_ms / 1e3

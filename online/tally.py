@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paramserver.blocks import Block, Blocks
+from paramserver.blocks import Block, Blocks, Touched
 from replay.example import Label, label_of
 
 DIGEST = "digest"
 METRICS = "metrics"
 NEWEST = "newest"
+TALLIED: Touched = {DIGEST: None, METRICS: None, NEWEST: None}
+"""The blocks, each as a whole."""
 _MASK = 2**64 - 1
 
 

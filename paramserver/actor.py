@@ -124,9 +124,12 @@ class ParameterServer(ServerProcess):
             raise uncertain from error
         seq = controls[-1].seq
         self._needed = rewrites.Needed(seq, name)
-        self._serve(
-            Server.restored(state, server.rule, epoch, history_max=self._settings.history_max)
-        )
+        settings = self._settings
+        restored = Server.restored(
+            state, server.rule, epoch,
+            history_max=settings.history_max, part_keys=settings.part_keys,
+        )  # fmt: skip
+        self._serve(restored)
         return {
             "snapshot": name,
             "version": [epoch, state.version[1]],

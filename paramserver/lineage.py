@@ -23,6 +23,7 @@ from paramserver.errors import (
     StartRefused,
     Superseded,
 )
+from paramserver.parts import PART_KEYS
 from paramserver.server import MergeRule, Server
 from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.state import SnapshotState
@@ -78,7 +79,11 @@ def begin_epoch(store: Store, lineage: Lineage) -> int:
 
 
 def recover(
-    store: Store, history: SnapshotHistory, lineage: Lineage, history_max: int
+    store: Store,
+    history: SnapshotHistory,
+    lineage: Lineage,
+    history_max: int,
+    part_keys: int = PART_KEYS,
 ) -> Recovered:
     """Start a server from the head or its nearest good ancestor, under a new epoch.
 
@@ -103,7 +108,9 @@ def recover(
         name, base = found
     after = [control for control in controls if control.seq > base.control]
     state = replayed(base, after, partial(needed, history))
-    server = Server.restored(state, lineage.rule, epoch, history_max=history_max)
+    server = Server.restored(
+        state, lineage.rule, epoch, history_max=history_max, part_keys=part_keys
+    )
     _check_clocks(server, partitions)
     _check_rows(server, partitions)
     return Recovered(

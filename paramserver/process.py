@@ -26,6 +26,7 @@ from paramserver.errors import (
 )
 from paramserver.leases import Leases
 from paramserver.lineage import Lineage, publish, recover
+from paramserver.parts import PART_KEYS
 from paramserver.server import HISTORY_MAX, Server
 from paramserver.snapshots.history import SnapshotHistory, parse_name
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -56,6 +57,8 @@ class ServerSettings:
         See :class:`paramserver.leases.Leases`.
     history_max
         Pushes of which the touched keys are remembered.
+    part_keys
+        Values that are many are sent in parts of so many keys.
     confirm_s
         Seconds between two looks at the store: is the epoch still ours, what is sealed.
     report_keep_s
@@ -73,6 +76,7 @@ class ServerSettings:
     lease_s: float = 5.0
     adopt_max: int = 2
     history_max: int = HISTORY_MAX
+    part_keys: int = PART_KEYS
     confirm_s: float = 1.0
     report_keep_s: float = 60.0
     retry_s: float = 0.5
@@ -208,7 +212,8 @@ class ServerProcess:
         snapshots = open_snapshots(self._directory, self._host.disk)
         history = SnapshotHistory(snapshots, self._settings.retention)
         self._refused = history.refused
-        found = recover(self._store, history, self._lineage, self._settings.history_max)
+        bounds = (self._settings.history_max, self._settings.part_keys)
+        found = recover(self._store, history, self._lineage, *bounds)
         history.index()
         partitions, gone = self._look_at_partitions(self._store)
         with self._lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from paramserver import wire
 from paramserver.blocks import (
@@ -27,6 +27,7 @@ from paramserver.blocks import (
     to_wire,
 )
 from paramserver.errors import PushRefused
+from paramserver.parts import PART_KEYS, Parts
 from paramserver.state import Contained, SnapshotState
 from paramserver.store import PartitionInfo
 
@@ -65,6 +66,8 @@ class Server:
         gets all values, and the staleness under ``average`` is counted no further back.
     limits
         Bounds on one push.
+    part_keys
+        Many values are sent in parts of so many keys.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Server:
         *,
         history_max: int = HISTORY_MAX,
         limits: Limits = DEFAULT_LIMITS,
+        part_keys: int = PART_KEYS,
     ) -> None:
         self.model = model
         self.spec = spec
@@ -92,6 +96,7 @@ class Server:
         self.closed: set[int] = set()
         self.durable: dict[int, int] = {}
         self._limits = limits
+        self._parts = Parts(part_keys)
         self._history: deque[_Applied] = deque(maxlen=history_max)
         self._shared: set[str] = set()  # blocks that a snapshot holds too: copied before a change
         self._finished: frozenset[int] = frozenset()
@@ -105,6 +110,7 @@ class Server:
         *,
         history_max: int = HISTORY_MAX,
         limits: Limits = DEFAULT_LIMITS,
+        part_keys: int = PART_KEYS,
     ) -> Self:
         """A server that goes on from a snapshot, under a new epoch."""
         server = cls(
@@ -115,6 +121,7 @@ class Server:
             epoch,
             history_max=history_max,
             limits=limits,
+            part_keys=part_keys,
         )
         server.count = state.version[1]
         server.note_decided(state)
@@ -207,12 +214,6 @@ class Server:
         confirmed_ms: float,
     ) -> wire.SyncReply:
         """State after the pushes.  It shares blocks: encode it before the next push."""
-        blocks: Blocks = {}
-        kind = "none"
-        if request.values:
-            touched = self.changes_since(request.since)
-            kind = "all" if touched is None else "changes"
-            blocks = self.values if touched is None else select(self.values, touched)
         named = {request.partition, *request.adopting, *orphans}
         named.update(push.partition for push in request.pushes)
         return wire.SyncReply(
@@ -221,8 +222,6 @@ class Server:
             epoch=self.epoch,
             count=self.count,
             acks=acks,
-            kind=kind,
-            blocks=to_wire(blocks),
             clock=self._told(self.clock, named),
             closed=sorted(named & self.closed),
             durable=self._told(self.durable, named),
@@ -231,7 +230,27 @@ class Server:
             rewrite=self.rewrite,
             control=self.control,
             frozen=self.frozen > 0,
+            **self._values_for(request),
         )
+
+    def _values_for(self, request: wire.SyncRequest) -> dict[str, Any]:
+        """The fields of a reply that hold values."""
+        since, after = request.since, request.after
+        if not request.values:
+            return {"kind": "none", "blocks": {}}
+        if since is not None and since[0] == self.epoch and after and after[0] in self.values:
+            return self._part(since, after)
+        if (touched := self.changes_since(since)) is not None:
+            changed = to_wire(select(self.values, touched))
+            return {"kind": "changes", "blocks": changed, "since": since}
+        if self._parts.fit(self.values):
+            return {"kind": "all", "blocks": to_wire(self.values)}
+        return self._part(self.version, None)
+
+    def _part(self, since: wire.Version, start: wire.Place | None) -> dict[str, Any]:
+        pieces, after = self._parts.cut(self.values, start)
+        part = {"kind": "part", "blocks": {}, "since": since}
+        return part | {"pieces": pieces, "start": start, "after": after}
 
     def _told(self, clock: Mapping[int, int], named: set[int]) -> dict[int, int]:
         """The clock without finished partitions that the replica does not name.

@@ -10,10 +10,14 @@ from typing import Any
 
 import msgspec
 
-FORMAT = 2
+FORMAT = 3
 
 Version = tuple[int, int]
 """``(epoch, count)``: the server's epoch and the number of pushes it has applied in all."""
+
+
+Place = tuple[str, int]
+"""Where a part of the values begins: a block's name, and how many of its keys come before."""
 
 
 class WireBlock(msgspec.Struct, frozen=True, array_like=True):
@@ -69,6 +73,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     adopting: list[int]
     report: dict[str, float] | None = None
     control: int = 0
+    after: Place | None = None
     adopts: bool = True
 
 
@@ -91,8 +96,8 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     Attributes
     ----------
     kind
-        ``changes`` (only blocks and keys changed since the replica's version), ``all``, or
-        ``none`` (values were not asked for).
+        ``changes`` (only blocks and keys changed since ``since``), ``all``, ``part`` (of values
+        that are too many for one message), or ``none`` (values were not asked for).
     clock
         Last offset applied by open partition.  ``closed`` lists those among the replica's named
         partitions that are closed: all of their rows are in every snapshot kept.
@@ -109,6 +114,14 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         The newest control row that the values contain.
     frozen
         New rows are written as ``frozen``, and nothing is pushed.
+    since
+        Version that the changes are counted from; of a part, the version of the first one.
+    pieces, start, after
+        Of a part: its values as of this reply's version, each piece to be read by
+        :func:`decode_piece`; where it begins (None: it is the first), and where the next one does
+        (None: it is the last).
+        No part holds a key as it was before ``since``, so all parts and then the changes since
+        ``since`` are the values of one version.
     """
 
     format: int
@@ -126,6 +139,10 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     rewrite: int = 0
     control: int = 0
     frozen: bool = False
+    since: Version | None = None
+    pieces: list[bytes] = []
+    start: Place | None = None
+    after: Place | None = None
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -135,6 +152,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 _REQUEST = msgspec.msgpack.Decoder(SyncRequest)
 _REPLY = msgspec.msgpack.Decoder(SyncReply)
+_PIECE = msgspec.msgpack.Decoder(dict[str, WireBlock])
 
 
 def decode_request(data: bytes) -> SyncRequest:
@@ -145,3 +163,13 @@ def decode_request(data: bytes) -> SyncRequest:
 def decode_reply(data: bytes) -> SyncReply:
     """Checked reply; ``msgspec.ValidationError`` names the wrong field."""
     return _REPLY.decode(data)
+
+
+def encode_piece(blocks: dict[str, WireBlock]) -> bytes:
+    """Some of the values, as msgpack bytes."""
+    return msgspec.msgpack.encode(blocks)
+
+
+def decode_piece(data: bytes) -> dict[str, WireBlock]:
+    """Checked piece; ``msgspec.ValidationError`` names the wrong field."""
+    return _PIECE.decode(data)

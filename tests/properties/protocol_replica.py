@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paramserver.wire import FORMAT, SyncRequest, decode_reply, encode
+from paramserver.wire import FORMAT, SyncReply, SyncRequest, decode_reply, encode
 from replay.errors import PartitionSealed
 from replay.journal.base import NewRow, Row, Verdict
 
@@ -91,18 +91,27 @@ class Replica:
         return bool(self.learner.undone.has(partition, offset))
 
     def ask(self) -> None:
+        """Exchange once; when all has to heal, as often as the values take to come."""
+        self._ask()
+        for _ in range(400):
+            if not (self.world.calm and self.learner.catching_up):
+                return
+            self._ask()
+        raise AssertionError(f"{self.name}: the values do not come")
+
+    def _ask(self) -> None:
         served, learner = self.world.resolve(), self.learner
         if served is None:
             return
         push = self.world.chance(0.6, 1.0)
         pushes = learner.pushes(self.world.r.randint(1, 6)) if push else []
-        values = learner.mergeable or learner.want_all
+        values = learner.mergeable or learner.catching_up
         adopting = [p for p, t in learner.tracks.items() if t.end is not None]
         if learner.control > self.acts_on and not (self.batch or self._owes()):
             self.acts_on = self.acts_on if learner.pushes(1) else learner.control
         request = SyncRequest(
             FORMAT, self.name, self.partition, pushes, learner.since, values, adopting,
-            control=self.acts_on,
+            control=self.acts_on, after=learner.arrival.after,
         )  # fmt: skip
         self.asked = next(self.world.numbers)
         self.world.send(Message(self, served, self.asked, encode(request), None))
@@ -120,7 +129,10 @@ class Replica:
         reply = decode_reply(data)
         version, rewrite = self.learner.version, self.learner.rewrite
         self.world.stats["old replies"] += reply.epoch < version[0]
-        self.learner.on_reply(reply)
+        if reply.kind == "part":
+            self._take(reply)
+        else:
+            self.learner.on_reply(reply)
         if self.learner.rewrite != rewrite:
             self._on_rewrite()
         assert self.learner.version >= version, f"{self.learner.version} after {version}"
@@ -128,6 +140,15 @@ class Replica:
             if partition not in self.learner.tracks:
                 self.learner.adopt(partition, self.world.journal.seal(partition))
                 self.world.stats["adopted"] += 1
+
+    def _take(self, reply: SyncReply) -> None:
+        """Piece by piece; it may end before the last one, and be asked for again."""
+        serving = self.learner.serving
+        self.world.stats["parts"] += 1
+        for _ in self.learner.take_part(reply):
+            assert self.learner.serving is serving, "half of the values answer"
+            if self.world.chance(0.05):
+                break
 
     def _on_rewrite(self) -> None:
         """What the shell does, and own rows that are to be learned again."""

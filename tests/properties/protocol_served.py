@@ -47,7 +47,9 @@ class Served:
         for seq in sorted(world.undone_by):
             if seq > base.control:
                 self.undone = world.undone_by[seq]
-        self.server: Server = world.server_class.restored(state, "sum", epoch, history_max=n)
+        self.server: Server = world.server_class.restored(
+            state, "sum", epoch, history_max=n, part_keys=world.part_keys
+        )
         for partition in journal.partitions(world.model):
             p, gone = partition.id, world.gone.get(partition.id, 0)
             has = p in self.server.closed or self.server.clock.get(p, 0) >= gone
@@ -157,7 +159,7 @@ class Served:
         controls = world.journal.controls(world.model, server.control)
         now = server.state(0.0, None, {})
         state = world.replayed(now, controls, lambda name: target)
-        self.server = world.server_class.restored(state, "sum", epoch)
+        self.server = world.server_class.restored(state, "sum", epoch, part_keys=world.part_keys)
         self.undone = world.undone_by[seq]
         self.confirm()
         if world.chance(0.2):

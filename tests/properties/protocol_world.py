@@ -70,10 +70,17 @@ class World:
     replays = fenced = True
 
     def __init__(
-        self, journal: SqliteJournal, seed: int, *, whole: bool = False, operators: bool = True
+        self,
+        journal: SqliteJournal,
+        seed: int,
+        *,
+        whole: bool = False,
+        operators: bool = True,
+        parts: bool = False,
     ) -> None:
         self.journal, self.r, self.whole = journal, random.Random(seed), whole
         self.operators = operators
+        self.part_keys = self.r.choice((1, 3, 8)) if parts else 10**6
         self.tells_undone = seed % 2 == 0  # else what is undone is left out by the clock alone
         self.build: Callable[[], Model] = Whole if whole else Ledger
         self.numbers = itertools.count(1)

@@ -1,0 +1,86 @@
+"""Values that are too many for one message, cut into parts.
+
+Encoding, sending and taking a million numbers at once would stop both ends for a second.  A part
+holds at most so many keys, in pieces that are decoded one by one.  Between two parts the values
+change; the server keeps nothing for whoever fetches them.  That is right because blocks and keys
+are only ever added at the end, and the changes since the first part's version come last: what
+has changed meanwhile is in them, and what has not is in its part as it was.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from paramserver.blocks import DIGEST, OPAQUE, Block, Blocks, to_wire
+from paramserver.wire import Place, encode_piece
+
+PART_KEYS: Final = 65_536
+"""Keys of one part: a few megabytes, and a few milliseconds of the server's time."""
+
+_PIECES: Final = 32  # of a part: each is the work of one turn of a replica's loop
+_WHOLE: Final = frozenset({DIGEST, OPAQUE})
+
+
+class Parts:
+    """Cuts the values of one server.
+
+    Parameters
+    ----------
+    keys_max
+        Keys of one part; a block without any counts as one.
+    """
+
+    def __init__(self, keys_max: int) -> None:
+        self._keys_max = keys_max
+        self._piece_keys = max(keys_max // _PIECES, 1)
+        self._listed: tuple[str, list[str]] = ("", [])
+
+    def fit(self, values: Blocks) -> bool:
+        """Whether the values are few enough for one message: no more than a piece."""
+        return sum(_size(block) for block in values.values()) <= self._piece_keys
+
+    def cut(self, values: Blocks, start: Place | None) -> tuple[list[bytes], Place | None]:
+        """The part that begins there (None: the first), and where the next one does."""
+        pieces: list[bytes] = []
+        room, place = self._keys_max, start or (next(iter(values)), 0)
+        while room > 0:
+            piece, n, following = self._piece(values, place, min(self._piece_keys, room))
+            pieces.append(encode_piece(to_wire(piece)))
+            if following is None:
+                return pieces, None
+            place, room = following, room - n
+        return pieces, place
+
+    def _piece(self, values: Blocks, start: Place, room: int) -> tuple[Blocks, int, Place | None]:
+        """At most ``room`` keys from ``start`` on, how many they are, and where to go on."""
+        names, piece, size = list(values), Blocks(), 0
+        begin = start[1]
+        for name in names[names.index(start[0]) :]:
+            block = values[name]
+            if size >= room:
+                return piece, size, (name, begin)
+            if block.kind in _WHOLE:
+                piece[name], size = block, size + 1
+            else:
+                keys = self._keys(name, block.data, begin)
+                taken = keys[begin : begin + room - size]
+                piece[name] = Block(block.kind, {key: block.data[key] for key in taken})
+                begin, size = begin + len(taken), size + max(len(taken), 1)
+                if begin < len(keys):
+                    return piece, size, (name, begin)
+            begin = 0
+        return piece, size, None
+
+    def _keys(self, name: str, data: dict[str, object], begin: int) -> list[str]:
+        """Keys of a block in their order: all that are there now, if it is begun with.
+
+        Listed once, and not at each part: a dict is read from its beginning.
+        """
+        known, keys = self._listed
+        if known != name or len(keys) < begin or (begin == 0 and len(keys) != len(data)):
+            self._listed = (name, keys := list(data))
+        return keys
+
+
+def _size(block: Block) -> int:
+    return 1 if block.kind in _WHOLE else max(len(block.data), 1)
