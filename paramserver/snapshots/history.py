@@ -123,7 +123,8 @@ class SnapshotHistory:
         unread: OSError | None = None
         for name in ancestors(head, self._snapshots.names()):
             try:
-                state = snapshot_format.decode(self._snapshots.load(name))
+                data = self._snapshots.load(name)
+                state = snapshot_format.decode(data)
             except PlaceUnreachable:  # no reason to go back to an older one: ask again
                 raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
@@ -131,6 +132,7 @@ class SnapshotHistory:
                 unread = error if isinstance(error, OSError) else unread
                 continue
             if (state.model, state.spec) == (model, spec):
+                self._note(name, data)  # it is good, whatever a second reading may come to
                 return name, state
             self.refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
         if unread is not None:  # a disk that fails now may do better
@@ -173,6 +175,9 @@ class SnapshotHistory:
         """Make a durable file of a state.  The head does not point to it yet."""
         data = snapshot_format.encode(state)
         self._snapshots.publish(name, data)
+        self._note(name, data)
+
+    def _note(self, name: str, data: bytes) -> None:
         self._manifests[name] = snapshot_format.read_manifest(data)
         self._sizes[name] = len(data)
         self.refused.pop(name, None)

@@ -465,3 +465,22 @@ def test_retention_goes_on_where_an_error_ended_it(kind: Kind) -> None:
         history.retain("1-5")
     history.retain("1-5")
     assert kind.open(world).names() == ["1-1", "1-5"]
+
+
+def test_the_snapshot_of_a_start_counts_though_it_can_not_be_read_again(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, _, _ = _two(kind)
+    history = kind.history(world, Retention(2, 0, 0, 0))
+    assert history.restore("1-2", "prices", SPEC) is not None
+    load = history._snapshots.load
+
+    def failing(name: str, limit: int = -1) -> bytes:
+        if name == "1-2":
+            raise OSError(errno.EIO, "input/output error")
+        return load(name, limit)
+
+    monkeypatch.setattr(history._snapshots, "load", failing)
+    history.index()
+    assert [row.name for row in history.listed()] == ["1-2", "1-1"]
+    assert sorted(contained.clock[1] for contained in history.retain("1-2")) == [1, 2]
