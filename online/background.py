@@ -78,14 +78,13 @@ class Learning:
         )
         self._starting: asyncio.Task[None] | None = None
 
-    async def follow(self, partition: int) -> int:
-        """Learn what is written there from now on; the process's number."""
+    async def follow(self, partition: int) -> None:
+        """Learn what is written there from now on."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._replica.start())
+            gc.freeze()
         await asyncio.shield(self._starting)
         self._replica.follow(partition)
-        gc.freeze()
-        return os.getpid()
 
     async def stop(self) -> None:
         """Push what is learned and give up the own partition, which is empty."""
@@ -99,14 +98,12 @@ class Background:
     ----------
     start
         Makes the actor (:func:`actor_of`).
-    partition
-        The partition that the replica writes at present.
+    replica
+        What writes the rows; ``learner_restarts`` is counted there.
     """
 
-    def __init__(self, model: str, start: Callable[[], Any], partition: Callable[[], int]) -> None:
-        self.pid: int | None = None
-        self.restarts = 0
-        self._model, self._start, self._partition = model, start, partition
+    def __init__(self, start: Callable[[], Any], replica: ModelReplica) -> None:
+        self._model, self._start, self._replica = replica.settings.name, start, replica
         self._actor: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -118,9 +115,9 @@ class Background:
     async def _tend(self) -> None:
         while True:
             try:
-                self.pid = await self._actor.follow.remote(self._partition())
+                await self._actor.follow.remote(self._replica.partition())
             except RayActorError as error:
-                self.pid, self.restarts = None, self.restarts + 1
+                self._replica.counts["learner_restarts"] += 1
                 log.warning("model %s: its learner process ended: %s", self._model, _line(error))
                 await asyncio.sleep(_LOOK_S)  # not at once: it may end at each start
                 self._actor = self._start()

@@ -68,7 +68,7 @@ class Replica:
             )
             if not learns:
                 self._background[name] = Background(
-                    name, partial(actor_of, data, name), self._replicas[name].partition
+                    partial(actor_of, data, name), self._replicas[name]
                 )
             door = Door(model, limits, numeric_only=loaded.model.numeric_only)
             tokens = Tokens(keys, name, nonces)
@@ -78,6 +78,7 @@ class Replica:
             facts[name] = {
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
+                "learn": model.learn,
                 "merge": "sum" if model.sync.merge == "sum" else "average",
                 "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
             }

@@ -215,19 +215,23 @@ class Writer:
             message = "too much feedback waits for the journal"
             raise RequestError(429, "busy", message, None, hint, 1)
         self._check_queue(len(rows))
-        done = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
         waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows))
         self._queue.append(waiting)
         self._uncommitted += len(rows)
         self.waiting += 1
         self._wake.set()
+        late = loop.call_later(self._limits.feedback_wait_s, _give_up, done)
         try:
-            await asyncio.wait_for(asyncio.shield(done), self._limits.feedback_wait_s)
+            await done  # who goes away cancels it, and nothing else
         except TimeoutError:
             self._counts["feedback_timeouts"] += len(rows)
             hint = "It may have been recorded: repeat it with the same id"
             message = "the journal did not answer in time"
             raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
+        finally:
+            late.cancel()
         return [result for result in waiting.results if result is not None]
 
     @property
@@ -428,6 +432,11 @@ class Writer:
             return "undone"
         there = self._follows is None or self._follows.includes(*place)
         return "learned" if there else "queued"
+
+
+def _give_up(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_exception(TimeoutError())
 
 
 def _fate(half: NewRow, outcome: Outcome) -> str:
