@@ -51,6 +51,7 @@ _PUSHES = 64  # deltas of one exchange
 _SYNC_TIMEOUT_S = 5.0
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _OPAQUE_SHARE = 0.02  # of the time may go into writing down a model that travels whole
+_FOLLOWED_SHARE = 0.005  # the same, if a replica reads it back while it answers: that stops it
 
 
 class ParameterServerClient(Protocol):
@@ -124,7 +125,7 @@ class ModelReplica:
         self._control = 0  # newest control row that is acted on
         self._fresh_at: float | None = None
         self.updates_behind: int | None = None  # versions; None without contact
-        self._cut_cost_s, self._cut_at = 0.0, 0.0
+        self._cut_cost_s, self._cut_at, self._cut_share = 0.0, 0.0, _OPAQUE_SHARE
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life --------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ class ModelReplica:
         for other, track in list(self.learner.tracks.items()):
             if track.end is None and other not in (partition, self.writer.partition):
                 self.learner.abandon(other)
+        self._cut_share = _FOLLOWED_SHARE
         if partition not in self.learner.tracks:
             self.learner.adopt(partition, None)
             self._pace.now.set()
@@ -293,7 +295,7 @@ class ModelReplica:
         now = self._monotonic_s()
         if not (self.learner.mergeable or self.learner.frozen or self.writer.stopping):
             # Its state travels whole: not more often than its cost allows, or the snapshots need.
-            due_s = max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / _OPAQUE_SHARE)
+            due_s = max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / self._cut_share)
             if now - self._cut_at < due_s:
                 return []
         pushes = self.learner.pushes(_PUSHES)
