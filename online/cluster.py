@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import resource
 import secrets
 import shutil
 import sys
@@ -47,6 +48,10 @@ _FOLLOW_S = 2.0
 _CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _NOTHING = "nothing was changed: the service goes on as it was"
 _RETRY_WINDOW_S = 86_400.0  # rows are known so much longer than a repeat is promised to be
+_CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
+_FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
+_HEAD_S = 10  # for the head of a request, from the connection's beginning
+_CLIENT_S = 60  # without a byte from a caller whose turn it is
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 
@@ -74,6 +79,7 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
     if settings.cluster == "local":  # a cluster that is joined has its own
         flags |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     if haproxy:
+        head_in_time = f"timeout http-request {_HEAD_S}s"
         flags |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -85,9 +91,22 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
+            "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
+            # Serve has no setting for how long the head of a request may take, and without one
+            # a byte a minute holds a connection for ever.  This one goes into the same section.
+            "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\n    {head_in_time}",
             "RAY_SERVE_PORT_QUARANTINE_S": "20",
         }
     return flags
+
+
+def _connections_max() -> int:
+    """Connections that HAProxy may hold: it does not start without enough files for them."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if files == resource.RLIM_INFINITY:
+        return _CONNECTIONS_MAX
+    return max(min(_CONNECTIONS_MAX, (files - _FILES_BESIDE) * 2 // 5), 100)
 
 
 def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:

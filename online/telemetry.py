@@ -77,7 +77,8 @@ def exposition(models: Iterable[Mapping[str, Any]]) -> str:
 
 def log_to_stderr(level: int) -> None:
     """One line a decision, with time, level and name."""
-    handler = logging.StreamHandler(sys.stderr)
+    # Not sys.stderr: in a replica that is Serve's, which keeps the lines in memory by the thousand.
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("online", "paramserver", "replay"):
         logger = logging.getLogger(name)
