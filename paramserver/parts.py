@@ -9,7 +9,7 @@ has changed meanwhile is in them, and what has not is in its part as it was.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from paramserver.blocks import DIGEST, OPAQUE, Block, Blocks, to_wire
 from paramserver.wire import Place, encode_piece
@@ -33,7 +33,7 @@ class Parts:
     def __init__(self, keys_max: int) -> None:
         self._keys_max = keys_max
         self._piece_keys = max(keys_max // _PIECES, 1)
-        self._listed: tuple[str, list[str]] = ("", [])
+        self._listed: tuple[str, list[str], list[Any]] | None = None  # a block: keys, numbers
 
     def fit(self, values: Blocks) -> bool:
         """Whether the values are few enough for one message: no more than a piece."""
@@ -62,24 +62,26 @@ class Parts:
             if block.kind in _WHOLE:
                 piece[name], size = block, size + 1
             else:
-                keys = self._keys(name, block.data, begin)
-                taken = keys[begin : begin + room - size]
-                piece[name] = Block(block.kind, {key: block.data[key] for key in taken})
-                begin, size = begin + len(taken), size + max(len(taken), 1)
-                if begin < len(keys):
-                    return piece, size, (name, begin)
+                keys, numbers = self._list(name, block.data, begin)
+                end = min(begin + room - size, len(keys))
+                taken = zip(keys[begin:end], numbers[begin:end], strict=True)
+                piece[name] = Block(block.kind, dict(taken))
+                size += max(end - begin, 1)
+                if end < len(keys):
+                    return piece, size, (name, end)
+                self._listed = None
             begin = 0
         return piece, size, None
 
-    def _keys(self, name: str, data: dict[str, object], begin: int) -> list[str]:
-        """Keys of a block in their order: all that are there now, if it is begun with.
+    def _list(self, name: str, data: dict[str, Any], begin: int) -> tuple[list[str], list[Any]]:
+        """Keys and numbers of a block in their order, as they are now if it is begun with.
 
-        Listed once, and not at each part: a dict is read from its beginning.
+        Not listed for each part anew: a dict is read from its beginning.  Whoever goes on with it
+        gets them as they were when it began with the block, or when somebody did later.
         """
-        known, keys = self._listed
-        if known != name or len(keys) < begin or (begin == 0 and len(keys) != len(data)):
-            self._listed = (name, keys := list(data))
-        return keys
+        if begin == 0 or self._listed is None or self._listed[0] != name:
+            self._listed = (name, list(data), list(data.values()))
+        return self._listed[1:]
 
 
 def _size(block: Block) -> int:
