@@ -78,7 +78,12 @@ def test_commands_exist(path: Path) -> None:
 
 def test_options_named_in_the_text_exist() -> None:
     simulation = (ROOT / "tests" / "simulation" / "run.py").read_text(encoding="utf-8")
-    known = {"--help", "--json", *_all_options(), *re.findall(r'add_argument\("(--\w+)"', simulation)}
+    known = {
+        "--help",
+        "--json",
+        *_all_options(),
+        *re.findall(r'add_argument\("(--\w+)"', simulation),
+    }
     for path in DOCUMENTS:
         for option in re.findall(r"`(--[a-z-]+)[^`]*`", path.read_text(encoding="utf-8")):
             assert option in known, f"{path.name}: {option}"
