@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from online.deltas import Pulled
-from online.models.base import Model
+from online.models.base import Forgetful, Model
 from paramserver import blocks as algebra
 from paramserver.wire import Place, SyncReply, Version, decode_piece
+
+_DROPPED_KEYS = 1024  # in one turn of the loop
 
 
 class Arriving:
@@ -64,6 +66,7 @@ class Arrival:
         self.met: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self.values: Arriving | None = None
+        self._left: list[tuple[Pulled, Model]] = []
 
     @property
     def after(self) -> Place | None:
@@ -100,3 +103,18 @@ class Arrival:
             return None
         coming.finish(reply)
         return coming
+
+    def leave(self, values: Pulled, model: Model) -> None:
+        """These answer no more, or soon: to be let go of by :meth:`drop`."""
+        self._left.append((values, model))
+
+    def drop(self) -> Iterator[None]:
+        """Let go of what was left, a piece a step."""
+        while self._left:
+            values, model = self._left[-1]
+            piece = values.give_up(_DROPPED_KEYS)
+            if not piece:
+                self._left.pop()
+            elif isinstance(model, Forgetful):
+                model.forget(piece)
+            yield

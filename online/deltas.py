@@ -204,6 +204,14 @@ class Pulled:
             touched[name] = set(block.data) if isinstance(block.data, dict) else None
         return touched
 
+    def give_up(self, n: int) -> Blocks:
+        """Take out at most ``n`` keys of a block; nothing if there are none left."""
+        for name, block in self.blocks.items():
+            if isinstance(block.data, dict) and (size := min(n, len(block.data))):
+                taken = dict(block.data.popitem() for _ in range(size))
+                return {name: algebra.Block(block.kind, taken)}
+        return {}
+
     def with_deltas(self, pending: Iterable[Delta], touched: Touched | None = None) -> Blocks:
         """Values with own deltas on top, of what was touched (None: all), sharing nothing."""
         part = self.blocks if touched is None else algebra.select(self.blocks, touched)

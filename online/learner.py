@@ -130,6 +130,11 @@ class Learner(LocalModel):
             self.want_all = True
         yield from self.arrival.take(reply)
 
+    def drop_old(self) -> Iterator[None]:
+        """Let go of copies that answer no more, a piece a step."""
+        if self.serving is self._training:
+            yield from self.arrival.drop()
+
     def _is_old(self, reply: SyncReply) -> bool:
         """Whether a newer version is here, or a newer server is known."""
         if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):
@@ -170,6 +175,7 @@ class Learner(LocalModel):
         if coming is None:
             touched = self._pulled.take(reply, own)
         else:
+            self.arrival.leave(self._pulled, self._training)
             self._pulled = coming.pulled
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version, self.clock = (reply.epoch, reply.count), clock

@@ -24,6 +24,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Protocol
 
 from online.config import Limits, ModelSettings
@@ -48,6 +49,7 @@ from replay.journal.base import Journal
 log = logging.getLogger("online.replica")
 
 _PUSHES = 64  # deltas of one exchange
+_DROPS = 16  # pieces of old copies let go of after one
 _SYNC_TIMEOUT_S = 5.0
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _OPAQUE_SHARE = 0.02  # of the time may go into writing down a model that travels whole
@@ -342,6 +344,8 @@ class ModelReplica:
             for _ in learner.take_part(reply):
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
         changed = part or learner.on_reply(reply)
+        for _ in islice(learner.drop_old(), _DROPS):
+            await asyncio.sleep(0)
         if learner.control != self._control:
             self._pace.now.set()
         if learner.catching_up:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from operator import itemgetter
 from typing import Any, Final
@@ -164,6 +164,11 @@ class Linear:
         for part in self._parts:
             part.reset(values)
 
+    def forget(self, values: Blocks) -> None:
+        """Drop the keys given.  This copy is asked nothing any more."""
+        for part in self._parts:
+            part.forget(values)
+
 
 class _Glm:
     """A generalised linear model, and what its weights were at first touch since the cut."""
@@ -239,6 +244,10 @@ class _Glm:
             weights[name] = w
         self._estimator.intercept = self._start_intercept = self.built["intercept"].get("", 0.0)
         self.rebase(values)
+
+    def forget(self, values: Blocks) -> None:
+        if "weights" in values:
+            _drop(values["weights"].data, self._estimator._weights)
 
 
 class _Softmax:
@@ -336,6 +345,17 @@ class _Softmax:
             label = json.loads(name[len(_CLASS) :])
             self._estimator.weights[label] = defaultdict(float, weights)
         self.rebase(values)
+
+    def forget(self, values: Blocks) -> None:
+        for name, block in values.items():
+            if name.startswith(_CLASS):
+                label = json.loads(name[len(_CLASS) :])
+                _drop(block.data, self._estimator.weights.get(label, {}))
+
+
+def _drop(names: Iterable[str], held: Any) -> None:
+    for name in names:
+        held.pop(name, None)
 
 
 def _changes(now: Any, start: dict[str, float]) -> dict[str, float]:

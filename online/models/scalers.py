@@ -85,6 +85,10 @@ class Standard:
         if self._name in values:
             self.rebase(values)
 
+    def forget(self, values: Blocks) -> None:
+        scaler = self._scaler
+        _forget(values.get(self._name), scaler.counts, scaler.means, scaler.vars)
+
     def _set(self, moments: dict[str, tuple[float, float, float]]) -> None:
         scaler = self._scaler
         for name, (n, mean, m2) in moments.items():
@@ -168,10 +172,19 @@ class MinMax:
         self._set(self.built[self._name])
         self.rebase(values)
 
+    def forget(self, values: Blocks) -> None:
+        _forget(values.get(self._name), self._scaler.min, self._scaler.max)
+
     def _set(self, extrema: dict[str, tuple[float, float]]) -> None:
         for name, (low, high) in extrema.items():
             self._scaler.min[name].min = low
             self._scaler.max[name].max = high
+
+
+def _forget(block: Block | None, *held: Any) -> None:
+    for name in () if block is None else block.data:
+        for numbers in held:
+            numbers.pop(name, None)
 
 
 def _known(names: list[str], x: Columns, known: Any) -> tuple[list[str], Columns]:
