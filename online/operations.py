@@ -128,7 +128,8 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
 def _add_events(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
     page = {"events": [_EVENT], "cursor": "5:3:120", "left": 239, "removed": 0}
     done = {
-        "learned": 198, "failed": 0, "duplicate": 2, "cursor": "5:3:200", "left": 40, "removed": 0,
+        "learned": 198, "queued": 0, "failed": 0, "duplicate": 2,
+        "cursor": "5:3:200", "left": 40, "removed": 0,
     }  # fmt: skip
 
     @routes.get(

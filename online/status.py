@@ -225,10 +225,10 @@ class Cluster:
         if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
             message = f"the model was frozen meanwhile; {new['learned']} events were learned"
             raise RequestError(409, "still_frozen", message, None, "Unfreeze it: online unfreeze")
+        taken = {status: new[status] for status in ("learned", "queued", "failed")}
         return {
-            "learned": new["learned"],
-            "failed": new["failed"],
-            "duplicate": len(page.events) - new["learned"] - new["failed"],
+            **taken,
+            "duplicate": len(page.events) - sum(taken.values()),
             "cursor": page.cursor,
             "left": page.left,
             "removed": page.removed,

@@ -222,7 +222,7 @@ def _relearn(
     client: httpx.Client, model: str, status: str, after: str | None, *, as_json: bool
 ) -> None:
     """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
-    total = {"learned": 0, "failed": 0, "duplicate": 0, "removed": 0}
+    total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "removed": 0}
     cursor, code = after, 0
     shown = bar("learning", hidden=as_json)
     try:
@@ -232,7 +232,7 @@ def _relearn(
                 cursor = page["cursor"]
                 for key in total:
                     total[key] += page[key]
-                done += page["learned"] + page["failed"] + page["duplicate"]
+                done += sum(page[key] for key in total if key != "removed")
                 shown.update(task, completed=done, total=done + page["left"])
     except KeyboardInterrupt:
         code = 130
@@ -244,6 +244,8 @@ def _relearn(
             f"{model}: {total['learned']:,} {status} events learned, {total['duplicate']:,} were "
             f"learned already, {total['failed']:,} could not be"
         )
+        if total["queued"]:
+            print(f"{total['queued']:,} are durable, and are being learned in the background")
         if total["removed"]:
             print(f"{total['removed']:,} older rows were removed by retention")
         if code and cursor is not None:

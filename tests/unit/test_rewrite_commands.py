@@ -56,7 +56,7 @@ def run(*words: str, said: str | None = None) -> Any:
 
 
 def page(cursor: str | None, *, learned: int = 2, duplicate: int = 1, left: int = 0) -> Answer:
-    counts = {"learned": learned, "failed": 0, "duplicate": duplicate, "removed": 0}
+    counts = {"learned": learned, "queued": 0, "failed": 0, "duplicate": duplicate, "removed": 0}
     return 200, {**counts, "cursor": cursor, "left": left}
 
 
