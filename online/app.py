@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from online import __version__, openapi, openinference, telemetry
 from online.access import FEEDBACK, PREDICT, Access, RequestIds, needed
@@ -253,8 +254,19 @@ def build_rest(
 
     app.include_router(operations(known, cluster))
     openinference.add_routes(app, servings)
-    openapi.document(app, guarded=guarded)
+    openapi.document(app, list(servings), guarded=guarded)
     return app
+
+
+def _methods(app: FastAPI, scope: Scope) -> str:
+    """What the path takes, by all of its routes: the framework names those of the first one."""
+    taken = (
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        for route in app.routes
+        if route.matches({**scope, "method": method})[0] is Match.FULL
+    )
+    return ", ".join(dict.fromkeys(taken))
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -275,15 +287,16 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_route(request: Request, error: HTTPException) -> JSONResponse:
-        status, path = error.status_code, request.url.path
+        status, path, headers = error.status_code, request.url.path, dict(error.headers or {})
         if status == 404:
             body = RequestError(404, "unknown_path", f"no {path}", None, "See /docs")
         elif status == 405:
             message = f"{request.method}: {error.detail}"
             body = RequestError(405, "method", message, None, "See /docs")
+            headers["Allow"] = _methods(app, dict(request.scope))
         else:
             body = RequestError(400, "malformed", str(error.detail), None, "See /docs")
-        return JSONResponse(error_body(body), body.status, error.headers)
+        return JSONResponse(error_body(body), body.status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -6,6 +6,7 @@ looks like, and who may ask.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -30,8 +31,8 @@ _REFUSED: Final = "Refused: code, field, value and remedy; see errors.md"
 _GENERATED: Final = ("HTTPValidationError", "ValidationError")  # FastAPI's own errors: not ours
 
 
-def document(app: FastAPI, *, guarded: bool) -> None:
-    """Complete the app's document; ``guarded``: it takes tokens."""
+def document(app: FastAPI, models: Sequence[str], *, guarded: bool) -> None:
+    """Complete the app's document: which models there are; ``guarded``: it takes tokens."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -39,6 +40,7 @@ def document(app: FastAPI, *, guarded: bool) -> None:
             made = plain()
             _add_hot(made)
             _add_refusals(made, guarded=guarded)
+            _name_models(made, models)
             app.openapi_schema = made
         return app.openapi_schema
 
@@ -111,6 +113,15 @@ def _add_refusals(made: dict[str, Any], *, guarded: bool) -> None:
                 answers["401"] = _content("No token, or an unknown one", schema)
                 answers["403"] = _content(f"The token is not for {who}", schema)
                 operation["security"] = [{"token": []}]
+
+
+def _name_models(made: dict[str, Any], models: Sequence[str]) -> None:
+    schema = {"type": "string", "enum": sorted(models)}
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model":
+                    parameter["schema"] = schema
 
 
 def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, str]:

@@ -371,8 +371,8 @@ def _as_text(plain: Any) -> Any:
         if not speaks(request.url.path):
             return response
         said = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
-        headers = dict(getattr(error, "headers", None) or {})  # such as Allow
-        return Response(error_body(said), said.status, headers, "application/json")
+        kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
+        return Response(error_body(said), said.status, kept, "application/json")  # such as Allow
 
     return handler
 

@@ -231,6 +231,16 @@ def test_a_refused_request_changes_nothing_and_its_body_is_not_read(tmp_path: Pa
     scene(tmp_path, guarded(), play)
 
 
+def test_allow_names_all_methods_of_a_path(tmp_path: Path) -> None:
+    async def play(client: httpx.AsyncClient) -> None:
+        allowed = {"/v1/models/m/snapshots": "GET, POST", "/v1/models/m/predict": "POST"}
+        for path, methods in {**allowed, "/v2/models/m": "GET", "/v1/models": "GET"}.items():
+            answer = await client.request("PATCH", path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, methods), path
+
+    scene(tmp_path, None, play)
+
+
 # -- tokens ----------------------------------------------------------------------------------
 
 
