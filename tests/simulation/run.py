@@ -20,7 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -80,6 +80,15 @@ def machine() -> Vfs:
     return vfs
 
 
+def unavailable() -> str | None:
+    """Why nothing can be simulated in this process; None if it can."""
+    try:
+        machine()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
 @contextmanager
 def folder() -> Iterator[Path]:
     """Where the journal's lock files are, which are real ones."""
@@ -114,6 +123,14 @@ def _one_line(error: Exception) -> str:
     return (str(error) or repr(error)).strip().splitlines()[0][:300]
 
 
+def trace(seed: int) -> list[str]:
+    """What happens in one seed, line by line."""
+    lines: list[str] = []
+    with folder() as where:
+        World(machine(), where, seed, trace=lines.append).run()
+        return [line.replace(str(where), "") for line in lines]
+
+
 def replay(seed: int) -> str:
     """The command that runs one seed again."""
     return f"python tests/simulation/run.py --seed {seed}"
@@ -131,12 +148,17 @@ def default_jobs() -> int:
     return min(os.cpu_count() or 1, 8)
 
 
+def submit(processes: ProcessPoolExecutor, first: int, n: int) -> list[Future[Outcome]]:
+    """Start ``n`` seeds, some at a time."""
+    chunks = [range(i, min(i + CHUNK, first + n)) for i in range(first, first + n, CHUNK)]
+    return [processes.submit(run_seeds, chunk) for chunk in chunks]
+
+
 def run_many(first: int, n: int, jobs: int, progress: bool = False) -> Outcome:
     """Seeds ``first … first + n - 1`` on some processes."""
     total, done, start_s = Outcome(), 0, time.monotonic()
     with pool(jobs) as processes:
-        chunks = [range(i, min(i + CHUNK, first + n)) for i in range(first, first + n, CHUNK)]
-        for future in as_completed([processes.submit(run_seeds, chunk) for chunk in chunks]):
+        for future in as_completed(submit(processes, first, n)):
             total.add(future.result())
             done = min(done + CHUNK, n)
             if progress:

@@ -59,7 +59,7 @@ class Clients:
 
     async def _live(self, events: Sequence[Event]) -> None:
         world, r = self._world, self._world.r
-        await asyncio.sleep(r.choice(self._bursts) + r.random() * 0.2)
+        await asyncio.sleep(r.choice(self._bursts) + r.random() * world.climate.spread_s)
         while not await self._ask(events):
             if not self._persistent and r.random() < 0.05:
                 return

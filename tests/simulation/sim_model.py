@@ -7,7 +7,7 @@ shares no code with what it judges.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,8 @@ class Oracle:
         self.rollbacks: dict[tuple[int, int, str], tuple[set[str], set[str]]] = {}
         self.shaken: set[str] = set()  # what a rollback may have taken out or brought back
         self.undone: set[str] = set()
+        self._durable: dict[int, int] = {}  # by partition: what any server has told
+        self._durable_since = 0  # what servers of earlier epochs have told is void
 
     def answer(
         self,
@@ -153,6 +155,22 @@ class Oracle:
         assert first[1:] == place, f"{event.name} was answered {first}, and then {told}"
         if status == "failed" and first[0] == "learned":
             self.told[event.name] = told
+
+    def told_durable(self, epoch: int, durable: Mapping[int, int]) -> None:
+        """A replica was told that snapshots have so much, and drops what it kept of it."""
+        if epoch >= self._durable_since:
+            for partition, offset in durable.items():
+                self._durable[partition] = max(offset, self._durable.get(partition, 0))
+
+    def restored(
+        self, epoch: int, clock: Mapping[int, int], closed: Collection[int], *, at_head: bool
+    ) -> None:
+        """A server has started: from the head (or its snapshot could not be read then)."""
+        if not at_head:
+            self._durable, self._durable_since = {}, epoch
+        for partition, offset in self._durable.items():
+            has = offset if partition in closed else clock.get(partition, 0)
+            assert has >= offset, f"{offset} rows of {partition} were durable, a start has {has}"
 
     def roll_back(self, key: tuple[int, int, str], now: set[str], target: set[str]) -> None:
         """Somebody wants to go back: what counts now, and what did in the snapshot."""

@@ -174,12 +174,22 @@ class Server(Actor):
         raise DeadProcess
 
     async def live(self) -> None:
-        while not await self.thread("main", self.real.restore):
+        while not await self.thread("main", self._restore):
             assert self.real.ping() != "refused", self.real.status()["reason"]
             await asyncio.sleep(self.settings.retry_s)
-        self.world.note(f"{self.name} serves {self.real.status()['version']}")
         self.process.spawn(self._repeat("snapshots", self.real.snapshot_if_due))
         await self._repeat("main", self.real.confirm)
+
+    def _restore(self) -> bool:
+        """Start, and compare at once with what was durable: a later start may come between."""
+        if not self.real.restore():
+            return False
+        status = self.real.status()
+        self.world.note(f"{self.name} serves {status['version']}")
+        self.world.oracle.restored(
+            status["epoch"], status["clock"], status["closed"], at_head=not status["refused"]
+        )
+        return True
 
     def decide(self, step: Callable[[], Any]) -> None:
         """An operator wants something; whether it is done is in the journal."""
@@ -233,7 +243,9 @@ class Server(Actor):
                 reply(answer)
 
         self.inbox.append(turn)
-        busy_s = self.world.r.random() * 0.1 if self.world.chance(self.world.climate.busy) else 0.0
+        climate, busy_s = self.world.climate, 0.0
+        if self.world.chance(climate.busy):
+            busy_s = self.world.r.random() * climate.busy_s
         self.world.loop.call_later(busy_s, self.turn)
 
     def turn(self) -> None:
@@ -398,4 +410,6 @@ class Client:
             raise ServerUnavailable(MODEL, "no answer") from error
         if isinstance(answer, ParamServerError):
             raise answer
-        return wire.decode_reply(answer)
+        told = wire.decode_reply(answer)
+        world.oracle.told_durable(told.epoch, told.durable)
+        return told

@@ -63,6 +63,8 @@ class Climate:
     twice: bool
     old: float
     old_s: float = 10.0
+    busy_s: float = 0.1
+    spread_s: float = 0.2
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:

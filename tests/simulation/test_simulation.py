@@ -1,0 +1,66 @@
+"""Seeds of the whole system, and mutants that they must notice.  See ``run.py``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import run
+from sim_mutants import MUTANTS
+
+SEEDS, COUNTED = 1_020, 1_000
+SAME = range(500, 506)
+KINDS = {
+    "EIO", "cancelled handler", "clock set back", "crash all", "crash head", "crash in a step",
+    "crash replica", "crash server", "cut", "deadly row", "delay", "drop", "duplicate", "freeze",
+    "full disk", "lost answer", "pause", "power cut", "reorder", "rollback", "second server",
+    "slow disk", "stall", "stop replica", "torn write", "unsynced forgotten",
+}  # fmt: skip
+"""Every kind of fault that there is."""
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """Processes of their own, in which SQLite sees the simulated disk."""
+    with run.pool(run.default_jobs()) as pool:
+        if (reason := pool.submit(run.unavailable).result()) is not None:
+            pytest.skip(f"no simulated disk: {reason}")
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def hunts(processes: ProcessPoolExecutor) -> dict[str, Future[Any]]:
+    """All mutants at once, on all cores."""
+    return {name: processes.submit(run.find, name, m.within) for name, m in MUTANTS.items()}
+
+
+def test_seeds(processes: ProcessPoolExecutor) -> None:
+    out = run.Outcome()
+    for future in run.submit(processes, 0, SEEDS):
+        out.add(future.result())
+    failed = [f"{message}\n  {run.replay(seed)} --trace" for seed, message in out.failures]
+    assert not failed, "\n".join(failed)
+    assert out.counted >= COUNTED, "seeds without a fault do not count"
+    assert out.counts.keys() - run.NOT_FAULTS == KINDS, "each kind of fault was met"
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_noticed(name: str, hunts: dict[str, Future[Any]]) -> None:
+    found = hunts[name].result()
+    assert found is not None, f"not in {MUTANTS[name].within} seeds"
+
+
+def test_a_seed_is_the_same_twice(processes: ProcessPoolExecutor) -> None:
+    first = [processes.submit(run.trace, seed) for seed in SAME]
+    with run.pool(1) as other:  # strings have other hashes there
+        again = list(other.map(run.trace, SAME))
+    for seed, one, two in zip(SAME, first, again, strict=True):
+        assert len(two) > 10, f"{seed}: nothing happens"
+        assert one.result() == two, run.replay(seed)
