@@ -371,7 +371,7 @@ MUTANTS: dict[str, Mutant] = {
         climate=_only(
             "second server", "slow disk", **_SYNC_OFTEN, **_STEADY, snapshot_s=0.1, keep=4
         ),
-        within=20,
+        within=60,
     ),
     "durable is told before the head is moved": Mutant(
         (
