@@ -103,9 +103,7 @@ def recover(
     controls = store.controls(lineage.model, 0)
     partitions = store.partitions(lineage.model)
     found = history.restore(head.snapshot, lineage.model, lineage.spec)
-    name, base = None, _nothing(lineage, partitions)
-    if found is not None:
-        name, base = found
+    name, base = (None, _nothing(lineage, partitions)) if found is None else found
     after = [control for control in controls if control.seq > base.control]
     state = replayed(base, after, partial(needed, history))
     server = Server.restored(

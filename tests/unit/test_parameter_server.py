@@ -247,6 +247,22 @@ def test_snapshot_and_restart(world: World) -> None:
     assert value(world.serving()) == 9.0
 
 
+def test_only_a_start_without_a_snapshot_begins_without_removed_rows(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = world.serving()
+    sync(server, (1, 1, 3))
+    server.snapshot()
+    world.store.rows[1] = replace(world.store.rows[1], trimmed=2)
+    assert world.serving().status()["clock"] == {1: 3}
+    assert "begins without" not in caplog.text
+    world.store.heads.clear()
+    for file in world.path.rglob("*.snapshot"):
+        file.unlink()
+    assert world.serving().status()["clock"] == {1: 2}
+    assert "begins without the 2 oldest rows" in caplog.text
+
+
 def test_unchanged_state_is_not_published_again(world: World) -> None:
     server = world.serving()
     sync(server, (1, 1, 1))
