@@ -27,6 +27,16 @@ from online.tensors import InferError
 _REFS: Final = "#/components/schemas/{name}"
 _BINARY: Final = ("application/msgpack", {"type": "string", "format": "binary"})
 _LINES: Final = ("application/x-ndjson", {"type": "string", "description": "one event a line"})
+_ROW: Final = {"a": 1.0, "b": -2.0}
+_ASK: Final = {"features": _ROW}
+_TEACH: Final = {"features": _ROW, "label": True, "event_id": "order-17"}
+_GIVEN: Final[dict[str, dict[str, Any]]] = {
+    "features": {"type": "object"},
+    "instances": {"type": "array", "minItems": 1},
+    "events": {"type": "array", "minItems": 1},
+    "id": {"type": "string"},
+    "label": {"type": ["boolean", "number", "string"]},
+}
 _REFUSED: Final = "Refused: code, field, value and remedy; see errors.md"
 _GENERATED: Final = ("HTTPValidationError", "ValidationError")  # FastAPI's own errors: not ours
 
@@ -67,7 +77,7 @@ def _add_hot(made: dict[str, Any]) -> None:
     made["paths"]["/v1/models/{model}/predict"] = {
         "post": _operation(
             "Predict one row or many",
-            _content("Rows", predict, _BINARY),
+            _content("Rows", _one_of(predict, ["features"], ["instances"]), _BINARY, example=_ASK),
             {"200": _content("The answer", {"anyOf": [one, many]})},
         )
     }
@@ -84,7 +94,13 @@ def _add_hot(made: dict[str, Any]) -> None:
     made["paths"]["/v1/models/{model}/feedback"] = {
         "post": _operation(
             "Send the true label: it is learned",
-            _content("Labels", feedback, _BINARY, _LINES),
+            _content(
+                "Labels",
+                _one_of(feedback, ["id", "label"], ["features", "label"], ["events"]),
+                _BINARY,
+                _LINES,
+                example=_TEACH,
+            ),
             statuses,
         )
     }
@@ -150,14 +166,22 @@ def _schemas(made: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _one_of(schema: dict[str, Any], *choices: list[str]) -> dict[str, Any]:
+    """The schema, of which the fields of one choice are needed, and of no other."""
+    given = [{"required": c, "properties": {name: _GIVEN[name] for name in c}} for c in choices]
+    return {"allOf": [schema], "oneOf": given}
+
+
 def _content(
-    description: str, schema: dict[str, Any], *others: tuple[str, dict[str, Any]]
+    description: str,
+    schema: dict[str, Any],
+    *others: tuple[str, dict[str, Any]],
+    example: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    kinds = dict([("application/json", schema), *others])
-    return {
-        "description": description,
-        "content": {kind: {"schema": of} for kind, of in kinds.items()},
-    }
+    kinds = {kind: {"schema": of} for kind, of in [("application/json", schema), *others]}
+    if example is not None:
+        kinds["application/json"]["example"] = example
+    return {"description": description, "content": kinds}
 
 
 def _operation(summary: str, body: dict[str, Any], responses: dict[str, Any]) -> dict[str, Any]:

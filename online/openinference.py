@@ -322,6 +322,8 @@ def error_body(error: RequestError) -> bytes:
     return msgspec.json.encode(InferError(text_of(error)))
 
 
+_COLUMN: Final = {"name": "a", "shape": [2], "datatype": "FP64", "data": [1.0, -2.0]}
+_LABEL: Final = {"name": "label", "shape": [2], "datatype": "FP64", "data": [0.0, 1.0]}
 _SUMMARIES: Final = {
     "/v2/models/{model}/infer": "Predict",
     "/v2/models/{model}/versions/{version}/infer": "Predict by a version",
@@ -389,6 +391,12 @@ def _document(app: FastAPI, tags: list[str]) -> None:
 
     def operation(path: str, summary: str) -> dict[str, Any]:
         names = re.findall(r"{(\w+)}", path)
+        body = content("Tensors", asked)
+        given = content("Tensors; of feedback, `status` says it for each event", answer)
+        binary = {"type": "string", "format": "binary", "description": "JSON, then the bytes"}
+        given["content"]["application/octet-stream"] = {"schema": binary}
+        told = [_LABEL] if path.endswith("/feedback") else []
+        body["content"]["application/json"]["example"] = {"inputs": [_COLUMN, *told]}
         return {
             "tags": tags,
             "summary": summary,
@@ -396,10 +404,8 @@ def _document(app: FastAPI, tags: list[str]) -> None:
                 {"name": n, "in": "path", "required": True, "schema": {"type": "string"}}
                 for n in names
             ],
-            "requestBody": {"required": True, **content("Tensors", asked)},
-            "responses": {
-                "200": content("Tensors; of feedback, `status` says it for each event", answer)
-            },
+            "requestBody": {"required": True, **body},
+            "responses": {"200": given},
         }
 
     def openapi() -> dict[str, Any]:
