@@ -187,6 +187,9 @@ def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
         return decoder(body)
     except msgspec.ValidationError as error:
         raise _wrong_value(str(error), body) from None
+    except RecursionError:
+        hint = "Send features as an object of numbers and texts"
+        raise RequestError(400, "malformed", "nested too deeply", None, hint) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         field, message = None, str(error)
         if match := _NO_NUMBER.search(body):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
 
 from online.bodies import NDJSON, Receive, Send, decode_event, error_body, read_lines
 from online.config import Limits
-from online.errors import RequestError
+from online.errors import RequestError, failed
 from online.messages import Event, Receipt
 from online.serving import Serving, refused
 
+log = logging.getLogger("online.app")
 _encode = msgspec.json.Encoder().encode_lines
 
 
@@ -42,6 +44,9 @@ async def upload(
     except RequestError as error:
         serving.replica.counts[f"feedback_refused_{error.code}"] += 1
         last = _encode([error_body(error)])
+    except Exception:  # the status is sent already: only the last line can say it
+        log.exception("an upload of feedback, %s", serving.name)
+        last = _encode([error_body(failed())])
     await send({"type": "http.response.body", "body": last})
 
 

@@ -222,6 +222,43 @@ def test_hot_requests_go_past_serve_and_the_rest_does_not(
     play(tmp_path, scene, through=through)
 
 
+@pytest.mark.parametrize("depth", [2_000, 100_000])
+@pytest.mark.parametrize("kind", ["application/json", "application/msgpack", "lines"])
+def test_a_body_that_is_nested_without_end(tmp_path: Path, depth: int, kind: str) -> None:
+    async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        text = b'{"features":{"a":' + b"[" * depth + b"]" * depth + b"}}"
+        if kind == "application/msgpack":
+            text = b"\x81\xa8features\x81\xa1a" + b"\x91" * depth + b"\x01"
+        if kind == "lines":
+            lines = text + b"\n" + json.dumps(event("e")).encode()
+            found = lines_of(await client.post(FEEDBACK, content=lines, headers=LINES))
+            assert [receipt["status"] for receipt in found] == ["refused", "learned"]
+            assert found[0]["error"]["code"] == "malformed"
+            return
+        for path in (PREDICT, FEEDBACK):
+            answer = await client.post(path, content=text, headers={"content-type": kind})
+            assert answer.status_code == 400
+            assert b"nested too deeply" in answer.content
+
+    play(tmp_path, scene, limits=LIMITS.model_copy(update={"body_bytes_max": 1_000_000}))
+
+
+def test_an_upload_that_fails_says_so_in_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*given: Any) -> None:
+        raise ZeroDivisionError("secret")
+
+    async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        monkeypatch.setattr("online.serving.Serving.record", fail)
+        text = json.dumps(event("e")).encode()
+        (line,) = lines_of(await client.post(FEEDBACK, content=text, headers=LINES))
+        assert line["error"]["code"] == "internal"
+        assert "secret" not in str(line)
+
+    play(tmp_path, scene)
+
+
 # -- bodies that take their time -------------------------------------------------------------
 
 
