@@ -226,7 +226,7 @@ def main() -> int:
         return _one(given.seed, given.trace)
     if given.mutants is not None:
         return _mutants(given.mutants, given.seeds, given.jobs)
-    return _show(run_many(given.first, given.seeds, given.jobs, progress=True))
+    return _show(run_many(given.first, given.seeds, given.jobs, progress=sys.stderr.isatty()))
 
 
 if __name__ == "__main__":
