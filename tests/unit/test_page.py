@@ -123,5 +123,17 @@ def test_it_says_what_is_asked_of_it() -> None:
     states = ("No feedback yet", "does not answer", "no contact", "incident", "age_ms")
     for needed in (*states, "Frozen:", "undone by rollback", "used_ratio", "measuring"):
         assert needed in script
+
+
+def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
+    assert "This service asks for a token" in PAGE
+    assert ("input", {"id": "token", "type": "password"}) in [
+        (tag, {name: of.get(name) for name in ("id", "type")}) for tag, of in _parsed(PAGE).tags
+    ]
+    script = _parsed(PAGE).scripts
+    assert 'Authorization: "Bearer " + used' in script
+    assert "sessionStorage" in script
+    assert "localStorage" not in script
+    assert "$ONLINE_TOKEN" in script, "the requests to copy name it, and do not show it"
     hrefs = {a.get("href") for t, a in _parsed(PAGE).tags if t == "a"}
     assert {"/docs", "/metrics"} <= hrefs
