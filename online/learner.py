@@ -16,13 +16,13 @@ Protocol: "Exactly once, in detail" in the project's design.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evaluation.metrics import Task, increments, majority
-from online.deltas import Opened, finish, moved, restart, touched_by
+from online.deltas import Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
-from online.models.base import Model
+from online.models.base import Mendable, Model
 from online.tally import TALLIED
 from paramserver.wire import SyncReply
 from replay import codec
@@ -70,7 +70,7 @@ class Learner(LocalModel):
             try:
                 self._learn(row, example)
             except Exception as error:  # whatever the model raises: it is a stranger's code
-                self._put_back()
+                self._put_back(example)
                 failed = Failed(row, f"{type(error).__name__}: {error}"[:500])
             else:
                 self._open.rows.append((row, example))
@@ -85,12 +85,25 @@ class Learner(LocalModel):
         counted = _increments(self._task, example, self.tally.counters)
         self.tally.add(row.key, counted, label, row.at)
 
-    def _put_back(self) -> None:
+    def _put_back(self, failed: Example) -> None:
         """The model as it was before the row at hand: values, kept deltas, the open rows again."""
         rows = self._open.rows if self._open else []
-        self._reset(self._training)
+        if isinstance(self._training, Mendable):  # not all values, which may be many
+            self._mend(
+                self._training, {*failed.features, *(x for _, e in rows for x in e.features)}
+            )
+        else:
+            self._reset(self._training)
         for row, example in rows:
             self._learn(row, example)
+
+    def _mend(self, model: Mendable, names: Collection[str]) -> None:
+        pending = self._deltas.pending(self.clock)
+        model.mend(self._pulled.with_deltas(pending, model.touched(names)), names)
+        self._reset_tally(pending)
+
+    def _reset_tally(self, pending: Sequence[Delta]) -> None:
+        self.tally.reset(self._pulled.with_deltas(pending, TALLIED))
 
     def _reset(self, model: Model) -> None:
         state = self._pulled.with_deltas(self._deltas.pending(self.clock))
@@ -246,7 +259,7 @@ class Learner(LocalModel):
         else:
             self._training = copy
             copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))
-            self.tally.reset(self._pulled.with_deltas(pending, TALLIED))
+            self._reset_tally(pending)
         self._pending_n = sum(d.n for d in pending)
         self._switch()
 

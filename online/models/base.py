@@ -6,11 +6,11 @@ cut did to them (its open delta).  It never sees the journal, the network or a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from paramserver.blocks import Blocks
+from paramserver.blocks import Blocks, Touched
 from replay.example import Features, Label
 
 
@@ -74,3 +74,17 @@ class Forgetful(Protocol):
 
     def forget(self, values: Blocks) -> None:
         """Drop the keys given.  This copy is asked nothing any more."""
+
+
+@runtime_checkable
+class Mendable(Protocol):
+    """A model that is put back after a row that it raised on, without being built as a whole."""
+
+    def touched(self, names: Collection[str]) -> Touched:
+        """All that learning rows of these features may have changed."""
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        """Become what :meth:`Model.reset` would make of all values, given those touched.
+
+        No row of other features was learned since the last cut.
+        """

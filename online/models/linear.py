@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import isfinite
 from operator import itemgetter
 from typing import Any, Final
@@ -34,7 +34,7 @@ from online.models.base import Prediction
 from online.models.errors import StateNotFinite, WeightUnsupported
 from online.models.scalers import SCALERS, Columns, MinMax, Standard
 from online.models.structure import describe, steps
-from paramserver.blocks import ADDITIVE, Block, Blocks
+from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
 from replay.example import Features, Label
 
 _GLMS: Final = (
@@ -169,6 +169,15 @@ class Linear:
         for part in self._parts:
             part.forget(values)
 
+    def touched(self, names: Collection[str]) -> Touched:
+        """All that learning rows of these features may have changed."""
+        return {name: keys for part in self._parts for name, keys in part.touched(names).items()}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        """Become what ``reset`` would make of all values, given those touched."""
+        for part in self._parts:
+            part.mend(values, names)
+
 
 class _Glm:
     """A generalised linear model, and what its weights were at first touch since the cut."""
@@ -242,6 +251,15 @@ class _Glm:
         weights.clear()
         for name, w in self.built["weights"].items():
             weights[name] = w
+        self._estimator.intercept = self._start_intercept = self.built["intercept"].get("", 0.0)
+        self.rebase(values)
+
+    def touched(self, names: Collection[str]) -> Touched:
+        return {"weights": set(names), "intercept": {""}}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        self._start = {}
+        _put_back(names, self._estimator._weights, self.built["weights"])
         self._estimator.intercept = self._start_intercept = self.built["intercept"].get("", 0.0)
         self.rebase(values)
 
@@ -346,6 +364,21 @@ class _Softmax:
             self._estimator.weights[label] = defaultdict(float, weights)
         self.rebase(values)
 
+    def touched(self, names: Collection[str]) -> Touched:
+        return {_CLASS + json.dumps(label): set(names) for label in self._estimator.weights}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        self._start, self._touched, self._new = {}, {}, {}
+        estimator = self._estimator
+        for label in list(estimator.weights):
+            name = _CLASS + json.dumps(label)
+            if name in values or name in self.built:
+                _put_back(names, estimator.weights[label], self.built.get(name, {}))
+            else:  # the rows made it known
+                del estimator.weights[label]
+        estimator.optimizers.clear()
+        self.rebase(values)
+
     def forget(self, values: Blocks) -> None:
         for name, block in values.items():
             if name.startswith(_CLASS):
@@ -356,6 +389,15 @@ class _Softmax:
 def _drop(names: Iterable[str], held: Any) -> None:
     for name in names:
         held.pop(name, None)
+
+
+def _put_back(names: Iterable[str], held: Any, built: dict[str, float]) -> None:
+    """These weights as built."""
+    for name in names:
+        if name in built:
+            held[name] = built[name]
+        else:
+            held.pop(name, None)
 
 
 def _changes(now: Any, start: dict[str, float]) -> dict[str, float]:

@@ -6,13 +6,14 @@ Both are driven as river's pipeline drives them, and leave out names that they h
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from river import preprocessing
 
-from paramserver.blocks import EXTREMA, MOMENTS, Block, Blocks, merge
+from paramserver.blocks import EXTREMA, MOMENTS, Block, Blocks, Touched, merge
 
 SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
 
@@ -85,9 +86,20 @@ class Standard:
         if self._name in values:
             self.rebase(values)
 
+    def touched(self, names: Collection[str]) -> Touched:
+        return {self._name: set(names)}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        self._open = {}
+        scaler, built = self._scaler, self.built[self._name]
+        _forget(names, scaler.counts, scaler.means, scaler.vars)
+        self._set({name: built[name] for name in names if name in built})
+        self.rebase(values)
+
     def forget(self, values: Blocks) -> None:
         scaler = self._scaler
-        _forget(values.get(self._name), scaler.counts, scaler.means, scaler.vars)
+        if (block := values.get(self._name)) is not None:
+            _forget(block.data, scaler.counts, scaler.means, scaler.vars)
 
     def _set(self, moments: dict[str, tuple[float, float, float]]) -> None:
         scaler = self._scaler
@@ -172,8 +184,19 @@ class MinMax:
         self._set(self.built[self._name])
         self.rebase(values)
 
+    def touched(self, names: Collection[str]) -> Touched:
+        return {self._name: set(names)}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        self._open = {}
+        built = self.built[self._name]
+        _forget(names, self._scaler.min, self._scaler.max)
+        self._set({name: built[name] for name in names if name in built})
+        self.rebase(values)
+
     def forget(self, values: Blocks) -> None:
-        _forget(values.get(self._name), self._scaler.min, self._scaler.max)
+        if (block := values.get(self._name)) is not None:
+            _forget(block.data, self._scaler.min, self._scaler.max)
 
     def _set(self, extrema: dict[str, tuple[float, float]]) -> None:
         for name, (low, high) in extrema.items():
@@ -181,8 +204,8 @@ class MinMax:
             self._scaler.max[name].max = high
 
 
-def _forget(block: Block | None, *held: Any) -> None:
-    for name in () if block is None else block.data:
+def _forget(names: Iterable[str], *held: Any) -> None:
+    for name in names:
         for numbers in held:
             numbers.pop(name, None)
 

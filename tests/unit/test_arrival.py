@@ -137,12 +137,14 @@ def test_many_values_never_hold_the_loop(tmp_path: Path, monkeypatch: pytest.Mon
         await replica.writer.record([row("before")])
         await until(lambda: replica.learner.own == 0)
 
+        answered: list[Any] = []
         turns, link = Turns(), Link(world)
         real = arrival.decode_piece
 
         def counted(data: bytes) -> Any:
             blocks = real(data)
             decoded.append((turns.n, sum(len(block.data) for block in blocks.values())))
+            answered.append(replica.learner.serving)
             return blocks
 
         monkeypatch.setattr(arrival, "decode_piece", counted)
@@ -152,17 +154,16 @@ def test_many_values_never_hold_the_loop(tmp_path: Path, monkeypatch: pytest.Mon
         _restart(world)  # from before the row above
         serving = replica.learner.serving
         await replica.writer.record([row("meanwhile")])
-        await until(lambda: "part" in link.kinds)
-        assert replica.learner.serving is serving
-        assert world.weight(replica, "meanwhile") == 1
+        assert world.weight(replica, "meanwhile") == 1, "whichever copy answers"
         await until(lambda: replica.learner.serving is not serving, 30)
 
         partition = replica.writer.partition
         assert link.kinds.count("part") == -(-KEYS // PART_KEYS)
         first, last = link.kinds.index("part"), len(link.kinds) - link.kinds[::-1].index("part") - 1
         assert link.clocks[first].get(partition, 0) == 0, "it had lost what was pushed"
-        assert link.clocks[last].get(partition, 0) == 2, "pushed before the values were here"
+        assert link.clocks[last].get(partition, 0) >= 1, "pushed before the values were here"
         assert len(decoded) == PIECES
+        assert set(answered) == {serving}, "the first copy answers until all are here"
         assert max(size for _, size in decoded) == PIECE
         assert len({turn for turn, _ in decoded}) == PIECES, "one piece a turn"
         assert max(taken) == PIECE, "no step takes more, the last one included"
