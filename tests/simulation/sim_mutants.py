@@ -261,7 +261,7 @@ MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "what failed is not taken back": Mutant(
-        ((_LEARNER, "                self._put_back()\n", ""),), within=10
+        ((_LEARNER, "                self._put_back(example)\n", ""),), within=10
     ),
     "deltas over a broken chain are kept": Mutant(((_LEARNER, *_LOST),), within=15),
     "an acknowledged delta stays on top": Mutant(
