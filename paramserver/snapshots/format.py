@@ -35,6 +35,7 @@ MAGIC: Final = b"\x89OLSNAP\n"
 _FRAME: Final = struct.Struct("<8sIQQ32s")
 _DIGEST_BYTES: Final = 32
 FRAME_BYTES: Final = _FRAME.size
+_CUT_KEYS: Final = 8192  # at once: what fits into a processor's cache takes two thirds of the time
 _LENGTH: Final = struct.Struct("<Q")
 _DTYPES: Final = {"U8": np.uint8, "I64": np.int64, "U64": np.uint64, "F64": np.float64}
 
@@ -272,8 +273,13 @@ def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
         return []
     if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
         raise ValueError("keys overlap or leave their bytes")
-    if blob.all():  # no key holds the separator, so all are cut at once
-        return np.insert(blob, ends[:-1], 0).tobytes().decode().split("\0")
+    if blob.all():  # no key holds the separator, so many are cut at once
+        keys: list[str] = []
+        for i in range(0, len(ends), _CUT_KEYS):
+            begin, stops = ends[i - 1] if i else 0, ends[i : i + _CUT_KEYS]
+            some = np.insert(blob[begin : stops[-1]], stops[:-1] - begin, 0)
+            keys += some.tobytes().decode().split("\0")
+        return keys
     raw, stops = blob.tobytes(), ends.tolist()
     return [raw[a:b].decode() for a, b in zip([0, *stops[:-1]], stops, strict=True)]
 

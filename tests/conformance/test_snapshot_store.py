@@ -388,3 +388,12 @@ def test_keys_that_do_not_fit_their_bytes_are_corrupt(ends: list[int]) -> None:
     arrays["0.ends"] = np.array([1, 2], dtype=np.int64)
     good = snapshot_format.decode(snapshot_format.frame(1, manifest, save(arrays)))
     assert good.values["w"].data == {"a": 1.0, "b": 2.0}
+
+
+@pytest.mark.parametrize("n", [8191, 8192, 8193, 16_385])
+@pytest.mark.parametrize("prefix", ["", "é漢😀"])
+def test_keys_that_are_cut_in_several_steps(n: int, prefix: str) -> None:
+    numbers = {f"{prefix}{i * 37}" if i else "": float(i) for i in range(n)}
+    state = replace(STATE, values={"w": Block("additive", numbers)})
+    found = snapshot_format.decode(snapshot_format.encode(state)).values["w"].data
+    assert list(found.items()) == list(numbers.items())
