@@ -479,4 +479,4 @@ def _objects(store: type[ObjectSnapshots]) -> Any:
 )
 def test_the_machine_rejects(mutant: Any) -> None:
     with pytest.raises((AssertionError, StartRefused)):  # torn pins refuse a start
-        run_state_machine_as_test(machine(*mutant), settings=modest(400))
+        run_state_machine_as_test(machine(*mutant), settings=modest(2000))
