@@ -72,12 +72,15 @@ def _add_hot(made: dict[str, Any]) -> None:
             ref_template=_REFS,
         )
     )
+    components["PredictRequest"]["oneOf"] = _one_of(["features"], ["instances"])
+    one_event = (["id", "label"], ["features", "label"])
+    components["FeedbackRequest"]["oneOf"] = _one_of(*one_event, ["events"])
     _schemas(made).update(components)
     refused = {"$ref": _REFS.format(name="ErrorAnswer")}
     made["paths"]["/v1/models/{model}/predict"] = {
         "post": _operation(
             "Predict one row or many",
-            _content("Rows", _one_of(predict, ["features"], ["instances"]), _BINARY, example=_ASK),
+            _content("Rows", predict, _BINARY, example=_ASK),
             {"200": _content("The answer", {"anyOf": [one, many]})},
         )
     }
@@ -94,13 +97,7 @@ def _add_hot(made: dict[str, Any]) -> None:
     made["paths"]["/v1/models/{model}/feedback"] = {
         "post": _operation(
             "Send the true label: it is learned",
-            _content(
-                "Labels",
-                _one_of(feedback, ["id", "label"], ["features", "label"], ["events"]),
-                _BINARY,
-                _LINES,
-                example=_TEACH,
-            ),
+            _content("Labels", feedback, _BINARY, _LINES, example=_TEACH),
             statuses,
         )
     }
@@ -166,10 +163,9 @@ def _schemas(made: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _one_of(schema: dict[str, Any], *choices: list[str]) -> dict[str, Any]:
-    """The schema, of which the fields of one choice are needed, and of no other."""
-    given = [{"required": c, "properties": {name: _GIVEN[name] for name in c}} for c in choices]
-    return {"allOf": [schema], "oneOf": given}
+def _one_of(*choices: list[str]) -> list[dict[str, Any]]:
+    """The fields of one choice are needed, and those of no other."""
+    return [{"required": c, "properties": {name: _GIVEN[name] for name in c}} for c in choices]
 
 
 def _content(
