@@ -100,9 +100,10 @@ def folder() -> Iterator[Path]:
 def run_seeds(seeds: Sequence[int], name: str | None = None) -> Outcome:
     """Run seeds, of a mutant if it is named (then no further than the first that notices it)."""
     vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(), Outcome()
+    climate = {"background": False, **mutant.climate} if name else {}
     with folder() as where, mutant.applied():
         for n, seed in enumerate(seeds):
-            world = World(vfs, where, seed, faulty=mutant.faulty, climate=mutant.climate)
+            world = World(vfs, where, seed, faulty=mutant.faulty, climate=climate)
             gc.disable()
             try:
                 out.counts.update(world.run())

@@ -94,6 +94,7 @@ _SCHEMA = "replay.journal.sqliteschema"
 _WRITER = "online.writer"
 _REPLICA = "online.replica"
 _FOLLOWER = "online.follower"
+_LOCAL = "online.local"
 _LEARNER = "online.learner"
 _DELTAS = "online.deltas"
 _SERVER = "paramserver.server"
@@ -259,6 +260,23 @@ MUTANTS: dict[str, Mutant] = {
         ),
         climate=_only("cancel"),
         within=10,
+    ),
+    "who learns nothing adopts": Mutant(
+        ((_REPLICA, "adopts=self._learns,", "adopts=True,"),),
+        climate={"background": True},
+        within=20,
+    ),
+    "a learner process begins at the first row": Mutant(
+        (
+            (
+                _LOCAL,
+                "self.tracks[partition] = Track(next=0, end=end, held=True)",
+                "self.tracks[partition] = Track(next=1, end=end, held=end is not None)",
+            ),
+            (_LEARNER, *_LOST),
+        ),
+        climate={"background": True},
+        within=20,
     ),
     "what failed is not taken back": Mutant(
         ((_LEARNER, "                self._put_back(example)\n", ""),), within=10

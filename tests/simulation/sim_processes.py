@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sim_disk import DeadProcess, SnapshotDisk
@@ -259,21 +260,17 @@ class Server(Actor):
             self.world.oracle.at_most_once(sums_of(server.values), self.name)
 
 
-class Replica(Actor):
-    """A replica: the three loops, and handlers that come and go."""
-
-    kind = "replica"
+class Learner(Actor):
+    """A process with a local model of its own: the real shell around the real learner."""
 
     def __init__(self, world: World, number: int) -> None:
         self.model: Any = None
-        self.ready = self.stopping = False
+        self.ready = False
         self.version = (0, 0)
-        # by partition: offset and amount of what was answered here
-        self.own: dict[int, dict[str, tuple[int, float]]] = {}
-        self.handlers: list[asyncio.Task[Any]] = []
         super().__init__(world, number)
 
-    async def live(self) -> None:
+    async def start(self, *, learns: bool) -> None:
+        """Build the model and begin."""
         world, climate = self.world, self.world.climate
         journal = await self.thread("main", self.open_journal)
         learner = online.learner.Learner(
@@ -298,6 +295,7 @@ class Replica(Actor):
             Client(self),
             replica=self.name,
             spec=SPEC,
+            learns=learns,
             now_s=world.wall,
             monotonic_s=world.loop.time,
         )
@@ -311,6 +309,68 @@ class Replica(Actor):
         self.process.kill()
         self.world.loop.call_soon(self.world.kill, self, context=self.world.outside)
         raise DeadProcess
+
+    def check(self) -> None:
+        """Each event counts at most once, and nothing unexpected has happened."""
+        if not self.ready or not self.alive:
+            return
+        learner = self.model.learner
+        assert learner.version >= self.version, f"{self.name} went back to {learner.version}"
+        self.version = learner.version
+        self.world.oracle.at_most_once(learner.serving.sums, self.name)
+        errors = self.model.counts["internal_errors"]
+        assert not errors, f"{self.name}: {self.model.incident}"
+
+
+class Learning(Learner):
+    """The process that learns what a replica writes, where models are slow."""
+
+    kind = "learning"
+
+    def __init__(self, replica: Replica, world: World, number: int) -> None:
+        self._replica = replica
+        super().__init__(world, number)
+
+    async def live(self) -> None:
+        await self.start(learns=True)
+        while True:
+            self.model.follow(self._replica.model.partition())
+            await asyncio.sleep(0.1)
+
+
+class Replica(Learner):
+    """A replica: the three loops, and handlers that come and go."""
+
+    kind = "replica"
+
+    def __init__(self, world: World, number: int) -> None:
+        self.stopping = False
+        self.learning: Learning | None = None
+        # by partition: offset and amount of what was answered here
+        self.own: dict[int, dict[str, tuple[int, float]]] = {}
+        self.handlers: list[asyncio.Task[Any]] = []
+        super().__init__(world, number)
+
+    async def live(self) -> None:
+        await self.start(learns=not self.world.climate.background)
+        if self.world.climate.background:
+            await self._tend()
+
+    async def _tend(self) -> None:
+        """Keep a learner process, which is killed now and then."""
+        world, loop = self.world, self.world.loop
+        while True:
+            learning = self.learning
+            if learning is None or not learning.alive:
+                loop.call_soon(self._start_learning, context=world.outside)
+            elif not world.calm and world.dice.random() < 0.03:
+                world.counts["crash learning"] += 1
+                loop.call_soon(world.kill, learning, context=world.outside)
+            await asyncio.sleep(0.1 + 0.3 * world.dice.random())
+
+    def _start_learning(self) -> None:
+        if self.alive:
+            self.learning = self.world.start(partial(Learning, self))
 
     def stop(self) -> None:
         """Ask it to end as a scale-down does."""
@@ -353,6 +413,8 @@ class Replica(Actor):
     def _note_own(self, events: Sequence[Event], recorded: Sequence[Recorded]) -> None:
         for event, one in zip(events, recorded, strict=True):
             assert one.row is not None
+            if self.world.climate.background:
+                continue  # it is learned elsewhere, and comes back later
             if one.row.partition == self.model.writer.partition:
                 own = self.own.setdefault(one.row.partition, {})
                 own[event.name] = (
@@ -361,13 +423,11 @@ class Replica(Actor):
                 )
 
     def check(self) -> None:
-        """Each event counts at most once, own ones exactly, and a prediction is to be had."""
+        """Own events count exactly, too, and a prediction is to be had."""
+        super().check()
         if not self.ready or not self.alive:
             return
         learner, oracle = self.model.learner, self.world.oracle
-        assert learner.version >= self.version, f"{self.name} went back to {learner.version}"
-        self.version = learner.version
-        oracle.at_most_once(learner.serving.sums, self.name)
         partition = self.model.writer.partition
         if partition not in self.world.sealed:
             for name, (offset, x) in self.own.get(partition, {}).items():
@@ -376,14 +436,12 @@ class Replica(Actor):
                     continue
                 answer = learner.predict({"event": name}).label
                 assert answer == x, f"{self.name}: its own {name} counts {answer}, not {x}"
-        errors = self.model.counts["internal_errors"]
-        assert not errors, f"{self.name}: {self.model.incident}"
 
 
 class Client:
     """A replica's way to whoever it takes for the server."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Learner) -> None:
         self._replica = replica
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:

@@ -18,7 +18,7 @@ from sim_disk import DeadProcess, SimDisk
 from sim_loop import Process, SimLoop
 from sim_model import Event, Oracle, sums_of
 from sim_network import Network
-from sim_processes import Actor, Observer, Replica, Server
+from sim_processes import Actor, Learning, Observer, Replica, Server
 from sim_vfs import Vfs
 
 import replay.journal.sqlitefile
@@ -65,6 +65,7 @@ class Climate:
     old_s: float = 10.0
     busy_s: float = 0.1
     spread_s: float = 0.2
+    background: bool = False
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -121,8 +122,9 @@ class World:
         self.r, self.seed, self.faulty = random.Random(seed), seed, faulty or Faulty()
         self.counts: Counter[str] = Counter()
         self.met: Counter[str] = Counter()
-        self.climate = Climate.draw(self.r)
-        self.climate = replace(self.climate, **(climate or {}))
+        self.dice = random.Random(f"background {seed}")  # of its own: other seeds stay as they are
+        drawn = {"background": self.dice.random() < 0.2, **(climate or {})}
+        self.climate = replace(Climate.draw(self.r), **drawn)
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
         self.loop.set_exception_handler(self._unexpected)
@@ -190,7 +192,7 @@ class World:
 
     # -- processes -------------------------------------------------------------------------------
 
-    def start(self, kind: type[ActorT]) -> ActorT:
+    def start(self, kind: Callable[[World, int], ActorT]) -> ActorT:
         """A new process."""
         self._number += 1
         actor = kind(self, self._number)
@@ -213,6 +215,8 @@ class World:
         for journal in actor.journals:
             journal.close()
         actor.journals = []
+        if isinstance(actor, Replica) and actor.learning is not None:  # it belongs to this one
+            self.kill(actor.learning)
         self._vfs.release(actor.process)
         self.disk.dead = dead
 
@@ -234,7 +238,7 @@ class World:
 
     def find_gone(self, partitions: Iterable[Any]) -> list[int]:
         """What the server is told of the dead: the truth, a part of it, or now and then a lie."""
-        alive = {replica.name for replica in self.live(Replica)}
+        alive = {one.name for one in (*self.live(Replica), *self.live(Learning))}
         return [
             p.id
             for p in partitions
@@ -340,7 +344,7 @@ class World:
         if self._failure is not None:
             raise self._failure
         for actor in self.actors:
-            if isinstance(actor, (Replica, Server)) and actor.alive:
+            if isinstance(actor, (Replica, Learning, Server)) and actor.alive:
                 actor.check()
 
     def _wrong(self, clients: Clients) -> str | None:
