@@ -388,7 +388,8 @@ class _Softmax:
 
 def _drop(names: Iterable[str], held: Any) -> None:
     for name in names:
-        held.pop(name, None)
+        if name in held:
+            del held[name]
 
 
 def _put_back(names: Iterable[str], held: Any, built: dict[str, float]) -> None:
@@ -396,8 +397,8 @@ def _put_back(names: Iterable[str], held: Any, built: dict[str, float]) -> None:
     for name in names:
         if name in built:
             held[name] = built[name]
-        else:
-            held.pop(name, None)
+        elif name in held:  # river's pop raises, whatever its default
+            del held[name]
 
 
 def _changes(now: Any, start: dict[str, float]) -> dict[str, float]:

@@ -23,9 +23,11 @@ BUILT = {name: 0.25 for name in NAMES[:4]}
 
 
 class Picky(Linear):
-    """Raises after all steps have learned."""
+    """Raises after all steps have learned, or before the first one has."""
 
     def learn(self, features: Any, label: Any, weight: float) -> None:
+        if "worse" in features:
+            raise ValueError("worse")
         super().learn(features, label, weight)
         if "bad" in features:
             raise ValueError("bad")
@@ -73,7 +75,7 @@ BUILDS = {
 
 
 def _row(offset: int, r: random.Random, labels: tuple[Any, ...]) -> Row:
-    names = r.sample(NAMES, r.randint(1, 5)) + ["bad"] * (r.random() < 0.3)
+    names = r.sample(NAMES, r.randint(1, 5)) + r.choice([[], [], [], [], ["bad"], ["worse"]])
     features = {name: r.uniform(-2, 2) for name in names}
     label = r.choice(labels)
     payload = codec.encode(Example(features, label))
