@@ -115,7 +115,7 @@ class Background:
     async def _tend(self) -> None:
         while True:
             try:
-                await self._actor.follow.remote(self._replica.partition())
+                await self._actor.follow.remote(self._replica.writer.partition)
             except RayActorError as error:
                 self._replica.counts["learner_restarts"] += 1
                 log.warning("model %s: its learner process ended: %s", self._model, _line(error))

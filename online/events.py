@@ -19,7 +19,7 @@ from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
 from replay import codec
 from replay.example import Example, Features, Label, LabelHalf, PredictionHalf
-from replay.journal.base import Half, NewRow, Verdict
+from replay.journal.base import Half, NewRow, Row, Verdict
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
@@ -117,7 +117,7 @@ class Events:
         key = event_key("event", event.source, event_id)
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
-            if age_s > window_s and await self._replica.writer.find(key) is None:
+            if age_s > window_s and await self._find(key) is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
         learner = self._replica.learner
@@ -147,7 +147,7 @@ class Events:
         if age_s < 0:
             self._check_ahead(-age_s, field)
         lifetime_s = self._replica.settings.token_lifetime
-        if age_s > lifetime_s and await self._replica.writer.find(key) is None:
+        if age_s > lifetime_s and await self._find(key) is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
             return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
         example = Example(
@@ -161,6 +161,12 @@ class Events:
             predicted.no_change,
         )
         return self._asked(key, event_id, event.source, codec.encode(example), label)
+
+    async def _find(self, key: bytes) -> Row | None:
+        """The row that has the key (for repeats of what has expired)."""
+        store = self._replica.store
+        row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        return row
 
     def _check_ahead(self, ahead_s: float, field: str) -> None:
         """A clock that was set back must not cost labels of predictions given out before."""

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from online.claims import Claims
+from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.pace import Pace
 from online.writer import Writer
 from replay.errors import JournalUnavailable
-from replay.journal.base import Journal, Row, Verdict
+from replay.journal.base import Row, Verdict
 
 log = logging.getLogger("online.replica")
 
@@ -41,7 +42,7 @@ class Follower:
         self,
         learner: Learner,
         writer: Writer,
-        journal: Journal,
+        store: JournalThreads,
         counts: Counter[str],
         pace: Pace,
         *,
@@ -50,10 +51,10 @@ class Follower:
     ) -> None:
         self.wake = asyncio.Event()
         self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
-        self._learner, self._writer, self._journal = learner, writer, journal
+        self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace = counts, pace
         self._stamp, self._updates = stamp, updates
-        self._claims = Claims(lambda *place: writer.write(journal.claim, *place))
+        self._claims = Claims(lambda *place: store.write(store.journal.claim, *place))
 
     async def run(self) -> None:
         """Learn whatever is committed, for ever."""
@@ -99,7 +100,9 @@ class Follower:
                 n = min(n, self._writer.known - offset + 1)
                 if n < 1:
                     continue
-            rows: Sequence[Row] = await self._writer.read(self._journal.read, partition, offset, n)
+            rows: Sequence[Row] = await self._store.read(
+                self._store.journal.read, partition, offset, n
+            )
             if rows:
                 return rows
         return ()
@@ -127,7 +130,7 @@ class Follower:
 
     async def _given_up(self, row: Row) -> str | None:
         """Why the row must not be learned: the journal says so, or learners have died at it."""
-        if (reason := self._writer.failure(row)) is not None:
+        if (reason := self._writer.decisions.failure(row)) is not None:
             return reason
         if row.partition == self._writer.partition:
             return None

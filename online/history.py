@@ -134,6 +134,10 @@ class Decisions:
         taken = row.verdict in LEARNED and row.key.hex() not in self.failed
         return taken and not self.undone.has(row.partition, row.offset)
 
+    def failure(self, row: Row) -> str | None:
+        """Why the row could not be learned; None if that is not said."""
+        return self.failed.get(row.key.hex()) if self.failed else None
+
     def stands(self, row: Row) -> bool:
         """Whether the row was to be learned and nothing took it out."""
         return row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)

@@ -28,9 +28,10 @@ from itertools import islice
 from typing import Any, Protocol
 
 from online.config import Limits, ModelSettings
-from online.deltas import Track
 from online.follower import Follower
+from online.journal_threads import JournalThreads
 from online.learner import Learner
+from online.owed import Owed
 from online.pace import Pace
 from online.tokens import forward_clock
 from online.writer import Writer
@@ -97,11 +98,12 @@ class ModelReplica:
         self.replica = replica
         self.counts: Counter[str] = Counter()
         self._newest_target: Label | None = None
+        self.store = JournalThreads(journal)
         self.writer = Writer(
             settings.name,
             spec,
             limits,
-            journal,
+            self.store,
             self.counts,
             stamp=self.stamp,
             frozen=lambda: learner.frozen,
@@ -109,16 +111,16 @@ class ModelReplica:
             sealed=self._on_sealed,
             follows=None if learns else learner,
         )
-        self._learns = learns
+        self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._refused: str | None = None
         self._unexpected: str | None = None
-        self._journal, self._client, self._spec = journal, client, spec
+        self._client, self._spec = client, spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self._follower = Follower(
             learner,
             self.writer,
-            journal,
+            self.store,
             self.counts,
             self._pace,
             stamp=self.stamp,
@@ -149,21 +151,17 @@ class ModelReplica:
         writer.stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                while not writer.idle or self._owes_rows:
+                while not writer.idle or self.owed.left(self._control):
                     self._pace.now.set()
                     await asyncio.sleep(0.01)
-                await writer.write(self._journal.seal, writer.partition)
+                await self.store.write(self.store.journal.seal, writer.partition)
         except (TimeoutError, ReplayError) as error:
             log.warning("stopped with rows that another replica has to learn: %r", error)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._follower.stop()
-        writer.close()
-
-    def partition(self) -> int:
-        """Number of the partition written at present."""
-        return self.writer.partition
+        self.store.close()
 
     def follow(self, partition: int) -> None:
         """Learn what another process writes into this partition, and no longer into one before.
@@ -178,13 +176,6 @@ class ModelReplica:
         if partition not in self.learner.tracks:
             self.learner.adopt(partition, None)
             self._pace.now.set()
-
-    @property
-    def _owes_rows(self) -> bool:
-        """Whether rows of the own partition would be left to an adopter now."""
-        if self.learner.frozen:
-            return self._control != self.learner.control
-        return self.learner.clock.get(self.writer.partition, 0) < self.writer.known
 
     async def _forever(self, loop: Callable[[], Any]) -> None:
         """A loop that outlives what it did not expect; what happened is logged and shown."""
@@ -203,8 +194,8 @@ class ModelReplica:
         """Number of a new partition of this process."""
         while True:
             try:
-                partition = await self.writer.write(
-                    self._journal.register,
+                partition = await self.store.write(
+                    self.store.journal.register,
                     self.settings.name,
                     self.replica,
                     self._spec,
@@ -253,22 +244,10 @@ class ModelReplica:
         """Counters and gauges of this replica; disposable."""
         gauges: dict[str, float] = {"waiting": self.writer.waiting, "own": self.learner.own}
         gauges["joins_waiting"] = self.writer.halves
-        gauges |= {"behind_rows": self.behind_rows, "relearned": self.learner.relearned}
+        gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
-
-    @property
-    def behind_rows(self) -> int:
-        """Committed rows of this replica's partitions, adopted ones too, still to be learned."""
-        ends = self._ends(self.writer.known)
-        return self.writer.queued + sum(max(end - t.next + 1, 0) for t, end in ends)
-
-    def _ends(self, own: int) -> list[tuple[Track, int]]:
-        """Tracks with their last offsets; whoever writes one that is followed knows its end."""
-        tracks = self.learner.tracks.items()
-        ends = [(t, own if p == self.writer.partition else t.end) for p, t in tracks]
-        return [(t, end) for t, end in ends if end is not None]
 
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
@@ -364,7 +343,7 @@ class ModelReplica:
         if partition == self.writer.partition or partition in self.learner.tracks:
             return
         try:
-            end = await self.writer.write(self._journal.seal, partition)
+            end = await self.store.write(self.store.journal.seal, partition)
             await self.writer.look()  # which rows have failed already
         except ReplayError as error:
             log.warning("could not seal partition %d: %s", partition, error)
@@ -378,15 +357,7 @@ class ModelReplica:
 
     def _act_on(self, pushes: list[Any]) -> None:
         """A freeze is acted on once all that was written before it is learned and pushed."""
-        owes = pushes or self._follower.unsaid or self.writer.committing or self._has_to_learn()
+        owes = pushes or self._follower.unsaid or self.writer.committing or self.owed.learning
         if self.learner.frozen and owes:
             return
         self._control = self.learner.control
-
-    def _has_to_learn(self) -> bool:
-        """Whether there are rows that are not frozen, or adopted, and not learned yet."""
-        if not self._learns:
-            have = self.learner.clock.get(self.writer.partition, 0)
-            return have < self.writer.to_learn
-        held = any(track.held for track in self.learner.tracks.values())
-        return held or any(t.next <= end for t, end in self._ends(self.writer.to_learn))

@@ -125,7 +125,7 @@ class Cluster:
 
     async def _read(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
         """A reading step of the journal.  A store that hangs must not hold up what is shown."""
-        return await asyncio.wait_for(self._replicas[name].writer.read(step, *args), _ASK_TIMEOUT_S)
+        return await asyncio.wait_for(self._replicas[name].store.read(step, *args), _ASK_TIMEOUT_S)
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Cluster:
     async def _page(self, model: str, status: str, after: str | None, limit: int) -> Page:
         try:
             decisions = await self._decided(model)
-            journal, read = self._journals[model], self._replicas[model].writer.read
+            journal, read = self._journals[model], self._replicas[model].store.read
             page: Page = await read(walk, journal, model, decisions, status, after, limit)
         except (ReplayError, TimeoutError) as error:
             hint = "Ask again; what was learned is not learned twice"

@@ -15,20 +15,18 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 from online import history
 from online.config import Limits
 from online.errors import RequestError
+from online.journal_threads import JournalThreads
 from online.learner import Learner
 from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
-from replay.journal.base import Appended, Journal, NewRow, Outcome, Row, Verdict
+from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
 
-_UNREAD_S = 0.2  # between two attempts to read the journal
 _BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
 
 
@@ -124,7 +122,7 @@ class Writer:
         model: str,
         spec: str,
         limits: Limits,
-        journal: Journal,
+        store: JournalThreads,
         counts: Counter[str],
         *,
         stamp: Callable[[], str],
@@ -144,48 +142,16 @@ class Writer:
         self.committing = False  # rows that are not frozen
         self.decisions = history.Decisions(spec)
         self._model, self._spec = model, spec
-        self._limits, self._journal, self._counts = limits, journal, counts
+        self._limits, self._store, self._counts = limits, store, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
         self._follows = follows
         self._uncommitted = 0  # rows that were taken and wait for their commit
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
         self._queue: deque[_Waiting] = deque()
         most = limits.joins_queue_max
         self._halves = _Behind(most, most * limits.token_bytes_max)
         self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
         self._store_epoch = 0
         self._wake = asyncio.Event()
-
-    # -- the store ---------------------------------------------------------------------------
-
-    async def write(self, step: Callable[..., Any], *args: Any) -> Any:
-        """A writing step of the journal, on the writer's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, step, *args)
-
-    async def read(self, step: Callable[..., Any], *args: Any) -> Any:
-        """A reading step of the journal; it waits for no commit of ours."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, step, *args)
-
-    async def surely(self, step: Callable[..., Any], *args: Any) -> Any:
-        """A reading step, as often as it takes to get its answer."""
-        while True:
-            try:
-                return await self.read(step, *args)
-            except JournalUnavailable as error:
-                log.warning("journal: %s", error)
-                await asyncio.sleep(_UNREAD_S)
-
-    async def find(self, key: bytes) -> Row | None:
-        """The row that has the key (for repeats of expired tokens)."""
-        row: Row | None = await self.read(self._journal.find, self._model, key)
-        return row
-
-    def close(self) -> None:
-        """End the threads and release the store."""
-        self._thread.shutdown(wait=True)
-        self._reader.shutdown(wait=True)
-        self._journal.close()
 
     @property
     def halves(self) -> int:
@@ -276,7 +242,7 @@ class Writer:
                 while self._queue and (not batch or size + len(self._queue[0].rows) <= _BATCH_ROWS):
                     size += len(self._queue[0].rows)
                     batch.append(self._queue.popleft())
-                room = max(self._journal.batch_rows_max - size, 0)
+                room = max(self._store.journal.batch_rows_max - size, 0)
                 await self._commit(self._halves.take(room), batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
@@ -319,8 +285,8 @@ class Writer:
         pause_s = 0.02
         while True:
             try:
-                appended: Appended = await self.write(
-                    self._journal.append, self.partition, self.known, rows
+                appended: Appended = await self._store.write(
+                    self._store.journal.append, self.partition, self.known, rows
                 )
                 return appended
             except PartitionSealed:
@@ -356,23 +322,18 @@ class Writer:
             return
         if not outcome.new:
             await self.look()
-        reason, again = self.failure(row), None
+        reason, again = self.decisions.failure(row), None
         status = self._status(row, reason)
         if not outcome.new and status in ("frozen", "undone"):
-            place = (self._journal, self._model, self.decisions, row)
-            again = await self.surely(history.standing, *place)
+            place = (self._store.journal, self._model, self.decisions, row)
+            again = await self._store.surely(history.standing, *place)
         repeat = not outcome.new
         found = Recorded(status, row, now, now, repeat, reason, learned_as=again)
         self._answer(waiting, i, found)
 
     async def look(self) -> None:
         """Read the control rows that are new, as often as it takes."""
-        await self.surely(self.decisions.read, self._journal, self._model)
-
-    def failure(self, row: Row) -> str | None:
-        """Why the row could not be learned, as far as is known here."""
-        failed = self.decisions.failed
-        return failed.get(row.key.hex()) if failed else None
+        await self._store.surely(self.decisions.read, self._store.journal, self._model)
 
     def _refuse(self, halves: list[NewRow], batch: list[_Waiting], error: ReplayError) -> None:
         self.incident = str(error)
@@ -396,7 +357,9 @@ class Writer:
         self.to_learn = 0
         now = self._stamp()
         for waiting, i, repeat in (entry for entries in waiters.values() for entry in entries):
-            standing = await self.surely(self._journal.find, self._model, waiting.rows[i].key)
+            standing = await self._store.surely(
+                self._store.journal.find, self._model, waiting.rows[i].key
+            )
             if standing is not None:
                 # Its adopter learns it: nobody here can say yet what will become of it.
                 self._answer(waiting, i, Recorded("queued", standing, now, now, repeat))
@@ -412,7 +375,9 @@ class Writer:
         """Say in the journal that the row could not be learned; the first to say so wins."""
         self.decisions.failed[row.key.hex()] = reason
         key = f"failed:{self._spec[:16]}:{row.key.hex()}"
-        await self.write(self._journal.write_control, self._model, "failed", key, reason.encode())
+        await self._store.write(
+            self._store.journal.write_control, self._model, "failed", key, reason.encode()
+        )
 
     def _answer(self, waiting: _Waiting, i: int, recorded: Recorded) -> None:
         waiting.results[i] = recorded

@@ -165,11 +165,9 @@ def load(
                     progress=progress, stopped=stopped.is_set,
                 )  # fmt: skip
 
-        if find_rate:
-            assert per_s is not None
+        if find_rate and per_s is not None:
             found = find(attempt, start=per_s, p99_ms=p99_ms)
-            _show_found(found, as_json=as_json)
-            raise typer.Exit(130 if found.interrupted else 0 if found.rate else 1)
+            raise typer.Exit(_show_found(found, as_json=as_json))
         report = attempt(per_s)
     _show_report(report, as_json=as_json)
     good = report.total.requests > report.total.errors
@@ -409,10 +407,12 @@ def bars(load: Load) -> list[str]:
     ]
 
 
-def _show_found(found: Found, *, as_json: bool) -> None:
+def _show_found(found: Found, *, as_json: bool) -> int:
+    """Print it; the exit code."""
+    code = 130 if found.interrupted else 0 if found.rate else 1
     if as_json:
         print(json.dumps(asdict(found)))
-        return
+        return code
     table = Table(box=None, pad_edge=False)
     for name in ("rate", "reached", "p50 ms", "p99 ms", "errors", "unfinished", "holds"):
         table.add_column(name, justify="right")
@@ -429,3 +429,4 @@ def _show_found(found: Found, *, as_json: bool) -> None:
         print(f"no rate that was tried keeps p99 ≤ {found.p99_ms_max:g} ms")
     if any(step.bottleneck and not step.holds for step in found.steps):
         print("warning: the generator itself was a bottleneck; the service may bear more")
+    return code

@@ -89,12 +89,17 @@ def serve(
         code = 130
     finally:
         stop.set()
-        watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
-        watchdog.daemon = True
-        watchdog.start()
-        running.stop()
-        watchdog.cancel()
+        _stop(running, code)
     raise typer.Exit(code)
+
+
+def _stop(running: Any, code: int) -> None:
+    """End it gently, and if that takes too long, at once."""
+    watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
+    watchdog.daemon = True
+    watchdog.start()
+    running.stop()
+    watchdog.cancel()
 
 
 def _reload(running: Any, load: Callable[[], config.Settings]) -> None:

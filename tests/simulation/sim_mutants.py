@@ -121,12 +121,12 @@ _EARLY = (
 _DECIDE_LATER = (
     "            plain = [replace(row, factor=1.0) for row in rows]\n"
     "            appended = await self._append(plain)\n"
-    "            await self.write(self._decide, rows)\n"
+    "            await self._store.write(self._decide, rows)\n"
     "            factors = {row.key: row.factor for row in rows}\n"
 )
 _DECIDE = (
     "    def _decide(self, rows: Sequence[NewRow]) -> None:\n"
-    "        with self._journal._file.write() as db:\n"
+    "        with self._store.journal._file.write() as db:\n"
     "            for row in rows:\n"
     "                decided = (row.factor, row.key)\n"
     "                db.execute('UPDATE rows SET factor = ? WHERE key = ?', decided)\n"
@@ -230,8 +230,8 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _REPLICA,
-                "end = await self.writer.write(self._journal.seal, partition)",
-                "end = (await self.writer.write(self._journal.partition, partition)).end",
+                "end = await self.store.write(self.store.journal.seal, partition)",
+                "end = (await self.store.write(self.store.journal.partition, partition)).end",
             ),
         ),
         within=10,

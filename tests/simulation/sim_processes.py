@@ -334,7 +334,7 @@ class Learning(Learner):
     async def live(self) -> None:
         await self.start(learns=True)
         while True:
-            self.model.follow(self._replica.model.partition())
+            self.model.follow(self._replica.model.writer.partition)
             await asyncio.sleep(0.1)
 
 

@@ -19,15 +19,15 @@ def test_rows_are_queued_learned_elsewhere_and_come_back(tmp_path: Path) -> None
         front = await world.replica("front", learns=False)
         recorded = await front.writer.record([worlds.row("a"), worlds.row("b")])
         assert worlds.statuses(recorded) == [("queued", False)] * 2
-        assert (front.behind_rows, world.weight(front, "a")) == (2, 0)
+        assert (front.owed.rows, world.weight(front, "a")) == (2, 0)
         again = (await front.writer.record([worlds.row("a")]))[0]
         assert (again.status, again.repeat) == ("queued", True)
-        assert not front.learner.includes(front.partition(), 1)
+        assert not front.learner.includes(front.writer.partition, 1)
         back = await world.replica("back")
-        back.follow(front.partition())
-        await worlds.until(lambda: front.learner.includes(front.partition(), 2))
+        back.follow(front.writer.partition)
+        await worlds.until(lambda: front.learner.includes(front.writer.partition, 2))
         assert [world.weight(front, f) for f in "ab"] == [1, 1]
-        assert (front.behind_rows, front.learner.own) == (0, 0)
+        assert (front.owed.rows, front.learner.own) == (0, 0)
         assert front.learner.tally.digest[0] == 2
         again = (await front.writer.record([worlds.row("a")]))[0]
         assert (again.status, again.repeat) == ("learned", True)
@@ -36,7 +36,7 @@ def test_rows_are_queued_learned_elsewhere_and_come_back(tmp_path: Path) -> None
         assert back.counts["learned"] == 3
         await front.stop(5)
         journal = world.journal()
-        assert journal.partition(front.partition()).sealed
+        assert journal.partition(front.writer.partition).sealed
         journal.close()
         await back.stop(5)
 
@@ -49,17 +49,17 @@ def test_the_learner_process_may_die_at_any_row(tmp_path: Path) -> None:
         names = [f"e{i}" for i in range(40)]
         for n in range(4):
             back = await world.replica(f"back{n}")
-            back.follow(front.partition())
+            back.follow(front.writer.partition)
             part = names[10 * n : 10 * n + 10]
             await front.writer.record([worlds.row(name) for name in part])
             await worlds.until(lambda n=n: world.weight(front, names[10 * n]) == 1)
             for task in back._tasks:
                 task.cancel()
             await asyncio.gather(*back._tasks, return_exceptions=True)
-            back.writer.close()
+            back.store.close()
         last = await world.replica("last")
-        last.follow(front.partition())
-        await worlds.until(lambda: front.behind_rows == 0)
+        last.follow(front.writer.partition)
+        await worlds.until(lambda: front.owed.rows == 0)
         assert [world.weight(front, name) for name in names] == [1] * 40
         assert front.learner.tally.digest[0] == 40
         await last.stop(5)
@@ -75,10 +75,10 @@ def test_two_followers_teach_each_row_once(tmp_path: Path) -> None:
         front = await world.replica("front", learns=False)
         backs = [await world.replica(name) for name in ("old", "new")]
         for back in backs:
-            back.follow(front.partition())
+            back.follow(front.writer.partition)
         for i in range(30):
             await front.writer.record([worlds.row(f"e{i}")])
-        await worlds.until(lambda: front.behind_rows == 0)
+        await worlds.until(lambda: front.owed.rows == 0)
         assert [world.weight(front, f"e{i}") for i in range(30)] == [1] * 30
         for back in backs:
             await back.stop(5)
@@ -101,7 +101,7 @@ def test_the_queue_is_bounded_at_exactly_its_setting(tmp_path: Path) -> None:
         assert front.counts["refused_queue"] == 2
         assert front.writer.queued == 5
         back = await world.replica("back")
-        back.follow(front.partition())
+        back.follow(front.writer.partition)
         await worlds.until(lambda: front.writer.queued == 0)
         await front.writer.record([worlds.row("g")])
         await worlds.until(lambda: world.weight(front, "g") == 1)
@@ -125,7 +125,7 @@ def test_a_row_that_fails_is_said_to_have_failed(tmp_path: Path) -> None:
 
         front = await world.replica("front", learns=False, build=build)
         back = await world.replica("back", build=build)
-        back.follow(front.partition())
+        back.follow(front.writer.partition)
         rows = [worlds.row("x", feature="poison"), worlds.row("a")]
         assert worlds.statuses(await front.writer.record(rows)) == [("queued", False)] * 2
         await worlds.until(lambda: world.weight(front, "a") == 1)
@@ -143,7 +143,7 @@ def test_a_sealed_partition_is_left_for_the_next(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         front = await world.replica("front", learns=False)
         back = await world.replica("back")
-        first = front.partition()
+        first = front.writer.partition
         back.follow(first)
         await front.writer.record([worlds.row("a")])
         await worlds.until(lambda: world.weight(front, "a") == 1)
@@ -153,10 +153,10 @@ def test_a_sealed_partition_is_left_for_the_next(tmp_path: Path) -> None:
         await other._adopt(first)
         recorded = (await front.writer.record([worlds.row("b")]))[0]
         assert (recorded.status, recorded.row.partition != first) == ("queued", True)
-        back.follow(front.partition())
+        back.follow(front.writer.partition)
         await worlds.until(lambda: world.weight(front, "b") == 1)
         assert [world.weight(front, f) for f in "ab"] == [1, 1]
-        assert back.learner.tracks.keys() == {back.partition(), front.partition()}
+        assert back.learner.tracks.keys() == {back.writer.partition, front.writer.partition}
         journal.close()
         for replica in (other, back, front):
             await replica.stop(5)
@@ -174,7 +174,7 @@ def test_a_frozen_model_is_acted_on_when_the_queue_is_learned(tmp_path: Path) ->
         assert worlds.statuses(recorded) == [("frozen", False)]
         assert front._control < control, "a row is still to be learned"
         back = await world.replica("back")
-        back.follow(front.partition())
+        back.follow(front.writer.partition)
         await worlds.until(lambda: front._control >= control and back._control >= control)
         assert [world.weight(front, f) for f in "ab"] == [1, 0]
         await back.stop(5)
@@ -192,16 +192,18 @@ def test_who_does_not_learn_is_not_asked_to_adopt(tmp_path: Path, learns: bool) 
         await asyncio.gather(*dead._tasks, return_exceptions=True)
         journal = world.journal()
         row = worlds.row("a")
-        journal.append(dead.partition(), 0, [row])
-        world.server._gone = frozenset({dead.partition()})
-        world.server._find_gone = lambda partitions: {dead.partition()}
+        journal.append(dead.writer.partition, 0, [row])
+        world.server._gone = frozenset({dead.writer.partition})
+        world.server._find_gone = lambda partitions: {dead.writer.partition}
         world.server.confirm()
         replica = await world.replica("other", learns=learns)
         met = world.client.met
         await worlds.until(lambda: world.client.met > met + 5)
-        assert (dead.partition() in replica.learner.tracks or world.weight(replica, "a")) == learns
+        assert (
+            dead.writer.partition in replica.learner.tracks or world.weight(replica, "a")
+        ) == learns
         journal.close()
-        dead.writer.close()
+        dead.store.close()
         await replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -191,7 +191,7 @@ async def die(replica: Any) -> None:
     for task in replica._tasks:
         task.cancel()
     await asyncio.gather(*replica._tasks, return_exceptions=True)
-    replica.writer.close()
+    replica.store.close()
 
 
 def test_the_row_fails_and_every_other_row_is_learned_once(tmp_path: Path) -> None:

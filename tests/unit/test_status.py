@@ -43,10 +43,11 @@ class World:
         self.now_s, self.usage = 0.0, Usage(100, size_max, 10, 0)
         self.broken = False
         tally = SimpleNamespace(digest=(10, 0), counters={})
-        writer = SimpleNamespace(read=self.read, look=self.look, decisions=Decisions("spec"))
+        writer = SimpleNamespace(look=self.look, decisions=Decisions("spec"))
         self.replica: Any = SimpleNamespace(
             replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
+            store=SimpleNamespace(read=self.read),
             learner=SimpleNamespace(tally=tally, frozen=False),
         )  # fmt: skip
         journal: Any = SimpleNamespace(usage=lambda model: self.usage)
