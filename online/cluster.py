@@ -42,7 +42,7 @@ Progress = Callable[[str], None]
 
 _REPLICA_PORTS = 120  # a stopped replica's port rests for a while
 _RESTORE_S = 30.0
-_RELOADED_S = 0.5
+_RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
 _LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
 _CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
@@ -107,6 +107,21 @@ def _connections_max() -> int:
     if files == resource.RLIM_INFINITY:
         return _CONNECTIONS_MAX
     return max(min(_CONNECTIONS_MAX, (files - _FILES_BESIDE) * 2 // 5), 100)
+
+
+def _balanced(private: Path, replicas: int) -> bool:
+    """Whether HAProxy has so many replicas, and its last reload is over.
+
+    Serve writes its configuration right before each reload.  Before the replicas are in it, what
+    answers is Serve's own proxy, and a reload is still to come.
+    """
+    found = (*private.glob("haproxy.cfg"), *private.glob("*/haproxy.cfg"))  # a folder a node
+    for file in found:
+        if file.read_text().count("server SERVE_REPLICA_") < replicas:
+            return False
+        if time.time() - file.stat().st_mtime < _RELOADED_S:
+            return False
+    return True
 
 
 def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
@@ -336,7 +351,7 @@ class Service:
             answers = False
             with contextlib.suppress(httpx.HTTPError):
                 answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
-            if answers and time.time() - processes.newest("haproxy") > _RELOADED_S:
+            if answers and _balanced(self._private, self._settings.replicas):
                 return
             if time.monotonic() > deadline:
                 raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")

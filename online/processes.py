@@ -119,16 +119,6 @@ def listening(ports: Sequence[int]) -> list[psutil.Process]:
     return list(found.values())
 
 
-def newest(name: str) -> float:
-    """When the newest process of that name among ours started, in POSIX seconds (0: none)."""
-    started = [0.0]
-    for process in own_processes():
-        with contextlib.suppress(psutil.Error):
-            if process.name() == name:
-                started.append(process.create_time())
-    return max(started)
-
-
 def note(path: Path, facts: dict[str, Any]) -> None:
     """Write ``run.json`` whole: facts for the other commands and pids for cleaning up."""
     processes = []

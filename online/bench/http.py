@@ -24,7 +24,7 @@ import psutil
 
 from online.bench.bodies import Bodies
 from online.bench.load import Lane, Operation, Report, measure
-from online.bench.service import Running, service, settle, status
+from online.bench.service import Running, service
 from online.errors import StartRefused
 from online.http import Connection
 from online.processes import free_port
@@ -328,10 +328,12 @@ def _forest(rounds: _Rounds, runs: int) -> None:
     with service({"replicas": 1, "models": [model]}) as running:
         own = _Own(rounds, running)
         with contextlib.closing(Connection(running.url)) as client:  # empty trees are too fast
-            before = status(running, "m")["learned"]
             for i in range(2):
-                client.post(_FEEDBACK, json.loads(rounds.bodies.events(1000 + i, 1000)))
-        settle(running, "m", before + 2000)
+                _, answer = client.post(
+                    _FEEDBACK, json.loads(rounds.bodies.events(_MANY + i, _MANY))
+                )
+            asked = json.loads(rounds.bodies.predict(0))
+            _await_learned(client, {**asked, "after": answer["events"][-1]["seen"]})
         rounds.closed("forest: predict", own.port, own.predict)
         asks = rounds.median("forest: predict") / 2
         for _ in range(runs):
@@ -340,6 +342,15 @@ def _forest(rounds: _Rounds, runs: int) -> None:
             lanes = [(own.predict, asks), (own.feedback, _FOREST_LEARNS)]
             both = rounds.fixed("forest, both", own.port, lanes)
             rounds.note("forest: predict p99 while it learns", both.operations[0].p99_ms)
+
+
+def _await_learned(client: Connection, asked: object, timeout_s: float = 120.0) -> None:
+    """Wait until the answers count the event they are asked for: the last one that came."""
+    deadline = time.monotonic() + timeout_s
+    while not client.post(_PREDICT, asked)[1].get("includes"):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the forest has not learned all in {timeout_s:g} s")
+        time.sleep(0.05)
 
 
 def _line(asked: _Asked, found: dict[str, list[float]], *, judge: bool) -> Line:
