@@ -19,7 +19,7 @@ serve: $(STAMP)  ## the service on river's Phishing stream, playing it, until Ct
 	@exec $(BIN)/online serve --play phishing
 
 test: $(STAMP)  ## everything but the long benchmarks
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q tests
 
 check: $(STAMP)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check online paramserver replay evaluation tests
