@@ -109,7 +109,7 @@ def _connections_max() -> int:
     return max(min(_CONNECTIONS_MAX, (files - _FILES_BESIDE) * 2 // 5), 100)
 
 
-def _balanced(private: Path, replicas: int) -> bool:
+def balanced(private: Path, replicas: int) -> bool:
     """Whether HAProxy has so many replicas, and its last reload is over.
 
     Serve writes its configuration right before each reload.  Before the replicas are in it, what
@@ -351,7 +351,7 @@ class Service:
             answers = False
             with contextlib.suppress(httpx.HTTPError):
                 answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
-            if answers and _balanced(self._private, self._settings.replicas):
+            if answers and balanced(self._private, self._settings.replicas):
                 return
             if time.monotonic() > deadline:
                 raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")
