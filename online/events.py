@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -25,8 +25,14 @@ _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Foreseen(msgspec.Struct, frozen=True, gc=False):
+    """What a model of this version answers for an event whose features the door takes."""
+
+    answer: Answer
+    version: tuple[int, int, int]
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A row to append, its label as the door has it, and whether a repeat of it is known."""
 
     row: NewRow
@@ -86,17 +92,41 @@ class Events:
 
     # -- feedback ----------------------------------------------------------------------------
 
-    async def read(self, event: Event, field: str) -> Asked | Receipt:
+    def foresee(self, events: Sequence[Event]) -> list[Foreseen | None]:
+        """What the model answers for each; None for those without features that it can take."""
+        features: list[Features] = []
+        places = []
+        for i, event in enumerate(events):
+            if event.id is None and event.features is not None:
+                with contextlib.suppress(RequestError):  # whoever reads the event says it
+                    features.append(self._door.features(event.features, ""))
+                    places.append(i)
+        out: list[Foreseen | None] = [None] * len(events)
+        if features:
+            answers = self._replica.learner.serving.predict_many(features)
+            version = self._version()
+            for i, answer in zip(places, answers, strict=True):
+                out[i] = Foreseen(answer, version)
+        return out
+
+    def _version(self) -> tuple[int, int, int]:
+        learner = self._replica.learner
+        return (*learner.version, learner.own)
+
+    async def read(
+        self, event: Event, field: str, foreseen: Foreseen | None = None
+    ) -> Asked | Receipt:
         """The row to append, or the answer if that is known already.
 
-        ``field`` is the event's place in the body, with a dot behind it.  Raises RequestError.
+        ``field`` is the event's place in the body, with a dot behind it; ``foreseen`` is of
+        :meth:`foresee`, None: the model is asked here.  Raises RequestError.
         """
         if event.label is msgspec.UNSET:
             raise invalid(f"{field}label", "no label", "Send the true label")
         label = self._door.label(event.label, f"{field}label")
         weight = self._door.weight(event.weight, f"{field}weight")
         if event.id is None:
-            return await self._with_features(event, label, weight, field)
+            return await self._with_features(event, label, weight, field, foreseen)
         if event.features is not None or event.event_id is not None:
             hint = "The id carries both; send it with the label only"
             raise invalid(f"{field}id", "an id together with features or event_id", hint)
@@ -107,12 +137,16 @@ class Events:
         return await self._with_token(event, event.id, label, weight, field)
 
     async def _with_features(
-        self, event: Event, label: Label, weight: float, field: str
+        self, event: Event, label: Label, weight: float, field: str, foreseen: Foreseen | None
     ) -> Asked | Receipt:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
             raise invalid(f"{field}id", "neither id nor features", hint)
-        features = self._door.features(event.features, f"{field}features")
+        if foreseen is None:
+            features = self._door.features(event.features, f"{field}features")
+            foreseen = Foreseen(self._replica.learner.predict(features), self._version())
+        else:
+            features = event.features
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
         if event.event_id is not None and event.event_time is not None:
@@ -120,13 +154,12 @@ class Events:
             if age_s > window_s and await self._find(key) is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
-        learner = self._replica.learner
         example = Example(
             features,
             label,
             weight,
-            self._score(learner.predict(features)),
-            (*learner.version, learner.own),
+            self._score(foreseen.answer),
+            foreseen.version,
             self._now_s(),
             event.event_time,
             self._replica.newest_label,

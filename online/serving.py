@@ -157,9 +157,10 @@ class Serving:
         """What became of each of 1 to ``limits.rows_max`` events, written in one commit."""
         receipts: list[Receipt | None] = []
         rows: list[tuple[int, Asked]] = []
+        foreseen = self._reader.foresee(events)
         for i, event in enumerate(events):
             try:
-                asked = await self._reader.read(event, f"events[{i}].")
+                asked = await self._reader.read(event, f"events[{i}].", foreseen[i])
             except RequestError as error:
                 receipts.append(refused(error))
                 continue

@@ -15,7 +15,9 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from online import history
 from online.config import Limits
@@ -30,8 +32,7 @@ log = logging.getLogger("online.writer")
 _BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """What became of one event.
 
     Attributes
@@ -249,7 +250,7 @@ class Writer:
         rows = [*halves, *(row for waiting in batch for row in waiting.rows)]
         self.writing = True
         if self._frozen():
-            rows = [replace(row, verdict=Verdict.FROZEN) for row in rows]
+            rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
             self.committing = True
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import selectors
 import time
@@ -28,6 +29,7 @@ _RECONNECT_S = 0.1
 _CPU_MAX = 0.9  # of a core; beyond it answers wait for the generator
 _OWN_SHARE = 0.2  # of the p99 may be the generator's own lateness
 _OWN_MS = 0.5  # and less than this is never complained about
+_SELECTABLE, _OWN_FILES = 1024, 16  # files that select() knows; a loop's own
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _STATUS = re.compile(rb'"status": ?"(\w+)"')
@@ -406,12 +408,18 @@ def measure(
     what was measured is returned.  Raises OSError if no connection can be made at the beginning.
     """
 
-    def new_loop() -> asyncio.AbstractEventLoop:
-        # epoll's time-outs are whole milliseconds: a request would be sent up to 1 ms late.
-        return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
+    connections = sum(lane.connections for lane in lanes)
+    with asyncio.Runner(loop_factory=lambda: _new_loop(connections)) as runner:
         return runner.run(_measure(host, ports, lanes, seconds, progress, stopped))
+
+
+def _new_loop(connections: int) -> asyncio.AbstractEventLoop:
+    # epoll's time-outs are whole milliseconds: a request would be sent up to 1 ms late.  select's
+    # are not, but it knows no more than 1,024 files.
+    opened = max(map(int, os.listdir("/dev/fd")))
+    if opened + connections + _OWN_FILES < _SELECTABLE:
+        return asyncio.SelectorEventLoop(selectors.SelectSelector())
+    return asyncio.SelectorEventLoop(selectors.DefaultSelector())
 
 
 async def _measure(

@@ -7,15 +7,15 @@ cut did to them (its open delta).  It never sees the journal, the network or a c
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from paramserver.blocks import Blocks, Touched
 from replay.example import Features, Label
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, gc=False):
     """An answer: the label (or number) and, for classifiers, the probability of each label."""
 
     label: Label | None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import msgspec
+
 
 class Verdict(StrEnum):
     """What was decided about a row before it was written.  It never changes."""
@@ -30,8 +32,7 @@ class Half(StrEnum):
     LABEL = "label"
 
 
-@dataclass(frozen=True, slots=True)
-class NewRow:
+class NewRow(msgspec.Struct, frozen=True, gc=False):
     """A row that a writer wants in its partition, or (with ``half``) one side of a row.
 
     Attributes
@@ -63,8 +64,7 @@ class NewRow:
     half: Half | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """A committed row.  ``seq`` is the store-wide commit order, ``offset`` counts 1, 2, 3 …"""
 
     seq: int
@@ -79,8 +79,7 @@ class Row:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What became of one row of an append.
 
     ``new`` is True if the row stands in the writer's own partition beyond its last known offset:

@@ -121,6 +121,12 @@ def writes_a_key_once_within_a_batch(open_: Open) -> None:
         same(answer.outcomes[1].row, answer.outcomes[0].row, "the row that was first in the batch")
         same(journal.read(p, 1, 1)[0].payload, b"\x01one", "its payload")
         same(offsets(journal.append(p, 0, rows)), expected, "and after a lost answer")
+        many = [new(f"k{i}") for i in range(300)]
+        answer = journal.append(p, 2, [*many, new("k0", b"\x01again"), new("a")])
+        same(answer.end, 302, "the end after a batch of 300 rows and two repeats")
+        same([o.new for o in answer.outcomes], [True] * 300 + [False] * 2, "repeats far behind")
+        seqs = [row.seq for row in journal.read(p, 3, 300)]
+        same([o.row and o.row.seq for o in answer.outcomes[:300]], seqs, "places in the order")
 
 
 def keeps_models_apart(open_: Open) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Final
 
 from replay import codec
 from replay.errors import JournalBehind, PartitionSealed, PartitionUnknown
 from replay.journal import sqliteschema as sql
 from replay.journal.base import Half, NewRow, Outcome, Row, Verdict
+
+_TOGETHER: Final = 64  # rows of one statement
 
 
 class Batch:
@@ -50,13 +52,59 @@ class Batch:
 
     def write(self, rows: Sequence[NewRow]) -> tuple[Outcome, ...]:
         """Outcome of each row; only rows that are new get offsets."""
-        outcomes = tuple(self._write(rows, i) for i in range(len(rows)))
+        outcomes: list[Outcome] = []
+        for start in range(0, len(rows), _TOGETHER):
+            some = rows[start : start + _TOGETHER]
+            if self._all_new(some):
+                outcomes += self._insert_all(some)
+            else:
+                outcomes += [self._write(rows, start + i) for i in range(len(some))]
         end, halves = self._before
         if self.end != end:
             self._db.execute(sql.SET_END, (self.end, self._partition))
         if self._halves != halves:
             self._db.execute(sql.COUNT_HALVES, (self._halves - halves, self._model))
-        return outcomes
+        return tuple(outcomes)
+
+    def _all_new(self, rows: Sequence[NewRow]) -> bool:
+        """Whether they are ordinary rows of which nothing stands: one statement writes them."""
+        keys = {bytes(row.key) for row in rows}
+        if len(keys) < len(rows) or any(row.half is not None for row in rows):
+            return False
+        if self._halves and self._any(sql.ANY_HALF, keys):
+            return False
+        return not self._any(sql.ANY_ROW, keys)
+
+    def _any(self, statement: str, keys: Collection[bytes]) -> bool:
+        found = self._db.execute(
+            statement.format(", ".join("?" * len(keys))), (self._model, *keys)
+        ).fetchone()
+        return found is not None
+
+    def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome]:
+        """Write rows in one statement: each statement hands the interpreter over and back."""
+        made: list[tuple[Any, ...]] = []
+        values: list[Any] = []
+        for offset, row in enumerate(rows, self.end + 1):
+            made.append(
+                self._columns(offset, bytes(row.key), row, row.event_id, row.source, row.payload)
+            )
+            values += (self._model, *made[-1], None, None)
+        statement = f"{sql.INSERT_COLUMNS} VALUES {', '.join([sql.INSERT_ROW] * len(rows))}"
+        first = (self._db.execute(statement, values).lastrowid or 0) - len(rows) + 1
+        self.end += len(rows)
+        self.wrote = True
+        self._answered.update(row[2] for row in made)
+        return [Outcome(True, Row(first + i, *row)) for i, row in enumerate(made)]
+
+    def _columns(
+        self, offset: int, key: bytes, row: NewRow, event_id: str, source: str, payload: bytes
+    ) -> tuple[Any, ...]:
+        """The row as it is stored, from its partition on."""
+        return (
+            self._partition, offset, key, event_id, source, row.verdict, float(row.factor),
+            bytes(payload), float(row.at),
+        )  # fmt: skip
 
     def _write(self, rows: Sequence[NewRow], i: int) -> Outcome:
         row, key = rows[i], bytes(rows[i].key)
@@ -117,10 +165,7 @@ class Batch:
             self._halves -= 1
         self.end += 1
         self.wrote = True
-        values = (
-            self._partition, self.end, key, event_id, source, row.verdict, float(row.factor),
-            bytes(payload), float(row.at),
-        )  # fmt: skip
+        values = self._columns(self.end, key, row, event_id, source, payload)
         seq = self._db.execute(sql.INSERT, (self._model, *values, row.half, since)).lastrowid or 0
         self._answered.add(key)
         return Outcome(True, Row(seq, *values))

@@ -63,6 +63,7 @@ INSERT = (
     'INSERT INTO rows (model, partition, "offset", key, event_id, source, verdict, factor,'
     " payload, at, half, since) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+INSERT_COLUMNS, INSERT_ROW = INSERT.split(" VALUES ")
 BY_KEY = f"SELECT {ROW}, half, since FROM rows WHERE model = ? AND key = ?"
 FIND = f"SELECT {ROW} FROM rows WHERE model = {MODEL} AND key = ?"
 READ = (
@@ -98,6 +99,8 @@ WRITE_CONTROL = (
 
 SET_END = 'UPDATE partitions SET "end" = ? WHERE id = ?'
 KEPT_HALF = "SELECT half, event_id, source, payload, at FROM halves WHERE model = ? AND key = ?"
+ANY_ROW = "SELECT 1 FROM rows WHERE model = ? AND key IN ({}) LIMIT 1"
+ANY_HALF = "SELECT 1 FROM halves WHERE model = ? AND key IN ({}) LIMIT 1"
 KEEP_HALF = (
     "INSERT INTO halves (model, key, half, event_id, source, payload, at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
@@ -35,7 +36,7 @@ class OwnRowIsDuplicate(SqliteJournal):
         answer = super().append(partition, known, rows)
         assert before is not None
         outcomes = [
-            replace(o, new=o.new and o.row is not None and o.row.offset > before.end)
+            structs.replace(o, new=o.new and o.row is not None and o.row.offset > before.end)
             for o in answer.outcomes
         ]
         return replace(answer, outcomes=tuple(outcomes))
@@ -103,7 +104,7 @@ class DuplicateGetsItsOwnContent(SqliteJournal):
     def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
         answer = super().append(partition, known, rows)
         outcomes = [
-            replace(o, row=o.row and replace(o.row, payload=bytes(row.payload)))
+            structs.replace(o, row=o.row and structs.replace(o.row, payload=bytes(row.payload)))
             for o, row in zip(answer.outcomes, rows, strict=True)
         ]
         return replace(answer, outcomes=tuple(outcomes))
@@ -196,7 +197,13 @@ SOURCES = [
     ("codec.join(payload, given)", "codec.join(given, payload)", "halves the wrong way round"),
     ("event_id, source, codec.join(given", "row.event_id, row.source, codec.join(given",
      "event id of the prediction"),
-    ("bytes(payload), float(row.at)", "bytes(payload), since or row.at", "time of the first half"),
+    ("self._columns(self.end, key, row, event_id, source, payload)",
+     "(*self._columns(self.end, key, row, event_id, source, payload)[:-1], since or row.at)",
+     "time of the first half"),
+    ("len(keys) < len(rows) or ", "", "key twice in a statement"),
+    ("if self._halves and self._any(sql.ANY_HALF, keys):", "if False:", "half left by many rows"),
+    ("return not self._any(sql.ANY_ROW, keys)", "return True", "many rows and nobody looks"),
+    ("self._answered.update(row[2] for row in made)", "pass", "key twice, far apart"),
     ("if since is not None:", "if since is None:", "half stays"),
 ]  # fmt: skip
 
@@ -232,6 +239,8 @@ def test_the_suite_rejects_keys_that_are_not_unique_within_the_model(
     by_key = sqliteschema.BY_KEY.replace("model = ? AND", condition)
     monkeypatch.setattr(sqliteschema, "SCHEMA", schema)
     monkeypatch.setattr(sqliteschema, "BY_KEY", by_key)
+    any_row = sqliteschema.ANY_ROW.replace("model = ? AND", condition)
+    monkeypatch.setattr(sqliteschema, "ANY_ROW", any_row)
     with pytest.raises(AssertionError):
         check_journal(hasty)
 

@@ -7,11 +7,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from replay.errors import JournalBehind, JournalUnavailable
 from replay.journal import redisscripts

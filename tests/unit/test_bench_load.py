@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -114,6 +116,17 @@ def test_connections_go_to_each_port_in_turn(served: Served) -> None:
     assert {port for port, _, _ in served.seen} == set(served.ports)
     ordered = [found.p50_ms, found.p90_ms, found.p99_ms, found.p999_ms, found.p9999_ms]
     assert [*ordered, found.max_ms] == sorted([*ordered, found.max_ms])
+
+
+def test_files_that_select_does_not_know(served: Served) -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1200:
+        pytest.skip("this process may not open so many files")
+    with contextlib.ExitStack() as files:
+        for _ in range(1100):
+            files.callback(os.close, os.dup(0))
+        found = load.run("127.0.0.1", served.ports, "/", _plain, connections=4, seconds=0.2)
+    assert found.errors == 0
+    assert found.requests == len(served.seen) > 10
 
 
 def test_errors_are_counted_by_status(served: Served) -> None:
