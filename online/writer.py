@@ -321,7 +321,7 @@ class Writer:
         if row.partition == self.partition and row.offset in self._waiters:
             self._waiters[row.offset].append((waiting, i, True))  # learned together with it
             return
-        if not outcome.new:
+        if not outcome.new or self._is_there(row):  # what failed was written before it counted
             await self.look()
         reason, again = self.decisions.failure(row), None
         status = self._status(row, reason)
@@ -393,11 +393,14 @@ class Writer:
             return "failed"
         if row.verdict is Verdict.FROZEN:
             return "frozen"
-        place = (row.partition, row.offset)
-        if self.decisions.undone.has(*place):
+        if self.decisions.undone.has(row.partition, row.offset):
             return "undone"
-        there = self._follows is None or self._follows.includes(*place)
+        there = self._follows is None or self._is_there(row)
         return "learned" if there else "queued"
+
+    def _is_there(self, row: Row) -> bool:
+        """Whether another process has learned the row, and the answers here count it."""
+        return self._follows is not None and self._follows.includes(row.partition, row.offset)
 
 
 def _give_up(done: asyncio.Future[None]) -> None:

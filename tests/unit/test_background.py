@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from online.config import Limits
 from online.errors import RequestError
 from online.models.linear import Linear
+from replay.errors import JournalUnavailable
 from tests.unit import replica_world as worlds
 
 
@@ -112,17 +114,49 @@ def test_the_queue_is_bounded_at_exactly_its_setting(tmp_path: Path) -> None:
     worlds.play(tmp_path, scene)
 
 
-def test_a_row_that_fails_is_said_to_have_failed(tmp_path: Path) -> None:
-    class Poisoned(Linear):
-        def learn(self, features: Any, label: Any, weight: float) -> None:
-            if "poison" in features:
-                raise ValueError("poison")
-            super().learn(features, label, weight)
+class Poisoned(Linear):
+    def learn(self, features: Any, label: Any, weight: float) -> None:
+        if "poison" in features:
+            raise ValueError("poison")
+        super().learn(features, label, weight)
+
+
+def build() -> Linear:
+    return Poisoned(worlds.counting().estimator)
+
+
+def test_a_row_that_failed_before_its_answer_is_said_to_have_failed(tmp_path: Path) -> None:
+    """The commit's answer is lost, and until it is asked for again another process has the row."""
 
     async def scene(world: Any) -> None:
-        def build() -> Linear:
-            return Poisoned(worlds.counting().estimator)
+        front = await world.replica("front", learns=False, build=build)
+        back = await world.replica("back", build=build)
+        back.follow(front.writer.partition)
+        learned, append = threading.Event(), front.store.journal.append
 
+        def loses_its_first_answer(*given: Any) -> Any:
+            answer = append(*given)
+            if not learned.is_set():
+                assert learned.wait(20)
+                raise JournalUnavailable("the answer was lost")
+            return answer
+
+        front.store.journal.append = loses_its_first_answer
+        row = worlds.row("x", feature="poison")
+        recording = asyncio.create_task(front.writer.record([row]))
+        await worlds.until(lambda: front.learner.includes(front.writer.partition, 1))
+        learned.set()
+        (answer,) = await recording
+        assert (answer.status, answer.repeat) == ("failed", False)
+        assert "poison" in (answer.reason or "")
+        await back.stop(5)
+        await front.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_row_that_fails_is_said_to_have_failed(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
         front = await world.replica("front", learns=False, build=build)
         back = await world.replica("back", build=build)
         back.follow(front.writer.partition)
