@@ -1,33 +1,39 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+SERVES := $(VENV)/.serves
+TESTS := $(VENV)/.tests
 
 .PHONY: setup serve test check bench clean
 
-setup: $(STAMP)  ## virtual environment with everything the service and its tests need
+setup: $(TESTS)  ## virtual environment with everything the service and its tests need
 
-$(STAMP): pyproject.toml constraints.txt
+$(SERVES): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (a few minutes the first time)"
+	@echo "installing the service into $(VENV) (a few minutes the first time)"
+	@$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(TESTS): $(SERVES)
+	@echo "installing what the tests need, torch among it, into $(VENV)"
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-serve: $(STAMP)  ## the service on river's Phishing stream, playing it, until Ctrl-C
+serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until Ctrl-C
 	@exec $(BIN)/online serve --play phishing
 
-test: $(STAMP)  ## everything but the long benchmarks
-	$(BIN)/python -m pytest -q tests
+test: $(TESTS)  ## everything but the long benchmarks
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests
 
-check: $(STAMP)  ## format, lint, types, import contracts
-	$(BIN)/ruff format --check online paramserver replay evaluation tests
-	$(BIN)/ruff check online paramserver replay evaluation tests
+check: $(TESTS)  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
+	$(BIN)/ruff check online paramserver replay evaluation examples tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## the measured tables of the README, and 20,000 simulated seeds (long)
+bench: $(TESTS)  ## the measured tables of the README, and 20,000 simulated seeds (long)
 	$(BIN)/python tests/simulation/run.py --seeds 20000
 	$(BIN)/online bench all
 

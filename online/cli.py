@@ -10,7 +10,7 @@ import typer
 
 from online import __version__
 from online.bench.cli import app as bench_app
-from online.commands import rewrites, serve, settings, snapshot, status, stream
+from online.commands import models, rewrites, serve, settings, snapshot, status, stream
 from online.errors import OnlineError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ for command in (
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(settings.app, name="config")
+app.add_typer(models.app, name="models")
 app.add_typer(bench_app, name="bench")
 
 

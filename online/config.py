@@ -153,8 +153,11 @@ class ModelSettings(_Tree):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     task: Literal["binary", "multiclass", "regression"]
-    learner: str = Field(description="file.py:factory, module:factory, logreg, softmax or linreg")
+    learner: str = Field(description="file.py:factory, module:factory, or a built-in name")
     params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
+    artifact: Path | None = Field(
+        None, description="a file handed to the factory: what was trained before"
+    )
     classes: dict[Literal["negative", "positive"], str | int | bool] | None = Field(
         None, description="binary only: what the two labels are called"
     )

@@ -106,6 +106,7 @@ def load_model(
         key=secret,
         base_dir=settings.base_dir,
         old_keys=old_secrets,
+        artifact=model.artifact,
     )
 
 

@@ -11,12 +11,16 @@ moments    {key: (n, mean, M2)}           of the rows since the cut Chan et al. 
 extrema    {key: (min, max)}              of the rows since the cut min and max
 count      {key: int or float}            increase                  value + delta, unscaled
 digest     {"count": int, "sum": int}     of the rows since the cut count + ; sum + mod 2**64
+dense      float64 little-endian, bytes   new − base, every number  value + scale · delta
+local      float64 little-endian, bytes   the whole new state       value + scale · (delta − value)
 opaque     bytes                          the whole new state       replaced
 ========== ============================== ========================= =======================
 
-All but ``opaque`` are commutative and associative, up to rounding for floats and exactly for
-``extrema``, integer ``count`` and ``digest``.  Only ``additive`` is scaled by a merge rule.
-``opaque`` is right for one writer at a time only; the server's clock sees to that.
+All but ``local`` and ``opaque`` are commutative and associative, up to rounding for floats and
+exactly for ``extrema``, integer ``count`` and ``digest``.  ``additive``, ``dense`` and ``local``
+are scaled by a merge rule.  ``local`` is what each replica keeps for itself, as an optimizer's
+momentum: the value is a mean, and only whoever starts afresh takes it.  ``opaque`` is right for
+one writer at a time only; the server's clock sees to that.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from paramserver.errors import BlockError
 from paramserver.wire import WireBlock
@@ -48,9 +55,20 @@ MOMENTS: Final = "moments"
 EXTREMA: Final = "extrema"
 COUNT: Final = "count"
 DIGEST: Final = "digest"
+DENSE: Final = "dense"
+LOCAL: Final = "local"
 OPAQUE: Final = "opaque"
-KINDS: Final = frozenset({ADDITIVE, MOMENTS, EXTREMA, COUNT, DIGEST, OPAQUE})
-_WHOLE: Final = frozenset({DIGEST, OPAQUE})
+ARRAYS: Final = frozenset({DENSE, LOCAL})
+"""Kinds whose data are the bytes of numbers without keys."""
+
+BYTES: Final = ARRAYS | {OPAQUE}
+"""Kinds whose data are bytes, which nobody changes in place."""
+
+WHOLE: Final = BYTES | {DIGEST}
+"""Kinds that are sent and replaced as a whole, not by key."""
+
+KINDS: Final = WHOLE | {ADDITIVE, MOMENTS, EXTREMA, COUNT}
+_FLOAT64: Final = np.dtype("<f8")
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -73,7 +91,7 @@ class Limits:
     name_chars
         Characters of a block's name or of a key.
     opaque_bytes
-        Bytes of one ``opaque`` block.
+        Bytes of one ``opaque``, ``dense`` or ``local`` block.
     """
 
     blocks: int = 1024
@@ -86,7 +104,7 @@ DEFAULT_LIMITS: Final = Limits()
 
 
 def merge(values: Blocks, delta: Blocks, scale: float = 1.0) -> Touched:
-    """Add ``delta`` to ``values`` in place, additive blocks times ``scale``.
+    """Add ``delta`` to ``values`` in place; ``scale`` is the merge rule's, see the table above.
 
     All new numbers are worked out and checked before the first one is written, so after an
     error ``values`` is as it was.  ``delta`` is left alone and shares nothing with ``values``.
@@ -112,11 +130,11 @@ def merge(values: Blocks, delta: Blocks, scale: float = 1.0) -> Touched:
         old = values.get(name)
         if old is None:
             values[name] = Block(kind, new)
-        elif kind in _WHOLE:
+        elif kind in WHOLE:
             old.data = new
         else:
             old.data.update(new)
-        touched[name] = None if kind in _WHOLE else set(new)
+        touched[name] = None if kind in WHOLE else set(new)
     return touched
 
 
@@ -138,7 +156,37 @@ def _merged(name: str, kind: str, old: Block | None, change: Any, scale: float) 
         return {"count": count, "sum": (before["sum"] + change["sum"]) % DIGEST_MODULUS}
     if kind == OPAQUE:
         return change
+    if kind in ARRAYS:
+        return _merged_array(name, kind, None if old is None else old.data, change, scale)
     raise BlockError(name, None, f"unknown kind {kind!r}; known are {', '.join(sorted(KINDS))}")
+
+
+def _merged_array(name: str, kind: str, old: bytes | None, change: bytes, scale: float) -> bytes:
+    if old is None:
+        if kind == LOCAL or scale == 1.0:
+            return change
+        old = bytes(len(change))
+    if len(old) != len(change):
+        raise BlockError(name, None, f"{len(change) // 8} numbers for a block of {len(old) // 8}")
+    value, by = array_of(old), array_of(change)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind == LOCAL:
+            new = by if scale == 1.0 else value + scale * (by - value)
+        else:
+            new = value + (by if scale == 1.0 else scale * by)
+    if not np.isfinite(new).all():
+        raise BlockError(name, None, "a number would become infinite; values must stay finite")
+    return new.tobytes()
+
+
+def array_of(data: bytes) -> npt.NDArray[np.float64]:
+    """The numbers of a ``dense`` or ``local`` block, read only, without a copy."""
+    return np.frombuffer(data, dtype=_FLOAT64)
+
+
+def array_bytes(numbers: npt.NDArray[np.float64]) -> bytes:
+    """The data of a ``dense`` or ``local`` block, from numbers in C order."""
+    return numbers.astype(_FLOAT64, copy=False).tobytes()
 
 
 def _merged_additive(
@@ -216,7 +264,7 @@ def copy(blocks: Blocks) -> Blocks:
 
 def copy_block(block: Block) -> Block:
     """The block with a container of its own (what is in it is immutable)."""
-    return Block(block.kind, block.data if block.kind == OPAQUE else dict(block.data))
+    return Block(block.kind, block.data if block.kind in BYTES else dict(block.data))
 
 
 def select(values: Blocks, touched: Touched) -> Blocks:
@@ -254,7 +302,7 @@ def size_bytes(blocks: Blocks) -> int:
     total = 0
     for name, block in blocks.items():
         total += len(name) + 12
-        if block.kind == OPAQUE:
+        if block.kind in BYTES:
             total += len(block.data)
         elif block.kind == DIGEST:
             total += 32
@@ -283,7 +331,7 @@ def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) ->
     for name, block in wire.items():
         _check_name(name, None, name, limits)
         data = _check_data(name, block.kind, block.data, limits)
-        keys += 0 if block.kind == OPAQUE else len(data)
+        keys += 0 if block.kind in BYTES else len(data)
         if keys > limits.keys:
             raise BlockError(name, None, f"more than {limits.keys} keys in one message")
         out[name] = Block(block.kind, data)
@@ -291,11 +339,13 @@ def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) ->
 
 
 def _check_data(name: str, kind: str, data: Any, limits: Limits) -> Any:
-    if kind == OPAQUE:
+    if kind in BYTES:
         if not isinstance(data, bytes):
-            raise BlockError(name, None, f"opaque data is bytes, not {type(data).__name__}")
+            raise BlockError(name, None, f"{kind} data is bytes, not {type(data).__name__}")
         if len(data) > limits.opaque_bytes:
             raise BlockError(name, None, f"{len(data)} bytes; at most {limits.opaque_bytes}")
+        if kind in ARRAYS:
+            _check_array(name, data)
         return data
     if kind not in KINDS:
         raise BlockError(name, None, f"unknown kind {kind!r}; known are {', '.join(sorted(KINDS))}")
@@ -311,6 +361,13 @@ def _check_data(name: str, kind: str, data: Any, limits: Limits) -> Any:
         _check_name(name, key, key, limits)
         out[key] = check(name, key, x)
     return out
+
+
+def _check_array(name: str, data: bytes) -> None:
+    if len(data) % _FLOAT64.itemsize:
+        raise BlockError(name, None, f"{len(data)} bytes are no float64 numbers")
+    if not np.isfinite(array_of(data)).all():
+        raise BlockError(name, None, "a number is not finite")
 
 
 def _all_floats(data: dict[Any, Any], limits: Limits) -> bool:

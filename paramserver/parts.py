@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from paramserver.blocks import DIGEST, OPAQUE, Block, Blocks, to_wire
+from paramserver.blocks import ARRAYS, WHOLE, Block, Blocks, to_wire
 from paramserver.wire import Place, encode_piece
 
 PART_KEYS: Final = 65_536
 """Keys of one part: a few megabytes, and a few milliseconds of the server's time."""
 
 _PIECES: Final = 32  # of a part: each is the work of one turn of a replica's loop
-_WHOLE: Final = frozenset({DIGEST, OPAQUE})
 
 
 class Parts:
@@ -27,7 +26,8 @@ class Parts:
     Parameters
     ----------
     keys_max
-        Keys of one part; a block without any counts as one.
+        Keys of one part; a block without any counts as one, and an array, which is not cut, by
+        its numbers.
     """
 
     def __init__(self, keys_max: int) -> None:
@@ -59,8 +59,8 @@ class Parts:
             block = values[name]
             if size >= room:
                 return piece, size, (name, begin)
-            if block.kind in _WHOLE:
-                piece[name], size = block, size + 1
+            if block.kind in WHOLE:
+                piece[name], size = block, size + _size(block)
             else:
                 keys, numbers = self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
@@ -85,4 +85,6 @@ class Parts:
 
 
 def _size(block: Block) -> int:
-    return 1 if block.kind in _WHOLE else max(len(block.data), 1)
+    if block.kind in ARRAYS:
+        return max(len(block.data) // 8, 1)
+    return 1 if block.kind in WHOLE else max(len(block.data), 1)

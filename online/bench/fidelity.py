@@ -24,6 +24,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "softmax": {
         "stream": "insects", "task": "multiclass", "learner": "softmax", "params": {"lr": 0.05},
     },
+    "MLP 8-32-1": {
+        "stream": "elec2", "task": "binary", "learner": "mlp",
+        "params": {
+            "inputs": ["date", "day", "period", "nswprice", "nswdemand", "vicprice", "vicdemand",
+                       "transfer"],
+        },
+    },
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from online.errors import OnlineError
 
 
@@ -50,6 +52,29 @@ class StateNotFinite(ModelError):
             f"the row drives the weights to {self.total}. "
             "Scale the features, or take a lower learning rate"
         )
+
+
+class LabelUnknown(ModelError):
+    """A label for which the model has no output; nothing was learned."""
+
+    def __init__(self, label: object, known: Sequence[object]) -> None:
+        super().__init__(label, known)
+        self.label, self.known = label, known
+
+    def __str__(self) -> str:
+        known = ", ".join(map(repr, self.known))
+        return f"label {self.label!r:.80} is none of {known:.200}. Give the model an output for it"
+
+
+class RowUnusable(ModelError):
+    """A row that a model can make nothing of; nothing was learned."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the row can't be learned: {self.problem}. Send features that the model takes"
 
 
 class BlobUntrusted(ModelError):

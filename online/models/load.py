@@ -27,6 +27,7 @@ from river import base, linear_model, optim, preprocessing
 from evaluation.metrics import Task
 from online.models.base import Model
 from online.models.errors import LearnerUnusable
+from online.models.ftrl import Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.opaque import Opaque
 from online.models.structure import steps
@@ -72,10 +73,60 @@ def linreg(lr: float = 0.01, l2: float = 0.0, scale: bool = True) -> Any:
     return preprocessing.StandardScaler() | model if scale else model
 
 
+def ftrl(
+    alpha: float = 0.5,
+    beta: float = 1.0,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    bits: int = 22,
+    seed: int = 0,
+    text: Sequence[str] = (),
+    scale: bool = True,
+) -> Any:
+    """FTRL-Proximal on hashed features, the ``text`` ones as bags of words."""
+    names = text if isinstance(text, str) else tuple(text)
+    return Ftrl(alpha, beta, l1, l2, bits, seed, names, scale)
+
+
+def mlp(
+    inputs: Sequence[str] = (),
+    hidden: int = 32,
+    outputs: int = 1,
+    lr: float = 0.05,
+    scale: bool = True,
+    seed: int = 0,
+    artifact: str | None = None,
+) -> Any:
+    """A torch network of one hidden layer of ReLU, by SGD with rate ``lr``.
+
+    ``inputs`` are the names of the features; ``outputs``: 1, or one for each label 0, 1, 2 …;
+    ``artifact``: a ``state_dict`` to start from, by ``torch.save`` or as ``.safetensors``.
+    """
+    if not inputs:
+        raise ValueError("inputs: give the names of the features")
+    try:
+        import torch
+
+        from online.models.network import Network, weights_from
+    except ImportError as error:
+        wanted = "pip install 'online-learning-service[torch]'"
+        raise ValueError(f"it needs torch ({wanted}): {error}") from None
+    torch.manual_seed(seed)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(len(inputs), hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, outputs)
+    )
+    if artifact is not None:
+        module.load_state_dict(weights_from(artifact))
+    sgd = partial(torch.optim.SGD, lr=_positive("lr", lr))
+    return Network(module, inputs, sgd, scale=scale)
+
+
 BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "logreg": logreg,
     "softmax": softmax,
     "linreg": linreg,
+    "ftrl": ftrl,
+    "mlp": mlp,
 }
 
 
@@ -100,6 +151,7 @@ def load(
     key: bytes,
     base_dir: Path,
     old_keys: Sequence[bytes] = (),
+    artifact: Path | None = None,
 ) -> Loaded:
     """The model that ``learner`` names.
 
@@ -108,9 +160,14 @@ def load(
     learner
         ``file.py:factory`` (relative to ``base_dir``), ``module:factory`` or a built-in name.
         The factory is called with ``params`` and returns a river estimator, an object with
-        ``predict`` or ``predict_one`` (and ``learn_one``), or a :class:`~online.models.base.Model`.
+        ``predict`` or ``predict_one`` (and ``learn_one``), a
+        :class:`~online.models.network.Network`, an :class:`~online.models.estimator.Estimator`,
+        or a :class:`~online.models.base.Model`.
     classes
         What the two labels of a binary task are called; part of the spec.
+    artifact
+        A file (relative to ``base_dir``), whose path the factory gets as ``artifact``; a hash of
+        its content is part of the spec.
     key, old_keys
         Seals pickled state; open what was sealed before the key was changed.
 
@@ -120,11 +177,23 @@ def load(
         Names the value, what is wrong and what to write instead.
     """
     factory, origin = _find(learner, base_dir)
+    given = dict(params)
+    if artifact is not None:
+        given["artifact"] = str(base_dir / artifact)
+        origin["artifact"] = _hash(learner, base_dir / artifact)
+
+    def make() -> Model:
+        return _wrap(learner, _make(learner, factory, given), task, key, old_keys)
+
+    model = make()
 
     def build() -> Model:
-        return _wrap(learner, _make(learner, factory, params), task, key, old_keys)
+        again = make()
+        if again.structure != model.structure:
+            remedy = "Draw numbers from a seed, and leave the artifact alone while it is served"
+            raise LearnerUnusable(learner, "its factory builds something else each time", remedy)
+        return again
 
-    model = build()
     spec = {
         **origin,
         "params": dict(params),
@@ -134,6 +203,8 @@ def load(
     }
     if isinstance(model, Opaque):
         spec["river"] = river.__version__
+        if (sklearn := sys.modules.get("sklearn")) is not None:
+            spec["sklearn"] = sklearn.__version__
     try:
         text = json.dumps(spec, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -141,6 +212,14 @@ def load(
             learner, f"params {dict(params)!r:.200}: {error}", "Give text, numbers, lists and maps"
         ) from error
     return Loaded(model, hashlib.sha256(text.encode()).hexdigest(), text, build)
+
+
+def _hash(learner: str, artifact: Path) -> str:
+    try:
+        return hashlib.sha256(artifact.read_bytes()).hexdigest()
+    except OSError as error:
+        remedy = "Name an existing file, relative to the settings file"
+        raise LearnerUnusable(learner, f"artifact {artifact}: {error.strerror}", remedy) from error
 
 
 # -- from the name to the factory ------------------------------------------------------------
@@ -228,11 +307,23 @@ def _make(learner: str, factory: Callable[..., Any], params: Mapping[str, object
         raise LearnerUnusable(
             learner, f"params {dict(params)!r:.200}: {error}", f"It takes: {known}"
         ) from error
+    knew_torch = _seed_torch()
     try:
-        return factory(**params)
+        made = factory(**params)
+        if not knew_torch and _seed_torch():  # it has imported torch itself
+            made = factory(**params)
+        return made
     except Exception as error:  # a stranger's factory may raise anything
         problem = _raised(f"called with {dict(params)!r:.200} it raises", error)
         raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
+
+
+def _seed_torch() -> bool:
+    """Every process builds the same weights.  Whether there is torch to be seeded."""
+    if (torch := sys.modules.get("torch")) is None:
+        return False
+    torch.manual_seed(0)
+    return True
 
 
 def _raised(what: str, error: Exception) -> str:
@@ -246,15 +337,23 @@ def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[by
     if isinstance(made, type) or made is None:
         got = "None" if made is None else f"the class {made.__name__}"
         raise LearnerUnusable(learner, f"its factory returned {got}", "Return an object")
+    if callable(model_for := getattr(made, "model_for", None)):
+        try:
+            made = model_for(task)
+        except LearnerUnusable:
+            raise
+        except Exception as error:  # its module, loss, optimizer or estimator may raise anything
+            problem = _raised("what its factory returned raises", error)
+            raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
     if all(hasattr(made, verb) for verb in ("predict", "learn", "cut", "rebase", "reset")):
         model: Model = made
         return model
     opaque = partial(Opaque, made, task=task, key=key, old_keys=old_keys)
     if not isinstance(made, base.Base):
-        return opaque(why_not_mergeable="it is a class of your own")
+        why = getattr(made, "why_not_mergeable", None)
+        return opaque(why_not_mergeable=why or "it is a class of your own")
     _check_task(learner, made, task)
-    why = why_not_mergeable(made)
-    if why is None:
+    if (why := why_not_mergeable(made)) is None:
         return Linear(made)
     return opaque(why_not_mergeable=why)
 

@@ -70,7 +70,7 @@ class Opaque:
         old_keys: Sequence[bytes] = (),
     ) -> None:
         self.estimator = estimator
-        self.structure = describe(estimator)
+        self.structure = getattr(estimator, "online_structure", None) or describe(estimator)
         self.learns = hasattr(estimator, "learn_one")
         self.mergeable = not self.learns  # what never changes is the same in every replica
         self.why_not_mergeable = why_not_mergeable if self.learns else None

@@ -204,6 +204,8 @@ def _to_arrays(block: Block) -> dict[str, Array]:
     data = block.data
     if block.kind == algebra.OPAQUE:
         return {"bytes": np.frombuffer(data, dtype=np.uint8)}
+    if block.kind in algebra.ARRAYS:
+        return {"numbers": algebra.array_of(data)}
     if block.kind == algebra.DIGEST:
         return {"digest": np.array([data["count"], data["sum"]], dtype=np.uint64)}
     arrays = _keys_to_arrays(data)
@@ -253,18 +255,24 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
         return {"count": count, "sum": total}
     if kind not in algebra.KINDS:
         raise ValueError(f"unknown kind {kind!r}")
+    if kind in algebra.ARRAYS:
+        return _finite(arrays[prefix + "numbers"]).tobytes()
     keys = _keys_from_arrays(arrays, prefix)
     if kind == algebra.COUNT:
         real, floats, ints = (arrays[prefix + part] for part in ("real", "floats", "ints"))
         parts = zip(keys, real.tolist(), floats.tolist(), ints.tolist(), strict=True)
         return {key: x if r else i for key, r, x, i in parts}
-    numbers = arrays[prefix + "values"]
-    if not np.isfinite(numbers).all():
-        raise ValueError("a value is not finite")
+    numbers = _finite(arrays[prefix + "values"])
     if kind == algebra.ADDITIVE:
         return dict(zip(keys, numbers.tolist(), strict=True))
     columns = (column.tolist() for column in numbers.T)
     return dict(zip(keys, zip(*columns, strict=True), strict=True))
+
+
+def _finite(numbers: Array) -> Array:
+    if not np.isfinite(numbers).all():
+        raise ValueError("a value is not finite")
+    return numbers
 
 
 def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
@@ -292,4 +300,4 @@ def equal(a: Blocks, b: Blocks) -> bool:
 
 
 def _ordered(block: Block) -> Any:
-    return block.data if block.kind == algebra.OPAQUE else sorted(block.data.items())
+    return block.data if block.kind in algebra.BYTES else sorted(block.data.items())

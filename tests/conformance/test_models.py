@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from river import (
     compose,
     ensemble,
@@ -22,8 +23,11 @@ from river import (
 from evaluation.streams import open_stream
 from online.models.base import Model, Prediction
 from online.models.checks import CheckFailed, check_model, yield_checks
+from online.models.errors import LabelUnknown, LearnerUnusable
+from online.models.ftrl import CLASSES_MAX, Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.load import BUILT_IN, load
+from online.models.network import Network
 from online.models.opaque import Opaque
 from paramserver.blocks import Block, Blocks
 from replay.example import Features, Label
@@ -52,6 +56,24 @@ def _mixed() -> Rows:
 
 def _targets() -> Rows:
     return [(x, 3.0 * float(x["1"]) - float(x["2"]) + 20.0) for x, _ in _rows("bananas")]  # type: ignore[arg-type]
+
+
+def _words() -> Rows:
+    """Texts, categories, missing values, numbers and names that come and go."""
+    words = ["free", "win", "call", "me", "at", "home", "later"]
+    return [
+        (
+            {
+                "text": " ".join(words[(i * k) % 7] for k in range(1, 4)),
+                "shop": ("north", "South", "")[i % 3],
+                "new": i % 2 == 0,
+                "size": None if i % 5 == 0 else float(i % 11),
+                f"rare {i % 9}": i,
+            },
+            (i * i) % 7 < 3,
+        )
+        for i in range(N)
+    ]
 
 
 def _scaled(final: Any, *scalers: Any) -> Any:
@@ -116,6 +138,47 @@ MERGEABLE: Mapping[str, tuple[Callable[[], Any], Callable[[], Rows]]] = {
     "softmax alone, l2": (lambda: linear_model.SoftmaxRegression(_sgd(), l2=0.01), _mixed),
 }
 
+
+def _layers(*sizes: int) -> Any:
+    torch.manual_seed(3)
+    linear = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    parts = [part for layer in linear for part in (layer, torch.nn.Tanh())]
+    return torch.nn.Sequential(*parts[:-1])
+
+
+def _adam(parameters: Any) -> Any:
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def _momentum(parameters: Any) -> Any:
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.5)
+
+
+NETWORKS: Mapping[str, tuple[Callable[[], Network], Any, Callable[[], Rows]]] = {
+    "one logit": (
+        lambda: Network(_layers(2, 8, 1), ["1", "2"]), "binary", lambda: _rows("bananas"),
+    ),
+    "two logits, adam": (
+        lambda: Network(_layers(2, 8, 2), ["1", "2"], _adam), "binary", lambda: _rows("bananas"),
+    ),
+    "probability, momentum": (
+        lambda: Network(
+            torch.nn.Sequential(_layers(2, 1), torch.nn.Sigmoid()), ["2", "1"], _momentum,
+            torch.nn.BCELoss(), scale=False,
+        ),
+        "binary",
+        lambda: _rows("bananas"),
+    ),
+    "classes": (
+        lambda: Network(_layers(7, 3), list("abcdefg"), labels=("red", "green", 3)),
+        "multiclass",
+        _mixed,
+    ),
+    "regression, float64": (
+        lambda: Network(_layers(2, 4, 1).double(), ["1", "2"], _momentum), "regression", _targets,
+    ),
+}  # fmt: skip
+
 OPAQUE: Mapping[str, tuple[Callable[[], Any], Any, Callable[[], Rows]]] = {
     "alma": (
         lambda: _scaled(linear_model.ALMAClassifier(), preprocessing.StandardScaler()),
@@ -161,6 +224,34 @@ def test_mergeable_models_keep_the_promises(name: str) -> None:
     check_model(lambda: Linear(build()), rows())
 
 
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [("binary", _words), ("multiclass", _mixed), ("regression", _targets)],
+)
+@pytest.mark.parametrize("recipe", [Ftrl(text=["text"]), Ftrl(l1=0.1, l2=0.1, bits=4, scale=False)])
+def test_ftrl_keeps_the_promises(recipe: Ftrl, task: Any, rows: Callable[[], Rows]) -> None:
+    check_model(lambda: recipe.model_for(task), rows())
+
+
+def test_ftrl_bounds_its_classes_and_its_settings() -> None:
+    served = Ftrl().model_for("multiclass")
+    for i in range(CLASSES_MAX):
+        served.learn({"a": 1.0}, i, 1.0)
+    served.cut()
+    with pytest.raises(LabelUnknown):
+        served.learn({"a": 1.0}, "one more", 1.0)
+    assert served.cut() == {}
+    for wrong in ({"text": "message"}, {"alpha": 0}, {"l1": -1}, {"bits": 40}):
+        with pytest.raises(LearnerUnusable, match=next(iter(wrong))):
+            Ftrl(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_keep_the_promises(name: str) -> None:
+    build, task, rows = NETWORKS[name]
+    check_model(lambda: build().model_for(task), rows())
+
+
 @pytest.mark.parametrize("name", OPAQUE)
 def test_opaque_models_keep_the_promises(name: str) -> None:
     build, task, rows = OPAQUE[name]
@@ -173,8 +264,11 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
         "logreg": ("binary", lambda: _rows("phishing")),
         "softmax": ("multiclass", _mixed),
         "linreg": ("regression", _targets),
+        "ftrl": ("binary", _words),
+        "mlp": ("binary", lambda: _rows("bananas")),
     }[name]
-    loaded = load(name, {}, task=task, classes=None, key=KEY, base_dir=Path())  # type: ignore[arg-type]
+    params = {"inputs": ["1", "2"]} if name == "mlp" else {}
+    loaded = load(name, params, task=task, classes=None, key=KEY, base_dir=Path())  # type: ignore[arg-type]
     assert loaded.model.mergeable
     check_model(loaded.build, rows())
 

@@ -21,7 +21,8 @@ WHOLE = st.integers(-(2**40), 2**40)
 
 @st.composite
 def exact_deltas(draw: st.DrawFn) -> Blocks:
-    """Deltas whose kinds are exact in floats: additive of dyadics, extrema, counts, digest."""
+    """Deltas whose kinds are exact in floats: dense and additive of dyadics, extrema, counts,
+    digest."""
     extrema = st.tuples(DYADIC, DYADIC).map(lambda x: (min(x), max(x)))
     return {
         "w": Block("additive", draw(st.dictionaries(KEYS, DYADIC))),
@@ -31,6 +32,7 @@ def exact_deltas(draw: st.DrawFn) -> Blocks:
             "digest",
             {"count": draw(st.integers(0, 2**40)), "sum": draw(st.integers(0, 2**64 - 1))},
         ),
+        "t": Block("dense", np.array([draw(DYADIC), draw(DYADIC)]).tobytes()),
     }
 
 
@@ -60,13 +62,15 @@ def test_merge_leaves_the_delta_alone(a: Blocks, b: Blocks) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(exact_deltas(), exact_deltas())
-def test_only_additive_blocks_are_scaled(a: Blocks, b: Blocks) -> None:
+def test_only_additive_and_dense_blocks_are_scaled(a: Blocks, b: Blocks) -> None:
     whole, half = merged(a, b), copy(a)
     merge(half, b, 0.5)
     for name in ("m", "n", "d"):
         assert half[name] == whole[name]
     for key, x in b["w"].data.items():
         assert half["w"].data[key] == a["w"].data.get(key, 0.0) + 0.5 * x
+    expected = np.frombuffer(a["t"].data) + 0.5 * np.frombuffer(b["t"].data)
+    assert half["t"].data == expected.tobytes()
 
 
 def moments_of(rows: list[float]) -> tuple[float, float, float]:
@@ -133,6 +137,7 @@ def test_wire_and_snapshot_give_every_bit_back(blocks: Blocks, floats: dict[str,
 
     blocks["f"] = Block("additive", floats)
     blocks["c"] = Block("count", dict(floats))
+    blocks["l"] = Block("local", np.array(list(floats.values())).tobytes())
     sent = msgspec.msgpack.decode(
         msgspec.msgpack.encode(to_wire(blocks)), type=dict[str, WireBlock]
     )

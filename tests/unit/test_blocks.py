@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
@@ -24,6 +25,11 @@ from paramserver.snapshots.format import equal
 from paramserver.wire import WireBlock
 
 
+def floats(*numbers: float) -> bytes:
+    """As a dense block holds them."""
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
 def every_kind() -> Blocks:
     return {
         "w": Block("additive", {"a": 1.0, "b": -2.5}),
@@ -32,6 +38,8 @@ def every_kind() -> Blocks:
         "n": Block("count", {"rows": 5, "loss": 0.25}),
         "d": Block("digest", {"count": 2, "sum": 2**64 - 1}),
         "o": Block("opaque", b"state"),
+        "t": Block("dense", floats(1.0, -2.5)),
+        "l": Block("local", floats(8.0)),
     }
 
 
@@ -46,10 +54,12 @@ def test_merge_into_nothing_copies_and_names_what_it_touched() -> None:
         "n": {"rows", "loss"},
         "d": None,
         "o": None,
+        "t": None,
+        "l": None,
     }
     assert equal(values, delta)
     for name, block in values.items():
-        assert name == "o" or block.data is not delta[name].data
+        assert name in "otl" or block.data is not delta[name].data
 
 
 def test_merge_by_kind() -> None:
@@ -63,6 +73,9 @@ def test_merge_by_kind() -> None:
             "n": Block("count", {"rows": 3, "new": 1}),
             "d": Block("digest", {"count": 1, "sum": 2}),
             "o": Block("opaque", b"next"),
+            "t": Block("dense", floats(0.0, 1.0)),
+            "u": Block("dense", floats(4.0)),
+            "l": Block("local", floats(4.0)),
         },
         scale=0.5,
     )
@@ -72,6 +85,11 @@ def test_merge_by_kind() -> None:
     assert values["n"].data == {"rows": 8, "loss": 0.25, "new": 1}
     assert values["d"].data == {"count": 3, "sum": 1}
     assert values["o"].data == b"next"
+    assert values["t"].data == floats(1.0, -2.0)
+    assert values["u"].data == floats(2.0)
+    assert values["l"].data == floats(6.0)
+    merge(values, {"l": Block("local", floats(9.0))})
+    assert values["l"].data == floats(9.0)
 
 
 def test_moments_of_no_rows_change_nothing() -> None:
@@ -90,12 +108,17 @@ def test_moments_of_no_rows_change_nothing() -> None:
         ("x", Block("moments", {"a": (1.0, 1.7e308, 0.0)})),
         ("d", Block("digest", {"count": 2**63 - 1, "sum": 0})),
         ("z", Block("median", {"a": 1.0})),
+        ("t", Block("dense", floats(1.0))),
+        ("t", Block("local", floats(1.0, 1.0))),
+        ("t", Block("dense", floats(1.7e308, 0.0))),
+        ("l", Block("local", floats(1.0, 2.0))),
     ],
 )
 def test_refused_merge_changes_nothing(name: str, block: Block) -> None:
     values = every_kind()
     values["w"].data["a"] = 1.7e308
     values["n"].data["loss"] = 1.7e308
+    values["t"].data = floats(1.7e308, 0.0)
     before = copy(values)
     delta = {"m": Block("extrema", {"a": (-99.0, 99.0)}), name: block}
     with pytest.raises(BlockError, match=f"block '{name}'"):
@@ -158,6 +181,10 @@ def test_wire_round_trip_shares_nothing() -> None:
         ("digest", {"count": 1, "sum": 2**64}, "sum"),
         ("digest", {"count": 1, "sum": 1.0}, "sum"),
         ("opaque", "text", None),
+        ("dense", "text", None),
+        ("dense", bytes(9), None),
+        ("dense", floats(float("nan")), None),
+        ("local", floats(1.0, float("inf")), None),
         ("median", {"a": 1.0}, None),
     ],
 )
@@ -181,13 +208,13 @@ def test_numbers_at_the_bounds_are_taken() -> None:
 
 @pytest.mark.parametrize(
     "limits",
-    [Limits(blocks=5), Limits(keys=7), Limits(name_chars=3), Limits(opaque_bytes=4)],
+    [Limits(blocks=7), Limits(keys=7), Limits(name_chars=3), Limits(opaque_bytes=15)],
 )
 def test_sizes_are_bounded(limits: Limits) -> None:
-    blocks = to_wire(every_kind())  # 6 blocks, 8 keys with the digest's, names up to 4, 5 bytes
+    blocks = to_wire(every_kind())  # 8 blocks, 8 keys with the digest's, names up to 4, 16 bytes
     with pytest.raises(BlockError):
         from_wire(blocks, limits)
-    from_wire(blocks, Limits(blocks=6, keys=8, name_chars=4, opaque_bytes=5))
+    from_wire(blocks, Limits(blocks=8, keys=8, name_chars=4, opaque_bytes=16))
 
 
 def test_size_estimate_is_near_the_truth() -> None:

@@ -1,0 +1,161 @@
+"""`online models`: does a learner keep what the service needs of it?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evaluation.metrics import Task
+from online.commands.base import AsJson
+from online.config import data_dir
+from online.errors import ConfigError
+from online.models.base import Model
+from replay.example import Features, Label
+
+app = typer.Typer(
+    help="What can be served, and whether it keeps its promises.", no_args_is_help=True
+)
+
+_N = 90
+_NAMES = ("a", "b", "c", "d")
+_LABELS: dict[str, Sequence[Label]] = {
+    "binary": (False, True), "multiclass": ("apple", "pear", "quince")
+}  # fmt: skip
+
+HINTS = {
+    "answers before learning": "Answer before the first row, and rows with names not met before",
+    "structure is stable": "Keep what is learned out of `structure`",
+    "predict changes nothing": "Insert nothing while answering: drop unknown names, draw nothing",
+    "many is one by one": "Let predict_many give what predict gives, also for rows of other names",
+    "delta composes": "Let cut give all that rows have changed since the cut before",
+    "cut empties the delta": "Begin a new delta at each cut, reset and start",
+    "reset is exact": "Let reset forget everything that is not in the values",
+    "replicas agree": "Name blocks and keys by what they mean, not by the order of rows",
+    "rebase keeps the open delta": "Put new values under what was learned since the cut",
+    "input is left alone": "Copy the features: neither change nor keep the caller's dict",
+    "blocks are not shared": "Give and take copies of blocks",
+    "reset after an error": "Let reset also undo what a row that raised has done",
+    "refused weight changes nothing": "Raise WeightUnsupported before anything else",
+    "growth is bounded": "Add keys only for names that are new",
+}
+"""What to do about each check that fails, by the beginning of what it says."""
+
+
+@app.command("check")
+def check(
+    learner: Annotated[
+        str,
+        typer.Argument(help="file.py:factory, module:factory or a built-in; file.py: its build"),
+    ],
+    task: Annotated[str, typer.Option(help="binary, multiclass or regression")] = "binary",
+    params: Annotated[str, typer.Option(help="params of the factory, as JSON")] = "{}",
+    stream: Annotated[
+        str | None, typer.Option(help="rows of a stream or CSV file; none: rows are made up")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the checks that every model of the service has to pass.
+
+    A model is asked, taught, cut, merged and put back as replicas do it.  Exit code 1: it breaks a
+    promise, and what was seen is said with what to do.
+
+    Example: online models check model.py:build --params '{"lr": 0.1}'
+
+    Example: online models check model.py --task multiclass --stream rows.csv
+    """
+    from online.models.checks import CheckFailed, yield_checks
+    from online.models.load import load
+
+    place = learner if not learner.endswith(".py") else f"{learner}:build"
+    loaded = load(
+        place, _params(params), task=_task(task), classes=None, key=b"\0" * 32, base_dir=Path()
+    )
+    rows = _rows(loaded.model, _task(task), stream)
+    found = []
+    for one in yield_checks():
+        name = one.__name__.removeprefix("check_").replace("_", " ")
+        try:
+            one(loaded.build, rows)
+        except CheckFailed as error:
+            found.append({"check": name, "good": False, "seen": error.reason, "hint": HINTS[name]})
+        except Exception as error:  # a stranger's model may raise anything
+            seen = f"{type(error).__name__}: {error}"
+            found.append({"check": name, "good": False, "seen": seen, "hint": HINTS[name]})
+        else:
+            found.append({"check": name, "good": True})
+        if not as_json:
+            _show(found[-1], one.__doc__ or "")
+    good = all(row["good"] for row in found)
+    if as_json:
+        print(json.dumps({"learner": place, "good": good, "checks": found}))
+    else:
+        _conclude(loaded.model, good=good)
+    raise typer.Exit(0 if good else 1)
+
+
+def _show(row: dict[str, Any], promise: str) -> None:
+    print(f"{'ok  ' if row['good'] else 'FAIL'}  {row['check']}")
+    if not row["good"]:
+        print(f"      promised: {' '.join(promise.split())}")
+        print(f"      seen: {row['seen']}")
+        print(f"      {row['hint']}")
+
+
+def _conclude(model: Model, *, good: bool) -> None:
+    if not good:
+        print("the model can't be served as it is")
+    elif model.mergeable:
+        print("the model is good, in any number of replicas")
+    else:
+        print(f"the model is good, with replicas: 1 ({model.why_not_mergeable})")
+
+
+def _task(text: str) -> Task:
+    if text not in ("binary", "multiclass", "regression"):
+        raise ConfigError("--task", f"{text!r} is no task", "binary, multiclass or regression")
+    return text  # type: ignore[return-value]
+
+
+def _params(text: str) -> dict[str, object]:
+    try:
+        params = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            "--params", f"no JSON: {error}", "As in --params '{\"lr\": 0.1}'"
+        ) from None
+    if not isinstance(params, dict):
+        raise ConfigError("--params", "it is no object", "As in --params '{\"lr\": 0.1}'")
+    return params
+
+
+def _rows(model: Model, task: Task, stream: str | None) -> list[tuple[Features, Label]]:
+    """Rows of the stream, or rows whose label follows from their features."""
+    if stream is not None:
+        from evaluation.streams import open_stream
+
+        opened = open_stream(stream, data_dir())
+        if opened.task != task:
+            hint = f"Say --task {opened.task}, or name another stream"
+            raise ConfigError("--stream", f"{stream} is {opened.task}, not {task}", hint)
+        return list(islice(opened.rows, _N))
+    import random
+
+    draw = random.Random(7)
+    shown = getattr(model, "estimator", model)  # of a model that travels whole
+    inputs = getattr(shown, "inputs", _NAMES)
+    names = getattr(inputs, "names", inputs)
+    labels = getattr(shown, "labels", None) or _LABELS.get(task, ())
+    rows: list[tuple[Features, Label]] = []
+    for _ in range(_N):
+        x = {name: draw.gauss(1.0, 2.0) for name in names}
+        total = sum(value * (-1) ** i for i, value in enumerate(x.values()))
+        label: Label = total
+        if labels:
+            label = labels[min(max(int(total + len(labels) / 2), 0), len(labels) - 1)]
+        rows.append((dict(x), label))
+    return rows

@@ -1,0 +1,243 @@
+"""scikit-learn estimators with ``partial_fit``.
+
+Linear models by SGD at a constant rate merge: ``coef`` and ``intercept`` are dense blocks, what
+rows have added to the estimator as built, beside the moments of the standardisation in front.
+Every other estimator travels whole (:mod:`online.models.opaque`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
+
+from evaluation.metrics import Task
+from online.models.base import Prediction
+from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
+from online.models.inputs import Inputs, labels_for
+from online.models.structure import describe
+from paramserver.blocks import DENSE, Block, Blocks, array_bytes, array_of
+from replay.example import Features, Label
+
+_SGD: Final = (SGDClassifier, SGDRegressor, Perceptron)
+_PARTS: Final = ("coef", "intercept")
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """What a factory returns to serve a scikit-learn estimator.
+
+    Attributes
+    ----------
+    estimator
+        Has ``partial_fit``.  It may be fitted before.
+    inputs, scale
+        See :class:`~online.models.inputs.Inputs`.
+    labels
+        Of a classifier; None: false and true in a binary task.
+    """
+
+    estimator: Any
+    inputs: Sequence[str]
+    labels: Sequence[Label] | None = None
+    scale: bool = True
+
+    def model_for(self, task: Task) -> Any:
+        """A model that merges, or a learner whose state travels whole.  Raises LearnerUnusable."""
+        name = type(self.estimator).__name__
+        if not hasattr(self.estimator, "partial_fit"):
+            remedy = "Take one that learns row by row, as SGDClassifier, or serve it frozen"
+            raise LearnerUnusable(name, "it has no partial_fit", remedy)
+        if (
+            task != "regression"
+            and not hasattr(self.estimator, "classes_")
+            and (task == "multiclass" and self.labels is None)
+        ):
+            raise LearnerUnusable(name, "its classes are not known", "Give labels=[…]")
+        fitted = getattr(self.estimator, "n_features_in_", len(self.inputs))
+        if fitted != len(self.inputs):
+            problem = f"it was fitted with {fitted} features, {len(self.inputs)} inputs are named"
+            raise LearnerUnusable(name, problem, "Name the features that it was fitted with")
+        why = why_not_mergeable(self.estimator)
+        return RowByRow(self, task, why) if why else LinearEstimator(self, task)
+
+
+def why_not_mergeable(estimator: Any) -> str | None:
+    """Why copies of the estimator can't be merged; None if they can."""
+    name = type(estimator).__name__
+    if type(estimator) not in _SGD:
+        return f"scikit-learn's {name} has no merge"
+    if estimator.learning_rate != "constant":
+        return f"{name}(learning_rate={estimator.learning_rate!r}) depends on the rows seen"
+    if estimator.average:
+        return f"{name}(average={estimator.average!r}) keeps a mean of its own"
+    return None
+
+
+class RowByRow:
+    """A scikit-learn estimator as a class that takes one row at a time."""
+
+    def __init__(self, recipe: Estimator, task: Task, why_not_mergeable: str | None) -> None:
+        self.why_not_mergeable = why_not_mergeable
+        self.estimator = copy.deepcopy(recipe.estimator)
+        name = type(self.estimator).__name__
+        self.inputs = Inputs(name, recipe.inputs, scale=recipe.scale)
+        self._fitted = hasattr(self.estimator, "n_features_in_")
+        self._targets: list[Any] = []  # what the estimator calls the labels
+        self.labels: list[Label] | None = None
+        if task != "regression":
+            own = getattr(self.estimator, "classes_", None)
+            given = recipe.labels if recipe.labels is not None else own
+            given = [False, True] if given is None else list(given)
+            self.labels = labels_for(name, task, len(given), given)
+            self._targets = list(range(len(given)) if own is None else own.tolist())
+            if own is not None and [*map(str, self._targets)] != [*map(str, given)]:
+                problem = f"it was fitted on {self._targets!r:.100}, and labels are {given!r:.100}"
+                raise LearnerUnusable(name, problem, "Leave the labels out")
+        self._proba = hasattr(self.estimator, "predict_proba")
+        self.online_structure = (
+            f"sklearn {name} {describe(self.estimator.get_params())} "
+            f"inputs={list(recipe.inputs)!r} labels={self.labels!r} scale={recipe.scale}"
+        )
+
+    def learn_one(self, x: Features, y: Label) -> None:
+        """One ``partial_fit``."""
+        target = self.target(y)
+        self.fit(self.inputs.learn(x), target, None)
+
+    def target(self, label: Label) -> Any:
+        """The label as the estimator is given it.  Raises LabelUnknown."""
+        if self.labels is None:
+            return float(label)
+        if label not in self.labels:
+            raise LabelUnknown(label, self.labels)
+        return self._targets[self.labels.index(label)]
+
+    def fit(self, row: list[float], target: Any, weight: float | None) -> None:
+        """``partial_fit`` of one row; its classes are told at the first."""
+        more: dict[str, Any] = {} if weight is None else {"sample_weight": [weight]}
+        if self.labels is not None and not self._fitted:
+            more["classes"] = np.array(self._targets)
+        self.estimator.partial_fit(np.array([row]), np.array([target]), **more)
+        self._fitted = True
+
+    def predict_one(self, x: Features) -> Label | None:
+        """The answer; None before the first row."""
+        if not self._fitted:
+            return None
+        answer = self.estimator.predict(np.array([self.inputs.row(x)]))[0]
+        if self.labels is None:
+            return float(answer)
+        return self.labels[self._targets.index(answer)]
+
+    def predict_proba_one(self, x: Features) -> dict[Label, float]:
+        """Probability of each label.  NotImplementedError if the estimator has none."""
+        if not self._proba or self.labels is None:
+            raise NotImplementedError
+        if not self._fitted:
+            return {label: 1 / len(self.labels) for label in self.labels}
+        shares = self.estimator.predict_proba(np.array([self.inputs.row(x)]))[0].tolist()
+        return dict(zip(self.labels, shares, strict=True))
+
+
+class LinearEstimator:
+    """Adapter of a linear model for which :func:`why_not_mergeable` says None.
+
+    Attributes
+    ----------
+    inputs, labels
+        Names of the features, and labels of a classifier.
+    """
+
+    mergeable = True
+    learns = True
+    numeric_only = True
+    why_not_mergeable: str | None = None
+
+    def __init__(self, recipe: Estimator, task: Task) -> None:
+        self._rows = RowByRow(recipe, task, None)
+        self._estimator = self._rows.estimator
+        self.inputs, self.labels = tuple(recipe.inputs), self._rows.labels
+        if not hasattr(self._estimator, "coef_"):
+            some = 0.0 if self.labels is None else self.labels[0]
+            self._rows.fit([0.0] * len(recipe.inputs), self._rows.target(some), None)  # makes room
+            for part in _PARTS:
+                self._set(part, np.zeros_like(self._get(part)))
+        self._estimator.t_ = 1.0
+        self._built = {part: self._get(part) for part in _PARTS}
+        self._start = dict(self._built)
+        self._changed = False
+        built = {part: numbers.tolist() for part, numbers in self._built.items()}
+        self.structure = f"{self._rows.online_structure} built={built!r}"
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row."""
+        rows = self._rows
+        label = rows.predict_one(features)
+        try:
+            shares = rows.predict_proba_one(features)
+        except NotImplementedError:
+            return Prediction(label, None)
+        return Prediction(max(shares, key=shares.__getitem__), shares)
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`."""
+        return [self.predict(x) for x in rows]
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """One ``partial_fit``.  Raises RowUnusable, LabelUnknown, StateNotFinite."""
+        rows = self._rows
+        target = rows.target(label)
+        row = rows.inputs.learn(features)
+        self._changed = True
+        rows.fit(row, target, weight)
+        if not math.isfinite(total := sum(float(self._get(part).sum()) for part in _PARTS)):
+            raise StateNotFinite(total)
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        if not self._changed:
+            return {}
+        self._changed = False
+        blocks = self._rows.inputs.cut()
+        for part in _PARTS:
+            now = self._get(part)
+            delta = now - self._start[part]
+            self._start[part] = now
+            if delta.any():
+                blocks[part] = Block(DENSE, array_bytes(delta))
+        return blocks
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        self._rows.inputs.rebase(values)
+        for part in _PARTS:
+            if (block := values.get(part)) is not None:
+                base = self._built[part] + array_of(block.data)
+                self._set(part, base + (self._get(part) - self._start[part]))
+                self._start[part] = base
+
+    def reset(self, values: Blocks) -> None:
+        """Become the estimator as built plus ``values``."""
+        self._rows.inputs.reset(values)
+        self._changed = False
+        for part in _PARTS:
+            base = self._built[part]
+            if (block := values.get(part)) is not None:
+                base = base + array_of(block.data)
+            self._set(part, base)
+            self._start[part] = base
+        self._estimator.t_ = 1.0
+
+    def _get(self, part: str) -> npt.NDArray[np.float64]:
+        return np.array(getattr(self._estimator, f"{part}_"), dtype=np.float64).reshape(-1)
+
+    def _set(self, part: str, numbers: npt.NDArray[np.float64]) -> None:
+        held = getattr(self._estimator, f"{part}_")
+        setattr(self._estimator, f"{part}_", numbers.copy().reshape(held.shape))

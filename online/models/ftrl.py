@@ -1,0 +1,300 @@
+"""FTRL-Proximal on hashed features: numbers, categories, words, missing values, new names.
+
+McMahan et al. 2013, *Ad click prediction: a view from the trenches*, algorithm 1, with a softmax
+over the classes in a multiclass task and the squared loss in regression.  The blocks are ``z`` and
+``n`` (``z/<label>`` and ``n/<label>`` for each class), additive, by hashed feature.  Weights are
+worked out of them at each answer and never sent: w changes at the next touch only, so its
+differences would not add up.
+
+=================== ===============================  ==========================================
+value in a row      becomes                          number
+=================== ===============================  ==========================================
+number              its name                         standardised if ``scale``, or as it is
+text, true, false   name and value                   1
+words of a text     name and word, in small letters  1, however often it stands there
+null                name, as missing                 1
+=================== ===============================  ==========================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import mmh3
+from river import preprocessing
+
+from evaluation.metrics import Task
+from online.models.base import Prediction
+from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
+from online.models.scalers import Standard
+from paramserver.blocks import ADDITIVE, Block, Blocks
+from replay.example import Features, Label, label_text
+
+_WORD: Final = re.compile(r"\w+")
+_BIAS: Final = "bias"
+CLASSES_MAX: Final = 256
+"""Labels of a multiclass task: each row touches all of them, and each is two blocks."""
+
+_ONE: Final = ""  # the only output of a binary task and of regression
+
+
+@dataclass(frozen=True, slots=True)
+class Ftrl:
+    """What a factory returns to serve FTRL.
+
+    Attributes
+    ----------
+    alpha, beta
+        Rate of a weight with the sum of squared gradients n: alpha / (beta + √n).
+    l1, l2
+        Penalties; with ``l1`` weights of rare features stay 0.
+    bits
+        Features are hashed to 2^bits places, by 32-bit murmur3.
+    seed
+        Of the hash: the same in all processes.
+    text
+        Names of features that are taken as bags of words.
+    scale
+        Whether numbers are standardised by the moments of the rows learned so far, which are kept
+        by name.
+    """
+
+    alpha: float = 0.5
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+    bits: int = 22
+    seed: int = 0
+    text: Sequence[str] = ()
+    scale: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "l1", "l2"):
+            if not 0 <= getattr(self, name) < 1e6 or (name == "alpha" and not self.alpha):
+                problem = f"{name} is {getattr(self, name)!r}"
+                raise LearnerUnusable("ftrl", problem, "Give a number from 0 to 1000000, alpha > 0")
+        if isinstance(self.text, str):
+            raise LearnerUnusable("ftrl", f"text is {self.text!r}", "Give a list of names")
+        if not 1 <= self.bits <= 31:
+            raise LearnerUnusable("ftrl", f"bits is {self.bits!r}", "Give 1 to 31")
+
+    def model_for(self, task: Task) -> FtrlModel:
+        """The model behind the learner."""
+        return FtrlModel(self, task)
+
+
+class FtrlModel:
+    """Adapter of an :class:`Ftrl`."""
+
+    mergeable = True
+    learns = True
+    numeric_only = False
+    why_not_mergeable: str | None = None
+
+    def __init__(self, recipe: Ftrl, task: Task) -> None:
+        self._recipe, self._task = recipe, task
+        self._text = frozenset(recipe.text)
+        self._scaler = Standard(preprocessing.StandardScaler(), "scaler") if recipe.scale else None
+        self._outputs: dict[Label, _Output] = {}
+        self._new: dict[Label, None] = {}  # classes that no delta has named yet
+        if task != "multiclass":
+            self._outputs[_ONE] = _Output(recipe)
+        self.structure = f"ftrl 1, {task}, {recipe!r}"
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row."""
+        return self._answer(self._row(features, learns=False))
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`."""
+        return [self.predict(x) for x in rows]
+
+    def _answer(self, row: Mapping[str, float]) -> Prediction:
+        raw = {label: output.dot(row) for label, output in self._outputs.items()}
+        if self._task == "regression":
+            return Prediction(raw[_ONE], None)
+        if self._task == "binary":
+            p = _sigmoid(raw[_ONE])
+            return Prediction(p > 0.5, {False: 1.0 - p, True: p})
+        if not raw:
+            return Prediction(None, {})
+        most = max(raw.values())
+        powers = {label: math.exp(value - most) for label, value in raw.items()}
+        total = sum(powers.values())
+        shares = {label: power / total for label, power in powers.items()}
+        return Prediction(max(shares, key=shares.__getitem__), shares)
+
+    def _row(self, features: Features, *, learns: bool) -> dict[str, float]:
+        """Hashed features with their numbers."""
+        numbers: dict[str, Any] = {}
+        row = {_BIAS: 1.0}
+        for name, value in features.items():
+            if value is None:
+                self._add(row, f"{name}\0", 1.0)
+            elif isinstance(value, str) and name in self._text:
+                for word in dict.fromkeys(_WORD.findall(value.lower())):
+                    self._add(row, f"{name}\1{word}", 1.0)
+            elif isinstance(value, (str, bool)):
+                self._add(row, f"{name}={json.dumps(value)}", 1.0)
+            else:
+                numbers[name] = value
+        if self._scaler is not None and numbers:
+            scaler = self._scaler
+            numbers = scaler.learn(numbers) if learns else scaler.transform(numbers)
+        for name, value in numbers.items():
+            self._add(row, name, float(value))
+        return row
+
+    def _add(self, row: dict[str, float], feature: str, number: float) -> None:
+        place = mmh3.hash(feature, self._recipe.seed, signed=False) & (2**self._recipe.bits - 1)
+        key = str(place)
+        row[key] = row.get(key, 0.0) + number
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """One step.
+
+        Raises LabelUnknown for one label more than CLASSES_MAX, and StateNotFinite if a sum leaves
+        the finite numbers.
+        """
+        if self._task == "multiclass" and label not in self._outputs:
+            if len(self._outputs) >= CLASSES_MAX:
+                raise LabelUnknown(label, list(self._outputs))
+            self._outputs[label] = _Output(self._recipe)
+            self._new[label] = None
+        row = self._row(features, learns=True)
+        answer = self._answer(row)
+        total = 0.0
+        for name, output in self._outputs.items():
+            total += output.step(row, self._slope(answer, name, label) * weight)
+        if not math.isfinite(total):
+            raise StateNotFinite(total)
+
+    def _slope(self, answer: Prediction, name: Label, label: Label) -> float:
+        """Derivative of the loss by the output."""
+        if answer.probabilities is None:
+            return float(answer.label or 0.0) - float(label)
+        if self._task == "binary":
+            return answer.probabilities[True] - float(label)
+        return answer.probabilities[name] - (name == label)
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        blocks = {} if self._scaler is None else self._scaler.cut()
+        for label, output in self._outputs.items():
+            for kind, sums in (("z", output.z), ("n", output.n)):
+                if (delta := sums.cut()) or label in self._new:
+                    blocks[self._block(kind, label)] = Block(ADDITIVE, delta)
+        self._new = {}
+        return blocks
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        if self._scaler is not None:
+            self._scaler.rebase(values)
+        self._take(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        if self._scaler is not None:
+            self._scaler.reset(values)
+        self._new = {}
+        self._outputs = {} if self._task == "multiclass" else {_ONE: _Output(self._recipe)}
+        self._take(values)
+
+    def _take(self, values: Blocks) -> None:
+        for name, block in values.items():
+            if (sums := self._sums(name)) is not None:
+                sums.rebase(block.data)
+
+    def _block(self, kind: str, label: Label) -> str:
+        return f"{kind}/{label_text(label)}" if self._task == "multiclass" else kind
+
+    def _sums(self, name: str) -> _Sums | None:
+        """The sums that a block is of; a class that is new is met."""
+        kind, slash, text = name.partition("/")
+        if kind not in ("z", "n") or bool(slash) != (self._task == "multiclass"):
+            return None
+        label: Label = json.loads(text) if slash else _ONE
+        if label not in self._outputs:
+            self._outputs[label] = _Output(self._recipe)
+        output = self._outputs[label]
+        return output.z if kind == "z" else output.n
+
+
+class _Output:
+    """One linear output."""
+
+    def __init__(self, recipe: Ftrl) -> None:
+        self._alpha, self._beta = recipe.alpha, recipe.beta
+        self._l1, self._l2 = recipe.l1, recipe.l2
+        self.z, self.n = _Sums(), _Sums()
+
+    def dot(self, row: Mapping[str, float]) -> float:
+        return sum([self._weight(key) * number for key, number in row.items()], 0.0)
+
+    def _weight(self, key: str) -> float:
+        z = self.z.now.get(key, 0.0)
+        if abs(z) <= self._l1:
+            return 0.0
+        root = math.sqrt(max(self.n.now.get(key, 0.0), 0.0))
+        return -(z - math.copysign(self._l1, z)) / ((self._beta + root) / self._alpha + self._l2)
+
+    def step(self, row: Mapping[str, float], slope: float) -> float:
+        """Learn a row; the sum of what it has touched is finite only if each of it is."""
+        total = 0.0
+        for key, number in row.items():
+            gradient = slope * number
+            before = max(self.n.now.get(key, 0.0), 0.0)
+            after = before + gradient * gradient
+            sigma = (math.sqrt(after) - math.sqrt(before)) / self._alpha
+            z = self.z.now.get(key, 0.0) + gradient - sigma * self._weight(key)
+            self.z.put(key, z)
+            self.n.put(key, after)
+            total += abs(z) + after
+        return total
+
+
+class _Sums:
+    """Numbers by key, and what they were at their first touch since the cut."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, float] = {}
+        self._start: dict[str, float] = {}
+
+    def put(self, key: str, number: float) -> None:
+        """A new number."""
+        if key not in self._start:
+            self._start[key] = self.now.get(key, 0.0)
+        self.now[key] = number
+
+    def cut(self) -> dict[str, float]:
+        """What has changed, and begin anew."""
+        delta = {key: self.now[key] - s for key, s in self._start.items() if self.now[key] != s}
+        self._start = {}
+        return delta
+
+    def rebase(self, values: Mapping[str, float]) -> None:
+        """New numbers under what has changed."""
+        for key, value in values.items():
+            before = self._start.get(key)
+            if before is None:
+                self.now[key] = value
+            elif value != before:
+                self.now[key] = value + (self.now[key] - before)
+                self._start[key] = value
+
+
+def _sigmoid(x: float) -> float:
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    power = math.exp(x)  # NaN too
+    return power / (1.0 + power)

@@ -1,0 +1,90 @@
+"""Named features as a row of numbers, for models whose dimension is fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from river import preprocessing
+
+from evaluation.metrics import Task
+from online.models.errors import LearnerUnusable, RowUnusable
+from online.models.scalers import Standard
+from paramserver.blocks import Blocks
+from replay.example import Features, Label
+
+
+class Inputs:
+    """The features that a model takes, in its order, and their standardisation.
+
+    Parameters
+    ----------
+    model
+        What an error calls the model.
+    names
+        Of the features.  Others in a row are left out, missing ones count as 0, which is the mean
+        behind ``scale``.
+    scale
+        Whether they are standardised by the moments of the rows learned so far.
+    """
+
+    def __init__(self, model: str, names: Sequence[str], *, scale: bool) -> None:
+        self.names = tuple(names)
+        self._known = frozenset(self.names)
+        if isinstance(names, str) or not self.names or len(self._known) < len(self.names):
+            remedy = "Give the names of the features, each once"
+            raise LearnerUnusable(model, f"inputs {list(names)!r:.200}", remedy)
+        self._scaler = Standard(preprocessing.StandardScaler(), "scaler") if scale else None
+
+    def row(self, features: Features) -> list[float]:
+        """Numbers to answer by; nothing changes."""
+        x: dict[str, Any] = self._taken(features)
+        return self._row(x if self._scaler is None else self._scaler.transform(x))
+
+    def learn(self, features: Features) -> list[float]:
+        """Learn the moments, then the numbers to learn by.  Raises RowUnusable."""
+        x: dict[str, Any] = self._taken(features)
+        if not x:
+            raise RowUnusable(f"it has none of the inputs {', '.join(self.names)[:200]}")
+        return self._row(x if self._scaler is None else self._scaler.learn(x))
+
+    def _taken(self, features: Features) -> dict[str, Any]:
+        return {name: value for name, value in features.items() if name in self._known}
+
+    def _row(self, x: Mapping[str, Any]) -> list[float]:
+        return [float(x.get(name, 0.0)) for name in self.names]
+
+    def cut(self) -> Blocks:
+        """The open delta of the moments, and reset it."""
+        return {} if self._scaler is None else self._scaler.cut()
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        if self._scaler is not None:
+            self._scaler.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``."""
+        if self._scaler is not None:
+            self._scaler.reset(values)
+
+
+def labels_for(model: str, task: Task, outputs: int, given: Sequence[Label] | None) -> list[Label]:
+    """Labels of a classifier's outputs in their order: those given, or false and true, or 0, 1 …
+
+    Raises LearnerUnusable if task, outputs and labels do not fit together.
+    """
+    if outputs < 2 or (task == "binary" and outputs > 2):
+        problem = f"task is {task} and it has {outputs} outputs"
+        raise LearnerUnusable(model, problem, "Give it one for each label")
+    default: list[Any] = [False, True] if task == "binary" else list(range(outputs))
+    labels = [x.item() if hasattr(x, "item") else x for x in (default if given is None else given)]
+    if task == "binary":
+        if sorted(map(repr, labels)) not in (["0", "1"], ["False", "True"]):
+            problem = f"labels {labels!r:.100} in a binary task"
+            raise LearnerUnusable(model, problem, "Leave them out; names go into `classes`")
+        labels = list(map(bool, labels))
+    if isinstance(given, str) or len(labels) != outputs or len(set(labels)) < outputs:
+        problem = f"{len(labels)} labels for {outputs} outputs"
+        raise LearnerUnusable(model, problem, "Give labels=[…], one for each output")
+    return labels

@@ -1,0 +1,362 @@
+"""A torch module with its optimizer and loss, as blocks that merge.
+
+======================== ===== ==============================================================
+``network/<name>``       dense what rows have added to a parameter or buffer *as built*
+``optimizer/<name>/<k>`` local the optimizer's state of that parameter, as momentum
+``scaler``               moments of the running standardisation in front
+======================== ===== ==============================================================
+
+Rows are learned one at a time: forward, loss, backward, step.  Numbers are kept as float64
+beside the module's own, so that differences and sums of float32 weights are exact.
+
+The module as built is never sent.  Every process builds the same one: the factory is called with
+torch's generator at a fixed seed, and a hash of what it built is part of the spec.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from evaluation.metrics import Task
+from online.models.base import Prediction
+from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
+from online.models.inputs import Inputs, labels_for
+from online.models.structure import describe
+from paramserver.blocks import DENSE, LOCAL, Block, Blocks, array_bytes, array_of
+from replay.example import Features, Label
+
+_NETWORK: Final = "network/"
+_OPTIMIZER: Final = "optimizer/"
+_TENSORS_MAX: Final = 1000  # blocks of a model; one message takes 1,024
+Numbers = npt.NDArray[np.float64]
+Optimizers = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+SGD: Final = partial(torch.optim.SGD, lr=0.05)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a factory returns to serve a torch module.
+
+    Attributes
+    ----------
+    module
+        Takes a float tensor of shape (rows, inputs) and gives one of shape (rows, outputs): one
+        output in regression; one (a logit) or two in a binary task; else one a label.
+    inputs
+        Names of the features in the order of the module's inputs; see
+        :class:`~online.models.inputs.Inputs`, also for ``scale``.
+    optimizer
+        Makes the optimizer of the module's parameters.
+    loss
+        Called with outputs and target; None: ``BCEWithLogitsLoss`` for one output of a
+        classifier, ``CrossEntropyLoss`` for more, ``MSELoss`` in regression.  With ``BCELoss``
+        the module's output is the probability itself.
+    labels
+        Of the outputs, in their order; None: false and true, or 0, 1, 2 …
+    """
+
+    module: nn.Module
+    inputs: Sequence[str]
+    optimizer: Optimizers = SGD
+    loss: nn.Module | None = None
+    labels: Sequence[Label] | None = None
+    scale: bool = True
+
+    def model_for(self, task: Task) -> NetworkModel:
+        """The model behind the learner.  Raises LearnerUnusable."""
+        return NetworkModel(self, task)
+
+
+class NetworkModel:
+    """Adapter of a copy of a :class:`Network`; the module stays in evaluation mode.
+
+    Attributes
+    ----------
+    inputs, labels
+        Names of the features, and labels of the outputs (None: there is one output).
+    """
+
+    mergeable = True
+    learns = True
+    numeric_only = True
+    why_not_mergeable: str | None = None
+
+    def __init__(self, network: Network, task: Task) -> None:
+        self.inputs = tuple(network.inputs)
+        torch.set_num_threads(1)  # one row at a time has nothing to share, and others need the core
+        self._module = copy.deepcopy(network.module).eval()
+        name = type(self._module).__name__
+        _check_repeatable(name, self._module)
+        self._inputs = Inputs(name, network.inputs, scale=network.scale)
+        self._parameters = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
+        floats = {n: b for n, b in self._module.named_buffers() if b.is_floating_point()}
+        self._tensors: dict[str, torch.Tensor] = {**self._parameters, **floats}
+        self._dtype = next((t.dtype for t in self._tensors.values()), torch.float32)
+        self._head = Head(network, task, self._outputs(name))
+        self.labels = self._head.labels
+        self._new_optimizer = network.optimizer
+        self._optimizer = self._new_optimizer(self._parameters.values())
+        self._shapes = self._probe(name)
+        self._fresh = True
+        self._built = {name: _numbers(t) for name, t in self._tensors.items()}
+        self._start = dict(self._built)
+        self._changed = False
+        self.structure = self._describe(network)
+
+    def _outputs(self, name: str) -> int:
+        """How many outputs there are, from an answer to a row of zeros."""
+        wide = len(self._inputs.names)
+        if not self._parameters:
+            raise LearnerUnusable(name, "it has no parameters that learn", "Give it some")
+        try:
+            with torch.no_grad():
+                shape = self._module(torch.zeros(1, wide, dtype=self._dtype)).shape
+        except Exception as error:  # a stranger's module may raise anything
+            problem = f"a row of {wide} inputs raises {type(error).__name__}: {error}"
+            raise LearnerUnusable(
+                name, problem, "Name as many inputs as the module takes"
+            ) from error
+        if len(shape) != 2 or shape[0] != 1:
+            problem = f"a row of inputs gives a tensor of shape {tuple(shape)}"
+            raise LearnerUnusable(name, problem, "Return the shape (rows, outputs)")
+        return int(shape[1])
+
+    def _probe(self, name: str) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype]]:
+        """Shape and type of the optimizer's state, from a step of a copy."""
+        module = copy.deepcopy(self._module)
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        try:
+            optimizer = self._new_optimizer([p for _, p in named])
+            rows = torch.ones(1, len(self._inputs.names), dtype=self._dtype)
+            label = False if self._head.labels is None else self._head.labels[0]
+            loss = self._head.loss(module(rows), self._head.target(label, self._dtype))
+            loss.backward()
+            optimizer.step()
+        except Exception as error:  # a stranger's module, loss or optimizer may raise anything
+            problem = f"a step of its optimizer raises {type(error).__name__}: {error}"
+            remedy = "Give a loss of (outputs, target) and an optimizer with a plain step()"
+            raise LearnerUnusable(name, problem, remedy) from error
+        shapes = {
+            (n, key): (held.shape, held.dtype)
+            for n, p in named
+            for key, held in optimizer.state.get(p, {}).items()
+            if isinstance(held, torch.Tensor)
+        }
+        if (tensors := len(self._tensors) + len(shapes)) > _TENSORS_MAX:
+            problem = f"{tensors} tensors with the optimizer's, at most {_TENSORS_MAX} are taken"
+            raise LearnerUnusable(name, problem, "Take a smaller one, or freeze a part of it")
+        return shapes
+
+    def _describe(self, network: Network) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted({**self._module.state_dict(), **self._tensors}.items()):
+            digest.update(name.encode() + b"\0" + array_bytes(_numbers(tensor)))
+        return (
+            f"{type(self._module).__qualname__} {self._module!r} "
+            f"inputs={list(self._inputs.names)!r} scale={network.scale} "
+            f"optimizer={_made(network.optimizer)} {self._head.text} built {digest.hexdigest()}"
+        )
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row."""
+        x = torch.tensor([self._inputs.row(features)], dtype=self._dtype)
+        with torch.no_grad():
+            return self._head.answer(self._module(x)[0].tolist())
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`: many rows at once would differ in their last bits."""
+        return [self.predict(x) for x in rows]
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """One step of the optimizer.
+
+        Raises RowUnusable if the row has none of the inputs, LabelUnknown, and StateNotFinite
+        when loss or weights are no numbers.
+        """
+        target = self._head.target(label, self._dtype)
+        x = torch.tensor([self._inputs.learn(features)], dtype=self._dtype)
+        self._changed = True
+        self._fresh = False
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._head.loss(self._module(x), target) * weight
+        if not math.isfinite(value := loss.item()):
+            raise StateNotFinite(value)
+        loss.backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            total = sum(float(t.sum()) for t in (*self._tensors.values(), *self._held().values()))
+        if not math.isfinite(total):
+            raise StateNotFinite(total)
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        if not self._changed:
+            return {}
+        self._changed = False
+        blocks = self._inputs.cut()
+        for name, tensor in self._tensors.items():
+            now = _numbers(tensor)
+            delta = now - self._start[name]
+            self._start[name] = now
+            if delta.any():  # a NaN too: whoever merges it refuses it
+                blocks[_NETWORK + name] = Block(DENSE, array_bytes(delta))
+        for (name, key), held in self._held().items():
+            blocks[f"{_OPTIMIZER}{name}/{key}"] = Block(LOCAL, array_bytes(_numbers(held)))
+        return blocks
+
+    def _held(self) -> dict[tuple[str, str], torch.Tensor]:
+        """The optimizer's state, as far as it is tensors."""
+        return {
+            (name, key): held
+            for name, parameter in self._parameters.items()
+            for key, held in self._optimizer.state.get(parameter, {}).items()
+            if isinstance(held, torch.Tensor)
+        }
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top.
+
+        The optimizer's state stays its own, once it has learned a row.
+        """
+        self._inputs.rebase(values)
+        for name, tensor in self._tensors.items():
+            if (block := values.get(_NETWORK + name)) is not None:
+                base = self._built[name] + array_of(block.data)
+                new = base + (_numbers(tensor) - self._start[name]) if self._changed else base
+                _write(tensor, new)
+                self._start[name] = base
+        if self._fresh:
+            self._take_optimizer(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Become the module as built plus ``values``."""
+        self._inputs.reset(values)
+        self._changed = False
+        for name, tensor in self._tensors.items():
+            base = self._built[name]
+            if (block := values.get(_NETWORK + name)) is not None:
+                base = base + array_of(block.data)
+            _write(tensor, base)
+            self._start[name] = base
+        self._optimizer = self._new_optimizer(self._parameters.values())
+        self._fresh = True
+        self._take_optimizer(values)
+
+    def _take_optimizer(self, values: Blocks) -> None:
+        for (name, key), (shape, dtype) in self._shapes.items():
+            if (block := values.get(f"{_OPTIMIZER}{name}/{key}")) is not None:
+                held = torch.tensor(array_of(block.data)).to(dtype).reshape(shape)
+                self._optimizer.state[self._parameters[name]][key] = held
+
+
+class Head:
+    """From outputs to answers, and from labels to targets."""
+
+    def __init__(self, network: Network, task: Task, outputs: int) -> None:
+        name = type(network.module).__name__
+        self._single = task == "binary" and outputs == 1
+        self.labels: list[Label] | None = None
+        if task == "regression":
+            if outputs != 1:
+                problem = f"task is regression and it has {outputs} outputs"
+                raise LearnerUnusable(name, problem, "Give it one")
+        elif not self._single:
+            self.labels = labels_for(name, task, outputs, network.labels)
+        self._places = {label: i for i, label in enumerate(self.labels or ())}
+        self.loss: nn.Module = network.loss if network.loss is not None else self._usual(task)
+        self._is_probability = isinstance(self.loss, nn.BCELoss)
+        self.text = f"loss={_made(self.loss)} labels={self.labels!r}"
+
+    def _usual(self, task: Task) -> nn.Module:
+        if task == "regression":
+            return nn.MSELoss()
+        return nn.BCEWithLogitsLoss() if self._single else nn.CrossEntropyLoss()
+
+    def answer(self, outputs: list[float]) -> Prediction:
+        """The answer that a row's outputs make."""
+        if self._single:
+            p = outputs[0] if self._is_probability else _sigmoid(outputs[0])
+            return Prediction(p > 0.5, {False: 1.0 - p, True: p})
+        if self.labels is None:
+            return Prediction(outputs[0], None)
+        most = max(outputs)
+        powers = [math.exp(value - most) for value in outputs]
+        total = sum(powers)
+        shares = {label: p / total for label, p in zip(self.labels, powers, strict=True)}
+        return Prediction(max(shares, key=shares.__getitem__), shares)
+
+    def target(self, label: Label, dtype: torch.dtype) -> torch.Tensor:
+        """What the loss compares the outputs with.  Raises LabelUnknown."""
+        if self.labels is None:
+            return torch.tensor([[float(label)]], dtype=dtype)
+        if (place := self._places.get(label)) is None:
+            raise LabelUnknown(label, self.labels)
+        return torch.tensor([place])
+
+
+def _check_repeatable(name: str, module: nn.Module) -> None:
+    """A row that is learned again has to do what it did before; and there is one at a time."""
+    for part in module.modules():
+        if isinstance(part, (_DropoutNd, _BatchNorm)):
+            problem = f"{type(part).__name__} needs many rows at a time, or draws anew for each"
+            raise LearnerUnusable(name, problem, "Leave it out, or take LayerNorm or weight decay")
+
+
+def _made(value: object) -> str:
+    """A loss or an optimizer's maker as text, the same in each process."""
+    if isinstance(value, nn.Module):
+        return repr(value)
+    if isinstance(value, partial):
+        arguments = describe({**{str(i): a for i, a in enumerate(value.args)}, **value.keywords})
+        return f"{describe(value.func)}{arguments}"
+    return describe(value)
+
+
+def weights_from(path: str) -> dict[str, torch.Tensor]:
+    """A ``state_dict`` from a ``.safetensors`` file, or from what ``torch.save`` wrote of one.
+
+    Nothing but tensors is read: torch refuses a pickle that holds more (from 2.6 on, older ones
+    could be made to run code).
+    """
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+    loaded: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def _sigmoid(x: float) -> float:
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    power = math.exp(x)  # NaN too
+    return power / (1.0 + power)
+
+
+def _numbers(tensor: torch.Tensor) -> Numbers:
+    """A copy as float64, flat."""
+    flat: Numbers = tensor.detach().to(torch.float64, copy=True).reshape(-1).numpy()
+    return flat
+
+
+def _write(tensor: torch.Tensor, numbers: Numbers) -> None:
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(numbers).reshape(tensor.shape))

@@ -1,0 +1,195 @@
+"""Every built-in and example over HTTP: it learns, survives a kill, and restores."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from online.bench.service import Running, launch, settle, write_settings
+from online.http import Connection
+
+pytestmark = pytest.mark.ray
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+INPUTS = ["a", "b", "c"]
+SORTS = ["apple", "pear", "quince"]
+ROWS = 300
+Row = tuple[dict[str, Any], Any]
+
+
+def _linear(row: dict[str, float]) -> float:
+    return 2.0 * row["a"] - row["b"] + 0.5 * row["c"]
+
+
+LABELS: dict[str, Callable[[dict[str, float]], Any]] = {
+    "binary": lambda row: _linear(row) > 0,
+    "multiclass": lambda row: SORTS[INPUTS.index(max(INPUTS, key=row.__getitem__))],
+    "regression": _linear,
+}
+MERGEABLE = [
+    {"name": "logreg", "task": "binary", "learner": "logreg"},
+    {"name": "softmax", "task": "multiclass", "learner": "softmax"},
+    {"name": "linreg", "task": "regression", "learner": "linreg"},
+    {"name": "ftrl", "task": "multiclass", "learner": "ftrl"},
+    {"name": "mlp", "task": "binary", "learner": "mlp", "params": {"inputs": INPUTS}},
+    {"name": "pipeline", "task": "binary", "learner": f"{EXAMPLES}/pipeline.py:build"},
+    {"name": "network", "task": "binary", "learner": f"{EXAMPLES}/network.py:build"},
+    {"name": "sgd", "task": "multiclass", "learner": f"{EXAMPLES}/sgd.py:build"},
+]
+WHOLE = [
+    {"name": "forest", "task": "binary", "learner": f"{EXAMPLES}/forest.py:build"},
+    {"name": "own", "task": "regression", "learner": f"{EXAMPLES}/own_class.py:MeanByShop"},
+]
+
+
+def rows(task: str, first: int, n: int) -> list[Row]:
+    """Rows ``first …``: the same for whoever asks."""
+    out = []
+    for i in range(first, first + n):
+        draw = random.Random(i)
+        row: dict[str, Any] = {name: draw.gauss(0.0, 1.0) for name in INPUTS}
+        label = LABELS[task](row)
+        if task == "regression":
+            row["shop"] = i % 3
+        out.append((row, label))
+    return out
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="online-models-") as name:
+        yield Path(name)
+
+
+def learn(running: Running, model: dict[str, Any], first: int, n: int) -> None:
+    """Each row is learned, whatever dies meanwhile: what was not answered is sent again."""
+    events = [
+        {"features": x, "label": y, "event_id": f"{first + i}"}
+        for i, (x, y) in enumerate(rows(model["task"], first, n))
+    ]
+    for start in range(0, n, 20):
+        body = {"events": events[start : start + 20]}
+        deadline = time.monotonic() + 60
+        while True:
+            assert time.monotonic() < deadline
+            try:
+                with contextlib.closing(Connection(running.url)) as client:
+                    code, answer = client.post(f"/v1/models/{model['name']}/feedback", body)
+            except (OSError, http.client.HTTPException):
+                continue
+            if code == 200:
+                assert {r["status"] for r in answer["events"]} <= {"learned", "duplicate"}, answer
+                break
+
+
+def answers(url: str, model: dict[str, Any]) -> list[Any]:
+    """Predictions for rows that were not learned; probabilities where there are some."""
+    asked = [x for x, _ in rows(model["task"], 10_000, 60)]
+    with contextlib.closing(Connection(url)) as client:
+        code, answer = client.post(f"/v1/models/{model['name']}/predict", {"instances": asked})
+    assert code == 200, answer
+    return [row.get("probabilities") or row["prediction"] for row in answer["predictions"]]
+
+
+def quality(url: str, model: dict[str, Any]) -> float:
+    """Share of right labels; in regression, of the variance that is explained."""
+    given = rows(model["task"], 10_000, 60)
+    with contextlib.closing(Connection(url)) as client:
+        _, answer = client.post(
+            f"/v1/models/{model['name']}/predict", {"instances": [x for x, _ in given]}
+        )
+    pairs = [
+        (row["prediction"], y) for row, (_, y) in zip(answer["predictions"], given, strict=True)
+    ]
+    if model["task"] != "regression":
+        return sum(p == y for p, y in pairs) / len(pairs)
+    mean = sum(y for _, y in pairs) / len(pairs)
+    return 1 - sum((p - y) ** 2 for p, y in pairs) / sum((y - mean) ** 2 for _, y in pairs)
+
+
+def close(some: list[Any]) -> list[Any]:
+    """To be compared with: the same up to rounding."""
+    return [
+        pytest.approx(one, rel=1e-6, abs=1e-6) if not isinstance(one, (str, bool)) else one
+        for one in some
+    ]
+
+
+ROW = {"a": 1.0, "b": -1.0, "c": 0.5}
+REFUSED: list[tuple[str, dict[str, Any], Any, int, str]] = [
+    ("mlp", {**ROW, "a": 1e300}, True, 422, "invalid_value"),
+    ("mlp", {**ROW, "a": "text"}, True, 422, "invalid_value"),
+    ("mlp", {**ROW, "a": None}, True, 422, "invalid_value"),
+    ("mlp", ROW, "yes", 422, "invalid_value"),
+    ("mlp", {"other": 1.0}, True, 422, "failed"),
+    ("sgd", ROW, "plum", 422, "failed"),
+    ("sgd", {**ROW, "a": [1.0]}, "pear", 422, "invalid_value"),
+    ("ftrl", {**ROW, "a": {"b": 1}}, "pear", 422, "invalid_value"),
+    ("ftrl", {**ROW, "a": "long " * 1000}, "pear", 422, "invalid_value"),
+]
+TAKEN: list[tuple[str, dict[str, Any], Any]] = [
+    ("mlp", {**ROW, "a": 1e12}, True),
+    ("mlp", {"a": 1.0, "new": 2.0}, False),
+    ("ftrl", {"a": "now text", "b": None, "c": True, "new": 1e12}, "appears once"),
+]
+
+
+def refuses_without_a_trace(running: Running) -> None:
+    """A clear answer, and every prediction as it was."""
+    models = {model["name"]: model for model in MERGEABLE}
+    with contextlib.closing(Connection(running.url)) as client:
+        for i, (name, row, label, status, code) in enumerate(REFUSED):
+            before = answers(running.url, models[name])
+            body = {"features": row, "label": label, "event_id": f"bad-{i}"}
+            got, answer = client.post(f"/v1/models/{name}/feedback", body)
+            told = answer["status"] if "status" in answer else answer["error"]["code"]
+            assert (got, told) == (status, code), (row, answer)
+            assert answers(running.url, models[name]) == before, row
+        for i, (name, row, label) in enumerate(TAKEN):
+            body = {"features": row, "label": label, "event_id": f"odd-{i}"}
+            assert client.post(f"/v1/models/{name}/feedback", body)[0] == 200, row
+            answers(running.url, models[name])  # finite, or it were 503
+
+
+@pytest.mark.parametrize(
+    ("replicas", "models"),
+    [pytest.param(1, [*MERGEABLE, *WHOLE], id="1"), pytest.param(3, MERGEABLE, id="3")],
+)
+def test_learns_survives_a_kill_and_restores(replicas: int, models: list[dict[str, Any]]) -> None:
+    with folder() as place:
+        write_settings(place, {"replicas": replicas, "models": models})
+        running = launch(place)
+        try:
+            for model in models:
+                learn(running, model, 0, ROWS // 2)
+            victim = next(iter(running.replica_urls()))
+            os.kill(int(victim.partition(":")[0]), signal.SIGKILL)
+            for model in models:
+                learn(running, model, ROWS // 2, ROWS // 2)
+            for model in models:
+                assert settle(running, model["name"], ROWS)["learned"] == ROWS
+                if model["name"] != "own":  # there the target has nothing to do with the shop
+                    assert quality(running.url, model) >= 0.75, model["name"]
+            before = {model["name"]: answers(running.url, model) for model in models}
+        finally:
+            running.stop()
+        running = launch(place)
+        try:
+            for model in models:
+                assert settle(running, model["name"], ROWS)["learned"] == ROWS
+                for url in running.replica_urls().values():
+                    assert answers(url, model) == close(before[model["name"]]), model["name"]
+            if replicas == 1:
+                refuses_without_a_trace(running)
+        finally:
+            running.stop()
