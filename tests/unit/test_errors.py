@@ -26,11 +26,13 @@ SKIPPED = ("online.__main__", "online.deployment", "paramserver.ray_client")
 NO_ERRORS = ("Crash",)  # a stopped machine in the checks for snapshot stores: nobody catches it
 SAMPLES: dict[str, object] = {
     "str": "text",
+    "object": "text",
     "str | None": "text",
     "int": 3,
     "int | None": 3,
     "float": 2.5,
     "tuple[str, ...]": ("text",),
+    "Sequence[object]": ("text", 3),
 }
 
 
