@@ -6,7 +6,8 @@ cut did to them (its open delta).  It never sees the journal, the network or a c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -20,6 +21,30 @@ class Prediction(msgspec.Struct, frozen=True, gc=False):
 
     label: Label | None
     probabilities: dict[Label, float] | None
+
+
+def by_logit(x: float) -> Prediction:
+    """Answer of a binary task from the log odds of True."""
+    if x >= 0:
+        return by_probability(1.0 / (1.0 + math.exp(-x)))
+    power = math.exp(x)  # NaN too
+    return by_probability(power / (1.0 + power))
+
+
+def by_probability(p: float) -> Prediction:
+    """Answer of a binary task from the probability of True."""
+    return Prediction(p > 0.5, {False: 1.0 - p, True: p})
+
+
+def by_scores(scores: Mapping[Label, float]) -> Prediction:
+    """Answer of a multiclass task: softmax; none if no label is known."""
+    if not scores:
+        return Prediction(None, {})
+    most = max(scores.values())
+    powers = {label: math.exp(score - most) for label, score in scores.items()}
+    total = sum(powers.values())
+    shares = {label: power / total for label, power in powers.items()}
+    return Prediction(max(shares, key=shares.__getitem__), shares)
 
 
 class Model(Protocol):

@@ -29,7 +29,7 @@ import mmh3
 from river import preprocessing
 
 from evaluation.metrics import Task
-from online.models.base import Prediction
+from online.models.base import Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.scalers import Standard
 from paramserver.blocks import ADDITIVE, Block, Blocks
@@ -121,15 +121,8 @@ class FtrlModel:
         if self._task == "regression":
             return Prediction(raw[_ONE], None)
         if self._task == "binary":
-            p = _sigmoid(raw[_ONE])
-            return Prediction(p > 0.5, {False: 1.0 - p, True: p})
-        if not raw:
-            return Prediction(None, {})
-        most = max(raw.values())
-        powers = {label: math.exp(value - most) for label, value in raw.items()}
-        total = sum(powers.values())
-        shares = {label: power / total for label, power in powers.items()}
-        return Prediction(max(shares, key=shares.__getitem__), shares)
+            return by_logit(raw[_ONE])
+        return by_scores(raw)
 
     def _row(self, features: Features, *, learns: bool) -> dict[str, float]:
         """Hashed features with their numbers."""
@@ -291,10 +284,3 @@ class _Sums:
             elif value != before:
                 self.now[key] = value + (self.now[key] - before)
                 self._start[key] = value
-
-
-def _sigmoid(x: float) -> float:
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    power = math.exp(x)  # NaN too
-    return power / (1.0 + power)

@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from evaluation.metrics import Task
-from online.models.base import Prediction
+from online.models.base import Prediction, by_logit, by_probability, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.inputs import Inputs, labels_for
 from online.models.structure import describe
@@ -292,15 +292,10 @@ class Head:
     def answer(self, outputs: list[float]) -> Prediction:
         """The answer that a row's outputs make."""
         if self._single:
-            p = outputs[0] if self._is_probability else _sigmoid(outputs[0])
-            return Prediction(p > 0.5, {False: 1.0 - p, True: p})
+            return (by_probability if self._is_probability else by_logit)(outputs[0])
         if self.labels is None:
             return Prediction(outputs[0], None)
-        most = max(outputs)
-        powers = [math.exp(value - most) for value in outputs]
-        total = sum(powers)
-        shares = {label: p / total for label, p in zip(self.labels, powers, strict=True)}
-        return Prediction(max(shares, key=shares.__getitem__), shares)
+        return by_scores(dict(zip(self.labels, outputs, strict=True)))
 
     def target(self, label: Label, dtype: torch.dtype) -> torch.Tensor:
         """What the loss compares the outputs with.  Raises LabelUnknown."""
@@ -342,13 +337,6 @@ def weights_from(path: str) -> dict[str, torch.Tensor]:
         return tensors
     loaded: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
-
-
-def _sigmoid(x: float) -> float:
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    power = math.exp(x)  # NaN too
-    return power / (1.0 + power)
 
 
 def _numbers(tensor: torch.Tensor) -> Numbers:
