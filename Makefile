@@ -25,7 +25,7 @@ serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until C
 	@exec $(BIN)/online serve --play phishing
 
 test: $(TESTS)  ## everything but the long benchmarks
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
@@ -34,6 +34,7 @@ check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: $(TESTS)  ## the measured tables of the README, and 20,000 simulated seeds (long)
+	$(BIN)/python -m pytest -q -m long tests
 	$(BIN)/python tests/simulation/run.py --seeds 20000
 	$(BIN)/online bench all
 

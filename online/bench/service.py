@@ -59,8 +59,9 @@ class Running:
             if connection.status != psutil.CONN_LISTEN or not local or connection.pid is None:
                 continue
             if first <= local.port <= last:
-                started = psutil.Process(connection.pid).create_time()
-                found[f"{connection.pid}:{started:.2f}"] = f"http://127.0.0.1:{local.port}"
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                    started = psutil.Process(connection.pid).create_time()
+                    found[f"{connection.pid}:{started:.2f}"] = f"http://127.0.0.1:{local.port}"
         return found
 
     def processes(self) -> list[psutil.Process]:

@@ -54,11 +54,10 @@ def serve(
     started = False
 
     def said(line: str) -> None:
-        print(f"  {line}", flush=True)
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):  # Ray puts its own in, which aborts
-            signal.signal(number, on_signal)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # Ray puts its own in, which aborts
+                signal.signal(number, on_signal)
+        print(f"  {line}", flush=True)  # whoever reads it may send a signal
 
     running = Service(settings, said)
 

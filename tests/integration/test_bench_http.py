@@ -33,6 +33,7 @@ def _bench(*arguments: str, timeout_s: float) -> tuple[int, Any, str]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_table() -> None:
     """Every line is measured, every request is answered, every event is learned."""
     code, table, errors = _bench("http", "--quick", timeout_s=400)
@@ -49,6 +50,7 @@ def test_the_table() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_load_against_a_service_of_its_own() -> None:
     """Three measurements in one start: a rate is looked for, with many rows in each request."""
     options = ["--find", "--rate", "4", "--seconds", "0.5", "--rows", "10", "--mix", "0.5"]

@@ -10,7 +10,7 @@ import pytest
 
 from online.bench import push, recovery
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 def test_contention() -> None:
