@@ -103,14 +103,14 @@ def mlp(
     ``artifact``: a ``state_dict`` to start from, by ``torch.save`` or as ``.safetensors``.
     """
     if not inputs:
-        raise ValueError("inputs: give the names of the features")
+        raise LearnerUnusable("mlp", "it has no inputs", "Give the names of the features: inputs")
     try:
         import torch
 
         from online.models.network import Network, weights_from
     except ImportError as error:
-        wanted = "pip install 'online-learning-service[torch]'"
-        raise ValueError(f"it needs torch ({wanted}): {error}") from None
+        wanted = "Install it: pip install 'online-learning-service[torch]'"
+        raise LearnerUnusable("mlp", f"it needs torch: {error}", wanted) from None
     torch.manual_seed(seed)
     module = torch.nn.Sequential(
         torch.nn.Linear(len(inputs), hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, outputs)
@@ -282,7 +282,9 @@ def _load_file(learner: str, path: Path) -> tuple[types.ModuleType, bytes]:
         del sys.modules[name]
         if not isinstance(error, Exception):
             raise
-        raise LearnerUnusable(learner, _raised(f"{path} raises", error), "Mend the file") from error
+        missing = isinstance(error, ModuleNotFoundError)
+        remedy = "Install it where the service runs" if missing else "Mend the file"
+        raise LearnerUnusable(learner, _raised(f"{path} raises", error), remedy) from error
     return module, source
 
 
@@ -313,6 +315,8 @@ def _make(learner: str, factory: Callable[..., Any], params: Mapping[str, object
         if not knew_torch and _seed_torch():  # it has imported torch itself
             made = factory(**params)
         return made
+    except LearnerUnusable:
+        raise
     except Exception as error:  # a stranger's factory may raise anything
         problem = _raised(f"called with {dict(params)!r:.200} it raises", error)
         raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
