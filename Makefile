@@ -25,7 +25,7 @@ serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until C
 	@exec $(BIN)/online serve --play phishing
 
 test: $(TESTS)  ## everything but the long benchmarks
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -q tests
 
 check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
