@@ -67,7 +67,7 @@ def serve(
             os._exit(130)
         stop.set()
         if not started:  # give the start up, wherever it is
-            raise KeyboardInterrupt
+            raise _GivenUp
 
     print(f"online {__version__}, state in {settings.state_dir}", flush=True)
     code = 0
@@ -84,12 +84,20 @@ def serve(
         if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
             _kill(running, code)
         print("\nstopping: replicas push, a last snapshot is written", flush=True)
-    except KeyboardInterrupt:
+    except (_GivenUp, KeyboardInterrupt):
         code = 130
     finally:
         stop.set()
         _stop(running, code)
     raise typer.Exit(code)
+
+
+class _GivenUp(BaseException):
+    """A signal came before the service was up.
+
+    No KeyboardInterrupt: one that passes through an `exec`, as imports have many, makes Python end
+    itself by SIGINT instead of with our exit code, even if it was handled (`run_eval_code_obj`).
+    """
 
 
 def _stop(running: Any, code: int) -> None:

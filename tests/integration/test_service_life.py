@@ -148,7 +148,7 @@ def test_a_start_that_is_given_up_leaves_nothing() -> None:
         started = psutil.Process(process.pid).children(recursive=True)
         begun = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 130
+        assert process.wait(20) == 130, log.read_text()
         assert time.monotonic() - begun < STOP_S
         assert len(started) >= 3
         assert not [p for p in started if runs(p)]
