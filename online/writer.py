@@ -314,9 +314,8 @@ class Writer:
         """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
         row, now = outcome.row, self._stamp()
         if row is None:
-            self._answer(
-                waiting, i, Recorded("waiting", None, now, now, False, None, outcome.since)
-            )
+            found = Recorded("waiting", None, now, now, False, None, outcome.since)
+            self._answer(waiting, i, found)
             return
         if row.partition == self.partition and row.offset in self._waiters:
             self._waiters[row.offset].append((waiting, i, True))  # learned together with it
@@ -328,8 +327,7 @@ class Writer:
         if not outcome.new and status in ("frozen", "undone"):
             place = (self._store.journal, self._model, self.decisions, row)
             again = await self._store.surely(history.standing, *place)
-        repeat = not outcome.new
-        found = Recorded(status, row, now, now, repeat, reason, learned_as=again)
+        found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self._answer(waiting, i, found)
 
     async def look(self) -> None:
@@ -395,8 +393,7 @@ class Writer:
             return "frozen"
         if self.decisions.undone.has(row.partition, row.offset):
             return "undone"
-        there = self._follows is None or self._is_there(row)
-        return "learned" if there else "queued"
+        return "learned" if self._follows is None or self._is_there(row) else "queued"
 
     def _is_there(self, row: Row) -> bool:
         """Whether another process has learned the row, and the answers here count it."""
