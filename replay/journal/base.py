@@ -104,6 +104,14 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """Rows of a model in commit order: all that were asked for with ``seq`` up to ``upto``."""
+
+    rows: tuple[Row, ...]
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
 class Partition:
     """One writer: (model, replica, incarnation).
 
@@ -202,6 +210,14 @@ class Journal(Protocol):
         """Rows ``first … first + n - 1`` as far as they exist, in a short transaction.
 
         Nothing if ``first`` was trimmed: what comes back starts at ``first`` and has no holes.
+        """
+
+    def follow(self, model: str, after: int, n: int) -> Followed:
+        """The model's rows with ``seq > after``, of all partitions, in commit order; at most ``n``.
+
+        ``upto`` is the last row's ``seq`` if there are ``n``, and otherwise the newest of the
+        store, which may be another model's.  No row with a ``seq`` up to it is committed later.
+        Trimmed rows are left out: a partition's offsets then have a hole.
         """
 
     def find(self, model: str, key: bytes) -> Row | None:

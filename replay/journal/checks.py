@@ -247,6 +247,40 @@ def reads_pages(open_: Open) -> None:
         same([r.offset for r in journal.read(p, 1, 9999)], list(range(1, 2501)), "all rows")
 
 
+def follows_commits_in_their_order(open_: Open) -> None:
+    with open_() as journal:
+        p, q, other = register(journal), register(journal), register(journal, "n")
+        same(journal.follow("m", 0, 9).rows, (), "no rows yet")
+        journal.append(p, 0, batch("a b"))
+        journal.append(other, 0, batch("x"))
+        journal.append(q, 0, batch("c a"))
+        journal.append(p, 2, batch("d"))
+        journal.append(other, 1, batch("y"))
+        whole = journal.follow("m", 0, 9)
+        same([r.event_id for r in whole.rows], ["a", "b", "c", "d"], "rows of both partitions")
+        expected = (*journal.read(p, 1, 2), *journal.read(q, 1, 1), *journal.read(p, 3, 1))
+        same(whole.rows, expected, "each with all that it has")
+        same(journal.follow("n", 0, 9).upto, whole.upto, "the newest seq is the store's")
+        same(whole.upto > whole.rows[-1].seq, True, "the newest row is another model's")
+        first = journal.follow("m", 0, 3)
+        same(first.rows, whole.rows[:3], "at most as many as asked for")
+        same(first.upto, first.rows[-1].seq, "a full page ends at its last row")
+        same(journal.follow("m", first.upto, 3).rows, whole.rows[3:], "it goes on from there")
+        same(journal.follow("m", first.upto, 3).upto, whole.upto, "to the newest")
+        same(journal.follow("m", whole.upto, 3).rows, (), "nothing is left")
+        same(journal.follow("nobody", 0, 3).rows, (), "rows of an unknown model")
+        names = [f"r{i}" for i in range(600)]
+        journal.append(q, 1, batch(" ".join(names)))
+        many = journal.follow("m", whole.upto, 590)
+        same([r.event_id for r in many.rows], names[:590], "many rows")
+        same(many.upto, many.rows[-1].seq, "a full page of many")
+        rest = journal.follow("m", many.upto, 590)
+        same([r.event_id for r in rest.rows], names[590:], "the rest of many")
+    with open_() as journal:
+        again = journal.follow("m", 0, 9)
+        same([r.event_id for r in again.rows[:4]], ["a", "b", "c", "d"], "after a restart")
+
+
 def gives_each_epoch_once(open_: Open) -> None:
     with open_() as one, open_() as two:
         same(one.head("m", "spec"), Head(0, None), "head before the first server")
@@ -326,6 +360,7 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     keeps_every_field,
     survives_a_restart,
     reads_pages,
+    follows_commits_in_their_order,
     gives_each_epoch_once,
     moves_the_head_for_the_newest_epoch_only,
     keeps_the_first_control_row,

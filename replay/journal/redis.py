@@ -22,6 +22,7 @@ from replay.journal import redisscripts as scripts
 from replay.journal.base import (
     Appended,
     Control,
+    Followed,
     Head,
     NewRow,
     Outcome,
@@ -33,10 +34,14 @@ from replay.journal.base import (
 from replay.journal.batch import check_batch
 from replay.journal.redisserver import Durability, RedisServer
 
-FORMAT = 2
-"""Number of the layout of keys; a newer one is refused, an older one is read as it is."""
+FORMAT = 3
+"""Number of the layout of keys; a newer one is refused, an older one is read as it is.
+
+Rows of a layout before 3 are in no commit order: :meth:`RedisJournal.follow` leaves them out.
+"""
 
 _READ_PAGE = 1024
+_FOLLOW_PAGE = 256  # rows that one script looks up
 
 Fields = dict[bytes, bytes]
 
@@ -229,6 +234,17 @@ class RedisJournal:
     def _entries(self, stream: bytes, first: int, last: int) -> list[tuple[int, Fields]]:
         found = self._command("XRANGE", stream, f"{first}-0", f"{last}-0")
         return [(int(id_.split(b"-")[0]), fields) for id_, fields in found]
+
+    def follow(self, model: str, after: int, n: int) -> Followed:
+        """Rows of the model in commit order: see :class:`replay.journal.base.Journal`."""
+        rows: list[Row] = []
+        while True:  # several scripts, so that none keeps the server for long
+            size = min(_FOLLOW_PAGE, n - len(rows))
+            newest, found, looked_at = self._run(scripts.FOLLOW, model, after, size)
+            rows += (_row(int(p), int(offset), _fields(flat)) for p, offset, flat in found)
+            after = int(newest)
+            if len(rows) >= n or looked_at < size:
+                return Followed(tuple(rows), after)
 
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""

@@ -1,7 +1,8 @@
 """The steps of :class:`replay.journal.redis.RedisJournal` as Lua: one script, one atomic step.
 
 Lua is no transaction: what a script wrote before an error stays.  So each script reads and
-refuses first and writes last, a stream's entry always before the key that leads to it.  (A key
+refuses first and writes last, a stream's entry always before the key that leads to it.  (Only
+``order`` comes before: a place there counts if the row that stands there says the same ``seq``.)  (A key
 without its entry would answer "duplicate" for a row that is nowhere.)  The server refuses writes
 for want of memory or disk only at a script's first write, and has a script's effects in the
 append-only file as one MULTI … EXEC, which it drops whole if it is torn.
@@ -16,6 +17,7 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 ``P:partition:NUMBER``      hash        model, replica, spec, at; sealed if it is
 ``P:partitions:MODEL``      list        numbers, in the order in which they were given
 ``P:rows:NUMBER``           stream      a row under the id ``OFFSET-0``
+``P:order:MODEL``           stream      where each row stands, under the id ``SEQ-0``
 ``P:claims:NUMBER``         hash        how many learners claimed each offset
 ``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key
 ``P:halves:MODEL``          hash        the half that is kept of each key (cmsgpack)
@@ -158,6 +160,7 @@ if held and (#fresh > 0 or next(keep)) then return {'held'} end
 for _, new in ipairs(fresh) do
   stop = stop + 1
   local seq = int(redis.call('INCR', P .. ':seq'))
+  redis.call('XADD', P .. ':order:' .. of[1], seq .. '-0', 'at', number .. ':' .. int(stop))
   redis.call('XADD', rows, int(stop) .. '-0', 'seq', seq, unpack(new.fields))
   redis.call('HSET', ids, new.key, number .. ':' .. int(stop))
   if new.drops then
@@ -224,6 +227,25 @@ for _, number in ipairs(numbers) do
   end
 end
 return found
+"""
+)
+
+# ARGV: model, seq after which, most rows.
+FOLLOW = (
+    _COMMON
+    + """
+local newest, found = redis.call('GET', P .. ':seq') or '0', {}
+local page = redis.call(
+  'XRANGE', P .. ':order:' .. ARGV[1], '(' .. ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])
+for _, place in ipairs(page) do
+  local where, offset = string.match(place[2][2], '^(%d+):(%d+)$')
+  local stored = entry(P .. ':rows:' .. where, offset)
+  if stored and field(stored, 'seq') == string.match(place[1], '^%d+') then
+    found[#found + 1] = {where, offset, stored}
+  end
+end
+if #page == tonumber(ARGV[3]) then newest = string.match(page[#page][1], '^%d+') end
+return {newest, found, #page}
 """
 )
 
@@ -318,6 +340,7 @@ for i = 6, #ARGV, 2 do
       upto = tonumber(string.match(row[1], '^%d+'))
       redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))
       redis.call('HDEL', P .. ':claims:' .. number, int(upto))
+      redis.call('XDEL', P .. ':order:' .. model, field(row[2], 'seq') .. '-0')
       removed = removed + 1
     end
     if upto then redis.call('XTRIM', rows, 'MINID', int(upto + 1) .. '-0') end

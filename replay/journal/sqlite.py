@@ -21,6 +21,7 @@ from replay.journal import sqliteschema as sql
 from replay.journal.base import (
     Appended,
     Control,
+    Followed,
     Head,
     NewRow,
     Partition,
@@ -211,6 +212,21 @@ class SqliteJournal:
                 break  # what was trimmed is missing: no hole is skipped
             rows += map(as_row, page)
         return tuple(rows)
+
+    def follow(self, model: str, after: int, n: int) -> Followed:
+        """Rows of the model in commit order: see :class:`replay.journal.base.Journal`.
+
+        It passes over other models' rows after ``after``: go on from ``upto``.
+        """
+        newest = self._file.query(sql.NEWEST_SEQ, ())
+        upto = int(newest[0][0]) if newest else 0
+        rows: list[Row] = []
+        while len(rows) < n and after < upto:  # several transactions: none keeps the log long
+            size = min(_READ_PAGE, n - len(rows))
+            page = self._file.query(sql.FOLLOW, (model, after, upto, size))
+            rows += map(as_row, page)
+            after = rows[-1].seq if len(page) == size else upto
+        return Followed(tuple(rows), rows[-1].seq if len(rows) == n else upto)
 
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""

@@ -70,6 +70,10 @@ READ = (
     f'SELECT {ROW} FROM rows WHERE partition = ? AND "offset" >= ? AND "offset" < ?'
     ' ORDER BY "offset"'
 )
+FOLLOW = (
+    f"SELECT {ROW} FROM rows WHERE model = {MODEL} AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+)
+NEWEST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'rows'"
 ADMIT = (
     'SELECT p.model, p."end", p.sealed,'
     " (SELECT max(epoch) FROM heads h WHERE h.model = p.model),"

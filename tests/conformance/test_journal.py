@@ -13,7 +13,7 @@ from msgspec import structs
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
 from replay.journal import sqliteappend, sqliteschema
-from replay.journal.base import Appended, Control, NewRow, Row
+from replay.journal.base import Appended, Control, Followed, NewRow, Row
 from replay.journal.checks import check_journal, yield_checks
 from replay.journal.sqlite import SqliteJournal
 
@@ -110,6 +110,18 @@ class DuplicateGetsItsOwnContent(SqliteJournal):
         return replace(answer, outcomes=tuple(outcomes))
 
 
+class FollowsPartitionByPartition(SqliteJournal):
+    def follow(self, model: str, after: int, n: int) -> Followed:
+        answer = super().follow(model, after, n)
+        return replace(answer, rows=tuple(sorted(answer.rows, key=lambda r: r.partition)))
+
+
+class FollowsToItsOwnNewest(SqliteJournal):
+    def follow(self, model: str, after: int, n: int) -> Followed:
+        answer = super().follow(model, after, n)
+        return replace(answer, upto=max([after, *(row.seq for row in answer.rows)]))
+
+
 class SealOpensAgain(SqliteJournal):
     def seal(self, partition: int) -> int:
         end = super().seal(partition)
@@ -130,6 +142,8 @@ class SealOpensAgain(SqliteJournal):
         TrimForAnyLineage,
         ReadSkipsAHole,
         DuplicateGetsItsOwnContent,
+        FollowsPartitionByPartition,
+        FollowsToItsOwnNewest,
         SealOpensAgain,
     ],
 )
