@@ -1,7 +1,7 @@
-"""An adaptive random forest of ten trees.  It does not merge: ``replicas: 1``.
+"""An adaptive random forest of ten trees.  It does not merge: each replica learns all rows.
 
 models:
-  - {name: clicks, task: binary, learner: examples/forest.py:build, learn: background}
+  - {name: clicks, task: binary, learner: examples/forest.py:build}
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A class of your own: the mean of the targets seen with the same ``shop``.
 
 Whatever takes features as a dict and has ``predict`` and ``learn_one`` can be served; its state is
-pickled, so ``replicas: 1``.
+pickled, and each replica learns all rows.
 
     models: [{name: baskets, task: regression, learner: examples/own_class.py:MeanByShop}]
 """

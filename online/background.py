@@ -23,7 +23,8 @@ from online import processes, telemetry
 from online.config import ModelSettings, Settings
 from online.learner import Learner
 from online.models.load import Loaded
-from online.names import journal_opener, load_model, server_name
+from online.names import journal_opener, load_model, merge_rule, server_name
+from online.ordered import OrderedLearner
 from online.replica import ModelReplica
 from online.tokens import Keys
 from paramserver.ray_client import ParameterClient
@@ -48,13 +49,20 @@ def model_replica(
     """One model of the settings in this process, and its way to the parameter server."""
     limits = settings.limits
     client = ParameterClient(server_name(model.name))
-    learner = Learner(
-        loaded.build,
-        task=model.task,
-        spec=loaded.spec_hash,
-        retain_bytes=limits.retain_mb << 20,
-        rows_max=max(model.sync.updates * 16, 1024),
-    )
+    rows_max = max(model.sync.updates * 16, 1024)
+    learner: Learner | OrderedLearner
+    if merge_rule(model, loaded.model) == "ordered":
+        learner = OrderedLearner(
+            loaded.build, task=model.task, spec=loaded.spec_hash, rows_max=rows_max
+        )
+    else:
+        learner = Learner(
+            loaded.build,
+            task=model.task,
+            spec=loaded.spec_hash,
+            retain_bytes=limits.retain_mb << 20,
+            rows_max=rows_max,
+        )
     made = ModelReplica(
         model, limits, learner, journal, client,
         replica=replica, spec=loaded.spec_hash, learns=learns,

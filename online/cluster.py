@@ -28,10 +28,15 @@ from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import journal_opener, run_path, server_name, snapshots_path
+from online.names import (
+    journal_opener,
+    merge_rule,
+    run_path,
+    server_name,
+    snapshots_path,
+)
 from paramserver.actor import ServerSettings
 from paramserver.lineage import Lineage
-from paramserver.server import MergeRule
 from paramserver.snapshots.store import Retention
 from replay.errors import ReplayError
 from replay.journal.base import Journal
@@ -241,7 +246,7 @@ class Service:
 
         for model in settings.models:
             loaded = self._loaded[model.name]
-            rule: MergeRule = "sum" if model.sync.merge == "sum" else "average"
+            rule = merge_rule(model, loaded.model)
             self._progress(f"starting the parameter server of {model.name} (merge: {rule})")
             snapshots = model.snapshots
             retention = Retention(
@@ -305,7 +310,10 @@ class Service:
     def _deploy(self, settings: Settings) -> None:
         specs = {name: loaded.spec_hash for name, loaded in self._loaded.items()}
         origin = rollout.Origin.here(settings, specs)
-        surge = all(loaded.model.mergeable for loaded in self._loaded.values())
+        surge = not any(
+            self._loaded[model.name].model.why_not_mergeable and model.learn == "background"
+            for model in settings.models
+        )
         rollout.deploy(settings, origin, self._version, surge=surge)
 
     # -- change ------------------------------------------------------------------------------

@@ -133,8 +133,10 @@ class Sync(_Tree):
 
     interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
     updates: int = Field(64, ge=1, le=100_000, description="own rows that start one earlier")
-    merge: Literal["auto", "sum", "average"] = Field(
-        "auto", description="sum adds deltas, average scales them by others' pushes"
+    merge: Literal["auto", "sum", "average", "ordered"] = Field(
+        "auto",
+        description="sum adds deltas, average scales them by others' pushes; ordered: every "
+        "replica learns everybody's rows, in the order of the journal",
     )
 
 

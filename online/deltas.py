@@ -194,15 +194,7 @@ class Pulled:
 
     def put(self, incoming: Blocks) -> Touched:
         """Take these values; returns what they are of."""
-        touched: Touched = {}
-        for name, block in incoming.items():
-            mine = self.blocks.get(name)
-            if mine is None or not isinstance(block.data, dict):
-                self.blocks[name] = block
-            else:
-                mine.data.update(block.data)
-            touched[name] = set(block.data) if isinstance(block.data, dict) else None
-        return touched
+        return algebra.put(self.blocks, incoming)
 
     def give_up(self, n: int) -> Blocks:
         """Take out at most ``n`` keys of a block; nothing if there are none left."""

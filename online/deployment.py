@@ -21,7 +21,7 @@ from online.app import App
 from online.background import Background, actor_of, model_replica
 from online.config import Settings
 from online.features import Door
-from online.names import journal_opener, load_model
+from online.names import journal_opener, load_model, merge_rule
 from online.replica import ModelReplica
 from online.rollout import Origin
 from online.room import journal_room
@@ -79,7 +79,7 @@ class Replica:
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
                 "learn": model.learn,
-                "merge": "sum" if model.sync.merge == "sum" else "average",
+                "merge": merge_rule(model, loaded.model),
                 "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
             }
         self._cluster = Cluster(

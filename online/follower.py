@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from online.claims import Claims
 from online.journal_threads import JournalThreads
 from online.learner import Learner
+from online.ordered import OrderedLearner
 from online.pace import Pace
 from online.writer import Writer
 from replay.errors import JournalUnavailable
@@ -40,7 +41,7 @@ class Follower:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Learner | OrderedLearner,
         writer: Writer,
         store: JournalThreads,
         counts: Counter[str],
@@ -68,7 +69,7 @@ class Follower:
                 await asyncio.sleep(_UNREAD_S)
                 continue
             if not rows:
-                await self.wake.wait()
+                await self._wait()
                 self.wake.clear()
                 turn_s = now()
                 continue
@@ -83,9 +84,14 @@ class Follower:
         """After :meth:`run` was cancelled: this process has not died at the row at hand."""
         await self._claims.end()
 
+    async def _wait(self) -> None:
+        """Until there may be rows to learn."""
+        await self.wake.wait()
+
     async def _rows(self) -> Sequence[Row]:
         """The next rows to learn: from memory if they are there, else from the journal."""
         committed = self._writer.committed
+        assert isinstance(self._learner, Learner)
         for partition, offset in self._learner.wanted():
             n = _READ_ROWS
             if partition == self._writer.partition:
@@ -120,9 +126,10 @@ class Follower:
             if given_up is None:
                 await self._write_failed(row, failed.reason)
         self._counts["learned"] += failed is None and row.verdict is not Verdict.FROZEN
-        if self._learner.open_rows >= self._updates:
+        if owed := self._learner.open_rows:
+            self._pace.first_row.set()
+        if owed >= self._updates:
             self._pace.now.set()
-        self._pace.first_row.set()
         if row.partition == self._writer.partition:
             self._writer.note_learned(row, before, failed.reason if failed else None)
         await self._claims.end()

@@ -29,8 +29,8 @@ from replay import codec
 from replay.example import Example, Label, label_of, label_text
 from replay.journal.base import Row, Verdict
 
-_LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
-_CLOSED = 2**62  # clock of a closed partition: whatever its end, all of its rows are in
+LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
+CLOSED = 2**62  # clock of a closed partition: whatever its end, all of its rows are in
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Learner(LocalModel):
         if self._open is None:
             self._open = Opened(row.partition, row.offset, row.offset, self.version)
         failed = None
-        learned = row.verdict in _LEARNED and not self.undone.has(row.partition, row.offset)
+        learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if learned and give_up is not None:
             failed = Failed(row, give_up)
         elif learned:
@@ -82,7 +82,7 @@ class Learner(LocalModel):
     def _learn(self, row: Row, example: Example) -> None:
         self._training.learn(example.features, example.label, example.weight * row.factor)
         label = None if self._task == "regression" else label_text(example.label)
-        counted = _increments(self._task, example, self.tally.counters)
+        counted = increments_of(self._task, example, self.tally.counters)
         self.tally.add(row.key, counted, label, row.at)
 
     def _put_back(self, failed: Example) -> None:
@@ -265,10 +265,10 @@ class Learner(LocalModel):
 
 
 def _clock(reply: SyncReply) -> dict[int, int]:
-    return {**reply.clock, **dict.fromkeys(reply.closed, _CLOSED)}
+    return {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
 
 
-def _increments(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:
+def increments_of(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:
     """What the row adds to the prequential counters."""
     score = example.score
     predicted: Label | None = None

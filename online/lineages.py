@@ -47,11 +47,17 @@ class Models:
             loaded = out[model.name] = load_model(
                 model, self._settings, keys.secret, keys.old_secrets
             )
-            if self._settings.replicas > 1 and not loaded.model.mergeable:
+            alone = not loaded.model.mergeable and model.learn == "background"
+            if self._settings.replicas > 1 and alone:
                 raise StartRefused(
-                    f"model {model.name}: {loaded.model.why_not_mergeable}, so copies of it "
-                    f"can't be merged, and replicas is {self._settings.replicas}",
-                    "Set replicas: 1",
+                    f"model {model.name}: {loaded.model.why_not_mergeable}, so what several "
+                    f"processes learn can't be merged, and replicas is {self._settings.replicas}",
+                    "Set learn: inline, so that each replica learns all rows, or replicas: 1",
+                )
+            if loaded.model.mergeable and model.sync.merge == "ordered":
+                raise StartRefused(
+                    f"model {model.name}: it can be merged, and merge is ordered",
+                    "Set merge: average",
                 )
         return out
 
@@ -108,6 +114,7 @@ class Models:
             control=controls[-1].seq if controls else 0,
             rewrite=rewrites.newest_rollback(controls),  # undone events stay so
             frozen=rewrites.frozen_by(controls),
+            position=journal.follow(name, 2**62, 1).upto if without else 0,
             created_at=time.time(),
         )
         note = json.dumps({"spec": loaded.spec_hash, "clock": clock}).encode()

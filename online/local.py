@@ -19,6 +19,17 @@ from replay.example import Features, label_text
 from replay.journal.base import Row
 
 
+def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
+    """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
+    if prediction.probabilities is not None:
+        return {label_text(k): v for k, v in prediction.probabilities.items()}
+    if prediction.label is None:
+        return None
+    if task == "regression":
+        return {"": float(prediction.label)}
+    return {label_text(prediction.label): 1.0}
+
+
 class LocalModel:
     """A model that answers, pointers and deltas of one model in one replica.
 
@@ -86,13 +97,7 @@ class LocalModel:
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
-        if prediction.probabilities is not None:
-            return {label_text(k): v for k, v in prediction.probabilities.items()}
-        if prediction.label is None:
-            return None
-        if self._task == "regression":
-            return {"": float(prediction.label)}
-        return {label_text(prediction.label): 1.0}
+        return score_of(self._task, prediction)
 
     # -- partitions ---------------------------------------------------------------------------
 

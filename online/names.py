@@ -10,8 +10,10 @@ from typing import Any
 
 from online.config import ModelSettings, Settings, hidden
 from online.errors import StartRefused
+from online.models.base import Model
 from online.models.load import Loaded, load
 from online.processes import died_owner
+from paramserver.server import MergeRule
 from replay.errors import JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.sqlite import SqliteJournal
@@ -108,6 +110,16 @@ def load_model(
         old_keys=old_secrets,
         artifact=model.artifact,
     )
+
+
+def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
+    """How what several replicas learn comes together.
+
+    What can't be merged is learned in order, unless a process of its own learns it.
+    """
+    if not built.mergeable and model.learn == "inline":
+        return "ordered"
+    return "average" if model.sync.merge == "auto" else model.sync.merge
 
 
 def running(settings: Settings) -> dict[str, Any]:

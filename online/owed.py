@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from online.deltas import Track
 from online.learner import Learner
+from online.ordered import OrderedLearner
 from online.writer import Writer
 
 
@@ -16,7 +17,7 @@ class Owed:
         False: another process learns what is written here, and the server's clock tells how far.
     """
 
-    def __init__(self, learner: Learner, writer: Writer, *, learns: bool) -> None:
+    def __init__(self, learner: Learner | OrderedLearner, writer: Writer, *, learns: bool) -> None:
         self._learner, self._writer, self._learns = learner, writer, learns
 
     @property
@@ -28,7 +29,7 @@ class Owed:
     @property
     def learning(self) -> bool:
         """Whether there are rows that are not frozen, or adopted, and not learned yet."""
-        if not self._learns:
+        if not self._learns or isinstance(self._learner, OrderedLearner):
             return self._pushed < self._writer.to_learn
         held = any(track.held for track in self._learner.tracks.values())
         return held or any(t.next <= end for t, end in self._ends(self._writer.to_learn))
@@ -40,6 +41,8 @@ class Owed:
         """
         if self._learner.frozen:
             return acted_on != self._learner.control
+        if isinstance(self._learner, OrderedLearner):  # the others have learned them, too
+            return self._learner.keeper and self._learner.unsent
         return self._pushed < self._writer.known
 
     @property

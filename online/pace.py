@@ -29,7 +29,8 @@ class Pace:
                 wait.cancel()
         if waiting() and not self.now.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.now.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):  # wait_for may swallow a cancel
+                    await self.now.wait()
         self.now.clear()
 
     def idle(self, nothing_happened: bool) -> None:

@@ -20,10 +20,11 @@ report the freeze as acted on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Protocol
 
@@ -31,6 +32,8 @@ from online.config import Limits, ModelSettings
 from online.follower import Follower
 from online.journal_threads import JournalThreads
 from online.learner import Learner
+from online.ordered import OrderedLearner
+from online.ordered_follower import OrderedFollower
 from online.owed import Owed
 from online.pace import Pace
 from online.tokens import forward_clock
@@ -42,7 +45,7 @@ from paramserver.errors import (
     PushRefused,
     RequestRefused,
 )
-from paramserver.wire import FORMAT, SyncReply, SyncRequest
+from paramserver.wire import FORMAT, OrderedState, SyncReply, SyncRequest
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
 from replay.journal.base import Journal
@@ -52,6 +55,7 @@ log = logging.getLogger("online.replica")
 _PUSHES = 64  # deltas of one exchange
 _DROPS = 16  # pieces of old copies let go of after one
 _SYNC_TIMEOUT_S = 5.0
+_CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _OPAQUE_SHARE = 0.02  # of the time may go into writing down a model that travels whole
 _FOLLOWED_SHARE = 0.005  # the same, if a replica reads it back while it answers: that stops it
@@ -84,7 +88,7 @@ class ModelReplica:
         self,
         settings: ModelSettings,
         limits: Limits,
-        learner: Learner,
+        learner: Learner | OrderedLearner,
         journal: Journal,
         client: ParameterServerClient,
         *,
@@ -109,7 +113,7 @@ class ModelReplica:
             frozen=lambda: learner.frozen,
             moved=self._on_commit,
             sealed=self._on_sealed,
-            follows=None if learns else learner,
+            follows=learner if isinstance(learner, Learner) and not learns else None,
         )
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._refused: str | None = None
@@ -117,20 +121,27 @@ class ModelReplica:
         self._client, self._spec = client, spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
-        self._follower = Follower(
-            learner,
-            self.writer,
-            self.store,
-            self.counts,
-            self._pace,
-            stamp=self.stamp,
-            updates=settings.sync.updates,
-        )
+        self._follower = self._new_follower()
         self._control = 0  # newest control row that is acted on
         self._fresh_at: float | None = None
-        self.updates_behind: int | None = None  # versions; None without contact
+        self._versions_behind: int | None = None
         self._cut_cost_s, self._cut_at, self._cut_share = 0.0, 0.0, _OPAQUE_SHARE
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _new_follower(self) -> Follower:
+        learner, settings = self.learner, self.settings
+        parts = (self.writer, self.store, self.counts, self._pace)
+        if isinstance(learner, OrderedLearner):
+            return OrderedFollower(
+                learner,
+                *parts,
+                stamp=self.stamp,
+                updates=settings.sync.updates,
+                model=settings.name,
+                interval_s=settings.sync.interval_ms / 1e3,
+                monotonic_s=self._monotonic_s,
+            )
+        return Follower(learner, *parts, stamp=self.stamp, updates=settings.sync.updates)
 
     # -- life --------------------------------------------------------------------------------
 
@@ -144,6 +155,10 @@ class ModelReplica:
         if not self._learns:
             loops.remove(self._follower.run)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
+        if isinstance(self._follower, OrderedFollower):  # the rows since the last snapshot
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CATCH_UP_S):
+                    await self._follower.caught_up.wait()
 
     async def stop(self, timeout_s: float) -> None:
         """Commit and push what is there, as far as the time allows, and seal the partition."""
@@ -237,8 +252,25 @@ class ModelReplica:
 
     @property
     def age_ms(self) -> float | None:
-        """Since the sending of the last pull that was confirmed as current; None: never."""
-        return None if self._fresh_at is None else (self._monotonic_s() - self._fresh_at) * 1e3
+        """Since the sending of the last pull that was confirmed as current; None: never.
+
+        Of a model learned in order: since the journal was read to its end.
+        """
+        follower = self._follower
+        fresh_at = self._fresh_at
+        if isinstance(follower, OrderedFollower):
+            fresh_at = follower.fresh_s
+        return None if fresh_at is None else (self._monotonic_s() - fresh_at) * 1e3
+
+    @property
+    def updates_behind(self) -> int | None:
+        """Versions that the server is ahead; None without contact.
+
+        Of a model learned in order: rows of the store that may be missing here.
+        """
+        if isinstance(self._follower, OrderedFollower):
+            return self._follower.behind
+        return self._versions_behind
 
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""
@@ -265,28 +297,49 @@ class ModelReplica:
         while True:
             await self._pace.wait(lambda: self.learner.open_rows + self.writer.queued > 0)
             pushes = self._due_pushes()
-            moved = await self._exchange(pushes)
+            moved = await self._exchange(pushes, self._due_state())
             if moved is None:
                 await asyncio.sleep(_UNREACHED_S)
             self._pace.idle(not (pushes or moved))
 
     def _due_pushes(self) -> list[Any]:
-        if self._follower.unsaid:
+        if self._follower.unsaid or isinstance(self.learner, OrderedLearner):
             return []
-        now = self._monotonic_s()
-        if not (self.learner.mergeable or self.learner.frozen or self.writer.stopping):
-            # Its state travels whole: not more often than its cost allows, or the snapshots need.
-            due_s = max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / self._cut_share)
-            if now - self._cut_at < due_s:
-                return []
-        pushes = self.learner.pushes(_PUSHES)
-        self._cut_at = self._monotonic_s()
-        self._cut_cost_s = self._cut_at - now
-        return pushes
+        now = self.learner.mergeable or self.learner.frozen or self.writer.stopping
+        if not now and self._monotonic_s() - self._cut_at < self._cut_due_s:
+            return []
+        with self._cutting():
+            return self.learner.pushes(_PUSHES)
 
-    async def _exchange(self, pushes: list[Any]) -> bool | None:
+    def _due_state(self) -> OrderedState | None:
+        """What was learned in order, if this replica is asked for it and it is time."""
+        learner = self.learner
+        if not isinstance(learner, OrderedLearner) or self._follower.unsaid:
+            return None
+        if not (learner.keeper and learner.unsent):
+            return None
+        hurry = learner.frozen or self.writer.stopping
+        if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
+            return None
+        with self._cutting():
+            return learner.state()
+
+    @property
+    def _cut_due_s(self) -> float:
+        """A state travels whole: not more often than its cost allows, or the snapshots need."""
+        return max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / self._cut_share)
+
+    @contextlib.contextmanager
+    def _cutting(self) -> Iterator[None]:
+        begun = self._monotonic_s()
+        yield
+        self._cut_at = self._monotonic_s()
+        self._cut_cost_s = self._cut_at - begun
+
+    async def _exchange(self, pushes: list[Any], state: OrderedState | None = None) -> bool | None:
         """One push and pull.  None: no contact; otherwise whether anything changed."""
         learner = self.learner
+        ordered = isinstance(learner, OrderedLearner)
         self._act_on(pushes)
         request = SyncRequest(
             format=FORMAT,
@@ -294,19 +347,21 @@ class ModelReplica:
             partition=self.writer.partition,
             pushes=[] if learner.want_all else pushes,
             since=learner.since,
-            values=learner.mergeable or learner.catching_up or not self._learns,
+            values=learner.catching_up or not self._learns or (learner.mergeable and not ordered),
             adopting=[p for p in learner.tracks if p != self.writer.partition],
             report=self.report(),
             control=self._control,
             after=learner.arrival.after,
             adopts=self._learns,
+            ordered=ordered,
+            state=state,
         )
         sent_at = self._monotonic_s()
         try:
             reply = await self._client.sync(request, _SYNC_TIMEOUT_S)
         except ParamServerError as error:
             self.counts["server_unreachable"] += 1
-            self.updates_behind = None
+            self._versions_behind = None
             if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
                 self._refused = f"the parameter server refuses a push: {error}"
             log.info("parameter server: %s", error)
@@ -331,7 +386,7 @@ class ModelReplica:
             self._pace.now.set()
         else:
             self._fresh_at = sent_at - reply.confirmed_ms / 1e3
-            self.updates_behind = max(reply.count - learner.version[1], 0)
+            self._versions_behind = max(reply.count - learner.version[1], 0)
         for partition in reply.orphans:
             await self._adopt(partition)
         if len(pushes) == _PUSHES:

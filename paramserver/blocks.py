@@ -250,6 +250,22 @@ def _merged_extrema(
     return new
 
 
+def put(values: Blocks, incoming: Blocks) -> Touched:
+    """Take these values in place of those there are; returns what they are of.
+
+    A block whose data is a mapping is taken key by key.
+    """
+    touched: Touched = {}
+    for name, block in incoming.items():
+        mine = values.get(name)
+        if mine is None or block.kind in WHOLE:
+            values[name] = block
+        else:
+            mine.data.update(block.data)
+        touched[name] = None if block.kind in WHOLE else set(block.data)
+    return touched
+
+
 def combine(a: Blocks, b: Blocks) -> Blocks:
     """The delta of the rows of ``a`` and then ``b``; neither is changed."""
     out = copy(a)

@@ -16,6 +16,7 @@ class _Contact:
     partition: int
     report: dict[str, float] | None
     control: int
+    ordered: bool
 
 
 class Contacts:
@@ -30,7 +31,9 @@ class Contacts:
 
     def note(self, request: SyncRequest, now_s: float) -> None:
         """A replica was in contact."""
-        contact = _Contact(now_s, request.partition, request.report, request.control)
+        contact = _Contact(
+            now_s, request.partition, request.report, request.control, request.ordered
+        )
         self._last[request.replica] = contact
 
     def drop_old(self, now_s: float) -> None:
@@ -41,6 +44,11 @@ class Contacts:
     def all_act_on(self, control: int, since_s: float) -> bool:
         """Whether every replica heard of since then acts on the control row."""
         return all(c.control >= control for c in self._last.values() if c.at_s >= since_s)
+
+    def keeper(self, since_s: float) -> str | None:
+        """The replica, of those heard of since then, that is longest there; None: nobody."""
+        live = [(c.partition, r) for r, c in self._last.items() if c.at_s >= since_s and c.ordered]
+        return min(live)[1] if live else None
 
     def reports(self, now_s: float) -> dict[str, dict[str, float]]:
         """Newest counters of the replicas that sent some."""

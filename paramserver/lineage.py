@@ -188,6 +188,7 @@ def _rolled_back(
             clock=note.clock,
             closed=frozenset(note.closed),
             rewrite=seq,
+            position=note.position,
         )
     if state.values:
         raise StartRefused(

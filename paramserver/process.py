@@ -285,10 +285,15 @@ class ServerProcess:
                 self._open, server.clock, server.closed,
                 message.replica, message.partition, now_s, self._gone,
             )  # fmt: skip
+            if message.state is not None:
+                server.take(message.state, self._lookup)
+            lease_s = self._settings.lease_s
+            keeper = self._contacts.keeper(now_s - lease_s) == message.replica
             asked = [p for p in orphans if p not in message.adopting]
             confirmed_ms = 1000.0 * (now_s - self._confirmed_s)
             # encoded under the lock: the reply shares its blocks with the server
-            return wire.encode(server.reply(message, acks, asked, confirmed_ms))
+            reply = server.reply(message, acks, asked, confirmed_ms, keeper=keeper)
+            return wire.encode(reply)
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         known = self._partitions.get(partition)

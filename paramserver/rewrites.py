@@ -39,6 +39,8 @@ class Rollback(msgspec.Struct, frozen=True):
         snapshot's.
     undone
         Rows that the rollback took out, by partition: after the first offset, up to the second.
+    position
+        Of rows learned in commit order: the larger of the two, as the clock.
     """
 
     spec: str
@@ -47,6 +49,7 @@ class Rollback(msgspec.Struct, frozen=True):
     clock: dict[int, int]
     closed: list[int]
     undone: dict[int, tuple[int, int]]
+    position: int = 0
 
 
 class Freeze(msgspec.Struct, frozen=True):
@@ -84,7 +87,8 @@ def roll_back(
         upto = ends[p] if p in now.closed else now.clock[p]
         if upto > after:
             undone[p] = (after, upto)
-    return Rollback(now.spec, name, target.control, clock, sorted(closed), undone)
+    position = max(now.position, target.position)
+    return Rollback(now.spec, name, target.control, clock, sorted(closed), undone, position)
 
 
 def frozen_by(controls: Iterable[ControlInfo]) -> int:

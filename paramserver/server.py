@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Self
 from paramserver import wire
 from paramserver.blocks import (
     DEFAULT_LIMITS,
+    DIGEST,
     Block,
     Blocks,
     Limits,
@@ -23,6 +24,7 @@ from paramserver.blocks import (
     copy_block,
     from_wire,
     merge,
+    put,
     select,
     to_wire,
 )
@@ -31,8 +33,11 @@ from paramserver.parts import PART_KEYS, Parts
 from paramserver.state import Contained, SnapshotState
 from paramserver.store import PartitionInfo
 
-MergeRule = Literal["sum", "average"]
-"""How additive blocks of a push are scaled: by 1, or by 1 / (1 + pushes by others since)."""
+MergeRule = Literal["sum", "average", "ordered"]
+"""How additive blocks of a push are scaled: by 1, or by 1 / (1 + pushes by others since).
+
+``ordered``: nothing is pushed; a replica sends what it has learned of all rows in order.
+"""
 
 Lookup = Callable[[int], PartitionInfo | None]
 """The store's partition, or None if the store does not know it."""
@@ -58,7 +63,7 @@ class Server:
     model, spec, spec_text
         Whose parameters they are.  A push of another spec hash is refused.
     rule
-        ``sum`` or ``average``.
+        ``sum``, ``average`` or ``ordered``.
     epoch
         This server's epoch, taken from the store by compare-and-set.
     history_max
@@ -91,6 +96,7 @@ class Server:
         self.control = 0
         self.rewrite = 0
         self.frozen = 0
+        self.position = 0
         self.values: Blocks = {}
         self.clock: dict[int, int] = {}
         self.closed: set[int] = set()
@@ -124,6 +130,7 @@ class Server:
             part_keys=part_keys,
         )
         server.count = state.version[1]
+        server.position = state.position
         server.note_decided(state)
         server.values = _shallow(state.values)
         server._shared = set(server.values)
@@ -164,7 +171,7 @@ class Server:
         if push.first != clock + 1:
             return wire.Ack("gap", partition, clock, 0.0)
         delta = from_wire(push.blocks, self._limits)
-        scale = 1.0 if self.rule == "sum" else 1.0 / (1 + self._others_since(push))
+        scale = 1.0 / (1 + self._others_since(push)) if self.rule == "average" else 1.0
         self._unshare(delta)
         touched = merge(self.values, delta, scale)
         self.count += 1
@@ -183,6 +190,37 @@ class Server:
                 break
             others += applied.rows > 0 and applied.partition != push.partition
         return others
+
+    def take(self, state: wire.OrderedState, lookup: Lookup) -> bool:
+        """Become what a replica has learned in commit order, if it is more than what is here.
+
+        Whoever has learned the same rows in the same order has the same values, so it does not
+        matter who sends them, or how often.
+
+        Raises
+        ------
+        BlockError, PushRefused
+            The state is malformed.  Nothing was changed.
+        """
+        if state.spec != self.spec or state.epoch != self.epoch:
+            return False
+        if state.position <= self.position or not 0 <= state.base <= self.position:
+            return False
+        clock = {p: last for p, last in state.clock.items() if p not in self.closed}
+        for partition, last in clock.items():
+            if last < self.clock.get(partition, 0) or last < 0:
+                raise PushRefused(partition, f"a clock of {last} lies before the server's")
+            if partition not in self.clock and lookup(partition) is None:
+                return False  # its rows could never be found again
+        blocks = from_wire(state.blocks, self._limits)
+        self._unshare(blocks)
+        rows = sum(last - self.clock.get(p, 0) for p, last in clock.items())
+        touched = put(self.values, blocks)
+        self.count += 1
+        self.position = state.position
+        self.clock.update(clock)
+        self._history.append(_Applied(self.count, 0, rows, touched))
+        return True
 
     def _unshare(self, delta: Blocks) -> None:
         for name in self._shared.intersection(delta):
@@ -212,10 +250,14 @@ class Server:
         acks: list[wire.Ack],
         orphans: list[int],
         confirmed_ms: float,
+        *,
+        keeper: bool = False,
     ) -> wire.SyncReply:
         """State after the pushes.  It shares blocks: encode it before the next push."""
         named = {request.partition, *request.adopting, *orphans}
         named.update(push.partition for push in request.pushes)
+        if request.ordered and request.values and request.since is None:
+            named |= self.clock.keys() | self.closed
         return wire.SyncReply(
             format=wire.FORMAT,
             spec=self.spec,
@@ -230,8 +272,15 @@ class Server:
             rewrite=self.rewrite,
             control=self.control,
             frozen=self.frozen > 0,
+            position=self.position,
+            learned=self._learned(),
+            keeper=keeper,
             **self._values_for(request),
         )
+
+    def _learned(self) -> int:
+        digests = [b.data["count"] for b in self.values.values() if b.kind == DIGEST]
+        return int(sum(digests))
 
     def _values_for(self, request: wire.SyncRequest) -> dict[str, Any]:
         """The fields of a reply that hold values."""
@@ -306,6 +355,7 @@ class Server:
             control=self.control,
             rewrite=self.rewrite,
             frozen=self.frozen,
+            position=self.position,
             metrics=dict(metrics),
             parent=parent,
             created_at=created_at,

@@ -31,6 +31,8 @@ class SnapshotState:
         ``seq`` of the control row that rewrote the values last (0: none).
     frozen
         ``seq`` of the control row that froze the model (0: it learns).
+    position
+        ``seq`` of the last row contained, if the rows were learned in commit order (else 0).
     metrics
         Numbers to show beside the snapshot.
     parent
@@ -49,6 +51,7 @@ class SnapshotState:
     control: int = 0
     rewrite: int = 0
     frozen: int = 0
+    position: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     parent: str | None = None
     created_at: float = 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-FORMAT = 3
+FORMAT = 4
 
 Version = tuple[int, int]
 """``(epoch, count)``: the server's epoch and the number of pushes it has applied in all."""
@@ -44,6 +44,28 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
     blocks: dict[str, WireBlock]
 
 
+class OrderedState(msgspec.Struct, frozen=True, array_like=True):
+    """What a model is after a prefix of its rows in commit order, of all partitions.
+
+    Attributes
+    ----------
+    base, position
+        The values of ``blocks`` are all that rows with ``base < seq <= position`` have changed;
+        base 0: all values.
+    clock
+        Last offset of each partition within the prefix.
+    blocks
+        Values, not deltas.
+    """
+
+    epoch: int
+    spec: str
+    base: int
+    position: int
+    clock: dict[int, int]
+    blocks: dict[str, WireBlock]
+
+
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     """Pushes (applied in order) and the wish for what has changed since ``since``.
 
@@ -62,6 +84,10 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
         that it wrote before is committed and pushed.
     adopts
         Whether it may be asked to adopt partitions.  One that learns nothing itself may not.
+    ordered
+        It learns the model's rows in commit order, and needs the whole clock beside all values.
+    state
+        What such a replica has learned; None: nothing to say.
     """
 
     format: int
@@ -75,6 +101,8 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     control: int = 0
     after: Place | None = None
     adopts: bool = True
+    ordered: bool = False
+    state: OrderedState | None = None
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -122,6 +150,11 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         (None: it is the last).
         No part holds a key as it was before ``since``, so all parts and then the changes since
         ``since`` are the values of one version.
+    position, learned
+        Of a model that is learned in order: the last ``seq`` that the values contain, and how
+        many rows they have learned.
+    keeper
+        This replica is asked to send what it has learned in order.
     """
 
     format: int
@@ -143,6 +176,9 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     pieces: list[bytes] = []
     start: Place | None = None
     after: Place | None = None
+    position: int = 0
+    learned: int = 0
+    keeper: bool = False
 
 
 def encode(message: msgspec.Struct) -> bytes:

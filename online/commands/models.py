@@ -110,9 +110,9 @@ def _conclude(model: Model, *, good: bool) -> None:
     if not good:
         print("the model can't be served as it is")
     elif model.mergeable:
-        print("the model is good, in any number of replicas")
+        print("the model is good; what replicas learn is merged")
     else:
-        print(f"the model is good, with replicas: 1 ({model.why_not_mergeable})")
+        print(f"the model is good; each replica learns all rows ({model.why_not_mergeable})")
 
 
 def _task(text: str) -> Task:

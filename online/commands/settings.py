@@ -28,11 +28,10 @@ def config_check(path: File = None) -> None:
 
     Example: online config check online.yaml
     """
-    from online.names import load_model
+    from online.names import load_model, merge_rule
 
     settings = load_settings(path)
     for model in settings.models:
-        loaded = load_model(model, settings, b"\0" * 32)
-        text = "any number of replicas" if loaded.model.mergeable else "replicas: 1"
-        print(f"{model.name}: {model.task}, {model.learner}, {text}")
+        rule = merge_rule(model, load_model(model, settings, b"\0" * 32).model)
+        print(f"{model.name}: {model.task}, {model.learner}, merge: {rule}")
     print("the settings are good")

@@ -71,6 +71,7 @@ class Manifest(msgspec.Struct, frozen=True):
     blocks: list[tuple[str, str]]
     rewrite: int = 0
     frozen: int = 0
+    position: int = 0
 
     def closed_partitions(self) -> frozenset[int]:
         """``closed``, run by run."""
@@ -98,6 +99,7 @@ def encode(state: SnapshotState) -> bytes:
             blocks=[(name, block.kind) for name, block in state.values.items()],
             rewrite=state.rewrite,
             frozen=state.frozen,
+            position=state.position,
         )
     )
     return frame(SCHEMA, manifest, save_arrays(arrays))
@@ -149,6 +151,7 @@ def decode(data: bytes) -> SnapshotState:
         control=manifest.control,
         rewrite=manifest.rewrite,
         frozen=manifest.frozen,
+        position=manifest.position,
         metrics=manifest.metrics,
         parent=manifest.parent,
         created_at=manifest.created_at,

@@ -2,9 +2,9 @@
 
 Lua is no transaction: what a script wrote before an error stays.  So each script reads and
 refuses first and writes last, a stream's entry always before the key that leads to it.  (Only
-``order`` comes before: a place there counts if the row that stands there says the same ``seq``.)  (A key
-without its entry would answer "duplicate" for a row that is nowhere.)  The server refuses writes
-for want of memory or disk only at a script's first write, and has a script's effects in the
+``order`` comes before: a place there counts if the row that stands there says the same ``seq``.)
+A key without its entry would answer "duplicate" for a row that is nowhere.  The server refuses
+writes for want of memory or disk only at a script's first write, and has a script's effects in the
 append-only file as one MULTI … EXEC, which it drops whole if it is torn.
 
 Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are in one slot:

@@ -163,7 +163,7 @@ def refuses_without_a_trace(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("replicas", "models"),
-    [pytest.param(1, [*MERGEABLE, *WHOLE], id="1"), pytest.param(3, MERGEABLE, id="3")],
+    [pytest.param(1, [*MERGEABLE, *WHOLE], id="1"), pytest.param(3, [*MERGEABLE, *WHOLE], id="3")],
 )
 def test_learns_survives_a_kill_and_restores(replicas: int, models: list[dict[str, Any]]) -> None:
     with folder() as place:

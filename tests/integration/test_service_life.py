@@ -201,18 +201,20 @@ def test_changed_model_code() -> None:
             running.stop()
 
 
-def test_copies_of_a_model_that_does_not_merge_are_refused() -> None:
+def test_copies_of_a_model_that_does_not_merge_have_to_learn_all_rows() -> None:
     with folder() as place:
         (place / "learner.py").write_text(
             "from river import tree\n\n\ndef build():\n    return tree.HoeffdingTreeClassifier()\n"
         )
-        settings = write_settings(place, {"replicas": 2, "models": [FILE_MODEL]})
+        model = {**FILE_MODEL, "learn": "background"}
+        settings = write_settings(place, {"replicas": 2, "models": [model]})
         error = refused("serve", str(settings))
         assert "HoeffdingTreeClassifier" in error
-        assert "Set replicas: 1" in error
+        assert "Set learn: inline" in error
+        settings = write_settings(place, {"replicas": 2, "models": [FILE_MODEL]})
         checked = online("config", "check", str(settings))
         assert checked.returncode == 0
-        assert "replicas: 1" in checked.stdout
+        assert "merge: ordered" in checked.stdout
 
 
 # -- listeners -------------------------------------------------------------------------------

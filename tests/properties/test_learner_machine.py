@@ -213,7 +213,7 @@ MUTANTS = {
         (8, 1290),
     ),
     "closed is no clock": Mutant(
-        (_learner("**dict.fromkeys(reply.closed, _CLOSED)", "**{}"),), (8, 1019)
+        (_learner("**dict.fromkeys(reply.closed, CLOSED)", "**{}"),), (8, 1019)
     ),
     "replies of an older epoch are taken": Mutant(
         (_learner(_OLD, "if reply.epoch == self.version[0] and reply.count < self.version[1]:"),),
@@ -484,7 +484,7 @@ DIRECTED = [
     ),
     (
         check_a_closed_own_partition,
-        _learner("**dict.fromkeys(reply.closed, _CLOSED)", "**{}"),
+        _learner("**dict.fromkeys(reply.closed, CLOSED)", "**{}"),
     ),
     (
         check_an_unexplained_clock,

@@ -14,6 +14,7 @@ from online.config import Limits, ModelSettings, Sync
 from online.features import Door
 from online.learner import Learner
 from online.models.linear import Linear
+from online.ordered import OrderedLearner
 from online.replica import ModelReplica
 from online.serving import Serving
 from online.tokens import Keys, Nonces, Tokens, event_key
@@ -84,13 +85,20 @@ class World:
         limits: Limits | None = None,
         now_s: Callable[[], float] = time.time,
         learns: bool = True,
+        ordered: bool = False,
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
         model = ModelSettings(
             name="m", task="regression", learner="linreg", sync=Sync(interval_ms=5), **settings
         )
-        learner = Learner(build, task="regression", spec=SPEC, retain_bytes=1 << 20, rows_max=64)
+        learner: Learner | OrderedLearner
+        if ordered:
+            learner = OrderedLearner(build, task="regression", spec=SPEC, rows_max=64)
+        else:
+            learner = Learner(
+                build, task="regression", spec=SPEC, retain_bytes=1 << 20, rows_max=64
+            )
         journal = journal or self.journal()
         replica = ModelReplica(
             model,

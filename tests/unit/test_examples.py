@@ -15,11 +15,11 @@ from online.errors import OnlineError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASKS = {
-    "pipeline.py:build": ("binary", "any number of replicas"),
-    "forest.py:build": ("binary", "replicas: 1"),
-    "own_class.py:MeanByShop": ("regression", "replicas: 1"),
-    "network.py:build": ("binary", "any number of replicas"),
-    "sgd.py:build": ("multiclass", "any number of replicas"),
+    "pipeline.py:build": ("binary", "is merged"),
+    "forest.py:build": ("binary", "learns all rows"),
+    "own_class.py:MeanByShop": ("regression", "learns all rows"),
+    "network.py:build": ("binary", "is merged"),
+    "sgd.py:build": ("multiclass", "is merged"),
 }
 
 
@@ -38,11 +38,11 @@ def test_every_example_is_checked() -> None:
 
 @pytest.mark.parametrize("learner", TASKS)
 def test_examples_keep_the_promises(learner: str) -> None:
-    task, replicas = TASKS[learner]
+    task, merge = TASKS[learner]
     code, said, errors = check(learner, "--task", task)
     assert code == 0, said + errors
     assert said.count("ok    ") == 14
-    assert replicas in said.splitlines()[-1]
+    assert merge in said.splitlines()[-1]
 
 
 def test_a_model_that_travels_whole_is_asked_its_own_inputs(tmp_path: Path) -> None:

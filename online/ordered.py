@@ -1,0 +1,323 @@
+"""The learner of a model that every replica learns whole, in the journal's commit order.
+
+State of such a model is never merged.  Each replica learns all committed rows of the model, of
+all partitions, in the order of their ``seq``; so replicas that have learned up to the same row are
+equal, bit for bit, and one that has learned as far as its own newest row reads its own writes.
+The parameter server keeps clocks and snapshots: one replica, whom it names the keeper, sends what
+it has learned now and then, and whoever starts begins there.
+
+    local model = values at a position of the order  +  the rows after it, in order
+
+No Ray, no I/O, no clock, as of :mod:`online.learner`, whose verbs it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from evaluation.metrics import Task
+from online.arrival import Arrival
+from online.deltas import Track, Tracks
+from online.learner import CLOSED, LEARNED, Failed, increments_of
+from online.local import score_of
+from online.models.base import Model, Prediction
+from online.tally import Tally
+from paramserver import blocks as algebra
+from paramserver.blocks import Blocks
+from paramserver.rewrites import Undone
+from paramserver.wire import OrderedState, Push, SyncReply, Version
+from replay import codec
+from replay.example import Example, Features, label_text
+from replay.journal.base import Row, Verdict
+
+BEGIN: Final = 0
+"""The position before every row."""
+
+
+class OrderedLearner:
+    """What is in the local model of one replica, and up to which row.
+
+    Parameters
+    ----------
+    build, task, spec
+        As of :class:`online.local.LocalModel`.
+    rows_max
+        Rows that are learned again at most if the model raises on one: after so many the state is
+        written down in memory.
+
+    Attributes
+    ----------
+    position
+        ``seq`` up to which the copy that learns has every row.
+    keeper
+        Whether the server asks this replica for what it has learned.
+    """
+
+    ordered: Final = True
+    open_rows: Final = 0  # nothing is owed that another replica does not have too
+
+    def __init__(self, build: Callable[[], Model], *, task: Task, spec: str, rows_max: int) -> None:
+        self._build, self._task, self._spec, self._rows_max = build, task, spec, rows_max
+        self.serving = build()
+        self._training = self.serving
+        self.mergeable = False
+        self.tally = Tally()
+        self.version: Version = (0, 0)
+        self.clock: dict[int, int] = {}
+        self.durable: dict[int, int] = {}
+        self.tracks: Tracks = {}
+        self.position = BEGIN
+        self.ready, self.want_all, self.keeper = False, True, False
+        self.relearned = 0
+        self.rewrite, self.control, self.frozen = 0, 0, False
+        self.undone = Undone()
+        self.arrival = Arrival(None)
+        self._learned: dict[int, int] = {}  # last offset of each partition, of what learns
+        self._served: dict[int, int] = {}  # the same of what answers, while rows are learned again
+        self._target = BEGIN  # until here they are
+        self._newest = BEGIN  # ``seq`` of the last row that was not frozen
+        self._kept = BEGIN  # position of the server's values
+        self._known: tuple[int, Version, int] = (
+            BEGIN,
+            (0, 0),
+            0,
+        )  # position, version, rows learned
+        self._standing = 0  # rows learned by the values of ``version``
+        self._base: Blocks = {}
+        self._since: list[tuple[Row, Example]] = []
+
+    # -- answering ----------------------------------------------------------------------------
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer of the local model.  Changes nothing."""
+        return self.serving.predict(features)
+
+    @property
+    def own(self) -> int:
+        """Rows in the local model on top of ``version``, whoever wrote them."""
+        return max(self.tally.digest[0] - self._standing, 0)
+
+    def includes(self, partition: int, offset: int) -> bool:
+        """Whether the answers given now count the row."""
+        if self.undone.has(partition, offset):
+            return False
+        contained = self._served if self._target > self.position else self._learned
+        return contained.get(partition, 0) >= offset
+
+    def score(self, prediction: Prediction) -> dict[str, float] | None:
+        """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
+        return score_of(self._task, prediction)
+
+    # -- partitions ---------------------------------------------------------------------------
+
+    def open_partition(self, partition: int) -> None:
+        """An own, empty partition."""
+        self.tracks[partition] = Track(next=1, end=None)
+
+    def adopt(self, partition: int, end: int | None) -> None:
+        """A partition was sealed here; its rows are learned in their turn, as by everybody."""
+        self.tracks[partition] = Track(self._learned.get(partition, 0) + 1, end)
+
+    def abandon(self, partition: int) -> None:
+        """Somebody sealed a partition of this process."""
+        self.tracks.pop(partition, None)
+
+    # -- learning -----------------------------------------------------------------------------
+
+    @property
+    def follows(self) -> bool:
+        """Whether rows can be learned now: there are values to begin with."""
+        return self.ready and not self.want_all
+
+    def wants(self, row: Row) -> bool:
+        """Whether the row can be learned, or passed over, as the next one of the order.
+
+        A hole in its partition's offsets means that rows were removed which are not in these
+        values: newer ones are wanted then.
+        """
+        if not self.follows or row.seq <= self.position:
+            return False
+        if row.offset > self._learned.get(row.partition, 0) + 1:
+            self.want_all = True
+            return False
+        return True
+
+    def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
+        """Learn the next row of the order; see :meth:`online.learner.Learner.learn`."""
+        assert self.wants(row), f"row {row.seq} is not the next one after {self.position}"
+        failed = None
+        fresh = row.offset > self._learned.get(row.partition, 0)
+        wanted = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
+        if fresh and wanted and give_up is not None:
+            failed = Failed(row, give_up)
+        elif fresh and wanted:
+            failed = self._try(row)
+        if fresh:
+            self._learned[row.partition] = row.offset
+            if (track := self.tracks.get(row.partition)) is not None:
+                track.next = row.offset + 1
+            if row.verdict is not Verdict.FROZEN:
+                self._newest = row.seq
+        self.pass_to(row.seq)
+        if len(self._since) >= self._rows_max:
+            self._write_down()
+        return failed
+
+    def pass_to(self, position: int) -> None:
+        """No row of the model is left up to here."""
+        self.position = max(self.position, position)
+        if self.position >= self._target and self.serving is not self._training:
+            self.serving, self._served = self._training, {}
+        self._stand()
+
+    def _try(self, row: Row) -> Failed | None:
+        example = codec.decode(row.payload)
+        try:
+            self._learn(row, example)
+        except Exception as error:  # whatever the model raises: it is a stranger's code
+            self._put_back()
+            return Failed(row, f"{type(error).__name__}: {error}"[:500])
+        self._since.append((row, example))
+        return None
+
+    def _learn(self, row: Row, example: Example) -> None:
+        self._training.learn(example.features, example.label, example.weight * row.factor)
+        label = None if self._task == "regression" else label_text(example.label)
+        counted = increments_of(self._task, example, self.tally.counters)
+        self.tally.add(row.key, counted, label, row.at)
+
+    def _put_back(self) -> None:
+        """The model as it was before the row at hand: the values, and the rows since again."""
+        self._training.reset(self._base)
+        self.tally.reset(self._base)
+        for row, example in self._since:
+            self._learn(row, example)
+
+    def _write_down(self) -> None:
+        """The values as they are now, for whoever puts the model back or starts from them."""
+        self._base = {**self._base, **self._training.cut(), **self.tally.whole()}
+        self._since = []
+
+    # -- exchange -----------------------------------------------------------------------------
+
+    def pushes(self, limit: int) -> list[Push]:
+        """No deltas."""
+        return []
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the server's values lack rows that are here."""
+        return self.follows and self.serving is self._training and self._newest > self._kept
+
+    def state(self) -> OrderedState:
+        """What was learned, for the server."""
+        self._write_down()
+        return OrderedState(
+            self.arrival.met[0],
+            self._spec,
+            BEGIN,
+            self.position,
+            {p: last for p, last in self._learned.items() if last < CLOSED},
+            algebra.to_wire(self._base),
+        )
+
+    @property
+    def since(self) -> Version | None:
+        """Version to ask changes from; None asks for everything."""
+        if (coming := self.arrival.values) is not None:
+            return coming.since
+        return None if self.want_all else self.version
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether values are missing, or on their way."""
+        return self.want_all or self.arrival.values is not None
+
+    def take_part(self, reply: SyncReply) -> Iterator[None]:
+        """Take a part of the values, a piece a step; the copy at hand goes on meanwhile."""
+        if self._is_old(reply):
+            return
+        if self.ready and reply.rewrite != self.rewrite:
+            self.want_all = True
+        yield from self.arrival.take(reply)
+
+    def drop_old(self) -> Iterator[None]:
+        """Let go of copies that answer no more, a piece a step."""
+        yield from self.arrival.drop()
+
+    def _is_old(self, reply: SyncReply) -> bool:
+        if (reply.epoch, reply.count) < max(self._known[1], (self.arrival.epoch, 0)):
+            return True
+        self.arrival.epoch = reply.epoch
+        return False
+
+    def on_reply(self, reply: SyncReply) -> bool:
+        """Take what the server says; returns whether anything changed.
+
+        Its values are taken only to begin with, or after a decision that rewrote them.
+        """
+        if self._is_old(reply):
+            return False
+        coming = self.arrival.complete(reply)
+        whole = reply.kind == "all" or coming is not None
+        if not whole and (self.want_all or reply.rewrite != self.rewrite):
+            self.want_all = True
+            return False
+        changed = whole or (reply.epoch, reply.count) != self._known[1]
+        clock = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
+        if whole:
+            values = coming.pulled.blocks if coming else algebra.from_wire(reply.blocks)
+            self._begin_at(reply, values, clock)
+        self.clock, self.durable, self._kept = clock, dict(reply.durable), reply.position
+        self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
+        self.keeper = reply.keeper
+        self.arrival.note(reply, clock, taken=whole)
+        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
+            self.control, self.frozen = reply.control, reply.frozen
+        self._settle(reply)
+        self._stand()
+        self.ready = True
+        return changed
+
+    def _stand(self) -> None:
+        """State the server's newest version, once all of its rows are here."""
+        position, version, learned = self._known
+        if version != self.version and self.position >= position:
+            self.version, self._standing = version, learned
+
+    def _settle(self, reply: SyncReply) -> None:
+        """Drop adopted partitions that every copy has."""
+        for partition, track in list(self.tracks.items()):
+            durable = min(self.clock.get(partition, 0), self.durable.get(partition, 0))
+            if partition in reply.closed or (track.end is not None and durable >= track.end):
+                del self.tracks[partition]
+
+    def _begin_at(self, reply: SyncReply, values: Blocks, clock: Mapping[int, int]) -> None:
+        """A new copy from the server's values; until it has caught up the old one answers.
+
+        If the values were rewritten, the old one does not go on.
+        """
+        rewritten = reply.rewrite != self.rewrite
+        self.rewrite = reply.rewrite
+        ahead = max(self.position, self._target) > reply.position
+        goes_on = self.ready and not rewritten and ahead
+        if goes_on and self.serving is self._training:
+            self._served, self._target = dict(self._learned), self.position
+        elif not goes_on:
+            self._served, self._target = {}, BEGIN
+        if self.ready:
+            lost = [max(last - clock.get(p, 0), 0) for p, last in self._learned.items()]
+            self.relearned += sum(lost)
+        self._training = self._build()
+        self._training.reset(values)
+        self.tally.reset(values)
+        self._base, self._since = values, []
+        self._learned, self.position = dict(clock), reply.position
+        self._newest = reply.position
+        for partition, track in self.tracks.items():
+            track.next = self._learned.get(partition, 0) + 1
+        self.want_all = False
+        self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
+        if not goes_on:
+            self.serving = self._training

@@ -1,0 +1,122 @@
+"""Learning in order: the model's rows of all partitions, as they were committed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from online.follower import Follower
+from online.ordered import OrderedLearner
+from replay.journal.base import Row
+
+_PAGE_ROWS: Final = 256
+_IDLE_FACTOR: Final = 5  # a journal in which nothing happens is read this many times less often
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Rows read: the last one's ``seq``, up to where there are no others, and when it was asked
+    for (None: more are left)."""
+
+    last: int
+    upto: int
+    asked_s: float | None
+
+
+class OrderedFollower(Follower):
+    """Feeds an :class:`online.ordered.OrderedLearner`.
+
+    Own rows are learned as soon as they are committed, after all rows of others before them; rows
+    of others alone are looked for once an interval.
+
+    Parameters
+    ----------
+    model
+        Its name.
+    interval_s
+        Between two looks at the journal while rows come.
+    monotonic_s
+        A clock in seconds.
+
+    Attributes
+    ----------
+    fresh_s
+        When the journal was last read to an end that is learned by now; None: never.
+    behind
+        Rows of the store after those that are learned, at most; None before the first look.
+    """
+
+    def __init__(
+        self,
+        learner: OrderedLearner,
+        *args: Any,
+        model: str,
+        interval_s: float,
+        monotonic_s: Callable[[], float],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(learner, *args, **kwargs)
+        self._ordered, self._model, self._now_s = learner, model, monotonic_s
+        self._interval_s = self._pause_s = interval_s
+        self.fresh_s: float | None = None
+        self.behind: int | None = None
+        self.caught_up = asyncio.Event()
+        self._page: _Page | None = None  # whose rows are being learned
+
+    async def _wait(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause_s):  # wait_for may swallow a cancellation
+                await self.wake.wait()
+        self._pause_s = min(self._pause_s * 2, self._interval_s * _IDLE_FACTOR)
+
+    async def _rows(self) -> Sequence[Row]:
+        learner, writer = self._ordered, self._writer
+        if not learner.follows:
+            self._page = None
+            return ()
+        self._finish_page()
+        if run := self._from_memory():
+            return run
+        asked_s, position = self._now_s(), learner.position
+        page = await self._store.read(self._store.journal.follow, self._model, position, _PAGE_ROWS)
+        rows: Sequence[Row] = page.rows
+        upto: int = page.upto
+        ended = len(rows) < _PAGE_ROWS
+        for i, row in enumerate(rows):
+            if row.partition == writer.partition and row.offset > writer.known:
+                # its answer is still to come: nobody waits for it yet
+                rows, upto = rows[:i], rows[i - 1].seq if i else position
+                break
+        last = rows[-1].seq if rows else position
+        self._page = _Page(last, upto, asked_s if ended else None)
+        self.behind = max(page.upto - position, 0)
+        if not rows:
+            self._finish_page()
+            return ()
+        self._pause_s = self._interval_s
+        return rows
+
+    def _from_memory(self) -> list[Row]:
+        """Own rows that come next in the order: no other row is between."""
+        committed, position = self._writer.committed, self._ordered.position
+        while committed and committed[0].seq <= position:
+            committed.popleft()
+        run: list[Row] = []
+        while committed and committed[0].seq == position + 1 + len(run):
+            run.append(committed.popleft())
+        return run
+
+    def _finish_page(self) -> None:
+        page, self._page = self._page, None
+        if page is None or self._ordered.position < page.last:
+            return  # older values have come meanwhile: it is read again
+        self._ordered.pass_to(page.upto)
+        if page.asked_s is not None:
+            self.fresh_s, self.behind = page.asked_s, 0
+            self.caught_up.set()
+
+    async def _given_up(self, row: Row) -> str | None:
+        return self._writer.decisions.failure(row)
