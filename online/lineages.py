@@ -54,11 +54,6 @@ class Models:
                     f"processes learn can't be merged, and replicas is {self._settings.replicas}",
                     "Set learn: inline, so that each replica learns all rows, or replicas: 1",
                 )
-            if loaded.model.mergeable and model.sync.merge == "ordered":
-                raise StartRefused(
-                    f"model {model.name}: it can be merged, and merge is ordered",
-                    "Set merge: average",
-                )
         return out
 
     def check(self, *, fresh: bool, relearn: bool) -> dict[str, Loaded]:

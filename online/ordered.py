@@ -1,8 +1,8 @@
 """The learner of a model that every replica learns whole, in the journal's commit order.
 
-State of such a model is never merged.  Each replica learns all committed rows of the model, of
-all partitions, in the order of their ``seq``; so replicas that have learned up to the same row are
-equal, bit for bit, and one that has learned as far as its own newest row reads its own writes.
+What replicas learn of such a model is never merged.  Each replica learns all committed rows of the
+model, of all partitions, in the order of their ``seq``; so replicas that have learned up to the
+same row are equal, and one that has learned as far as its own newest row reads its own writes.
 The parameter server keeps clocks and snapshots: one replica, whom it names the keeper, sends what
 it has learned now and then, and whoever starts begins there.
 
@@ -13,7 +13,7 @@ No Ray, no I/O, no clock, as of :mod:`online.learner`, whose verbs it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from evaluation.metrics import Task
@@ -24,15 +24,16 @@ from online.local import score_of
 from online.models.base import Model, Prediction
 from online.tally import Tally
 from paramserver import blocks as algebra
-from paramserver.blocks import Blocks
+from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
 from paramserver.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
 from replay.example import Example, Features, label_text
-from replay.journal.base import Row, Verdict
+from replay.journal.base import Partition, Row, Verdict
 
 BEGIN: Final = 0
 """The position before every row."""
+_SPANS: Final = 64
 
 
 class OrderedLearner:
@@ -76,7 +77,7 @@ class OrderedLearner:
         self._learned: dict[int, int] = {}  # last offset of each partition, of what learns
         self._served: dict[int, int] = {}  # the same of what answers, while rows are learned again
         self._target = BEGIN  # until here they are
-        self._newest = BEGIN  # ``seq`` of the last row that was not frozen
+        self._newest = self._newest_awake = BEGIN  # ``seq`` of the last row; of one not frozen
         self._kept = BEGIN  # position of the server's values
         self._known: tuple[int, Version, int] = (
             BEGIN,
@@ -85,6 +86,8 @@ class OrderedLearner:
         )  # position, version, rows learned
         self._standing = 0  # rows learned by the values of ``version``
         self._base: Blocks = {}
+        self._began = BEGIN  # a position, and what has changed since, up to others
+        self._spans: list[tuple[int, Touched]] = []
         self._since: list[tuple[Row, Example]] = []
 
     # -- answering ----------------------------------------------------------------------------
@@ -133,15 +136,15 @@ class OrderedLearner:
     def wants(self, row: Row) -> bool:
         """Whether the row can be learned, or passed over, as the next one of the order.
 
-        A hole in its partition's offsets means that rows were removed which are not in these
-        values: newer ones are wanted then.
+        Whoever reads the rows asks :meth:`lacks` before, if some were trimmed.
         """
-        if not self.follows or row.seq <= self.position:
-            return False
-        if row.offset > self._learned.get(row.partition, 0) + 1:
-            self.want_all = True
-            return False
-        return True
+        return self.follows and row.seq > self.position
+
+    def lacks(self, partitions: Sequence[Partition]) -> bool:
+        """Whether rows were removed that are not in the values: newer ones are wanted then."""
+        gone = any(p.trimmed > self._learned.get(p.id, 0) for p in partitions)
+        self.want_all |= gone
+        return gone
 
     def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
         """Learn the next row of the order; see :meth:`online.learner.Learner.learn`."""
@@ -157,8 +160,9 @@ class OrderedLearner:
             self._learned[row.partition] = row.offset
             if (track := self.tracks.get(row.partition)) is not None:
                 track.next = row.offset + 1
+            self._newest = row.seq
             if row.verdict is not Verdict.FROZEN:
-                self._newest = row.seq
+                self._newest_awake = row.seq
         self.pass_to(row.seq)
         if len(self._since) >= self._rows_max:
             self._write_down()
@@ -196,8 +200,13 @@ class OrderedLearner:
 
     def _write_down(self) -> None:
         """The values as they are now, for whoever puts the model back or starts from them."""
-        self._base = {**self._base, **self._training.cut(), **self.tally.whole()}
+        touched = algebra.merge(self._base, {**self._training.cut(), **self.tally.cut()}, 1.0)
         self._since = []
+        self._spans.append((self.position, touched))
+        if len(self._spans) > _SPANS:
+            (_, first), (end, second), *later = self._spans
+            algebra.add_touched(first, second)
+            self._spans = [(end, first), *later]
 
     # -- exchange -----------------------------------------------------------------------------
 
@@ -207,19 +216,28 @@ class OrderedLearner:
 
     @property
     def unsent(self) -> bool:
-        """Whether the server's values lack rows that are here."""
-        return self.follows and self.serving is self._training and self._newest > self._kept
+        """Whether the server's values lack rows that are here; of a frozen model, learned ones."""
+        newest = self._newest_awake if self.frozen else self._newest
+        return self.follows and self.serving is self._training and newest > self._kept
 
     def state(self) -> OrderedState:
-        """What was learned, for the server."""
+        """What was learned, for the server: what has changed since its values, or all."""
         self._write_down()
+        while self._spans and self._spans[0][0] <= self._kept:
+            self._began, _ = self._spans.pop(0)  # a server that goes back behind it gets all
+        base, blocks = BEGIN, algebra.copy(self._base)
+        if self._kept >= self._began:
+            base, changed = self._kept, Touched()
+            for _, touched in self._spans:
+                algebra.add_touched(changed, touched)
+            blocks = algebra.copy(algebra.select(self._base, changed))
         return OrderedState(
             self.arrival.met[0],
             self._spec,
-            BEGIN,
+            base,
             self.position,
             {p: last for p, last in self._learned.items() if last < CLOSED},
-            algebra.to_wire(self._base),
+            algebra.to_wire(blocks),
         )
 
     @property
@@ -313,8 +331,9 @@ class OrderedLearner:
         self._training.reset(values)
         self.tally.reset(values)
         self._base, self._since = values, []
+        self._began, self._spans = reply.position, []
         self._learned, self.position = dict(clock), reply.position
-        self._newest = reply.position
+        self._newest = self._newest_awake = reply.position
         for partition, track in self.tracks.items():
             track.next = self._learned.get(partition, 0) + 1
         self.want_all = False

@@ -82,6 +82,10 @@ class OrderedFollower(Follower):
             return run
         asked_s, position = self._now_s(), learner.position
         page = await self._store.read(self._store.journal.follow, self._model, position, _PAGE_ROWS)
+        if page.trimmed > position and learner.lacks(
+            await self._store.read(self._store.journal.partitions, self._model)
+        ):
+            return ()
         rows: Sequence[Row] = page.rows
         upto: int = page.upto
         ended = len(rows) < _PAGE_ROWS

@@ -68,16 +68,6 @@ class Tally:
         self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
         return blocks
 
-    def whole(self) -> Blocks:
-        """All values, and reset the open delta: what :meth:`reset` takes."""
-        self.cut()
-        count, total = self.digest
-        return {
-            DIGEST: Block("digest", {"count": count, "sum": total}),
-            METRICS: Block("count", dict(self.counters)),
-            NEWEST: Block("extrema", dict(self.seen)),
-        }
-
     def newest(self) -> Label | None:
         """Label of the newest event learned; None before the first, and in regression."""
         return None if self._newest is None else label_of(self._newest)

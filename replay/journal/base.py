@@ -105,10 +105,14 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """Rows of a model in commit order: all that were asked for with ``seq`` up to ``upto``."""
+    """Rows of a model in commit order: all that were asked for with ``seq`` up to ``upto``.
+
+    Rows above ``trimmed`` have all been there; below it some were removed by retention.
+    """
 
     rows: tuple[Row, ...]
     upto: int
+    trimmed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +221,7 @@ class Journal(Protocol):
 
         ``upto`` is the last row's ``seq`` if there are ``n``, and otherwise the newest of the
         store, which may be another model's.  No row with a ``seq`` up to it is committed later.
-        Trimmed rows are left out: a partition's offsets then have a hole.
+        Trimmed rows are left out: the newest one's ``seq`` is ``trimmed``.
         """
 
     def find(self, model: str, key: bytes) -> Row | None:

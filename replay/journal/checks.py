@@ -261,6 +261,7 @@ def follows_commits_in_their_order(open_: Open) -> None:
         expected = (*journal.read(p, 1, 2), *journal.read(q, 1, 1), *journal.read(p, 3, 1))
         same(whole.rows, expected, "each with all that it has")
         same(journal.follow("n", 0, 9).upto, whole.upto, "the newest seq is the store's")
+        same(whole.trimmed, 0, "nothing was trimmed")
         same(whole.upto > whole.rows[-1].seq, True, "the newest row is another model's")
         first = journal.follow("m", 0, 3)
         same(first.rows, whole.rows[:3], "at most as many as asked for")

@@ -240,11 +240,11 @@ class RedisJournal:
         rows: list[Row] = []
         while True:  # several scripts, so that none keeps the server for long
             size = min(_FOLLOW_PAGE, n - len(rows))
-            newest, found, looked_at = self._run(scripts.FOLLOW, model, after, size)
+            newest, found, looked_at, trimmed = self._run(scripts.FOLLOW, model, after, size)
             rows += (_row(int(p), int(offset), _fields(flat)) for p, offset, flat in found)
             after = int(newest)
             if len(rows) >= n or looked_at < size:
-                return Followed(tuple(rows), after)
+                return Followed(tuple(rows), after, int(trimmed))
 
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""

@@ -18,6 +18,7 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 ``P:partitions:MODEL``      list        numbers, in the order in which they were given
 ``P:rows:NUMBER``           stream      a row under the id ``OFFSET-0``
 ``P:order:MODEL``           stream      where each row stands, under the id ``SEQ-0``
+``P:trimmed:MODEL``         string      seq of the newest row that was trimmed
 ``P:claims:NUMBER``         hash        how many learners claimed each offset
 ``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key
 ``P:halves:MODEL``          hash        the half that is kept of each key (cmsgpack)
@@ -245,7 +246,7 @@ for _, place in ipairs(page) do
   end
 end
 if #page == tonumber(ARGV[3]) then newest = string.match(page[#page][1], '^%d+') end
-return {newest, found, #page}
+return {newest, found, #page, redis.call('GET', P .. ':trimmed:' .. ARGV[1]) or '0'}
 """
 )
 
@@ -329,7 +330,7 @@ local epoch = epoch_of(model, ARGV[2])
 if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
 local newest = redis.call('ZRANGE', P .. ':lineages:' .. model, -1, -1)[1]
 if newest ~= ARGV[2] then return {'ok', '0'} end
-local removed = 0
+local removed, newest = 0, tonumber(redis.call('GET', P .. ':trimmed:' .. model) or '0')
 for i = 6, #ARGV, 2 do
   local number, rows = ARGV[i], P .. ':rows:' .. ARGV[i]
   if left > removed and redis.call('HGET', P .. ':partition:' .. number, 'model') == model then
@@ -341,11 +342,13 @@ for i = 6, #ARGV, 2 do
       redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))
       redis.call('HDEL', P .. ':claims:' .. number, int(upto))
       redis.call('XDEL', P .. ':order:' .. model, field(row[2], 'seq') .. '-0')
+      newest = math.max(newest, tonumber(field(row[2], 'seq')))
       removed = removed + 1
     end
     if upto then redis.call('XTRIM', rows, 'MINID', int(upto + 1) .. '-0') end
   end
 end
+if removed > 0 then redis.call('SET', P .. ':trimmed:' .. model, int(newest)) end
 return {'ok', int(removed)}
 """
 )

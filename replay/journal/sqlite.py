@@ -226,7 +226,9 @@ class SqliteJournal:
             page = self._file.query(sql.FOLLOW, (model, after, upto, size))
             rows += map(as_row, page)
             after = rows[-1].seq if len(page) == size else upto
-        return Followed(tuple(rows), rows[-1].seq if len(rows) == n else upto)
+        trimmed = self._file.query(sql.TRIMMED_SEQ, (model,))  # after the rows were read
+        last = rows[-1].seq if len(rows) == n else upto
+        return Followed(tuple(rows), last, int(trimmed[0][0]) if trimmed else 0)
 
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""

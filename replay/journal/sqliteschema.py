@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-FORMAT = 2
+FORMAT = 3
 """Format number of the file; a newer one is refused, an older one is upgraded in place."""
 
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE models (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, halves INTEGER NOT NULL DEFAULT 0);
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, halves INTEGER NOT NULL DEFAULT 0,
+    trimmed INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE partitions (
     id INTEGER PRIMARY KEY AUTOINCREMENT, model INTEGER NOT NULL, replica TEXT NOT NULL,
     spec TEXT NOT NULL, "end" INTEGER NOT NULL DEFAULT 0, sealed INTEGER NOT NULL DEFAULT 0,
@@ -36,6 +37,7 @@ CREATE TABLE claims (
     PRIMARY KEY (partition, "offset")) WITHOUT ROWID;
 """
 # AUTOINCREMENT: a number is never given twice, also after its row was deleted.
+# models.trimmed: the seq of the newest row that was removed.
 # rows.half and rows.since: which half came second and wrote the row, and when the first was
 # taken, so that a batch whose answer was lost gets the same answer again.
 
@@ -54,6 +56,7 @@ CREATE TABLE claims (
     partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (partition, "offset")) WITHOUT ROWID;
 """,
+    2: "ALTER TABLE models ADD COLUMN trimmed INTEGER NOT NULL DEFAULT 0;",
 }
 """What makes a file of a format one of the next."""
 
@@ -122,11 +125,13 @@ CLAIM = (
 )
 TRIMMED = "SELECT trimmed FROM partitions WHERE id = ? AND model = ?"
 OLDEST = (
-    'SELECT "offset", at FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
+    'SELECT "offset", at, seq FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
     ' ORDER BY "offset" LIMIT ?'
 )
 DROP_ROWS = 'DELETE FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
 DROP_CLAIMS = 'DELETE FROM claims WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
+SET_TRIMMED_SEQ = "UPDATE models SET trimmed = max(trimmed, ?) WHERE id = ?"
+TRIMMED_SEQ = "SELECT trimmed FROM models WHERE name = ?"
 SET_TRIMMED = "UPDATE partitions SET trimmed = ? WHERE id = ?"
 ROWS_AND_HALVES = (
     'SELECT coalesce(sum(p."end" - p.trimmed), 0), coalesce(max(m.halves), 0)'

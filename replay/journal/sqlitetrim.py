@@ -20,15 +20,17 @@ def trim(db: sqlite3.Connection, model: int, upto: Mapping[int, int], before: fl
         if removed == n or found is None:
             continue
         first = last = int(found[0])
-        for offset, at in db.execute(
+        newest = 0
+        for offset, at, seq in db.execute(
             sql.OLDEST, (partition, first, upto[partition], n - removed)
         ).fetchall():
             if at >= before:
                 break
-            last = int(offset)
+            last, newest = int(offset), int(seq)
         if last > first:
             db.execute(sql.DROP_ROWS, (partition, first, last))
             db.execute(sql.DROP_CLAIMS, (partition, first, last))
             db.execute(sql.SET_TRIMMED, (last, partition))
+            db.execute(sql.SET_TRIMMED_SEQ, (newest, model))
         removed += last - first
     return removed

@@ -45,10 +45,12 @@ def trims_the_oldest_rows(open_: Open) -> None:
         same(_offsets_left(journal, p, q)[0], [3, 4, 5], "a row that must stay ends it: no holes")
         left = [(r.partition, r.offset) for r in journal.follow("m", 0, 99).rows]
         same([o for where, o in left if where == p], [3, 4, 5], "what is followed after it")
+        same(journal.follow("m", 0, 9).trimmed in (2, 6, 7), True, "the newest that was trimmed")
         states = [journal.partition(p), *journal.partitions("m")[:1]]
         same([(s.end, s.trimmed) for s in states if s], [(5, 2)] * 2, "end and trimmed")
         same(trim({p: 99, q: 99}, NEVER, 9), len(left), "bounds beyond the end")
-        same(journal.follow("m", 0, 99).rows, (), "nothing is left to follow")
+        after = journal.follow("m", 0, 99)
+        same((after.rows, after.trimmed), ((), after.upto), "nothing is left to follow")
     with open_() as journal:
         same(_offsets_left(journal, p, q), [[], []], "nothing is left, after a restart")
         same([s.trimmed for s in journal.partitions("m")], [5, 3], "trimmed, after a restart")

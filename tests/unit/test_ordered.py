@@ -209,3 +209,31 @@ def test_frozen_rows_are_not_learned_and_the_version_stands(tmp_path: Path) -> N
             await replica.stop(5)
 
     play(tmp_path, scene)
+
+
+def test_a_model_that_merges_can_be_learned_in_order_too(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replicas = [await world.replica(f"r{i}", ordered=True) for i in range(2)]
+        for n in range(150):
+            await replicas[n % 2].writer.record([row(f"e{n}")])
+        for replica in replicas:
+            await until(lambda replica=replica: replica.learner.own <= 150)  # type: ignore[misc]
+        keeper = replicas[0].learner
+        assert isinstance(keeper, OrderedLearner)
+        await until(lambda: keeper.tally.digest[0] == 150)
+        replicas[0]._cut_at = -1e9
+        await until(lambda: not keeper.unsent)
+        await replicas[1].writer.record([row("late")])
+        await until(lambda: keeper.tally.digest[0] == 151)
+        sent = keeper.state()
+        assert sent.base > 0
+        assert sent.blocks["weights"].data.keys() == {"late"}
+        new = await world.replica("new", ordered=True)
+        for replica in (*replicas, new):
+            await until(lambda replica=replica: replica.learner.tally.digest[0] == 151)  # type: ignore[misc]
+            assert [world.weight(replica, f"e{n}") for n in range(150)] == [1] * 150
+            assert world.weight(replica, "late") == 1
+        for replica in (*replicas, new):
+            await replica.stop(5)
+
+    play(tmp_path, scene)

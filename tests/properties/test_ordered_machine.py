@@ -1,0 +1,344 @@
+"""Replicas that learn in order, against the journal's own order: random steps, faults, mutants.
+
+The oracle is one line: what the journal says row by row, without what was undone and what the
+model can't learn.  The model's state is the sequence of what it has learned, so nothing that is
+missing, doubled or out of order can hide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import online.ordered
+from online.models.base import Prediction
+from online.ordered import OrderedLearner
+from online.tokens import event_key
+from paramserver import rewrites
+from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.blocks import OPAQUE, Block, Blocks
+from paramserver.errors import ParamServerError
+from paramserver.lineage import Lineage
+from paramserver.process import Host
+from paramserver.snapshots.store import Retention
+from paramserver.wire import FORMAT, SyncReply, SyncRequest, decode_reply, encode
+from replay import codec
+from replay.errors import PartitionSealed
+from replay.example import Example, Features, Label
+from replay.journal.base import NewRow, Row, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+SPEC = "5" * 64
+SEEDS = 60
+STEPS = 160
+
+
+class Sequenced:
+    """Its state is the order in which it has learned."""
+
+    mergeable, learns, numeric_only, structure = False, True, True, "sequenced"
+    why_not_mergeable: str | None = "an order has no sum"
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def predict(self, features: Features) -> Prediction:
+        return Prediction(float(len(self.names)), None)
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        return [self.predict(x) for x in rows]
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        self.names += features
+        if self.names[-1].startswith("poison"):
+            raise ValueError("poison")
+
+    def cut(self) -> Blocks:
+        return {"state": Block(OPAQUE, " ".join(self.names).encode())}
+
+    def rebase(self, values: Blocks) -> None:
+        raise AssertionError("nobody merges it")
+
+    def reset(self, values: Blocks) -> None:
+        state = values.get("state")
+        self.names = state.data.decode().split() if state else []
+
+
+class Replica:
+    """What the shell does, one step at a time."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.learner = world.learner_class(
+            Sequenced, task="regression", spec=SPEC, rows_max=world.r.randint(1, 6)
+        )
+        self.acked: list[Row] = []
+        self.late: list[bytes] = []
+        self.register()
+
+    def register(self) -> None:
+        self.partition = self.world.journal.register("m", self.name, SPEC, 0.0).id
+        self.known = 0
+        self.learner.open_partition(self.partition)
+
+    def append(self) -> None:
+        r, world = self.world.r, self.world
+        rows = [world.new_row(frozen=self.learner.frozen) for _ in range(r.randint(1, 3))]
+        try:
+            answer = world.journal.append(self.partition, self.known, rows)
+        except PartitionSealed:
+            self.learner.abandon(self.partition)
+            self.register()
+            return
+        self.known = answer.end
+        self.acked += [o.row for o in answer.outcomes if o.row]
+
+    def learn(self) -> None:
+        learner, r = self.learner, self.world.r
+        if not learner.follows:
+            return
+        page = self.world.journal.follow("m", learner.position, n := r.randint(1, 4))
+        if page.trimmed > learner.position and learner.lacks(self.world.journal.partitions("m")):
+            return
+        for row in page.rows:
+            if not learner.wants(row):
+                return
+            learner.learn(row)
+        if r.random() < 0.8 or len(page.rows) == n:
+            learner.pass_to(page.upto)
+
+    def exchange(self) -> None:
+        learner, r = self.learner, self.world.r
+        may = learner.keeper and learner.unsent and (not self.world.loss or r.random() < 0.5)
+        request = SyncRequest(
+            FORMAT, self.name, self.partition, [], learner.since, learner.catching_up,
+            [p for p in learner.tracks if p != self.partition], after=learner.arrival.after,
+            ordered=True, state=learner.state() if may else None,
+        )  # fmt: skip
+        named = {request.partition, *request.adopting}
+        if r.random() < self.world.loss:
+            return
+        with contextlib.suppress(ParamServerError):
+            data = self.world.server.sync(encode(request))
+            if r.random() < self.world.loss:
+                return
+            self.hear(decode_reply(data), named)
+
+    def hear(self, reply: SyncReply, named: set[int]) -> None:
+        learner = self.learner
+        if reply.rewrite != learner.rewrite:
+            learner.undone = rewrites.undone(self.world.journal.controls("m", 0))
+        if not named.issuperset(learner.tracks):
+            return
+        learner.on_reply(reply)
+        for partition in reply.orphans:
+            if partition != self.partition and partition not in learner.tracks:
+                learner.adopt(partition, self.world.journal.seal(partition))
+
+    def check(self) -> None:
+        """What answers is a prefix of the order, and holds what it says that it includes."""
+        learner = self.learner
+        serving: Any = learner.serving
+        expected = self.world.expected(learner.undone)
+        names = serving.names
+        if self.world.rewrites == learner.rewrite:
+            assert names == expected[: len(names)], f"{self.name}: {names} of {expected}"
+        for row in self.acked:
+            if learner.includes(row.partition, row.offset) and self.world.counts(row):
+                assert row.event_id in names, f"{self.name} says that it has {row.event_id}"
+
+
+class World:
+    def __init__(self, folder: Path, seed: int, learner_class: type[OrderedLearner]) -> None:
+        self.r, self.folder, self.learner_class = random.Random(seed), folder, learner_class
+        self.journal = SqliteJournal(folder / "j.db", disk_low_mb=0, synchronous="OFF")
+        self.loss, self.numbers, self.rewrites, self.clock_s = 0.15, 0, 0, 0.0
+        self.server = self.start_server()
+        self.replicas = [self.new_replica() for _ in range(self.r.randint(1, 3))]
+
+    def start_server(self) -> ParameterServer:
+        server = ParameterServer(
+            Lineage("m", SPEC, "{}", "ordered"), lambda: self.journal, str(self.folder / "s"),
+            ServerSettings(retention=Retention(keep=2), lease_s=1.0, keep_rows_s=0.0),
+            host=Host(monotonic=lambda: self.clock_s, wall=lambda: 1e9, die=lambda: None),
+            background=False,
+        )  # fmt: skip
+        assert server.restore(), server.status()["reason"]
+        return server
+
+    def new_replica(self) -> Replica:
+        self.numbers += 1
+        return Replica(self, f"r{self.numbers}")
+
+    def new_row(self, *, frozen: bool) -> NewRow:
+        self.numbers += 1
+        kind = self.r.choices(["e", "poison", "quarantined"], [8, 1, 1])[0]
+        name = f"{kind}{self.numbers}"
+        verdict = Verdict.QUARANTINED if kind == "quarantined" else Verdict.ACCEPTED
+        verdict = Verdict.FROZEN if frozen else verdict
+        payload = codec.encode(Example({name: 1.0}, 1.0))
+        return NewRow(event_key("event", "test", name), name, "test", verdict, payload, 0.0)
+
+    def counts(self, row: Row) -> bool:
+        return row.verdict is Verdict.ACCEPTED and not row.event_id.startswith("poison")
+
+    def expected(self, undone: rewrites.Undone) -> list[str]:
+        """The oracle; trimmed rows are remembered."""
+        for row in self.journal.follow("m", self.seen[-1].seq if self.seen else 0, 10_000).rows:
+            self.seen.append(row)
+        return [
+            row.event_id
+            for row in self.seen
+            if self.counts(row) and not undone.has(row.partition, row.offset)
+        ]
+
+    @property
+    def seen(self) -> list[Row]:
+        return self.__dict__.setdefault("_seen", [])
+
+    def step(self) -> None:
+        r = self.r
+        self.clock_s += r.choice([0.0, 0.01, 0.4])
+        what = r.random()
+        replica = r.choice(self.replicas)
+        self.expected(rewrites.Undone())
+        if what < 0.3:
+            replica.append()
+        elif what < 0.6:
+            replica.learn()
+        elif what < 0.85:
+            replica.exchange()
+        elif what < 0.88 and len(self.replicas) < 4:
+            self.replicas.append(self.new_replica())
+        elif what < 0.90:
+            self.replicas[self.replicas.index(replica)] = self.new_replica()
+        elif what < 0.92:
+            self.server = self.start_server()
+        elif what < 0.955:
+            self.server.snapshot()
+        elif what < 0.97:
+            self.server.confirm()
+        elif what < 0.98:
+            self.roll_back()
+        else:
+            (self.server.freeze if r.random() < 0.4 else self.server.unfreeze)()
+        for one in self.replicas:
+            one.check()
+
+    def roll_back(self) -> None:
+        names = [row["name"] for row in self.server.snapshots()]
+        if names:
+            self.rewrites = self.server.rollback(self.r.choice(names))["control"]
+
+    def heal(self) -> None:
+        """No faults any more: everybody gets everything, and nothing stays behind."""
+        self.loss = 0.0
+        self.server.unfreeze()
+        for _ in range(60):
+            self.clock_s += 0.2
+            self.server.confirm()
+            for replica in self.replicas:
+                replica.exchange()
+                replica.learn()
+        self.server.snapshot()
+        self.server.confirm()
+        new = self.new_replica()
+        for _ in range(20):
+            self.clock_s += 0.2
+            for replica in (*self.replicas, new):
+                replica.exchange()
+                for _ in range(100):
+                    replica.learn()
+        self.server.confirm()
+        expected = self.expected(rewrites.undone(self.journal.controls("m", 0)))
+        for replica in (*self.replicas, new):
+            serving: Any = replica.learner.serving
+            assert serving.names == expected, f"{replica.name} at the end"
+            assert replica.learner.tally.digest[0] == len(expected)
+        status = self.server.status()
+        ends = {p.id: p.end for p in self.journal.partitions("m") if p.id not in status["closed"]}
+        clock = {p: status["clock"].get(p, 0) for p in ends}
+        assert clock == ends, "the server lacks rows"
+        own = {r.partition for r in (*self.replicas, new)}
+        waiting = [p for p in self.journal.partitions("m") if not p.sealed and p.id not in own]
+        assert not waiting, f"nobody sealed {waiting}"
+
+
+def run(seed: int, learner_class: type[OrderedLearner] = OrderedLearner) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder), seed, learner_class)
+        with contextlib.closing(world.journal):
+            for _ in range(STEPS):
+                world.step()
+            world.heal()
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_replicas_learn_the_journal_in_its_order(seed: int) -> None:
+    run(seed)
+
+
+def mutant(old: str, new: str) -> type[OrderedLearner]:
+    """The learner with a piece of its text changed."""
+    source = inspect.getsource(online.ordered)
+    assert source.count(old) == 1, old
+    source = source.replace(old, new)
+    names: dict[str, Any] = {"__name__": "mutant"}
+    exec(compile(source, "mutant", "exec"), names)
+    made: type[OrderedLearner] = names["OrderedLearner"]
+    return made
+
+
+_UNDONE = " and not self.undone.has(row.partition, row.offset)"
+_AGAIN = "        for row, example in self._since:\n            self._learn(row, example)\n"
+_TARGET = "contained = self._served if self._target > self.position else self._learned"
+FOUND = {"changes behind the server's are forgotten": 164}  # a seed, if no early one does
+MUTANTS: dict[str, tuple[str, str]] = {
+    "changes behind the server's are forgotten": (
+        "self._began, _ = self._spans.pop(0)",
+        "self._spans.pop(0)",
+    ),
+    "rows that were trimmed are passed over": (
+        "self.want_all |= gone\n        return gone",
+        "return False",
+    ),
+    "undone rows are learned": (f"in LEARNED{_UNDONE}", "in LEARNED"),
+    "a failed row stays": ("            self._put_back()\n", ""),
+    "the rows since are not put back": (_AGAIN, ""),
+    "a rewrite is not noticed": (
+        "(self.want_all or reply.rewrite != self.rewrite)",
+        "self.want_all",
+    ),
+    "the old copy goes on after a rewrite": (
+        "goes_on = self.ready and not rewritten and ahead",
+        "goes_on = self.ready and ahead",
+    ),
+    "the position of the values is not taken": (
+        "self._learned, self.position = dict(clock), reply.position",
+        "self._learned, self.position = dict(clock), self.position",
+    ),
+    "adopted partitions are not reported": (
+        "self.tracks[partition] = Track(self._learned.get(partition, 0) + 1, end)",
+        "pass",
+    ),
+    "includes what is learned again": (_TARGET, "contained = self._served or self._learned"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_rule_that_is_missing_is_found(name: str) -> None:
+    made = mutant(*MUTANTS[name])
+    first = FOUND.get(name, 0)
+    for seed in range(first, first + 20):
+        try:
+            run(seed, made)
+        except AssertionError:
+            return
+    pytest.fail(f"20 seeds do not find: {name}")
