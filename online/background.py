@@ -54,6 +54,7 @@ def model_replica(
         spec=loaded.spec_hash,
         retain_bytes=limits.retain_mb << 20,
         rows_max=max(model.sync.updates * 16, 1024),
+        compensates=settings.replicas > 1 and model.sync.rule == "compensated",
     )
     made = ModelReplica(
         model, limits, learner, journal, client,
