@@ -31,7 +31,6 @@ from online.models.load import Loaded
 from online.names import journal_opener, run_path, server_name, snapshots_path
 from paramserver.actor import ServerSettings
 from paramserver.lineage import Lineage
-from paramserver.server import MergeRule
 from paramserver.snapshots.store import Retention
 from replay.errors import ReplayError
 from replay.journal.base import Journal
@@ -241,7 +240,7 @@ class Service:
 
         for model in settings.models:
             loaded = self._loaded[model.name]
-            rule: MergeRule = "sum" if model.sync.merge == "sum" else "average"
+            rule = model.sync.rule
             self._progress(f"starting the parameter server of {model.name} (merge: {rule})")
             snapshots = model.snapshots
             retention = Retention(

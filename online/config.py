@@ -32,6 +32,7 @@ from pydantic import (
 
 from online.access import ROLES, Role, check_token, digest
 from online.errors import ConfigError
+from paramserver.server import MergeRule
 
 log = logging.getLogger("online.config")
 
@@ -133,9 +134,16 @@ class Sync(_Tree):
 
     interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
     updates: int = Field(64, ge=1, le=100_000, description="own rows that start one earlier")
-    merge: Literal["auto", "sum", "average"] = Field(
-        "auto", description="sum adds deltas, average scales them by others' pushes"
+    merge: Literal["auto", "sum", "average", "compensated"] = Field(
+        "auto",
+        description="sum adds deltas, average scales them by others' pushes, compensated (what "
+        "auto means) corrects them for what others did, where the model tells its curvature",
     )
+
+    @property
+    def rule(self) -> MergeRule:
+        """The merge rule that is meant."""
+        return "compensated" if self.merge == "auto" else self.merge
 
 
 class Snapshots(_Tree):

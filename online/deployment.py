@@ -79,7 +79,7 @@ class Replica:
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
                 "learn": model.learn,
-                "merge": "sum" if model.sync.merge == "sum" else "average",
+                "merge": model.sync.rule,
                 "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
             }
         self._cluster = Cluster(
