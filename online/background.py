@@ -50,8 +50,9 @@ def model_replica(
     limits = settings.limits
     client = ParameterClient(server_name(model.name))
     rows_max = max(model.sync.updates * 16, 1024)
+    rule = merge_rule(model, loaded.model)
     learner: Learner | OrderedLearner
-    if merge_rule(model, loaded.model) == "ordered":
+    if rule == "ordered":
         learner = OrderedLearner(
             loaded.build, task=model.task, spec=loaded.spec_hash, rows_max=rows_max
         )
@@ -62,6 +63,7 @@ def model_replica(
             spec=loaded.spec_hash,
             retain_bytes=limits.retain_mb << 20,
             rows_max=rows_max,
+            compensates=settings.replicas > 1 and rule == "compensated",
         )
     made = ModelReplica(
         model, limits, learner, journal, client,

@@ -133,10 +133,11 @@ class Sync(_Tree):
 
     interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
     updates: int = Field(64, ge=1, le=100_000, description="own rows that start one earlier")
-    merge: Literal["auto", "sum", "average", "ordered"] = Field(
+    merge: Literal["auto", "sum", "average", "compensated", "ordered"] = Field(
         "auto",
-        description="sum adds deltas, average scales them by others' pushes; ordered: every "
-        "replica learns everybody's rows, in the order of the journal",
+        description="sum adds deltas, average scales them by others' pushes, compensated (what "
+        "auto means) corrects them for what others did, where the model tells its curvature; "
+        "ordered: every replica learns everybody's rows, in the order of the journal",
     )
 
 

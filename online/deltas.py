@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
-from paramserver.wire import Push, SyncReply, Version
+from paramserver.wire import Curved, Push, SyncReply, Version
 from replay.example import Example
 from replay.journal.base import Row
 
@@ -64,12 +64,14 @@ class Delta:
     base: Version
     blocks: Blocks
     size_bytes: int
+    curved: Curved = field(default_factory=dict)
 
     def push(self, spec: str, version: Version) -> Push:
         """The same for a server of this version's epoch."""
         base = self.base if self.base[0] == version[0] else version
         bounds = (self.partition, self.first, self.last)
-        return Push(version[0], spec, *bounds, self.n, base, algebra.to_wire(self.blocks))
+        blocks = algebra.to_wire(self.blocks)
+        return Push(version[0], spec, *bounds, self.n, base, blocks, self.curved)
 
 
 @dataclass(slots=True)

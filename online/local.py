@@ -6,11 +6,12 @@ No rule of merging is here: see :mod:`online.learner`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from evaluation.metrics import Task
 from online.arrival import Arrival
 from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, stays
-from online.models.base import Model, Prediction
+from online.models.base import Compensable, Model, Prediction
 from online.tally import Tally
 from paramserver import blocks as algebra
 from paramserver.rewrites import Undone
@@ -45,11 +46,21 @@ class LocalModel:
         Deltas kept until a published snapshot has them.  Beyond it the journal is the copy.
     rows_max
         Rows of one delta at most.
+    compensates
+        Whether pushes tell their curvature, for the merge rule ``compensated``.
     """
 
     def __init__(
-        self, build: Callable[[], Model], *, task: Task, spec: str, retain_bytes: int, rows_max: int
+        self,
+        build: Callable[[], Model],
+        *,
+        task: Task,
+        spec: str,
+        retain_bytes: int,
+        rows_max: int,
+        compensates: bool = False,
     ) -> None:
+        build = partial(_built, build) if compensates else build
         self._build = build
         self._task = task
         self._spec = spec
@@ -157,10 +168,15 @@ class LocalModel:
         if (opened := self._open) is None:
             return
         self._open = None
-        blocks = {**self._training.cut(), **self.tally.cut()}
+        model, curved = self._training, {}
+        if isinstance(model, Compensable):
+            curved = model.curved()
+        blocks = {**model.cut(), **self.tally.cut()}
+        curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
+        size += sum(len(key) + 20 for keys in curved.values() for key in keys)
         self._deltas.add(
-            Delta(opened.partition, opened.first, opened.last, n, opened.base, blocks, size)
+            Delta(opened.partition, opened.first, opened.last, n, opened.base, blocks, size, curved)
         )
         self._pending_n += n
 
@@ -188,3 +204,11 @@ class LocalModel:
     def catching_up(self) -> bool:
         """Whether values are missing, or on their way."""
         return self.want_all or self.arrival.values is not None
+
+
+def _built(build: Callable[[], Model]) -> Model:
+    """A model that tells the curvature of its deltas, if it can."""
+    model = build()
+    if isinstance(model, Compensable):
+        model.compensate()
+    return model

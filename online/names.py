@@ -119,7 +119,7 @@ def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
     """
     if not built.mergeable and model.learn == "inline":
         return "ordered"
-    return "average" if model.sync.merge == "auto" else model.sync.merge
+    return "compensated" if model.sync.merge == "auto" else model.sync.merge
 
 
 def running(settings: Settings) -> dict[str, Any]:

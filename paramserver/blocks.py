@@ -25,7 +25,7 @@ one writer at a time only; the server's clock sees to that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
@@ -103,8 +103,12 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 
-def merge(values: Blocks, delta: Blocks, scale: float = 1.0) -> Touched:
+def merge(
+    values: Blocks, delta: Blocks, scale: float = 1.0, *, whole: Collection[str] = ()
+) -> Touched:
     """Add ``delta`` to ``values`` in place; ``scale`` is the merge rule's, see the table above.
+
+    Blocks named in ``whole`` are not scaled.
 
     All new numbers are worked out and checked before the first one is written, so after an
     error ``values`` is as it was.  ``delta`` is left alone and shares nothing with ``values``.
@@ -124,7 +128,8 @@ def merge(values: Blocks, delta: Blocks, scale: float = 1.0) -> Touched:
         kind = change.kind
         if old is not None and old.kind != kind:
             raise BlockError(name, None, f"is {old.kind}, the delta's is {kind}")
-        staged.append((name, kind, _merged(name, kind, old, change.data, scale)))
+        by = 1.0 if name in whole else scale
+        staged.append((name, kind, _merged(name, kind, old, change.data, by)))
     touched: Touched = {}
     for name, kind, new in staged:
         old = values.get(name)

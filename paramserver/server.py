@@ -28,13 +28,16 @@ from paramserver.blocks import (
     select,
     to_wire,
 )
+from paramserver.compensation import compensated, effective_learners
 from paramserver.errors import PushRefused
 from paramserver.parts import PART_KEYS, Parts
 from paramserver.state import Contained, SnapshotState
 from paramserver.store import PartitionInfo
 
-MergeRule = Literal["sum", "average", "ordered"]
-"""How additive blocks of a push are scaled: by 1, or by 1 / (1 + pushes by others since).
+MergeRule = Literal["sum", "average", "compensated", "ordered"]
+"""How additive blocks of a push are scaled: by 1; by 1 / (1 + pushes by others since); or
+corrected for what others did since, where the push tells its curvature, and averaged elsewhere.
+See :mod:`paramserver.compensation`.
 
 ``ordered``: nothing is pushed; a replica sends what it has learned of all rows in order.
 """
@@ -63,12 +66,12 @@ class Server:
     model, spec, spec_text
         Whose parameters they are.  A push of another spec hash is refused.
     rule
-        ``sum``, ``average`` or ``ordered``.
+        ``sum``, ``average``, ``compensated`` or ``ordered``.
     epoch
         This server's epoch, taken from the store by compare-and-set.
     history_max
         Applied pushes of which the touched keys are kept.  A replica that is further behind
-        gets all values, and the staleness under ``average`` is counted no further back.
+        gets all values, and the staleness is counted no further back.
     limits
         Bounds on one push.
     part_keys
@@ -171,24 +174,30 @@ class Server:
         if push.first != clock + 1:
             return wire.Ack("gap", partition, clock, 0.0)
         delta = from_wire(push.blocks, self._limits)
-        scale = 1.0 / (1 + self._others_since(push)) if self.rule == "average" else 1.0
+        others = [] if self.rule == "sum" else self._others_since(push)
+        scale = 1.0 / (1 + len(others))
+        whole: Blocks = {}
+        if others and self.rule == "compensated":
+            learners = _learners(push, others)
+            whole = compensated(self.values, delta, push.curved, learners, scale)
         self._unshare(delta)
-        touched = merge(self.values, delta, scale)
+        touched = merge(self.values, {**delta, **whole}, scale, whole=whole)
         self.count += 1
         self.clock[partition] = push.last
         self._history.append(_Applied(self.count, partition, push.n, touched))
         return wire.Ack("applied", partition, push.last, scale)
 
-    def _others_since(self, push: wire.Push) -> int:
+    def _others_since(self, push: wire.Push) -> list[_Applied]:
         """Pushes with rows by other partitions since the push's base (in this epoch)."""
         epoch, base = push.base
         if epoch != self.epoch:
             base = 0  # versions of another epoch don't compare: all that this epoch knows
-        others = 0
+        others = []
         for applied in reversed(self._history):
             if applied.count <= base:
                 break
-            others += applied.rows > 0 and applied.partition != push.partition
+            if applied.rows > 0 and applied.partition != push.partition:
+                others.append(applied)
         return others
 
     def take(self, state: wire.OrderedState, lookup: Lookup) -> bool:
@@ -368,6 +377,13 @@ class Server:
     def note_durable(self, state: SnapshotState) -> None:
         """``state`` was published and the head points to it."""
         self.durable = {p: c for p, c in state.clock.items() if p not in self.closed}
+
+
+def _learners(push: wire.Push, others: Iterable[_Applied]) -> float:
+    rows = {push.partition: push.n}
+    for applied in others:
+        rows[applied.partition] = rows.get(applied.partition, 0) + applied.rows
+    return effective_learners(rows.values())
 
 
 def _shallow(blocks: Blocks) -> Blocks:

@@ -20,6 +20,11 @@ Place = tuple[str, int]
 """Where a part of the values begins: a block's name, and how many of its keys come before."""
 
 
+Curved = dict[str, dict[str, tuple[float, float]]]
+"""By block and key: the value that the delta started from, and Σ rate · squared gradient of its
+rows."""
+
+
 class WireBlock(msgspec.Struct, frozen=True, array_like=True):
     """A block as ``(kind, data)``; see :mod:`paramserver.blocks` for the kinds."""
 
@@ -31,7 +36,8 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
     """A delta: rows ``first … last`` of one partition, ``n`` of them learned.
 
     ``base`` is the version that the delta's first row was learned on; the difference between the
-    server's count and it is the staleness.  Bounds and content stay as first sent.
+    server's count and it is the staleness.  Bounds and content stay as first sent.  ``curved`` is
+    read under the rule ``compensated`` only; what is not in it is averaged.
     """
 
     epoch: int
@@ -42,6 +48,7 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
     n: int
     base: Version
     blocks: dict[str, WireBlock]
+    curved: Curved = {}
 
 
 class OrderedState(msgspec.Struct, frozen=True, array_like=True):

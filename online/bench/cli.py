@@ -69,7 +69,7 @@ def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
     from online.bench import replicas as bench
 
     found = [bench.solo(rows)]
-    found += [bench.spread(rows, merge=merge) for merge in ("average", "sum")]
+    found += [bench.spread(rows, merge=rule) for rule in ("compensated", "average", "sum")]
     _show("replicas on Elec2", found, as_json=as_json)
 
 
@@ -233,6 +233,36 @@ app.command()(load)
 
 
 @app.command()
+def merge(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream, or `sea`; may be given again")
+    ] = None,
+    rows: Rows = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="three cells of Phishing, in seconds")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge rules on streams dealt to several replicas, each rule at its best learning rate.
+
+    Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: online bench merge --stream elec2
+    """
+    from evaluation.benchmarks import merge as bench
+    from online.config import data_dir
+
+    names = stream or (["phishing"] if quick else list(bench.STREAMS))
+    cells = bench.QUICK if quick else bench.FULL
+    found = [
+        line
+        for name in names
+        for line in bench.run(
+            bench.load(name, data_dir(), rows), cells, progress=lambda x: print(x, file=sys.stderr)
+        )
+    ]
+    print(json.dumps([asdict(line) for line in found]) if as_json else bench.markdown(found))
+
+
+@app.command()
 def journal(as_json: AsJson = False) -> None:
     """Ways for two writers of one node to share a journal.
 
@@ -257,6 +287,7 @@ def everything() -> None:
     freshness(rate=500.0, seconds=30.0)
     fidelity(rows=None)
     replicas(rows=None)
+    merge()
     journal()
     found = [_passes(command) for command in (http, push, durability, contention, recovery)]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]

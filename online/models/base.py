@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from paramserver.blocks import Blocks, Touched
+from paramserver.wire import Curved
 from replay.example import Features, Label
 
 
@@ -113,3 +114,14 @@ class Mendable(Protocol):
 
         No row of other features was learned since the last cut.
         """
+
+
+@runtime_checkable
+class Compensable(Protocol):
+    """A model whose late deltas can be corrected, see :mod:`paramserver.compensation`."""
+
+    def compensate(self) -> None:
+        """Measure the curvature of rows from now on."""
+
+    def curved(self) -> Curved:
+        """Start and curvature of the open delta; nothing if they are not measured."""

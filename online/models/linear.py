@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite
 from operator import itemgetter
 from typing import Any, Final
@@ -31,10 +31,13 @@ import numpy as np
 from river import compose, linear_model, optim, preprocessing
 
 from online.models.base import Prediction
+from online.models.curvature import Curvature
 from online.models.errors import StateNotFinite, WeightUnsupported
 from online.models.scalers import SCALERS, Columns, MinMax, Standard
 from online.models.structure import describe, steps
+from online.models.weights import changes, drop, move, put_back
 from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
+from paramserver.wire import Curved
 from replay.example import Features, Label
 
 _GLMS: Final = (
@@ -154,6 +157,14 @@ class Linear:
         """The open delta, and reset it."""
         return {name: block for part in self._parts for name, block in part.cut().items()}
 
+    def compensate(self) -> None:
+        """Measure the curvature of rows from now on, if the loss is a log loss."""
+        self._final.compensate()
+
+    def curved(self) -> Curved:
+        """Start and curvature of the open delta; nothing if they are not measured."""
+        return self._final.curved()
+
     def rebase(self, values: Blocks) -> None:
         """Take new values with the open delta on top; blocks of others are ignored."""
         for part in self._parts:
@@ -191,6 +202,20 @@ class _Glm:
         self.built: dict[str, dict[str, float]] = {"weights": weights, "intercept": intercept}
         self._start: dict[str, float] = {}
         self._start_intercept = float(estimator.intercept)
+        self._curvature: Curvature | None = None
+
+    def compensate(self) -> None:
+        if type(self._estimator.loss) is optim.losses.Log:
+            self._curvature = Curvature()
+
+    def curved(self) -> Curved:
+        if (curvature := self._curvature) is None:
+            return {}
+        start = {"": self._start_intercept}
+        return {
+            "weights": curvature.of("weights", self._start, self.built["weights"]),
+            "intercept": curvature.of("intercept", start, self.built["intercept"]),
+        }
 
     def check(self, weight: float) -> None:
         """Any weight will do."""
@@ -223,22 +248,45 @@ class _Glm:
             for name in x:
                 if name not in start:
                     start[name] = weights.get(name, 0.0)
-        self._estimator.learn_one(x, label, w=weight)
+        if self._curvature is None:
+            self._estimator.learn_one(x, label, w=weight)
+        else:
+            self._learn_measured(x, label, weight, self._curvature)
+
+    def _learn_measured(
+        self, x: dict[str, Any], label: Label, weight: float, curvature: Curvature
+    ) -> None:
+        estimator = self._estimator
+        weights = estimator._weights
+        before = [weights.get(name, 0.0) for name in x]
+        intercept = float(estimator.intercept)
+        estimator.learn_one(x, label, w=weight)
+        rate = estimator.optimizer.lr.learning_rate
+        curvature.add("weights", x, before, estimator._weights, rate)
+        now = {"": float(estimator.intercept)}
+        rate = estimator.intercept_lr.learning_rate
+        curvature.add("intercept", now, [intercept], now, rate)
+
+    def _begin(self) -> None:
+        self._start = {}
+        if self._curvature is not None:
+            self._curvature.clear()
 
     def cut(self) -> Blocks:
         out: Blocks = {}
         weights = self._estimator._weights
-        if delta := _changes(weights, self._start):
+        if delta := changes(weights, self._start):
             out["weights"] = Block(ADDITIVE, delta)
         if (now := float(self._estimator.intercept)) != self._start_intercept:
             out["intercept"] = Block(ADDITIVE, {"": now - self._start_intercept})
-        self._start, self._start_intercept = {}, now
+        self._start_intercept = now
+        self._begin()
         return out
 
     def rebase(self, values: Blocks) -> None:
         if "weights" in values:
             weights = self._estimator._weights
-            _move(weights, self._start, values["weights"].data, self.built["weights"])
+            move(weights, self._start, values["weights"].data, self.built["weights"])
         if (block := values.get("intercept")) is not None and "" in block.data:
             new = self.built["intercept"].get("", 0.0) + block.data[""]
             if new != self._start_intercept:
@@ -246,7 +294,7 @@ class _Glm:
                 self._start_intercept = new
 
     def reset(self, values: Blocks) -> None:
-        self._start = {}
+        self._begin()
         weights = self._estimator._weights
         weights.clear()
         for name, w in self.built["weights"].items():
@@ -258,14 +306,14 @@ class _Glm:
         return {"weights": set(names), "intercept": {""}}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
-        self._start = {}
-        _put_back(names, self._estimator._weights, self.built["weights"])
+        self._begin()
+        put_back(names, self._estimator._weights, self.built["weights"])
         self._estimator.intercept = self._start_intercept = self.built["intercept"].get("", 0.0)
         self.rebase(values)
 
     def forget(self, values: Blocks) -> None:
         if "weights" in values:
-            _drop(values["weights"].data, self._estimator._weights)
+            drop(values["weights"].data, self._estimator._weights)
 
 
 class _Softmax:
@@ -280,6 +328,20 @@ class _Softmax:
         self._start: dict[Label, dict[str, float]] = {}
         self._touched: dict[str, None] = {}
         self._new: dict[Label, None] = {}
+        self._curvature: Curvature | None = None
+
+    def compensate(self) -> None:
+        if type(self._estimator.loss) is optim.losses.CrossEntropy:
+            self._curvature = Curvature()
+
+    def curved(self) -> Curved:
+        if (curvature := self._curvature) is None:
+            return {}
+        starts = {_CLASS + json.dumps(label): start for label, start in self._start.items()}
+        return {
+            name: curvature.of(name, start, self.built.get(name, {}))
+            for name, start in starts.items()
+        }
 
     def check(self, weight: float) -> None:
         """River's softmax regression takes no weight."""
@@ -320,7 +382,21 @@ class _Softmax:
             or not x.keys() <= self._touched.keys()
         ):
             self._touch(x, label)
+        if self._curvature is None:
+            self._estimator.learn_one(x, label)
+            return
+        before = {held: [weights.get(name, 0.0) for name in x] for held, weights in known.items()}
         self._estimator.learn_one(x, label)
+        rate = self._estimator.optimizer.lr.learning_rate
+        nothing = [0.0] * len(x)
+        for held, weights in self._estimator.weights.items():
+            was = before.get(held, nothing)
+            self._curvature.add(_CLASS + json.dumps(held), x, was, weights, rate)
+
+    def _begin(self) -> None:
+        self._start, self._touched, self._new = {}, {}, {}
+        if self._curvature is not None:
+            self._curvature.clear()
 
     def _touch(self, x: dict[str, Any], label: Label) -> None:
         """Remember the weights of the row's features in all classes, the row's own included."""
@@ -341,10 +417,10 @@ class _Softmax:
     def cut(self) -> Blocks:
         out: Blocks = {}
         for label, start in self._start.items():
-            delta = _changes(self._estimator.weights[label], start)
+            delta = changes(self._estimator.weights[label], start)
             if delta or label in self._new:  # an empty block still makes the class known
                 out[_CLASS + json.dumps(label)] = Block(ADDITIVE, delta)
-        self._start, self._touched, self._new = {}, {}, {}
+        self._begin()
         return out
 
     def rebase(self, values: Blocks) -> None:
@@ -353,10 +429,10 @@ class _Softmax:
                 label = json.loads(name[len(_CLASS) :])
                 weights = self._estimator.weights[label]
                 built = self.built.get(name, {})
-                _move(weights, self._start.get(label, {}), block.data, built)
+                move(weights, self._start.get(label, {}), block.data, built)
 
     def reset(self, values: Blocks) -> None:
-        self._start, self._touched, self._new = {}, {}, {}
+        self._begin()
         self._estimator.weights.clear()
         self._estimator.optimizers.clear()
         for name, weights in self.built.items():
@@ -368,12 +444,12 @@ class _Softmax:
         return {_CLASS + json.dumps(label): set(names) for label in self._estimator.weights}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
-        self._start, self._touched, self._new = {}, {}, {}
+        self._begin()
         estimator = self._estimator
         for label in list(estimator.weights):
             name = _CLASS + json.dumps(label)
             if name in values or name in self.built:
-                _put_back(names, estimator.weights[label], self.built.get(name, {}))
+                put_back(names, estimator.weights[label], self.built.get(name, {}))
             else:  # the rows made it known
                 del estimator.weights[label]
         estimator.optimizers.clear()
@@ -383,46 +459,4 @@ class _Softmax:
         for name, block in values.items():
             if name.startswith(_CLASS):
                 label = json.loads(name[len(_CLASS) :])
-                _drop(block.data, self._estimator.weights.get(label, {}))
-
-
-def _drop(names: Iterable[str], held: Any) -> None:
-    for name in names:
-        if name in held:
-            del held[name]
-
-
-def _put_back(names: Iterable[str], held: Any, built: dict[str, float]) -> None:
-    """These weights as built."""
-    for name in names:
-        if name in built:
-            held[name] = built[name]
-        elif name in held:  # river's pop raises, whatever its default
-            del held[name]
-
-
-def _changes(now: Any, start: dict[str, float]) -> dict[str, float]:
-    """now − start where it is not 0.  A NaN stays in: whoever merges it refuses it."""
-    delta = {}
-    for name, before in start.items():
-        after = float(now.get(name, 0.0))
-        if after != before:
-            delta[name] = after - before
-    return delta
-
-
-def _move(
-    weights: Any, start: dict[str, float], values: dict[str, float], built: dict[str, float]
-) -> None:
-    """Put ``built + values`` under the open delta of each weight."""
-    if not (start or built):
-        weights.update(values)
-        return
-    for name, value in values.items():
-        new = built.get(name, 0.0) + value
-        before = start.get(name)
-        if before is None:
-            weights[name] = new
-        elif new != before:  # else nothing to round
-            weights[name] = new + (weights.get(name, 0.0) - before)
-            start[name] = new
+                drop(block.data, self._estimator.weights.get(label, {}))

@@ -167,3 +167,51 @@ def test_stacked_scalers_follow_the_pipeline() -> None:
         plain.learn_one(features, label)
         model.learn(features, label, 1.0)
     assert {"scaler0", "scaler1"} <= model.cut().keys()
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_curvature_is_the_rate_times_the_squared_gradients(task: str) -> None:
+    """Measured from the steps; measuring changes no weight, and a cut begins anew."""
+    rows = [({"a": 1.0, "b": -2.0}, 1), ({"a": 0.5}, 0), ({"b": 3.0, "c": 1.0}, 1)]
+    rate = 0.25
+
+    def build() -> Linear:
+        if task == "multiclass":
+            return Linear(linear_model.SoftmaxRegression(optim.SGD(rate)))
+        return Linear(linear_model.LogisticRegression(optim.SGD(rate), intercept_lr=rate))
+
+    plain, measured = build(), build()
+    measured.compensate()
+    block = "weights/1" if task == "multiclass" else "weights"
+    expected: dict[str, float] = {}
+    for x, y in rows:
+        p = plain.predict(x).probabilities or {}
+        if y in p or task == "binary":
+            gradient = p[y] - 1.0 if task == "multiclass" else p[True] - y
+            gradient = gradient if y == 1 or task == "binary" else p.get(1, 0.0)
+        else:
+            gradient = -1.0 if y == 1 else p.get(1, 0.0)
+        for name, value in x.items():
+            step = rate * (gradient * value) ** 2
+            expected[name] = expected.get(name, 0.0) + step
+        plain.learn(x, y, 1.0)
+        measured.learn(x, y, 1.0)
+    curved = measured.curved()
+    assert {name: c for name, (_, c) in curved[block].items()} == pytest.approx(expected)
+    assert {start for start, _ in curved[block].values()} == {0.0}
+    delta = measured.cut()
+    assert delta == plain.cut()
+    assert plain.curved() == {}
+    measured.learn(*rows[0], 1.0)
+    again = measured.curved()[block]
+    assert again["a"][0] == pytest.approx(delta[block].data["a"])
+    measured.reset({})
+    assert not any(measured.curved().values())
+
+
+def test_only_log_losses_have_a_curvature() -> None:
+    for estimator in (linear_model.LinearRegression(), linear_model.Perceptron()):
+        model = Linear(estimator)
+        model.compensate()
+        model.learn({"a": 1.0}, True, 1.0)
+        assert model.curved() == {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
 from paramserver import errors, wire
@@ -136,6 +137,46 @@ def test_average_leaves_exact_blocks_alone() -> None:
     for partition in (1, 2, 3):
         s.push(push(partition, 1, 1, blocks=digest), lookup)
     assert s.values["d"].data == {"count": 3, "sum": 2**64 - 3}
+
+
+def test_compensated_corrects_for_what_others_did_by_the_curvature_used_up() -> None:
+    s = server("compensated")
+    everything = 1e9  # of the curvature is used up: exp(-4e9) is 0
+    s.push(push(1, 1, 8, x=4.0, curved={"w": {"k": (0.0, everything)}}), lookup)
+    assert s.values["w"].data == {"k": 4.0}  # nobody else: as it is
+    ack = s.push(push(2, 1, 8, x=2.0, curved={"w": {"k": (0.0, everything)}}), lookup)
+    # two learners of 8 rows each: (1 + 1/2) / 2 of the delta is kept, half of 4 - 0 taken back
+    assert s.values["w"].data == {"k": 4.0 + 0.75 * 2.0 - 0.5 * 4.0}
+    assert ack.scale == 0.5  # of what has no curvature
+    s.push(push(1, 9, 9, x=1.0, base=(3, 1), curved={"w": {"k": (4.0, 0.0)}}), lookup)
+    assert s.values["w"].data == {"k": 4.5}  # no curvature used up: a sum
+    s.push(push(2, 9, 9, key="new", base=(3, 0), curved={"w": {"k": (0.0, 1.0)}}), lookup)
+    assert s.values["w"].data["new"] == 1 / 3  # a key of unknown curvature: averaged
+
+
+@pytest.mark.parametrize(
+    "curved",
+    [
+        {"w": {"k": (float("nan"), 1.0)}},
+        {"w": {"k": (0.0, float("inf"))}},
+        {"w": {"k": (0.0, -1.0)}},
+        {"v": {"k": (0.0, 1.0)}},
+    ],
+)
+def test_compensated_refuses_what_is_no_curvature(curved: wire.Curved) -> None:
+    s = server("compensated")
+    s.push(push(1, 1, 5), lookup)
+    with pytest.raises(errors.ParamServerError):
+        s.push(push(2, 1, 5, curved=curved), lookup)
+    assert (s.version, s.clock, s.values["w"].data) == ((3, 1), {1: 5}, {"k": 1.0})
+
+
+def test_push_without_curvature_can_be_read() -> None:
+    """One of a replica that is older than the rule."""
+    new = wire.encode(wire.SyncRequest(wire.FORMAT, "r", 1, [push(1, 1, 1)], None, True, []))
+    fields = msgspec.msgpack.decode(new)
+    del fields[3][0][8:]
+    assert wire.decode_request(msgspec.msgpack.encode(fields)).pushes[0].curved == {}
 
 
 def test_reply_holds_what_changed() -> None:

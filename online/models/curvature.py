@@ -1,0 +1,47 @@
+"""How much curvature the rows of a delta have used up, key by key.
+
+The squared gradient of a log loss is its curvature in expectation, if the model is calibrated,
+and more where it is wrong.  A step is rate · gradient, so Σ step² / rate is Σ rate · gradient².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+class Curvature:
+    """Σ step² / rate by block and key, since it was last cleared."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, float]] = {}
+
+    def add(
+        self,
+        block: str,
+        names: Iterable[str],
+        before: Iterable[float],
+        now: Mapping[str, float],
+        rate: float,
+    ) -> None:
+        """The steps of one row, from weights as they were before it."""
+        if rate <= 0:
+            return
+        sums = self._sums.setdefault(block, {})
+        for name, weight in zip(names, before, strict=True):
+            step = now.get(name, 0.0) - weight
+            sums[name] = sums.get(name, 0.0) + step * step / rate
+
+    def of(
+        self, block: str, start: Mapping[str, float], built: Mapping[str, float]
+    ) -> dict[str, tuple[float, float]]:
+        """Start, as a value above what was built, and curvature of each key that has moved."""
+        sums = self._sums.get(block, {})
+        return {
+            name: (weight - built.get(name, 0.0), sums[name])
+            for name, weight in start.items()
+            if name in sums
+        }
+
+    def clear(self) -> None:
+        """Begin a new delta."""
+        self._sums.clear()
