@@ -74,6 +74,7 @@ class OrderedLearner:
         self.rewrite, self.control, self.frozen = 0, 0, False
         self.undone = Undone()
         self.arrival = Arrival(None)
+        self._rewritten = False  # what is undone is known already, the values are to come
         self._learned: dict[int, int] = {}  # last offset of each partition, of what learns
         self._served: dict[int, int] = {}  # the same of what answers, while rows are learned again
         self._target = BEGIN  # until here they are
@@ -103,7 +104,7 @@ class OrderedLearner:
 
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
-        if self.undone.has(partition, offset):
+        if self._rewritten or self.undone.has(partition, offset):
             return False
         contained = self._served if self._target > self.position else self._learned
         return contained.get(partition, 0) >= offset
@@ -281,6 +282,7 @@ class OrderedLearner:
         whole = reply.kind == "all" or coming is not None
         if not whole and (self.want_all or reply.rewrite != self.rewrite):
             self.want_all = True
+            self._rewritten = self.ready and reply.rewrite != self.rewrite
             return False
         changed = whole or (reply.epoch, reply.count) != self._known[1]
         clock = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
@@ -336,7 +338,7 @@ class OrderedLearner:
         self._newest = self._newest_awake = reply.position
         for partition, track in self.tracks.items():
             track.next = self._learned.get(partition, 0) + 1
-        self.want_all = False
+        self.want_all = self._rewritten = False
         self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
         if not goes_on:
             self.serving = self._training

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from river import linear_model, optim
 
-from online.config import Sync
+from online.config import ModelSettings, Settings, Sync
 from online.learner import Learner
 from online.models.linear import Linear
+from online.names import load_model, merge_rule
 from paramserver import wire
 from replay import codec
 from replay.example import Example
@@ -76,5 +77,8 @@ def test_other_rules_are_told_nothing() -> None:
 
 
 def test_auto_is_compensated() -> None:
-    assert Sync().rule == "compensated"
-    assert [Sync(merge=name).rule for name in ("sum", "average")] == ["sum", "average"]  # type: ignore[arg-type]
+    model = ModelSettings(name="m", task="binary", learner="logreg")
+    built = load_model(model, Settings(models=[model]), b"k" * 32).model
+    assert merge_rule(model, built) == "compensated"
+    for name in ("sum", "average", "ordered"):
+        assert merge_rule(model.model_copy(update={"sync": Sync(merge=name)}), built) == name
