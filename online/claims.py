@@ -8,6 +8,8 @@ A claim is counted before an adopted row is learned, so a learner that dies leav
   it.  A learner died at row ``k`` if it has claimed the one and not the other, so whoever is
   killed between two rows, or learns rows again, is not counted.  Deaths at a row are the claims
   of ``k`` less those of ``k + ENDED``; with ``DEATHS`` of them it is not learned any more.
+* Of a model learned in order several processes may learn an old row at the same time.  So one
+  that finds too many deaths looks again for a while: who lives will have ended by then.
 * A claim whose answer was lost is taken for one that has ended: rather one death too many than a
   good row given up.
 
@@ -41,10 +43,15 @@ class Claims:
     claim
         Counts one more claim of (partition, offset) durably; how many there were before it.
         Raises JournalUnavailable.
+    patience_s
+        How long another process may take to learn a row.
     """
 
-    def __init__(self, claim: Callable[[int, int], Awaitable[int]]) -> None:
+    def __init__(
+        self, claim: Callable[[int, int], Awaitable[int]], *, patience_s: float = 0.0
+    ) -> None:
         self._claim = claim
+        self._patience = round(patience_s / _PAUSE_S)
         self._row_by_row: dict[int, bool] = {}
         self._begun: Row | None = None
 
@@ -63,11 +70,21 @@ class Claims:
         if begun < DEATHS:
             return None
         deaths = begun - await self._surely(partition, row.offset + ENDED)
+        for _ in range(self._patience):
+            if deaths < DEATHS:
+                break
+            await asyncio.sleep(_PAUSE_S)
+            begun = await self._begin(row)  # in place of what the look above counted as an end
+            deaths = begun - await self._surely(partition, row.offset + ENDED)
         if deaths < DEATHS:
-            await self._begin(row)  # the look above was counted as an end
+            await self._begin(row)
             return None
         self._begun = None
         return GIVEN_UP
+
+    def careful(self, partition: int) -> bool:
+        """Whether the partition's rows are learned row by row."""
+        return self._row_by_row.get(partition, False)
 
     async def end(self) -> None:
         """To be awaited when the row that was begun is learned, or will not be by this process."""

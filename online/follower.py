@@ -39,6 +39,8 @@ class Follower:
         Rows in the open delta that start an exchange with the parameter server.
     """
 
+    _patience_s = 0.0  # with claims of others: nobody else adopts a partition of ours
+
     def __init__(
         self,
         learner: Learner | OrderedLearner,
@@ -55,7 +57,9 @@ class Follower:
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace = counts, pace
         self._stamp, self._updates = stamp, updates
-        self._claims = Claims(lambda *place: store.write(store.journal.claim, *place))
+        self._claims = Claims(
+            lambda *place: store.write(store.journal.claim, *place), patience_s=self._patience_s
+        )
 
     async def run(self) -> None:
         """Learn whatever is committed, for ever."""

@@ -49,6 +49,8 @@ class OrderedFollower(Follower):
         Rows of the store after those that are learned, at most; None before the first look.
     """
 
+    _patience_s = 5.0
+
     def __init__(
         self,
         learner: OrderedLearner,
@@ -64,6 +66,7 @@ class OrderedFollower(Follower):
         self.fresh_s: float | None = None
         self.behind: int | None = None
         self.caught_up = asyncio.Event()
+        self._before: int | None = None  # rows up to here are older than this process
         self._page: _Page | None = None  # whose rows are being learned
 
     async def _wait(self) -> None:
@@ -80,6 +83,9 @@ class OrderedFollower(Follower):
         self._finish_page()
         if run := self._from_memory():
             return run
+        if self._before is None:
+            newest = await self._store.read(self._store.journal.follow, self._model, 2**62, 1)
+            self._before = newest.upto
         asked_s, position = self._now_s(), learner.position
         page = await self._store.read(self._store.journal.follow, self._model, position, _PAGE_ROWS)
         if page.trimmed > position and learner.lacks(
@@ -123,4 +129,17 @@ class OrderedFollower(Follower):
             self.caught_up.set()
 
     async def _given_up(self, row: Row) -> str | None:
-        return self._writer.decisions.failure(row)
+        """Rows from before this process may have ended another one: they are claimed."""
+        if (reason := self._writer.decisions.failure(row)) is not None:
+            return reason
+        if self._before is None or row.seq > self._before:
+            return None
+        if row.partition == self._writer.partition:
+            return None
+        reason = await self._claims.begin(row)
+        if reason is not None:
+            await self._write_failed(row, reason)
+        elif self._claims.careful(row.partition):  # another process may have given it up
+            await self._writer.look()
+            reason = self._writer.decisions.failure(row)
+        return reason

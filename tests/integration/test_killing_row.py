@@ -43,11 +43,13 @@ _SETTINGS: dict[str, Any] = {
 _BOUND_S = 120.0
 
 
-def test_the_event_fails_and_everything_else_is_learned_once() -> None:
+@pytest.mark.parametrize("merge", ["auto", "ordered"])
+def test_the_event_fails_and_everything_else_is_learned_once(merge: str) -> None:
     with tempfile.TemporaryDirectory(prefix="online-deadly-") as name:
         folder = Path(name)
         (folder / "learner.py").write_text(_LEARNER)
-        write_settings(folder, _SETTINGS)
+        model = {**_SETTINGS["models"][0], "sync": {"merge": merge}}
+        write_settings(folder, {**_SETTINGS, "models": [model]})
         running = launch(folder)
         try:
             url = f"{running.url}/v1/models/deadly"
