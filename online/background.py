@@ -25,9 +25,11 @@ from online.learner import Learner
 from online.models.load import Loaded
 from online.names import journal_opener, load_model, merge_rule, server_name
 from online.ordered import OrderedLearner
+from online.overlay import OverlayLearner
 from online.replica import ModelReplica
 from online.tokens import Keys
 from paramserver.ray_client import ParameterClient
+from paramserver.server import MergeRule
 from replay.journal.base import Journal
 
 log = logging.getLogger("online.background")
@@ -44,18 +46,22 @@ def model_replica(
     journal: Journal,
     replica: str,
     *,
-    learns: bool = True,
+    for_others: bool = False,
 ) -> tuple[ModelReplica, ParameterClient]:
-    """One model of the settings in this process, and its way to the parameter server."""
+    """One model of the settings in this process, and its way to the parameter server.
+
+    ``for_others``: it learns what other processes write.
+    """
     limits = settings.limits
     client = ParameterClient(server_name(model.name))
     rows_max = max(model.sync.updates * 16, 1024)
     rule = merge_rule(model, loaded.model)
     learner: Learner | OrderedLearner
-    if rule == "ordered":
-        learner = OrderedLearner(
-            loaded.build, task=model.task, spec=loaded.spec_hash, rows_max=rows_max
-        )
+    whole: dict[str, Any] = {"task": model.task, "spec": loaded.spec_hash, "rows_max": rows_max}
+    if rule == "ordered" or (rule in ("overlay", "lagging") and for_others):
+        learner = OrderedLearner(loaded.build, **whole)
+    elif rule in ("overlay", "lagging"):
+        learner = OverlayLearner(loaded.build, own_rows=rule == "overlay", **whole)
     else:
         learner = Learner(
             loaded.build,
@@ -67,9 +73,16 @@ def model_replica(
         )
     made = ModelReplica(
         model, limits, learner, journal, client,
-        replica=replica, spec=loaded.spec_hash, learns=learns,
+        replica=replica, spec=loaded.spec_hash, learns=for_others or learns_here(model, rule),
     )  # fmt: skip
     return made, client
+
+
+def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
+    """Whether a replica learns what is written to it."""
+    if rule in ("overlay", "lagging"):
+        return rule == "overlay"
+    return model.learn == "inline"
 
 
 class Learning:
@@ -84,8 +97,9 @@ class Learning:
         keys = Keys.from_file(settings.key_path)
         loaded = load_model(model, settings, keys.secret, keys.old_secrets)
         self._replica, _ = model_replica(
-            model, settings, loaded, journal_opener(settings)(), processes.replica_name()
-        )
+            model, settings, loaded, journal_opener(settings)(), processes.replica_name(),
+            for_others=True,
+        )  # fmt: skip
         self._starting: asyncio.Task[None] | None = None
 
     async def follow(self, partition: int) -> None:
@@ -119,11 +133,22 @@ class Background:
 
     def start(self) -> None:
         """Begin; returns at once, rows wait in the journal until the process is there."""
-        self._actor = self._start()
         self._task = asyncio.create_task(self._tend())
+
+    @property
+    def _needed(self) -> bool:
+        """Whether this replica has the process: of those that share one, the server names it."""
+        learner = self._replica.learner
+        return learner.keeper if isinstance(learner, OverlayLearner) else True
 
     async def _tend(self) -> None:
         while True:
+            if not self._needed:
+                await self._end()
+                await asyncio.sleep(_LOOK_S)
+                continue
+            if self._actor is None:
+                self._actor = self._start()
             try:
                 await self._actor.follow.remote(self._replica.writer.partition)
             except RayActorError as error:
@@ -141,10 +166,16 @@ class Background:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self._end()
+
+    async def _end(self) -> None:
+        actor, self._actor = self._actor, None
+        if actor is None:
+            return
         with contextlib.suppress(RayError, TimeoutError):
             async with asyncio.timeout(2 * _STOP_S):
-                await self._actor.stop.remote()
-        ray.kill(self._actor)
+                await actor.stop.remote()
+        ray.kill(actor)
 
 
 def actor_of(data: dict[str, Any], model: str) -> Any:

@@ -310,11 +310,7 @@ class Service:
     def _deploy(self, settings: Settings) -> None:
         specs = {name: loaded.spec_hash for name, loaded in self._loaded.items()}
         origin = rollout.Origin.here(settings, specs)
-        surge = not any(
-            self._loaded[model.name].model.why_not_mergeable and model.learn == "background"
-            for model in settings.models
-        )
-        rollout.deploy(settings, origin, self._version, surge=surge)
+        rollout.deploy(settings, origin, self._version)
 
     # -- change ------------------------------------------------------------------------------
 

@@ -128,16 +128,20 @@ class AccessTokens(_Tree):
         return any(map(self.of, ROLES))
 
 
+Merge = Literal["auto", "sum", "average", "compensated", "ordered", "overlay", "lagging"]
+
+
 class Sync(_Tree):
     """How often a replica exchanges deltas, whichever of the two comes first."""
 
     interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
     updates: int = Field(64, ge=1, le=100_000, description="own rows that start one earlier")
-    merge: Literal["auto", "sum", "average", "compensated", "ordered"] = Field(
+    merge: Merge = Field(
         "auto",
         description="sum adds deltas, average scales them by others' pushes, compensated (what "
         "auto means) corrects them for what others did, where the model tells its curvature; "
-        "ordered: every replica learns everybody's rows, in the order of the journal",
+        "ordered: each replica learns all rows, in the order of the journal; overlay: one process "
+        "does, and each replica its own rows on what that publishes; lagging: without those",
     )
 
 

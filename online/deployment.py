@@ -18,7 +18,7 @@ from ray import serve
 from online import ingress, processes, telemetry
 from online.access import ROLES, Access
 from online.app import App
-from online.background import Background, actor_of, model_replica
+from online.background import Background, actor_of, learns_here, model_replica
 from online.config import Settings
 from online.features import Door
 from online.names import journal_opener, load_model, merge_rule
@@ -62,11 +62,11 @@ class Replica:
             loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
             origin.check_spec(name, loaded.spec_hash)
             journals[name] = open_one()
-            learns = model.learn == "inline"
+            rule = merge_rule(model, loaded.model)
             self._replicas[name], clients[name] = model_replica(
-                model, self._settings, loaded, journals[name], replica, learns=learns
+                model, self._settings, loaded, journals[name], replica
             )
-            if not learns:
+            if rule == "overlay" or not learns_here(model, rule):
                 self._background[name] = Background(
                     partial(actor_of, data, name), self._replicas[name]
                 )
@@ -79,7 +79,7 @@ class Replica:
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
                 "learn": model.learn,
-                "merge": merge_rule(model, loaded.model),
+                "merge": rule,
                 "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
             }
         self._cluster = Cluster(

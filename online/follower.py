@@ -15,6 +15,7 @@ from online.claims import Claims
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
+from online.overlay import OverlayLearner
 from online.pace import Pace
 from online.writer import Writer
 from replay.errors import JournalUnavailable
@@ -95,7 +96,7 @@ class Follower:
     async def _rows(self) -> Sequence[Row]:
         """The next rows to learn: from memory if they are there, else from the journal."""
         committed = self._writer.committed
-        assert isinstance(self._learner, Learner)
+        assert isinstance(self._learner, (Learner, OverlayLearner))
         for partition, offset in self._learner.wanted():
             n = _READ_ROWS
             if partition == self._writer.partition:

@@ -40,20 +40,11 @@ class Models:
         self._again: dict[str, int] = {}  # events to learn again, by model
 
     def load(self) -> dict[str, Loaded]:
-        """Every model, untrained.  StartRefused if so many replicas can't serve one."""
+        """Every model, untrained."""
         keys = Keys.from_file(self._settings.key_path)
         out = {}
         for model in self._settings.models:
-            loaded = out[model.name] = load_model(
-                model, self._settings, keys.secret, keys.old_secrets
-            )
-            alone = not loaded.model.mergeable and model.learn == "background"
-            if self._settings.replicas > 1 and alone:
-                raise StartRefused(
-                    f"model {model.name}: {loaded.model.why_not_mergeable}, so what several "
-                    f"processes learn can't be merged, and replicas is {self._settings.replicas}",
-                    "Set learn: inline, so that each replica learns all rows, or replicas: 1",
-                )
+            out[model.name] = load_model(model, self._settings, keys.secret, keys.old_secrets)
         return out
 
     def check(self, *, fresh: bool, relearn: bool) -> dict[str, Loaded]:

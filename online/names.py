@@ -115,11 +115,15 @@ def load_model(
 def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
     """How what several replicas learn comes together.
 
-    What can't be merged is learned in order, unless a process of its own learns it.
+    What can't be merged is learned in order by each replica, or, in the background, by one process
+    for all.
     """
-    if not built.mergeable and model.learn == "inline":
-        return "ordered"
-    return "compensated" if model.sync.merge == "auto" else model.sync.merge
+    asked = model.sync.merge
+    if asked in ("ordered", "overlay", "lagging"):
+        return asked
+    if not built.mergeable:
+        return "ordered" if model.learn == "inline" else "lagging"
+    return "compensated" if asked == "auto" else asked
 
 
 def running(settings: Settings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from evaluation.metrics import Task
-from online.arrival import Arrival
+from online.arrival import Arrival, Arriving
 from online.deltas import Track, Tracks
 from online.learner import CLOSED, LEARNED, Failed, increments_of
 from online.local import score_of
@@ -55,7 +55,6 @@ class OrderedLearner:
         Whether the server asks this replica for what it has learned.
     """
 
-    ordered: Final = True
     open_rows: Final = 0  # nothing is owed that another replica does not have too
 
     def __init__(self, build: Callable[[], Model], *, task: Task, spec: str, rows_max: int) -> None:
@@ -96,6 +95,11 @@ class OrderedLearner:
     def predict(self, features: Features) -> Prediction:
         """Answer of the local model.  Changes nothing."""
         return self.serving.predict(features)
+
+    @property
+    def role(self) -> str:
+        """One of the replicas of this role is asked for what it has learned."""
+        return "ordered"
 
     @property
     def own(self) -> int:
@@ -279,15 +283,15 @@ class OrderedLearner:
         if self._is_old(reply):
             return False
         coming = self.arrival.complete(reply)
-        whole = reply.kind == "all" or coming is not None
+        values = self._values_of(reply, coming)
+        whole = values is not None
         if not whole and (self.want_all or reply.rewrite != self.rewrite):
             self.want_all = True
             self._rewritten = self.ready and reply.rewrite != self.rewrite
             return False
         changed = whole or (reply.epoch, reply.count) != self._known[1]
         clock = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
-        if whole:
-            values = coming.pulled.blocks if coming else algebra.from_wire(reply.blocks)
+        if values is not None:
             self._begin_at(reply, values, clock)
         self.clock, self.durable, self._kept = clock, dict(reply.durable), reply.position
         self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
@@ -299,6 +303,12 @@ class OrderedLearner:
         self._stand()
         self.ready = True
         return changed
+
+    def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
+        """The values to begin with that have come; None: none have, or not all."""
+        if coming is not None:
+            return coming.pulled.blocks
+        return algebra.from_wire(reply.blocks) if reply.kind == "all" else None
 
     def _stand(self) -> None:
         """State the server's newest version, once all of its rows are here."""

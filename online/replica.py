@@ -34,6 +34,7 @@ from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
 from online.ordered_follower import OrderedFollower
+from online.overlay import OverlayLearner
 from online.owed import Owed
 from online.pace import Pace
 from online.tokens import forward_clock
@@ -55,6 +56,7 @@ log = logging.getLogger("online.replica")
 _PUSHES = 64  # deltas of one exchange
 _DROPS = 16  # pieces of old copies let go of after one
 _SYNC_TIMEOUT_S = 5.0
+_PUBLISH_S = 0.2  # between two states of a process that learns for others, at least
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _OPAQUE_SHARE = 0.02  # of the time may go into writing down a model that travels whole
@@ -113,7 +115,7 @@ class ModelReplica:
             frozen=lambda: learner.frozen,
             moved=self._on_commit,
             sealed=self._on_sealed,
-            follows=learner if isinstance(learner, Learner) and not learns else None,
+            follows=None if learns else learner,
         )
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._refused: str | None = None
@@ -125,13 +127,15 @@ class ModelReplica:
         self._control = 0  # newest control row that is acted on
         self._fresh_at: float | None = None
         self._versions_behind: int | None = None
+        self._take_due_s = 0.0
+        self._publishes = False
         self._cut_cost_s, self._cut_at, self._cut_share = 0.0, 0.0, _OPAQUE_SHARE
         self._tasks: list[asyncio.Task[None]] = []
 
     def _new_follower(self) -> Follower:
         learner, settings = self.learner, self.settings
         parts = (self.writer, self.store, self.counts, self._pace)
-        if isinstance(learner, OrderedLearner):
+        if isinstance(learner, OrderedLearner) and not isinstance(learner, OverlayLearner):
             return OrderedFollower(
                 learner,
                 *parts,
@@ -184,10 +188,13 @@ class ModelReplica:
         Its owner does not learn, and its seal is not waited for; after a start, or a restart, it
         goes on from the server's clock.  Idempotent.
         """
+        self._cut_share = _FOLLOWED_SHARE
+        if isinstance(self.learner, OrderedLearner):  # all partitions, always
+            self._publishes = True
+            return
         for other, track in list(self.learner.tracks.items()):
             if track.end is None and other not in (partition, self.writer.partition):
                 self.learner.abandon(other)
-        self._cut_share = _FOLLOWED_SHARE
         if partition not in self.learner.tracks:
             self.learner.adopt(partition, None)
             self._pace.now.set()
@@ -327,7 +334,8 @@ class ModelReplica:
     @property
     def _cut_due_s(self) -> float:
         """A state travels whole: not more often than its cost allows, or the snapshots need."""
-        return max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / self._cut_share)
+        least_s = _PUBLISH_S if self._publishes else self.settings.snapshots.interval_s / 2
+        return max(least_s, self._cut_cost_s / self._cut_share)
 
     @contextlib.contextmanager
     def _cutting(self) -> Iterator[None]:
@@ -339,7 +347,6 @@ class ModelReplica:
     async def _exchange(self, pushes: list[Any], state: OrderedState | None = None) -> bool | None:
         """One push and pull.  None: no contact; otherwise whether anything changed."""
         learner = self.learner
-        ordered = isinstance(learner, OrderedLearner)
         self._act_on(pushes)
         request = SyncRequest(
             format=FORMAT,
@@ -347,13 +354,13 @@ class ModelReplica:
             partition=self.writer.partition,
             pushes=[] if learner.want_all else pushes,
             since=learner.since,
-            values=learner.catching_up or not self._learns or (learner.mergeable and not ordered),
+            values=self._wants_values(),
             adopting=[p for p in learner.tracks if p != self.writer.partition],
             report=self.report(),
             control=self._control,
             after=learner.arrival.after,
             adopts=self._learns,
-            ordered=ordered,
+            role=learner.role if isinstance(learner, OrderedLearner) else "",
             state=state,
         )
         sent_at = self._monotonic_s()
@@ -377,7 +384,7 @@ class ModelReplica:
         if part:
             for _ in learner.take_part(reply):
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
-        changed = part or learner.on_reply(reply)
+        changed = part or self._take(reply)
         for _ in islice(learner.drop_old(), _DROPS):
             await asyncio.sleep(0)
         if learner.control != self._control:
@@ -385,7 +392,8 @@ class ModelReplica:
         if learner.catching_up:
             self._pace.now.set()
         else:
-            self._fresh_at = sent_at - reply.confirmed_ms / 1e3
+            if not isinstance(learner, OverlayLearner) or learner.is_newest(reply):
+                self._fresh_at = sent_at - reply.confirmed_ms / 1e3
             self._versions_behind = max(reply.count - learner.version[1], 0)
         for partition in reply.orphans:
             await self._adopt(partition)
@@ -393,6 +401,24 @@ class ModelReplica:
             self._pace.now.set()
         self._follower.wake.set()
         return changed or bool(reply.orphans)
+
+    def _wants_values(self) -> bool:
+        """Whether the next reply should have some."""
+        learner = self.learner
+        if learner.catching_up:
+            return True
+        if isinstance(learner, OverlayLearner):
+            return self._monotonic_s() >= self._take_due_s
+        return not isinstance(learner, OrderedLearner) and (learner.mergeable or not self._learns)
+
+    def _take(self, reply: SyncReply) -> bool:
+        """Take a reply.  Loading a model whole stops everything else: not too often."""
+        begun_s, version = self._monotonic_s(), self.learner.version
+        changed = self.learner.on_reply(reply)
+        if isinstance(self.learner, OverlayLearner) and self.learner.version != version:
+            now = self._monotonic_s()
+            self._take_due_s = now + (now - begun_s) / _FOLLOWED_SHARE
+        return changed
 
     async def _adopt(self, partition: int) -> None:
         if partition == self.writer.partition or partition in self.learner.tracks:

@@ -112,7 +112,7 @@ def _fingerprint(keys: Keys) -> str:
     return hashlib.sha256(b"fingerprint" + keys.secret).hexdigest()[:16]
 
 
-def deploy(settings: Settings, origin: Origin, version: int, *, surge: bool) -> None:
+def deploy(settings: Settings, origin: Origin, version: int) -> None:
     """Bring the replicas to these settings; returns when all of them answer.
 
     Parameters
@@ -121,9 +121,6 @@ def deploy(settings: Settings, origin: Origin, version: int, *, surge: bool) -> 
         What a replica compares itself with.
     version
         Replicas of another version are replaced; with the same one, only their number changes.
-    surge
-        Start a replacement before what it replaces stops.  Not for a model whose copies can't
-        be merged: two of them would learn at the same time.
 
     Raises StartRefused if replicas do not start.
     """
@@ -143,7 +140,7 @@ def deploy(settings: Settings, origin: Origin, version: int, *, surge: bool) -> 
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options={"num_cpus": 0.01},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
-        max_surge_percent=_SURGE_PERCENT if surge else 0,
+        max_surge_percent=_SURGE_PERCENT,
     )
     # Serve makes up a version at each call, which would replace every replica to scale.
     deployment = deployment.options(version=str(version), _internal=True)

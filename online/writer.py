@@ -24,6 +24,7 @@ from online.config import Limits
 from online.errors import RequestError
 from online.journal_threads import JournalThreads
 from online.learner import Learner
+from online.ordered import OrderedLearner
 from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
 from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
 
@@ -130,7 +131,7 @@ class Writer:
         frozen: Callable[[], bool],
         moved: Callable[[bool], None],
         sealed: Callable[[int], Awaitable[int]],
-        follows: Learner | None = None,
+        follows: Learner | OrderedLearner | None = None,
     ) -> None:
         self.partition = 0
         self.known = 0

@@ -16,7 +16,7 @@ class _Contact:
     partition: int
     report: dict[str, float] | None
     control: int
-    ordered: bool
+    role: str
 
 
 class Contacts:
@@ -31,9 +31,7 @@ class Contacts:
 
     def note(self, request: SyncRequest, now_s: float) -> None:
         """A replica was in contact."""
-        contact = _Contact(
-            now_s, request.partition, request.report, request.control, request.ordered
-        )
+        contact = _Contact(now_s, request.partition, request.report, request.control, request.role)
         self._last[request.replica] = contact
 
     def drop_old(self, now_s: float) -> None:
@@ -45,9 +43,10 @@ class Contacts:
         """Whether every replica heard of since then acts on the control row."""
         return all(c.control >= control for c in self._last.values() if c.at_s >= since_s)
 
-    def keeper(self, since_s: float) -> str | None:
-        """The replica, of those heard of since then, that is longest there; None: nobody."""
-        live = [(c.partition, r) for r, c in self._last.items() if c.at_s >= since_s and c.ordered]
+    def keeper(self, role: str, since_s: float) -> str | None:
+        """The replica of a role, of those heard of since then, that is longest there."""
+        of_role = [(r, c) for r, c in self._last.items() if c.role == role]
+        live = [(c.partition, r) for r, c in of_role if c.at_s >= since_s]
         return min(live)[1] if live else None
 
     def reports(self, now_s: float) -> dict[str, dict[str, float]]:

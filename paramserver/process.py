@@ -288,7 +288,7 @@ class ServerProcess:
             if message.state is not None:
                 server.take(message.state, self._lookup)
             lease_s = self._settings.lease_s
-            keeper = self._contacts.keeper(now_s - lease_s) == message.replica
+            keeper = message.replica == self._contacts.keeper(message.role, now_s - lease_s)
             asked = [p for p in orphans if p not in message.adopting]
             confirmed_ms = 1000.0 * (now_s - self._confirmed_s)
             # encoded under the lock: the reply shares its blocks with the server

@@ -34,12 +34,14 @@ from paramserver.parts import PART_KEYS, Parts
 from paramserver.state import Contained, SnapshotState
 from paramserver.store import PartitionInfo
 
-MergeRule = Literal["sum", "average", "compensated", "ordered"]
+MergeRule = Literal["sum", "average", "compensated", "ordered", "overlay", "lagging"]
 """How additive blocks of a push are scaled: by 1; by 1 / (1 + pushes by others since); or
 corrected for what others did since, where the push tells its curvature, and averaged elsewhere.
 See :mod:`paramserver.compensation`.
 
-``ordered``: nothing is pushed; a replica sends what it has learned of all rows in order.
+The others push nothing: one process sends what it has learned of all rows in order.  With
+``ordered`` each replica learns like that, with ``overlay`` its own rows on top of what was sent,
+with ``lagging`` nothing.
 """
 
 Lookup = Callable[[int], PartitionInfo | None]
@@ -66,7 +68,7 @@ class Server:
     model, spec, spec_text
         Whose parameters they are.  A push of another spec hash is refused.
     rule
-        ``sum``, ``average``, ``compensated`` or ``ordered``.
+        see :data:`MergeRule`.
     epoch
         This server's epoch, taken from the store by compare-and-set.
     history_max
@@ -265,7 +267,7 @@ class Server:
         """State after the pushes.  It shares blocks: encode it before the next push."""
         named = {request.partition, *request.adopting, *orphans}
         named.update(push.partition for push in request.pushes)
-        if request.ordered and request.values and request.since is None:
+        if request.role == "ordered" and request.values and request.since is None:
             named |= self.clock.keys() | self.closed
         return wire.SyncReply(
             format=wire.FORMAT,

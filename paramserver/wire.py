@@ -91,8 +91,10 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
         that it wrote before is committed and pushed.
     adopts
         Whether it may be asked to adopt partitions.  One that learns nothing itself may not.
-    ordered
-        It learns the model's rows in commit order, and needs the whole clock beside all values.
+    role
+        ``ordered``: it learns the model's rows in commit order, and needs the whole clock beside
+        all values.  ``host``: it can run a process that does.  Of the replicas of a role one is
+        told that it is the ``keeper``.
     state
         What such a replica has learned; None: nothing to say.
     """
@@ -108,7 +110,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     control: int = 0
     after: Place | None = None
     adopts: bool = True
-    ordered: bool = False
+    role: str = ""
     state: OrderedState | None = None
 
 
@@ -161,7 +163,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         Of a model that is learned in order: the last ``seq`` that the values contain, and how
         many rows they have learned.
     keeper
-        This replica is asked to send what it has learned in order.
+        This replica is asked to do what its role is.
     """
 
     format: int

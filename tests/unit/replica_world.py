@@ -15,6 +15,7 @@ from online.features import Door
 from online.learner import Learner
 from online.models.linear import Linear
 from online.ordered import OrderedLearner
+from online.overlay import OverlayLearner
 from online.replica import ModelReplica
 from online.serving import Serving
 from online.tokens import Keys, Nonces, Tokens, event_key
@@ -86,6 +87,7 @@ class World:
         now_s: Callable[[], float] = time.time,
         learns: bool = True,
         ordered: bool = False,
+        overlay: bool = False,
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
@@ -93,7 +95,11 @@ class World:
             name="m", task="regression", learner="linreg", sync=Sync(interval_ms=5), **settings
         )
         learner: Learner | OrderedLearner
-        if ordered:
+        if overlay:
+            learner = OverlayLearner(
+                build, task="regression", spec=SPEC, rows_max=64, own_rows=learns
+            )
+        elif ordered:
             learner = OrderedLearner(build, task="regression", spec=SPEC, rows_max=64)
         else:
             learner = Learner(
