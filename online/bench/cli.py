@@ -62,15 +62,35 @@ def fidelity(rows: Rows = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
-    """Accuracy on Elec2 with all traffic on one of four replicas, and spread over two.
+    """Accuracy with all traffic on one of four replicas, and spread over two and four.
 
-    Example: online bench replicas --rows 10000
+    Elec2 and INSECTS; with four, as fast as they go, and for several intervals between two
+    exchanges.  Needs both in ONLINE_DATA_DIR.  Example: online bench replicas --rows 10000
     """
     from online.bench import replicas as bench
 
     found = [bench.solo(rows)]
     found += [bench.spread(rows, merge=rule) for rule in ("compensated", "average", "sum")]
-    _show("replicas on Elec2", found, as_json=as_json)
+    for case in bench.CASES[1:]:
+        for rule in ("compensated", "average", "ordered"):
+            found.append(bench.spread(rows, case=case, merge=rule, replicas=4, clients=8))
+        for interval_ms in (5.0, 100.0, 500.0, 2000.0):
+            found.append(
+                bench.spread(rows, case=case, replicas=4, clients=8, interval_ms=interval_ms)
+            )
+    _show("replicas", found, as_json=as_json)
+
+
+@app.command()
+def trees(rows: Rows = 12_000, as_json: AsJson = False) -> None:
+    """A Hoeffding tree learned in order by three replicas, and a forest of ten by one process.
+
+    Needs Elec2 in ONLINE_DATA_DIR.  Example: online bench trees --rows 4000
+    """
+    from online.bench import trees as bench
+
+    found = [bench.ordered(rows), bench.overlay(rows)]
+    _show("trees in three replicas, Elec2", found, as_json=as_json)
 
 
 @app.command()
@@ -287,6 +307,7 @@ def everything() -> None:
     freshness(rate=500.0, seconds=30.0)
     fidelity(rows=None)
     replicas(rows=None)
+    trees()
     merge()
     journal()
     found = [_passes(command) for command in (http, push, durability, contention, recovery)]

@@ -1,4 +1,4 @@
-"""What several replicas cost in accuracy: all traffic on one of four, and spread over two."""
+"""What several replicas cost in accuracy: all traffic on one of four, spread over two or four."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.bench.service import Running, service, settle
 from online.config import data_dir
@@ -43,19 +44,43 @@ class Accuracy:
     rows_per_s: float
 
 
-def _settings(replicas: int, merge: str) -> dict[str, Any]:
-    model = {"name": "m", "task": "binary", "learner": "logreg", "params": {"lr": 0.05}}
-    return {"replicas": replicas, "models": [{**model, "sync": {"merge": merge}}]}
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A stream, and a linear model with its rate."""
+
+    stream: str = "elec2"
+    task: Task = "binary"
+    learner: str = "logreg"
+    lr: float = 0.05
+
+    def settings(self, replicas: int, merge: str, interval_ms: float = 20.0) -> dict[str, Any]:
+        """Of a service with this model."""
+        sync = {"merge": merge, "interval_ms": interval_ms, "updates": 100_000}
+        if interval_ms == 20.0:
+            del sync["updates"]
+        model: dict[str, Any] = {"name": "m", "task": self.task, "learner": self.learner}
+        model |= {"params": {"lr": self.lr}, "sync": sync}
+        return {"replicas": replicas, "models": [model]}
+
+    def build(self) -> Model:
+        """The same model by itself."""
+        params = {"lr": self.lr}
+        return load(
+            self.learner, params, task=self.task, classes=None, key=b"", base_dir=Path()
+        ).model
 
 
-def _learner() -> Model:
-    params = {"lr": 0.05}
-    return load("logreg", params, task="binary", classes=None, key=b"", base_dir=Path()).model
+CASES = (
+    Case(),
+    Case(lr=0.8),
+    Case(stream="insects", task="multiclass", learner="softmax", lr=0.0125),
+)
+"""Elec2 at the rate of the merge table and at a single learner's best, INSECTS at its best."""
 
 
-def single(rows: Iterable[tuple[Features, Label]], late: int) -> float:
+def single(case: Case, rows: Iterable[tuple[Features, Label]], late: int) -> float:
     """Accuracy of one learner that gets each label ``late`` rows after its turn."""
-    model, waiting = _learner(), deque[tuple[Features, Label]]()
+    model, waiting = case.build(), deque[tuple[Features, Label]]()
     right = n = 0
     for features, label in rows:
         right += model.predict(features).label == label
@@ -68,9 +93,10 @@ def single(rows: Iterable[tuple[Features, Label]], late: int) -> float:
 
 def solo(rows: int | None = None, merge: str = "auto") -> Accuracy:
     """All traffic on one of four replicas, round the balancer."""
-    stream = open_stream("elec2", data_dir())
+    case = CASES[0]
+    stream = open_stream(case.stream, data_dir())
     data = list(islice(stream.rows, rows))
-    with service(_settings(4, merge)) as running:
+    with service(case.settings(4, merge)) as running:
         url = min(running.replica_urls().values())
         right = 0
         begun = time.monotonic()
@@ -83,7 +109,7 @@ def solo(rows: int | None = None, merge: str = "auto") -> Accuracy:
                 assert status == 200, receipt
         seconds = time.monotonic() - begun
         shares = _shares(running, len(data))
-    alone = single(data, 0)
+    alone = single(case, data, 0)
     name = f"4 replicas, all on one, merge {merge}"
     n = len(data)
     return Accuracy(name, n, right / n, alone, shares, 0.0, alone, n / seconds)
@@ -137,12 +163,18 @@ class _Dealer:
 
 
 def spread(
-    rows: int | None = None, *, merge: str = "auto", replicas: int = 2, clients: int = 4
+    rows: int | None = None,
+    *,
+    case: Case = CASES[0],
+    merge: str = "auto",
+    replicas: int = 2,
+    clients: int = 4,
+    interval_ms: float = 20.0,
 ) -> Accuracy:
-    """Rows dealt in order to a few connections through the balancer."""
-    stream = open_stream("elec2", data_dir())
+    """Rows dealt in order to a few connections through the balancer, as fast as they go."""
+    stream = open_stream(case.stream, data_dir())
     data = list(islice(stream.rows, rows))
-    with service(_settings(replicas, merge)) as running:
+    with service(case.settings(replicas, merge, interval_ms)) as running:
         dealer = _Dealer(data)
         threads = [
             threading.Thread(target=dealer.work, args=(running.url, i)) for i in range(clients)
@@ -156,13 +188,14 @@ def spread(
         shares = _shares(running, len(data))
     late, n = dealer.rows_late(), len(data)
     return Accuracy(
-        setting=f"{replicas} replicas through the balancer, merge {merge}",
+        setting=f"{case.stream}, rate {case.lr:g}, {replicas} replicas, merge {merge}, "
+        f"every {interval_ms:g} ms",
         rows=n,
         accuracy=dealer.right / n,
-        single=single(data, 0),
+        single=single(case, data, 0),
         shares=shares,
         rows_late=late,
-        late_accuracy=single(data, round(late)),
+        late_accuracy=single(case, data, round(late)),
         rows_per_s=n / seconds,
     )
 
