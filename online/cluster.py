@@ -220,6 +220,7 @@ class Service:
             )
         models = Models(self._settings, self._progress)
         self._loaded = models.check(fresh=fresh, relearn=relearn)
+        self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
             self._start_servers(self._settings)
@@ -324,8 +325,10 @@ class Service:
         StartRefused
             The new settings can't be served; what ran before goes on.
         """
+        new = Models(settings, self._progress)
+        models = new.load()
+        settings = new.chosen(models)
         found = rollout.changes(self._settings, settings)
-        models = Models(settings, self._progress).load()
         restart = [*found.restart]
         for name in models.keys() & self._loaded.keys():
             if models[name].spec_hash != self._loaded[name].spec_hash and not restart:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from online.claims import Claims
+from online.cost import Cost
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
@@ -58,6 +60,7 @@ class Follower:
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace = counts, pace
         self._stamp, self._updates = stamp, updates
+        self.cost = Cost(time.monotonic)
         self._claims = Claims(
             lambda *place: store.write(store.journal.claim, *place), patience_s=self._patience_s
         )
@@ -125,7 +128,9 @@ class Follower:
             await self._claims.end()
             return False
         before = self._stamp()
+        begun_s = time.perf_counter()
         failed = self._learner.learn(row, given_up)
+        self.cost.note(time.perf_counter() - begun_s)
         if failed is not None:
             self._counts["failed"] += 1
             if given_up is None:

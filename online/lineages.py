@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 
-from online.config import Settings, environment, own_token
+from online.config import ModelSettings, Settings, environment, own_token
+from online.cost import SHARE_MAX
 from online.errors import StartRefused
 from online.http import bearer
 from online.models.load import Loaded
-from online.names import load_model, open_journal, snapshots_path
+from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.tokens import Keys
 from paramserver import rewrites
 from paramserver.lineage import Lineage, begin_epoch, publish
@@ -56,6 +57,32 @@ class Models:
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.task}, {model.learner}")
         return out
+
+    def chosen(self, loaded: Mapping[str, Loaded]) -> Settings:
+        """The settings, with `auto` decided where all replicas would learn too much.
+
+        What learning took is in the newest snapshot: above ``SHARE_MAX`` of a core, one process
+        learns for all.
+        """
+        models = [self._chosen(model, loaded[model.name]) for model in self._settings.models]
+        return self._settings.model_copy(update={"models": models})
+
+    def _chosen(self, model: ModelSettings, loaded: Loaded) -> ModelSettings:
+        if model.sync.merge != "auto" or merge_rule(model, loaded.model) != "ordered":
+            return model
+        place = lineage_place(snapshots_path(self._settings), model.name, loaded.spec_hash)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        history.index()
+        listed = history.listed()
+        share = listed[0].metrics.get("learn_share", 0.0) if listed else 0.0
+        if share <= SHARE_MAX:
+            return model
+        self._progress(
+            f"model {model.name}: learning took {share:.0%} of a core in each replica; "
+            "now one process learns for all (merge: overlay)"
+        )
+        sync = model.sync.model_copy(update={"merge": "overlay"})
+        return model.model_copy(update={"sync": sync})
 
     def _check_lineage(
         self, journal: Journal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool

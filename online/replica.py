@@ -284,6 +284,7 @@ class ModelReplica:
         gauges: dict[str, float] = {"waiting": self.writer.waiting, "own": self.learner.own}
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
+        gauges |= self._follower.cost.report()
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}

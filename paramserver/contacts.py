@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from paramserver.wire import SyncRequest
+
+
+_SHARE: Final = "learn_share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,11 @@ class Contacts:
         of_role = [(r, c) for r, c in self._last.items() if c.role == role]
         live = [(c.partition, r) for r, c in of_role if c.at_s >= since_s]
         return min(live)[1] if live else None
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers for a snapshot: how many replicas, and the largest of what learning takes."""
+        shares = [(c.report or {}).get(_SHARE, 0.0) for c in self._last.values()]
+        return {"replicas": float(len(self._last)), _SHARE: max(shares, default=0.0)}
 
     def reports(self, now_s: float) -> dict[str, dict[str, float]]:
         """Newest counters of the replicas that sent some."""

@@ -347,7 +347,7 @@ class ServerProcess:
                 server, store, history = self._serving()
                 state = None
                 if server.count != self._published:
-                    metrics = {"replicas": float(len(self._contacts))}
+                    metrics = self._contacts.metrics()
                     state = server.begin_snapshot(self._host.wall(), self._parent, metrics)
             if state is not None:
                 try:

@@ -1,0 +1,48 @@
+"""What learning costs: microseconds a row, and the share of a core that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+_WINDOW_S: Final = 30.0
+_LEAST_S: Final = 10.0
+SHARE_MAX: Final = 0.25
+"""More than this of a core for rows that every replica learns, and one process should do it."""
+
+
+class Cost:
+    """Counts the time that rows take.
+
+    Parameters
+    ----------
+    monotonic_s
+        A clock in seconds.
+    """
+
+    def __init__(self, monotonic_s: Callable[[], float]) -> None:
+        self._now_s = monotonic_s
+        self._rows, self._all_s = 0, 0.0
+        self._begun_s, self._busy_s, self._last = monotonic_s(), 0.0, 0.0
+
+    def note(self, seconds: float) -> None:
+        """A row was learned in so many seconds."""
+        self._rows += 1
+        self._all_s += seconds
+        now_s = self._now_s()
+        if now_s - self._begun_s > _WINDOW_S:
+            self._last = self._busy_s / (now_s - self._begun_s)
+            self._begun_s, self._busy_s = now_s, 0.0
+        self._busy_s += seconds
+
+    def report(self) -> dict[str, float]:
+        """``learn_us`` a row since the start, ``learn_share`` of a core in half a minute."""
+        if not self._rows:
+            return {}
+        took_s = self._now_s() - self._begun_s
+        now = self._busy_s / took_s if took_s > _LEAST_S else 0.0
+        share = max(now, self._last if took_s < _WINDOW_S else 0.0)
+        return {
+            "learn_us": round(self._all_s / self._rows * 1e6, 1),
+            "learn_share": round(share, 4),
+        }
