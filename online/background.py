@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -74,6 +75,7 @@ def model_replica(
     made = ModelReplica(
         model, limits, learner, journal, client,
         replica=replica, spec=loaded.spec_hash, learns=for_others or learns_here(model, rule),
+        cpu_s=time.thread_time,
     )  # fmt: skip
     return made, client
 

@@ -84,6 +84,8 @@ class ModelReplica:
     now_s, monotonic_s
         Wall clock (POSIX seconds) and monotonic clock.  The wall clock may be set back: this
         process's time goes on.
+    cpu_s
+        What tells the cost of writing down and loading a model; by default the monotonic clock.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class ModelReplica:
         learns: bool = True,
         now_s: Callable[[], float] = time.time,
         monotonic_s: Callable[[], float] = time.monotonic,
+        cpu_s: Callable[[], float] | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -128,6 +131,7 @@ class ModelReplica:
         self._fresh_at: float | None = None
         self._versions_behind: int | None = None
         self._take_due_s = 0.0
+        self._cpu_s = cpu_s or monotonic_s
         self._publishes = False
         self._cut_cost_s, self._cut_at, self._cut_share = 0.0, 0.0, _OPAQUE_SHARE
         self._tasks: list[asyncio.Task[None]] = []
@@ -340,10 +344,10 @@ class ModelReplica:
 
     @contextlib.contextmanager
     def _cutting(self) -> Iterator[None]:
-        begun = self._monotonic_s()
+        begun = self._cpu_s()
         yield
         self._cut_at = self._monotonic_s()
-        self._cut_cost_s = self._cut_at - begun
+        self._cut_cost_s = self._cpu_s() - begun
 
     async def _exchange(self, pushes: list[Any], state: OrderedState | None = None) -> bool | None:
         """One push and pull.  None: no contact; otherwise whether anything changed."""
@@ -414,11 +418,11 @@ class ModelReplica:
 
     def _take(self, reply: SyncReply) -> bool:
         """Take a reply.  Loading a model whole stops everything else: not too often."""
-        begun_s, version = self._monotonic_s(), self.learner.version
+        begun_s, version = self._cpu_s(), self.learner.version
         changed = self.learner.on_reply(reply)
         if isinstance(self.learner, OverlayLearner) and self.learner.version != version:
-            now = self._monotonic_s()
-            self._take_due_s = now + (now - begun_s) / _FOLLOWED_SHARE
+            cost_s = self._cpu_s() - begun_s
+            self._take_due_s = self._monotonic_s() + cost_s / _FOLLOWED_SHARE
         return changed
 
     async def _adopt(self, partition: int) -> None:
