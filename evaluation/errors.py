@@ -18,3 +18,17 @@ class StreamUnusable(EvaluationError):
 
     def __str__(self) -> str:
         return f"stream {self.stream!r}: {self.problem}. {self.remedy}"
+
+
+class PeerGone(EvaluationError):
+    """A benchmark's peer ended without an answer; ``python`` is what it was run with."""
+
+    def __init__(self, python: str) -> None:
+        super().__init__(python)
+        self.python = python
+
+    def __str__(self) -> str:
+        return (
+            f"the peer that {self.python} runs ended without an answer (its message is above); "
+            "give the Python of an environment with avalanche-lib==0.6.0"
+        )

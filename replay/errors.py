@@ -1,4 +1,4 @@
-"""Everything the journal refuses, with value, bound and remedy.
+"""Everything the journal and the buffers refuse, with value, bound and remedy.
 
 ``definite`` says what the caller may conclude: True, nothing of the call was written; False, it
 may or may not have been, and the same call is sent again to find out.
@@ -219,3 +219,43 @@ class PayloadInvalid(ReplayError):
             f"payload refused: {self.reason}; "
             "features and label are finite numbers of 64 bits, booleans, text or null"
         )
+
+
+class SettingInvalid(ReplayError):
+    """A setting of a buffer, of a retrieval or of the rehearsal is outside of its bounds."""
+
+    def __init__(self, setting: str, value: str, remedy: str) -> None:
+        super().__init__(setting, value, remedy)
+        self.setting = setting
+        self.value = value
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.setting} = {self.value}; {self.remedy}"
+
+
+class StateMismatch(ReplayError):
+    """A buffer's state is of another policy or of other settings.  The buffer is unchanged."""
+
+    def __init__(self, setting: str, found: str, expected: str) -> None:
+        super().__init__(setting, found, expected)
+        self.setting = setting
+        self.found = found
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return (
+            f"the buffer's state has {self.setting} = {self.found}, this buffer has "
+            f"{self.expected}; set it back, or rebuild the buffer from the journal"
+        )
+
+
+class StateInvalid(ReplayError):
+    """Bytes that are no buffer's state.  The buffer is unchanged."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"no buffer's state ({self.reason}); rebuild the buffer from the journal"

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -298,6 +299,35 @@ def journal(as_json: AsJson = False) -> None:
         print(row)
 
 
+@app.command()
+def buffers(
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with avalanche-lib==0.6.0")
+    ] = None,
+    largest: Annotated[int, typer.Option(help="most items", min=1_000)] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="turns of each size", min=1)] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """A step of rehearsal (10 items in, 10 drawn) by size and length of stream, beside Avalanche.
+
+    Example: online bench buffers --peer ../avalanche/bin/python
+    """
+    from evaluation.benchmarks import buffers as bench
+
+    sizes = [n for n in bench.SIZES if n <= largest]
+    found = bench.run(
+        sizes=sizes, rounds=rounds, peer=peer, progress=lambda x: print(x, file=sys.stderr)
+    )
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        _show("by items kept", found.kept, as_json=False)
+        _show("by items offered to 1,000 slots", found.offered, as_json=False)
+        if found.beside:
+            _show("beside Avalanche's reservoir", found.beside, as_json=False)
+    raise typer.Exit(0 if found.good else 1)
+
+
 @app.command("all")
 def everything() -> None:
     """Every table, one after the other (about an hour).
@@ -310,7 +340,9 @@ def everything() -> None:
     trees()
     merge()
     journal()
-    found = [_passes(command) for command in (http, push, durability, contention, recovery)]
+    found = [
+        _passes(command) for command in (http, push, buffers, durability, contention, recovery)
+    ]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)
 

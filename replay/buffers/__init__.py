@@ -1,0 +1,1 @@
+"""Bounded memories of examples to learn again; one policy a file."""

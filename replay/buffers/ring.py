@@ -1,0 +1,120 @@
+"""The last items, in the order in which they came."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+import msgspec
+
+from replay.buffers.base import NONE, Buffer, checked_capacity, items_of_share, unpacked
+from replay.buffers.item import Item
+from replay.buffers.slots import Slots, SlotsState
+from replay.errors import StateInvalid
+
+
+class _Body(msgspec.Struct, array_like=True):
+    oldest_first: list[int]  # slots
+    slots: SlotsState
+
+
+_decoder = msgspec.msgpack.Decoder(_Body)
+
+
+class Ring(Buffer):
+    """Every item is taken; the oldest one leaves, or at the cap the source's own oldest one.
+
+    Parameters
+    ----------
+    capacity
+        Most items.
+    source_share_max
+        Most of the capacity that one source may have, in (0, 1]; at least one item.  1: no cap.
+
+    Examples
+    --------
+    >>> from replay.buffers.item import Item
+    >>> ring = Ring(capacity=3)
+    >>> for i in range(5):
+    ...     left = ring.insert(Item(b"%d" % i, {"x": i}, label=True))
+    >>> left.features["x"], sorted(item.features["x"] for item in ring)
+    (1, [2, 3, 4])
+    """
+
+    def __init__(self, capacity: int, *, source_share_max: float = 1.0) -> None:
+        cap = items_of_share("source_share_max", source_share_max, checked_capacity(capacity))
+        super().__init__({"capacity": capacity, "source_share_max": source_share_max})
+        self._capacity = capacity
+        self._source_max = max(cap, 1)
+        self._slots = Slots()
+        self._count = 0
+        self._slot_of: OrderedDict[int, int] = OrderedDict()  # by count, oldest first
+        self._counts: list[int] = []  # by slot
+        self._by_source: dict[str, deque[int]] = {}  # counts, oldest first
+
+    @property
+    def parts(self) -> tuple[Slots, Slots]:
+        return NONE, self._slots
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    def insert(self, item: Item) -> Item | None:
+        own = self._by_source.get(item.source)
+        if own is not None and len(own) >= self._source_max:
+            slot = self._slot_of.pop(own[0])
+        elif len(self._slots) >= self._capacity:
+            _, slot = self._slot_of.popitem(last=False)
+        else:
+            slot = len(self._slots)
+            self._slots.append(item)
+            self._counts.append(0)
+            self._enter(item.source, slot)
+            return None
+        old = self._slots.replace(slot, item)
+        self._leave(old.source)
+        self._enter(item.source, slot)
+        return old
+
+    def _enter(self, source: str, slot: int) -> None:
+        self._count += 1
+        self._slot_of[self._count] = slot
+        self._counts[slot] = self._count
+        own = self._by_source.get(source)
+        if own is None:
+            own = self._by_source[source] = deque()
+        own.append(self._count)
+
+    def _leave(self, source: str) -> None:
+        """Whichever item leaves is the oldest one of its source."""
+        own = self._by_source[source]
+        own.popleft()
+        if not own:
+            del self._by_source[source]
+
+    def purge(self, source: str) -> int:
+        lost = self._by_source.pop(source, ())
+        for count in lost:
+            slot = self._slot_of.pop(count)
+            last = self._slots.remove(slot)
+            moved = self._counts.pop()
+            if slot != last:
+                self._counts[slot] = moved
+                self._slot_of[moved] = slot
+        return len(lost)
+
+    def _body(self) -> _Body:
+        return _Body(list(self._slot_of.values()), self._slots.state())
+
+    def _restore(self, body: msgspec.Raw) -> None:
+        kept = unpacked(_decoder, body)
+        slots = Slots.restored(kept.slots)
+        if len(slots) > self._capacity:
+            raise StateInvalid(f"{len(slots)} items, {self._capacity} fit")
+        if sorted(kept.oldest_first) != list(range(len(slots))):
+            raise StateInvalid("the order of the ring does not name each slot once")
+        self._slots, self._count = slots, 0
+        self._slot_of, self._by_source = OrderedDict(), {}
+        self._counts = [0] * len(slots)
+        for slot in kept.oldest_first:
+            self._enter(slots.items[slot].source, slot)
