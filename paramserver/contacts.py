@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from paramserver.wire import SyncRequest
 
-
 _SHARE: Final = "learn_share"
 
 
