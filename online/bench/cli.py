@@ -83,15 +83,15 @@ def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def trees(rows: Rows = 12_000, as_json: AsJson = False) -> None:
+def trees(rows: Rows = 8000, as_json: AsJson = False) -> None:
     """A Hoeffding tree learned in order by three replicas, and a forest of ten by one process.
 
-    Needs Elec2 in ONLINE_DATA_DIR.  Example: online bench trees --rows 4000
+    Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: online bench trees --rows 4000
     """
     from online.bench import trees as bench
 
-    found = [bench.ordered(rows), bench.overlay(rows)]
-    _show("trees in three replicas, Elec2", found, as_json=as_json)
+    found = [bench.run(*case, rows) for case in bench.CASES]
+    _show("trees in three replicas", found, as_json=as_json)
 
 
 @app.command()

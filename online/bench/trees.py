@@ -22,7 +22,7 @@ from online.bench.service import Running, service, settle
 from online.config import data_dir
 from online.http import Connection
 from replay import codec
-from replay.example import Features, Label
+from replay.example import Features, Label, label_text
 from replay.journal.sqlite import SqliteJournal
 
 _REPLICAS = 3
@@ -95,19 +95,20 @@ class _Asking:
         return [took for _, took, _ in self.seen], apart, len(news)
 
 
-def ordered(rows: int | None) -> Trees:
-    """A Hoeffding tree, learned by each replica."""
-    return _run("hoeffding", "ordered", rows, rate=400.0)
+CASES = (
+    ("hoeffding", "ordered", "elec2", 400.0),
+    ("arf", "ordered", "elec2", 100.0),
+    ("arf", "overlay", "elec2", 100.0),
+    ("arf", "overlay", "insects", 100.0),
+)
+"""Model, who learns, stream, rows a second."""
 
 
-def overlay(rows: int | None) -> Trees:
-    """A forest, learned by one process; each replica learns its own rows on top."""
-    return _run("arf", "overlay", rows, rate=100.0)
-
-
-def _run(factory: str, merge: str, rows: int | None, rate: float) -> Trees:
-    data = list(itertools.islice(open_stream("elec2", data_dir()).rows, rows))
-    model = {"name": "m", "task": "binary", "learner": f"online.bench.trees:{factory}"}
+def run(factory: str, merge: str, name: str, rate: float, rows: int | None) -> Trees:
+    """A model in three replicas on a stream, at a fixed rate."""
+    stream = open_stream(name, data_dir())
+    data = list(itertools.islice(stream.rows, rows))
+    model = {"name": "m", "task": stream.task, "learner": f"online.bench.trees:{factory}"}
     settings = {"replicas": _REPLICAS, "models": [{**model, "sync": {"merge": merge}}]}
     build = {"hoeffding": hoeffding, "arf": arf}[factory]
     with service(settings) as running:
@@ -120,7 +121,7 @@ def _run(factory: str, merge: str, rows: int | None, rate: float) -> Trees:
         equal = _equal(running, build(), data) if merge == "ordered" else None
     waits, apart, versions = asking.waits()
     return Trees(
-        f"{factory}, {_REPLICAS} replicas, merge {merge}",
+        f"{factory}, {name}, {_REPLICAS} replicas, merge {merge}, {rate:g} rows/s",
         len(data),
         right / len(data),
         _single(build(), data),
