@@ -22,7 +22,7 @@ from online.bench.service import Running, service, settle
 from online.config import data_dir
 from online.http import Connection
 from replay import codec
-from replay.example import Features, Label, label_text
+from replay.example import Features, Label
 from replay.journal.sqlite import SqliteJournal
 
 _REPLICAS = 3

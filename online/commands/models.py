@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from evaluation.metrics import Task
-from online.commands.base import AsJson
+from online.commands.base import AsJson, load_settings
 from online.config import data_dir
 from online.errors import ConfigError
 from online.models.base import Model
@@ -96,6 +96,34 @@ def check(
     else:
         _conclude(loaded.model, good=good)
     raise typer.Exit(0 if good else 1)
+
+
+@app.command("seal")
+def seal(
+    pickled: Annotated[Path, typer.Argument(help="a pickle that you trust: it is run when served")],
+    out: Annotated[Path, typer.Argument(help="the sealed file")],
+    settings: Annotated[
+        Path | None, typer.Option("--settings", help="settings file: names the service's key")
+    ] = None,
+) -> None:
+    """Seal a pickled model with the service's key, so that it can be served.
+
+    The file is not unpickled here.  Serve it with `learner: sealed` and `artifact: OUT`.
+
+    Example: online models seal model.pkl model.sealed --settings online.yaml
+    """
+    from online.models.sealed import seal as sealed
+    from online.tokens import Keys
+
+    try:
+        data = pickled.read_bytes()
+    except OSError as error:
+        raise ConfigError("FILE", f"{pickled}: {error.strerror}", "Name an existing file") from None
+    keys = Keys.from_file(load_settings(settings).key_path)
+    part = out.with_name(out.name + ".part")
+    part.write_bytes(sealed(data, keys.secret))
+    part.replace(out)
+    print(f"{out}: {len(data):,} bytes under the seal of the service's key")
 
 
 def _show(row: dict[str, Any], promise: str) -> None:

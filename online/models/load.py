@@ -30,6 +30,7 @@ from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.opaque import Opaque
+from online.models.sealed import sealed
 from online.models.structure import steps
 
 
@@ -127,6 +128,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "linreg": linreg,
     "ftrl": ftrl,
     "mlp": mlp,
+    "sealed": sealed,
 }
 
 
@@ -181,6 +183,8 @@ def load(
     if artifact is not None:
         given["artifact"] = str(base_dir / artifact)
         origin["artifact"] = _hash(learner, base_dir / artifact)
+    if factory is sealed:
+        given["keys"] = (key, *old_keys)
 
     def make() -> Model:
         return _wrap(learner, _make(learner, factory, given), task, key, old_keys)
