@@ -99,7 +99,7 @@ def test_a_file_is_needed() -> None:
 def test_the_command_seals_with_the_services_key(tmp_path: Path) -> None:
     settings = tmp_path / "online.yaml"
     settings.write_text(
-        f"state_dir: {tmp_path}/state\nmodels:\n  - {name: m, task: binary, learner: logreg}\n"
+        f"state_dir: {tmp_path}/state\nmodels:\n  - {{name: m, task: binary, learner: logreg}}\n"
     )
     pickled, out = tmp_path / "model.pkl", tmp_path / "model.sealed"
     pickled.write_bytes(pickle.dumps(tree.HoeffdingTreeClassifier()))
