@@ -145,22 +145,20 @@ class Background:
 
     async def _tend(self) -> None:
         while True:
-            if not self._needed:
-                await self._end()
-                await asyncio.sleep(_LOOK_S)
-                continue
-            if self._actor is None:
-                self._actor = self._start()
             try:
-                await self._actor.follow.remote(self._replica.writer.partition)
+                if not self._needed:
+                    await self._end()
+                elif self._actor is None:
+                    self._actor = self._start()
+                else:
+                    await self._actor.follow.remote(self._replica.writer.partition)
             except RayActorError as error:
                 self._replica.counts["learner_restarts"] += 1
                 log.warning("model %s: its learner process ended: %s", self._model, _line(error))
-                await asyncio.sleep(_LOOK_S)  # not at once: it may end at each start
-                self._actor = self._start()
-            except RayError as error:
+                self._actor = None
+            except Exception as error:  # of Ray or its node: this has to go on
                 log.error("model %s: its learner process: %s", self._model, _line(error))
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_LOOK_S)  # not at once: it may end at each start
 
     async def stop(self) -> None:
         """End the process.  What it has not learned is another replica's to adopt."""
@@ -174,10 +172,12 @@ class Background:
         actor, self._actor = self._actor, None
         if actor is None:
             return
-        with contextlib.suppress(RayError, TimeoutError):
-            async with asyncio.timeout(2 * _STOP_S):
-                await actor.stop.remote()
-        ray.kill(actor)
+        try:
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(2 * _STOP_S):
+                    await actor.stop.remote()
+        finally:
+            ray.kill(actor)
 
 
 def actor_of(data: dict[str, Any], model: str) -> Any:

@@ -8,6 +8,7 @@ A claim is counted before an adopted row is learned, so a learner that dies leav
   it.  A learner died at row ``k`` if it has claimed the one and not the other, so whoever is
   killed between two rows, or learns rows again, is not counted.  Deaths at a row are the claims
   of ``k`` less those of ``k + ENDED``; with ``DEATHS`` of them it is not learned any more.
+  (A process that has caught up says so under ``ENDED``: it did not die.)
 * Of a model learned in order several processes may learn an old row at the same time.  So one
   that finds too many deaths looks again for a while: who lives will have ended by then.
 * A claim whose answer was lost is taken for one that has ended: rather one death too many than a
@@ -35,6 +36,9 @@ GIVEN_UP: Final = "two learners died at this row"
 _PAUSE_S = 0.2
 
 
+Claim = Callable[[int, int], Awaitable[int]]
+
+
 class Claims:
     """Claims of one process.
 
@@ -47,40 +51,54 @@ class Claims:
         How long another process may take to learn a row.
     """
 
-    def __init__(
-        self, claim: Callable[[int, int], Awaitable[int]], *, patience_s: float = 0.0
-    ) -> None:
+    def __init__(self, claim: Claim, *, patience_s: float = 0.0) -> None:
         self._claim = claim
         self._patience = round(patience_s / _PAUSE_S)
         self._row_by_row: dict[int, bool] = {}
+        self._said = False  # that this process has survived
         self._begun: Row | None = None
 
     async def begin(self, row: Row) -> str | None:
         """To be awaited before an adopted row is learned; why it must not be, or None."""
         partition = row.partition
         if partition not in self._row_by_row:
-            before = await self._surely(partition, 0)
+            before = await self._open(partition, 0, self._surely)
             self._row_by_row[partition] = before >= DEATHS
             if before >= DEATHS:
                 log.warning("partition %d: %d learners before; row by row", partition, before)
         if not self._row_by_row[partition]:
             return None
         self._begun = row
-        begun = await self._begin(row)
-        if begun < DEATHS:
-            return None
-        deaths = begun - await self._surely(partition, row.offset + ENDED)
-        for _ in range(self._patience):
-            if deaths < DEATHS:
-                break
-            await asyncio.sleep(_PAUSE_S)
-            begun = await self._begin(row)  # in place of what the look above counted as an end
-            deaths = begun - await self._surely(partition, row.offset + ENDED)
-        if deaths < DEATHS:
-            await self._begin(row)
+        if await self._open(partition, row.offset, self._begin) < DEATHS:
             return None
         self._begun = None
         return GIVEN_UP
+
+    async def _open(self, partition: int, offset: int, begin: Claim) -> int:
+        """Claim; how many claims of others have not ended, at most DEATHS are told apart."""
+        begun = await begin(partition, offset)
+        if begun < DEATHS:
+            return begun
+        opened = begun - await self._surely(partition, offset + ENDED)
+        for _ in range(self._patience):
+            if opened < DEATHS:
+                break
+            await asyncio.sleep(_PAUSE_S)
+            # in place of what the look above counted as an end
+            begun = await begin(partition, offset)
+            opened = begun - await self._surely(partition, offset + ENDED)
+        if opened < DEATHS or offset == 0:
+            await begin(partition, offset)
+        return opened
+
+    async def survived(self) -> None:
+        """This process has learned all that was there when it began, and lives."""
+        survived, self._row_by_row = list(self._row_by_row), dict.fromkeys(self._row_by_row, False)
+        if self._said:
+            return
+        self._said = True
+        for partition in survived:
+            await self._surely(partition, ENDED)
 
     def careful(self, partition: int) -> bool:
         """Whether the partition's rows are learned row by row."""
@@ -92,13 +110,13 @@ class Claims:
             await self._surely(row.partition, row.offset + ENDED)
             self._begun = None
 
-    async def _begin(self, row: Row) -> int:
+    async def _begin(self, partition: int, offset: int) -> int:
         while True:
             try:
-                return await self._claim(row.partition, row.offset)
+                return await self._claim(partition, offset)
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
-                await self._surely(row.partition, row.offset + ENDED)
+                await self._surely(partition, offset + ENDED)
 
     async def _surely(self, partition: int, offset: int) -> int:
         while True:

@@ -335,7 +335,7 @@ class Service:
                 restart.append(f"models.{name}: its code")
         if restart:
             return [*(f"{name} needs a restart of the service" for name in restart), _NOTHING]
-        replace = bool(found.rolling) or self._incomplete
+        replace = bool(found.rolling) or self._incomplete or self._compensates(settings, models)
         if not replace and not found.scaled:
             return ["the settings are as they were"]
         self._incomplete = True
@@ -350,6 +350,12 @@ class Service:
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines
+
+    def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
+        """Whether replicas have to tell their curvature that did not, as there was only one."""
+        alone = {self._settings.replicas == 1, settings.replicas == 1}
+        rules = {merge_rule(model, loaded[model.name].model) for model in settings.models}
+        return len(alone) > 1 and "compensated" in rules
 
     def _wait_http(self) -> None:
         """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""

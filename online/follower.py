@@ -61,6 +61,8 @@ class Follower:
         self._counts, self._pace = counts, pace
         self._stamp, self._updates = stamp, updates
         self.cost = Cost(time.monotonic)
+        # what the process that learns for all can learn is not what this one can
+        self._decides = not isinstance(learner, OverlayLearner)
         self._claims = Claims(
             lambda *place: store.write(store.journal.claim, *place), patience_s=self._patience_s
         )
@@ -124,7 +126,7 @@ class Follower:
     async def _learn(self, row: Row) -> bool:
         """Learn one row; False if a merge has moved the pointer meanwhile."""
         given_up = await self._given_up(row)
-        if not self._learner.wants(row):
+        if self._moved() or not self._learner.wants(row):
             await self._claims.end()
             return False
         before = self._stamp()
@@ -133,7 +135,7 @@ class Follower:
         self.cost.note(time.perf_counter() - begun_s)
         if failed is not None:
             self._counts["failed"] += 1
-            if given_up is None:
+            if given_up is None and self._decides:
                 await self._write_failed(row, failed.reason)
         self._counts["learned"] += failed is None and row.verdict is not Verdict.FROZEN
         if owed := self._learner.open_rows:
@@ -141,9 +143,15 @@ class Follower:
         if owed >= self._updates:
             self._pace.now.set()
         if row.partition == self._writer.partition:
-            self._writer.note_learned(row, before, failed.reason if failed else None)
+            reason = failed.reason if failed else None
+            undecided = reason is not None and given_up is None and not self._decides
+            self._writer.note_learned(row, before, reason, undecided=undecided)
         await self._claims.end()
         return True
+
+    def _moved(self) -> bool:
+        """Whether other values were begun with since the rows at hand were asked for."""
+        return False
 
     async def _given_up(self, row: Row) -> str | None:
         """Why the row must not be learned: the journal says so, or learners have died at it."""

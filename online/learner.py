@@ -23,6 +23,7 @@ from evaluation.metrics import Task, increments, majority
 from online.deltas import Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
 from online.models.base import Mendable, Model
+from online.models.errors import NothingLearned
 from online.tally import TALLIED
 from paramserver.wire import SyncReply
 from replay import codec
@@ -70,7 +71,8 @@ class Learner(LocalModel):
             try:
                 self._learn(row, example)
             except Exception as error:  # whatever the model raises: it is a stranger's code
-                self._put_back(example)
+                if not isinstance(error, NothingLearned):
+                    self._put_back(example)
                 failed = Failed(row, f"{type(error).__name__}: {error}"[:500])
             else:
                 self._open.rows.append((row, example))

@@ -119,10 +119,10 @@ def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
     for all.
     """
     asked = model.sync.merge
-    if asked in ("ordered", "overlay", "lagging"):
-        return asked
-    if not built.mergeable:
-        return "ordered" if model.learn == "inline" else "lagging"
+    if asked in ("ordered", "overlay", "lagging") or not built.mergeable:
+        if model.learn == "background":
+            return "lagging"
+        return asked if asked in ("overlay", "lagging") else "ordered"
     return "compensated" if asked == "auto" else asked
 
 

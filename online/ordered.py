@@ -22,6 +22,7 @@ from online.deltas import Track, Tracks
 from online.learner import CLOSED, LEARNED, Failed, increments_of
 from online.local import score_of
 from online.models.base import Model, Prediction
+from online.models.errors import NothingLearned
 from online.tally import Tally
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
@@ -73,6 +74,7 @@ class OrderedLearner:
         self.rewrite, self.control, self.frozen = 0, 0, False
         self.undone = Undone()
         self.arrival = Arrival(None)
+        self.began = 0  # how often values were begun with
         self._rewritten = False  # what is undone is known already, the values are to come
         self._learned: dict[int, int] = {}  # last offset of each partition, of what learns
         self._served: dict[int, int] = {}  # the same of what answers, while rows are learned again
@@ -86,6 +88,7 @@ class OrderedLearner:
         )  # position, version, rows learned
         self._standing = 0  # rows learned by the values of ``version``
         self._base: Blocks = {}
+        self._epoch = 0  # of the server whose values were begun with
         self._began = BEGIN  # a position, and what has changed since, up to others
         self._spans: list[tuple[int, Touched]] = []
         self._since: list[tuple[Row, Example]] = []
@@ -185,7 +188,8 @@ class OrderedLearner:
         try:
             self._learn(row, example)
         except Exception as error:  # whatever the model raises: it is a stranger's code
-            self._put_back()
+            if not isinstance(error, NothingLearned):
+                self._put_back()
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
         self._since.append((row, example))
         return None
@@ -231,7 +235,8 @@ class OrderedLearner:
         while self._spans and self._spans[0][0] <= self._kept:
             self._began, _ = self._spans.pop(0)  # a server that goes back behind it gets all
         base, blocks = BEGIN, algebra.copy(self._base)
-        if self._kept >= self._began:
+        met = self.arrival.met[0]
+        if self._kept > self._began or (self._kept == self._began and met == self._epoch):
             base, changed = self._kept, Touched()
             for _, touched in self._spans:
                 algebra.add_touched(changed, touched)
@@ -328,6 +333,7 @@ class OrderedLearner:
 
         If the values were rewritten, the old one does not go on.
         """
+        self.began += 1
         rewritten = reply.rewrite != self.rewrite
         self.rewrite = reply.rewrite
         ahead = max(self.position, self._target) > reply.position
@@ -337,13 +343,13 @@ class OrderedLearner:
         elif not goes_on:
             self._served, self._target = {}, BEGIN
         if self.ready:
-            lost = [max(last - clock.get(p, 0), 0) for p, last in self._learned.items()]
-            self.relearned += sum(lost)
+            told = self._learned.keys() & clock.keys()
+            self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in told)
         self._training = self._build()
         self._training.reset(values)
         self.tally.reset(values)
         self._base, self._since = values, []
-        self._began, self._spans = reply.position, []
+        self._began, self._spans, self._epoch = reply.position, [], reply.epoch
         self._learned, self.position = dict(clock), reply.position
         self._newest = self._newest_awake = reply.position
         for partition, track in self.tracks.items():

@@ -67,6 +67,7 @@ class OrderedFollower(Follower):
         self.behind: int | None = None
         self.caught_up = asyncio.Event()
         self._before: int | None = None  # rows up to here are older than this process
+        self._copy = 0  # of the model, when the rows at hand were asked for
         self._page: _Page | None = None  # whose rows are being learned
 
     async def _wait(self) -> None:
@@ -77,10 +78,13 @@ class OrderedFollower(Follower):
 
     async def _rows(self) -> Sequence[Row]:
         learner, writer = self._ordered, self._writer
+        self._copy = learner.began
         if not learner.follows:
             self._page = None
             return ()
         self._finish_page()
+        if self.caught_up.is_set():
+            await self._claims.survived()
         if run := self._from_memory():
             return run
         if self._before is None:
@@ -94,13 +98,13 @@ class OrderedFollower(Follower):
             return ()
         rows: Sequence[Row] = page.rows
         upto: int = page.upto
-        ended = len(rows) < _PAGE_ROWS
         for i, row in enumerate(rows):
             if row.partition == writer.partition and row.offset > writer.known:
                 # its answer is still to come: nobody waits for it yet
                 rows, upto = rows[:i], rows[i - 1].seq if i else position
                 break
         last = rows[-1].seq if rows else position
+        ended = len(page.rows) < _PAGE_ROWS and len(rows) == len(page.rows)
         self._page = _Page(last, upto, asked_s if ended else None)
         self.behind = max(page.upto - position, 0)
         if not rows:
@@ -127,6 +131,9 @@ class OrderedFollower(Follower):
         if page.asked_s is not None:
             self.fresh_s, self.behind = page.asked_s, 0
             self.caught_up.set()
+
+    def _moved(self) -> bool:
+        return self._ordered.began != self._copy
 
     async def _given_up(self, row: Row) -> str | None:
         """Rows from before this process may have ended another one: they are claimed."""

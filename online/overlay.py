@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from online.arrival import Arriving
+from online.learner import CLOSED
 from online.ordered import OrderedLearner
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks
@@ -63,7 +64,13 @@ class OverlayLearner(OrderedLearner):
     def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
         if reply.kind != "changes" or coming is not None:
             return super()._values_of(reply, coming)
-        if self.want_all or reply.since != self.version or not reply.blocks:
+        if self.want_all or reply.since != self.version:
+            return None
+        if not reply.blocks:  # rows that have changed nothing: these values are the newest
+            self.version, self._standing = (reply.epoch, reply.count), reply.learned
+            told = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
+            for partition, last in told.items():
+                self._learned[partition] = max(last, self._learned.get(partition, 0))
             return None
         values = algebra.copy(self._pulled)
         algebra.put(values, algebra.from_wire(reply.blocks))

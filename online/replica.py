@@ -59,8 +59,7 @@ _SYNC_TIMEOUT_S = 5.0
 _PUBLISH_S = 0.2  # between two states of a process that learns for others, at least
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
-_OPAQUE_SHARE = 0.02  # of the time may go into writing down a model that travels whole
-_FOLLOWED_SHARE = 0.005  # the same, if a replica reads it back while it answers: that stops it
+_WHOLE_SHARE = 0.005  # of the time may go into writing down or loading a model: that stops it
 
 
 class ParameterServerClient(Protocol):
@@ -133,7 +132,7 @@ class ModelReplica:
         self._take_due_s = 0.0
         self._cpu_s = cpu_s or monotonic_s
         self._publishes = False
-        self._cut_cost_s, self._cut_at, self._cut_share = 0.0, 0.0, _OPAQUE_SHARE
+        self._cut_cost_s, self._cut_at = 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def _new_follower(self) -> Follower:
@@ -192,7 +191,6 @@ class ModelReplica:
         Its owner does not learn, and its seal is not waited for; after a start, or a restart, it
         goes on from the server's clock.  Idempotent.
         """
-        self._cut_share = _FOLLOWED_SHARE
         if isinstance(self.learner, OrderedLearner):  # all partitions, always
             self._publishes = True
             return
@@ -340,7 +338,7 @@ class ModelReplica:
     def _cut_due_s(self) -> float:
         """A state travels whole: not more often than its cost allows, or the snapshots need."""
         least_s = _PUBLISH_S if self._publishes else self.settings.snapshots.interval_s / 2
-        return max(least_s, self._cut_cost_s / self._cut_share)
+        return max(least_s, self._cut_cost_s / _WHOLE_SHARE)
 
     @contextlib.contextmanager
     def _cutting(self) -> Iterator[None]:
@@ -422,7 +420,7 @@ class ModelReplica:
         changed = self.learner.on_reply(reply)
         if isinstance(self.learner, OverlayLearner) and self.learner.version != version:
             cost_s = self._cpu_s() - begun_s
-            self._take_due_s = self._monotonic_s() + cost_s / _FOLLOWED_SHARE
+            self._take_due_s = self._monotonic_s() + cost_s / _WHOLE_SHARE
         return changed
 
     async def _adopt(self, partition: int) -> None:

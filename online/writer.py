@@ -364,10 +364,17 @@ class Writer:
                 # Its adopter learns it: nobody here can say yet what will become of it.
                 self._answer(waiting, i, Recorded("queued", standing, now, now, repeat))
 
-    def note_learned(self, row: Row, before: str, reason: str | None) -> None:
-        """A row of this partition was learned (``reason``: why it could not be)."""
+    def note_learned(
+        self, row: Row, before: str, reason: str | None, *, undecided: bool = False
+    ) -> None:
+        """A row of this partition was learned (``reason``: why it could not be).
+
+        ``undecided``: another process has the last word, and has not said it.
+        """
         if waiters := self._waiters.pop(row.offset, ()):
             status, now = self._status(row, reason), self._stamp()
+            if undecided:
+                status, reason = "queued", None
             for waiting, i, repeat in waiters:
                 self._answer(waiting, i, Recorded(status, row, before, now, repeat, reason))
 

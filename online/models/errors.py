@@ -26,7 +26,11 @@ class LearnerUnusable(ModelError):
         return f"learner {self.learner!r}: {self.problem}. {self.remedy}"
 
 
-class WeightUnsupported(ModelError):
+class NothingLearned(ModelError):
+    """A row that was refused before anything was changed: nothing has to be put back."""
+
+
+class WeightUnsupported(NothingLearned):
     """A row with a weight other than 1 for an estimator that takes none; nothing was learned."""
 
     def __init__(self, weight: float, estimator: str) -> None:
@@ -54,7 +58,7 @@ class StateNotFinite(ModelError):
         )
 
 
-class LabelUnknown(ModelError):
+class LabelUnknown(NothingLearned):
     """A label for which the model has no output; nothing was learned."""
 
     def __init__(self, label: object, known: Sequence[object]) -> None:
@@ -66,7 +70,7 @@ class LabelUnknown(ModelError):
         return f"label {self.label!r:.80} is none of {known:.200}. Give the model an output for it"
 
 
-class RowUnusable(ModelError):
+class RowUnusable(NothingLearned):
     """A row that a model can make nothing of; nothing was learned."""
 
     def __init__(self, problem: str) -> None:

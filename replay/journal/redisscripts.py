@@ -340,7 +340,7 @@ for i = 6, #ARGV, 2 do
       if tonumber(field(row[2], 'at')) >= before then break end
       upto = tonumber(string.match(row[1], '^%d+'))
       redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))
-      redis.call('HDEL', P .. ':claims:' .. number, int(upto))
+      redis.call('HDEL', P .. ':claims:' .. number, int(upto), int(upto + 1099511627776))
       redis.call('XDEL', P .. ':order:' .. model, field(row[2], 'seq') .. '-0')
       newest = math.max(newest, tonumber(field(row[2], 'seq')))
       removed = removed + 1

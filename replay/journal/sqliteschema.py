@@ -74,8 +74,10 @@ READ = (
     ' ORDER BY "offset"'
 )
 FOLLOW = (
-    f"SELECT {ROW} FROM rows WHERE model = {MODEL} AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+    f"SELECT {ROW} FROM rows NOT INDEXED WHERE model = {MODEL} AND seq > ? AND seq <= ?"
+    " ORDER BY seq LIMIT ?"
 )
+# NOT INDEXED: by an index of the model every look would walk all of its rows.
 NEWEST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'rows'"
 ADMIT = (
     'SELECT p.model, p."end", p.sealed,'
@@ -130,6 +132,7 @@ OLDEST = (
 )
 DROP_ROWS = 'DELETE FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
 DROP_CLAIMS = 'DELETE FROM claims WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
+CLAIM_ENDED = 2**40  # an end of a claim stands so far above it
 SET_TRIMMED_SEQ = "UPDATE models SET trimmed = max(trimmed, ?) WHERE id = ?"
 TRIMMED_SEQ = "SELECT trimmed FROM models WHERE name = ?"
 SET_TRIMMED = "UPDATE partitions SET trimmed = ? WHERE id = ?"

@@ -29,7 +29,8 @@ def trim(db: sqlite3.Connection, model: int, upto: Mapping[int, int], before: fl
             last, newest = int(offset), int(seq)
         if last > first:
             db.execute(sql.DROP_ROWS, (partition, first, last))
-            db.execute(sql.DROP_CLAIMS, (partition, first, last))
+            for above in (0, sql.CLAIM_ENDED):
+                db.execute(sql.DROP_CLAIMS, (partition, above + first, above + last))
             db.execute(sql.SET_TRIMMED, (last, partition))
             db.execute(sql.SET_TRIMMED_SEQ, (newest, model))
         removed += last - first

@@ -127,6 +127,7 @@ def counts_claims(open_: Open) -> None:
     with open_() as one, open_() as two:
         p, q = _fill(one, "p", (1.0, 1.0)), register(one)
         same([j.claim(p, 1) for j in (one, two, one)], [0, 1, 2], "claims that were there before")
+        same(one.claim(p, 1 + 2**40), 0, "a claim may have its end far above")
         same([one.claim(p, 0), one.claim(p, 2), one.claim(q, 1)], [0, 0, 0], "other rows")
         refused(PartitionUnknown, lambda: one.claim(q + 7, 1), "an unknown partition")
     with open_() as journal:
@@ -135,6 +136,7 @@ def counts_claims(open_: Open) -> None:
         journal.trim("m", "spec", 1, {p: 1}, NEVER, 9)
         same([journal.claim(p, 0), journal.claim(p, 2)], [1, 1], "claims of rows that stay")
         same(journal.claim(p, 1), 0, "claims of a trimmed row are gone")
+        same(journal.claim(p, 1 + 2**40), 0, "their ends too")
 
 
 def a_fence_stops_an_old_server(open_: Open) -> None:

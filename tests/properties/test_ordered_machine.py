@@ -80,7 +80,8 @@ class Replica:
             Sequenced, task="regression", spec=SPEC, rows_max=world.r.randint(1, 6)
         )
         self.acked: list[Row] = []
-        self.late: list[bytes] = []
+        self.page: list[Row] = []
+        self.copy = 0
         self.register()
 
     def register(self) -> None:
@@ -101,18 +102,27 @@ class Replica:
         self.acked += [o.row for o in answer.outcomes if o.row]
 
     def learn(self) -> None:
+        """A page, or its next row: anything may happen between two of them."""
         learner, r = self.learner, self.world.r
         if not learner.follows:
-            return
-        page = self.world.journal.follow("m", learner.position, n := r.randint(1, 4))
-        if page.trimmed > learner.position and learner.lacks(self.world.journal.partitions("m")):
-            return
-        for row in page.rows:
-            if not learner.wants(row):
+            self.page = []
+        elif not self.page:
+            self.copy = learner.began
+            page = self.world.journal.follow("m", learner.position, r.randint(1, 4))
+            gone = page.trimmed > learner.position
+            if gone and learner.lacks(self.world.journal.partitions("m")):
+                return
+            self.page = list(page.rows)
+            if not page.rows:
+                learner.pass_to(page.upto)
+        while self.page:
+            row = self.page.pop(0)
+            if learner.began != self.copy or not learner.wants(row):
+                self.page = []
                 return
             learner.learn(row)
-        if r.random() < 0.8 or len(page.rows) == n:
-            learner.pass_to(page.upto)
+            if r.random() < 0.3:
+                return
 
     def exchange(self) -> None:
         learner, r = self.learner, self.world.r
@@ -120,7 +130,7 @@ class Replica:
         request = SyncRequest(
             FORMAT, self.name, self.partition, [], learner.since, learner.catching_up,
             [p for p in learner.tracks if p != self.partition], after=learner.arrival.after,
-            ordered=True, state=learner.state() if may else None,
+            role="ordered", state=learner.state() if may else None,
         )  # fmt: skip
         named = {request.partition, *request.adopting}
         if r.random() < self.world.loss:
@@ -311,7 +321,8 @@ MUTANTS: dict[str, tuple[str, str]] = {
         "return False",
     ),
     "what is undone is believed at once": ("if self._rewritten or self.undone", "if self.undone"),
-    "a failed row stays": ("            self._put_back()\n", ""),
+    "rows of a page are learned on other values": ("        self.began += 1\n", ""),
+    "a failed row stays": ("                self._put_back()\n", "                pass\n"),
     "the rows since are not put back": (_AGAIN, ""),
     "a rewrite is not noticed": (
         "(self.want_all or reply.rewrite != self.rewrite)",

@@ -21,6 +21,7 @@ from replay.errors import (
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqlitefile import SqliteFile
+from replay.journal.sqliteschema import FOLLOW
 
 
 def rows(first: int, n: int = 1, size: int = 8) -> list[NewRow]:
@@ -100,6 +101,16 @@ def test_threads_of_several_objects_agree_on_one_order(path: Path) -> None:
     assert sum(end for end, _ in ends) == len(everything) == 180
     assert {r.key for r in everything} == {r.key for r in rows(0, 180)}
     assert sorted(r.seq for r in everything) == list(range(1, 181))
+
+
+def test_following_walks_over_no_row_that_was_read(journal: SqliteJournal, path: Path) -> None:
+    p = journal.register("m", "r", "s", 1.0).id
+    journal.append(p, 0, rows(0, 50))
+    with sqlite3.connect(path) as db:
+        plan = db.execute(f"EXPLAIN QUERY PLAN {FOLLOW}", ("m", 7, 9, 5)).fetchall()
+    steps = [step[-1] for step in plan]
+    assert "SEARCH rows USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in steps, steps
+    assert not any("B-TREE" in step for step in steps), steps
 
 
 def test_two_seals_and_a_write_race_to_one_end(path: Path) -> None:
