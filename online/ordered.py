@@ -328,8 +328,16 @@ class OrderedLearner:
             if partition in reply.closed or (track.end is not None and durable >= track.end):
                 del self.tracks[partition]
 
-    def _begin_at(self, reply: SyncReply, values: Blocks, clock: Mapping[int, int]) -> None:
+    def _begin_at(
+        self,
+        reply: SyncReply,
+        values: Blocks,
+        clock: Mapping[int, int],
+        copy: Model | None = None,
+    ) -> None:
         """A new copy from the server's values; until it has caught up the old one answers.
+
+        ``copy``: one that has the values already.
 
         If the values were rewritten, the old one does not go on.
         """
@@ -345,8 +353,9 @@ class OrderedLearner:
         if self.ready:
             told = self._learned.keys() & clock.keys()
             self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in told)
-        self._training = self._build()
-        self._training.reset(values)
+        self._training = copy or self._build()
+        if copy is None:
+            self._training.reset(values)
         self.tally.reset(values)
         self._base, self._since = values, []
         self._began, self._spans, self._epoch = reply.position, [], reply.epoch

@@ -10,11 +10,12 @@ while the copy before goes on answering.  Without own rows, answers lag behind t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from online.arrival import Arriving
 from online.learner import CLOSED
+from online.models.base import Model, Stepwise
 from online.ordered import OrderedLearner
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks
@@ -35,6 +36,7 @@ class OverlayLearner(OrderedLearner):
         super().__init__(*args, **kwargs)
         self._own_rows = own_rows
         self._pulled: Blocks = {}
+        self._coming: tuple[SyncReply, Blocks, Mapping[int, int]] | None = None
 
     @property
     def role(self) -> str:
@@ -76,8 +78,29 @@ class OverlayLearner(OrderedLearner):
         algebra.put(values, algebra.from_wire(reply.blocks))
         return values
 
-    def _begin_at(self, reply: SyncReply, values: Blocks, clock: Mapping[int, int]) -> None:
-        super()._begin_at(reply, algebra.copy(values), clock)
+    def prepared(self) -> Iterator[None]:
+        """Make the copy of values that have come, a step at a time, and go over to it."""
+        coming, self._coming = self._coming, None
+        if coming is None:
+            return
+        copy = self._build()
+        if isinstance(copy, Stepwise):
+            yield from copy.resetting(coming[1])
+        else:
+            copy.reset(coming[1])
+        self._begin_at(*coming, copy)
+
+    def _begin_at(
+        self,
+        reply: SyncReply,
+        values: Blocks,
+        clock: Mapping[int, int],
+        copy: Model | None = None,
+    ) -> None:
+        if copy is None and self.ready and reply.rewrite == self.rewrite:
+            self._coming = reply, values, clock
+            return
+        super()._begin_at(reply, algebra.copy(values), clock, copy)
         self._pulled = values
         self.version, self._standing = (reply.epoch, reply.count), reply.learned
 

@@ -56,6 +56,7 @@ log = logging.getLogger("online.replica")
 _PUSHES = 64  # deltas of one exchange
 _DROPS = 16  # pieces of old copies let go of after one
 _SYNC_TIMEOUT_S = 5.0
+_STEPS_SHARE = 0.05  # the same, in steps of some milliseconds, or where nobody waits
 _PUBLISH_S = 0.2  # between two states of a process that learns for others, at least
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
@@ -337,8 +338,9 @@ class ModelReplica:
     @property
     def _cut_due_s(self) -> float:
         """A state travels whole: not more often than its cost allows, or the snapshots need."""
-        least_s = _PUBLISH_S if self._publishes else self.settings.snapshots.interval_s / 2
-        return max(least_s, self._cut_cost_s / _WHOLE_SHARE)
+        if self._publishes:  # nobody waits for this process
+            return max(_PUBLISH_S, self._cut_cost_s / _STEPS_SHARE)
+        return max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / _WHOLE_SHARE)
 
     @contextlib.contextmanager
     def _cutting(self) -> Iterator[None]:
@@ -387,7 +389,9 @@ class ModelReplica:
         if part:
             for _ in learner.take_part(reply):
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
-        changed = part or self._take(reply)
+        changed = part or learner.on_reply(reply)
+        if isinstance(learner, OverlayLearner):
+            await self._prepare(learner)
         for _ in islice(learner.drop_old(), _DROPS):
             await asyncio.sleep(0)
         if learner.control != self._control:
@@ -414,14 +418,17 @@ class ModelReplica:
             return self._monotonic_s() >= self._take_due_s
         return not isinstance(learner, OrderedLearner) and (learner.mergeable or not self._learns)
 
-    def _take(self, reply: SyncReply) -> bool:
-        """Take a reply.  Loading a model whole stops everything else: not too often."""
-        begun_s, version = self._cpu_s(), self.learner.version
-        changed = self.learner.on_reply(reply)
-        if isinstance(self.learner, OverlayLearner) and self.learner.version != version:
-            cost_s = self._cpu_s() - begun_s
-            self._take_due_s = self._monotonic_s() + cost_s / _WHOLE_SHARE
-        return changed
+    async def _prepare(self, learner: OverlayLearner) -> None:
+        """Load the values that have come: each step stops everything else, so not too often."""
+        version, costs_s, begun_s = learner.version, list[float](), self._cpu_s()
+        for _ in learner.prepared():
+            costs_s.append(self._cpu_s() - begun_s)
+            await asyncio.sleep(0)
+            begun_s = self._cpu_s()
+        costs_s.append(self._cpu_s() - begun_s)
+        if learner.version != version:
+            share = min(_WHOLE_SHARE * len(costs_s), _STEPS_SHARE)
+            self._take_due_s = self._monotonic_s() + sum(costs_s) / share
 
     async def _adopt(self, partition: int) -> None:
         if partition == self.writer.partition or partition in self.learner.tracks:

@@ -7,7 +7,7 @@ cut did to them (its open delta).  It never sees the journal, the network or a c
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -100,6 +100,14 @@ class Forgetful(Protocol):
 
     def forget(self, values: Blocks) -> None:
         """Drop the keys given.  This copy is asked nothing any more."""
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A model of which a copy is made in steps, while another one answers."""
+
+    def resetting(self, values: Blocks) -> Iterator[None]:
+        """:meth:`Model.reset`, a step at a time; nothing else is asked of it meanwhile."""
 
 
 @runtime_checkable

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import inspect
+import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from river import base, compose, preprocessing
@@ -25,6 +26,7 @@ from replay.example import Features, Label
 
 STATE: Final = "state"
 _MAC_BYTES: Final = 32
+_STEP_BYTES: Final = 2**19  # hashed at once: about a millisecond
 _CONTEXT: Final = b"online opaque state 1\0"
 _KNOWN_NAMES: Final = {
     preprocessing.StandardScaler: "means",
@@ -194,9 +196,21 @@ class Opaque:
 
     # -- state -------------------------------------------------------------------------------
 
+    def resetting(self, values: Blocks) -> Iterator[None]:
+        """:meth:`reset` in steps: a member of an ensemble each."""
+        if not self.learns or (block := values.get(STATE)) is None:
+            self.reset(values)
+            return
+        yield from self._loading(block.data)
+
     def _pickle(self) -> bytes:
+        """Members of an ensemble first, so that they can be read one by one: the memo is shared."""
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file, protocol=5)
         try:
-            return pickle.dumps((self.estimator, self._names), protocol=5)
+            for member in _members(self.estimator):
+                pickler.dump(member)
+            pickler.dump((self.estimator, self._names))
         except Exception as error:  # whatever a stranger's __reduce__ raises
             raise LearnerUnusable(
                 type(self.estimator).__qualname__,
@@ -204,27 +218,56 @@ class Opaque:
                 "Define its classes and functions at the top level of the file, without lambdas",
             ) from error
 
+        return file.getvalue()
+
     def _unpickle(self, data: bytes) -> None:
-        self.estimator, self._names = pickle.loads(data)
+        for _ in self._unpickling(data):
+            pass
+
+    def _unpickling(self, data: bytes) -> Iterator[None]:
+        file = io.BytesIO(data)
+        unpickler = pickle.Unpickler(file)
+        made = unpickler.load()
+        while file.tell() < len(data):
+            yield
+            made = unpickler.load()
+        self.estimator, self._names = made
         self._steps = steps(self.estimator)
         self._ask = getattr(self.estimator, "predict_one", None) or getattr(
             self.estimator, "predict", None
         )
         self._changed = False
 
-    def _mac(self, data: bytes, key: bytes) -> bytes:
+    def _mac(self, key: bytes) -> hmac.HMAC:
         structure = hashlib.sha256(self.structure.encode()).digest()
-        return hmac.digest(key, _CONTEXT + structure + data, "sha256")
+        return hmac.new(key, _CONTEXT + structure, "sha256")
 
     def _seal(self, data: bytes) -> bytes:
-        return self._mac(data, self._keys[0]) + data
+        mac = self._mac(self._keys[0])
+        mac.update(data)
+        return mac.digest() + data
 
     def _load(self, sealed: bytes) -> None:
-        mac, data = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
-        if not any(hmac.compare_digest(mac, self._mac(data, key)) for key in self._keys):
+        for _ in self._loading(sealed):
+            pass
+
+    def _loading(self, sealed: bytes) -> Iterator[None]:
+        """Nothing is unpickled before the seal of the whole is known to be good."""
+        seal, data = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
+        macs = [self._mac(key) for key in self._keys]
+        for i in range(0, len(data), _STEP_BYTES):
+            for mac in macs:
+                mac.update(data[i : i + _STEP_BYTES])
+            yield
+        if not any(hmac.compare_digest(seal, mac.digest()) for mac in macs):
             raise BlobUntrusted("its seal is not by this service's key for this model", len(sealed))
-        self._unpickle(data)
+        yield from self._unpickling(data)
         self._sealed = sealed
+
+
+def _members(estimator: Any) -> list[Any]:
+    final = steps(estimator)[-1]
+    return list(final) if isinstance(final, base.Ensemble) else []
 
 
 def _has_proba(final: Any) -> bool:
