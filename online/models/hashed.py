@@ -16,12 +16,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import mmh3
 
 from online.models.errors import LearnerUnusable
-from online.models.scalers import Standard
+from online.models.scalers import Limited, Standard
 from paramserver.blocks import Blocks
 from replay.example import Features
 
@@ -52,7 +53,9 @@ class Hashed:
         What standardises the numbers, by name; None: nothing does.
     """
 
-    def __init__(self, text: Sequence[str], bits: int, seed: int, scaler: Standard | None) -> None:
+    def __init__(
+        self, text: Sequence[str], bits: int, seed: int, scaler: Standard | Limited | None
+    ) -> None:
         self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed
         self._scaler = scaler
 
@@ -61,7 +64,9 @@ class Hashed:
         numbers: dict[str, Any] = {}
         row = {_BIAS: 1.0}
         for name, value in features.items():
-            if value is None:
+            if type(value) is float:
+                numbers[name] = value
+            elif value is None:
                 self._add(row, f"{name}\0", 1.0)
             elif isinstance(value, str) and name in self._text:
                 for word in dict.fromkeys(_WORD.findall(value.lower())):
@@ -73,12 +78,14 @@ class Hashed:
         if self._scaler is not None and numbers:
             scaler = self._scaler
             numbers = scaler.learn(numbers) if learns else scaler.transform(numbers)
+        seed, mask = self._seed, self._mask
         for name, value in numbers.items():
-            self._add(row, name, float(value))
+            key = _name_place(name, seed, mask)
+            row[key] = row.get(key, 0.0) + value
         return row
 
     def _add(self, row: dict[str, float], feature: str, number: float) -> None:
-        key = str(mmh3.hash(feature, self._seed, signed=False) & self._mask)
+        key = _place(feature, self._seed, self._mask)
         row[key] = row.get(key, 0.0) + number
 
     def cut(self) -> Blocks:
@@ -94,3 +101,10 @@ class Hashed:
         """Become exactly ``values``."""
         if self._scaler is not None:
             self._scaler.reset(values)
+
+
+def _place(feature: str, seed: int, mask: int) -> str:
+    return str(mmh3.hash(feature, seed, signed=False) & mask)
+
+
+_name_place = lru_cache(maxsize=4096)(_place)  # the same names come with nearly all rows

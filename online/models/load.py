@@ -30,6 +30,7 @@ from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.opaque import Opaque
+from online.models.selfrate import SelfRate
 from online.models.structure import steps
 
 
@@ -88,6 +89,11 @@ def ftrl(
     return Ftrl(alpha, beta, l1, l2, bits, seed, names, scale)
 
 
+def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
+    """Linear experts at several rates, mixed by how they do, on hashed features as of ``ftrl``."""
+    return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
+
+
 def mlp(
     inputs: Sequence[str] = (),
     hidden: int = 32,
@@ -126,6 +132,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "softmax": softmax,
     "linreg": linreg,
     "ftrl": ftrl,
+    "linear": linear,
     "mlp": mlp,
 }
 
