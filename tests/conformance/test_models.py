@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from river import (
     compose,
     ensemble,
@@ -32,7 +33,7 @@ from online.models.network import Network
 from online.models.opaque import Opaque
 from online.models.selfrate import SelfRate, SelfRateModel
 from paramserver.blocks import Block, Blocks
-from replay.example import Features, Label
+from replay.example import Example, Features, Label
 
 KEY = b"k" * 32
 N = 90
@@ -527,6 +528,14 @@ def _sums_losses(model: SelfRateModel) -> None:
     model.cut = summed  # type: ignore[method-assign]
 
 
+def _trusts_notes(model: SelfRateModel) -> None:
+    def learn_noted(example: Example, weight: float) -> None:
+        notes = (example.notes or b"").ljust(8, b"\0")[:8]
+        SelfRateModel.learn_noted(model, replace(example, notes=notes), weight)
+
+    model.learn_noted = learn_noted  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize(
     ("breaks", "check"),
     [
@@ -534,6 +543,7 @@ def _sums_losses(model: SelfRateModel) -> None:
         (_reset_keeps_losses, "reset is exact"),
         (_takes_losses_of_others, "rebase keeps the open delta"),
         (_sums_losses, "delta composes"),
+        (_trusts_notes, "notes are optional"),
     ],
 )
 def test_broken_mixtures_are_found_out(breaks: Callable[[SelfRateModel], None], check: str) -> None:
