@@ -34,6 +34,7 @@ DEATHS: Final = 2
 ENDED: Final = 2**40  # beyond every offset
 GIVEN_UP: Final = "two learners died at this row"
 _PAUSE_S = 0.2
+_AGAIN_S: Final = 0.2  # between two looks at who lives
 
 
 Claim = Callable[[int, int], Awaitable[int]]
@@ -53,7 +54,7 @@ class Claims:
 
     def __init__(self, claim: Claim, *, patience_s: float = 0.0) -> None:
         self._claim = claim
-        self._patience = round(patience_s / _PAUSE_S)
+        self._patience = round(patience_s / _AGAIN_S)
         self._row_by_row: dict[int, bool] = {}
         self._said = False  # that this process has survived
         self._begun: Row | None = None
@@ -83,7 +84,7 @@ class Claims:
         for _ in range(self._patience):
             if opened < DEATHS:
                 break
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_AGAIN_S)
             # in place of what the look above counted as an end
             begun = await begin(partition, offset)
             opened = begun - await self._surely(partition, offset + ENDED)

@@ -18,7 +18,14 @@ from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
 from replay import codec
-from replay.example import Example, Features, Label, LabelHalf, PredictionHalf
+from replay.example import (
+    NOTES_BYTES_MAX,
+    Example,
+    Features,
+    Label,
+    LabelHalf,
+    PredictionHalf,
+)
 from replay.journal.base import Half, NewRow, Row, Verdict
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -69,15 +76,17 @@ class Events:
         learner = self._replica.learner
         score, version = self._score(answer), (*learner.version, learner.own)
         now, newest = self._now_s(), self._replica.newest_label
+        notes = _notes(answer, score)
         if own is None:
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, self._spec[:16])
+                Predicted(1, features, score, version, now, newest, self._spec[:16], notes)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
-        payload = codec.encode_prediction(PredictionHalf(features, score, version, now, newest))
+        predicted = PredictionHalf(features, score, version, now, newest, notes)
+        payload = codec.encode_prediction(predicted)
         key = event_key("join", own)
         half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
         self._replica.writer.keep(half)
@@ -154,15 +163,17 @@ class Events:
             if age_s > window_s and await self._find(key) is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
+        score = self._score(foreseen.answer)
         example = Example(
             features,
             label,
             weight,
-            self._score(foreseen.answer),
+            score,
             foreseen.version,
             self._now_s(),
             event.event_time,
             self._replica.newest_label,
+            _notes(foreseen.answer, score),
         )
         idempotent = event.event_id is not None
         payload = codec.encode(example)
@@ -192,6 +203,7 @@ class Events:
             predicted.at,
             event.event_time,
             predicted.no_change,
+            predicted.notes,
         )
         return self._asked(key, event_id, event.source, codec.encode(example), label)
 
@@ -223,6 +235,13 @@ class Events:
         self._replica.note_label(label)
         row = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, self._now_s(), half=half)
         return Asked(row, label, idempotent)
+
+
+def _notes(answer: Answer, score: dict[str, float] | None) -> bytes | None:
+    """The answer's notes; none without a score, or if they are too long."""
+    if answer.notes is None or score is None or len(answer.notes) > NOTES_BYTES_MAX:
+        return None
+    return answer.notes
 
 
 def is_join_id(text: str) -> bool:

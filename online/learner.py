@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from evaluation.metrics import Task, increments, majority
 from online.deltas import Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
-from online.models.base import Mendable, Model
+from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
 from online.tally import TALLIED
 from paramserver.wire import SyncReply
@@ -82,7 +82,7 @@ class Learner(LocalModel):
         return failed
 
     def _learn(self, row: Row, example: Example) -> None:
-        self._training.learn(example.features, example.label, example.weight * row.factor)
+        learn_example(self._training, example, row.factor)
         label = None if self._task == "regression" else label_text(example.label)
         counted = increments_of(self._task, example, self.tally.counters)
         self.tally.add(row.key, counted, label, row.at)

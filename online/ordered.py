@@ -21,7 +21,7 @@ from online.arrival import Arrival, Arriving
 from online.deltas import Track, Tracks
 from online.learner import CLOSED, LEARNED, Failed, increments_of
 from online.local import score_of
-from online.models.base import Model, Prediction
+from online.models.base import Model, Prediction, learn_example
 from online.models.errors import NothingLearned
 from online.tally import Tally
 from paramserver import blocks as algebra
@@ -195,7 +195,7 @@ class OrderedLearner:
         return None
 
     def _learn(self, row: Row, example: Example) -> None:
-        self._training.learn(example.features, example.label, example.weight * row.factor)
+        learn_example(self._training, example, row.factor)
         label = None if self._task == "regression" else label_text(example.label)
         counted = increments_of(self._task, example, self.tally.counters)
         self.tally.add(row.key, counted, label, row.at)

@@ -50,6 +50,7 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at: float
     no_change: Label | None
     spec: str
+    notes: bytes | None = None
 
 
 class Keys:

@@ -81,6 +81,7 @@ def decode(payload: bytes) -> Example:
         predicted_at=prediction.predicted_at,
         event_time=label.event_time,
         no_change=prediction.no_change,
+        notes=prediction.notes,
     )
 
 

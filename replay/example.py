@@ -16,6 +16,9 @@ Label = bool | int | float | str
 """A label in its canonical form, as the model's task declares it."""
 
 
+NOTES_BYTES_MAX = 4096
+"""Longer notes are left out of rows."""
+
 _dumps = lru_cache(maxsize=1024, typed=True)(json.dumps)  # typed: True, 1 and 1.0 are three
 _loads = lru_cache(maxsize=1024)(json.loads)
 
@@ -51,6 +54,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         POSIX seconds; None if unknown.
     no_change
         The newest label that the replica knew when it predicted: the no-change baseline.
+    notes
+        What the model that gave ``score`` wants to be told again; nobody else knows what it means.
     """
 
     features: Features
@@ -61,6 +66,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     predicted_at: float | None = None
     event_time: float | None = None
     no_change: Label | None = None
+    notes: bytes | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -71,6 +77,7 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     version: tuple[int, int, int] | None = None
     predicted_at: float | None = None
     no_change: Label | None = None
+    notes: bytes | None = None
 
 
 class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

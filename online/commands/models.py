@@ -42,6 +42,7 @@ HINTS = {
     "reset after an error": "Let reset also undo what a row that raised has done",
     "refused weight changes nothing": "Raise WeightUnsupported before anything else",
     "growth is bounded": "Add keys only for names that are new",
+    "notes are optional": "Keep notes short; learn a row with none, or with others', all the same",
 }
 """What to do about each check that fails, by the beginning of what it says."""
 

@@ -14,14 +14,18 @@ import msgspec
 
 from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved
-from replay.example import Features, Label
+from replay.example import Example, Features, Label
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """An answer: the label (or number) and, for classifiers, the probability of each label."""
+    """An answer: the label (or number) and, for classifiers, the probability of each label.
+
+    ``notes`` are what a :class:`Noting` model wants to be told again when the label comes.
+    """
 
     label: Label | None
     probabilities: dict[Label, float] | None
+    notes: bytes | None = None
 
 
 def by_logit(x: float) -> Prediction:
@@ -122,6 +126,26 @@ class Mendable(Protocol):
 
         No row of other features was learned since the last cut.
         """
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """A model that learns of what it answered, too: its predictions have notes.
+
+    They travel with the token into the row, at most :data:`replay.example.NOTES_BYTES_MAX`.
+    """
+
+    def learn_noted(self, example: Example, weight: float) -> None:
+        """As :meth:`Model.learn`; notes that can't be the model's own count as none."""
+
+
+def learn_example(model: Model, example: Example, factor: float = 1.0) -> None:
+    """Learn a row, its weight times ``factor``, with its notes if it has any for the model."""
+    weight = example.weight * factor
+    if example.notes is not None and isinstance(model, Noting):
+        model.learn_noted(example, weight)
+    else:
+        model.learn(example.features, example.label, weight)
 
 
 @runtime_checkable

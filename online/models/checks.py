@@ -11,10 +11,10 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from online.models.base import Model, Prediction
+from online.models.base import Model, Noting, Prediction
 from online.models.errors import ModelError, WeightUnsupported
 from paramserver.blocks import Block, Blocks, add_touched, combine, copy, merge, select
-from replay.example import Features, Label
+from replay.example import NOTES_BYTES_MAX, Example, Features, Label, label_text
 
 Make = Callable[[], Model]
 Rows = Sequence[tuple[Features, Label]]
@@ -57,6 +57,7 @@ def yield_checks() -> Iterator[Check]:
     yield check_reset_after_an_error
     yield check_refused_weight_changes_nothing
     yield check_growth_is_bounded
+    yield check_notes_are_optional
 
 
 def check_answers_before_learning(make: Make, rows: Rows) -> None:
@@ -283,6 +284,25 @@ def check_growth_is_bounded(make: Make, rows: Rows) -> None:
         if len(block.data) > state.get(name, 0):
             reason = f"block {name!r} has {len(block.data)} keys after the same rows again"
             _fail("growth is bounded", f"{reason}, at most {state.get(name, 0)} are due")
+
+
+def check_notes_are_optional(make: Make, rows: Rows) -> None:
+    """Notes stay small, and what is none of the model's counts as no notes."""
+    model, *others = (make() for _ in range(5))
+    if not isinstance(model, Noting):
+        return
+    damaged = (None, b"", bytes(3), bytes(NOTES_BYTES_MAX))
+    for features, label in rows:
+        answer = model.predict(features)
+        if answer.notes is not None and len(answer.notes) > NOTES_BYTES_MAX:
+            _fail("notes are optional", f"they take {len(answer.notes)} bytes")
+        model.learn(features, label, 1.0)
+        shares = {label_text(k): p for k, p in (answer.probabilities or {}).items()}
+        for other, notes in zip(others, damaged, strict=True):
+            assert isinstance(other, Noting)
+            other.learn_noted(Example(dict(features), label, score=shares, notes=notes), 1.0)
+    for other in others:
+        _compare("notes are optional: damaged", _answers(model, rows), _answers(other, rows))
 
 
 # -- helpers -----------------------------------------------------------------------------------

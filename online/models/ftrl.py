@@ -4,39 +4,27 @@ McMahan et al. 2013, *Ad click prediction: a view from the trenches*, algorithm 
 over the classes in a multiclass task and the squared loss in regression.  The blocks are ``z`` and
 ``n`` (``z/<label>`` and ``n/<label>`` for each class), additive, by hashed feature.  Weights are
 worked out of them at each answer and never sent: w changes at the next touch only, so its
-differences would not add up.
-
-=================== ===============================  ==========================================
-value in a row      becomes                          number
-=================== ===============================  ==========================================
-number              its name                         standardised if ``scale``, or as it is
-text, true, false   name and value                   1
-words of a text     name and word, in small letters  1, however often it stands there
-null                name, as missing                 1
-=================== ===============================  ==========================================
+differences would not add up.  What a row's values become is in :mod:`online.models.hashed`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import mmh3
 from river import preprocessing
 
 from evaluation.metrics import Task
 from online.models.base import Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
+from online.models.hashed import Hashed, check_hashing
 from online.models.scalers import Standard
 from paramserver.blocks import ADDITIVE, Block, Blocks
 from replay.example import Features, Label, label_text
 
-_WORD: Final = re.compile(r"\w+")
-_BIAS: Final = "bias"
 CLASSES_MAX: Final = 256
 """Labels of a multiclass task: each row touches all of them, and each is two blocks."""
 
@@ -78,10 +66,7 @@ class Ftrl:
             if not 0 <= getattr(self, name) < 1e6 or (name == "alpha" and not self.alpha):
                 problem = f"{name} is {getattr(self, name)!r}"
                 raise LearnerUnusable("ftrl", problem, "Give a number from 0 to 1000000, alpha > 0")
-        if isinstance(self.text, str):
-            raise LearnerUnusable("ftrl", f"text is {self.text!r}", "Give a list of names")
-        if not 1 <= self.bits <= 31:
-            raise LearnerUnusable("ftrl", f"bits is {self.bits!r}", "Give 1 to 31")
+        check_hashing("ftrl", self.text, self.bits)
 
     def model_for(self, task: Task) -> FtrlModel:
         """The model behind the learner."""
@@ -98,8 +83,8 @@ class FtrlModel:
 
     def __init__(self, recipe: Ftrl, task: Task) -> None:
         self._recipe, self._task = recipe, task
-        self._text = frozenset(recipe.text)
-        self._scaler = Standard(preprocessing.StandardScaler(), "scaler") if recipe.scale else None
+        scaler = Standard(preprocessing.StandardScaler(), "scaler") if recipe.scale else None
+        self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, scaler)
         self._outputs: dict[Label, _Output] = {}
         self._new: dict[Label, None] = {}  # classes that no delta has named yet
         if task != "multiclass":
@@ -110,7 +95,7 @@ class FtrlModel:
 
     def predict(self, features: Features) -> Prediction:
         """Answer for one row."""
-        return self._answer(self._row(features, learns=False))
+        return self._answer(self._rows.row(features, learns=False))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`."""
@@ -123,32 +108,6 @@ class FtrlModel:
         if self._task == "binary":
             return by_logit(raw[_ONE])
         return by_scores(raw)
-
-    def _row(self, features: Features, *, learns: bool) -> dict[str, float]:
-        """Hashed features with their numbers."""
-        numbers: dict[str, Any] = {}
-        row = {_BIAS: 1.0}
-        for name, value in features.items():
-            if value is None:
-                self._add(row, f"{name}\0", 1.0)
-            elif isinstance(value, str) and name in self._text:
-                for word in dict.fromkeys(_WORD.findall(value.lower())):
-                    self._add(row, f"{name}\1{word}", 1.0)
-            elif isinstance(value, (str, bool)):
-                self._add(row, f"{name}={json.dumps(value)}", 1.0)
-            else:
-                numbers[name] = value
-        if self._scaler is not None and numbers:
-            scaler = self._scaler
-            numbers = scaler.learn(numbers) if learns else scaler.transform(numbers)
-        for name, value in numbers.items():
-            self._add(row, name, float(value))
-        return row
-
-    def _add(self, row: dict[str, float], feature: str, number: float) -> None:
-        place = mmh3.hash(feature, self._recipe.seed, signed=False) & (2**self._recipe.bits - 1)
-        key = str(place)
-        row[key] = row.get(key, 0.0) + number
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -163,7 +122,7 @@ class FtrlModel:
                 raise LabelUnknown(label, list(self._outputs))
             self._outputs[label] = _Output(self._recipe)
             self._new[label] = None
-        row = self._row(features, learns=True)
+        row = self._rows.row(features, learns=True)
         answer = self._answer(row)
         total = 0.0
         for name, output in self._outputs.items():
@@ -181,7 +140,7 @@ class FtrlModel:
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
-        blocks = {} if self._scaler is None else self._scaler.cut()
+        blocks = self._rows.cut()
         for label, output in self._outputs.items():
             for kind, sums in (("z", output.z), ("n", output.n)):
                 if (delta := sums.cut()) or label in self._new:
@@ -191,14 +150,12 @@ class FtrlModel:
 
     def rebase(self, values: Blocks) -> None:
         """Take new values with the open delta on top."""
-        if self._scaler is not None:
-            self._scaler.rebase(values)
+        self._rows.rebase(values)
         self._take(values)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        if self._scaler is not None:
-            self._scaler.reset(values)
+        self._rows.reset(values)
         self._new = {}
         self._outputs = {} if self._task == "multiclass" else {_ONE: _Output(self._recipe)}
         self._take(values)

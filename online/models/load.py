@@ -31,6 +31,7 @@ from online.models.ftrl import Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.opaque import Opaque
 from online.models.sealed import sealed
+from online.models.selfrate import SelfRate
 from online.models.structure import steps
 
 
@@ -89,6 +90,11 @@ def ftrl(
     return Ftrl(alpha, beta, l1, l2, bits, seed, names, scale)
 
 
+def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
+    """Linear experts at several rates, mixed by how they do, on hashed features as of ``ftrl``."""
+    return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
+
+
 def mlp(
     inputs: Sequence[str] = (),
     hidden: int = 32,
@@ -127,6 +133,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "softmax": softmax,
     "linreg": linreg,
     "ftrl": ftrl,
+    "linear": linear,
     "mlp": mlp,
     "sealed": sealed,
 }

@@ -1,21 +1,29 @@
-"""River's scalers as blocks that merge: moments, or extrema, by feature.
+"""Scalers as blocks that merge: moments, or extrema, by feature.
 
-Both are driven as river's pipeline drives them, and leave out names that they have never met:
-``transform_one`` would insert them.
+River's two are driven as river's pipeline drives them, and leave out names that they have never
+met: ``transform_one`` would insert them.  :class:`Limited` is our own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from math import isfinite, sqrt
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from river import preprocessing
 
+from online.models.errors import StateNotFinite
 from paramserver.blocks import EXTREMA, MOMENTS, Block, Blocks, Touched, merge
 
 SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
+
+LIMIT: Final = 8.0
+"""Standard deviations: for a :class:`Limited`, numbers further out are that far out."""
+
+LIMIT_FROM: Final = 50
+"""Rows with a number before the limit counts for what enters its moments."""
 
 Columns = npt.NDArray[np.float64]
 """Rows of numbers, one column a feature."""
@@ -128,6 +136,78 @@ def _on_top(
     merge(state, {"": Block(kind, {name: mine[name] for name in given if name in mine})})
     data: dict[str, Any] = state[""].data
     return data
+
+
+class Limited:
+    """Moments as of a ``StandardScaler``, with a limit on what enters them and on what comes out.
+
+    So a few numbers that are far off spoil neither.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._now: dict[str, list[float]] = {}  # n, mean, M2, 1 / deviation
+        self._open: dict[str, list[float]] = {}  # n, mean, M2 of the rows since the cut
+
+    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Standardised numbers; names that were never met are left out."""
+        now, out = self._now, {}
+        for name, value in x.items():
+            if (held := now.get(name)) is not None:
+                z = (value - held[1]) * held[3]
+                out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
+        return out
+
+    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Learn the moments, then the numbers to learn by.  Raises StateNotFinite."""
+        now, moments, out = self._now, self._open, {}
+        for name, value in x.items():
+            n, mean, m2, inverse = now.get(name, _NONE)
+            off = value - mean
+            if n > LIMIT_FROM and inverse:
+                far = LIMIT / inverse
+                off = far if off > far else -far if off < -far else off
+            near, n = mean + off, n + 1.0
+            step = off / n
+            mean, m2 = mean + step, m2 + off * (off - step)
+            if not isfinite(m2):
+                raise StateNotFinite(m2)
+            inverse = _inverse(n, m2)
+            now[name] = [n, mean, m2, inverse]
+            z = (value - mean) * inverse
+            out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
+            if (mine := moments.get(name)) is None:
+                moments[name] = [1.0, near, 0.0]
+                continue
+            n, mean, m2 = mine  # Welford (1962)
+            off, n = near - mean, n + 1.0
+            step = off / n
+            mine[:] = n, mean + step, m2 + off * (off - step)
+        return out
+
+    def cut(self) -> Blocks:
+        delta, self._open = self._mine(), {}
+        return {self._name: Block(MOMENTS, delta)} if delta else {}
+
+    def _mine(self) -> dict[str, tuple[float, float, float]]:
+        return {name: (n, mean, m2) for name, (n, mean, m2) in self._open.items()}
+
+    def rebase(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is not None:
+            for name, (n, mean, m2) in _on_top(MOMENTS, block.data, {}, self._mine()).items():
+                self._now[name] = [n, mean, m2, _inverse(n, m2)]
+
+    def reset(self, values: Blocks) -> None:
+        self._now, self._open = {}, {}
+        self.rebase(values)
+
+
+_NONE: Final = (0.0, 0.0, 0.0, 0.0)
+
+
+def _inverse(n: float, m2: float) -> float:
+    """1 / standard deviation, and 0 where that is 0, as river has it."""
+    return 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0
 
 
 class MinMax:

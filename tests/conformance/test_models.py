@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from river import (
     compose,
     ensemble,
@@ -29,8 +31,9 @@ from online.models.linear import Linear, why_not_mergeable
 from online.models.load import BUILT_IN, load
 from online.models.network import Network
 from online.models.opaque import Opaque
+from online.models.selfrate import SelfRate, SelfRateModel
 from paramserver.blocks import Block, Blocks
-from replay.example import Features, Label
+from replay.example import Example, Features, Label
 
 KEY = b"k" * 32
 N = 90
@@ -246,6 +249,23 @@ def test_ftrl_bounds_its_classes_and_its_settings() -> None:
             Ftrl(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        ("binary", _words),
+        ("binary", lambda: _rows("phishing")),
+        ("multiclass", _mixed),
+        ("multiclass", lambda: _rows("image_segments")),
+        ("regression", _targets),
+    ],
+)
+@pytest.mark.parametrize("recipe", [SelfRate(text=["text"]), SelfRate(bits=4)])
+def test_linear_experts_keep_the_promises(
+    recipe: SelfRate, task: Any, rows: Callable[[], Rows]
+) -> None:
+    check_model(lambda: recipe.model_for(task), rows())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_keep_the_promises(name: str) -> None:
     build, task, rows = NETWORKS[name]
@@ -265,6 +285,7 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
         "softmax": ("multiclass", _mixed),
         "linreg": ("regression", _targets),
         "ftrl": ("binary", _words),
+        "linear": ("binary", _words),
         "mlp": ("binary", lambda: _rows("bananas")),
     }[name]
     params = {"inputs": ["1", "2"]} if name == "mlp" else {}
@@ -467,6 +488,79 @@ def test_broken_models_are_found_out(mutant: type[Linear]) -> None:
         except CheckFailed as error:
             failed[check.__name__] = error.check
     assert any(name.startswith(MUTANTS[mutant]) for name in failed.values()), failed
+
+
+def _forgets_losses(model: SelfRateModel) -> None:
+    cut = model.cut
+    model.cut = lambda: {k: b for k, b in cut().items() if k != "losses"}  # type: ignore[method-assign]
+
+
+def _reset_keeps_losses(model: SelfRateModel) -> None:
+    reset = model.reset
+
+    def kept(values: Blocks) -> None:
+        mixture = model._mixture
+        reset(values)
+        model._mixture = mixture
+
+    model.reset = kept  # type: ignore[method-assign]
+
+
+def _takes_losses_of_others(model: SelfRateModel) -> None:
+    rebase = model.rebase
+
+    def taken(values: Blocks) -> None:
+        model._mixture._judged = False
+        rebase(values)
+
+    model.rebase = taken  # type: ignore[method-assign]
+
+
+def _sums_losses(model: SelfRateModel) -> None:
+    cut = model.cut
+
+    def summed() -> Blocks:
+        blocks = cut()
+        if (block := blocks.get("losses")) is not None:
+            blocks["losses"] = Block("dense", block.data)
+        return blocks
+
+    model.cut = summed  # type: ignore[method-assign]
+
+
+def _trusts_notes(model: SelfRateModel) -> None:
+    def learn_noted(example: Example, weight: float) -> None:
+        notes = (example.notes or b"").ljust(8, b"\0")[:8]
+        SelfRateModel.learn_noted(model, replace(example, notes=notes), weight)
+
+    model.learn_noted = learn_noted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "check"),
+    [
+        (_forgets_losses, "delta composes"),
+        (_reset_keeps_losses, "reset is exact"),
+        (_takes_losses_of_others, "rebase keeps the open delta"),
+        (_sums_losses, "delta composes"),
+        (_trusts_notes, "notes are optional"),
+    ],
+)
+def test_broken_mixtures_are_found_out(breaks: Callable[[SelfRateModel], None], check: str) -> None:
+    def make() -> SelfRateModel:
+        model = SelfRate().model_for("binary")
+        breaks(model)
+        return model
+
+    failed = []
+    for each in yield_checks():
+        try:
+            each(make, _rows("phishing"))
+        except CheckFailed as error:
+            failed.append(error.check)
+        except (AttributeError, pickle.PicklingError):  # a mutant with a function in it
+            continue
+    assert any(name.startswith(check) for name in failed), failed
 
 
 def test_a_weight_refused_too_late_is_found_out() -> None:

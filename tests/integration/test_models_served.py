@@ -41,6 +41,7 @@ MERGEABLE = [
     {"name": "softmax", "task": "multiclass", "learner": "softmax"},
     {"name": "linreg", "task": "regression", "learner": "linreg"},
     {"name": "ftrl", "task": "multiclass", "learner": "ftrl"},
+    {"name": "linear", "task": "multiclass", "learner": "linear"},
     {"name": "mlp", "task": "binary", "learner": "mlp", "params": {"inputs": INPUTS}},
     {"name": "pipeline", "task": "binary", "learner": f"{EXAMPLES}/pipeline.py:build"},
     {"name": "network", "task": "binary", "learner": f"{EXAMPLES}/network.py:build"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +38,7 @@ examples = st.builds(
     predicted_at=st.none() | numbers,
     event_time=st.none() | numbers,
     no_change=st.none() | labels,
+    notes=st.none() | st.binary(max_size=40),
 ).filter(lambda e: e.version is None or e.version[1] < 2**63)
 
 
@@ -57,13 +59,27 @@ def test_an_example_comes_back_exactly(example: Example) -> None:
 @given(examples)
 def test_two_halves_make_the_example(example: Example) -> None:
     prediction = PredictionHalf(
-        example.features, example.score, example.version, example.predicted_at, example.no_change
+        example.features,
+        example.score,
+        example.version,
+        example.predicted_at,
+        example.no_change,
+        example.notes,
     )
     label = LabelHalf(example.label, example.weight, example.event_time)
     halves = encode_prediction(prediction), encode_label(label)
     assert typed(decode(join(*halves))) == typed(example)
     assert decode_label(halves[1]) == label
     assert type(decode_label(halves[1]).label) is type(label.label)
+
+
+def test_rows_from_before_there_were_notes_are_read() -> None:
+    before: list[object] = [{"a": 1}, True, 1.0, {"true": 0.5}, (1, 2, 3), 4.0, None, False]
+    example = decode(bytes([FORMAT]) + msgspec.msgpack.encode(before))
+    assert example == Example({"a": 1}, True, 1.0, {"true": 0.5}, (1, 2, 3), 4.0, None, False)
+    half = bytes([FORMAT]) + msgspec.msgpack.encode([{"a": 1}, None, None, 4.0, False])
+    joined = decode(join(half, encode_label(LabelHalf(True))))
+    assert joined == Example({"a": 1}, True, predicted_at=4.0, no_change=False)
 
 
 def test_a_joined_payload_is_its_halves_behind_each_other() -> None:

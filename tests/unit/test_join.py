@@ -10,9 +10,11 @@ import threading
 import types
 from collections.abc import Sequence
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import pytest
+from river import linear_model
 
 import online.replica
 import online.writer
@@ -20,10 +22,13 @@ from online.config import Limits
 from online.errors import RequestError
 from online.events import is_join_id
 from online.messages import Event, FeedbackRequest, PredictRequest
+from online.models.base import Prediction as Answer
+from online.models.linear import Linear
+from online.models.selfrate import SelfRate
 from online.tokens import Keys, Nonces, Predicted, Tokens
 from replay import codec
 from replay.errors import JournalFull, JournalUnavailable
-from replay.example import LabelHalf, PredictionHalf
+from replay.example import NOTES_BYTES_MAX, LabelHalf, PredictionHalf
 from replay.journal.base import Appended, Half, NewRow
 from replay.journal.sqlite import SqliteJournal
 
@@ -40,6 +45,9 @@ def _beside(name: str) -> Any:
 
 
 worlds: Any = _beside("replica_world")
+
+
+_NOTED = Struct("<4d")
 
 
 def predict(serving: Any, own: str | None, feature: str = "a") -> str:
@@ -85,6 +93,46 @@ def test_prediction_first(tmp_path: Path) -> None:
         assert (row.event_id, row.source, example.features) == ("order:7", "shop", {"a": 1.0})
         assert example.score is not None
         assert example.predicted_at is not None
+        await replica.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_what_a_model_notes_gets_into_the_row_by_every_way(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        replica = await world.replica(build=lambda: SelfRate().model_for("regression"))
+        plain = world.serving(replica)
+        for feature, own in (("a", None), ("b", "order:7")):
+            await label(plain, predict(plain, own, feature), 3.0)
+        await plain.feedback(FeedbackRequest(features={"c": 1.0}, label=3.0))
+        rows = world.journal().read(replica.writer.partition, 1, 9)
+        noted = [codec.decode(row.payload) for row in rows]
+        assert [[*x.features] for x in noted] == [["a"], ["b"], ["c"]]
+        for example in noted:
+            assert example.notes is not None
+            assert example.score is not None
+            low, high = min(numbers := _NOTED.unpack(example.notes)), max(numbers)
+            assert low <= example.score[""] <= high
+        await replica.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_notes_that_are_too_long_are_left_out(tmp_path: Path) -> None:
+    class Verbose(Linear):
+        notes = bytes(NOTES_BYTES_MAX)
+
+        def predict(self, features: Any) -> Answer:
+            return Answer(1.0, None, self.notes)
+
+    async def scene(world: Any) -> None:
+        replica = await world.replica(build=lambda: Verbose(linear_model.LinearRegression()))
+        serving = world.serving(replica)
+        for own, kept in (("at-the-bound", True), ("beyond", False)):
+            await label(serving, predict(serving, own))
+            row = world.journal().read(replica.writer.partition, 1, 9)[-1]
+            assert (codec.decode(row.payload).notes is not None) is kept
+            Verbose.notes += b"!"
         await replica.stop(5)
 
     worlds.play(tmp_path, scene)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import online.tokens
@@ -48,6 +49,15 @@ def test_round_trip(n: int) -> None:
     assert read == sent
     assert [type(v) for v in read.features.values()] == [type(v) for v in sent.features.values()]
     assert event == (b"prefix" + bytes(5) + b"\x01").hex()
+
+
+def test_notes_are_carried_and_tokens_without_them_are_read() -> None:
+    made = tokens()
+    noted = msgspec.structs.replace(predicted(a=1.0), notes=b"12345678")
+    assert made.read(made.issue(noted))[1] == noted
+    before = msgspec.structs.astuple(predicted(a=1.0))[:-1]
+    token = made._keys.seal(bytes(12), msgspec.msgpack.encode(before), made._model)
+    assert made.read(token)[1] == predicted(a=1.0)
 
 
 def refused(made: Any, token: str) -> None:

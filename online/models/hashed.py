@@ -1,0 +1,110 @@
+"""Rows of any values as numbers by hashed feature.
+
+=================== ===============================  ==========================================
+value in a row      becomes                          number
+=================== ===============================  ==========================================
+number              its name                         standardised if there is a scaler, or as is
+text, true, false   name and value                   1
+words of a text     name and word, in small letters  1, however often it stands there
+null                name, as missing                 1
+(each row)          the bias                         1
+=================== ===============================  ==========================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import mmh3
+
+from online.models.errors import LearnerUnusable
+from online.models.scalers import Limited, Standard
+from paramserver.blocks import Blocks
+from replay.example import Features
+
+_WORD: Final = re.compile(r"\w+")
+_BIAS: Final = "bias"
+
+
+def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
+    """Raise LearnerUnusable, which calls the model ``model``, if these are no settings."""
+    if isinstance(text, str):
+        raise LearnerUnusable(model, f"text is {text!r}", "Give a list of names")
+    if not 1 <= bits <= 31:
+        raise LearnerUnusable(model, f"bits is {bits!r}", "Give 1 to 31")
+
+
+class Hashed:
+    """Takes rows, and keeps the moments that their numbers are standardised by.
+
+    Parameters
+    ----------
+    text
+        Names of features that are taken as bags of words.
+    bits
+        Features are hashed to 2^bits places, by 32-bit murmur3.
+    seed
+        Of the hash: the same in all processes.
+    scaler
+        What standardises the numbers, by name; None: nothing does.
+    """
+
+    def __init__(
+        self, text: Sequence[str], bits: int, seed: int, scaler: Standard | Limited | None
+    ) -> None:
+        self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed
+        self._scaler = scaler
+
+    def row(self, features: Features, *, learns: bool) -> dict[str, float]:
+        """Hashed features with their numbers; the moments learn the row first if it ``learns``."""
+        numbers: dict[str, Any] = {}
+        row = {_BIAS: 1.0}
+        for name, value in features.items():
+            if type(value) is float:
+                numbers[name] = value
+            elif value is None:
+                self._add(row, f"{name}\0", 1.0)
+            elif isinstance(value, str) and name in self._text:
+                for word in dict.fromkeys(_WORD.findall(value.lower())):
+                    self._add(row, f"{name}\1{word}", 1.0)
+            elif isinstance(value, (str, bool)):
+                self._add(row, f"{name}={json.dumps(value)}", 1.0)
+            else:
+                numbers[name] = value
+        if self._scaler is not None and numbers:
+            scaler = self._scaler
+            numbers = scaler.learn(numbers) if learns else scaler.transform(numbers)
+        seed, mask = self._seed, self._mask
+        for name, value in numbers.items():
+            key = _name_place(name, seed, mask)
+            row[key] = row.get(key, 0.0) + value
+        return row
+
+    def _add(self, row: dict[str, float], feature: str, number: float) -> None:
+        key = _place(feature, self._seed, self._mask)
+        row[key] = row.get(key, 0.0) + number
+
+    def cut(self) -> Blocks:
+        """The open delta of the moments, and reset it."""
+        return {} if self._scaler is None else self._scaler.cut()
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        if self._scaler is not None:
+            self._scaler.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``."""
+        if self._scaler is not None:
+            self._scaler.reset(values)
+
+
+def _place(feature: str, seed: int, mask: int) -> str:
+    return str(mmh3.hash(feature, seed, signed=False) & mask)
+
+
+_name_place = lru_cache(maxsize=4096)(_place)  # the same names come with nearly all rows

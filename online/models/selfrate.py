@@ -1,0 +1,352 @@
+"""A linear model that needs no learning rate.
+
+Four linear experts learn side by side (:mod:`online.models.experts`), two slow and two fast ones,
+and the answer is their mixture, weighted by how each one did on the labels of the recent past: the
+exponential weights of Littlestone and Warmuth 1994, *The weighted majority algorithm*, on losses
+that fade::
+
+    S_k ← .995 · S_k + (2 · [expert k was wrong] + Brier score of expert k) / 3
+    p   = Σ v_k · p_k,   v_k ∝ exp(−S_k)
+
+An expert is judged by what it answered when the row was served: with late labels, what it would
+answer now is too kind to high rates, which have learned the neighbouring rows since (Elec2 with
+labels 200 rows late: .7709 against .7221).  So the answers' notes are what each expert answered.  A
+row without notes is judged by what they answer now.
+
+The log loss would be the wrong judge: high rates are overconfident, and still right more often.
+In regression a residual is taken in standard deviations of the target and cut to ±3, and an
+expert's loss is its error in units of the experts' median error, at most 4, divided by 4.
+
+Numbers are standardised, with outliers beyond 8 standard deviations cut; what else a row may have
+is in :mod:`online.models.hashed`.  The blocks:
+
+================================= ======== =======================================================
+``experts``, ``experts/<label>``  additive weights and sums of squares of the experts
+``scaler``, ``target``            moments  of the numbers, and of the target in regression
+``losses``                        local    S.  A replica keeps its own as long as it learns: sums of
+                                           deltas would add up the fading of all replicas
+================================= ======== =======================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+import numpy as np
+from river import preprocessing
+
+from evaluation.metrics import Task
+from online.models.base import Prediction, by_probability
+from online.models.errors import StateNotFinite
+from online.models.experts import (
+    EXPERTS,
+    NORMALISED,
+    NORMALISED_REGRESSION,
+    Floats,
+    OneOutput,
+    OutputPerClass,
+)
+from online.models.hashed import Hashed, check_hashing
+from online.models.scalers import Limited, Standard
+from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from replay.example import Example, Features, Label, label_text
+
+FADE: Final = 0.995
+"""Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
+
+RESIDUAL_MAX: Final = 3.0
+ERROR_MAX: Final = 4.0
+
+_SHARES: Final = Struct(f"<{EXPERTS}e")  # notes: half floats are exact enough to judge by
+_NUMBERS: Final = Struct(f"<{EXPERTS}d")
+_HALF: Final = np.dtype("<f2")
+
+_LOSSES: Final = "losses"
+_TARGET: Final = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfRate:
+    """What a factory returns to serve it.
+
+    Attributes
+    ----------
+    text
+        Names of features that are taken as bags of words.
+    bits
+        Features are hashed to 2^bits places, by 32-bit murmur3.
+    seed
+        Of the hash: the same in all processes.
+    """
+
+    text: Sequence[str] = ()
+    bits: int = 22
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_hashing("linear", self.text, self.bits)
+
+    def model_for(self, task: Task) -> SelfRateModel:
+        """The model behind the learner."""
+        kinds: dict[Task, type[SelfRateModel]] = {
+            "binary": _Binary, "multiclass": _Multiclass, "regression": _Regression,
+        }  # fmt: skip
+        return kinds[task](self, task)
+
+
+class SelfRateModel:
+    """Adapter of a :class:`SelfRate`; what differs by task is in the subclasses."""
+
+    mergeable = True
+    learns = True
+    numeric_only = False
+    why_not_mergeable: str | None = None
+
+    def __init__(self, recipe: SelfRate, task: Task) -> None:
+        self._recipe = recipe
+        self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
+        self._mixture = _Mixture()
+        self._experts = self._untrained()
+        self.structure = f"linear 1, {task}, {recipe!r}"
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row."""
+        return self._answer(self._rows.row(features, learns=False))
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`."""
+        return [self.predict(x) for x in rows]
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """One step of all experts, which are judged by what they answer now.
+
+        Raises LabelUnknown for one label more than CLASSES_MAX, and StateNotFinite if a number
+        leaves the finite ones.
+        """
+        self._learn(features, label, weight, None)
+
+    def learn_noted(self, example: Example, weight: float) -> None:
+        """One step of all experts, which are judged by what they answered; raises as ``learn``."""
+        self._learn(example.features, example.label, weight, example)
+
+    def _learn(
+        self, features: Features, label: Label, weight: float, served: Example | None
+    ) -> None:
+        self._meet(label)
+        total = self._step(self._rows.row(features, learns=True), label, weight, served)
+        if not math.isfinite(total + sum(self._mixture.losses)):
+            raise StateNotFinite(total)
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        return {**self._rows.cut(), **self._experts.cut(), **self._mixture.cut()}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        self._rows.rebase(values)
+        self._experts.rebase(values)
+        self._mixture.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._rows.reset(values)
+        self._experts, self._mixture = self._untrained(), _Mixture()
+        self._experts.rebase(values)
+        self._mixture.rebase(values)
+
+    # -- by task -----------------------------------------------------------------------------
+
+    def _untrained(self) -> OneOutput | OutputPerClass:
+        return OneOutput(NORMALISED)
+
+    def _meet(self, label: Label) -> None:
+        """Look at the label, before anything changes."""
+
+    def _answer(self, row: dict[str, float]) -> Prediction:
+        raise NotImplementedError
+
+    def _step(
+        self, row: dict[str, float], label: Label, weight: float, served: Example | None
+    ) -> float:
+        """Judge the experts and let them learn; finite only if all numbers touched are."""
+        raise NotImplementedError
+
+
+class _Binary(SelfRateModel):
+    _experts: OneOutput
+
+    def _answer(self, row: dict[str, float]) -> Prediction:
+        shares = self._shares(row)
+        answer = by_probability(self._mixture.of(shares))
+        return Prediction(answer.label, answer.probabilities, _SHARES.pack(*shares))
+
+    def _shares(self, row: dict[str, float]) -> list[float]:
+        """Of each expert the probability of True."""
+        return [_logistic(z) for z in self._experts.outputs(row)]
+
+    def _step(
+        self, row: dict[str, float], label: Label, weight: float, served: Example | None
+    ) -> float:
+        shares, y = self._shares(row), float(label)
+        judged = _unpack(_SHARES, served) or shares
+        misses = [abs(y - p) for p in judged]  # the Brier score is twice the square
+        losses = [((miss > 0.5) + miss * miss) * (2.0 / 3.0) for miss in misses]
+        self._mixture.judge(losses, weight)
+        return self._experts.step(row, [(p - y) * weight for p in shares])
+
+
+class _Multiclass(SelfRateModel):
+    _experts: OutputPerClass
+
+    def _untrained(self) -> OutputPerClass:
+        return OutputPerClass()
+
+    def _meet(self, label: Label) -> None:
+        self._experts.meet(label)
+
+    def _answer(self, row: dict[str, float]) -> Prediction:
+        if not (labels := self._experts.labels):
+            return Prediction(None, {})
+        taken = self._experts.take(row, learns=False)
+        shares = _softmax(taken.outputs())
+        mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
+        return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
+
+    def _step(
+        self, row: dict[str, float], label: Label, weight: float, served: Example | None
+    ) -> float:
+        taken, column = self._experts.take(row, learns=True), self._experts.labels[label]
+        shares = _softmax(taken.outputs())
+        judged, own = self._served(served) or (shares, column)
+        p = 0.0 if own is None else judged[:, own]
+        brier = (judged * judged).sum(axis=1) + 1.0 - 2.0 * p
+        losses = (2.0 * (p < judged.max(axis=1)) + brier) / 3.0
+        self._mixture.judge(losses.tolist(), weight)
+        shares[:, column] -= 1.0
+        return self._experts.step(taken, shares * weight)
+
+    def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
+        """What the experts answered, and the label's place in it (None: it was not known then).
+
+        The classes are those of the score, in its order: another replica may have met them in
+        another one.
+        """
+        if served is None or not served.score or served.notes is None:
+            return None
+        labels, text = list(served.score), label_text(served.label)
+        if len(served.notes) != EXPERTS * len(labels) * _HALF.itemsize:
+            return None
+        shares = np.frombuffer(served.notes, _HALF).reshape(EXPERTS, -1).astype(np.float64)
+        return shares, labels.index(text) if text in served.score else None
+
+
+class _Regression(SelfRateModel):
+    _experts: OneOutput
+
+    def __init__(self, recipe: SelfRate, task: Task) -> None:
+        super().__init__(recipe, task)
+        self._targets = preprocessing.StandardScaler()
+        self._target = Standard(self._targets, _TARGET)
+
+    def _untrained(self) -> OneOutput:
+        return OneOutput(NORMALISED_REGRESSION)
+
+    def cut(self) -> Blocks:
+        return {**super().cut(), **self._target.cut()}
+
+    def rebase(self, values: Blocks) -> None:
+        super().rebase(values)
+        self._target.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        super().reset(values)
+        self._target.reset(values)
+
+    def _answer(self, row: dict[str, float]) -> Prediction:
+        numbers = self._numbers(row)
+        return Prediction(self._mixture.of(numbers), None, _NUMBERS.pack(*numbers))
+
+    def _numbers(self, row: dict[str, float]) -> list[float]:
+        """Of each expert the target."""
+        mean, spread = self._targets.means.get("", 0.0), self._spread()
+        return [mean + spread * z for z in self._experts.outputs(row)]
+
+    def _spread(self) -> float:
+        return math.sqrt(self._targets.vars.get("", 0.0))
+
+    def _step(
+        self, row: dict[str, float], label: Label, weight: float, served: Example | None
+    ) -> float:
+        y = float(label)
+        self._target.learn({"": y})
+        numbers, spread = self._numbers(row), self._spread() or 1.0
+        judged = _unpack(_NUMBERS, served) or numbers
+        errors = [abs(number - y) / spread for number in judged]
+        _, low, high, _ = sorted(errors)
+        typical = (low + high) / 2.0 + 1e-9
+        losses = [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
+        self._mixture.judge(losses, weight)
+        residuals = [(number - y) / spread for number in numbers]
+        cut = [max(-RESIDUAL_MAX, min(RESIDUAL_MAX, x)) * weight for x in residuals]
+        return self._experts.step(row, cut)
+
+
+class _Mixture:
+    """How the experts did of late, and what follows for their answers."""
+
+    def __init__(self) -> None:
+        self.losses = [0.0] * EXPERTS
+        self._judged = False  # since the cut
+
+    def votes(self) -> list[float]:
+        """Each expert's share in the answer."""
+        least = min(self.losses)
+        votes = [math.exp(least - loss) for loss in self.losses]
+        total = sum(votes)
+        return [vote / total for vote in votes]
+
+    def of(self, answers: Sequence[float]) -> float:
+        """The experts' answers mixed."""
+        return sum([v * a for v, a in zip(self.votes(), answers, strict=True)])
+
+    def judge(self, losses: Sequence[float], weight: float) -> None:
+        """A label came.  One of weight w counts as w labels of weight 1."""
+        fade = FADE if weight == 1.0 else FADE**weight
+        part = 1.0 if weight == 1.0 else (1.0 - fade) / (1.0 - FADE)
+        self.losses = [fade * s + part * x for s, x in zip(self.losses, losses, strict=True)]
+        self._judged = True
+
+    def cut(self) -> Blocks:
+        if not self._judged:
+            return {}
+        self._judged = False
+        return {_LOSSES: Block(LOCAL, array_bytes(np.array(self.losses)))}
+
+    def rebase(self, values: Blocks) -> None:
+        if not self._judged and (block := values.get(_LOSSES)) is not None:
+            self.losses = array_of(block.data).tolist()
+
+
+def _unpack(form: Struct, served: Example | None) -> Sequence[float] | None:
+    """What the experts answered; None if the row does not say it."""
+    if served is None or served.notes is None or len(served.notes) != form.size:
+        return None
+    return form.unpack(served.notes)
+
+
+def _logistic(x: float) -> float:
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    power = math.exp(x)  # NaN too
+    return power / (1.0 + power)
+
+
+def _softmax(outputs: Floats) -> Floats:
+    """Of each expert the probability of each class: shape (EXPERTS, classes)."""
+    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return shares
