@@ -24,8 +24,13 @@ $(TESTS): $(SERVES)
 serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until Ctrl-C
 	@exec $(BIN)/online serve --play phishing
 
+# What starts services goes one after the other; what only computes goes beside it, and prints after.
 test: $(TESTS)  ## everything but the long benchmarks
-	$(BIN)/python -m pytest -q tests
+	@out=$$(mktemp); \
+	nice -n 10 $(BIN)/python -m pytest -q tests/unit tests/properties tests/simulation >$$out 2>&1 & \
+	beside=$$!; trap 'kill $$beside 2>/dev/null; rm -f '$$out EXIT; \
+	$(BIN)/python -m pytest -q tests/conformance tests/integration; services=$$?; \
+	wait $$beside; computed=$$?; cat $$out; exit $$((services || computed))
 
 check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check online paramserver replay evaluation examples tests

@@ -292,8 +292,7 @@ class ServerProcess:
             asked = [p for p in orphans if p not in message.adopting]
             confirmed_ms = 1000.0 * (now_s - self._confirmed_s)
             # encoded under the lock: the reply shares its blocks with the server
-            reply = server.reply(message, acks, asked, confirmed_ms, keeper=keeper)
-            return wire.encode(reply)
+            return wire.encode(server.reply(message, acks, asked, confirmed_ms, keeper=keeper))
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         known = self._partitions.get(partition)
