@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from evaluation.errors import StreamUnusable
 
@@ -74,3 +76,61 @@ def split(digits: Digits, seed: int, rows: int | None) -> list[Task]:
         asked = digits.asked_y // 2 == first // 2
         tasks.append(Task(digits.x[at], digits.y[at], digits.asked_x[asked], digits.asked_y[asked]))
     return tasks
+
+
+def permuted(digits: Digits, seed: int, tasks: int = 20) -> list[Task]:
+    """All images once a task, in a random order, with their pixels in a random order."""
+    draw = torch.Generator().manual_seed(seed)
+    views: list[View] = []
+    for _ in range(tasks):
+        order = torch.randperm(digits.x.shape[1], generator=draw)
+        views.append(lambda x, order=order: x[:, order])
+    return _seen(digits, views, draw)
+
+
+def rotated(digits: Digits, seed: int, tasks: int = 20) -> list[Task]:
+    """All images once a task, in a random order, turned by a random angle below 180°."""
+    draw = torch.Generator().manual_seed(seed)
+    angles = (180 * torch.rand(tasks, generator=draw)).tolist()
+    return _seen(digits, [lambda x, a=a: turned(x, torch.full((len(x),), a)) for a in angles], draw)
+
+
+def _seen(digits: Digits, views: list[View], draw: torch.Generator) -> list[Task]:
+    tasks = []
+    for view in views:
+        order = torch.randperm(len(digits.y), generator=draw)
+        x, y = digits.x[order], digits.y[order]
+        tasks.append(Task(x, y, digits.asked_x, digits.asked_y, view))
+    return tasks
+
+
+def turned(x: Tensor, degrees: Tensor) -> Tensor:
+    """Square images, each turned by its angle."""
+    side = math.isqrt(x.shape[1])
+    angle = degrees * (math.pi / 180)
+    cosine, sine, none = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    turn = torch.stack((cosine, -sine, none, sine, cosine, none), 1).view(-1, 2, 3)
+    grid = functional.affine_grid(turn, [len(x), 1, side, side], align_corners=False)
+    image = x.view(-1, 1, side, side)
+    return functional.grid_sample(image, grid, align_corners=False).view(len(x), -1)
+
+
+def turning(digits: Digits, seed: int, rows: int = 20_000, rounds: int = 3) -> list[Task]:
+    """One task without boundaries: pairs of digits that come back, slowly turning once round.
+
+    In each round come (0, 1), (1, 2) … (8, 9), each for as long; what is asked are all digits at
+    angles drawn evenly.  After MNIST-360 (Buzzega et al. 2020), on 10,000 images.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randperm(len(digits.y), generator=draw)[:10_000]
+    x, y = digits.x[images], digits.y[images]
+    each = rows // (rounds * (CLASSES - 1))
+    parts = []
+    for i in range(rounds * (CLASSES - 1)):
+        first = i % (CLASSES - 1)
+        of_pair = ((y == first) | (y == first + 1)).nonzero()[:, 0]
+        parts.append(of_pair[torch.randint(len(of_pair), (each,), generator=draw)])
+    at = torch.cat(parts)
+    degrees = torch.linspace(0, 360, len(at))
+    asked = turned(digits.asked_x, 360 * torch.rand(len(digits.asked_y), generator=draw))
+    return [Task(turned(x[at], degrees), y[at], asked, digits.asked_y)]

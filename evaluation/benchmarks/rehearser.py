@@ -54,6 +54,9 @@ class Method:
         Weight of the shares' log in the adjusted outputs; 0: plain cross-entropy.
     distil
         Weight of the outputs' squared distance; 0: none.
+    distil_half
+        Rows after which that weight is half for a kept item, where inputs are standardised as they
+        come: what an old row's outputs were said of is then no longer what the model sees.
     average
         Weight of the old value in the moving average of the weights, which answers, in [0, 1) for
         each pass; 0: the learned weights answer.
@@ -67,6 +70,7 @@ class Method:
     rehearsal: Rehearsal = field(default_factory=Rehearsal)
     adjust: float = 0.0
     distil: float = 0.0
+    distil_half: float = 500.0
     average: float = 0.0
     clip: float = 0.0
 
@@ -85,7 +89,7 @@ OURS: Final = Method(
     class_balanced,
     adjust=1.0,
     distil=0.5,
-    clip=1.0,
+    clip=2.0,
 )
 
 
@@ -98,11 +102,13 @@ class Kept:
         self.x = torch.zeros(rows, wide)
         self.y = torch.zeros(rows, dtype=torch.long)
         self.outputs = torch.zeros(rows, classes)
+        self.at = torch.zeros(rows)  # how many rows had come before
         self._row_of: dict[bytes, int] = {}
         self._free = list(range(rows))
 
-    def insert(self, key: bytes, x: Tensor, label: int, outputs: Tensor) -> None:
-        """Offer a row to the buffer and do as it decides."""
+    def insert(self, n: int, x: Tensor, label: int, outputs: Tensor) -> None:
+        """Offer the row after the first ``n`` to the buffer and do as it decides."""
+        key = n.to_bytes(16, "big")
         gone = self.buffer.insert(Item(key, {}, label))
         if gone is not None:
             if gone.key == key:
@@ -112,6 +118,7 @@ class Kept:
         self.x[row] = x
         self.y[row] = label
         self.outputs[row] = outputs
+        self.at[row] = n
 
     def sample(self, k: int, rng: Random, retrieval: Retrieval) -> list[int]:
         """Rows of the tensors of the items drawn."""
@@ -211,8 +218,7 @@ class Rehearser:
             self._learn(x, y, self._drawn(len(y)))
         if self.kept is not None:
             for i, label in enumerate(y.tolist()):
-                key = (self._rows + i).to_bytes(16, "big")
-                self.kept.insert(key, x[i], label, before[i])
+                self.kept.insert(self._rows + i, x[i], label, before[i])
         self._rows += len(y)
 
     def _drawn(self, fresh: int) -> list[int]:
@@ -225,38 +231,41 @@ class Rehearser:
     def _learn(self, x: Tensor, y: Tensor, drawn: list[int]) -> Tensor:
         """One pass; outputs of the fresh rows before it."""
         n, kept = len(y), self.kept
-        outputs_kept = None
+        at = None
         if drawn:
             assert kept is not None
             at = torch.tensor(drawn)
             x, y = torch.cat((x, kept.x[at])), torch.cat((y, kept.y[at]))
-            outputs_kept = kept.outputs[at]
         outputs: Tensor = self._module(x if self._scaler is None else self._scaler(x))
         for parameter in self._parameters:
             parameter.grad = None
         with torch.no_grad():
-            slope = self._slope(outputs.detach(), y, n, outputs_kept)
+            slope = self._slope(outputs.detach(), y, n)
+            if kept is not None and at is not None and self._method.distil:
+                slope[n:] += self._pull(outputs[n:], kept, at)
         outputs.backward(slope)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self._move()
         return outputs.detach()[:n]
 
-    def _slope(self, outputs: Tensor, y: Tensor, fresh: int, kept: Tensor | None) -> Tensor:
-        """The loss's gradient at the outputs, in closed form: cheaper than to differentiate it."""
-        method, drawn = self._method, len(y) - fresh
+    def _slope(self, outputs: Tensor, y: Tensor, fresh: int) -> Tensor:
+        """Gradient of the cross-entropies at the outputs; closed: cheaper than to differentiate."""
+        drawn = len(y) - fresh
         weights = torch.full((len(y), 1), 1 / fresh)
         weights[fresh:] = 1 / max(drawn, 1)
         right = torch.zeros_like(outputs).scatter_(1, y[:, None], weights)
-        if method.adjust:
-            share = right.sum(0) / (2 if drawn else 1)
-            self._share.lerp_(share, 1 - _SHARE_DECAY)
-            adjusted = outputs + method.adjust * (self._share + _SHARE_MIN).log()
-        else:
-            adjusted = outputs
-        slope = torch.softmax(adjusted, 1).mul_(weights).sub_(right)
-        if method.distil and kept is not None:
-            slope[fresh:] += (outputs[fresh:] - kept) * (2 * method.distil / kept.numel())
-        return slope
+        if adjust := self._method.adjust:
+            self._share.lerp_(right.sum(0) / (2 if drawn else 1), 1 - _SHARE_DECAY)
+            outputs = outputs + adjust * (self._share + _SHARE_MIN).log()
+        return torch.softmax(outputs, 1).mul_(weights).sub_(right)
+
+    def _pull(self, outputs: Tensor, kept: Kept, at: Tensor) -> Tensor:
+        """Gradient of the distance of the drawn rows' outputs from the kept ones."""
+        apart = (outputs - kept.outputs[at]) * (2 * self._method.distil / outputs.numel())
+        if self._scaler is not None:
+            age = self._rows - kept.at[at]
+            apart *= torch.exp2(-age / self._method.distil_half)[:, None]
+        return apart
 
     def _move(self) -> None:
         """A step down the gradient, and the average after it."""

@@ -348,6 +348,7 @@ def forgetting(
         print(json.dumps({**asdict(found), "good": found.good}))
     else:
         _show("tasks one after the other", found.tasks, as_json=False)
+        _show("tables that drift", found.drift, as_json=False)
     raise typer.Exit(0 if found.good else 1)
 
 
