@@ -3,7 +3,7 @@
 A step takes fresh rows (one or more), draws kept ones, and learns both in one pass.  The loss is
 
     mean cross-entropy of the fresh rows + the same of the drawn ones
-    + distil · mean squared distance of the drawn rows' outputs from those kept with them
+    + distil · mean of the drawn rows' squared distances from the outputs kept with them
 
 where the cross-entropy is that of *adjusted* outputs: the log of each class's share among the rows
 that were learned lately is added to it while learning and left out when answering.  A class that
@@ -53,7 +53,7 @@ class Method:
     adjust
         Weight of the shares' log in the adjusted outputs; 0: plain cross-entropy.
     distil
-        Weight of the outputs' squared distance; 0: none.
+        Weight of the outputs' squared distance, summed over the classes; 0: none.
     distil_half
         Rows after which that weight is half for a kept item, where inputs are standardised as they
         come: what an old row's outputs were said of is then no longer what the model sees.
@@ -70,7 +70,7 @@ class Method:
     rehearsal: Rehearsal = field(default_factory=Rehearsal)
     adjust: float = 0.0
     distil: float = 0.0
-    distil_half: float = 500.0
+    distil_half: float = 200.0
     average: float = 0.0
     clip: float = 0.0
 
@@ -82,14 +82,15 @@ def _equal(rows: float) -> Rehearsal:
 
 NONE: Final = Method("none")
 ER: Final = Method("ER", lambda n, seed: Reservoir(n, seed), rehearsal=_equal(1.0))
-DER: Final = Method("DER++", lambda n, seed: Reservoir(n, seed), rehearsal=_equal(1.0), distil=0.5)
+DER: Final = Method("DER++", lambda n, seed: Reservoir(n, seed), rehearsal=_equal(1.0), distil=0.05)
 OURS: Final = Method(
     "ours",
     lambda n, seed: ClassBalanced(n, seed),
     class_balanced,
     adjust=1.0,
-    distil=0.5,
-    clip=2.0,
+    distil=0.1,
+    average=0.5,
+    clip=1.0,
 )
 
 
@@ -151,7 +152,8 @@ class Scaler:
         self._n = total
         deviation = (self._squares / total).sqrt()
         self._shift = self._mean.float()
-        self._factor = torch.where(deviation > 0, 1 / deviation, 0.0).float()
+        moves = deviation > 1e-6 * (1 + self._mean.abs())  # else it is the rounding of a constant
+        self._factor = torch.where(moves, 1 / deviation, 0.0).float()
 
     def __call__(self, x: Tensor) -> Tensor:
         return ((x - self._shift) * self._factor).clamp_(-10, 10)
@@ -261,7 +263,7 @@ class Rehearser:
 
     def _pull(self, outputs: Tensor, kept: Kept, at: Tensor) -> Tensor:
         """Gradient of the distance of the drawn rows' outputs from the kept ones."""
-        apart = (outputs - kept.outputs[at]) * (2 * self._method.distil / outputs.numel())
+        apart = (outputs - kept.outputs[at]) * (2 * self._method.distil / len(outputs))
         if self._scaler is not None:
             age = self._rows - kept.at[at]
             apart *= torch.exp2(-age / self._method.distil_half)[:, None]

@@ -29,7 +29,7 @@ def small() -> Digits:
 
 def test_rehearsal_remembers_what_is_forgotten_without(small: Digits) -> None:
     protocol = replace(bench.F1[0], hidden=(64,), capacity=100, asked=None)
-    found = bench.table([protocol], small, methods=(NONE, ER, OURS), seeds=(1, 2))
+    found = bench.table([protocol], small, methods=(NONE, ER, OURS), seeds=(1,))
     acc = {row.what.rpartition(" ")[2]: row.acc for row in found}
     worst = {row.what.rpartition(" ")[2]: row.worst for row in found}
     assert acc["none"] < 30
@@ -113,3 +113,10 @@ def test_without_the_data() -> None:
         mnist(None)
     with pytest.raises(StreamUnusable, match="ONLINE_DATA_DIR"):
         drifting.gas(None)
+
+
+def test_the_cost_of_a_step(small: Digits) -> None:
+    found = bench.cost(small, rounds=2, steps=5)
+    assert found.ratio > 1
+    assert bench.Found([], [], replace(found, good=True)).good
+    assert not bench.Found([], [], replace(found, good=False)).good
