@@ -6,6 +6,7 @@ import gzip
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -81,18 +82,23 @@ def split(digits: Digits, seed: int, rows: int | None) -> list[Task]:
 def permuted(digits: Digits, seed: int, tasks: int = 20) -> list[Task]:
     """All images once a task, in a random order, with their pixels in a random order."""
     draw = torch.Generator().manual_seed(seed)
-    views: list[View] = []
-    for _ in range(tasks):
-        order = torch.randperm(digits.x.shape[1], generator=draw)
-        views.append(lambda x, order=order: x[:, order])
-    return _seen(digits, views, draw)
+    orders = [torch.randperm(digits.x.shape[1], generator=draw) for _ in range(tasks)]
+    return _seen(digits, [partial(_ordered, order=order) for order in orders], draw)
+
+
+def _ordered(x: Tensor, order: Tensor) -> Tensor:
+    return x[:, order]
 
 
 def rotated(digits: Digits, seed: int, tasks: int = 20) -> list[Task]:
     """All images once a task, in a random order, turned by a random angle below 180°."""
     draw = torch.Generator().manual_seed(seed)
     angles = (180 * torch.rand(tasks, generator=draw)).tolist()
-    return _seen(digits, [lambda x, a=a: turned(x, torch.full((len(x),), a)) for a in angles], draw)
+    return _seen(digits, [partial(_at_angle, degrees=angle) for angle in angles], draw)
+
+
+def _at_angle(x: Tensor, degrees: float) -> Tensor:
+    return turned(x, torch.full((len(x),), degrees))
 
 
 def _seen(digits: Digits, views: list[View], draw: torch.Generator) -> list[Task]:

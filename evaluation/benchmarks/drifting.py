@@ -104,8 +104,9 @@ F5: Final = (
     Setting("F5 Elec2", elec2, 4, 0.1, (86.9, 81.0)),
     Setting("F5 Elec2", elec2, 16, 0.1),
 )
-SEEDS: Final = (1, 2)
-"""For proving.  Everything was chosen with seeds from 101 on."""
+SEEDS: Final = (1, 2, 3, 4, 5)
+"""For proving; everything was chosen with seeds from 101 on.  A seed also draws the held rows,
+which moves the first period's figure by 3 points."""
 
 METHODS: Final = (NONE, ER, DER, OURS)
 _BESIDE: Final = {

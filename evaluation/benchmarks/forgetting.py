@@ -114,7 +114,7 @@ F2: Final = (
         _DER,
         10,
         500,
-        _SIXTY,
+        {**_SIXTY, "ours": 0.04},
         {"ER": "86.12", "DER++": "91.00"},
         (92.0, None, None),
     ),
@@ -276,8 +276,8 @@ class Cost:
     good: bool
 
 
-def cost(digits: data.Digits, *, rounds: int = 15, steps: int = 100) -> Cost:
-    """Measure turns of ``steps`` steps; the memory is full from the start."""
+def cost(digits: data.Digits, size: int, *, rounds: int = 15, steps: int = 100) -> Cost:
+    """Measure turns of steps of ``size`` fresh rows each; the memory is full from the start."""
     torch.set_num_threads(1)
     protocol, wide = F1[0], digits.x.shape[1]
     one_pass = replace(OURS, rehearsal=Rehearsal(passes_short=1.0))
@@ -293,7 +293,7 @@ def cost(digits: data.Digits, *, rounds: int = 15, steps: int = 100) -> Cost:
         )
         for method in (NONE, one_pass)
     ]
-    warm, size = digits.x[: protocol.capacity], protocol.batch
+    warm = digits.x[: protocol.capacity]
     for learner in learners:
         learner.step(warm, digits.y[: protocol.capacity])
     times: list[list[float]] = [[], []]
@@ -306,7 +306,8 @@ def cost(digits: data.Digits, *, rounds: int = 15, steps: int = 100) -> Cost:
             own.append(1e6 * (time.perf_counter() - begun) / steps)
     ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
     plain, step = min(times[0]), min(times[1])
-    return Cost("a step of F1", plain, step, ratio, f"ratio <= {COST_MAX}", ratio <= COST_MAX)
+    asked = f"ratio <= {COST_MAX}"
+    return Cost(f"F1, {size} fresh", plain, step, ratio, asked, ratio <= COST_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +316,13 @@ class Found:
 
     tasks: list[Line]
     drift: list[Drifted]
-    cost: Cost
+    cost: list[Cost]
 
     @property
     def good(self) -> bool:
         """All that is asked of ours is met."""
-        return all(row.good for row in (*self.tasks, *self.drift, self.cost))
+        verdicts = [row.good for row in self.tasks] + [row.good for row in self.drift]
+        return all(verdicts) and all(row.good for row in self.cost)
 
 
 def run(
@@ -333,4 +335,4 @@ def run(
     if long:
         lines += table(F3, digits, seeds=SEEDS[:2], progress=progress)
     drift = drifting.table(drifting.F5, data_dir, progress=progress)
-    return Found(lines, drift, cost(digits))
+    return Found(lines, drift, [cost(digits, 1), cost(digits, 10)])

@@ -349,7 +349,7 @@ def forgetting(
     else:
         _show("tasks one after the other", found.tasks, as_json=False)
         _show("tables that drift", found.drift, as_json=False)
-        _show("cost", [found.cost], as_json=False)
+        _show("cost", found.cost, as_json=False)
     raise typer.Exit(0 if found.good else 1)
 
 

@@ -116,7 +116,7 @@ def test_without_the_data() -> None:
 
 
 def test_the_cost_of_a_step(small: Digits) -> None:
-    found = bench.cost(small, rounds=2, steps=5)
+    found = bench.cost(small, 10, rounds=2, steps=5)
     assert found.ratio > 1
-    assert bench.Found([], [], replace(found, good=True)).good
-    assert not bench.Found([], [], replace(found, good=False)).good
+    assert bench.Found([], [], [replace(found, good=True)]).good
+    assert not bench.Found([], [], [replace(found, good=False)]).good
