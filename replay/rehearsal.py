@@ -17,6 +17,9 @@ from replay.errors import SettingInvalid
 ROWS_MAX = 100
 """Most replayed rows for a fresh one: what a learner's step may cost is bounded."""
 
+PASSES_MAX = 10
+"""Most passes of a step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
@@ -27,9 +30,11 @@ class Rehearsal:
     rows_short, rows_long
         Replayed rows for each fresh one, at the start and on long streams; ≥ 0.  More remembers
         better and costs one learning step each.
+    passes_short, passes_long
+        How many times a step learns its fresh rows, each time with newly drawn ones; ≥ 1.
     short, long
-        Streams up to ``short`` memories get ``rows_short``, from ``long`` memories on
-        ``rows_long``; between them it goes over evenly in the logarithm of the length.
+        Streams up to ``short`` memories get ``rows_short`` and ``passes_short``, from ``long``
+        memories on the other two; between them it goes over evenly in the logarithm of the length.
         0 < short < long.
     recent, recent_alarm
         Share of the replayed rows that is taken from the recent compartment, in [0, 1]: usually,
@@ -40,6 +45,8 @@ class Rehearsal:
 
     rows_short: float = 3.0
     rows_long: float = 1.0
+    passes_short: float = 2.0
+    passes_long: float = 1.0
     short: float = 10.0
     long: float = 120.0
     recent: float = 0.5
@@ -50,6 +57,9 @@ class Rehearsal:
         for name, value in (("rows_short", self.rows_short), ("rows_long", self.rows_long)):
             if not 0 <= value <= ROWS_MAX:
                 raise SettingInvalid(name, repr(value), f"give 0 to {ROWS_MAX} rows")
+        for name, value in (("passes_short", self.passes_short), ("passes_long", self.passes_long)):
+            if not 1 <= value <= PASSES_MAX:
+                raise SettingInvalid(name, repr(value), f"give 1 to {PASSES_MAX} passes")
         if not 0 < self.short < self.long < math.inf:
             both = f"{self.short!r}, {self.long!r}"
             raise SettingInvalid("short, long", both, "give 0 < short < long")
@@ -66,13 +76,28 @@ class Rehearsal:
         >>> [round(rule.rows(n, 500), 2) for n in (1, 5_000, 17_320, 60_000, 10**9)]
         [3.0, 3.0, 2.0, 1.0, 1.0]
         """
+        return self.rows_short + self._way(n, capacity) * (self.rows_long - self.rows_short)
+
+    def passes(self, n: int, capacity: int) -> float:
+        """Passes of the step that learns the ``n``-th fresh row, on average.
+
+        >>> [round(Rehearsal().passes(n, 500), 2) for n in (1, 5_000, 17_320, 60_000)]
+        [2.0, 2.0, 1.5, 1.0]
+        """
+        return self.passes_short + self._way(n, capacity) * (self.passes_long - self.passes_short)
+
+    def _way(self, n: int, capacity: int) -> float:
+        """How far the stream is on the way from short to long, in [0, 1]."""
         memories = min(max(n / capacity, self.short), self.long)
-        way = math.log(memories / self.short) / math.log(self.long / self.short)
-        return self.rows_short + way * (self.rows_long - self.rows_short)
+        return math.log(memories / self.short) / math.log(self.long / self.short)
 
     def whole_rows(self, n: int, capacity: int, rng: Random) -> int:
         """:meth:`rows` as a number to draw, rounded up or down by chance: right on average."""
         return int(self.rows(n, capacity) + rng.random())
+
+    def whole_passes(self, n: int, capacity: int, rng: Random) -> int:
+        """:meth:`passes` rounded up or down by chance: right on average."""
+        return int(self.passes(n, capacity) + rng.random())
 
     def recent_share(self, since_alarm: int | None) -> float:
         """Share of recent items, ``since_alarm`` ≥ 0 fresh rows after the last alarm (None: none).

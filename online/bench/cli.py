@@ -328,6 +328,31 @@ def buffers(
     raise typer.Exit(0 if found.good else 1)
 
 
+@app.command()
+def forgetting(
+    long: Annotated[
+        bool, typer.Option("--long", help="permuted and rotated MNIST too (an hour)")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What streams make a network forget, with and without rehearsal, beside published figures.
+
+    Needs torch, and MNIST, gas sensors and Elec2 in ONLINE_DATA_DIR.  Example:
+    online bench forgetting --json
+    """
+    from evaluation.benchmarks import forgetting as bench
+    from online.config import data_dir
+
+    found = bench.run(data_dir(), long=long, progress=lambda x: print(x, file=sys.stderr))
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good}))
+    else:
+        _show("tasks one after the other", found.tasks, as_json=False)
+        _show("tables that drift", found.drift, as_json=False)
+        _show("cost", found.cost, as_json=False)
+    raise typer.Exit(0 if found.good else 1)
+
+
 @app.command("all")
 def everything() -> None:
     """Every table, one after the other (about an hour).

@@ -67,3 +67,14 @@ def test_the_bounds_themselves_are_fine() -> None:
     rule = Rehearsal(rows_short=ROWS_MAX, rows_long=0, recent=0, recent_alarm=1, alarm_rows=1)
     assert (rule.rows(1, 1), rule.rows(10**9, 1)) == (ROWS_MAX, 0)
     assert [rule.recent_share(n) for n in (None, 0, 1)] == [0, 1, 0]
+
+
+def test_a_short_stream_gets_more_passes() -> None:
+    rule, rng = Rehearsal(), Random(1)
+    assert {rule.whole_passes(1, 500, rng) for _ in range(100)} == {2}
+    assert {rule.whole_passes(10**6, 500, rng) for _ in range(100)} == {1}
+    drawn = [rule.whole_passes(17_320, 500, rng) for _ in range(10_000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(1.5, abs=0.02)
+    for passes in (0.5, 11.0, float("nan")):
+        with pytest.raises(SettingInvalid, match="passes_short"):
+            Rehearsal(passes_short=passes)
