@@ -201,20 +201,17 @@ def test_changed_model_code() -> None:
             running.stop()
 
 
-def test_copies_of_a_model_that_does_not_merge_have_to_learn_all_rows() -> None:
+def test_the_settings_say_who_learns_a_model_that_does_not_merge() -> None:
     with folder() as place:
         (place / "learner.py").write_text(
             "from river import tree\n\n\ndef build():\n    return tree.HoeffdingTreeClassifier()\n"
         )
-        model = {**FILE_MODEL, "learn": "background"}
-        settings = write_settings(place, {"replicas": 2, "models": [model]})
-        error = refused("serve", str(settings))
-        assert "HoeffdingTreeClassifier" in error
-        assert "Set learn: inline" in error
-        settings = write_settings(place, {"replicas": 2, "models": [FILE_MODEL]})
-        checked = online("config", "check", str(settings))
-        assert checked.returncode == 0
-        assert "merge: ordered" in checked.stdout
+        for learn, merge in (("inline", "ordered"), ("background", "lagging")):
+            model = {**FILE_MODEL, "learn": learn}
+            settings = write_settings(place, {"replicas": 2, "models": [model]})
+            checked = online("config", "check", str(settings))
+            assert checked.returncode == 0
+            assert f"merge: {merge}" in checked.stdout
 
 
 # -- listeners -------------------------------------------------------------------------------
