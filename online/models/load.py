@@ -180,10 +180,7 @@ def load(
     key, old_keys
         Seals pickled state; open what was sealed before the key was changed.
 
-    Raises
-    ------
-    LearnerUnusable
-        Names the value, what is wrong and what to write instead.
+    Raises LearnerUnusable: names the value, what is wrong and what to write instead.
     """
     factory, origin = _find(learner, base_dir)
     given = dict(params)

@@ -11,19 +11,17 @@ import contextlib
 import inspect
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import online.ordered
-from online.models.base import Prediction
 from online.ordered import OrderedLearner
 from online.tokens import event_key
 from paramserver import rewrites
 from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.blocks import OPAQUE, Block, Blocks
 from paramserver.errors import ParamServerError
 from paramserver.lineage import Lineage
 from paramserver.process import Host
@@ -31,44 +29,14 @@ from paramserver.snapshots.store import Retention
 from paramserver.wire import FORMAT, SyncReply, SyncRequest, decode_reply, encode
 from replay import codec
 from replay.errors import PartitionSealed
-from replay.example import Example, Features, Label
+from replay.example import Example
 from replay.journal.base import NewRow, Row, Verdict
 from replay.journal.sqlite import SqliteJournal
+from tests.unit.test_ordered import Sequenced
 
 SPEC = "5" * 64
 SEEDS = 60
 STEPS = 160
-
-
-class Sequenced:
-    """Its state is the order in which it has learned."""
-
-    mergeable, learns, numeric_only, structure = False, True, True, "sequenced"
-    why_not_mergeable: str | None = "an order has no sum"
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def predict(self, features: Features) -> Prediction:
-        return Prediction(float(len(self.names)), None)
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        return [self.predict(x) for x in rows]
-
-    def learn(self, features: Features, label: Label, weight: float) -> None:
-        self.names += features
-        if self.names[-1].startswith("poison"):
-            raise ValueError("poison")
-
-    def cut(self) -> Blocks:
-        return {"state": Block(OPAQUE, " ".join(self.names).encode())}
-
-    def rebase(self, values: Blocks) -> None:
-        raise AssertionError("nobody merges it")
-
-    def reset(self, values: Blocks) -> None:
-        state = values.get("state")
-        self.names = state.data.decode().split() if state else []
 
 
 class Replica:

@@ -18,7 +18,7 @@ from tests.unit.replica_world import World, play, row, statuses, until
 
 
 class Sequenced:
-    """Its state is the order in which it has learned; it dislikes one feature's name."""
+    """Its state is the order in which it has learned; it dislikes some features' names."""
 
     mergeable, learns, numeric_only, structure = False, True, True, "sequenced"
     why_not_mergeable: str | None = "an order has no sum"
@@ -34,8 +34,8 @@ class Sequenced:
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
         self.names += features
-        if "bad" in self.names:
-            raise ValueError("bad")
+        if "bad" in self.names or self.names[-1].startswith("poison"):
+            raise ValueError("it dislikes the name")
 
     def cut(self) -> Blocks:
         return {"state": Block(OPAQUE, " ".join(self.names).encode())}
