@@ -64,7 +64,7 @@ class Models:
         What learning took is in the newest snapshot: above ``SHARE_MAX`` of a core, one process
         learns for all.
         """
-        models = [self._chosen(model, loaded[model.name]) for model in self._settings.models]
+        models = tuple(self._chosen(model, loaded[model.name]) for model in self._settings.models)
         return self._settings.model_copy(update={"models": models})
 
     def _chosen(self, model: ModelSettings, loaded: Loaded) -> ModelSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,10 @@ def test_one_process_learns_what_was_too_much_for_each(
         "m", loaded["m"].spec_hash, "", (1, 1), {}, {}, metrics=contacts.metrics()
     )
     history.publish("1-1", state)
-    (chosen,) = models.chosen(loaded).models
+    settings = models.chosen(loaded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Settings.model_validate(settings.model_dump(mode="json")) == settings
+    (chosen,) = settings.models
     assert merge_rule(chosen, loaded["m"].model) == expected
     assert bool(said) == (expected == "overlay")
