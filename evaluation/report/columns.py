@@ -11,6 +11,9 @@ from evaluation.errors import TableUnusable
 
 ROLES: Final = ("label", "prediction", "score", "time", "label_time", "version", "source")
 
+NONE: Final = "none"
+"""Says that no column has the role."""
+
 _NAMES: Final = {
     "label": (
         "label", "target", "y_true", "truth", "true_label", "ground_truth", "actual", "outcome", "y",
@@ -40,7 +43,10 @@ _NO_FEATURES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Columns that the caller names; None: guess.  ``features`` None: every other column."""
+    """Columns that the caller names; None: guess; ``none``: there is none.
+
+    ``features`` None: every other column.
+    """
 
     label: str | None = None
     prediction: str | None = None
@@ -87,6 +93,9 @@ def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
     guessed = set()
     for role in ROLES:
         named = getattr(asked, role)
+        if named == NONE and NONE not in names:
+            found[role] = None
+            continue
         found[role] = _named(file, names, role, named)
         if named is None:
             taken = {name for name in found.values() if name}

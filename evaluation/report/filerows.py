@@ -17,9 +17,10 @@ from evaluation.report.columns import Asked, Roles, assign
 from evaluation.report.rows import Column, Floats, Origin, Rows
 from evaluation.report.table import Table, numbers, open_table, texts
 from evaluation.streams import MULTICLASS_MAX
-from replay.example import Label, label_text
+from replay.example import Label
 
 _VALUES_MAX: Final = 1000
+_HALF: Final = 0.5
 _MOSTLY: Final = 0.9  # a text column of so many numbers is one of numbers
 _EPOCH_MIN: Final = 1e8  # a guessed time is a date after 1973, in seconds or a part of them
 _UNITS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
@@ -57,24 +58,27 @@ class FileRows:
         self._roles: Roles = assign(self._file, self._table.names, asked)
         labels, answers = self._values()
         self._take_score(labels, answers)
-        self._bool = _all_bool(labels)
-        known = {_label(text, bools=self._bool) for text in labels}
-        chosen = task or self._task(known, answers)
+        self._texts = _all_bool(labels)
+        known = {self._value(text) for text in labels}
+        self._task: Task = task or self._guess_task(known, answers)
+        self._names: dict[bool, str] = {}
+        self._binary: dict[Label, bool] = {}
+        if self._task == "binary":
+            self._name_classes(known, positive)
         self._kinds: dict[str, str] = {}
         self._left_out: dict[str, str] = dict.fromkeys(self._roles.left_out, "a row's name")
-        self._bad = 0
         if self._roles.time is not None and "time" in self._roles.guessed:
             self._check_guessed_time(self._roles.time)
+        self._check_answers(known, answers)
         self.origin = Origin(
             "file",
             self._file,
-            chosen,
-            positive=self._positive(known, positive) if chosen == "binary" else None,
+            self._task,
+            names=self._names,
             delay=delay,
             columns=self._roles.shown(),
             left_out=self._left_out,
         )
-        self._check_answers(known, answers)
 
     # -- understanding -----------------------------------------------------------------------
 
@@ -106,7 +110,7 @@ class FileRows:
                 | {"score": roles.prediction, "prediction": None}
             )
 
-    def _task(self, known: set[Label], answers: set[str]) -> Task:
+    def _guess_task(self, known: set[Label], answers: set[str]) -> Task:
         if not known:
             return "regression" if not self._roles.score and _fractional(answers) else "binary"
         figures = [v for v in known if isinstance(v, int | float) and not isinstance(v, bool)]
@@ -121,49 +125,66 @@ class FileRows:
             )  # fmt: skip
         return "multiclass" if len(known) > 2 else "binary"
 
-    def _positive(self, known: set[Label], asked: str | None) -> Label | None:
-        """Of two numbers the greater one, of two texts the later one in the alphabet."""
+    def _name_classes(self, known: set[Label], asked: str | None) -> None:
+        """Which label is True: of two numbers the greater, of two texts the alphabet's later."""
+        label = self._roles.label
+        if len(known) > 2:
+            raise TableUnusable(
+                self._file, label, f"{len(known)} labels, and a binary task has two",
+                "Leave --task out, or give --task multiclass",
+            )  # fmt: skip
+        ordered = sorted(known, key=lambda v: (isinstance(v, str), v))
+        positive: Label
         if asked is not None:
-            label = _label(asked, bools=self._bool)
-            if known and label not in known:
-                shown = ", ".join(sorted(map(label_text, known)))
+            positive = self._value(asked)
+            if known and positive not in known and len(known) == 2:
+                shown = ", ".join(map(str, ordered))
                 raise TableUnusable(
-                    self._file, self._roles.label, f"no label is {asked!r}",
-                    f"Give --positive one of: {shown}",
-                )  # fmt: skip
-            return label
-        if len(known) == 2:
-            return sorted(known, key=lambda v: (isinstance(v, str), v))[1]
-        return True if self._bool else 1 if known <= {0, 1} else None
+                    self._file, label, f"no label is {asked!r}", f"Give --positive one of: {shown}"
+                )
+        elif len(known) == 2:
+            positive = ordered[1]
+        else:
+            positive = 1 if known <= {0, 1} else ordered[0]
+        others = [v for v in ordered if v != positive]
+        negative = others[0] if others else 0 if positive != 0 else 1
+        self._binary = {positive: True, negative: False}
+        self._names = {True: self._shown(positive), False: self._shown(negative)}
+
+    def _value(self, text: str) -> Label:
+        """A label as it is compared: truth values are 1 and 0."""
+        if self._texts and text.lower() in ("true", "false"):
+            return int(text.lower() == "true")
+        number = _finite(text)
+        if number is None:
+            return text
+        return int(number) if number.is_integer() else number
+
+    def _shown(self, label: Label) -> str:
+        return ("false", "true")[label == 1] if self._texts else str(label)
 
     def _check_answers(self, known: set[Label], answers: set[str]) -> None:
-        if self.origin.task == "regression":
+        answer = self._roles.prediction or self._roles.score
+        if self._task == "regression":
             wrong = next((t for t in sorted(answers) if _number(t) is None), None)
-            if wrong is not None and len(answers) <= _VALUES_MAX:
+            if wrong is not None:
                 raise TableUnusable(
-                    self._file, self._roles.prediction, f"{wrong!r} is no number",
+                    self._file, answer, f"{wrong!r} is no number",
                     "Name the column with the model's numbers: --prediction COLUMN",
                 )  # fmt: skip
             return
-        given = {_label(text, bools=self._bool) for text in answers}
-        if known and given and not known & given:
+        given = {self._value(text) for text in answers}
+        if known and given and not known & given and len(known) > 1:
             some = ", ".join(sorted(map(str, given))[:5])
             raise TableUnusable(
-                self._file, self._roles.prediction,
-                f"no prediction ({some}) is a label of column {self._roles.label!r}",
+                self._file, answer, f"no prediction ({some}) is a label of {self._roles.label!r}",
                 "Name the column with the predicted label: --prediction COLUMN",
             )  # fmt: skip
-        if self.origin.task == "multiclass" and self._roles.prediction is None:
+        if self._task == "multiclass" and self._roles.prediction is None:
             raise TableUnusable(
-                self._file, self._roles.score,
+                self._file, answer,
                 f"{len(known)} labels, and a score alone does not say which was predicted",
                 "Name the column with the predicted label: --prediction COLUMN",
-            )  # fmt: skip
-        if self._roles.prediction is None and known and self.origin.positive is None:
-            raise TableUnusable(
-                self._file, self._roles.label,
-                f"one label only ({', '.join(map(str, known))}): which one the score is of is open",
-                "Say it: --positive LABEL",
             )  # fmt: skip
 
     def _check_guessed_time(self, name: str) -> None:
@@ -190,65 +211,50 @@ class FileRows:
     def _rows(self, batch: Mapping[str, Any]) -> Rows:
         roles = self._roles
         n = len(batch[roles.label])
-        regression = self.origin.task == "regression"
-        label = self._labels(batch[roles.label], numeric=regression)
         score = None if roles.score is None else _floats(numbers(batch[roles.score])[0])
         predicted: list[Label | None]
         if roles.prediction is not None:
-            predicted = self._labels(batch[roles.prediction], numeric=regression)
-        else:
-            assert score is not None
-            predicted = self._by_score(score)
+            predicted = self._labels(batch[roles.prediction])
+        elif self._task == "regression" and score is not None:
+            predicted = [v if math.isfinite(v) else None for v in score.tolist()]
+        else:  # as a probability is read
+            predicted = [
+                None if not 0.0 <= p <= 1.0 else p >= _HALF for p in score.tolist()  # type: ignore
+            ]
         return Rows(
-            label=label,
+            label=self._labels(batch[roles.label]),
             predicted=predicted,
             probabilities=self._probabilities(score, n),
             time=self._times(batch, roles.time, n),
             label_time=self._times(batch, roles.label_time, n),
-            features={name: self._feature(name, batch[name]) for name in roles.features
-                      if name not in self._left_out},
+            features={
+                name: self._feature(name, batch[name])
+                for name in roles.features
+                if name not in self._left_out
+            },
             version=None if roles.version is None else texts(batch[roles.version]),
             source=None if roles.source is None else texts(batch[roles.source]),
-        )  # fmt: skip
+        )
 
-    def _labels(self, column: Any, *, numeric: bool) -> list[Label | None]:
-        if numeric:
+    def _labels(self, column: Any) -> list[Label | None]:
+        if self._task == "regression":
             return [v if math.isfinite(v) else None for v in _floats(numbers(column)[0]).tolist()]
         cache: dict[str | None, Label | None] = {None: None}
         out = []
         for text in texts(column):
             if text not in cache:
                 stripped = (text or "").strip()
-                cache[text] = _label(stripped, bools=self._bool) if stripped else None
+                value = self._value(stripped) if stripped else None
+                cache[text] = value if value is None else self._binary.get(value, value)
             out.append(cache[text])
         return out
-
-    def _by_score(self, score: Floats) -> list[Label | None]:
-        """The positive label from .5 on, as a probability is read."""
-        positive = self.origin.positive
-        other = self._other
-        if self.origin.task == "regression":
-            return [v if math.isfinite(v) else None for v in score.tolist()]
-        return [None if v != v else (positive if v >= 0.5 else other) for v in score.tolist()]
-
-    @property
-    def _other(self) -> Label:
-        positive = self.origin.positive
-        if isinstance(positive, bool):
-            return not positive
-        return self._negative if self._negative is not None else "other"
-
-    _negative: Label | None = None
 
     def _probabilities(
         self, score: Floats | None, n: int
     ) -> Sequence[Mapping[str, float] | None]:
-        if score is None or self.origin.task != "binary":
+        if score is None or self._task != "binary":
             return [None] * n
-        yes, no = label_text(self.origin.positive or 0), label_text(self._other)
-        return [
-            {yes: p, no: 1.0 - p} if 0.0 <= p <= 1.0 else None for p in score.tolist()
-        ]
+        return [{"true": p, "false": 1.0 - p} if 0.0 <= p <= 1.0 else None for p in score.tolist()]
 
     def _times(self, batch: Mapping[str, Any], name: str | None, n: int) -> Floats:
         if name is None:
@@ -320,17 +326,6 @@ def _kind(column: Any) -> str:
 def _floats(values: Any) -> Floats:
     """A copy that can be written to; nulls are NaN."""
     return np.array(values.to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
-def _label(text: str, *, bools: bool) -> Label:
-    """A label as the service would write it: a truth value, a number, or text."""
-    lower = text.lower()
-    if bools:
-        return lower in ("true", "1", "1.0")
-    number = _finite(text)
-    if number is None:
-        return text
-    return int(number) if number.is_integer() else number
 
 
 def _number(text: str) -> float | None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from evaluation.comparison import Compared
 from evaluation.metrics import add
 
 PANE_ROWS: Final = 64
@@ -17,6 +18,7 @@ PANE_ROWS: Final = 64
 
 PANES_MAX: Final = 96
 """Most panes; after a doubling there are half as many."""
+
 
 class Pane:
     """Sums over consecutive rows.
@@ -27,26 +29,30 @@ class Pane:
         Those of :mod:`evaluation.metrics`.
     answered, labelled, positive
         Rows with an answer, with a label, and answered with the positive label.
-    score_n, score_sum
-        Rows with a score, and its sum.
+    score_n, score_sum, sure_sum
+        Rows with a score, its sum, and that of the answers' probabilities.
     features
         For each feature: known values and their sum (numbers), or rows and those of the top
         category.
+    steps
+        Each comparison with a baseline as it stood at the end of the pane.
     """
 
     __slots__ = (
         "answered", "counters", "features", "first_row", "first_time", "labelled",
-        "last_time", "positive", "rows", "score_n", "score_sum", "version",
+        "last_time", "positive", "rows", "score_n", "score_sum", "steps", "sure_sum",
+        "version",
     )  # fmt: skip
 
     def __init__(self, first_row: int) -> None:
         self.first_row = first_row
         self.rows = self.answered = self.labelled = self.positive = self.score_n = 0
         self.first_time = self.last_time = math.nan
-        self.score_sum = 0.0
+        self.score_sum = self.sure_sum = 0.0
         self.counters: dict[str, float] = {}
         self.features: dict[str, tuple[float, float]] = {}
         self.version: str | None = None
+        self.steps: dict[str, Compared] = {}
 
     def feature(self, name: str, n: float, total: float) -> None:
         """Add to a feature's sums."""
@@ -66,10 +72,12 @@ class Pane:
         self.positive += other.positive
         self.score_n += other.score_n
         self.score_sum += other.score_sum
+        self.sure_sum += other.sure_sum
         self.times(other.first_time, other.last_time)
         add(self.counters, other.counters)
         for name, (n, total) in other.features.items():
             self.feature(name, n, total)
+        self.steps.update(other.steps)
         self.version = other.version if other.version is not None else self.version
 
 

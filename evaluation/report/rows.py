@@ -32,6 +32,8 @@ class Rows:
         ``delay`` rows back.
     time, label_time
         POSIX seconds of answer and label, shape (n,); NaN: unknown.
+    delay
+        Seconds from answer to label, where ``label_time`` does not say it; NaN: unknown.
     verdict
         What the journal says of each row; None in a file.
     """
@@ -43,6 +45,7 @@ class Rows:
     label_time: Floats
     features: Mapping[str, Column]
     no_change: Sequence[Label | None] | None = None
+    delay: Floats | None = None
     version: Sequence[str | None] | None = None
     source: Sequence[str | None] | None = None
     verdict: Sequence[str] | None = None

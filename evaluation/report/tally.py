@@ -11,6 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.comparison import Comparison
+from evaluation.drift.labelfree import LabelFree
+from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.metrics import add, details, increments
 from evaluation.report.known import Known
 from evaluation.report.panes import Pane, Panes
@@ -25,6 +28,9 @@ FEATURES_MAX: Final = 100
 
 GROUPS_MAX: Final = 200
 """Versions told apart; further ones are counted together."""
+
+BASELINES: Final = {"no_change": "no_change_correct", "majority": "majority_correct"}
+"""The rules that the model is compared with, and the counters of their right answers."""
 
 OTHER: Final = "(others)"
 _DELAY_BINS: Final = 26  # a decade: a delay is known to 5 %
@@ -59,6 +65,8 @@ class Tally:
         self.rows = 0
         self.no_answer = self.no_label = self.no_time = self.out_of_order = 0
         self.panes = Panes()
+        self.watch = Watch(WatchSettings(regression=origin.task == "regression"))
+        self.label_free = LabelFree()
         self.versions: dict[str, dict[str, float]] = {}
         self.version_rows: dict[str, int] = {}
         self.head: list[Part] = []
@@ -68,6 +76,8 @@ class Tally:
         self.ranges: dict[str, tuple[float, float]] = {}
         self.left_out = 0
         self.slices = Slices(origin.task)
+        classes = origin.task != "regression"  # errors of numbers have no bound
+        self.comparisons = {name: Comparison() for name in BASELINES} if classes else {}
         self.verdicts: dict[str, int] = {}
         self.delays: NDArray[np.int64] = np.zeros(
             (_DELAY_DECADES[1] - _DELAY_DECADES[0]) * _DELAY_BINS, np.int64
@@ -91,10 +101,12 @@ class Tally:
         while begin < n:
             pane, room = self.panes.room(first + begin)
             end = min(n, begin + room)
-            self._pane(pane, rows, score, right, begin, end)
+            self._pane(pane, rows, right, begin, end)
+            self._span(pane, rows, score, begin, end)
             self._feature_sums(pane, features, begin, end)
             begin = end
         self.rows += n
+        self._watch(rows, features, score, right)
         self.slices.add(features, self.kinds, rows.source, right)
         self._keep(Part(first, score, right, features))
         for verdict in rows.verdict or ():
@@ -107,7 +119,7 @@ class Tally:
             before = np.maximum.accumulate(np.concatenate(([self._newest], known)))
             self.out_of_order += int(np.sum(known < before[:-1]))
             self._newest = float(before[-1])
-        late = rows.label_time - rows.time
+        late = rows.label_time - rows.time if rows.delay is None else rows.delay
         late = late[np.isfinite(late) & (late >= 0)]
         if len(late):
             place = (np.log10(np.maximum(late, 1e-3)) - _DELAY_DECADES[0]) * _DELAY_BINS
@@ -130,9 +142,7 @@ class Tally:
             ]
         return np.array(values, dtype=np.float64)
 
-    def _pane(
-        self, pane: Pane, rows: Rows, score: Floats, right: Floats, begin: int, end: int
-    ) -> None:
+    def _pane(self, pane: Pane, rows: Rows, right: Floats, begin: int, end: int) -> None:
         """Judge rows ``begin … end - 1``, one by one: each knows the labels before it."""
         task, known = self.origin.task, self._known
         wrong_by = "abs_error" if task == "regression" else "correct"
@@ -159,8 +169,12 @@ class Tally:
                 add(pane.counters, more)
                 self._version(rows, i, more)
                 right[i] = more.get(wrong_by, math.nan)
-            known.add(label, float(rows.label_time[i]))
-        self._span(pane, rows, score, begin, end)
+                for name, comparison in self.comparisons.items():
+                    comparison.add(more["correct"], more[BASELINES[name]])
+            timed = not math.isnan(rows.time[i])
+            known.add(label, float(rows.label_time[i]) if timed else math.nan)
+        for name, comparison in self.comparisons.items():
+            pane.steps[name] = comparison.now()
 
     def _version(self, rows: Rows, i: int, more: Mapping[str, float]) -> None:
         if rows.version is None or (name := rows.version[i]) is None:
@@ -176,12 +190,38 @@ class Tally:
         scored = score[begin:end][np.isfinite(score[begin:end])]
         pane.score_n += len(scored)
         pane.score_sum += float(scored.sum())
+        sure = np.maximum(scored, 1.0 - scored) if self.origin.task == "binary" else scored
+        pane.sure_sum += float(sure.sum())
         times = rows.time[begin:end]
         times = times[np.isfinite(times)]
         if len(times):
             pane.times(float(times.min()), float(times.max()))
         if rows.version is not None and rows.version[end - 1] is not None:
             pane.version = rows.version[end - 1]
+
+    def _watch(
+        self, rows: Rows, features: Mapping[str, Column], score: Floats, right: Floats
+    ) -> None:
+        """Give each row to the detectors, and its confidence to the label-free estimate."""
+        classes = self.origin.task != "regression"
+        columns = [
+            v.tolist() if isinstance(v, np.ndarray) else v for v in features.values()
+        ]
+        names, values = list(features), zip(*columns, strict=True) if columns else None
+        ats, scores, rights = rows.time.tolist(), score.tolist(), right.tolist()
+        for at, p, hit, said in zip(ats, scores, rights, rows.predicted, strict=True):
+            row = dict(zip(names, next(values), strict=True)) if values is not None else {}
+            share = p if classes and 0.0 <= p <= 1.0 else None
+            when = at if at == at else None
+            self.watch.served(row, share, at=when)
+            if hit == hit:
+                self.watch.judged(1.0 - hit if classes else hit, at=when)
+            if share is not None:
+                sure = 1.0 - share if said is False else share
+                if hit == hit:
+                    self.label_free.judged(sure, hit == 1.0, was_open=False)
+                else:
+                    self.label_free.served(sure)
 
     # -- features ----------------------------------------------------------------------------
 

@@ -86,8 +86,6 @@ class Subject(_Value):
     delay_rows: int
     versions: tuple[str, ...]
     version: str | None
-    replicas: int | None
-    snapshot: str | None
     columns: dict[str, str | None]
 
 
@@ -131,7 +129,7 @@ class Window(_Value):
     scores: Scores
     positive_rate: float | None
     mean_score: float | None
-    estimate: float | None
+    confidence: float | None
     version: str | None
 
 
@@ -160,8 +158,25 @@ class Limits(_Value):
     act: float
 
 
+class Estimate(_Value):
+    """Accuracy of ``n`` rows whose labels have not come, from the model's own confidence.
+
+    ``labelled`` rows calibrate it (0: taken as it is); ``error`` is the standard error that chance
+    alone gives; ``note`` says what it cannot see.
+    """
+
+    accuracy: float
+    n: int
+    labelled: int
+    error: float
+    note: str
+
+
 class Performance(_Value):
-    """Section 2.  ``recent`` are the last windows that have labels, as many as ``recent_windows``."""
+    """Section 2.  ``recent`` are the last windows that have labels, as many as ``recent_windows``.
+
+    ``estimate`` is of the rows without a label.
+    """
 
     metric: Literal["accuracy", "mae"]
     overall: Scores
@@ -170,6 +185,7 @@ class Performance(_Value):
     window_rows: int
     windows: tuple[Window, ...]
     limits: Limits | None
+    estimate: Estimate | None
     versions: tuple[Group, ...]
 
 
@@ -211,7 +227,7 @@ class Bin(_Value):
 
 
 class Calibration(_Value):
-    """Section 5.  ``of``: what the score is the probability of."""
+    """Section 5.  ``of``: what the score is the probability of; ``recent`` as in section 2."""
 
     of: str
     bins: tuple[Bin, ...]
@@ -252,7 +268,9 @@ class PredictionDrift(_Value):
 
     of: str
     spread: Spread
-    histogram: Histogram
+    histogram: Histogram | None
+    mean_then: float | None
+    mean_now: float | None
     rate_then: float | None
     rate_now: float | None
 
@@ -276,6 +294,7 @@ class Feature(_Value):
     name: str
     kind: Literal["number", "category"]
     level: Literal["none", "some", "large"]
+    why: str
     spread: Spread
     mean_then: float | None
     mean_now: float | None
@@ -312,44 +331,56 @@ class Multivariate(_Value):
     drivers: tuple[str, ...]
 
 
-class Alarm(_Value):
-    """Section 10: one alarm of a detector.
+class Slices(_Value):
+    """Section 9: the worst slices of at least ``n_min`` judged rows, of so many that were looked at."""
 
-    ``false_per_1000`` is the rate of false alarms that was measured for this setting, ``change_row``
-    the detector's estimate of where it began.
+    looked_at: int
+    n_min: int
+    worst: tuple[Group, ...]
+
+
+class Alarm(_Value):
+    """Section 10: one alarm.
+
+    ``change_row`` is the detector's estimate of where it began, ``before`` and ``after`` the means on
+    both sides of it.  ``worse``: it is an error that rose.
     """
 
     row: int
     time: float | None
     signal: str
+    feature: str
     detector: str
     direction: str
-    statistic: float | None
-    change_row: int | None
-    false_per_1000: float | None
-    action: str | None
+    change_row: int
+    before: float | None
+    after: float | None
+    worse: bool
 
 
 class Alarms(_Value):
-    """Section 10.  ``more`` alarms came after the last that is listed."""
+    """Section 10: the newest alarms, the newest first, and how many ``older`` ones there were."""
 
     detectors: tuple[str, ...]
     alarms: tuple[Alarm, ...]
-    more: int
+    older: int
 
 
 class Causes(_Value):
-    """Section 11: accuracy then and now, and the part that the moved inputs explain.
+    """Section 11: ``change`` = ``covariate`` + ``rest``.
 
-    ``covariate`` is (then, weighted to look like now) − then, ``rest`` is now − weighted.
+    Rows of then and now are put into groups of rows that look alike.  ``covariate`` is what the
+    change in how many rows each group has would do by itself, ``rest`` what changed within groups.
+    ``groups`` of them could be compared, with this share of the rows of now.
     """
 
     then: float
     now: float
-    weighted: float
+    change: float
     covariate: float
     rest: float
-    effective_n: float
+    groups: int
+    compared: float
 
 
 class Training(_Value):
@@ -357,8 +388,6 @@ class Training(_Value):
 
     events_per_s: float | None
     verdicts: dict[str, int]
-    sources: int
-    own_rows: float | None
 
 
 class Quality(_Value):
@@ -368,9 +397,6 @@ class Quality(_Value):
     no_label: int
     no_time: int
     out_of_order: int
-    bad_numbers: int
-    wrong_types: int
-    score_outside: int
     constant: tuple[str, ...]
     left_out: tuple[str, ...]
 
@@ -396,7 +422,7 @@ class Report(_Value):
     prediction_drift: PredictionDrift | None
     feature_drift: FeatureDrift | None
     multivariate: Multivariate | None
-    slices: tuple[Group, ...] | None
+    slices: Slices | None
     alarms: Alarms | None
     causes: Causes | None
     training: Training | None

@@ -1,0 +1,94 @@
+"""When is a window's error worth watching, and when worth acting on?
+
+The limits come from the stream itself: the median error of the first half of its windows, and how
+much these differ (median absolute deviation, which a bad start hardly moves).  A limit is the
+larger of some deviations and some part of the error, so that neither noise nor a change too small
+to matter is told.  Two windows in a row above a limit raise the level; one below the limit to
+watch ends it (hysteresis).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final, Literal
+
+from evaluation.report.values import Limits
+
+WINDOWS_MIN: Final = 10
+"""Fewer windows with enough labels give no limits."""
+
+WINDOW_N_MIN: Final = 30
+"""Fewer judged rows make no window's error."""
+
+Level = Literal["ok", "watch", "act"]
+
+_MAD_SD: Final = 1.4826  # of a normal distribution
+_WATCH: Final = (2.0, 0.2, 0.04, 0.005)  # deviations, part of the error, at most, at least
+_ACT: Final = (3.0, 0.5, 0.10, 0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A window's error: rows ``first_row … last_row``, ``n`` of them judged."""
+
+    first_row: int
+    last_row: int
+    n: int
+    error: float
+
+
+def limits(points: Sequence[Point], *, share: bool) -> Limits | None:
+    """Limits from the first half of the windows; None if there are fewer than ``WINDOWS_MIN``.
+
+    ``share``: the error is a share of rows in [0, 1], not a mean absolute error.
+    """
+    usable = [p for p in points if p.n >= WINDOW_N_MIN]
+    if len(usable) < WINDOWS_MIN:
+        return None
+    half = usable[: len(usable) // 2]
+    error = median(p.error for p in half)
+    deviation = _MAD_SD * median(abs(p.error - error) for p in half)
+    if share:
+        n = median(p.n for p in half)
+        deviation = max(deviation, math.sqrt(error * (1 - error) / n))
+    return Limits(
+        first_row=half[0].first_row,
+        last_row=half[-1].last_row,
+        windows=len(half),
+        error=error,
+        deviation=deviation,
+        watch=error + _reach(_WATCH, error, deviation, share=share),
+        act=error + _reach(_ACT, error, deviation, share=share),
+    )
+
+
+def _reach(
+    rule: tuple[float, float, float, float], error: float, deviation: float, *, share: bool
+) -> float:
+    deviations, part, most, least = rule
+    if not share:
+        return max(deviations * deviation, part * error)
+    return max(deviations * deviation, min(part * error, most), least)
+
+
+def level(points: Sequence[Point], limits: Limits) -> tuple[Level, Point | None]:
+    """How the newest windows stand, and the window in which that began (None: ok)."""
+    state: Level = "ok"
+    run: list[Point] = []
+    for point in points:
+        if point.n < WINDOW_N_MIN:
+            continue
+        if point.error <= limits.watch:
+            state, run = "ok", []
+            continue
+        run.append(point)
+        if len(run) < 2:
+            continue
+        if all(p.error > limits.act for p in run[-2:]):
+            state = "act"
+        elif state == "ok":
+            state = "watch"
+    return state, run[0] if state != "ok" else None
