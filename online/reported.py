@@ -41,8 +41,8 @@ def origin(model: ModelSettings) -> Origin:
 class JournalRows:
     """Rows of a model in the order in which their labels were recorded; nothing is written.
 
-    A row that teaches an event again is left out: the event is in the report once.  Quarantined rows
-    are counted, but their labels are not believed.
+    A row that teaches an event again is left out: the event is in the report once.  Quarantined
+    rows are counted, but their labels are not believed.
 
     Parameters
     ----------
@@ -118,9 +118,7 @@ class JournalRows:
                 ]
             ),
             no_change=[example.no_change for example in examples],
-            version=[
-                None if e.version is None else f"epoch {e.version[0]}" for e in examples
-            ],
+            version=[None if e.version is None else f"epoch {e.version[0]}" for e in examples],
             source=[row.source or None for row in rows],
             verdict=[str(row.verdict) for row in rows],
             features=self._features([example.features for example in examples]),

@@ -129,7 +129,9 @@ def build(tally: Tally, *, made_at: float, version: str | None = None) -> Report
     multivariate = None
     if features is not None:
         found = ends.multivariate()
-        multivariate = missing.setdefault("multivariate", found) if isinstance(found, str) else found
+        multivariate = (
+            missing.setdefault("multivariate", found) if isinstance(found, str) else found
+        )
     predictions = None if ends.lacking else ends.predictions(_score_name(tally))
     if predictions is None:
         missing.setdefault("prediction_drift", "the model gave too few scores")
@@ -329,16 +331,12 @@ def _comparison(tally: Tally, missing: dict[str, str]) -> tuple[Comparison, ...]
             if now is None or now.mean is None or now.interval is None:
                 continue
             row = pane.first_row + pane.rows - 1
-            steps.append(
-                Step(row=row, mean=now.mean, low=now.interval.low, high=now.interval.high)
-            )
+            steps.append(Step(row=row, mean=now.mean, low=now.interval.low, high=now.interval.high))
             if decided is None and now.better is not None:
                 decided = row
         if steps:
             out.append(
-                Comparison(
-                    baseline=name, confidence=0.95, steps=tuple(steps), decided_row=decided
-                )
+                Comparison(baseline=name, confidence=0.95, steps=tuple(steps), decided_row=decided)
             )
     if not out:
         missing["comparison"] = "no row has an answer and a label"
@@ -389,7 +387,9 @@ def _slices(tally: Tally, missing: dict[str, str]) -> Slices | None:
     for by, _ in sums:
         parts[by] = parts.get(by, 0) + 1
     usable = [
-        (key, values) for key, values in sums.items() if values[0] >= SLICE_N_MIN and parts[key[0]] > 1
+        (key, values)
+        for key, values in sums.items()
+        if values[0] >= SLICE_N_MIN and parts[key[0]] > 1
     ]
     if not usable:
         missing["slices"] = f"no slice has {SLICE_N_MIN} judged rows"

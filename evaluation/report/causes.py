@@ -1,4 +1,4 @@
-"""A change of accuracy in two parts: other inputs, and other answers or labels for the same ones."""
+"""A change of accuracy in two parts: other inputs, and other labels for the same ones."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ NONE: Final = "none"
 
 _NAMES: Final = {
     "label": (
-        "label", "target", "y_true", "truth", "true_label", "ground_truth", "actual", "outcome", "y",
-        "class",
+        "label", "target", "y_true", "truth", "true_label", "ground_truth", "actual", "outcome",
+        "y", "class",
     ),
     "prediction": (
         "prediction", "predicted", "y_pred", "pred", "predicted_label", "predicted_class", "yhat",

@@ -62,9 +62,7 @@ class Ends:
         """Section 7."""
         then, now = self.rows()
         shifts = _shifts(then, now)
-        pairs = {
-            s.name: (self.then.features[s.name], self.now.features[s.name]) for s in shifts
-        }
+        pairs = {s.name: (self.then.features[s.name], self.now.features[s.name]) for s in shifts}
         ps = holm({name: _p(*pair) for name, pair in pairs.items()})
         found = []
         for i, shift in enumerate(shifts):

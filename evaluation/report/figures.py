@@ -68,10 +68,27 @@ _STYLE: Final = {
 }
 
 
-def _draw(name: str, title: str, width: int, height: int, paint: Callable[[Figure], None]) -> str:
-    """The drawing as an ``<svg>`` element ``width`` x ``height`` units large."""
+Margins = tuple[int, int, int, int]
+"""Left, right, top, bottom: room for labels, in units; matplotlib's layout doubles the time."""
+
+_MARGINS: Final[Margins] = (46, 12, 12, 36)
+
+
+def _draw(
+    name: str,
+    title: str,
+    size: tuple[int, int],
+    paint: Callable[[Figure], None],
+    margins: Margins = _MARGINS,
+) -> str:
+    """The drawing as an ``<svg>`` element, ``size`` (width, height) units large."""
+    width, height = size
+    left, right, top, bottom = margins
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(width / 72, height / 72))
+        figure.subplots_adjust(
+            left / width, bottom / height, 1 - right / width, 1 - top / height, hspace=0.12
+        )
         figure.patch.set_alpha(0)
         FigureCanvasSVG(figure)
         paint(figure)
@@ -87,9 +104,7 @@ def _inline(svg: str, name: str, title: str, width: int, height: int) -> str:
     for colour, css in zip(_COLOURS.values(), _NAMES, strict=True):
         body = body.replace(colour, f"var(--{css})")
     used = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", body))
-    body = re.sub(
-        r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body
-    )
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r"(href=\"#|url\(#)", rf"\g<1>{name}-", body)
     body = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), body)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
@@ -160,7 +175,9 @@ def _count(value: float) -> str:
 
 
 def _percent(axes: Axes, which: str = "y") -> None:
-    getattr(axes, f"{which}axis").set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
+    getattr(axes, f"{which}axis").set_major_formatter(
+        FuncFormatter(lambda v, _: f"{100 * v:.0f} %")
+    )
 
 
 def _legend(axes: Axes, columns: int) -> None:
@@ -177,9 +194,7 @@ def _or_nan(value: float | None) -> float:
 # -- sections ------------------------------------------------------------------------------------
 
 
-def timeline(
-    performance: Performance, alarms: Alarms | None, name: str, *, wide: bool
-) -> str:
+def timeline(performance: Performance, alarms: Alarms | None, name: str, *, wide: bool) -> str:
     """Section 2: score by window with its interval, the rules, limits, alarms, and open labels."""
     windows = performance.windows
     axis = _Axis(windows)
@@ -213,7 +228,8 @@ def timeline(
         _legend(axes, 6 if wide else 3)
 
     title = "Accuracy over time" if accuracy else "Mean absolute error over time"
-    return _draw(name, title, *((880, 300) if wide else (370, 270)), paint)
+    size, top = ((880, 300), 26) if wide else ((370, 290), 42)
+    return _draw(name, title, size, paint, (46, 12, top, 28 if axis.timed else 36))
 
 
 def _open_labels(axes: Axes, axis: _Axis, windows: Sequence[Window], *, accuracy: bool) -> None:
@@ -273,7 +289,7 @@ def comparison(one: Comparison, name: str) -> str:
         axes.set_xlabel("row")
         axes.set_ylabel("points")
 
-    return _draw(name, f"Accuracy of the model less {one.baseline}", 370, 220, paint)
+    return _draw(name, f"Accuracy of the model less {one.baseline}", (370, 220), paint)
 
 
 def reliability(one: Calibration, name: str) -> str:
@@ -296,7 +312,7 @@ def reliability(one: Calibration, name: str) -> str:
         counts.set_ylabel("rows")
         _percent(counts, "x")
 
-    return _draw(name, "Reliability of the scores", 370, 300, paint)
+    return _draw(name, "Reliability of the scores", (370, 300), paint)
 
 
 def series(
@@ -313,7 +329,7 @@ def series(
         _percent(axes)
         axis.label(axes, few=True)
 
-    return _draw(name, title, 370, 220, paint)
+    return _draw(name, title, (370, 220), paint)
 
 
 def histogram(one: Histogram, title: str, name: str, *, small: bool = False) -> str:
@@ -336,7 +352,8 @@ def histogram(one: Histogram, title: str, name: str, *, small: bool = False) -> 
         _percent(axes)
         _legend(axes, 2)
 
-    return _draw(name, title, *((290, 180) if small else (370, 220)), paint)
+    bottom = 24 if one.edges else 52
+    return _draw(name, title, (290, 180) if small else (370, 220), paint, (40, 8, 24, bottom))
 
 
 def _shares(counts: Sequence[int]) -> list[float]:
@@ -358,7 +375,7 @@ def multivariate(one: Multivariate, name: str) -> str:
         axes.grid(False)
         axes.set_xlabel("AUC (.5: cannot be told apart; grey: by chance)")
 
-    return _draw(name, "Then and now told apart", 370, 90, paint)
+    return _draw(name, "Then and now told apart", (370, 84), paint, (14, 14, 6, 36))
 
 
 def quadrant(drift: FeatureDrift, name: str) -> str:
@@ -387,4 +404,6 @@ def quadrant(drift: FeatureDrift, name: str) -> str:
             axes.annotate(label[:16], (x, y), xytext=(5, 4), textcoords="offset points",
                           fontsize=9, color=MUTED)  # fmt: skip
 
-    return _draw(name, "Moved features and their influence", 370, 260, paint) if points else ""
+    if not points:
+        return ""
+    return _draw(name, "Moved features and their influence", (370, 260), paint)

@@ -219,7 +219,8 @@ class FileRows:
             predicted = [v if math.isfinite(v) else None for v in score.tolist()]
         else:  # as a probability is read
             predicted = [
-                None if not 0.0 <= p <= 1.0 else p >= _HALF for p in score.tolist()  # type: ignore
+                None if not 0.0 <= p <= 1.0 else p >= _HALF
+                for p in score.tolist()  # type: ignore
             ]
         return Rows(
             label=self._labels(batch[roles.label]),
@@ -249,9 +250,7 @@ class FileRows:
             out.append(cache[text])
         return out
 
-    def _probabilities(
-        self, score: Floats | None, n: int
-    ) -> Sequence[Mapping[str, float] | None]:
+    def _probabilities(self, score: Floats | None, n: int) -> Sequence[Mapping[str, float] | None]:
         if score is None or self._task != "binary":
             return [None] * n
         return [{"true": p, "false": 1.0 - p} if 0.0 <= p <= 1.0 else None for p in score.tolist()]

@@ -34,9 +34,7 @@ class Known:
 
     def at(self, time: float) -> Label | None:
         """The newest label known at the next row, which was answered at ``time`` (NaN: unknown)."""
-        while self._waiting and (
-            self._waiting[0][0] <= time or len(self._waiting) > WAITING_MAX
-        ):
+        while self._waiting and (self._waiting[0][0] <= time or len(self._waiting) > WAITING_MAX):
             _, row, label = heapq.heappop(self._waiting)
             self._let_in(row, label)
         return self._newest

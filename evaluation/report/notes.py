@@ -25,9 +25,9 @@ NOTES: Final = (
     ),
     Note(
         term="Model less rule",
-        text="The band covers the average difference so far at all rows at once with 95 %, whatever "
-        "changes on the way (Choe and Ramdas, arXiv:2110.00115). So it may be looked at at any "
-        "time.",
+        text="The band covers the average difference so far at all rows at once with 95 %, "
+        "whatever changes on the way (Choe and Ramdas, arXiv:2110.00115). So it may be looked at "
+        "at any time.",
     ),
     Note(
         term="Limits",

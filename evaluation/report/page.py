@@ -103,8 +103,7 @@ def _numbers(values: dict[str, Any]) -> Callable[[str, str], Markup]:
 
 def _significant(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e6:
-        text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-        return text
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{value:.2e}"
 
 

@@ -64,9 +64,7 @@ class Slices:
                     known.add(shown)
             self._add(name, shown, 1.0, float(right[i]), float(right[i]) ** 2)
 
-    def _numbers(
-        self, name: str, values: Floats, right: Floats, judged: NDArray[np.bool_]
-    ) -> None:
+    def _numbers(self, name: str, values: Floats, right: Floats, judged: NDArray[np.bool_]) -> None:
         cuts = self._cuts.get(name)
         if cuts is None:
             known = values[~np.isnan(values)]

@@ -52,9 +52,7 @@ class Part:
     def cut(self, begin: int, end: int) -> Part:
         """Rows ``begin … end - 1`` of it."""
         features = {name: values[begin:end] for name, values in self.features.items()}
-        return Part(
-            self.first_row + begin, self.score[begin:end], self.right[begin:end], features
-        )
+        return Part(self.first_row + begin, self.score[begin:end], self.right[begin:end], features)
 
 
 class Tally:
@@ -137,8 +135,7 @@ class Tally:
             ]
         else:
             values = [
-                math.nan if p is None or len(p) < 2 else max(p.values())
-                for p in rows.probabilities
+                math.nan if p is None or len(p) < 2 else max(p.values()) for p in rows.probabilities
             ]
         return np.array(values, dtype=np.float64)
 
@@ -204,9 +201,7 @@ class Tally:
     ) -> None:
         """Give each row to the detectors, and its confidence to the label-free estimate."""
         classes = self.origin.task != "regression"
-        columns = [
-            v.tolist() if isinstance(v, np.ndarray) else v for v in features.values()
-        ]
+        columns = [v.tolist() if isinstance(v, np.ndarray) else v for v in features.values()]
         names, values = list(features), zip(*columns, strict=True) if columns else None
         ats, scores, rights = rows.time.tolist(), score.tolist(), right.tolist()
         for at, p, hit, said in zip(ats, scores, rights, rows.predicted, strict=True):

@@ -332,7 +332,7 @@ class Multivariate(_Value):
 
 
 class Slices(_Value):
-    """Section 9: the worst slices of at least ``n_min`` judged rows, of so many that were looked at."""
+    """Section 9: the worst of the slices that have at least ``n_min`` judged rows."""
 
     looked_at: int
     n_min: int
@@ -342,8 +342,8 @@ class Slices(_Value):
 class Alarm(_Value):
     """Section 10: one alarm.
 
-    ``change_row`` is the detector's estimate of where it began, ``before`` and ``after`` the means on
-    both sides of it.  ``worse``: it is an error that rose.
+    ``change_row`` is the detector's estimate of where it began, ``before`` and ``after`` the means
+    on both sides of it.  ``worse``: it is an error that rose.
     """
 
     row: int

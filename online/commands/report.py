@@ -26,7 +26,9 @@ _OUT = Path("report.html")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _WORDS = {"ok": "OK", "watch": "WATCH", "act": "ACT", "not_enough_data": "NOT ENOUGH DATA"}
 
-Column = Annotated[str | None, typer.Option(help="column, where its name does not tell; none: not there")]
+Column = Annotated[
+    str | None, typer.Option(help="column, if its name does not tell; none: there is none")
+]
 
 
 def report(
@@ -136,9 +138,7 @@ def _of_journal(
         return _made(origin(model), rows, quiet=quiet, newest=rows)
 
 
-def _made(
-    origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = None
-) -> Report:
+def _made(origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = None) -> Report:
     from evaluation.report.build import report_on
 
     with bar("rows", hidden=quiet) as progress:
@@ -192,7 +192,7 @@ def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
             part.replace(target)
         except OSError as error:
             raise ConfigError(
-                "--out", f"{target}: {error.strerror}", "Name a file in a folder that can be written"
+                "--out", f"{target}: {error.strerror}", "Name a file in a writable folder"
             ) from None
     if as_json:
         sys.stdout.write(to_json(made).decode() + "\n")
