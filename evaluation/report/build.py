@@ -3,51 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
-
-import numpy as np
 
 from evaluation.errors import TableUnusable
 from evaluation.metrics import PAIR
-from evaluation.report.causes import split
+from evaluation.report import details
 from evaluation.report.ends import Ends
-from evaluation.report.limits import Point, limits
+from evaluation.report.limits import limits, points
 from evaluation.report.notes import NOTES
 from evaluation.report.panes import Pane, together
 from evaluation.report.rows import Origin, Rows
-from evaluation.report.tally import END_ROWS, Tally
+from evaluation.report.tally import Tally
 from evaluation.report.values import (
     SCHEMA,
     Agreement,
-    Alarm,
-    Alarms,
     Bin,
     Calibration,
-    Causes,
     Comparison,
     Estimate,
     Group,
     Performance,
-    Quality,
     Report,
     Scores,
-    Slices,
     Step,
     Subject,
-    Training,
     Window,
 )
-from evaluation.report.verdict import JUDGED_MIN, error_of, judge
-from evaluation.summary import Summary, summary, wilson
+from evaluation.report.verdict import JUDGED_MIN, judge
+from evaluation.summary import Summary, summary
 from replay.example import label_of
 
 RECENT_SHARE: Final = 8
 """The newest rows are the last windows with labels: one in so many."""
 
-SLICE_N_MIN: Final = 50
-SLICES_SHOWN: Final = 12
-ALARMS_SHOWN: Final = 50
 LABELS_SHOWN: Final = 12
 """Labels of the confusion matrix; with more there is none."""
 
@@ -124,7 +113,7 @@ def build(tally: Tally, *, made_at: float, version: str | None = None) -> Report
         missing["feature_drift"] = missing["multivariate"] = "the rows have no features"
     else:
         features = ends.features()
-    alarms = _alarms(tally)
+    alarms = details.alarms(tally)
     verdict = judge(subject, performance, comparison, calibration, features, alarms)
     multivariate = None
     if features is not None:
@@ -147,11 +136,11 @@ def build(tally: Tally, *, made_at: float, version: str | None = None) -> Report
         prediction_drift=predictions,
         feature_drift=features,
         multivariate=None if isinstance(multivariate, str) else multivariate,
-        slices=_slices(tally, missing),
+        slices=details.slices(tally, missing),
         alarms=alarms,
-        causes=_causes(tally, ends, missing),
-        training=_training(tally, subject, missing),
-        quality=_quality(tally),
+        causes=details.causes(tally, ends, missing),
+        training=details.training(tally, subject, missing),
+        quality=details.quality(tally),
         notes=NOTES,
         not_computed=missing,
     )
@@ -248,11 +237,6 @@ def _recent(tally: Tally) -> list[Pane]:
 def _performance(tally: Tally, whole: Summary) -> Performance:
     task = tally.origin.task
     windows = tuple(_window(tally, pane) for pane in tally.panes.all)
-    points = [
-        Point(w.first_row, w.last_row, w.scores.n, error)
-        for w in windows
-        if (error := error_of(w.scores.accuracy, w.scores.mae)) is not None
-    ]
     recent = _recent(tally)
     versions = list(tally.versions.items())[-VERSIONS_SHOWN:]
     enough = whole.n >= JUDGED_MIN
@@ -263,7 +247,7 @@ def _performance(tally: Tally, whole: Summary) -> Performance:
         recent_windows=len(recent),
         window_rows=tally.panes.size,
         windows=windows,
-        limits=limits(points, share=task != "regression") if enough else None,
+        limits=limits(points(windows), share=task != "regression") if enough else None,
         estimate=_estimate(tally),
         versions=tuple(
             Group(
@@ -372,131 +356,3 @@ def _calibration(
         recent_ece=performance.recent.ece,
         recent_n=performance.recent.n,
     )
-
-
-# -- sections 9 to 13 ------------------------------------------------------------------------------
-
-
-def _slices(tally: Tally, missing: dict[str, str]) -> Slices | None:
-    sums = tally.slices.sums
-    regression = tally.origin.task == "regression"
-    if not sums:
-        missing["slices"] = "no judged row has a feature or a source"
-        return None
-    parts: dict[str, int] = {}
-    for by, _ in sums:
-        parts[by] = parts.get(by, 0) + 1
-    usable = [
-        (key, values)
-        for key, values in sums.items()
-        if values[0] >= SLICE_N_MIN and parts[key[0]] > 1
-    ]
-    if not usable:
-        missing["slices"] = f"no slice has {SLICE_N_MIN} judged rows"
-        return None
-
-    def badness(item: tuple[tuple[str, str], np.ndarray]) -> tuple[float, tuple[str, str]]:
-        key, (n, total, _) = item
-        return (-total / n if regression else wilson(total, n).high, key)
-
-    worst = sorted(usable, key=badness)[:SLICES_SHOWN]
-    return Slices(
-        looked_at=len(usable),
-        n_min=SLICE_N_MIN,
-        worst=tuple(_slice(*key, values, regression=regression) for key, values in worst),
-    )
-
-
-def _slice(by: str, value: str, sums: np.ndarray, *, regression: bool) -> Group:
-    n, total, squares = (float(v) for v in sums)
-    if regression:
-        rmse = math.sqrt(squares / n)
-        scores = Scores(n=int(n), mae=total / n, rmse=rmse)
-    else:
-        interval = wilson(total, n)
-        scores = Scores(n=int(n), accuracy=total / n, low=interval.low, high=interval.high)
-    return Group(by=by, value=value, rows=int(n), scores=scores)
-
-
-def _alarms(tally: Tally) -> Alarms:
-    watch = tally.watch
-    found = list(watch.alarms)[-ALARMS_SHOWN:]
-    settings = watch.settings
-    names = [*settings.error, *settings.score, *settings.features, "window"]
-    return Alarms(
-        detectors=tuple(dict.fromkeys(names)),
-        alarms=tuple(
-            Alarm(
-                row=_row(tally, a.row, labelled=a.signal == "error"),
-                time=a.at,
-                signal=a.signal,
-                feature=a.name,
-                detector=a.detector,
-                direction=a.direction,
-                change_row=_row(tally, a.since, labelled=a.signal == "error"),
-                before=a.before,
-                after=a.after,
-                worse=a.worse,
-            )
-            for a in reversed(found)
-        ),
-        older=watch.alarm_count - len(found),
-    )
-
-
-def _row(tally: Tally, number: int, *, labelled: bool) -> int:
-    """The row of an alarm: of judged rows, which one of all (to a part of a window)."""
-    if not labelled:
-        return number
-    before = 0
-    for pane in tally.panes.all:
-        n = int(pane.counters.get("n", 0))
-        if n and before + n >= number:
-            return pane.first_row + (number - before - 1) * pane.rows // n
-        before += n
-    return tally.rows
-
-
-def _causes(tally: Tally, ends: Ends, missing: dict[str, str]) -> Causes | None:
-    if ends.lacking or tally.origin.task == "regression":
-        missing["causes"] = ends.lacking or "errors of numbers are not split"
-        return None
-    found = split(ends.then, ends.now)
-    if isinstance(found, str):
-        missing["causes"] = found
-        return None
-    return found
-
-
-def _training(tally: Tally, subject: Subject, missing: dict[str, str]) -> Training | None:
-    if tally.origin.kind == "file":
-        missing["training"] = "a file tells nothing of the replicas; report on a service's journal"
-        return None
-    span = (subject.last_time or 0.0) - (subject.first_time or 0.0)
-    return Training(
-        events_per_s=tally.rows / span if span > 0 else None, verdicts=dict(tally.verdicts)
-    )
-
-
-def _quality(tally: Tally) -> Quality:
-    then, now = tally.then(END_ROWS), tally.now(END_ROWS)
-    constant = [
-        name for name in tally.kinds
-        if _constant(then.features[name]) and _constant(now.features[name])
-    ]  # fmt: skip
-    left_out: Mapping[str, str] = tally.origin.left_out
-    return Quality(
-        no_answer=tally.no_answer,
-        no_label=tally.no_label,
-        no_time=tally.no_time,
-        out_of_order=tally.out_of_order,
-        constant=tuple(constant),
-        left_out=tuple(left_out),
-    )
-
-
-def _constant(values: Sequence[object] | np.ndarray) -> bool:
-    if isinstance(values, np.ndarray):
-        known = values[~np.isnan(values)]
-        return len(known) == 0 or bool(known.min() == known.max())
-    return len({v for v in values if v is not None}) < 2

@@ -35,7 +35,7 @@ _LEVELS: Final = {"act": "large", "watch": "some"}
 
 
 class Ends:
-    """The first and the newest rows of a tally: equally many, and none in both.
+    """The first and the newest quarter of a tally's rows, at most ``END_ROWS`` each.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Ends:
     """
 
     def __init__(self, tally: Tally) -> None:
-        n = min(END_ROWS, tally.rows // 2)
+        n = min(END_ROWS, max(tally.rows // 4, min(tally.rows // 2, ROWS_MIN)))
         self._tally = tally
         self.then, self.now = tally.then(n), tally.now(n)
         self.lacking = (
@@ -177,7 +177,7 @@ def _rate(score: Floats) -> float | None:
 
 def _top(values: Column) -> str | None:
     counts = Counter(v for v in values if v is not None)
-    return min(counts, key=lambda t: (-counts[t], t), default=None)  # type: ignore[return-value]
+    return min(counts, key=lambda t: (-counts[t], t), default=None)
 
 
 def _outside(then: Any, now: Any) -> float | None:

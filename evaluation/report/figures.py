@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -37,10 +38,12 @@ _NAMES: Final = (
 _COLOURS: Final = {name: f"#0000{i + 1:02x}" for i, name in enumerate(_NAMES)}
 INK, MUTED, GRID, PAPER, MODEL, RULE, RULE2, BAD, WARN, THEN, NOW = _COLOURS.values()
 
-_STYLE: Final = {
+_STYLE: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of features are no formulas
     "font.size": 10.0,
     "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
     "axes.labelcolor": MUTED,
     "axes.labelsize": 9.5,
     "axes.spines.top": False,
@@ -68,6 +71,14 @@ _STYLE: Final = {
 }
 
 
+_FRACTION: Final = re.compile(r"\d+\.\d{3,}")
+
+
+def _shorter(number: re.Match[str]) -> str:
+    """A coordinate to a hundredth of a unit."""
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
 Margins = tuple[int, int, int, int]
 """Left, right, top, bottom: room for labels, in units; matplotlib's layout doubles the time."""
 
@@ -84,7 +95,7 @@ def _draw(
     """The drawing as an ``<svg>`` element, ``size`` (width, height) units large."""
     width, height = size
     left, right, top, bottom = margins
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width / 72, height / 72))
         figure.subplots_adjust(
             left / width, bottom / height, 1 - right / width, 1 - top / height, hspace=0.12
@@ -93,7 +104,9 @@ def _draw(
         FigureCanvasSVG(figure)
         paint(figure)
         out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():  # of ticks that it would like otherwise, of letters
+            warnings.simplefilter("ignore", UserWarning)
+            figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(out.getvalue(), name, title, width, height)
 
 
@@ -106,7 +119,7 @@ def _inline(svg: str, name: str, title: str, width: int, height: int) -> str:
     used = set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", body))
     body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r"(href=\"#|url\(#)", rf"\g<1>{name}-", body)
-    body = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), body)
+    body = re.sub(r"<[^>]+>", lambda m: _FRACTION.sub(_shorter, m[0]), body)  # text stays as it is
     body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
     body = re.sub(r">\s+<", "><", body).strip()
     return (
@@ -116,6 +129,10 @@ def _inline(svg: str, name: str, title: str, width: int, height: int) -> str:
 
 
 # -- parts ---------------------------------------------------------------------------------------
+
+
+def _style(name: str) -> Any:
+    return _STYLE | {"svg.hashsalt": name}
 
 
 class _Axis:
@@ -155,9 +172,10 @@ class _Axis:
         """Ticks of the axis."""
         axes.margins(x=0.01)
         if self.timed:
-            locator = dates.AutoDateLocator(maxticks=5 if few else 9)
+            locator = dates.AutoDateLocator(maxticks=5 if few else 9)  # type: ignore[no-untyped-call]
             axes.xaxis.set_major_locator(locator)
-            axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+            form = dates.ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+            axes.xaxis.set_major_formatter(form)
             return
         axes.xaxis.set_major_locator(MaxNLocator(4 if few else 8, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _count(v)))
@@ -218,17 +236,19 @@ def timeline(performance: Performance, alarms: Alarms | None, name: str, *, wide
             rules = {"last target": [_or_nan(s.last_mae) for s in scores],
                      "mean so far": [_or_nan(s.mean_mae) for s in scores]}  # fmt: skip
             axes.set_ylabel("mean absolute error")
-        for (label, values), colour in zip(rules.items(), (RULE, RULE2), strict=True):
-            axes.plot(x, values, color=colour, linewidth=1.1, label=label)
-        axes.plot(x, y, color=MODEL, linewidth=2.0, label="model")
+        axes.plot(x, y, color=MODEL, linewidth=2.0, label="model", zorder=3)
+        for (label, values), colour, line in zip(
+            rules.items(), (RULE, RULE2), (1.2, 0.9), strict=True
+        ):
+            axes.plot(x, values, color=colour, linewidth=line, label=label)
         _open_labels(axes, axis, windows, accuracy=accuracy)
         _limits(axes, performance)
         _ticks(axes, axis, alarms)
         axis.label(axes, few=not wide)
-        _legend(axes, 6 if wide else 3)
+        _legend(axes, 7 if wide else 3)
 
     title = "Accuracy over time" if accuracy else "Mean absolute error over time"
-    size, top = ((880, 300), 26) if wide else ((370, 290), 42)
+    size, top = ((880, 300), 26) if wide else ((370, 300), 56)
     return _draw(name, title, size, paint, (46, 12, top, 28 if axis.timed else 36))
 
 
@@ -250,7 +270,10 @@ def _limits(axes: Axes, performance: Performance) -> None:
     if limits is None:
         return
     accuracy = performance.metric == "accuracy"
-    for value, colour, label in ((limits.watch, WARN, "watch"), (limits.act, BAD, "act")):
+    for value, colour, label in (
+        (limits.watch, WARN, "limit to watch"),
+        (limits.act, BAD, "limit to act"),
+    ):
         at = 1 - value if accuracy else value
         axes.axhline(at, color=colour, linewidth=0.9, linestyle=(0, (5, 3)), label=label)
 
@@ -280,10 +303,11 @@ def comparison(one: Comparison, name: str) -> str:
         )  # fmt: skip
         axes.plot(x, [s.mean for s in one.steps], color=MODEL)
         settled = one.steps[len(one.steps) // 12 :]
-        reach = max(max(abs(s.low), abs(s.high)) for s in settled) * 1.1
-        axes.set_ylim(-reach, reach)
+        low, high = min(0.0, *(s.low for s in settled)), max(0.0, *(s.high for s in settled))
+        room = 0.08 * (high - low or 0.01)
+        axes.set_ylim(low - room, high + room)
         axes.margins(x=0.01)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f}" if v else "0"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.3g}" if v else "0"))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _count(v)))
         axes.set_xlabel("row")
@@ -397,6 +421,7 @@ def quadrant(drift: FeatureDrift, name: str) -> str:
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
         axes.set_ylim(bottom=-0.02 * max([*ys, 0.1]))
         axes.margins(x=0.12, y=0.15)
+        axes.set_xlim(5e-4, max(xs) * 30)
         axes.set_xlabel("moved (PSI)")
         axes.set_ylabel("influence")
         for x, y, label in sorted(zip(xs, ys, (p[2] for p in points), strict=True),

@@ -10,18 +10,18 @@ watch ends it (hysteresis).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
 
-from evaluation.report.values import Limits
+from evaluation.report.values import Limits, Scores, Window
 
 WINDOWS_MIN: Final = 10
-"""Fewer windows with enough labels give no limits."""
+"""Fewer of them give no limits."""
 
 WINDOW_N_MIN: Final = 30
-"""Fewer judged rows make no window's error."""
+"""Windows with fewer judged rows are taken together with the next one."""
 
 Level = Literal["ok", "watch", "act"]
 
@@ -40,15 +40,36 @@ class Point:
     error: float
 
 
+def points(windows: Iterable[Window]) -> list[Point]:
+    """Errors of consecutive windows, which are taken together until enough rows are judged."""
+    out: list[Point] = []
+    first, n, total = 0, 0, 0.0
+    for window in windows:
+        scores = window.scores
+        error = error_of(scores)
+        if error is None:
+            continue
+        first = first or window.first_row
+        n, total = n + scores.n, total + error * scores.n
+        if n >= WINDOW_N_MIN:
+            out.append(Point(first, window.last_row, n, total / n))
+            first, n, total = 0, 0, 0.0
+    return out
+
+
+def error_of(scores: Scores) -> float | None:
+    """What rises when a model gets worse: 1 − accuracy, or the MAE; None if nothing is judged."""
+    return scores.mae if scores.accuracy is None else 1.0 - scores.accuracy
+
+
 def limits(points: Sequence[Point], *, share: bool) -> Limits | None:
     """Limits from the first half of the windows; None if there are fewer than ``WINDOWS_MIN``.
 
     ``share``: the error is a share of rows in [0, 1], not a mean absolute error.
     """
-    usable = [p for p in points if p.n >= WINDOW_N_MIN]
-    if len(usable) < WINDOWS_MIN:
+    if len(points) < WINDOWS_MIN:
         return None
-    half = usable[: len(usable) // 2]
+    half = points[: len(points) // 2]
     error = median(p.error for p in half)
     deviation = _MAD_SD * median(abs(p.error - error) for p in half)
     if share:
@@ -79,8 +100,6 @@ def level(points: Sequence[Point], limits: Limits) -> tuple[Level, Point | None]
     state: Level = "ok"
     run: list[Point] = []
     for point in points:
-        if point.n < WINDOW_N_MIN:
-            continue
         if point.error <= limits.watch:
             state, run = "ok", []
             continue

@@ -37,8 +37,8 @@ NOTES: Final = (
     ),
     Note(
         term="Then and now",
-        text="Then are the first rows, now the newest ones, at most 5,000 each and never the same "
-        "row. A season (night and day, weekdays) between them is a difference, too.",
+        text="Then is the first quarter of the rows, now the newest one, at most 5,000 rows each. "
+        "A season (night and day, weekdays) between them is a difference, too.",
     ),
     Note(
         term="PSI",

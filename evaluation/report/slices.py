@@ -55,7 +55,7 @@ class Slices:
     ) -> None:
         known = self._known.setdefault(name, set())
         for i in np.flatnonzero(judged):
-            text = values[i]
+            text = values[int(i)]
             shown = "(missing)" if text is None else text
             if shown not in known:
                 if len(known) >= CATEGORIES_MAX:

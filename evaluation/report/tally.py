@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ class Tally:
             else:
                 pane.labelled += 1
             if label is not None and predicted is not None:
-                what = {
+                what: dict[str, Any] = {
                     "label": label, "predicted": predicted, "probabilities": rows.probabilities[i],
                 }  # fmt: skip
                 more = increments(task, **what, no_change=newest, majority=known.most())
@@ -244,7 +244,7 @@ class Tally:
                 pane.feature(name, len(known), float(known.sum()))
                 continue
             if name not in self.tops:
-                top = most_frequent(values)
+                top = most_frequent([str(v) for v in values if v is not None])
                 if top is None:
                     continue
                 self.tops[name] = top
@@ -277,12 +277,11 @@ class Tally:
         return float(10 ** (_DELAY_DECADES[0] + (at + 0.5) / _DELAY_BINS))
 
 
-def most_frequent(values: Sequence[str | None]) -> str | None:
+def most_frequent(values: Sequence[str]) -> str | None:
     """The most frequent text; of several the first in the alphabet."""
     counts: dict[str, int] = {}
     for text in values:
-        if text is not None:
-            counts[text] = counts.get(text, 0) + 1
+        counts[text] = counts.get(text, 0) + 1
     return min(counts, key=lambda t: (-counts[t], t), default=None)
 
 
@@ -292,11 +291,13 @@ def joined(parts: Sequence[Part], kinds: Mapping[str, str]) -> Part:
     for name, kind in kinds.items():
         if kind == "number":
             blocks = [p.features.get(name, np.full(len(p), np.nan)) for p in parts]
-            features[name] = np.concatenate([np.asarray(b, np.float64) for b in blocks] or [[]])
+            features[name] = np.concatenate(
+                [np.asarray(b, np.float64) for b in blocks] or [np.zeros(0)]
+            )
         else:
             texts: list[str | None] = []
             for part in parts:
-                texts.extend(part.features.get(name, [None] * len(part)))  # type: ignore[arg-type]
+                texts.extend(part.features.get(name, [None] * len(part)))
             features[name] = texts
     empty: list[Floats] = [np.zeros(0)]
     return Part(

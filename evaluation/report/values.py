@@ -19,11 +19,7 @@ EXIT_CODES: Final[dict[State, int]] = {"ok": 0, "watch": 0, "act": 1, "not_enoug
 """Exit code of a command that reports; 2 is wrong usage."""
 
 
-class _Value(msgspec.Struct, frozen=True, kw_only=True):
-    pass
-
-
-class Reason(_Value):
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """One finding that moved the verdict.
 
     ``section`` is where the evidence stands, ``since_row`` and ``since_time`` where it began (None:
@@ -38,7 +34,7 @@ class Reason(_Value):
     since_time: float | None = None
 
 
-class Verdict(_Value):
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The report in one sentence.  ``reasons`` are worst first; the first one gave the sentence."""
 
     state: State
@@ -50,7 +46,7 @@ class Verdict(_Value):
     exit_code: int
 
 
-class Subject(_Value):
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """What was judged.
 
     Attributes
@@ -89,7 +85,7 @@ class Subject(_Value):
     columns: dict[str, str | None]
 
 
-class Scores(_Value):
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """Metrics of a set of rows; what a task does not have is None.
 
     ``low`` and ``high``: 95 % Wilson interval of the accuracy.  ``majority`` and ``no_change`` are
@@ -117,7 +113,7 @@ class Scores(_Value):
     last_mae: float | None = None
 
 
-class Window(_Value):
+class Window(msgspec.Struct, frozen=True, kw_only=True):
     """Consecutive rows: how many, how many of them are judged, and how they were answered."""
 
     first_row: int
@@ -133,7 +129,7 @@ class Window(_Value):
     version: str | None
 
 
-class Group(_Value):
+class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that share a value (a version, a slice), and their scores."""
 
     by: str
@@ -142,7 +138,7 @@ class Group(_Value):
     scores: Scores
 
 
-class Limits(_Value):
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Where the error of a window begins to be worth watching, and worth acting on.
 
     ``error`` and ``deviation`` are those of the windows of the reference (rows
@@ -158,7 +154,7 @@ class Limits(_Value):
     act: float
 
 
-class Estimate(_Value):
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """Accuracy of ``n`` rows whose labels have not come, from the model's own confidence.
 
     ``labelled`` rows calibrate it (0: taken as it is); ``error`` is the standard error that chance
@@ -172,7 +168,7 @@ class Estimate(_Value):
     note: str
 
 
-class Performance(_Value):
+class Performance(msgspec.Struct, frozen=True, kw_only=True):
     """Section 2.  ``recent`` are the last windows that have labels, as many as ``recent_windows``.
 
     ``estimate`` is of the rows without a label.
@@ -189,7 +185,7 @@ class Performance(_Value):
     versions: tuple[Group, ...]
 
 
-class Agreement(_Value):
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """Section 3: the confusion matrix; ``counts[i][j]`` rows of label i were answered j."""
 
     labels: tuple[str, ...]
@@ -198,7 +194,7 @@ class Agreement(_Value):
     precision: tuple[float | None, ...]
 
 
-class Step(_Value):
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     """A confidence sequence at a row: the mean difference so far and its band."""
 
     row: int
@@ -207,7 +203,7 @@ class Step(_Value):
     high: float
 
 
-class Comparison(_Value):
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Section 4: the model less a baseline, in accuracy; ``decided_row``: where 0 was first out."""
 
     baseline: str
@@ -216,7 +212,7 @@ class Comparison(_Value):
     decided_row: int | None
 
 
-class Bin(_Value):
+class Bin(msgspec.Struct, frozen=True, kw_only=True):
     """Rows whose score is in [low, high): how many, their mean score, and the share that was so."""
 
     low: float
@@ -226,7 +222,7 @@ class Bin(_Value):
     rate: float | None
 
 
-class Calibration(_Value):
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Section 5.  ``of``: what the score is the probability of; ``recent`` as in section 2."""
 
     of: str
@@ -237,7 +233,7 @@ class Calibration(_Value):
     recent_n: int
 
 
-class Histogram(_Value):
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of the reference and of the newest rows on the same edges, or by the same names."""
 
     edges: tuple[float, ...]
@@ -246,7 +242,7 @@ class Histogram(_Value):
     now: tuple[int, ...]
 
 
-class Spread(_Value):
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
     """How far two samples of one quantity are apart.
 
     ``psi`` and ``js`` (base 2, in [0, 1]) are of frozen reference bins, ``shift_sd`` the
@@ -263,7 +259,7 @@ class Spread(_Value):
     p_holm: float | None = None
 
 
-class PredictionDrift(_Value):
+class PredictionDrift(msgspec.Struct, frozen=True, kw_only=True):
     """Section 6: what the model answered, then and now."""
 
     of: str
@@ -275,7 +271,7 @@ class PredictionDrift(_Value):
     rate_now: float | None
 
 
-class Feature(_Value):
+class Feature(msgspec.Struct, frozen=True, kw_only=True):
     """A row of section 7.
 
     Attributes
@@ -309,7 +305,7 @@ class Feature(_Value):
     histogram: Histogram | None
 
 
-class FeatureDrift(_Value):
+class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
     """Section 7: the reference (rows then), the newest rows (now), and features by effect."""
 
     then_first: int
@@ -320,7 +316,7 @@ class FeatureDrift(_Value):
     left_out: int
 
 
-class Multivariate(_Value):
+class Multivariate(msgspec.Struct, frozen=True, kw_only=True):
     """Section 8: can a classifier tell then from now?  AUC beside its permutation band."""
 
     auc: float
@@ -331,7 +327,7 @@ class Multivariate(_Value):
     drivers: tuple[str, ...]
 
 
-class Slices(_Value):
+class Slices(msgspec.Struct, frozen=True, kw_only=True):
     """Section 9: the worst of the slices that have at least ``n_min`` judged rows."""
 
     looked_at: int
@@ -339,7 +335,7 @@ class Slices(_Value):
     worst: tuple[Group, ...]
 
 
-class Alarm(_Value):
+class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     """Section 10: one alarm.
 
     ``change_row`` is the detector's estimate of where it began, ``before`` and ``after`` the means
@@ -358,7 +354,7 @@ class Alarm(_Value):
     worse: bool
 
 
-class Alarms(_Value):
+class Alarms(msgspec.Struct, frozen=True, kw_only=True):
     """Section 10: the newest alarms, the newest first, and how many ``older`` ones there were."""
 
     detectors: tuple[str, ...]
@@ -366,7 +362,7 @@ class Alarms(_Value):
     older: int
 
 
-class Causes(_Value):
+class Causes(msgspec.Struct, frozen=True, kw_only=True):
     """Section 11: ``change`` = ``covariate`` + ``rest``.
 
     Rows of then and now are put into groups of rows that look alike.  ``covariate`` is what the
@@ -383,14 +379,14 @@ class Causes(_Value):
     compared: float
 
 
-class Training(_Value):
+class Training(msgspec.Struct, frozen=True, kw_only=True):
     """Section 12, from the journal: how fast labels came, and what became of them."""
 
     events_per_s: float | None
     verdicts: dict[str, int]
 
 
-class Quality(_Value):
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
     """Section 13: what was found in the rows; each is a count of rows or values."""
 
     no_answer: int
@@ -401,14 +397,14 @@ class Quality(_Value):
     left_out: tuple[str, ...]
 
 
-class Note(_Value):
+class Note(msgspec.Struct, frozen=True, kw_only=True):
     """Section 14: a word of the report, and what it means here."""
 
     term: str
     text: str
 
 
-class Report(_Value):
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of a report.  ``made_at`` is when."""
 
     schema: str

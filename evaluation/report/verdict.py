@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from evaluation.report.limits import WINDOWS_MIN, Point, level
+from evaluation.report.limits import (
+    WINDOW_N_MIN,
+    WINDOWS_MIN,
+    Point,
+    error_of,
+    level,
+    points,
+)
 from evaluation.report.values import (
     EXIT_CODES,
     Alarms,
     Calibration,
     Comparison,
+    Feature,
     FeatureDrift,
     Performance,
     Reason,
@@ -38,6 +46,7 @@ _HARDLY: Final = 0.05
 _JUMP: Final = 0.2
 _BEHIND: Final = 0.25  # of the rows: newer than the newest label
 _ORDER: Final[dict[State, int]] = {"act": 0, "not_enough_data": 1, "watch": 2, "ok": 3}
+_AGREES: Final = 0.1  # so much more error than is typical makes an alarm believed
 _SETTLED: Final = 0.2  # of the rows: an alarm so old is history
 
 
@@ -56,9 +65,9 @@ def judge(
     changed = list(_change(performance))
     found += changed
     if not any(r.state == "act" for r in changed):
-        found += _alarms(subject, alarms)
-    found += _calibration(calibration)
+        found += _alarms(subject, performance, alarms)
     found += _features(subject, performance, features, fell=bool(changed))
+    found += _calibration(calibration)
     ordered = tuple(sorted(found, key=lambda r: _ORDER[r.state]))
     if not ordered or ordered[0].state == "ok":
         good = _good(subject, performance)
@@ -111,19 +120,21 @@ def _enough(subject: Subject, performance: Performance) -> Iterator[Reason]:
             "not_enough_data", "subject", text,
             "Wait for rows of another label, or check the column that labels are read from.",
         )  # fmt: skip
-    elif subject.task == "regression" and performance.overall.mean_mae == 0.0:
-        text = f"All {judged:,} targets are the same number: there is nothing to tell apart."
+    elif subject.task == "regression" and performance.overall.r2 is None:
+        text = f"The {judged:,} targets hardly differ: there is nothing to tell apart."
         yield _reason("not_enough_data", "subject", text, "Check the column of the targets.")
     elif performance.limits is None:
         text = (
             f"{judged:,} rows have a label: enough for a score, too few to tell whether it changes."
         )
-        rows = WINDOWS_MIN * performance.window_rows
+        windows = len(points(performance.windows)) or 1
+        rows = WINDOWS_MIN * max(judged // windows + 1, WINDOW_N_MIN)
         yield _reason(
             "not_enough_data", "performance", text, f"Come back when {rows:,} rows have labels."
         )
 
 
+_IF_LATE: Final = " If labels come later than the next row, say so: --delay ROWS."
 _RULES: Final = {
     "no_change": (
         "repeating the last known label",
@@ -147,13 +158,16 @@ def _baselines(
         rule, do = _RULES[one.baseline]
         theirs = scores.no_change if one.baseline == "no_change" else scores.majority
         last = one.steps[-1] if one.steps else None
-        if last is None or theirs is None or scores.accuracy is None or last.high >= 0:
+        if last is None or theirs is None or scores.accuracy is None or last.low > 0:
             continue
-        text = (
-            f"The model is right in {per_cent(scores.accuracy)} of rows, {rule} in "
-            f"{per_cent(theirs)}: the model is worse than no model."
-        )
-        yield _reason("act", "comparison", text, do)
+        ours, other = per_cent(scores.accuracy), per_cent(theirs)
+        if last.high < 0:
+            text = f"The model is worse than no model: {ours} right, {rule} {other}."
+            late = one.baseline == "no_change" and not _delay_known(subject)
+            yield _reason("act", "comparison", text, do + (_IF_LATE if late else ""))
+        elif scores.n >= JUDGED_MIN:
+            text = f"The model is not shown to be better than {rule}: {ours} and {other} right."
+            yield _reason("watch", "comparison", text, f"See section 4. {do}")
     if subject.task == "regression" and scores.mae is not None and scores.n >= JUDGED_MIN:
         rules = {"the newest target": scores.last_mae, "the mean so far": scores.mean_mae}
         best = min((v, k) for k, v in rules.items() if v is not None)
@@ -164,21 +178,23 @@ def _baselines(
             yield _reason("act", "performance", text, "Serve that rule until the model is better.")
 
 
+def _delay_known(subject: Subject) -> bool:
+    """Whether the no-change rule was given only labels that had come."""
+    timed = subject.delay_p50_s is not None or subject.origin == "journal"
+    return timed or subject.delay_rows > 0
+
+
 def _change(performance: Performance) -> Iterator[Reason]:
     """Whether the newest windows are worse than the first half."""
     limits = performance.limits
     if limits is None:
         return
     accuracy = performance.metric == "accuracy"
-    points = [
-        Point(w.first_row, w.last_row, w.scores.n, error)
-        for w in performance.windows
-        if (error := error_of(w.scores.accuracy, w.scores.mae)) is not None
-    ]
-    state, began = level(points, limits)
+    found = points(performance.windows)
+    state, began = level(found, limits)
     if state == "ok" or began is None:
         return
-    late = [p for p in points if p.first_row >= began.first_row]
+    late = [p for p in found if p.first_row >= began.first_row]
     now = sum(p.error * p.n for p in late) / sum(p.n for p in late)
     if accuracy:
         text = (
@@ -200,26 +216,28 @@ def _change(performance: Performance) -> Iterator[Reason]:
     yield _reason(state, "performance", text, do, began)
 
 
-def error_of(accuracy: float | None, mae: float | None) -> float | None:
-    """What rises when a model gets worse."""
-    return mae if accuracy is None else 1 - accuracy
-
-
-def _alarms(subject: Subject, alarms: Alarms | None) -> Iterator[Reason]:
-    """A rise of the error that was found lately, and no fall after it."""
-    found = [a for a in (alarms.alarms if alarms else ()) if a.signal == "error"]
-    if not found or found[-1].direction != "up":
+def _alarms(subject: Subject, performance: Performance, alarms: Alarms | None) -> Iterator[Reason]:
+    """A rise of the error that was found lately, no fall after it, and newest rows that agree."""
+    recent = error_of(performance.recent)
+    limits = performance.limits
+    if limits is None or recent is None or recent < (1 + _AGREES) * limits.error:
         return
-    last = found[-1]
+    found = [a for a in (alarms.alarms if alarms else ()) if a.signal == "error"]
+    if not found or not found[0].worse:
+        return
+    last = found[0]
     if last.row < (1 - _SETTLED) * subject.rows:
         return
-    text = f"{last.detector} says that the error rose near row {last.change_row or last.row:,}."
+    text = (
+        f"The error rose near row {last.change_row:,} ({last.detector.replace('_', '-')}), "
+        "and has not fallen since."
+    )
     yield Reason(
         state="watch",
         section="alarms",
         text=text,
         do="Look at section 2 around that row; an alarm alone is no proof.",
-        since_row=last.change_row or last.row,
+        since_row=last.change_row,
         since_time=last.time,
     )
 
@@ -265,8 +283,8 @@ def _features(
         yield _reason("ok", "feature_drift", text, "Nothing: the model copes with it.")
 
 
-def _named(features: list[object]) -> str:
-    names = [str(getattr(f, "name", f)) for f in features]
+def _named(features: list[Feature]) -> str:
+    names = [f.name for f in features]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} {'is' if len(names) == 1 else 'are'}"
 
