@@ -1,21 +1,21 @@
 """One learner out of several: each row is answered by those that did well of late.
 
-Every learner answers and learns every row; the selector costs as much as they do together, and a
-few microseconds.  An answer is judged when its label comes, by what each learner answered when it
-was asked: its loss is (2 · [it was wrong] + its Brier score) / 3, or in regression its error in
-units of the median error of all, at most 4, divided by 4.  Losses fade (Littlestone and Warmuth
+Every learner answers and learns every row, so the selector costs as much as they do together, and
+some microseconds.  When a label comes, the learners are judged by what each of them answered when
+the row was asked; their losses fade, and the answer is their mixture (Littlestone and Warmuth
 1994, *The weighted majority algorithm*; Herbster and Warmuth 1998, *Tracking the best expert*)::
 
-    S_k ← f · S_k + loss of k,    v_k ∝ exp(−S_k),    mixture = Σ v_k · answer of k
+    S_k ← .995 · S_k + loss of k,    v_k ∝ exp(−S_k),    answer = Σ v_k · answer of k
 
-How fast is for the stream to say: a mixture is kept for each fade of :data:`FADES`, and these are
-mixed by the same rule, judged by their own answers.
+The loss is 1 if a classifier was wrong.  Its probabilities are left out: a forest that is right
+and modest would count less than a tree that is wrong and sure.  In regression it is the error in
+units of the median error of all, at most 4, divided by 4.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,9 +24,8 @@ from evaluation.metrics import Task
 from replay.example import Features, Label
 
 LEARNERS_MAX: Final = 64
-FADES: Final = (0.98, 0.995, 0.9995)
-"""Of the learners' losses at each label: windows of 50, 200 and 2,000 labels."""
-OUTER_FADE: Final = 0.999
+FADE: Final = 0.995
+"""Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
 ERROR_MAX: Final = 4.0
 
 Shares = Mapping[Label, float]
@@ -34,11 +33,10 @@ Shares = Mapping[Label, float]
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What each learner answered and noted, and what each mixture made of it."""
+    """What each learner noted, and what it answered."""
 
     inner: list[object]
     answers: list[Any]
-    mixtures: list[Any]
 
 
 class Selector:
@@ -52,7 +50,7 @@ class Selector:
     Attributes
     ----------
     losses
-        By fade, the faded losses of the learners.
+        S_k, by learner.
     """
 
     def __init__(self, learners: Mapping[str, Any], task: Task) -> None:
@@ -61,12 +59,11 @@ class Selector:
         self.task = task
         self.names = tuple(learners)
         self._verbs = [verbs(learner, task) for learner in learners.values()]
-        self.losses = [[0.0] * len(learners) for _ in FADES]
-        self._outer = [0.0] * len(FADES)
+        self.losses = [0.0] * len(learners)
 
     def votes(self) -> dict[str, float]:
         """Each learner's share in the next answer."""
-        return dict(zip(self.names, self._votes(), strict=True))
+        return dict(zip(self.names, _votes(self.losses), strict=True))
 
     def predict_one(self, x: Features) -> Label | None:
         """Label or number; None if no learner knows any."""
@@ -82,29 +79,21 @@ class Selector:
 
     def answer_noted(self, x: Features) -> tuple[Answer, Notes]:
         """The mixture's answer, and what the learners answered."""
-        inner, answers = [], []
+        inner: list[object] = []
+        answers: list[Any] = []
         for ask, _ in self._verbs:
-            answer, notes = ask(x)
-            inner.append(notes)
+            answer, told = ask(x)
+            inner.append(told)
             answers.append(self._told(answer))
-        mix: Callable[[Any, Sequence[float]], Any]
-        mix = _mean if self.task == "regression" else _mixed
-        mixtures = [mix(answers, _votes(losses)) for losses in self.losses]
-        mixed = mix(mixtures, _votes(self._outer))
-        found: Callable[[Task, Any], Answer]
-        found = by_value if self.task == "regression" else by_shares
-        return found(self.task, mixed), Notes(inner, answers, mixtures)
+        notes = Notes(inner, answers)
+        if self.task == "regression":
+            return by_value(self.task, _mean(answers, _votes(self.losses))), notes
+        return by_shares(self.task, _mixed(answers, _votes(self.losses))), notes
 
     def learn_noted(self, x: Features, y: Label, notes: Notes) -> None:
-        """Judge the learners and the mixtures by what they answered; then all learn the row."""
-        judge: Callable[[Any, Label], list[float]]
-        judge = _errors if self.task == "regression" else _losses
-        now, outer = judge(notes.answers, y), judge(notes.mixtures, y)
-        self.losses = [
-            [fade * s + loss for s, loss in zip(held, now, strict=True)]
-            for fade, held in zip(FADES, self.losses, strict=True)
-        ]
-        self._outer = [OUTER_FADE * s + loss for s, loss in zip(self._outer, outer, strict=True)]
+        """Judge the learners by what they answered; then all learn the row."""
+        now = (_errors if self.task == "regression" else _wrong)(notes.answers, y)
+        self.losses = [FADE * s + loss for s, loss in zip(self.losses, now, strict=True)]
         for (_, learn), told in zip(self._verbs, notes.inner, strict=True):
             learn(x, y, told)
 
@@ -143,16 +132,9 @@ def _mean(answers: Sequence[float | None], votes: Sequence[float]) -> float | No
     return sum([a * v for a, v in known]) / total if total else None
 
 
-def _losses(answers: Sequence[Shares], y: Label) -> list[float]:
-    """Of nothing: 1."""
-    out = []
-    for shares in answers:
-        own = shares.get(y, 0.0)
-        values = shares.values()
-        wrong = own < max(values, default=1.0)
-        brier = sum([p * p for p in values]) + 1.0 - 2.0 * own
-        out.append((2.0 * wrong + brier) / 3.0)
-    return out
+def _wrong(answers: Sequence[Shares], y: Label) -> list[float]:
+    """1 for another label than ``y``, of which the first of several is meant, and for none."""
+    return [float(not shares or max(shares, key=shares.__getitem__) != y) for shares in answers]
 
 
 def _errors(answers: Sequence[float | None], y: Label) -> list[float]:
