@@ -156,8 +156,7 @@ class Scores:
             never,
             total,
             tuple(
-                Window(s.start, s.end, summary(self.task, s.counters))
-                for s in self.windows.spans()
+                Window(s.start, s.end, summary(self.task, s.counters)) for s in self.windows.spans()
             ),
             tuple(
                 Slice(name, value, summary(self.task, counters))
@@ -261,9 +260,9 @@ def _text(error: Exception) -> str:
 def _canonical(task: Task, place: int, label: Any) -> Label:
     """The label as its task has it."""
     if task == "regression":
-        if isinstance(label, (int, float)) and not isinstance(label, bool):
-            if math.isfinite(label):
-                return float(label)
+        number = isinstance(label, (int, float)) and not isinstance(label, bool)
+        if number and math.isfinite(label):
+            return float(label)
     elif task == "binary":
         if label in (0, 1):
             return bool(label)

@@ -218,9 +218,7 @@ def _f1(task: Task, classes: tuple[ClassScore, ...]) -> float | None:
 def _histogram(counters: Mapping[str, float]) -> list[tuple[float, float]]:
     """By bin of the score: rows with outcome 0, rows with outcome 1."""
     get = counters.get
-    return [
-        (get(f"{SCORE}{i}/0", 0.0), get(f"{SCORE}{i}/1", 0.0)) for i in range(len(EDGES) + 1)
-    ]
+    return [(get(f"{SCORE}{i}/0", 0.0), get(f"{SCORE}{i}/1", 0.0)) for i in range(len(EDGES) + 1)]
 
 
 def _auc(counters: Mapping[str, float]) -> tuple[float | None, float | None]:
