@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -57,7 +58,8 @@ class FileRows:
         self._file = path.name
         self._roles: Roles = assign(self._file, self._table.names, asked)
         labels, answers = self._values()
-        self._take_score(labels, answers)
+        if self._take_score(labels, answers):
+            answers = set()
         self._texts = _all_bool(labels)
         known = {self._value(text) for text in labels}
         self._task: Task = task or self._guess_task(known, answers)
@@ -97,18 +99,17 @@ class FileRows:
             raise TableUnusable(self._file, None, "it has no rows", "Name a file with rows")
         return found[roles.label], found.get(roles.prediction or "", set())
 
-    def _take_score(self, labels: set[str], answers: set[str]) -> None:
-        """A prediction that is a probability of one of two labels is a score."""
+    def _take_score(self, labels: set[str], answers: set[str]) -> bool:
+        """A prediction that is a probability of one of two labels is a score; whether it is."""
         roles = self._roles
         values = [_finite(text) for text in answers]
         if roles.score or not answers or len(labels) > 2 or any(v is None for v in values):
-            return
+            return False
         inside = all(0 <= v <= 1 for v in values if v is not None)
-        if inside and any(v not in (0, 1) for v in values) and _classes(labels):
-            self._roles = Roles(
-                **{f: getattr(roles, f) for f in Roles.__slots__}
-                | {"score": roles.prediction, "prediction": None}
-            )
+        if not inside or all(v in (0, 1) for v in values) or not _classes(labels):
+            return False
+        self._roles = replace(roles, score=roles.prediction, prediction=None)
+        return True
 
     def _guess_task(self, known: set[Label], answers: set[str]) -> Task:
         if not known:
@@ -193,11 +194,10 @@ class FileRows:
         if _looks_like_time(first):
             return
         roles = self._roles
-        self._roles = Roles(
-            **{f: getattr(roles, f) for f in Roles.__slots__}
-            | {"time": None, "features": tuple(n for n in self._table.names if n in
-                                               {*roles.features, name})}
-        )  # fmt: skip
+        features = {*roles.features, name}
+        self._roles = replace(
+            roles, time=None, features=tuple(n for n in self._table.names if n in features)
+        )
 
     # -- reading -----------------------------------------------------------------------------
 

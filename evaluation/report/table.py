@@ -7,7 +7,7 @@ everything.  Nothing of the file is held but a batch.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -65,25 +65,40 @@ class Table:
                 ),
                 convert_options=convert,
             )
-            for batch in reader:
-                yield from _cut(batch)
+            yield from _even(reader)
 
     def _parquet(self, columns: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         with parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(
-                batch_size=BATCH_ROWS, columns=list(columns), use_threads=False
-            ):
-                yield from _cut(batch)
+            yield from _even(
+                file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns), use_threads=False)
+            )
 
 
-def _cut(batch: pa.RecordBatch) -> Iterator[dict[str, pa.Array]]:
-    for at in range(0, batch.num_rows, BATCH_ROWS):
-        part = batch.slice(at, BATCH_ROWS)
-        yield {name: _plain(part.column(name)) for name in part.schema.names}
+def _even(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, pa.Array]]:
+    """The same rows ``BATCH_ROWS`` at a time, so that a report does not depend on a file's form."""
+    held: list[pa.RecordBatch] = []
+    n = 0
+    for batch in batches:
+        held.append(batch)
+        n += batch.num_rows
+        while n >= BATCH_ROWS:
+            whole = pa.Table.from_batches(held)
+            yield _columns(whole.slice(0, BATCH_ROWS))
+            rest = whole.slice(BATCH_ROWS)
+            held, n = rest.to_batches(), rest.num_rows
+    if n:
+        yield _columns(pa.Table.from_batches(held))
+
+
+def _columns(table: pa.Table) -> dict[str, pa.Array]:
+    whole = table.combine_chunks()
+    return {name: _plain(whole.column(name).combine_chunks()) for name in whole.column_names}
 
 
 def _plain(column: Any) -> Any:
-    """The column without a dictionary."""
+    """The column without a dictionary, in one piece."""
+    if isinstance(column, pa.ChunkedArray):  # of no rows, or of an extension type
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
     return column

@@ -102,7 +102,12 @@ def _reason(state: State, section: str, text: str, do: str, at: Point | None = N
 def _enough(subject: Subject, performance: Performance) -> Iterator[Reason]:
     """Why there is too little to judge by."""
     judged = performance.overall.n
-    if not subject.predicted:
+    if not subject.rows:
+        yield _reason(
+            "not_enough_data", "subject", "There are no rows yet.",
+            "Come back when the service has answered and labels are in.",
+        )  # fmt: skip
+    elif not subject.predicted:
         text = f"None of the {subject.rows:,} rows has an answer of the model."
         yield _reason("not_enough_data", "subject", text, "Check which column holds the answers.")
     elif not subject.labelled:
