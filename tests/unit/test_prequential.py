@@ -438,3 +438,14 @@ def test_an_object_that_is_no_learner_is_refused() -> None:
 
     with pytest.raises(TypeError, match="no predict_one"):
         prequential(Mute(), [], "binary")
+
+
+def test_the_examples_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    examples = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    for example in examples:
+        exec(compile(example, "docs/evaluation.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "enough data" in said
+    assert said.endswith(" a\n")
+    assert len(examples) == 2
