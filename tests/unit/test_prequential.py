@@ -367,6 +367,13 @@ def test_a_number_that_is_none_has_no_error(answer: float) -> None:
     assert judged.lacking
 
 
+def test_a_regressor_that_answers_nothing_is_said_to() -> None:
+    rows: Rows = [({}, float(i % 2)) for i in range(60)]
+    judged = prequential(Fixed(None), rows, "regression")
+    assert (judged.total.n, judged.total.unanswered) == (0, 60)
+    assert "60 rows were not answered" in judged.lacking[-1]
+
+
 def test_a_learner_that_is_spoilt_by_nan_is_found_out() -> None:
     rows = list(open_stream("phishing").rows)
     rows[500] = ({**rows[500][0], "is_popular": math.nan}, True)
