@@ -5,7 +5,7 @@ some microseconds.  When a label comes, the learners are judged by what each of 
 the row was asked; their losses fade, and the answer is their mixture (Littlestone and Warmuth
 1994, *The weighted majority algorithm*; Herbster and Warmuth 1998, *Tracking the best expert*)::
 
-    S_k ← .995 · S_k + loss of k,    v_k ∝ exp(−S_k),    answer = Σ v_k · answer of k
+    S_k ← .997 · S_k + loss of k,    v_k ∝ exp(−S_k),    answer = Σ v_k · answer of k
 
 The loss is 1 if a classifier was wrong.  Its probabilities are left out: a forest that is right
 and modest would count less than a tree that is wrong and sure.  In regression it is the error in
@@ -24,8 +24,8 @@ from evaluation.metrics import Task
 from replay.example import Features, Label
 
 LEARNERS_MAX: Final = 64
-FADE: Final = 0.995
-"""Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
+FADE: Final = 0.997
+"""Of the losses at each label: a window of 1 / (1 − FADE) = 333 labels."""
 ERROR_MAX: Final = 4.0
 
 Shares = Mapping[Label, float]

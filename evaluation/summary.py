@@ -270,6 +270,8 @@ def _regression(
             r2 = 1.0 - counters.get("squared_error", 0.0) / spread
         elif "y_sum" in counters:
             lacking.append("the targets hardly differ: no R²")
+    if unanswered:
+        lacking.append(f"{unanswered} rows were not answered, and are in no mean error")
     if unusable:  # a model that answers NaN where it is hard has no mean error
         return Summary(
             "regression", n, unanswered, unusable,

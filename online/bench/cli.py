@@ -451,7 +451,17 @@ def everything() -> None:
     merge()
     journal()
     found = [
-        _passes(command) for command in (http, push, buffers, durability, contention, recovery)
+        _passes(command)
+        for command in (
+            http,
+            push,
+            buffers,
+            durability,
+            contention,
+            recovery,
+            prequential,
+            comparison,
+        )
     ]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)

@@ -36,8 +36,8 @@ from replay.example import Example, Features, Label, label_text
 
 STREAMS: Final = ("elec2", "insects", "gas", "phishing", "bananas", "image_segments")
 COSTLY: Final = ("knn", "arf", "amf")
-COSTLY_ROWS: Final = 10_000
-"""Longer streams are left out for these learners, unless asked for."""
+COSTLY_VALUES: Final = 100_000
+"""Streams of more rows times features are left out for these learners, unless asked for."""
 GAP_MAX: Final = 0.5
 """Points by which the selector may be worse than the best of its learners."""
 DELAYS: Final = (0, 48, 336)
@@ -370,11 +370,11 @@ def run(
 
 def _fitting(stream: str, data_dir: Path | None, rows: int | None, *, full: bool) -> list[str]:
     data = open_stream(stream, data_dir)
-    n = min(data.n_rows, rows or data.n_rows)
+    values = min(data.n_rows, rows or data.n_rows) * len(next(iter(data.rows))[0])
     return [
         name
         for name, make in LEARNERS.items()
-        if make(data.task) is not None and (full or n <= COSTLY_ROWS or name not in COSTLY)
+        if make(data.task) is not None and (full or values <= COSTLY_VALUES or name not in COSTLY)
     ]
 
 

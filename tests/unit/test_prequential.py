@@ -367,6 +367,13 @@ def test_a_number_that_is_none_has_no_error(answer: float) -> None:
     assert judged.lacking
 
 
+def test_a_regressor_that_answers_nothing_is_said_to() -> None:
+    rows: Rows = [({}, float(i % 2)) for i in range(60)]
+    judged = prequential(Fixed(None), rows, "regression")
+    assert (judged.total.n, judged.total.unanswered) == (0, 60)
+    assert "60 rows were not answered" in judged.lacking[-1]
+
+
 def test_a_learner_that_is_spoilt_by_nan_is_found_out() -> None:
     rows = list(open_stream("phishing").rows)
     rows[500] = ({**rows[500][0], "is_popular": math.nan}, True)
@@ -438,3 +445,14 @@ def test_an_object_that_is_no_learner_is_refused() -> None:
 
     with pytest.raises(TypeError, match="no predict_one"):
         prequential(Mute(), [], "binary")
+
+
+def test_the_examples_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    examples = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    for example in examples:
+        exec(compile(example, "docs/evaluation.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "enough data" in said
+    assert said.endswith(" a\n")
+    assert len(examples) == 2
