@@ -43,22 +43,22 @@ class Found:
     def aims(self) -> dict[str, bool]:
         """Each aim and whether it is met."""
         found: dict[str, bool] = {}
-        for line in self.error_streams:
-            if line.what == DEFAULT:
+        for stream in self.error_streams:
+            if stream.what == DEFAULT:
                 name = f"{DEFAULT}: nothing missed, delays <= 213 / 1,076 / 204, MTFA > 100,000"
-                found[name] = line.good
-        for feed in injected.FEEDS:
-            f1 = [line.f1 for line in self.injected if (line.what, line.feed) == (DEFAULT, feed)]
+                found[name] = stream.good
+        for line in self.injected:
             for bound in (injected.ASKED, TUNED):
-                if f1:
-                    found[f"{DEFAULT}: F1 on Elec2 >= {bound}, feed `{feed}`"] = f1[0] >= bound
+                if line.what in (DEFAULT, "seed", injected.ERROR_WATCHED):
+                    name = f"{line.what}: F1 on Elec2 >= {bound}, feed `{line.feed}`"
+                    found[name] = line.f1 >= bound
         for marked_line in self.marked:
             if marked_line.what == DEFAULT:
                 found[f"{DEFAULT}: every marked drift within 1,000 rows"] = (
                     len(set(marked_line.found.split("/"))) == 1
                 )
-        found |= {f"label-free: {line.what} {line.asked}": line.good for line in self.label_free}
-        found |= {f"cost <= 15 %: {line.what}": line.good for line in self.watching}
+        found |= {f"label-free: {free.what} {free.asked}": free.good for free in self.label_free}
+        found |= {f"cost <= 15 %: {cost.what}": cost.good for cost in self.watching}
         return found
 
     @property

@@ -35,7 +35,8 @@ ONSET: Final = (0.5, 0.8)
 KEPT: Final = 0.25
 INJECTIONS: Final = ("x_permutation", "y_swap", "y_prior", "x_exceed")
 FEEDS: Final = ("error", "correct")
-WATCHED: Final = "watch (error, features)"
+ERROR_WATCHED: Final = "watch of the error"
+WATCHED: Final = "watch of error and features"
 WINDOW: Final = 500
 """Rows of a window of features in the watch."""
 
@@ -173,12 +174,14 @@ def _alarms(
             one, wanted = make(), feed == "error"
             found = [i for i, _, wrong in trial.rows if one.update(wrong == wanted) is not None]
             yield name, feed, found
-    watch = Watch(WatchSettings(window_rows=WINDOW), build(before))
-    both = []
-    for i, x, wrong in trial.rows:
-        if watch.served(x) + watch.judged(wrong):
-            both.append(i)
-    yield WATCHED, "error", both
+    reference = build(before)
+    for name, seen in ((ERROR_WATCHED, False), (WATCHED, True)):
+        watch, found = Watch(WatchSettings(window_rows=WINDOW), reference), []
+        for i, x, wrong in trial.rows:
+            alarms = (watch.served(x) if seen else []) + watch.judged(wrong)
+            if any(not alarm.recovery for alarm in alarms):
+                found.append(i)
+        yield name, "error", found
 
 
 def _line(name: str, feed: str, by: Mapping[str, list[Episode]]) -> Line:

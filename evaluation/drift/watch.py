@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from evaluation.drift.alarm import Alarm, Change, Signal
@@ -21,6 +21,8 @@ BACKWARD_MAX: Final = 0.25
 """A larger share of rows that are older than the row before them: the order means nothing."""
 LEVEL_ROWS: Final = 200
 """Rows of the mean that says whether an error that rose is back: half of the way."""
+RECOVERY_ROWS: Final = 10_000
+"""Rows after an error rose, or fell after that, in which its fall is a recovery."""
 _ORDER_ROWS: Final = 100
 
 
@@ -48,7 +50,7 @@ class WatchSettings:
         Newest alarms that are remembered; ≥ 1.
     """
 
-    error: tuple[str, ...] = ("glr", "page_hinkley")
+    error: tuple[str, ...] = ("glr",)
     score: tuple[str, ...] = ("adwin",)
     features: tuple[str, ...] = ()
     regression: bool = False
@@ -132,6 +134,7 @@ class Watch:
         self._order = _Order()
         self._raised: Alarm | None = None
         self._level = 0.0
+        self._recovers_until = 0
         if reference is not None:
             self._begin(reference)
 
@@ -232,7 +235,11 @@ class Watch:
 
     def _judged(self, error: float, at: float | None) -> list[Alarm]:
         row = self.judged_rows + 1
-        alarms = self._kept(self._ask("error", "", self._error, error, row, at))
+        found = self._ask("error", "", self._error, error, row, at)
+        if not found and self._raised is None:
+            self.judged_rows = row
+            return found
+        alarms = self._kept([self._recovers(alarm) for alarm in found])
         self.judged_rows = row
         if self._raised is not None:
             self._level += (error - self._level) / LEVEL_ROWS
@@ -243,6 +250,13 @@ class Watch:
             if alarm.worse and self._raised is None:
                 self._raised, self._level = alarm, alarm.after or 0.0
         return alarms
+
+    def _recovers(self, alarm: Alarm) -> Alarm:
+        """The alarm, marked if it is a fall after a rise."""
+        fell = alarm.direction == "down" and alarm.row <= self._recovers_until
+        if fell or alarm.worse:
+            self._recovers_until = alarm.row + RECOVERY_ROWS
+        return replace(alarm, recovery=True) if fell else alarm
 
     def _ask(
         self,

@@ -52,6 +52,27 @@ def test_an_improvement_is_called_one() -> None:
     assert found.since is not None
     assert found.since.direction == "down"
     assert not found.since.worse
+    assert not found.since.recovery
+
+
+def test_a_fall_after_a_rise_is_a_recovery() -> None:
+    watch = Watch(SHORT)
+    play(watch, 2_000)
+    play(watch, 1_000, rate=0.6, seed=2)
+    play(watch, 500, rate=0.1, seed=3)
+    ways = [(a.direction, a.recovery) for a in watch.alarms if a.signal == "error"]
+    assert ways == [("up", False), ("down", True)]
+    assert watch.state().state != "act"
+
+
+def test_what_was_acted_on_is_no_reason_any_more() -> None:
+    watch = Watch(SHORT)
+    play(watch, 2_000)
+    play(watch, 500, rate=0.6, seed=2)
+    assert watch.state().state == "act"
+    watch.acknowledge()
+    play(watch, 400, rate=0.6, seed=3)
+    assert watch.state().state == "ok"
 
 
 def test_a_moved_feature_alarms_once_until_it_is_back() -> None:
