@@ -245,7 +245,7 @@ def timeline(performance: Performance, alarms: Alarms | None, name: str, *, wide
         _limits(axes, performance)
         _ticks(axes, axis, alarms)
         axis.label(axes, few=not wide)
-        _legend(axes, 7 if wide else 3)
+        _legend(axes, 8 if wide else 3)
 
     title = "Accuracy over time" if accuracy else "Mean absolute error over time"
     size, top = ((880, 300), 26) if wide else ((370, 300), 56)

@@ -3,14 +3,14 @@
 The limits come from the stream itself: the median error of the first half of its windows, and how
 much these differ (median absolute deviation, which a bad start hardly moves).  A limit is the
 larger of some deviations and some part of the error, so that neither noise nor a change too small
-to matter is told.  Two windows in a row above a limit raise the level; one below the limit to
-watch ends it (hysteresis).
+to matter is told.  Two windows in a row above a limit raise the level; two below the limit to
+watch end it (hysteresis).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
@@ -22,6 +22,9 @@ WINDOWS_MIN: Final = 10
 
 WINDOW_N_MIN: Final = 30
 """Windows with fewer judged rows are taken together with the next one."""
+
+POINTS: Final = 40
+"""Windows are taken together until there are about so many: short ones are mostly noise."""
 
 Level = Literal["ok", "watch", "act"]
 
@@ -40,18 +43,18 @@ class Point:
     error: float
 
 
-def points(windows: Iterable[Window]) -> list[Point]:
-    """Errors of consecutive windows, which are taken together until enough rows are judged."""
+def points(windows: Sequence[Window]) -> list[Point]:
+    """Errors of consecutive windows, taken together until each is of enough judged rows."""
+    enough = max(WINDOW_N_MIN, sum(w.scores.n for w in windows) // POINTS)
     out: list[Point] = []
     first, n, total = 0, 0, 0.0
     for window in windows:
-        scores = window.scores
-        error = error_of(scores)
+        error = error_of(window.scores)
         if error is None:
             continue
         first = first or window.first_row
-        n, total = n + scores.n, total + error * scores.n
-        if n >= WINDOW_N_MIN:
+        n, total = n + window.scores.n, total + error * window.scores.n
+        if n >= enough:
             out.append(Point(first, window.last_row, n, total / n))
             first, n, total = 0, 0, 0.0
     return out
@@ -99,10 +102,14 @@ def level(points: Sequence[Point], limits: Limits) -> tuple[Level, Point | None]
     """How the newest windows stand, and the window in which that began (None: ok)."""
     state: Level = "ok"
     run: list[Point] = []
+    below = 0
     for point in points:
         if point.error <= limits.watch:
-            state, run = "ok", []
+            below += 1
+            if below > 1 or state == "ok":
+                state, run = "ok", []
             continue
+        below = 0
         run.append(point)
         if len(run) < 2:
             continue
@@ -111,3 +118,18 @@ def level(points: Sequence[Point], limits: Limits) -> tuple[Level, Point | None]
         elif state == "ok":
             state = "watch"
     return state, run[0] if state != "ok" else None
+
+
+def episodes(points: Sequence[Point], limits: Limits) -> list[tuple[Point, Point, float]]:
+    """Runs of two windows or more above the limit to act: first, last, mean error; by time."""
+    found: list[list[Point]] = [[]]
+    for point in points:
+        if point.error > limits.act:
+            found[-1].append(point)
+        elif found[-1]:
+            found.append([])
+    return [
+        (run[0], run[-1], sum(p.error * p.n for p in run) / sum(p.n for p in run))
+        for run in found
+        if len(run) > 1
+    ]

@@ -13,6 +13,7 @@ from evaluation.report.limits import (
     WINDOW_N_MIN,
     WINDOWS_MIN,
     Point,
+    episodes,
     error_of,
     level,
     points,
@@ -46,6 +47,7 @@ _HARDLY: Final = 0.05
 _JUMP: Final = 0.2
 _BEHIND: Final = 0.25  # of the rows: newer than the newest label
 _ORDER: Final[dict[State, int]] = {"act": 0, "not_enough_data": 1, "watch": 2, "ok": 3}
+_CLEARLY: Final = 0.02  # of a mean error: less is no difference
 _AGREES: Final = 0.1  # so much more error than is typical makes an alarm believed
 _SETTLED: Final = 0.2  # of the rows: an alarm so old is history
 
@@ -64,9 +66,9 @@ def judge(
     found += _baselines(subject, performance, comparisons or ())
     changed = list(_change(performance))
     found += changed
-    if not any(r.state == "act" for r in changed):
+    if all(r.state == "ok" for r in changed):
         found += _alarms(subject, performance, alarms)
-    found += _features(subject, performance, features, fell=bool(changed))
+    found += _features(subject, performance, features, fell=any(r.state != "ok" for r in changed))
     found += _calibration(calibration)
     ordered = tuple(sorted(found, key=lambda r: _ORDER[r.state]))
     if not ordered or ordered[0].state == "ok":
@@ -176,11 +178,11 @@ def _baselines(
     if subject.task == "regression" and scores.mae is not None and scores.n >= JUDGED_MIN:
         rules = {"the newest target": scores.last_mae, "the mean so far": scores.mean_mae}
         best = min((v, k) for k, v in rules.items() if v is not None)
-        if best[0] < scores.mae:
-            text = (
-                f"The mean error is {scores.mae:.4g}; answering with {best[1]} has {best[0]:.4g}."
-            )
+        text = f"The mean error is {scores.mae:.4g}; answering with {best[1]} has {best[0]:.4g}."
+        if best[0] < (1 - _CLEARLY) * scores.mae:
             yield _reason("act", "performance", text, "Serve that rule until the model is better.")
+        elif best[0] < (1 + _CLEARLY) * scores.mae:
+            yield _reason("watch", "performance", text, "Look at its features and learning rate.")
 
 
 def _delay_known(subject: Subject) -> bool:
@@ -198,6 +200,10 @@ def _change(performance: Performance) -> Iterator[Reason]:
     found = points(performance.windows)
     state, began = level(found, limits)
     if state == "ok" or began is None:
+        for first, last, error in episodes(found, limits)[-1:]:
+            shown = f"accuracy was {per_cent(1 - error)}" if accuracy else f"MAE was {error:.4g}"
+            text = f"In rows {first.first_row:,} to {last.last_row:,} {shown}; it has come back."
+            yield _reason("ok", "performance", text, "If it may happen again: see section 7.")
         return
     late = [p for p in found if p.first_row >= began.first_row]
     now = sum(p.error * p.n for p in late) / sum(p.n for p in late)
@@ -278,7 +284,7 @@ def _features(
         return
     label_row = max((w.last_row for w in performance.windows if w.scores.n), default=0)
     blind = label_row < (1 - _BEHIND) * subject.rows
-    moved = f"{len(large)} of {len(drift.features)} features moved, {large[0].name} the most"
+    moved = f"{len(large)} of {len(drift.features)} features moved, ‘{large[0].name}’ the most"
     if blind:
         text = f"{moved}, and no label of rows after {label_row:,} is in: the score there is open."
         do = "Get some of the newest rows labelled first."
@@ -290,17 +296,23 @@ def _features(
 
 def _named(features: list[Feature]) -> str:
     names = [f.name for f in features]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = ", ".join(f"‘{name}’" for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
     return f"{shown} {'is' if len(names) == 1 else 'are'}"
 
 
 def _good(subject: Subject, performance: Performance) -> Reason:
     scores = performance.overall
     if scores.accuracy is None:
-        text = f"The mean error is {scores.mae:.4g} on {scores.n:,} rows, and it has not risen."
+        text = (
+            f"The mean error is {scores.mae:.4g} on {scores.n:,} rows, and the newest are no worse."
+        )
         return _reason("ok", "performance", text, "Nothing.")
     best = max(v for v in (scores.majority or 0.0, scores.no_change or 0.0))
-    rule = "repeating the last label" if best == scores.no_change else "the most frequent label"
-    text = f"{per_cent(scores.accuracy)} of {scores.n:,} answers were right, and that has not "
-    text += f"fallen; {rule} is right in {per_cent(best)}."
+    rule = "repeating the last label" if best == scores.no_change else "the commonest label"
+    text = (
+        f"{per_cent(scores.accuracy)} of {scores.n:,} answers were right, and the newest are no "
+        f"worse; {rule} is right in {per_cent(best)}."
+    )
     return _reason("ok", "performance", text, "Nothing.")
