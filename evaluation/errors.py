@@ -21,7 +21,7 @@ class StreamUnusable(EvaluationError):
 
 
 class TableUnusable(EvaluationError):
-    """A table that can't be reported on: file, column (None: all of it), what is wrong, what to do."""
+    """A table that can't be reported on: file, column (None: all), what is wrong, what to do."""
 
     def __init__(self, file: str, column: str | None, problem: str, remedy: str) -> None:
         super().__init__(file, column, problem, remedy)

@@ -4,7 +4,7 @@ The limits come from the stream itself: the median error of the first half of it
 much these differ (median absolute deviation, which a bad start hardly moves).  A limit is the
 larger of some deviations and some part of the error, so that neither noise nor a change too small
 to matter is told.  Two windows in a row above a limit raise the level; two below the limit to
-watch end it (hysteresis).
+watch, or one as good as typical, end it (hysteresis).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def level(points: Sequence[Point], limits: Limits) -> tuple[Level, Point | None]
     for point in points:
         if point.error <= limits.watch:
             below += 1
-            if below > 1 or state == "ok":
+            if below > 1 or state == "ok" or point.error <= limits.error:
                 state, run = "ok", []
             continue
         below = 0
