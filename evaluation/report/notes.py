@@ -33,7 +33,8 @@ NOTES: Final = (
         term="Limits",
         text="Typical error and its spread come from the first half of the windows (median, median "
         "absolute deviation). Watch: 2 deviations and a fifth of the error above; act: 3 and a "
-        "half, in two windows in a row (some forty in all). Two below the first limit, or one as good as typical, end it.",
+        "half, in two windows in a row (some forty in all). Two below the first limit, or one as "
+        "good as typical, end it.",
     ),
     Note(
         term="Then and now",

@@ -45,23 +45,25 @@ def render(report: Report) -> str:
 
 
 def _figures(report: Report) -> dict[str, str]:
-    found = {
-        "wide": figures.timeline(report.performance, report.alarms, "wide", wide=True),
-        "narrow": figures.timeline(report.performance, report.alarms, "narrow", wide=False),
-    }
     windows = report.performance.windows
+    found = {}
+    if len(windows) > 1:  # one point makes no line
+        for name, wide in (("wide", True), ("narrow", False)):
+            found[name] = figures.timeline(report.performance, report.alarms, name, wide=wide)
     for one in report.comparison or ():
-        found[one.baseline] = figures.comparison(one, one.baseline)
+        if len(one.steps) > 1:
+            found[one.baseline] = figures.comparison(one, one.baseline)
     if report.calibration is not None:
         found["reliability"] = figures.reliability(report.calibration, "reliability")
-        found["ece"] = figures.series(windows, lambda w: w.scores.ece, "ECE by window", "ece")
+        if len(windows) > 1:
+            found["ece"] = figures.series(windows, lambda w: w.scores.ece, "ECE by window", "ece")
     predictions = report.prediction_drift
     if predictions is not None:
         if predictions.histogram is not None:
             found["scores"] = figures.histogram(
                 predictions.histogram, f"Then and now: {predictions.of}", "scores"
             )
-        if any(w.positive_rate is not None for w in windows):
+        if len(windows) > 1 and any(w.positive_rate is not None for w in windows):
             found["rate"] = figures.series(
                 windows, lambda w: w.positive_rate, "Positive answers by window", "rate"
             )
