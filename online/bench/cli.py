@@ -497,6 +497,7 @@ def everything() -> None:
             recovery,
             prequential,
             comparison,
+            report,
         )
     ]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
