@@ -24,6 +24,7 @@ import psutil
 from river import forest, linear_model, naive_bayes, neighbors, optim, preprocessing, tree
 
 from evaluation.comparison import Comparison
+from evaluation.errors import StreamUnusable
 from evaluation.learner import Answer, verbs
 from evaluation.metrics import Task
 from evaluation.prequential import Judged, prequential
@@ -337,7 +338,10 @@ def run(
     """All learners on all streams; the delays on Elec2 only.
 
     ``full``: the costly learners on long streams too.  ``rows``: only so many of each stream.
+    Raises StreamUnusable for an unknown stream, and for no rows.
     """
+    if rows is not None and rows < 1:
+        raise StreamUnusable(streams[0], f"rows is {rows}", "Ask for 1 row or more")
     begun = time.perf_counter()
     cells = [
         (stream, name, delay)
@@ -358,7 +362,8 @@ def run(
             done = future.result()
             found.setdefault((stream, delay), {})[name] = done
             if progress:
-                progress(f"{stream}, labels {delay} rows late, {name}: {done.line.accuracy:.4f}")
+                score = _short(done.line.accuracy)
+                progress(f"{stream}, labels {delay} rows late, {name}: {score}")
     keys = sorted(found, key=lambda key: (streams.index(key[0]), key[1]))
     lines = [found[key][name].line for key in keys for name in LEARNERS if name in found[key]]
     choices = [choose(key[0], data_dir, found[key]) for key in keys]
