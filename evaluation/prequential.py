@@ -34,6 +34,7 @@ MISSING: Final = "(missing)"
 Slices = Mapping[str, Callable[[Features], object]]
 Delay = int | float | timedelta | str | Callable[[Features, Label], Any]
 Moment = str | Callable[[Features], Any]
+Each = Callable[[int, Answer, Label], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def prequential(
     window: float = 1_000,
     slices: Slices | None = None,
     waiting_max: int = WAITING_MAX,
-    each: Callable[[int, Answer, Label], None] | None = None,
+    each: Each | None = None,
 ) -> Judged:
     """Run a learner over a stream, each row asked before its label is learned.
 
@@ -210,47 +211,63 @@ def prequential(
     LearnerFailed
         The learner raises; with the row and what it raised.
     """
-    ask, learn = verbs(learner, task)
-    line = _Line(task, delay, moment, waiting_max)
-    scores = Scores(task, window=window, slices=slices)
-    known = _Known()
-    n = never = 0
+    line = _Line(delay, moment, waiting_max)
+    run = _Run(learner, task, line, Scores(task, window=window, slices=slices), each)
+    n = 0
+    for place, (features, label) in enumerate(rows):
+        run.row(place, features, label)
+        n += 1
+    late = len(line)
+    for row in line.until(None):
+        run.arrive(row)
+    return run.scores.judged(rows=n, late=late, never=run.never)
 
-    def arrive(row: _Row) -> None:
-        scores.add(
+
+class _Run:
+    """A learner on its way through a stream."""
+
+    def __init__(
+        self, learner: Any, task: Task, line: _Line, scores: Scores, each: Each | None
+    ) -> None:
+        self._ask, self._learn = verbs(learner, task)
+        self._task, self._line, self._each = task, line, each
+        self._known = _Known()
+        self.scores = scores
+        self.never = 0
+
+    def row(self, place: int, features: Features, given: Label | None) -> None:
+        """Learn what is known by now, and ask the row."""
+        now = self._line.moment(place, features)
+        for row in self._line.until(now):
+            self.arrive(row)
+        try:
+            answer, notes = self._ask(features)
+        except Exception as error:  # it is a stranger's code
+            raise LearnerFailed(place, "answer", _text(error)) from error
+        label = None if given is None else _canonical(self._task, place, given)
+        known = self._known
+        if label is None or not self._line.put(
+            now,
+            _Row(place, features, label, answer, notes, known.newest, known.most(self._task)),
+        ):
+            self.never += 1
+            return
+        for row in self._line.until(now):  # its own label, if that comes at once
+            self.arrive(row)
+
+    def arrive(self, row: _Row) -> None:
+        """A label has come: score the answer, then learn the row."""
+        self.scores.add(
             row.place, row.features, row.label, row.answer,
             no_change=row.no_change, majority=row.majority,
         )  # fmt: skip
-        known.add(task, row.place, row.label)
+        self._known.add(self._task, row.place, row.label)
         try:
-            learn(row.features, row.label, row.notes)
-        except Exception as error:  # it is a stranger's code
-            raise LearnerFailed(row.place, "learn", _text(error)) from error
-        if each is not None:
-            each(row.place, row.answer, row.label)
-
-    for place, (features, given) in enumerate(rows):
-        now = line.moment(place, features)
-        for row in line.until(now):
-            arrive(row)
-        try:
-            answer, notes = ask(features)
+            self._learn(row.features, row.label, row.notes)
         except Exception as error:
-            raise LearnerFailed(place, "answer", _text(error)) from error
-        n += 1
-        if given is None:
-            never += 1
-            continue
-        label = _canonical(task, place, given)
-        row = _Row(place, features, label, answer, notes, known.newest, known.most(task))
-        if not line.put(now, row):
-            never += 1
-        for row in line.until(now):
-            arrive(row)
-    late = len(line)
-    for row in line.until(None):
-        arrive(row)
-    return scores.judged(rows=n, late=late, never=never)
+            raise LearnerFailed(row.place, "learn", _text(error)) from error
+        if self._each is not None:
+            self._each(row.place, row.answer, row.label)
 
 
 def _text(error: Exception) -> str:
@@ -319,7 +336,7 @@ class _Known:
 class _Line:
     """Rows whose labels are awaited, by the time when they come."""
 
-    def __init__(self, task: Task, delay: Delay, moment: Moment | None, waiting_max: int) -> None:
+    def __init__(self, delay: Delay, moment: Moment | None, waiting_max: int) -> None:
         self._delay = _delay(delay)
         self._moment = moment
         self._max = waiting_max

@@ -24,6 +24,7 @@ import psutil
 from river import forest, linear_model, naive_bayes, neighbors, optim, preprocessing, tree
 
 from evaluation.comparison import Comparison
+from evaluation.errors import StreamUnusable
 from evaluation.learner import Answer, verbs
 from evaluation.metrics import Task
 from evaluation.prequential import Judged, prequential
@@ -126,7 +127,8 @@ class Line:
     Attributes
     ----------
     us, us_p99
-        Microseconds of one answer and one row learned: mean, and of the slowest hundredth.
+        Microseconds of the processor for one answer and one row learned: mean, and 99 of 100 rows
+        take no longer.  Other processes do not count, so a busy machine is no excuse.
     mb
         Memory that the process has gained, the stream's rows excepted.
     """
@@ -195,7 +197,7 @@ class Run:
 
 
 class Timed:
-    """A learner with the time of each of its answers and rows."""
+    """A learner with the processor's time for each of its answers and rows."""
 
     def __init__(self, learner: Any, task: Task) -> None:
         self._ask, self._learn = verbs(learner, task)
@@ -207,17 +209,17 @@ class Timed:
 
     def answer_noted(self, x: Features) -> tuple[Answer, object]:
         """The learner's."""
-        begun = time.perf_counter_ns()
+        begun = time.thread_time_ns()
         answer, notes = self._ask(x)
-        took = time.perf_counter_ns() - begun
+        took = time.thread_time_ns() - begun
         return answer, (notes, took)
 
     def learn_noted(self, x: Features, y: Label, notes: Any) -> None:
         """The learner's."""
         inner, took = notes
-        begun = time.perf_counter_ns()
+        begun = time.thread_time_ns()
         self._learn(x, y, inner)
-        self.ns.append(took + time.perf_counter_ns() - begun)
+        self.ns.append(took + time.thread_time_ns() - begun)
 
 
 def measure(stream: str, name: str, data_dir: Path | None, delay: int, limit: int | None) -> Run:
@@ -336,7 +338,10 @@ def run(
     """All learners on all streams; the delays on Elec2 only.
 
     ``full``: the costly learners on long streams too.  ``rows``: only so many of each stream.
+    Raises StreamUnusable for an unknown stream, and for no rows.
     """
+    if rows is not None and rows < 1:
+        raise StreamUnusable(streams[0], f"rows is {rows}", "Ask for 1 row or more")
     begun = time.perf_counter()
     cells = [
         (stream, name, delay)
@@ -357,14 +362,11 @@ def run(
             done = future.result()
             found.setdefault((stream, delay), {})[name] = done
             if progress:
-                progress(f"{stream}, labels {delay} rows late, {name}: {done.line.accuracy:.4f}")
-    lines = [
-        found[key][name].line
-        for key in sorted(found, key=lambda key: (streams.index(key[0]), key[1]))
-        for name in LEARNERS
-        if name in found[key]
-    ]
-    choices = [choose(stream, data_dir, runs) for (stream, _), runs in sorted(found.items())]
+                score = _short(done.line.accuracy)
+                progress(f"{stream}, labels {delay} rows late, {name}: {score}")
+    keys = sorted(found, key=lambda key: (streams.index(key[0]), key[1]))
+    lines = [found[key][name].line for key in keys for name in LEARNERS if name in found[key]]
+    choices = [choose(key[0], data_dir, found[key]) for key in keys]
     return Found(lines, choices, _anchors(lines), time.perf_counter() - begun)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from evaluation.errors import StreamUnusable
 from evaluation.prequential import prequential
 from evaluation.streams import open_stream
 from online.bench import prequential as bench
@@ -28,6 +31,13 @@ def test_the_table_of_a_bundled_stream() -> None:
 
 def _rows(n: int) -> list[Any]:
     return list(open_stream("phishing").rows)[:n]
+
+
+def test_too_few_rows_are_said_to_be_too_few() -> None:
+    with pytest.raises(StreamUnusable, match="rows is 0"):
+        bench.run(None, streams=["phishing"], rows=0)
+    alone = bench.measure("phishing", "nb", None, 0, 8).line
+    assert alone.lacking == "8 labelled rows, a score needs 30"
 
 
 def test_served_models_are_told_their_notes() -> None:

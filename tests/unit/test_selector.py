@@ -99,7 +99,7 @@ def test_it_goes_over_to_the_better_one_and_back() -> None:
     assert seen[1_900] < 0.01
     assert seen[2_900] > 0.99
     assert judged.total.accuracy is not None
-    assert judged.total.accuracy > 0.88
+    assert judged.total.accuracy > 0.86  # the better one all the time: .9, one of them: .83
 
 
 def test_a_learner_that_answers_nan_or_nothing_has_no_say() -> None:
