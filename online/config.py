@@ -155,6 +155,69 @@ class Snapshots(_Tree):
     weekly: int = Field(4, ge=0, le=10_000)
 
 
+class Replay(_Tree):
+    """What is kept of the stream and learned again beside fresh rows, in each replica."""
+
+    policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
+        "none",
+        description="balanced: as many rows of each class, whatever the stream shows; reservoir: "
+        "an even sample of all rows; recent: the last ones; mixed: four fifths balanced (an even "
+        "sample in regression), one fifth the last ones",
+    )
+    capacity: int = Field(1_000, ge=10, le=1_000_000, description="rows kept, in each replica")
+    rows: float | None = Field(
+        None, ge=0, le=100, description="learned again for a fresh one; none: 3, on long streams 1"
+    )
+    passes: float | None = Field(
+        None, ge=1, le=10, description="over a fresh row; none: 2, on long streams 1"
+    )
+    distil: float = Field(
+        0.1, ge=0, le=100, description="weight of what was answered when a row was kept; networks"
+    )
+    source_share_max: float = Field(
+        1.0, gt=0, le=1, description="most of the capacity that rows of one source may have"
+    )
+    rebuild_rows: int = Field(
+        200_000, ge=0, description="newest rows of the journal that a start reads to fill it again"
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether rows are learned again."""
+        return self.policy != "none"
+
+
+class Training(_Tree):
+    """How a torch network learns, beyond its optimizer."""
+
+    average: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="what answers is an average of the weights that keeps this much of the old at "
+        "each step; 0: the weights themselves; none: 0.5 with replay, else 0",
+    )
+    clip: float | None = Field(
+        None, ge=0, description="longest gradient; 0: any; none: 1 with replay, else 0"
+    )
+    l1: float = Field(0.0, ge=0, le=1e3, description="penalty on absolute weights")
+    l2: float = Field(0.0, ge=0, le=1e3, description="penalty on squared weights, halved")
+    warm_up: int = Field(
+        0, ge=0, le=10_000_000, description="steps in which the rate grows to the optimizer's"
+    )
+
+    def resolved(self, *, rehearses: bool) -> Training:
+        """The same with what depends on replay filled in."""
+        average = (0.5 if rehearses else 0.0) if self.average is None else self.average
+        clip = (1.0 if rehearses else 0.0) if self.clip is None else self.clip
+        return self.model_copy(update={"average": average, "clip": clip})
+
+    @property
+    def on(self) -> list[str]:
+        """Names of the settings that do something."""
+        return [name for name, value in self.model_dump().items() if value]
+
+
 class ModelSettings(_Tree):
     """One served model."""
 
@@ -178,6 +241,8 @@ class ModelSettings(_Tree):
     )
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
+    replay: Replay = Replay()
+    training: Training = Training()
 
 
 class Limits(_Tree):

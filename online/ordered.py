@@ -57,6 +57,7 @@ class OrderedLearner:
     """
 
     open_rows: Final = 0  # nothing is owed that another replica does not have too
+    memory: None = None  # rows are not learned again: replicas would differ
 
     def __init__(self, build: Callable[[], Model], *, task: Task, spec: str, rows_max: int) -> None:
         self._build, self._task, self._spec, self._rows_max = build, task, spec, rows_max

@@ -32,6 +32,8 @@ from online.config import Limits, ModelSettings
 from online.follower import Follower
 from online.journal_threads import JournalThreads
 from online.learner import Learner
+from online.memories import fill
+from online.models.base import Trainable
 from online.ordered import OrderedLearner
 from online.ordered_follower import OrderedFollower
 from online.overlay import OverlayLearner
@@ -159,6 +161,7 @@ class ModelReplica:
         while not self.learner.ready:
             if not await self._exchange([]):
                 await asyncio.sleep(0.1)
+        await self._fill_memory()
         loops = [self.writer.run, self._follower.run, self._sync_loop]
         if not self._learns:
             loops.remove(self._follower.run)
@@ -167,6 +170,22 @@ class ModelReplica:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CATCH_UP_S):
                     await self._follower.caught_up.wait()
+
+    async def _fill_memory(self) -> None:
+        """Keep what the journal has of the stream; a rollback has taken some of it out."""
+        memory = self.learner.memory
+        if memory is None or not self._learns:
+            return
+        name, rows = self.settings.name, self.settings.replay.rebuild_rows
+        try:
+            await self.writer.look()
+            fresh, decisions = memory.emptied(), self.writer.decisions
+            n = await self.store.read(fill, fresh, self.store.journal, name, rows, decisions)
+        except ReplayError as error:
+            log.warning("nothing is rehearsed of what came before: %s", error)
+            return
+        self.learner.memory = fresh
+        log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
     async def stop(self, timeout_s: float) -> None:
         """Commit and push what is there, as far as the time allows, and seal the partition."""
@@ -288,6 +307,10 @@ class ModelReplica:
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
+        if (memory := self.learner.memory) is not None:
+            gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
+        if isinstance(self.learner.serving, Trainable) and (gap := self.learner.serving.gap):
+            gauges["average_gap"] = gap
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
@@ -389,7 +412,10 @@ class ModelReplica:
         if part:
             for _ in learner.take_part(reply):
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
+        rewritten = reply.rewrite != learner.rewrite
         changed = part or learner.on_reply(reply)
+        if rewritten and reply.rewrite == learner.rewrite and self._tasks:
+            await self._fill_memory()
         if isinstance(learner, OverlayLearner):
             await self._prepare(learner)
         for _ in islice(learner.drop_old(), _DROPS):

@@ -93,6 +93,7 @@ class Cluster:
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
+            "replay": _kept(replica),
             "replicas": replicas,
             "server": server,
             "rewrites": await self._rewrites(name),
@@ -256,3 +257,17 @@ class Cluster:
         label = codec.decode(row.payload).label
         names = self._facts(model).get("labels")
         return names[bool(label)] if names else label
+
+
+def _kept(replica: ModelReplica) -> dict[str, Any] | None:
+    """What this replica keeps to learn again; None if it keeps nothing."""
+    if (memory := replica.learner.memory) is None:
+        return None
+    return {
+        "policy": replica.settings.replay.policy,
+        "capacity": memory.buffer.capacity,
+        "kept": len(memory.buffer),
+        "seen": memory.seen,
+        "replayed": memory.replayed,
+        **memory.shares(),
+    }

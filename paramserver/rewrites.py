@@ -59,6 +59,13 @@ class Freeze(msgspec.Struct, frozen=True):
     closed: list[int]
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """A lineage that begins anew: of this spec, without the rows at or below this clock."""
+
+    spec: str
+    clock: dict[int, int]
+
+
 class Unfreeze(msgspec.Struct, frozen=True):
     """Rows are learned again from here on."""
 

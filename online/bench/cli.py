@@ -95,6 +95,26 @@ def trees(rows: Rows = 8000, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def rehearsal(
+    rows: Annotated[int, typer.Option(help="rows of each of the five tasks")] = 1_000,
+    as_json: AsJson = False,
+) -> None:
+    """Digits over HTTP with replay, beside the in-process loop; all processes killed halfway.
+
+    Then what replay does to the waiting time of predictions.  Exits 1 if the service is more than
+    a point apart, or half of the predictions take more than 1.1 times as long.  Needs MNIST in
+    ONLINE_DATA_DIR.  Example: online bench rehearsal --rows 200
+    """
+    from online.bench import rehearsal as bench
+
+    found, waits = list(bench.run(rows)), bench.waits()
+    _show("rehearsal in the service", found, as_json=as_json)
+    _show("predictions with replay", [waits], as_json=as_json)
+    if not (waits.good and all(line.good for line in found)):
+        raise typer.Exit(1)
+
+
+@app.command()
 def freshness(
     rate: Annotated[float, typer.Option(help="events a second")] = 200.0,
     seconds: Annotated[float, typer.Option(help="how long")] = 30.0,

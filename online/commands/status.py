@@ -60,6 +60,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
             console.print(f"[red]snapshot {name} was refused: {reason}[/red]")
     _show_decisions(console, model["rewrites"])
     _show_room(console, model["journal"])
+    _show_replay(console, model["replay"])
     if model["incident"]:
         console.print(f"[red]incident: {model['incident']}[/red]")
     table = Table(box=None, pad_edge=False)
@@ -91,6 +92,17 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
             f"{rewrites['undone']:,} rows were undone by rollback, and kept; which of them were "
             "learned again: online rollback --undone"
         )
+
+
+def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:
+    if replay is None:
+        return
+    per_row = replay["replayed"] / max(replay["seen"], 1)
+    shares = ", ".join(f"{label} {share:.0%}" for label, share in replay["classes"].items())
+    console.print(
+        f"replay: {replay['policy']}, {replay['kept']:,} of {replay['capacity']:,} rows kept, "
+        f"{per_row:.1f} learned again for a fresh one" + (f"; {shares}" if shares else "")
+    )
 
 
 def _show_room(console: Console, journal: dict[str, Any] | None) -> None:

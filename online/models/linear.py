@@ -153,6 +153,22 @@ class Linear:
         if not isfinite(total := self._final.total(x)):
             raise StateNotFinite(total)
 
+    @property
+    def why_no_replay(self) -> str | None:
+        """Why rows are not learned again; None if they are."""
+        if isinstance(self._final, _Softmax):
+            return "river's SoftmaxRegression takes no weights, which drawn rows need"
+        return None
+
+    def learn_again(self, features: Features, label: Label, weight: float) -> None:
+        """As :meth:`learn`, with the scalers as they are."""
+        x: dict[str, Any] = features
+        for scaler in self._scalers:
+            x = scaler.transform(x)
+        self._final.learn(x, label, weight)
+        if not isfinite(total := self._final.total(x)):
+            raise StateNotFinite(total)
+
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         return {name: block for part in self._parts for name, block in part.cut().items()}
