@@ -206,6 +206,12 @@ class Training(_Tree):
         0, ge=0, le=10_000_000, description="steps in which the rate grows to the optimizer's"
     )
 
+    guard: bool = Field(
+        True,
+        description="a model that has diverged goes back to a snapshot from before and learns on "
+        "at half its rate; river's linear models and torch networks",
+    )
+
     def resolved(self, *, rehearses: bool) -> Training:
         """The same with what depends on replay filled in."""
         average = (0.5 if rehearses else 0.0) if self.average is None else self.average
@@ -214,8 +220,8 @@ class Training(_Tree):
 
     @property
     def on(self) -> list[str]:
-        """Names of the settings that do something."""
-        return [name for name, value in self.model_dump().items() if value]
+        """Names of the settings that change how a network learns."""
+        return [name for name, value in self.model_dump(exclude={"guard"}).items() if value]
 
 
 class ModelSettings(_Tree):

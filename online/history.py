@@ -131,6 +131,7 @@ class Decisions:
             if last.kind == rewrites.ROLLBACK:
                 note = msgspec.json.decode(last.payload, type=rewrites.Rollback)
                 shown["snapshot"] = note.snapshot
+                shown["halved"] = note.halved
         return {"frozen": self.frozen, "last": shown, "undone": self.undone.count}
 
     def learned(self, row: Row) -> bool:

@@ -24,12 +24,13 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
 from online.config import Limits, ModelSettings
 from online.follower import Follower
+from online.guard import Watch
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.memories import fill
@@ -61,6 +62,7 @@ _SYNC_TIMEOUT_S = 5.0
 _STEPS_SHARE = 0.05  # the same, in steps of some milliseconds, or where nobody waits
 _PUBLISH_S = 0.2  # between two states of a process that learns for others, at least
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
+_WATCH_S = 1.0  # between two looks whether the model has diverged
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _WHOLE_SHARE = 0.005  # of the time may go into writing down or loading a model: that stops it
 
@@ -88,6 +90,9 @@ class ModelReplica:
         process's time goes on.
     cpu_s
         What tells the cost of writing down and loading a model; by default the monotonic clock.
+    recover
+        Has the server go back to before a model diverged (:mod:`online.guard`); None: nothing
+        looks whether it has.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class ModelReplica:
         now_s: Callable[[], float] = time.time,
         monotonic_s: Callable[[], float] = time.monotonic,
         cpu_s: Callable[[], float] | None = None,
+        recover: Callable[[int, float], Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -134,6 +140,9 @@ class ModelReplica:
         self._versions_behind: int | None = None
         self._take_due_s = 0.0
         self._cpu_s = cpu_s or monotonic_s
+        self._watch, self._watch_due_s = None, 0.0
+        if recover is not None and isinstance(learner, Learner):
+            self._watch = Watch(settings.task, learner, recover, self.now_s)
         self._publishes = False
         self._cut_cost_s, self._cut_at = 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -277,7 +286,8 @@ class ModelReplica:
     @property
     def incident(self) -> str | None:
         """What an operator has to look at; None if nothing."""
-        return self._refused or self.writer.incident or self._unexpected
+        watched = None if self._watch is None else self._watch.incident
+        return self._refused or self.writer.incident or self._unexpected or watched
 
     @property
     def age_ms(self) -> float | None:
@@ -334,6 +344,9 @@ class ModelReplica:
             moved = await self._exchange(pushes, self._due_state())
             if moved is None:
                 await asyncio.sleep(_UNREACHED_S)
+            if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
+                self._watch_due_s = self._monotonic_s() + _WATCH_S
+                await self._watch.look()
             self._pace.idle(not (pushes or moved))
 
     def _due_pushes(self) -> list[Any]:

@@ -40,6 +40,7 @@ from online.models.head import Head, made
 from online.models.inputs import Inputs
 from online.models.mixed import pull_of, slope_of
 from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.rewrites import HALVED, halvings
 from replay.example import Example, Features, Label
 from replay.memory import Lesson
 
@@ -94,12 +95,15 @@ class NetworkModel:
     ----------
     inputs, labels
         Names of the features, and labels of the outputs (None: there is one output).
+    halves
+        Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
 
     mergeable = True
     learns = True
     numeric_only = True
     why_not_mergeable: str | None = None
+    halves = True
 
     def __init__(self, network: Network, task: Task) -> None:
         self.inputs = tuple(network.inputs)
@@ -124,6 +128,7 @@ class NetworkModel:
         self._training = Training()
         self._trained = Trained()
         self._follows = 1.0
+        self._halved = 0
         self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # and what each is of
         self.structure = self._describe(network)
 
@@ -270,7 +275,7 @@ class NetworkModel:
         training = self._training
         with torch.no_grad():
             _shape(self._parameters.values(), training)
-            self._warm_up()
+            self._set_rate()
             self._optimizer.step()
             for average, tensor in self._averages:
                 average.lerp_(tensor, self._follows)
@@ -278,13 +283,16 @@ class NetworkModel:
         if not math.isfinite(total):
             raise StateNotFinite(total)
 
-    def _warm_up(self) -> None:
+    def _set_rate(self) -> None:
+        share = 0.5**self._halved
         if warm_up := self._training.warm_up:
             self._trained.rows += 1
-            share = min(self._trained.rows / warm_up, 1.0)
-            for group in self._optimizer.param_groups:
-                full = group.setdefault("full_lr", group["lr"])
-                group["lr"] = full * share
+            share *= min(self._trained.rows / warm_up, 1.0)
+        elif not self._halved:
+            return
+        for group in self._optimizer.param_groups:
+            full = group.setdefault("full_lr", group["lr"])
+            group["lr"] = full * share
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
@@ -318,6 +326,8 @@ class NetworkModel:
         """
         self._inputs.rebase(values)
         self._trained.rebase(values)
+        if HALVED in values:
+            self._halved = halvings(values)
         for name, tensor in self._tensors.items():
             if (block := values.get(name)) is not None:
                 base = self._built[name] + array_of(block.data)
@@ -331,6 +341,7 @@ class NetworkModel:
         """Become the module as built plus ``values``."""
         self._inputs.reset(values)
         self._trained.reset(values)
+        self._halved = halvings(values)
         self._changed = False
         for name, tensor in self._tensors.items():
             base = self._built[name]
