@@ -32,3 +32,17 @@ class PeerGone(EvaluationError):
             f"the peer that {self.python} runs ended without an answer (its message is above); "
             "give the Python of an environment with avalanche-lib==0.6.0"
         )
+
+
+class LearnerFailed(EvaluationError):
+    """A learner raised at a row (counted from 0): which verb, and what it raised."""
+
+    def __init__(self, row: int, verb: str, problem: str) -> None:
+        super().__init__(row, verb, problem)
+        self.row, self.verb, self.problem = row, verb, problem
+
+    def __str__(self) -> str:
+        return (
+            f"the learner can't {self.verb} row {self.row}: {self.problem}. "
+            "Mend the learner, or leave out or convert the features that it can't take"
+        )

@@ -373,6 +373,58 @@ def forgetting(
     raise typer.Exit(0 if found.good else 1)
 
 
+@app.command()
+def prequential(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    rows: Rows = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="forests and neighbours on the long streams too")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learners tested, then taught, on real streams, beside baselines and published figures.
+
+    Needs Elec2, INSECTS and gas sensors in ONLINE_DATA_DIR.  Example: online bench prequential
+    --stream phishing
+    """
+    from evaluation.streams import open_stream
+    from online.bench import prequential as bench
+    from online.config import data_dir
+
+    names = [open_stream(name, data_dir()).name for name in stream or bench.STREAMS]
+    found = bench.run(
+        data_dir(),
+        streams=names,
+        full=full,
+        rows=rows,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good}))
+    else:
+        print(bench.shown(found))
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
+def comparison(
+    pairs: Annotated[int, typer.Option(help="of models, of each kind", min=1)] = 200,
+    rows: Annotated[int, typer.Option(help="that each pair is compared on", min=100)] = 5_000,
+    as_json: AsJson = False,
+) -> None:
+    """Equal and unequal models looked at at every row: who decides wrongly, and how soon.
+
+    Example: online bench comparison --pairs 50
+    """
+    from evaluation.benchmarks import comparison as bench
+
+    found = bench.run(pairs=pairs, rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    _show("comparison", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
+
+
 @app.command("all")
 def everything() -> None:
     """Every table, one after the other (about an hour).
@@ -386,7 +438,17 @@ def everything() -> None:
     merge()
     journal()
     found = [
-        _passes(command) for command in (http, push, buffers, durability, contention, recovery)
+        _passes(command)
+        for command in (
+            http,
+            push,
+            buffers,
+            durability,
+            contention,
+            recovery,
+            prequential,
+            comparison,
+        )
     ]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)
