@@ -425,6 +425,42 @@ def comparison(
     raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
 
 
+@app.command()
+def detectors(
+    trials: Annotated[int, typer.Option(help="of each injected drift on Elec2", min=1)] = 10,
+    seeds: Annotated[int, typer.Option(help="error streams of each course", min=1)] = 100,
+    first: Annotated[int, typer.Option(help="first seed of both", min=0)] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="error streams only, few seeds; nothing is judged")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Drift detectors where the change is known, beside published figures and two controls.
+
+    Needs Elec2, INSECTS, the synthetic drift files and ACS in ONLINE_DATA_DIR.  Example:
+    online bench detectors --trials 10
+    """
+    from evaluation.benchmarks import drift as bench
+    from online.config import data_dir
+
+    found = bench.run(
+        None if quick else data_dir(),
+        trials=trials,
+        seeds=4 if quick else seeds,
+        first=first,
+        quick=quick,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good, "aims": found.aims}))
+    else:
+        for title, rows in found.tables.items():
+            _show(title, rows, as_json=False)
+        for aim, met in found.aims.items():
+            print(f"{'met' if met else 'missed'}: {aim}")
+    raise typer.Exit(0 if quick or found.good else 1)
+
+
 @app.command("all")
 def everything() -> None:
     """Every table, one after the other (about an hour).
