@@ -15,7 +15,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import ray
@@ -39,7 +38,7 @@ log = logging.getLogger("online.background")
 
 _LOOK_S: Final = 0.5  # between two looks at the actor
 _STOP_S: Final = 1.0
-_RECOVER_S: Final = 30.0  # a server that writes down what it decides
+_DECIDE_S: Final = 30.0  # a server that writes down what it decides
 _NICENESS: Final = 5  # predictions first, where cores are few
 
 
@@ -77,12 +76,15 @@ def model_replica(
             compensates=settings.replicas > 1 and rule == "compensated",
             memory=memory_for(model, loaded.model, rule) if learns else None,
         )
-    guarded = learns and model.training.guard and getattr(loaded.model, "halves", False)
+
+    async def ask(question: str, *args: object) -> Any:
+        return await client.call(question, _DECIDE_S, *args)
+
     made = ModelReplica(
         model, limits, learner, journal, client,
         replica=replica, spec=loaded.spec_hash, learns=learns,
         cpu_s=time.thread_time,
-        recover=partial(client.call, "recover", _RECOVER_S) if guarded else None,
+        ask=ask if learns else None,
     )  # fmt: skip
     return made, client
 

@@ -224,6 +224,21 @@ class Training(_Tree):
         return [name for name, value in self.model_dump(exclude={"guard"}).items() if value]
 
 
+class Drift(_Tree):
+    """How each replica watches its rows for a stream that has changed."""
+
+    watch: bool = Field(True, description="errors, scores and features of the rows that come")
+    reference_rows: int = Field(
+        2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
+    )
+    window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
+    on_rise: Literal["tell", "freeze"] = Field(
+        "tell",
+        description="when the error has risen; freeze: nothing more is learned until an operator "
+        "unfreezes. With replay, recent rows are drawn for a while either way",
+    )
+
+
 class ModelSettings(_Tree):
     """One served model."""
 
@@ -249,6 +264,7 @@ class ModelSettings(_Tree):
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
     replay: Replay = Replay()
     training: Training = Training()
+    drift: Drift = Drift()
 
 
 class Limits(_Tree):

@@ -20,12 +20,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from evaluation.metrics import Task, increments, majority
+from evaluation.metrics import Task, details, increments, majority
 from online.deltas import Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
-from online.tally import TALLIED
+from online.tally import TALLIED, Tally
 from paramserver.wire import SyncReply
 from replay import codec
 from replay.example import Example, Label, label_of, label_text
@@ -65,6 +65,7 @@ class Learner(LocalModel):
         if self._open is None:
             self._open = Opened(row.partition, row.offset, row.offset, self.version)
         failed = None
+        self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if learned and give_up is not None:
             failed = Failed(row, give_up)
@@ -90,6 +91,7 @@ class Learner(LocalModel):
                 self._put_back(example, lesson)
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
         opened.rows.append((row, example, lesson))
+        self.latest = example
         if memory is not None:
             memory.keep(row, example, score)
         return None
@@ -97,7 +99,7 @@ class Learner(LocalModel):
     def _learn(self, row: Row, example: Example, lesson: Lesson) -> None:
         learn_example(self._training, example, row.factor, lesson)
         label = None if self._task == "regression" else label_text(example.label)
-        counted = increments_of(self._task, example, self.tally.counters)
+        counted = increments_of(self._task, example, self.tally)
         self.tally.add(row.key, counted, label, row.at)
 
     def _put_back(self, failed: Example, lesson: Lesson) -> None:
@@ -284,19 +286,24 @@ def _clock(reply: SyncReply) -> dict[int, int]:
     return {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
 
 
-def increments_of(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:
+def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
     """What the row adds to the prequential counters."""
-    score = example.score
+    score, shares = example.score, None
     predicted: Label | None = None
-    if score and task == "regression":
-        predicted = score.get("")
-    elif score:
-        predicted = label_of(max(score, key=score.__getitem__))
-    return increments(
+    if task == "regression":
+        mean = majority(task, tally.counters)
+        predicted = score.get("") if score else None
+    else:
+        mean, shares = tally.majority(), score
+        predicted = label_of(max(score, key=score.__getitem__)) if score else None
+    counted = increments(
         task,
         label=example.label,
         predicted=predicted,
-        probabilities=score if task != "regression" else None,
+        probabilities=shares,
         no_change=example.no_change,
-        majority=majority(task, counters),
+        majority=mean,
     )
+    if score is not None:
+        counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    return counted

@@ -16,7 +16,7 @@ from online.tally import Tally
 from paramserver import blocks as algebra
 from paramserver.rewrites import Undone
 from paramserver.wire import Push, Version
-from replay.example import Features, label_text
+from replay.example import Example, Features, label_text
 from replay.journal.base import Row
 from replay.memory import Memory
 
@@ -70,6 +70,7 @@ class LocalModel:
         self._spec = spec
         self._rows_max = rows_max
         self.memory = memory
+        self.latest: Example | None = None  # of the row at hand, if it was learned
         self.serving = build()
         self._training = self.serving
         self.mergeable = self.serving.mergeable

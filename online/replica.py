@@ -25,13 +25,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
+from evaluation.drift.alarm import Alarm
 from online.config import Limits, ModelSettings
 from online.follower import Follower
 from online.guard import Watch
 from online.journal_threads import JournalThreads
+from online.judging import Judge
 from online.learner import Learner
 from online.memories import fill
 from online.models.base import Trainable
@@ -90,9 +93,9 @@ class ModelReplica:
         process's time goes on.
     cpu_s
         What tells the cost of writing down and loading a model; by default the monotonic clock.
-    recover
-        Has the server go back to before a model diverged (:mod:`online.guard`); None: nothing
-        looks whether it has.
+    ask
+        Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
+        model has diverged (:mod:`online.guard`) or its error has risen; None: nothing acts.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class ModelReplica:
         now_s: Callable[[], float] = time.time,
         monotonic_s: Callable[[], float] = time.monotonic,
         cpu_s: Callable[[], float] | None = None,
-        recover: Callable[[int, float], Awaitable[Mapping[str, Any]]] | None = None,
+        ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -134,15 +137,18 @@ class ModelReplica:
         self._client, self._spec = client, spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
+        self.judge = self._new_judge()
         self._follower = self._new_follower()
         self._control = 0  # newest control row that is acted on
         self._fresh_at: float | None = None
         self._versions_behind: int | None = None
         self._take_due_s = 0.0
         self._cpu_s = cpu_s or monotonic_s
+        self._ask, self._freezes = ask, False
         self._watch, self._watch_due_s = None, 0.0
-        if recover is not None and isinstance(learner, Learner):
-            self._watch = Watch(settings.task, learner, recover, self.now_s)
+        guarded = settings.training.guard and getattr(learner.serving, "halves", False)
+        if ask is not None and guarded and isinstance(learner, Learner):
+            self._watch = Watch(settings.task, learner, partial(ask, "recover"), self.now_s)
         self._publishes = False
         self._cut_cost_s, self._cut_at = 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -156,11 +162,27 @@ class ModelReplica:
                 *parts,
                 stamp=self.stamp,
                 updates=settings.sync.updates,
+                judge=self.judge,
                 model=settings.name,
                 interval_s=settings.sync.interval_ms / 1e3,
                 monotonic_s=self._monotonic_s,
             )
-        return Follower(learner, *parts, stamp=self.stamp, updates=settings.sync.updates)
+        return Follower(
+            learner, *parts, stamp=self.stamp, updates=settings.sync.updates, judge=self.judge
+        )
+
+    def _new_judge(self) -> Judge | None:
+        if not (self.settings.drift.watch and self._learns):
+            return None
+        return Judge(self.settings.drift, self.settings.task, self._on_rise)
+
+    def _on_rise(self, alarm: Alarm) -> None:
+        """The error has risen: what is kept of before is of another stream."""
+        if self.learner.memory is not None:
+            self.learner.memory.alarm()
+        if self.settings.drift.on_rise == "freeze" and not self.learner.frozen:
+            log.warning("model %s: frozen, its error has risen: %s", self.settings.name, alarm)
+            self._freezes = True
 
     # -- life --------------------------------------------------------------------------------
 
@@ -317,6 +339,8 @@ class ModelReplica:
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
+        if (judge := self.judge) is not None:
+            gauges |= {"drift_state": judge.level, "drift_alarms": judge.alarms}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
         if isinstance(self.learner.serving, Trainable) and (gap := self.learner.serving.gap):
@@ -344,10 +368,18 @@ class ModelReplica:
             moved = await self._exchange(pushes, self._due_state())
             if moved is None:
                 await asyncio.sleep(_UNREACHED_S)
-            if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
-                self._watch_due_s = self._monotonic_s() + _WATCH_S
-                await self._watch.look()
+            await self._act()
             self._pace.idle(not (pushes or moved))
+
+    async def _act(self) -> None:
+        """Do what the model's state asks for, now and then."""
+        if self._freezes and self._ask is not None:
+            with contextlib.suppress(ParamServerError):  # it is asked again
+                await self._ask("freeze")
+                self._freezes = False
+        if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
+            self._watch_due_s = self._monotonic_s() + _WATCH_S
+            await self._watch.look()
 
     def _due_pushes(self) -> list[Any]:
         if self._follower.unsaid or isinstance(self.learner, OrderedLearner):

@@ -73,6 +73,8 @@ class Serving:
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
+            if replica.judge is not None:
+                replica.judge.asked(answer)
             replica.counts["predictions"] += 1
             return Prediction(
                 self._reader.prediction_id(features, answer, request.id),

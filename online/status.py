@@ -7,9 +7,10 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Protocol
 
-from evaluation.metrics import summarise
+from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
 from online.history import Decisions, Page, walk
@@ -93,6 +94,7 @@ class Cluster:
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
+            "drift": None if replica.judge is None else replica.judge.shown(),
             "replay": _kept(replica),
             "replicas": replicas,
             "server": server,
@@ -104,7 +106,8 @@ class Cluster:
     def _quality(self, name: str) -> dict[str, Any]:
         """Prequential metrics of all learned events beside their baselines."""
         counters = self._replicas[name].learner.tally.counters
-        return dict(summarise(self._replicas[name].settings.task, counters))
+        found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
+        return found
 
     async def _room(self, name: str) -> dict[str, Any] | None:
         """Room of the journal and its growth since the first look; None if it does not answer."""

@@ -88,7 +88,7 @@ class World:
         learns: bool = True,
         ordered: bool = False,
         overlay: bool = False,
-        recover: Any = None,
+        ask: Any = None,
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
@@ -117,7 +117,7 @@ class World:
             spec=SPEC,
             learns=learns,
             now_s=now_s,
-            recover=recover,
+            ask=ask,
         )
         await replica.start()
         return replica

@@ -248,10 +248,10 @@ def _event(i: int, x: float) -> NewRow:
 
 def test_a_replica_goes_back_learns_all_again_and_stays_finite(tmp_path: Path) -> None:
     async def scene(w: Any) -> None:
-        async def recover(rewrite: int, before: float) -> Any:
-            return w.server.recover(rewrite, before)
+        async def ask(question: str, *args: Any) -> Any:
+            return getattr(w.server, question)(*args)
 
-        replica = await w.replica(build=_steep, recover=recover)
+        replica = await w.replica(build=_steep, ask=ask)
         draw, n = Random(1), 0
 
         async def send(rows: int, low: float, high: float) -> None:
