@@ -115,6 +115,19 @@ def rehearsal(
 
 
 @app.command()
+def judging(as_json: AsJson = False) -> None:
+    """What metrics and drift watching add to the time of a feedback.
+
+    Exits 1 if it is more than 15 %.  Example: online bench judging
+    """
+    from online.bench import judging as bench
+
+    found = bench.run()
+    _show("judging", [found], as_json=as_json)
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
 def freshness(
     rate: Annotated[float, typer.Option(help="events a second")] = 200.0,
     seconds: Annotated[float, typer.Option(help="how long")] = 30.0,
