@@ -441,7 +441,7 @@ def comparison(
 @app.command()
 def detectors(
     trials: Annotated[int, typer.Option(help="of each injected drift on Elec2", min=1)] = 10,
-    seeds: Annotated[int, typer.Option(help="error streams of each course", min=1)] = 100,
+    seeds: Annotated[int, typer.Option(help="error streams of each course", min=1)] = 40,
     first: Annotated[int, typer.Option(help="first seed of both", min=0)] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="error streams only, few seeds; nothing is judged")
