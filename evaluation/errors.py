@@ -20,6 +20,18 @@ class StreamUnusable(EvaluationError):
         return f"stream {self.stream!r}: {self.problem}. {self.remedy}"
 
 
+class TableUnusable(EvaluationError):
+    """A table that can't be reported on: file, column (None: all of it), what is wrong, what to do."""
+
+    def __init__(self, file: str, column: str | None, problem: str, remedy: str) -> None:
+        super().__init__(file, column, problem, remedy)
+        self.file, self.column, self.problem, self.remedy = file, column, problem, remedy
+
+    def __str__(self) -> str:
+        where = self.file if self.column is None else f"{self.file}, column {self.column!r}"
+        return f"{where}: {self.problem}. {self.remedy}"
+
+
 class PeerGone(EvaluationError):
     """A benchmark's peer ended without an answer; ``python`` is what it was run with."""
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from river import datasets
-
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from replay.example import Features, Label, Value
@@ -52,10 +50,10 @@ class _Again:
         return self.start()
 
 
-_BUNDLED: Final[Mapping[str, tuple[Any, Task]]] = {
-    "phishing": (datasets.Phishing, "binary"),
-    "bananas": (datasets.Bananas, "binary"),
-    "image_segments": (datasets.ImageSegments, "multiclass"),
+_BUNDLED: Final[Mapping[str, tuple[str, Task]]] = {
+    "phishing": ("Phishing", "binary"),
+    "bananas": ("Bananas", "binary"),
+    "image_segments": ("ImageSegments", "multiclass"),
 }
 _ELEC2: Final = ("elec2", "electricity.csv.gz")
 _INSECTS: Final = ("insects_gradual", "gradual_balanced_24150.csv.gz")
@@ -108,8 +106,10 @@ def open_stream(
 
 
 def _bundled(name: str) -> Stream:
-    make, task = _BUNDLED[name]
-    data = make()
+    from river import datasets  # it takes a second, most of it for scikit-learn and pandas
+
+    kind, task = _BUNDLED[name]
+    data = getattr(datasets, kind)()
 
     def rows() -> Iterator[Row]:
         for features, label in data:

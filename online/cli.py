@@ -10,7 +10,7 @@ import typer
 
 from online import __version__
 from online.bench.cli import app as bench_app
-from online.commands import models, rewrites, serve, settings, snapshot, status, stream
+from online.commands import models, report, rewrites, serve, settings, snapshot, status, stream
 from online.errors import OnlineError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    serve.serve, stream.stream, status.status, status.fsck,
+    serve.serve, stream.stream, status.status, status.fsck, report.report,
     rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
 ):  # fmt: skip
     app.command()(command)

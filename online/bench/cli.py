@@ -287,6 +287,39 @@ app.command()(load)
 
 
 @app.command()
+def report(
+    runs: Annotated[int, typer.Option(help="repetitions on Elec2", min=1)] = 5,
+    largest: Annotated[int, typer.Option(help="rows of the largest input", min=10_000)] = 1_000_000,
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with evidently and pandas<3")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The report on Elec2: at most 5 s and 1 MB; memory flat from 10,000 rows on.
+
+    Needs Elec2 in ONLINE_DATA_DIR.  Example: online bench report --peer ../evidently/bin/python
+    """
+    from online.bench import report as bench
+    from online.config import data_dir
+
+    found = bench.run(
+        data_dir(),
+        runs=runs,
+        sizes=(bench.SIZES[0], largest),
+        peer=peer,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good}))
+    else:
+        _show("report", found.lines, as_json=False)
+        for kind, growth in found.growth.items():
+            print(f"peak memory of the largest {kind} over the smallest: {growth:.2f}")
+        print(f"numbers that differ: {len(found.differing)}; loaded: {len(found.outside)}")
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
 def merge(
     stream: Annotated[
         list[str] | None, typer.Option(help="a stream, or `sea`; may be given again")
