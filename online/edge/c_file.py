@@ -15,7 +15,18 @@ from typing import Any, Final
 import numpy as np
 
 from online.edge.errors import ExportRefused
-from online.edge.ir import Columns, EdgeModel, Floats, Forest, Linear, Mlp
+from online.edge.ir import (
+    EQUAL,
+    MISSING_LEFT,
+    Columns,
+    EdgeModel,
+    Floats,
+    Forest,
+    Linear,
+    Mlp,
+    leaf_weights,
+    term_constants,
+)
 from online.edge.rounding import floor32
 
 _LINKS: Final = {"identity": 0, "sigmoid": 1, "softmax": 2}
@@ -61,7 +72,7 @@ def _words(model: EdgeModel) -> tuple[Words, str, str]:
         made, widest = _mlp(model.columns, body)
         return made, f"float h[{2 * widest}]; edge_mlp(edge_pack, x, h, y);", plain
     if isinstance(body, Forest):
-        call = f"float leaf[{model.outputs}]; edge_forest(edge_pack, x, leaf, y);"
+        call = f"double leaf[{model.outputs}]; edge_forest(edge_pack, x, leaf, y);"
         return _forest(model, body), call, plain
     if model.tokens is None and len(body.votes) == 1 and math.isinf(model.columns.limit):
         return _linear(model.columns, body), "edge_linear(edge_pack, x, y);", plain
@@ -140,7 +151,8 @@ def _forest(model: EdgeModel, body: Forest) -> Words:
         leaves, len(model.columns.names), *body.roots.tolist(),
     ]  # fmt: skip
     for i, threshold in enumerate(floor32(body.threshold)):
-        flags = int(body.equal[i]) << 16 | int(body.missing_left[i]) << 17
+        equal, missing = int(body.flags[i]) & EQUAL, int(body.flags[i]) & MISSING_LEFT
+        flags = (equal // EQUAL) << 16 | (missing // MISSING_LEFT) << 17
         left, right = int(body.left[i]) & 0xFFFF, int(body.right[i]) & 0xFFFF
         packed = int(np.uint32(left | right << 16).view(np.int32))
         made += [threshold, int(body.feature[i]) | flags, packed]
@@ -148,17 +160,17 @@ def _forest(model: EdgeModel, body: Forest) -> Words:
         return made + _floats(body.base)
     for scale in _scales(model.columns):
         made += scale
-    scales = body.scale if body.kind == "bayes" else np.ones(leaves)
-    for base, scale in zip(body.base, scales, strict=True):
-        made += [*_floats(base), np.float32(scale)]
+    weights = leaf_weights(body) if body.kind == "bayes" else np.ones(leaves)
+    for base, weight in zip(body.base, weights, strict=True):
+        made += [*_floats(base), np.float32(weight)]
     made += body.term_start.tolist()
+    constants = term_constants(body) if body.kind == "bayes" else np.zeros_like(body.slope)
     for i, feature in enumerate(body.term_feature.tolist()):
         made.append(feature)
         if body.kind == "linear":
             made += _floats(body.slope[i])
             continue
-        for slope, mean in zip(body.slope[i], body.mean[i], strict=True):
-            made += _floats([0.5 * math.log(slope / math.pi) if slope > 0 else 0.0, slope, mean])
+        made += _floats(np.stack([constants[i], body.slope[i], body.mean[i]], axis=1))
     return made
 
 

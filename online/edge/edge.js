@@ -136,23 +136,24 @@ export function load(data) {
     },
     forest(x, z) {
       const wide = t.base.length / (t.term_start.length - 1), out = new Float64Array(wide);
-      for (let at of t.roots) {
+      t.roots.forEach((at, tree) => {
         while (at >= 0) {
           const value = x[t.feature[at]], than = t.threshold[at];
-          const left = value !== value ? t.missing_left[at]
-            : t.equal[at] ? value === than : value <= than;
+          const left = value !== value ? t.flags[at] & 2
+            : t.flags[at] & 1 ? value === than : value <= than;
           at = left ? t.left[at] : t.right[at];
         }
-        leaf(~at, z, wide, out);
-      }
+        leaf(~at, bayes ? t.weights[tree] : 1, z, wide, out);
+      });
       const total = out.reduce((a, b) => a + b);
       return model.task !== "regression" && total > 0 ? out.map((p) => p / total) : out;
     },
   };
 
-  function leaf(at, z, wide, out) {
-    const votes = new Float64Array(wide), bayes = model.leaves === "bayes";
-    for (let o = 0; o < wide; o++) votes[o] = t.base[at * wide + o];
+  const bayes = model.leaves === "bayes";
+
+  function leaf(at, weight, z, wide, out) {
+    const votes = Float64Array.from(t.base.subarray(at * wide, (at + 1) * wide));
     for (let i = t.term_start[at]; i < t.term_start[at + 1]; i++) {
       const value = z[t.term_feature[i]];
       if (value !== value) continue;
@@ -163,9 +164,11 @@ export function load(data) {
           votes[o] += Math.log(slope / Math.PI) / 2 - slope * (value - t.mean[j]) ** 2;
       }
     }
-    const scale = bayes ? t.scale[at] : 1;
-    if (bayes && scale) link("softmax", votes, 0, wide);
-    if (scale) for (let o = 0; o < wide; o++) out[o] += scale * votes[o];
+    if (bayes) {
+      if (votes.every((vote) => vote === -Infinity)) return;
+      link("softmax", votes, 0, wide);
+    }
+    for (let o = 0; o < wide; o++) out[o] += weight * votes[o];
   }
 
   /** Outputs of a row: the number, the probability of classes[1], or one of each class. */

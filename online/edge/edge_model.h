@@ -138,8 +138,9 @@ static inline void edge_mlp(const edge_word *m, const float *x, float *h, float 
  * for each branch: threshold, feature and flags, left and right |
  * table: for each leaf: outputs.  Else: for each column: center (high, low), factor; for each leaf:
  * outputs, scale; where terms begin, one more; for each term: column; for each output constant,
- * slope, mean (bayes) or slope (linear).  leaf has room for the outputs. */
-static inline void edge_forest(const edge_word *m, const float *x, float *leaf, float *y) {
+ * slope, mean (bayes) or slope (linear).  leaf has room for the outputs: it is double, since terms are
+ * large and cancel. */
+static inline void edge_forest(const edge_word *m, const float *x, double *leaf, float *y) {
   int kind = m[0].i, outputs = m[1].i, normalise = m[2].i, trees = m[3].i, t, o, i;
   int branches = m[4].i, leaves = m[5].i, columns = m[6].i;
   const edge_word *roots = m + 7, *branch = roots + trees, *rest = branch + 3 * branches;
@@ -167,19 +168,26 @@ static inline void edge_forest(const edge_word *m, const float *x, float *leaf, 
     for (o = 0; o < outputs; o++) leaf[o] = found[o].f;
     for (i = starts[~at].i; i < starts[~at + 1].i; i++) {
       const edge_word *term = terms + i * (1 + outputs * (kind == EDGE_BAYES ? 3 : 1));
-      float z = edge_scaled(rest + 3 * term[0].i, x[term[0].i], INFINITY);
+      const edge_word *c = rest + 3 * term[0].i;
+      double z = ((double)x[term[0].i] - c[0].f - c[1].f) * c[2].f;
       if (z != z) continue;
       term++;
       for (o = 0; o < outputs; o++) {
         if (kind == EDGE_BAYES) {
-          float off = z - term[2].f;
+          double off = z - term[2].f;
           leaf[o] += term[0].f - term[1].f * off * off;
           term += 3;
         } else leaf[o] += (term++)->f * z;
       }
     }
-    if (kind == EDGE_BAYES) edge_softmax(leaf, outputs);
-    for (o = 0; o < outputs; o++) y[o] += found[outputs].f * leaf[o];
+    if (kind == EDGE_BAYES) {
+      double most = leaf[0];
+      float sum = 0;
+      for (o = 1; o < outputs; o++) if (leaf[o] > most) most = leaf[o];
+      for (o = 0; o < outputs; o++) sum += expf((float)(leaf[o] - most));
+      for (o = 0; o < outputs; o++)
+        y[o] += found[outputs].f * expf((float)(leaf[o] - most)) / sum;
+    } else for (o = 0; o < outputs; o++) y[o] += (float)leaf[o];
   }
   for (o = 0; o < outputs; o++) total += y[o];
   if (normalise && total > 0) for (o = 0; o < outputs; o++) y[o] /= total;

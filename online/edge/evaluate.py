@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from online.edge.ir import EdgeModel, Floats, Forest, Linear, Link, Mlp
+from online.edge.ir import EQUAL, MISSING_LEFT, EdgeModel, Floats, Forest, Linear, Link, Mlp
 from online.edge.rows import Encoder, Row
 
 
@@ -85,9 +85,9 @@ def leaves(body: Forest, x: Floats) -> Any:
             value = x[rows[inner], body.feature[here]]
             left = np.where(
                 np.isnan(value),
-                body.missing_left[here],
+                (body.flags[here] & MISSING_LEFT) != 0,
                 np.where(
-                    body.equal[here], value == body.threshold[here], value <= body.threshold[here]
+                    (body.flags[here] & EQUAL) != 0, value == body.threshold[here], value <= body.threshold[here]
                 ),
             )
             at[inner] = np.where(left, body.left[here], body.right[here])
@@ -102,15 +102,15 @@ def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
         out = body.base[found].sum(axis=1)
     else:
         for i, row in enumerate(found.tolist()):
-            for leaf in row:
-                out[i] += _leaf(body, leaf, z[i])
+            for tree, leaf in enumerate(row):
+                out[i] += _leaf(body, tree, leaf, z[i])
     if normalise:
         total = out.sum(axis=1, keepdims=True)
         out = np.where(total > 0, out / np.where(total > 0, total, 1.0), out)
     return out
 
 
-def _leaf(body: Forest, leaf: int, z: Floats) -> Floats:
+def _leaf(body: Forest, tree: int, leaf: int, z: Floats) -> Floats:
     terms = slice(int(body.term_start[leaf]), int(body.term_start[leaf + 1]))
     at = body.term_feature[terms]
     here = ~np.isnan(z[at])
@@ -119,8 +119,8 @@ def _leaf(body: Forest, leaf: int, z: Floats) -> Floats:
     if body.kind == "linear":
         linear: Floats = base + (slope * value).sum(axis=0)
         return linear
-    if body.scale[leaf] == 0.0:
+    if np.isneginf(base).all():
         return np.zeros_like(base)
     constant = np.where(slope > 0, 0.5 * np.log(np.where(slope > 0, slope, 1.0) / math.pi), 0.0)
     votes = base + (constant - slope * (value - body.mean[terms][here]) ** 2).sum(axis=0)
-    return body.scale[leaf] * link("softmax", votes)
+    return body.weights[tree] * link("softmax", votes)

@@ -130,21 +130,21 @@ class Forest:
     """Trees over x, with leaves over z, whose sum is the output.
 
     A child is the place of a branch, or ``~leaf`` (below 0) of a leaf.  A branch goes left if
-    ``x[feature] <= threshold`` (``equal``: ``==``), and a missing x where ``missing_left`` says.
+    ``x[feature] <= threshold`` (flag 1: ``==``), and with flag 2 if x is missing.
 
     ====== ===================================================================================
     leaves
     ====== ===================================================================================
     table  base
-    bayes  scale · softmax(base + Σ (½ log(slope / π) - slope · (z - mean)²)); a class at -inf
-           is out, and a slope of 0 leaves its term out
+    bayes  weight of the tree · softmax(base + Σ (½ log(slope / π) - slope · (z - mean)²)); a
+           class at -inf is out (all are: the answer is 0), and a slope of 0 leaves its term out
     linear base + Σ slope · z
     ====== ===================================================================================
 
     The sums go over the leaf's terms, ``term_start[leaf] … term_start[leaf + 1]``, those of
     missing columns left out.  Outputs of a classifier are divided by their sum if that is above 0.
 
-    Shapes: base (leaves, outputs), scale (leaves; only ``bayes``), slope and mean (terms,
+    Shapes: base (leaves, outputs), weights (trees; only ``bayes``), slope and mean (terms,
     outputs; mean only ``bayes``).
     """
 
@@ -152,12 +152,11 @@ class Forest:
     roots: Ints
     feature: Ints
     threshold: Floats
-    equal: npt.NDArray[np.bool_]
-    missing_left: npt.NDArray[np.bool_]
+    flags: Ints
     left: Ints
     right: Ints
     base: Floats
-    scale: Floats
+    weights: Floats
     term_start: Ints
     term_feature: Ints
     slope: Floats
@@ -191,13 +190,48 @@ class EdgeModel:
         return len(self.body.bias) // len(self.body.votes)
 
 
+EQUAL: Final = 1
+MISSING_LEFT: Final = 2
+"""Flags of a branch."""
+
+
+def leaf_weights(body: Forest) -> Floats:
+    """Weight of the tree of each leaf of a ``bayes`` forest; 0 of a leaf that has no answer."""
+    weights = np.zeros(len(body.base))
+    for tree, root in enumerate(body.roots.tolist()):
+        todo = [root]
+        while todo:
+            at = todo.pop()
+            if at >= 0:
+                todo += [int(body.left[at]), int(body.right[at])]
+            else:
+                weights[~at] = body.weights[tree]
+    weights[np.isneginf(body.base).all(axis=1)] = 0.0
+    return weights
+
+
+def term_constants(body: Forest) -> Floats:
+    """½ log(slope / π) of each term, less the mean over its classes.
+
+    What is common to all classes does not move a softmax, and smaller numbers round less.
+    """
+    constant = np.zeros_like(body.slope)
+    np.log(body.slope / np.pi, out=constant, where=body.slope > 0)
+    owner = np.repeat(np.arange(len(body.base)), np.diff(body.term_start))
+    known = np.isfinite(body.base[owner])
+    total = np.where(known, constant, 0.0).sum(axis=1, keepdims=True)
+    mean = total / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    centered: Floats = 0.5 * (constant - mean)
+    return centered
+
+
 # -- structure apart from values ---------------------------------------------------------------
 
 _FOREST: Final = (
-    "roots", "feature", "threshold", "equal", "missing_left", "left", "right", "base", "scale",
-    "term_start", "term_feature", "slope", "mean",
+    "roots", "feature", "threshold", "flags", "left", "right", "base", "weights", "term_start",
+    "term_feature", "slope", "mean",
 )  # fmt: skip
-VALUES: Final = frozenset({"threshold", "base", "scale", "slope", "mean"})
+VALUES: Final = frozenset({"threshold", "base", "weights", "slope", "mean"})
 """Tables of a forest that hold numbers; the others hold its shape."""
 
 
@@ -270,7 +304,7 @@ def put_together(structure: Mapping[str, Any], tables: Mapping[str, Array]) -> E
         made: dict[str, Any] = {}
         for name in _FOREST:
             kind: Any = np.float64 if name in VALUES else np.int32
-            made[name] = tables[name].astype(bool if name in ("equal", "missing_left") else kind)
+            made[name] = tables[name].astype(kind)
         body = Forest(kind=structure["leaves"], **made)
     return EdgeModel(structure["task"], tuple(structure["classes"]), columns, tokens, body)
 

@@ -17,7 +17,18 @@ from typing import Any, Final
 import numpy as np
 
 from online.edge.errors import ExportRefused, TargetUnavailable
-from online.edge.ir import Array, EdgeModel, Floats, Forest, Linear, Mlp
+from online.edge.ir import (
+    EQUAL,
+    MISSING_LEFT,
+    Array,
+    EdgeModel,
+    Floats,
+    Forest,
+    Linear,
+    Mlp,
+    leaf_weights,
+    term_constants,
+)
 from online.edge.pack import Precision
 from online.edge.rounding import floor32
 
@@ -52,7 +63,7 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
     found: dict[str, Floats] = {}
     if _scaled(model):
         found["c"] = columns.center
-        if precision == "float32":
+        if precision == "float32" and not _doubled(model):
             low = columns.center - columns.center.astype(np.float32)
             if low.any():
                 found["d"] = low
@@ -74,7 +85,16 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
             found |= {f"w{i}": layer.weights, f"b{i}": layer.bias}
     else:
         found |= _leaf_tables(body, len(columns.names))
-    return {name: np.ascontiguousarray(table, dtype=dtype) for name, table in found.items()}
+    exact = ("c", "f") if _doubled(model) else ()
+    return {
+        name: np.ascontiguousarray(table, dtype=np.float64 if name in exact else dtype)
+        for name, table in found.items()
+    }
+
+
+def _doubled(model: EdgeModel) -> bool:
+    """Whether leaves compute in float64 whatever the precision: their terms are large and cancel."""
+    return isinstance(model.body, Forest) and model.body.kind == "bayes"
 
 
 def _scaled(model: EdgeModel) -> bool:
@@ -103,8 +123,10 @@ def _leaf_tables(body: Forest, width: int) -> dict[str, Floats]:
     mean = np.zeros_like(slope)
     mean[owner, :, body.term_feature] = body.mean
     constant = np.zeros_like(slope)
-    np.log(slope / np.pi, out=constant, where=slope > 0)
-    return {"l": body.base, "s": slope, "u": mean, "g": 0.5 * constant, "h": body.scale}
+    constant[owner, :, body.term_feature] = term_constants(body)
+    weights = leaf_weights(body)
+    base = np.where(weights[:, None] == 0, 0.0, body.base)
+    return {"l": base, "s": slope, "u": mean, "g": constant, "h": weights}
 
 
 class _Graph:
@@ -166,9 +188,12 @@ class _Graph:
 
     # -- front -------------------------------------------------------------------------------
 
-    def _scale(self, tensors: Mapping[str, Array]) -> str:
+    def _double(self, value: str) -> str:
+        return self._node("Cast", value, to=TensorProto.DOUBLE)
+
+    def _scale(self, tensors: Mapping[str, Array], *, double: bool = False) -> str:
         """z, NaN where x is missing."""
-        z = "x"
+        z = self._double("x") if double else "x"
         for name, kind in (("c", "Sub"), ("d", "Sub"), ("f", "Mul")):
             if name in tensors:
                 z = self._node(kind, z, name)
@@ -177,7 +202,8 @@ class _Graph:
     def _filled(self, z: str) -> tuple[str, str]:
         """Where z is missing, and z with 0 there."""
         gone = self._node("IsNaN", z)
-        return gone, self._node("Where", gone, self._constant("o", 0.0), z)
+        dtype = np.float64 if _doubled(self._model) else None
+        return gone, self._node("Where", gone, self._constant("o", 0.0, dtype), z)
 
     def _token_sums(self, wide: int) -> str:
         tokens = self._model.tokens
@@ -272,16 +298,20 @@ class _Graph:
         return self._node("Div", out, self._node("Max", total, least))
 
     def _bayes(self, tensors: Mapping[str, Array], at: str, base: str, one: str) -> str:
-        gone, z = self._filled(self._scale(tensors))
+        double = self._precision == "float32"
+        gone, z = self._filled(self._scale(tensors, double=double))
+        table = self._double if double else str
         axes = self._constant("r", [1, 2], np.int64)
         last = self._constant("a", [-1], np.int64)
-        off = self._node("Sub", self._node("Unsqueeze", z, axes), self._node("Gather", "u", at))
-        square = self._node("Mul", self._node("Mul", off, off), self._node("Gather", "s", at))
-        terms = self._node("Sub", self._node("Gather", "g", at), square)
+        off = self._node("Sub", self._node("Unsqueeze", z, axes), table(self._node("Gather", "u", at)))
+        square = self._node("Mul", self._node("Mul", off, off), table(self._node("Gather", "s", at)))
+        terms = self._node("Sub", table(self._node("Gather", "g", at)), square)
         gone = self._node("Unsqueeze", gone, axes)
         terms = self._node("Where", gone, "o", terms)
-        votes = self._node("Add", base, self._node("ReduceSum", terms, last, keepdims=0))
+        votes = self._node("Add", table(base), self._node("ReduceSum", terms, last, keepdims=0))
         shares = self._node("Softmax", votes)
+        if double:
+            shares = self._node("Cast", shares, to=TensorProto.FLOAT)
         scale = self._node("Unsqueeze", self._node("Gather", "h", at), last)
         return self._node("ReduceSum", self._node("Mul", shares, scale), one, keepdims=0)
 
@@ -310,9 +340,9 @@ def _ensemble(body: Forest, precision: Precision) -> dict[str, Any]:
                 for held, item in zip(target.values(), (tree, node, tree, float(~at)), strict=True):
                     held.append(item)
                 continue
-            mode = "BRANCH_EQ" if body.equal[at] else "BRANCH_LEQ"
+            mode = "BRANCH_EQ" if body.flags[at] & EQUAL else "BRANCH_LEQ"
             put(tree, node, int(body.feature[at]), mode, float(body.threshold[at]),
-                (next_id, next_id + 1), int(body.missing_left[at]))  # fmt: skip
+                (next_id, next_id + 1), int(body.flags[at] & MISSING_LEFT) // 2)  # fmt: skip
             todo += [(int(body.right[at]), next_id + 1), (int(body.left[at]), next_id)]
             next_id += 2
     return _attributes(out, target, len(body.roots), precision)

@@ -106,10 +106,8 @@ def _stored(name: str, table: Array, precision: Precision) -> Array:
         return np.ascontiguousarray(table, dtype="<f8" if wide else "<f4")
     if name == "keys":
         return np.ascontiguousarray(table, dtype="<u4")
-    if name in ("equal", "missing_left"):
-        return np.ascontiguousarray(table, dtype="|u1")
     least, most = (int(table.min()), int(table.max())) if table.size else (0, 0)
-    if least >= 0 and name in ("feature", "term_feature") and most < 256:
+    if least >= 0 and most < 256 and name in ("feature", "term_feature", "flags"):
         return np.ascontiguousarray(table, dtype="|u1")
     if -(2**15) <= least and most < 2**15:
         return np.ascontiguousarray(table, dtype="<i2")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -28,7 +28,16 @@ from river.tree.splitter.gaussian_splitter import GaussianSplitter
 from evaluation.metrics import Task
 from online.edge.errors import ExportRefused
 from online.edge.fronts import Front
-from online.edge.ir import ROWS_MAX, EdgeModel, Floats, Forest, with_vocabularies
+from online.edge.ir import (
+    EQUAL,
+    MISSING_LEFT,
+    ROWS_MAX,
+    Columns,
+    EdgeModel,
+    Floats,
+    Forest,
+    with_vocabularies,
+)
 from replay.example import Label
 
 
@@ -97,11 +106,11 @@ class _Maker:
         self._roots: list[int] = []
         self._feature: list[str] = []
         self._threshold: list[float] = []
-        self._equal: list[bool] = []
-        self._missing: list[bool] = []
+        self._flags: list[int] = []
         self._children: list[list[int]] = []
         self._leaves: list[_Leaf] = []
-        self._weights: list[float] = []
+        self._weights: list[float] = []  # by leaf
+        self._votes: list[float] = []  # by tree
         self._words: dict[str, list[str]] = {}
 
     def add(self, one: Any, weight: float) -> None:
@@ -112,6 +121,7 @@ class _Maker:
             self._roots.append(self._put(_Leaf(np.zeros(self._wide), empty=True)))
         else:
             self._roots.append(self._walk(root, one))
+        self._votes.append(weight)
         self._weights += [weight] * (len(self._leaves) - before)
         if len(self._leaves) > ROWS_MAX:
             raise ExportRefused("forest", f"more than {ROWS_MAX} leaves")
@@ -137,9 +147,9 @@ class _Maker:
                 threshold, equal, missing_left, left, right = test
                 holder[side] = self._branch(node.feature, threshold, equal, missing_left)
                 holder, side = self._children[-1], 1
-                todo.append((left, holder, 0))
                 if right is not None:
                     todo.append((right, holder, 1))
+                todo.append((left, holder, 0))
         return top[0]
 
     def _branch(self, feature: Any, threshold: float, equal: bool, missing_left: bool) -> int:
@@ -147,8 +157,7 @@ class _Maker:
             raise ExportRefused("branch", f"feature {feature!r} is no text")
         self._feature.append(feature)
         self._threshold.append(threshold)
-        self._equal.append(equal)
-        self._missing.append(missing_left)
+        self._flags.append(EQUAL * equal + MISSING_LEFT * missing_left)
         self._children.append([0, 0])
         return len(self._feature) - 1
 
@@ -287,20 +296,21 @@ class _Maker:
         for name in self._words:
             if any(name in leaf.terms for leaf in self._leaves):
                 raise ExportRefused(f"feature {name!r}", "a text that leaves compute with")
-        return EdgeModel(self._task, self._labels(), columns, None, self._forest(kind, at))
+        body = self._forest(kind, at)
+        if kind == "bayes":
+            columns, body = _centered(columns, body)
+        return EdgeModel(self._task, self._labels(), columns, None, body)
 
     def _forest(self, kind: Literal["table", "bayes", "linear"], at: dict[str, int]) -> Forest:
         weights = np.array(self._weights)
         base = np.array([leaf.base for leaf in self._leaves]).reshape(-1, self._wide)
-        scale = np.zeros(0)
         if kind == "bayes":
-            scale = np.array([0.0 if leaf.empty else 1.0 for leaf in self._leaves]) * weights
             with np.errstate(divide="ignore"):
                 for i, leaf in enumerate(self._leaves):
-                    if not leaf.bayes:
-                        base[i] = np.zeros(self._wide) if leaf.empty else np.log(leaf.base)
-                    elif leaf.empty:
-                        base[i] = 0.0
+                    if leaf.empty:
+                        base[i] = -math.inf
+                    elif not leaf.bayes:
+                        base[i] = np.log(leaf.base)
         else:
             base = base * weights[:, None]
         terms = [
@@ -315,12 +325,11 @@ class _Maker:
             roots=np.array(self._roots, dtype=np.int32),
             feature=np.array([at[n] for n in self._feature], dtype=np.int32),
             threshold=np.array(self._threshold, dtype=np.float64),
-            equal=np.array(self._equal, dtype=bool),
-            missing_left=np.array(self._missing, dtype=bool),
+            flags=np.array(self._flags, dtype=np.int32),
             left=children[:, 0].copy(),
             right=children[:, 1].copy(),
             base=base,
-            scale=scale,
+            weights=np.array(self._votes if kind == "bayes" else [], dtype=np.float64),
             term_start=np.cumsum([0, *(len(leaf.terms) for leaf in self._leaves)], dtype=np.int32),
             term_feature=np.array([t[0] for t in terms], dtype=np.int32),
             slope=np.array([t[1] for t in terms]).reshape(-1, self._wide),
@@ -338,6 +347,19 @@ class _Maker:
             c = c.item() if hasattr(c, "item") else c
             labels.append(int(c) if isinstance(c, float) and c.is_integer() else c)
         return tuple(labels)
+
+
+def _centered(columns: Columns, body: Forest) -> tuple[Columns, Forest]:
+    """Centers moved to the middle of the leaves' means, so that float32 means round less."""
+    center, mean = columns.center.copy(), body.mean.copy()
+    for i in range(len(columns.names)):
+        own = body.term_feature == i
+        real = mean[own][body.slope[own] > 0]
+        if len(real) and columns.factor[i] != 0:
+            middle = float(np.median(real))
+            center[i] += middle / columns.factor[i]
+            mean[own] = np.where(body.slope[own] > 0, mean[own] - middle, 0.0)
+    return replace(columns, center=center), replace(body, mean=mean)
 
 
 def _regression_leaf(node: Any) -> _Leaf:
