@@ -60,9 +60,7 @@ class TargetUnavailable(EdgeError):
         self.target, self.problem = target, problem
 
     def __str__(self) -> str:
-        return (
-            f"target {self.target}: {self.problem}. pip install 'online-learning-service[edge]'"
-        )
+        return f"target {self.target}: {self.problem}. pip install 'online-learning-service[edge]'"
 
 
 class TemplateUnfit(EdgeError):

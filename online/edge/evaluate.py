@@ -87,7 +87,9 @@ def leaves(body: Forest, x: Floats) -> Any:
                 np.isnan(value),
                 (body.flags[here] & MISSING_LEFT) != 0,
                 np.where(
-                    (body.flags[here] & EQUAL) != 0, value == body.threshold[here], value <= body.threshold[here]
+                    (body.flags[here] & EQUAL) != 0,
+                    value == body.threshold[here],
+                    value <= body.threshold[here],
                 ),
             )
             at[inner] = np.where(left, body.left[here], body.right[here])
@@ -123,4 +125,4 @@ def _leaf(body: Forest, tree: int, leaf: int, z: Floats) -> Floats:
         return np.zeros_like(base)
     constant = np.where(slope > 0, 0.5 * np.log(np.where(slope > 0, slope, 1.0) / math.pi), 0.0)
     votes = base + (constant - slope * (value - body.mean[terms][here]) ** 2).sum(axis=0)
-    return body.weights[tree] * link("softmax", votes)
+    return float(body.weights[tree]) * link("softmax", votes)

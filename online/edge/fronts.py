@@ -107,10 +107,11 @@ def _affine(scaler: Any, name: str) -> tuple[float, float]:
     """Center and factor as the scaler is now: a window's moments stand still in an export."""
     if type(scaler) is preprocessing.StandardScaler:
         rolling = scaler.window_size is not None
-        mean, var = scaler.means[name], scaler.vars[name] if scaler.with_std else 1.0
+        mean, var = scaler.means[name], 1.0
         if rolling:
             mean = mean.get()
-            var = var.get() if scaler.with_std else 1.0
+        if scaler.with_std:
+            var = scaler.vars[name].get() if rolling else scaler.vars[name]
         return float(mean), 1.0 / float(var) ** 0.5 if var else 0.0
     if type(scaler) is preprocessing.MinMaxScaler:
         low, high = float(scaler.min[name].get()), float(scaler.max[name].get())

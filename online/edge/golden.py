@@ -217,6 +217,8 @@ def _infinite(value: Any) -> bool:
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     with np.errstate(over="ignore"):
         return {
-            n: float(np.float32(v)) if isinstance(v, (int, float)) and not isinstance(v, bool) else v
+            n: float(np.float32(v))
+            if isinstance(v, (int, float)) and not isinstance(v, bool)
+            else v
             for n, v in row.items()
         }

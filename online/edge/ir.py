@@ -172,6 +172,8 @@ class EdgeModel:
     classes
         Labels of the outputs, in the order in which a tie is decided; empty in regression.  With
         the link ``sigmoid`` there is one output, the probability of ``classes[1]``.
+    computed
+        The type that the model itself computes in: a float32 network has no exact float64 form.
     """
 
     task: Task
@@ -179,6 +181,7 @@ class EdgeModel:
     columns: Columns
     tokens: Tokens | None
     body: Linear | Mlp | Forest
+    computed: Literal["float32", "float64"] = "float64"
 
     @property
     def outputs(self) -> int:

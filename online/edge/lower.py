@@ -192,9 +192,7 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
     for key, numbers in held._now.items():
         by_key[key] = np.array(numbers[: len(votes)])
     if task == "binary":
-        return _hashed(
-            model._rows, by_key, len(votes), votes, "sigmoid", task, (False, True)
-        )
+        return _hashed(model._rows, by_key, len(votes), votes, "sigmoid", task, (False, True))
     # The experts' numbers are mean + spread · output, and votes sum to 1: one linear output.
     targets: Any = model
     mean, spread = float(targets._targets.means.get("", 0.0)), float(targets._spread())

@@ -22,8 +22,7 @@ _ACTIVATIONS: Final[dict[type[nn.Module], Activation]] = {
 def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
     """A ``Sequential`` of ``Linear`` layers and activations.
 
-    The module computes in its own type, so a float64 export of a float32 module differs from it
-    by the module's rounding.  Raises ExportRefused for any other part.
+    Raises ExportRefused for any other part.
     """
     layers: list[Layer] = []
     pending: tuple[Floats, Floats] | None = None
@@ -63,7 +62,9 @@ def _finish(model: NetworkModel, task: Task, layers: list[Layer]) -> EdgeModel:
     classes: tuple[Any, ...] = ()
     if task != "regression":
         classes = (False, True) if head.labels is None else tuple(head.labels)
-    return EdgeModel(task, classes, columns, None, Mlp(tuple(layers), link))
+    double = model._dtype == torch.float64
+    body = Mlp(tuple(layers), link)
+    return EdgeModel(task, classes, columns, None, body, "float64" if double else "float32")
 
 
 def _parts(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:

@@ -93,7 +93,7 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
 
 
 def _doubled(model: EdgeModel) -> bool:
-    """Whether leaves compute in float64 whatever the precision: their terms are large and cancel."""
+    """Whether leaves compute in float64 in any precision: their terms are large and cancel."""
     return isinstance(model.body, Forest) and model.body.kind == "bayes"
 
 
@@ -303,8 +303,12 @@ class _Graph:
         table = self._double if double else str
         axes = self._constant("r", [1, 2], np.int64)
         last = self._constant("a", [-1], np.int64)
-        off = self._node("Sub", self._node("Unsqueeze", z, axes), table(self._node("Gather", "u", at)))
-        square = self._node("Mul", self._node("Mul", off, off), table(self._node("Gather", "s", at)))
+        off = self._node(
+            "Sub", self._node("Unsqueeze", z, axes), table(self._node("Gather", "u", at))
+        )
+        square = self._node(
+            "Mul", self._node("Mul", off, off), table(self._node("Gather", "s", at))
+        )
         terms = self._node("Sub", table(self._node("Gather", "g", at)), square)
         gone = self._node("Unsqueeze", gone, axes)
         terms = self._node("Where", gone, "o", terms)

@@ -109,7 +109,7 @@ def _stored(name: str, table: Array, precision: Precision) -> Array:
     least, most = (int(table.min()), int(table.max())) if table.size else (0, 0)
     if least >= 0 and most < 256 and name in ("feature", "term_feature", "flags"):
         return np.ascontiguousarray(table, dtype="|u1")
-    if -(2**15) <= least and most < 2**15:
+    if least >= -(2**15) and most < 2**15:
         return np.ascontiguousarray(table, dtype="<i2")
     return np.ascontiguousarray(table, dtype="<i4")
 

@@ -85,7 +85,8 @@ for (let i = 0; i < 2000; i++) model.outputs(rows[i % rows.length].x);
 const begun = process.hrtime.bigint();
 for (let i = 0; i < 2000; i++) model.outputs(rows[i % rows.length].x);
 const us = Number(process.hrtime.bigint() - begun) / 2e6;
-writeFileSync("out.json", JSON.stringify({ out, us, first: rows.length && model.predict(rows[0].x) }));
+const first = rows.length && model.predict(rows[0].x);
+writeFileSync("out.json", JSON.stringify({ out, us, first }));
 """
 
 

@@ -5,9 +5,10 @@ rows that go left are those up to the last number that river would send left.  I
 with river's own scaler, number by number, so routing stays exact.
 
 A naive-Bayes leaf (river's ``do_naive_bayes_prediction``) is a sum over the features that it has
-observed: log prior + Σ (½ log(s / π) - s · (z - μ)²) with s = 1 / 2σ².  Quirks that are kept: a class without variance
-in a feature leaves that feature out, a class of weight 0 votes with e⁰, and an inactive leaf, or an
-adaptive one whose majority was right more often, answers with its class shares.
+observed: log prior + Σ (½ log(s / π) - s · (z - μ)²) with s = 1 / 2σ².  Quirks that are kept: a
+class without variance in a feature leaves that feature out, a class of weight 0 votes with e⁰, and
+an inactive leaf, or an adaptive one whose majority was right more often, answers with its class
+shares.
 """
 
 from __future__ import annotations
