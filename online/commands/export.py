@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from paramserver.state import SnapshotState
     from replay.example import Features, Label
 
-_GOLDEN_ROWS = 256
+_GOLDEN_ROWS = 128
 
 
 def export(

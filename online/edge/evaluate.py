@@ -103,9 +103,10 @@ def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
     if body.kind == "table":
         out = body.base[found].sum(axis=1)
     else:
-        for i, row in enumerate(found.tolist()):
-            for tree, leaf in enumerate(row):
-                out[i] += _leaf(body, tree, leaf, z[i])
+        for tree, own in enumerate(found.T):
+            for leaf in np.unique(own).tolist():
+                here = own == leaf
+                out[here] += _leaf(body, tree, leaf, z[here])
     if normalise:
         total = out.sum(axis=1, keepdims=True)
         out = np.where(total > 0, out / np.where(total > 0, total, 1.0), out)
@@ -113,16 +114,16 @@ def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
 
 
 def _leaf(body: Forest, tree: int, leaf: int, z: Floats) -> Floats:
+    """What a leaf adds for rows that come to it."""
     terms = slice(int(body.term_start[leaf]), int(body.term_start[leaf + 1]))
-    at = body.term_feature[terms]
-    here = ~np.isnan(z[at])
-    value = z[at][here][:, None]
-    slope, base = body.slope[terms][here], body.base[leaf]
+    value = z[:, body.term_feature[terms], None]
+    slope, base = body.slope[terms], body.base[leaf]
     if body.kind == "linear":
-        linear: Floats = base + (slope * value).sum(axis=0)
+        linear: Floats = base + np.where(np.isnan(value), 0.0, slope * value).sum(axis=1)
         return linear
     if np.isneginf(base).all():
-        return np.zeros_like(base)
+        return np.zeros((len(z), len(base)))
     constant = np.where(slope > 0, 0.5 * np.log(np.where(slope > 0, slope, 1.0) / math.pi), 0.0)
-    votes = base + (constant - slope * (value - body.mean[terms][here]) ** 2).sum(axis=0)
+    parts = constant - slope * (value - body.mean[terms]) ** 2
+    votes = base + np.where(np.isnan(value), 0.0, parts).sum(axis=1)
     return float(body.weights[tree]) * link("softmax", votes)

@@ -23,7 +23,7 @@ from online.edge.rounding import floor32
 from online.models.base import Model, Prediction
 from replay.example import Features
 
-THRESHOLDS_MAX: Final = 64
+THRESHOLDS_MAX: Final = 32
 """Branches whose threshold is tried; each gives five rows."""
 
 TEXTS: Final = (
@@ -73,6 +73,8 @@ def golden(
     rows: Sequence[Features],
     precision: Precision,
     rng: np.random.Generator,
+    *,
+    thresholds: int = THRESHOLDS_MAX,
 ) -> Golden:
     """The rows given, and those that look for trouble.
 
@@ -84,9 +86,12 @@ def golden(
         Real ones; none: numbers are drawn around the columns' centers.
     precision
         ``float32``: numbers are rounded to it first, since such a target is given float32.
+    thresholds
+        Branches that are tried, drawn by ``rng``.
     """
     real: list[dict[str, Any]] = [dict(row) for row in rows] or list(_drawn(edge, rng))
-    tried = [*real, *_at_thresholds(edge, real, rng), *_odd(edge, real), *_texts(edge, real)]
+    beside = _at_thresholds(edge, real, rng, thresholds)
+    tried = [*real, *beside, *_odd(edge, real), *_texts(edge, real)]
     if precision == "float32":
         tried = [_rounded(row) for row in tried]
         tried = [row for row in tried if not any(_infinite(v) for v in row.values())]
@@ -131,14 +136,14 @@ def _typical(body: Forest, column: int) -> tuple[float, float]:
 
 
 def _at_thresholds(
-    edge: EdgeModel, real: Sequence[Mapping[str, Any]], rng: np.random.Generator
+    edge: EdgeModel, real: Sequence[Mapping[str, Any]], rng: np.random.Generator, most: int
 ) -> Iterator[dict[str, Any]]:
     """Real rows of which one number is moved to a threshold that they come to, and beside it."""
     body = edge.body
     if not isinstance(body, Forest) or not len(body.feature):
         return
     paths = _branches_on_the_way(edge, body, real)
-    chosen = rng.permutation(sorted(paths))[:THRESHOLDS_MAX]
+    chosen = rng.permutation(sorted(paths))[:most]
     for branch in chosen.tolist():
         name = edge.columns.names[int(body.feature[branch])]
         threshold = float(body.threshold[branch])
