@@ -12,7 +12,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -172,23 +173,22 @@ def prove(what: str, model: Model, task: Task, rows: list[Features]) -> Iterator
         proof = golden(model, edge, rows, precision, np.random.default_rng(0), thresholds=10_000)
         packed = pack.encode(edge, precision)
         converted = onnx_file.convert(edge, precision)
-        asks: list[tuple[str, int, Callable[[], Any]]] = [
-            ("edgepack, Node", len(packed), lambda p=packed, g=proof: runners.run_node(p, g.rows)),
-            ("edgepack, NumPy", len(packed), lambda p=packed, g=proof: runners.run_pack(p, g.rows)),
-            ("ONNX Runtime", len(converted),
-             lambda c=converted, g=proof: runners.run_onnx(c, edge, g.rows)),
-        ]  # fmt: skip
+        asks: list[tuple[str, int, Callable[[runners.Rows], Any]]] = [
+            ("edgepack, Node", len(packed), partial(runners.run_node, packed)),
+            ("edgepack, NumPy", len(packed), partial(runners.run_pack, packed)),
+            ("ONNX Runtime", len(converted), partial(runners.run_onnx, converted, edge)),
+        ]
         if precision == "float32":
-            size = len(c_file.words(edge))
-            asks.append(("C99, gcc", size, lambda g=proof: runners.run_c(edge, g.rows)))
+            asks.append(("C99, gcc", len(c_file.words(edge)), partial(runners.run_c, edge)))
         for target, size, ask in asks:
             try:
-                found = ask()
+                found = ask(proof.rows)
             except TargetUnavailable:
                 continue
-            outputs, us = (found["outputs"], found["us"]) if isinstance(found, dict) else (
-                found, None)  # fmt: skip
-            parity = compare(outputs, proof)
+            us = None
+            if isinstance(found, runners.NodeAnswers):
+                found, us = found["outputs"], found["us"]
+            parity = compare(found, proof)
             bound = BOUNDS[precision]
             good = parity.max_abs <= bound and parity.agree == 1.0
             yield Proof(what, target, precision, size, parity.rows, parity.max_abs, bound,
@@ -259,7 +259,7 @@ def cortex_bytes(edge: EdgeModel) -> int | None:
         subprocess.run([gcc, *runners.C_FLAGS, *flags, "ask.c"], cwd=folder, check=True)
         told = subprocess.run([size, "ask.o"], cwd=folder, check=True, capture_output=True)
     text, rw, bss = (int(n) for n in told.stdout.split(b"\n")[1].split()[:3])
-    assert not rw and not bss, "nothing is in RAM"
+    assert rw + bss == 0, "nothing is in RAM"
     return text
 
 
@@ -311,10 +311,13 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
         mark()
         signed, _ = manifest.sign(told, key)
         mark()
-        times.append([1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)])
-    parts = [median(column) for column in zip(*times, strict=True)]
+        times.append([1000 * (b - a) for a, b in pairwise(marks)])
+    lowered, spliced, golden_ms, gated, sealed = (median(c) for c in zip(*times, strict=True))
     total = median(sum(row) for row in times)
-    return Publishing(what, *parts, total, allowed_ms, len(signed), total <= allowed_ms)
+    return Publishing(
+        what, lowered, spliced, golden_ms, gated, sealed, total, allowed_ms, len(signed),
+        total <= allowed_ms,
+    )  # fmt: skip
 
 
 def _about() -> dict[str, Any]:

@@ -70,6 +70,21 @@ export function load(data) {
   const index = (words) => new Map(words.map((word, i) => [word, i]));
   const codes = new Map(Object.entries(model.vocabularies ?? {}).map(([n, w]) => [n, index(w)]));
   const words = tokens && index(tokens.words);
+  const left = [], right = [];
+  let leaves = 0;
+
+  // Branches and leaves stand in preorder: flags 4 and 8 say that a child is a leaf.
+  function grow(ends) {
+    if (ends) return ~leaves++;
+    const at = left.length;
+    left.push(0);
+    right.push(0);
+    left[at] = grow(t.flags[at] & 4);
+    right[at] = grow(t.flags[at] & 8);
+    return at;
+  }
+
+  const roots = Array.from(t.stumps ?? [], grow);
 
   function find(text) {
     if (tokens.spelling === "onehot") return [words.get(text) ?? -1, 1];
@@ -136,12 +151,12 @@ export function load(data) {
     },
     forest(x, z) {
       const wide = t.base.length / (t.term_start.length - 1), out = new Float64Array(wide);
-      t.roots.forEach((at, tree) => {
+      roots.forEach((at, tree) => {
         while (at >= 0) {
           const value = x[t.feature[at]], than = t.threshold[at];
-          const left = value !== value ? t.flags[at] & 2
-            : t.flags[at] & 1 ? value === than : value <= than;
-          at = left ? t.left[at] : t.right[at];
+          const flags = t.flags[at], low = value !== value ? flags & 2
+            : flags & 1 ? value === than : value <= than;
+          at = (low ? left : right)[at];
         }
         leaf(~at, bayes ? t.weights[tree] : 1, z, wide, out);
       });

@@ -7,9 +7,11 @@ header          JSON: structure, and ``tensors``: name, type, shape, offset in f
 tensors         each aligned to its item; first those of the shape, then the values
 =============== ==================================================================
 
-The header depends on the structure only, so two snapshots of one structure differ in values alone:
-an update is small, and splicing is writing values at the offsets.  Thresholds and scales are always
-float64: a client whose numbers are doubles, as JavaScript's are, is routed as the service is.
+Branches and leaves of trees stand in preorder, so two flags a branch (its left, its right is a
+leaf) tell the children, which are not stored.  The header depends on the structure only, so two
+snapshots of one structure differ in values alone: an update is small, and splicing is writing
+values at the offsets.  Thresholds and scales are always float64: a client whose numbers are
+doubles, as JavaScript's are, is routed as the service is.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ _TYPES: Final[Mapping[str, str]] = {
 
 def encode(model: EdgeModel, precision: Precision = "float32") -> bytes:
     """The file.  The same model gives the same bytes."""
-    structure, tables = take_apart(model)
+    structure, tables = _flattened(model)
     made = {name: _stored(name, table, precision) for name, table in tables.items()}
     named = sorted(made, key=lambda n: (_is_value(n), -made[n].itemsize, n))
     sizes = [(name, _code(made[name]), list(made[name].shape)) for name in named]
@@ -64,6 +66,8 @@ def decode(data: bytes) -> EdgeModel:
     """The model in a file.  Raises PackCorrupt unless the bytes are whole and fit together."""
     header, tables = _read(data)
     try:
+        if header["body"] == "forest":
+            tables = _unflattened(tables)
         model = put_together(header, tables)
         _check(model)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -77,7 +81,7 @@ def splice(template: bytes, model: EdgeModel, precision: Precision = "float32") 
     Raises TemplateUnfit if the structures differ: nothing is put anywhere by guess.
     """
     header, old = _read(template)
-    structure, tables = take_apart(model)
+    structure, tables = _flattened(model)
     if {k: v for k, v in header.items() if k != "tensors"} != structure:
         raise TemplateUnfit("edgepack", "names, classes or sizes differ")
     out = bytearray(template)
@@ -91,6 +95,56 @@ def splice(template: bytes, model: EdgeModel, precision: Precision = "float32") 
             continue
         out[at : at + table.nbytes] = table.tobytes()
     return bytes(out)
+
+
+LEFT_LEAF: Final = 4
+RIGHT_LEAF: Final = 8
+"""Flags of a branch in the file, beside those of :mod:`online.edge.ir`."""
+
+
+def _flattened(model: EdgeModel) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Structure and tables as they are stored: the children of a forest as flags."""
+    structure, tables = take_apart(model)
+    if isinstance(body := model.body, Forest):
+        for name in ("left", "right", "roots"):
+            del tables[name]
+        flags = body.flags + LEFT_LEAF * (body.left < 0) + RIGHT_LEAF * (body.right < 0)
+        tables |= {"flags": flags, "stumps": (body.roots < 0).astype(np.int32)}
+        again = _unflattened(tables)
+        if not all(np.array_equal(again[n], getattr(body, n)) for n in ("left", "right", "roots")):
+            raise ValueError("branches and leaves are not in preorder")
+    return structure, tables
+
+
+def _unflattened(tables: Mapping[str, Array]) -> dict[str, Array]:
+    """Children and roots from the flags.  ValueError unless they use up branches and leaves."""
+    flags = tables["flags"].tolist()
+    branches, leaves = len(flags), len(tables["base"])
+    children = [[0, 0] for _ in flags]
+    roots, at, leaf = [[0] for _ in tables["stumps"]], 0, 0
+    for root, stump in zip(roots, tables["stumps"].tolist(), strict=True):
+        todo: list[tuple[list[int], int, int]] = [(root, 0, stump)]
+        while todo:
+            holder, side, ends = todo.pop()
+            if ends:
+                holder[side], leaf = ~leaf, leaf + 1
+                continue
+            if at >= branches:
+                raise ValueError("a tree has more branches than there are")
+            holder[side], own = at, flags[at]
+            todo += [(children[at], 1, own & RIGHT_LEAF), (children[at], 0, own & LEFT_LEAF)]
+            at += 1
+    if (at, leaf) != (branches, leaves):
+        raise ValueError(f"trees use {at} branches and {leaf} leaves of {branches}, {leaves}")
+    made = np.array(children, dtype=np.int32).reshape(-1, 2)
+    kept = {name: table for name, table in tables.items() if name != "stumps"}
+    return {
+        **kept,
+        "flags": tables["flags"].astype(np.int32) & (LEFT_LEAF - 1),
+        "left": made[:, 0].copy(),
+        "right": made[:, 1].copy(),
+        "roots": np.array(roots, dtype=np.int32).reshape(-1),
+    }
 
 
 def _is_value(name: str) -> bool:
@@ -107,7 +161,7 @@ def _stored(name: str, table: Array, precision: Precision) -> Array:
     if name == "keys":
         return np.ascontiguousarray(table, dtype="<u4")
     least, most = (int(table.min()), int(table.max())) if table.size else (0, 0)
-    if least >= 0 and most < 256 and name in ("feature", "term_feature", "flags"):
+    if least >= 0 and most < 256 and name in ("feature", "term_feature", "flags", "stumps"):
         return np.ascontiguousarray(table, dtype="|u1")
     if least >= -(2**15) and most < 2**15:
         return np.ascontiguousarray(table, dtype="<i2")
@@ -145,17 +199,10 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def _check(model: EdgeModel) -> None:
-    """Indices stay inside, so that reading a table can't leave it or turn in a circle."""
+    """Indices stay inside, so that reading a table can't leave it."""
     if not isinstance(body := model.body, Forest):
         return
     n, leaves = len(body.feature), len(body.base)
-    places = np.arange(n)
-    for child in (body.left, body.right):
-        if ((child >= 0) & (child <= places)).any() or (child >= n).any():
-            raise ValueError("a child stands before its branch")
-    ends = np.concatenate([body.left, body.right, body.roots])
-    if (ends >= max(n, 1)).any() or (~ends >= leaves).any() or (body.roots >= n).any():
-        raise ValueError("a child is outside")
     if n and (body.feature.min() < 0 or body.feature.max() >= len(model.columns.names)):
         raise ValueError("a feature is outside")
     starts = body.term_start

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -134,57 +133,54 @@ class _Maker:
     # -- branches ----------------------------------------------------------------------------
 
     def _walk(self, root: Any, one: Any) -> int:
-        """Depth first without recursion: a tree may be deep."""
+        """Branches and leaves in preorder, without recursion: a tree may be deep."""
         top: list[int] = [0]
         todo: list[tuple[Any, list[int], int]] = [(root, top, 0)]
         while todo:
-            node, holder, side = todo.pop()
-            if not isinstance(node, branches.DTBranch):
-                holder[side] = self._put(self._leaf(node, one))
+            item, holder, side = todo.pop()
+            if isinstance(item, branches.DTBranch):
+                item = self._tests(item)
+            if not isinstance(item, list):
+                holder[side] = self._put(self._leaf(item, one))
                 continue
-            if getattr(node, "_alternate_tree", None) is not None:
-                raise ExportRefused(type(node).__name__, "an alternate tree votes beside it")
-            for test in self._tests(node):
-                threshold, equal, missing_left, left, right = test
-                holder[side] = self._branch(node.feature, threshold, equal, missing_left)
-                holder, side = self._children[-1], 1
-                if right is not None:
-                    todo.append((right, holder, 1))
-                todo.append((left, holder, 0))
+            (feature, threshold, flags, left, right), *rest = item
+            holder[side] = self._branch(feature, threshold, flags)
+            children = self._children[-1]
+            todo += [(rest or right, children, 1), (left, children, 0)]
         return top[0]
 
-    def _branch(self, feature: Any, threshold: float, equal: bool, missing_left: bool) -> int:
+    def _branch(self, feature: Any, threshold: float, flags: int) -> int:
         if not isinstance(feature, str):
             raise ExportRefused("branch", f"feature {feature!r} is no text")
         self._feature.append(feature)
         self._threshold.append(threshold)
-        self._flags.append(EQUAL * equal + MISSING_LEFT * missing_left)
+        self._flags.append(flags)
         self._children.append([0, 0])
         return len(self._feature) - 1
 
-    def _tests(self, node: Any) -> Iterator[tuple[float, bool, bool, Any, Any]]:
-        """A branch as tests of two ways: threshold, equal, missing left, left, right.
+    def _tests(self, node: Any) -> list[tuple[Any, float, int, Any, Any]]:
+        """A branch as tests of two ways: feature, threshold, flags, left, right.
 
-        A right of None is the next test.
+        Of several, each is the right of the one before.
         """
+        if getattr(node, "_alternate_tree", None) is not None:
+            raise ExportRefused(type(node).__name__, "an alternate tree votes beside it")
         common, _ = node.most_common_path()
+        missing = 0 if common else MISSING_LEFT
+        name, children = node.feature, node.children
         if isinstance(node, branches.NumericBinaryBranch):
-            threshold = self._threshold_before(node.feature, float(node.threshold))
-            yield threshold, False, common == 0, *node.children
-        elif isinstance(node, branches.NominalBinaryBranch):
-            code = self._code(node.feature, node.value)
-            yield code, True, common == 0, *node.children
-        elif isinstance(node, branches.NominalMultiwayBranch):
+            threshold = self._threshold_before(name, float(node.threshold))
+            return [(name, threshold, missing, *children)]
+        if isinstance(node, branches.NominalBinaryBranch):
+            return [(name, self._code(name, node.value), EQUAL | missing, *children)]
+        if isinstance(node, branches.NominalMultiwayBranch):
             # The way of an unknown or missing value comes last, as the right of all tests.
-            rest = [i for i in range(len(node.children)) if i != common]
-            if not rest:
-                rest = [common]
-            for i in rest:
-                right = node.children[common] if i == rest[-1] else None
-                code = self._code(node.feature, node._r_mapping[i])
-                yield code, True, False, node.children[i], right
-        else:
-            raise ExportRefused(type(node).__name__, "this kind of branch is not exported")
+            others = [i for i in range(len(children)) if i != common] or [common]
+            return [
+                (name, self._code(name, node._r_mapping[i]), EQUAL, children[i], children[common])
+                for i in others
+            ]
+        raise ExportRefused(type(node).__name__, "this kind of branch is not exported")
 
     def _threshold_before(self, name: str, threshold: float) -> float:
         """The last number in front of the scalers that goes left behind them."""
