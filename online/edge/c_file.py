@@ -117,8 +117,8 @@ def _hashed(model: EdgeModel, body: Linear) -> Words:
         river, signed = tokens.spelling == "river", tokens.signed
     made: Words = [
         len(columns.names), model.outputs, len(body.votes), _LINKS[body.link], len(keys),
-        buckets, int(np.uint32(seed).view(np.int32)), int(river), int(signed),
-        np.float32(columns.limit), *_floats(body.bias), *_floats(body.votes),
+        int(np.uint32(buckets).view(np.int32)), int(np.uint32(seed).view(np.int32)), int(river),
+        int(signed), np.float32(columns.limit), *_floats(body.bias), *_floats(body.votes),
     ]  # fmt: skip
     for scale, row in zip(_scales(columns), body.weights, strict=True):
         made += [*scale, *_floats(row)]

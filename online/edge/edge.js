@@ -92,7 +92,7 @@ export function load(data) {
     if (tokens.spelling === "river") {
       h |= 0;
       if (tokens.signed && h < 0) sign = -1;
-      h = Math.abs(h) % tokens.buckets;
+      h = ((h % tokens.buckets) + tokens.buckets) % tokens.buckets;
     } else h = (h & (tokens.buckets - 1)) >>> 0;
     while (low < high) {
       const middle = (low + high) >> 1;

@@ -86,8 +86,8 @@ static inline void edge_hashed(const edge_word *m, const float *x, const edge_to
     float value = tokens[i].value;
     int low = 0, high = rows - 1;
     if (river) {
-      if (h >> 31) { h = 0u - h; if (m[8].i) value = -value; }
-      h %= buckets;
+      if (h >> 31 && m[8].i) value = -value;
+      h = h >> 31 ? buckets - 1 - ~h % buckets : h % buckets;
     } else h &= buckets - 1;
     while (low < high) {
       int middle = (low + high) / 2;

@@ -63,7 +63,7 @@ class Tokens:
     spelling  a value becomes                       the row is found by
     ========= ===================================== ========================================
     service   as :mod:`online.models.hashed` says   ``murmur3(text) & (buckets - 1)``
-    river     ``name=text``, or the name of a       ``abs(murmur3(text)) % buckets`` (signed),
+    river     ``name=text``, or the name of a       ``murmur3(text)``, signed, modulo buckets;
               number, as ``FeatureHasher`` does     its sign times the value if ``signed``
     onehot    ``name_text``, as ``OneHotEncoder``   the word itself
     ========= ===================================== ========================================

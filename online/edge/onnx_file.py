@@ -227,8 +227,6 @@ class _Graph:
                 sign = self._node("Where", below, self._constant("i", -1.0),
                                   self._constant("j", 1.0))  # fmt: skip
                 values = self._node("Mul", values, sign)
-            if signed:
-                hashed = self._node("Abs", hashed)
             hashed = self._node("Mod", hashed, self._constant("k", tokens.buckets, np.int64))
             at = self._node(
                 "LabelEncoder", hashed, domain=_ML, keys_int64s=tokens.keys.tolist() or [-1],

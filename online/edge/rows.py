@@ -49,7 +49,7 @@ def place(tokens: Tokens, text: str) -> tuple[int, float]:
     """The hash that a text is found by, and the sign of its number."""
     if tokens.spelling == "river":
         h = mmh3.hash(text, tokens.seed, signed=True)
-        return abs(h) % tokens.buckets, -1.0 if tokens.signed and h < 0 else 1.0
+        return h % tokens.buckets, -1.0 if tokens.signed and h < 0 else 1.0
     return mmh3.hash(text, tokens.seed, signed=False) & (tokens.buckets - 1), 1.0
 
 

@@ -238,9 +238,7 @@ def on_cortex_m0(edge: EdgeModel, rows: Any, folder: Path) -> Any:
     if gcc is None or qemu is None:
         pytest.skip("arm-none-eabi-gcc or qemu-system-arm is not installed")
     x = runners.onnx_inputs(edge, rows, np.float32)["x"]
-    words = [
-        ", ".join("NAN" if np.isnan(v) else f"{float(v).hex()}f" for v in row) for row in x
-    ]
+    words = [", ".join("NAN" if np.isnan(v) else f"{float(v).hex()}f" for v in row) for row in x]
     body = ",\n".join(f"{{{row}}}" for row in words)
     (folder / "rows.h").write_text(f"static const float rows[][EDGE_COLUMNS] = {{{body}}};")
     (folder / "edge_model.h").write_text(c_file.interpreter())
@@ -302,7 +300,9 @@ def test_the_gate_catches_another_seed_of_the_hash() -> None:
     edge, proofs = made("FTRL, words")
     assert edge.tokens is not None
     other = pack.encode(replace(edge, tokens=replace(edge.tokens, seed=1)))
-    assert compare(runners.run_pack(other, proofs["float64"].rows), proofs["float64"]).max_abs > 0.01
+    assert (
+        compare(runners.run_pack(other, proofs["float64"].rows), proofs["float64"]).max_abs > 0.01
+    )
 
 
 @pytest.mark.data
