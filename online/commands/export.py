@@ -219,10 +219,11 @@ def _print(out: Path, made: Exported, *, as_json: bool) -> None:
     for name, target in made.manifest["targets"].items():
         parity = target["parity"]
         cells: Sequence[str] = (
-            name, str(out / target["file"]), f"{target['size']:,}", str(parity["rows"]),
+            name, target["file"], f"{target['size']:,}", str(parity["rows"]),
             f"{parity['max_abs']:.1e}",
         )  # fmt: skip
         table.add_row(*cells)
     Console().print(table)
+    print(f"in {out}, with manifest.json and golden rows")
     for name, reason in made.left_out.items():
         print(f"left out: {name}: {reason}")

@@ -107,8 +107,9 @@ def test_a_template_takes_no_other_names_classes_or_keys() -> None:
     model, _ = phishing()
     edge = lower(model, "binary")
     template = OnnxTemplate(edge, "float32", np.random.default_rng(0))
+    names = tuple(f"{name}!" for name in edge.columns.names)
     others = [
-        replace(edge, columns=replace(edge.columns, names=tuple(f"{n}!" for n in edge.columns.names))),
+        replace(edge, columns=replace(edge.columns, names=names)),
         replace(edge, classes=("ham", "spam")),
         replace(edge, columns=replace(edge.columns, limit=8.0)),
     ]  # fmt: skip
@@ -139,9 +140,13 @@ def test_a_converter_that_bends_weights_gets_no_template(monkeypatch: pytest.Mon
         return made + bytes([int(tensors["b"][0] > 0)])
 
     monkeypatch.setattr(templates.onnx_file, "write", bent)
-    with pytest.raises(TemplateUnfit, match="not the converted one"):
-        for seed in range(20):  # two biases of one sign now and then
+    refused = 0
+    for seed in range(20):  # two biases of one sign now and then
+        try:
             OnnxTemplate(edge, "float32", np.random.default_rng(seed))
+        except TemplateUnfit as error:
+            refused += "not the converted one" in error.reason
+    assert refused >= 5
 
 
 # -- packs and golden rows ---------------------------------------------------------------------
@@ -180,7 +185,7 @@ def test_the_gate_names_the_row_and_the_difference() -> None:
     found = proof.expected.copy()
     assert gate("t", found, proof, 0.0).max_abs == 0.0
     found[3] += 1e-3
-    with pytest.raises(ParityFailed, match="golden row 3 differs by 0.001"):
+    with pytest.raises(ParityFailed, match=r"golden row 3 differs by 0\.001"):
         gate("t", found, proof, 1e-6)
     found[3] = np.nan
     assert compare(found, proof).max_abs == np.inf

@@ -92,8 +92,8 @@ def test_the_services_rows_in_every_runtime(bits: int, seed: int) -> None:
     given = texts(COUNT, 3)
     rows: list[dict[str, Any]] = [
         {
-            "text": f"{given[i]} {given[i + 1]}", "kind": given[i + 2], f"{given[i + 3]}\u00e9": None,
-            f"b{given[i]}": i % 3 == 0, f"n{given[i + 1]}": float(i % 7),
+            "text": f"{given[i]} {given[i + 1]}", "kind": given[i + 2],
+            f"{given[i + 3]}é": None, f"b{given[i]}": i % 3 == 0, f"n{given[i + 1]}": float(i % 7),
         }
         for i in range(0, COUNT - 4, 4)
     ]  # fmt: skip
