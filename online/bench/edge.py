@@ -76,6 +76,9 @@ CASES: Final[Mapping[str, Case]] = {
     "HT regressor, model": Case("elec2-demand", "regression", "scaled-htr",
                                 {"leaf_prediction": "model"}, 5000),
     "HT regressor, adaptive": Case("elec2-demand", "regression", "scaled-htr", {}, 5000),
+    "ARF(10) regressor, median": Case("elec2-demand", "regression", "arfr", {}, 800),
+    "ARF(10) regressor, mean": Case("elec2-demand", "regression", "arfr",
+                                    {"aggregation_method": "mean"}, 800),
     "ARF(10) majority": Case("elec2", "binary", "arf", {"leaf_prediction": "mc"}, 4000),
     "ARF(10) adaptive": Case("elec2", "binary", "arf", {}, 2500),
 }  # fmt: skip
@@ -85,6 +88,7 @@ _RIVER: Final[Mapping[str, Callable[..., Any]]] = {
     "scaled-ht": lambda **p: preprocessing.StandardScaler() | tree.HoeffdingTreeClassifier(**p),
     "htr": tree.HoeffdingTreeRegressor,
     "scaled-htr": lambda **p: preprocessing.StandardScaler() | tree.HoeffdingTreeRegressor(**p),
+    "arfr": lambda **p: forest.ARFRegressor(n_models=10, seed=1, **p),
     "arf": lambda **p: forest.ARFClassifier(n_models=10, seed=1, **p),
 }
 
@@ -178,7 +182,8 @@ def prove(what: str, model: Model, task: Task, rows: list[Features]) -> Iterator
             ("edgepack, NumPy", len(packed), partial(runners.run_pack, packed)),
             ("ONNX Runtime", len(converted), partial(runners.run_onnx, converted, edge)),
         ]
-        if precision == "float32":
+        median_of_trees = isinstance(edge.body, Forest) and edge.body.median
+        if precision == "float32" and not median_of_trees:
             asks.append(("C99, gcc", len(c_file.words(edge)), partial(runners.run_c, edge)))
         for target, size, ask in asks:
             try:

@@ -144,6 +144,8 @@ def _mlp(columns: Columns, body: Mlp) -> tuple[Words, int]:
 def _forest(model: EdgeModel, body: Forest) -> Words:
     leaves, outputs = body.base.shape
     branches = len(body.feature)
+    if body.median:
+        raise ExportRefused("c99 forest", "a median of trees has no words in C")
     if max(branches, leaves) >= _CHILDREN_MAX:
         raise ExportRefused("c99 forest", f"{branches} branches, at most {_CHILDREN_MAX - 1}")
     made: Words = [

@@ -151,6 +151,7 @@ export function load(data) {
     },
     forest(x, z) {
       const wide = t.base.length / (t.term_start.length - 1), out = new Float64Array(wide);
+      const each = [];
       roots.forEach((at, tree) => {
         while (at >= 0) {
           const value = x[t.feature[at]], than = t.threshold[at];
@@ -158,8 +159,14 @@ export function load(data) {
             : flags & 1 ? value === than : value <= than;
           at = (low ? left : right)[at];
         }
-        leaf(~at, bayes ? t.weights[tree] : 1, z, wide, out);
+        leaf(~at, bayes ? t.weights[tree] : 1, z, wide, model.median ? out.fill(0) : out);
+        each.push(out[0]);
       });
+      if (model.median) {
+        each.sort((a, b) => a - b);
+        const n = each.length;
+        return [(each[(n - 1) >> 1] + each[n >> 1]) / 2];
+      }
       const total = out.reduce((a, b) => a + b);
       return model.task !== "regression" && total > 0 ? out.map((p) => p / total) : out;
     },

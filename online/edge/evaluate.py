@@ -99,14 +99,15 @@ def leaves(body: Forest, x: Floats) -> Any:
 
 def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
     found = leaves(body, x)
-    out = np.zeros((len(x), body.base.shape[1]))
-    if body.kind == "table":
-        out = body.base[found].sum(axis=1)
-    else:
+    each = body.base[found]
+    if body.kind != "table":
         for tree, own in enumerate(found.T):
             for leaf in np.unique(own).tolist():
                 here = own == leaf
-                out[here] += _leaf(body, tree, leaf, z[here])
+                each[here, tree] = _leaf(body, tree, leaf, z[here])
+    if body.median:
+        return np.median(each, axis=1)
+    out: Floats = each.sum(axis=1)
     if normalise:
         total = out.sum(axis=1, keepdims=True)
         out = np.where(total > 0, out / np.where(total > 0, total, 1.0), out)

@@ -143,6 +143,7 @@ class Forest:
 
     The sums go over the leaf's terms, ``term_start[leaf] … term_start[leaf + 1]``, those of
     missing columns left out.  Outputs of a classifier are divided by their sum if that is above 0.
+    ``median``: of the trees, instead of their sum; in regression only.
 
     Shapes: base (leaves, outputs), weights (trees; only ``bayes``), slope and mean (terms,
     outputs; mean only ``bayes``).
@@ -161,6 +162,7 @@ class Forest:
     term_feature: Ints
     slope: Floats
     mean: Floats
+    median: bool = False
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,8 @@ def take_apart(model: EdgeModel) -> tuple[dict[str, Any], dict[str, Array]]:
             tables |= {f"weights{i}": layer.weights, f"bias{i}": layer.bias}
     else:
         structure["body"], structure["leaves"] = "forest", body.kind
+        if body.median:
+            structure["median"] = True
         tables |= {name: getattr(body, name) for name in _FOREST}
     return structure, tables
 
@@ -308,7 +312,7 @@ def put_together(structure: Mapping[str, Any], tables: Mapping[str, Array]) -> E
         for name in _FOREST:
             kind: Any = np.float64 if name in VALUES else np.int32
             made[name] = tables[name].astype(kind)
-        body = Forest(kind=structure["leaves"], **made)
+        body = Forest(structure["leaves"], **made, median=structure.get("median", False))
     return EdgeModel(structure["task"], tuple(structure["classes"]), columns, tokens, body)
 
 

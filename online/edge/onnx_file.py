@@ -278,22 +278,32 @@ class _Graph:
         at = self._node("Cast", found, to=TensorProto.INT64)
         base = self._node("Gather", "l", at)
         one = self._constant("e", [1], np.int64)
-        if body.kind == "table":
-            out = self._node("ReduceSum", base, one, keepdims=0)
-        elif body.kind == "linear":
-            _, z = self._filled(self._scale(tensors))
-            z = self._node("Unsqueeze", z, one)
-            last = self._constant("a", [-1], np.int64)
-            terms = self._node("Mul", self._node("Gather", "s", at), z)
-            sums = self._node("ReduceSum", terms, last, keepdims=1)
-            out = self._node("ReduceSum", self._node("Add", base, sums), one, keepdims=0)
-        else:
+        if body.kind == "bayes":
             out = self._bayes(tensors, at, base, one)
+        else:
+            if body.kind == "linear":
+                _, z = self._filled(self._scale(tensors))
+                z = self._node("Unsqueeze", z, one)
+                last = self._constant("a", [-1], np.int64)
+                terms = self._node("Mul", self._node("Gather", "s", at), z)
+                base = self._node("Add", base, self._node("ReduceSum", terms, last, keepdims=1))
+            if body.median:
+                return self._median(base, len(body.roots), one)
+            out = self._node("ReduceSum", base, one, keepdims=0)
         if self._model.task == "regression":
             return out
         total = self._node("ReduceSum", out, one, keepdims=1)
         least = self._constant("q", np.finfo(self._precision).tiny)
         return self._node("Div", out, self._node("Max", total, least))
+
+    def _median(self, each: str, trees: int, one: str) -> str:
+        """The middle of the trees' numbers, or of the two in the middle their mean."""
+        half = self._constant("w", [trees // 2 + 1], np.int64)
+        upper = helper.make_node("TopK", [each, half], ["_upper", "_places"], axis=1)
+        self._nodes.append(upper)
+        middle = [trees // 2] if trees % 2 else [trees // 2 - 1, trees // 2]
+        picked = self._node("Gather", "_upper", self._constant("x1", middle, np.int64), axis=1)
+        return self._node("ReduceMean", picked, one, keepdims=0)
 
     def _bayes(self, tensors: Mapping[str, Array], at: str, base: str, one: str) -> str:
         double = self._precision == "float32"

@@ -49,7 +49,8 @@ def lower_forest(estimator: Any, front: Front, task: Task) -> EdgeModel:
     trees, weights = _members(estimator)
     if all(one._root is None for one in trees):
         raise ExportRefused(kind, "it has learned nothing yet")
-    maker = _Maker(front, task, _classes(trees, task))
+    median = kind == "ARFRegressor" and estimator.aggregation_method != "mean"
+    maker = _Maker(front, task, _classes(trees, task), median=median)
     for one, weight in zip(trees, weights, strict=True):
         maker.add(one, weight)
     return maker.finish()
@@ -63,7 +64,7 @@ def _members(estimator: Any) -> tuple[list[Any], list[float]]:
         return list(estimator), [float(m) if voted and m > 0.0 else 1.0 for m in metrics]
     if isinstance(estimator, forest.ARFRegressor):
         if estimator.aggregation_method != "mean":
-            raise ExportRefused("ARFRegressor", "its median of trees is no sum")
+            return list(estimator), [1.0] * len(estimator)
         n = estimator.n_models
         errors = np.array([m.get() for m in estimator._metrics])
         if estimator.disable_weighted_vote or errors.sum() == 0:
@@ -99,8 +100,9 @@ class _Leaf:
 class _Maker:
     """Collects branches and leaves of trees."""
 
-    def __init__(self, front: Front, task: Task, classes: list[Any]) -> None:
+    def __init__(self, front: Front, task: Task, classes: list[Any], *, median: bool) -> None:
         self._front, self._task, self._classes = front, task, classes
+        self._median = median
         self._places = {c: i for i, c in enumerate(classes)}
         self._wide = max(1, len(classes))
         self._roots: list[int] = []
@@ -331,6 +333,7 @@ class _Maker:
             term_feature=np.array([t[0] for t in terms], dtype=np.int32),
             slope=np.array([t[1] for t in terms]).reshape(-1, self._wide),
             mean=np.array(means).reshape(-1, self._wide),
+            median=self._median,
         )
 
     def _labels(self) -> tuple[Label, ...]:
