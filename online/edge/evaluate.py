@@ -106,7 +106,8 @@ def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
                 here = own == leaf
                 each[here, tree] = _leaf(body, tree, leaf, z[here])
     if body.median:
-        return np.median(each, axis=1)
+        middle: Floats = np.median(each, axis=1)
+        return middle
     out: Floats = each.sum(axis=1)
     if normalise:
         total = out.sum(axis=1, keepdims=True)
