@@ -10,7 +10,17 @@ import typer
 
 from online import __version__
 from online.bench.cli import app as bench_app
-from online.commands import models, report, rewrites, serve, settings, snapshot, status, stream
+from online.commands import (
+    export,
+    models,
+    report,
+    rewrites,
+    serve,
+    settings,
+    snapshot,
+    status,
+    stream,
+)
 from online.errors import OnlineError
 
 app = typer.Typer(
@@ -23,7 +33,7 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report,
-    rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+    rewrites.rollback, rewrites.freeze, rewrites.unfreeze, export.export,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")

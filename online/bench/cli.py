@@ -507,6 +507,28 @@ def detectors(
     raise typer.Exit(0 if quick or found.good else 1)
 
 
+@app.command()
+def edge(as_json: AsJson = False) -> None:
+    """Exports of models trained on real streams: parity by each runtime, sizes, times.
+
+    Needs Elec2, INSECTS and SMS texts in ONLINE_DATA_DIR; a runtime that is not installed (Node,
+    gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: online bench edge
+    """
+    from online.bench import edge as bench
+    from online.config import data_dir
+
+    good = True
+    tables = {}
+    for title, found in bench.run(data_dir(), lambda x: print(x, file=sys.stderr)):
+        good = good and all(row.good for row in found)
+        tables[title] = [asdict(row) for row in found]
+        if not as_json:
+            _show(title, found, as_json=False)
+    if as_json:
+        print(json.dumps(tables))
+    raise typer.Exit(0 if good else 1)
+
+
 @app.command("all")
 def everything() -> None:
     """Every table, one after the other (about an hour).
@@ -531,6 +553,8 @@ def everything() -> None:
             prequential,
             comparison,
         )
+        @ app.command()
+        for command in (http, push, buffers, durability, contention, recovery, edge)
     ]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)
