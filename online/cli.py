@@ -10,7 +10,17 @@ import typer
 
 from online import __version__
 from online.bench.cli import app as bench_app
-from online.commands import models, rewrites, serve, settings, snapshot, status, stream
+from online.commands import (
+    models,
+    rescore,
+    rewrites,
+    scores,
+    serve,
+    settings,
+    snapshot,
+    status,
+    stream,
+)
 from online.errors import OnlineError
 
 app = typer.Typer(
@@ -23,10 +33,11 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck,
-    rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+    rewrites.rollback, rewrites.freeze, rewrites.unfreeze, rescore.rescore,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(scores.app, name="scores")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")
 app.add_typer(bench_app, name="bench")
