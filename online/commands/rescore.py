@@ -35,7 +35,9 @@ Store = Annotated[
 def rescore(
     files: Annotated[
         list[str],
-        typer.Option("--input", help="Parquet, CSV or JSON lines; a folder; s3://…; may be repeated"),
+        typer.Option(
+            "--input", help="Parquet, CSV or JSON lines; a folder; s3://…; may be repeated"
+        ),
     ],
     output: Annotated[str, typer.Option("--output", help="folder of all runs; s3://…")],
     model: Model = None,
@@ -117,9 +119,7 @@ def _once(
 
 
 @contextmanager
-def start(
-    output: str, address: str, workers: int, plan: Plan, make: MakeModel
-) -> Iterator[Deal]:
+def start(output: str, address: str, workers: int, plan: Plan, make: MakeModel) -> Iterator[Deal]:
     """Ray with actors for a plan, until the end."""
     from online.rescore.pool import deal, ray_for
 
@@ -133,7 +133,11 @@ def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> N
     facts: dict[str, Any] = asdict(outcome)
     facts["report"] = None if report is None else msgspec.to_builtins(report)
     facts |= {"model": source.name, "version": source.version, "seconds": took_s}
-    facts |= {"first_s": None, "last_s": None, "score_s": max(0.0, outcome.last_s - outcome.first_s)}
+    facts |= {
+        "first_s": None,
+        "last_s": None,
+        "score_s": max(0.0, outcome.last_s - outcome.first_s),
+    }
     if outcome.first_s == float("inf"):
         facts["score_s"] = 0.0
     if as_json:
@@ -171,7 +175,9 @@ def pick_model(settings: Settings, name: str | None) -> ModelSettings:
         return next(iter(known.values()))
     if name in known:
         return known[name]
-    raise ConfigError("--model", f"{name!r} is not in the settings", f"Name one: {', '.join(known)}")
+    raise ConfigError(
+        "--model", f"{name!r} is not in the settings", f"Name one: {', '.join(known)}"
+    )
 
 
 def seconds(option: str, text: str) -> float:

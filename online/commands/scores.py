@@ -128,9 +128,7 @@ def _gc_folder(output: str, keep: int, unfinished: bool) -> list[str]:
     return names
 
 
-def _opened(
-    store: str | None, model: str | None, path: Any, state_dir: Any
-) -> Scores | None:
+def _opened(store: str | None, model: str | None, path: Any, state_dir: Any) -> Scores | None:
     if store is None:
         return None
     from online.rescore.stores import open_store

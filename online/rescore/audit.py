@@ -87,8 +87,9 @@ def stability(before: Mapping[str, int], now: Mapping[str, int], *, ordered: boo
         bins = sorted({*map(int, before), *map(int, now)})
         p = np.array([now.get(str(b), 0) for b in bins], dtype=np.float64)
         q = np.array([before.get(str(b), 0) for b in bins], dtype=np.float64)
-        tenth = np.minimum(((np.cumsum(q) - q) / q.sum() * _QUANTILES).astype(int), _QUANTILES - 1)
-        p, q = np.bincount(tenth, p, _QUANTILES), np.bincount(tenth, q, _QUANTILES)
+        below = (np.cumsum(q) - q) / q.sum()
+        tenth = np.minimum((below * _QUANTILES).astype(np.int64), _QUANTILES - 1)
+        p, q = (np.bincount(tenth, x, _QUANTILES).astype(np.float64) for x in (p, q))
         p, q = p[(p + q) > 0], q[(p + q) > 0]
     p = np.maximum(p / p.sum(), _SHARE_MIN)
     q = np.maximum(q / q.sum(), _SHARE_MIN)
@@ -122,9 +123,9 @@ class _Found:
             self.blocking.append(
                 f"{where}: {n} rows scored and {note.bad} in quarantine, of {shard.rows} read"
             )
-        if self._plan.layout.key is not None:
-            if str(key_sum(table["key"].to_pylist())) != note.keys:
-                self.blocking.append(f"{where}: its keys are not those that were read")
+        keyed = self._plan.layout.key is not None
+        if keyed and str(key_sum(table["key"].to_pylist())) != note.keys:
+            self.blocking.append(f"{where}: its keys are not those that were read")
         score = table["score"].to_numpy()
         labels = table["prediction"] if "prediction" in table.column_names else None
         self._scores(score, labels)
@@ -186,9 +187,9 @@ def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -
         data = folder.read(f"{base}/{QUARANTINE}/{name}")
         found.digests[f"{QUARANTINE}/{name}"] = hashlib.sha256(data).hexdigest()
     _judge(plan, found)
-    if plan.layout.key is not None and not found.blocking:
-        if twice := _twice(plan, folder, found.scored):
-            found.blocking.append(f"keys that occur more than once: {', '.join(twice)}")
+    keyed = plan.layout.key is not None and not found.blocking
+    if keyed and (twice := _twice(plan, folder, found.scored)):
+        found.blocking.append(f"keys that occur more than once: {', '.join(twice)}")
     psi, drifted, warnings = _drift(plan, found.bins, before)
     forced = tuple(drifted) if force else ()
     if found.bad:

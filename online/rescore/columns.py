@@ -44,11 +44,9 @@ class Numbers:
 
     def items(self) -> list[Any]:
         """Python's values of all rows."""
-        if self.kind == "integer":
-            return self.values.astype(np.int64).tolist()
-        if self.kind == "bool":
-            return self.values.astype(np.bool_).tolist()
-        return self.values.tolist()
+        own = {"integer": np.int64, "bool": np.bool_}.get(self.kind, np.float64)
+        found: list[Any] = self.values.astype(own).tolist()
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Files of a local folder or of any filesystem that pyarrow reaches, written whole or not at all."""
+"""Files of a folder, local or of any filesystem of pyarrow, written whole or not at all."""
 
 from __future__ import annotations
 

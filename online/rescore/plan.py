@@ -1,4 +1,4 @@
-"""What a run is going to do, decided once: inputs, columns, shards.  A resumed run reads it back."""
+"""What a run is going to do, decided once, so that a resumed run does the same."""
 
 from __future__ import annotations
 
@@ -127,9 +127,7 @@ class Plan(msgspec.Struct, frozen=True):
         return self.inputs[shard.input].path
 
 
-def asked(
-    model: str, spec: str, snapshot: str, layout: Layout, inputs: tuple[Input, ...]
-) -> str:
+def asked(model: str, spec: str, snapshot: str, layout: Layout, inputs: tuple[Input, ...]) -> str:
     """Hash of what a run is asked to do: the same for the same files and the same model."""
     files = [(one.place, one.path, one.size, one.changed_at) for one in inputs]
     parts = (model, spec, snapshot, layout, files)

@@ -76,8 +76,8 @@ def read(one: Input, shard: Shard, layout: Layout) -> Iterator[Piece]:
             yield _piece(one, batch, numbers, [], layout)
         return
     data = _bytes(one, shard)
-    for batch, numbers, bad in _csv(one, shard, layout, data) if one.form == "csv" else _json(
-        shard, layout, data
+    for batch, numbers, bad in (
+        _csv(one, shard, layout, data) if one.form == "csv" else _json(shard, layout, data)
     ):
         yield _piece(one, batch, numbers, bad, layout)
 
@@ -184,9 +184,7 @@ def _parsed(
     return table, bad
 
 
-def _cast(
-    table: pa.Table, types: dict[str, pa.DataType]
-) -> tuple[pa.Table, list[tuple[int, str]]]:
+def _cast(table: pa.Table, types: dict[str, pa.DataType]) -> tuple[pa.Table, list[tuple[int, str]]]:
     """Texts as what they should be; places and columns of those that are not (null there)."""
     wrong: list[tuple[int, str]] = []
     columns = []
@@ -251,8 +249,10 @@ def _json_row(
     if not isinstance(row, dict):
         return Bad(number, "", "no JSON object")
     for name, kind in expected.items():
-        if (value := row.get(name)) is not None and json_kind(value) != kind and not (
-            kind == "integer" and json_kind(value) == "number"
+        if (
+            (value := row.get(name)) is not None
+            and json_kind(value) != kind
+            and not (kind == "integer" and json_kind(value) == "number")
         ):
             return Bad(number, name, f"not {'text' if kind == 'text' else f'a {kind}'}")
     if layout.key is not None and isinstance(key := row.get(layout.key), int):

@@ -186,8 +186,9 @@ def prepare(
     """The run's plan: the one it was begun with, or a new one, which is written."""
     files = inputs.found(request.files)
     model = scored.make()
+    known = known_names(model)
     layout = inputs.layout(
-        files, key=request.key, time=request.time, ignored=request.ignored, known=known_names(model),
+        files, key=request.key, time=request.time, ignored=request.ignored, known=known,
         numeric_only=model.numeric_only, missing_ok=request.missing_ok,
         text_bytes_max=request.text_bytes_max,
     )  # fmt: skip

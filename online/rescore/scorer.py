@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from river import linear_model, preprocessing
+from river import linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
 from online.models.base import Model, Prediction
@@ -227,13 +227,17 @@ def _linear(estimator: Any) -> _Raw:
     weights = dict(final.weights)
     intercept, mean = float(final.intercept), final.loss.mean_func
     numbers = type(final) is linear_model.LinearRegression
+    log_loss = type(final.loss) is optim.losses.Log
 
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:
         names, x, _ = _transformed(scalers, rows)
         w = np.array([weights.get(name, 0.0) for name in names], dtype=np.float64)
         logits = x @ w + intercept
         sizes = np.abs(x) @ np.abs(w) + abs(intercept)
-        values = np.fromiter(map(mean, logits.tolist()), np.float64, rows.n)
+        if log_loss:
+            values = _river_sigmoid(logits)
+        else:
+            values = np.fromiter(map(mean, logits.tolist()), np.float64, rows.n)
         if numbers:
             return (), values[:, None], sizes > _SAFE * np.maximum(1.0, np.abs(values))
         doubt = (sizes > _SAFE) & (np.abs(logits) < 40.0)
@@ -293,6 +297,14 @@ def _network(model: Any) -> _Raw:
         return head.labels, powers / powers.sum(axis=1, keepdims=True), doubt
 
     return raw
+
+
+def _river_sigmoid(x: Floats) -> Floats:
+    """River's: 0 and 1 beyond 30."""
+    out: Floats = 1.0 / (1.0 + np.exp(-np.clip(x, -31.0, 31.0)))
+    out[x < -30.0] = 0.0
+    out[x > 30.0] = 1.0
+    return out
 
 
 def _sigmoid(x: Floats) -> Floats:

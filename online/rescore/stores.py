@@ -42,7 +42,6 @@ class Read:
     scores: list[Score | None]
 
 
-
 class SqliteScores:
     """A folder with a SQLite file a run, and the pointer as a file.
 
@@ -249,7 +248,7 @@ class RedisScores:
                 pipe.execute()
 
     def point(self, change: Callable[[Current], Current]) -> Current:
-        """Swap the pointer, in one step of the server.  Raises what ``change`` does; StoreFailed."""
+        """Swap the pointer in one step.  Raises what ``change`` raises, and StoreFailed."""
         key = f"{self._base}:current"
         with self._failures():
             made: list[Current] = []

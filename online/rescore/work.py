@@ -155,7 +155,8 @@ class _Kept:
         newest = float(self._newest) if np.isfinite(self._newest) else None
         note = Note(self.good, len(self.bad), keys, self._sampled, newest)
         about = {"model": plan.model, "version": plan.version, "input": self._file}
-        schema = pa.schema(fields, metadata={**about, _NOTE: msgspec.json.encode(note)})
+        about["online"] = msgspec.json.encode(note).decode()
+        schema = pa.schema(fields, metadata=about)
         arrays = [
             pa.chunked_array([piece[i] for piece in self._columns], field.type)
             for i, field in enumerate(schema)
