@@ -288,15 +288,18 @@ def run(
     """Speeds of all cases (medians of ``runs``), and the memory of one."""
     tables = {name: table(name, data_dir) for name in ("kdd99", "acs")}
     speeds = []
-    with tempfile.TemporaryDirectory(prefix="online-rescore-") as folder:
-        with ray_for("local", folder, WORKERS):
-            _quiet()
-            for data, kind in CASES:
-                progress(f"{data}, {kind}")
-                found, labels = tables[data]
-                speeds.append(_case(Path(folder), data, kind, found.slice(0, rows), labels, runs))
-            found, labels = tables["kdd99"]
-            measured = [_memory(Path(folder), found.slice(0, rows), labels)] if memory else []
+    with (
+        tempfile.TemporaryDirectory(prefix="online-rescore-") as folder,
+        ray_for("local", folder, WORKERS),
+    ):
+        _quiet()
+        for data, kind in CASES:
+            progress(f"{data}, {kind}")
+            found, labels = tables[data]
+            speeds.append(_case(Path(folder), data, kind, found.slice(0, rows), labels, runs))
+        progress("memory")
+        found, labels = tables["kdd99"]
+        measured = [_memory(Path(folder), found.slice(0, rows), labels)] if memory else []
     return speeds, measured
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
 from online.config import ModelSettings, Settings, environment
-from online.errors import ConfigError, StartRefused
+from online.errors import ConfigError, OnlineError, StartRefused
 
 if TYPE_CHECKING:
     from online.rescore.plan import Plan
@@ -110,7 +111,7 @@ def _once(
     source = scored(model, settings, snapshot)
     opened = None if store is None else open_store(store, model.name, request.ttl_s)
     began = time.monotonic()
-    with shown_progress(hidden=as_json) as progress:
+    with shown_progress(hidden=as_json) as progress, redirect_stdout(sys.stderr):  # Ray prints too
         outcome = execute(
             request, source, partial(start, request.output, address, workers), store=opened,
             now_s=time.time(), progress=progress,
@@ -123,8 +124,17 @@ def start(output: str, address: str, workers: int, plan: Plan, make: MakeModel) 
     """Ray with actors for a plan, until the end."""
     from online.rescore.pool import deal, ray_for
 
-    with ray_for(address, f"{output}/{plan.run}", workers):
+    with ray_for(address, f"{output}/{plan.run}", workers, _end):
         yield deal(plan, output, make, workers)
+
+
+def _end(error: OnlineError) -> None:
+    """End this process: its main thread waits inside of Ray, and would for a minute."""
+    from online import processes
+
+    print(f"online: {error}", file=sys.stderr, flush=True)
+    processes.end(processes.own_processes())
+    os._exit(1)
 
 
 def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Is what was written what was asked for?  Read back from the files, before anything is published."""
+"""Is what was written what was asked for?  Read back from the files, before it is published."""
 
 from __future__ import annotations
 

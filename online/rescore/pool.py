@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,24 +24,31 @@ import msgspec
 from online import processes
 from online.errors import OnlineError, StartRefused
 from online.rescore import errors
-from online.rescore.plan import Plan, Shard
+from online.rescore.places import Folder, Place
+from online.rescore.plan import Plan, Shard, decode
 from online.rescore.work import Done, MakeModel, Worker
 
 _STORE_BYTES: Final = 100 << 20
 _ACTORS_S: Final = 120
+_LOOK_S: Final = 0.25
 
 Deal = Callable[[Sequence[Shard]], Iterator[Done]]
 """Scores shards, in any order."""
 
 
 @contextlib.contextmanager
-def ray_for(address: str, owner: str, workers: int) -> Iterator[None]:
+def ray_for(
+    address: str, owner: str, workers: int, lost: Callable[[OnlineError], None] | None = None
+) -> Iterator[None]:
     """A Ray of its own (``local``), or one that runs (``auto`` or ``host:port``), until the end.
 
     Parameters
     ----------
     owner
         Whatever this Ray is for: what a killed driver for the same has left behind is ended.
+    lost
+        Told, in a thread, that a process of this Ray has died: its driver would wait for it for
+        a minute, and is then ended by Ray.
 
     Raises StartRefused, RayFailed.
     """
@@ -64,7 +72,8 @@ def ray_for(address: str, owner: str, workers: int) -> Iterator[None]:
             ray.init(namespace="online", logging_level=logging.ERROR, log_to_driver=False, **place)
             if address == "local":
                 processes.note(private / "run.json", {})
-            yield
+            with _watched(lost if address == "local" else None):
+                yield
         except OnlineError:
             raise
         except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
@@ -76,6 +85,31 @@ def ray_for(address: str, owner: str, workers: int) -> Iterator[None]:
                 shutil.rmtree(private, ignore_errors=True)
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _watched(lost: Callable[[OnlineError], None] | None) -> Iterator[None]:
+    """Tell of the death of a process that Ray can't live without."""
+    if lost is None:
+        yield
+        return
+    vital = [p for p in processes.own_processes() if p.name() in ("raylet", "gcs_server")]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            for process in vital:
+                if not processes.runs(process):
+                    lost(errors.RayFailed(f"its process {process.pid} has died"))
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 _QUIET: Final = {"OMP_NUM_THREADS": "1"}
@@ -101,8 +135,9 @@ def _private(owner: str) -> Path:
 class Scoring:
     """What an actor does: one shard a call."""
 
-    def __init__(self, plan: bytes, output: str, make: MakeModel) -> None:
-        self._plan = msgspec.json.decode(plan, type=Plan)
+    def __init__(self, output: str, run: str, make: MakeModel) -> None:
+        # Read here: what travels with an actor's making should be small, so that it stays at hand.
+        self._plan = decode(Folder(Place(output)).read(f"runs/{run}/plan.json"))
         self._worker = Worker(self._plan, output, make, time.monotonic)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +157,7 @@ def deal(plan: Plan, output: str, make: MakeModel, workers: int) -> Deal:
     def dealt(shards: Sequence[Shard]) -> Iterator[Done]:
         import ray.data
 
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -129,9 +165,7 @@ def deal(plan: Plan, output: str, make: MakeModel, workers: int) -> Deal:
         items = [{"shard": shard.number} for shard in shards]
         data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Scoring,
-            fn_constructor_kwargs={
-                "plan": msgspec.json.encode(plan), "output": output, "make": make
-            },
+            fn_constructor_kwargs={"output": output, "run": plan.run, "make": make},
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
