@@ -35,6 +35,7 @@ from online.rescore.run import Outcome, Request, Scored, execute
 
 WORKERS: Final = 2
 _TRAINED: Final = 20_000
+_PEER_FILES: Final = 8
 _KDD: Final = [
     "duration",
     "protocol_type",
@@ -147,8 +148,8 @@ def logreg() -> Any:
 
 
 MODELS: Final[dict[str, tuple[Callable[[], Any], int]]] = {
-    "logreg": (logreg, 200_000),
-    "hoeffding": (tree.HoeffdingTreeClassifier, 100_000),
+    "logreg": (logreg, 100_000),
+    "hoeffding": (tree.HoeffdingTreeClassifier, 60_000),
     "forest": (partial(forest.ARFClassifier, n_models=10, seed=7), 10_000),
 }
 """River's models, and how many rows the peers score."""
@@ -239,8 +240,8 @@ def loop(path: str, pickled: bytes) -> tuple[float, float]:
     """Rows a second of ``predict_one``, reading included, and alone."""
     model = pickle.loads(pickled)
     rows, alone, began = 0, 0.0, time.perf_counter()
-    for batch in pq.ParquetFile(path).iter_batches(16_384, use_threads=False):
-        listed = batch.drop_columns(["id"]).to_pylist()
+    for file in sorted(Path(path).iterdir()):
+        listed = pq.read_table(file, use_threads=False).drop_columns(["id"]).to_pylist()
         from_s = time.perf_counter()
         for x in listed:
             model.predict_one(x)
@@ -266,7 +267,7 @@ def naive(path: str, pickled: bytes) -> float:
     """Rows a second of Ray Data's ``map``, from its first row to its last."""
     import ray.data
 
-    data = ray.data.read_parquet(path, override_num_blocks=8).map(
+    data = ray.data.read_parquet(path, override_num_blocks=_PEER_FILES).map(
         _Naive, fn_constructor_args=(pickled,), num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=WORKERS),
     )  # fmt: skip
@@ -290,7 +291,7 @@ def run(
     speeds = []
     with (
         tempfile.TemporaryDirectory(prefix="online-rescore-") as folder,
-        ray_for("local", folder, WORKERS),
+        ray_for("local", folder, WORKERS + 1),  # one for what the plain map reads by
     ):
         _quiet()
         for data, kind in CASES:
@@ -316,9 +317,12 @@ def _case(
     build, peer_rows = MODELS[kind]
     taken = numeric(found) if kind == "logreg" else found
     pickled = trained(build(), taken, labels)
-    path, peer = folder / f"{data}-{kind}.parquet", folder / f"{data}-{kind}-peer.parquet"
+    path, peer = folder / f"{data}-{kind}.parquet", folder / f"{data}-{kind}-peer"
     pq.write_table(taken, path, row_group_size=65_536)
-    pq.write_table(taken.slice(0, peer_rows), peer, row_group_size=65_536)
+    peer.mkdir()
+    size = -(-min(peer_rows, taken.num_rows) // _PEER_FILES)
+    for i in range(_PEER_FILES):  # Ray Data's map gets a file a task
+        pq.write_table(taken.slice(i * size, size), peer / f"{i}.parquet")
     rates, walls, loops, alones, naives = [], [], [], [], []
     method = ""
     for i in range(runs):  # peers in turn, so that what else the machine does meets all of them
