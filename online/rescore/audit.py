@@ -159,9 +159,9 @@ class _Found:
         tolerance = TOLERANCE[self._plan.method]
         for at, label, single in sampled:
             self.sampled += 1
-            if single is None:
+            if single is None or at >= len(score):  # too few rows is a finding of its own
                 continue
-            held = float(score[at]) if at < len(score) else math.nan
+            held = float(score[at])
             same = labels is None or labels[at].as_py() == label
             if not same or not abs(held - single) <= tolerance * max(1.0, abs(single)):
                 shown = "" if labels is None else f"{labels[at].as_py()} "

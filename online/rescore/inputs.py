@@ -35,6 +35,7 @@ NULLS: Final = ["", "NA", "N/A", "null", "NULL"]
 
 _HEAD_BYTES: Final = 1 << 20
 _HEAD_LINES: Final = 1_000
+_MOSTLY: Final = 0.5  # of a CSV column's texts are numbers: then it is a column of numbers
 _FORMS: Final[dict[str, Form]] = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"
 }  # fmt: skip
@@ -79,12 +80,11 @@ def _input(place: str, info: Any) -> Input:
 
 
 def opened(one: Input) -> Any:
-    """The file as a stream of its content (uncompressed), or, of Parquet, as a seekable file."""
+    """The file's content: as a file, or, uncompressed on the way, as a stream that can't seek."""
     filesystem, _ = Place(one.place).open()
-    if one.form == "parquet":
+    if not one.compressed:
         return filesystem.open_input_file(one.path)
-    compression = "gzip" if one.compressed else None
-    return filesystem.open_input_stream(one.path, compression=compression)
+    return filesystem.open_input_stream(one.path, compression="gzip")
 
 
 def parquet(one: Input) -> pq.ParquetFile:
@@ -121,7 +121,8 @@ def kinds(one: Input) -> dict[str, Kind | str]:
         )
     except pa.ArrowException as error:
         raise InputRefused(one.path, f"no CSV with a header ({error})", "Write it again") from error
-    return {f.name: _csv_kind(f.type) for f in table.schema}
+    read = table.read_all()
+    return {name: _csv_kind(read[name]) for name in read.column_names}
 
 
 def _head(one: Input) -> bytes:
@@ -146,12 +147,24 @@ def _kind(kind: pa.DataType) -> Kind | str:
     return str(kind)
 
 
-def _csv_kind(kind: pa.DataType) -> Kind:
-    """A whole number may be followed by one that is not: both are numbers."""
-    of = _kind(kind)
+def _csv_kind(values: pa.ChunkedArray) -> Kind:
+    """A whole number may be followed by one that is not; a few texts among numbers are bad rows."""
+    of = _kind(values.type)
     if of in ("integer", "number", "null"):
         return "number"
-    return "bool" if of == "bool" else "text"
+    if of == "bool":
+        return "bool"
+    texts = [text for text in values.cast(pa.string()).to_pylist() if text not in (None, *NULLS)]
+    numbers = sum(map(_is_number, texts))
+    return "number" if numbers > _MOSTLY * len(texts) else "text"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
@@ -162,12 +175,8 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
         except msgspec.DecodeError:
             continue  # a bad row, which is told of where rows are read
         for name, value in row.items() if isinstance(row, dict) else ():
-            kind = json_kind(value)
-            if value is None or out.setdefault(name, kind) == kind:
-                continue
-            raise InputRefused(
-                f"{one.path}, column {name}", f"it holds {out[name]} and {kind}", "Give it one type"
-            )
+            if value is not None:  # another type further on makes a bad row
+                out.setdefault(name, json_kind(value))
     if not out:
         raise InputRefused(one.path, "no line of JSON objects in its beginning", "Write it again")
     return out
