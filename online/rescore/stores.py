@@ -174,9 +174,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[str | None, float]).decode
-_PIPELINED: Final = 2_000
+_pack = msgspec.msgpack.Encoder().encode
+_text = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(tuple[str | None, float]).decode
+_AT_ONCE: Final = 250  # keys of a script: the server does nothing else for half a millisecond
+_PIPELINED: Final = 8
+_SET_MANY: Final = """
+local rows, ttl = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
+for i = 1, #rows, 2 do
+  if ttl > 0 then redis.call('SET', KEYS[1] .. rows[i], rows[i + 1], 'EX', ttl)
+  else redis.call('SET', KEYS[1] .. rows[i], rows[i + 1]) end
+end
+"""
 
 
 class RedisScores:
@@ -239,12 +248,13 @@ class RedisScores:
         return rows
 
     def _write(self, run: Run, rows: Sequence[tuple[str, str | None, float]]) -> None:
-        base = f"{self._base}:{run.name}:"
-        ttl = () if self._ttl_s is None else ("EX", str(int(self._ttl_s)))
-        for begin in range(0, len(rows), _PIPELINED):
+        base, ttl = f"{self._base}:{run.name}:", int(self._ttl_s or 0)
+        for begin in range(0, len(rows), _AT_ONCE * _PIPELINED):
             with self._client.pipeline(transaction=False) as pipe:
-                for key, prediction, score in rows[begin : begin + _PIPELINED]:
-                    pipe.execute_command("SET", base + key, _encode((prediction, score)), *ttl)
+                for first in range(begin, min(begin + _AT_ONCE * _PIPELINED, len(rows)), _AT_ONCE):
+                    some = rows[first : first + _AT_ONCE]
+                    flat = [item for key, *score in some for item in (key, _text(score).decode())]
+                    pipe.execute_command("EVAL", _SET_MANY, 1, base, _pack(flat), ttl)
                 pipe.execute()
 
     def point(self, change: Callable[[Current], Current]) -> Current:
