@@ -11,10 +11,7 @@ import typer
 from online import __version__
 from online.bench.cli import app as bench_app
 from online.commands import (
-    export,
-    models,
-    report,
-    rewrites,
+    ,
     serve,
     settings,
     snapshot,
@@ -32,11 +29,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    serve.serve, stream.stream, status.status, status.fsck, report.report,
-    rewrites.rollback, rewrites.freeze, rewrites.unfreeze, export.export,
+    serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
+    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(scores.app, name="scores")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")
 app.add_typer(bench_app, name="bench")

@@ -526,6 +526,31 @@ def edge(as_json: AsJson = False) -> None:
             _show(title, found, as_json=False)
     if as_json:
         print(json.dumps(tables))
+
+
+@app.command()
+def rescore(
+    runs: Annotated[int, typer.Option(help="repetitions of each", min=1)] = 5,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Batch re-scoring beside a loop of predict_one and Ray Data's plain map.
+
+    Needs KDD99 and ACS employment in ONLINE_DATA_DIR.  Example: online bench rescore --runs 5
+    """
+    from online.bench import rescore as bench
+    from online.config import data_dir
+
+    speeds, memory = bench.run(
+        data_dir(), runs=runs, rows=rows, progress=lambda x: print(x, file=sys.stderr)
+    )
+    if as_json:
+        data = [asdict(row) for row in speeds] + [asdict(row) for row in memory]
+        print(json.dumps(data))
+    else:
+        _show("rows a second", speeds, as_json=False)
+        _show("most memory", memory, as_json=False)
+    good = all(row.good for row in speeds) and all(row.good for row in memory)
     raise typer.Exit(0 if good else 1)
 
 
