@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import Final
 
+from paramserver.blocks import Blocks
 from paramserver.filters.base import (
     ACCEPTED,
     CLIPPED,
@@ -182,6 +183,20 @@ class Chain:
             self.sources.quarantine(source)
         if self._arrivals % self._every == 0:
             self.refresh(event.key)
+
+    def cut(self) -> Blocks:
+        """What the observed events did to the sources: goes with their range's push."""
+        return self.sources.cut()
+
+    def rebase(self, values: Blocks) -> None:
+        """Take the server's values, with what is open on top, and act on what all have seen."""
+        for source in self.sources.rebase(values, self._arrivals):
+            if source.standing < QUARANTINE_AT and not self.drift:
+                self.sources.quarantine(source)
+
+    def reset(self, values: Blocks) -> None:
+        """Be exactly ``values``, with nothing open."""
+        self.sources.reset(values, self._arrivals)
 
     def _shadow(self, source: Source) -> None:
         source.shadow += 1

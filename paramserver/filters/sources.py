@@ -133,17 +133,24 @@ class Sources:
         out, self._open = self._open, {}
         return out
 
-    def rebase(self, values: Blocks, arrival: int) -> None:
-        """Take the server's values for what they name, with the open increases on top."""
+    def rebase(self, values: Blocks, arrival: int) -> list[Source]:
+        """Take the server's values for what they name, with the open increases on top.
+
+        Returns the sources that were named.
+        """
+        named: dict[str, Source] = {}
         for block, got in values.items():
             if not block.startswith("filter."):
                 continue
             opened = self._open.get(block)
             mine = {} if opened is None else opened.data
             for name, value in got.data.items():
-                self._take_value(block, name, value, mine.get(name), arrival)
+                named[name] = self._take_value(block, name, value, mine.get(name), arrival)
+        return list(named.values())
 
-    def _take_value(self, block: str, name: str, value: object, mine: object, arrival: int) -> None:
+    def _take_value(
+        self, block: str, name: str, value: object, mine: object, arrival: int
+    ) -> Source:
         source = self._known.get(name) or self._new.get(name) or self.touch(name)
         if block.startswith(_EVIDENCE):
             assert isinstance(value, int | float)
@@ -158,6 +165,7 @@ class Sources:
             field = block.removeprefix("filter.")
             setattr(source, field, max(getattr(source, field), int(value[1])))
         self._settle(source)
+        return source
 
     def reset(self, values: Blocks, arrival: int = 0) -> None:
         """Be exactly ``values``, with nothing open."""
