@@ -178,3 +178,81 @@ def matrix(found: Sequence[Cell]) -> list[dict[str, str]]:
             text += f" ({one.honest_rejected:.0f}, {one.hostile_weight:.0f})"
         rows.setdefault(one.attack, {"what": one.attack})[one.defence] = text
     return list(rows.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A table: its name, all cells, and a line for each defence."""
+
+    name: str
+    cells: list[Cell]
+    summaries: list[Summary]
+
+
+def part(
+    data: Images,
+    name: str,
+    attacks: Sequence[str],
+    of: Sequence[str],
+    *,
+    narrow: bool,
+    honest: int,
+    seeds: Sequence[int],
+    peer_seeds: Sequence[int],
+    progress: Progress = lambda line: None,
+) -> Part:
+    """The cells of a table; others' defences with fewer seeds where ``peer_seeds`` says so."""
+    found: list[Cell] = []
+    for defence in of:
+        own = seeds if defence in ("ours", "none") else peer_seeds
+        found += cells(
+            data,
+            attacks,
+            [defence],
+            narrow=narrow,
+            honest=honest,
+            seeds=own,
+            progress=progress,
+        )
+    unfiltered = next(
+        (one.accuracy for one in found if (one.defence, one.attack) == ("none", "none")), None
+    )
+    return Part(name, found, [summary(found, defence, unfiltered) for defence in of])
+
+
+def parts(
+    data: Images,
+    *,
+    quick: bool = False,
+    long: bool = False,
+    seeds: Sequence[int] = SEEDS,
+    peer_seeds: Sequence[int] = SEEDS[:2],
+    progress: Progress = lambda line: None,
+) -> list[Part]:
+    """R1 with equal sources and with three classes each; ``long`` adds R2, both ways."""
+    if quick:
+        some = ("none", "-10 g", "label flip")
+        one = seeds[:1]
+        return [
+            part(
+                data, "R1, iid, in small", some, ("none", "Zeno++", "ours"), narrow=False,
+                honest=200, seeds=one, peer_seeds=one, progress=progress,
+            )
+        ]  # fmt: skip
+    every = tuple(defences.DEFENCES)
+    found = [
+        part(
+            data, f"R1, {name}", tuple(KINDS), every, narrow=narrow, honest=R1_HONEST,
+            seeds=seeds, peer_seeds=peer_seeds, progress=progress,
+        )
+        for name, narrow in (("iid", False), ("three classes a source", True))
+    ]  # fmt: skip
+    if long:
+        found += [
+            part(
+                data, f"R2, {name}", R2_KINDS, R2_DEFENCES, narrow=narrow, honest=R2_HONEST,
+                seeds=seeds[:2], peer_seeds=peer_seeds[:1], progress=progress,
+            )
+            for name, narrow in (("iid", False), ("three classes a source", True))
+        ]  # fmt: skip
+    return found
