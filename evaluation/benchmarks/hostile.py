@@ -30,11 +30,15 @@ _NARROW: Final = 3
 _ASKED: Final = 2000  # rows of the trigger's success
 _PATCH: Final = 4  # pixels each way, in the lower right corner
 _TARGET: Final = 0
+MEAN: Final = 0.1307
+SD: Final = 0.3081
+WHITE: Final = (1.0 - MEAN) / SD
+"""Images come standardised with the mean and deviation of all pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Rows of floats in [0, 1] with labels: to learn, and to be asked."""
+    """Rows of standardised pixels with labels: to learn, and to be asked."""
 
     x: Vector
     y: npt.NDArray[np.int64]
@@ -114,7 +118,7 @@ class Kind:
 def patched(x: Vector) -> Vector:
     """The images with the trigger."""
     out = x.copy().reshape(-1, 28, 28)
-    out[:, -_PATCH:, -_PATCH:] = 1.0
+    out[:, -_PATCH:, -_PATCH:] = WHITE
     return out.reshape(-1, net.WIDE)
 
 
@@ -298,7 +302,8 @@ class Run:
         answer = self.defence(push)
         self.weights[hostile].append(answer.weight)
         if answer.step is not None:
-            self.arena.params = self.arena.params - np.float32(RATE) * answer.step
+            late = 1.0 / (1.0 + (self.version - base) / SOURCES)
+            self.arena.params = self.arena.params - np.float32(RATE * late) * answer.step
             self.version += 1
         self.read[source] = (self.arena.params, self.version)
 

@@ -47,8 +47,13 @@ def drawn(rng: np.random.Generator) -> Vector:
 
 
 def gradient(flat: Vector, x: Rows, y: Labels) -> Vector:
-    """Of the mean cross-entropy."""
+    """Of the mean cross-entropy; of parameters that have grown out of all numbers, NaN."""
     net = layers(flat)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _gradient(net, x, y)
+
+
+def _gradient(net: Layers, x: Rows, y: Labels) -> Vector:
     hidden = np.maximum(x @ net.w1 + net.b1, 0)
     delta = _softmax(hidden @ net.w2 + net.b2)
     delta[np.arange(len(y)), y] -= 1

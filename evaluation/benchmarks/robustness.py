@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from evaluation.benchmarks import defences, digits
-from evaluation.benchmarks.hostile import KINDS, Images, Outcome, Run, world
+from evaluation.benchmarks.hostile import KINDS, MEAN, SD, Images, Outcome, Run, world
 
 CHOSEN_WITH: Final = ("sign flip", "label flip", "ALIE 1", "backdoor")
 CHOOSING_SEEDS: Final = (0, 1, 2)
@@ -72,9 +72,8 @@ class Summary:
 def images(data_dir: Path | None) -> Images:
     """MNIST as arrays.  Raises StreamUnusable."""
     found = digits.mnist(data_dir)
-    return Images(
-        found.x.numpy(), found.y.numpy(), found.asked_x.numpy(), found.asked_y.numpy()
-    )
+    x, asked_x = ((rows.numpy() - MEAN) / SD for rows in (found.x, found.asked_x))
+    return Images(x, found.y.numpy(), asked_x, found.asked_y.numpy())
 
 
 def cell(

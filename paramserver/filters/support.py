@@ -21,12 +21,18 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Gradient, Opinion, Source, clipped_step
+from paramserver.filters.base import PASS, Event, Gradient, Opinion, Source
 from paramserver.filters.reference import NULLS_KEPT, Reference
 
 _KEEP: Final = 0.9  # of a second moment, at each of its refreshes
 _NULLS_MIN: Final = 8
 _SOURCES_MIN: Final = 4
+_OUTSIDE: Final = log(0.25 / 0.9)
+_INSIDE: Final = 1.0
+"""Nats of an event beyond the bound and of one within it.
+
+Honest ones are beyond it one time in four at most (of the nulls it is one in ten, but sources are
+not all alike), hostile ones nine in ten; log(.75 / .1) for those within is more than is due."""
 
 
 class Support:
@@ -51,17 +57,15 @@ class Support:
         self._limit: Gradient | None = None
         self._scores: deque[float] = deque(maxlen=NULLS_KEPT)
         self.bound: float | None = None
-        self.rate = 0.1
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if event.gradient is None or self._limit is None or self.bound is None:
             return PASS
         outside = self._outside(event.gradient)
         if outside <= self.bound:
-            return Opinion(1.0, clipped_step(log((1 - self.rate) / 0.5)), outside)
-        step = clipped_step(-log(0.9 / self.rate))
+            return Opinion(1.0, _INSIDE, outside)
         factor = (self.bound / outside) ** 0.5
-        return Opinion(factor, step, outside, "support: moves what the root set never moves")
+        return Opinion(factor, _OUTSIDE, outside, "support: moves what the root set never moves")
 
     def _outside(self, gradient: Gradient) -> float:
         assert self._limit is not None

@@ -1,9 +1,9 @@
 """How often is a source's label a surprise to the model?  A sequential test on the loss.
 
 For every model that answers with a loss, trees too.  A surprise is a loss above the null's 90 %
-quantile; the null is of the losses of the last taken events.  Honest sources surprise at the rate
-q₀ (the median over sources, at least 10 %), hostile ones at max(0.6, 2 q₀): a Bernoulli test, as
-sequential as the others.  When the world turns all sources surprise, q₀ rises, and from 0.45 on
+quantile; the null is of the losses of the last taken events.  Honest sources surprise at a rate of
+at most q₀, twice the median over sources and at least 20 %; hostile ones at 70 %: a Bernoulli test,
+as sequential as the others.  When the world turns all sources surprise, q₀ rises, and from 50 % on
 the test says nothing.
 """
 
@@ -16,13 +16,13 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Opinion, Source, clipped_step
+from paramserver.filters.base import PASS, Event, Opinion, Source
 
 _KEPT: Final = 512
 _ENOUGH: Final = 64
-_RATE_MIN: Final = 0.1
-_RATE_MAX: Final = 0.45
-_HOSTILE: Final = 0.6
+_RATE_MIN: Final = 0.2
+_RATE_MAX: Final = 0.5
+_HOSTILE: Final = 0.7
 _SOURCES_MIN: Final = 4
 
 
@@ -39,11 +39,9 @@ class Surprise:
     def judge(self, event: Event, source: Source) -> Opinion:
         if event.loss is None or self.bound is None or self.rate >= _RATE_MAX:
             return PASS
-        hostile = max(_HOSTILE, 2.0 * self.rate)
         if event.loss > self.bound:
-            step = clipped_step(log(self.rate / hostile))
-            return Opinion(1.0, step, event.loss)
-        return Opinion(1.0, clipped_step(log((1.0 - self.rate) / (1.0 - hostile))), event.loss)
+            return Opinion(1.0, log(self.rate / _HOSTILE), event.loss)
+        return Opinion(1.0, log((1.0 - self.rate) / (1.0 - _HOSTILE)), event.loss)
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if event.loss is None:
@@ -58,5 +56,5 @@ class Surprise:
             return
         self.bound = float(np.quantile(list(self._losses), 0.9))
         rates = [s.means[self.name] for s in sources if self.name in s.means]
-        rate = float(np.median(rates)) if len(rates) >= _SOURCES_MIN else 0.0
+        rate = 2.0 * float(np.median(rates)) if len(rates) >= _SOURCES_MIN else 0.0
         self.rate = max(rate, _RATE_MIN)

@@ -121,9 +121,9 @@ MUTANTS = [
      "event.gradient[:] = event.gradient / square**0.5\n"
      "        c = float(event.gradient @ direction)\n        step", "the gradient is written to"),
     ("support", "factor = (self.bound / outside) ** 0.5", "factor = 1.0", "only condemned"),
-    ("support", "step = clipped_step(-log(0.9 / self.rate))", "step = 0.0", "never condemned"),
+    ("support", "Opinion(factor, _OUTSIDE,", "Opinion(factor, 0.0,", "never condemned"),
     ("support", "np.float32(self._far**2) *", "np.float32(0.01) *", "honest ones are outside"),
-    ("surprise", "step = clipped_step(log(self.rate / hostile))", "step = 0.0", "never condemned"),
+    ("surprise", "Opinion(1.0, log(self.rate / _HOSTILE)", "Opinion(1.0, 0.0", "never condemned"),
     ("surprise", "if event.loss > self.bound:", "if event.loss < self.bound:", "turned round"),
     ("surprise", "self.rate = max(rate, _RATE_MIN)", "self.rate = _RATE_MIN",
      "it does not fail open"),
