@@ -148,13 +148,15 @@ class Ours:
     def __init__(self, arena: Arena) -> None:
         self.reference = Reference(arena.root_labels, arena.root_gradient, rows=BATCH)
         self.chain = usual(arena.params.size, self.reference)
-        self.chain.refresh(b"start")
-        self.chain.refresh(b"begin")
+        self.chain.refresh(b"start", 0)
+        self.chain.refresh(b"begin", 0)
         self._seed = arena.seed
 
     def __call__(self, push: Push) -> Answer:
         key = self._seed.to_bytes(8, "big") + push.number.to_bytes(8, "big")
-        event = Event(f"s{push.source}", key, push.gradient)
+        event = Event(
+            f"s{push.source}", key, push.gradient, version=push.version, base=push.base
+        )
         verdict = self.chain.decide(event)
         self.chain.observe(event, verdict)
         if not verdict.taken:

@@ -44,6 +44,9 @@ class Event:
     loss
         Of the model's answer before this label was learned, finite, ≥ 0 (log loss: −log p(label));
         None if nothing was predicted.
+    version, base
+        Number of the parameters when it came, and of those that the gradient was computed with:
+        the same for feedback, earlier for pushes.
     label
         The label's JSON text; None for pushes.
     digest
@@ -56,6 +59,8 @@ class Event:
     key: bytes
     gradient: Gradient | None = None
     loss: float | None = None
+    version: int = 0
+    base: int = 0
     label: str | None = None
     digest: int | None = None
     features_digest: int | None = None

@@ -33,7 +33,6 @@ from paramserver.filters.reference import Reference
 from paramserver.filters.samples import Samples
 from paramserver.filters.schema import Schema
 from paramserver.filters.sources import SOURCES_MAX, Sources
-from paramserver.filters.support import Support
 from paramserver.filters.surprise import Surprise
 
 QUARANTINE_AT: Final = -4.0
@@ -44,7 +43,7 @@ RELEASE_AFTER: Final = 20
 OFFENCES_MAX: Final = 3
 """From this quarantine on only an operator releases."""
 
-DRIFT_SHARE: Final = 0.3
+DRIFT_SHARE: Final = 0.4
 DRIFT_SOURCES_MIN: Final = 4
 WINDOW: Final = 512
 _WHOLE: Final = 0.95
@@ -158,7 +157,7 @@ class Chain:
             if known is None and opinion.evidence == 0.0:
                 continue
             evidence = min((known or 0.0) + opinion.evidence, EVIDENCE_MAX)
-            if evidence < worst:
+            if evidence <= worst:
                 worst, name = evidence, test.name
         return (0.0, name) if name == "new" else (worst, name)
 
@@ -182,7 +181,7 @@ class Chain:
         if source.standing < QUARANTINE_AT and not self.drift:
             self.sources.quarantine(source)
         if self._arrivals % self._every == 0:
-            self.refresh(event.key)
+            self.refresh(event.key, event.version)
 
     def cut(self) -> Blocks:
         """What the observed events did to the sources: goes with their range's push."""
@@ -204,11 +203,14 @@ class Chain:
         if redeemed and source.offences < OFFENCES_MAX:
             self.sources.release(source)
 
-    def refresh(self, key: bytes) -> None:
-        """Draw nulls again, keyed by the event after which it happens, and look for drift."""
+    def refresh(self, key: bytes, version: int) -> None:
+        """Draw nulls again, keyed by the event after which it happens, and look for drift.
+
+        ``version``: number of the parameters that the root set's gradients are computed with.
+        """
         rng = keyed(key)
         if self.reference is not None:
-            self.reference.refresh(rng)
+            self.reference.refresh(rng, version)
         lately = [self.sources.get(name) for name in dict.fromkeys(reversed(self._lately))]
         for test in self.filters:
             test.refresh(rng, lately)
@@ -217,8 +219,7 @@ class Chain:
     def _look_for_drift(self, lately: Sequence[Source]) -> None:
         since = max(self._arrivals - len(self._lately), 0)
         turned = [s for s in lately if s.turned_at > since]
-        known = len(turned) + sum(s.good for s in lately)
-        drift = len(turned) >= DRIFT_SOURCES_MIN and len(turned) > DRIFT_SHARE * known
+        drift = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(lately))
         if drift and not self.drift:
             self.alarms += 1
             for source in turned:
@@ -238,6 +239,6 @@ def usual(
     if size is not None:
         filters.append(Norm(reference))
         if reference is not None and reference.problem is None:
-            filters += [Direction(reference), Support(reference)]
+            filters.append(Direction(reference))
     filters.append(Surprise())
     return Chain(filters, reference=reference, sources_max=sources_max)

@@ -1,10 +1,13 @@
-"""Does the gradient point where the root set's does?  A sequential test for each source.
+"""Is the gradient a mix of honest ones?  A sequential test for each source.
 
-c = cosine of the gradient and the reference direction.  Honest ones scatter as N(μ, σ), hostile
-ones as N(0, σ): one event adds (c − μ/2) · μ / σ² nats (Wald 1945), at most 2 in either sense, to
-the evidence of its source.  μ is the smaller of the nulls' lower quartile and the median over the
-sources of their mean c: when the root set loses its power, late in training or under drift, μ
-shrinks with it and the test says nothing, instead of condemning everybody.
+c = score of the gradient (:mod:`paramserver.filters.reference`).  Honest ones scatter as N(μ, σ)
+and hostile ones as N(ν, σ), so one event adds (c − (μ + ν)/2) · (μ − ν) / σ² nats (Wald 1945), at
+most 2 in either sense, to the evidence of its source.  μ is the median over the sources of their
+mean c, at most the nulls' upper quartile, and before there are sources the nulls' lower quartile;
+σ is the nulls'.  The line (μ + ν)/2 between the two lies at ``line`` · μ.
+
+When the root set loses its power, late in training or because the world has turned, μ goes down
+with the median source, and what was hostile before is usual now: the test fails open.
 """
 
 from __future__ import annotations
@@ -15,61 +18,80 @@ from typing import Final
 import numpy as np
 
 from paramserver.filters.base import PASS, Event, Opinion, Source, clipped_step
-from paramserver.filters.reference import Reference
+from paramserver.filters.reference import Reference, Score
 
 _NULLS_MIN: Final = 8
-_SOURCES_MIN: Final = 4
+_SOURCES_MIN: Final = 8
 _SD_MIN: Final = 0.02
-_AGAINST: Final = 0.1
-"""An event is against the root set if its c is below −max(this, 3 σ).  It is set aside."""
+_POWER_MIN: Final = 0.05
+"""Least μ: below it honest gradients and noise look alike."""
+
+_AGAINST: Final = 0.2
+"""Turned round, the event is a mix of honest ones so much better than as it is: it is set aside."""
 
 _HEARD: Final = 0.25
 """Unless its source has evidence for it: then so much of it is learned, for the world may turn."""
 
 _REASON: Final = "direction: against the root set"
+_MAD: Final = 1.4826  # of a normal distribution: deviation / median absolute deviation
 
 
 class Direction:
-    """The test on directions; off, with a reason, where the reference is."""
+    """The test on directions; off, with a reason, where the reference is.
+
+    Parameters
+    ----------
+    line
+        Part of μ below which a score is evidence against its source.  Higher: quicker, and honest
+        sources that are unlike the others are at risk.
+    """
 
     name = "direction"
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference, *, line: float = 0.8) -> None:
         self._reference = reference
+        self._line = line
         self.mu = 0.0
+        self.below = 0.0
         self.sd = 1.0
+        self.against = 1.0
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        direction = self._reference.direction
-        if event.gradient is None or direction is None:
+        score = self._score(event)
+        if score is None or self.mu < _POWER_MIN:
             return PASS
-        square = float(event.gradient @ event.gradient)
-        if square == 0.0 or self.mu <= 0.0:
-            return PASS
-        c = float(event.gradient @ direction) / square**0.5
-        step = clipped_step((c - self.mu / 2.0) * self.mu / self.sd**2)
-        if c < -max(_AGAINST, 3.0 * self.sd):
+        c = score.as_is
+        step = clipped_step((c - self.below) * 2.0 * (self.mu - self.below) / self.sd**2)
+        if score.turned - c > self.against:
             known = source.evidence.get(self.name, 0.0) + step >= 0.0
             return Opinion(_HEARD if known else 0.0, step, c, _REASON, stop=not known)
         return Opinion(1.0, step, c)
 
+    def _score(self, event: Event) -> Score | None:
+        if event.gradient is None or not event.gradient.any():
+            return None
+        return self._reference.score(event.gradient, event.base, event.label)
+
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         """Every event moves its own source's mean, taken or not: that is what it is judged by."""
-        direction = self._reference.direction
-        if event.gradient is None or direction is None:
+        if opinion is not PASS:
+            source.mean(self.name, opinion.score)
             return
-        square = float(event.gradient @ event.gradient)
-        if square > 0.0:
-            source.mean(self.name, float(event.gradient @ direction) / square**0.5)
+        score = self._score(event)  # the test was off; the means tell when to begin again
+        if score is not None:
+            source.mean(self.name, score.as_is)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        nulls = np.array(self._reference.cosines)
+        nulls = np.array([null.as_is for null in self._reference.nulls])
         if len(nulls) < _NULLS_MIN:
             self.mu = 0.0
             return
-        mu = float(np.quantile(nulls, 0.25))
         self.sd = max(float(nulls.std()), _SD_MIN)
+        turned = [null.turned - null.as_is for null in self._reference.nulls]
+        self.against = max(float(np.quantile(turned, 0.99)), _AGAINST)
         means = [s.means[self.name] for s in sources if self.name in s.means]
-        if len(means) >= _SOURCES_MIN:
-            mu = min(mu, float(np.median(means)))
-        self.mu = max(mu, 0.0)
+        if len(means) < _SOURCES_MIN:
+            self.mu = float(np.quantile(nulls, 0.25))
+        else:
+            self.mu = min(float(np.median(means)), float(np.quantile(nulls, 0.75)))
+        self.below = self._line * self.mu

@@ -15,6 +15,7 @@ import numpy as np
 
 from paramserver.filters.base import PASS, Event, Opinion, Source
 
+_WINDOW_MIN: Final = 64
 EARNED: Final = 8
 """Taken events after which a source has its own budget."""
 
@@ -22,8 +23,8 @@ EARNED: Final = 8
 class Rate:
     """Weigh down who sends more than twice as much as the median source.
 
-    With r = own arrivals / (2 · median + 1) in the window: weight 1/r above 1, set aside from
-    ``refuse_at``.  Sources with fewer than ``EARNED`` taken events share the pool: together they
+    With r = own arrivals / (m + 2 √m + 1) in the window, m = 2 · median (the root is for chance):
+    weight 1/r above 1, set aside from ``refuse_at``.  Sources with fewer than ``EARNED`` taken events share the pool: together they
     get ``pool_share`` of the window once at least eight sources have earned their own.
 
     Parameters
@@ -51,9 +52,10 @@ class Rate:
 
     def judge(self, event: Event, source: Source) -> Opinion:
         own = self._count.get(event.source, 0) + 1
-        over = own / (2.0 * self._median + 1.0) if self._median else 0.0
+        twice = 2.0 * self._median
+        over = own / (twice + 2.0 * twice**0.5 + 1.0) if self._median else 0.0
         reason = "rate: more than twice the median source"
-        if source.taken < EARNED and self._established >= EARNED:
+        if self._is_pooled(source):
             pool = (self._pooled + 1) / max(self.pool_share * len(self._window), 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
@@ -63,12 +65,16 @@ class Rate:
             return Opinion(0.0, score=over, reason=reason, stop=True)
         return Opinion(1.0 / over, score=over, reason=reason)
 
+    def _is_pooled(self, source: Source) -> bool:
+        known = self._established >= EARNED and len(self._window) >= _WINDOW_MIN
+        return known and source.taken < EARNED
+
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         new = source.taken < EARNED and not source.quarantined
         self._window.append((event.source, new))
         self._pooled += new
         self._move(event.source, +1)
-        bound = min(self.window_max, max(8 * len(self._count), 64))
+        bound = min(self.window_max, max(8 * len(self._count), _WINDOW_MIN))
         while len(self._window) > bound:
             gone, was_new = self._window.popleft()
             self._pooled -= was_new
