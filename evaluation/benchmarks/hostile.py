@@ -72,10 +72,11 @@ def world(images: Images, seed: int, *, narrow: bool, root_of_class: int = ROOT_
     if not narrow:
         return World(images, np.array_split(left, SOURCES), np.array(root))
     rows = []
+    order = rng.permutation(net.CLASSES)  # each class has six of the sixty places
     for source in range(SOURCES):
-        # whoever i is: some class of each third, so that every class has several sources
-        classes = {(source + k * (3 + source // net.CLASSES)) % net.CLASSES for k in range(_NARROW)}
-        mine = left[np.isin(images.y[left], sorted(classes))]
+        apart = 3 + source // net.CLASSES
+        classes = [order[(source + k * apart) % net.CLASSES] for k in range(_NARROW)]
+        mine = left[np.isin(images.y[left], classes)]
         rows.append(rng.choice(mine, len(left) // SOURCES, replace=False))
     return World(images, rows, np.array(root))
 

@@ -32,8 +32,17 @@ _AGAINST: Final = 0.2
 _HEARD: Final = 0.25
 """Unless its source has evidence for it: then so much of it is learned, for the world may turn."""
 
-_REASON: Final = "direction: against the root set"
+_RATIO: Final = "direction / usual"
+_APART: Final = 2.0
+_LINE_MAX: Final = 0.87
 _MAD: Final = 1.4826  # of a normal distribution: deviation / median absolute deviation
+_SLACK: Final = 1.5
+_AMPLIFIED: Final = 1.0
+"""Nats against who sends more than ``_SLACK`` times the mass that nulls have; it is scaled down.
+
+By length alone this can't be seen: lengths of honest gradients differ by more."""
+
+_REASON: Final = "direction: against the root set"
 
 
 class Direction:
@@ -48,13 +57,14 @@ class Direction:
 
     name = "direction"
 
-    def __init__(self, reference: Reference, *, line: float = 0.8) -> None:
+    def __init__(self, reference: Reference, *, line: float = 0.7) -> None:
         self._reference = reference
         self._line = line
         self.mu = 0.0
         self.below = 0.0
         self.sd = 1.0
         self.against = 1.0
+        self.heavy = float("inf")
 
     def judge(self, event: Event, source: Source) -> Opinion:
         score = self._score(event)
@@ -65,6 +75,9 @@ class Direction:
         if score.turned - c > self.against:
             known = source.evidence.get(self.name, 0.0) + step >= 0.0
             return Opinion(_HEARD if known else 0.0, step, c, _REASON, stop=not known)
+        if score.mass > self.heavy:
+            step = clipped_step(step - _AMPLIFIED)
+            return Opinion(self.heavy / score.mass, step, c, "direction: amplified")
         return Opinion(1.0, step, c)
 
     def _score(self, event: Event) -> Score | None:
@@ -76,6 +89,8 @@ class Direction:
         """Every event moves its own source's mean, taken or not: that is what it is judged by."""
         if opinion is not PASS:
             source.mean(self.name, opinion.score)
+            old = source.means.get(_RATIO, 1.0)
+            source.means[_RATIO] = old + (opinion.score / self.mu - old) / 16.0
             return
         score = self._score(event)  # the test was off; the means tell when to begin again
         if score is not None:
@@ -89,9 +104,19 @@ class Direction:
         self.sd = max(float(nulls.std()), _SD_MIN)
         turned = [null.turned - null.as_is for null in self._reference.nulls]
         self.against = max(float(np.quantile(turned, 0.99)), _AGAINST)
+        masses = [null.mass for null in self._reference.nulls]
+        self.heavy = _SLACK * max(float(np.quantile(masses, 0.95)), 1.0)
         means = [s.means[self.name] for s in sources if self.name in s.means]
         if len(means) < _SOURCES_MIN:
             self.mu = float(np.quantile(nulls, 0.25))
         else:
             self.mu = min(float(np.median(means)), float(np.quantile(nulls, 0.75)))
-        self.below = self._line * self.mu
+        self.below = self.mu * self._line_between(sources)
+
+    def _line_between(self, sources: Sequence[Source]) -> float:
+        """Lower where sources are less alike; of the hostile ones the median knows nothing."""
+        ratios = np.array([s.means[_RATIO] for s in sources if _RATIO in s.means])
+        if len(ratios) < _SOURCES_MIN:
+            return self._line
+        apart = _MAD * float(np.median(np.abs(ratios - np.median(ratios))))
+        return min(max(1.0 - _APART * apart, self._line), _LINE_MAX)

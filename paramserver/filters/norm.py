@@ -26,7 +26,7 @@ class Norm:
 
     name = "norm"
 
-    def __init__(self, reference: Reference | None, *, slack: float = 1.5) -> None:
+    def __init__(self, reference: Reference | None, *, slack: float = 1.25) -> None:
         self._reference = reference
         self._slack = slack
         self._taken: deque[float] = deque(maxlen=_KEPT)
@@ -57,4 +57,4 @@ class Norm:
         if len(self._taken) >= _ENOUGH:
             bounds.append(float(np.median(list(self._taken))))
         if bounds and max(bounds) > 0.0:
-            self.cap = self._slack * max(bounds)
+            self.cap = self._slack * bounds[-1]

@@ -55,10 +55,15 @@ Half = list[npt.NDArray[np.intp]]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well a gradient is a mix of honest ones, as it is and turned round; cosines."""
+    """How well a gradient is a mix of honest ones.
+
+    ``as_is`` and ``turned``: cosines, of it and of it turned round.  ``mass``: sum of the mix's
+    weights; those of a mean gradient sum to one, those of one three times as long to three.
+    """
 
     as_is: float
     turned: float
+    mass: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +84,23 @@ class Frame:
         """The score of a gradient's probes; ``of_class``: a row of that class, no mix."""
         length = float(np.dot(probes * probes, self.inverse)) ** 0.5
         if length == 0.0:
-            return Score(0.0, 0.0)
+            return Score(0.0, 0.0, 0.0)
         along = (self.weighed @ probes).astype(np.float64)
         if of_class is not None:
-            one = along[of_class] / (length * self.products[of_class, of_class] ** 0.5)
-            return Score(float(one), float(-one))
-        return Score(self._nearest(along) / length, self._nearest(-along) / length)
+            own = float(self.products[of_class, of_class])
+            one = float(along[of_class])
+            cosine = one / (length * own**0.5)
+            return Score(cosine, -cosine, one / own)
+        (as_is, mass), (turned, _) = self._nearest(along), self._nearest(-along)
+        return Score(as_is / length, turned / length, mass)
 
-    def _nearest(self, along: npt.NDArray[np.float64]) -> float:
-        """Length of the projection onto the cone of mixes."""
+    def _nearest(self, along: npt.NDArray[np.float64]) -> tuple[float, float]:
+        """Length of the projection onto the cone of mixes, and the mix's mass."""
         if not (along > 0.0).any():
-            return 0.0
+            return 0.0, 0.0
         mix, _ = nnls(self.root, np.linalg.solve(self.root.T, along))
         length = float(mix @ self.products @ mix) ** 0.5
-        return float(mix @ along) / length if length > 0.0 else 0.0
+        return (float(mix @ along) / length, float(mix.sum())) if length > 0.0 else (0.0, 0.0)
 
 
 class Reference:
