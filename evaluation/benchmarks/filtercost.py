@@ -59,14 +59,14 @@ def costs(size: int, rounds: int = 201) -> list[Cost]:
     reference = Reference(labels, lambda rows: drawn[int(rows[0]) % 40], rows=16)
     chain = usual(size, reference)
     for i in range(6):
-        chain.refresh(bytes([i]))
+        chain.refresh(bytes([i]), 0)
     events = [Event(f"s{i % 20}", i.to_bytes(16, "little"), drawn[i % 40], 0.5) for i in range(400)]
     for event in events[:200]:
         chain.observe(event, chain.decide(event))
     source = chain.sources.get("s1")
     out = [_of_filter(test, events[200], source, size, rounds) for test in chain.filters]
     decide = _timed(lambda: chain.decide(events[201]), rounds)
-    refresh = _timed(lambda: chain.refresh(b"x"), max(rounds // 10, 5)) / 10
+    refresh = _timed(lambda: chain.refresh(b"x", 0), max(rounds // 10, 5)) / 10
     verdicts = iter([(e, chain.decide(e)) for e in events[200:]] * (rounds // 200 + 1))
     observe = _timed(lambda: chain.observe(*next(verdicts)), rounds)
     out.append(Cost("observe", size, observe, "", True))

@@ -142,8 +142,8 @@ class Ours:
     def __call__(self, x: Vector, params: Vector) -> Vector:
         first, self._params = self._n == 0, params
         if first:
-            self._chain.refresh(b"start")
-            self._chain.refresh(b"begin")
+            self._chain.refresh(b"start", 0)
+            self._chain.refresh(b"begin", 0)
         total, weight = np.zeros(net.SIZE, np.float32), 0.0
         for source, gradient in enumerate(x):
             self._n += 1

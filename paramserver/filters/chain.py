@@ -35,8 +35,8 @@ from paramserver.filters.schema import Schema
 from paramserver.filters.sources import SOURCES_MAX, Sources
 from paramserver.filters.surprise import Surprise
 
-QUARANTINE_AT: Final = -4.0
-"""Wald: an honest source is condemned with probability of about e⁻⁴ = 2 %."""
+QUARANTINE_AT: Final = -6.0
+"""Wald: an honest source is condemned with probability of about e⁻⁶ = .25 %."""
 
 REFRESH_EVERY: Final = 10
 RELEASE_AFTER: Final = 20
@@ -142,7 +142,7 @@ class Chain:
         if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
             reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
-        trust = 1.0 / (1.0 + exp(-(standing + 1.0)))
+        trust = 1.0 / (1.0 + exp(-standing))
         weight *= 1.0 if trust >= _WHOLE else trust
         if weight * clip == 1.0:
             return Verdict(ACCEPTED, 1.0, 1.0, worst.score, "", asked)

@@ -109,7 +109,7 @@ def chain_of(make: Make, stream: Stream) -> Chain:
     """The filter behind the schema, warm."""
     chain = Chain([Schema(SIZE), make(stream.reference)], reference=stream.reference)
     for i in range(6):
-        chain.refresh(bytes([i]))
+        chain.refresh(bytes([i]), 0)
     return chain
 
 

@@ -34,7 +34,7 @@ _HEARD: Final = 0.25
 
 _RATIO: Final = "direction / usual"
 _APART: Final = 2.0
-_LINE_MAX: Final = 0.87
+_LINE_MAX: Final = 0.85
 _MAD: Final = 1.4826  # of a normal distribution: deviation / median absolute deviation
 _SLACK: Final = 1.5
 _AMPLIFIED: Final = 1.0

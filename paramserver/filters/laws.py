@@ -10,7 +10,6 @@ from paramserver.filters.base import Event, Filter, Gradient, Source
 from paramserver.filters.checks import (
     HONEST,
     HOSTILE,
-    LIVE,
     SIZE,
     Forge,
     Make,
@@ -65,17 +64,6 @@ def long_ones_do_not_raise_the_cap(make: Make) -> None:
         chain.observe(event, verdict)
         longest[i >= 300] = max(longest[i >= 300], 6.0 * verdict.factor)
     assert longest[1] <= 1.5 * longest[0] + 1e-6, f"first and second 300 events: {longest}"
-
-
-def new_numbers_are_held_back(make: Make) -> None:
-    """A trigger on inputs that the root set never has."""
-
-    def trigger(stream: Stream, i: int, event: Event) -> Event:
-        gradient = _of(event).copy()
-        gradient[LIVE:] = -2.0 * np.linalg.norm(gradient)
-        return replace(event, gradient=gradient)
-
-    _most(make, trigger, 0.1)
 
 
 def floods_are_held_back(make: Make) -> None:

@@ -46,10 +46,6 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
             lambda reference: of("direction").Direction(reference),
             (laws.opposite_is_set_aside, laws.a_turned_world_is_followed),
         ),
-        "support": (
-            lambda reference: of("support").Support(reference),
-            (laws.new_numbers_are_held_back,),
-        ),
         "surprise": (
             lambda reference: of("surprise").Surprise(),
             (laws.wrong_labels_are_set_aside, laws.a_turned_world_is_followed),
@@ -120,9 +116,6 @@ MUTANTS = [
     ("direction", "c = float(event.gradient @ direction) / square**0.5\n        step",
      "event.gradient[:] = event.gradient / square**0.5\n"
      "        c = float(event.gradient @ direction)\n        step", "the gradient is written to"),
-    ("support", "factor = (self.bound / outside) ** 0.5", "factor = 1.0", "only condemned"),
-    ("support", "Opinion(factor, _OUTSIDE,", "Opinion(factor, 0.0,", "never condemned"),
-    ("support", "np.float32(self._far**2) *", "np.float32(0.01) *", "honest ones are outside"),
     ("surprise", "Opinion(1.0, log(self.rate / _HOSTILE)", "Opinion(1.0, 0.0", "never condemned"),
     ("surprise", "if event.loss > self.bound:", "if event.loss < self.bound:", "turned round"),
     ("surprise", "self.rate = max(rate, _RATE_MIN)", "self.rate = _RATE_MIN",

@@ -21,7 +21,7 @@ def started(seed: int = 0) -> tuple[Stream, Chain]:
     stream = Stream(seed)
     chain = usual(SIZE, stream.reference)
     for i in range(6):
-        chain.refresh(bytes([i]))
+        chain.refresh(bytes([i]), 0)
     return stream, chain
 
 
@@ -230,7 +230,7 @@ def test_a_root_set_that_is_none_switches_directions_off(labels: list[int], text
     reference = Reference(labels, gradient_of)
     assert text in str(reference.problem)
     chain = usual(3, reference)
-    chain.refresh(b"a")
+    chain.refresh(b"a", 0)
     assert [test.name for test in chain.filters] == ["schema", "rate", "samples", "norm", "surprise"]
     event = Event("a", b"1", np.ones(3, np.float32), 0.5)
     assert chain.decide(event).taken
@@ -251,7 +251,7 @@ def test_a_diverged_model_has_no_direction() -> None:
     stream, chain = started()
     stream.weights = np.full(SIZE, np.nan)
     with np.errstate(invalid="ignore"):
-        chain.refresh(b"x")
+        chain.refresh(b"x", 0)
     stream.weights = np.zeros(SIZE)
     assert chain.decide(stream.event("h1")).taken
 
