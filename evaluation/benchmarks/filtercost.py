@@ -105,7 +105,7 @@ def peers(size: int = 66_230, n: int = 20, rounds: int = 5) -> list[Cost]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """MB of the table of sources, each with evidence of five tests, means and sixteen digests."""
+    """MB of the table of sources, each with evidence of five tests, means, eight digests and labels."""
 
     what: str
     sources: int
@@ -127,8 +127,8 @@ def memory(many: int = SOURCES) -> Memory:
                 source.mean(test, 0.1 * i)
             for _ in range(8):
                 table.take(source)
-            source.recent = tuple((hash((i, j)), hash((j, i))) for j in range(16))
-            source.labels = {str(j): i + j for j in range(4)}
+            source.recent = tuple((hash((i, j)), hash((j, i))) for j in range(8))
+            source.labels = {str(j): i + j for j in range(8)}
         table.cut()
         used = (tracemalloc.get_traced_memory()[0] - before) / 1e6
         assert len(table) == many

@@ -85,13 +85,13 @@ class Source:
     shadow
         Events scored since it was quarantined.
     good
-        Whether some test has spoken clearly for it (evidence ≥ 2) since it last turned.
+        Whether some test has spoken clearly for it (evidence ≥ 4) since it last turned.
     turned_at
-        Number of the arrival at which it went from good to evidence below zero; 0: never.
+        Number of the arrival at which it went from good to evidence below −2; 0: never.
     recent
         ``(features, event)`` digests of its last events, for the sample checks.
     labels
-        How often it gave each label; the least common ones are forgotten beyond sixteen.
+        How often it gave each label; the least common ones are forgotten beyond eight.
     """
 
     name: str
@@ -134,12 +134,16 @@ class Opinion:
         Nats for (> 0) or against (< 0) the source, within ±``STEP_MAX``.
     score
         What was measured, finite; to be shown.
+    detail
+        A second measurement that the filter wants back in :meth:`Filter.learn`.
     reason
         Why it is not let through whole; empty if it is.
     stop
         Set the event aside at once; later filters are not asked.
     refuse
         It can't be judged at all (not finite, wrong shape); nothing is learned from it.
+    off
+        The test says nothing about anybody now, and what it said of a source before doesn't count.
     """
 
     factor: float = 1.0
@@ -148,9 +152,13 @@ class Opinion:
     reason: str = ""
     stop: bool = False
     refuse: bool = False
+    detail: float = 0.0
+    off: bool = False
 
 
 PASS: Final = Opinion()
+OFF: Final = Opinion(off=True)
+"""Of a test that can say nothing about anybody now."""
 
 
 class Filter(Protocol):

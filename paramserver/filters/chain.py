@@ -154,7 +154,7 @@ class Chain:
         worst, name = EVIDENCE_MAX, "new"
         for test, opinion in zip(self.filters, opinions, strict=False):
             known = source.evidence.get(test.name)
-            if known is None and opinion.evidence == 0.0:
+            if opinion.off or (known is None and opinion.evidence == 0.0):
                 continue
             evidence = min((known or 0.0) + opinion.evidence, EVIDENCE_MAX)
             if evidence <= worst:

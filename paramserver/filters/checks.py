@@ -4,7 +4,7 @@
 handed over with it, see :mod:`paramserver.filters.laws`.  Each check raises AssertionError with
 what was found.  :func:`yield_checks` is for parametrised tests, :func:`check_filter` runs all.
 
-The checks play a stream: logistic regression on twelve numbers, twenty sources, one row a push.
+The checks play a stream: logistic regression on forty numbers, twenty sources, sixteen rows a push.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Make = Callable[[Reference], Filter]
 Check = Callable[[Make], None]
 Forge = Callable[["Stream", int, Event], Event]
 
-SIZE: Final = 12
-LIVE: Final = 10
-"""Numbers of a row; the last two are always zero in honest ones."""
+SIZE: Final = 40
+ROWS: Final = 16
+"""Numbers of a row; rows of a push."""
 
 HONEST: Final = tuple(f"h{i}" for i in range(15))
 HOSTILE: Final = tuple(f"x{i}" for i in range(5))
@@ -57,18 +57,16 @@ class Stream:
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
         self.truth = self.rng.standard_normal(SIZE)
-        self.truth[LIVE:] = 0.0
         self.weights = np.zeros(SIZE)
         self.turned = False
-        x, y = self.rows(60)
+        x, y = self.rows(120)
         self.root_x, self.root_y = x, y
-        self.reference = Reference([int(v) for v in y], self.root_gradient)
+        self.reference = Reference([int(v) for v in y], self.root_gradient, rows=ROWS)
         self.n = 0
 
     def rows(self, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Rows and labels (0 or 1), a few of them wrong."""
         x = self.rng.standard_normal((n, SIZE))
-        x[:, LIVE:] = 0.0
         y = (x @ self.truth + 0.3 * self.rng.standard_normal(n) > 0).astype(np.float64)
         return x, 1.0 - y if self.turned else y
 
@@ -81,8 +79,8 @@ class Stream:
         """Of these rows of the root set."""
         return self.gradient(self.root_x[rows], self.root_y[rows])
 
-    def event(self, source: str, *, wrong: bool = False, rows: int = 4) -> Event:
-        """The next event of the source: one row with its loss, or with its label wrong."""
+    def event(self, source: str, *, wrong: bool = False, rows: int = ROWS) -> Event:
+        """The next event of the source: its first row's loss and label; ``wrong``: all labels are."""
         x, y = self.rows(rows)
         if wrong:
             y = 1.0 - y
@@ -94,15 +92,15 @@ class Stream:
             self.n.to_bytes(16, "little"),
             self.gradient(x, y),
             float(np.log1p(np.exp(-margin))),
-            str(int(y[0])),
-            hash((features, y[0])),
-            features,
+            label=str(int(y[0])),
+            digest=hash((features, y[0])),
+            features_digest=features,
         )
 
     def learn(self, event: Event, factor: float = 1.0) -> None:
         """One step of the model."""
         assert event.gradient is not None
-        self.weights = self.weights - 0.1 * factor * event.gradient
+        self.weights = self.weights - 0.02 * factor * event.gradient
 
 
 def chain_of(make: Make, stream: Stream) -> Chain:
@@ -241,7 +239,7 @@ def state_is_bounded(make: Make) -> None:
     test, sizes = chain.filters[1], []
     for n in (10_000, 10_000):
         for i in range(n):
-            event = Event(f"s{i % 6000}-{len(sizes)}", i.to_bytes(16, "little"), None, 0.1, str(i), i, i)
+            event = Event(f"s{i % 6000}-{len(sizes)}", i.to_bytes(16, "little"), None, 0.1, i, i, str(i), i, i)
             source = Source(event.source)
             test.learn(event, test.judge(event, source), source, taken=True)
             if i % 500 == 0:

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Opinion, Source, clipped_step
+from paramserver.filters.base import OFF, PASS, Event, Opinion, Source, clipped_step
 from paramserver.filters.reference import Reference, Score
 
 _NULLS_MIN: Final = 8
@@ -33,6 +33,7 @@ _HEARD: Final = 0.25
 """Unless its source has evidence for it: then so much of it is learned, for the world may turn."""
 
 _RATIO: Final = "direction / usual"
+_TURNED: Final = "direction, turned"
 _APART: Final = 2.0
 _LINE_MAX: Final = 0.85
 _MAD: Final = 1.4826  # of a normal distribution: deviation / median absolute deviation
@@ -67,18 +68,23 @@ class Direction:
         self.heavy = float("inf")
 
     def judge(self, event: Event, source: Source) -> Opinion:
+        if self.mu < _POWER_MIN:
+            return OFF
         score = self._score(event)
-        if score is None or self.mu < _POWER_MIN:
+        if score is None:
             return PASS
         c = score.as_is
         step = clipped_step((c - self.below) * 2.0 * (self.mu - self.below) / self.sd**2)
-        if score.turned - c > self.against:
+        turned = score.turned - c
+        if turned > self.against:
             known = source.evidence.get(self.name, 0.0) + step >= 0.0
-            return Opinion(_HEARD if known else 0.0, step, c, _REASON, stop=not known)
+            factor = _HEARD if known else 0.0
+            return Opinion(factor, step, c, _REASON, stop=not known, detail=turned)
         if score.mass > self.heavy:
             step = clipped_step(step - _AMPLIFIED)
-            return Opinion(self.heavy / score.mass, step, c, "direction: amplified")
-        return Opinion(1.0, step, c)
+            factor = self.heavy / score.mass
+            return Opinion(factor, step, c, "direction: amplified", detail=turned)
+        return Opinion(1.0, step, c, detail=turned)
 
     def _score(self, event: Event) -> Score | None:
         if event.gradient is None or not event.gradient.any():
@@ -87,14 +93,16 @@ class Direction:
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         """Every event moves its own source's mean, taken or not: that is what it is judged by."""
-        if opinion is not PASS:
+        if not opinion.off and opinion is not PASS:
             source.mean(self.name, opinion.score)
+            source.mean(_TURNED, opinion.detail)
             old = source.means.get(_RATIO, 1.0)
             source.means[_RATIO] = old + (opinion.score / self.mu - old) / 16.0
             return
         score = self._score(event)  # the test was off; the means tell when to begin again
         if score is not None:
             source.mean(self.name, score.as_is)
+            source.mean(_TURNED, score.turned - score.as_is)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         nulls = np.array([null.as_is for null in self._reference.nulls])
@@ -111,6 +119,9 @@ class Direction:
             self.mu = float(np.quantile(nulls, 0.25))
         else:
             self.mu = min(float(np.median(means)), float(np.quantile(nulls, 0.75)))
+        turned_round = [s.means[_TURNED] for s in sources if _TURNED in s.means]
+        if len(turned_round) >= _SOURCES_MIN and float(np.median(turned_round)) > 0.0:
+            self.mu = 0.0  # most sources disagree with the root set: it is wrong, or of yesterday
         self.below = self.mu * self._line_between(sources)
 
     def _line_between(self, sources: Sequence[Source]) -> float:

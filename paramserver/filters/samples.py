@@ -16,8 +16,8 @@ import numpy as np
 
 from paramserver.filters.base import PASS, Event, Opinion, Source
 
-_REMEMBERED: Final = 16
-_LABELS_MAX: Final = 16
+_REMEMBERED: Final = 8
+_LABELS_MAX: Final = 8
 _EVENTS_MIN: Final = 20
 _SOURCES_MIN: Final = 8
 _CONTRADICTION: Final = -0.5

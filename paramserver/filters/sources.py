@@ -22,7 +22,8 @@ _TAKEN: Final = "filter.taken"
 _OFFENCES: Final = "filter.offences"
 _RELEASES: Final = "filter.releases"
 _NEW_SHARE: Final = 4
-_GOOD: Final = 2.0
+_GOOD: Final = 4.0
+_TURNED: Final = -2.0
 
 
 class Sources:
@@ -86,7 +87,7 @@ class Sources:
         source.evidence[test] = evidence
         if evidence >= _GOOD:
             source.good = True
-        elif evidence < 0.0 and source.good:
+        elif evidence < _TURNED and source.good:
             source.good, source.turned_at = False, arrival
 
     def take(self, source: Source) -> None:

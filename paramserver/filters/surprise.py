@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Opinion, Source
+from paramserver.filters.base import OFF, PASS, Event, Opinion, Source
 
 _KEPT: Final = 512
 _ENOUGH: Final = 64
@@ -37,7 +37,9 @@ class Surprise:
         self.rate = _RATE_MIN
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        if event.loss is None or self.bound is None or self.rate >= _RATE_MAX:
+        if self.bound is None or self.rate >= _RATE_MAX:
+            return OFF
+        if event.loss is None:
             return PASS
         if event.loss > self.bound:
             return Opinion(1.0, log(self.rate / _HOSTILE), event.loss)

@@ -67,7 +67,7 @@ def centred_clipping(
     for _ in range(steps):
         away = rows - v
         length = np.linalg.norm(away, axis=1)
-        factor = np.minimum(1.0, tau / np.maximum(length, np.finfo(np.float64).tiny))
+        factor = tau / np.maximum(length, tau)
         v = v + (away * factor[:, None]).mean(axis=0)
     return v
 
@@ -127,7 +127,7 @@ def clipped(x: npt.ArrayLike, longest: float) -> Vectors:
     """Rows scaled down to ``longest``."""
     rows = checked(x, 0)
     length = np.linalg.norm(rows, axis=1)
-    factor = np.minimum(1.0, longest / np.maximum(length, np.finfo(np.float64).tiny))
+    factor = longest / np.maximum(length, longest) if longest > 0.0 else np.zeros(len(rows))
     return np.asarray(rows * factor[:, None])
 
 
