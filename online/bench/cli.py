@@ -551,6 +551,50 @@ def rescore(
         _show("rows a second", speeds, as_json=False)
         _show("most memory", memory, as_json=False)
     good = all(row.good for row in speeds) and all(row.good for row in memory)
+
+
+@app.command()
+def robustness(
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with byzfl==0.0.11")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
+    long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attacks by defences of a network that learns from sources of which a quarter is hostile.
+
+    Needs torch and MNIST in ONLINE_DATA_DIR.  Example: online bench robustness --quick
+    """
+    from evaluation.benchmarks import filtercost, synchronous
+    from evaluation.benchmarks import robustness as bench
+    from online.config import data_dir
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    data = bench.images(data_dir())
+    parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
+    beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
+    sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES
+    cost = [line for size in sizes for line in filtercost.costs(size)]
+    memory = filtercost.memory(1_000 if quick else filtercost.SOURCES)
+    verdicts = [row.good for part in parts for row in part.summaries]
+    good = quick or all([*verdicts, memory.good, *(row.good for row in cost)])
+    if as_json:
+        tables: dict[str, Any] = {"parts": parts, "beside": beside, "cost": cost}
+        shown = {name: [asdict(row) for row in rows] for name, rows in tables.items()}
+        print(json.dumps({**shown, "memory": asdict(memory), "good": good}))
+    else:
+        for part in parts:
+            _print(f"{part.name}: accuracy / trigger (honest rejected, hostile weight) in percent",
+                   bench.matrix(part.cells))  # fmt: skip
+            _show(part.name, part.summaries, as_json=False)
+        if beside:
+            _show("R3, rounds beside byzfl", beside, as_json=False)
+        _show("R4, cost of an update", cost, as_json=False)
+        _show("memory", [memory], as_json=False)
     raise typer.Exit(0 if good else 1)
 
 
