@@ -8,10 +8,16 @@ from typing import Annotated
 import httpx
 import typer
 
+import online.bench.cli  # noqa: F401  (its commands)
 from online import __version__
-from online.bench.cli import app as bench_app
+from online.bench.table import app as bench_app
 from online.commands import (
-    ,
+    export,
+    models,
+    report,
+    rescore,
+    rewrites,
+    scores,
     serve,
     settings,
     snapshot,
