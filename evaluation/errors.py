@@ -35,14 +35,14 @@ class TableUnusable(EvaluationError):
 class PeerGone(EvaluationError):
     """A benchmark's peer ended without an answer; ``python`` is what it was run with."""
 
-    def __init__(self, python: str) -> None:
-        super().__init__(python)
-        self.python = python
+    def __init__(self, python: str, package: str = "avalanche-lib==0.6.0") -> None:
+        super().__init__(python, package)
+        self.python, self.package = python, package
 
     def __str__(self) -> str:
         return (
             f"the peer that {self.python} runs ended without an answer (its message is above); "
-            "give the Python of an environment with avalanche-lib==0.6.0"
+            f"give the Python of an environment with {self.package}"
         )
 
 

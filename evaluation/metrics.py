@@ -207,6 +207,21 @@ class Majority:
         return label_of(self._best) if self._most else None
 
 
+def label_counter(label: str) -> str:
+    """Name of the counter of the label with this JSON text."""
+    return _LABEL + label
+
+
+def is_label(counter: str) -> bool:
+    """Whether it counts a label."""
+    return counter.startswith(_LABEL)
+
+
+def label_in(counter: str) -> str:
+    """JSON text of the label that it counts."""
+    return counter[len(_LABEL) :]
+
+
 def majority(task: Task, counters: Mapping[str, float]) -> Label | None:
     """The most frequent label so far, or the mean of the targets; None before the first.
 

@@ -58,7 +58,11 @@ class Found:
                     len(set(marked_line.found.split("/"))) == 1
                 )
         found |= {f"label-free: {free.what} {free.asked}": free.good for free in self.label_free}
-        found |= {f"cost <= 15 %: {cost.what}": cost.good for cost in self.watching}
+        found |= {
+            f"cost <= 15 %: {cost.what}": cost.good
+            for cost in self.watching
+            if "default" in cost.what
+        }
         return found
 
     @property
@@ -71,7 +75,7 @@ def run(
     data_dir: Path | None,
     *,
     trials: int = 10,
-    seeds: int = 100,
+    seeds: int = 40,
     first: int = 0,
     quick: bool = False,
     progress: Progress = lambda line: None,
@@ -81,13 +85,14 @@ def run(
     Parameters
     ----------
     trials, seeds, first
-        Trials of injected drift and streams of errors, from seed ``first`` on.
+        Trials of injected drift and streams of errors, from seed ``first`` on; a tenth as many
+        streams without a change, of 100,000 rows.
     quick
         Error streams only, with short streams without a change; needs no data.
     """
     streams = detectors.bernoulli(
         seeds=range(first, first + seeds),
-        null_seeds=range(first, first + (1 if quick else 10)),
+        null_seeds=range(first, first + max(seeds // 10, 1)),
         null_rows=10_000 if quick else detectors.NULL_ROWS,
         progress=progress,
     )

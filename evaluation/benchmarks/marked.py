@@ -10,9 +10,12 @@ from typing import Final
 from river import tree
 
 from evaluation.benchmarks.detectors import ALL, Make, Progress, alarms
+from evaluation.drift.alarm import Direction
 from evaluation.drift.scoring import Episode, score
+from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
+from replay.example import Features
 
 FILES: Final = (
     "stagger_0120_abrupto",
@@ -23,6 +26,7 @@ FILES: Final = (
 )
 POINTS: Final[Mapping[int, Sequence[int]]] = {40_000: (10_000, 20_000, 30_000)}
 DELAY: Final = 1_000
+WATCHED: Final = "watch, ADWIN on features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +49,15 @@ class Line:
     improved_per_1k: float
 
 
-def errors(path: Path) -> list[float]:
-    """1 where a Hoeffding tree that learns all rows was wrong, before it learned the row."""
+def errors(path: Path) -> tuple[list[Features], list[float]]:
+    """Features, and 1 where a Hoeffding tree that learns all rows was wrong before it learned."""
     model = tree.HoeffdingTreeClassifier()
-    found = []
+    rows, found = [], []
     for x, y in open_stream(str(path)).rows:
         found.append(float(model.predict_one(x) != y))
         model.learn_one(x, y)
-    return found
+        rows.append(x)
+    return rows, found
 
 
 def run(
@@ -75,18 +80,33 @@ def run(
     for file in files:
         progress(f"marked files: {file}")
         streams[file] = errors(data_dir / "synth_known_drift" / f"{file}.csv.gz")
-    return [_line(name, make, streams) for name, make in makes.items()]
+    found = {
+        name: {file: alarms(make(), wrong) for file, (_, wrong) in streams.items()}
+        for name, make in makes.items()
+    }
+    found[WATCHED] = {file: _watched(*stream) for file, stream in streams.items()}
+    rows = sum(len(wrong) for _, wrong in streams.values())
+    return [_line(name, by, rows) for name, by in found.items()]
 
 
-def _line(name: str, make: Make, streams: Mapping[str, list[float]]) -> Line:
+def _watched(rows: list[Features], wrong: list[float]) -> list[tuple[int, Direction]]:
+    """Alarms of the error, without recoveries, and of ADWIN on the features: these count as up."""
+    watch, found = Watch(WatchSettings(features=("adwin",))), []
+    for i, (x, error) in enumerate(zip(rows, wrong, strict=True), 1):
+        for alarm in watch.served(x) + watch.judged(error):
+            if not alarm.recovery:
+                way: Direction = alarm.direction if alarm.signal == "error" else "up"
+                found.append((i, way))
+    return found
+
+
+def _line(name: str, by: Mapping[str, list[tuple[int, Direction]]], rows: int) -> Line:
     episodes: list[Episode] = []
     shown = dict.fromkeys(("stagger", "sine", "mixed", "rt", "sea"), "")
-    falls = rows = 0
-    for file, values in streams.items():
-        rows += len(values)
-        found = alarms(make(), values)
+    falls = 0
+    for file, found in by.items():
         falls += sum(way != "up" for _, way in found)
-        own = list(_episodes([row for row, way in found if way == "up"], len(values)))
+        own = _episodes([row for row, way in found if way == "up"], rows // len(by))
         shown[file.partition("_")[0]] = f"{_found(own)}/{len(own)}"
         episodes += own
     scored = score(episodes)

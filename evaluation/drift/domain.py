@@ -15,7 +15,7 @@ from replay.example import Features
 ROWS_MIN: Final = 100
 """Rows on each side."""
 ROWS_MAX: Final = 2_000
-"""Of each side; of more, so many are taken at even distances."""
+"""Of each side; of more, so many are drawn."""
 COLUMNS_MAX: Final = 256
 CATEGORIES_MAX: Final = 20
 FOLDS: Final = 5
@@ -70,11 +70,12 @@ def tell_apart(
     reference, current
         Rows; missing names, None and NaN are missing values.
     seed
-        Of folds and permutations.
+        Of the rows drawn, the folds and the permutations.
     permutations
         ≥ 1.
     """
-    then, now = _even(reference), _even(current)
+    rng = np.random.default_rng(seed)
+    then, now = _drawn(reference, rng), _drawn(current, rng)
     n0, n1 = len(then), len(now)
     if min(n0, n1) < ROWS_MIN:
         why = f"{min(n0, n1)} rows; {ROWS_MIN} of each are needed"
@@ -83,7 +84,6 @@ def tell_apart(
     if not names:
         why = "no feature varies"
         return Domain("not enough data", why, None, None, None, None, n0, n1, ())
-    rng = np.random.default_rng(seed)
     labels = np.zeros((n0 + n1, permutations + 1))
     labels[n0:, 0] = 1.0
     for i in range(1, permutations + 1):
@@ -98,10 +98,11 @@ def tell_apart(
     )
 
 
-def _even(rows: Sequence[Features]) -> list[Features]:
+def _drawn(rows: Sequence[Features], rng: np.random.Generator) -> list[Features]:
+    """Not every so many rows: what alternates in the stream would look like a change."""
     if len(rows) <= ROWS_MAX:
         return list(rows)
-    return [rows[i * len(rows) // ROWS_MAX] for i in range(ROWS_MAX)]
+    return [rows[i] for i in sorted(rng.choice(len(rows), ROWS_MAX, replace=False))]
 
 
 def _columns(rows: list[Features]) -> tuple[np.ndarray, list[str]]:
