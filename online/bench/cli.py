@@ -355,10 +355,10 @@ def forgetting(
 
 @app.command()
 def edge(as_json: AsJson = False) -> None:
-    """Exports of models trained on real streams: parity by each runtime, sizes, times.
+    """Exports of models trained on real streams: parity by runtime, sizes, times, updates.
 
-    Needs Elec2, INSECTS and SMS texts in ONLINE_DATA_DIR; a runtime that is not installed (Node,
-    gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: online bench edge
+    Needs Elec2, INSECTS, SMS texts and MNIST in ONLINE_DATA_DIR; a runtime that is not installed
+    (Node, gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: online bench edge
     """
     from online.bench import edge as bench
     from online.config import data_dir
@@ -366,7 +366,7 @@ def edge(as_json: AsJson = False) -> None:
     good = True
     tables = {}
     for title, found in bench.run(data_dir(), lambda x: print(x, file=sys.stderr)):
-        good = good and all(row.good for row in found)
+        good = good and all(getattr(row, "good", True) for row in found)
         tables[title] = [asdict(row) for row in found]
         if not as_json:
             _show(title, found, as_json=False)

@@ -25,7 +25,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 from evaluation.streams import open_stream
 from online import config
 from online.cli import app
-from online.edge import errors, manifest, onnx_file, pack, runners
+from online.edge import deltas, errors, manifest, onnx_file, pack, runners
 from online.edge import template as templates
 from online.edge.errors import (
     ExportRefused,
@@ -322,12 +322,32 @@ def test_the_command_takes_a_snapshot_by_name_or_file_and_some_targets(state: Pa
     assert run(state, str(file), "--targets", "onnx").exit_code == 0
 
 
+def test_the_command_writes_the_difference_from_an_older_pack(state: Path) -> None:
+    assert run(state, "--targets", "edgepack").exit_code == 0
+    old = (state / "out" / "mails.edgepack").read_bytes()
+    model, _ = phishing(rows=10)
+    edge = lower(model, "binary")
+    other = pack.encode(replace(edge, classes=("ham", "spam")))
+    for since, same in ((old, True), (other, len(other) == len(old))):
+        (state / "old.edgepack").write_bytes(since)
+        done = run(state, "--targets", "edgepack", "--since", str(state / "old.edgepack"), "--json")
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.output)
+        named = told["manifest"]["targets"]["edgepack"].get("deltas")
+        assert bool(named) == same or told["left_out"]["difference"]
+        if named:
+            delta = (state / "out" / named[0]["file"]).read_bytes()
+            assert deltas.apply(since, delta) == old
+            assert named[0]["from_sha256"] == sha256(since).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (["--targets", "coreml"], "'coreml' is none"),
         (["--model", "other"], "'other' is not served"),
         (["--sign", "nowhere.pem"], "No such file"),
+        (["--since", "nowhere.edgepack"], "No such file"),
         (["7-7"], "7-7"),
     ],
 )
