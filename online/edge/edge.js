@@ -6,9 +6,11 @@ const KINDS = {
   u4: Uint32Array, u2: Uint16Array, u1: Uint8Array,
 };
 
+const UTF8 = new TextEncoder();
+
 /** 32-bit murmur3 of a text's UTF-8 bytes, unsigned. */
 export function hash(text, seed) {
-  const bytes = new TextEncoder().encode(text), n = bytes.length, mul = Math.imul;
+  const bytes = UTF8.encode(text), n = bytes.length, mul = Math.imul;
   const mix = (k) => mul(((k = mul(k, 0xcc9e2d51)) << 15) | (k >>> 17), 0x1b873593);
   let h = seed, i = 0, k = 0;
   for (; i + 4 <= n; i += 4) {
