@@ -91,7 +91,7 @@ writeFileSync("out.json", JSON.stringify({ out, us, first }));
 
 
 class NodeAnswers(dict[str, Any]):
-    """``outputs``; ``us``: the processor's microseconds a row, after 2,000 to warm up; ``first``."""
+    """``outputs``; ``us``, the processor's time a row after 2,000 to warm up; ``first``."""
 
 
 def run_node(data: bytes, rows: Rows) -> NodeAnswers:

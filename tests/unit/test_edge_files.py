@@ -356,3 +356,26 @@ def test_the_command_refuses_with_a_reason(state: Path, words: list[str], why: s
     assert done.exit_code != 0
     assert why in str(done.exception) + done.output
     assert not (state / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("learner", "params", "task", "left_out"),
+    [
+        ("logreg", {}, "binary", {"onnx"}),
+        ("linreg", {}, "regression", {"onnx"}),
+        ("ftrl", {"scale": False}, "regression", set()),
+        ("linear", {"text": ["t"]}, "binary", set()),
+        ("softmax", {}, "multiclass", None),
+        ("linear", {}, "multiclass", None),
+    ],
+)
+def test_a_model_that_has_learned_nothing(
+    learner: str, params: dict[str, Any], task: Any, left_out: set[str] | None
+) -> None:
+    model = load(learner, params, task=task, classes=None, key=b"k", base_dir=Path()).model
+    if left_out is None:
+        with pytest.raises(ExportRefused, match="met no class yet"):
+            export(model, task, [], about=ABOUT)
+        return
+    made = export(model, task, [], about=ABOUT, targets=("edgepack", "onnx"))
+    assert set(made.left_out) == left_out
