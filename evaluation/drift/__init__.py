@@ -1,0 +1,1 @@
+"""Has the world changed?  Detectors row by row, distributions window by window."""

@@ -1,0 +1,90 @@
+"""What a detector says, and what becomes of it: values that actions can be hung on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Direction = Literal["up", "down", "other"]
+"""``other``: the distribution changed, and its mean did not."""
+
+Signal = Literal["error", "score", "feature", "missing", "new"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A detector's finding, at the value just given.
+
+    Attributes
+    ----------
+    direction
+        Whether the mean rose or fell.
+    before, after
+        Means of the values on both sides of the estimated change point, from 0 to 1.
+    n_before, n_after
+        How many values these are means of.  The estimated change point is ``n_after`` values ago.
+    """
+
+    direction: Direction
+    before: float
+    after: float
+    n_before: int
+    n_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One alarm: evidence with a date, no verdict.
+
+    Attributes
+    ----------
+    row
+        Number of the row of this signal at which it was raised, from 1.  Labelled rows for
+        ``error``, served rows for the others.
+    at
+        Time of that row as it was given (POSIX seconds); None if none was.
+    signal
+        What was watched.
+    name
+        Feature; ``""`` for ``error`` and ``score``.
+    detector
+        Who raised it: a name in :data:`evaluation.drift.detectors.DETECTORS`, or ``window``.
+    direction
+        Up, down, or neither.  An error that went *down* is an improvement.
+    since
+        Estimated row of the change.
+    before, after
+        What was compared: means of shares for detectors (of the error, the score, the rank among
+        the reference's values, the missing or new rows); the share that is missing or new, or the
+        mean in the feature's own unit, for ``window``.  None for categories.
+    n_before, n_after
+        Number of rows of each.
+    effect
+        What ``window`` measured: PSI of a feature.  None for detectors.
+    recovery
+        An error that fell after it had risen: the model gets over the change of which there was an
+        alarm before; no further change.
+    """
+
+    row: int
+    at: float | None
+    signal: Signal
+    name: str
+    detector: str
+    direction: Direction
+    since: int
+    before: float | None
+    after: float | None
+    n_before: int
+    n_after: int
+    effect: float | None = None
+    recovery: bool = False
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is an error that rose: what actions are for."""
+        return self.signal == "error" and self.direction == "up"
+
+    def data(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)

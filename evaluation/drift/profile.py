@@ -1,0 +1,438 @@
+"""Distributions then and now: counts on frozen bins that add up, and three distances.
+
+A :class:`Reference` is fitted once and never changes.  A :class:`Window` counts rows on its bins:
+a fixed number of whole numbers, whatever the number of rows, so windows of several replicas are
+merged by adding.  :func:`compare` says how far a window is from its reference; with phases (hour of
+the day, day of the week) each row is compared with the reference's rows of the same phase.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from evaluation.drift.alarm import Direction, Signal
+from evaluation.drift.bins import BINS, Bins, bins_of, fit
+from evaluation.drift.errors import ReferenceUnusable
+from replay.example import Features, Value
+
+State = Literal["ok", "watch", "act", "not enough data"]
+
+ROWS_MIN: Final = 200
+"""Fewer rows on either side are no distribution."""
+PSI_WATCH: Final = 0.1
+PSI_ACT: Final = 0.25
+"""The usual two thresholds of the population stability index."""
+MISSING_ACT: Final = 0.05
+"""Change of the share that is missing, from which on it matters."""
+NEW_ACT: Final = 0.01
+"""Share of new categories (or text among numbers) beyond the reference's that matters."""
+MOVED_MIN: Final = 0.1
+"""Standard deviations that the mean moved, from which on it has a direction."""
+_SURE: Final = 4.0  # standard errors
+_Z999: Final = 3.0902
+FEATURES_MAX: Final = 256
+"""Features that are watched at most: the first by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """One feature, then and now.
+
+    Attributes
+    ----------
+    state
+        ``act`` and ``watch`` need both the effect and that it is larger than chance makes it.
+    cause, why
+        What made the state: the distribution, missing values or new ones; and in words.
+    n, n_reference
+        Rows compared; of the reference the effective number, if phases weigh it.
+    psi
+        Population stability index, ≥ 0.
+    js
+        Jensen-Shannon distance, base 2: the root of the divergence, from 0 to 1.
+    wasserstein
+        Of numbers: how far the mass moved, in the reference's standard deviations, up to 10 beyond
+        its ends.  None for categories and for a reference that is (almost) constant.
+    missing, missing_reference
+        Shares of rows without a value.
+    new, new_reference
+        Shares, among rows with a value, of categories that the reference never had.
+    direction
+        Where the mean went, if it moved by a tenth of a standard deviation or more.
+    before, after
+        Means, from the bins, in the feature's own unit; None without spread.
+    """
+
+    name: str
+    state: State
+    cause: Signal
+    why: str
+    n: int
+    n_reference: float
+    psi: float | None
+    js: float | None
+    wasserstein: float | None
+    missing: float
+    missing_reference: float
+    new: float
+    new_reference: float
+    direction: Direction
+    before: float | None
+    after: float | None
+
+
+class Window:
+    """Rows counted on the bins of a reference, by phase.
+
+    Parameters
+    ----------
+    reference
+        Whose bins; not kept longer than the window.
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        phases = reference.phases
+        self._bins = list(reference.bins.items())
+        self.rows = [0] * phases
+        self.counts: dict[str, list[list[int]]] = {
+            name: [[0] * (bins.values + 2) for _ in range(phases)] for name, bins in self._bins
+        }
+        self.unknown = 0
+        """Values under names that the reference does not have."""
+
+    def add(self, features: Mapping[str, Value], phase: int = 0) -> None:
+        """Count one row.  A name that is not there is a missing value."""
+        self.rows[phase] += 1
+        get, found = features.get, 0
+        for name, bins in self._bins:
+            value = get(name)
+            if value is not None:
+                found += 1
+            self.counts[name][phase][bins.place(value)] += 1
+        self.unknown += max(len(features) - found, 0) if len(features) > len(self._bins) else 0
+
+    @property
+    def n(self) -> int:
+        """Rows counted."""
+        return sum(self.rows)
+
+    def counters(self) -> dict[str, float]:
+        """Flat, non-zero counts: those of several windows are merged by adding them by name."""
+        found: dict[str, float] = {}
+        for phase, rows in enumerate(self.rows):
+            if rows:
+                found[f"rows/{phase}"] = rows
+        for name, phases in self.counts.items():
+            for phase, row in enumerate(phases):
+                for place, count in enumerate(row):
+                    if count:
+                        found[f"{phase}/{place}/{name}"] = count
+        return found
+
+    def merge(self, counters: Mapping[str, float]) -> None:
+        """Add what :meth:`counters` of another window gave, with the same reference.
+
+        Raises
+        ------
+        ReferenceUnusable
+            A counter that these bins don't have; nothing was added.
+        """
+        for key, count in counters.items():
+            if not self._knows(key) or count < 0 or count != int(count):
+                raise ReferenceUnusable(
+                    f"no counter of this reference: {key!r:.80} = {count!r:.30}",
+                    "Merge windows that were counted with the same reference",
+                )
+        for key, count in counters.items():
+            first, _, rest = key.partition("/")
+            if first == "rows":
+                self.rows[int(rest)] += int(count)
+            else:
+                place, _, name = rest.partition("/")
+                self.counts[name][int(first)][int(place)] += int(count)
+
+    def _knows(self, key: str) -> bool:
+        first, _, rest = key.partition("/")
+        if first == "rows":
+            return rest.isdecimal() and int(rest) < len(self.rows)
+        place, _, name = rest.partition("/")
+        if not (first.isdecimal() and place.isdecimal() and name in self.counts):
+            return False
+        phases = self.counts[name]
+        return int(first) < len(phases) and int(place) < len(phases[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Bins of each feature and how many reference rows each has, by phase.
+
+    Attributes
+    ----------
+    bins
+        By feature.
+    rows
+        Reference rows of each phase.
+    counts
+        By feature: reference rows of each phase at each place, as lists.
+    left_out
+        Features beyond ``FEATURES_MAX``, which nobody watches.
+    """
+
+    bins: Mapping[str, Bins]
+    rows: tuple[int, ...]
+    counts: Mapping[str, list[list[int]]]
+    left_out: int
+
+    @property
+    def phases(self) -> int:
+        """Number of phases; 1 without seasons."""
+        return len(self.rows)
+
+    def data(self) -> dict[str, Any]:
+        """As JSON takes it; :func:`reference_of` reads it."""
+        return {
+            "bins": {name: bins.data() for name, bins in self.bins.items()},
+            "rows": list(self.rows),
+            "counts": {name: [list(row) for row in rows] for name, rows in self.counts.items()},
+            "left_out": self.left_out,
+        }
+
+
+def reference_of(data: Mapping[str, Any]) -> Reference:
+    """What :meth:`Reference.data` gave.
+
+    Raises
+    ------
+    ReferenceUnusable
+        Something else.
+    """
+    try:
+        return Reference(
+            {name: bins_of(bins) for name, bins in data["bins"].items()},
+            tuple(data["rows"]),
+            {name: [list(row) for row in rows] for name, rows in data["counts"].items()},
+            data["left_out"],
+        )
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ReferenceUnusable(
+            f"no reference: {error!r:.80}", "Give what Reference.data() wrote"
+        ) from error
+
+
+def build(
+    rows: Sequence[Features],
+    *,
+    phases: int = 1,
+    phase_of: Sequence[int] | None = None,
+    bins: int = BINS,
+) -> Reference:
+    """Freeze a reference.
+
+    Parameters
+    ----------
+    rows
+        Rows of a time that was good, in any order; all are kept in memory while this runs.
+    phases
+        Number of phases of the season, ≥ 1.
+    phase_of
+        Phase of each row, from 0; None: all are of phase 0.
+    bins
+        Of numbers, ≥ 2.
+
+    Raises
+    ------
+    ReferenceUnusable
+        No rows, or phases that are not those of the rows.
+    """
+    if not rows:
+        raise ReferenceUnusable("the reference has no rows", f"Give {ROWS_MIN} or more")
+    of = [0] * len(rows) if phase_of is None else list(phase_of)
+    if len(of) != len(rows) or not all(0 <= p < phases for p in of):
+        raise ReferenceUnusable(
+            f"{len(of)} phases for {len(rows)} rows, or one that is not from 0 to {phases - 1}",
+            "Give each row its phase",
+        )
+    names = sorted({name for row in rows for name in row})
+    watched = names[:FEATURES_MAX]
+    fitted = {name: fit([row.get(name) for row in rows], bins=bins) for name in watched}
+    empty = Reference(fitted, (0,) * phases, {}, len(names) - len(watched))
+    window = Window(empty)
+    for row, phase in zip(rows, of, strict=True):
+        window.add(row, phase)
+    return Reference(fitted, tuple(window.rows), window.counts, empty.left_out)
+
+
+def compare(reference: Reference, window: Window) -> list[Shift]:
+    """Every feature of the reference, the largest effect first; those without data last."""
+    found = [
+        _shift(name, bins, _same_phase(reference, window, name), window, name)
+        for name, bins in reference.bins.items()
+    ]
+    return sorted(found, key=lambda s: (s.psi is None, -(s.psi or 0.0), s.name))
+
+
+def _same_phase(reference: Reference, window: Window, name: str) -> tuple[np.ndarray, float]:
+    """Reference shares at each place, phases weighed as in the window, and its effective rows.
+
+    A phase that the reference never had is compared with the whole reference.
+    """
+    counts = np.array(reference.counts[name], dtype=np.float64)
+    own, now = np.array(reference.rows, dtype=np.float64), np.array(window.rows, dtype=np.float64)
+    whole = counts.sum(axis=0)
+    if len(own) == 1 or not now.sum():
+        return whole / max(own.sum(), 1.0), float(own.sum())
+    weights = now / now.sum()
+    known = own > 0
+    shares = (counts[known] / own[known, None] * weights[known, None]).sum(axis=0)
+    shares += whole / own.sum() * weights[~known].sum()
+    effective = (weights[known] ** 2 / own[known]).sum() + weights[~known].sum() ** 2 / own.sum()
+    return shares, float(1.0 / effective)
+
+
+def _shift(
+    name: str, bins: Bins, expected: tuple[np.ndarray, float], window: Window, feature: str
+) -> Shift:
+    shares, m = expected
+    now = np.array(window.counts[feature], dtype=np.float64).sum(axis=0)
+    n, k = window.n, bins.values
+    missing, missing_before = (float(now[k] / n) if n else 0.0), float(shares[k])
+    present, present_before = float(n - now[k]), float(m * (1.0 - shares[k]))
+    new = float(now[k + 1] / present) if present else 0.0
+    new_before = float(shares[k + 1] / (1.0 - shares[k])) if shares[k] < 1.0 else 0.0
+    gone = _Rates(missing, missing_before, n, m)
+    if min(n, m) < ROWS_MIN or (min(present, present_before) < ROWS_MIN and not gone.matters):
+        why = f"{min(present, present_before):,.0f} rows with a value; {ROWS_MIN} are needed"
+        return Shift(
+            name, "not enough data", "feature", why, n, m, None, None, None,
+            missing, missing_before, new, new_before, "other", None, None,
+        )  # fmt: skip
+    p, q = bins.group(now), bins.group(shares * m)
+    measured = min(present, present_before) >= ROWS_MIN
+    psi = _psi(p, q) if measured else None
+    moved = _moved(bins, now[:k], shares[:k]) if measured else None
+    state, cause, why = _judge(psi, _chance(p, q, present, present_before), gone,
+                        _Rates(new, new_before, present, present_before))  # fmt: skip
+    return Shift(
+        name, state, cause, why, n, m, psi, _js(p, q) if measured else None,
+        None if moved is None else moved.wasserstein, missing, missing_before, new, new_before,
+        "other" if moved is None else moved.direction,
+        None if moved is None else moved.before, None if moved is None else moved.after,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """A share now and before, of so many rows."""
+
+    now: float
+    before: float
+    n: float
+    m: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether the difference is more than chance makes."""
+        if not self.n or not self.m:
+            return False
+        p = (self.now * self.n + self.before * self.m) / (self.n + self.m)
+        error = math.sqrt(p * (1.0 - p) * (1.0 / self.n + 1.0 / self.m))
+        return abs(self.now - self.before) > _SURE * error
+
+    @property
+    def matters(self) -> bool:
+        """For missing values."""
+        return abs(self.now - self.before) >= MISSING_ACT and self.sure
+
+
+def _judge(
+    psi: float | None, chance: float, gone: _Rates, fresh: _Rates
+) -> tuple[State, Signal, str]:
+    if gone.matters:
+        return (
+            "act",
+            "missing",
+            f"missing in {gone.now:.1%} of rows, {gone.before:.1%} in the reference",
+        )
+    if fresh.now - fresh.before >= NEW_ACT and fresh.sure:
+        return "act", "new", f"{fresh.now:.1%} new values, {fresh.before:.1%} in the reference"
+    if psi is None or psi < PSI_WATCH:
+        return "ok", "feature", ""
+    if psi <= chance:
+        why = f"PSI {psi:.2f} is no more than chance makes of so few rows ({chance:.2f})"
+        return "ok", "feature", why
+    state: State = "act" if psi >= PSI_ACT else "watch"
+    return state, "feature", f"PSI {psi:.2f}, {PSI_ACT if state == 'act' else PSI_WATCH} or more"
+
+
+def _smooth(counts: np.ndarray) -> np.ndarray:
+    """Shares, with half a row more in each group: none is 0."""
+    more: np.ndarray = counts + 0.5
+    shares: np.ndarray = more / more.sum()
+    return shares
+
+
+def _used(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Groups that one of the two has rows in: the others are no part of the distance."""
+    used: np.ndarray = (p + q) > 0
+    return used
+
+
+def _psi(p: np.ndarray, q: np.ndarray) -> float:
+    used = _used(p, q)
+    a, b = _smooth(p[used]), _smooth(q[used])
+    return float(((a - b) * np.log(a / b)).sum())
+
+
+def _chance(p: np.ndarray, q: np.ndarray, n: float, m: float) -> float:
+    """What PSI exceeds once in 1,000 times without a change: about (1/n + 1/m) chi-squared.
+
+    Quantile by Wilson & Hilferty 1931.
+    """
+    k = int(_used(p, q).sum()) - 1
+    if k < 1 or not n or not m:
+        return 0.0
+    part = 2.0 / (9.0 * k)
+    return float(k * (1.0 - part + _Z999 * math.sqrt(part)) ** 3 * (1.0 / n + 1.0 / m))
+
+
+def _js(p: np.ndarray, q: np.ndarray) -> float:
+    a, b = p / max(p.sum(), 1.0), q / max(q.sum(), 1e-300)
+    middle = (a + b) / 2
+
+    def half(x: np.ndarray) -> float:
+        some = x > 0
+        return float((x[some] * np.log2(x[some] / middle[some])).sum()) / 2
+
+    return math.sqrt(min(max(half(a) + half(b), 0.0), 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """How the mass of numbers moved: distance in standard deviations, direction and means."""
+
+    wasserstein: float
+    direction: Direction
+    before: float
+    after: float
+
+
+def _moved(bins: Bins, now: np.ndarray, before: np.ndarray) -> _Moved | None:
+    if bins.positions is None or not now.sum() or not before.sum():
+        return None
+    at = np.array(bins.positions)
+    a, b = now / now.sum(), before / before.sum()
+    distance = float((np.abs(np.cumsum(a - b)[:-1]) * np.diff(at)).sum())
+    mean_now, mean_before = float((a * at).sum()), float((b * at).sum())
+    gap = mean_now - mean_before
+    error = math.sqrt(max(float((a * at * at).sum()) - mean_now**2, 0.0) / float(now.sum()))
+    direction: Direction = "up" if gap > 0 else "down"
+    if abs(gap) < MOVED_MIN or abs(gap) < _SURE * error:
+        direction = "other"
+    return _Moved(
+        distance, direction, bins.mean + bins.sd * mean_before, bins.mean + bins.sd * mean_now
+    )

@@ -1,0 +1,30 @@
+"""What all detectors do with a value and with two means."""
+
+from __future__ import annotations
+
+from evaluation.drift.alarm import Change
+from evaluation.drift.errors import ShareUnusable
+
+
+def share(x: float) -> float:
+    """``x``, a number from 0 to 1.
+
+    Raises
+    ------
+    ShareUnusable
+        Anything else; NaN too.
+    """
+    try:
+        if 0.0 <= x <= 1.0:
+            return float(x)
+    except TypeError:
+        pass
+    raise ShareUnusable(f"{x!r:.60}")
+
+
+def change(sum_before: float, n_before: int, sum_after: float, n_after: int) -> Change:
+    """The change from one mean to another; sums may be off by what rounding left."""
+    before = min(max(sum_before / n_before, 0.0), 1.0)
+    after = min(max(sum_after / n_after, 0.0), 1.0)
+    direction = "up" if after > before else "down" if after < before else "other"
+    return Change(direction, before, after, n_before, n_after)  # type: ignore[arg-type]

@@ -1,0 +1,384 @@
+"""One model watched: which signals, which detectors, and what the alarms add up to."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from evaluation.drift.alarm import Alarm, Change, Signal
+from evaluation.drift.bins import Bins, fit
+from evaluation.drift.detectors import Detector, detector
+from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
+from evaluation.drift.profile import Reference, Shift, State, Window, build, compare
+from replay.example import Features, Value
+
+ROWS_MIN: Final = 200
+"""Judged rows before a state other than `not enough data`."""
+BACKWARD_MAX: Final = 0.25
+"""A larger share of rows that are older than the row before them: the order means nothing."""
+LEVEL_ROWS: Final = 200
+"""Rows of the mean that says whether an error that rose is back: half of the way."""
+RECOVERY_ROWS: Final = 10_000
+"""Rows after an error rose, or fell after that, in which its fall is a recovery."""
+_ORDER_ROWS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """What is watched, and by whom.
+
+    Attributes
+    ----------
+    error, score, features
+        Detectors by name: of the errors; of the score; of each feature's rank in the reference,
+        missing values and new categories.  Features have none by default: their distributions are
+        compared window by window, with an effect size, where detectors on rows that follow each
+        other alarm all the time.
+    regression
+        Errors are absolute errors in the target's unit: they become ranks among those of the first
+        ``reference_rows``.
+    reference_rows
+        Served rows that become the reference, if none is given; ≥ 200.
+    window_rows
+        Served rows of a window; ≥ 200.  With a season: whole periods of it.
+    phases
+        Phases of the season, ≥ 1; each row is compared with reference rows of its phase.
+    alarms_kept
+        Newest alarms that are remembered; ≥ 1.
+    """
+
+    error: tuple[str, ...] = ("glr",)
+    score: tuple[str, ...] = ("adwin",)
+    features: tuple[str, ...] = ()
+    regression: bool = False
+    reference_rows: int = 2_000
+    window_rows: int = 1_000
+    phases: int = 1
+    alarms_kept: int = 1_000
+
+    def __post_init__(self) -> None:
+        least = {"reference_rows": 200, "window_rows": 200, "phases": 1, "alarms_kept": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise DriftSettingUnusable(name, str(getattr(self, name)), f"{bound} or more")
+        for name in (*self.error, *self.score, *self.features):
+            detector(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the watch knows at one moment.
+
+    Attributes
+    ----------
+    state, why
+        ``act``: the error rose and is not back, or a feature's distribution in the last window is
+        another one; ``watch``: less than that, in the last window; ``ok``: no alarm, which is not
+        the same as no drift.
+    served, judged
+        Rows so far.
+    since
+        The first alarm behind the state; None without one.
+    shifts
+        Features in the last whole window, the largest effect first; empty before the first.
+    """
+
+    state: State
+    why: str
+    served: int
+    judged: int
+    since: Alarm | None
+    alarms: int
+    shifts: tuple[Shift, ...]
+
+    def data(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+class Watch:
+    """Raises alarms about one model.  Disposable: it can be built again from the journal's rows.
+
+    Parameters
+    ----------
+    settings
+        What is watched.
+    reference
+        Frozen distributions; None: the first ``reference_rows`` served rows become them.
+    """
+
+    def __init__(
+        self, settings: WatchSettings = WatchSettings(), reference: Reference | None = None
+    ) -> None:
+        if reference is not None and reference.phases != settings.phases:
+            raise DriftSettingUnusable(
+                "phases", str(settings.phases), f"{reference.phases}, as the reference has"
+            )
+        self.settings = settings
+        self.reference: Reference | None = None
+        self.window: Window | None = None
+        """The open one; its counts can be merged with other replicas'."""
+        self.shifts: tuple[Shift, ...] = ()
+        self.alarms: deque[Alarm] = deque(maxlen=settings.alarms_kept)
+        self.alarm_count = self.served_rows = self.judged_rows = 0
+        self._error = _named(settings.error)
+        self._score = _named(settings.score)
+        self._features: dict[tuple[Signal, str], list[tuple[str, Detector]]] = {}
+        self._first: list[tuple[Features, int]] = []
+        self._first_errors: list[float] = []
+        self._error_bins: Bins | None = None
+        self._was: dict[str, State] = {}
+        self._order = _Order()
+        self._raised: Alarm | None = None
+        self._level = 0.0
+        self._recovers_until = 0
+        if reference is not None:
+            self._begin(reference)
+
+    def served(
+        self,
+        features: Mapping[str, Value],
+        score: float | None = None,
+        *,
+        at: float | None = None,
+        phase: int = 0,
+    ) -> list[Alarm]:
+        """A prediction went out.
+
+        Parameters
+        ----------
+        features
+            As parsed at the door.
+        score
+            A probability of the model: of the positive label, or of the one answered; None if it
+            has none.
+        at
+            POSIX seconds; rows are expected in this order.
+        phase
+            Of the season, from 0.
+
+        Raises
+        ------
+        ShareUnusable, DriftSettingUnusable
+            A score or phase out of its range; nothing was counted.
+        """
+        if not 0 <= phase < self.settings.phases:
+            raise DriftSettingUnusable("phase", str(phase), f"0 to {self.settings.phases - 1}")
+        alarms: list[Alarm] = []
+        row = self.served_rows + 1
+        if score is not None:
+            alarms += self._ask("score", "", self._score, score, row, at)
+        self.served_rows = row
+        self._order.see(at)
+        if self.window is None:
+            self._first.append((dict(features), phase))
+            if len(self._first) >= self.settings.reference_rows:
+                rows, phases = [r for r, _ in self._first], [p for _, p in self._first]
+                self._first = []
+                self._begin(build(rows, phases=self.settings.phases, phase_of=phases))
+        else:
+            self.window.add(features, phase)
+            if self.settings.features:
+                alarms += self._each(features, row, at)
+            if self.window.n >= self.settings.window_rows:
+                alarms += self._close(row, at)
+        return self._kept(alarms)
+
+    def judged(self, error: float, *, at: float | None = None) -> list[Alarm]:
+        """A label came: ``error`` is 1 for a wrong answer and 0 for a right one.
+
+        Any share does (a cost, 1 − the probability of the label); in regression the absolute
+        error.  Labels are taken in the order in which they come.
+
+        Raises
+        ------
+        ShareUnusable
+            Something else; nothing was counted.
+        """
+        if self.settings.regression:
+            return self._measured(error, at)
+        return self._judged(error, at)
+
+    def acknowledge(self) -> None:
+        """Somebody acted: an error that rose is no reason any more, until it rises again."""
+        self._raised = None
+
+    def state(self) -> Watched:
+        """What it adds up to now."""
+        state, why, alarm = self._verdict()
+        return Watched(
+            state, why, self.served_rows, self.judged_rows, alarm, self.alarm_count, self.shifts
+        )
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _begin(self, reference: Reference) -> None:
+        self.reference, self.window = reference, Window(reference)
+        for name in reference.bins if self.settings.features else ():
+            for signal in _OF_FEATURES:
+                self._features[signal, name] = _named(self.settings.features)
+
+    def _measured(self, error: float, at: float | None) -> list[Alarm]:
+        if not isinstance(error, int | float) or not math.isfinite(error) or error < 0:
+            raise ShareUnusable(f"the absolute error {error!r:.40}")
+        if self._error_bins is None:
+            self.judged_rows += 1
+            self._first_errors.append(float(error))
+            if len(self._first_errors) >= self.settings.reference_rows:
+                self._error_bins = fit(self._first_errors, bins=100)
+                self._first_errors = []
+            return []
+        return self._judged(self._error_bins.ranks[self._error_bins.place(error)], at)
+
+    def _judged(self, error: float, at: float | None) -> list[Alarm]:
+        row = self.judged_rows + 1
+        found = self._ask("error", "", self._error, error, row, at)
+        if not found and self._raised is None:
+            self.judged_rows = row
+            return found
+        alarms = self._kept([self._recovers(alarm) for alarm in found])
+        self.judged_rows = row
+        if self._raised is not None:
+            self._level += (error - self._level) / LEVEL_ROWS
+            back = (self._raised.before or 0.0) + (self._raised.after or 0.0)
+            if self._level < back / 2.0 or any(a.direction == "down" for a in alarms):
+                self._raised = None
+        for alarm in alarms:
+            if alarm.worse and self._raised is None:
+                self._raised, self._level = alarm, alarm.after or 0.0
+        return alarms
+
+    def _recovers(self, alarm: Alarm) -> Alarm:
+        """The alarm, marked if it is a fall after a rise."""
+        fell = alarm.direction == "down" and alarm.row <= self._recovers_until
+        if fell or alarm.worse:
+            self._recovers_until = alarm.row + RECOVERY_ROWS
+        return replace(alarm, recovery=True) if fell else alarm
+
+    def _ask(
+        self,
+        signal: Signal,
+        name: str,
+        asked: Iterable[tuple[str, Detector]],
+        x: float,
+        row: int,
+        at: float | None,
+    ) -> list[Alarm]:
+        alarms = []
+        for who, one in asked:
+            found = one.update(x)
+            if found is not None:
+                alarms.append(_alarm(found, row, at, signal, name, who))
+        return alarms
+
+    def _each(self, features: Mapping[str, Value], row: int, at: float | None) -> list[Alarm]:
+        assert self.reference is not None
+        alarms: list[Alarm] = []
+        for name, bins in self.reference.bins.items():
+            place, values = bins.place(features.get(name)), bins.values
+            alarms += self._ask(
+                "missing", name, self._features["missing", name], place == values, row, at
+            )
+            if place == values:
+                continue
+            alarms += self._ask("new", name, self._features["new", name], place > values, row, at)
+            if place < values:
+                who = self._features["feature", name]
+                alarms += self._ask("feature", name, who, bins.ranks[place], row, at)
+        return alarms
+
+    def _close(self, row: int, at: float | None) -> list[Alarm]:
+        """Compare the window; an alarm for each feature whose state became worse."""
+        assert self.reference is not None
+        assert self.window is not None
+        self.shifts = tuple(compare(self.reference, self.window))
+        n, self.window = self.window.n, Window(self.reference)
+        alarms = []
+        for shift in self.shifts:
+            # Two thresholds: what acts goes on acting until it is below the lower one.
+            acts = shift.state == "act" and self._was.get(shift.name) != "act"
+            if shift.state in ("act", "ok"):
+                self._was[shift.name] = shift.state
+            if acts:
+                alarms.append(_of_window(shift, row, at, n))
+        return alarms
+
+    def _kept(self, alarms: list[Alarm]) -> list[Alarm]:
+        if not alarms:
+            return alarms
+        if self._order.broken:
+            return []
+        self.alarms.extend(alarms)
+        self.alarm_count += len(alarms)
+        return alarms
+
+    def _verdict(self) -> tuple[State, str, Alarm | None]:
+        if self._order.broken:
+            return "not enough data", "the rows are not in the order of their time: sort them", None
+        if self.judged_rows < ROWS_MIN and not self.shifts:
+            why = f"{self.judged_rows} labelled rows; {ROWS_MIN} are needed"
+            return "not enough data", why, None
+        if self._raised is not None:
+            rose = self._raised
+            why = f"the error rose from {rose.before:.3f} to {rose.after:.3f} ({rose.detector})"
+            return "act", why, rose
+        for state in ("act", "watch"):
+            shift = next((s for s in self.shifts if s.state == state), None)
+            if shift is not None:
+                first = next((a for a in reversed(self.alarms) if a.name == shift.name), None)
+                return shift.state, f"{shift.name}: {shift.why}", first
+        for alarm in reversed(self.alarms):
+            seen = self.judged_rows if alarm.signal == "error" else self.served_rows
+            if seen - alarm.row < self.settings.window_rows:
+                what = f"{alarm.signal} {alarm.name}".strip()
+                return "watch", f"{what} {alarm.direction} ({alarm.detector})", alarm
+        return "ok", "no alarm in the last window; that is not the same as no drift", None
+
+
+_OF_FEATURES: Final[tuple[Signal, ...]] = ("feature", "missing", "new")
+
+
+class _Order:
+    """Whether rows come in the order of their time."""
+
+    def __init__(self) -> None:
+        self._n = self._backward = 0
+        self._last = -math.inf
+
+    def see(self, at: float | None) -> None:
+        if at is None:
+            return
+        self._n += 1
+        self._backward += at < self._last
+        self._last = at
+
+    @property
+    def broken(self) -> bool:
+        return self._n >= _ORDER_ROWS and self._backward > BACKWARD_MAX * self._n
+
+
+def _named(names: Iterable[str]) -> list[tuple[str, Detector]]:
+    return [(name, detector(name)) for name in names]
+
+
+def _alarm(found: Change, row: int, at: float | None, signal: Signal, name: str, who: str) -> Alarm:
+    return Alarm(
+        row, at, signal, name, who, found.direction, row - found.n_after + 1,
+        found.before, found.after, found.n_before, found.n_after,
+    )  # fmt: skip
+
+
+def _of_window(shift: Shift, row: int, at: float | None, n: int) -> Alarm:
+    before, after, direction = shift.before, shift.after, shift.direction
+    if shift.cause == "missing":
+        before, after = shift.missing_reference, shift.missing
+        direction = "up" if after > before else "down"
+    elif shift.cause == "new":
+        before, after, direction = shift.new_reference, shift.new, "up"
+    return Alarm(
+        row, at, shift.cause, shift.name, "window", direction, row - n + 1, before, after,
+        int(shift.n_reference), shift.n, shift.psi,
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""Every detector passes the conformance suite; detectors with one rule less do not."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location, spec_from_loader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+import pytest
+
+import evaluation
+import evaluation.drift as package
+
+
+def _beside(name: str) -> Any:
+    """A module of this folder: with --import-mode=importlib it is in no package."""
+    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+oracles = _beside("detector_oracles")
+
+LATE = {"page_hinkley": 400, "hddm_a": 200, "ddm": 300}
+"""Rows that these take from .1 to .6, as their defaults are slow."""
+LOCATES = {"glr", "seed"}
+NOISY = {"stepd": 40, "ddm": 8, "hddm_w": 4, "hddm_a": 2}
+"""False alarms in 20,000 rows of those whose tests are not corrected for being made at each row."""
+
+
+def promises(load: Callable[[str], Any]) -> dict[str, tuple[Callable[[], Any], Any]]:
+    """Factory and promise of every detector, from the modules that ``load`` gives."""
+    detectors, checks = load("evaluation.drift.detectors"), load("evaluation.drift.checks")
+    return {
+        name: (
+            make,
+            checks.Promise(
+                falls=name not in detectors.ONLY_RISES,
+                false_max=NOISY.get(name, 1),
+                delay_max=LATE.get(name, 150),
+                locates=name in LOCATES,
+            ),
+        )
+        for name, make in detectors.DETECTORS.items()
+    }
+
+
+def conformance() -> Iterator[Any]:
+    checks = importlib.import_module("evaluation.drift.checks")
+    for name, (make, promise) in promises(importlib.import_module).items():
+        for check, run in checks.yield_checks(make, promise):
+            yield pytest.param(run, id=f"{name}: {check}")
+
+
+@pytest.mark.parametrize("run", list(conformance()))
+def test_detector(run: Callable[[], None]) -> None:
+    run()
+
+
+@pytest.mark.parametrize("name", oracles.ORACLES)
+def test_own_detectors_alarm_where_a_slow_one_does(name: str) -> None:
+    make = promises(importlib.import_module)[name][0]
+    oracles.agrees(name, make)
+    oracles.merges(name, make)
+
+
+class Changed(SourceFileLoader):
+    """Loads a module from its source with one rule replaced, and leaves no compiled file."""
+
+    def __init__(self, name: str, path: str, rule: str, without: str) -> None:
+        super().__init__(name, path)
+        self.rule, self.without = rule, without
+
+    def get_code(self, fullname: str) -> CodeType:
+        whole = Path(self.path).read_text()
+        assert whole.count(self.rule) == 1, f"{self.rule!r} stands {whole.count(self.rule)} times"
+        return compile(whole.replace(self.rule, self.without), self.path, "exec")
+
+
+class Finder:
+    """Finds the changed module before anybody else finds the one that it is made of."""
+
+    def __init__(self, name: str, rule: str, without: str) -> None:
+        root = Path(str(evaluation.__file__)).parent
+        path = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        self.loader = Changed(name, str(path), rule, without)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return spec_from_loader(name, self.loader) if name == self.loader.name else None
+
+
+@contextmanager
+def changed(module: str, rule: str, without: str) -> Iterator[Callable[[str], Any]]:
+    """A function that imports modules of the package as if the rule were changed in its source."""
+    kept = {name: m for name, m in sys.modules.items() if name.startswith("evaluation.drift")}
+    finder: Any = Finder(f"evaluation.drift.{module}", rule, without)
+    for name in kept:
+        del sys.modules[name]
+    sys.meta_path.insert(0, finder)
+    try:
+        yield importlib.import_module
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [n for n in sys.modules if n.startswith("evaluation.drift")]:
+            del sys.modules[name]
+        sys.modules.update(kept)
+        vars(evaluation)["drift"] = package
+
+
+def run_changed(module: str, rule: str, without: str, of: str) -> None:
+    """The suite on one detector, with the rule changed."""
+    with changed(module, rule, without) as load:
+        make, promise = promises(load)[of]
+        load("evaluation.drift.checks").check_detector(make, promise)
+        if of in oracles.ORACLES:
+            oracles.agrees(of, make)
+            oracles.merges(of, make)
+
+
+MUTANTS = [
+    ("glr", "share", "if 0.0 <= x <= 1.0:", "if x == x:", "any number will do"),
+    ("seed", "share", "if 0.0 <= x <= 1.0:", "if not x < 0.0 and not x > 1.0:", "NaN will do"),
+    ("glr", "share", '"up" if after > before else "down"', '"down" if after > before else "up"',
+     "directions are swapped"),
+    ("adwin", "share", "return Change(direction, before, after, n_before, n_after)",
+     "return Change(direction, after, before, n_before, n_after)", "means are swapped"),
+    ("glr", "glr", "alarm = alarm or found > self._threshold - easier", "alarm = True",
+     "alarms below the threshold"),
+    ("glr", "glr", "n1 * _kl(sum1 / n1, p) + n0", "n1 * _kl(sum1 / n1, p) - n0",
+     "the older part counts against the change"),
+    ("glr", "glr", "self._n, self._sum = sum(self._ns), sum(self._sums)\n        return",
+     "return", "the rows before the change are counted on"),
+    ("glr", "glr", "del self._ns[:at], self._sums[:at]", "del self._ns[at:], self._sums[at:]",
+     "what is newer than the change is forgotten"),
+    ("glr", "glr", "if last - first <= self._width:", "if True:", "blocks never merge"),
+    ("glr", "glr", "self._open_n, self._open_sum = 0, 0.0\n        last",
+     "self._open_n = 0\n        last", "an open block keeps its sum"),
+    ("glr", "glr", "if n0 < ROWS_MIN:", "if n0 < 2_000:", "short spans are never tested"),
+    ("glr", "glr", "            if found > best:\n                best, at = found, i",
+     "            if found > best:\n                return i", "the first split, not the best"),
+    ("seed", "seed", "2.0 * m * variance * d", "0.2 * m * variance * d", "the bound is too low"),
+    ("seed", "seed", "+ 2.0 / 3.0 * d * m", "", "the bound has no term for small samples"),
+    ("seed", "seed", "self._squares) / n - (total / n) ** 2", "self._squares) / n",
+     "no variance but the mean of squares"),
+    ("seed", "seed", "abs(sum1 / n1 - sum0 / n0) > bound", "sum1 / n1 - sum0 / n0 > bound",
+     "falls are not seen"),
+    ("seed", "seed", "del self._ns[:i], self._sums[:i], self._squares[:i]", "pass",
+     "what is older than the change is kept"),
+    ("glr", "glr", "math.log(n0 * n1 / n / SCALE)", "math.log(n1 / SCALE)",
+     "the older part's rows don't count"),
+    ("glr", "glr", "found > self._threshold - easier", "found > self._threshold + easier",
+     "long splits are harder"),
+    ("seed", "seed", "if abs(older - newer) < likeness:\n                self._join(i)",
+     "pass", "blocks never merge"),
+    ("seed", "seed", "self._ns[i] += self._ns.pop(i + 1)", "self._ns.pop(i + 1)",
+     "merging loses rows"),
+    ("stepd", "stepd", "abs(sum0 / n0 - sum1 / n1) - m / 2.0", "sum1 / n1 - sum0 / n0 - m / 2.0",
+     "falls are not seen"),
+    ("stepd", "stepd", "        self._begin()\n        return change", "        return change",
+     "it does not begin anew"),
+    ("stepd", "stepd", "self._z * self._z * p", "self._z * p", "the bound is too low"),
+    ("stepd", "stepd", "        self._recent_sum -= oldest\n", "",
+     "what left the window counts on"),
+    ("stepd", "stepd", "if self._n < n1:", "if self._n < 1:", "too few older rows will do"),
+    ("adwin", "detectors", "n, total = self._n, self._sum\n", "n, total = self._n, self._n\n",
+     "the sum is the number"),
+    ("adwin", "detectors", "        self._n, self._sum = 0, 0.0\n        return change(total",
+     "        return change(total", "rows before an alarm are counted on"),
+    ("page_hinkley", "detectors", "lambda: River(drift.PageHinkley())",
+     'lambda: River(drift.PageHinkley(mode="up"))', "falls are not seen"),
+    ("hddm_a", "detectors", "binary.HDDMA(two_sided_test=True)", "binary.HDDMA()",
+     "falls are not seen"),
+    ("hddm_w", "detectors", "binary.HDDMW(two_sided_test=True)",
+     "binary.HDDMW(two_sided_test=True, drift_confidence=0.2)", "it alarms all the time"),
+    ("ddm", "detectors", "self._recent += (x - self._recent) / min(self._n, RECENT)",
+     "self._recent += (self._recent - x) / min(self._n, RECENT)", "the recent mean runs away"),
+    ("ddm", "detectors", "        self._begin()\n        return found", "        return found",
+     "rows before an alarm are counted on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "module", "rule", "without"),
+    [pytest.param(*m[:4], id=f"{m[0]}: {m[4]}") for m in MUTANTS],
+)
+def test_the_suite_rejects_a_changed_rule(of: str, module: str, rule: str, without: str) -> None:
+    with pytest.raises((AssertionError, ArithmeticError, IndexError)) as failure:
+        run_changed(module, rule, without, of)
+    assert "stands" not in str(failure.value)
+
+
+def test_the_unchanged_detectors_pass_where_mutants_fail() -> None:
+    run_changed("alarm", "Signal = Literal[", "Signal = Literal[  ", "seed")
+    assert sys.modules["evaluation.drift"] is package
