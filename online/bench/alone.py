@@ -236,10 +236,10 @@ def detectors(
 
 @app.command()
 def edge(as_json: AsJson = False) -> None:
-    """Exports of models trained on real streams: parity by each runtime, sizes, times.
+    """Exports of models trained on real streams: parity by runtime, sizes, times, updates.
 
-    Needs Elec2, INSECTS and SMS texts in ONLINE_DATA_DIR; a runtime that is not installed (Node,
-    gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: online bench edge
+    Needs Elec2, INSECTS, SMS texts and MNIST in ONLINE_DATA_DIR; a runtime that is not installed
+    (Node, gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: online bench edge
     """
     from online.bench import edge as bench
     from online.config import data_dir
@@ -247,12 +247,13 @@ def edge(as_json: AsJson = False) -> None:
     good = True
     tables = {}
     for title, found in bench.run(data_dir(), lambda x: print(x, file=sys.stderr)):
-        good = good and all(row.good for row in found)
+        good = good and all(getattr(row, "good", True) for row in found)
         tables[title] = [asdict(row) for row in found]
         if not as_json:
             show(title, found, as_json=False)
     if as_json:
         print(json.dumps(tables))
+    raise typer.Exit(0 if good else 1)
 
 
 @app.command()

@@ -26,7 +26,7 @@ from river import forest, preprocessing, tree
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.edge import c_file, manifest, onnx_file, pack, runners
+from online.edge import c_file, deltas, manifest, onnx_file, pack, runners
 from online.edge.errors import TargetUnavailable
 from online.edge.export import export
 from online.edge.gate import BOUNDS, compare, gate
@@ -110,6 +110,12 @@ def stream_rows(name: str, data: Path | None) -> Iterator[Row]:
         for x, _ in open_stream("elec2", data).rows:
             y = x["nswdemand"]
             yield {n: v for n, v in x.items() if n != "nswdemand"}, float(y)  # type: ignore[arg-type]
+    elif name == "mnist":
+        from evaluation.benchmarks.digits import mnist
+
+        digits = mnist(data)
+        for image, digit in zip(digits.x[:5000], digits.y[:5000].tolist(), strict=True):
+            yield {f"p{i}": v for i, v in enumerate(image.tolist()) if v}, int(digit)
     elif name == "insects-places":
         for x, y in open_stream("insects", data).rows:
             yield x, _INSECTS.index(int(y))
@@ -134,6 +140,8 @@ def build(case: Case, first: Features) -> Model:
     if learner == "mlp":
         params["inputs"] = list(first)
         params["outputs"] = len(_INSECTS) if case.task == "multiclass" else 1
+        if case.stream == "mnist":
+            params |= {"inputs": [f"p{i}" for i in range(784)], "outputs": 10}
     if learner in _RIVER:
         params = {"kind": learner, "params": params}
         learner = "online.bench.edge:river_tree"
@@ -332,6 +340,54 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a client that has the pack of ``samples`` rows ago is sent."""
+
+    what: str
+    samples: int
+    full_bytes: int
+    exact_bytes: int
+    steps_bytes: int
+    steps_share: float
+    off: float
+    agree: float
+
+
+def updates(what: str, case: Case, data: Path | None) -> list[Update]:
+    """Differences after 1, 10 and 100 rows more; ``off`` and ``agree`` are of the steps."""
+    played = list(islice(stream_rows(case.stream, data), case.rows + 300))
+    model = build(case, played[0][0])
+    for x, y in played[: case.rows]:
+        model.learn(x, y, 1.0)
+    asked = [x for x, _ in played[-200:]]
+    old, at, found = pack.encode(lower(model, case.task)), case.rows, []
+    for samples in (1, 10, 100):
+        for x, y in played[at : case.rows + samples]:
+            model.learn(x, y, 1.0)
+        at = case.rows + samples
+        new = pack.encode(lower(model, case.task))
+        small, held = deltas.steps(old, new)
+        a, b = runners.run_pack(held, asked), runners.run_pack(new, asked)
+        agree = float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+        if a.shape[1] == 1:
+            agree = float(((a > 0.5) == (b > 0.5)).mean())
+        full = len(gzip.compress(new, 9))
+        found.append(
+            Update(what, samples, full, len(deltas.exact(old, new)), len(small),
+                   len(small) / full, float(np.abs(a - b).max()), agree)
+        )  # fmt: skip
+    return found
+
+
+UPDATED: Final = {
+    "MLP 8-32-1": CASES["MLP"],
+    "MLP 33-32-6": CASES["MLP, 6 classes"],
+    "MLP 784-64-10": Case("mnist", "multiclass", "mlp", {"hidden": 64, "scale": False}, 1000),
+    "softmax": CASES["softmax"],
+}  # fmt: skip
+
+
 def _about() -> dict[str, Any]:
     return {
         "model": "prices", "sequence": 1, "created": 0.0, "expires": 604_800.0,
@@ -346,7 +402,7 @@ PUBLISHED: Final = {
 
 
 def run(data: Path | None, progress: Callable[[str], None]) -> Iterable[tuple[str, list[Any]]]:
-    """The three tables, with their titles."""
+    """The tables, with their titles."""
     proofs: list[Proof] = []
     for what, case in CASES.items():
         progress(what)
@@ -360,3 +416,8 @@ def run(data: Path | None, progress: Callable[[str], None]) -> Iterable[tuple[st
         progress(f"publishing {what}")
         found.append(publish(what, CASES[what], data, allowed))
     yield "from a snapshot to signed files", found
+    sent: list[Update] = []
+    for what, case in UPDATED.items():
+        progress(f"updates of {what}")
+        sent += updates(what, case, data)
+    yield "updates", sent

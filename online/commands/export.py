@@ -44,6 +44,9 @@ def export(
     sign: Annotated[
         Path | None, typer.Option("--sign", help="Ed25519 private key (PEM) for the manifest")
     ] = None,
+    since: Annotated[
+        Path | None, typer.Option("--since", help="an older edgepack: also write the difference")
+    ] = None,
     valid_days: Annotated[
         float, typer.Option(help="how long clients may follow the manifest", min=0.01)
     ] = 7.0,
@@ -59,15 +62,16 @@ def export(
 
     Example: online export --state-dir ./state --out edge --targets edgepack,onnx
 
-    Example: online export 3-120 --stream elec2 --sign key.pem
+    Example: online export 3-120 --stream elec2 --sign key.pem --since edge/prices.edgepack
     """
-    from online.edge.export import TARGETS
+    from online.edge.export import TARGETS, with_delta
     from online.edge.export import export as make
 
     wanted = list(TARGETS) if targets == "all" else [t.strip() for t in targets.split(",")]
     if odd := [t for t in wanted if t not in TARGETS]:
         raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
     key = None if sign is None else _key(sign)
+    old = None if since is None else _read(since)
     settings = load_settings(path, state_dir=state_dir)
     served = _served(settings, model)
     state, built = _restored(settings, served, snapshot)
@@ -80,6 +84,8 @@ def export(
         shown=_shown(served),
         targets=wanted,
     )
+    if old is not None:
+        made = with_delta(made, old)
     _write(out, made, key)
     _print(out, made, as_json=as_json)
 
@@ -178,6 +184,13 @@ def _shown(served: ModelSettings) -> dict[Label, Label]:
     if served.task != "binary" or served.classes is None:
         return {}
     return {False: served.classes["negative"], True: served.classes["positive"]}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError("--since", f"{path}: {error.strerror}", "Name an edgepack") from None
 
 
 def _key(path: Path) -> Ed25519PrivateKey:

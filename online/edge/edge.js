@@ -6,9 +6,11 @@ const KINDS = {
   u4: Uint32Array, u2: Uint16Array, u1: Uint8Array,
 };
 
+const UTF8 = new TextEncoder();
+
 /** 32-bit murmur3 of a text's UTF-8 bytes, unsigned. */
 export function hash(text, seed) {
-  const bytes = new TextEncoder().encode(text), n = bytes.length, mul = Math.imul;
+  const bytes = UTF8.encode(text), n = bytes.length, mul = Math.imul;
   const mix = (k) => mul(((k = mul(k, 0xcc9e2d51)) << 15) | (k >>> 17), 0x1b873593);
   let h = seed, i = 0, k = 0;
   for (; i + 4 <= n; i += 4) {
@@ -215,4 +217,29 @@ export function load(data) {
   }
 
   return { header: model, outputs, predict };
+}
+
+/** The next pack, from the one at hand and a difference; compare its SHA-256 before use. */
+export async function update(old, delta) {
+  const unpack = new DecompressionStream("deflate-raw");
+  const read = new Response(new Blob([delta.subarray(4)]).stream().pipeThrough(unpack));
+  const d = new Uint8Array(await read.arrayBuffer()), out = Uint8Array.from(old), n = out.length;
+  let p = 0;
+  if (delta[3] === 48) {
+    for (let k = 0; k < 4; k++) for (let i = k; i < n; i += 4) out[i] ^= d[p++];
+    return out;
+  }
+  const size = new DataView(out.buffer).getUint32(4, true), scales = new DataView(d.buffer);
+  const { tensors } = JSON.parse(new TextDecoder().decode(out.subarray(8, 8 + size)));
+  const floats = tensors.filter((tensor) => tensor[1] === "f4");
+  const other = new Uint8Array(n).fill(1);
+  p = 4 * floats.length;
+  floats.forEach(([, , shape, at], row) => {
+    const values = new Float32Array(out.buffer, at, shape.reduce((a, b) => a * b, 1));
+    const scale = scales.getFloat32(4 * row, true);
+    for (let i = 0; i < values.length; i++) values[i] += ((d[p++] << 24) >> 24) * scale;
+    other.fill(0, at, at + values.byteLength);
+  });
+  for (let i = 0; i < n; i++) if (other[i]) out[i] ^= d[p++];
+  return out;
 }

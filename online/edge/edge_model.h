@@ -138,8 +138,8 @@ static inline void edge_mlp(const edge_word *m, const float *x, float *h, float 
  * for each branch: threshold, feature and flags, left and right |
  * table: for each leaf: outputs.  Else: for each column: center (high, low), factor; for each leaf:
  * outputs, scale; where terms begin, one more; for each term: column; for each output constant,
- * slope, mean (bayes) or slope (linear).  leaf has room for the outputs: it is double, since terms are
- * large and cancel. */
+ * slope, mean (bayes) or slope (linear).  leaf has room for the outputs: it is double, since terms
+ * are large and cancel. */
 static inline void edge_forest(const edge_word *m, const float *x, double *leaf, float *y) {
   int kind = m[0].i, outputs = m[1].i, normalise = m[2].i, trees = m[3].i, t, o, i;
   int branches = m[4].i, leaves = m[5].i, columns = m[6].i;

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from evaluation.metrics import Task
-from online.edge import c_file, manifest, pack, runners
+from online.edge import c_file, deltas, manifest, pack, runners
 from online.edge.errors import EdgeError, ExportRefused
 from online.edge.gate import BOUNDS, Parity, gate
 from online.edge.golden import Golden, golden
@@ -23,6 +23,9 @@ from online.edge.lower import lower
 from online.edge.pack import Precision
 from online.models.base import Model
 from replay.example import Features, Label
+
+DELTA_SHARE_MAX: Final = 0.7
+"""Of the file: a larger difference does not pay."""
 
 _MINIMUM_JS: Final = {"name": "edge.js", "min": "ES2020"}
 _MINIMUM_ONNX: Final = {"name": "onnxruntime", "min": "1.15", "opset": 18, "ml_opset": 3, "ir": 8}
@@ -153,6 +156,35 @@ def export(
         "targets": described,
     }
     return Exported(files, made, left_out)
+
+
+def with_delta(made: Exported, since: bytes) -> Exported:
+    """The export with a difference from an older edgepack, for clients that hold that one.
+
+    There is none if the structure has changed, or if it takes more than 70 % of the file.
+    """
+    target = made.manifest["targets"].get("edgepack")
+    if target is None:
+        return made
+    new = made.files[target["file"]]
+    try:
+        delta = deltas.exact(since, new)
+    except EdgeError as error:
+        return replace(made, left_out={**made.left_out, "difference": str(error)})
+    if len(delta) > DELTA_SHARE_MAX * len(new):
+        why = f"{len(delta)} bytes of {len(new)}: the file is sent whole"
+        return replace(made, left_out={**made.left_out, "difference": why})
+    name = f"{target['file']}.{sha256(since).hexdigest()[:16]}.delta"
+    told = {
+        "from_sha256": sha256(since).hexdigest(), "file": name, "size": len(delta),
+        "sha256": sha256(delta).hexdigest(),
+    }  # fmt: skip
+    targets = {**made.manifest["targets"], "edgepack": {**target, "deltas": [told]}}
+    return replace(
+        made,
+        files={**made.files, name: delta},
+        manifest={**made.manifest, "targets": targets},
+    )
 
 
 def _prove(name: str, target: Target, model: EdgeModel, proof: Golden) -> tuple[bytes, Parity]:

@@ -241,6 +241,8 @@ class _Graph:
 
     def _linear(self, body: Linear, tensors: Mapping[str, Array]) -> str:
         wide, experts = len(body.bias), len(body.votes)
+        if not self._width and self._model.tokens is None:
+            raise ExportRefused("onnx", "it has learned no feature yet, so there is no input")
         if self._width:
             _, z = self._filled(self._scale(tensors))
             raw = self._node("Gemm", z, "w", "b")

@@ -172,6 +172,13 @@ def _code(table: Array) -> str:
     return f"{table.dtype.kind}{table.dtype.itemsize}"
 
 
+def tensors_of(data: bytes) -> list[Any]:
+    """Name, type, shape and offset of each tensor.  Raises PackCorrupt."""
+    header, _ = _read(data)
+    found: list[Any] = header["tensors"]
+    return found
+
+
 def _canonical(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode()

@@ -25,7 +25,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 from evaluation.streams import open_stream
 from online import config
 from online.cli import app
-from online.edge import errors, manifest, onnx_file, pack, runners
+from online.edge import deltas, errors, manifest, onnx_file, pack, runners
 from online.edge import template as templates
 from online.edge.errors import (
     ExportRefused,
@@ -322,12 +322,32 @@ def test_the_command_takes_a_snapshot_by_name_or_file_and_some_targets(state: Pa
     assert run(state, str(file), "--targets", "onnx").exit_code == 0
 
 
+def test_the_command_writes_the_difference_from_an_older_pack(state: Path) -> None:
+    assert run(state, "--targets", "edgepack").exit_code == 0
+    old = (state / "out" / "mails.edgepack").read_bytes()
+    model, _ = phishing(rows=10)
+    edge = lower(model, "binary")
+    other = pack.encode(replace(edge, classes=("ham", "spam")))
+    for since, same in ((old, True), (other, len(other) == len(old))):
+        (state / "old.edgepack").write_bytes(since)
+        done = run(state, "--targets", "edgepack", "--since", str(state / "old.edgepack"), "--json")
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.output)
+        named = told["manifest"]["targets"]["edgepack"].get("deltas")
+        assert bool(named) == same or told["left_out"]["difference"]
+        if named:
+            delta = (state / "out" / named[0]["file"]).read_bytes()
+            assert deltas.apply(since, delta) == old
+            assert named[0]["from_sha256"] == sha256(since).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (["--targets", "coreml"], "'coreml' is none"),
         (["--model", "other"], "'other' is not served"),
         (["--sign", "nowhere.pem"], "No such file"),
+        (["--since", "nowhere.edgepack"], "No such file"),
         (["7-7"], "7-7"),
     ],
 )
@@ -336,3 +356,26 @@ def test_the_command_refuses_with_a_reason(state: Path, words: list[str], why: s
     assert done.exit_code != 0
     assert why in str(done.exception) + done.output
     assert not (state / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("learner", "params", "task", "left_out"),
+    [
+        ("logreg", {}, "binary", {"onnx"}),
+        ("linreg", {}, "regression", {"onnx"}),
+        ("ftrl", {"scale": False}, "regression", set()),
+        ("linear", {"text": ["t"]}, "binary", set()),
+        ("softmax", {}, "multiclass", None),
+        ("linear", {}, "multiclass", None),
+    ],
+)
+def test_a_model_that_has_learned_nothing(
+    learner: str, params: dict[str, Any], task: Any, left_out: set[str] | None
+) -> None:
+    model = load(learner, params, task=task, classes=None, key=b"k", base_dir=Path()).model
+    if left_out is None:
+        with pytest.raises(ExportRefused, match="met no class yet"):
+            export(model, task, [], about=ABOUT)
+        return
+    made = export(model, task, [], about=ABOUT, targets=("edgepack", "onnx"))
+    assert set(made.left_out) == left_out
