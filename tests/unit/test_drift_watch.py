@@ -209,6 +209,18 @@ def test_a_reference_has_its_phases() -> None:
         Watch(WatchSettings(phases=2), reference)
 
 
+def test_of_many_features_rows_are_drawn() -> None:
+    settings, draw = WatchSettings(reference_rows=400, window_rows=300), Random(1)
+    watch = Watch(settings)
+    for i in range(3_000):
+        watch.served({f"x{j}": draw.gauss(3.0 * (i >= 1_500), 1.0) for j in range(128)})
+    assert {s.n for s in watch.shifts} == {300}
+    first = watch.alarms[0]
+    assert 1_500 < first.row < 3_000
+    assert first.since <= first.row - 450
+    assert len({a.name for a in watch.alarms}) == 128
+
+
 def test_alarms_kept_are_bounded() -> None:
     settings = WatchSettings(error=("stepd",), reference_rows=400, alarms_kept=3)
     watch = Watch(settings)
