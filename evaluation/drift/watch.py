@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from random import Random
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from evaluation.drift.alarm import Alarm, Change, Signal
 from evaluation.drift.bins import Bins, fit
 from evaluation.drift.detectors import Detector, detector
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
-from evaluation.drift.profile import Reference, Shift, State, Window, build, compare
+from evaluation.drift.profile import Reference, Shift, State, Window, build, compare_one, ranked
 from replay.example import Features, Value
 
 ROWS_MIN: Final = 200
@@ -27,7 +28,7 @@ RECOVERY_ROWS: Final = 10_000
 EACH_ROW: Final = 64
 """Features that are counted at each row; of more (and of those with detectors, each of which costs
 as much as ``DETECTOR_COST`` counts) rows are drawn, so that a row costs the same."""
-DETECTOR_COST: Final = 7
+DETECTOR_COST: Final = 10
 _ORDER_ROWS: Final = 100
 
 
@@ -134,6 +135,7 @@ class Watch:
         self._score = _named(settings.score)
         self._features: dict[tuple[Signal, str], list[tuple[str, Detector]]] = {}
         self._window_begun = 1
+        self._closed: _Closed | None = None
         self._share, self._draw = 1.0, Random(0).random
         self._first: list[tuple[Features, int]] = []
         self._first_errors: list[float] = []
@@ -191,8 +193,10 @@ class Watch:
             self.window.add(features, phase)
             if self.settings.features:
                 alarms += self._each(features, row, at)
-            if self.window.n >= self.settings.window_rows:
-                alarms += self._close(row, at)
+            if self.window.n >= self.settings.window_rows and self._closed is None:
+                self._close(row, at)
+        if self._closed is not None and self._closed.row < row:
+            alarms += self._compare(self._closed)
         return self._kept(alarms)
 
     def judged(self, error: float, *, at: float | None = None) -> list[Alarm]:
@@ -303,21 +307,29 @@ class Watch:
                 alarms += self._ask("feature", name, who, bins.ranks[place], row, at)
         return alarms
 
-    def _close(self, row: int, at: float | None) -> list[Alarm]:
-        """Compare the window; an alarm for each feature whose state became worse."""
+    def _close(self, row: int, at: float | None) -> None:
+        """The window is compared in the next rows, a feature a row: no row waits for all."""
         assert self.reference is not None
         assert self.window is not None
-        self.shifts = tuple(compare(self.reference, self.window))
-        self.window = Window(self.reference)
-        begun, self._window_begun = self._window_begun, row + 1
+        self._closed = _Closed(self.window, self._window_begun, row, at)
+        self.window, self._window_begun = Window(self.reference), row + 1
+
+    def _compare(self, closed: _Closed) -> list[Alarm]:
+        """Compare one more feature; when all are, an alarm for each whose state became worse."""
+        assert self.reference is not None
+        name = next(islice(self.reference.bins, len(closed.shifts), None), None)
+        if name is not None:
+            closed.shifts.append(compare_one(self.reference, closed.window, name))
+            if len(closed.shifts) < len(self.reference.bins):
+                return []
+        self.shifts, self._closed = tuple(ranked(closed.shifts)), None
         alarms = []
         for shift in self.shifts:
             # Two thresholds: what acts goes on acting until it is below the lower one.
-            acts = shift.state == "act" and self._was.get(shift.name) != "act"
+            if shift.state == "act" and self._was.get(shift.name) != "act":
+                alarms.append(_of_window(shift, closed))
             if shift.state in ("act", "ok"):
                 self._was[shift.name] = shift.state
-            if acts:
-                alarms.append(_of_window(shift, row, at, begun))
         return alarms
 
     def _kept(self, alarms: list[Alarm]) -> list[Alarm]:
@@ -387,7 +399,18 @@ def _alarm(
     )  # fmt: skip
 
 
-def _of_window(shift: Shift, row: int, at: float | None, since: int) -> Alarm:
+@dataclass(slots=True)
+class _Closed:
+    """A whole window, from row ``begun`` to ``row``, whose features are being compared."""
+
+    window: Window
+    begun: int
+    row: int
+    at: float | None
+    shifts: list[Shift] = field(default_factory=list)
+
+
+def _of_window(shift: Shift, closed: _Closed) -> Alarm:
     before, after, direction = shift.before, shift.after, shift.direction
     if shift.cause == "missing":
         before, after = shift.missing_reference, shift.missing
@@ -395,6 +418,6 @@ def _of_window(shift: Shift, row: int, at: float | None, since: int) -> Alarm:
     elif shift.cause == "new":
         before, after, direction = shift.new_reference, shift.new, "up"
     return Alarm(
-        row, at, shift.cause, shift.name, "window", direction, since, before, after,
-        int(shift.n_reference), shift.n, shift.psi,
+        closed.row, closed.at, shift.cause, shift.name, "window", direction, closed.begun,
+        before, after, int(shift.n_reference), shift.n, shift.psi,
     )  # fmt: skip
