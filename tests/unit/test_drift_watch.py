@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -228,3 +229,13 @@ def test_alarms_kept_are_bounded() -> None:
         play(watch, 400, rate=0.9 if i % 2 else 0.1, seed=i)
     assert len(watch.alarms) == 3
     assert watch.alarm_count > 3
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "drift.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    draw = Random(1)
+    stream = [(features(draw), draw.random(), draw.random() < 0.5) for _ in range(500)]
+    said: list[Any] = []
+    exec(example, {"stream": stream, "print": said.append})
+    assert said[-1].judged == 500
