@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
+from evaluation.drift.glr import Glr
 from evaluation.drift.profile import build
+from evaluation.drift.seed import Seed
+from evaluation.drift.stepd import Stepd
 from evaluation.drift.watch import Watch, WatchSettings
 
 SHORT = WatchSettings(reference_rows=400, window_rows=300)
@@ -202,6 +206,25 @@ def test_errors_of_a_regression_are_ranks() -> None:
 def test_settings_are_checked(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(DriftSettingUnusable, match=said):
         WatchSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Glr(threshold=0.0), "threshold = 0.0: give 4 to 1000"),
+        (lambda: Glr(threshold=math.nan), "threshold = nan"),
+        (lambda: Glr(block=0), "block = 0"),
+        (lambda: Glr(width=0), "width = 0"),
+        (lambda: Glr(rows_max=0), "rows_max = 0"),
+        (lambda: Seed(delta=0.0), "delta = 0.0"),
+        (lambda: Seed(block=1), "block = 1: give 2"),
+        (lambda: Stepd(alpha=0.0), "alpha = 0.0"),
+        (lambda: Stepd(window=1), "window = 1: give 8"),
+    ],
+)
+def test_settings_of_detectors_are_checked(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(DriftSettingUnusable, match=said):
+        make()
 
 
 def test_a_reference_has_its_phases() -> None:
