@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from river import datasets
-
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from replay.example import Features, Label, Value
@@ -52,14 +50,16 @@ class _Again:
         return self.start()
 
 
-_BUNDLED: Final[Mapping[str, tuple[Any, Task]]] = {
-    "phishing": (datasets.Phishing, "binary"),
-    "bananas": (datasets.Bananas, "binary"),
-    "image_segments": (datasets.ImageSegments, "multiclass"),
+_BUNDLED: Final[Mapping[str, tuple[str, Task]]] = {
+    "phishing": ("Phishing", "binary"),
+    "bananas": ("Bananas", "binary"),
+    "image_segments": ("ImageSegments", "multiclass"),
 }
 _ELEC2: Final = ("elec2", "electricity.csv.gz")
 _INSECTS: Final = ("insects_gradual", "gradual_balanced_24150.csv.gz")
-_NAMES: Final = (*_BUNDLED, "elec2", "insects")
+_GAS: Final = "gas_drift"
+_GAS_BATCHES: Final = (1, 2, 3, 4, 5, 6, 8, 9)  # of ten; the other two are not at hand
+_NAMES: Final = (*_BUNDLED, "elec2", "insects", "gas")
 
 
 def open_stream(
@@ -70,9 +70,9 @@ def open_stream(
     Parameters
     ----------
     name_or_path
-        ``phishing``, ``bananas``, ``image_segments`` (inside river), ``elec2``, ``insects`` (in
-        ``data_dir``), or the path of a ``.csv`` or ``.csv.gz`` file.  Case and ``-`` for ``_`` do
-        not matter in names.
+        ``phishing``, ``bananas``, ``image_segments`` (inside river), ``elec2``, ``insects``,
+        ``gas`` (in ``data_dir``), or the path of a ``.csv`` or ``.csv.gz`` file.  Case and ``-``
+        for ``_`` do not matter in names.
     label
         Column of a CSV file that holds the label; the last one if left out.
 
@@ -90,6 +90,9 @@ def open_stream(
     if name in ("insects", "insects_gradual"):
         path = _real("insects", _INSECTS, data_dir)
         return Stream("insects", "multiclass", _Again(lambda: _insects(path)), 24_150, {})
+    if name in ("gas", "gas_drift"):
+        paths = [_real("gas", (_GAS, f"batch{i}.dat.gz"), data_dir) for i in _GAS_BATCHES]
+        return Stream("gas", "multiclass", _Again(lambda: _gas(paths)), 6_697, {})
     path = Path(name_or_path)
     if path.name.lower().endswith((".csv", ".csv.gz")):
         return _table(path, label)
@@ -103,8 +106,10 @@ def open_stream(
 
 
 def _bundled(name: str) -> Stream:
-    make, task = _BUNDLED[name]
-    data = make()
+    from river import datasets  # it takes a second, most of it for scikit-learn and pandas
+
+    kind, task = _BUNDLED[name]
+    data = getattr(datasets, kind)()
 
     def rows() -> Iterator[Row]:
         for features, label in data:
@@ -142,6 +147,19 @@ def _insects(path: Path) -> Iterator[Row]:
     with _text(path) as lines:
         for row in csv.reader(lines):
             yield {str(i): float(v) for i, v in enumerate(row[:-1])}, int(row[-1])
+
+
+def _gas(paths: Iterable[Path]) -> Iterator[Row]:
+    """Gas sensors over 36 months (Vergara et al. 2012): lines of ``label index:value …``."""
+    for path in paths:
+        with _text(path) as lines:
+            for line in lines:
+                label, *values = line.split()
+                features: Features = {}
+                for value in values:
+                    index, _, number = value.partition(":")
+                    features[index] = float(number)
+                yield features, int(label.partition(";")[0])
 
 
 # -- any table ---------------------------------------------------------------------------------

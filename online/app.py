@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from online import __version__, openapi, openinference, telemetry
+from online import scores as batch
 from online.access import FEEDBACK, PREDICT, Access, RequestIds, needed
 from online.bodies import (
     JSON,
@@ -32,7 +33,7 @@ from online.bodies import (
 )
 from online.config import Limits
 from online.errors import RequestError, failed, invalid
-from online.ingress import V1, V2
+from online.ingress import SCORES, V1, V2
 from online.operations import operations
 from online.serving import Serving
 from online.status import Cluster
@@ -40,7 +41,7 @@ from online.upload import upload
 
 log = logging.getLogger("online.app")
 
-_ROLES = {"predict": PREDICT, "infer": PREDICT, "feedback": FEEDBACK}
+_ROLES = {"predict": PREDICT, "infer": PREDICT, "scores": PREDICT, "feedback": FEEDBACK}
 
 
 class App:
@@ -53,6 +54,8 @@ class App:
     ----------
     access
         Who may do what; None: everybody may do everything.
+    scores
+        By model, what reads scores that were computed ahead of time.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class App:
         cluster: Cluster,
         limits: Limits,
         access: Access | None = None,
+        scores: Mapping[str, batch.Reader] | None = None,
     ) -> None:
+        self._scores = scores or {}
         self._servings, self._limits, self._access = servings, limits, access
         self._under_way = self._uploads = 0
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
@@ -80,6 +85,12 @@ class App:
                     await self._hot(match[1], match[2], scope, receive, send)
                 else:
                     await self._tensors(match[3], scope, receive, send)
+            finally:
+                self._under_way -= 1
+        elif match := SCORES.fullmatch(scope["path"]):
+            self._under_way += 1
+            try:
+                await self._given(match[1], match[2], scope, receive, send)
             finally:
                 self._under_way -= 1
         else:
@@ -153,6 +164,35 @@ class App:
             log.exception("%s %s, request %s", action, model, request_id.decode())
             status, answer = 500, form.encode(error_body(failed()))
         await _send(send, status, form.content_type, answer, headers)
+
+    async def _given(
+        self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Scores of one key (GET) or many (POST)."""
+        given = dict(scope["headers"])
+        headers = [(b"x-request-id", self._ids.of(given))]
+        try:
+            self._admit(given, "scores")
+            if (serving := self._servings.get(model)) is None:
+                raise _unknown(model, self._servings)
+            takes = "POST" if key is None else "GET"
+            if scope["method"] != takes:
+                raise RequestError(405, "method", f"this path takes {takes}", None, f"Send {takes}")
+            reader, answer = self._scores.get(model), None
+            if key is not None:
+                answer = JSON.encode(await batch.one(reader, serving, key))
+            else:
+                request = decode(batch.Decode, await self._arriving.read(scope, receive))
+                most = self._limits.rows_max
+                answer = JSON.encode(await batch.many(reader, serving, request, most))
+            status = 200
+        except RequestError as error:
+            headers += _head(error)
+            status, answer = error.status, JSON.encode(error_body(error))
+        except Exception:
+            log.exception("scores %s, request %s", model, headers[0][1].decode())
+            status, answer = 500, JSON.encode(error_body(failed()))
+        await _send(send, status, JSON.content_type, answer, headers)
 
     async def _upload(
         self, serving: Serving, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]

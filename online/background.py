@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayError
 from online import processes, telemetry
 from online.config import ModelSettings, Settings
 from online.learner import Learner
+from online.memories import memory_for
 from online.models.load import Loaded
 from online.names import journal_opener, load_model, merge_rule, server_name
 from online.ordered import OrderedLearner
@@ -37,6 +38,7 @@ log = logging.getLogger("online.background")
 
 _LOOK_S: Final = 0.5  # between two looks at the actor
 _STOP_S: Final = 1.0
+_DECIDE_S: Final = 30.0  # a server that writes down what it decides
 _NICENESS: Final = 5  # predictions first, where cores are few
 
 
@@ -57,6 +59,7 @@ def model_replica(
     client = ParameterClient(server_name(model.name))
     rows_max = max(model.sync.updates * 16, 1024)
     rule = merge_rule(model, loaded.model)
+    learns = for_others or learns_here(model, rule)
     learner: Learner | OrderedLearner
     whole: dict[str, Any] = {"task": model.task, "spec": loaded.spec_hash, "rows_max": rows_max}
     if rule == "ordered" or (rule in ("overlay", "lagging") and for_others):
@@ -71,11 +74,17 @@ def model_replica(
             retain_bytes=limits.retain_mb << 20,
             rows_max=rows_max,
             compensates=settings.replicas > 1 and rule == "compensated",
+            memory=memory_for(model, loaded.model, rule) if learns else None,
         )
+
+    async def ask(question: str, *args: object) -> Any:
+        return await client.call(question, _DECIDE_S, *args)
+
     made = ModelReplica(
         model, limits, learner, journal, client,
-        replica=replica, spec=loaded.spec_hash, learns=for_others or learns_here(model, rule),
+        replica=replica, spec=loaded.spec_hash, learns=learns,
         cpu_s=time.thread_time,
+        ask=ask if learns else None,
     )  # fmt: skip
     return made, client
 

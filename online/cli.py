@@ -8,9 +8,22 @@ from typing import Annotated
 import httpx
 import typer
 
+import online.bench.cli  # noqa: F401  (its commands)
 from online import __version__
-from online.bench.cli import app as bench_app
-from online.commands import models, rewrites, serve, settings, snapshot, status, stream
+from online.bench.table import app as bench_app
+from online.commands import (
+    export,
+    models,
+    report,
+    rescore,
+    rewrites,
+    scores,
+    serve,
+    settings,
+    snapshot,
+    status,
+    stream,
+)
 from online.errors import OnlineError
 
 app = typer.Typer(
@@ -22,11 +35,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    serve.serve, stream.stream, status.status, status.fsck,
-    rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+    serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
+    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(scores.app, name="scores")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")
 app.add_typer(bench_app, name="bench")

@@ -155,6 +155,90 @@ class Snapshots(_Tree):
     weekly: int = Field(4, ge=0, le=10_000)
 
 
+class Replay(_Tree):
+    """What is kept of the stream and learned again beside fresh rows, in each replica."""
+
+    policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
+        "none",
+        description="balanced: as many rows of each class, whatever the stream shows; reservoir: "
+        "an even sample of all rows; recent: the last ones; mixed: four fifths balanced (an even "
+        "sample in regression), one fifth the last ones",
+    )
+    capacity: int = Field(1_000, ge=10, le=1_000_000, description="rows kept, in each replica")
+    rows: float | None = Field(
+        None, ge=0, le=100, description="learned again for a fresh one; none: 3, on long streams 1"
+    )
+    passes: float | None = Field(
+        None, ge=1, le=10, description="over a fresh row; none: 2, on long streams 1"
+    )
+    distil: float = Field(
+        0.1, ge=0, le=100, description="weight of what was answered when a row was kept; networks"
+    )
+    source_share_max: float = Field(
+        1.0, gt=0, le=1, description="most of the capacity that rows of one source may have"
+    )
+    rebuild_rows: int = Field(
+        200_000, ge=0, description="newest rows of the journal that a start reads to fill it again"
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether rows are learned again."""
+        return self.policy != "none"
+
+
+class Training(_Tree):
+    """How a torch network learns, beyond its optimizer."""
+
+    average: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="what answers is an average of the weights that keeps this much of the old at "
+        "each step; 0: the weights themselves; none: 0.5 with replay, else 0",
+    )
+    clip: float | None = Field(
+        None, ge=0, description="longest gradient; 0: any; none: 1 with replay, else 0"
+    )
+    l1: float = Field(0.0, ge=0, le=1e3, description="penalty on absolute weights")
+    l2: float = Field(0.0, ge=0, le=1e3, description="penalty on squared weights, halved")
+    warm_up: int = Field(
+        0, ge=0, le=10_000_000, description="steps in which the rate grows to the optimizer's"
+    )
+
+    guard: bool = Field(
+        True,
+        description="a model that has diverged goes back to a snapshot from before and learns on "
+        "at half its rate; river's linear models and torch networks",
+    )
+
+    def resolved(self, *, rehearses: bool) -> Training:
+        """The same with what depends on replay filled in."""
+        average = (0.5 if rehearses else 0.0) if self.average is None else self.average
+        clip = (1.0 if rehearses else 0.0) if self.clip is None else self.clip
+        return self.model_copy(update={"average": average, "clip": clip})
+
+    @property
+    def on(self) -> list[str]:
+        """Names of the settings that change how a network learns."""
+        return [name for name, value in self.model_dump(exclude={"guard"}).items() if value]
+
+
+class Drift(_Tree):
+    """How each replica watches its rows for a stream that has changed."""
+
+    watch: bool = Field(True, description="errors, scores and features of the rows that come")
+    reference_rows: int = Field(
+        2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
+    )
+    window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
+    on_rise: Literal["tell", "freeze"] = Field(
+        "tell",
+        description="when the error has risen; freeze: nothing more is learned until an operator "
+        "unfreezes. With replay, recent rows are drawn for a while either way",
+    )
+
+
 class ModelSettings(_Tree):
     """One served model."""
 
@@ -178,6 +262,9 @@ class ModelSettings(_Tree):
     )
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
+    replay: Replay = Replay()
+    training: Training = Training()
+    drift: Drift = Drift()
 
 
 class Limits(_Tree):

@@ -11,6 +11,7 @@ from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved, Push, SyncReply, Version
 from replay.example import Example
 from replay.journal.base import Row
+from replay.memory import Lesson
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class Opened:
     first: int
     last: int
     base: Version
-    rows: list[tuple[Row, Example]] = field(default_factory=list)
+    rows: list[tuple[Row, Example, Lesson]] = field(default_factory=list)
 
     @property
     def n(self) -> int:

@@ -9,7 +9,9 @@ import asyncio
 import gc
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -23,8 +25,10 @@ from online.config import Settings
 from online.features import Door
 from online.names import journal_opener, load_model, merge_rule
 from online.replica import ModelReplica
+from online.rescore.stores import open_store
 from online.rollout import Origin
 from online.room import journal_room
+from online.scores import Reader
 from online.serving import Serving
 from online.status import Cluster
 from online.tokens import Keys, Nonces, Tokens
@@ -96,7 +100,7 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
         tokens = self._settings.tokens
         access = Access({role: tokens.of(role) for role in ROLES}) if tokens else None
-        app = App(self._servings, self._cluster, self._settings.limits, access)
+        app = App(self._servings, self._cluster, self._settings.limits, access, self._readers())
         ingress.install(app)
 
         async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:
@@ -112,6 +116,14 @@ class Replica:
                     return
 
         return with_lifespan
+
+    def _readers(self) -> dict[str, Reader]:
+        """What reads the scores in the state folder; opened when they are asked for."""
+        place = f"sqlite:{self._settings.state_dir / 'scores'}"
+        threads = ThreadPoolExecutor(1, "scores")
+        return {
+            name: Reader(open_store(place, name), threads, time.time) for name in self._servings
+        }
 
     async def _stop(self) -> None:
         """Commit, push and seal: nothing is left for an adopter."""

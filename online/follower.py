@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from online.claims import Claims
 from online.cost import Cost
 from online.journal_threads import JournalThreads
+from online.judging import Judge
 from online.learner import Learner
 from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner
@@ -40,6 +41,8 @@ class Follower:
         The local model's version as answers state it.
     updates
         Rows in the open delta that start an exchange with the parameter server.
+    judge
+        Is shown the replica's own rows once they are learned; None: nobody is.
     """
 
     _patience_s = 0.0  # with claims of others: nobody else adopts a partition of ours
@@ -54,7 +57,9 @@ class Follower:
         *,
         stamp: Callable[[], str],
         updates: int,
+        judge: Judge | None = None,
     ) -> None:
+        self._judge = judge
         self.wake = asyncio.Event()
         self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
         self._learner, self._writer, self._store = learner, writer, store
@@ -142,12 +147,20 @@ class Follower:
             self._pace.first_row.set()
         if owed >= self._updates:
             self._pace.now.set()
+        if self._judge is not None and failed is None:
+            self._show_judge(self._judge, row)
         if row.partition == self._writer.partition:
             reason = failed.reason if failed else None
             undecided = reason is not None and given_up is None and not self._decides
             self._writer.note_learned(row, before, reason, undecided=undecided)
         await self._claims.end()
         return True
+
+    def _show_judge(self, judge: Judge, row: Row) -> None:
+        """Rows of this replica; those that it adopted were another's."""
+        track, example = self._learner.tracks.get(row.partition), self._learner.latest
+        if track is not None and track.end is None and example is not None:
+            judge.learned(row.partition, row.offset, example, row.at)
 
     def _moved(self) -> bool:
         """Whether other values were begun with since the rows at hand were asked for."""

@@ -80,6 +80,8 @@ class Decisions:
 
     def __init__(self, spec: str) -> None:
         self._failed_prefix = f"failed:{spec[:16]}:"
+        self._begun_prefix = f"fresh:{spec}:"
+        self.without: dict[int, int] = {}  # by partition: rows that the lineage began without
         self.seq = 0
         self.failed: dict[str, str] = {}  # why, by the row's key in hexadecimal
         self.rewrites: list[Control] = []
@@ -101,6 +103,8 @@ class Decisions:
     def _take(self, control: Control) -> None:
         if control.kind == "failed" and control.key.startswith(self._failed_prefix):
             self.failed[control.key.removeprefix(self._failed_prefix)] = control.payload.decode()
+        elif control.key.startswith(self._begun_prefix):
+            self.without = msgspec.json.decode(control.payload, type=rewrites.Begun).clock
         elif control.kind in rewrites.DECISIONS:
             self.rewrites.append(control)
         if control.kind == rewrites.ROLLBACK:
@@ -127,6 +131,7 @@ class Decisions:
             if last.kind == rewrites.ROLLBACK:
                 note = msgspec.json.decode(last.payload, type=rewrites.Rollback)
                 shown["snapshot"] = note.snapshot
+                shown["halved"] = note.halved
         return {"frozen": self.frozen, "last": shown, "undone": self.undone.count}
 
     def learned(self, row: Row) -> bool:

@@ -22,6 +22,8 @@ V1: Final = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
 """Hot paths: model, action."""
 V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+)(?=/infer))?/(infer|feedback)")
 """Hot paths of the Open Inference Protocol: model, version, action."""
+SCORES: Final = re.compile(r"/v1/models/([^/]+)/scores(?:/(.+))?")
+"""Hot paths of scores that were computed ahead of time: model, key (none: many in the body)."""
 
 _installed: Application | None = None
 
@@ -47,7 +49,7 @@ class Ingress:
 
 
 def _is_hot(path: str) -> bool:
-    return (V1.fullmatch(path) or V2.fullmatch(path)) is not None
+    return (V1.fullmatch(path) or V2.fullmatch(path) or SCORES.fullmatch(path)) is not None
 
 
 def middlewares() -> list[Middleware]:

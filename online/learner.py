@@ -18,17 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from evaluation.metrics import Task, increments, majority
+from evaluation.metrics import Task, details, increments, majority
 from online.deltas import Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
-from online.tally import TALLIED
+from online.tally import TALLIED, Tally
 from paramserver.wire import SyncReply
 from replay import codec
 from replay.example import Example, Label, label_of, label_text
 from replay.journal.base import Row, Verdict
+from replay.memory import Lesson
 
 LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
 CLOSED = 2**62  # clock of a closed partition: whatever its end, all of its rows are in
@@ -63,41 +65,55 @@ class Learner(LocalModel):
         if self._open is None:
             self._open = Opened(row.partition, row.offset, row.offset, self.version)
         failed = None
+        self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if learned and give_up is not None:
             failed = Failed(row, give_up)
         elif learned:
-            example = codec.decode(row.payload)
-            try:
-                self._learn(row, example)
-            except Exception as error:  # whatever the model raises: it is a stranger's code
-                if not isinstance(error, NothingLearned):
-                    self._put_back(example)
-                failed = Failed(row, f"{type(error).__name__}: {error}"[:500])
-            else:
-                self._open.rows.append((row, example))
+            failed = self._try(row, self._open)
         self._open.last = row.offset
         self.tracks[row.partition].next += 1
         self._switch()
         return failed
 
-    def _learn(self, row: Row, example: Example) -> None:
-        learn_example(self._training, example, row.factor)
+    def _try(self, row: Row, opened: Opened) -> Failed | None:
+        example, memory = codec.decode(row.payload), self.memory
+        lesson: Lesson = ()
+        score = example.score
+        if memory is not None:
+            lesson = memory.lesson(example.label)
+            if score is None and memory.distil:
+                score = self.score(self.serving.predict(example.features))
+        try:
+            self._learn(row, example, lesson)
+        except Exception as error:  # whatever the model raises: it is a stranger's code
+            if not isinstance(error, NothingLearned):
+                self._put_back(example, lesson)
+            return Failed(row, f"{type(error).__name__}: {error}"[:500])
+        opened.rows.append((row, example, lesson))
+        self.latest = example
+        if memory is not None:
+            memory.keep(row, example, score)
+        return None
+
+    def _learn(self, row: Row, example: Example, lesson: Lesson) -> None:
+        learn_example(self._training, example, row.factor, lesson)
         label = None if self._task == "regression" else label_text(example.label)
-        counted = increments_of(self._task, example, self.tally.counters)
+        counted = increments_of(self._task, example, self.tally)
         self.tally.add(row.key, counted, label, row.at)
 
-    def _put_back(self, failed: Example) -> None:
+    def _put_back(self, failed: Example, lesson: Lesson) -> None:
         """The model as it was before the row at hand: values, kept deltas, the open rows again."""
         rows = self._open.rows if self._open else []
         if isinstance(self._training, Mendable):  # not all values, which may be many
-            self._mend(
-                self._training, {*failed.features, *(x for _, e in rows for x in e.features)}
-            )
+            names = {*failed.features, *(x for _, e, _ in rows for x in e.features)}
+            for drawn in chain(lesson, *(again for _, _, again in rows)):
+                names.update(x for item in drawn.items for x in item.features)
+            self._mend(self._training, names)
         else:
             self._reset(self._training)
-        for row, example in rows:
-            self._learn(row, example)
+        for row, example, again in rows:
+            self._learn(row, example, again)
 
     def _mend(self, model: Mendable, names: Collection[str]) -> None:
         pending = self._deltas.pending(self.clock)
@@ -270,19 +286,24 @@ def _clock(reply: SyncReply) -> dict[int, int]:
     return {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
 
 
-def increments_of(task: Task, example: Example, counters: Mapping[str, float]) -> dict[str, float]:
+def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
     """What the row adds to the prequential counters."""
-    score = example.score
+    score, shares = example.score, None
     predicted: Label | None = None
-    if score and task == "regression":
-        predicted = score.get("")
-    elif score:
-        predicted = label_of(max(score, key=score.__getitem__))
-    return increments(
+    if task == "regression":
+        mean = majority(task, tally.counters)
+        predicted = score.get("") if score else None
+    else:
+        mean, shares = tally.majority(), score
+        predicted = label_of(max(score, key=score.__getitem__)) if score else None
+    counted = increments(
         task,
         label=example.label,
         predicted=predicted,
-        probabilities=score if task != "regression" else None,
+        probabilities=shares,
         no_change=example.no_change,
-        majority=majority(task, counters),
+        majority=mean,
     )
+    if score is not None:
+        counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    return counted

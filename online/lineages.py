@@ -7,17 +7,18 @@ without it, as the operator says.  Old state is never loaded for it.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
+import msgspec
 
 from online.config import ModelSettings, Settings, environment, own_token
 from online.cost import SHARE_MAX
 from online.errors import StartRefused
 from online.http import bearer
+from online.memories import memory_for
 from online.models.load import Loaded
 from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.tokens import Keys
@@ -45,7 +46,9 @@ class Models:
         keys = Keys.from_file(self._settings.key_path)
         out = {}
         for model in self._settings.models:
-            out[model.name] = load_model(model, self._settings, keys.secret, keys.old_secrets)
+            loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
+            memory_for(model, loaded.model, merge_rule(model, loaded.model))  # refused here
+            out[model.name] = loaded
         return out
 
     def check(self, *, fresh: bool, relearn: bool) -> dict[str, Loaded]:
@@ -130,7 +133,7 @@ class Models:
             position=journal.follow(name, 2**62, 1).upto if without else 0,
             created_at=time.time(),
         )
-        note = json.dumps({"spec": loaded.spec_hash, "clock": clock}).encode()
+        note = msgspec.json.encode(rewrites.Begun(loaded.spec_hash, clock))
         journal.write_control(name, "fresh", f"fresh:{loaded.spec_hash}:{epoch}", note)
         publish(journal, history, empty, None)
         if without:

@@ -16,8 +16,9 @@ from online.tally import Tally
 from paramserver import blocks as algebra
 from paramserver.rewrites import Undone
 from paramserver.wire import Push, Version
-from replay.example import Features, label_text
+from replay.example import Example, Features, label_text
 from replay.journal.base import Row
+from replay.memory import Memory
 
 
 def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
@@ -48,6 +49,8 @@ class LocalModel:
         Rows of one delta at most.
     compensates
         Whether pushes tell their curvature, for the merge rule ``compensated``.
+    memory
+        What is kept to be learned again; None: nothing is.
     """
 
     def __init__(
@@ -59,12 +62,15 @@ class LocalModel:
         retain_bytes: int,
         rows_max: int,
         compensates: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         build = partial(_built, build) if compensates else build
         self._build = build
         self._task = task
         self._spec = spec
         self._rows_max = rows_max
+        self.memory = memory
+        self.latest: Example | None = None  # of the row at hand, if it was learned
         self.serving = build()
         self._training = self.serving
         self.mergeable = self.serving.mergeable

@@ -109,6 +109,8 @@ def load_model(
         base_dir=settings.base_dir,
         old_keys=old_secrets,
         artifact=model.artifact,
+        training=model.training,
+        rehearses=model.replay.on,
     )
 
 

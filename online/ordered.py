@@ -57,6 +57,7 @@ class OrderedLearner:
     """
 
     open_rows: Final = 0  # nothing is owed that another replica does not have too
+    memory: None = None  # rows are not learned again: replicas would differ
 
     def __init__(self, build: Callable[[], Model], *, task: Task, spec: str, rows_max: int) -> None:
         self._build, self._task, self._spec, self._rows_max = build, task, spec, rows_max
@@ -64,6 +65,7 @@ class OrderedLearner:
         self._training = self.serving
         self.mergeable = False
         self.tally = Tally()
+        self.latest: Example | None = None  # of the row at hand, if it was learned
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
@@ -157,7 +159,7 @@ class OrderedLearner:
     def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
         """Learn the next row of the order; see :meth:`online.learner.Learner.learn`."""
         assert self.wants(row), f"row {row.seq} is not the next one after {self.position}"
-        failed = None
+        failed = self.latest = None
         fresh = row.offset > self._learned.get(row.partition, 0)
         wanted = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if fresh and wanted and give_up is not None:
@@ -192,12 +194,13 @@ class OrderedLearner:
                 self._put_back()
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
         self._since.append((row, example))
+        self.latest = example
         return None
 
     def _learn(self, row: Row, example: Example) -> None:
         learn_example(self._training, example, row.factor)
         label = None if self._task == "regression" else label_text(example.label)
-        counted = increments_of(self._task, example, self.tally.counters)
+        counted = increments_of(self._task, example, self.tally)
         self.tally.add(row.key, counted, label, row.at)
 
     def _put_back(self) -> None:

@@ -24,14 +24,20 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
+from evaluation.drift.alarm import Alarm
 from online.config import Limits, ModelSettings
 from online.follower import Follower
+from online.guard import Watch
 from online.journal_threads import JournalThreads
+from online.judging import Judge
 from online.learner import Learner
+from online.memories import fill
+from online.models.base import Trainable
 from online.ordered import OrderedLearner
 from online.ordered_follower import OrderedFollower
 from online.overlay import OverlayLearner
@@ -59,6 +65,7 @@ _SYNC_TIMEOUT_S = 5.0
 _STEPS_SHARE = 0.05  # the same, in steps of some milliseconds, or where nobody waits
 _PUBLISH_S = 0.2  # between two states of a process that learns for others, at least
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
+_WATCH_S = 1.0  # between two looks whether the model has diverged
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _WHOLE_SHARE = 0.005  # of the time may go into writing down or loading a model: that stops it
 
@@ -86,6 +93,9 @@ class ModelReplica:
         process's time goes on.
     cpu_s
         What tells the cost of writing down and loading a model; by default the monotonic clock.
+    ask
+        Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
+        model has diverged (:mod:`online.guard`) or its error has risen; None: nothing acts.
     """
 
     def __init__(
@@ -102,6 +112,7 @@ class ModelReplica:
         now_s: Callable[[], float] = time.time,
         monotonic_s: Callable[[], float] = time.monotonic,
         cpu_s: Callable[[], float] | None = None,
+        ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -126,12 +137,18 @@ class ModelReplica:
         self._client, self._spec = client, spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
+        self.judge = self._new_judge()
         self._follower = self._new_follower()
         self._control = 0  # newest control row that is acted on
         self._fresh_at: float | None = None
         self._versions_behind: int | None = None
         self._take_due_s = 0.0
         self._cpu_s = cpu_s or monotonic_s
+        self._ask, self._freezes = ask, False
+        self._watch, self._watch_due_s = None, 0.0
+        guarded = settings.training.guard and getattr(learner.serving, "halves", False)
+        if ask is not None and guarded and isinstance(learner, Learner):
+            self._watch = Watch(settings.task, learner, partial(ask, "recover"), self.now_s)
         self._publishes = False
         self._cut_cost_s, self._cut_at = 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,11 +162,27 @@ class ModelReplica:
                 *parts,
                 stamp=self.stamp,
                 updates=settings.sync.updates,
+                judge=self.judge,
                 model=settings.name,
                 interval_s=settings.sync.interval_ms / 1e3,
                 monotonic_s=self._monotonic_s,
             )
-        return Follower(learner, *parts, stamp=self.stamp, updates=settings.sync.updates)
+        return Follower(
+            learner, *parts, stamp=self.stamp, updates=settings.sync.updates, judge=self.judge
+        )
+
+    def _new_judge(self) -> Judge | None:
+        if not (self.settings.drift.watch and self._learns):
+            return None
+        return Judge(self.settings.drift, self.settings.task, self._on_rise)
+
+    def _on_rise(self, alarm: Alarm) -> None:
+        """The error has risen: what is kept of before is of another stream."""
+        if self.learner.memory is not None:
+            self.learner.memory.alarm()
+        if self.settings.drift.on_rise == "freeze" and not self.learner.frozen:
+            log.warning("model %s: frozen, its error has risen: %s", self.settings.name, alarm)
+            self._freezes = True
 
     # -- life --------------------------------------------------------------------------------
 
@@ -159,6 +192,7 @@ class ModelReplica:
         while not self.learner.ready:
             if not await self._exchange([]):
                 await asyncio.sleep(0.1)
+        await self._fill_memory()
         loops = [self.writer.run, self._follower.run, self._sync_loop]
         if not self._learns:
             loops.remove(self._follower.run)
@@ -167,6 +201,22 @@ class ModelReplica:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CATCH_UP_S):
                     await self._follower.caught_up.wait()
+
+    async def _fill_memory(self) -> None:
+        """Keep what the journal has of the stream; a rollback has taken some of it out."""
+        memory = self.learner.memory
+        if memory is None or not self._learns:
+            return
+        name, rows = self.settings.name, self.settings.replay.rebuild_rows
+        try:
+            await self.writer.look()
+            fresh, decisions = memory.emptied(), self.writer.decisions
+            n = await self.store.read(fill, fresh, self.store.journal, name, rows, decisions)
+        except ReplayError as error:
+            log.warning("nothing is rehearsed of what came before: %s", error)
+            return
+        self.learner.memory = fresh
+        log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
     async def stop(self, timeout_s: float) -> None:
         """Commit and push what is there, as far as the time allows, and seal the partition."""
@@ -258,7 +308,8 @@ class ModelReplica:
     @property
     def incident(self) -> str | None:
         """What an operator has to look at; None if nothing."""
-        return self._refused or self.writer.incident or self._unexpected
+        watched = None if self._watch is None else self._watch.incident
+        return self._refused or self.writer.incident or self._unexpected or watched
 
     @property
     def age_ms(self) -> float | None:
@@ -288,6 +339,12 @@ class ModelReplica:
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
+        if (judge := self.judge) is not None:
+            gauges |= {"drift_state": judge.level, "drift_alarms": judge.alarms}
+        if (memory := self.learner.memory) is not None:
+            gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
+        if isinstance(self.learner.serving, Trainable) and (gap := self.learner.serving.gap):
+            gauges["average_gap"] = gap
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
@@ -311,7 +368,18 @@ class ModelReplica:
             moved = await self._exchange(pushes, self._due_state())
             if moved is None:
                 await asyncio.sleep(_UNREACHED_S)
+            await self._act()
             self._pace.idle(not (pushes or moved))
+
+    async def _act(self) -> None:
+        """Do what the model's state asks for, now and then."""
+        if self._freezes and self._ask is not None:
+            with contextlib.suppress(ParamServerError):  # it is asked again
+                await self._ask("freeze")
+                self._freezes = False
+        if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
+            self._watch_due_s = self._monotonic_s() + _WATCH_S
+            await self._watch.look()
 
     def _due_pushes(self) -> list[Any]:
         if self._follower.unsaid or isinstance(self.learner, OrderedLearner):
@@ -389,7 +457,10 @@ class ModelReplica:
         if part:
             for _ in learner.take_part(reply):
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
+        rewritten = reply.rewrite != learner.rewrite
         changed = part or learner.on_reply(reply)
+        if rewritten and reply.rewrite == learner.rewrite and self._tasks:
+            await self._fill_memory()
         if isinstance(learner, OverlayLearner):
             await self._prepare(learner)
         for _ in islice(learner.drop_old(), _DROPS):

@@ -73,6 +73,8 @@ class Serving:
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
+            if replica.judge is not None:
+                replica.judge.asked(answer)
             replica.counts["predictions"] += 1
             return Prediction(
                 self._reader.prediction_id(features, answer, request.id),
@@ -126,6 +128,21 @@ class Serving:
             return answer, msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
         return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
+
+    def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
+        """Prediction (None in regression), score and version of one row, as re-scoring has them."""
+        answer, shown = self._answer(self._door.features(value, field))
+        replica = self.replica
+        version = f"{replica.version}+{replica.learner.own}"
+        if replica.settings.task == "regression" or answer.label is None:
+            number = answer.label if isinstance(answer.label, float) else math.nan
+            _check_finite(number)
+            return None, number, version
+        text = self._door.text(answer.label)
+        if isinstance(shown, msgspec.UnsetType):
+            return text, float(answer.label is not False), version
+        wanted = self._door.text(True) if replica.settings.task == "binary" else text
+        return text, shown.get(wanted, 0.0), version
 
     # -- feedback ----------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Protocol
 
-from evaluation.metrics import summarise
+from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
 from online.history import Decisions, Page, walk
@@ -93,6 +94,8 @@ class Cluster:
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
+            "drift": None if replica.judge is None else replica.judge.shown(),
+            "replay": _kept(replica),
             "replicas": replicas,
             "server": server,
             "rewrites": await self._rewrites(name),
@@ -103,7 +106,8 @@ class Cluster:
     def _quality(self, name: str) -> dict[str, Any]:
         """Prequential metrics of all learned events beside their baselines."""
         counters = self._replicas[name].learner.tally.counters
-        return dict(summarise(self._replicas[name].settings.task, counters))
+        found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
+        return found
 
     async def _room(self, name: str) -> dict[str, Any] | None:
         """Room of the journal and its growth since the first look; None if it does not answer."""
@@ -256,3 +260,17 @@ class Cluster:
         label = codec.decode(row.payload).label
         names = self._facts(model).get("labels")
         return names[bool(label)] if names else label
+
+
+def _kept(replica: ModelReplica) -> dict[str, Any] | None:
+    """What this replica keeps to learn again; None if it keeps nothing."""
+    if (memory := replica.learner.memory) is None:
+        return None
+    return {
+        "policy": replica.settings.replay.policy,
+        "capacity": memory.buffer.capacity,
+        "kept": len(memory.buffer),
+        "seen": memory.seen,
+        "replayed": memory.replayed,
+        **memory.shares(),
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from evaluation.metrics import COUNTERS_MAX, is_label, label_counter, label_in
 from paramserver.blocks import Block, Blocks, Touched
 from replay.example import Label, label_of
 
@@ -33,6 +34,7 @@ class Tally:
         self.digest = (0, 0)
         self.seen: dict[str, tuple[float, float]] = {}
         self._newest: str | None = None  # kept, because every prediction asks for it
+        self._often: tuple[float, str] = (0.0, "")  # the most frequent label: every row asks
         self._open: dict[str, float] = {}
         self._open_digest = (0, 0)
         self._open_seen: dict[str, tuple[float, float]] = {}
@@ -52,8 +54,25 @@ class Tally:
         self._open_digest = (count + 1, (total + share) & _MASK)
         counters, opened = self.counters, self._open
         for name, value in increments.items():
+            if name not in counters and len(counters) >= COUNTERS_MAX and not is_label(name):
+                name, value = "folded", 1
             counters[name] = counters.get(name, 0) + value
             opened[name] = opened.get(name, 0) + value
+        if label is not None:
+            self._count(label)
+
+    def _count(self, label: str) -> None:
+        n = self.counters.get(label_counter(label), 0.0)
+        most, often = self._often
+        if n > most or (n == most and label < often):
+            self._often = (n, label)
+
+    def majority(self) -> Label | None:
+        """The most frequent label; None before the first.
+
+        Of equally frequent ones that whose JSON text comes first, in every replica.
+        """
+        return label_of(self._often[1]) if self._often[0] else None
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
@@ -77,6 +96,8 @@ class Tally:
         if METRICS in values:
             for name, value in values[METRICS].data.items():
                 self.counters[name] = value + self._open.get(name, 0)
+                if is_label(name):
+                    self._count(label_in(name))
         if NEWEST in values:
             for label, span in values[NEWEST].data.items():
                 self.seen[label] = _span(self._open_seen.get(label), span)
@@ -89,7 +110,7 @@ class Tally:
         """Become exactly ``values``, with an empty open delta."""
         self.counters, self.digest, self.seen = {}, (0, 0), {}
         self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
-        self._newest = None
+        self._newest, self._often = None, (0.0, "")
         self.rebase(values)
 
 

@@ -10,7 +10,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-_GAUGES = ("contact_age_s", "age_ms", "waiting", "own", "behind_rows", "joins_waiting")
+_GAUGES = (
+    "contact_age_s", "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
+    "learn_share", "replay_fill", "average_gap", "drift_state",
+)  # fmt: skip
 
 
 class _Collector:

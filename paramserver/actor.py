@@ -6,13 +6,16 @@ is.  It imports neither river nor torch, so that a killed server is back within 
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
 from paramserver import rewrites, wire
-from paramserver.blocks import size_bytes
+from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of, size_bytes
 from paramserver.errors import (
     DecisionUncertain,
     RollbackRefused,
@@ -39,6 +42,8 @@ from paramserver.store import Store
 __all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
 
 REWRITING: Final = "rewriting"
+GROWN: Final = 10.0
+"""Times that weights have to be longer than before for a model to count as diverged."""
 
 
 class ParameterServer(ServerProcess):
@@ -83,24 +88,60 @@ class ParameterServer(ServerProcess):
                 ends = {p.id: p.end for p in store.partitions(server.model)}
             except Exception as error:
                 raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
-            with self._lock:  # who syncs now has been answered
-                self._state = REWRITING
-            try:
-                return self._roll_back(server, store, history, name, target, ends)
-            finally:
-                if self._state == REWRITING:
-                    self._state = SERVING
+            with self._rewriting():
+                note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
+                return self._rewrite(server, store, history, note, target)
 
-    def _roll_back(
+    def recover(self, rewrite: int, before: float) -> dict[str, Any]:
+        """Back to the newest snapshot of ``before`` (POSIX seconds), with half the learning rate.
+
+        For a model that has diverged.  The rows since are learned again, so no event is lost.
+        ``rewrite`` is the newest one that the caller has seen: of several callers the first is
+        heard, and the others get ``snapshot`` None.
+
+        Answers and errors otherwise as of :meth:`rollback`; RollbackRefused also if no snapshot
+        since the last rewrite is old enough, or the weights are less than :data:`GROWN` times as
+        long as there: a stream that has changed makes a bad model too, and a halved rate would
+        keep it one for longer.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if rewrite != server.rewrite:
+                return {"snapshot": None, "version": list(server.version), "undone": 0}
+            rows = [row for row in history.listed() if row.created_at <= before]
+            if not rows:
+                raise self._refusal(history, "none", "all are of a time when it had diverged")
+            target = self._target(history, rows[0].name)
+            if target.rewrite != server.rewrite:
+                reason = "it is from before the last time that the values were rewritten"
+                raise self._refusal(history, rows[0].name, reason)
+            with self._rewriting():
+                grown = _length(server.values) / max(_length(target.values), 1e-300)
+                if grown < GROWN:
+                    reason = f"its weights are {grown:.3g} times as long: the stream has changed"
+                    raise self._refusal(history, rows[0].name, reason)
+                note = rewrites.learn_again(server.state(0.0, None, {}), rows[0].name, target)
+                return self._rewrite(server, store, history, note, target)
+
+    @contextlib.contextmanager
+    def _rewriting(self) -> Iterator[None]:
+        with self._lock:  # who syncs now has been answered
+            self._state = REWRITING
+        try:
+            yield
+        finally:
+            if self._state == REWRITING:
+                self._state = SERVING
+
+    def _rewrite(
         self,
         server: Server,
         store: Store,
         history: SnapshotHistory,
-        name: str,
+        note: rewrites.Rollback,
         target: SnapshotState,
-        ends: dict[int, int],
     ) -> dict[str, Any]:
-        note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
+        name = note.snapshot
         key = f"{rewrites.ROLLBACK}:{server.spec}:{server.epoch}:{server.count}:{name}"
         try:
             controls = decide(store, server, rewrites.ROLLBACK, key, msgspec.json.encode(note))
@@ -276,6 +317,18 @@ class ParameterServer(ServerProcess):
                 "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
             }
+
+
+def _length(values: Blocks) -> float:
+    """Length of all weights as one vector."""
+    total = 0.0
+    for block in values.values():
+        if block.kind == DENSE:
+            numbers = array_of(block.data)
+            total += float(numbers @ numbers)
+        elif block.kind == ADDITIVE:
+            total += sum(value * value for value in block.data.values())
+    return math.sqrt(total)
 
 
 def _numbers(server: Server | None) -> dict[str, Any]:

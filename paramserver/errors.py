@@ -229,3 +229,16 @@ class StoreUnavailable(ParamServerError):
 
     def __str__(self) -> str:
         return f"the store did not answer the parameter server: {self.reason}"
+
+
+class RuleRefused(ParamServerError):
+    """Vectors or a setting that a rule for untrusted pushes can't work with."""
+
+    def __init__(self, what: str, problem: str, remedy: str) -> None:
+        super().__init__(what, problem, remedy)
+        self.what = what
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.problem}; {self.remedy}"

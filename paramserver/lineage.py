@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from paramserver import rewrites
+from paramserver.blocks import COUNT, Block, Blocks
 from paramserver.errors import (
     DecisionUncertain,
     PublishFailed,
@@ -184,12 +185,14 @@ def _rolled_back(
         return replace(
             state,
             version=(state.version[0], count),
-            values=target.values,
+            values=_halved(target.values, note.halved),
             clock=note.clock,
             closed=frozenset(note.closed),
             rewrite=seq,
             position=note.position,
         )
+    if note.again:
+        return state
     if state.values:
         raise StartRefused(
             f"control row {seq} of {state.model!r} undoes events that this model has learned: it "
@@ -197,6 +200,10 @@ def _rolled_back(
             "learn the journal again without them: online serve --relearn",
         )
     return replace(state, rewrite=seq)
+
+
+def _halved(values: Blocks, n: int) -> Blocks:
+    return {**values, rewrites.HALVED: Block(COUNT, {"n": n})} if n else values
 
 
 def needed(history: SnapshotHistory, name: str) -> SnapshotState:

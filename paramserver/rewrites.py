@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from paramserver.blocks import Blocks
 from paramserver.state import SnapshotState
 from paramserver.store import ControlInfo
 
@@ -21,12 +22,15 @@ FREEZE: Final = "freeze"
 UNFREEZE: Final = "unfreeze"
 DECISIONS: Final = frozenset({ROLLBACK, FREEZE, UNFREEZE})
 
+HALVED: Final = "halved"
+"""Block of a model whose learning rate was halved: how often.  Models that can't ignore it."""
+
 Ranges: TypeAlias = dict[int, tuple[tuple[int, int], ...]]
 """By partition: rows after the first offset, up to the second; in order, apart from each other."""
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """Back to a snapshot's values; the clock stays where it was.
+    """Back to a snapshot's values; the clock stays where it was, unless it is learned again.
 
     Attributes
     ----------
@@ -41,6 +45,9 @@ class Rollback(msgspec.Struct, frozen=True):
         Rows that the rollback took out, by partition: after the first offset, up to the second.
     position
         Of rows learned in commit order: the larger of the two, as the clock.
+    again, halved
+        The rows since are learned again, with a rate that was halved so often; the clock is the
+        snapshot's.
     """
 
     spec: str
@@ -50,6 +57,8 @@ class Rollback(msgspec.Struct, frozen=True):
     closed: list[int]
     undone: dict[int, tuple[int, int]]
     position: int = 0
+    again: bool = False
+    halved: int = 0
 
 
 class Freeze(msgspec.Struct, frozen=True):
@@ -59,8 +68,33 @@ class Freeze(msgspec.Struct, frozen=True):
     closed: list[int]
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """A lineage that begins anew: of this spec, without the rows at or below this clock."""
+
+    spec: str
+    clock: dict[int, int]
+
+
 class Unfreeze(msgspec.Struct, frozen=True):
     """Rows are learned again from here on."""
+
+
+def learn_again(now: SnapshotState, name: str, target: SnapshotState) -> Rollback:
+    """The decision to go back to ``target`` and learn what came after it once more, more slowly.
+
+    ``target`` has every rewrite that ``now`` has, so nothing is undone and nothing comes back.
+    """
+    closed = now.closed | target.closed
+    clock = {p: c for p, c in sorted(target.clock.items()) if p not in closed}
+    halved = halvings(now.values) + 1
+    return Rollback(
+        now.spec, name, target.control, clock, sorted(closed), {}, target.position, True, halved
+    )
+
+
+def halvings(values: Blocks) -> int:
+    """How often the learning rate of these values was halved."""
+    return int(values[HALVED].data["n"]) if HALVED in values else 0
 
 
 def roll_back(

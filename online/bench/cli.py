@@ -1,53 +1,29 @@
-"""`online bench NAME`: one command a table."""
+"""`online bench NAME`: one command a table; here those of a running service."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from online.bench.alone import (
+    buffers,
+    comparison,
+    detectors,
+    edge,
+    forgetting,
+    journal,
+    merge,
+    prequential,
+    report,
+    robustness,
+)
 from online.bench.sizing import load
-
-app = typer.Typer(help="Measured tables, each beside a peer.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
-Rows = Annotated[int | None, typer.Option(help="only so many rows of the stream")]
-
-
-def _show(title: str, rows: Iterable[Any], *, as_json: bool) -> None:
-    data = [asdict(row) for row in rows]
-    if as_json:
-        print(json.dumps(data))
-        return
-    _print(title, data)
-
-
-def _print(title: str, data: list[dict[str, Any]]) -> None:
-    table = Table(title=title, box=None, pad_edge=False)
-    for name in data[0]:
-        table.add_column(name.replace("_", " "), justify="left" if name == "what" else "right")
-    for row in data:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return (
-            f"{value:.3g}"
-            if abs(value) < 0.001
-            else f"{value:,.4f}"
-            if value < 1
-            else f"{value:,.1f}"
-        )
-    return str(value)
+from online.bench.table import AsJson, Rows, app, print_table, show
 
 
 @app.command()
@@ -58,7 +34,7 @@ def fidelity(rows: Rows = None, as_json: AsJson = False) -> None:
     """
     from online.bench import fidelity as bench
 
-    _show("fidelity", [bench.run(name, rows) for name in bench.MODELS], as_json=as_json)
+    show("fidelity", [bench.run(name, rows) for name in bench.MODELS], as_json=as_json)
 
 
 @app.command()
@@ -79,7 +55,7 @@ def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
             found.append(
                 bench.spread(rows, case=case, replicas=4, clients=8, interval_ms=interval_ms)
             )
-    _show("replicas", found, as_json=as_json)
+    show("replicas", found, as_json=as_json)
 
 
 @app.command()
@@ -91,7 +67,40 @@ def trees(rows: Rows = 8000, as_json: AsJson = False) -> None:
     from online.bench import trees as bench
 
     found = [bench.run(*case, rows) for case in bench.CASES]
-    _show("trees in three replicas", found, as_json=as_json)
+    show("trees in three replicas", found, as_json=as_json)
+
+
+@app.command()
+def rehearsal(
+    rows: Annotated[int, typer.Option(help="rows of each of the five tasks")] = 1_000,
+    as_json: AsJson = False,
+) -> None:
+    """Digits over HTTP with replay, beside the in-process loop; all processes killed halfway.
+
+    Then what replay does to the waiting time of predictions.  Exits 1 if the service is more than
+    a point apart, or half of the predictions take more than 1.1 times as long.  Needs MNIST in
+    ONLINE_DATA_DIR.  Example: online bench rehearsal --rows 200
+    """
+    from online.bench import rehearsal as bench
+
+    found, waits = list(bench.run(rows)), bench.waits()
+    show("rehearsal in the service", found, as_json=as_json)
+    show("predictions with replay", [waits], as_json=as_json)
+    if not (waits.good and all(line.good for line in found)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def judging(as_json: AsJson = False) -> None:
+    """What metrics and drift watching add to the time of a feedback.
+
+    Exits 1 if it is more than 15 %.  Example: online bench judging
+    """
+    from online.bench import judging as bench
+
+    found = bench.run()
+    show("judging", [found], as_json=as_json)
+    raise typer.Exit(0 if found.good else 1)
 
 
 @app.command()
@@ -106,7 +115,7 @@ def freshness(
     """
     from online.bench import freshness as bench
 
-    _show("freshness", [bench.run(rate, seconds)], as_json=as_json)
+    show("freshness", [bench.run(rate, seconds)], as_json=as_json)
 
 
 @app.command("exactly-once")
@@ -174,7 +183,7 @@ def contention(
     from online.bench import contention as bench
 
     rows = bench.run(seconds=seconds, connections=connections, beside_s=min(seconds, 10.0))
-    _show("contention", rows, as_json=as_json)
+    show("contention", rows, as_json=as_json)
     raise typer.Exit(0 if rows[-1].good else 1)
 
 
@@ -194,7 +203,7 @@ def recovery(
     if as_json:
         print(json.dumps(asdict(found)))
     else:
-        _show("recovery", found.figures, as_json=False)
+        show("recovery", found.figures, as_json=False)
         print(f"{found.failed} of {found.predictions} predictions failed")
     raise typer.Exit(0 if found.good else 1)
 
@@ -223,7 +232,7 @@ def http(
     if as_json:
         print(json.dumps({**asdict(table), "good": table.good}))
     else:
-        _print("http", bench.shown(table))
+        print_table("http", bench.shown(table))
     for warning in table.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if table.void:
@@ -246,7 +255,7 @@ def push(
     from online.bench import push as bench
 
     found = bench.run(large=large, rounds=rounds, progress=lambda x: print(x, file=sys.stderr))
-    _show("one event", found.costs, as_json=as_json)
+    show("one event", found.costs, as_json=as_json)
     raise typer.Exit(0 if found.good else 1)
 
 
@@ -254,139 +263,29 @@ app.command()(load)
 
 
 @app.command()
-def merge(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream, or `sea`; may be given again")
-    ] = None,
+def rescore(
+    runs: Annotated[int, typer.Option(help="repetitions of each", min=1)] = 5,
     rows: Rows = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="three cells of Phishing, in seconds")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge rules on streams dealt to several replicas, each rule at its best learning rate.
+    """Batch re-scoring beside a loop of predict_one and Ray Data's plain map.
 
-    Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: online bench merge --stream elec2
+    Needs KDD99 and ACS employment in ONLINE_DATA_DIR.  Example: online bench rescore --runs 5
     """
-    from evaluation.benchmarks import merge as bench
+    from online.bench import rescore as bench
     from online.config import data_dir
 
-    names = stream or (["phishing"] if quick else list(bench.STREAMS))
-    cells = bench.QUICK if quick else bench.FULL
-    found = [
-        line
-        for name in names
-        for line in bench.run(
-            bench.load(name, data_dir(), rows), cells, progress=lambda x: print(x, file=sys.stderr)
-        )
-    ]
-    print(json.dumps([asdict(line) for line in found]) if as_json else bench.markdown(found))
-
-
-@app.command()
-def journal(as_json: AsJson = False) -> None:
-    """Ways for two writers of one node to share a journal.
-
-    Example: online bench journal
-    """
-    from evaluation.benchmarks import journal as bench
-
-    found = bench.run()
-    if as_json:
-        print(json.dumps(found))
-        return
-    for row in found:
-        print(row)
-
-
-@app.command()
-def buffers(
-    peer: Annotated[
-        Path | None, typer.Option(help="Python of an environment with avalanche-lib==0.6.0")
-    ] = None,
-    largest: Annotated[int, typer.Option(help="most items", min=1_000)] = 1_000_000,
-    rounds: Annotated[int, typer.Option(help="turns of each size", min=1)] = 5,
-    as_json: AsJson = False,
-) -> None:
-    """A step of rehearsal (10 items in, 10 drawn) by size and length of stream, beside Avalanche.
-
-    Example: online bench buffers --peer ../avalanche/bin/python
-    """
-    from evaluation.benchmarks import buffers as bench
-
-    sizes = [n for n in bench.SIZES if n <= largest]
-    found = bench.run(
-        sizes=sizes, rounds=rounds, peer=peer, progress=lambda x: print(x, file=sys.stderr)
+    speeds, memory = bench.run(
+        data_dir(), runs=runs, rows=rows, progress=lambda x: print(x, file=sys.stderr)
     )
     if as_json:
-        print(json.dumps(asdict(found)))
+        data = [asdict(row) for row in speeds] + [asdict(row) for row in memory]
+        print(json.dumps(data))
     else:
-        _show("by items kept", found.kept, as_json=False)
-        _show("by items offered to 1,000 slots", found.offered, as_json=False)
-        if found.beside:
-            _show("beside Avalanche's reservoir", found.beside, as_json=False)
-    raise typer.Exit(0 if found.good else 1)
-
-
-@app.command()
-def forgetting(
-    long: Annotated[
-        bool, typer.Option("--long", help="permuted and rotated MNIST too (an hour)")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """What streams make a network forget, with and without rehearsal, beside published figures.
-
-    Needs torch, and MNIST, gas sensors and Elec2 in ONLINE_DATA_DIR.  Example:
-    online bench forgetting --json
-    """
-    from evaluation.benchmarks import forgetting as bench
-    from online.config import data_dir
-
-    found = bench.run(data_dir(), long=long, progress=lambda x: print(x, file=sys.stderr))
-    if as_json:
-        print(json.dumps({**asdict(found), "good": found.good}))
-    else:
-        _show("tasks one after the other", found.tasks, as_json=False)
-        _show("tables that drift", found.drift, as_json=False)
-        _show("cost", found.cost, as_json=False)
-    raise typer.Exit(0 if found.good else 1)
-
-
-@app.command()
-def detectors(
-    trials: Annotated[int, typer.Option(help="of each injected drift on Elec2", min=1)] = 10,
-    seeds: Annotated[int, typer.Option(help="error streams of each course", min=1)] = 40,
-    first: Annotated[int, typer.Option(help="first seed of both", min=0)] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="error streams only, few seeds; nothing is judged")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Drift detectors where the change is known, beside published figures and two controls.
-
-    Needs Elec2, INSECTS, the synthetic drift files and ACS in ONLINE_DATA_DIR.  Example:
-    online bench detectors --trials 10
-    """
-    from evaluation.benchmarks import drift as bench
-    from online.config import data_dir
-
-    found = bench.run(
-        None if quick else data_dir(),
-        trials=trials,
-        seeds=4 if quick else seeds,
-        first=first,
-        quick=quick,
-        progress=lambda x: print(x, file=sys.stderr),
-    )
-    if as_json:
-        print(json.dumps({**asdict(found), "good": found.good, "aims": found.aims}))
-    else:
-        for title, rows in found.tables.items():
-            _show(title, rows, as_json=False)
-        for aim, met in found.aims.items():
-            print(f"{'met' if met else 'missed'}: {aim}")
-    raise typer.Exit(0 if quick or found.good else 1)
+        show("rows a second", speeds, as_json=False)
+        show("most memory", memory, as_json=False)
+    good = all(row.good for row in speeds) and all(row.good for row in memory)
+    raise typer.Exit(0 if good else 1)
 
 
 @app.command("all")
@@ -401,9 +300,9 @@ def everything() -> None:
     trees()
     merge()
     journal()
-    found = [
-        _passes(command) for command in (http, push, buffers, durability, contention, recovery)
-    ]
+    services = (http, push, durability, contention, recovery, rehearsal, judging, rescore)
+    others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
+    found = [_passes(command) for command in (*services, *others)]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)
 

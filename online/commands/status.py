@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.console import Console
@@ -41,13 +41,24 @@ def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson 
         _show_model(console, model)
 
 
+_QUALITY: Final = (
+    "accuracy", "balanced_accuracy", "majority", "no_change", "kappa_m", "kappa_t", "log_loss",
+    "brier", "ece", "auc", "f1", "mae", "rmse", "r2", "mean_mae", "last_mae",
+)  # fmt: skip
+_DRIFT: Final = {"act": "[red]{}[/red]", "watch": "[yellow]{}[/yellow]"}
+
+
 def _show_model(console: Console, model: dict[str, Any]) -> None:
     server = model["server"]
     quality = model["quality"]
     console.print(f"\n[bold]{model['model']}[/bold]  {model['task']}, {model['learner']}")
     console.print(f"version {model['version']}   learned {model['learned']:,} events")
-    shown = "  ".join(f"{k} {short(v)}" for k, v in quality.items() if k != "n" and v is not None)
+    said = [(name, quality.get(name)) for name in _QUALITY]
+    shown = "  ".join(f"{name} {short(value)}" for name, value in said if value is not None)
     console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
+    if (drift := model["drift"]) is not None:
+        state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
+        console.print(f"drift: {state}: {drift['why']}")
     if server is None:
         console.print("[red]parameter server: no contact; replicas answer and keep feedback[/red]")
     else:
@@ -60,6 +71,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
             console.print(f"[red]snapshot {name} was refused: {reason}[/red]")
     _show_decisions(console, model["rewrites"])
     _show_room(console, model["journal"])
+    _show_replay(console, model["replay"])
     if model["incident"]:
         console.print(f"[red]incident: {model['incident']}[/red]")
     table = Table(box=None, pad_edge=False)
@@ -91,6 +103,17 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
             f"{rewrites['undone']:,} rows were undone by rollback, and kept; which of them were "
             "learned again: online rollback --undone"
         )
+
+
+def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:
+    if replay is None:
+        return
+    per_row = replay["replayed"] / max(replay["seen"], 1)
+    shares = ", ".join(f"{label} {share:.0%}" for label, share in replay["classes"].items())
+    console.print(
+        f"replay: {replay['policy']}, {replay['kept']:,} of {replay['capacity']:,} rows kept, "
+        f"{per_row:.1f} learned again for a fresh one" + (f"; {shares}" if shares else "")
+    )
 
 
 def _show_room(console: Console, journal: dict[str, Any] | None) -> None:

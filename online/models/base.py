@@ -12,9 +12,11 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from online.config import Training
 from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved
 from replay.example import Example, Features, Label
+from replay.memory import Lesson
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
@@ -139,13 +141,58 @@ class Noting(Protocol):
         """As :meth:`Model.learn`; notes that can't be the model's own count as none."""
 
 
-def learn_example(model: Model, example: Example, factor: float = 1.0) -> None:
-    """Learn a row, its weight times ``factor``, with its notes if it has any for the model."""
+@runtime_checkable
+class Repeating(Protocol):
+    """A model that learns a kept row again, so that it counts in no number of rows or moment."""
+
+    def learn_again(self, features: Features, label: Label, weight: float) -> None:
+        """As :meth:`Model.learn`; what describes the rows themselves stays as it is."""
+
+
+@runtime_checkable
+class Rehearsing(Protocol):
+    """A model that learns a fresh row and the drawn ones of a pass in one step."""
+
+    def rehearse(self, example: Example, weight: float, lesson: Lesson) -> None:
+        """As :meth:`Model.learn`, one step for each pass of the lesson, at least one."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A model that has an optimizer of its own."""
+
+    def train(self, training: Training) -> None:
+        """Learn with these settings; called once, before anything else."""
+
+    @property
+    def gap(self) -> float | None:
+        """Relative distance of what answers from what learns; None if they are one."""
+
+
+def learn_example(model: Model, example: Example, factor: float = 1.0, lesson: Lesson = ()) -> None:
+    """Learn a row, its weight times ``factor``, with its notes if it has any for the model.
+
+    ``lesson``: what is learned again with it, by a model that rehearses; the drawn rows of a pass
+    weigh as much as one row together.
+    """
     weight = example.weight * factor
+    if lesson and isinstance(model, Rehearsing):
+        model.rehearse(example, weight, lesson)
+        return
     if example.notes is not None and isinstance(model, Noting):
         model.learn_noted(example, weight)
     else:
         model.learn(example.features, example.label, weight)
+    if lesson and isinstance(model, Repeating):
+        _learn_again(model, example, weight, lesson)
+
+
+def _learn_again(model: Repeating, example: Example, weight: float, lesson: Lesson) -> None:
+    for i, drawn in enumerate(lesson):
+        if i:
+            model.learn_again(example.features, example.label, weight)
+        for item in drawn.items:
+            model.learn_again(item.features, item.label, item.weight / len(drawn.items))
 
 
 @runtime_checkable

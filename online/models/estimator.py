@@ -192,11 +192,16 @@ class LinearEstimator:
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """One ``partial_fit``.  Raises RowUnusable, LabelUnknown, StateNotFinite."""
-        rows = self._rows
-        target = rows.target(label)
-        row = rows.inputs.learn(features)
+        target = self._rows.target(label)
+        self._fit(self._rows.inputs.learn(features), target, weight)
+
+    def learn_again(self, features: Features, label: Label, weight: float) -> None:
+        """As :meth:`learn`, with the standardisation as it is."""
+        self._fit(self._rows.inputs.row(features), self._rows.target(label), weight)
+
+    def _fit(self, row: list[float], target: Any, weight: float) -> None:
         self._changed = True
-        rows.fit(row, target, weight)
+        self._rows.fit(row, target, weight)
         if not math.isfinite(total := sum(float(self._get(part).sum()) for part in _PARTS)):
             raise StateNotFinite(total)
 

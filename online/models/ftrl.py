@@ -122,7 +122,13 @@ class FtrlModel:
                 raise LabelUnknown(label, list(self._outputs))
             self._outputs[label] = _Output(self._recipe)
             self._new[label] = None
-        row = self._rows.row(features, learns=True)
+        self._step(self._rows.row(features, learns=True), label, weight)
+
+    def learn_again(self, features: Features, label: Label, weight: float) -> None:
+        """As :meth:`learn`, of a label that was learned, with the standardisation as it is."""
+        self._step(self._rows.row(features, learns=False), label, weight)
+
+    def _step(self, row: Mapping[str, float], label: Label, weight: float) -> None:
         answer = self._answer(row)
         total = 0.0
         for name, output in self._outputs.items():

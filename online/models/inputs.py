@@ -34,6 +34,7 @@ class Inputs:
         if isinstance(names, str) or not self.names or len(self._known) < len(self.names):
             remedy = "Give the names of the features, each once"
             raise LearnerUnusable(model, f"inputs {list(names)!r:.200}", remedy)
+        self.scaled = scale
         self._scaler = Standard(preprocessing.StandardScaler(), "scaler") if scale else None
 
     def row(self, features: Features) -> list[float]:

@@ -37,6 +37,7 @@ from online.models.scalers import SCALERS, Columns, MinMax, Standard
 from online.models.structure import describe, steps
 from online.models.weights import changes, drop, move, put_back
 from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
+from paramserver.rewrites import HALVED, halvings
 from paramserver.wire import Curved
 from replay.example import Features, Label
 
@@ -91,12 +92,15 @@ class Linear:
         The river object that is driven.  Reading it is fine, learning past the adapter is not.
     numeric_only
         Features must be numbers: the door refuses text.
+    halves
+        Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
 
     mergeable = True
     learns = True
     numeric_only = True
     why_not_mergeable: str | None = None
+    halves = True
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
@@ -113,6 +117,7 @@ class Linear:
         else:
             self._final = _Glm(final)
         self._parts = (*self._scalers, self._final)
+        self._rates = [(held, held.learning_rate) for held in _rates_of(final)]
         self.structure = describe(estimator)
         if built := sorted((name, sorted(data.items())) for name, data in self._built()):
             digest = hashlib.sha256(repr(built).encode()).hexdigest()
@@ -153,6 +158,22 @@ class Linear:
         if not isfinite(total := self._final.total(x)):
             raise StateNotFinite(total)
 
+    @property
+    def why_no_replay(self) -> str | None:
+        """Why rows are not learned again; None if they are."""
+        if isinstance(self._final, _Softmax):
+            return "river's SoftmaxRegression takes no weights, which drawn rows need"
+        return None
+
+    def learn_again(self, features: Features, label: Label, weight: float) -> None:
+        """As :meth:`learn`, with the scalers as they are."""
+        x: dict[str, Any] = features
+        for scaler in self._scalers:
+            x = scaler.transform(x)
+        self._final.learn(x, label, weight)
+        if not isfinite(total := self._final.total(x)):
+            raise StateNotFinite(total)
+
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         return {name: block for part in self._parts for name, block in part.cut().items()}
@@ -169,11 +190,18 @@ class Linear:
         """Take new values with the open delta on top; blocks of others are ignored."""
         for part in self._parts:
             part.rebase(values)
+        if HALVED in values:
+            self._halve(halvings(values))
+
+    def _halve(self, times: int) -> None:
+        for held, rate in self._rates:
+            held.learning_rate = rate * 0.5**times
 
     def reset(self, values: Blocks) -> None:
         """Become the estimator as built plus ``values``."""
         for part in self._parts:
             part.reset(values)
+        self._halve(halvings(values))
 
     def forget(self, values: Blocks) -> None:
         """Drop the keys given.  This copy is asked nothing any more."""
@@ -188,6 +216,12 @@ class Linear:
         """Become what ``reset`` would make of all values, given those touched."""
         for part in self._parts:
             part.mend(values, names)
+
+
+def _rates_of(final: Any) -> list[Any]:
+    """The constant schedules by which it learns."""
+    held = [final.optimizer.lr, getattr(final, "intercept_lr", None)]
+    return [one for one in held if one is not None]
 
 
 class _Glm:

@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import river
 from river import base, linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
-from online.models.base import Model
+from online.config import Training
+from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
 from online.models.linear import Linear, why_not_mergeable
@@ -128,6 +129,8 @@ def mlp(
     return Network(module, inputs, sgd, scale=scale)
 
 
+PLAIN: Final = Training()
+
 BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "logreg": logreg,
     "softmax": softmax,
@@ -161,6 +164,8 @@ def load(
     base_dir: Path,
     old_keys: Sequence[bytes] = (),
     artifact: Path | None = None,
+    training: Training = PLAIN,
+    rehearses: bool = False,
 ) -> Loaded:
     """The model that ``learner`` names.
 
@@ -179,6 +184,10 @@ def load(
         its content is part of the spec.
     key, old_keys
         Seals pickled state; open what was sealed before the key was changed.
+    training
+        How a torch network learns; part of the spec.  Other models have their own parameters.
+    rehearses
+        Whether rows are learned again beside fresh ones: the defaults of ``training`` differ.
 
     Raises LearnerUnusable: names the value, what is wrong and what to write instead.
     """
@@ -191,7 +200,9 @@ def load(
         given["keys"] = (key, *old_keys)
 
     def make() -> Model:
-        return _wrap(learner, _make(learner, factory, given), task, key, old_keys)
+        made = _wrap(learner, _make(learner, factory, given), task, key, old_keys)
+        _train(learner, made, training, rehearses=rehearses)
+        return made
 
     model = make()
 
@@ -368,6 +379,20 @@ def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[by
     if (why := why_not_mergeable(made)) is None:
         return Linear(made)
     return opaque(why_not_mergeable=why)
+
+
+def _train(learner: str, model: Model, training: Training, *, rehearses: bool) -> None:
+    """Have the model learn by these settings, if any is on."""
+    if isinstance(model, Trainable):
+        resolved = training.resolved(rehearses=rehearses)
+        if resolved.on:
+            model.train(resolved)
+    elif asked := training.on:
+        raise LearnerUnusable(
+            learner,
+            f"training.{asked[0]} is for torch networks",
+            "Leave it out, and give the estimator's own parameters (l2, clip_gradient, a rate)",
+        )
 
 
 def _check_task(learner: str, estimator: Any, task: Task) -> None:

@@ -2,7 +2,9 @@
 
 ======================== ===== ==============================================================
 ``network/<name>``       dense what rows have added to a parameter or buffer *as built*
+``average/<name>``       dense the same of the average that answers, where there is one
 ``optimizer/<name>/<k>`` local the optimizer's state of that parameter, as momentum
+``trained``              count of rows, where the rate warms up
 ``scaler``               moments of the running standardisation in front
 ======================== ===== ==============================================================
 
@@ -31,14 +33,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from evaluation.metrics import Task
-from online.models.base import Prediction, by_logit, by_probability, by_scores
-from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.inputs import Inputs, labels_for
-from online.models.structure import describe
-from paramserver.blocks import DENSE, LOCAL, Block, Blocks, array_bytes, array_of
-from replay.example import Features, Label
+from online.config import Training
+from online.models.base import Prediction
+from online.models.errors import LearnerUnusable, StateNotFinite
+from online.models.head import Head, made
+from online.models.inputs import Inputs
+from online.models.mixed import pull_of, slope_of
+from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.rewrites import HALVED, halvings
+from replay.example import Example, Features, Label
+from replay.memory import Lesson
 
 _NETWORK: Final = "network/"
+_AVERAGE: Final = "average/"
+_TRAINED: Final = "trained"
 _OPTIMIZER: Final = "optimizer/"
 _TENSORS_MAX: Final = 1000  # blocks of a model; one message takes 1,024
 Numbers = npt.NDArray[np.float64]
@@ -87,12 +95,15 @@ class NetworkModel:
     ----------
     inputs, labels
         Names of the features, and labels of the outputs (None: there is one output).
+    halves
+        Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
 
     mergeable = True
     learns = True
     numeric_only = True
     why_not_mergeable: str | None = None
+    halves = True
 
     def __init__(self, network: Network, task: Task) -> None:
         self.inputs = tuple(network.inputs)
@@ -101,11 +112,11 @@ class NetworkModel:
         name = type(self._module).__name__
         _check_repeatable(name, self._module)
         self._inputs = Inputs(name, network.inputs, scale=network.scale)
+        self._answering = self._module
         self._parameters = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
-        floats = {n: b for n, b in self._module.named_buffers() if b.is_floating_point()}
-        self._tensors: dict[str, torch.Tensor] = {**self._parameters, **floats}
+        self._tensors = _tensors_of(self._module, _NETWORK)
         self._dtype = next((t.dtype for t in self._tensors.values()), torch.float32)
-        self._head = Head(network, task, self._outputs(name))
+        self._head = Head(name, task, self._outputs(name), loss=network.loss, labels=network.labels)
         self.labels = self._head.labels
         self._new_optimizer = network.optimizer
         self._optimizer = self._new_optimizer(self._parameters.values())
@@ -114,7 +125,41 @@ class NetworkModel:
         self._built = {name: _numbers(t) for name, t in self._tensors.items()}
         self._start = dict(self._built)
         self._changed = False
+        self._training = Training()
+        self._trained = Trained()
+        self._follows = 1.0
+        self._halved = 0
+        self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # and what each is of
         self.structure = self._describe(network)
+
+    def train(self, training: Training) -> None:
+        """Learn with these settings; called once, before anything else."""
+        self._training = training
+        self.structure += f" training={ {name: getattr(training, name) for name in training.on} }"
+        if training.average:
+            self._follows = 1 - training.average
+            self._answering = copy.deepcopy(self._module)
+            averages = _tensors_of(self._answering, _AVERAGE)
+            of = [_NETWORK + name.removeprefix(_AVERAGE) for name in averages]
+            self._averages = [
+                (a, self._tensors[n]) for a, n in zip(averages.values(), of, strict=True)
+            ]
+            self._built |= {a: self._built[n] for a, n in zip(averages, of, strict=True)}
+            self._tensors |= averages
+            self._start = dict(self._built)
+
+    @property
+    def gap(self) -> float | None:
+        """Distance of the average that answers from what learns, over the length of the latter.
+
+        None if what learns answers.
+        """
+        if not self._averages:
+            return None
+        with torch.no_grad():
+            apart = sum(float((a - t).square().sum()) for a, t in self._averages)
+            length = sum(float(t.square().sum()) for _, t in self._averages)
+        return math.sqrt(apart / length) if length else 0.0
 
     def _outputs(self, name: str) -> int:
         """How many outputs there are, from an answer to a row of zeros."""
@@ -162,12 +207,13 @@ class NetworkModel:
 
     def _describe(self, network: Network) -> str:
         digest = hashlib.sha256()
-        for name, tensor in sorted({**self._module.state_dict(), **self._tensors}.items()):
+        tensors = {name.removeprefix(_NETWORK): t for name, t in self._tensors.items()}
+        for name, tensor in sorted({**self._module.state_dict(), **tensors}.items()):
             digest.update(name.encode() + b"\0" + array_bytes(_numbers(tensor)))
         return (
             f"{type(self._module).__qualname__} {self._module!r} "
             f"inputs={list(self._inputs.names)!r} scale={network.scale} "
-            f"optimizer={_made(network.optimizer)} {self._head.text} built {digest.hexdigest()}"
+            f"optimizer={made(network.optimizer)} {self._head.text} built {digest.hexdigest()}"
         )
 
     # -- answering ---------------------------------------------------------------------------
@@ -176,7 +222,7 @@ class NetworkModel:
         """Answer for one row."""
         x = torch.tensor([self._inputs.row(features)], dtype=self._dtype)
         with torch.no_grad():
-            return self._head.answer(self._module(x)[0].tolist())
+            return self._head.answer(self._answering(x)[0].tolist())
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`: many rows at once would differ in their last bits."""
@@ -192,31 +238,74 @@ class NetworkModel:
         """
         target = self._head.target(label, self._dtype)
         x = torch.tensor([self._inputs.learn(features)], dtype=self._dtype)
-        self._changed = True
-        self._fresh = False
-        self._optimizer.zero_grad(set_to_none=True)
+        self._begin()
         loss = self._head.loss(self._module(x), target) * weight
         if not math.isfinite(value := loss.item()):
             raise StateNotFinite(value)
         loss.backward()
-        self._optimizer.step()
+        self._move()
+
+    def rehearse(self, example: Example, weight: float, lesson: Lesson) -> None:
+        """One step for each pass, over the row and the drawn ones; raises as :meth:`learn`."""
+        self._head.target(example.label, self._dtype)
+        for i, drawn in enumerate(lesson):
+            taken = self._inputs.row if i else self._inputs.learn
+            rows = [taken(example.features)]
+            rows += [self._inputs.row(item.features) for item in drawn.items]
+            labels = [example.label, *(item.label for item in drawn.items)]
+            weights = [weight, *(item.weight / len(drawn.items) for item in drawn.items)]
+            self._begin()
+            outputs = self._module(torch.tensor(rows, dtype=self._dtype))
+            at, of_rows = outputs.detach(), torch.tensor(weights, dtype=self._dtype)[:, None]
+            slope = slope_of(self._head, at, labels, of_rows, drawn)
+            if drawn.distil:
+                slope[1:] += pull_of(self._head, at[1:], drawn, scaled=self._inputs.scaled)
+            if not math.isfinite(value := float(slope.sum())):
+                raise StateNotFinite(value)
+            outputs.backward(slope)
+            self._move()
+
+    def _begin(self) -> None:
+        self._changed = True
+        self._fresh = False
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _move(self) -> None:
+        """A step of the optimizer, and of the average after it; all numbers stay finite."""
+        training = self._training
         with torch.no_grad():
+            _shape(self._parameters.values(), training)
+            self._set_rate()
+            self._optimizer.step()
+            for average, tensor in self._averages:
+                average.lerp_(tensor, self._follows)
             total = sum(float(t.sum()) for t in (*self._tensors.values(), *self._held().values()))
         if not math.isfinite(total):
             raise StateNotFinite(total)
+
+    def _set_rate(self) -> None:
+        share = 0.5**self._halved
+        if warm_up := self._training.warm_up:
+            self._trained.rows += 1
+            share *= min(self._trained.rows / warm_up, 1.0)
+        elif not self._halved:
+            return
+        for group in self._optimizer.param_groups:
+            full = group.setdefault("full_lr", group["lr"])
+            group["lr"] = full * share
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         if not self._changed:
             return {}
         self._changed = False
-        blocks = self._inputs.cut()
+        blocks = {**self._inputs.cut(), **self._trained.cut()}
         for name, tensor in self._tensors.items():
             now = _numbers(tensor)
             delta = now - self._start[name]
             self._start[name] = now
             if delta.any():  # a NaN too: whoever merges it refuses it
-                blocks[_NETWORK + name] = Block(DENSE, array_bytes(delta))
+                blocks[name] = Block(DENSE, array_bytes(delta))
         for (name, key), held in self._held().items():
             blocks[f"{_OPTIMIZER}{name}/{key}"] = Block(LOCAL, array_bytes(_numbers(held)))
         return blocks
@@ -236,8 +325,11 @@ class NetworkModel:
         The optimizer's state stays its own, once it has learned a row.
         """
         self._inputs.rebase(values)
+        self._trained.rebase(values)
+        if HALVED in values:
+            self._halved = halvings(values)
         for name, tensor in self._tensors.items():
-            if (block := values.get(_NETWORK + name)) is not None:
+            if (block := values.get(name)) is not None:
                 base = self._built[name] + array_of(block.data)
                 new = base + (_numbers(tensor) - self._start[name]) if self._changed else base
                 _write(tensor, new)
@@ -248,10 +340,12 @@ class NetworkModel:
     def reset(self, values: Blocks) -> None:
         """Become the module as built plus ``values``."""
         self._inputs.reset(values)
+        self._trained.reset(values)
+        self._halved = halvings(values)
         self._changed = False
         for name, tensor in self._tensors.items():
             base = self._built[name]
-            if (block := values.get(_NETWORK + name)) is not None:
+            if (block := values.get(name)) is not None:
                 base = base + array_of(block.data)
             _write(tensor, base)
             self._start[name] = base
@@ -266,44 +360,45 @@ class NetworkModel:
                 self._optimizer.state[self._parameters[name]][key] = held
 
 
-class Head:
-    """From outputs to answers, and from labels to targets."""
+class Trained:
+    """How many steps were taken, by all replicas."""
 
-    def __init__(self, network: Network, task: Task, outputs: int) -> None:
-        name = type(network.module).__name__
-        self._single = task == "binary" and outputs == 1
-        self.labels: list[Label] | None = None
-        if task == "regression":
-            if outputs != 1:
-                problem = f"task is regression and it has {outputs} outputs"
-                raise LearnerUnusable(name, problem, "Give it one")
-        elif not self._single:
-            self.labels = labels_for(name, task, outputs, network.labels)
-        self._places = {label: i for i, label in enumerate(self.labels or ())}
-        self.loss: nn.Module = network.loss if network.loss is not None else self._usual(task)
-        self._is_probability = isinstance(self.loss, nn.BCELoss)
-        self.text = f"loss={_made(self.loss)} labels={self.labels!r}"
+    def __init__(self) -> None:
+        self.rows = self._start = 0
 
-    def _usual(self, task: Task) -> nn.Module:
-        if task == "regression":
-            return nn.MSELoss()
-        return nn.BCEWithLogitsLoss() if self._single else nn.CrossEntropyLoss()
+    def cut(self) -> Blocks:
+        """Steps since the cut; nothing if there were none."""
+        n, self._start = self.rows - self._start, self.rows
+        return {_TRAINED: Block(COUNT, {"rows": n})} if n else {}
 
-    def answer(self, outputs: list[float]) -> Prediction:
-        """The answer that a row's outputs make."""
-        if self._single:
-            return (by_probability if self._is_probability else by_logit)(outputs[0])
-        if self.labels is None:
-            return Prediction(outputs[0], None)
-        return by_scores(dict(zip(self.labels, outputs, strict=True)))
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        if (block := values.get(_TRAINED)) is not None:
+            n = int(block.data["rows"])
+            self.rows, self._start = n + self.rows - self._start, n
 
-    def target(self, label: Label, dtype: torch.dtype) -> torch.Tensor:
-        """What the loss compares the outputs with.  Raises LabelUnknown."""
-        if self.labels is None:
-            return torch.tensor([[float(label)]], dtype=dtype)
-        if (place := self._places.get(label)) is None:
-            raise LabelUnknown(label, self.labels)
-        return torch.tensor([place])
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``."""
+        self.rows = self._start = 0
+        self.rebase(values)
+
+
+def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:
+    """Penalties onto the gradients, then their length at most what is set."""
+    parameters = list(parameters)
+    for parameter in parameters if training.l1 or training.l2 else ():
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter, alpha=training.l2)
+            parameter.grad.add_(parameter.sign(), alpha=training.l1)
+    if training.clip:
+        nn.utils.clip_grad_norm_(parameters, training.clip)
+
+
+def _tensors_of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    """What a module learns and keeps, by the name of its block."""
+    learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    floats = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
+    return {prefix + name: tensor for name, tensor in {**learned, **floats}.items()}
 
 
 def _check_repeatable(name: str, module: nn.Module) -> None:
@@ -312,16 +407,6 @@ def _check_repeatable(name: str, module: nn.Module) -> None:
         if isinstance(part, (_DropoutNd, _BatchNorm)):
             problem = f"{type(part).__name__} needs many rows at a time, or draws anew for each"
             raise LearnerUnusable(name, problem, "Leave it out, or take LayerNorm or weight decay")
-
-
-def _made(value: object) -> str:
-    """A loss or an optimizer's maker as text, the same in each process."""
-    if isinstance(value, nn.Module):
-        return repr(value)
-    if isinstance(value, partial):
-        arguments = describe({**{str(i): a for i, a in enumerate(value.args)}, **value.keywords})
-        return f"{describe(value.func)}{arguments}"
-    return describe(value)
 
 
 def weights_from(path: str) -> dict[str, torch.Tensor]:

@@ -32,6 +32,8 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logits
         What the model said as the item was kept (dark experience replay), None if nothing was
         kept.  They are kept by class, so that they still fit when the model knows more classes.
+    at
+        How many rows were offered before it, ≥ 0: its age is what has been offered since.
     """
 
     key: bytes
@@ -40,6 +42,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     weight: float = 1.0
     source: str = ""
     logits: Logits | None = None
+    at: int = 0
 
 
 def item_of(row: Row, logits: Logits | None = None) -> Item:

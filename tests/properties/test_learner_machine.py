@@ -237,7 +237,7 @@ MUTANTS = {
         (0, 3, 4),
     ),
     "a row that failed is not taken back": Mutant(
-        (_learner("                self._put_back(example)\n", ""),), (0, 3, 4)
+        (_learner("self._put_back(example, lesson)", "pass"),), (0, 3, 4)
     ),
     "the new copy answers at once": Mutant(
         (_learner("if all(map(self._caught_up, self._targets)):", "if True:"),), (0, 1, 2)

@@ -88,6 +88,7 @@ class World:
         learns: bool = True,
         ordered: bool = False,
         overlay: bool = False,
+        ask: Any = None,
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
@@ -116,6 +117,7 @@ class World:
             spec=SPEC,
             learns=learns,
             now_s=now_s,
+            ask=ask,
         )
         await replica.start()
         return replica

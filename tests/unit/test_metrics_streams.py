@@ -161,6 +161,19 @@ def test_bundled_streams(name: str, task: str, n: int) -> None:
         assert {type(label) for _, label in rows} == {bool}
 
 
+def test_gas_sensors_batch_by_batch(tmp_path: Path) -> None:
+    folder = tmp_path / "gas_drift"
+    folder.mkdir()
+    for i in (1, 2, 3, 4, 5, 6, 8):
+        _write(folder / f"batch{i}.dat.gz", f"{i} 1:{i}.5 2:-3\n")
+    with pytest.raises(StreamUnusable, match="no file"):
+        open_stream("gas", tmp_path)
+    _write(folder / "batch9.dat.gz", "9 1:9.5 2:-3\n")
+    rows = list(open_stream("gas", tmp_path).rows)
+    assert rows[0] == ({"1": 1.5, "2": -3.0}, 1)
+    assert [label for _, label in rows] == [1, 2, 3, 4, 5, 6, 8, 9]
+
+
 def _write(path: Path, text: str) -> str:
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(text.encode()))

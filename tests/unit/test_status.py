@@ -47,8 +47,8 @@ class World:
         self.replica: Any = SimpleNamespace(
             replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
-            store=SimpleNamespace(read=self.read),
-            learner=SimpleNamespace(tally=tally, frozen=False),
+            store=SimpleNamespace(read=self.read), judge=None,
+            learner=SimpleNamespace(tally=tally, frozen=False, memory=None),
         )  # fmt: skip
         journal: Any = SimpleNamespace(usage=lambda model: self.usage)
         self.cluster = Cluster(

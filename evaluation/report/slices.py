@@ -1,0 +1,99 @@
+"""Scores by slice: by source, by category, and by quarter of a number's range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.metrics import Task
+from evaluation.report.rows import Column, Floats
+
+CATEGORIES_MAX: Final = 30
+"""Categories of a feature that are told apart; further ones are counted together."""
+
+_OTHER: Final = "(others)"
+_PARTS: Final = 4
+_CUTS_ROWS: Final = 200  # fewer known values give no quarters
+
+
+class Slices:
+    """Sums by slice: rows judged, and right answers (regression: absolute errors and squares).
+
+    A number's quarters are those of the first rows that have enough of it.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.sums: dict[tuple[str, str], NDArray[np.float64]] = {}
+        self._cuts: dict[str, Floats] = {}
+        self._known: dict[str, set[str]] = {}
+
+    def add(
+        self,
+        features: Mapping[str, Column],
+        kinds: Mapping[str, str],
+        source: Sequence[str | None] | None,
+        right: Floats,
+    ) -> None:
+        """Take rows; ``right`` is NaN where a row is not judged."""
+        judged = ~np.isnan(right)
+        if not judged.any():
+            return
+        if source is not None:
+            self._texts("source", source, right, judged)
+        for name, values in features.items():
+            if isinstance(values, np.ndarray):
+                self._numbers(name, values, right, judged)
+            else:
+                self._texts(name, values, right, judged)
+
+    def _texts(
+        self, name: str, values: Sequence[str | None], right: Floats, judged: NDArray[np.bool_]
+    ) -> None:
+        known = self._known.setdefault(name, set())
+        for i in np.flatnonzero(judged):
+            text = values[int(i)]
+            shown = "(missing)" if text is None else text
+            if shown not in known:
+                if len(known) >= CATEGORIES_MAX:
+                    shown = _OTHER
+                else:
+                    known.add(shown)
+            self._add(name, shown, 1.0, float(right[i]), float(right[i]) ** 2)
+
+    def _numbers(self, name: str, values: Floats, right: Floats, judged: NDArray[np.bool_]) -> None:
+        cuts = self._cuts.get(name)
+        if cuts is None:
+            known = values[~np.isnan(values)]
+            if len(known) < _CUTS_ROWS:
+                return
+            cuts = np.unique(np.quantile(known, np.arange(1, _PARTS) / _PARTS))
+            if known.min() == known.max():
+                cuts = np.zeros(0)
+            self._cuts[name] = cuts
+        if not len(cuts):
+            return
+        use = judged & ~np.isnan(values)
+        place = np.searchsorted(cuts, values[use], side="right")
+        n = np.bincount(place, minlength=len(cuts) + 1)
+        total = np.bincount(place, weights=right[use], minlength=len(cuts) + 1)
+        squares = np.bincount(place, weights=right[use] ** 2, minlength=len(cuts) + 1)
+        for i in np.flatnonzero(n):
+            self._add(name, _between(cuts, int(i)), n[i], total[i], squares[i])
+
+    def _add(self, by: str, value: str, n: float, total: float, squares: float) -> None:
+        sums = self.sums.get((by, value))
+        if sums is None:
+            sums = self.sums[by, value] = np.zeros(3)
+        sums += (n, total, squares)
+
+
+def _between(cuts: Floats, i: int) -> str:
+    if i == 0:
+        return f"< {cuts[0]:.4g}"
+    if i == len(cuts):
+        return f"≥ {cuts[-1]:.4g}"
+    return f"{cuts[i - 1]:.4g} … {cuts[i]:.4g}"

@@ -1,0 +1,300 @@
+"""Tables of `online bench` that no service is started for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from online.bench.table import AsJson, Rows, app, print_table, show
+
+
+@app.command()
+def report(
+    runs: Annotated[int, typer.Option(help="repetitions on Elec2", min=1)] = 5,
+    largest: Annotated[int, typer.Option(help="rows of the largest input", min=10_000)] = 1_000_000,
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with evidently and pandas<3")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The report on Elec2: at most 5 s and 1 MB; memory flat from 10,000 rows on.
+
+    Needs Elec2 in ONLINE_DATA_DIR.  Example: online bench report --peer ../evidently/bin/python
+    """
+    from online.bench import report as bench
+    from online.config import data_dir
+
+    found = bench.run(
+        data_dir(),
+        runs=runs,
+        sizes=(bench.SIZES[0], largest),
+        peer=peer,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good}))
+    else:
+        show("report", found.lines, as_json=False)
+        for kind, growth in found.growth.items():
+            print(f"peak memory of the largest {kind} over the smallest: {growth:.2f}")
+        print(f"numbers that differ: {len(found.differing)}; loaded: {len(found.outside)}")
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
+def merge(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream, or `sea`; may be given again")
+    ] = None,
+    rows: Rows = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="three cells of Phishing, in seconds")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Merge rules on streams dealt to several replicas, each rule at its best learning rate.
+
+    Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: online bench merge --stream elec2
+    """
+    from evaluation.benchmarks import merge as bench
+    from online.config import data_dir
+
+    names = stream or (["phishing"] if quick else list(bench.STREAMS))
+    cells = bench.QUICK if quick else bench.FULL
+    found = [
+        line
+        for name in names
+        for line in bench.run(
+            bench.load(name, data_dir(), rows), cells, progress=lambda x: print(x, file=sys.stderr)
+        )
+    ]
+    print(json.dumps([asdict(line) for line in found]) if as_json else bench.markdown(found))
+
+
+@app.command()
+def journal(as_json: AsJson = False) -> None:
+    """Ways for two writers of one node to share a journal.
+
+    Example: online bench journal
+    """
+    from evaluation.benchmarks import journal as bench
+
+    found = bench.run()
+    if as_json:
+        print(json.dumps(found))
+        return
+    for row in found:
+        print(row)
+
+
+@app.command()
+def buffers(
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with avalanche-lib==0.6.0")
+    ] = None,
+    largest: Annotated[int, typer.Option(help="most items", min=1_000)] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="turns of each size", min=1)] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """A step of rehearsal (10 items in, 10 drawn) by size and length of stream, beside Avalanche.
+
+    Example: online bench buffers --peer ../avalanche/bin/python
+    """
+    from evaluation.benchmarks import buffers as bench
+
+    sizes = [n for n in bench.SIZES if n <= largest]
+    found = bench.run(
+        sizes=sizes, rounds=rounds, peer=peer, progress=lambda x: print(x, file=sys.stderr)
+    )
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        show("by items kept", found.kept, as_json=False)
+        show("by items offered to 1,000 slots", found.offered, as_json=False)
+        if found.beside:
+            show("beside Avalanche's reservoir", found.beside, as_json=False)
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
+def forgetting(
+    long: Annotated[
+        bool, typer.Option("--long", help="permuted and rotated MNIST too (an hour)")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What streams make a network forget, with and without rehearsal, beside published figures.
+
+    Needs torch, and MNIST, gas sensors and Elec2 in ONLINE_DATA_DIR.  Example:
+    online bench forgetting --json
+    """
+    from evaluation.benchmarks import forgetting as bench
+    from online.config import data_dir
+
+    found = bench.run(data_dir(), long=long, progress=lambda x: print(x, file=sys.stderr))
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good}))
+    else:
+        show("tasks one after the other", found.tasks, as_json=False)
+        show("tables that drift", found.drift, as_json=False)
+        show("cost", found.cost, as_json=False)
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
+def prequential(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    rows: Rows = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="forests and neighbours on the long streams too")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learners tested, then taught, on real streams, beside baselines and published figures.
+
+    Needs Elec2, INSECTS and gas sensors in ONLINE_DATA_DIR.  Example: online bench prequential
+    --stream phishing
+    """
+    from evaluation.streams import open_stream
+    from online.bench import prequential as bench
+    from online.config import data_dir
+
+    names = [open_stream(name, data_dir()).name for name in stream or bench.STREAMS]
+    found = bench.run(
+        data_dir(),
+        streams=names,
+        full=full,
+        rows=rows,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good}))
+    else:
+        print(bench.shown(found))
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
+def comparison(
+    pairs: Annotated[int, typer.Option(help="of models, of each kind", min=1)] = 200,
+    rows: Annotated[int, typer.Option(help="that each pair is compared on", min=100)] = 5_000,
+    as_json: AsJson = False,
+) -> None:
+    """Equal and unequal models looked at at every row: who decides wrongly, and how soon.
+
+    Example: online bench comparison --pairs 50
+    """
+    from evaluation.benchmarks import comparison as bench
+
+    found = bench.run(pairs=pairs, rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    show("comparison", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
+
+
+@app.command()
+def detectors(
+    trials: Annotated[int, typer.Option(help="of each injected drift on Elec2", min=1)] = 10,
+    seeds: Annotated[int, typer.Option(help="error streams of each course", min=1)] = 40,
+    first: Annotated[int, typer.Option(help="first seed of both", min=0)] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="error streams only, few seeds; nothing is judged")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Drift detectors where the change is known, beside published figures and two controls.
+
+    Needs Elec2, INSECTS, the synthetic drift files and ACS in ONLINE_DATA_DIR.  Example:
+    online bench detectors --trials 10
+    """
+    from evaluation.benchmarks import drift as bench
+    from online.config import data_dir
+
+    found = bench.run(
+        None if quick else data_dir(),
+        trials=trials,
+        seeds=4 if quick else seeds,
+        first=first,
+        quick=quick,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps({**asdict(found), "good": found.good, "aims": found.aims}))
+    else:
+        for title, rows in found.tables.items():
+            show(title, rows, as_json=False)
+        for aim, met in found.aims.items():
+            print(f"{'met' if met else 'missed'}: {aim}")
+    raise typer.Exit(0 if quick or found.good else 1)
+
+
+@app.command()
+def edge(as_json: AsJson = False) -> None:
+    """Exports of models trained on real streams: parity by each runtime, sizes, times.
+
+    Needs Elec2, INSECTS and SMS texts in ONLINE_DATA_DIR; a runtime that is not installed (Node,
+    gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: online bench edge
+    """
+    from online.bench import edge as bench
+    from online.config import data_dir
+
+    good = True
+    tables = {}
+    for title, found in bench.run(data_dir(), lambda x: print(x, file=sys.stderr)):
+        good = good and all(row.good for row in found)
+        tables[title] = [asdict(row) for row in found]
+        if not as_json:
+            show(title, found, as_json=False)
+    if as_json:
+        print(json.dumps(tables))
+
+
+@app.command()
+def robustness(
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with byzfl==0.0.11")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
+    long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attacks by defences of a network that learns from sources of which a quarter is hostile.
+
+    Needs torch and MNIST in ONLINE_DATA_DIR.  Example: online bench robustness --quick
+    """
+    from evaluation.benchmarks import filtercost, synchronous
+    from evaluation.benchmarks import robustness as bench
+    from online.config import data_dir
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    data = bench.images(data_dir())
+    parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
+    beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
+    sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES
+    cost = [line for size in sizes for line in filtercost.costs(size)]
+    memory = filtercost.memory(1_000 if quick else filtercost.SOURCES)
+    verdicts = [row.good for part in parts for row in part.summaries]
+    good = quick or all([*verdicts, memory.good, *(row.good for row in cost)])
+    if as_json:
+        tables: dict[str, Any] = {"parts": parts, "beside": beside, "cost": cost}
+        shown = {name: [asdict(row) for row in rows] for name, rows in tables.items()}
+        print(json.dumps({**shown, "memory": asdict(memory), "good": good}))
+    else:
+        for part in parts:
+            title = f"{part.name}: accuracy / trigger (honest rejected, hostile weight) in percent"
+            print_table(title, bench.matrix(part.cells))
+            show(part.name, part.summaries, as_json=False)
+        if beside:
+            show("R3, rounds beside byzfl", beside, as_json=False)
+        show("R4, cost of an update", cost, as_json=False)
+        show("memory", [memory], as_json=False)
+    raise typer.Exit(0 if good else 1)

@@ -1,0 +1,229 @@
+"""`online export`: a snapshot as files for browsers and devices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.config import ModelSettings, Settings, data_dir
+from online.errors import ConfigError, StartRefused
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from online.edge.export import Exported
+    from paramserver.state import SnapshotState
+    from replay.example import Features, Label
+
+_GOLDEN_ROWS = 128
+
+
+def export(
+    snapshot: Annotated[
+        str | None,
+        typer.Argument(help="its name, from `snapshot list`, or its file; none: the newest"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="folder of the files")] = Path("edge"),
+    targets: Annotated[
+        str, typer.Option("--targets", help="of edgepack, edgepack64, onnx, onnx64, c99; or all")
+    ] = "all",
+    stream: Annotated[
+        str | None,
+        typer.Option(help="golden rows of a stream or CSV file; none: the journal's newest"),
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", help="Ed25519 private key (PEM) for the manifest")
+    ] = None,
+    valid_days: Annotated[
+        float, typer.Option(help="how long clients may follow the manifest", min=0.01)
+    ] = 7.0,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a snapshot as edgepack (browser, Node), ONNX and C99, each proved to answer alike.
+
+    Each file is asked rows of the journal and rows that look for trouble, by its own runtime, and
+    is written only if the answers are the model's.  Works without a running service.
+
+    Example: online export --state-dir ./state --out edge --targets edgepack,onnx
+
+    Example: online export 3-120 --stream elec2 --sign key.pem
+    """
+    from online.edge.export import TARGETS
+    from online.edge.export import export as make
+
+    wanted = list(TARGETS) if targets == "all" else [t.strip() for t in targets.split(",")]
+    if odd := [t for t in wanted if t not in TARGETS]:
+        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    key = None if sign is None else _key(sign)
+    settings = load_settings(path, state_dir=state_dir)
+    served = _served(settings, model)
+    state, built = _restored(settings, served, snapshot)
+    now = time.time()
+    made = make(
+        built,
+        served.task,
+        _golden_rows(settings, served, stream),
+        about=_about(served.name, state, now, valid_days),
+        shown=_shown(served),
+        targets=wanted,
+    )
+    _write(out, made, key)
+    _print(out, made, as_json=as_json)
+
+
+def _about(name: str, state: SnapshotState, now: float, valid_days: float) -> dict[str, Any]:
+    return {
+        "model": name,
+        "sequence": int(now * 1000),  # old weights that are published again get a higher one
+        "created": round(now, 3),
+        "expires": round(now + valid_days * 86_400.0, 3),
+        "freshness": {
+            "version": list(state.version),
+            "snapshot_at": round(state.created_at, 3),
+            "spec": state.spec[:16],
+            "events": sum(state.clock.values()),
+        },
+    }
+
+
+def _served(settings: Settings, model: str | None) -> ModelSettings:
+    served = {m.name: m for m in settings.models}
+    if model is None and len(served) == 1:
+        return next(iter(served.values()))
+    if model not in served:
+        raise ConfigError(
+            "--model", f"{model!r} is not served", f"Name one of: {', '.join(served)}"
+        )
+    return served[model]
+
+
+def _restored(
+    settings: Settings, served: ModelSettings, snapshot: str | None
+) -> tuple[SnapshotState, Any]:
+    """The snapshot, and the model in its state."""
+    from online.names import load_model, snapshots_path
+    from online.tokens import Keys
+    from paramserver.snapshots.format import decode
+    from paramserver.snapshots.history import parse_name
+    from paramserver.snapshots.places import lineage_place, open_snapshots
+
+    if not settings.key_path.exists():
+        raise StartRefused(
+            f"{settings.key_path} is missing: no service has run on {settings.state_dir}",
+            "Name the service's folder with --state-dir",
+        )
+    keys = Keys.from_file(settings.key_path)
+    loaded = load_model(served, settings, keys.secret, keys.old_secrets)
+    if snapshot is not None and Path(snapshot).is_file():
+        data = Path(snapshot).read_bytes()
+    else:
+        place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
+        stored = open_snapshots(place)
+        name = snapshot and Path(snapshot).name.removesuffix(".snapshot")
+        versions = {n: parsed[0] for n in stored.names() if (parsed := parse_name(n))}
+        if name is None and not versions:
+            raise StartRefused(
+                f"model {served.name} has no snapshot in {place}",
+                "Publish one: online snapshot create; or name the state folder with --state-dir",
+            )
+        data = stored.load(name or max(versions, key=versions.__getitem__))
+    state = decode(data)
+    if state.spec != loaded.spec_hash:
+        raise StartRefused(
+            f"the snapshot is of another spec of model {state.model} ({state.spec[:16]})",
+            "Export it with the settings that it was learned with",
+        )
+    loaded.model.reset(state.values)
+    return state, loaded.model
+
+
+def _golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -> list[Features]:
+    """Rows of the stream, or the journal's newest; none if it can't be read."""
+    if stream is not None:
+        from evaluation.streams import open_stream
+
+        return [x for x, _ in islice(open_stream(stream, data_dir()).rows, _GOLDEN_ROWS)]
+    from online.names import open_journal
+    from replay import codec
+
+    rows: list[Features] = []
+    if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
+        return rows
+    with contextlib.closing(open_journal(settings)) as journal:
+        parts = sorted(journal.partitions(served.name), key=lambda p: -p.id)
+        for part in parts:
+            first = max(part.trimmed + 1, part.end - _GOLDEN_ROWS + 1)
+            for row in journal.read(part.id, first, part.end - first + 1):
+                if row.verdict in ("accepted", "clipped"):
+                    rows.append(codec.decode(row.payload).features)
+            if len(rows) >= _GOLDEN_ROWS:
+                break
+    return rows[-_GOLDEN_ROWS:]
+
+
+def _shown(served: ModelSettings) -> dict[Label, Label]:
+    if served.task != "binary" or served.classes is None:
+        return {}
+    return {False: served.classes["negative"], True: served.classes["positive"]}
+
+
+def _key(path: Path) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    remedy = "Make one: openssl genpkey -algorithm ed25519 -out key.pem"
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError("--sign", f"{path}: {error}", remedy) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError("--sign", f"{path} holds another kind of key", remedy)
+    return key
+
+
+def _write(out: Path, made: Exported, key: Ed25519PrivateKey | None) -> None:
+    """The manifest last: until it is there, nobody knows of the files."""
+    from online.edge import manifest
+
+    files = dict(made.files)
+    files["manifest.json"] = manifest.canonical(made.manifest)
+    if key is not None:
+        files["manifest.json"], files["manifest.sig"] = manifest.sign(made.manifest, key)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda n: n.startswith("manifest")):
+        part = out / f"{name}.part"
+        part.write_bytes(files[name])
+        part.replace(out / name)
+
+
+def _print(out: Path, made: Exported, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"manifest": made.manifest, "left_out": made.left_out}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("target", "file", "bytes", "golden rows", "largest difference"):
+        table.add_column(column)
+    for name, target in made.manifest["targets"].items():
+        parity = target["parity"]
+        cells: Sequence[str] = (
+            name, target["file"], f"{target['size']:,}", str(parity["rows"]),
+            f"{parity['max_abs']:.1e}",
+        )  # fmt: skip
+        table.add_row(*cells)
+    Console().print(table)
+    print(f"in {out}, with manifest.json and golden rows")
+    for name, reason in made.left_out.items():
+        print(f"left out: {name}: {reason}")

@@ -1,0 +1,205 @@
+"""`online report`: how good the model is, what changed, what to do; as a page, JSON, exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from online.commands.base import AsJson, FileOption, Model, StateDir, bar, load_settings
+from online.config import ModelSettings, Settings
+from online.errors import ConfigError, StartRefused
+
+if TYPE_CHECKING:
+    from evaluation.report.rows import Origin, Rows
+    from evaluation.report.values import Report
+
+_OUT = Path("report.html")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_WORDS = {"ok": "OK", "watch": "WATCH", "act": "ACT", "not_enough_data": "NOT ENOUGH DATA"}
+
+Column = Annotated[
+    str | None, typer.Option(help="column, if its name does not tell; none: there is none")
+]
+
+
+def report(
+    file: Annotated[
+        Path | None, typer.Option("--file", help="CSV or Parquet with predictions and labels")
+    ] = None,
+    label: Column = None,
+    prediction: Column = None,
+    score: Column = None,
+    time_column: Annotated[str | None, typer.Option("--time", help="as --label")] = None,
+    label_time: Column = None,
+    version: Column = None,
+    source: Column = None,
+    features: Annotated[
+        str | None, typer.Option(help="columns, with commas between; default: all others")
+    ] = None,
+    task: Annotated[
+        Literal["binary", "multiclass", "regression"] | None, typer.Option(help="of the file")
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="label that the score is the probability of")
+    ] = None,
+    delay: Annotated[
+        int, typer.Option(min=0, help="rows until a label is known, if no column says it")
+    ] = 0,
+    model: Model = None,
+    since: Annotated[
+        str | None, typer.Option(help="labels recorded from then on: 7d, 2026-05-31, …")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="and before then")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="page to write (.json: its numbers)")
+    ] = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON's schema")] = False,
+) -> None:
+    """Judge a model from its journal, or from a file of predictions and labels.
+
+    Writes one self-contained page (report.html unless --out says otherwise).  Exit code 0: ok or
+    watch; 1: act (or no report: the reason is on stderr); 3: not enough data.
+
+    Example: online report --since 7d --out week.html
+
+    Example: online report --file scored.parquet --label sold --score p_sold
+
+    Example: ray job submit --working-dir . -- online report --file scored.csv --json
+    """
+    _check_extra()
+    from evaluation.report.columns import Asked
+    from evaluation.report.values import schema as json_schema
+
+    if schema:
+        print(json.dumps(json_schema()))
+        return
+    if file is not None:
+        if model or since or until:
+            raise typer.BadParameter("--model, --since and --until are of the journal, not a file")
+        asked = Asked(label, prediction, score, time_column, label_time, version, source,
+                      None if features is None else tuple(features.split(",")))  # fmt: skip
+        made = _of_file(file, asked, task, positive, delay, quiet=as_json)
+    else:
+        settings = load_settings(path, state_dir=state_dir)
+        made = _of_journal(settings, _pick(settings, model), since, until, quiet=as_json)
+    _give(made, out, as_json=as_json)
+    raise typer.Exit(made.verdict.exit_code)
+
+
+def _check_extra() -> None:
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise StartRefused(
+            f"the report needs a package that is missing: {error.name}",
+            "pip install 'online-learning-service[report]'",
+        ) from None
+
+
+def _of_file(
+    file: Path, asked: Any, task: Any, positive: str | None, delay: int, *, quiet: bool
+) -> Report:
+    from evaluation.report.filerows import FileRows
+
+    rows = FileRows(file, asked, task=task, positive=positive, delay=delay)
+    return _made(rows.origin, rows.rows(), quiet=quiet)
+
+
+def _of_journal(
+    settings: Settings, model: ModelSettings, since: str | None, until: str | None, *, quiet: bool
+) -> Report:
+    from online.reported import JournalRows, open_for_report, origin
+
+    now = time.time()
+    with contextlib.closing(open_for_report(settings)) as journal:
+        if not journal.partitions(model.name):
+            known = "Name the model with --model, its settings with --config"
+            raise StartRefused(f"the journal has nothing of a model {model.name!r}", known)
+        span: dict[str, float] = {}
+        if since is not None:
+            span["since"] = when(since, now, "--since")
+        if until is not None:
+            span["until"] = when(until, now, "--until")
+        rows = JournalRows(journal, model, **span)
+        return _made(origin(model), rows, quiet=quiet, newest=rows)
+
+
+def _made(origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = None) -> Report:
+    from evaluation.report.build import report_on
+
+    with bar("rows", hidden=quiet) as progress:
+        task = progress.add_task("rows", total=None)
+        return report_on(
+            origin,
+            rows,
+            made_at=time.time(),
+            version=lambda: None if newest is None else newest.version,
+            progress=lambda n: progress.update(task, completed=n),
+        )
+
+
+def _pick(settings: Settings, name: str | None) -> ModelSettings:
+    by_name = {m.name: m for m in settings.models}
+    if name is None and len(by_name) == 1:
+        return settings.models[0]
+    if name in by_name:
+        return by_name[name]
+    known = ", ".join(by_name)
+    raise ConfigError("--model", f"{name!r} is not in the settings", f"Name one of: {known}")
+
+
+def when(text: str, now: float, option: str) -> float:
+    """POSIX seconds of ``7d`` (ago), of an ISO 8601 time (UTC if it names no zone), or of a number.
+
+    Raises ConfigError naming the option.
+    """
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip()):
+        return now - float(match[1]) * _UNITS[match[2]]
+    if re.fullmatch(r"\d{9,10}(\.\d+)?", text.strip()):
+        return float(text)
+    try:
+        found = datetime.fromisoformat(text.strip())
+    except ValueError:
+        hint = "Write 7d, 12h, 2026-05-31 or 2026-05-31T08:00:00+02:00"
+        raise ConfigError(option, f"{text!r} is no time", hint) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
+    from evaluation.report.page import render
+    from evaluation.report.values import to_json
+
+    target = out if out is not None or as_json else _OUT
+    if target is not None:
+        data = to_json(made) if target.suffix == ".json" else render(made).encode()
+        part = target.with_name(target.name + ".part")
+        try:
+            part.write_bytes(data)
+            part.replace(target)
+        except OSError as error:
+            raise ConfigError(
+                "--out", f"{target}: {error.strerror}", "Name a file in a writable folder"
+            ) from None
+    if as_json:
+        sys.stdout.write(to_json(made).decode() + "\n")
+        return
+    verdict = made.verdict
+    print(f"{_WORDS[verdict.state]}: {verdict.sentence}")
+    print(f"  {verdict.do}")
+    for reason in verdict.reasons[1:]:
+        print(f"  also {_WORDS[reason.state].lower()}: {reason.text}")
+    print(f"{target}: {len(data):,} bytes")

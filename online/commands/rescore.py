@@ -1,0 +1,213 @@
+"""`online rescore`: score tables with a snapshot, audit the scores, publish them whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.config import ModelSettings, Settings, environment
+from online.errors import ConfigError, OnlineError, StartRefused
+
+if TYPE_CHECKING:
+    from online.rescore.plan import Plan
+    from online.rescore.pool import Deal
+    from online.rescore.run import Outcome, Request, Scored
+    from online.rescore.work import MakeModel
+
+Ttl = Annotated[str | None, typer.Option("--ttl", help="how long scores are given, as 7d")]
+Store = Annotated[
+    str | None, typer.Option("--store", help="also by key: sqlite:FOLDER or redis://host:6379/0")
+]
+
+
+def rescore(
+    files: Annotated[
+        list[str],
+        typer.Option(
+            "--input", help="Parquet, CSV or JSON lines; a folder; s3://…; may be repeated"
+        ),
+    ],
+    output: Annotated[str, typer.Option("--output", help="folder of all runs; s3://…")],
+    model: Model = None,
+    snapshot: Annotated[str, typer.Option(help="its name, or latest")] = "latest",
+    store: Store = None,
+    ttl: Ttl = None,
+    key: Annotated[str | None, typer.Option(help="column of the rows' ids")] = None,
+    time_column: Annotated[
+        str | None, typer.Option("--time", help="column of when the features were true")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="a column to leave out")] = None,
+    missing_ok: Annotated[
+        bool, typer.Option("--missing-ok", help="columns that the model knows may be missing")
+    ] = False,
+    run_id: Annotated[str | None, typer.Option(help="default: of files and snapshot")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="publish though scores moved, or features are older")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="processes that score", min=1, max=1_024)] = 2,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="local, auto or host:port; default: a job's own cluster, else local"),
+    ] = None,
+    every: Annotated[str | None, typer.Option(help="do it again and again, as 1h")] = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score tables with a snapshot of a model; the service need not run.
+
+    Scores are written aside, read back and audited, and published in one step.  A command that was
+    stopped goes on where it ended when it is given again; one that was finished does nothing.
+
+    Example: online rescore --input people.parquet --key id --output ./scores
+
+    Example: online rescore --input s3://lake/day/ --key id --output s3://lake/scores
+    --store sqlite:./state/scores --ttl 7d
+    """
+    settings = load_settings(path, state_dir=state_dir)
+    chosen = pick_model(settings, model)
+    ttl_s = None if ttl is None else seconds("--ttl", ttl)
+    every_s = None if every is None else seconds("--every", every)
+    _need_packages()
+    from online.rescore.run import Request
+
+    request = Request(
+        tuple(files), output, run_id, key, time_column, frozenset(ignore or ()), missing_ok, force,
+        ttl_s, settings.limits.text_bytes_max,
+    )  # fmt: skip
+    address = ray or environment().get("RAY_ADDRESS") or "local"
+    while True:
+        began = time.monotonic()
+        _once(request, settings, chosen, snapshot, store, address, workers, as_json=as_json)
+        if every_s is None:
+            return
+        time.sleep(max(0.0, every_s - (time.monotonic() - began)))
+
+
+def _once(
+    request: Request, settings: Settings, model: ModelSettings, snapshot: str, store: str | None,
+    address: str, workers: int, *, as_json: bool,
+) -> None:  # fmt: skip
+    from online.rescore.run import execute, planned
+    from online.rescore.snapshot import scored
+    from online.rescore.stores import open_store
+
+    begun = planned(request.output, request.run) if request.run is not None else None
+    if begun is not None and snapshot == "latest":  # go on with the one it was begun with
+        snapshot = begun.snapshot
+    source = scored(model, settings, snapshot)
+    opened = None if store is None else open_store(store, model.name, request.ttl_s)
+    began = time.monotonic()
+    with shown_progress(hidden=as_json) as progress, redirect_stdout(sys.stderr):  # Ray prints too
+        outcome = execute(
+            request, source, partial(start, request.output, address, workers), store=opened,
+            now_s=time.time(), progress=progress,
+        )  # fmt: skip
+    told(outcome, source, time.monotonic() - began, as_json=as_json)
+
+
+@contextmanager
+def start(output: str, address: str, workers: int, plan: Plan, make: MakeModel) -> Iterator[Deal]:
+    """Ray with actors for a plan, until the end."""
+    from online.rescore.pool import deal, ray_for
+
+    with ray_for(address, f"{output}/{plan.run}", workers, _end):
+        yield deal(plan, output, make, workers)
+
+
+def _end(error: OnlineError) -> None:
+    """End this process: its main thread waits inside of Ray, and would for a minute."""
+    from online import processes
+
+    print(f"online: {error}", file=sys.stderr, flush=True)
+    processes.end(processes.own_processes())
+    os._exit(1)
+
+
+def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> None:
+    """Say what was done."""
+    report = outcome.report
+    facts: dict[str, Any] = asdict(outcome)
+    facts["report"] = None if report is None else msgspec.to_builtins(report)
+    facts |= {"model": source.name, "version": source.version, "seconds": took_s}
+    facts |= {
+        "first_s": None,
+        "last_s": None,
+        "score_s": max(0.0, outcome.last_s - outcome.first_s),
+    }
+    if outcome.first_s == float("inf"):
+        facts["score_s"] = 0.0
+    if as_json:
+        print(json.dumps(facts))
+        return
+    if outcome.was_published or report is None:
+        print(f"run {outcome.run} is published: nothing to do")
+        return
+    print(
+        f"run {outcome.run} of {source.name} {source.version} is published: {report.scored:,} rows "
+        f"scored ({outcome.scored:,} of them now, in {facts['score_s']:.1f} s of {took_s:.1f} s), "
+        f"{report.quarantined:,} in quarantine, {report.sampled} checked one by one"
+    )
+    for warning in (*report.warnings, *report.forced):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+@contextmanager
+def shown_progress(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """Rows, rows a second and the time left on standard error; nothing if that is no terminal."""
+    bar = Progress(
+        TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
+        TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
+        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("scoring", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def pick_model(settings: Settings, name: str | None) -> ModelSettings:
+    """The model meant: the only one of the settings, unless it is named.  Raises ConfigError."""
+    known = {model.name: model for model in settings.models}
+    if name is None and len(known) == 1:
+        return next(iter(known.values()))
+    if name in known:
+        return known[name]
+    raise ConfigError(
+        "--model", f"{name!r} is not in the settings", f"Name one: {', '.join(known)}"
+    )
+
+
+def seconds(option: str, text: str) -> float:
+    """A length of time such as ``90s`` or ``7d``.  Raises ConfigError."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+    try:
+        value = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        value = 0.0
+    if not 0 < value < 1e10:
+        raise ConfigError(option, f"{text!r} is no length of time", "Write 90s, 30m, 1h or 7d")
+    return value
+
+
+def _need_packages() -> None:
+    try:
+        import pandas  # noqa: F401  # Ray Data needs both
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise StartRefused(
+            f"re-scoring needs a package that is missing ({error})",
+            "pip install 'online-learning-service[rescore]'",
+        ) from None

@@ -1,0 +1,150 @@
+"""`online scores`: the runs that were published, back to an earlier one, and removing old ones."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings, span
+from online.commands.rescore import Store, pick_model
+from online.errors import ConfigError
+
+if TYPE_CHECKING:
+    from online.rescore.published import Current
+    from online.rescore.stores import Scores
+
+app = typer.Typer(help="List, roll back and remove runs of scores.", no_args_is_help=True)
+
+Output = Annotated[str | None, typer.Option("--output", help="folder of the runs; s3://…")]
+
+
+@app.command("list")
+def scores_list(
+    output: Output = None,
+    store: Store = None,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs that were published, newest first; * is read now.
+
+    Example: online scores list --output ./scores
+    """
+    current = _current(output, _opened(store, model, path, state_dir))
+    runs = list(reversed(current.history))
+    if as_json:
+        here = None if current.run is None else current.run.name
+        data: list[Any] = [msgspec.to_builtins(run) | {"current": run.name == here} for run in runs]
+        print(json.dumps(data))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "run", "model", "version", "rows", "scored", "features"):
+        table.add_column(column)
+    for run in runs:
+        mark = "*" if run == current.run else ""
+        ages = (f"{span(time.time() - at)} ago" for at in (run.scored_at, run.as_of))
+        table.add_row(mark, run.name, run.model, run.version, f"{run.rows:,}", *ages)
+    Console().print(table)
+
+
+@app.command("rollback")
+def scores_rollback(
+    to: Annotated[str | None, typer.Option(help="a run; default: the one before")] = None,
+    output: Output = None,
+    store: Store = None,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Read an earlier run again, from now on.
+
+    Example: online scores rollback --output ./scores --store sqlite:./state/scores
+    """
+    from online.rescore import published
+    from online.rescore.places import Folder, Place
+    from online.rescore.run import POINTER, pointer
+
+    opened = _opened(store, model, path, state_dir)
+    _one_of(output, opened)
+    if opened is not None:
+        made = opened.point(lambda current: current.back(to))
+        print(f"{opened.url}: run {made.run.name if made.run else None} is read now")
+    if output is not None:
+        folder = Folder(Place(output))
+        made = pointer(folder).back(to)
+        folder.write(POINTER, published.encode(made))
+        print(f"{output}: run {made.run.name if made.run else None} is read now")
+
+
+@app.command("gc")
+def scores_gc(
+    keep: Annotated[int, typer.Option(help="newest runs that stay", min=1, max=10_000)] = 3,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="also runs that were never published")
+    ] = False,
+    output: Output = None,
+    store: Store = None,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Remove old runs; never the one that is read.
+
+    Example: online scores gc --output ./scores --keep 3
+    """
+    opened = _opened(store, model, path, state_dir)
+    _one_of(output, opened)
+    if opened is not None:
+        names = opened.current().removable(keep)
+        opened.point(lambda current: current.without(frozenset(names)))
+        opened.remove(names)
+        print(f"{opened.url}: removed {', '.join(names) or 'nothing'}")
+    if output is not None:
+        print(f"{output}: removed {', '.join(_gc_folder(output, keep, unfinished)) or 'nothing'}")
+
+
+def _gc_folder(output: str, keep: int, unfinished: bool) -> list[str]:
+    from online.rescore import published
+    from online.rescore.places import Folder, Place
+    from online.rescore.run import POINTER, pointer
+
+    folder = Folder(Place(output))
+    current = pointer(folder)
+    names = current.removable(keep)
+    if names:  # first nobody can go back to them
+        folder.write(POINTER, published.encode(current.without(frozenset(names))))
+    if unfinished:
+        known = {run.name for run in current.history}
+        names += [name for name in folder.folders("runs") if name not in known]
+    for name in names:
+        folder.remove(f"runs/{name}")
+    return names
+
+
+def _opened(store: str | None, model: str | None, path: Any, state_dir: Any) -> Scores | None:
+    if store is None:
+        return None
+    from online.rescore.stores import open_store
+
+    settings = load_settings(path, state_dir=state_dir)
+    return open_store(store, pick_model(settings, model).name)
+
+
+def _current(output: str | None, opened: Scores | None) -> Current:
+    from online.rescore.places import Folder, Place
+    from online.rescore.run import pointer
+
+    _one_of(output, opened)
+    return opened.current() if opened is not None else pointer(Folder(Place(str(output))))
+
+
+def _one_of(output: str | None, opened: Scores | None) -> None:
+    if output is None and opened is None:
+        raise ConfigError("--output", "neither it nor --store is given", "Give one of them")

@@ -1,0 +1,1 @@
+"""Models as files for browsers and devices, proved to be the same function."""

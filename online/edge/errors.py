@@ -1,0 +1,85 @@
+"""What can go wrong with an export, as types (see :mod:`online.errors`)."""
+
+from __future__ import annotations
+
+from online.errors import OnlineError
+
+
+class EdgeError(OnlineError):
+    """Base of the exports' errors."""
+
+
+class ExportRefused(EdgeError):
+    """A model that can't be exported exactly: ``node`` is the part, ``reason`` why."""
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(node, reason)
+        self.node, self.reason = node, reason
+
+    def __str__(self) -> str:
+        return (
+            f"no export of {self.node}: {self.reason}. "
+            "Serve it online, or take a model whose parts are all listed in docs/edge.md"
+        )
+
+
+class PackCorrupt(EdgeError):
+    """Bytes that are no whole edgepack; nothing of them was used."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"no edgepack: {self.reason}. Fetch the file again"
+
+
+class ParityFailed(EdgeError):
+    """A file that does not answer as the model does: it must not be published or activated.
+
+    ``difference`` is the largest one seen, ``bound`` what is allowed, ``row`` the golden row.
+    """
+
+    def __init__(self, target: str, difference: float, bound: float, row: int) -> None:
+        super().__init__(target, difference, bound, row)
+        self.target, self.difference, self.bound, self.row = target, difference, bound, row
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target}: golden row {self.row} differs by {self.difference:.3g}, "
+            f"at most {self.bound:.3g} is allowed. "
+            "Nothing was written; float64 targets round least"
+        )
+
+
+class TargetUnavailable(EdgeError):
+    """A target whose package is not installed here."""
+
+    def __init__(self, target: str, problem: str) -> None:
+        super().__init__(target, problem)
+        self.target, self.problem = target, problem
+
+    def __str__(self) -> str:
+        return f"target {self.target}: {self.problem}. pip install 'online-learning-service[edge]'"
+
+
+class TemplateUnfit(EdgeError):
+    """A template into which these weights can't be spliced: a fresh one has to be made."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(target, reason)
+        self.target, self.reason = target, reason
+
+    def __str__(self) -> str:
+        return f"template for {self.target}: {self.reason}. Make a new one of this model"
+
+
+class ManifestRefused(EdgeError):
+    """A manifest that a client must not follow."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"manifest refused: {self.reason}. The export in use stays"

@@ -1,0 +1,177 @@
+"""From a served model to files: lower, convert, prove, describe.
+
+Each target is asked the golden rows by its own runtime before it is kept.  One that fails, or that
+has no exact form of this model, is left out and named with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+
+from evaluation.metrics import Task
+from online.edge import c_file, manifest, pack, runners
+from online.edge.errors import EdgeError, ExportRefused
+from online.edge.gate import BOUNDS, Parity, gate
+from online.edge.golden import Golden, golden
+from online.edge.ir import EdgeModel, Floats
+from online.edge.lower import lower
+from online.edge.pack import Precision
+from online.models.base import Model
+from replay.example import Features, Label
+
+_MINIMUM_JS: Final = {"name": "edge.js", "min": "ES2020"}
+_MINIMUM_ONNX: Final = {"name": "onnxruntime", "min": "1.15", "opset": 18, "ml_opset": 3, "ir": 8}
+_MINIMUM_C: Final = {"name": "edge_model.h", "min": "C99"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes
+    ----------
+    suffix
+        Of its name.
+    convert
+        Makes the bytes.
+    ask
+        Asks them by the target's runtime: bytes, model, rows to outputs.
+    runtime
+        What a device needs.
+    """
+
+    suffix: str
+    precision: Precision
+    convert: Callable[[EdgeModel], bytes]
+    ask: Callable[[bytes, EdgeModel, runners.Rows], Floats]
+    runtime: Mapping[str, Any]
+
+
+def _ask_pack(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
+    return runners.run_pack(data, rows)
+
+
+def _ask_c(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
+    return runners.run_c(model, rows)
+
+
+def _onnx(precision: Precision) -> Callable[[EdgeModel], bytes]:
+    def convert(model: EdgeModel) -> bytes:
+        from online.edge import onnx_file  # an optional extra
+
+        return onnx_file.convert(model, precision)
+
+    return convert
+
+
+TARGETS: Final[Mapping[str, Target]] = {
+    "edgepack": Target(
+        ".edgepack", "float32", lambda m: pack.encode(m, "float32"), _ask_pack, _MINIMUM_JS
+    ),
+    "edgepack64": Target(
+        ".float64.edgepack", "float64", lambda m: pack.encode(m, "float64"), _ask_pack, _MINIMUM_JS
+    ),
+    "onnx": Target(".onnx", "float32", _onnx("float32"), runners.run_onnx, _MINIMUM_ONNX),
+    "onnx64": Target(".float64.onnx", "float64", _onnx("float64"), runners.run_onnx, _MINIMUM_ONNX),
+    "c99": Target(".h", "float32", lambda m: c_file.convert(m).encode(), _ask_c, _MINIMUM_C),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Files by name, what is said of them, and which targets were left out and why."""
+
+    files: Mapping[str, bytes]
+    manifest: Mapping[str, Any]
+    left_out: Mapping[str, str]
+
+
+def export(
+    served: Model,
+    task: Task,
+    rows: Sequence[Features],
+    *,
+    about: Mapping[str, Any],
+    shown: Mapping[Label, Label] | None = None,
+    targets: Sequence[str] = tuple(TARGETS),
+    seed: int = 0,
+) -> Exported:
+    """Files of the model as it answers now.
+
+    Parameters
+    ----------
+    rows
+        Real ones, for the golden rows; see :func:`online.edge.golden.golden`.
+    about
+        What the manifest says beside the targets: ``model``, ``sequence``, ``created``,
+        ``expires``, ``freshness``.
+    shown
+        Labels as callers know them, by the model's own.
+
+    Raises ExportRefused if the model has no exact form at all, or no target is left.
+    """
+    edge = lower(served, task)
+    names = shown or {}
+    called = replace(edge, classes=tuple(names.get(label, label) for label in edge.classes))
+    proofs = {
+        precision: golden(served, edge, rows, precision, np.random.default_rng(seed))
+        for precision in {TARGETS[name].precision for name in targets}
+    }
+    files: dict[str, bytes] = {}
+    described: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in targets:
+        target = TARGETS[name]
+        proof = proofs[target.precision]
+        try:
+            data, parity = _prove(name, target, called, proof)
+        except EdgeError as error:
+            left_out[name] = str(error)
+            continue
+        file = f"{about['model']}{target.suffix}"
+        files[file] = data
+        files[proof.name()] = proof.file()
+        described[name] = _described(file, data, target, proof, parity)
+    if not described:
+        raise ExportRefused(str(about["model"]), f"no target is left: {left_out}")
+    for name, companion in (("edgepack", "edge.js"), ("c99", "edge_model.h")):
+        if any(t.startswith(name) for t in described):
+            files[companion] = (
+                runners.runtime_js() if name == "edgepack" else c_file.interpreter().encode()
+            )
+    made = {
+        "spec": manifest.SPEC,
+        **about,
+        "task": task,
+        "classes": list(called.classes),
+        "features": list(edge.columns.names),
+        "targets": described,
+    }
+    return Exported(files, made, left_out)
+
+
+def _prove(name: str, target: Target, model: EdgeModel, proof: Golden) -> tuple[bytes, Parity]:
+    if target.precision == "float64" and model.computed == "float32":
+        raise ExportRefused(name, "the model itself computes in float32")
+    data = target.convert(model)
+    found = target.ask(data, model, proof.rows)
+    return data, gate(name, found, proof, BOUNDS[target.precision])
+
+
+def _described(
+    file: str, data: bytes, target: Target, proof: Golden, parity: Parity
+) -> dict[str, Any]:
+    measured = {k: v for k, v in asdict(parity).items() if k != "worst"}
+    return {
+        "file": file,
+        "size": len(data),
+        "sha256": sha256(data).hexdigest(),
+        "dtype": target.precision,
+        "runtime": dict(target.runtime),
+        "parity": {"golden": proof.name(), **measured},
+    }

@@ -1,0 +1,120 @@
+"""What stands in front of a model: scalers of river, a hasher, a one-hot encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from river import preprocessing
+
+from online.edge.errors import ExportRefused
+from online.edge.ir import Columns, Tokens
+
+_KNOWN: Final = {
+    preprocessing.StandardScaler: "counts",
+    preprocessing.MinMaxScaler: "min",
+    preprocessing.MaxAbsScaler: "abs_max",
+}
+"""Scalers, and where they keep the names that they have met."""
+
+
+class Front:
+    """Scalers in their order, and what makes tokens if something does.
+
+    Attributes
+    ----------
+    tokens
+        How values become tokens, without rows; None: they are columns.
+    """
+
+    def __init__(self, scalers: Sequence[Any], tokens: Tokens | None) -> None:
+        self._scalers = list(scalers)
+        self.tokens = tokens
+
+    @property
+    def scaled(self) -> bool:
+        """Whether there is a scaler."""
+        return bool(self._scalers)
+
+    def knows(self, name: str) -> bool:
+        """Whether all scalers have met the name: rows' other names are left out."""
+        return all(name in getattr(s, _KNOWN[type(s)]) for s in self._scalers)
+
+    def transform(self, name: str, value: float) -> float:
+        """One value through river's own scalers."""
+        x: dict[str, Any] = {name: value}
+        for scaler in self._scalers:
+            x = scaler.transform_one(x)
+        return float(x[name])
+
+    def affine(self, name: str) -> tuple[float, float]:
+        """Center and factor of a column.  A name that was never met has 0 and 0."""
+        center, factor = 0.0, 1.0
+        if not self.knows(name):
+            return 0.0, 0.0
+        for scaler in self._scalers:
+            c, f = _affine(scaler, name)
+            if factor == 0.0:
+                if c != 0.0:
+                    raise ExportRefused(f"scaler of {name!r}", "it scales what is constant")
+                continue
+            center, factor = center + c / factor, factor * f
+        return center, factor
+
+    def columns(self, names: Sequence[str]) -> Columns:
+        """The columns of these names."""
+        pairs = [self.affine(n) for n in names]
+        return Columns(
+            tuple(names), np.array([c for c, _ in pairs]), np.array([f for _, f in pairs])
+        )
+
+
+def front_of(before: Sequence[Any]) -> Front:
+    """The steps before the last one.  Raises ExportRefused for any other step."""
+    scalers: list[Any] = []
+    for step in before:
+        name = type(step).__name__
+        if type(step) in _KNOWN:
+            scalers.append(step)
+        elif len(before) > 1 and type(step) in (
+            preprocessing.FeatureHasher, preprocessing.OneHotEncoder
+        ):  # fmt: skip
+            raise ExportRefused(name, "it is exported as the only step in front")
+        elif type(step) is preprocessing.FeatureHasher:
+            return Front([], _river_hasher(step))
+        elif type(step) is preprocessing.OneHotEncoder:
+            return Front([], _one_hot(step))
+        else:
+            raise ExportRefused(name, "this step in front is not known to the export")
+    return Front(scalers, None)
+
+
+def _river_hasher(step: Any) -> Tokens:
+    return Tokens(
+        "river", buckets=int(step.n_features), seed=int(step._seed),
+        signed=bool(step.alternate_sign), numbers=True,
+    )  # fmt: skip
+
+
+def _one_hot(step: Any) -> Tokens:
+    if step.categories is not None:
+        raise ExportRefused("OneHotEncoder.categories", "a fixed list also makes zeros")
+    return Tokens("onehot", numbers=True)
+
+
+def _affine(scaler: Any, name: str) -> tuple[float, float]:
+    """Center and factor as the scaler is now: a window's moments stand still in an export."""
+    if type(scaler) is preprocessing.StandardScaler:
+        rolling = scaler.window_size is not None
+        mean, var = scaler.means[name], 1.0
+        if rolling:
+            mean = mean.get()
+        if scaler.with_std:
+            var = scaler.vars[name].get() if rolling else scaler.vars[name]
+        return float(mean), 1.0 / float(var) ** 0.5 if var else 0.0
+    if type(scaler) is preprocessing.MinMaxScaler:
+        low, high = float(scaler.min[name].get()), float(scaler.max[name].get())
+        return low, 1.0 / (high - low) if high != low else 0.0
+    most = float(scaler.abs_max[name].get())
+    return 0.0, 1.0 / most if most else 0.0

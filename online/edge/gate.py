@@ -1,0 +1,77 @@
+"""The parity gate: a file's answers beside the model's, and what they may differ by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from online.edge.errors import ParityFailed
+from online.edge.golden import Golden
+from online.edge.ir import Floats
+from online.edge.pack import Precision
+
+BOUNDS: Final[dict[Precision, float]] = {"float64": 1e-12, "float32": 1e-6}
+"""Largest difference of a probability; of a number in regression, as a share of its size if that
+is above 1."""
+
+TIE: Final = 2e-6
+"""Probabilities closer than this are a tie: either label is the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How a file answered the golden rows.
+
+    Attributes
+    ----------
+    rows
+        How many there were.
+    max_abs
+        Largest difference, see :data:`BOUNDS`.
+    agree
+        Share of the rows outside ties with the model's own label (1.0 in regression).
+    worst
+        The row of ``max_abs``.
+    """
+
+    rows: int
+    max_abs: float
+    agree: float
+    worst: int
+
+
+def compare(found: Floats, golden: Golden) -> Parity:
+    """Outputs of a file for the golden rows beside what is expected."""
+    expected = golden.expected
+    if found.shape != expected.shape:
+        raise ValueError(f"answers of shape {found.shape} for {expected.shape}")
+    off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
+    off = np.where(np.isnan(off), np.inf, off)
+    worst = int(off.max(axis=1).argmax())
+    return Parity(len(expected), float(off.max()), _agreement(found, golden), worst)
+
+
+def gate(target: str, found: Floats, golden: Golden, bound: float) -> Parity:
+    """The comparison.  Raises ParityFailed beyond the bound, or for another label."""
+    parity = compare(found, golden)
+    if parity.max_abs > bound:
+        raise ParityFailed(target, parity.max_abs, bound, parity.worst)
+    if parity.agree < 1.0:
+        raise ParityFailed(target, 1.0 - parity.agree, 0.0, parity.worst)
+    return parity
+
+
+def _agreement(found: Floats, golden: Golden) -> float:
+    expected = golden.expected
+    if not golden.labels:
+        return 1.0
+    if expected.shape[1] == 1:
+        clear = np.abs(expected[:, 0] - 0.5) > TIE
+        same = (found[:, 0] > 0.5) == (expected[:, 0] > 0.5)
+    else:
+        ordered = np.sort(expected, axis=1)
+        clear = ordered[:, -1] - ordered[:, -2] > TIE
+        same = found.argmax(axis=1) == expected.argmax(axis=1)
+    return float(same[clear].mean()) if clear.any() else 1.0

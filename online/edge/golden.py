@@ -1,0 +1,229 @@
+"""Golden rows: what a file must answer before it is published, and before a device uses it.
+
+Rows of the caller (from the journal, or a stream), and rows that look for trouble: at each
+threshold and the next number on both sides, in float64 and in float32; missing, as absent and as
+NaN; constant columns that move; names, words and texts that were never seen, in several scripts.
+What they must give is what the served model answers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+
+from online.edge.ir import EdgeModel, Floats, Forest
+from online.edge.pack import Precision
+from online.edge.rounding import floor32
+from online.models.base import Model, Prediction
+from replay.example import Features
+
+THRESHOLDS_MAX: Final = 32
+"""Branches whose threshold is tried; each gives five rows."""
+
+TEXTS: Final = (
+    "", "free", "FREE prize! Call 08001234", "naïve café", "İstanbul ΣΊΣΥΦΟΣ", "汉字 かな 한글",
+    "straße ﬁ ǅ", "e\u0301 \u200d👩‍🔬 🎉🎉", "a_b c-d 1½ ²³ Ⅷ", 'q"u\\o\tte\n\x7f', "नमस्ते दुनिया",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Rows, and what the model answers.
+
+    Attributes
+    ----------
+    rows
+        Features; a NaN is a missing number.
+    expected
+        Outputs, shape (rows, outputs).
+    labels
+        Whether the outputs are probabilities of labels.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    expected: Floats
+    labels: bool
+
+    def file(self) -> bytes:
+        """As canonical JSON, where NaN is named beside the row: JSON has none."""
+        rows = [
+            {
+                "x": {n: v for n, v in row.items() if not _nan(v)},
+                "nan": [n for n, v in row.items() if _nan(v)],
+            }
+            for row in self.rows
+        ]
+        made = {"rows": rows, "expected": self.expected.tolist()}
+        return json.dumps(made, sort_keys=True, separators=(",", ":")).encode()
+
+    def name(self) -> str:
+        """Name of the file, after its content."""
+        return f"golden-{sha256(self.file()).hexdigest()[:32]}.json"
+
+
+def golden(
+    served: Model,
+    edge: EdgeModel,
+    rows: Sequence[Features],
+    precision: Precision,
+    rng: np.random.Generator,
+    *,
+    thresholds: int = THRESHOLDS_MAX,
+) -> Golden:
+    """The rows given, and those that look for trouble.
+
+    Parameters
+    ----------
+    served, edge
+        The model, and its lowering with the model's own labels.
+    rows
+        Real ones; none: numbers are drawn around the columns' centers.
+    precision
+        ``float32``: numbers are rounded to it first, since such a target is given float32.
+    thresholds
+        Branches that are tried, drawn by ``rng``.
+    """
+    real: list[dict[str, Any]] = [dict(row) for row in rows] or list(_drawn(edge, rng))
+    beside = _at_thresholds(edge, real, rng, thresholds)
+    tried = [*real, *beside, *_odd(edge, real), *_texts(edge, real)]
+    if precision == "float32":
+        tried = [_rounded(row) for row in tried]
+        tried = [row for row in tried if not any(_infinite(v) for v in row.values())]
+    expected = [answer(edge, served.predict(_present(row))) for row in tried]
+    outputs = np.array(expected).reshape(len(tried), edge.outputs)
+    return Golden(tuple(tried), outputs, edge.task != "regression")
+
+
+def answer(edge: EdgeModel, given: Prediction) -> list[float]:
+    """The served model's answer as outputs."""
+    if edge.task == "regression":
+        return [float(given.label or 0.0)]
+    shares = given.probabilities or {}
+    if edge.outputs == 1 and len(edge.classes) == 2:
+        return [float(shares.get(edge.classes[1], 0.0))]
+    return [float(shares.get(label, 0.0)) for label in edge.classes]
+
+
+def _drawn(edge: EdgeModel, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    columns = edge.columns
+    spread = np.where(columns.factor != 0, 1.0 / np.where(columns.factor, columns.factor, 1), 0.0)
+    if isinstance(body := edge.body, Forest) and len(body.threshold):
+        typical = np.array(
+            [_typical(body, i) for i in range(len(columns.names))]
+        )  # thresholds say where the numbers are
+        center, spread = typical[:, 0], np.maximum(typical[:, 1], 1e-9)
+    else:
+        center = columns.center
+    for _ in range(128):
+        x = center + spread * rng.standard_normal(len(columns.names))
+        yield {
+            n: v for n, v in zip(columns.names, x.tolist(), strict=True)
+            if n not in columns.vocabularies
+        }  # fmt: skip
+
+
+def _typical(body: Forest, column: int) -> tuple[float, float]:
+    own = body.threshold[(body.feature == column) & np.isfinite(body.threshold)]
+    if not len(own):
+        return 0.0, 1.0
+    return float(own.mean()), float(own.std()) or abs(float(own.mean())) or 1.0
+
+
+def _at_thresholds(
+    edge: EdgeModel, real: Sequence[Mapping[str, Any]], rng: np.random.Generator, most: int
+) -> Iterator[dict[str, Any]]:
+    """Real rows of which one number is moved to a threshold that they come to, and beside it."""
+    body = edge.body
+    if not isinstance(body, Forest) or not len(body.feature):
+        return
+    paths = _branches_on_the_way(edge, body, real)
+    chosen = rng.permutation(sorted(paths))[:most]
+    for branch in chosen.tolist():
+        name = edge.columns.names[int(body.feature[branch])]
+        threshold = float(body.threshold[branch])
+        if name in edge.columns.vocabularies or not math.isfinite(threshold):
+            continue
+        low = np.float32(floor32(np.array([threshold]))[0])
+        for value in (
+            threshold, math.nextafter(threshold, math.inf), math.nextafter(threshold, -math.inf),
+            float(low), float(np.nextafter(low, np.float32(np.inf))),
+        ):  # fmt: skip
+            yield {**paths[branch], name: value}
+
+
+def _branches_on_the_way(
+    edge: EdgeModel, body: Forest, real: Sequence[Mapping[str, Any]]
+) -> dict[int, Mapping[str, Any]]:
+    """Branches that real rows come to, each with a row."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for row in real[:256]:
+        for at in body.roots.tolist():
+            while at >= 0:
+                found.setdefault(at, row)
+                value = row.get(edge.columns.names[int(body.feature[at])])
+                left = isinstance(value, (int, float)) and value <= body.threshold[at]
+                at = int((body.left if left else body.right)[at])
+    return found
+
+
+def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Numbers that are absent, NaN, constant until now, or far away; names never seen."""
+    names = [n for n in edge.columns.names if n not in edge.columns.vocabularies]
+    if not real:
+        return
+    for i, name in enumerate(names[:32]):
+        row = dict(real[i % len(real)])
+        yield {n: v for n, v in row.items() if n != name}
+        yield {**row, name: math.nan}
+    for i, name in enumerate(edge.columns.names):
+        if edge.columns.factor[i] == 0:
+            yield {**real[0], name: float(edge.columns.center[i]) + 1.0}
+    if names:
+        yield dict.fromkeys(names, math.nan)
+        yield {names[0]: 0.0}
+        yield {**real[0], "a name never seen": 7.5}
+        far = 50.0 * (1.0 / edge.columns.factor[0] if edge.columns.factor[0] else 1.0)
+        if edge.columns.names[0] == names[0]:
+            yield {**real[0], names[0]: float(edge.columns.center[0] + far)}
+
+
+def _texts(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    row = dict(real[0]) if real else {}
+    for name, words in edge.columns.vocabularies.items():
+        for word in (*words[:16], "never seen"):
+            yield {**row, name: word}
+    if (tokens := edge.tokens) is None:
+        return
+    for text in TEXTS:
+        for name in (*tokens.text[:4], "kind", "名前"):
+            yield {**row, name: text}
+    if tokens.spelling == "service":
+        yield {**row, "flag": True, "gone": None, "other": False}
+
+
+def _present(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: v for n, v in row.items() if not _nan(v)}
+
+
+def _nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _infinite(value: Any) -> bool:
+    return isinstance(value, float) and math.isinf(value)
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    with np.errstate(over="ignore"):
+        return {
+            n: float(np.float32(v))
+            if isinstance(v, (int, float)) and not isinstance(v, bool)
+            else v
+            for n, v in row.items()
+        }

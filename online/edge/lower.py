@@ -1,0 +1,269 @@
+"""From a served model to :class:`~online.edge.ir.EdgeModel`: exactly, or not at all.
+
+The lowering reads what the adapters of :mod:`online.models` hold, their own attributes included:
+it is a view of their state, as their blocks are.  Types are compared strictly, since a subclass
+may answer otherwise.  Whatever can't be the same function is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from river import base, compose, forest, linear_model, optim, tree
+
+from evaluation.metrics import Task
+from online.edge.errors import ExportRefused
+from online.edge.fronts import Front, front_of
+from online.edge.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
+from online.edge.trees import lower_forest
+from online.models.base import Model
+from online.models.ftrl import FtrlModel
+from online.models.hashed import Hashed
+from online.models.linear import Linear as ServedLinear
+from online.models.opaque import Opaque
+from online.models.scalers import LIMIT, Limited, Standard
+from online.models.selfrate import SelfRateModel
+from online.models.structure import steps
+from replay.example import Label
+
+_BIAS: Final = "bias"  # of hashed rows: no hash is spelled so
+_GLMS: Final = (
+    linear_model.LogisticRegression, linear_model.LinearRegression, linear_model.Perceptron,
+)  # fmt: skip
+_TREES: Final = (
+    tree.HoeffdingTreeClassifier, tree.HoeffdingTreeRegressor, tree.HoeffdingAdaptiveTreeClassifier,
+    forest.ARFClassifier, forest.ARFRegressor,
+)  # fmt: skip
+
+
+def lower(model: Model, task: Task) -> EdgeModel:
+    """The model as it answers now.
+
+    Raises
+    ------
+    ExportRefused
+        A part of it has no exact form here, or nothing was learned yet.
+    """
+    if isinstance(model, (ServedLinear, Opaque)):
+        return _river(model.estimator, task)
+    if isinstance(model, FtrlModel):
+        return _ftrl(model, task)
+    if isinstance(model, SelfRateModel):
+        return _experts(model, task)
+    network = sys.modules.get("online.models.network")
+    if network is not None and isinstance(model, network.NetworkModel):
+        from online.edge.networks import lower_network
+
+        return lower_network(model, task)
+    estimators = sys.modules.get("online.models.estimator")
+    if estimators is not None and isinstance(model, estimators.LinearEstimator):
+        return _sklearn(model, task)
+    raise ExportRefused(type(model).__name__, "its class is not known to the export")
+
+
+# -- river -------------------------------------------------------------------------------------
+
+
+def _river(estimator: Any, task: Task) -> EdgeModel:
+    if not isinstance(estimator, base.Base):
+        raise ExportRefused(type(estimator).__name__, "it is code, not an estimator of river")
+    if isinstance(estimator, compose.Pipeline) and type(estimator) is not compose.Pipeline:
+        raise ExportRefused(type(estimator).__name__, "it is a pipeline of another class")
+    *before, final = steps(estimator)
+    front = front_of(before)
+    if type(final) in _GLMS:
+        return _glm(final, front, task)
+    if type(final) is linear_model.SoftmaxRegression:
+        return _softmax(final, front, task)
+    if type(final) in _TREES:
+        return lower_forest(final, front, task)
+    raise ExportRefused(type(final).__name__, "it is no linear model and no Hoeffding tree")
+
+
+def _glm(estimator: Any, front: Front, task: Task) -> EdgeModel:
+    kind, loss = type(estimator).__name__, estimator.loss
+    if type(loss).__module__ != optim.losses.__name__:
+        raise ExportRefused(f"{kind}.loss", f"{type(loss).__name__} is not one of river's")
+    if type(loss) is optim.losses.Poisson:
+        raise ExportRefused(f"{kind}.loss", "Poisson answers with an exponential")
+    if task == "multiclass":
+        raise ExportRefused(kind, "it knows two classes")
+    weights = {name: np.array([float(w)]) for name, w in estimator.weights.items()}
+    bias = np.array([float(estimator.intercept)])
+    link: Link = "identity" if task == "regression" else "sigmoid"
+    classes = () if task == "regression" else (False, True)
+    return _linear(front, weights, bias, link, task, classes)
+
+
+def _softmax(estimator: Any, front: Front, task: Task) -> EdgeModel:
+    labels = list(estimator.weights)
+    if not labels:
+        raise ExportRefused("SoftmaxRegression", "it has met no class yet")
+    if task == "binary":
+        raise ExportRefused("SoftmaxRegression", "a binary task is exported from one output")
+    names = {name for held in estimator.weights.values() for name in held}
+    weights = {
+        name: np.array([float(estimator.weights[label].get(name, 0.0)) for label in labels])
+        for name in names
+    }
+    return _linear(front, weights, np.zeros(len(labels)), "softmax", task, tuple(labels))
+
+
+def _linear(
+    front: Front,
+    weights: Mapping[Any, Floats],
+    bias: Floats,
+    link: Link,
+    task: Task,
+    classes: tuple[Label, ...],
+) -> EdgeModel:
+    """A linear body of weights by name, or by hash behind a hasher."""
+    wide = len(bias)
+    if front.tokens is not None:
+        kept = {key: w for key, w in weights.items() if np.any(w != 0)}
+        tokens, rows = _token_rows(front.tokens, kept)
+        columns = Columns((), np.zeros(0), np.zeros(0))
+        body = Linear(np.zeros((0, wide)), _stack(rows, wide), bias, np.ones(1), link)
+        return EdgeModel(task, classes, columns, tokens, body)
+    names = sorted(n for n in weights if isinstance(n, str) and front.knows(n))
+    if odd := [n for n in weights if not isinstance(n, str)]:
+        raise ExportRefused("weights", f"feature {odd[0]!r} is no text")
+    columns = front.columns(names)
+    body = Linear(
+        _stack([weights[n] for n in names], wide), np.zeros((0, wide)), bias, np.ones(1), link
+    )
+    return EdgeModel(task, classes, columns, None, body)
+
+
+def _token_rows(tokens: Tokens, kept: Mapping[Any, Floats]) -> tuple[Tokens, list[Floats]]:
+    if len(kept) > ROWS_MAX:
+        raise ExportRefused("weights", f"{len(kept)} of them, at most {ROWS_MAX} are exported")
+    places = sorted(kept)
+    if tokens.spelling == "onehot":
+        return replace(tokens, words=tuple(places)), [kept[p] for p in places]
+    keys = np.array(places, dtype=np.uint32)
+    return replace(tokens, keys=keys), [kept[p] for p in places]
+
+
+def _stack(rows: Sequence[Floats], wide: int) -> Floats:
+    return np.array(rows, dtype=np.float64).reshape(len(rows), wide)
+
+
+# -- the service's own linear models -----------------------------------------------------------
+
+
+def _ftrl(model: FtrlModel, task: Task) -> EdgeModel:
+    outputs = model._outputs
+    if not outputs:
+        raise ExportRefused("ftrl", "it has met no class yet")
+    labels: tuple[Label, ...] = tuple(outputs) if task == "multiclass" else (False, True)
+    by_key: dict[str, Floats] = {}
+    for i, output in enumerate(outputs.values()):
+        for key in output.z.now:
+            if weight := output._weight(key):
+                by_key.setdefault(key, np.zeros(len(outputs)))[i] = weight
+    links: dict[Task, Link] = {
+        "binary": "sigmoid", "multiclass": "softmax", "regression": "identity"
+    }  # fmt: skip
+    votes = np.ones(1)
+    return _hashed(
+        model._rows, by_key, len(outputs), votes, links[task], task,
+        () if task == "regression" else labels,
+    )  # fmt: skip
+
+
+def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
+    votes = np.array(model._mixture.votes())
+    held: Any = model._experts
+    by_key: dict[str, Floats] = {}
+    if task == "multiclass":
+        labels = tuple(held.labels)
+        if not labels:
+            raise ExportRefused("linear", "it has met no class yet")
+        for key, place in held._at.items():
+            by_key[key] = held._now[place, : len(votes)].reshape(-1).copy()
+        wide = len(votes) * len(labels)
+        return _hashed(model._rows, by_key, wide, votes, "softmax", task, labels)
+    for key, numbers in held._now.items():
+        by_key[key] = np.array(numbers[: len(votes)])
+    if task == "binary":
+        return _hashed(model._rows, by_key, len(votes), votes, "sigmoid", task, (False, True))
+    # The experts' numbers are mean + spread · output, and votes sum to 1: one linear output.
+    targets: Any = model
+    mean, spread = float(targets._targets.means.get("", 0.0)), float(targets._spread())
+    mixed = {key: np.array([spread * float(votes @ w)]) for key, w in by_key.items()}
+    mixed[_BIAS] = mixed.get(_BIAS, np.zeros(1)) + mean
+    return _hashed(model._rows, mixed, 1, np.ones(1), "identity", task, ())
+
+
+def _hashed(
+    rows: Hashed,
+    by_key: dict[str, Floats],
+    wide: int,
+    votes: Floats,
+    link: Link,
+    task: Task,
+    classes: tuple[Label, ...],
+) -> EdgeModel:
+    """Weights by hash: those of standardised numbers by name, the rest by token."""
+    scaler, limit = rows._scaler, math.inf
+    names: list[str] = []
+    moments: list[tuple[float, float]] = []
+    if isinstance(scaler, Limited):
+        limit = LIMIT
+        names = sorted(scaler._now)
+        moments = [(scaler._now[n][1], scaler._now[n][3]) for n in names]
+    elif isinstance(scaler, Standard):
+        front = front_of([scaler._scaler])
+        names = sorted(scaler._scaler.counts)
+        moments = [front.affine(n) for n in names]
+    nothing = np.zeros(wide)
+    bias = by_key.get(_BIAS, nothing)
+    weights = [by_key.get(_place(n, rows), nothing) for n in names]
+    kept = {int(k): w for k, w in by_key.items() if k != _BIAS and np.any(w != 0)}
+    empty = Tokens(
+        "service", tuple(sorted(rows._text)), rows._mask + 1, rows._seed, numbers=scaler is None
+    )
+    tokens, table = _token_rows(empty, kept)
+    columns = Columns(
+        tuple(names),
+        np.array([m for m, _ in moments]), np.array([f for _, f in moments]), limit,
+    )  # fmt: skip
+    body = Linear(_stack(weights, wide), _stack(table, wide), bias, votes, link)
+    return EdgeModel(task, classes, columns, tokens, body)
+
+
+def _place(name: str, rows: Hashed) -> str:
+    from online.models import hashed
+
+    return hashed._place(name, rows._seed, rows._mask)
+
+
+# -- scikit-learn ------------------------------------------------------------------------------
+
+
+def _sklearn(model: Any, task: Task) -> EdgeModel:
+    """SGDRegressor, and SGDClassifier of two classes with the log loss."""
+    estimator = model._estimator
+    kind = type(estimator).__name__
+    if task == "multiclass":
+        raise ExportRefused(kind, "one classifier a class, normalised, has no form here")
+    if task == "binary":
+        if getattr(estimator, "loss", None) != "log_loss":
+            raise ExportRefused(f"{kind}.loss", "only log_loss answers with probabilities")
+        if list(model.labels) != [False, True]:
+            raise ExportRefused(f"{kind}.labels", f"{model.labels!r} are not false and true")
+    inputs = model._rows.inputs
+    scaler = inputs._scaler
+    front = front_of([] if scaler is None else [scaler._scaler])
+    columns = front.columns(list(inputs.names))
+    body = Linear(
+        model._get("coef").reshape(-1, 1), np.zeros((0, 1)), model._get("intercept"), np.ones(1),
+        "identity" if task == "regression" else "sigmoid",
+    )  # fmt: skip
+    return EdgeModel(task, () if task == "regression" else (False, True), columns, None, body)

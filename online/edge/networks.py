@@ -1,0 +1,82 @@
+"""A torch module as layers."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluation.metrics import Task
+from online.edge.errors import ExportRefused
+from online.edge.fronts import front_of
+from online.edge.ir import Activation, EdgeModel, Floats, Layer, Link, Mlp
+from online.models.network import NetworkModel
+
+_ACTIVATIONS: Final[dict[type[nn.Module], Activation]] = {
+    nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"
+}  # fmt: skip
+
+
+def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
+    """A ``Sequential`` of ``Linear`` layers and activations.
+
+    Raises ExportRefused for any other part.
+    """
+    layers: list[Layer] = []
+    pending: tuple[Floats, Floats] | None = None
+    for name, part in _parts(model._module, ""):
+        if type(part) is nn.Linear:
+            if pending is not None:
+                layers.append(Layer(*pending, "none"))
+            weights = _numbers(part.weight)
+            bias = np.zeros(len(weights)) if part.bias is None else _numbers(part.bias)
+            pending = (weights, bias)
+        elif (activation := _ACTIVATIONS.get(type(part))) is not None:
+            if pending is None:
+                raise ExportRefused(name, "an activation follows no linear layer")
+            layers.append(Layer(*pending, activation))
+            pending = None
+        elif type(part) is not nn.Identity:
+            raise ExportRefused(name, f"{type(part).__name__} is no Linear, ReLU, Tanh or Sigmoid")
+    if pending is not None:
+        layers.append(Layer(*pending, "none"))
+    if not layers:
+        raise ExportRefused(type(model._module).__name__, "it has no linear layer")
+    return _finish(model, task, layers)
+
+
+def _finish(model: NetworkModel, task: Task, layers: list[Layer]) -> EdgeModel:
+    head = model._head
+    link: Link = "identity"
+    if head._single:
+        link = "identity" if head._is_probability else "sigmoid"
+        if head._is_probability:
+            raise ExportRefused("loss", "with BCELoss write the Sigmoid as BCEWithLogitsLoss")
+    elif task != "regression":
+        link = "softmax"
+    scaler = model._inputs._scaler
+    front = front_of([] if scaler is None else [scaler._scaler])
+    columns = front.columns(list(model.inputs))
+    classes: tuple[Any, ...] = ()
+    if task != "regression":
+        classes = (False, True) if head.labels is None else tuple(head.labels)
+    double = model._dtype == torch.float64
+    body = Mlp(tuple(layers), link)
+    return EdgeModel(task, classes, columns, None, body, "float64" if double else "float32")
+
+
+def _parts(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    if type(module) is nn.Sequential:
+        return [
+            found
+            for i, part in module.named_children()
+            for found in _parts(part, f"{name}.{i}" if name else i)
+        ]
+    return [(name or type(module).__name__, module)]
+
+
+def _numbers(tensor: torch.Tensor) -> Floats:
+    numbers: Floats = tensor.detach().to(torch.float64).numpy().copy()
+    return numbers

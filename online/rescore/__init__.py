@@ -1,0 +1,1 @@
+"""Batch re-scoring: tables in, audited scores out, published whole."""

@@ -1,0 +1,259 @@
+"""Is what was written what was asked for?  Read back from the files, before it is published."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import mmh3
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from online.rescore.places import Folder
+from online.rescore.plan import Plan
+from online.rescore.scorer import TOLERANCE
+from online.rescore.work import QUARANTINE, SHARDS, key_sum, note_of
+
+PSI_WARN: Final = 0.1
+PSI_BLOCK: Final = 0.25
+"""Population stability index against the last published run, by the usual rule of thumb."""
+
+_BINS: Final = 1_000
+_QUANTILES: Final = 10
+_SHARE_MIN: Final = 1e-4  # of a bin, in the index: an empty one would make it infinite
+_KEYS_AT_ONCE: Final = 2_000_000  # hashes in memory: 16 MB
+_SHOWN: Final = 5
+_RANGE: Final = 1e100
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What the audit found.
+
+    Attributes
+    ----------
+    blocking, warnings
+        One finding a text; a run with a blocking one is not published.  ``forced`` are those
+        that ``--force`` has let pass.
+    histogram
+        Rows by bin of the score (or by label, of a multiclass task), for the next run's index.
+    psi
+        Against the run published before; None if there was none of the same task.
+    digests
+        SHA-256 of each file of the run, by its name.
+    """
+
+    rows: int
+    scored: int
+    quarantined: int
+    sampled: int
+    least: float | None
+    greatest: float | None
+    histogram: dict[str, int]
+    psi: float | None
+    newest: float | None
+    digests: dict[str, str]
+    blocking: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    forced: tuple[str, ...] = ()
+
+
+def bin_of(score: np.ndarray, *, regression: bool) -> np.ndarray:
+    """Number of the bin of each score: thousandths of a probability, or, of any number, its sign,
+    exponent and first five bits (so bins are 3 % wide, and in the order of the numbers).
+    """
+    if not regression:
+        return np.clip((score * _BINS).astype(np.int64), 0, _BINS - 1)
+    bits = np.ascontiguousarray(score).view(np.int64)
+    ordered = np.where(bits < 0, np.int64(-(2**63)) - bits, bits)
+    return ordered >> 47
+
+
+def stability(before: Mapping[str, int], now: Mapping[str, int], *, ordered: bool) -> float:
+    """The index: sum of (p - q) ln(p / q) over bins that hold a tenth each of what was before.
+
+    ``ordered``: bins are numbers, and are joined to tenths; else each is a label.
+    """
+    if not ordered:
+        names = sorted({*before, *now})
+        p = np.array([now.get(name, 0) for name in names], dtype=np.float64)
+        q = np.array([before.get(name, 0) for name in names], dtype=np.float64)
+    else:
+        bins = sorted({*map(int, before), *map(int, now)})
+        p = np.array([now.get(str(b), 0) for b in bins], dtype=np.float64)
+        q = np.array([before.get(str(b), 0) for b in bins], dtype=np.float64)
+        below = (np.cumsum(q) - q) / q.sum()
+        tenth = np.minimum((below * _QUANTILES).astype(np.int64), _QUANTILES - 1)
+        p, q = (np.bincount(tenth, x, _QUANTILES).astype(np.float64) for x in (p, q))
+        p, q = p[(p + q) > 0], q[(p + q) > 0]
+    p = np.maximum(p / p.sum(), _SHARE_MIN)
+    q = np.maximum(q / q.sum(), _SHARE_MIN)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+class _Found:
+    """What reading the files has shown so far."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.blocking: list[str] = []
+        self.bins: Counter[str] = Counter()
+        self.scored = self.bad = self.sampled = 0
+        self.least, self.greatest, self.newest = math.inf, -math.inf, -math.inf
+        self.not_finite = self.outside = 0
+        self.digests: dict[str, str] = {}
+
+    def add(self, number: int, data: bytes) -> None:
+        """One shard's file."""
+        shard = self._plan.shards[number]
+        where = f"{SHARDS}/{shard.name}"
+        try:
+            file = pq.ParquetFile(io.BytesIO(data))
+            note, table = note_of(file), file.read(use_threads=False)
+        except (pa.ArrowException, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
+            self.blocking.append(f"{where} is damaged ({error})")
+            return
+        n = table.num_rows
+        if n != note.good or n + note.bad != shard.rows:
+            self.blocking.append(
+                f"{where}: {n} rows scored and {note.bad} in quarantine, of {shard.rows} read"
+            )
+        keyed = self._plan.layout.key is not None
+        if keyed and str(key_sum(table["key"].to_pylist())) != note.keys:
+            self.blocking.append(f"{where}: its keys are not those that were read")
+        score = table["score"].to_numpy()
+        labels = table["prediction"] if "prediction" in table.column_names else None
+        self._scores(score, labels)
+        self._samples(where, note.sampled, score, labels)
+        self.scored, self.bad = self.scored + n, self.bad + note.bad
+        if note.newest is not None:
+            self.newest = max(self.newest, note.newest)
+
+    def _scores(self, score: np.ndarray, labels: Any) -> None:
+        finite = np.isfinite(score)
+        self.not_finite += int((~finite).sum())
+        fine = score[finite]
+        if not len(fine):
+            return
+        regression = self._plan.task == "regression"
+        low, high = (-_RANGE, _RANGE) if regression else (0.0, 1.0)
+        self.outside += int(((fine < low) | (fine > high)).sum())
+        self.least, self.greatest = min(self.least, fine.min()), max(self.greatest, fine.max())
+        if self._plan.task == "multiclass":
+            for pair in labels.value_counts().to_pylist():
+                self.bins[str(pair["values"])] += pair["counts"]
+            return
+        numbers, counts = np.unique(bin_of(fine, regression=regression), return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            self.bins[str(number)] += count
+
+    def _samples(
+        self, where: str, sampled: Sequence[tuple[int, str | None, float | None]],
+        score: np.ndarray, labels: Any,
+    ) -> None:  # fmt: skip
+        tolerance = TOLERANCE[self._plan.method]
+        for at, label, single in sampled:
+            self.sampled += 1
+            if single is None or at >= len(score):  # too few rows is a finding of its own
+                continue
+            held = float(score[at])
+            same = labels is None or labels[at].as_py() == label
+            if not same or not abs(held - single) <= tolerance * max(1.0, abs(single)):
+                shown = "" if labels is None else f"{labels[at].as_py()} "
+                self.blocking.append(
+                    f"{where}, line {at}: {shown}{held!r}, and {label or ''} {single!r} alone"
+                )
+
+
+def examine(plan: Plan, folder: Folder, before: Report | None, *, force: bool) -> Report:
+    """Read the run's files back, and judge them.  Raises PlaceFailed."""
+    found = _Found(plan)
+    base = f"runs/{plan.run}"
+    for shard in plan.shards:
+        name = f"{SHARDS}/{shard.name}"
+        try:
+            data = folder.read(f"{base}/{name}")
+        except FileNotFoundError:
+            found.blocking.append(f"{name} is missing")
+            continue
+        found.digests[name] = hashlib.sha256(data).hexdigest()
+        found.add(shard.number, data)
+    for name in sorted(folder.names(f"{base}/{QUARANTINE}")):
+        data = folder.read(f"{base}/{QUARANTINE}/{name}")
+        found.digests[f"{QUARANTINE}/{name}"] = hashlib.sha256(data).hexdigest()
+    _judge(plan, found)
+    keyed = plan.layout.key is not None and not found.blocking
+    if keyed and (twice := _twice(plan, folder, found.scored)):
+        found.blocking.append(f"keys that occur more than once: {', '.join(twice)}")
+    psi, drifted, warnings = _drift(plan, found.bins, before)
+    forced = tuple(drifted) if force else ()
+    if found.bad:
+        warnings.append(f"{found.bad} rows are in quarantine")
+    return Report(
+        plan.rows, found.scored, found.bad, found.sampled,
+        float(found.least) if found.scored and math.isfinite(found.least) else None,
+        float(found.greatest) if found.scored and math.isfinite(found.greatest) else None,
+        dict(found.bins), psi, found.newest if math.isfinite(found.newest) else None,
+        found.digests, tuple(found.blocking + ([] if force else drifted)), tuple(warnings), forced,
+    )  # fmt: skip
+
+
+def _judge(plan: Plan, found: _Found) -> None:
+    blocking = found.blocking
+    if found.scored + found.bad != plan.rows:
+        blocking.append(
+            f"{found.scored} rows scored and {found.bad} in quarantine, of {plan.rows} read"
+        )
+    if not found.scored:
+        blocking.append("every row is in quarantine")
+    if found.not_finite:
+        blocking.append(f"{found.not_finite} scores are no finite numbers: the model has no answer")
+    if found.outside:
+        blocking.append(f"{found.outside} scores are outside of their range")
+
+
+def _drift(
+    plan: Plan, bins: Mapping[str, int], before: Report | None
+) -> tuple[float | None, list[str], list[str]]:
+    """The index, what blocks, what warns."""
+    if before is None or not before.histogram or not bins:
+        return None, [], []
+    psi = stability(before.histogram, bins, ordered=plan.task != "multiclass")
+    text = f"scores have moved since the run published before: stability index {psi:.3f}"
+    if psi >= PSI_BLOCK:
+        return psi, [f"{text}, at most {PSI_BLOCK} is published without --force"], []
+    return psi, [], [f"{text}, {PSI_WARN} is worth a look"] if psi >= PSI_WARN else []
+
+
+def _twice(plan: Plan, folder: Folder, rows: int) -> list[str]:
+    """Some keys that occur more than once; their hashes are compared part by part."""
+    parts = -(-rows // _KEYS_AT_ONCE)
+    for part in range(parts):
+        hashes = np.concatenate([
+            found[found % parts == part]
+            for _, found in _hashes(plan, folder)
+        ])  # fmt: skip
+        ordered = np.sort(hashes)
+        same = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not len(same):
+            continue
+        counts: Counter[str] = Counter()
+        for keys, found in _hashes(plan, folder):
+            counts.update(keys[i] for i in np.flatnonzero(np.isin(found, same)).tolist())
+        if twice := [key for key, count in counts.items() if count > 1]:
+            return twice[:_SHOWN]
+    return []
+
+
+def _hashes(plan: Plan, folder: Folder) -> Iterator[tuple[list[str], np.ndarray]]:
+    for shard in plan.shards:
+        data = folder.read(f"runs/{plan.run}/{SHARDS}/{shard.name}")
+        keys = pq.read_table(io.BytesIO(data), columns=["key"], use_threads=False)["key"]
+        listed: list[str] = keys.to_pylist()
+        hashes = (mmh3.hash64(key, signed=False)[0] for key in listed)
+        yield listed, np.fromiter(hashes, np.uint64, len(listed))

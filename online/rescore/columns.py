@@ -1,0 +1,117 @@
+"""Rows of a table by column, as a model takes them: numbers and text, each present or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.example import Features
+
+Kind = Literal["number", "integer", "bool", "text"]
+"""``integer`` and ``bool`` are numbers too, which become Python's own in a row of names."""
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.int64]
+
+ABSENT: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A column of n finite numbers.
+
+    Attributes
+    ----------
+    values
+        float64 of shape (n,); 0 where absent.
+    present
+        Shape (n,); None: all are.
+    """
+
+    kind: Kind
+    values: Floats
+    present: Mask | None = None
+
+    def take(self, rows: Index | Mask) -> Numbers:
+        """The rows given, in that order."""
+        present = None if self.present is None else self.present[rows]
+        return Numbers(self.kind, self.values[rows], present)
+
+    def items(self) -> list[Any]:
+        """Python's values of all rows."""
+        own = {"integer": np.int64, "bool": np.bool_}.get(self.kind, np.float64)
+        found: list[Any] = self.values.astype(own).tolist()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A column of n texts: places in ``values`` of shape (n,), ``ABSENT`` where there is none."""
+
+    codes: npt.NDArray[np.int32]
+    values: Sequence[str]
+
+    @property
+    def present(self) -> Mask | None:
+        """Which rows have one; None: all."""
+        found: Mask = self.codes != ABSENT
+        return None if found.all() else found
+
+    def take(self, rows: Index | Mask) -> Text:
+        """The rows given, in that order."""
+        return Text(self.codes[rows], self.values)
+
+    def items(self) -> list[Any]:
+        """Python's values of all rows."""
+        texts = [*self.values, None]  # the last one is at ABSENT
+        return [texts[code] for code in self.codes.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """``n`` rows of the same columns, by name."""
+
+    n: int
+    columns: Mapping[str, Numbers | Text]
+
+    def take(self, rows: Index | Mask) -> Rows:
+        """The rows given (places or a mask), in that order."""
+        taken = {name: column.take(rows) for name, column in self.columns.items()}
+        n = int(rows.sum()) if rows.dtype == np.bool_ else len(rows)
+        return Rows(n, taken)
+
+    def dicts(self) -> list[Features]:
+        """The rows as the service gets them: what is absent is left out."""
+        names = list(self.columns)
+        if not names:
+            return [{} for _ in range(self.n)]
+        rows = zip(*(column.items() for column in self.columns.values()), strict=True)
+        found: list[Features] = [dict(zip(names, row, strict=True)) for row in rows]
+        for name, column in self.columns.items():
+            if (present := column.present) is not None:
+                for i in np.flatnonzero(~present).tolist():
+                    del found[i][name]
+        return found
+
+    def matrix(self, names: Sequence[str]) -> tuple[Floats, Mask | None]:
+        """Numbers of shape (n, names), 0 where absent, and which are present (None: all).
+
+        KeyError: a column that is not there; TypeError: it holds text.
+        """
+        out = np.empty((self.n, len(names)), dtype=np.float64)
+        missing: Mask | None = None
+        for j, name in enumerate(names):
+            column = self.columns[name]
+            if isinstance(column, Text):
+                raise TypeError(f"column {name} holds text")
+            out[:, j] = column.values
+            if column.present is not None:
+                if missing is None:
+                    missing = np.ones(out.shape, dtype=np.bool_)
+                missing[:, j] = column.present
+        return out, missing

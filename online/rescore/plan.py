@@ -1,0 +1,144 @@
+"""What a run is going to do, decided once, so that a resumed run does the same."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, Literal
+
+import msgspec
+
+from evaluation.metrics import Task
+from online.rescore.columns import Kind
+from online.rescore.scorer import Method
+
+FORMAT: Final = 1
+Form = Literal["parquet", "csv", "jsonl"]
+
+
+class Input(msgspec.Struct, frozen=True):
+    """A file as it was when the run was planned.
+
+    Attributes
+    ----------
+    place, path
+        What its filesystem is opened by, and where it is on it.
+    changed_at
+        POSIX seconds of its last change; 0 if the filesystem does not tell.
+    rows
+        Rows that it holds, bad ones included.
+    """
+
+    place: str
+    path: str
+    form: Form
+    compressed: bool
+    size: int
+    changed_at: float
+    rows: int
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """Rows that are scored together, and written to one file.
+
+    ``first`` is the number of its first row in the input, ``rows`` how many it has.  Of a Parquet
+    file they are rows ``begin`` to ``end`` of a row group; of a text file bytes ``begin`` to
+    ``end`` of what it holds uncompressed.  ``sampled`` are rows (counted from ``first``) that are
+    also scored one by one.
+    """
+
+    number: int
+    input: int
+    group: int
+    begin: int
+    end: int
+    first: int
+    rows: int
+    sampled: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of its file among the run's."""
+        return f"{self.number:06d}.parquet"
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A feature of the table."""
+
+    name: str
+    kind: Kind
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """How columns of the table are taken.
+
+    Attributes
+    ----------
+    features
+        In the order of the table.
+    key, time
+        Columns of the row's id and of when its features were true; None: there is none.
+    text_bytes_max, features_max
+        Bounds of the service for a text, and for the number of features.
+    """
+
+    features: tuple[Column, ...]
+    key: str | None
+    time: str | None
+    text_bytes_max: int = 1_024
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A run.
+
+    Attributes
+    ----------
+    model, task, spec, version, snapshot
+        What scores: the model's name, its task, the hash of its spec, version and name of the
+        snapshot.
+    classes
+        What the two labels of a binary task are called; () for their own names.
+    method
+        How rows are scored, see :mod:`online.rescore.scorer`.
+    begun_at
+        POSIX seconds; the ``scored_at`` of every score.
+    """
+
+    format: int
+    run: str
+    model: str
+    task: Task
+    spec: str
+    version: str
+    snapshot: str
+    classes: tuple[str | int | bool, ...]
+    method: Method
+    begun_at: float
+    layout: Layout
+    inputs: tuple[Input, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all inputs."""
+        return sum(one.rows for one in self.inputs)
+
+    def file_of(self, shard: Shard) -> str:
+        """Path of the shard's input."""
+        return self.inputs[shard.input].path
+
+
+def asked(model: str, spec: str, snapshot: str, layout: Layout, inputs: tuple[Input, ...]) -> str:
+    """Hash of what a run is asked to do: the same for the same files and the same model."""
+    files = [(one.place, one.path, one.size, one.changed_at) for one in inputs]
+    parts = (model, spec, snapshot, layout, files)
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def encode(plan: Plan) -> bytes:
+    """The plan as JSON."""
+    return msgspec.json.encode(plan)
+
+
+def decode(data: bytes) -> Plan:
+    """The plan in a file.  msgspec.DecodeError if it is none."""
+    return msgspec.json.decode(data, type=Plan)

@@ -1,0 +1,300 @@
+"""A run from its request to the pointer: plan, score, audit, publish.  Each step can be repeated.
+
+====================================== =======================================================
+``current.json``                       which run is read, and those before
+``runs/RUN/plan.json``                 what it does, written first
+``runs/RUN/shards/NNNNNN.parquet``     scores; a shard's file is there when it is done
+``runs/RUN/quarantine/NNNNNN.parquet`` rows that were not scored, and why
+``runs/RUN/audit.json``                what reading it back has shown, with SHA-256 of each file
+====================================== =======================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow.parquet as pq
+from river import linear_model, preprocessing
+
+from evaluation.metrics import Task
+from online.models.base import Model
+from online.models.linear import Linear
+from online.models.structure import steps
+from online.rescore import audit, inputs, plan, published, readers
+from online.rescore.columns import Rows
+from online.rescore.errors import AuditFailed, InputRefused, RunRefused
+from online.rescore.places import Folder, Place
+from online.rescore.plan import FORMAT, Input, Plan, Shard
+from online.rescore.pool import Deal
+from online.rescore.published import Current, Run
+from online.rescore.scorer import choose
+from online.rescore.stores import Part, Scores
+from online.rescore.work import SHARDS, MakeModel
+
+POINTER: Final = "current.json"
+_RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SAMPLE: Final = 200
+_SEED: Final = 8  # of the rows that are drawn for the audit
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The model that scores: ``make`` makes it, and ``snapshot`` is what it was made of."""
+
+    name: str
+    task: Task
+    spec: str
+    version: str
+    snapshot: str
+    make: MakeModel
+    classes: tuple[str | int | bool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to do.
+
+    Attributes
+    ----------
+    files
+        Paths or URIs of files and folders.
+    output
+        Path or URI of the folder of all runs.
+    run
+        The run's id; None: one that follows from files and model, so that the same request is the
+        same run.
+    ignored
+        Columns that are left out.
+    missing_ok
+        Whether columns that the model has learned may be missing.
+    force
+        Publish although scores have moved, or features are older.
+    """
+
+    files: tuple[str, ...]
+    output: str
+    run: str | None = None
+    key: str | None = None
+    time: str | None = None
+    ignored: frozenset[str] = frozenset()
+    missing_ok: bool = False
+    force: bool = False
+    ttl_s: float | None = None
+    text_bytes_max: int = 1_024
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was done.  ``scored`` rows now, of ``rows``; ``first_s`` … ``last_s``: the first block
+    read, the last one scored, by the machine's monotonic clock.
+    """
+
+    run: str
+    rows: int
+    scored: int = 0
+    quarantined: int = 0
+    shards: int = 0
+    was_published: bool = False
+    report: audit.Report | None = None
+    stored: int = 0
+    first_s: float = float("inf")
+    last_s: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+Start = Callable[[Plan, MakeModel], AbstractContextManager[Deal]]
+"""Makes what scores shards, until the end of the context."""
+
+
+def execute(
+    request: Request,
+    scored: Scored,
+    start: Start,
+    *,
+    store: Scores | None,
+    now_s: float,
+    progress: Callable[[int, int], None],
+) -> Outcome:
+    """Do the run, or what is left of it.
+
+    Parameters
+    ----------
+    progress
+        Told the rows scored so far, and all.
+
+    Raises InputRefused, PlaceFailed, RunRefused, AuditFailed, StoreFailed, RayFailed.
+    """
+    folder = Folder(Place(request.output))
+    made, found = prepare(request, scored, folder, now_s)
+    before = pointer(folder)
+    outcome = Outcome(made.run, made.rows, warnings=found)
+    if before.named(made.run) is not None and (
+        store is None or store.current().named(made.run) is not None
+    ):
+        outcome.was_published = True
+        return outcome
+    _score(made, scored, folder, start, outcome, progress)
+    report = _audited(made, folder, before, force=request.force)
+    outcome.report = report
+    outcome.quarantined = report.quarantined
+    run = _run_of(made, report, request.ttl_s, now_s)
+    if store is not None:
+        if made.layout.key is None:
+            raise RunRefused(made.run, "a store needs keys", "Name their column: --key COLUMN")
+        outcome.stored = store.load(run, _parts(made, folder))
+        store.point(lambda current: current.to(run, force=request.force))
+    folder.write(POINTER, published.encode(before.to(run, force=request.force)))
+    return outcome
+
+
+def pointer(folder: Folder) -> Current:
+    """Which run is read of a folder.  Raises PlaceFailed, RunRefused."""
+    try:
+        return published.decode(folder.read(POINTER))
+    except FileNotFoundError:
+        return Current()
+    except msgspec.DecodeError as error:
+        raise RunRefused(POINTER, f"damaged ({error})", "Put a good copy back") from error
+
+
+def planned(output: str, run: str) -> Plan | None:
+    """The plan of a run that was begun; None if there is none.  Raises RunRefused."""
+    if not _RUN.fullmatch(run):
+        raise RunRefused(run[:80], "no name of a run", "Use letters, digits, dots and hyphens")
+    try:
+        data = Folder(Place(output)).read(f"runs/{run}/plan.json")
+    except FileNotFoundError:
+        return None
+    try:
+        return plan.decode(data)
+    except msgspec.DecodeError as error:
+        raise RunRefused(run, f"its plan is damaged ({error})", "Begin another") from error
+
+
+def prepare(
+    request: Request, scored: Scored, folder: Folder, now_s: float
+) -> tuple[Plan, list[str]]:
+    """The run's plan: the one it was begun with, or a new one, which is written."""
+    files = inputs.found(request.files)
+    model = scored.make()
+    known = known_names(model)
+    layout = inputs.layout(
+        files, key=request.key, time=request.time, ignored=request.ignored, known=known,
+        numeric_only=model.numeric_only, missing_ok=request.missing_ok,
+        text_bytes_max=request.text_bytes_max,
+    )  # fmt: skip
+    asked = plan.asked(scored.name, scored.spec, scored.snapshot, layout, tuple(files))
+    name = request.run or asked[:16]
+    if (begun := planned(request.output, name)) is not None:
+        own = plan.asked(begun.model, begun.spec, begun.snapshot, begun.layout, begun.inputs)
+        if own != asked:
+            raise RunRefused(
+                name, "it was begun with other files, columns or another model",
+                "Begin another: leave --run-id out, or give a new one",
+            )  # fmt: skip
+        return begun, []
+    seed = int(hashlib.sha256(asked.encode()).hexdigest()[:8], 16) + _SEED
+    counted, shards = inputs.cut(files, np.random.default_rng(seed))
+    method = choose(model, scored.task, _sample(counted, shards, layout))
+    made = Plan(
+        FORMAT, name, scored.name, scored.task, scored.spec, scored.version, scored.snapshot,
+        scored.classes, method, now_s, layout, tuple(counted), tuple(shards),
+    )  # fmt: skip
+    folder.write(f"runs/{name}/plan.json", plan.encode(made))
+    return made, []
+
+
+def known_names(model: Model) -> Collection[str]:
+    """Names of the features that a model was built for, or has learned; empty: it takes any."""
+    if not isinstance(model, Linear):
+        named: Collection[str] = getattr(model, "inputs", ())
+        return named
+    first, *_ = steps(model.estimator)
+    if type(first) is preprocessing.StandardScaler:
+        return set(first.counts)
+    if type(first) is preprocessing.MinMaxScaler:
+        return set(first.min)
+    if type(first) is linear_model.SoftmaxRegression:
+        return {name for weights in first.weights.values() for name in weights}
+    return set(first.weights)
+
+
+def _sample(files: Sequence[Input], shards: Sequence[Shard], layout: plan.Layout) -> Rows:
+    """The first good rows of the first shard."""
+    first = shards[0]
+    for piece in readers.read(files[first.input], first, layout):
+        if piece.rows.n:
+            return piece.rows.take(np.arange(min(_SAMPLE, piece.rows.n)))
+    if first.rows and not len(shards) > 1:
+        raise InputRefused(files[0].path, "it has no row that can be scored", "See its columns")
+    return Rows(0, {})
+
+
+def _score(
+    made: Plan, scored: Scored, folder: Folder, start: Start, outcome: Outcome,
+    progress: Callable[[int, int], None],
+) -> None:  # fmt: skip
+    there = folder.names(f"runs/{made.run}/{SHARDS}")
+    left = [shard for shard in made.shards if shard.name not in there]
+    done = made.rows - sum(shard.rows for shard in left)
+    progress(done, made.rows)
+    if not left:
+        return
+    with start(made, scored.make) as deal, contextlib.closing(_as_generator(deal(left))) as dealt:
+        for one in dealt:
+            outcome.shards += 1
+            outcome.scored += one.good
+            outcome.first_s = min(outcome.first_s, one.begun_s)
+            outcome.last_s = max(outcome.last_s, one.ended_s)
+            done += one.good + one.bad
+            progress(done, made.rows)
+
+
+def _as_generator(dealt: Any) -> Any:
+    yield from dealt
+
+
+def _audited(made: Plan, folder: Folder, before: Current, *, force: bool) -> audit.Report:
+    last = None
+    if before.run is not None and before.run.name != made.run:
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            data = folder.read(f"runs/{before.run.name}/audit.json")
+            last = msgspec.json.decode(data, type=audit.Report)
+    report = audit.examine(made, folder, last, force=force)
+    folder.write(f"runs/{made.run}/audit.json", msgspec.json.encode(report))
+    if report.blocking:
+        raise AuditFailed(made.run, report.blocking)
+    return report
+
+
+def _run_of(made: Plan, report: audit.Report, ttl_s: float | None, now_s: float) -> Run:
+    as_of = inputs.newest(made.inputs) if report.newest is None else report.newest
+    expires_at = None if ttl_s is None else now_s + ttl_s
+    return Run(made.run, made.model, made.version, made.begun_at, as_of, report.scored, expires_at)
+
+
+def _parts(made: Plan, folder: Folder) -> list[Part]:
+    return [Part(shard.name, _reading(made, folder, shard)) for shard in made.shards]
+
+
+def _reading(
+    made: Plan, folder: Folder, shard: Shard
+) -> Callable[[], list[tuple[str, str | None, float]]]:
+    def read() -> list[tuple[str, str | None, float]]:
+        data = folder.read(f"runs/{made.run}/{SHARDS}/{shard.name}")
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        keys, scores = table["key"].to_pylist(), table["score"].to_pylist()
+        labelled = "prediction" in table.column_names
+        labels = table["prediction"].to_pylist() if labelled else [None] * len(keys)
+        return list(zip(keys, labels, scores, strict=True))
+
+    return read

@@ -1,0 +1,198 @@
+"""One shard from its rows to its file: the part of a run that goes on in many processes.
+
+The file is a function of the plan and the model alone: no clock, no name of a run, so whoever
+writes it, however often, writes the same bytes.  It is written whole, and its being there is what
+says that the shard is done.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import mmh3
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from online.models.base import Model
+from online.rescore.places import Folder, Place
+from online.rescore.plan import Plan, Shard
+from online.rescore.readers import Bad, Piece, read
+from online.rescore.scorer import NO_LABEL, Scorer, Scores
+from replay.example import Label, label_text
+
+SHARDS: Final = "shards"
+QUARANTINE: Final = "quarantine"
+_NOTE: Final = b"online"
+_MASK: Final = 2**64 - 1
+
+MakeModel = Callable[[], Model]
+"""Makes the model as the snapshot has it, in any process."""
+
+
+class Note(msgspec.Struct, frozen=True):
+    """What a shard's file says about itself, in its footer.
+
+    Attributes
+    ----------
+    good, bad
+        Rows scored, and rows in the quarantine file.
+    keys
+        Sum of the hashes of the good rows' keys, modulo 2^64, as text; "" without keys.
+    sampled
+        Rows scored one by one: place in the file, label, score.
+    newest
+        Newest feature time, POSIX seconds.
+    """
+
+    good: int
+    bad: int
+    keys: str
+    sampled: list[tuple[int, str | None, float | None]]
+    newest: float | None
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A shard that was scored; times by the machine's monotonic clock, in seconds."""
+
+    shard: int
+    good: int
+    bad: int
+    begun_s: float
+    scored_s: float
+    ended_s: float
+
+
+class Worker:
+    """Scores shards of one plan, in one process."""
+
+    def __init__(
+        self, plan: Plan, output: str, make: MakeModel, monotonic_s: Callable[[], float]
+    ) -> None:
+        self._plan, self._monotonic_s = plan, monotonic_s
+        self._folder = Folder(Place(output))
+        self._scorer = Scorer(make(), plan.task, plan.method)
+        pa.set_cpu_count(1)
+        pa.set_io_thread_count(2)
+
+    def score(self, shard: Shard) -> Done:
+        """Score a shard and write its files.  Raises InputRefused, PlaceFailed."""
+        begun_s = self._monotonic_s()
+        one = self._plan.inputs[shard.input]
+        kept = _Kept(self._plan, shard)
+        for piece in read(one, shard, self._plan.layout):
+            scores = self._scorer.score(piece.rows)
+            kept.add(piece, scores, self._singles(piece, shard))
+        scored_s = self._monotonic_s()
+        base = f"runs/{self._plan.run}"
+        if kept.bad:
+            self._folder.write(f"{base}/{QUARANTINE}/{shard.name}", kept.quarantine())
+        self._folder.write(f"{base}/{SHARDS}/{shard.name}", kept.table())
+        ended_s = self._monotonic_s()
+        return Done(shard.number, kept.good, len(kept.bad), begun_s, scored_s, ended_s)
+
+    def _singles(self, piece: Piece, shard: Shard) -> dict[int, tuple[Label | None, float]]:
+        """The sampled rows of the piece, scored one by one: answers by place in the piece."""
+        wanted = np.array(shard.sampled, dtype=np.int64) + shard.first
+        at = np.flatnonzero(np.isin(piece.numbers, wanted))
+        if not len(at):
+            return {}
+        one: Scores = self._scorer.single(piece.rows.take(at))
+        names = [*one.labels, None]
+        answers = [(names[code], score) for code, score in zip(one.codes, one.score.tolist(),
+                                                               strict=True)]  # fmt: skip
+        return dict(zip(at.tolist(), answers, strict=True))
+
+
+class _Kept:
+    """What was scored of a shard so far."""
+
+    def __init__(self, plan: Plan, shard: Shard) -> None:
+        self._plan, self._file = plan, plan.file_of(shard)
+        self._columns: list[list[pa.Array]] = []
+        self._sampled: list[tuple[int, str | None, float | None]] = []
+        self._keys, self._newest = 0, -np.inf
+        self.good = 0
+        self.bad: list[Bad] = []
+
+    def add(
+        self, piece: Piece, scores: Scores, singles: dict[int, tuple[Label | None, float]]
+    ) -> None:
+        """Take a piece's answers."""
+        classes = self._plan.classes
+        texts = [shown(label, classes) for label in scores.labels]
+        columns = [pa.array(piece.numbers)]
+        if piece.keys is not None:
+            columns.append(pa.array(piece.keys, pa.string()))
+            self._keys = (self._keys + key_sum(piece.keys)) & _MASK
+        if self._plan.task != "regression":
+            codes = pa.array(scores.codes, mask=scores.codes == NO_LABEL)
+            columns.append(pa.DictionaryArray.from_arrays(codes, pa.array(texts, pa.string()))
+                           .cast(pa.string()))  # fmt: skip
+        columns.append(pa.array(scores.score))
+        self._columns.append(columns)
+        for at, (label, score) in singles.items():
+            text = None if label is None else shown(label, classes)
+            self._sampled.append((self.good + at, text, score if np.isfinite(score) else None))
+        self.good += piece.rows.n
+        self.bad += piece.bad
+        if piece.newest is not None:
+            self._newest = max(self._newest, piece.newest)
+
+    def table(self) -> bytes:
+        """The shard's file: ``row``, ``key``, ``prediction`` of a classifier, ``score``."""
+        plan = self._plan
+        fields = [pa.field("row", pa.int64(), nullable=False)]
+        if plan.layout.key is not None:
+            fields.append(pa.field("key", pa.string(), nullable=False))
+        if plan.task != "regression":
+            fields.append(pa.field("prediction", pa.string()))
+        fields.append(pa.field("score", pa.float64()))
+        keys = "" if plan.layout.key is None else str(self._keys)
+        newest = float(self._newest) if np.isfinite(self._newest) else None
+        note = Note(self.good, len(self.bad), keys, self._sampled, newest)
+        about = {"model": plan.model, "version": plan.version, "input": self._file}
+        about["online"] = msgspec.json.encode(note).decode()
+        schema = pa.schema(fields, metadata=about)
+        arrays = [
+            pa.chunked_array([piece[i] for piece in self._columns], field.type)
+            for i, field in enumerate(schema)
+        ]
+        return _parquet(pa.table(arrays, schema=schema))
+
+    def quarantine(self) -> bytes:
+        """The rows that were not scored: ``file``, ``row``, ``column``, ``reason``."""
+        rows = sorted(self.bad, key=lambda bad: (bad.row, bad.column))
+        return _parquet(
+            pa.table({
+                "file": pa.array([self._file] * len(rows), pa.string()),
+                "row": pa.array([bad.row for bad in rows], pa.int64()),
+                "column": pa.array([bad.column for bad in rows], pa.string()),
+                "reason": pa.array([bad.reason for bad in rows], pa.string()),
+            })
+        )  # fmt: skip
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=max(table.num_rows, 1))
+    return sink.getvalue()
+
+
+def note_of(file: pq.ParquetFile) -> Note:
+    """What a shard's file says about itself.  KeyError, msgspec.DecodeError: it is none."""
+    return msgspec.json.decode(file.schema_arrow.metadata[_NOTE], type=Note)
+
+
+def key_sum(keys: Sequence[str]) -> int:
+    """Sum of 64-bit hashes: the same for the same keys in any order."""
+    return sum(mmh3.hash64(key, signed=False)[0] for key in keys) & _MASK
+
+
+def shown(label: Label, classes: Sequence[str | int | bool]) -> str:
+    """The label's text as it is a key of ``probabilities`` in the service's answers."""
+    named: Any = classes[int(label)] if classes and isinstance(label, bool) else label
+    return named if isinstance(named, str) else label_text(named)

@@ -1,0 +1,195 @@
+"""What a filter is told, what it answers, and what it may keep of a source.
+
+A filter never sees models, clocks or networks.  It judges an :class:`Event` without changing
+anything; what it has measured comes back to it in :meth:`Filter.learn` once the event's row is
+written, in the order of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Gradient = npt.NDArray[np.float32]
+
+ACCEPTED: Final = "accepted"
+CLIPPED: Final = "clipped"
+QUARANTINED: Final = "quarantined"
+REFUSED: Final = "refused"
+"""Verdicts.  ``refused`` is for what no row may hold: it is answered, counted, not written."""
+
+EVIDENCE_MAX: Final = 8.0
+"""Most log likelihood ratio that a test keeps for or against a source, in nats."""
+
+STEP_MAX: Final = 2.0
+"""Most that one event adds to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One piece of feedback, or one push of an untrusted pusher.
+
+    Attributes
+    ----------
+    source
+        Who sent it, 1 to 256 characters.
+    key
+        Its id, at most 64 bytes; all randomness is keyed by it.
+    gradient
+        float32 [d]: of the loss, by the parameters.  None for models without one (trees).
+    loss
+        Of the model's answer before this label was learned, finite, ≥ 0 (log loss: −log p(label));
+        None if nothing was predicted.
+    version, base
+        Number of the parameters when it came, and of those that the gradient was computed with:
+        the same for feedback, earlier for pushes.
+    label
+        The label's JSON text; None for pushes.
+    digest
+        Hash of features and label text; None for pushes.
+    features_digest
+        Hash of the features alone.
+    """
+
+    source: str
+    key: bytes
+    gradient: Gradient | None = None
+    loss: float | None = None
+    version: int = 0
+    base: int = 0
+    label: str | None = None
+    digest: int | None = None
+    features_digest: int | None = None
+
+
+@dataclass(slots=True)
+class Source:
+    """What is known of a source.  Bounded: a few hundred bytes.
+
+    Attributes
+    ----------
+    name
+        Who it is.
+    evidence
+        For each test the log likelihood ratio of honest to hostile, within ±``EVIDENCE_MAX``.
+    means
+        Moving mean of what each test has measured of its events, over about 9.
+    taken
+        Events that were accepted or clipped.
+    offences, releases
+        Highest number of a quarantine and of a release; quarantined while the first is larger.
+    shadow
+        Events scored since it was quarantined.
+    good
+        Whether some test has spoken clearly for it (evidence ≥ 4) since it last turned.
+    turned_at
+        Number of the arrival at which it went from good to evidence below −2; 0: never.
+    recent
+        ``(features, event)`` digests of its last events, for the sample checks.
+    labels
+        How often it gave each label; the least common ones are forgotten beyond eight.
+    """
+
+    name: str
+    evidence: dict[str, float] = field(default_factory=dict)
+    means: dict[str, float] = field(default_factory=dict)
+    taken: int = 0
+    offences: int = 0
+    releases: int = 0
+    shadow: int = 0
+    good: bool = False
+    turned_at: int = 0
+    recent: tuple[tuple[int, int], ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether its events are set aside."""
+        return self.offences > self.releases
+
+    @property
+    def standing(self) -> float:
+        """The worst of the tests' evidence; 0 if there is none."""
+        return min(self.evidence.values(), default=0.0)
+
+    def mean(self, test: str, x: float) -> None:
+        """Take one more measurement of a test into its moving mean."""
+        old = self.means.get(test)
+        self.means[test] = x if old is None else old + (x - old) / 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """A filter's answer on one event.
+
+    Attributes
+    ----------
+    factor
+        In [0, 1]: how much of the event this filter lets through.
+    evidence
+        Nats for (> 0) or against (< 0) the source, within ±``STEP_MAX``.
+    score
+        What was measured, finite; to be shown.
+    detail
+        A second measurement that the filter wants back in :meth:`Filter.learn`.
+    reason
+        Why it is not let through whole; empty if it is.
+    stop
+        Set the event aside at once; later filters are not asked.
+    refuse
+        It can't be judged at all (not finite, wrong shape); nothing is learned from it.
+    off
+        The test says nothing about anybody now, and what it said of a source before doesn't count.
+    """
+
+    factor: float = 1.0
+    evidence: float = 0.0
+    score: float = 0.0
+    reason: str = ""
+    stop: bool = False
+    refuse: bool = False
+    detail: float = 0.0
+    off: bool = False
+
+
+PASS: Final = Opinion()
+OFF: Final = Opinion(off=True)
+"""Of a test that can say nothing about anybody now."""
+
+
+class Filter(Protocol):
+    """One test.  Its name is the key of its evidence and its means."""
+
+    name: str
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        """Answer on the event.  Changes nothing, takes any gradient, raises nothing."""
+
+    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
+        """The event is written; ``taken``: it was accepted or clipped.
+
+        Statistics that others are judged by are learned from taken events only.
+        """
+
+    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        """Draw nulls again; ``sources`` are those of the last arrivals."""
+
+
+def clipped_step(evidence: float) -> float:
+    """``evidence`` within ±``STEP_MAX``; 0 for NaN."""
+    if evidence != evidence:
+        return 0.0
+    return min(max(evidence, -STEP_MAX), STEP_MAX)
+
+
+def keyed(key: bytes) -> np.random.Generator:
+    """A counter-based generator (Philox) that only the key decides.
+
+    The same event gives the same draws in every process and every repeat of learning.
+    """
+    words = np.frombuffer(key.ljust(16, b"\0")[:16], dtype="<u8")
+    return np.random.Generator(np.random.Philox(key=words))

@@ -1,0 +1,244 @@
+"""The filters one after the other, and what follows from what they say.
+
+``decide`` changes nothing and is final once its answer is written; ``observe`` is called for each
+written event, in the order of the rows, with the verdict that was written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Final
+
+from paramserver.blocks import Blocks
+from paramserver.filters.base import (
+    ACCEPTED,
+    CLIPPED,
+    EVIDENCE_MAX,
+    PASS,
+    QUARANTINED,
+    REFUSED,
+    Event,
+    Filter,
+    Opinion,
+    Source,
+    keyed,
+)
+from paramserver.filters.direction import Direction
+from paramserver.filters.norm import Norm
+from paramserver.filters.rate import Rate
+from paramserver.filters.reference import Reference
+from paramserver.filters.samples import Samples
+from paramserver.filters.schema import Schema
+from paramserver.filters.sources import SOURCES_MAX, Sources
+from paramserver.filters.surprise import Surprise
+
+QUARANTINE_AT: Final = -6.0
+"""Wald: an honest source is condemned with probability of about e⁻⁶ = .25 %."""
+
+REFRESH_EVERY: Final = 10
+RELEASE_AFTER: Final = 20
+OFFENCES_MAX: Final = 3
+"""From this quarantine on only an operator releases."""
+
+DRIFT_SHARE: Final = 0.4
+DRIFT_SOURCES_MIN: Final = 4
+WINDOW: Final = 512
+_WHOLE: Final = 0.95
+"""Weights from here on are 1: what is learned of a source in good standing is learned whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is written beside the event.
+
+    Attributes
+    ----------
+    verdict
+        ``accepted``, ``clipped``, ``quarantined`` or ``refused``.
+    weight
+        In [0, 1], by the standing of the source and its budget.
+    clip
+        In [0, 1], by what this event is.
+    score
+        What the deciding test measured, finite.
+    reason
+        ``test: why``, for people; empty if accepted.
+    opinions
+        Of each filter that was asked; not written, and given back to ``observe``.
+    """
+
+    verdict: str
+    weight: float
+    clip: float
+    score: float
+    reason: str
+    opinions: tuple[Opinion, ...]
+
+    @property
+    def factor(self) -> float:
+        """By how much the event's weight is multiplied when it is learned."""
+        return self.weight * self.clip
+
+    @property
+    def taken(self) -> bool:
+        """Whether it is learned now."""
+        return self.verdict in (ACCEPTED, CLIPPED)
+
+
+class Chain:
+    """Filters over one model's feedback in one process.  Not safe for several threads.
+
+    Attributes
+    ----------
+    sources
+        What is known of each source.
+    drift
+        Many sources have turned at once: the world has, not they.  Nobody is quarantined for as
+        long as it holds; clipping, events set aside one by one, and budgets stay.
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[Filter],
+        *,
+        reference: Reference | None = None,
+        sources_max: int = SOURCES_MAX,
+        refresh_every: int = REFRESH_EVERY,
+    ) -> None:
+        self.filters = tuple(filters)
+        self.reference = reference
+        self.sources = Sources(sources_max)
+        self.drift = False
+        self.alarms = 0
+        self._every = refresh_every
+        self._arrivals = 0
+        self._lately: deque[str] = deque(maxlen=WINDOW)
+
+    def decide(self, event: Event) -> Verdict:
+        """The verdict on an event.  Changes nothing."""
+        source = self.sources.get(event.source)
+        weight, clip, worst = 1.0, 1.0, PASS
+        opinions: list[Opinion] = []
+        for test in self.filters:
+            opinion = test.judge(event, source)
+            opinions.append(opinion)
+            if opinion.stop:
+                worst = opinion
+                break
+            if test.name == Rate.name:
+                weight *= opinion.factor
+            else:
+                clip *= opinion.factor
+            if opinion.factor < worst.factor:
+                worst = opinion
+        asked = tuple(opinions)
+        if worst.stop:
+            kind = REFUSED if worst.refuse else QUARANTINED
+            return Verdict(kind, 0.0, 0.0, worst.score, worst.reason, asked)
+        standing, test_name = self._standing_after(source, asked)
+        if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
+            reason = f"{test_name}: the source is quarantined"
+            return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
+        trust = 1.0 / (1.0 + exp(-standing))
+        weight *= 1.0 if trust >= _WHOLE else trust
+        if weight * clip == 1.0:
+            return Verdict(ACCEPTED, 1.0, 1.0, worst.score, "", asked)
+        reason = worst.reason or f"{test_name}: the source's standing is {standing:.1f}"
+        return Verdict(CLIPPED, weight, clip, worst.score or standing, reason, asked)
+
+    def _standing_after(self, source: Source, opinions: Sequence[Opinion]) -> tuple[float, str]:
+        """The worst evidence if this event's is counted, and the test that it is of."""
+        worst, name = EVIDENCE_MAX, "new"
+        for test, opinion in zip(self.filters, opinions, strict=False):
+            known = source.evidence.get(test.name)
+            if opinion.off or (known is None and opinion.evidence == 0.0):
+                continue
+            evidence = min((known or 0.0) + opinion.evidence, EVIDENCE_MAX)
+            if evidence <= worst:
+                worst, name = evidence, test.name
+        return (0.0, name) if name == "new" else (worst, name)
+
+    def observe(self, event: Event, verdict: Verdict) -> None:
+        """The event is written with this verdict, after all that were observed before."""
+        if verdict.verdict == REFUSED:
+            return
+        source = self.sources.touch(event.source)
+        self._arrivals += 1
+        self._lately.append(event.source)
+        for test, opinion in zip(self.filters, verdict.opinions, strict=False):
+            test.learn(event, opinion, source, taken=verdict.taken)
+            # what a turning world says of a source is not held against it
+            evidence = max(opinion.evidence, 0.0) if self.drift else opinion.evidence
+            if evidence != 0.0:
+                self.sources.add(source, test.name, evidence, self._arrivals)
+        if verdict.taken:
+            self.sources.take(source)
+        elif source.quarantined:
+            self._shadow(source)
+        if source.standing < QUARANTINE_AT and not self.drift:
+            self.sources.quarantine(source)
+        if self._arrivals % self._every == 0:
+            self.refresh(event.key, event.version)
+
+    def cut(self) -> Blocks:
+        """What the observed events did to the sources: goes with their range's push."""
+        return self.sources.cut()
+
+    def rebase(self, values: Blocks) -> None:
+        """Take the server's values, with what is open on top, and act on what all have seen."""
+        for source in self.sources.rebase(values, self._arrivals):
+            if source.standing < QUARANTINE_AT and not self.drift:
+                self.sources.quarantine(source)
+
+    def reset(self, values: Blocks) -> None:
+        """Be exactly ``values``, with nothing open."""
+        self.sources.reset(values, self._arrivals)
+
+    def _shadow(self, source: Source) -> None:
+        source.shadow += 1
+        redeemed = source.shadow >= RELEASE_AFTER and source.standing > 0.0
+        if redeemed and source.offences < OFFENCES_MAX:
+            self.sources.release(source)
+
+    def refresh(self, key: bytes, version: int) -> None:
+        """Draw nulls again, keyed by the event after which it happens, and look for drift.
+
+        ``version``: number of the parameters that the root set's gradients are computed with.
+        """
+        rng = keyed(key)
+        if self.reference is not None:
+            self.reference.refresh(rng, version)
+        lately = [self.sources.get(name) for name in dict.fromkeys(reversed(self._lately))]
+        for test in self.filters:
+            test.refresh(rng, lately)
+        self._look_for_drift(lately)
+
+    def _look_for_drift(self, lately: Sequence[Source]) -> None:
+        since = max(self._arrivals - len(self._lately), 0)
+        turned = [s for s in lately if s.turned_at > since]
+        drift = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(lately))
+        if drift and not self.drift:
+            self.alarms += 1
+            for source in turned:
+                self.sources.pardon(source)
+        self.drift = drift
+
+
+def usual(
+    size: int | None, reference: Reference | None, *, sources_max: int = SOURCES_MAX
+) -> Chain:
+    """The default chain.
+
+    ``size``: numbers of the model's gradient, None for models without one, which are judged by
+    budget, samples and losses.  Without a root set directions are not judged.
+    """
+    filters: list[Filter] = [Schema(size), Rate(), Samples()]
+    if size is not None:
+        filters.append(Norm(reference))
+        if reference is not None and reference.problem is None:
+            filters.append(Direction(reference))
+    filters.append(Surprise())
+    return Chain(filters, reference=reference, sources_max=sources_max)

@@ -1,0 +1,133 @@
+"""Is the gradient a mix of honest ones?  A sequential test for each source.
+
+c = score of the gradient (:mod:`paramserver.filters.reference`).  Honest ones scatter as N(μ, σ)
+and hostile ones as N(ν, σ), so one event adds (c − (μ + ν)/2) · (μ − ν) / σ² nats (Wald 1945), at
+most 2 in either sense, to the evidence of its source.  μ is the median over the sources of their
+mean c, at most the nulls' upper quartile, and before there are sources the nulls' lower quartile;
+σ is the nulls'.  The line (μ + ν)/2 between the two lies at ``line`` · μ.
+
+When the root set loses its power, late in training or because the world has turned, μ goes down
+with the median source, and what was hostile before is usual now: the test fails open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from paramserver.filters.base import OFF, PASS, Event, Opinion, Source, clipped_step
+from paramserver.filters.reference import Reference, Score
+
+_NULLS_MIN: Final = 8
+_SOURCES_MIN: Final = 8
+_SD_MIN: Final = 0.02
+_POWER_MIN: Final = 0.05
+"""Least μ: below it honest gradients and noise look alike."""
+
+_AGAINST: Final = 0.2
+"""Turned round, the event is a mix of honest ones so much better than as it is: it is set aside."""
+
+_HEARD: Final = 0.25
+"""Unless its source has evidence for it: then so much of it is learned, for the world may turn."""
+
+_RATIO: Final = "direction / usual"
+_TURNED: Final = "direction, turned"
+_APART: Final = 2.0
+_LINE_MAX: Final = 0.85
+_MAD: Final = 1.4826  # of a normal distribution: deviation / median absolute deviation
+_SLACK: Final = 1.5
+_AMPLIFIED: Final = 1.0
+"""Nats against who sends more than ``_SLACK`` times the mass that nulls have; it is scaled down.
+
+By length alone this can't be seen: lengths of honest gradients differ by more."""
+
+_REASON: Final = "direction: against the root set"
+
+
+class Direction:
+    """The test on directions; off, with a reason, where the reference is.
+
+    Parameters
+    ----------
+    line
+        Part of μ below which a score is evidence against its source.  Higher: quicker, and honest
+        sources that are unlike the others are at risk.
+    """
+
+    name = "direction"
+
+    def __init__(self, reference: Reference, *, line: float = 0.7) -> None:
+        self._reference = reference
+        self._line = line
+        self.mu = 0.0
+        self.below = 0.0
+        self.sd = 1.0
+        self.against = 1.0
+        self.heavy = float("inf")
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        if self.mu < _POWER_MIN:
+            return OFF
+        score = self._score(event)
+        if score is None:
+            return PASS
+        c = score.as_is
+        step = clipped_step((c - self.below) * 2.0 * (self.mu - self.below) / self.sd**2)
+        turned = score.turned - c
+        if turned > self.against:
+            known = source.evidence.get(self.name, 0.0) + step >= 0.0
+            factor = _HEARD if known else 0.0
+            return Opinion(factor, step, c, _REASON, stop=not known, detail=turned)
+        if score.mass > self.heavy:
+            step = clipped_step(step - _AMPLIFIED)
+            factor = self.heavy / score.mass
+            return Opinion(factor, step, c, "direction: amplified", detail=turned)
+        return Opinion(1.0, step, c, detail=turned)
+
+    def _score(self, event: Event) -> Score | None:
+        if event.gradient is None or not event.gradient.any():
+            return None
+        return self._reference.score(event.gradient, event.base, event.label)
+
+    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
+        """Every event moves its own source's mean, taken or not: that is what it is judged by."""
+        if not opinion.off and opinion is not PASS:
+            source.mean(self.name, opinion.score)
+            source.mean(_TURNED, opinion.detail)
+            old = source.means.get(_RATIO, 1.0)
+            source.means[_RATIO] = old + (opinion.score / self.mu - old) / 16.0
+            return
+        score = self._score(event)  # the test was off; the means tell when to begin again
+        if score is not None:
+            source.mean(self.name, score.as_is)
+            source.mean(_TURNED, score.turned - score.as_is)
+
+    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        nulls = np.array([null.as_is for null in self._reference.nulls])
+        if len(nulls) < _NULLS_MIN:
+            self.mu = 0.0
+            return
+        self.sd = max(float(nulls.std()), _SD_MIN)
+        turned = [null.turned - null.as_is for null in self._reference.nulls]
+        self.against = max(float(np.quantile(turned, 0.99)), _AGAINST)
+        masses = [null.mass for null in self._reference.nulls]
+        self.heavy = _SLACK * max(float(np.quantile(masses, 0.95)), 1.0)
+        means = [s.means[self.name] for s in sources if self.name in s.means]
+        if len(means) < _SOURCES_MIN:
+            self.mu = float(np.quantile(nulls, 0.25))
+        else:
+            self.mu = min(float(np.median(means)), float(np.quantile(nulls, 0.75)))
+        turned_round = [s.means[_TURNED] for s in sources if _TURNED in s.means]
+        if len(turned_round) >= _SOURCES_MIN and float(np.median(turned_round)) > 0.0:
+            self.mu = 0.0  # most sources disagree with the root set: it is wrong, or of yesterday
+        self.below = self.mu * self._line_between(sources)
+
+    def _line_between(self, sources: Sequence[Source]) -> float:
+        """Lower where sources are less alike; of the hostile ones the median knows nothing."""
+        ratios = np.array([s.means[_RATIO] for s in sources if _RATIO in s.means])
+        if len(ratios) < _SOURCES_MIN:
+            return self._line
+        apart = _MAD * float(np.median(np.abs(ratios - np.median(ratios))))
+        return min(max(1.0 - _APART * apart, self._line), _LINE_MAX)

@@ -1,0 +1,60 @@
+"""No event moves the model further than honest ones do: long gradients are scaled down."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from paramserver.filters.base import PASS, Event, Opinion, Source
+from paramserver.filters.reference import Reference
+
+_KEPT: Final = 200
+_ENOUGH: Final = 16
+_FAR: Final = 5.0
+"""So many caps long is no accident: it counts against the source, and the event is set aside."""
+
+
+class Norm:
+    """Cap = ``slack`` × the longer of the nulls' 90 % quantile and the median of taken lengths.
+
+    Without nulls and before sixteen taken events nothing is capped.  The lengths of clipped events
+    are counted as clipped, so that nobody raises the cap by sending long ones.
+    """
+
+    name = "norm"
+
+    def __init__(self, reference: Reference | None, *, slack: float = 1.25) -> None:
+        self._reference = reference
+        self._slack = slack
+        self._taken: deque[float] = deque(maxlen=_KEPT)
+        self.cap: float | None = None
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        if event.gradient is None or self.cap is None:
+            return PASS
+        length = float(event.gradient @ event.gradient) ** 0.5
+        if length <= self.cap:
+            return Opinion(score=length)
+        if length > _FAR * self.cap:
+            reason = f"norm: more than {_FAR:g} times the cap"
+            return Opinion(0.0, -2.0, length, reason, stop=True)
+        return Opinion(self.cap / length, 0.0, length, "norm: longer than the cap")
+
+    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
+        if taken and event.gradient is not None:
+            length = opinion.score * opinion.factor
+            if self.cap is None:
+                length = float(event.gradient @ event.gradient) ** 0.5
+            self._taken.append(length)
+
+    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        bounds = []
+        if self._reference is not None and len(self._reference.lengths) >= 4:
+            bounds.append(float(np.quantile(list(self._reference.lengths), 0.9)))
+        if len(self._taken) >= _ENOUGH:
+            bounds.append(float(np.median(list(self._taken))))
+        if bounds and max(bounds) > 0.0:
+            self.cap = self._slack * bounds[-1]

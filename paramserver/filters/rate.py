@@ -1,0 +1,96 @@
+"""A budget of arrivals relative to the median source, and one pool for those without a name yet.
+
+The median is of sources, not of events: a flood doesn't move it while fewer than half of the
+sources that are active are hostile.  After the flood attack of "Robustifying Asynchronous SGD via
+Soft Throttling" (Otsuka, Meyer et al. 2026), which asynchronous defences before it ignored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from paramserver.filters.base import PASS, Event, Opinion, Source
+
+_WINDOW_MIN: Final = 64
+EARNED: Final = 8
+"""Taken events after which a source has its own budget."""
+
+
+class Rate:
+    """Weigh down who sends more than twice as much as the median source.
+
+    With r = own arrivals / (m + 2 √m + 1) in the window, m = 2 · median (the root is for chance):
+    weight 1/r above 1, set aside from ``refuse_at``.  Sources with fewer than ``EARNED`` taken events share the pool: together they
+    get ``pool_share`` of the window once at least eight sources have earned their own.
+
+    Parameters
+    ----------
+    window_max
+        Arrivals looked back at; at most, and 8 for each source seen in it.
+    pool_share
+        Share of the window for all new sources together.  Smaller: slower growth, safer from
+        made-up identities.
+    """
+
+    name = "rate"
+
+    def __init__(
+        self, *, window_max: int = 4096, refuse_at: float = 4.0, pool_share: float = 0.25
+    ) -> None:
+        self.window_max = window_max
+        self.refuse_at = refuse_at
+        self.pool_share = pool_share
+        self._window: deque[tuple[str, bool]] = deque()
+        self._count: dict[str, int] = {}
+        self._pooled = 0
+        self._median = 0
+        self._established = 0
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        own = self._count.get(event.source, 0) + 1
+        twice = 2.0 * self._median
+        over = own / (twice + 2.0 * twice**0.5 + 1.0) if self._median else 0.0
+        reason = "rate: more than twice the median source"
+        if self._is_pooled(source):
+            pool = (self._pooled + 1) / max(self.pool_share * len(self._window), 1.0)
+            if pool > over:
+                over, reason = pool, "rate: new sources together are over their share"
+        if over <= 1.0:
+            return PASS if over == 0.0 else Opinion(score=over)
+        if over >= self.refuse_at:
+            return Opinion(0.0, score=over, reason=reason, stop=True)
+        return Opinion(1.0 / over, score=over, reason=reason)
+
+    def _is_pooled(self, source: Source) -> bool:
+        known = self._established >= EARNED and len(self._window) >= _WINDOW_MIN
+        return known and source.taken < EARNED
+
+    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
+        new = source.taken < EARNED and not source.quarantined
+        self._window.append((event.source, new))
+        self._pooled += new
+        self._move(event.source, +1)
+        bound = min(self.window_max, max(8 * len(self._count), _WINDOW_MIN))
+        while len(self._window) > bound:
+            gone, was_new = self._window.popleft()
+            self._pooled -= was_new
+            self._move(gone, -1)
+
+    def _move(self, source: str, by: int) -> None:
+        new = self._count.get(source, 0) + by
+        if new:
+            self._count[source] = new
+        else:
+            del self._count[source]
+
+    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        """The median anew, of sources that have earned their own budget, else of all."""
+        earned = [s.name for s in sources if s.taken >= EARNED]
+        self._established = len(earned)
+        names = earned if len(earned) >= EARNED else [s.name for s in sources]
+        counts = sorted(self._count.get(name, 0) for name in names)
+        self._median = counts[len(counts) // 2] if len(counts) >= EARNED else 0

@@ -1,0 +1,251 @@
+"""A pinned, curated root set: what honest gradients look like now, and how they scatter.
+
+An honest gradient is a mix of its classes': for some weights p ≥ 0 it is near Σ p_c V_c, where V_c
+is the root set's gradient of class c *by the parameters that it was computed with*.  Its score is
+the cosine to the nearest such mix, each number divided by its usual size.  Three things were
+measured to matter on digits (mean cosine of honest and hostile pushes, in deviations between them):
+
+* the parameters: sources are late, and two thirds of what a late gradient says is when it was
+  computed.  Sign flips are .9 deviations from honest ones against the newest parameters' mean, 3.0
+  against their own;
+* the mix: a source that sees three classes is no worse than one that sees all.  Flipped labels are
+  1.4 (.4 with three classes a source) deviations off by the mean gradient, 1.9 (2.2) by the mix;
+* the usual size: a trigger moves numbers that are seldom moved, and these then weigh more.
+
+The rows are split into two halves with every class in each: mixes are of one half, and what honest
+scores are (the null) is drawn from the *other*.  They change places at each refresh.  A null drawn
+from the rows of the mix would score higher than any honest source.  Half of the null draws are of
+three classes only.  After Zeno++ (Xie et al. 2020) and FLTrust (Cao et al. 2021), which use one
+mean gradient and a fixed threshold.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from paramserver.filters.base import Gradient
+
+NULLS_KEPT: Final = 80
+CLASSES_OF_A_NARROW_DRAW: Final = 3
+ROWS_MIN: Final = 10
+"""Fewest rows of a root set that scores directions; below it the test is off, and says so."""
+
+CLASSES_MAX: Final = 32
+PROBES: Final = 8192
+"""Numbers of a gradient that are scored, drawn once; all of them if there are no more."""
+
+FRAMES_KEPT: Final = 24
+_USUAL_KEEP: Final = 0.9
+_USUAL_FLOOR: Final = 0.03
+_RIDGE: Final = 1e-4
+
+RootGradient = Callable[[npt.NDArray[np.intp]], Gradient]
+"""Mean gradient of these rows of the root set, float32 [d], by the present parameters."""
+
+Half = list[npt.NDArray[np.intp]]
+"""Rows of each class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a gradient is a mix of honest ones.
+
+    ``as_is`` and ``turned``: cosines, of it and of it turned round.  ``mass``: sum of the mix's
+    weights; those of a mean gradient sum to one, those of one three times as long to three.
+    """
+
+    as_is: float
+    turned: float
+    mass: float
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The classes' gradients at one version of the parameters.
+
+    ``weighed`` [k, m]: of each class, divided by the square of each number's usual size, which is
+    1/√``inverse`` [m]; ``root`` [k, k]: the Cholesky factor of their products, upper.
+    """
+
+    version: int
+    weighed: Gradient
+    inverse: Gradient
+    products: npt.NDArray[np.float64]
+    root: npt.NDArray[np.float64]
+
+    def score(self, probes: Gradient, of_class: int | None) -> Score:
+        """The score of a gradient's probes; ``of_class``: a row of that class, no mix."""
+        length = float(np.dot(probes * probes, self.inverse)) ** 0.5
+        if length == 0.0:
+            return Score(0.0, 0.0, 0.0)
+        along = (self.weighed @ probes).astype(np.float64)
+        if of_class is not None:
+            own = float(self.products[of_class, of_class])
+            one = float(along[of_class])
+            cosine = one / (length * own**0.5)
+            return Score(cosine, -cosine, one / own)
+        (as_is, mass), (turned, _) = self._nearest(along), self._nearest(-along)
+        return Score(as_is / length, turned / length, mass)
+
+    def _nearest(self, along: npt.NDArray[np.float64]) -> tuple[float, float]:
+        """Length of the projection onto the cone of mixes, and the mix's mass."""
+        if not (along > 0.0).any():
+            return 0.0, 0.0
+        mix, _ = nnls(self.root, np.linalg.solve(self.root.T, along))
+        length = float(mix @ self.products @ mix) ** 0.5
+        return (float(mix @ along) / length, float(mix.sum())) if length > 0.0 else (0.0, 0.0)
+
+
+class Reference:
+    """Frames and nulls from a root set.
+
+    Parameters
+    ----------
+    labels
+        One for each row of the root set; as events' labels are written, if those are to be used.
+    gradient
+        Asks the model; called once a class and ``draws`` times by :meth:`refresh`.
+    rows
+        Rows behind an honest gradient: 1 for feedback row by row, the batch for pushes.
+    draws
+        Null draws of a refresh.
+
+    Attributes
+    ----------
+    problem
+        Why directions are not scored (too few rows, a class with one row); None: they are.
+    nulls
+        Scores of the last null draws.
+    lengths
+        Their lengths.
+    """
+
+    def __init__(
+        self, labels: Sequence[Hashable], gradient: RootGradient, *, rows: int = 1, draws: int = 4
+    ) -> None:
+        self._gradient = gradient
+        self._rows = rows
+        self._draws = draws
+        self._turn = 0
+        self.problem = _problem(labels)
+        self._class_of = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+        self._halves = _halves(labels)
+        self._probes: npt.NDArray[np.intp] | None = None
+        self._usual: Gradient | None = None
+        self._frames: deque[Frame] = deque(maxlen=FRAMES_KEPT)
+        self.nulls: deque[Score] = deque(maxlen=NULLS_KEPT)
+        self.lengths: deque[float] = deque(maxlen=NULLS_KEPT)
+
+    def score(self, gradient: Gradient, base: int, label: Hashable | None) -> Score | None:
+        """Score of a gradient that was computed with version ``base``; None: nothing to compare.
+
+        By the newest frame that is not newer, or the oldest one.
+        """
+        frame: Frame | None = None
+        for frame in reversed(self._frames):
+            if frame.version <= base:
+                break
+        if frame is None:
+            return None
+        # a label that the root set does not have can't be compared as one
+        of_class = None if label is None else self._class_of.get(label)
+        return frame.score(self._probed(gradient), of_class)
+
+    def _probed(self, gradient: Gradient) -> Gradient:
+        return gradient if self._probes is None else gradient[self._probes]
+
+    def refresh(self, rng: np.random.Generator, version: int) -> None:
+        """Take a frame from one half and nulls from the other, by the present parameters."""
+        if self.problem is not None:
+            return
+        mine, other = self._halves[self._turn], self._halves[1 - self._turn]
+        self._turn = 1 - self._turn
+        classes = [self._gradient(rows) for rows in mine]
+        if self._probes is None and len(classes[0]) > PROBES:
+            self._probes = np.sort(rng.choice(len(classes[0]), PROBES, replace=False))
+        drawn = [self._null(other, i, rng) for i in range(self._draws)]
+        finite = [g for g, _ in drawn if np.isfinite(g).all()]
+        if not finite or not all(np.isfinite(g).all() for g in classes):
+            return  # the model has diverged: nothing is learned of it
+        self._keep_usual([self._probed(g) for g in finite])
+        frame = self._framed(np.stack([self._probed(g) for g in classes]), version)
+        if frame is None:
+            return
+        self._frames.append(frame)
+        for gradient, of_class in drawn:
+            length = float(gradient @ gradient) ** 0.5
+            if length > 0.0:
+                self.lengths.append(length)
+                self.nulls.append(frame.score(self._probed(gradient), of_class))
+
+    def _null(self, other: Half, i: int, rng: np.random.Generator) -> tuple[Gradient, int | None]:
+        if self._rows == 1:  # a row with its label
+            of_class = int(rng.integers(len(other)))
+            return self._gradient(rng.choice(other[of_class], 1)), of_class
+        return self._gradient(_draw(other, self._rows, narrow=i % 2 == 1, rng=rng)), None
+
+    def _keep_usual(self, nulls: list[Gradient]) -> None:
+        fresh = np.mean([g * g for g in nulls], axis=0, dtype=np.float32)
+        keep = np.float32(_USUAL_KEEP)
+        old = self._usual
+        self._usual = fresh if old is None else old * keep + fresh * (1 - keep)
+
+    def _framed(self, classes: Gradient, version: int) -> Frame | None:
+        assert self._usual is not None
+        mean = float(self._usual.mean())
+        if mean == 0.0:
+            return None
+        inverse = 1.0 / (self._usual + np.float32(_USUAL_FLOOR * mean))
+        weighed = classes * inverse
+        products = (weighed @ classes.T).astype(np.float64)
+        trace = float(np.trace(products))
+        if not np.isfinite(trace) or trace <= 0.0:
+            return None
+        k = len(products)
+        products += _RIDGE * trace / k * np.eye(k)
+        return Frame(version, weighed, inverse, products, np.linalg.cholesky(products).T)
+
+
+def _problem(labels: Sequence[Hashable]) -> str | None:
+    if len(labels) < ROWS_MIN:
+        return f"{len(labels)} rows in the root set; directions are scored from {ROWS_MIN} on"
+    sizes: dict[Hashable, int] = {}
+    for label in labels:
+        sizes[label] = sizes.get(label, 0) + 1
+    if not 2 <= len(sizes) <= CLASSES_MAX:
+        return f"{len(sizes)} classes in the root set; directions are scored with 2 to {CLASSES_MAX}"
+    thin = sorted(str(label) for label, n in sizes.items() if n < 2)
+    if thin:
+        return f"only one row of class {thin[0]} in the root set; each class needs two"
+    return None
+
+
+
+
+
+def _halves(labels: Sequence[Hashable]) -> tuple[Half, Half]:
+    """Rows of each class, every other one, in two halves; classes in the order of the labels."""
+    rows: dict[Hashable, list[int]] = {}
+    for i, label in enumerate(labels):
+        rows.setdefault(label, []).append(i)
+    a = [np.array(of[::2], dtype=np.intp) for of in rows.values()]
+    b = [np.array(of[1::2], dtype=np.intp) for of in rows.values()]
+    return a, b
+
+
+def _draw(
+    half: Half, rows: int, *, narrow: bool, rng: np.random.Generator
+) -> npt.NDArray[np.intp]:
+    classes = half
+    if narrow and len(half) > CLASSES_OF_A_NARROW_DRAW:
+        at = rng.choice(len(half), CLASSES_OF_A_NARROW_DRAW, replace=False)
+        classes = [half[i] for i in at]
+    pool = np.concatenate(classes)
+    return pool[rng.integers(len(pool), size=rows)]

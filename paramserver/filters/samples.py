@@ -1,0 +1,81 @@
+"""What a source says of its rows: the same row again, two labels for one row, a mix of labels.
+
+None of it condemns anybody: honest sensors repeat themselves and honest users know three classes
+of ten.  Repeats weigh less; a source that contradicts itself, and one with a mix of labels unlike
+the others' whose labels also surprise the model more than theirs, has a little evidence against it.
+Contradictions *between* sources are not looked at: whoever comes first could frame the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log
+from typing import Final
+
+import numpy as np
+
+from paramserver.filters.base import PASS, Event, Opinion, Source
+
+_REMEMBERED: Final = 8
+_LABELS_MAX: Final = 8
+_EVENTS_MIN: Final = 20
+_SOURCES_MIN: Final = 8
+_CONTRADICTION: Final = -0.5
+_MIX: Final = -0.25
+_UNLIKE: Final = 25.0
+"""G beyond two for each label by this: less than one honest source of 10,000 by chance."""
+
+
+class Samples:
+    """Duplicates, contradictions and label mix of a source (G-test against the mean source)."""
+
+    name = "samples"
+
+    def __init__(self) -> None:
+        self._shares: dict[str, float] = {}
+        self._surprise = 1.0
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        if event.digest is None:
+            return PASS
+        repeats = sum(digest == event.digest for _, digest in source.recent)
+        if repeats:
+            return Opinion(1.0 / (1 + repeats), 0.0, float(repeats), "samples: sent before")
+        if any(features == event.features_digest for features, _ in source.recent):
+            return Opinion(0.5, _CONTRADICTION, 1.0, "samples: another label for the same row")
+        unlike = self._unlike(source)
+        if unlike > _UNLIKE and source.means.get("surprise", 0.0) > 2.0 * self._surprise:
+            return Opinion(1.0, _MIX, unlike)
+        return Opinion(1.0, 0.0, max(unlike, 0.0))
+
+    def _unlike(self, source: Source) -> float:
+        n = sum(source.labels.values())
+        if n < _EVENTS_MIN or not self._shares:
+            return 0.0
+        g = 0.0
+        for label, count in source.labels.items():
+            expected = n * self._shares.get(label, 0.5 / n)
+            g += 2.0 * count * log(count / expected)
+        return g - 2.0 * len(self._shares)
+
+    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
+        if event.digest is not None and event.features_digest is not None:
+            new = (event.features_digest, event.digest)
+            source.recent = (*source.recent[1 - _REMEMBERED :], new)
+        if event.label is not None:
+            if event.label not in source.labels and len(source.labels) >= _LABELS_MAX:
+                del source.labels[min(source.labels, key=source.labels.__getitem__)]
+            source.labels[event.label] = source.labels.get(event.label, 0) + 1
+
+    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        mixes = [s.labels for s in sources if sum(s.labels.values()) >= _EVENTS_MIN]
+        if len(mixes) < _SOURCES_MIN:
+            return
+        shares: dict[str, float] = {}
+        for mix in mixes:
+            n = sum(mix.values())
+            for label, count in mix.items():
+                shares[label] = shares.get(label, 0.0) + count / n / len(mixes)
+        self._shares = shares
+        rates = [s.means["surprise"] for s in sources if "surprise" in s.means]
+        self._surprise = max(float(np.median(rates)), 0.05) if rates else 1.0

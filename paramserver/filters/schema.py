@@ -1,0 +1,71 @@
+"""What can't be judged is refused: the wrong shape, numbers that are none, names without end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from paramserver.filters.base import PASS, Event, Opinion, Source
+
+SOURCE_CHARS_MAX: Final = 256
+LARGEST: Final = 1e6
+"""Longest gradient and largest loss.  Models whose gradients are longer have diverged."""
+
+
+class Schema:
+    """First of a chain.
+
+    Parameters
+    ----------
+    size
+        Numbers of a gradient; None: models without one, whose events must have none.
+    longest
+        Longest gradient (Euclidean) and largest loss.
+    """
+
+    name = "schema"
+
+    def __init__(self, size: int | None, *, longest: float = LARGEST) -> None:
+        self.size = size
+        self.longest = longest
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        problem = self._problem(event)
+        return PASS if problem is None else Opinion(0.0, reason=problem, stop=True, refuse=True)
+
+    def _problem(self, event: Event) -> str | None:
+        if not 1 <= len(event.source) <= SOURCE_CHARS_MAX:
+            return f"a source's name has 1 to {SOURCE_CHARS_MAX} characters"
+        loss = event.loss
+        if loss is not None and not 0.0 <= loss <= self.longest:
+            return f"loss {loss!r} is not in [0, {self.longest:g}]"
+        return self._gradient_problem(event)
+
+    def _gradient_problem(self, event: Event) -> str | None:
+        gradient = event.gradient
+        if gradient is None:
+            return None
+        if self.size is None:
+            return "a gradient for a model that has none"
+        if not isinstance(gradient, np.ndarray) or gradient.shape != (self.size,):
+            shape = getattr(gradient, "shape", type(gradient).__name__)
+            return f"gradient of shape {shape}, expected ({self.size},)"
+        if gradient.dtype != np.float32:
+            return f"gradient of {gradient.dtype}, expected float32"
+        # NaN and infinity stay in a sum of squares; so does an overflow, which is too long anyway
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = float(gradient @ gradient)
+        if not math.isfinite(square):
+            return "a number of the gradient is not finite, or its length overflows"
+        if square > self.longest**2:
+            return f"gradient of length {math.sqrt(square):.3g}; at most {self.longest:g} is taken"
+        return None
+
+    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
+        """Nothing is kept."""
+
+    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        """Nothing is drawn."""

@@ -1,0 +1,176 @@
+"""What is known of every source, bounded, and as blocks that add up over replicas.
+
+Evidence travels as increases: an attacker who spreads over replicas is one attacker.  Bounds on a
+sum are kept by whoever adds (what would lead beyond is not added), so two replicas at once may
+pass them by one step each; readers bound what they read.  Quarantine and release are numbers of
+which the largest counts, so two replicas that decide the same decide once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks
+from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
+from paramserver.filters.rate import EARNED
+
+SOURCES_MAX: Final = 100_000
+_EVIDENCE: Final = "filter.evidence."
+_TAKEN: Final = "filter.taken"
+_OFFENCES: Final = "filter.offences"
+_RELEASES: Final = "filter.releases"
+_NEW_SHARE: Final = 4
+_GOOD: Final = 4.0
+_TURNED: Final = -2.0
+
+
+class Sources:
+    """The table of sources.
+
+    At most ``sources_max``.  The least recently seen one leaves, and comes back as a new one, which
+    has the pooled budget.  A quarter of the table is for sources that have not earned their own
+    budget: made-up identities push out each other, not those that are known.
+    """
+
+    def __init__(self, sources_max: int = SOURCES_MAX) -> None:
+        self._new_max = max(sources_max // _NEW_SHARE, 1)
+        self._known_max = max(sources_max - self._new_max, 1)
+        self._new: OrderedDict[str, Source] = OrderedDict()
+        self._known: OrderedDict[str, Source] = OrderedDict()
+        self._open: Blocks = {}
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._known)
+
+    def __iter__(self) -> Iterator[Source]:
+        yield from self._known.values()
+        yield from self._new.values()
+
+    def get(self, name: str) -> Source:
+        """What is known of it; of an unknown one, an unchanged new one.  Changes nothing."""
+        return self._known.get(name) or self._new.get(name) or Source(name)
+
+    def touch(self, name: str) -> Source:
+        """The same, and it is the last one seen."""
+        if name in self._known:
+            self._known.move_to_end(name)
+            return self._known[name]
+        source = self._new.get(name)
+        if source is None:
+            source = self._new[name] = Source(name)
+        self._new.move_to_end(name)
+        self._settle(source)
+        return source
+
+    def _settle(self, source: Source) -> None:
+        """Put it where it belongs, and keep both bounds."""
+        if source.taken >= EARNED or source.quarantined:
+            self._new.pop(source.name, None)
+            self._known[source.name] = source
+        for table, most in ((self._new, self._new_max), (self._known, self._known_max)):
+            while len(table) > most:
+                table.popitem(last=False)
+                self.evicted += 1
+
+    def add(self, source: Source, test: str, evidence: float, arrival: int) -> None:
+        """Add evidence of one event; it stays within ±``EVIDENCE_MAX``."""
+        old = source.evidence.get(test, 0.0)
+        new = min(max(old + clipped_step(evidence), -EVIDENCE_MAX), EVIDENCE_MAX)
+        self._write(source, test, new, arrival)
+        if new != old:
+            self._increase(_EVIDENCE + test, source.name, new - old)
+
+    def _write(self, source: Source, test: str, evidence: float, arrival: int) -> None:
+        source.evidence[test] = evidence
+        if evidence >= _GOOD:
+            source.good = True
+        elif evidence < _TURNED and source.good:
+            source.good, source.turned_at = False, arrival
+
+    def take(self, source: Source) -> None:
+        """One more event of it was accepted or clipped."""
+        source.taken += 1
+        self._increase(_TAKEN, source.name, 1)
+        if source.taken == EARNED:
+            self._settle(source)
+
+    def quarantine(self, source: Source) -> None:
+        """Set its events aside from now on."""
+        if not source.quarantined:
+            source.offences = source.releases + 1
+            source.shadow = 0
+            self._highest(_OFFENCES, source.name, source.offences)
+            self._settle(source)
+
+    def release(self, source: Source) -> None:
+        """Take its events again, with no evidence for or against it."""
+        if source.quarantined:
+            source.releases = source.offences
+            self._highest(_RELEASES, source.name, source.releases)
+            self.pardon(source)
+
+    def pardon(self, source: Source) -> None:
+        """Forget the evidence for and against it, and release it if it is quarantined."""
+        if source.quarantined:
+            self.release(source)
+        else:
+            for test, evidence in source.evidence.items():
+                self._increase(_EVIDENCE + test, source.name, -evidence)
+                source.evidence[test] = 0.0
+
+    def _increase(self, block: str, key: str, by: float) -> None:
+        data = self._open.setdefault(block, Block(COUNT, {})).data
+        data[key] = data.get(key, 0) + by
+
+    def _highest(self, block: str, key: str, number: int) -> None:
+        data = self._open.setdefault(block, Block(EXTREMA, {})).data
+        data[key] = (0.0, float(number))
+
+    def cut(self) -> Blocks:
+        """What the events since the last cut did, and begin anew: goes with the range's push."""
+        out, self._open = self._open, {}
+        return out
+
+    def rebase(self, values: Blocks, arrival: int) -> list[Source]:
+        """Take the server's values for what they name, with the open increases on top.
+
+        Returns the sources that were named.
+        """
+        named: dict[str, Source] = {}
+        for block, got in values.items():
+            if not block.startswith("filter."):
+                continue
+            opened = self._open.get(block)
+            mine = {} if opened is None else opened.data
+            for name, value in got.data.items():
+                named[name] = self._take_value(block, name, value, mine.get(name), arrival)
+        return list(named.values())
+
+    def _take_value(
+        self, block: str, name: str, value: object, mine: object, arrival: int
+    ) -> Source:
+        source = self._known.get(name) or self._new.get(name) or self.touch(name)
+        if block.startswith(_EVIDENCE):
+            assert isinstance(value, int | float)
+            total = value + (mine if isinstance(mine, int | float) else 0.0)
+            bounded = min(max(float(total), -EVIDENCE_MAX), EVIDENCE_MAX)
+            self._write(source, block.removeprefix(_EVIDENCE), bounded, arrival)
+        elif block == _TAKEN:
+            assert isinstance(value, int | float)
+            source.taken = int(value) + (mine if isinstance(mine, int) else 0)
+        elif block in (_OFFENCES, _RELEASES):
+            assert isinstance(value, tuple)
+            field = block.removeprefix("filter.")
+            setattr(source, field, max(getattr(source, field), int(value[1])))
+        self._settle(source)
+        return source
+
+    def reset(self, values: Blocks, arrival: int = 0) -> None:
+        """Be exactly ``values``, with nothing open."""
+        self._new.clear()
+        self._known.clear()
+        self._open = {}
+        self.rebase(values, arrival)

@@ -1,0 +1,1 @@
+"""Rules for pushes of pushers that are not trusted, as plain functions."""

@@ -1,0 +1,141 @@
+"""Every filter passes the suite and its laws; filters with one rule changed do not."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import paramserver.filters as package
+from paramserver.errors import ParamServerError
+from paramserver.filters import checks, laws
+
+Entry = tuple[Callable[..., Any], tuple[checks.Check, ...]]
+Load = Callable[[str], Any]
+
+
+def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
+    """Factory and laws of every filter, from the modules that ``load`` gives."""
+
+    def of(name: str) -> Any:
+        return load(f"paramserver.filters.{name}")
+
+    return {
+        "schema": (
+            lambda reference: of("schema").Schema(checks.SIZE),
+            (laws.refuses_what_is_no_gradient,),
+        ),
+        "rate": (
+            lambda reference: of("rate").Rate(),
+            (laws.floods_are_held_back, laws.made_up_names_share_a_budget),
+        ),
+        "samples": (
+            lambda reference: of("samples").Samples(),
+            (laws.repeats_weigh_less, laws.contradictions_count),
+        ),
+        "norm": (
+            lambda reference: of("norm").Norm(reference),
+            (laws.long_ones_are_scaled, laws.long_ones_do_not_raise_the_cap),
+        ),
+        "direction": (
+            lambda reference: of("direction").Direction(reference),
+            (laws.opposite_is_set_aside, laws.a_turned_world_is_followed),
+        ),
+        "surprise": (
+            lambda reference: of("surprise").Surprise(),
+            (laws.wrong_labels_are_set_aside, laws.a_turned_world_is_followed),
+        ),
+    }
+
+
+def conformance() -> Iterator[Any]:
+    for name, (make, own) in filters().items():
+        for check, run in checks.yield_checks(make, own):
+            yield pytest.param(run, id=f"{name}: {check}")
+
+
+@pytest.mark.parametrize("run", list(conformance()))
+def test_filter(run: Callable[[], None]) -> None:
+    run()
+
+
+def test_no_filter_is_left_out() -> None:
+    found = set()
+    for info in pkgutil.iter_modules(package.__path__, "paramserver.filters."):
+        module = importlib.import_module(info.name)
+        found |= {
+            value.name
+            for value in vars(module).values()
+            if isinstance(value, type) and isinstance(vars(value).get("name"), str)
+        }
+    assert found == set(filters())
+
+
+def changed(module: str, rule: str, without: str) -> Load:
+    """A function that gives the module as if the rule were changed in its source."""
+    name = f"paramserver.filters.{module}"
+    path = Path(str(importlib.import_module(name).__file__))
+    whole = path.read_text()
+    assert whole.count(rule) == 1, f"{rule!r} stands {whole.count(rule)} times"
+    mutant = ModuleType(name)
+    mutant.__file__ = str(path)
+    code = compile(whole.replace(rule, without), str(path), "exec", dont_inherit=True)
+    exec(code, mutant.__dict__)
+    return lambda wanted: mutant if wanted == name else importlib.import_module(wanted)
+
+
+MUTANTS = [
+    ("schema", "if not math.isfinite(square):", "if False:", "NaN passes"),
+    ("schema", "if square > self.longest**2:", "if False:", "10¹² passes"),
+    ("schema", "or gradient.shape != (self.size,)", "", "any shape will do"),
+    ("schema", "if gradient.dtype != np.float32:", "if False:", "any type will do"),
+    ("schema", "not 0.0 <= loss <= self.longest", "loss > self.longest", "a loss that is NaN"),
+    ("rate", "1.0 / over, score", "1.0, score", "over the budget is taken whole"),
+    ("rate", "if over >= self.refuse_at:", "if False:", "a flood is only weighed"),
+    ("rate", "if pool > over:", "if False:", "new names have budgets of their own"),
+    ("rate", "while len(self._window) > bound:", "while False:", "a window without end"),
+    ("rate", "counts[len(counts) // 2]", "counts[-1]", "the budget is that of the largest"),
+    ("samples", "1.0 / (1 + repeats)", "1.0", "repeats count in full"),
+    ("samples", "source.recent[1 - _REMEMBERED :]", "source.recent[:0]", "one row is remembered"),
+    ("samples", "Opinion(0.5, _CONTRADICTION,", "Opinion(0.5, 0.0,", "contradictions are free"),
+    ("norm", "self.cap / length, 0.0", "1.0, 0.0", "nothing is scaled"),
+    ("norm", "self.cap / length, 0.0", "(self.cap / length) ** 0.5, 0.0", "half is scaled"),
+    ("norm", "length = opinion.score * opinion.factor", "length = 20 * opinion.score",
+     "sent lengths raise the cap"),
+    ("norm", "self._slack * max(bounds)", "0.3 * max(bounds)", "honest ones are cut"),
+    ("direction", "(c - self.mu / 2.0)", "(self.mu / 2.0 - c)", "signs are exchanged"),
+    ("direction", "(c - self.mu / 2.0)", "(c + 1.0)", "all are good"),
+    ("direction", "(c - self.mu / 2.0)", "(c - 1.5)", "all are bad"),
+    ("direction", "        mu = min(mu, float(np.median(means)))\n", "        pass\n",
+     "it does not fail open"),
+    ("direction", "c = float(event.gradient @ direction) / square**0.5\n        step",
+     "event.gradient[:] = event.gradient / square**0.5\n"
+     "        c = float(event.gradient @ direction)\n        step", "the gradient is written to"),
+    ("surprise", "Opinion(1.0, log(self.rate / _HOSTILE)", "Opinion(1.0, 0.0", "never condemned"),
+    ("surprise", "if event.loss > self.bound:", "if event.loss < self.bound:", "turned round"),
+    ("surprise", "self.rate = max(rate, _RATE_MIN)", "self.rate = _RATE_MIN",
+     "it does not fail open"),
+    ("surprise", "deque(maxlen=_KEPT)", "deque()", "all losses are kept"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "rule", "without"), [pytest.param(*m[:3], id=f"{m[0]}: {m[3]}") for m in MUTANTS]
+)
+def test_the_suite_rejects_a_changed_rule(module: str, rule: str, without: str) -> None:
+    load = changed(module, rule, without)
+    make, own = filters(load)[module]
+    with pytest.raises((AssertionError, ValueError, TypeError, AttributeError, ParamServerError)):
+        checks.check_filter(make, own)
+
+
+@pytest.mark.parametrize("module", list(filters()))
+def test_the_unchanged_filter_passes_where_mutants_fail(module: str) -> None:
+    load = changed(module, "from __future__ import annotations\n", "from __future__ import annotations\n\n")
+    make, own = filters(load)[module]
+    checks.check_filter(make, own)

@@ -1,0 +1,293 @@
+"""A model that has diverged is found, and goes back without losing an event."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from river import linear_model, optim
+
+from online.guard import WINDOW_ROWS, Guard
+from online.models.linear import Linear
+from online.models.network import Network
+from online.tokens import event_key
+from paramserver.actor import GROWN
+from paramserver.blocks import ADDITIVE, COUNT, Block
+from paramserver.errors import RollbackRefused
+from paramserver.rewrites import HALVED
+from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+world: Any = _beside("replica_world")
+server: Any = _beside("test_parameter_server")
+
+
+# -- suspicion -------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Counters of a binary model whose answers cost so much each."""
+
+    def __init__(self) -> None:
+        self.guard, self.at_s = Guard("binary"), 0.0
+        self.counters = {"label/true": 0.0, "label/false": 0.0, "log_n": 0.0, "log_loss": 0.0}
+
+    def look(self, loss: float, rows: int = WINDOW_ROWS) -> float | None:
+        self.at_s += 1
+        self.counters["log_n"] += rows
+        self.counters["log_loss"] += rows * loss
+        return self.guard.look(self.counters, self.at_s)
+
+
+def test_two_windows_of_answers_that_are_worse_than_none() -> None:
+    one = Counted()
+    assert [one.look(0.3) for _ in range(10)] == [None] * 10
+    assert one.look(20.0) is None
+    assert one.look(20.0) == 10.0
+    assert one.look(20.0) == 10.0
+
+
+@pytest.mark.parametrize("loss", [1.1, 2.7])
+def test_what_is_not_much_worse_than_no_model_is_let_be(loss: float) -> None:
+    one = Counted()
+    assert [one.look(x) for x in (0.1, 0.1, *[loss] * 20)] == [None] * 22
+
+
+def test_one_bad_window_is_chance() -> None:
+    one = Counted()
+    assert [one.look(x) for x in (0.3, 0.3, 20, 0.3, 20, 0.3)] == [None] * 6
+
+
+def test_a_window_has_many_rows() -> None:
+    one = Counted()
+    for _ in range(5):
+        one.look(0.3)
+    assert [one.look(30.0, rows=WINDOW_ROWS // 5 - 1) for _ in range(10)] == [None] * 10
+
+
+def test_no_number_at_all_is_bad() -> None:
+    one = Counted()
+    one.look(0.3)
+    one.look(0.3)
+    assert one.look(math.nan) is None
+    assert one.look(0.3) == 2.0  # the sum stays no number
+
+
+def test_values_that_were_rewritten_begin_a_new_count() -> None:
+    one = Counted()
+    for _ in range(5):
+        one.look(0.3)
+    one.look(20.0)
+    one.counters |= {"log_n": 100.0, "log_loss": 30.0}
+    assert one.guard.look(one.counters, 99.0) is None
+    assert one.look(20.0) is None
+    assert one.look(20.0) == 5.0
+
+
+def test_regression_is_beside_the_mean() -> None:
+    guard, counters = Guard("regression"), {"n": 0.0, "abs_error": 0.0, "mean_abs_error": 0.0}
+    found = []
+    for error in (0.5, 0.5, 3.9, 3.9, 50.0, 50.0):
+        for name, value in (("n", 1), ("abs_error", error), ("mean_abs_error", 1.0)):
+            counters[name] += WINDOW_ROWS * value
+        found.append(guard.look(counters, float(len(found))))
+    assert found == [None, None, None, None, None, 3.0]
+
+
+# -- halving ---------------------------------------------------------------------------------------
+
+
+def _linear() -> Any:
+    return Linear(linear_model.LogisticRegression(optim.SGD(0.1), intercept_lr=0.2))
+
+
+def _network() -> Any:
+    import torch
+
+    torch.manual_seed(1)
+    return Network(torch.nn.Linear(2, 1).double(), ["a", "b"], scale=False).model_for("binary")
+
+
+@pytest.mark.parametrize("build", [_linear, _network])
+def test_a_halved_rate_learns_half(build: Any) -> None:
+    def step(halved: int | None) -> float:
+        model = build()
+        model.reset({} if halved is None else {HALVED: Block(COUNT, {"n": halved})})
+        before = _logit(model)
+        model.learn({"a": 1.0, "b": 2.0}, True, 1.0)
+        return _logit(model) - before
+
+    full = step(None)
+    assert full > 0
+    assert step(0) == full
+    for times in (1, 2, 5):
+        assert step(times) == pytest.approx(full / 2**times, rel=1e-9)
+
+
+def _logit(model: Any) -> float:
+    p = model.predict({"a": 1.0, "b": 2.0}).probabilities[True]
+    return math.log(p / (1 - p))
+
+
+def test_a_model_put_back_to_values_without_it_learns_at_the_full_rate() -> None:
+    model, plain = _linear(), _linear()
+    model.rebase({HALVED: Block(COUNT, {"n": 3})})
+    model.reset({})
+    for one in (model, plain):
+        one.learn({"a": 1.0}, True, 1.0)
+    assert model.predict({"a": 1.0}) == plain.predict({"a": 1.0})
+
+
+# -- at the server ---------------------------------------------------------------------------------
+
+
+def _pushed(process: Any, first: int, last: int, weight: float) -> None:
+    blocks = {"w": server.wire.WireBlock(ADDITIVE, {"x": weight})}
+    server.sync(process, (1, first, last), blocks=blocks)
+
+
+@pytest.fixture
+def diverged(tmp_path: Path) -> Any:
+    """A server with a snapshot from second 10, weights a hundred times as long, and the world."""
+    one = server.World(tmp_path / "snapshots")
+    process = one.serving()
+    server.sync(process, (1, 1, 4))
+    one.now_s += 10
+    process.snapshot()
+    return one, process
+
+
+def test_it_goes_back_and_the_rows_since_are_to_be_learned_again(diverged: Any) -> None:
+    one, process = diverged
+    at = process.snapshots()[0]["created_at"]
+    for i in range(5, 5 + 80):
+        server.sync(process, (1, i, i))
+    one.now_s += 10
+    answer = process.recover(0, at + 1)
+    assert answer["snapshot"] == "1-1"
+    assert answer["undone"] == 0
+    reply = server.sync(process)
+    assert reply.clock == {1: 4}
+    assert reply.rewrite == answer["control"]
+    assert reply.blocks[HALVED].data == {"n": 1}
+    assert server.sync(process, (1, 5, 5)).acks[0].status == "applied"
+    assert process.recover(0, at + 1)["snapshot"] is None  # somebody was faster
+
+
+def test_a_restart_goes_back_too(diverged: Any) -> None:
+    one, process = diverged
+    at = process.snapshots()[0]["created_at"]
+    for i in range(5, 5 + 80):
+        server.sync(process, (1, i, i))
+    answer = process.recover(0, at + 1)
+    again = one.serving()
+    reply = server.sync(again)
+    assert (reply.clock, reply.rewrite) == ({1: 4}, answer["control"])
+    assert reply.blocks[HALVED].data == {"n": 1}
+
+
+def test_weights_that_have_not_grown_are_a_changed_stream(diverged: Any) -> None:
+    _, process = diverged
+    at = process.snapshots()[0]["created_at"]
+    for i in range(5, 5 + int(GROWN) - 3):
+        server.sync(process, (1, i, i))
+    with pytest.raises(RollbackRefused, match="the stream has changed"):
+        process.recover(0, at + 1)
+    assert server.sync(process).rewrite == 0
+
+
+def test_without_a_snapshot_from_before_nothing_is_done(diverged: Any) -> None:
+    _, process = diverged
+    at = process.snapshots()[0]["created_at"]
+    with pytest.raises(RollbackRefused, match="of a time when it had diverged"):
+        process.recover(0, at - 1)
+
+
+def test_a_decision_of_an_operator_is_not_taken_back(diverged: Any) -> None:
+    _, process = diverged
+    at = process.snapshots()[0]["created_at"]
+    for i in range(5, 5 + 80):
+        server.sync(process, (1, i, i))
+    rewrite = process.rollback("1-1")["control"]
+    with pytest.raises(RollbackRefused, match="before the last time that the values were"):
+        process.recover(rewrite, at + 1)
+
+
+# -- in a replica ----------------------------------------------------------------------------------
+
+
+def _steep() -> Any:
+    """Learns slope 2 of inputs below 1; larger ones are too much for its rate."""
+    return Linear(linear_model.LinearRegression(optim.SGD(0.3), intercept_lr=0.0))
+
+
+def _event(i: int, x: float) -> NewRow:
+    example = Example({"x": x}, 2.0 * x, score={"": 0.0})
+    key = event_key("event", "test", str(i))
+    return NewRow(key, str(i), "test", Verdict.ACCEPTED, codec.encode(example), time.time())
+
+
+def test_a_replica_goes_back_learns_all_again_and_stays_finite(tmp_path: Path) -> None:
+    async def scene(w: Any) -> None:
+        async def ask(question: str, *args: Any) -> Any:
+            return getattr(w.server, question)(*args)
+
+        replica = await w.replica(build=_steep, ask=ask)
+        draw, n = Random(1), 0
+
+        async def send(rows: int, low: float, high: float) -> None:
+            nonlocal n
+            for _ in range(rows):
+                n += 1
+                x = draw.uniform(low, high)
+                event = _event(n, x)
+                guess = replica.learner.predict({"x": x}).label
+                example = Example({"x": x}, 2.0 * x, score={"": float(guess)})
+                await replica.writer.record(
+                    [
+                        NewRow(
+                            event.key, str(n), "test", Verdict.ACCEPTED, codec.encode(example), 1.0
+                        )
+                    ]
+                )
+
+        for i in range(3):
+            if i == 2:
+                w.server.snapshot()
+            await send(WINDOW_ROWS + 5, 0.0, 1.0)
+            await world.until(lambda: replica.learner.clock.get(1, 0) >= n)
+            await replica._watch.look()
+        rows = 0
+        while replica.learner.rewrite == 0 and rows < 1_000:
+            await send(10, 2.1, 2.3)
+            rows += 10
+            await replica._watch.look()
+            if replica._watch.incident:
+                await world.until(lambda: replica.learner.rewrite > 0)
+        assert "it had diverged" in replica.incident
+        await world.until(lambda: replica.learner.includes(1, n), 20.0)
+        assert replica.learner.tally.digest[0] == n  # each event once
+        assert replica.learner.serving._rates[0][0].learning_rate == 0.15
+        assert abs(replica.learner.predict({"x": 1.0}).label - 2.0) < 0.01
+        await replica.stop(5)
+
+    world.play(tmp_path, scene)
