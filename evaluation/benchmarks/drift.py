@@ -58,11 +58,7 @@ class Found:
                     len(set(marked_line.found.split("/"))) == 1
                 )
         found |= {f"label-free: {free.what} {free.asked}": free.good for free in self.label_free}
-        found |= {
-            f"cost <= 15 %: {cost.what}": cost.good
-            for cost in self.watching
-            if "default" in cost.what
-        }
+        found |= {f"cost <= 15 %: {cost.what}": cost.good for cost in self.watching}
         return found
 
     @property

@@ -45,10 +45,13 @@ _SETTINGS: Final[Mapping[str, WatchSettings]] = {
 def run(
     data_dir: Path | None, *, rows: int = 10_000, progress: Progress = lambda line: None
 ) -> list[Line]:
-    """Elec2 (8 features) and INSECTS (33)."""
+    """Elec2 (8 features), INSECTS (33) and 256 features that are drawn."""
     found = []
-    for name in ("elec2", "insects"):
-        xs = [x for x, _ in islice(open_stream(name, data_dir).rows, 2_000 + rows)]
+    n, draw = 2_000 + rows, Random(2).random
+    streams = {name: open_stream(name, data_dir).rows for name in ("elec2", "insects")}
+    streams["drawn"] = (({f"x{i}": draw() for i in range(256)}, True) for _ in range(n))
+    for name, stream in streams.items():
+        xs = [x for x, _ in islice(stream, n)]
         for what, settings in _SETTINGS.items():
             progress(f"cost of watching: {name}, {what}")
             found.append(_line(f"{name}, {what}", settings, xs))

@@ -40,7 +40,7 @@ class Alarm:
     ----------
     row
         Number of the row of this signal at which it was raised, from 1.  Labelled rows for
-        ``error``, served rows for the others.
+        ``error``, served rows for the others; the window's last row for ``window``.
     at
         Time of that row as it was given (POSIX seconds); None if none was.
     signal

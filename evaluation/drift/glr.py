@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from evaluation.drift.alarm import Change
-from evaluation.drift.share import change, share
+from evaluation.drift.share import change, share, within
 
 ROWS_MIN: Final = 16
 """Least rows on each side of a split."""
@@ -37,7 +37,7 @@ class Glr:
     Parameters
     ----------
     threshold
-        Of the statistic at ``SCALE`` effective rows, in nats, > ``EASIER_MAX``.  One more makes
+        Of the statistic at ``SCALE`` effective rows, in nats, from 4 on.  One more makes
         false alarms about three times as rare and a detection about 1 / kl rows later.
     block
         Rows of the smallest block, and between two tests; ≥ 1.
@@ -55,6 +55,10 @@ class Glr:
         width: int = 4,
         rows_max: int = 1 << 20,
     ) -> None:
+        within("threshold", threshold, EASIER_MAX + 1.0, 1_000.0)
+        within("block", block, 1, 1_000)
+        within("width", width, 1, 1_000)
+        within("rows_max", rows_max, 1_000, 1e12)
         self._threshold, self._block = threshold, block
         self._width, self._rows_max = width, rows_max
         self._ns: list[int] = []  # the oldest block first

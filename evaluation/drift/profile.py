@@ -9,7 +9,7 @@ the day, day of the week) each row is compared with the reference's rows of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -268,12 +268,18 @@ def build(
 
 
 def compare(reference: Reference, window: Window) -> list[Shift]:
-    """Every feature of the reference, the largest effect first; those without data last."""
-    found = [
-        _shift(name, bins, _same_phase(reference, window, name), window, name)
-        for name, bins in reference.bins.items()
-    ]
-    return sorted(found, key=lambda s: (s.psi is None, -(s.psi or 0.0), s.name))
+    """Every feature of the reference, ranked."""
+    return ranked(compare_one(reference, window, name) for name in reference.bins)
+
+
+def ranked(shifts: Iterable[Shift]) -> list[Shift]:
+    """The largest effect first; those without data last."""
+    return sorted(shifts, key=lambda s: (s.psi is None, -(s.psi or 0.0), s.name))
+
+
+def compare_one(reference: Reference, window: Window, name: str) -> Shift:
+    """One feature of the reference."""
+    return _shift(name, reference.bins[name], _same_phase(reference, window, name), window)
 
 
 def _same_phase(reference: Reference, window: Window, name: str) -> tuple[np.ndarray, float]:
@@ -294,11 +300,9 @@ def _same_phase(reference: Reference, window: Window, name: str) -> tuple[np.nda
     return shares, float(1.0 / effective)
 
 
-def _shift(
-    name: str, bins: Bins, expected: tuple[np.ndarray, float], window: Window, feature: str
-) -> Shift:
+def _shift(name: str, bins: Bins, expected: tuple[np.ndarray, float], window: Window) -> Shift:
     shares, m = expected
-    now = np.array(window.counts[feature], dtype=np.float64).sum(axis=0)
+    now = np.array(window.counts[name], dtype=np.float64).sum(axis=0)
     n, k = window.n, bins.values
     missing, missing_before = (float(now[k] / n) if n else 0.0), float(shares[k])
     present, present_before = float(n - now[k]), float(m * (1.0 - shares[k]))

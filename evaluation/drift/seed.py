@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from evaluation.drift.alarm import Change
-from evaluation.drift.share import change, share
+from evaluation.drift.share import change, share, within
 
 
 class Seed:
@@ -27,11 +27,11 @@ class Seed:
     delta
         In (0, 1): smaller is rarer false alarms.
     block
-        Rows of a block, and between two tests; ≥ 1.
+        Rows of a block, and between two tests; ≥ 2.
     epsilon, growth
         In (0, 1): how alike neighbours are that merge.
     every
-        Blocks between two rounds of merging; ≥ 1.
+        Blocks between two rounds of merging; ≥ 2.
     blocks_max
         Most blocks; the oldest two merge beyond.
     """
@@ -46,6 +46,10 @@ class Seed:
         every: int = 75,
         blocks_max: int = 512,
     ) -> None:
+        for name, value in (("delta", delta), ("epsilon", epsilon), ("growth", growth)):
+            within(name, value, 1e-12, 1.0)
+        for name, value in (("block", block), ("every", every), ("blocks_max", blocks_max)):
+            within(name, value, 2, 1_000_000)
         self._delta, self._block, self._every = delta, block, every
         self._step, self._blocks_max = epsilon * growth, blocks_max
         self._ns: list[int] = []  # the oldest block first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evaluation.drift.alarm import Change
-from evaluation.drift.errors import ShareUnusable
+from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 
 
 def share(x: float) -> float:
@@ -20,6 +20,18 @@ def share(x: float) -> float:
     except TypeError:
         pass
     raise ShareUnusable(f"{x!r:.60}")
+
+
+def within(name: str, value: float, least: float, most: float) -> None:
+    """Check a setting.
+
+    Raises
+    ------
+    DriftSettingUnusable
+        Not from ``least`` to ``most``.
+    """
+    if not least <= value <= most:
+        raise DriftSettingUnusable(name, repr(value), f"{least:g} to {most:g}")
 
 
 def change(sum_before: float, n_before: int, sum_after: float, n_after: int) -> Change:

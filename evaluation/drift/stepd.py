@@ -6,7 +6,7 @@ from collections import deque
 from statistics import NormalDist
 
 from evaluation.drift.alarm import Change
-from evaluation.drift.share import change, share
+from evaluation.drift.share import change, share, within
 
 
 class Stepd:
@@ -24,12 +24,14 @@ class Stepd:
     Parameters
     ----------
     window
-        Newest rows; the older ones must be as many before the first test; ≥ 1.
+        Newest rows; the older ones must be as many before the first test; ≥ 8.
     alpha
-        Significance, in (0, 1).
+        Significance, up to .5.
     """
 
     def __init__(self, *, window: int = 100, alpha: float = 0.001) -> None:
+        within("window", window, 8, 1_000_000)
+        within("alpha", alpha, 1e-12, 0.5)
         self._window = window
         self._z = NormalDist().inv_cdf(1.0 - alpha / 2.0)
         self._begin()

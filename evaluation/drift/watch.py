@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from random import Random
 from typing import Any, Final
 
 from evaluation.drift.alarm import Alarm, Change, Signal
 from evaluation.drift.bins import Bins, fit
 from evaluation.drift.detectors import Detector, detector
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
-from evaluation.drift.profile import Reference, Shift, State, Window, build, compare
+from evaluation.drift.profile import Reference, Shift, State, Window, build, compare_one, ranked
 from replay.example import Features, Value
 
 ROWS_MIN: Final = 200
@@ -23,6 +25,10 @@ LEVEL_ROWS: Final = 200
 """Rows of the mean that says whether an error that rose is back: half of the way."""
 RECOVERY_ROWS: Final = 10_000
 """Rows after an error rose, or fell after that, in which its fall is a recovery."""
+EACH_ROW: Final = 64
+"""Features that are counted at each row; of more (and of those with detectors, each of which costs
+as much as ``DETECTOR_COST`` counts) rows are drawn, so that a row costs the same."""
+DETECTOR_COST: Final = 10
 _ORDER_ROWS: Final = 100
 
 
@@ -43,7 +49,8 @@ class WatchSettings:
     reference_rows
         Served rows that become the reference, if none is given; ≥ 200.
     window_rows
-        Served rows of a window; ≥ 200.  With a season: whole periods of it.
+        Counted rows of a window; ≥ 200.  All served rows are counted, up to ``EACH_ROW`` features.
+        With a season: whole periods of it.
     phases
         Phases of the season, ≥ 1; each row is compared with reference rows of its phase.
     alarms_kept
@@ -127,6 +134,9 @@ class Watch:
         self._error = _named(settings.error)
         self._score = _named(settings.score)
         self._features: dict[tuple[Signal, str], list[tuple[str, Detector]]] = {}
+        self._window_begun = 1
+        self._closed: _Closed | None = None
+        self._share, self._draw = 1.0, Random(0).random
         self._first: list[tuple[Features, int]] = []
         self._first_errors: list[float] = []
         self._error_bins: Bins | None = None
@@ -179,12 +189,14 @@ class Watch:
                 rows, phases = [r for r, _ in self._first], [p for _, p in self._first]
                 self._first = []
                 self._begin(build(rows, phases=self.settings.phases, phase_of=phases))
-        else:
+        elif self._share == 1.0 or self._draw() < self._share:
             self.window.add(features, phase)
             if self.settings.features:
                 alarms += self._each(features, row, at)
-            if self.window.n >= self.settings.window_rows:
-                alarms += self._close(row, at)
+            if self.window.n >= self.settings.window_rows and self._closed is None:
+                self._close(row, at)
+        if self._closed is not None and self._closed.row < row:
+            alarms += self._compare(self._closed)
         return self._kept(alarms)
 
     def judged(self, error: float, *, at: float | None = None) -> list[Alarm]:
@@ -217,6 +229,9 @@ class Watch:
 
     def _begin(self, reference: Reference) -> None:
         self.reference, self.window = reference, Window(reference)
+        self._window_begun = self.served_rows + 1
+        each = 1 + DETECTOR_COST * len(self.settings.features)
+        self._share = min(1.0, EACH_ROW / max(len(reference.bins) * each, 1))
         for name in reference.bins if self.settings.features else ():
             for signal in _OF_FEATURES:
                 self._features[signal, name] = _named(self.settings.features)
@@ -271,7 +286,9 @@ class Watch:
         for who, one in asked:
             found = one.update(x)
             if found is not None:
-                alarms.append(_alarm(found, row, at, signal, name, who))
+                share = self._share if signal in _OF_FEATURES else 1.0
+                since = max(row - round(found.n_after / share) + 1, 1)
+                alarms.append(_alarm(found, row, at, signal, name, who, since))
         return alarms
 
     def _each(self, features: Mapping[str, Value], row: int, at: float | None) -> list[Alarm]:
@@ -290,20 +307,29 @@ class Watch:
                 alarms += self._ask("feature", name, who, bins.ranks[place], row, at)
         return alarms
 
-    def _close(self, row: int, at: float | None) -> list[Alarm]:
-        """Compare the window; an alarm for each feature whose state became worse."""
+    def _close(self, row: int, at: float | None) -> None:
+        """The window is compared in the next rows, a feature a row: no row waits for all."""
         assert self.reference is not None
         assert self.window is not None
-        self.shifts = tuple(compare(self.reference, self.window))
-        n, self.window = self.window.n, Window(self.reference)
+        self._closed = _Closed(self.window, self._window_begun, row, at)
+        self.window, self._window_begun = Window(self.reference), row + 1
+
+    def _compare(self, closed: _Closed) -> list[Alarm]:
+        """Compare one more feature; when all are, an alarm for each whose state became worse."""
+        assert self.reference is not None
+        name = next(islice(self.reference.bins, len(closed.shifts), None), None)
+        if name is not None:
+            closed.shifts.append(compare_one(self.reference, closed.window, name))
+            if len(closed.shifts) < len(self.reference.bins):
+                return []
+        self.shifts, self._closed = tuple(ranked(closed.shifts)), None
         alarms = []
         for shift in self.shifts:
             # Two thresholds: what acts goes on acting until it is below the lower one.
-            acts = shift.state == "act" and self._was.get(shift.name) != "act"
+            if shift.state == "act" and self._was.get(shift.name) != "act":
+                alarms.append(_of_window(shift, closed))
             if shift.state in ("act", "ok"):
                 self._was[shift.name] = shift.state
-            if acts:
-                alarms.append(_of_window(shift, row, at, n))
         return alarms
 
     def _kept(self, alarms: list[Alarm]) -> list[Alarm]:
@@ -364,14 +390,27 @@ def _named(names: Iterable[str]) -> list[tuple[str, Detector]]:
     return [(name, detector(name)) for name in names]
 
 
-def _alarm(found: Change, row: int, at: float | None, signal: Signal, name: str, who: str) -> Alarm:
+def _alarm(
+    found: Change, row: int, at: float | None, signal: Signal, name: str, who: str, since: int
+) -> Alarm:
     return Alarm(
-        row, at, signal, name, who, found.direction, row - found.n_after + 1,
+        row, at, signal, name, who, found.direction, since,
         found.before, found.after, found.n_before, found.n_after,
     )  # fmt: skip
 
 
-def _of_window(shift: Shift, row: int, at: float | None, n: int) -> Alarm:
+@dataclass(slots=True)
+class _Closed:
+    """A whole window, from row ``begun`` to ``row``, whose features are being compared."""
+
+    window: Window
+    begun: int
+    row: int
+    at: float | None
+    shifts: list[Shift] = field(default_factory=list)
+
+
+def _of_window(shift: Shift, closed: _Closed) -> Alarm:
     before, after, direction = shift.before, shift.after, shift.direction
     if shift.cause == "missing":
         before, after = shift.missing_reference, shift.missing
@@ -379,6 +418,6 @@ def _of_window(shift: Shift, row: int, at: float | None, n: int) -> Alarm:
     elif shift.cause == "new":
         before, after, direction = shift.new_reference, shift.new, "up"
     return Alarm(
-        row, at, shift.cause, shift.name, "window", direction, row - n + 1, before, after,
-        int(shift.n_reference), shift.n, shift.psi,
+        closed.row, closed.at, shift.cause, shift.name, "window", direction, closed.begun,
+        before, after, int(shift.n_reference), shift.n, shift.psi,
     )  # fmt: skip

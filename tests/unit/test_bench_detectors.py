@@ -100,7 +100,7 @@ def test_without_data_it_says_so() -> None:
 
 def test_watching_costs_are_told(data: Path) -> None:
     found = watching.run(data, rows=300)
-    assert [line.features for line in found] == [8, 8, 33, 33]
+    assert [line.features for line in found] == [8, 8, 33, 33, 256, 256]
     assert all(line.served_us > 0 and line.judged_us > 0 for line in found)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
+from evaluation.drift.glr import Glr
 from evaluation.drift.profile import build
+from evaluation.drift.seed import Seed
+from evaluation.drift.stepd import Stepd
 from evaluation.drift.watch import Watch, WatchSettings
 
 SHORT = WatchSettings(reference_rows=400, window_rows=300)
@@ -86,7 +91,7 @@ def test_a_moved_feature_alarms_once_until_it_is_back() -> None:
     assert alarms[0].effect > 0.25
     assert watch.state().state == "act"
     play(watch, 300, seed=3)
-    play(watch, 300, shift=3.0, seed=4)
+    play(watch, 310, shift=3.0, seed=4)  # features are compared in the next rows
     assert len([a for a in watch.alarms if a.signal == "feature"]) == 2
 
 
@@ -203,10 +208,41 @@ def test_settings_are_checked(settings: dict[str, Any], said: str) -> None:
         WatchSettings(**settings)
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Glr(threshold=0.0), "threshold = 0.0: give 4 to 1000"),
+        (lambda: Glr(threshold=math.nan), "threshold = nan"),
+        (lambda: Glr(block=0), "block = 0"),
+        (lambda: Glr(width=0), "width = 0"),
+        (lambda: Glr(rows_max=0), "rows_max = 0"),
+        (lambda: Seed(delta=0.0), "delta = 0.0"),
+        (lambda: Seed(block=1), "block = 1: give 2"),
+        (lambda: Stepd(alpha=0.0), "alpha = 0.0"),
+        (lambda: Stepd(window=1), "window = 1: give 8"),
+    ],
+)
+def test_settings_of_detectors_are_checked(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(DriftSettingUnusable, match=said):
+        make()
+
+
 def test_a_reference_has_its_phases() -> None:
     reference = build([{"x": 1.0}] * 300)
     with pytest.raises(DriftSettingUnusable, match="phases = 2: give 1"):
         Watch(WatchSettings(phases=2), reference)
+
+
+def test_of_many_features_rows_are_drawn() -> None:
+    settings, draw = WatchSettings(reference_rows=400, window_rows=300), Random(1)
+    watch = Watch(settings)
+    for i in range(3_000):
+        watch.served({f"x{j}": draw.gauss(3.0 * (i >= 1_500), 1.0) for j in range(128)})
+    assert {s.n for s in watch.shifts} == {300}
+    first = watch.alarms[0]
+    assert 1_500 < first.row < 3_000
+    assert first.since <= first.row - 450
+    assert len({a.name for a in watch.alarms}) == 128
 
 
 def test_alarms_kept_are_bounded() -> None:
@@ -216,3 +252,13 @@ def test_alarms_kept_are_bounded() -> None:
         play(watch, 400, rate=0.9 if i % 2 else 0.1, seed=i)
     assert len(watch.alarms) == 3
     assert watch.alarm_count > 3
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "drift.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    draw = Random(1)
+    stream = [(features(draw), draw.random(), draw.random() < 0.5) for _ in range(500)]
+    said: list[Any] = []
+    exec(example, {"stream": stream, "print": said.append})
+    assert said[-1].judged == 500
