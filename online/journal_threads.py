@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final
 
 from replay.errors import JournalUnavailable
@@ -24,6 +24,11 @@ class JournalThreads:
         self.journal = journal
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
+
+    @property
+    def aside(self) -> Executor:
+        """Where else something may be worked out that nobody waits for."""
+        return self._reading
 
     async def write(self, step: Callable[..., Any], *args: Any) -> Any:
         """A step of the journal that writes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -37,10 +38,16 @@ class Judge:
     ----------
     on_rise
         Called when the error has risen: what the model learned is no longer so.
+    aside
+        Where the reference of features is worked out; None: here, at once.
     """
 
     def __init__(
-        self, settings: Drift, task: Task, on_rise: Callable[[Alarm], None] = lambda alarm: None
+        self,
+        settings: Drift,
+        task: Task,
+        on_rise: Callable[[Alarm], None] = lambda alarm: None,
+        aside: Executor | None = None,
     ) -> None:
         self._task, self._on_rise = task, on_rise
         self._watch = Watch(
@@ -48,7 +55,8 @@ class Judge:
                 regression=task == "regression",
                 reference_rows=settings.reference_rows,
                 window_rows=settings.window_rows,
-            )
+            ),
+            aside=aside,
         )
         self._without = None if task == "regression" else LabelFree()
         self._judged: dict[int, int] = {}  # last offset, by partition

@@ -174,7 +174,7 @@ class ModelReplica:
     def _new_judge(self) -> Judge | None:
         if not (self.settings.drift.watch and self._learns):
             return None
-        return Judge(self.settings.drift, self.settings.task, self._on_rise)
+        return Judge(self.settings.drift, self.settings.task, self._on_rise, self.store.aside)
 
     def _on_rise(self, alarm: Alarm) -> None:
         """The error has risen: what is kept of before is of another stream."""
