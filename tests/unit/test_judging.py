@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, Future
 from random import Random
 from typing import Any
 
@@ -97,3 +98,21 @@ def test_regression_is_judged_by_its_errors() -> None:
     assert seen
     assert judge.shown()["state"] == "act"
     assert judge.shown()["without_labels"] is None
+
+
+def test_the_reference_is_worked_out_aside() -> None:
+    asked: list[Any] = []
+
+    class Aside(Executor):
+        def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Any:
+            asked.append((call, future := Future[Any]()))
+            return future
+
+    judge = Judge(SETTINGS, "binary", aside=Aside())
+    n = teach(judge, 600, 0.8)
+    ((call, future),) = asked
+    assert judge.shown()["shifts"] == []
+    future.set_result(call())
+    teach(judge, 600, 0.8, first=n, shift=2.0)
+    assert judge.shown()["shifts"][0]["name"] == "x"
+    assert len(asked) == 1
