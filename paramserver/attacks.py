@@ -19,12 +19,12 @@ def sign_flip(own: Vector) -> Vector:
 
 def negated(own: Vector, times: float = 10.0) -> Vector:
     """−10 g."""
-    return own * np.float32(-times)
+    return np.asarray(own * np.float32(-times))
 
 
 def inner_product(others: Vector, strength: float) -> Vector:
     """IPM (Xie et al. 2019): −ε · mean; the "Empire" of THROTTLE is ε = 6."""
-    return mean_of(others) * np.float32(-strength)
+    return np.asarray(mean_of(others) * np.float32(-strength))
 
 
 def little_is_enough(others: Vector, z: float) -> Vector:

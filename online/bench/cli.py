@@ -375,9 +375,7 @@ def robustness(
         print(line, file=sys.stderr)
 
     data = bench.images(data_dir())
-    parts = bench.parts(
-        data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress
-    )
+    parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
     beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
     sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES
     cost = [line for size in sizes for line in filtercost.costs(size)]

@@ -178,6 +178,8 @@ class Reference:
         frame = self._framed(np.stack([self._probed(g) for g in classes]), version)
         if frame is None:
             return
+        if self._frames and self._frames[-1].version == version:
+            self._frames.pop()  # the ring is for versions, however many arrivals one lasts
         self._frames.append(frame)
         for gradient, of_class in drawn:
             length = float(gradient @ gradient) ** 0.5
@@ -192,7 +194,7 @@ class Reference:
         return self._gradient(_draw(other, self._rows, narrow=i % 2 == 1, rng=rng)), None
 
     def _keep_usual(self, nulls: list[Gradient]) -> None:
-        fresh = np.mean([g * g for g in nulls], axis=0, dtype=np.float32)
+        fresh = np.asarray(np.mean([g * g for g in nulls], axis=0), dtype=np.float32)
         keep = np.float32(_USUAL_KEEP)
         old = self._usual
         self._usual = fresh if old is None else old * keep + fresh * (1 - keep)
@@ -210,7 +212,13 @@ class Reference:
             return None
         k = len(products)
         products += _RIDGE * trace / k * np.eye(k)
-        return Frame(version, weighed, inverse, products, np.linalg.cholesky(products).T)
+        return Frame(
+            version,
+            weighed,
+            inverse,
+            products,
+            np.asarray(np.linalg.cholesky(products).T, dtype=np.float64),
+        )
 
 
 def _problem(labels: Sequence[Hashable]) -> str | None:
@@ -220,14 +228,13 @@ def _problem(labels: Sequence[Hashable]) -> str | None:
     for label in labels:
         sizes[label] = sizes.get(label, 0) + 1
     if not 2 <= len(sizes) <= CLASSES_MAX:
-        return f"{len(sizes)} classes in the root set; directions are scored with 2 to {CLASSES_MAX}"
+        return (
+            f"{len(sizes)} classes in the root set; directions are scored with 2 to {CLASSES_MAX}"
+        )
     thin = sorted(str(label) for label, n in sizes.items() if n < 2)
     if thin:
         return f"only one row of class {thin[0]} in the root set; each class needs two"
     return None
-
-
-
 
 
 def _halves(labels: Sequence[Hashable]) -> tuple[Half, Half]:
@@ -240,9 +247,7 @@ def _halves(labels: Sequence[Hashable]) -> tuple[Half, Half]:
     return a, b
 
 
-def _draw(
-    half: Half, rows: int, *, narrow: bool, rng: np.random.Generator
-) -> npt.NDArray[np.intp]:
+def _draw(half: Half, rows: int, *, narrow: bool, rng: np.random.Generator) -> npt.NDArray[np.intp]:
     classes = half
     if narrow and len(half) > CLASSES_OF_A_NARROW_DRAW:
         at = rng.choice(len(half), CLASSES_OF_A_NARROW_DRAW, replace=False)
