@@ -14,7 +14,7 @@ Vector = npt.NDArray[np.float32]
 
 def sign_flip(own: Vector) -> Vector:
     """−g."""
-    return -own
+    return np.asarray(-own)
 
 
 def negated(own: Vector, times: float = 10.0) -> Vector:
@@ -54,13 +54,13 @@ def min_max(others: Vector, steps: int = 12) -> Vector:
 def noisy(own: Vector, rng: np.random.Generator, share: float = 0.2) -> Vector:
     """g + N(0, (share · ‖g‖)²) on each number: the noise is √d · share times as long as g."""
     noise = rng.standard_normal(len(own), dtype=np.float32)
-    return own + np.float32(share * np.linalg.norm(own)) * noise
+    return np.asarray(own + np.float32(share * np.linalg.norm(own)) * noise)
 
 
 def fixed(size: int, rng: np.random.Generator, length: float = 10.0) -> Vector:
     """A random vector of this length."""
     vector = rng.standard_normal(size, dtype=np.float32)
-    return vector * np.float32(length / np.linalg.norm(vector))
+    return np.asarray(vector * np.float32(length / np.linalg.norm(vector)))
 
 
 def score_aware(harm: Vector, reference: Vector, cosine: float, length: float) -> Vector:

@@ -105,7 +105,7 @@ def peers(size: int = 66_230, n: int = 20, rounds: int = 5) -> list[Cost]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """MB of the table of sources, each with evidence of five tests, means, eight digests and labels."""
+    """MB of the table of sources: evidence of five tests, means, eight digests, eight labels."""
 
     what: str
     sources: int

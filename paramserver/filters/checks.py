@@ -80,7 +80,7 @@ class Stream:
         return self.gradient(self.root_x[rows], self.root_y[rows])
 
     def event(self, source: str, *, wrong: bool = False, rows: int = ROWS) -> Event:
-        """The next event of the source: its first row's loss and label; ``wrong``: all labels are."""
+        """The next one of the source, with the first row's loss and label; all may be wrong."""
         x, y = self.rows(rows)
         if wrong:
             y = 1.0 - y

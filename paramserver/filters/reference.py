@@ -171,21 +171,22 @@ class Reference:
         if self._probes is None and len(classes[0]) > PROBES:
             self._probes = np.sort(rng.choice(len(classes[0]), PROBES, replace=False))
         drawn = [self._null(other, i, rng) for i in range(self._draws)]
-        finite = [g for g, _ in drawn if np.isfinite(g).all()]
-        if not finite or not all(np.isfinite(g).all() for g in classes):
+        nulls = [self._probed(g) for g, _ in drawn]
+        of_class = np.stack([self._probed(g) for g in classes])
+        if not (np.isfinite(nulls).all() and np.isfinite(of_class).all()):
             return  # the model has diverged: nothing is learned of it
-        self._keep_usual([self._probed(g) for g in finite])
-        frame = self._framed(np.stack([self._probed(g) for g in classes]), version)
+        self._keep_usual(nulls)
+        frame = self._framed(of_class, version)
         if frame is None:
             return
         if self._frames and self._frames[-1].version == version:
             self._frames.pop()  # the ring is for versions, however many arrivals one lasts
         self._frames.append(frame)
-        for gradient, of_class in drawn:
-            length = float(gradient @ gradient) ** 0.5
-            if length > 0.0:
-                self.lengths.append(length)
-                self.nulls.append(frame.score(self._probed(gradient), of_class))
+        for (gradient, label), probes in zip(drawn, nulls, strict=True):
+            square = float(gradient @ gradient)
+            if 0.0 < square < float("inf"):
+                self.lengths.append(square**0.5)
+                self.nulls.append(frame.score(probes, label))
 
     def _null(self, other: Half, i: int, rng: np.random.Generator) -> tuple[Gradient, int | None]:
         if self._rows == 1:  # a row with its label
