@@ -29,7 +29,7 @@ def inner_product(others: Vector, strength: float) -> Vector:
 
 def little_is_enough(others: Vector, z: float) -> Vector:
     """ALIE (Baruch et al. 2019): mean − z · deviation, of each number."""
-    return (mean_of(others) - np.float32(z) * others.std(axis=0)).astype(np.float32)
+    return np.asarray(mean_of(others) - np.float32(z) * others.std(axis=0), dtype=np.float32)
 
 
 def min_max(others: Vector, steps: int = 12) -> Vector:
@@ -48,7 +48,7 @@ def min_max(others: Vector, steps: int = 12) -> Vector:
             low = gamma
         else:
             high = gamma
-    return (mean - np.float32(low) * deviation).astype(np.float32)
+    return np.asarray(mean - np.float32(low) * deviation, dtype=np.float32)
 
 
 def noisy(own: Vector, rng: np.random.Generator, share: float = 0.2) -> Vector:
@@ -73,7 +73,7 @@ def score_aware(harm: Vector, reference: Vector, cosine: float, length: float) -
     u = u / np.float32(np.linalg.norm(u) + 1e-12)
     c = min(max(cosine, -1.0), 1.0)
     out = np.float32(c) * v + np.float32((1.0 - c * c) ** 0.5) * u
-    return (out * np.float32(length)).astype(np.float32)
+    return np.asarray(out * np.float32(length), dtype=np.float32)
 
 
 def mean_of(others: Vector) -> Vector:
