@@ -49,7 +49,7 @@ ATTACKS: Final[dict[str, Callable[[Vector, Vector], Vector]]] = {
 
 def rules(f: int, tau: float) -> dict[str, Rule]:
     """byzfl's rules; the last one aggregates."""
-    mixed: list[tuple[str, dict[str, Any]]] = [("Clipping", {"c": 2}), ("NNM", {"f": f})]
+    mixed: list[tuple[str, dict[str, Any]]] = [("Clipping", {"c": 2.0}), ("NNM", {"f": f})]
     arc: list[tuple[str, dict[str, Any]]] = [("ARC", {"f": f}), ("NNM", {"f": f})]
     return {
         "byzfl Average": [("Average", {})],

@@ -29,7 +29,7 @@ PAIRS: dict[str, tuple[Rule, Callable[[Any], Any]]] = {
         lambda x: stacked.centred_clipping(x, tau=2.0),
     ),
     "NNM": ([("NNM", {"f": 3})], lambda x: stacked.nearest_mixed(x, 3)),
-    "clipping": ([("Clipping", {"c": 2})], lambda x: stacked.clipped(x, 2.0)),
+    "clipping": ([("Clipping", {"c": 2.0})], lambda x: stacked.clipped(x, 2.0)),
     "ARC": ([("ARC", {"f": 3})], lambda x: stacked.adaptively_clipped(x, 3)),
 }
 
