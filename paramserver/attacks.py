@@ -14,22 +14,22 @@ Vector = npt.NDArray[np.float32]
 
 def sign_flip(own: Vector) -> Vector:
     """−g."""
-    return -own
+    return np.asarray(-own)
 
 
 def negated(own: Vector, times: float = 10.0) -> Vector:
     """−10 g."""
-    return own * np.float32(-times)
+    return np.asarray(own * np.float32(-times))
 
 
 def inner_product(others: Vector, strength: float) -> Vector:
     """IPM (Xie et al. 2019): −ε · mean; the "Empire" of THROTTLE is ε = 6."""
-    return mean_of(others) * np.float32(-strength)
+    return np.asarray(mean_of(others) * np.float32(-strength))
 
 
 def little_is_enough(others: Vector, z: float) -> Vector:
     """ALIE (Baruch et al. 2019): mean − z · deviation, of each number."""
-    return (mean_of(others) - np.float32(z) * others.std(axis=0)).astype(np.float32)
+    return np.asarray(mean_of(others) - np.float32(z) * others.std(axis=0), dtype=np.float32)
 
 
 def min_max(others: Vector, steps: int = 12) -> Vector:
@@ -48,19 +48,19 @@ def min_max(others: Vector, steps: int = 12) -> Vector:
             low = gamma
         else:
             high = gamma
-    return (mean - np.float32(low) * deviation).astype(np.float32)
+    return np.asarray(mean - np.float32(low) * deviation, dtype=np.float32)
 
 
 def noisy(own: Vector, rng: np.random.Generator, share: float = 0.2) -> Vector:
     """g + N(0, (share · ‖g‖)²) on each number: the noise is √d · share times as long as g."""
     noise = rng.standard_normal(len(own), dtype=np.float32)
-    return own + np.float32(share * np.linalg.norm(own)) * noise
+    return np.asarray(own + np.float32(share * np.linalg.norm(own)) * noise)
 
 
 def fixed(size: int, rng: np.random.Generator, length: float = 10.0) -> Vector:
     """A random vector of this length."""
     vector = rng.standard_normal(size, dtype=np.float32)
-    return vector * np.float32(length / np.linalg.norm(vector))
+    return np.asarray(vector * np.float32(length / np.linalg.norm(vector)))
 
 
 def score_aware(harm: Vector, reference: Vector, cosine: float, length: float) -> Vector:
@@ -73,7 +73,7 @@ def score_aware(harm: Vector, reference: Vector, cosine: float, length: float) -
     u = u / np.float32(np.linalg.norm(u) + 1e-12)
     c = min(max(cosine, -1.0), 1.0)
     out = np.float32(c) * v + np.float32((1.0 - c * c) ** 0.5) * u
-    return (out * np.float32(length)).astype(np.float32)
+    return np.asarray(out * np.float32(length), dtype=np.float32)
 
 
 def mean_of(others: Vector) -> Vector:

@@ -154,9 +154,7 @@ class Ours:
 
     def __call__(self, push: Push) -> Answer:
         key = self._seed.to_bytes(8, "big") + push.number.to_bytes(8, "big")
-        event = Event(
-            f"s{push.source}", key, push.gradient, version=push.version, base=push.base
-        )
+        event = Event(f"s{push.source}", key, push.gradient, version=push.version, base=push.base)
         verdict = self.chain.decide(event)
         self.chain.observe(event, verdict)
         if not verdict.taken:

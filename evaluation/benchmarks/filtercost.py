@@ -52,9 +52,7 @@ def costs(size: int, rounds: int = 201) -> list[Cost]:
     """Parts of the chain at this size."""
     rng = np.random.default_rng(0)
     base = rng.standard_normal(size).astype(np.float32)
-    drawn: list[Gradient] = [
-        base + rng.standard_normal(size).astype(np.float32) for _ in range(40)
-    ]
+    drawn: list[Gradient] = [base + rng.standard_normal(size).astype(np.float32) for _ in range(40)]
     labels = [i % 10 for i in range(100)]
     reference = Reference(labels, lambda rows: drawn[int(rows[0]) % 40], rows=16)
     chain = usual(size, reference)
@@ -100,12 +98,14 @@ def peers(size: int = 66_230, n: int = 20, rounds: int = 5) -> list[Cost]:
         "multi-krum": lambda: stacked.multi_krum(x, 4),
         "NNM": lambda: stacked.nearest_mixed(x, 4),
     }
-    return [Cost(f"{name}, {n} vectors", size, _timed(c, rounds), "", True) for name, c in calls.items()]
+    return [
+        Cost(f"{name}, {n} vectors", size, _timed(c, rounds), "", True) for name, c in calls.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """MB of the table of sources, each with evidence of five tests, means, eight digests and labels."""
+    """MB of the table of sources: evidence of five tests, means, eight digests, eight labels."""
 
     what: str
     sources: int

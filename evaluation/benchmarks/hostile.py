@@ -169,7 +169,9 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("ALIE .25", lambda v: attacks.little_is_enough(v.others, 0.253)),
         Kind("min-max", lambda v: attacks.min_max(v.others)),
         Kind("backdoor", lambda v: 3 * _triggered(v)),
-        Kind("flood 83 %", lambda v: _kept(v, "f", lambda: attacks.fixed(net.SIZE, v.rng)), 10 / 12),
+        Kind(
+            "flood 83 %", lambda v: _kept(v, "f", lambda: attacks.fixed(net.SIZE, v.rng)), 10 / 12
+        ),
         Kind("flood 94 %", lambda v: attacks.fixed(net.SIZE, v.rng), 30 / 32),
         Kind("mimic", _first_honest),
         Kind("sleeper", lambda v: v.own if v.progress < 0.5 else attacks.negated(v.own)),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from evaluation.benchmarks import defences, digits
 from evaluation.benchmarks.hostile import KINDS, MEAN, SD, Images, Outcome, Run, world
 
@@ -72,7 +74,9 @@ class Summary:
 def images(data_dir: Path | None) -> Images:
     """MNIST as arrays.  Raises StreamUnusable."""
     found = digits.mnist(data_dir)
-    x, asked_x = ((rows.numpy() - MEAN) / SD for rows in (found.x, found.asked_x))
+    x, asked_x = (
+        ((rows.numpy() - MEAN) / SD).astype(np.float32) for rows in (found.x, found.asked_x)
+    )
     return Images(x, found.y.numpy(), asked_x, found.asked_y.numpy())
 
 
@@ -148,9 +152,7 @@ def summary(found: Sequence[Cell], defence: str, unfiltered: float | None) -> Su
     if defence == "ours" and least is not None and unfiltered is not None:
         asked = f"worst >= {least:g}, rejected <= {_REJECTED_MAX:g}, calm within {_COST_MAX:g}"
         good = (
-            worst.accuracy >= least
-            and rejected <= _REJECTED_MAX
-            and unfiltered - calm <= _COST_MAX
+            worst.accuracy >= least and rejected <= _REJECTED_MAX and unfiltered - calm <= _COST_MAX
         )
     return Summary(
         f"{'three classes' if narrow else 'iid'}, {honest}: {defence}",

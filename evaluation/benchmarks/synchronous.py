@@ -49,7 +49,7 @@ ATTACKS: Final[dict[str, Callable[[Vector, Vector], Vector]]] = {
 
 def rules(f: int, tau: float) -> dict[str, Rule]:
     """byzfl's rules; the last one aggregates."""
-    mixed: list[tuple[str, dict[str, Any]]] = [("Clipping", {"c": 2}), ("NNM", {"f": f})]
+    mixed: list[tuple[str, dict[str, Any]]] = [("Clipping", {"c": 2.0}), ("NNM", {"f": f})]
     arc: list[tuple[str, dict[str, Any]]] = [("ARC", {"f": f}), ("NNM", {"f": f})]
     return {
         "byzfl Average": [("Average", {})],
@@ -152,7 +152,7 @@ class Ours:
             self._chain.observe(event, verdict)
             total += np.float32(verdict.factor) * gradient
             weight += verdict.factor
-        return total / np.float32(max(weight, 1.0))
+        return np.asarray(total / np.float32(max(weight, 1.0)))
 
 
 def rounds(
@@ -207,7 +207,7 @@ def _theirs(
     def combine(x: Vector, params: Vector) -> Vector:
         rows, spent = ask.ask(rule, x)
         seconds.append(spent)
-        return rows[0]
+        return np.asarray(rows[0])
 
     found = {attack: rounds(images, gamma, f, attack, combine, seed) for attack in ATTACKS}
     worst = min(found, key=found.__getitem__)

@@ -46,6 +46,7 @@ OFFENCES_MAX: Final = 3
 DRIFT_SHARE: Final = 0.4
 DRIFT_SOURCES_MIN: Final = 4
 WINDOW: Final = 512
+_NOBODY: Final = "no test"
 _WHOLE: Final = 0.95
 """Weights from here on are 1: what is learned of a source in good standing is learned whole."""
 
@@ -142,7 +143,8 @@ class Chain:
         if source.quarantined or (standing < QUARANTINE_AT and not self.drift):
             reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
-        trust = 1.0 / (1.0 + exp(-standing))
+        # a source of which no test says anything is not held to be half a liar
+        trust = 1.0 if test_name == _NOBODY else 1.0 / (1.0 + exp(-standing))
         weight *= 1.0 if trust >= _WHOLE else trust
         if weight * clip == 1.0:
             return Verdict(ACCEPTED, 1.0, 1.0, worst.score, "", asked)
@@ -151,7 +153,7 @@ class Chain:
 
     def _standing_after(self, source: Source, opinions: Sequence[Opinion]) -> tuple[float, str]:
         """The worst evidence if this event's is counted, and the test that it is of."""
-        worst, name = EVIDENCE_MAX, "new"
+        worst, name = EVIDENCE_MAX, _NOBODY
         for test, opinion in zip(self.filters, opinions, strict=False):
             known = source.evidence.get(test.name)
             if opinion.off or (known is None and opinion.evidence == 0.0):
@@ -159,7 +161,7 @@ class Chain:
             evidence = min((known or 0.0) + opinion.evidence, EVIDENCE_MAX)
             if evidence <= worst:
                 worst, name = evidence, test.name
-        return (0.0, name) if name == "new" else (worst, name)
+        return (0.0, name) if name == _NOBODY else (worst, name)
 
     def observe(self, event: Event, verdict: Verdict) -> None:
         """The event is written with this verdict, after all that were observed before."""

@@ -26,7 +26,9 @@ def _most(make: Make, forge: Forge, share: float, *, n: int = 400, skip: int = 1
         chain = chain_of(make, stream)
         played = play(chain, stream, n, forge)
         got = share_taken(played[skip:], HOSTILE)
-        assert got <= share, f"hostile events have a factor of {got:.2f}, at most {share} (seed {seed})"
+        assert got <= share, (
+            f"hostile events have a factor of {got:.2f}, at most {share} (seed {seed})"
+        )
 
 
 def opposite_is_set_aside(make: Make) -> None:
@@ -48,7 +50,7 @@ def long_ones_are_scaled(make: Make) -> None:
         event = stream.event("x1")
         event = replace(event, gradient=np.float32(times * max(honest)) * _unit(event))
         length = chain.decide(event).factor * float(np.linalg.norm(_of(event)))
-        assert length <= 1.6 * max(honest), f"{times} times the longest: {length:.2f} is learned"
+        assert length <= 1.3 * max(honest), f"{times} times the longest: {length:.2f} is learned"
 
 
 def long_ones_do_not_raise_the_cap(make: Make) -> None:
@@ -72,14 +74,17 @@ def floods_are_held_back(make: Make) -> None:
     chain = chain_of(make, stream)
     play(chain, stream, 300)
     weights: dict[str, float] = dict.fromkeys((*HONEST, "h0"), 0.0)
+    stopped = 0
     for i in range(1500):
         name = "h0" if i % 10 else HONEST[1 + i // 10 % (len(HONEST) - 1)]
         event = stream.event(name)
         verdict = chain.decide(event)
         chain.observe(event, verdict)
         weights[name] += verdict.factor if i >= 700 else 0.0
+        stopped += not verdict.taken
     share = weights["h0"] / sum(weights.values())
     assert share <= 0.5, f"the flood has {share:.0%} of what is learned"
+    assert stopped >= 500, f"{stopped} of 1,350 events of a flood are set aside"
     rest = [weights[name] for name in HONEST[1:]]
     assert min(rest) >= 4, f"what the others have: {rest}"
 

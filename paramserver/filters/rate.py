@@ -16,6 +16,7 @@ import numpy as np
 from paramserver.filters.base import PASS, Event, Opinion, Source
 
 _WINDOW_MIN: Final = 64
+_CHANCE: Final = 3.0
 EARNED: Final = 8
 """Taken events after which a source has its own budget."""
 
@@ -23,9 +24,10 @@ EARNED: Final = 8
 class Rate:
     """Weigh down who sends more than twice as much as the median source.
 
-    With r = own arrivals / (m + 2 √m + 1) in the window, m = 2 · median (the root is for chance):
-    weight 1/r above 1, set aside from ``refuse_at``.  Sources with fewer than ``EARNED`` taken events share the pool: together they
-    get ``pool_share`` of the window once at least eight sources have earned their own.
+    With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the rest is for chance):
+    weight 1/r above 1, set aside from ``refuse_at``.  Sources with fewer than ``EARNED`` taken
+    events share the pool: together they get ``pool_share`` of the window once at least eight
+    sources have earned their own.
 
     Parameters
     ----------
@@ -47,13 +49,12 @@ class Rate:
         self._window: deque[tuple[str, bool]] = deque()
         self._count: dict[str, int] = {}
         self._pooled = 0
-        self._median = 0
+        self._budget: float | None = None
         self._established = 0
 
     def judge(self, event: Event, source: Source) -> Opinion:
         own = self._count.get(event.source, 0) + 1
-        twice = 2.0 * self._median
-        over = own / (twice + 2.0 * twice**0.5 + 1.0) if self._median else 0.0
+        over = 0.0 if self._budget is None else own / self._budget
         reason = "rate: more than twice the median source"
         if self._is_pooled(source):
             pool = (self._pooled + 1) / max(self.pool_share * len(self._window), 1.0)
@@ -88,9 +89,13 @@ class Rate:
             del self._count[source]
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        """The median anew, of sources that have earned their own budget, else of all."""
+        """The budget anew, by the median source of those that have earned their own, or of all."""
         earned = [s.name for s in sources if s.taken >= EARNED]
         self._established = len(earned)
         names = earned if len(earned) >= EARNED else [s.name for s in sources]
         counts = sorted(self._count.get(name, 0) for name in names)
-        self._median = counts[len(counts) // 2] if len(counts) >= EARNED else 0
+        if len(counts) < EARNED:
+            self._budget = None
+            return
+        twice = 2.0 * counts[len(counts) // 2]
+        self._budget = twice + 2.0 * twice**0.5 + _CHANCE

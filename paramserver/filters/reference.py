@@ -171,19 +171,22 @@ class Reference:
         if self._probes is None and len(classes[0]) > PROBES:
             self._probes = np.sort(rng.choice(len(classes[0]), PROBES, replace=False))
         drawn = [self._null(other, i, rng) for i in range(self._draws)]
-        finite = [g for g, _ in drawn if np.isfinite(g).all()]
-        if not finite or not all(np.isfinite(g).all() for g in classes):
+        nulls = [self._probed(g) for g, _ in drawn]
+        of_class = np.stack([self._probed(g) for g in classes])
+        if not (np.isfinite(nulls).all() and np.isfinite(of_class).all()):
             return  # the model has diverged: nothing is learned of it
-        self._keep_usual([self._probed(g) for g in finite])
-        frame = self._framed(np.stack([self._probed(g) for g in classes]), version)
+        self._keep_usual(nulls)
+        frame = self._framed(of_class, version)
         if frame is None:
             return
+        if self._frames and self._frames[-1].version == version:
+            self._frames.pop()  # the ring is for versions, however many arrivals one lasts
         self._frames.append(frame)
-        for gradient, of_class in drawn:
-            length = float(gradient @ gradient) ** 0.5
-            if length > 0.0:
-                self.lengths.append(length)
-                self.nulls.append(frame.score(self._probed(gradient), of_class))
+        for (gradient, label), probes in zip(drawn, nulls, strict=True):
+            square = float(gradient @ gradient)
+            if 0.0 < square < float("inf"):
+                self.lengths.append(square**0.5)
+                self.nulls.append(frame.score(probes, label))
 
     def _null(self, other: Half, i: int, rng: np.random.Generator) -> tuple[Gradient, int | None]:
         if self._rows == 1:  # a row with its label
@@ -192,7 +195,7 @@ class Reference:
         return self._gradient(_draw(other, self._rows, narrow=i % 2 == 1, rng=rng)), None
 
     def _keep_usual(self, nulls: list[Gradient]) -> None:
-        fresh = np.mean([g * g for g in nulls], axis=0, dtype=np.float32)
+        fresh = np.asarray(np.mean([g * g for g in nulls], axis=0), dtype=np.float32)
         keep = np.float32(_USUAL_KEEP)
         old = self._usual
         self._usual = fresh if old is None else old * keep + fresh * (1 - keep)
@@ -210,7 +213,13 @@ class Reference:
             return None
         k = len(products)
         products += _RIDGE * trace / k * np.eye(k)
-        return Frame(version, weighed, inverse, products, np.linalg.cholesky(products).T)
+        return Frame(
+            version,
+            weighed,
+            inverse,
+            products,
+            np.asarray(np.linalg.cholesky(products).T, dtype=np.float64),
+        )
 
 
 def _problem(labels: Sequence[Hashable]) -> str | None:
@@ -220,14 +229,13 @@ def _problem(labels: Sequence[Hashable]) -> str | None:
     for label in labels:
         sizes[label] = sizes.get(label, 0) + 1
     if not 2 <= len(sizes) <= CLASSES_MAX:
-        return f"{len(sizes)} classes in the root set; directions are scored with 2 to {CLASSES_MAX}"
+        return (
+            f"{len(sizes)} classes in the root set; directions are scored with 2 to {CLASSES_MAX}"
+        )
     thin = sorted(str(label) for label, n in sizes.items() if n < 2)
     if thin:
         return f"only one row of class {thin[0]} in the root set; each class needs two"
     return None
-
-
-
 
 
 def _halves(labels: Sequence[Hashable]) -> tuple[Half, Half]:
@@ -240,9 +248,7 @@ def _halves(labels: Sequence[Hashable]) -> tuple[Half, Half]:
     return a, b
 
 
-def _draw(
-    half: Half, rows: int, *, narrow: bool, rng: np.random.Generator
-) -> npt.NDArray[np.intp]:
+def _draw(half: Half, rows: int, *, narrow: bool, rng: np.random.Generator) -> npt.NDArray[np.intp]:
     classes = half
     if narrow and len(half) > CLASSES_OF_A_NARROW_DRAW:
         at = rng.choice(len(half), CLASSES_OF_A_NARROW_DRAW, replace=False)

@@ -37,7 +37,7 @@ def aflguard(gradient: Vector, reference: Vector, *, reach: float) -> bool:
 
 
 def lipschitz(gradient: Vector, before: Vector, params: Vector, params_before: Vector) -> float:
-    """‖g − g′‖ / ‖x − x′‖ of a pusher's last two pushes; infinite if the parameters are the same."""
+    """‖g − g′‖ / ‖x − x′‖ of a pusher's last two pushes; infinite if nothing has moved."""
     moved = params - params_before
     turned = gradient - before
     distance = _dot(moved, moved) ** 0.5
@@ -61,7 +61,7 @@ def throttle_weight(before: int, pushers: int, *, q: float = 1.1) -> float:
 
     The first one of a pusher weighs 1/n; after ``before`` others of it, q^−before / n.
     """
-    return q ** -float(before) / pushers
+    return float(q ** -float(before)) / pushers
 
 
 def damped(staleness: int) -> float:

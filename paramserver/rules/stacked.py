@@ -83,15 +83,15 @@ def squared_distances(rows: Vectors) -> npt.NDArray[np.float64]:
 
 
 def krum_scores(x: npt.ArrayLike, f: int) -> npt.NDArray[np.float64]:
-    """Mean squared distance to the n − f − 1 nearest others (byzfl; Blanchard et al.: n − f − 2)."""
+    """Mean squared distance to the n − f − 1 nearest others (byzfl; in the paper n − f − 2)."""
     rows = checked(x, f)
     near = np.sort(squared_distances(rows), axis=1)[:, 1 : len(rows) - f]
-    return near.mean(axis=1) if near.shape[1] else np.zeros(len(rows))
+    return np.asarray(near.mean(axis=1)) if near.shape[1] else np.zeros(len(rows))
 
 
 def krum(x: npt.ArrayLike, f: int) -> Vector:
     """The row with the least score; of equals the first.  Blanchard et al. 2017."""
-    return checked(x, f)[int(np.argmin(krum_scores(x, f)))]
+    return np.asarray(checked(x, f)[int(np.argmin(krum_scores(x, f)))])
 
 
 def multi_krum(x: npt.ArrayLike, f: int) -> Vector:

@@ -231,7 +231,13 @@ def test_a_root_set_that_is_none_switches_directions_off(labels: list[int], text
     assert text in str(reference.problem)
     chain = usual(3, reference)
     chain.refresh(b"a", 0)
-    assert [test.name for test in chain.filters] == ["schema", "rate", "samples", "norm", "surprise"]
+    assert [test.name for test in chain.filters] == [
+        "schema",
+        "rate",
+        "samples",
+        "norm",
+        "surprise",
+    ]
     event = Event("a", b"1", np.ones(3, np.float32), 0.5)
     assert chain.decide(event).taken
 

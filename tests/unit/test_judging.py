@@ -111,7 +111,7 @@ def test_the_reference_is_worked_out_aside() -> None:
     judge = Judge(SETTINGS, "binary", aside=Aside())
     n = teach(judge, 600, 0.8)
     ((call, future),) = asked
-    assert judge.shown()["shifts"] == []
+    assert not judge.shown()["shifts"]
     future.set_result(call())
     teach(judge, 600, 0.8, first=n, shift=2.0)
     assert judge.shown()["shifts"][0]["name"] == "x"

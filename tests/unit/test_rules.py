@@ -38,7 +38,11 @@ def test_the_documented_examples_of_byzfl() -> None:
     assert stacked.multi_krum(X, 1).tolist() == [2.5, 3.5, 4.5]
     found = stacked.geometric_median(X)
     assert found.tolist() == pytest.approx([3.78788764, 4.78788764, 5.78788764])
-    assert stacked.nearest_mixed(X, 1).tolist() == [[2.5, 3.5, 4.5], [2.5, 3.5, 4.5], [5.5, 6.5, 7.5]]
+    assert stacked.nearest_mixed(X, 1).tolist() == [
+        [2.5, 3.5, 4.5],
+        [2.5, 3.5, 4.5],
+        [5.5, 6.5, 7.5],
+    ]
     assert stacked.adaptively_clipped(X, 1)[2].tolist() == pytest.approx(
         [4.41004009, 5.04004582, 5.67005155]
     )
