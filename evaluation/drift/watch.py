@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from random import Random
-from functools import partial
 from typing import Any, Final
 
 from evaluation.drift.alarm import Alarm, Change, Signal
