@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from online import processes
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -121,9 +123,10 @@ def test_resumed_after_sigkill(place: Path, whole: dict[str, str], target: str, 
             assert (path.stat().st_mtime_ns, path.stat().st_ino) == seen
         assert after <= len(finished) < SHARDS
     assert worlds.digests(place / output) == whole
-    left = [p for p in psutil.process_iter(["cmdline"])
-            if any("online-" in a and "/ray/" in a and output in a for a in p.info["cmdline"] or ())]  # fmt: skip
-    assert not left
+    run = next((place / output / "runs").iterdir()).name
+    private = processes.private_dir(place / output / run)
+    lines = (" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
+    assert not [line for line in lines if str(private) in line]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -117,7 +117,9 @@ def test_csv_is_cut_at_row_ends(texts: list[str], size: int, tmp_path_factory: A
         inputs.TEXT_BYTES = before  # type: ignore[misc]
     assert counted[0].rows == len(texts)
     data = path.read_bytes()
-    assert [s.first for s in shards] == [sum(s.rows for s in shards[:i]) for i in range(len(shards))]
+    assert [s.first for s in shards] == [
+        sum(s.rows for s in shards[:i]) for i in range(len(shards))
+    ]
     read = [
         row for s in shards for row in csv.reader(io.StringIO(data[s.begin : s.end].decode(),
                                                               newline=""))
@@ -181,7 +183,9 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     assert "column a: it is of type list" in refused(tmp_path, [path])
     path = worlds.write(tmp_path / "t.parquet", found)
     assert "column uid: it is missing" in refused(tmp_path, [path], key="uid")
-    assert "column a: a key of floats" in refused(tmp_path, [path], key="a", ignored={"id"}, missing_ok=True)
+    assert "column a: a key of floats" in refused(
+        tmp_path, [path], key="a", ignored={"id"}, missing_ok=True
+    )
 
 
 def test_files_that_do_not_agree(tmp_path: Path) -> None:
