@@ -130,10 +130,11 @@ def test_resumed_after_sigkill(place: Path, whole: dict[str, str], target: str, 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One of each among the usual tests would take minutes: the three of each are long."""
+    """One is among the usual tests, since each starts Ray once or twice; the others are long."""
     if "target" in metafunc.fixturenames:
         cases = [(t, n) for t in ("worker", "driver", "node") for n in (3, 40, 80)]
-        marks = [pytest.mark.ray, pytest.mark.long]
+        usual, long = [pytest.mark.ray], [pytest.mark.ray, pytest.mark.long]
         metafunc.parametrize(
-            ("target", "after"), [pytest.param(*case, marks=marks) for case in cases]
+            ("target", "after"),
+            [pytest.param(*c, marks=usual if c == ("worker", 40) else long) for c in cases],
         )
