@@ -53,8 +53,8 @@ def test_list_rollback_and_gc(tmp_path: Path) -> None:
     for i in range(4):
         path = worlds.write(tmp_path / f"{i}.parquet", worlds.table(200, first=i))
         worlds.run([path], output, run=f"r{i}", store=store, force=True)
+    path = worlds.write(tmp_path / "x.parquet", worlds.table(200, first=9))
     with pytest.raises(KeyboardInterrupt):
-        path = worlds.write(tmp_path / "x.parquet", worlds.table(200, first=9))
         worlds.run([path], output, run="half", stop_after=1)
     both = ("--output", str(output), "--store", place, "--config", str(tmp_path / "online.yaml"))
     listed = json.loads(said("scores", "list", "--output", str(output), "--json"))
