@@ -74,7 +74,7 @@ class Command:
 
     def wait_for(self, shards: int) -> None:
         """Until so many shards are written."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while self.process.poll() is None and time.monotonic() < deadline:
             if len(list(self.shards.glob("*/shards/*.parquet"))) >= shards:
                 return
@@ -94,7 +94,7 @@ class Command:
 
     def finish(self) -> tuple[int, str, str]:
         """Exit code and what it said."""
-        out, err = self.process.communicate(timeout=180)
+        out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out, err
 
 
