@@ -25,7 +25,7 @@ from online.config import Settings
 from online.features import Door
 from online.names import journal_opener, load_model, merge_rule
 from online.replica import ModelReplica
-from online.rescore.stores import open_store
+from online.rescore.stores import SqliteScores
 from online.rollout import Origin
 from online.room import journal_room
 from online.scores import Reader
@@ -119,10 +119,11 @@ class Replica:
 
     def _readers(self) -> dict[str, Reader]:
         """What reads the scores in the state folder; opened when they are asked for."""
-        place = f"sqlite:{self._settings.state_dir / 'scores'}"
+        place = self._settings.state_dir / "scores"
         threads = ThreadPoolExecutor(1, "scores")
         return {
-            name: Reader(open_store(place, name), threads, time.time) for name in self._servings
+            name: Reader(SqliteScores(place, name), threads, time.time, SqliteScores(place, name))
+            for name in self._servings
         }
 
     async def _stop(self) -> None:

@@ -180,6 +180,7 @@ class _Bayes:
         self._priors = [math.log(w / total) if w > 0 else None for w in self._stats.values()]
         self._gaussians: dict[str, list[tuple[float, float, float] | None]] = {}
         self._nominals: dict[str, Any] = {}
+        self._tables: dict[str, tuple[Sequence[str] | None, list[Floats]]] = {}
         self._order = list(node.splitters)
         for feature, splitter in node.splitters.items():
             if type(splitter) is GaussianSplitter:
@@ -229,7 +230,11 @@ class _Bayes:
             votes[:, c] += log_p if here is None else np.where(here, log_p, 0.0)
 
     def _table(self, feature: str, values: Sequence[str]) -> list[Floats]:
-        """Of each class the log likelihood of each text, then that of none."""
+        """Of each class the log likelihood of each text, then that of none; kept while the texts
+        are the same ones, as they are within a row group."""
+        known_values, made = self._tables.get(feature, (None, []))
+        if known_values == values:
+            return made
         splitter = self._nominals[feature]
         out = []
         for label in self._stats:
@@ -239,6 +244,7 @@ class _Bayes:
             logs = [math.log(share) if share > 0 else 0.0 for share in shares]
             out.append(np.array([*logs, 0.0]))
         assert ABSENT == -1  # takes the last one
+        self._tables[feature] = (list(values), out)
         return out
 
 

@@ -51,7 +51,7 @@ def label_of(x: dict[str, Any], task: str) -> Any:
     return total > 0 if task == "binary" else ("low", "mid", "high")[int(total > 0) + (total > 2)]
 
 
-def taught(model: Model, task: str, *, n: int = 1_500, **shape: Any) -> Model:
+def taught(model: Model, task: str, *, n: int = 1_000, **shape: Any) -> Model:
     for x in rows(n, 1, **shape).dicts():
         model.learn(x, label_of(x, task), 1.0)
     return model
@@ -62,24 +62,39 @@ def opaque(estimator: Any, task: Any) -> Model:
 
 
 SGD = optim.SGD(0.05)
+
+
+def scaled(final: Any, scaler: Any = preprocessing.StandardScaler) -> Callable[[], Any]:
+    return lambda: scaler() | final.clone()
+
+
+HINGE = linear_model.LogisticRegression(SGD, loss=optim.losses.Hinge())
 LINEAR: dict[str, tuple[Callable[[], Any], str]] = {
-    "logreg": (lambda: preprocessing.StandardScaler() | linear_model.LogisticRegression(SGD), "binary"),
-    "minmax": (lambda: preprocessing.MinMaxScaler() | linear_model.LogisticRegression(SGD), "binary"),
+    "logreg": (scaled(linear_model.LogisticRegression(SGD)), "binary"),
+    "minmax": (scaled(linear_model.LogisticRegression(SGD), preprocessing.MinMaxScaler), "binary"),
     "bare": (lambda: linear_model.LogisticRegression(optim.SGD(0.01)), "binary"),
-    "hinge": (lambda: preprocessing.StandardScaler()
-              | linear_model.LogisticRegression(SGD, loss=optim.losses.Hinge()), "binary"),
-    "linreg": (lambda: preprocessing.StandardScaler() | linear_model.LinearRegression(SGD), "regression"),
-    "softmax": (lambda: preprocessing.StandardScaler() | linear_model.SoftmaxRegression(SGD), "multiclass"),
-}  # fmt: skip
+    "hinge": (scaled(HINGE), "binary"),
+    "linreg": (scaled(linear_model.LinearRegression(SGD)), "regression"),
+    "softmax": (scaled(linear_model.SoftmaxRegression(SGD)), "multiclass"),
+}
+
+
+def grown(**params: Any) -> Callable[[], Any]:
+    return lambda: tree.HoeffdingTreeClassifier(50, **params)
+
+
+def arf(**params: Any) -> Callable[[], Any]:
+    return lambda: forest.ARFClassifier(2, seed=3, grace_period=50, **params)
+
+
 TREES: dict[str, tuple[Callable[[], Any], str]] = {
-    "hoeffding": (lambda: tree.HoeffdingTreeClassifier(grace_period=50), "binary"),
-    "majority": (lambda: tree.HoeffdingTreeClassifier(50, leaf_prediction="mc"), "multiclass"),
-    "bayes": (lambda: tree.HoeffdingTreeClassifier(50, leaf_prediction="nb"), "multiclass"),
-    "binary splits": (lambda: tree.HoeffdingTreeClassifier(50, binary_split=True), "multiclass"),
-    "forest": (lambda: forest.ARFClassifier(n_models=3, seed=3, grace_period=50), "multiclass"),
-    "plain votes": (lambda: forest.ARFClassifier(3, seed=3, grace_period=50, disable_weighted_vote=True),
-                    "binary"),
-}  # fmt: skip
+    "hoeffding": (grown(), "binary"),
+    "majority": (grown(leaf_prediction="mc"), "multiclass"),
+    "bayes": (grown(leaf_prediction="nb"), "multiclass"),
+    "binary splits": (grown(binary_split=True), "multiclass"),
+    "forest": (arf(), "multiclass"),
+    "plain votes": (arf(disable_weighted_vote=True), "binary"),
+}
 
 
 def same(model: Model, task: Any, asked: Rows, method: Any) -> None:
@@ -108,7 +123,7 @@ def test_linear_models_by_column(name: str, holes: bool) -> None:
 def test_trees_go_down_together(name: str, holes: bool) -> None:
     build, task = TREES[name]
     model = taught(opaque(build(), task), task, text=True)
-    asked = rows(2_000, 2, text=True, holes=holes)
+    asked = rows(1_000, 2, text=True, holes=holes)
     assert choose(model, task, asked.take(np.arange(200))) == "trees"  # type: ignore[arg-type]
     same(model, task, asked, "trees")
     same(model, task, rows(300, 3, text=True, scale=1e7), "trees")  # saturated leaves
