@@ -26,7 +26,7 @@ def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
     """
     layers: list[Layer] = []
     pending: tuple[Floats, Floats] | None = None
-    for name, part in _parts(model._module, ""):
+    for name, part in _parts(model.answering, ""):
         if type(part) is nn.Linear:
             if pending is not None:
                 layers.append(Layer(*pending, "none"))
@@ -43,7 +43,7 @@ def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
     if pending is not None:
         layers.append(Layer(*pending, "none"))
     if not layers:
-        raise ExportRefused(type(model._module).__name__, "it has no linear layer")
+        raise ExportRefused(type(model.answering).__name__, "it has no linear layer")
     return _finish(model, task, layers)
 
 

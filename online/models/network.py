@@ -95,6 +95,8 @@ class NetworkModel:
     ----------
     inputs, labels
         Names of the features, and labels of the outputs (None: there is one output).
+    answering
+        The module that answers: what learns, or its average.
     halves
         Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
@@ -112,7 +114,7 @@ class NetworkModel:
         name = type(self._module).__name__
         _check_repeatable(name, self._module)
         self._inputs = Inputs(name, network.inputs, scale=network.scale)
-        self._answering = self._module
+        self.answering = self._module
         self._parameters = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         self._tensors = _tensors_of(self._module, _NETWORK)
         self._dtype = next((t.dtype for t in self._tensors.values()), torch.float32)
@@ -138,8 +140,8 @@ class NetworkModel:
         self.structure += f" training={ {name: getattr(training, name) for name in training.on} }"
         if training.average:
             self._follows = 1 - training.average
-            self._answering = copy.deepcopy(self._module)
-            averages = _tensors_of(self._answering, _AVERAGE)
+            self.answering = copy.deepcopy(self._module)
+            averages = _tensors_of(self.answering, _AVERAGE)
             of = [_NETWORK + name.removeprefix(_AVERAGE) for name in averages]
             self._averages = [
                 (a, self._tensors[n]) for a, n in zip(averages.values(), of, strict=True)
@@ -222,7 +224,7 @@ class NetworkModel:
         """Answer for one row."""
         x = torch.tensor([self._inputs.row(features)], dtype=self._dtype)
         with torch.no_grad():
-            return self._head.answer(self._answering(x)[0].tolist())
+            return self._head.answer(self.answering(x)[0].tolist())
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`: many rows at once would differ in their last bits."""

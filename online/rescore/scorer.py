@@ -266,11 +266,11 @@ def _softmax(scalers: Sequence[Standard | MinMax], final: Any) -> _Raw:
 
 def _network(model: Any) -> _Raw:
     """A torch module; its adapter is not imported where there is no torch."""
-    if not hasattr(model, "_module") or not hasattr(model, "_head"):
+    if not hasattr(model, "answering") or not hasattr(model, "_head"):
         raise Unlowerable("no torch module")
     import torch
 
-    inputs, head, module = model.inputs, model._head, model._module
+    inputs, head, module = model.inputs, model._head, model.answering
     scaler = model._inputs._scaler
 
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:

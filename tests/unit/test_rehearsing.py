@@ -303,7 +303,7 @@ def test_the_average_answers_and_what_learns_is_as_without_it() -> None:
     averages = [p.detach().clone() for p in module(1).parameters()]
     for weights in plain_steps(10, lambda *_: None)[1]:
         averages = [0.75 * a + 0.25 * w for a, w in zip(averages, weights, strict=True)]
-    for got, want in zip(model._answering.parameters(), averages, strict=True):
+    for got, want in zip(model.answering.parameters(), averages, strict=True):
         assert torch.allclose(got, want, rtol=0, atol=1e-12)
     ends = [p.detach() for p in weights_of(plain)]
     apart = sum(float((a - w).square().sum()) for a, w in zip(averages, ends, strict=True))
@@ -348,3 +348,16 @@ def test_an_unknown_label_is_refused_before_anything_is_learned() -> None:
         model.rehearse(Example(features(1), 9), 1.0, (drawn([1], None),))
     assert all(map(torch.equal, weights_of(model), before))
     assert list(itertools.chain(model.cut())) == []
+
+
+def test_exports_are_of_what_answers() -> None:
+    from online.edge.ir import Mlp
+    from online.edge.networks import lower_network
+
+    model = trained(average=0.75)
+    learn(model, 0, 10)
+    body = lower_network(model, "binary").body
+    assert isinstance(body, Mlp)
+    answers = list(model.answering.parameters())
+    assert body.layers[0].weights.tolist() == answers[0].tolist()
+    assert body.layers[0].weights.tolist() != weights_of(model)[0].tolist()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import compose, dummy, forest, linear_model, naive_bayes, optim, preprocessing, tree
 
+from online.config import Training
 from online.models.base import Model
 from online.models.linear import Linear
 from online.models.load import load
@@ -150,12 +151,14 @@ MODELS: list[tuple[Model, Any, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("task", "outputs"), [("binary", 1), ("binary", 2), ("multiclass", 3), ("regression", 1)]
+    ("task", "outputs", "average"),
+    [("binary", 1, 0.0), ("binary", 2, 0.0), ("multiclass", 3, 0.5), ("regression", 1, 0.9)],
 )
-def test_networks_by_batch(task: Any, outputs: int) -> None:
+def test_networks_by_batch(task: Any, outputs: int, average: float) -> None:
     pytest.importorskip("torch")
     params = {"inputs": ["b", "a", "c", "z"], "outputs": outputs}
-    loaded = load("mlp", params, task=task, classes=None, key=b"\0" * 32, base_dir=None)  # type: ignore[arg-type]
+    loaded = load("mlp", params, task=task, classes=None, key=b"\0" * 32, base_dir=None,  # type: ignore[arg-type]
+                  training=Training(average=average))  # fmt: skip
     model = loaded.model
     for x in rows(300, 1).dicts():
         label = label_of(x, task)
