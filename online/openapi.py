@@ -22,6 +22,7 @@ from online.messages import (
     Receipt,
     Receipts,
 )
+from online.scores import GivenMany, GivenOne, ScoresRequest
 from online.tensors import InferError
 
 _REFS: Final = "#/components/schemas/{name}"
@@ -58,7 +59,7 @@ def document(app: FastAPI, models: Sequence[str], *, guarded: bool) -> None:
 
 
 def _add_hot(made: dict[str, Any]) -> None:
-    (predict, one, many, feedback, receipt, receipts, _), components = (
+    (predict, one, many, feedback, receipt, receipts, keys, score, scores, _), components = (
         msgspec.json.schema_components(
             [
                 PredictRequest,
@@ -67,6 +68,9 @@ def _add_hot(made: dict[str, Any]) -> None:
                 FeedbackRequest,
                 Receipt,
                 Receipts,
+                ScoresRequest,
+                GivenOne,
+                GivenMany,
                 ErrorAnswer,
             ],
             ref_template=_REFS,
@@ -101,6 +105,20 @@ def _add_hot(made: dict[str, Any]) -> None:
             statuses,
         )
     }
+
+
+    made["paths"]["/v1/models/{model}/scores"] = {
+        "post": _operation(
+            "Scores computed ahead of time, of many keys",
+            _content("Keys", keys, example={"keys": ["order-17"]}),
+            {"200": _content("The scores, in the order of the keys", scores)},
+        )
+    }
+    key = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
+    by_key = _operation("The score of a key", {}, {"200": _content("The score", score)})
+    del by_key["requestBody"]
+    by_key["parameters"].append(key)
+    made["paths"]["/v1/models/{model}/scores/{key}"] = {"get": by_key}
 
 
 def _add_refusals(made: dict[str, Any], *, guarded: bool) -> None:
@@ -140,7 +158,7 @@ def _name_models(made: dict[str, Any], models: Sequence[str]) -> None:
 def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, str]:
     out = {"400": "The request can't be read"} if "requestBody" in operation else {}
     if "{" in path:
-        out["404"] = "No such model"
+        out["404"] = "No such model, or nothing of that name"
     if method != "get":
         out |= {"408": "The body did not arrive in time", "413": "The body is too large"}
     if "requestBody" in operation:

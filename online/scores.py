@@ -169,9 +169,9 @@ async def many(
         raise invalid("keys", f"{len(keys)} keys", f"Send 1 to {keys_max}")
     for i, key in enumerate(keys):
         _checked(key, f"keys[{i}]")
-    features = request.features or {}
+    features, named = request.features or {}, set(keys)
     for key in features:
-        if key not in keys:
+        if key not in named:
             raise invalid(f"features.{key[:80]}", "not among the keys", "Name it in keys")
     read = await _read(reader, serving.name, keys)
     out = []

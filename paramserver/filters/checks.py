@@ -240,7 +240,7 @@ def state_is_bounded(make: Make) -> None:
     chain = chain_of(make, stream)
     test = chain.filters[1]
     sizes: list[int] = []
-    for n in (3_000, 3_000):
+    for n in (6_000, 6_000):
         for i in range(n):
             event = Event(
                 f"s{i % 2000}-{len(sizes)}", i.to_bytes(16, "little"), None, 0.1, i, i, str(i), i, i
@@ -250,7 +250,7 @@ def state_is_bounded(make: Make) -> None:
             if i % 500 == 0:
                 test.refresh(keyed(bytes([1])), [source])
         sizes.append(_entries(vars(test)))
-    assert sizes[1] <= 1.2 * sizes[0] + 2_500, f"entries kept after 3,000 and 6,000: {sizes}"
+    assert sizes[1] <= 1.2 * sizes[0] + 2_500, f"entries kept after 6,000 and 12,000: {sizes}"
 
 
 def _entries(value: Any, depth: int = 3) -> int:
