@@ -84,11 +84,11 @@ def learn_again(now: SnapshotState, name: str, target: SnapshotState) -> Rollbac
 
     ``target`` has every rewrite that ``now`` has, so nothing is undone and nothing comes back.
     """
-    closed = now.closed | target.closed
-    clock = {p: c for p, c in sorted(target.clock.items()) if p not in closed}
+    gone = target.closed | now.closed  # what is closed is in every snapshot that is kept
+    clock = {p: c for p, c in sorted(target.clock.items()) if p not in gone}
     halved = halvings(now.values) + 1
     return Rollback(
-        now.spec, name, target.control, clock, sorted(closed), {}, target.position, True, halved
+        now.spec, name, target.control, clock, sorted(gone), {}, target.position, True, halved
     )
 
 

@@ -27,6 +27,7 @@ from river.tree.nodes.htc_nodes import LeafMajorityClass, LeafNaiveBayes, LeafNa
 from river.tree.splitter import GaussianSplitter
 from river.tree.splitter.nominal_splitter_classif import NominalSplitterClassif
 
+from online.errors import OnlineError
 from online.rescore.columns import ABSENT, Floats, Index, Mask, Numbers, Rows, Text
 
 _HALF_LOG_TAU: Final = 0.5 * math.log(math.tau)
@@ -38,7 +39,7 @@ Labels = Sequence[Any]
 Leaf = Callable[[Rows, Index, Floats, Mask], None]
 
 
-class Unlowerable(Exception):
+class Unlowerable(OnlineError):
     """A model, or a table, that has to be asked row by row; why."""
 
 
