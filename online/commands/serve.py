@@ -86,6 +86,10 @@ def serve(
         print("\nstopping: replicas push, a last snapshot is written", flush=True)
     except (_GivenUp, KeyboardInterrupt):
         code = 130
+    except Exception:
+        if started or not stop.is_set():
+            raise
+        code = 130  # given up in the middle of an import, which made another error of it
     finally:
         stop.set()
         _stop(running, code)
