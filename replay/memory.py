@@ -26,6 +26,9 @@ SHARE_DECAY: Final = 0.9
 """Of a class's share, at each pass; 0 is as good on Split-MNIST, .98 lost 2 points of its worst
 case."""
 
+CLASSES_MAX: Final = 10_000
+"""Labels that are known by name; later ones are not noticed as new."""
+
 _SHARE_MIN: Final = 1e-9
 _PROBABILITY_MIN: Final = 1e-15
 
@@ -104,6 +107,8 @@ class Memory:
         self._shares: dict[Label, float] = {}
         self._offered: dict[int, int] = {}  # last offset, by partition
         self._alarm_at: int | None = None
+        self._known: set[Label] = set()
+        self._class_at = -math.inf  # rows offered when a class came that was new
 
     def lesson(self, label: Label) -> Lesson:
         """What goes with the next fresh row; nothing while nothing is kept."""
@@ -151,6 +156,9 @@ class Memory:
         self.buffer.insert(
             Item(row.key, example.features, example.label, weight, row.source, logits, self.seen)
         )
+        if self._classes and example.label not in self._known and len(self._known) < CLASSES_MAX:
+            self._known.add(example.label)
+            self._class_at = self.seen
         self.seen += 1
 
     def emptied(self) -> Memory:
@@ -169,8 +177,13 @@ class Memory:
         return self.buffer.purge(source)
 
     def alarm(self) -> None:
-        """The stream has changed: for a while draw more of what is recent, and distil nothing."""
-        self._alarm_at = self.seen
+        """The stream has changed: for a while draw more of what is recent, and distil nothing.
+
+        Not if a class is new: errors have risen because of it, and what was said of older rows is
+        as true as before.
+        """
+        if self.seen - self._class_at >= self.rule.alarm_rows:
+            self._alarm_at = self.seen
 
     @property
     def _alarmed(self) -> bool:

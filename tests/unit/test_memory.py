@@ -114,6 +114,20 @@ def test_an_alarm_draws_recent_rows_and_distils_nothing_for_a_while() -> None:
     assert kept.lesson(True)[0].distil == 0.5
 
 
+def test_an_alarm_for_a_new_class_changes_nothing() -> None:
+    rule = Rehearsal(rows_short=3, rows_long=3, alarm_rows=50)
+    kept = memory(rule=rule, distil=0.5)
+    for i in range(1, 101):
+        offer(kept, row(i, i % 2), i % 2)
+    offer(kept, row(101, 2), 2)
+    kept.alarm()
+    assert kept.lesson(0)[0].distil == 0.5
+    for i in range(102, 152):
+        offer(kept, row(i, i % 3), i % 3)
+    kept.alarm()
+    assert kept.lesson(0)[0].distil == 0.0
+
+
 def test_drawing_changes_nothing_that_is_kept() -> None:
     kept = memory()
     for i in range(1, 100):
