@@ -171,11 +171,11 @@ class App:
         """Scores of one key (GET) or many (POST)."""
         given = dict(scope["headers"])
         headers = [(b"x-request-id", self._ids.of(given))]
+        takes = "POST" if key is None else "GET"
         try:
             self._admit(given, "scores")
             if (serving := self._servings.get(model)) is None:
                 raise _unknown(model, self._servings)
-            takes = "POST" if key is None else "GET"
             if scope["method"] != takes:
                 raise RequestError(405, "method", f"this path takes {takes}", None, f"Send {takes}")
             reader, answer = self._scores.get(model), None
@@ -187,7 +187,8 @@ class App:
                 answer = JSON.encode(await batch.many(reader, serving, request, most))
             status = 200
         except RequestError as error:
-            headers += _head(error)
+            told = {**error.headers, **({"allow": takes} if error.status == 405 else {})}
+            headers += [(name.encode(), value.encode()) for name, value in told.items()]
             status, answer = error.status, JSON.encode(error_body(error))
         except Exception:
             log.exception("scores %s, request %s", model, headers[0][1].decode())

@@ -106,7 +106,6 @@ def _add_hot(made: dict[str, Any]) -> None:
         )
     }
 
-
     made["paths"]["/v1/models/{model}/scores"] = {
         "post": _operation(
             "Scores computed ahead of time, of many keys",

@@ -87,8 +87,8 @@ def check(output: str, statuses: Counter[int]) -> None:
     assert "Traceback" not in output
     assert 500 not in statuses
     assert 0 not in statuses, "an answer did not come in time"
-    assert "failures" not in output, output
-    assert "Tested: 25" in output, "every operation"
+    assert "failure" not in output.lower().replace("failures: 0", ""), output
+    assert "Tested: 27" in output, "every operation"
 
 
 def test_without_tokens(free: Running) -> None:
