@@ -21,9 +21,10 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
-from online.config import ModelSettings, Settings
+from online.config import Settings
 from online.learner import Learner
 from online.memories import memory_for
+from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import journal_opener, load_model, merge_rule, server_name
 from online.ordered import OrderedLearner

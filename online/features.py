@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from online.config import Limits, ModelSettings
+from online.config import Limits
 from online.errors import invalid
+from online.model_settings import ModelSettings
 from replay.example import Features, Label, label_text
 
 _INTEGER_MAX = 2**53  # beyond it a JSON number is not the integer that was written

@@ -18,7 +18,7 @@ from evaluation.drift.errors import ShareUnusable
 from evaluation.drift.labelfree import LabelFree
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.metrics import Task
-from online.config import Drift
+from online.model_settings import Drift
 from online.models.base import Prediction
 from replay.example import Example, label_text
 

@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 import msgspec
 
-from online.config import ModelSettings, Settings, environment, own_token
+from online.config import Settings, environment, own_token
 from online.cost import SHARE_MAX
 from online.errors import StartRefused
 from online.http import bearer
 from online.memories import memory_for
+from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.tokens import Keys

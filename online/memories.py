@@ -8,9 +8,9 @@ from functools import partial
 from typing import Final
 
 from evaluation.metrics import Task
-from online.config import ModelSettings, Replay
 from online.errors import StartRefused
 from online.history import Decisions
+from online.model_settings import ModelSettings, Replay
 from online.models.base import Model, Rehearsing, Repeating
 from paramserver.server import MergeRule
 from replay import codec

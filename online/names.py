@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from online.config import ModelSettings, Settings, hidden
+from online.config import Settings, hidden
 from online.errors import StartRefused
+from online.model_settings import ModelSettings
 from online.models.base import Model
 from online.models.load import Loaded, load
 from online.processes import died_owner

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -30,13 +31,14 @@ from itertools import islice
 from typing import Any, Protocol
 
 from evaluation.drift.alarm import Alarm
-from online.config import Limits, ModelSettings
+from online.config import Limits
 from online.follower import Follower
 from online.guard import Watch
 from online.journal_threads import JournalThreads
 from online.judging import Judge
 from online.learner import Learner
 from online.memories import fill
+from online.model_settings import ModelSettings
 from online.models.base import Trainable
 from online.ordered import OrderedLearner
 from online.ordered_follower import OrderedFollower
@@ -65,6 +67,7 @@ _SYNC_TIMEOUT_S = 5.0
 _STEPS_SHARE = 0.05  # the same, in steps of some milliseconds, or where nobody waits
 _PUBLISH_S = 0.2  # between two states of a process that learns for others, at least
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
+_SLOW_S = 1.0  # between two looks at the gauges that take a walk
 _WATCH_S = 1.0  # between two looks whether the model has diverged
 _UNREACHED_S = 0.1  # between two attempts to reach the parameter server
 _WHOLE_SHARE = 0.005  # of the time may go into writing down or loading a model: that stops it
@@ -144,6 +147,8 @@ class ModelReplica:
         self._versions_behind: int | None = None
         self._take_due_s = 0.0
         self._cpu_s = cpu_s or monotonic_s
+        self._slow: dict[str, float] = {}
+        self._slow_due_s = -math.inf
         self._ask, self._freezes = ask, False
         self._watch, self._watch_due_s = None, 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
@@ -339,15 +344,23 @@ class ModelReplica:
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
-        if (judge := self.judge) is not None:
-            gauges |= {"drift_state": judge.level, "drift_alarms": judge.alarms}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
-        if isinstance(self.learner.serving, Trainable) and (gap := self.learner.serving.gap):
-            gauges["average_gap"] = gap
+        if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights
+            self._slow, self._slow_due_s = self._slow_gauges(), self._monotonic_s() + _SLOW_S
+        gauges |= self._slow
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
+
+    def _slow_gauges(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if (judge := self.judge) is not None:
+            found = {"drift_state": judge.level, "drift_alarms": judge.alarms}
+        serving = self.learner.serving
+        if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
+            found["average_gap"] = gap
+        return found
 
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""

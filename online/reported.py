@@ -9,9 +9,10 @@ from typing import Any, Final
 import numpy as np
 
 from evaluation.report.rows import Column, Origin, Rows
-from online.config import ModelSettings, Settings
+from online.config import Settings
 from online.errors import StartRefused
 from online.history import origin as origin_of
+from online.model_settings import ModelSettings
 from online.names import open_journal
 from replay.codec import decode
 from replay.errors import PayloadFormat, PayloadInvalid

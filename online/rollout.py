@@ -8,8 +8,9 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from online.config import WITH_SECRETS, ModelSettings, Settings
+from online.config import WITH_SECRETS, Settings
 from online.errors import StartRefused
+from online.model_settings import ModelSettings
 from online.tokens import Keys
 
 _APP = "online"

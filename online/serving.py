@@ -106,6 +106,8 @@ class Serving:
             else:
                 _check_finite(sum(answer.probabilities.values()))
                 row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
+            if give_ids and self.replica.judge is not None:  # its label may come
+                self.replica.judge.asked(answer)
             if give_ids:
                 row.id = self._reader.prediction_id(x, answer)
             rows.append(row)

@@ -94,7 +94,7 @@ class Cluster:
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
-            "drift": None if replica.judge is None else replica.judge.shown(),
+            "drift": _drift(replica, alone=len(replicas) == 1),
             "replay": _kept(replica),
             "replicas": replicas,
             "server": server,
@@ -274,3 +274,15 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
         "replayed": memory.replayed,
         **memory.shares(),
     }
+
+
+def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:
+    """What this replica's judge says; None if it has none.
+
+    A label may come to another replica than its prediction did, so with several nobody knows which
+    answers are still without one.
+    """
+    if replica.judge is None:
+        return None
+    shown = replica.judge.shown()
+    return shown if alone else {**shown, "without_labels": None}

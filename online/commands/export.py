@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
-from online.config import ModelSettings, Settings, data_dir
+from online.config import Settings, data_dir
 from online.errors import ConfigError, StartRefused
+from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, bar, load_settings
-from online.config import ModelSettings, Settings
+from online.config import Settings
 from online.errors import ConfigError, StartRefused
+from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from evaluation.report.rows import Origin, Rows

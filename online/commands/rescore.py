@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
-from online.config import ModelSettings, Settings, environment
+from online.config import Settings, environment
 from online.errors import ConfigError, OnlineError, StartRefused
+from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from online.rescore.plan import Plan

@@ -40,10 +40,7 @@ def serve(
     from online.cluster import Service
 
     settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
-    token = config.own_token(settings, config.environment())
-    if play is not None and settings.tokens and token is None:
-        hint = "Set ONLINE_TOKEN to a token for predict and feedback"
-        raise ConfigError("--play", "the settings hold digests of tokens, and none to send", hint)
+    token = _token_to_play(settings, play)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     stop, hangup = threading.Event(), threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: hangup.set())
@@ -94,6 +91,14 @@ def serve(
         stop.set()
         _stop(running, code)
     raise typer.Exit(code)
+
+
+def _token_to_play(settings: config.Settings, play: str | None) -> str | None:
+    token = config.own_token(settings, config.environment())
+    if play is not None and settings.tokens and token is None:
+        hint = "Set ONLINE_TOKEN to a token for predict and feedback"
+        raise ConfigError("--play", "the settings hold digests of tokens, and none to send", hint)
+    return token
 
 
 class _GivenUp(BaseException):

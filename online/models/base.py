@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from online.config import Training
+from online.model_settings import Training
 from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved
 from replay.example import Example, Features, Label

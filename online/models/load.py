@@ -25,7 +25,7 @@ import river
 from river import base, linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
-from online.config import Training
+from online.model_settings import Training
 from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
@@ -218,19 +218,23 @@ def load(
         "params": dict(params),
         "task": task,
         "classes": None if classes is None else dict(classes),
-        "structure": model.structure,
     }
+    text = _spec_text(learner, spec, model)
+    return Loaded(model, hashlib.sha256(text.encode()).hexdigest(), text, build)
+
+
+def _spec_text(learner: str, given: Mapping[str, object], model: Model) -> str:
+    """The spec as canonical JSON; LearnerUnusable if its params can't be written so."""
+    spec = {**given, "structure": model.structure}
     if isinstance(model, Opaque):
         spec["river"] = river.__version__
         if (sklearn := sys.modules.get("sklearn")) is not None:
             spec["sklearn"] = sklearn.__version__
     try:
-        text = json.dumps(spec, sort_keys=True, allow_nan=False)
+        return json.dumps(spec, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise LearnerUnusable(
-            learner, f"params {dict(params)!r:.200}: {error}", "Give text, numbers, lists and maps"
-        ) from error
-    return Loaded(model, hashlib.sha256(text.encode()).hexdigest(), text, build)
+        problem = f"params {given['params']!r:.200}: {error}"
+        raise LearnerUnusable(learner, problem, "Give text, numbers, lists and maps") from error
 
 
 def _hash(learner: str, artifact: Path) -> str:

@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from evaluation.metrics import Task
-from online.config import Training
+from online.model_settings import Training
 from online.models.base import Prediction
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.head import Head, made

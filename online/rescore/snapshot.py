@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from online.config import ModelSettings, Settings
+from online.config import Settings
 from online.errors import StartRefused
+from online.model_settings import ModelSettings
 from online.models.base import Model
 from online.names import load_model, snapshots_path
 from online.rescore.run import Scored

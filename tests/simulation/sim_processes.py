@@ -18,7 +18,8 @@ import online.replica
 import paramserver.actor
 import paramserver.lineage
 import replay.journal.sqlite
-from online.config import Limits, ModelSettings, Sync
+from online.config import Limits
+from online.model_settings import ModelSettings, Sync
 from paramserver import wire
 from paramserver.actor import Host, ServerSettings
 from paramserver.errors import ParamServerError, ServerUnavailable

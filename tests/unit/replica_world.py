@@ -10,9 +10,10 @@ from typing import Any
 
 from river import linear_model, optim
 
-from online.config import Limits, ModelSettings, Sync
+from online.config import Limits
 from online.features import Door
 from online.learner import Learner
+from online.model_settings import ModelSettings, Sync
 from online.models.linear import Linear
 from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner

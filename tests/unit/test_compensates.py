@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from river import linear_model, optim
 
-from online.config import ModelSettings, Settings, Sync
+from online.config import Settings
 from online.learner import Learner
+from online.model_settings import ModelSettings, Sync
 from online.models.linear import Linear
 from online.names import load_model, merge_rule
 from paramserver import wire

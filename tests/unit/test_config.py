@@ -16,8 +16,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from online.config import WITH_SECRETS, ModelSettings, Settings, load
+from online.config import WITH_SECRETS, Settings, load
 from online.errors import ConfigError, StartRefused
+from online.model_settings import ModelSettings
 from online.names import journal_opener, open_journal, snapshots_path
 
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}

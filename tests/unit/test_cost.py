@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from online.config import ModelSettings, Settings, Sync
+from online.config import Settings
 from online.cost import SHARE_MAX, Cost
 from online.lineages import Models
+from online.model_settings import ModelSettings, Sync
 from online.names import merge_rule, snapshots_path
 from paramserver.contacts import Contacts
 from paramserver.snapshots.history import SnapshotHistory

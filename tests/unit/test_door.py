@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from online.config import Limits, ModelSettings
+from online.config import Limits
 from online.errors import RequestError
 from online.features import Door
+from online.model_settings import ModelSettings
 
 LIMITS = Limits(features_max=3, text_bytes_max=16)
 

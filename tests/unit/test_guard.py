@@ -291,3 +291,32 @@ def test_a_replica_goes_back_learns_all_again_and_stays_finite(tmp_path: Path) -
         await replica.stop(5)
 
     world.play(tmp_path, scene)
+
+
+def test_rows_of_a_replica_that_has_left_are_learned_again_too(tmp_path: Path) -> None:
+    events = [f"e{i}" for i in range(150)]
+
+    async def scene(w: Any) -> None:
+        first = await w.replica("first")
+        await first.writer.record([world.row("kept")])
+        await world.until(lambda: w.weight(first, "kept") == 1 and first.learner.clock)
+        w.server.snapshot()
+        for event in events:
+            await first.writer.record([world.row(event)])
+        await first.stop(5)
+        second = await w.replica("second")
+        await world.until(lambda: w.weight(second, "e149") == 1)
+        w.server.confirm()  # the partition is closed: nobody has to adopt it
+        assert w.server.recover(0, time.time() + 1)["snapshot"] is not None
+        w.server.confirm()
+
+        def again() -> bool:
+            return w.weight(second, "kept") == 1 and all(
+                w.weight(second, event) == 0.5 for event in events
+            )
+
+        await world.until(again, 20.0)
+        assert second.learner.tally.digest[0] == len(events) + 1
+        await second.stop(5)
+
+    world.play(tmp_path, scene)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from evaluation.drift.alarm import Alarm
-from online.config import Drift
 from online.judging import STATES, Judge
+from online.model_settings import Drift
 from online.models.base import Prediction
 from replay.example import Example, Label
 

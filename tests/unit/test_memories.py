@@ -11,11 +11,11 @@ import msgspec
 import pytest
 import torch
 
-from online.config import ModelSettings, Training
 from online.errors import StartRefused
 from online.history import Decisions
 from online.learner import Learner
 from online.memories import fill, memory_for
+from online.model_settings import ModelSettings, Training
 from online.models.load import load
 from online.models.network import Network, NetworkModel
 from online.names import merge_rule

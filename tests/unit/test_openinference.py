@@ -19,9 +19,10 @@ from fastapi import FastAPI
 from river import linear_model
 
 from online.app import App, build_rest
-from online.config import Limits, ModelSettings
+from online.config import Limits
 from online.features import Door
 from online.learner import Learner
+from online.model_settings import ModelSettings
 from online.models.linear import Linear
 from online.openinference import EXTENSIONS
 from online.replica import ModelReplica

@@ -11,7 +11,7 @@ import pytest
 import torch
 from river import linear_model, optim, preprocessing
 
-from online.config import Training
+from online.model_settings import Training
 from online.models.base import learn_example
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.estimator import Estimator

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from evaluation.report.build import report_on
 from online.cli import app
 from online.commands.report import when
-from online.config import ModelSettings
 from online.errors import ConfigError
+from online.model_settings import ModelSettings
 from online.reported import JournalRows, origin
 from replay.codec import encode
 from replay.example import Example

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import compose, dummy, forest, linear_model, naive_bayes, optim, preprocessing, tree
 
-from online.config import Training
+from online.model_settings import Training
 from online.models.base import Model
 from online.models.linear import Linear
 from online.models.load import load

@@ -197,3 +197,13 @@ def test_nothing_is_learned_again_while_frozen() -> None:
     assert (raised.value.status, raised.value.code) == (409, "still_frozen")
     world.replica.learner.frozen = False
     assert asyncio.run(world.cluster.relearn("m", "undone", None, 10))["learned"] == 0
+
+
+@pytest.mark.parametrize(("alone", "shown"), [(True, {"n": 3}), (False, None)])
+def test_with_several_replicas_nobody_knows_which_labels_are_to_come(
+    alone: bool, shown: Any
+) -> None:
+    judge = SimpleNamespace(shown=lambda: {"state": "ok", "without_labels": {"n": 3}})
+    replica: Any = SimpleNamespace(judge=judge)
+    assert status._drift(replica, alone=alone) == {"state": "ok", "without_labels": shown}
+    assert status._drift(SimpleNamespace(judge=None), alone=alone) is None  # type: ignore[arg-type]

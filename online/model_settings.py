@@ -1,0 +1,166 @@
+"""Settings of one served model: a frozen tree, checked as it is made."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def _seconds(value: object) -> object:
+    """Seconds from ``"7d"``, ``"90s"`` or a number."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value)):
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class Tree(BaseModel):
+    """A part of the settings: an unknown key is refused, and nothing changes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Merge = Literal["auto", "sum", "average", "compensated", "ordered", "overlay", "lagging"]
+
+
+class Sync(Tree):
+    """How often a replica exchanges deltas, whichever of the two comes first."""
+
+    interval_ms: float = Field(20, ge=1, le=10_000, description="time between two exchanges")
+    updates: int = Field(64, ge=1, le=100_000, description="own rows that start one earlier")
+    merge: Merge = Field(
+        "auto",
+        description="sum adds deltas, average scales them by others' pushes, compensated (what "
+        "auto means) corrects them for what others did, where the model tells its curvature; "
+        "ordered: each replica learns all rows, in the order of the journal; overlay: one process "
+        "does, and each replica its own rows on what that publishes; lagging: without those",
+    )
+
+
+class Snapshots(Tree):
+    """How often the server's state is written, and how many are kept."""
+
+    interval_s: float = Field(10, ge=0.1, le=86_400)
+    keep: int = Field(24, ge=2, le=10_000, description="newest ones kept")
+    hourly: int = Field(24, ge=0, le=10_000)
+    daily: int = Field(7, ge=0, le=10_000)
+    weekly: int = Field(4, ge=0, le=10_000)
+
+
+class Replay(Tree):
+    """What is kept of the stream and learned again beside fresh rows, in each replica."""
+
+    policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
+        "none",
+        description="balanced: as many rows of each class, whatever the stream shows; reservoir: "
+        "an even sample of all rows; recent: the last ones; mixed: four fifths balanced (an even "
+        "sample in regression), one fifth the last ones",
+    )
+    capacity: int = Field(1_000, ge=10, le=1_000_000, description="rows kept, in each replica")
+    rows: float | None = Field(
+        None, ge=0, le=100, description="learned again for a fresh one; none: 3, on long streams 1"
+    )
+    passes: float | None = Field(
+        None, ge=1, le=10, description="over a fresh row; none: 2, on long streams 1"
+    )
+    distil: float = Field(
+        0.1, ge=0, le=100, description="weight of what was answered when a row was kept; networks"
+    )
+    source_share_max: float = Field(
+        1.0, gt=0, le=1, description="most of the capacity that rows of one source may have"
+    )
+    rebuild_rows: int = Field(
+        200_000, ge=0, description="newest rows of the journal that a start reads to fill it again"
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether rows are learned again."""
+        return self.policy != "none"
+
+
+class Training(Tree):
+    """How a torch network learns, beyond its optimizer."""
+
+    average: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="what answers is an average of the weights that keeps this much of the old at "
+        "each step; 0: the weights themselves; none: 0.5 with replay, else 0",
+    )
+    clip: float | None = Field(
+        None, ge=0, description="longest gradient; 0: any; none: 1 with replay, else 0"
+    )
+    l1: float = Field(0.0, ge=0, le=1e3, description="penalty on absolute weights")
+    l2: float = Field(0.0, ge=0, le=1e3, description="penalty on squared weights, halved")
+    warm_up: int = Field(
+        0, ge=0, le=10_000_000, description="steps in which the rate grows to the optimizer's"
+    )
+
+    guard: bool = Field(
+        True,
+        description="a model that has diverged goes back to a snapshot from before and learns on "
+        "at half its rate; river's linear models and torch networks",
+    )
+
+    def resolved(self, *, rehearses: bool) -> Training:
+        """The same with what depends on replay filled in."""
+        average = (0.5 if rehearses else 0.0) if self.average is None else self.average
+        clip = (1.0 if rehearses else 0.0) if self.clip is None else self.clip
+        return self.model_copy(update={"average": average, "clip": clip})
+
+    @property
+    def on(self) -> list[str]:
+        """Names of the settings that change how a network learns."""
+        return [name for name, value in self.model_dump(exclude={"guard"}).items() if value]
+
+
+class Drift(Tree):
+    """How each replica watches its rows for a stream that has changed."""
+
+    watch: bool = Field(True, description="errors, scores and features of the rows that come")
+    reference_rows: int = Field(
+        2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
+    )
+    window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
+    on_rise: Literal["tell", "freeze"] = Field(
+        "tell",
+        description="when the error has risen; freeze: nothing more is learned until an operator "
+        "unfreezes. With replay, recent rows are drawn for a while either way",
+    )
+
+
+class ModelSettings(Tree):
+    """One served model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    task: Literal["binary", "multiclass", "regression"]
+    learner: str = Field(description="file.py:factory, module:factory, or a built-in name")
+    params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
+    artifact: Path | None = Field(
+        None, description="a file handed to the factory: what was trained before"
+    )
+    classes: dict[Literal["negative", "positive"], str | int | bool] | None = Field(
+        None, description="binary only: what the two labels are called"
+    )
+    sync: Sync = Sync()
+    snapshots: Snapshots = Snapshots()
+    token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
+    learn: Literal["inline", "background"] = Field(
+        "inline",
+        description="background: feedback is answered 202 queued when it is durable, and learned "
+        "by a process of its own, so that a slow model delays no prediction",
+    )
+    dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
+    label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
+    replay: Replay = Replay()
+    training: Training = Training()
+    drift: Drift = Drift()
