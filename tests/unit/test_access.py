@@ -55,6 +55,8 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v2/models/{model}/versions/{version}"): PREDICT,
     ("GET", "/v2/models/{model}/versions/{version}/ready"): PREDICT,
     ("POST", "/v1/models/{model}/predict"): PREDICT,
+    ("POST", "/v1/models/{model}/scores"): PREDICT,
+    ("GET", "/v1/models/{model}/scores/{key}"): PREDICT,
     ("POST", "/v2/models/{model}/infer"): PREDICT,
     ("POST", "/v2/models/{model}/versions/{version}/infer"): PREDICT,
     ("POST", "/v1/models/{model}/feedback"): FEEDBACK,
