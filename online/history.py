@@ -56,6 +56,17 @@ def origin(row: Row) -> Origin:
     return Origin(row.partition, row.offset, row.key, row.event_id)
 
 
+def is_again(row: NewRow) -> bool:
+    """Whether an operator had the event learned again."""
+    return row.event_id.startswith(f"{_AGAIN}:") and row.key == _again_key(row.event_id)
+
+
+def _again_key(event_id: str) -> bytes | None:
+    """The key of a row that is called so, if it was made here; callers can name events alike."""
+    parts = event_id.split(":", 5)
+    return event_key(_AGAIN, f"{parts[1]}:{parts[4]}") if len(parts) == 6 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Rows after ``after`` up to ``upto`` (None: to the end) of a partition, and whose decision."""

@@ -91,6 +91,8 @@ class Predictions(msgspec.Struct, omit_defaults=True):
 
 STATUSES: Final[Mapping[str, str]] = {
     "learned": "durable and in the model",
+    "clipped": "durable and in the model, with less weight: see reason",
+    "quarantined": "durable, not learned: an operator may release it; see reason",
     "failed": "durable, and the model could not learn it",
     "queued": "durable, and not in the model yet",
     "frozen": "kept, not learned: the model is frozen",

@@ -96,6 +96,7 @@ class Cluster:
             "quality": self._quality(name),
             "drift": _drift(replica, alone=len(replicas) == 1),
             "replay": _kept(replica),
+            "filters": _filters(replica),
             "replicas": replicas,
             "server": server,
             "rewrites": await self._rewrites(name),
@@ -226,6 +227,7 @@ class Cluster:
         rows = [row for event in page.events if (row := event.again(replica.now_s())) is not None]
         recorded = await replica.writer.record(rows) if rows else []
         new = Counter(result.status for result in recorded if not result.repeat)
+        new["learned"] += new.pop("clipped", 0)
         if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
             message = f"the model was frozen meanwhile; {new['learned']} events were learned"
             raise RequestError(409, "still_frozen", message, None, "Unfreeze it: online unfreeze")
@@ -274,6 +276,11 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
         "replayed": memory.replayed,
         **memory.shares(),
     }
+
+
+def _filters(replica: ModelReplica) -> dict[str, Any] | None:
+    """What this replica's filters know; None if nothing is judged."""
+    return None if replica.filters is None else replica.filters.shown()
 
 
 def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:
