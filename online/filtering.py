@@ -89,7 +89,7 @@ class Filtering:
     Attributes
     ----------
     on_quarantine
-        Called with a source whose events are set aside from now on.
+        Called with a source whose events are set aside from now on, and at each of its rows.
     counts
         Verdicts, and what was refused, by reason.
     """
@@ -273,6 +273,8 @@ class Filtering:
             self._look(_named(effects))
         else:
             self._less(pending.effects)
+        if row.source in self._quarantined:  # decided before that, and learned since
+            self.on_quarantine(row.source)
 
     def rebase(self, values: Blocks, opened: Blocks) -> None:
         """Take new values of the sources named."""

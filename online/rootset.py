@@ -83,7 +83,9 @@ def read(path: Path, door: Door, rows_max: int) -> list[tuple[Features, Label]]:
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "not text"
         raise _refused(path, problem, "Name a CSV file or JSON lines") from None
-    except (RequestError, ValueError, KeyError, TypeError) as error:
+    except RequestError as error:
+        raise _refused(path, f"{error.field}: {error.message}", "Mend the row named") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _refused(path, str(error), "Mend the row named") from None
     if not rows:
         raise _refused(path, "no rows", "Give ten of each class, which you vouch for")
