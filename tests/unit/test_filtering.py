@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 
 from online import history
+from online.access import sender
 from online.config import Limits
-from online.errors import StartRefused
+from online.errors import RequestError, StartRefused
 from online.evidence import effects_of, judged_of
 from online.features import Door
 from online.filtering import SOURCES_MIN, Filtering, filtering_for, loss_of
 from online.memories import memory_for
+from online.messages import Event as MessageEvent
+from online.messages import FeedbackRequest, Receipt
 from online.model_settings import ModelSettings, Replay
 from online.models.base import Model
 from online.models.linear import Linear
@@ -215,6 +218,58 @@ def test_a_source_in_quarantine_is_not_rehearsed(tmp_path: Path) -> None:
         await replica.writer.record(rows_of("x", 5, 3))
         assert "x" not in memory.shares()["sources"]
         assert replica.counts["replay_purged"] > 0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_a_token_s_source_is_the_event_s(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica()
+        serving = world.serving(replica)
+        sender.set("shop")
+        event = {"features": {"a": 1.0}, "label": 1.0}
+        code, _ = await serving.feedback(FeedbackRequest(**event, event_id="1"))
+        assert code == 200
+        with pytest.raises(RequestError, match="that of source shop") as error:
+            await serving.feedback(FeedbackRequest(**event, event_id="2", source="other"))
+        assert (error.value.status, error.value.code) == (403, "source_fixed")
+        rows = world.journal().read(replica.writer.partition, 1, 9)
+        assert [row.source for row in rows] == ["shop"]
+        sender.set(None)
+        await serving.feedback(FeedbackRequest(**event, event_id="3", source="other"))
+        assert world.journal().read(replica.writer.partition, 2, 9)[0].source == "other"
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_receipts_say_what_was_decided_and_why(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=told)
+        await opened(replica)
+        serving = world.serving(replica)
+        events = [
+            MessageEvent(features={"a": 1.0}, label=1.0, event_id=str(i), source="x")
+            for i in range(9)
+        ]
+        receipts = await serving.record(events)
+        statuses = [receipt.status for receipt in receipts]
+        assert statuses == ["learned"] * 2 + ["clipped"] * 4 + ["quarantined"] * 3
+        assert "standing" in str(receipts[3].reason)
+        assert receipts[-1].reason == "told: the source is quarantined"
+        assert receipts[-1].seen is msgspec.UNSET
+        again = FeedbackRequest(features={"a": 1.0}, label=1.0, event_id="8", source="x")
+        code, receipt = await serving.feedback(again)
+        assert isinstance(receipt, Receipt)
+        assert (code, receipt.status, receipt.first_outcome) == (202, "duplicate", "quarantined")
+        assert replica.counts["feedback_quarantined"] == 3
+        assert replica.counts["learned"] == SOURCES_MIN + 6
+        report = replica.report()
+        assert (report["filter_quarantined"], report["filter_quarantined_sources"]) == (3.0, 1.0)
+        assert replica.filters is not None
+        shown = replica.filters.shown()
+        assert shown["quarantined"] == [{"source": "x", "evidence": {"told": -8.0}}]
         await replica.stop(2)
 
     play(tmp_path, scene)
