@@ -246,7 +246,7 @@ def test_a_token_s_source_is_the_event_s(tmp_path: Path) -> None:
 
 def test_receipts_say_what_was_decided_and_why(tmp_path: Path) -> None:
     async def scene(world: World) -> None:
-        replica = await world.replica(filters=told)
+        replica = await world.replica(filters=told, now_s=lambda: 1.0)
         await opened(replica)
         serving = world.serving(replica)
         events = [
