@@ -14,6 +14,7 @@ from online.bench.table import app as bench_app
 from online.commands import (
     export,
     models,
+    quarantine,
     report,
     rescore,
     rewrites,
@@ -40,6 +41,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(scores.app, name="scores")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")

@@ -17,11 +17,13 @@ import msgspec
 from paramserver import rewrites, wire
 from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of, size_bytes
 from paramserver.errors import (
+    BanRefused,
     DecisionUncertain,
     RollbackRefused,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
+    StoreUnavailable,
     Superseded,
 )
 from paramserver.lineage import decide, needed, replayed
@@ -235,6 +237,43 @@ class ParameterServer(ServerProcess):
                 note = rewrites.Unfreeze()
                 self._decide(server, store, history, rewrites.UNFREEZE, key, note)
             return self._learning(server)
+
+    def ban(self, source: str, banned: bool) -> dict[str, Any]:
+        """From now on the rows of a source are quarantined, or no longer.
+
+        Replicas hear of it with their next sync, and report the control row once every row that
+        they write is judged by it.  A repeat changes nothing.
+
+        Returns
+        -------
+        dict
+            ``source``, ``banned``, ``control`` (number of the row by which it is so; of the newest
+            row if nothing was ever decided about the source), ``version``.
+
+        Raises
+        ------
+        NotReady, Superseded, BanRefused
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            try:
+                controls = store.controls(server.model, 0)
+            except Exception as error:
+                raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            known = rewrites.banned(controls)
+            control = known.get(source, server.control)
+            if banned != (source in known):
+                if banned and len(known) >= self._settings.banned_max:
+                    raise BanRefused(source, self._settings.banned_max)
+                note = rewrites.Source(source, banned)
+                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}"
+                self._decide(server, store, history, rewrites.SOURCE, key, note)
+                control = server.control
+            version = list(server.version)
+            return {"source": source, "banned": banned, "control": control, "version": version}
 
     def _decide(
         self,

@@ -69,6 +69,8 @@ class ServerSettings:
         The journal's rows are kept for so many seconds at least, so that a repeat is known.
     halves_keep_s
         Halves of rows whose other half does not come are kept for so many seconds.
+    banned_max
+        Sources that may be banned at once.
     """
 
     interval_s: float = 10.0
@@ -82,6 +84,7 @@ class ServerSettings:
     retry_s: float = 0.5
     keep_rows_s: float = 8 * DAY_S
     halves_keep_s: float = 8 * DAY_S
+    banned_max: int = 1_000
 
 
 def _die() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +58,7 @@ def rollback(
     with connect(path, state_dir) as client:
         name = pick(client, model)
         if undone:
-            _list(client, name, "undone", after, limit, as_json=as_json)
+            list_events(client, name, "undone", after, limit, as_json=as_json)
         elif relearn:
             _relearn(client, name, "undone", after, as_json=as_json)
         else:
@@ -96,7 +96,7 @@ def freeze(
     with connect(path, state_dir) as client:
         name = pick(client, model)
         if listed:
-            _list(client, name, "frozen", after, limit, as_json=as_json)
+            list_events(client, name, "frozen", after, limit, as_json=as_json)
             return
         _say_acted(name, "frozen", checked(client.post(f"/v1/models/{name}/freeze")), as_json)
 
@@ -184,17 +184,28 @@ def _ask(found: dict[str, Any], model: str, name: str) -> None:
 # -- events ----------------------------------------------------------------------------------
 
 
-def _list(
-    client: httpx.Client, model: str, status: str, after: str | None, limit: int, *, as_json: bool
+def list_events(
+    client: httpx.Client,
+    model: str,
+    status: str,
+    after: str | None,
+    limit: int,
+    only: Mapping[str, str] | None = None,
+    *,
+    as_json: bool,
 ) -> None:
+    """Print the events of a status: undone, frozen or quarantined."""
     events: list[dict[str, Any]] = []
     page: dict[str, Any] = {"cursor": after, "removed": 0, "left": 0}
     removed = 0
+    url, what = f"/v1/models/{model}/events", {"status": status}
+    if status == "quarantined":
+        url, what = f"/v1/models/{model}/quarantine", {}
     while True:
-        query: dict[str, str | int] = {"status": status, "limit": min(limit - len(events), 1000)}
+        query = {**what, **(only or {}), "limit": str(min(limit - len(events), 1000))}
         if page["cursor"] is not None:
             query["after"] = page["cursor"]
-        page = checked(client.get(f"/v1/models/{model}/events", params=query))
+        page = checked(client.get(url, params=query))
         events += page["events"]
         removed += page["removed"]
         if page["cursor"] is None or len(events) >= limit:
@@ -222,7 +233,7 @@ def _relearn(
     client: httpx.Client, model: str, status: str, after: str | None, *, as_json: bool
 ) -> None:
     """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
-    total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "removed": 0}
+    total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "banned": 0, "removed": 0}
     cursor, code = after, 0
     shown = bar("learning", hidden=as_json)
     try:
@@ -231,8 +242,8 @@ def _relearn(
             for page in _pages(client, model, status, after):
                 cursor = page["cursor"]
                 for key in total:
-                    total[key] += page[key]
-                done += sum(page[key] for key in total if key != "removed")
+                    total[key] += page.get(key, 0)
+                done += sum(page.get(key, 0) for key in total if key != "removed")
                 shown.update(task, completed=done, total=done + page["left"])
     except KeyboardInterrupt:
         code = 130
@@ -246,6 +257,8 @@ def _relearn(
         )
         if total["queued"]:
             print(f"{total['queued']:,} are durable, and are being learned in the background")
+        if total["banned"]:
+            print(f"{total['banned']:,} are of banned sources and were left as they are")
         if total["removed"]:
             print(f"{total['removed']:,} older rows were removed by retention")
         if code and cursor is not None:
@@ -258,14 +271,14 @@ def _pages(
 ) -> Iterator[dict[str, Any]]:
     while True:
         body = {"status": status, "after": cursor, "limit": _PAGE}
-        page = _patiently(client, f"/v1/models/{model}/relearn", body)
+        page = patiently(client, f"/v1/models/{model}/relearn", body)
         yield page
         cursor = page["cursor"]
         if cursor is None:
             return
 
 
-def _patiently(client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
+def patiently(client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
     """The answer; a request that found the service busy or restarting is sent again."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:

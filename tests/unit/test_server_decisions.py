@@ -454,8 +454,8 @@ def test_frozen_by_the_first_of_repeated_freezes() -> None:
     assert rewrites.frozen_by(rows) == 1
     assert rewrites.frozen_by([*rows, Control(4, "unfreeze"), Control(5, "freeze")]) == 5
     assert rewrites.frozen_by([*rows, Control(4, "unfreeze")]) == 0
-    assert rewrites.newest_rollback(rows) == 0
-    assert rewrites.newest_rollback([*rows, Control(4, "rollback"), Control(5, "failed")]) == 4
+    assert rewrites.newest_rewrite(rows) == 0
+    assert rewrites.newest_rewrite([*rows, Control(4, "rollback"), Control(5, "failed")]) == 4
 
 
 def test_held_until_no_start_needs_it() -> None:
