@@ -13,6 +13,7 @@ from online import __version__
 from online.bench.table import app as bench_app
 from online.commands import (
     export,
+    forget,
     models,
     quarantine,
     report,
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
-    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+    export.export, rewrites.rollback, forget.forget, rewrites.freeze, rewrites.unfreeze,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")

@@ -61,6 +61,31 @@ class DecideRequest(BaseModel):
         return self
 
 
+class ForgetRequest(BaseModel):
+    """A state that `online forget` has built aside, and which rows it is without."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "source": "bot",
+                    "snapshot": "aside-4-130-1f",
+                    "base": "3-120",
+                    "undone": {"3": [120, 2]},
+                }
+            ]
+        },
+    )
+    source: str = Field(max_length=256)
+    since: float | None = Field(None, description="POSIX seconds; none: all of its rows")
+    snapshot: str = Field(min_length=1, max_length=128, description="the state's name")
+    base: str | None = Field(None, max_length=128, description="what it was built from")
+    undone: dict[int, list[int]] = Field(
+        description="rows it is without, by partition: gap, length, gap, length …"
+    )
+
+
 class BanRequest(BaseModel):
     """Whether what a source sends is quarantined from now on."""
 
@@ -128,6 +153,21 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
     async def rollback(model: str, body: RollbackRequest) -> dict[str, Any]:
         known(model)
         return await cluster.rollback(model, body.to)
+
+    @routes.post(
+        "/forget",
+        summary="On with a state built without a source: see `online forget`",
+        responses=_answers(
+            "Swapped, durably. `complete`: every replica answers from it",
+            {**back, "snapshot": "aside-4-130-1f"},
+            e422="The state can't take the place of what is served; the message says why",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def forget(model: str, body: ForgetRequest) -> dict[str, Any]:
+        known(model)
+        asked = body.source, body.since, body.base, body.undone
+        return await cluster.forget(model, body.snapshot, *asked)
 
     @routes.post(
         "/freeze",

@@ -16,6 +16,7 @@ from online.kept import ASK_TIMEOUT_S, Kept
 from online.replica import ModelReplica
 from paramserver.errors import (
     BanRefused,
+    ForgetRefused,
     NotReady,
     ParamServerError,
     RollbackRefused,
@@ -152,6 +153,20 @@ class Cluster(Kept):
         answer = dict(await self._command(model, "rollback", snapshot))
         return {**await self._acted(model, answer["control"], None), **answer}
 
+    async def forget(
+        self,
+        model: str,
+        snapshot: str,
+        source: str,
+        since: float | None,
+        base: str | None,
+        undone: dict[int, list[int]],
+    ) -> dict[str, Any]:
+        """Go on with a state built aside without a source; waits until the replicas do."""
+        asked = snapshot, source, since, base, undone
+        answer = dict(await self._command(model, "forget", *asked))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
     async def freeze(self, model: str) -> dict[str, Any]:
         """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
 
@@ -195,6 +210,9 @@ class Cluster(Kept):
             raise RequestError(404, "unknown_snapshot", str(error), "name", _LIST) from None
         except RollbackRefused as error:
             raise RequestError(422, "rollback_refused", str(error), "to", _LIST) from None
+        except ForgetRefused as error:
+            hint = "Build the state again: online forget"
+            raise RequestError(422, "forget_refused", str(error), "snapshot", hint) from None
         except BanRefused as error:
             hint = "Unban one, take its token away, or raise limits.banned_max"
             raise RequestError(422, "ban_refused", str(error), "source", hint) from None

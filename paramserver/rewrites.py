@@ -14,8 +14,9 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from paramserver.blocks import Blocks
+from paramserver.errors import ForgetRefused
 from paramserver.state import SnapshotState
-from paramserver.store import ControlInfo
+from paramserver.store import ControlInfo, PartitionInfo
 
 ROLLBACK: Final = "rollback"
 FREEZE: Final = "freeze"
@@ -177,6 +178,90 @@ def roll_back(
             undone[p] = (after, upto)
     position = max(now.position, target.position)
     return Rollback(now.spec, name, target.control, clock, sorted(closed), undone, position)
+
+
+def forget(
+    now: SnapshotState,
+    built: SnapshotState,
+    partitions: Iterable[PartitionInfo],
+    controls: Sequence[ControlInfo],
+    note: Forget,
+) -> Forget:
+    """The decision to go on with ``built``, a state without a source's rows, instead of ``now``.
+
+    Parameters
+    ----------
+    partitions, controls
+        All of the model's.
+    note
+        What was asked for: source, since, base, snapshot, undone.
+
+    Raises
+    ------
+    ForgetRefused
+        It can't take the place of ``now``.
+    """
+    ends = {p.id: p for p in partitions}
+    if (why := _why_not(now, built, ends, controls, note)) is not None:
+        raise ForgetRefused(note.source, why)
+    closed = now.closed | built.closed
+    clock = {p: c for p, c in sorted(built.clock.items()) if p not in closed}
+    return msgspec.structs.replace(
+        note, spec=now.spec, control=built.control, clock=clock, closed=sorted(closed),
+        position=built.position,
+    )  # fmt: skip
+
+
+def _why_not(
+    now: SnapshotState,
+    built: SnapshotState,
+    ends: Mapping[int, PartitionInfo],
+    controls: Sequence[ControlInfo],
+    note: Forget,
+) -> str | None:
+    if (built.model, built.spec) != (now.model, now.spec):
+        return f"the state is of model {built.model!r}, spec {built.spec[:12]}"
+    if built.rewrite != now.rewrite:
+        return f"the values were rewritten meanwhile, by control row {now.rewrite}"
+    if note.source not in banned(controls):
+        return "it is not banned: it would be learned again"
+    upto = {p: i.end if p in built.closed else built.clock.get(p, 0) for p, i in ends.items()}
+    for p, info in ends.items():
+        if not info.trimmed <= upto[p] <= info.end or (p in now.closed and upto[p] < info.end):
+            return f"the state ends at row {upto[p]} of partition {p}, which ends at {info.end}"
+    try:
+        taken = Undone(note.taken())
+    except ValueError:
+        return "the rows to take out are no spans"
+    spans = [span for several in taken.ranges.values() for span in several]
+    if len(spans) > SPANS_MAX:
+        return f"its rows are {len(spans)} runs, and {SPANS_MAX} can be taken out; give --since"
+    if any(after < 0 or upto <= after for after, upto in spans):
+        return "the rows to take out are no spans"
+    if taken.upto(upto) != taken.ranges:
+        return "rows to take out lie behind the end of the state"
+    return None
+
+
+def brings_back(
+    target: SnapshotState, ends: Mapping[int, int], controls: Iterable[ControlInfo]
+) -> str | None:
+    """The source, forgotten since, whose events are in the snapshot; None: there is none.
+
+    Parameters
+    ----------
+    ends
+        Last offsets of the partitions: what a closed one contains.
+    controls
+        Those after the snapshot.
+    """
+    clock = {**target.clock, **{p: ends[p] for p in target.closed}}
+    for control in controls:
+        if control.kind == FORGET:
+            note = msgspec.json.decode(control.payload, type=Forget)
+            if Undone(note.taken()).upto(clock):
+                return note.source
+    return None
 
 
 def frozen_by(controls: Iterable[ControlInfo]) -> int:

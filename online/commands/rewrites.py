@@ -39,6 +39,10 @@ def rollback(
     to: Annotated[str | None, typer.Option("--to", help="snapshot to go back to")] = None,
     undone: Annotated[bool, typer.Option("--undone", help="list the events taken out")] = False,
     relearn: Annotated[bool, typer.Option("--relearn", help="learn them again")] = False,
+    without: Annotated[
+        str | None,
+        typer.Option("--without-source", help="learn what came since again, without this source"),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     after: After = None,
     limit: Limit = 100,
@@ -50,11 +54,21 @@ def rollback(
     """Go back to a snapshot; what was learned since is undone and kept.
 
     Nothing is deleted: --undone lists the events, --relearn learns them again, each once.
+    With --without-source the model goes on as if that source had sent nothing since the snapshot,
+    while it answers; the source is banned first.
 
     Example: online rollback --to 3-120
     """
     if sum((to is not None, undone, relearn)) != 1:
         raise typer.BadParameter("give one of --to NAME, --undone and --relearn")
+    if without is not None:
+        if to is None:
+            raise typer.BadParameter("--without-source goes with --to NAME")
+        from online.commands.forget import forget_source  # which imports model libraries
+
+        wish = {"yes": yes, "as_json": as_json}
+        forget_source(path, state_dir, model, without, None, to, **wish)
+        return
     with connect(path, state_dir) as client:
         name = pick(client, model)
         if undone:

@@ -71,6 +71,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/relearn"): ADMIN,
     ("GET", "/v1/models/{model}/quarantine"): ADMIN,
     ("GET", "/v1/models/{model}/quarantine/{event}"): ADMIN,
+    ("POST", "/v1/models/{model}/forget"): ADMIN,
     ("POST", "/v1/models/{model}/sources"): ADMIN,
     ("POST", "/v1/models/{model}/quarantine/release"): ADMIN,
     ("POST", "/v1/models/{model}/quarantine/discard"): ADMIN,

@@ -230,7 +230,7 @@ def test_a_start_without_the_named_snapshot_is_refused(world: Any) -> None:
     again = world.start()
     assert not again.restore()
     assert again.ping() == "refused"
-    assert "rolled back to the snapshot '1-1'" in again.status()["reason"]
+    assert "taken to the snapshot '1-1'" in again.status()["reason"]
 
 
 def test_only_the_newest_rollback_is_asked_for(world: Any) -> None:
@@ -466,7 +466,7 @@ def test_held_until_no_start_needs_it() -> None:
     assert rewrites.held(None, []) == set()
 
 
-def test_forget_is_for_a_later_release() -> None:
+def test_promote_is_for_a_later_release() -> None:
     state = SnapshotState("m", "s", "", (1, 1), {}, {})
-    with pytest.raises(errors.StartRefused, match="forget"):
-        replayed(state, [Control(1, "forget")], lambda name: state)
+    with pytest.raises(errors.StartRefused, match="promote"):
+        replayed(state, [Control(1, "promote")], lambda name: state)
