@@ -141,6 +141,7 @@ class Limits(Tree):
     halves_max: int = Field(
         100_000, ge=1, description="predictions and labels that wait for each other, of a model"
     )
+    banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
 
 
 class Settings(Tree):

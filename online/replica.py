@@ -461,7 +461,9 @@ class ModelReplica:
             return None
         self._refused = None
         part = reply.kind == "part"
-        if reply.rewrite != learner.rewrite and not part:  # know what is undone before learning
+        if reply.control > self.writer.decisions.seq:  # know it before it is acted on
+            await self.writer.look()
+        if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
             await self.writer.look()
             learner.undone = self.writer.decisions.undone
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
@@ -531,8 +533,14 @@ class ModelReplica:
     # -- decisions about history -------------------------------------------------------------
 
     def _act_on(self, pushes: list[Any]) -> None:
-        """A freeze is acted on once all that was written before it is learned and pushed."""
-        owes = pushes or self._follower.unsaid or self.writer.committing or self.owed.learning
+        """A decision is acted on once no row is on its way that was judged before it.
+
+        A freeze: once all that was written before it is learned and pushed, too.
+        """
+        writer = self.writer
+        owes = pushes or self._follower.unsaid or writer.committing or self.owed.learning
         if self.learner.frozen and owes:
+            return
+        if writer.committing and writer.judged_by < self.learner.control:
             return
         self._control = self.learner.control

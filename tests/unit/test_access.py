@@ -54,6 +54,12 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/unfreeze"): ADMIN,
     ("GET", "/v1/models/{model}/events"): ADMIN,
     ("POST", "/v1/models/{model}/relearn"): ADMIN,
+    ("GET", "/v1/models/{model}/quarantine"): ADMIN,
+    ("GET", "/v1/models/{model}/quarantine/{event}"): ADMIN,
+    ("POST", "/v1/models/{model}/forget"): ADMIN,
+    ("POST", "/v1/models/{model}/sources"): ADMIN,
+    ("POST", "/v1/models/{model}/quarantine/release"): ADMIN,
+    ("POST", "/v1/models/{model}/quarantine/discard"): ADMIN,
     # What is not there, or not in this way, is closed too.
     ("GET", "/v1/models/{model}/predict"): PREDICT,
     ("DELETE", "/v1/models/{model}/feedback"): FEEDBACK,

@@ -454,7 +454,7 @@ def test_what_is_kept_reads_back() -> None:
 
 _MUTANTS = {
     "labels before predictions": (
-        "rows = [*halves, *(row for waiting in batch for row in waiting.rows)]",
+        "rows = [*halves, *(row for waiting in batch for row in self._judged(waiting))]",
         "rows = [*(row for waiting in batch for row in waiting.rows), *halves]",
         "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
     ),

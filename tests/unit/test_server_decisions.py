@@ -216,7 +216,7 @@ def test_a_start_without_the_named_snapshot_is_refused(world: Any) -> None:
     again = world.start()
     assert not again.restore()
     assert again.ping() == "refused"
-    assert "rolled back to the snapshot '1-1'" in again.status()["reason"]
+    assert "taken to the snapshot '1-1'" in again.status()["reason"]
 
 
 def test_only_the_newest_rollback_is_asked_for(world: Any) -> None:
@@ -440,8 +440,8 @@ def test_frozen_by_the_first_of_repeated_freezes() -> None:
     assert rewrites.frozen_by(rows) == 1
     assert rewrites.frozen_by([*rows, Control(4, "unfreeze"), Control(5, "freeze")]) == 5
     assert rewrites.frozen_by([*rows, Control(4, "unfreeze")]) == 0
-    assert rewrites.newest_rollback(rows) == 0
-    assert rewrites.newest_rollback([*rows, Control(4, "rollback"), Control(5, "failed")]) == 4
+    assert rewrites.newest_rewrite(rows) == 0
+    assert rewrites.newest_rewrite([*rows, Control(4, "rollback"), Control(5, "failed")]) == 4
 
 
 def test_held_until_no_start_needs_it() -> None:
@@ -452,7 +452,7 @@ def test_held_until_no_start_needs_it() -> None:
     assert rewrites.held(None, []) == set()
 
 
-def test_forget_is_for_a_later_release() -> None:
+def test_promote_is_for_a_later_release() -> None:
     state = SnapshotState("m", "s", "", (1, 1), {}, {})
-    with pytest.raises(errors.StartRefused, match="forget"):
-        replayed(state, [Control(1, "forget")], lambda name: state)
+    with pytest.raises(errors.StartRefused, match="promote"):
+        replayed(state, [Control(1, "promote")], lambda name: state)
