@@ -146,8 +146,8 @@ class Filtering:
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: NewRow) -> NewRow:
-        if row.half is Half.PREDICTION or is_again(row):
-            return row
+        if row.half is Half.PREDICTION or is_again(row) or row.verdict is Written.QUARANTINED:
+            return row  # an operator has decided
         event = self._checked.pop(row.key, None)
         if self._is_repeat(row):
             return row

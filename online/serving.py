@@ -36,13 +36,16 @@ _HTTP = {
     "duplicate": 200,
     "undone": 200,
     "queued": 202,
-    "quarantined": 202,
     "frozen": 202,
+    "quarantined": 202,
+    "released": 200,
+    "discarded": 200,
     "waiting": 202,
     "conflict": 409,
     "expired": 410,
     "failed": 422,
 }
+_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
 class Serving:
@@ -215,7 +218,7 @@ class Serving:
         if standing is None:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
-        if recorded.status not in ("frozen", "quarantined"):  # no answer will ever count it
+        if recorded.status not in _NEVER:
             receipt.seen = f"{standing.partition}:{standing.offset}"
         if recorded.reason:
             receipt.reason = recorded.reason

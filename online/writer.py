@@ -40,8 +40,9 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     Attributes
     ----------
     status
-        ``learned``, ``clipped``, ``quarantined``, ``failed``, ``frozen``, ``undone``, ``waiting``,
-        or ``queued``: on disk, and another process is about to learn it.
+        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
+        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
+        learn it.
     row
         The row that stands; None for a label whose prediction has not come.
     repeat
@@ -50,7 +51,8 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
         For a label that waits: when the first one was taken (POSIX seconds).  None: the store
         has no room and kept nothing.
     learned_as
-        For a repeat that is frozen or undone: the row that taught it again, if there is one.
+        For a repeat that is frozen, undone or released: the row that taught it again, if there
+        is one.
     """
 
     status: str
@@ -71,6 +73,7 @@ class _Waiting:
     done: asyncio.Future[None]
     results: list[Recorded | None]
     open: int
+    decided: bool
 
 
 class _Behind:
@@ -146,6 +149,7 @@ class Writer:
         self.to_learn = 0  # the last row of the partition that is not frozen
         self.writing = False
         self.committing = False  # rows that are not frozen
+        self.judged_by = 0  # these: newest control row that was known
         self.decisions = history.Decisions(spec)
         self._model, self._spec = model, spec
         self._limits, self._store, self._counts = limits, store, counts
@@ -171,8 +175,10 @@ class Writer:
 
     # -- feedback ----------------------------------------------------------------------------
 
-    async def record(self, rows: Sequence[NewRow]) -> list[Recorded]:
+    async def record(self, rows: Sequence[NewRow], *, decided: bool = False) -> list[Recorded]:
         """Write rows durably in one step, wait until they are learned, say what became of each.
+
+        ``decided``: by an operator.  The rows are written with the verdicts that they have.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
         ``journal_full`` (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same
@@ -189,7 +195,7 @@ class Writer:
         self._check_queue(len(rows))
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows))
+        waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows), decided)
         self._queue.append(waiting)
         self._uncommitted += len(rows)
         self.waiting += 1
@@ -252,8 +258,8 @@ class Writer:
                 await self._commit(self._halves.take(room), batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
-        rows = [*halves, *(row for waiting in batch for row in waiting.rows)]
-        self.writing = True
+        rows = [*halves, *(row for waiting in batch for row in self._judged(waiting))]
+        self.writing, self.judged_by = True, self.decisions.seq
         if self._frozen():
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
@@ -291,6 +297,17 @@ class Writer:
             self._counts[f"joins_{_fate(half, outcome)}"] += 1
         for waiting, i, outcome in others:
             await self._stand(waiting, i, outcome)
+
+    def _judged(self, waiting: _Waiting) -> Sequence[NewRow]:
+        """The rows of a request, with their verdicts: final, unless the model is frozen."""
+        if waiting.decided or not self.decisions.sources:
+            return waiting.rows
+        return [
+            msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
+            if self.decisions.banned(row.source)
+            else row
+            for row in waiting.rows
+        ]
 
     async def _append(self, rows: Sequence[NewRow]) -> Appended:
         """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
@@ -335,7 +352,7 @@ class Writer:
             await self.look()
         reason, again = self.decisions.failure(row), None
         status = self._status(row, reason)
-        if not outcome.new and status in ("frozen", "undone"):
+        if not outcome.new and status in ("frozen", "undone", "released"):
             place = (self._store.journal, self._model, self.decisions, row)
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
@@ -409,10 +426,10 @@ class Writer:
             return "failed"
         if row.verdict is Verdict.FROZEN:
             return "frozen"
+        if row.verdict is Verdict.QUARANTINED:
+            return self.decisions.choice(history.origin(row)) or "quarantined"
         if self.decisions.undone.has(row.partition, row.offset):
             return "undone"
-        if row.verdict is Verdict.QUARANTINED:
-            return "quarantined"
         learned = "clipped" if row.verdict is Verdict.CLIPPED else "learned"
         return learned if self._follows is None or self._is_there(row) else "queued"
 

@@ -344,7 +344,7 @@ def test_recovery_asks_no_filter(
         if forgetful:  # the mutant: what a row says is not in it
             monkeypatch.setattr("online.evidence.effects_of", lambda *args: {})
         second = await world.replica("b", filters=broken)
-        await second._adopt(first.writer.partition)
+        await second.exchange._adopt(first.writer.partition)
         await until(lambda: second.learner.includes(first.writer.partition, first.writer.known))
         assert {name: world.weight(second, name) for name in expected} == pytest.approx(expected)
         assert (nats(second) == known) is not forgetful
