@@ -12,6 +12,7 @@ import online.bench.cli  # noqa: F401  (its commands)
 from online import __version__
 from online.bench.table import app as bench_app
 from online.commands import (
+    backfill,
     export,
     models,
     report,
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
-    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+    backfill.backfill, export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")

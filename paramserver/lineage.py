@@ -34,7 +34,6 @@ from paramserver.wire import Version
 _log: Final = logging.getLogger(__name__)
 
 _LATER: Final = frozenset({"forget", "promote"})
-_BEGUN: Final = "fresh"
 _EPOCH_TRIES: Final = 100
 _DECIDE_TRIES: Final = 3
 _SHOWN: Final = 3
@@ -141,12 +140,12 @@ def replayed(
     """The state after these control rows.  The same for a decision just made and in recovery.
 
     A rollback leaves nothing of the state before but its place in the lineage: what it leads to
-    stands in its row.  So the snapshots of earlier ones are not asked for.
+    stands in its row.  So does a backfill.  So the snapshots of earlier ones are not asked for.
 
     Parameters
     ----------
     load
-        Reads a snapshot of the lineage that a rollback names.
+        Reads a snapshot of the lineage that a rollback or a backfill names.
 
     Raises
     ------
@@ -161,6 +160,10 @@ def replayed(
                 state = _rolled_back(state, control.seq, note, load)
             else:
                 state = replace(state, rewrite=control.seq)
+        elif control.kind == rewrites.BACKFILL:
+            base = msgspec.json.decode(control.payload, type=rewrites.Backfill)
+            if base.spec == state.spec and newest is not None:
+                state = _backfilled(state, control.seq, base, load, newest)
         elif control.kind in _LATER:
             raise StartRefused(
                 f"control row {control.seq} of {state.model!r} is a {control.kind}, "
@@ -202,6 +205,27 @@ def _rolled_back(
     return replace(state, rewrite=seq)
 
 
+def _backfilled(
+    state: SnapshotState,
+    seq: int,
+    note: rewrites.Backfill,
+    load: Callable[[str], SnapshotState],
+    newest: rewrites.Needed,
+) -> SnapshotState:
+    if newest.seq != seq:  # nothing that a later row leads to asks for this one
+        return replace(state, rewrite=seq)
+    base = load(note.snapshot)
+    return replace(
+        state,
+        version=(state.version[0], max(state.version[1], base.version[1]) + 1),
+        values=base.values,
+        clock=note.clock,
+        closed=frozenset(note.closed),
+        rewrite=seq,
+        position=note.position,
+    )
+
+
 def _halved(values: Blocks, n: int) -> Blocks:
     return {**values, rewrites.HALVED: Block(COUNT, {"n": n})} if n else values
 
@@ -218,7 +242,8 @@ def needed(history: SnapshotHistory, name: str) -> SnapshotState:
         return history.load(name)
     except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing) as error:
         raise StartRefused(
-            f"the model was rolled back to the snapshot {name!r}, which can't be used ({error})",
+            f"the model was rolled back to the snapshot {name!r}, or has its values by a backfill, "
+            f"and it can't be used ({error})",
             "put a good copy of the file back, "
             "or learn the journal again without what was undone: online serve --relearn",
         ) from error
@@ -226,8 +251,8 @@ def needed(history: SnapshotHistory, name: str) -> SnapshotState:
 
 def _begun(controls: Iterable[ControlInfo], spec: str) -> int:
     """The epoch in which an operator let the lineage begin anew; 0: never."""
-    mark = f"{_BEGUN}:{spec}:"
-    keys = [c.key for c in controls if c.kind == _BEGUN and c.key.startswith(mark)]
+    mark = f"{rewrites.BEGUN}:{spec}:"
+    keys = [c.key for c in controls if c.kind == rewrites.BEGUN and c.key.startswith(mark)]
     return max((int(key.removeprefix(mark)) for key in keys), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Control rows that change what a model holds or learns: rollback, freeze, unfreeze.
+"""Control rows that change what a model holds or learns: rollback, freeze, unfreeze, backfill.
 
 The row comes first and is what makes the decision durable: whoever starts a server from a snapshot
 before it applies it.  Payloads are JSON.
@@ -20,6 +20,8 @@ from paramserver.store import ControlInfo
 ROLLBACK: Final = "rollback"
 FREEZE: Final = "freeze"
 UNFREEZE: Final = "unfreeze"
+BACKFILL: Final = "backfill"
+BEGUN: Final = "fresh"
 DECISIONS: Final = frozenset({ROLLBACK, FREEZE, UNFREEZE})
 
 HALVED: Final = "halved"
@@ -69,10 +71,55 @@ class Freeze(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """A lineage that begins anew: of this spec, without the rows at or below this clock."""
+    """A lineage that begins anew: of this spec, without the rows at or below this clock.
+
+    ``base``: the snapshot of the backfill whose values it begins with; None: with none.
+    """
 
     spec: str
     clock: dict[int, int]
+    base: str | None = None
+
+
+class Taught(msgspec.Struct, frozen=True):
+    """A file that was learned: its name, size in bytes, SHA-256, and rows, bad ones included."""
+
+    name: str
+    size: int
+    sha256: str
+    rows: int
+
+
+class Backfill(msgspec.Struct, frozen=True):
+    """Tables were learned, in order, whose rows are not in the journal: a snapshot has the values.
+
+    Attributes
+    ----------
+    spec
+        Hash of the spec of the lineage that has learned them.
+    snapshot, control
+        Name of the base snapshot, which is pinned, and the control position that it contains.
+    clock, closed, position
+        Rows of the journal that the base contains, too.
+    files
+        In the order in which they were learned.
+    learned, quarantined, known
+        Rows learned, refused, and left out because the journal has their events.
+    label
+        The column of the labels.
+    """
+
+    spec: str
+    snapshot: str
+    control: int
+    clock: dict[int, int]
+    closed: list[int]
+    position: int
+    files: list[Taught]
+    learned: int
+    quarantined: int
+    known: int
+    label: str
 
 
 class Unfreeze(msgspec.Struct, frozen=True):
@@ -189,8 +236,56 @@ def _joined(ranges: Ranges, more: Mapping[int, tuple[int, int]]) -> Ranges:
     return out
 
 
+class Based(NamedTuple):
+    """A backfill that is in a lineage's values: number of its control row, and what it says."""
+
+    seq: int
+    note: Backfill
+
+
+def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
+    """The backfills that are in a lineage's values, oldest first; the last one is its base.
+
+    A rollback to a snapshot from before a backfill has taken it out.  A lineage that was begun
+    anew has those that it was begun with, and nothing from before that can be gone back to.
+    """
+    after: list[tuple[int, tuple[Based, ...]]] = [(0, ())]
+    for control in controls:
+        now = after[-1][1]
+        if control.kind == BACKFILL:
+            note = msgspec.json.decode(control.payload, type=Backfill)
+            if note.spec == spec:
+                after.append((control.seq, (*now, Based(control.seq, note))))
+        elif control.kind == ROLLBACK:
+            back = msgspec.json.decode(control.payload, type=Rollback)
+            if back.spec == spec:  # a base was made before its own row
+                own = (had for _, had in after if had and had[-1].note.snapshot == back.snapshot)
+                known = next(had for seq, had in reversed(after) if seq <= back.control)
+                after.append((control.seq, next(own, known)))
+        elif (begun := begun_by(control, spec)) is not None:
+            names = [based.note.snapshot for based in now]
+            kept = now[: names.index(begun.base) + 1] if begun.base in names else ()
+            after = [(0, kept)]
+    return after[-1][1]
+
+
+def begun_by(control: ControlInfo, spec: str) -> Begun | None:
+    """What the row says if by it a lineage of this spec begins anew."""
+    if control.kind != BEGUN:
+        return None
+    note = msgspec.json.decode(control.payload, type=Begun)
+    return note if note.spec == spec else None
+
+
+class _Naming(msgspec.Struct, frozen=True):
+    """What rollbacks and backfills have in common."""
+
+    spec: str
+    snapshot: str
+
+
 class Needed(NamedTuple):
-    """The newest rollback of a lineage: number of its control row, and the snapshot it names.
+    """The newest rollback or backfill of a lineage: its control row, and the snapshot it names.
 
     It alone decides: what is left of the state before it is nothing that an earlier one made.
     """
@@ -200,11 +295,11 @@ class Needed(NamedTuple):
 
 
 def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
-    """What a start from before the lineage's newest rollback has to load; None: no rollback."""
+    """What a start from before the lineage's newest rewrite has to load; None: there is none."""
     newest = None
     for control in controls:
-        if control.kind == ROLLBACK:
-            note = msgspec.json.decode(control.payload, type=Rollback)
+        if control.kind in (ROLLBACK, BACKFILL):
+            note = msgspec.json.decode(control.payload, type=_Naming)
             if note.spec == spec:
                 newest = Needed(control.seq, note.snapshot)
     return newest

@@ -82,7 +82,7 @@ def rescore(
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
     every_s = None if every is None else seconds("--every", every)
-    _need_packages()
+    need_packages()
     from online.rescore.run import Request
 
     request = Request(
@@ -112,7 +112,10 @@ def _once(
     source = scored(model, settings, snapshot)
     opened = None if store is None else open_store(store, model.name, request.ttl_s)
     began = time.monotonic()
-    with shown_progress(hidden=as_json) as progress, redirect_stdout(sys.stderr):  # Ray prints too
+    with (
+        shown_progress("scoring", hidden=as_json) as progress,
+        redirect_stdout(sys.stderr),
+    ):  # Ray prints too
         outcome = execute(
             request, source, partial(start, request.output, address, workers), store=opened,
             now_s=time.time(), progress=progress,
@@ -167,15 +170,15 @@ def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> N
 
 
 @contextmanager
-def shown_progress(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+def shown_progress(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
     """Rows, rows a second and the time left on standard error; nothing if that is no terminal."""
     bar = Progress(
-        TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
+        TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
         TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
         console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("scoring", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -203,12 +206,13 @@ def seconds(option: str, text: str) -> float:
     return value
 
 
-def _need_packages() -> None:
+def need_packages() -> None:
+    """Refuse to begin without what tables are read by.  Raises StartRefused."""
     try:
         import pandas  # noqa: F401  # Ray Data needs both
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise StartRefused(
-            f"re-scoring needs a package that is missing ({error})",
+            f"reading tables needs a package that is missing ({error})",
             "pip install 'online-learning-service[rescore]'",
         ) from None

@@ -165,15 +165,20 @@ class _Kept:
 
     def quarantine(self) -> bytes:
         """The rows that were not scored: ``file``, ``row``, ``column``, ``reason``."""
-        rows = sorted(self.bad, key=lambda bad: (bad.row, bad.column))
-        return _parquet(
-            pa.table({
-                "file": pa.array([self._file] * len(rows), pa.string()),
-                "row": pa.array([bad.row for bad in rows], pa.int64()),
-                "column": pa.array([bad.column for bad in rows], pa.string()),
-                "reason": pa.array([bad.reason for bad in rows], pa.string()),
-            })
-        )  # fmt: skip
+        return quarantined(self._file, self.bad)
+
+
+def quarantined(file: str, found: Sequence[Bad]) -> bytes:
+    """A quarantine file: rows of one input with the reason, in their order."""
+    rows = sorted(found, key=lambda bad: (bad.row, bad.column))
+    return _parquet(
+        pa.table({
+            "file": pa.array([file] * len(rows), pa.string()),
+            "row": pa.array([bad.row for bad in rows], pa.int64()),
+            "column": pa.array([bad.column for bad in rows], pa.string()),
+            "reason": pa.array([bad.reason for bad in rows], pa.string()),
+        })
+    )  # fmt: skip
 
 
 def _parquet(table: pa.Table) -> bytes:
