@@ -165,6 +165,10 @@ def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> N
         f"scored ({outcome.scored:,} of them now, in {facts['score_s']:.1f} s of {took_s:.1f} s), "
         f"{report.quarantined:,} in quarantine, {report.sampled} checked one by one"
     )
+    if outcome.skipped:
+        print(f"{outcome.skipped:,} rows keep their score: nothing in them has another weight now")
+    elif outcome.all_because:
+        print(f"every row was scored: {outcome.all_because}")
     for warning in (*report.warnings, *report.forced):
         print(f"warning: {warning}", file=sys.stderr)
 
