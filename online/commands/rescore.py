@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.commands.repeat import in_child, repeat, without
 from online.config import Settings, environment
 from online.errors import ConfigError, OnlineError, StartRefused
 from online.model_settings import ModelSettings
@@ -81,8 +82,11 @@ def rescore(
     settings = load_settings(path, state_dir=state_dir)
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
-    every_s = None if every is None else seconds("--every", every)
     need_packages()
+    if every is not None:
+        if run_id is not None:
+            raise ConfigError("--run-id", "one run is made once", "Leave it out with --every")
+        repeat(in_child(without(sys.argv[1:], "--every")), seconds("--every", every))
     from online.rescore.run import Request
 
     request = Request(
@@ -90,12 +94,7 @@ def rescore(
         ttl_s, settings.limits.text_bytes_max,
     )  # fmt: skip
     address = ray or environment().get("RAY_ADDRESS") or "local"
-    while True:
-        began = time.monotonic()
-        _once(request, settings, chosen, snapshot, store, address, workers, as_json=as_json)
-        if every_s is None:
-            return
-        time.sleep(max(0.0, every_s - (time.monotonic() - began)))
+    _once(request, settings, chosen, snapshot, store, address, workers, as_json=as_json)
 
 
 def _once(
