@@ -16,22 +16,12 @@ from online.commands.base import AsJson, FileOption, Model, StateDir, load_setti
 from online.commands.rescore import need_packages, pick_model, shown_progress
 from online.config import Settings
 from online.errors import StartRefused
-from online.features import Door
-from online.lineages import Models
 from online.model_settings import ModelSettings
-from online.names import merge_rule, open_journal, snapshots_path
-from online.processes import Owner
-from online.tokens import event_key
-from paramserver import rewrites
-from paramserver.backfill import Lesson, make_base
-from paramserver.lineage import Lineage, recover
-from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
-from replay.journal.base import Journal
 
 if TYPE_CHECKING:
     from online.backfill import Cut, Learned, Tables
+    from paramserver.rewrites import Based
+    from replay.journal.base import Journal
 
 _HISTORY: Final = 1  # pushes: nobody pushes to it
 
@@ -80,6 +70,8 @@ def backfill(
     chosen = pick_model(settings, model)
     need_packages()
     from online.backfill import Tables
+    from online.names import open_journal
+    from online.processes import Owner
 
     limits = settings.limits
     tables = Tables(
@@ -120,7 +112,17 @@ def _backfill(
     relearn: bool,
 ) -> dict[str, Any]:
     from online.backfill import Teacher, look, refuse_repeats, teach
+    from online.features import Door
+    from online.lineages import Models
+    from online.names import merge_rule, snapshots_path
     from online.rescore.places import Folder, Place
+    from online.tokens import event_key
+    from paramserver import rewrites
+    from paramserver.backfill import Lesson, make_base
+    from paramserver.lineage import Lineage, recover
+    from paramserver.snapshots.history import SnapshotHistory
+    from paramserver.snapshots.places import lineage_place, open_snapshots
+    from paramserver.snapshots.store import Retention
 
     alone = settings.model_copy(update={"models": (model,)})
     models = Models(alone, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
@@ -158,9 +160,7 @@ def _backfill(
     return _facts(cut, done, base, took_s, aside.path(cut.id))
 
 
-def _facts(
-    cut: Cut, done: Learned, base: rewrites.Based, took_s: float, aside: str
-) -> dict[str, Any]:
+def _facts(cut: Cut, done: Learned, base: Based, took_s: float, aside: str) -> dict[str, Any]:
     return {
         "files": msgspec.to_builtins(base.note.files),
         "rows": cut.rows,

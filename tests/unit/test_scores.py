@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,16 @@ from online.config import Limits, environment
 from online.errors import ConfigError
 from online.rescore.errors import RunRefused, StoreFailed
 from online.rescore.published import Current, Run
-from online.rescore.stores import Part, Read, RedisScores, Scores, SqliteScores, open_store
-from online.scores import Reader
+from online.rescore.stores import (
+    Part,
+    Read,
+    RedisReads,
+    RedisScores,
+    Scores,
+    SqliteScores,
+    open_store,
+)
+from online.scores import Reader, threaded
 
 
 def _beside(name: str) -> Any:
@@ -52,14 +60,36 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
     made.kill()
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def opened(request: Any, tmp_path: Path, server: Server | None) -> Open:
+class Waiting(RedisScores):
+    """Read as the service reads: by an event loop, without a thread."""
+
+    def __init__(self, url: str, model: str, closed: list[Callable[[], None]]) -> None:
+        super().__init__(url, model, ttl_s=60)
+        self._runner, self._reads = asyncio.Runner(), RedisReads(url, model)
+        closed.append(self._end)
+
+    def get(self, keys: Sequence[str], now_s: float) -> Read:
+        return self._runner.run(self._reads.get(keys, now_s))
+
+    def _end(self) -> None:
+        self._runner.run(self._reads.close())
+        self._runner.close()
+
+
+@pytest.fixture(params=["sqlite", "redis", "redis, waiting"])
+def opened(request: Any, tmp_path: Path, server: Server | None) -> Iterator[Open]:
     if request.param == "sqlite":
-        return lambda: SqliteScores(tmp_path / "scores", "m")
+        yield lambda: SqliteScores(tmp_path / "scores", "m")
+        return
     if server is None:
         pytest.skip("no Redis or Valkey server is here")
-    url, name = server.url, request.node.name
-    return lambda: RedisScores(url, name, ttl_s=60)
+    url, name, closed = server.url, request.node.name, list[Callable[[], None]]()
+    if request.param == "redis":
+        yield lambda: RedisScores(url, name, ttl_s=60)
+    else:
+        yield lambda: Waiting(url, name, closed)
+    for close in closed:
+        close()
 
 
 def run(name: str, as_of: float = 1.0, **more: Any) -> Run:
@@ -155,6 +185,9 @@ def test_a_store_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreFailed):
         publish(SqliteScores(tmp_path / "file", "m"), run("1"), part("x"))
+    with pytest.raises(StoreFailed) as caught, asyncio.Runner() as runner:
+        runner.run(RedisReads("redis://:secret@127.0.0.1:1/0", "m").get(["a"], 0.0))
+    assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="names no store"):
         open_store("http://x", "m")
 
@@ -193,7 +226,7 @@ def test_requests_that_wait_share_an_exchange() -> None:
     store = Slow()
 
     async def ask() -> list[Any]:
-        reader = Reader(store, ThreadPoolExecutor(1), lambda: 0.0)  # type: ignore[arg-type]
+        reader = Reader(threaded(store, ThreadPoolExecutor(1)), lambda: 0.0)  # type: ignore[arg-type]
         first = asyncio.create_task(reader.get(["a"]))
         while not store.asked:
             await asyncio.sleep(0)
@@ -226,7 +259,7 @@ def play(tmp_path: Path, scene: Any, *, published: bool = True) -> None:
 
     async def inside(world: Any) -> None:
         replica = await world.replica()
-        reader = Reader(store, ThreadPoolExecutor(1), lambda: 0.0)
+        reader = Reader(threaded(store, ThreadPoolExecutor(1)), lambda: 0.0)
         limits = Limits(rows_max=8)
         app: Any = App({"m": world.serving(replica)}, None, limits, None, {"m": reader})  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)
