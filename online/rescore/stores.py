@@ -175,18 +175,15 @@ def _sync(path: Path) -> None:
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_text = msgspec.json.Encoder().encode
+_texts = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(tuple[str | None, float]).decode
 PREFIX: Final = "online:scores"
 """Of the keys in Redis."""
 _AT_ONCE: Final = 250  # keys of a script: the server does nothing else for half a millisecond
 _PIPELINED: Final = 8
 _SET_MANY: Final = """
-local rows, ttl = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
-for i = 1, #rows, 2 do
-  if ttl > 0 then redis.call('SET', KEYS[1] .. rows[i], rows[i + 1], 'EX', ttl)
-  else redis.call('SET', KEYS[1] .. rows[i], rows[i + 1]) end
-end
+local rows = cmsgpack.unpack(ARGV[1])
+for i = 1, #rows, 2 do redis.call('SET', KEYS[1] .. rows[i], rows[i + 1], 'EX', ARGV[2]) end
 """
 
 
@@ -258,8 +255,14 @@ class RedisScores:
             with self._client.pipeline(transaction=False) as pipe:
                 for first in range(begin, min(begin + _AT_ONCE * _PIPELINED, len(rows)), _AT_ONCE):
                     some = rows[first : first + _AT_ONCE]
-                    flat = [item for key, *score in some for item in (key, _text(score).decode())]
-                    pipe.execute_command("EVAL", _SET_MANY, 1, base, _pack(flat), ttl)
+                    flat: list[str] = [""] * (2 * len(some))
+                    flat[1::2] = _texts([score for _, *score in some]).decode().split("\n")[:-1]
+                    if ttl:
+                        flat[::2] = [key for key, *_ in some]
+                        pipe.execute_command("EVAL", _SET_MANY, 1, base, _pack(flat), ttl)
+                    elif flat:
+                        flat[::2] = [base + key for key, *_ in some]
+                        pipe.execute_command("MSET", *flat)
                 pipe.execute()
 
     def point(self, change: Callable[[Current], Current]) -> Current:

@@ -85,7 +85,7 @@ def opened(request: Any, tmp_path: Path, server: Server | None) -> Iterator[Open
         pytest.skip("no Redis or Valkey server is here")
     url, name, closed = server.url, request.node.name, list[Callable[[], None]]()
     if request.param == "redis":
-        yield lambda: RedisScores(url, name, ttl_s=60)
+        yield lambda: RedisScores(url, name)
     else:
         yield lambda: Waiting(url, name, closed)
     for close in closed:
@@ -114,6 +114,13 @@ def test_nothing_is_there_before_it_is_published(opened: Open) -> None:
     store.point(lambda current: current.to(run("1"), force=False))
     assert reader.get(["b", "c", "a"], 0.0) == Read(run("1"), [(None, -2.5), None, ("true", 0.75)])
     assert reader.get([], 0.0).scores == []
+
+
+def test_any_text_comes_back(opened: Open) -> None:
+    odd = [(f"k{i} ü\n", "one\ntwo", float(i)) for i in range(600)]
+    store = opened()
+    publish(store, run("1"), part("x", *odd), part("none"))
+    assert store.get([key for key, *_ in odd], 0.0).scores == [tuple(row) for _, *row in odd]
 
 
 def test_a_reader_follows_the_pointer(opened: Open) -> None:
