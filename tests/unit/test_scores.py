@@ -199,6 +199,27 @@ def test_a_store_that_is_gone(tmp_path: Path) -> None:
         open_store("http://x", "m")
 
 
+def test_a_store_that_is_lost_on_the_way(tmp_path: Path, server: Server | None) -> None:
+    """Nobody is pointed to what is half there; the same command goes on."""
+    if server is None:
+        pytest.skip("no Redis or Valkey server is here")
+    store = RedisScores(server.url, "lost", timeout_s=1.0)
+    publish(store, run("1"), part("x", ("a", None, 1.0)))
+
+    def dies() -> list[tuple[str, str | None, float]]:
+        server.kill()
+        return [("b", None, 2.0)]
+
+    parts = [part("x", ("a", None, 2.0)), Part("y", dies)]
+    with pytest.raises(StoreFailed, match=r"redis://127\.0\.0\.1"):
+        publish(store, run("2", 2.0), *parts)
+    server.start()
+    assert store.get(["a", "b"], 0.0) == Read(run("1"), [(None, 1.0), None])
+    parts[1] = part("y", ("b", None, 2.0))
+    publish(store, run("2", 2.0), *parts)
+    assert store.get(["a", "b"], 0.0) == Read(run("2", 2.0), [(None, 2.0), (None, 2.0)])
+
+
 def test_a_run_fills_the_store(tmp_path: Path, opened: Open) -> None:
     path = rescored.write(tmp_path / "t.parquet", rescored.table(250))
     store = opened()
