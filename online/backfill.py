@@ -30,8 +30,8 @@ from online.rescore.readers import Bad, Piece
 from online.rescore.run import known_names
 from online.rescore.work import quarantined
 from paramserver import blocks as algebra
+from paramserver.bases import Taught
 from paramserver.blocks import Blocks
-from paramserver.rewrites import Taught
 from replay.example import Example, Label
 
 _CUT_ROWS: Final = 1_024  # learned again if the model raises at a later one

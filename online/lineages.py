@@ -23,7 +23,7 @@ from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.tokens import Keys
-from paramserver import rewrites
+from paramserver import bases, rewrites
 from paramserver.blocks import Blocks
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.lineage import Lineage, begin_epoch, publish
@@ -39,15 +39,13 @@ _FOLLOW_S = 2.0
 def _lost(controls: Sequence[Control]) -> int:
     """Rows of tables that the newest lineage has learned that has learned any."""
     specs = [
-        msgspec.json.decode(control.payload, type=rewrites.Backfill).spec
-        for control in controls
-        if control.kind == rewrites.BACKFILL
+        bases.backfill_of(control).spec for control in controls if control.kind == rewrites.BACKFILL
     ]
-    taught = rewrites.backfills(controls, specs[-1]) if specs else ()
+    taught = bases.backfills(controls, specs[-1]) if specs else ()
     return sum(based.note.learned for based in taught)
 
 
-def _base(history: SnapshotHistory, name: str, base: rewrites.Backfill) -> SnapshotState:
+def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> SnapshotState:
     """The state that a backfill has left.  Raises StartRefused: it can't be used."""
     try:
         return history.load(base.snapshot)
@@ -122,7 +120,7 @@ class Models:
         self._last_partition = max((p.id for p in partitions), default=self._last_partition)
         rows = sum(p.end for p in partitions)
         controls = journal.controls(name, 0)
-        taught = rewrites.backfills(controls, loaded.spec_hash)
+        taught = bases.backfills(controls, loaded.spec_hash)
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
@@ -159,7 +157,7 @@ class Models:
         journal: Journal,
         name: str,
         loaded: Loaded,
-        base: rewrites.Backfill | None,
+        base: bases.Backfill | None,
         *,
         without: bool,
     ) -> None:
@@ -177,7 +175,7 @@ class Models:
         controls = journal.controls(name, 0)
         values: Blocks = {}
         skipped, closed, position = clock, frozenset[int](), 0
-        rewrite = rewrites.newest_rollback(controls)  # undone events stay so
+        rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
         if base is not None:
             values = _base(history, name, base).values
             skipped = self._skipped(controls, loaded.spec_hash)
@@ -185,7 +183,7 @@ class Models:
             closed, position = frozenset(base.closed), base.position
             clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
             clock = {p: n for p, n in clock.items() if p not in closed}
-            rewrite = max(rewrite, rewrites.backfills(controls, loaded.spec_hash)[-1].seq)
+            rewrite = max(rewrite, bases.backfills(controls, loaded.spec_hash)[-1].seq)
         if without:
             position = journal.follow(name, 2**62, 1).upto
         empty = SnapshotState(
@@ -217,7 +215,7 @@ class Models:
     @staticmethod
     def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
         """Rows that the lineage was begun without, the last time that it was begun."""
-        begun = [b for c in controls if (b := rewrites.begun_by(c, spec)) is not None]
+        begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
         return dict(begun[-1].clock) if begun else {}
 
     def follow(self, url: str) -> None:

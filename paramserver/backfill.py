@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from paramserver import rewrites
+from paramserver.bases import Backfill, Based, Taught
 from paramserver.blocks import Blocks
 from paramserver.errors import DecisionUncertain, PublishFailed
 from paramserver.lineage import Recovered, decide
-from paramserver.rewrites import Backfill, Taught
 from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What the control row is to say; fields as of :class:`paramserver.rewrites.Backfill`."""
+    """What the control row is to say; fields as of :class:`paramserver.bases.Backfill`."""
 
     files: Sequence[Taught]
     learned: int
@@ -40,7 +40,7 @@ def make_base(
     values: Blocks,
     lesson: Lesson,
     now_s: float,
-) -> rewrites.Based:
+) -> Based:
     """Let ``values`` be the state that the lineage goes on from.
 
     Parameters
@@ -84,4 +84,4 @@ def make_base(
         raise
     with contextlib.suppress(Exception):  # a start goes from the old head over the row to the base
         store.move_head(server.model, server.spec, server.epoch, name)
-    return rewrites.Based(rows[-1].seq, note)
+    return Based(rows[-1].seq, note)

@@ -20,7 +20,7 @@ from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from online.backfill import Cut, Learned, Tables
-    from paramserver.rewrites import Based
+    from paramserver.bases import Based
     from replay.journal.base import Journal
 
 _HISTORY: Final = 1  # pushes: nobody pushes to it
@@ -117,7 +117,7 @@ def _backfill(
     from online.names import merge_rule, snapshots_path
     from online.rescore.places import Folder, Place
     from online.tokens import event_key
-    from paramserver import rewrites
+    from paramserver import bases, rewrites
     from paramserver.backfill import Lesson, make_base
     from paramserver.lineage import Lineage, recover
     from paramserver.snapshots.history import SnapshotHistory
@@ -140,7 +140,7 @@ def _backfill(
     if not relearn:
         models.check_for_backfill(journal, model.name, loaded)
         if not again:
-            taught = rewrites.backfills(controls, loaded.spec_hash)
+            taught = bases.backfills(controls, loaded.spec_hash)
             refuse_repeats(cut, [(f.sha256, b.note.snapshot) for b in taught for f in b.note.files])
         found = recover(journal, history, lineage, _HISTORY)
     teacher = Teacher(built, {} if found is None else found.server.values)

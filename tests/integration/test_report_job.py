@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -15,12 +14,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import rescore_world as worlds
 
 import online
 from online.processes import free_range
@@ -33,21 +32,6 @@ pytestmark = pytest.mark.ray
 START_S = 90.0
 RAY = Path(sys.executable).with_name("ray")
 Submit = Callable[..., str]
-
-
-def _load(folder: str, name: str) -> Any:
-    """A module of other tests (tests are no package)."""
-    if name not in sys.modules:
-        path = Path(__file__).parents[1] / folder / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _load("unit", "rescore_world")
 
 
 @contextlib.contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rescore_world as worlds
 from river import linear_model, optim, preprocessing
 from typer.testing import CliRunner
 
@@ -22,13 +21,15 @@ from online import config, fsck
 from online.backfill import TaughtAlready, Teacher
 from online.cli import app
 from online.errors import StartRefused
+from online.forgetting import Base, Bases
+from online.history import Decisions
 from online.lineages import Models
 from online.models.linear import Linear
 from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.processes import Owner
 from online.rescore.errors import InputRefused
 from online.tokens import Keys, event_key
-from paramserver import rewrites
+from paramserver import bases, rewrites
 from paramserver.errors import DecisionUncertain
 from paramserver.errors import StartRefused as ServerRefused
 from paramserver.lineage import Lineage, Recovered, publish, recover
@@ -36,23 +37,10 @@ from paramserver.rewrites import Rollback
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
+from paramserver.state import Contained
 from replay import codec
 from replay.example import Example, Features
 from replay.journal.base import NewRow, Verdict
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("rescore_world")
 
 
 class Folder:
@@ -95,7 +83,7 @@ class Folder:
             return journal.controls("m", 0)
 
     def backfills(self) -> list[str]:
-        found = rewrites.backfills(self.controls(), self.lineage.spec)
+        found = bases.backfills(self.controls(), self.lineage.spec)
         return [based.note.snapshot for based in found]
 
     def feed(self, n: int) -> None:
@@ -166,7 +154,7 @@ def test_a_start_goes_on_from_what_the_table_has_taught(folder: Folder) -> None:
     facts = folder.backfill("--input", a_file(folder))
     assert (facts["learned"], facts["quarantined"], facts["control"]) == (3_000, 0, 1)
     assert near(folder.weights(), alone([labelled(3_000)]))
-    row = msgspec.json.decode(folder.controls()[0].payload, type=rewrites.Backfill)
+    row = msgspec.json.decode(folder.controls()[0].payload, type=bases.Backfill)
     assert [(f.name, f.rows) for f in row.files] == [("t0.parquet", 3_000)]
     listed = folder.history()
     listed.index()
@@ -199,7 +187,7 @@ def test_what_a_start_from_before_the_row_needs(folder: Folder) -> None:
         journal.move_head("m", folder.lineage.spec, epoch, old)
     head.pin(facts["snapshot"], False)
     head.withdraw(facts["snapshot"])
-    with pytest.raises(ServerRefused, match="backfill"):
+    with pytest.raises(ServerRefused, match="taken to the snapshot"):
         folder.started()
 
 
@@ -238,14 +226,14 @@ def test_which_backfills_are_in_the_values() -> None:
         return Control(seq, kind, f"fresh:s:{seq}", msgspec.json.encode(note))
 
     def taught(seq: int, name: str) -> Any:
-        note = rewrites.Backfill("s", name, seq - 1, {}, [], 0, [], 1, 0, 0, "y")
+        note = bases.Backfill("s", name, seq - 1, {}, [], 0, [], 1, 0, 0, "y")
         return row(seq, "backfill", note)
 
     def back(seq: int, name: str, control: int, spec: str = "s") -> Any:
         return row(seq, "rollback", Rollback(spec, name, control, {}, [], {}))
 
     def names(*rows: Any) -> list[str]:
-        return [b.note.snapshot for b in rewrites.backfills(rows, "s")]
+        return [b.note.snapshot for b in bases.backfills(rows, "s")]
 
     both = (taught(1, "one"), taught(2, "two"))
     assert names(*both) == ["one", "two"]
@@ -257,7 +245,7 @@ def test_which_backfills_are_in_the_values() -> None:
     assert names(*both, row(3, "fresh", rewrites.Begun("s", {}))) == []
     assert names(*both, row(3, "fresh", rewrites.Begun("s", {}, "one"))) == ["one"]
     assert names(*both, row(3, "fresh", rewrites.Begun("other", {}))) == ["one", "two"]
-    assert rewrites.backfills(both, "other") == ()
+    assert bases.backfills(both, "other") == ()
 
 
 class Control(msgspec.Struct):
@@ -309,6 +297,19 @@ def test_another_model_does_not_begin_without_the_tables(folder: Folder) -> None
     folder.backfill("--input", path, "--relearn")
     models.check(fresh=False, relearn=False)
     assert folder.weights().keys() == set(worlds.NAMES)
+
+
+def test_forgetting_begins_no_earlier_than_with_the_base(folder: Folder) -> None:
+    facts = folder.backfill("--input", a_file(folder))
+    with contextlib.closing(open_journal(folder.settings)) as journal:
+        decisions = Decisions(folder.lineage.spec)
+        decisions.read(journal, "m")
+        found = Bases(journal, "m", decisions, journal.partitions("m"))
+    before = Contained({}, frozenset(), 0)
+    for name in (None, "1-0"):
+        assert "what t0.parquet has taught" in str(found.why_not(Base(name, before)))
+    assert found.why_not(Base(facts["snapshot"], before)) is None
+    assert found.why_not(Base("2-9", Contained({}, frozenset(), 1))) is None
 
 
 # -- rows ------------------------------------------------------------------------------------------

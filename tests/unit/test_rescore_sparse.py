@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rescore_world as worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import linear_model, optim, preprocessing
@@ -23,20 +22,6 @@ from online.rescore import inputs, sparse, work
 from online.rescore.columns import Numbers, Rows
 from online.rescore.errors import AuditFailed
 from online.rescore.scorer import Scorer
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("rescore_world")
 
 NAMES = tuple("abcdefgh")
 SGD = optim.SGD(0.1)
