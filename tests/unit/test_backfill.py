@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ def test_what_a_start_from_before_the_row_needs(folder: Folder) -> None:
         assert old is not None
         journal.move_head("m", folder.lineage.spec, epoch, old)
     found = folder.started()
+    assert "weights" in found.server.values
     assert near(dict(found.server.values["weights"].data), alone([labelled(3_000)]))
     assert found.needed == rewrites.Needed(1, facts["snapshot"])
     assert rewrites.held(found.needed, [0]) == {facts["snapshot"]}
@@ -427,3 +429,47 @@ def test_not_beside_a_service(folder: Folder) -> None:
         journal.write_control("m", "freeze", "freeze:0", note)
     with pytest.raises(StartRefused, match="unfreeze"):
         folder.backfill("--input", a_file(folder))
+
+
+# -- the rules taken out ---------------------------------------------------------------------------
+
+MUTANTS: dict[str, tuple[str, Any, Callable[[Folder], None]]] = {
+    "the row does nothing": (
+        "paramserver.lineage._backfilled", lambda state, *_: state,
+        test_what_a_start_from_before_the_row_needs,
+    ),
+    "the base is not named": (
+        "paramserver.rewrites.needed", lambda *_: None, test_what_a_start_from_before_the_row_needs
+    ),
+    "the base is not pinned": (
+        "paramserver.snapshots.history.SnapshotHistory.pin", lambda *_: None,
+        test_a_start_goes_on_from_what_the_table_has_taught,
+    ),
+    "files are not remembered": (
+        "paramserver.bases.backfills", lambda *_: (), test_the_same_bytes_twice
+    ),
+    "learning again begins with nothing": (
+        "paramserver.bases.backfills", lambda *_: (), test_relearning_begins_with_the_base
+    ),
+    "forgetting begins anywhere": (
+        "online.forgetting.Bases._lacks", lambda *_: None,
+        test_forgetting_begins_no_earlier_than_with_the_base,
+    ),
+    "the order is not looked at": (
+        "online.backfill._Teaching._check_order", lambda *_: None, test_columns_and_order
+    ),
+    "the model is not put back": (
+        "online.backfill.Teacher._put_back", lambda _: None,
+        test_a_row_that_the_model_raises_on_changes_nothing,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_rule_that_is_taken_out_is_missed(
+    name: str, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, wrong, test = MUTANTS[name]
+    monkeypatch.setattr(place, wrong)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        test(*([folder] if "folder" in inspect.signature(test).parameters else []))
