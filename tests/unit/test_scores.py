@@ -197,13 +197,23 @@ def test_a_store_that_is_lost_on_the_way(tmp_path: Path, server: Server | None) 
         return [("b", None, 2.0)]
 
     parts = [part("x", ("a", None, 2.0)), Part("y", dies)]
+    closed: list[Callable[[], None]] = []
+    reader = Waiting(server.url, "lost", closed)
+    assert reader.get(["a"], 0.0).scores == [(None, 1.0)]
     with pytest.raises(StoreFailed, match=r"redis://127\.0\.0\.1"):
         publish(store, run("2", 2.0), *parts)
+    for _ in range(2):
+        with pytest.raises(StoreFailed):
+            reader.get(["a"], 0.0)
     server.start()
-    assert store.get(["a", "b"], 0.0) == Read(run("1"), [(None, 1.0), None])
+    for asked in (store, reader):  # both connect again by themselves
+        assert asked.get(["a", "b"], 0.0) == Read(run("1"), [(None, 1.0), None])
     parts[1] = part("y", ("b", None, 2.0))
     publish(store, run("2", 2.0), *parts)
-    assert store.get(["a", "b"], 0.0) == Read(run("2", 2.0), [(None, 2.0), (None, 2.0)])
+    for asked in (store, reader):
+        assert asked.get(["a", "b"], 0.0) == Read(run("2", 2.0), [(None, 2.0), (None, 2.0)])
+    for close in closed:
+        close()
 
 
 def test_a_run_fills_the_store(tmp_path: Path, opened: Open) -> None:
