@@ -86,11 +86,12 @@ def backfill(
         facts = _backfill(
             settings, chosen, journal, tables, source, progress, again=again, relearn=relearn
         )
-    if as_json:
-        print(json.dumps(facts))
-        return
+    print(json.dumps(facts)) if as_json else _tell(chosen.name, facts)
+
+
+def _tell(model: str, facts: dict[str, Any]) -> None:
     print(
-        f"{chosen.name}: {facts['learned']:,} rows learned in {facts['seconds']:.1f} s "
+        f"{model}: {facts['learned']:,} rows learned in {facts['seconds']:.1f} s "
         f"({facts['rows_per_s']:,.0f} rows/s), {facts['quarantined']:,} in quarantine, "
         f"{facts['known']:,} left out because the service has learned them\n"
         f"base snapshot {facts['snapshot']} is pinned, control row {facts['control']}; "
