@@ -32,7 +32,7 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 _OPEN: Final = re.compile(
     r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json"
-    r"|/static-offline-docs/.*"
+    r"|/static-offline-docs/.*|/edge/[^/]+"
 )
 _ANSWER: Final = re.compile(
     r"/v1/models/[^/]+/(predict|scores)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
@@ -40,6 +40,7 @@ _ANSWER: Final = re.compile(
 _LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback")
 _SHOW: Final = re.compile(
     r"/metrics|/v1/models(/[^/]+)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
+    r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
 )
 
 

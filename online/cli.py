@@ -12,6 +12,7 @@ import online.bench.cli  # noqa: F401  (its commands)
 from online import __version__
 from online.bench.table import app as bench_app
 from online.commands import (
+    edge,
     export,
     models,
     report,
@@ -41,6 +42,7 @@ for command in (
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(scores.app, name="scores")
+app.add_typer(edge.app, name="edge")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")
 app.add_typer(bench_app, name="bench")

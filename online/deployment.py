@@ -100,7 +100,10 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
         tokens = self._settings.tokens
         access = Access({role: tokens.of(role) for role in ROLES}) if tokens else None
-        app = App(self._servings, self._cluster, self._settings.limits, access, self._readers())
+        app = App(
+            self._servings, self._cluster, self._settings.limits, access, self._readers(),
+            self._settings.state_dir / "edge",
+        )  # fmt: skip
         ingress.install(app)
 
         async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:

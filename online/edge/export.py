@@ -102,6 +102,7 @@ def export(
     about: Mapping[str, Any],
     shown: Mapping[Label, Label] | None = None,
     targets: Sequence[str] = tuple(TARGETS),
+    golden_most: int | None = None,
     seed: int = 0,
 ) -> Exported:
     """Files of the model as it answers now.
@@ -115,6 +116,8 @@ def export(
         ``expires``, ``freshness``.
     shown
         Labels as callers know them, by the model's own.
+    golden_most
+        Rows of the files that devices ask again; None: all that were asked here.
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """
@@ -138,8 +141,9 @@ def export(
             continue
         file = f"{about['model']}{target.suffix}"
         files[file] = data
-        files[proof.name()] = proof.file()
-        described[name] = _described(file, data, target, proof, parity)
+        again = proof if golden_most is None else proof.some(golden_most)
+        files[again.name()] = again.file()
+        described[name] = _described(file, data, target, again, parity)
     if not described:
         raise ExportRefused(str(about["model"]), f"no target is left: {left_out}")
     for name, companion in (("edgepack", "edge.js"), ("c99", "edge_model.h")):
@@ -205,5 +209,10 @@ def _described(
         "sha256": sha256(data).hexdigest(),
         "dtype": target.precision,
         "runtime": dict(target.runtime),
-        "parity": {"golden": proof.name(), **measured},
+        "parity": {
+            "golden": proof.name(),
+            "size": len(rows := proof.file()),
+            "sha256": sha256(rows).hexdigest(),
+            **measured,
+        },
     }

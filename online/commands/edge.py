@@ -1,0 +1,386 @@
+"""`online edge`: releases of a model for browsers and devices, signed and given out in steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings, span
+from online.commands.export import (
+    freshness,
+    golden_rows,
+    picked,
+    restored,
+    shown,
+    signing_key,
+)
+from online.config import Settings
+from online.errors import ConfigError
+from online.model_settings import ModelSettings
+
+if TYPE_CHECKING:
+    from online.edge.channel import Channel
+    from online.edge.folder import Folder
+
+app = typer.Typer(
+    help="Publish a model for browsers and devices, and take it back.", no_args_is_help=True
+)
+
+GOLDEN: Final = 24
+"""Rows that devices ask a release before they use it; the gate here asks all."""
+
+DELTAS: Final = 3
+"""Releases that a client may come from with a difference."""
+
+Keys = Annotated[
+    Path | None,
+    typer.Option("--keys", help="folder of the keys; none: edge-keys in the state folder"),
+]
+ValidDays = Annotated[
+    float, typer.Option(help="how long devices may follow the manifest", min=0.0001, max=3650)
+]
+
+
+@app.command()
+def keygen(
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="a new signing key, under the root key that is there")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="with --rotate: keys so far go on to be valid")
+    ] = False,
+    new_root: Annotated[
+        bool, typer.Option("--new-root", help="with --rotate: a new root key, too")
+    ] = False,
+    keys: Keys = None,
+    valid_days: ValidDays = 7.0,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the keys: root.pem signs the list of keys, signing.pem signs manifests.
+
+    Devices hold the public root key.  Take root.pem away after this: it is needed again for
+    --rotate only, which also signs what is published anew.
+
+    Example: online edge keygen
+
+    Example: online edge keygen --rotate
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from online.edge import roots
+
+    settings = load_settings(path, state_dir=state_dir)
+    place = _keys_place(settings, keys)
+    chain_path = place / "roots.json"
+    if chain_path.exists() != rotate:
+        problem = "there are keys already" if not rotate else "there are no keys yet"
+        remedy = "Make new ones: --rotate" if not rotate else "Make the first ones without --rotate"
+        raise ConfigError("--keys", f"{place}: {problem}", remedy)
+    signing = Ed25519PrivateKey.generate()
+    if rotate:
+        chain = chain_path.read_bytes()
+        by = signing_key(place / "root.pem", "--keys")
+        root = Ed25519PrivateKey.generate() if new_root else by
+        old = roots.followed(chain).keys if keep else ()
+        chain = roots.extended(chain, by, roots.spelled(root), (*old, roots.spelled(signing)), root)
+    else:
+        by = root = Ed25519PrivateKey.generate()
+        chain = roots.extended(None, root, roots.spelled(root), (roots.spelled(signing),))
+    _write_keys(place, chain, {"root.pem": root, "signing.pem": signing})
+    signed = [_again(settings, place, m, valid_days) for m in settings.models] if rotate else []
+    found = roots.followed(chain)
+    told: dict[str, Any] = {
+        "version": found.version, "root": found.root, "keys": list(found.keys),
+        "place": str(place), "signed_again": [name for name in signed if name],
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(told))
+        return
+    print(f"keys in {place}; list {found.version} of them, root key for devices:")
+    print(found.root)
+    if told["signed_again"]:
+        print(f"signed again: {', '.join(told['signed_again'])}")
+    print("Take root.pem away: it is needed again for --rotate only.")
+
+
+@app.command()
+def publish(
+    snapshot: Annotated[
+        str | None, typer.Argument(help="its name, or its file; none: the newest")
+    ] = None,
+    percent: Annotated[int, typer.Option(help="of the devices get it at once", min=1, max=100)] = 1,
+    targets: Annotated[
+        str, typer.Option("--targets", help="of edgepack, edgepack64, onnx, onnx64, c99")
+    ] = "edgepack",
+    stream: Annotated[
+        str | None,
+        typer.Option(help="golden rows of a stream or CSV file; none: the journal's newest"),
+    ] = None,
+    keys: Keys = None,
+    valid_days: ValidDays = 7.0,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a snapshot as the next release: proved, signed, and for few devices at first.
+
+    Devices that have one of the three releases before are sent the difference.  The service need
+    not run; if it does, it serves the release from now on.
+
+    Example: online edge publish --percent 100
+    """
+    from online.edge.export import TARGETS, export
+
+    wanted = [t.strip() for t in targets.split(",")]
+    if odd := [t for t in wanted if t not in TARGETS]:
+        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    settings = load_settings(path, state_dir=state_dir)
+    served = picked(settings, model)
+    place = _keys_place(settings, keys)
+    key = signing_key(place / "signing.pem", "--keys")
+    state, built = restored(settings, served, snapshot)
+    made = export(
+        built,
+        served.task,
+        golden_rows(settings, served, stream),
+        about={"model": served.name, "freshness": freshness(state)},
+        shown=shown(served),
+        targets=wanted,
+        golden_most=GOLDEN,
+    )
+    files = {sha256(data).hexdigest(): data for data in made.files.values()}
+    folder = _folder(settings, served)
+    with folder.locked():
+        channel = folder.channel()
+        about, differences = _with_deltas(folder, channel, made.manifest, files)
+        channel = channel.published(about, percent)
+        named = channel.newest.files()
+        files = {digest: data for digest, data in (files | differences).items() if digest in named}
+        _publish_roots(folder, place)
+        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
+    _say(channel, as_json, served.name)
+    for name, reason in made.left_out.items():
+        if not as_json:
+            print(f"left out: {name}: {reason}")
+
+
+@app.command()
+def promote(
+    to: Annotated[
+        int | None, typer.Option("--to", help="percent; none: the next of 1, 10, 50, 100")
+    ] = None,
+    keys: Keys = None,
+    valid_days: ValidDays = 7.0,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give the newest release to more devices.
+
+    At 100 % it only signs it for another time: do so before it expires.
+
+    Example: online edge promote
+    """
+    _move(lambda channel: channel.promoted(to), keys, valid_days, model, path, state_dir, as_json)
+
+
+@app.command()
+def halt(
+    keys: Keys = None,
+    valid_days: ValidDays = 7.0,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take the newest release back: devices use the one before.
+
+    Example: online edge halt
+    """
+    _move(lambda channel: channel.stopped(), keys, valid_days, model, path, state_dir, as_json)
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        int | None, typer.Option("--to", help="sequence; none: what all devices had before")
+    ] = None,
+    keys: Keys = None,
+    valid_days: ValidDays = 7.0,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish the weights of an older release again, under a higher sequence, for all devices.
+
+    Example: online edge rollback --to 16
+    """
+    settings = load_settings(path, state_dir=state_dir)
+    served = picked(settings, model)
+    place = _keys_place(settings, keys)
+    key = signing_key(place / "signing.pem", "--keys")
+    folder = _folder(settings, served)
+    with folder.locked():
+        channel = folder.channel()
+        old = channel.named(to)
+        about, differences = _with_deltas(folder, channel, old.about, {})
+        channel = channel.published(about, 100)
+        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, differences)
+    _say(channel, as_json, served.name)
+
+
+@app.command()
+def status(
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is published, for how many devices, and until when.
+
+    Example: online edge status
+    """
+    settings = load_settings(path, state_dir=state_dir)
+    served = picked(settings, model)
+    folder = _folder(settings, served)
+    channel = folder.channel()
+    expires = None
+    if channel.releases:
+        expires = json.loads(folder.head()[0])["expires"]
+    _say(channel, as_json, served.name, expires)
+
+
+def _move(
+    change: Any, keys: Path | None, valid_days: float, model: str | None, path: Path | None,
+    state_dir: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Sign the newest release for other devices."""
+    settings = load_settings(path, state_dir=state_dir)
+    served = picked(settings, model)
+    key = signing_key(_keys_place(settings, keys) / "signing.pem", "--keys")
+    folder = _folder(settings, served)
+    with folder.locked():
+        channel = change(folder.channel())
+        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
+    _say(channel, as_json, served.name)
+
+
+def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: float) -> str | None:
+    """The head signed by the key that is there now; the model's name, or None."""
+    folder = _folder(settings, served)
+    if not folder.channel().releases:
+        return None
+    key = signing_key(place / "signing.pem", "--keys")
+    with folder.locked():
+        channel = folder.channel().again()
+        _publish_roots(folder, place)
+        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
+    return served.name
+
+
+def _with_deltas(
+    folder: Folder, channel: Channel, manifest: Mapping[str, Any], files: Mapping[str, bytes]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The document with differences from the newest releases, and those by their hash."""
+    from online.edge.deltas import exact
+    from online.edge.errors import TemplateUnfit
+    from online.edge.export import DELTA_SHARE_MAX
+
+    about = {name: value for name, value in manifest.items() if name != "sequence"}
+    target = about["targets"].get("edgepack")
+    if target is None:
+        return about, {}
+    new = files.get(target["sha256"]) or folder.file(target["sha256"])
+    told: list[dict[str, Any]] = []
+    made: dict[str, bytes] = {}
+    for release in reversed(channel.releases[-DELTAS:]):
+        base = release.about["targets"].get("edgepack", {}).get("sha256")
+        if base in (None, target["sha256"]) or base in [one["from_sha256"] for one in told]:
+            continue
+        try:
+            delta = exact(folder.file(base), new)
+        except TemplateUnfit:  # another structure: it travels whole
+            continue
+        if len(delta) <= DELTA_SHARE_MAX * len(new):
+            digest = sha256(delta).hexdigest()
+            made[digest] = delta
+            told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
+    about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
+    return about, made
+
+
+def _keys_place(settings: Settings, keys: Path | None) -> Path:
+    return keys or settings.state_dir / "edge-keys"
+
+
+def _folder(settings: Settings, served: ModelSettings) -> Folder:
+    from online.edge.folder import Folder
+
+    return Folder(settings.state_dir / "edge" / served.name)
+
+
+def _write_keys(place: Path, chain: bytes, made: Mapping[str, Any]) -> None:
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    from online.edge.folder import write
+
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, key in made.items():
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write(place / name, pem, 0o600)
+    write(place / "roots.json", chain)
+
+
+def _publish_roots(folder: Folder, place: Path) -> None:
+    from online.edge.folder import write
+
+    write(folder.path / "roots.json", (place / "roots.json").read_bytes())
+
+
+def _say(channel: Channel, as_json: bool, model: str, expires: float | None = None) -> None:
+    before = channel.before
+    told: dict[str, Any] = {
+        "model": model,
+        "sequence": channel.sequence,
+        "revision": channel.revision,
+        "percent": channel.percent,
+        "halted": channel.halted,
+        "before": None if before is None else before.sequence,
+        "kept": [release.sequence for release in channel.releases],
+    }
+    if expires is not None:
+        told["expires"] = expires
+    if as_json:
+        print(json.dumps(told))
+        return
+    if not channel.releases:
+        print(f"model {model}: nothing is published. Publish it: online edge publish")
+        return
+    target = channel.newest.about["targets"]
+    state = "halted: no device takes it" if channel.halted else f"{channel.percent} % of devices"
+    print(f"model {model}: release {channel.sequence}.{channel.revision}, {state}")
+    for name, one in target.items():
+        sent = "".join(f", difference {delta['size']:,}" for delta in one.get("deltas", ()))
+        print(f"  {name}: {one['size']:,} bytes{sent}")
+    if before is not None and channel.percent < 100:
+        print(f"  others use release {before.sequence}")
+    if expires is not None:
+        left = expires - time.time()
+        when = f"{datetime.fromtimestamp(expires, UTC):%Y-%m-%d %H:%M} UTC"
+        print(f"  {'expires' if left > 0 else 'EXPIRED'} {when} ({span(abs(left))})")
