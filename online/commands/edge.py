@@ -162,7 +162,7 @@ def publish(
     folder = _folder(settings, served)
     with folder.locked():
         channel = folder.channel()
-        about, differences = _with_deltas(folder, channel, made.manifest, files)
+        about, differences = with_deltas(folder, channel, made.manifest, files)
         channel = channel.published(about, percent)
         named = channel.newest.files()
         files = {digest: data for digest, data in (files | differences).items() if digest in named}
@@ -235,7 +235,7 @@ def rollback(
     with folder.locked():
         channel = folder.channel()
         old = channel.named(to)
-        about, differences = _with_deltas(folder, channel, old.about, {})
+        about, differences = with_deltas(folder, channel, old.about, {})
         channel = channel.published(about, 100)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, differences)
     _say(channel, as_json, served.name)
@@ -290,7 +290,7 @@ def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: f
     return served.name
 
 
-def _with_deltas(
+def with_deltas(
     folder: Folder, channel: Channel, manifest: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The document with differences from the newest releases, and those by their hash."""

@@ -50,8 +50,8 @@ export async function open({
   });
 
   async function get(path, most) {
-    // Releases are revalidated, files that their hash names come from the cache.
-    const cache = path.startsWith("files/") ? "default" : "no-cache";
+    // What was tampered with on its way must not stay in the browser's cache.
+    const cache = path.startsWith("files/") || problem ? "reload" : "no-cache";
     const answer = await fetch(url + "edge/" + path, { headers, cache, signal: AbortSignal.timeout(30000) });
     if (!answer.ok) throw new Refused("http", `${path}: ${answer.status}`);
     return read(answer, most);
