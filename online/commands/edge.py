@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -27,7 +28,10 @@ from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from online.edge.channel import Channel
+    from online.edge.export import Exported
     from online.edge.folder import Folder
+    from paramserver.state import SnapshotState
+    from replay.example import Features
 
 app = typer.Typer(
     help="Publish a model for browsers and devices, and take it back.", no_args_is_help=True
@@ -125,6 +129,10 @@ def publish(
         str | None,
         typer.Option(help="golden rows of a stream or CSV file; none: the journal's newest"),
     ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option("--every", help="seconds: go on with each newer snapshot", min=1),
+    ] = None,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
     model: Model = None,
@@ -135,43 +143,43 @@ def publish(
     """Publish a snapshot as the next release: proved, signed, and for few devices at first.
 
     Devices that have one of the three releases before are sent the difference.  The service need
-    not run; if it does, it serves the release from now on.
+    not run; if it does, it serves the release from now on.  A few golden rows go to the devices:
+    they are the journal's, unless --stream names others.
 
     Example: online edge publish --percent 100
+
+    Example: online edge publish --percent 100 --every 60
     """
-    from online.edge.export import TARGETS, export
+    from online.edge.export import TARGETS
 
     wanted = [t.strip() for t in targets.split(",")]
     if odd := [t for t in wanted if t not in TARGETS]:
         raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    if snapshot is not None and every is not None:
+        raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
     settings = load_settings(path, state_dir=state_dir)
     served = picked(settings, model)
     place = _keys_place(settings, keys)
-    key = signing_key(place / "signing.pem", "--keys")
-    state, built = restored(settings, served, snapshot)
-    made = export(
-        built,
-        served.task,
-        golden_rows(settings, served, stream),
-        about={"model": served.name, "freshness": freshness(state)},
-        shown=shown(served),
-        targets=wanted,
-        golden_most=GOLDEN,
-    )
-    files = {sha256(data).hexdigest(): data for data in made.files.values()}
-    folder = _folder(settings, served)
-    with folder.locked():
-        channel = folder.channel()
-        about, differences = with_deltas(folder, channel, made.manifest, files)
-        channel = channel.published(about, percent)
-        named = channel.newest.files()
-        files = {digest: data for digest, data in (files | differences).items() if digest in named}
-        _publish_roots(folder, place)
-        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
-    _say(channel, as_json, served.name)
-    for name, reason in made.left_out.items():
-        if not as_json:
-            print(f"left out: {name}: {reason}")
+    signing_key(place / "signing.pem", "--keys")
+    last: Any = None
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            state, built = restored(settings, served, snapshot)
+            if state.version != last:
+                last = state.version
+                rows = golden_rows(settings, served, stream)
+                made = _exported(served, state, built, rows, wanted)
+                _say(
+                    _publish(settings, served, place, made, percent, valid_days),
+                    as_json,
+                    served.name,
+                )
+                for name, reason in made.left_out.items():
+                    if not as_json:
+                        print(f"left out: {name}: {reason}")
+            if every is None:
+                break
+            time.sleep(every)
 
 
 @app.command()
@@ -260,6 +268,41 @@ def status(
     if channel.releases:
         expires = json.loads(folder.head()[0])["expires"]
     _say(channel, as_json, served.name, expires)
+
+
+def _exported(
+    served: ModelSettings, state: SnapshotState, built: Any, rows: list[Features],
+    targets: list[str],
+) -> Exported:  # fmt: skip
+    from online.edge.export import export
+
+    return export(
+        built,
+        served.task,
+        rows,
+        about={"model": served.name, "freshness": freshness(state)},
+        shown=shown(served),
+        targets=targets,
+        golden_most=GOLDEN,
+    )
+
+
+def _publish(
+    settings: Settings, served: ModelSettings, place: Path, made: Exported, percent: int,
+    valid_days: float,
+) -> Channel:  # fmt: skip
+    key = signing_key(place / "signing.pem", "--keys")
+    files = {sha256(data).hexdigest(): data for data in made.files.values()}
+    folder = _folder(settings, served)
+    with folder.locked():
+        channel = folder.channel()
+        about, differences = with_deltas(folder, channel, made.manifest, files)
+        channel = channel.published(about, percent)
+        named = channel.newest.files()
+        files = {digest: data for digest, data in (files | differences).items() if digest in named}
+        _publish_roots(folder, place)
+        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
+    return channel
 
 
 def _move(

@@ -205,23 +205,20 @@ function show() {
 }
 
 async function teach(label) {
-  const asked = answered;
   try {
-    await client.feedback(asked, label);
+    await client.feedback(answered, label);
   } catch (error) {
     warn(error.message);
     return;
   }
-  before = asked.probabilities ?? null;
   say("taught", `${label}: kept on this device, and sent when the service answers`);
   await client.flush();
-  const { queued } = await client.state();
-  if (!queued) say("taught", `${label}: the service has it`);
-  if (answered === asked) await put(asked.features);
+  waiting = label;
+  tell(await client.state());
 }
 
 function answers(state) {
-  const long = (state.classes ?? []).some((label) => String(label).length > 4);
+  const long = (state.classes ?? []).some((label) => String(label).length > 2);
   byId("classes").className = long ? "classes long" : "classes";
   byId("number").hidden = state.task !== "regression";
   byId("classes").replaceChildren(...(state.classes ?? []).map((label) => {
@@ -238,10 +235,23 @@ byId("number").addEventListener("submit", (event) => {
 
 // -- the device -----------------------------------------------------------------------------------
 
-const HOW = { full: "whole file", delta: "difference", same: "nothing new" };
-let laidOut = "";
+const HOW = { full: "whole file", delta: "difference", same: "up to date" };
+let laidOut = "", waiting = null, release = null;
+
+// Asked again when something was learned, or another release came: the mark shows how it moved.
+function moved() {
+  if (!answered) return;
+  before = answered.probabilities ?? null;
+  put(answered.features);
+}
 
 function tell(state) {
+  if (waiting !== null && !state.queued) {
+    say("taught", `${waiting}: the service has it`);
+    waiting = null;
+    moved();
+  } else if (release !== null && state.sequence !== release) moved();
+  release = state.sequence;
   say("release", state.sequence === null ? "none yet" : String(state.sequence));
   say("age", ago(state.age_s));
   byId("update").replaceChildren(state.how ? HOW[state.how] : "–", el("small", {}, state.took ? bytes(state.took) : ""));
@@ -280,6 +290,7 @@ async function start() {
   say("title", model);
   document.title = `${model} on this device`;
   byId("models").hidden = known.length < 2;
+  byId("title").hidden = known.length > 1;
   byId("models").replaceChildren(...known.map((name) => el("option", name === model ? { selected: "" } : {}, name)));
   client = await open({ model, token, everyMs: 5000, changed: tell });
   tell(await client.state());
