@@ -36,7 +36,12 @@ def export(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="folder of the files")] = Path("edge"),
     targets: Annotated[
-        str, typer.Option("--targets", help="of edgepack, edgepack64, onnx, onnx64, c99; or all")
+        str,
+        typer.Option(
+            "--targets",
+            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs; all: these. By name only, "
+            "since they answer nearly alike: onnx16, onnx8 (weights in fewer bits)",
+        ),
     ] = "all",
     stream: Annotated[
         str | None,
@@ -65,10 +70,10 @@ def export(
 
     Example: online export 3-120 --stream elec2 --sign key.pem --since edge/prices.edgepack
     """
-    from online.edge.export import TARGETS, with_delta
+    from online.edge.export import EXACT, TARGETS, with_delta
     from online.edge.export import export as make
 
-    wanted = list(TARGETS) if targets == "all" else [t.strip() for t in targets.split(",")]
+    wanted = list(EXACT) if targets == "all" else [t.strip() for t in targets.split(",")]
     if odd := [t for t in wanted if t not in TARGETS]:
         raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
     key = None if sign is None else signing_key(sign)

@@ -61,6 +61,7 @@ class Release:
         for target in self.about["targets"].values():
             named |= {target["sha256"], target["parity"]["sha256"]}
             named |= {delta["sha256"] for delta in target.get("deltas", ())}
+            named |= {target["weights"]["sha256"]} if "weights" in target else set()
         return named
 
 
