@@ -61,8 +61,14 @@ export async function open({
     await run("held", (store) => store.put((held = next), 0));
   }
 
+  // Two at once would fetch twice; whoever asks meanwhile gets the same answer.
+  const once = (act) => {
+    let going = null;
+    return () => (going ??= act().finally(() => (going = null)));
+  };
+
   /** Take the release that is meant for this device; resolves to the state. */
-  async function refresh() {
+  const refresh = once(async () => {
     try {
       if (!trusted) throw new Refused("no_ed25519", "this browser, or a page without https, can't check signatures");
       const before = held.packs[0]?.sha256;
@@ -74,7 +80,7 @@ export async function open({
       problem = { code: error.code ?? "network", message: error.message };
     }
     return tell();
-  }
+  });
 
   /** The answer of the service, or of this device: `via`, `sequence`, `age_s` say which, how old. */
   async function predict(features) {
@@ -106,11 +112,7 @@ export async function open({
     flush();
   }
 
-  let flushing = null;
-  const flush = () => (flushing ??= send().catch(() => {}).finally(() => {
-    flushing = null;
-    tell();
-  }));
+  const flush = once(() => send().catch(() => {}).then(tell));
 
   // An event is removed when its outcome is known; a repeat of it counts once, by its id.
   async function send() {
@@ -164,5 +166,6 @@ export async function open({
   setInterval(both, everyMs);
   navigator.storage?.persist?.();
   flush();
+  refresh();
   return { predict, feedback, refresh, flush, state };
 }
