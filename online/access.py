@@ -35,7 +35,7 @@ _OPEN: Final = re.compile(
     r"|/static-offline-docs/.*|/edge/[^/]+"
 )
 _ANSWER: Final = re.compile(
-    r"/v1/models/[^/]+/(predict|scores)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+    r"/v1/models/[^/]+/(predict|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
 )
 _LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback")
 _SHOW: Final = re.compile(

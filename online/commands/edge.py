@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,7 @@ from online.errors import ConfigError
 from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
-    from online.edge.channel import Channel
+    from online.edge.channel import Channel, Reports
     from online.edge.export import Exported
     from online.edge.folder import Folder
     from paramserver.state import SnapshotState
@@ -144,7 +144,8 @@ def publish(
 
     Devices that have one of the three releases before are sent the difference.  The service need
     not run; if it does, it serves the release from now on.  A few golden rows go to the devices:
-    they are the journal's, unless --stream names others.
+    they are the journal's, unless --stream names others.  With --every, a release that does not
+    pass its test on devices is halted.
 
     Example: online edge publish --percent 100
 
@@ -180,6 +181,7 @@ def publish(
             if every is None:
                 break
             time.sleep(every)
+            _halt_if_bad(settings, served, place, valid_days, as_json)
 
 
 @app.command()
@@ -187,6 +189,9 @@ def promote(
     to: Annotated[
         int | None, typer.Option("--to", help="percent; none: the next of 1, 10, 50, 100")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="even if it did not pass its test on some devices")
+    ] = False,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
     model: Model = None,
@@ -196,11 +201,17 @@ def promote(
 ) -> None:
     """Give the newest release to more devices.
 
-    At 100 % it only signs it for another time: do so before it expires.
+    It is refused if devices report that the release did not pass its test there.  At 100 % it only
+    signs the release for another time: do so before it expires.
 
     Example: online edge promote
     """
-    _move(lambda channel: channel.promoted(to), keys, valid_days, model, path, state_dir, as_json)
+    from online.edge.channel import Reports
+
+    def more(channel: Channel, reports: Reports) -> Channel:
+        return channel.promoted(to, Reports() if force else reports)
+
+    _move(more, keys, valid_days, model, path, state_dir, as_json)
 
 
 @app.command()
@@ -216,7 +227,7 @@ def halt(
 
     Example: online edge halt
     """
-    _move(lambda channel: channel.stopped(), keys, valid_days, model, path, state_dir, as_json)
+    _move(lambda channel, _: channel.stopped(), keys, valid_days, model, path, state_dir, as_json)
 
 
 @app.command()
@@ -267,7 +278,7 @@ def status(
     expires = None
     if channel.releases:
         expires = json.loads(folder.head()[0])["expires"]
-    _say(channel, as_json, served.name, expires)
+    _say(channel, as_json, served.name, expires, folder.reports(channel.sequence))
 
 
 def _exported(
@@ -306,8 +317,8 @@ def _publish(
 
 
 def _move(
-    change: Any, keys: Path | None, valid_days: float, model: str | None, path: Path | None,
-    state_dir: Path | None, as_json: bool,
+    change: Callable[[Channel, Reports], Channel], keys: Path | None, valid_days: float,
+    model: str | None, path: Path | None, state_dir: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Sign the newest release for other devices."""
     settings = load_settings(path, state_dir=state_dir)
@@ -315,9 +326,25 @@ def _move(
     key = signing_key(_keys_place(settings, keys) / "signing.pem", "--keys")
     folder = _folder(settings, served)
     with folder.locked():
-        channel = change(folder.channel())
+        channel = folder.channel()
+        channel = change(channel, folder.reports(channel.sequence))
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
     _say(channel, as_json, served.name)
+
+
+def _halt_if_bad(
+    settings: Settings, served: ModelSettings, place: Path, valid_days: float, as_json: bool
+) -> None:
+    folder = _folder(settings, served)
+    channel = folder.channel()
+    reports = folder.reports(channel.sequence)
+    if not reports.bad or channel.halted or channel.before is None:
+        return
+    key = signing_key(place / "signing.pem", "--keys")
+    with folder.locked():
+        channel = folder.channel().stopped()
+        folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
+    _say(channel, as_json, served.name, None, reports)
 
 
 def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: float) -> str | None:
@@ -396,7 +423,10 @@ def _publish_roots(folder: Folder, place: Path) -> None:
     write(folder.path / "roots.json", (place / "roots.json").read_bytes())
 
 
-def _say(channel: Channel, as_json: bool, model: str, expires: float | None = None) -> None:
+def _say(
+    channel: Channel, as_json: bool, model: str, expires: float | None = None,
+    reports: Reports | None = None,
+) -> None:  # fmt: skip
     before = channel.before
     told: dict[str, Any] = {
         "model": model,
@@ -409,6 +439,8 @@ def _say(channel: Channel, as_json: bool, model: str, expires: float | None = No
     }
     if expires is not None:
         told["expires"] = expires
+    if reports is not None:
+        told["reports"] = {"used": reports.used, "failed": reports.failed}
     if as_json:
         print(json.dumps(told))
         return
@@ -421,6 +453,10 @@ def _say(channel: Channel, as_json: bool, model: str, expires: float | None = No
     for name, one in target.items():
         sent = "".join(f", difference {delta['size']:,}" for delta in one.get("deltas", ()))
         print(f"  {name}: {one['size']:,} bytes{sent}")
+    if reports is not None:
+        print(
+            f"  {reports.used:,} devices report that they use it, {reports.failed:,} that it failed"
+        )
     if before is not None and channel.percent < 100:
         print(f"  others use release {before.sequence}")
     if expires is not None:

@@ -26,11 +26,28 @@ KEEP: Final = 8
 
 BUCKETS: Final = 10_000
 
+FAILED_LEAST, FAILED_SHARE = 3, 0.05
+"""Devices that must have failed, and their share of those that have reported, to halt a release."""
+
 
 def bucket(device: str, sequence: int) -> int:
     """Where a device stands among 10,000 for a release."""
     digest = sha256(f"{device}:{sequence}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What devices say of a release: how many use it, and on how many it did not pass its test."""
+
+    used: int = 0
+    failed: int = 0
+
+    @property
+    def bad(self) -> bool:
+        """It is not to go on."""
+        failed = self.failed
+        return failed >= FAILED_LEAST and failed > FAILED_SHARE * (self.used + failed)
 
 
 @dataclass(frozen=True)
@@ -106,9 +123,15 @@ class Channel:
             kept = (stable, *kept[1:])
         return Channel(sequence, 0, percent, False, kept)
 
-    def promoted(self, to: int | None) -> Channel:
+    def promoted(self, to: int | None, reports: Reports) -> Channel:
         """The newest release for more devices; ``to`` None: the next step.  PublishRefused."""
         newest = self.newest
+        if reports.bad:
+            raise PublishRefused(
+                f"release {newest.sequence} did not pass its test on {reports.failed} devices, "
+                f"{reports.used} use it",
+                "Take it back: online edge halt; or promote it all the same: --force",
+            )
         if self.halted:
             raise PublishRefused(
                 f"release {newest.sequence} is halted", "Publish another: online edge publish"

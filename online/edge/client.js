@@ -61,6 +61,10 @@ export async function open({
     await run("held", (store) => store.put((held = next), 0));
   }
 
+  // How a release does on devices decides if more of them get it.
+  const report = (outcome, sequence) =>
+    post("edge/reports", { device: held.device, sequence, outcome }, 30000).catch(() => {});
+
   // Two at once would fetch twice; whoever asks meanwhile gets the same answer.
   const once = (act) => {
     let going = null;
@@ -70,12 +74,13 @@ export async function open({
   /** Take the release that is meant for this device; resolves to the state. */
   const refresh = once(async () => {
     try {
-      if (!trusted) throw new Refused("no_ed25519", "this browser, or a page without https, can't check signatures");
-      const before = held.packs[0]?.sha256;
+      if (!trusted) throw new Refused("no_ed25519", "no Ed25519 here: an old browser, or a page without https");
       await hold(await follow(get, held, { model, device: held.device, now: now() }));
-      if (before !== held.packs[0].sha256 || !local) local = load(held.packs[0].bytes);
+      if (held.how !== "same" || !local) local = load(held.packs[0].bytes);
+      if (held.how !== "same") report("used", held.release.sequence);
       problem = null;
     } catch (error) {
+      if (error.sequence) report("failed", error.sequence);
       if (error.seen) await hold(error.seen);
       problem = { code: error.code ?? "network", message: error.message };
     }
@@ -95,7 +100,7 @@ export async function open({
         if (error.code === "invalid") throw error;
       }
     }
-    if (!local) throw new Refused("offline", "the service does not answer, and this device has no model yet");
+    if (!local) throw new Refused("offline", "the service does not answer, and no release is here");
     const { sequence, freshness } = held.release;
     return {
       ...local.predict(features), features, via: "device", sequence,
@@ -130,7 +135,8 @@ export async function open({
         await remove(settled);
         if (settled.length < keys.length) return;
       } else if (![400, 413, 422].includes(answer.status)) return;
-      else if (size > 1) size = 1; // which of them is it?
+      // Which of them is it?
+      else if (size > 1) size = 1;
       else {
         counts.refused++;
         await remove(keys);

@@ -5,6 +5,7 @@
 ``roots.json``      the chain of key lists (:mod:`online.edge.roots`)
 ``files/SHA-256``   packs, golden rows, differences, and documents of older releases
 ``channel.json``    which releases there are; never served
+``reports/SEQUENCE`` what devices say of a release, a line each
 ``lock``            held by whoever publishes
 =================== ===========================================================================
 """
@@ -23,13 +24,16 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from online.edge import manifest
-from online.edge.channel import Channel, Release
+from online.edge.channel import Channel, Release, Reports
 from online.edge.errors import PublishRefused
 
 FILE_BYTES_MAX: Final = 8 << 20
 """Of one published file."""
 
 SIGNATURE_BYTES: Final = 64
+
+REPORTS_BYTES_MAX: Final = 1 << 20
+"""Of one release: some 20,000 devices.  More are not counted."""
 
 
 class Folder:
@@ -74,6 +78,32 @@ class Folder:
         data = (self.path / "head").read_bytes()
         return data[SIGNATURE_BYTES:], data[:SIGNATURE_BYTES]
 
+    def report(self, sequence: int, device: str, outcome: str) -> bool:
+        """Note what a device says of the newest release; False: it is not counted."""
+        try:
+            if json.loads(self.head()[0])["sequence"] != sequence:
+                return False
+        except FileNotFoundError:
+            return False
+        path = self.path / "reports" / str(sequence)
+        path.parent.mkdir(exist_ok=True)
+        line = json.dumps([device, outcome]).encode() + b"\n"
+        with path.open("ab", buffering=0) as file:  # one write each: lines do not mix
+            if file.tell() + len(line) > REPORTS_BYTES_MAX:
+                return False
+            file.write(line)
+        return True
+
+    def reports(self, sequence: int) -> Reports:
+        """What devices say of a release; each counts once, with the last that it said."""
+        try:
+            lines = (self.path / "reports" / str(sequence)).read_bytes().splitlines()
+        except FileNotFoundError:
+            return Reports()
+        said = dict(json.loads(line) for line in lines)
+        failed = sum(outcome == "failed" for outcome in said.values())
+        return Reports(len(said) - failed, failed)
+
     def publish(
         self,
         channel: Channel,
@@ -113,6 +143,9 @@ class Folder:
         for file in (self.path / "files").iterdir():
             if file.name not in named:
                 file.unlink(missing_ok=True)
+        for report in (self.path / "reports").glob("*"):
+            if report.name not in {str(release.sequence) for release in channel.releases}:
+                report.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
 
-from online.edge.folder import FILE_BYTES_MAX, SIGNATURE_BYTES
+from online.edge.folder import FILE_BYTES_MAX, SIGNATURE_BYTES, Folder
 from online.errors import RequestError
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -28,7 +29,7 @@ _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
 _PAGE: Final = "text/html; charset=utf-8"
 _SCRIPT: Final = "text/javascript; charset=utf-8"
-_COMMENT: Final = re.compile(r"^[ ]*(/\*\*.*?\*/|//[^\n]*)\n|^[ ]+", re.DOTALL | re.MULTILINE)
+_COMMENT: Final = re.compile(r"^\s*(/\*\*.*?\*/|//[^\n]*)\n|^\s+", re.DOTALL | re.MULTILINE)
 
 PARTS: Final = {
     "demo": ("demo.html", _PAGE),
@@ -39,6 +40,18 @@ PARTS: Final = {
     "worker.js": ("worker.js", _SCRIPT),
 }
 """The demo page and the client, by their name under ``/edge/``."""
+
+
+class Report(BaseModel):
+    """What became of a release on a device."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"sequence": 17, "device": "1x9-k2", "outcome": "used"}]},
+    )
+    sequence: int = Field(ge=1, le=2**53)
+    device: str = Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")
+    outcome: Literal["used", "failed"]
 
 
 def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -> APIRouter:
@@ -112,6 +125,18 @@ def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -
         except FileNotFoundError:
             raise _unknown_file(sha256) from None
         return _answer(request, data, _BINARY, f"{whose}, {_FOREVER}", sha256)
+
+    @made.post(
+        "/v1/models/{model}/edge/reports",
+        summary="A device uses the newest release, or it failed its test there",
+        responses={200: {"content": {_JSON: {"example": {"counted": True}}}}},
+    )
+    def report(model: str, body: Report) -> dict[str, bool]:
+        known(model)
+        if place is None:
+            return {"counted": False}
+        counted = Folder(place / model).report(body.sequence, body.device, body.outcome)
+        return {"counted": counted}
 
     _add_parts(made)
     return made

@@ -73,9 +73,9 @@ export async function roots(bytes, held) {
 export async function manifest(bytes, signature, { keys, model, now, held }) {
   let key;
   for (const one of keys) if (await signed(one, signature, bytes)) key = one;
-  insist(key, "signature", "the manifest is not signed by a key of the list");
+  insist(key, "signature", "the manifest is not signed by a known key");
   const made = JSON.parse(TEXT.decode(bytes));
-  insist(made.spec === SPEC, "spec", `the manifest is of spec ${made.spec}`);
+  insist(made.spec === SPEC, "spec", `the manifest has spec ${made.spec}`);
   insist(made.model === model, "model", `the manifest is of model ${made.model}`);
   insist(now < made.expires, "expired", "the manifest has expired");
   // A key that was taken off the list may have pushed the numbers up: they count no more.
@@ -151,12 +151,12 @@ async function choose(get, seen, { model, device, now, target }) {
   };
   let release = made;
   if ((await bucket(device, sequence)) >= made.cohort.percent * 100) {
-    insist(made.before, "not_yet", "the release is not for this device yet, and there is no other");
+    insist(made.before, "not_yet", "there is no release for this device yet");
     release = JSON.parse(TEXT.decode(await fetched(made.before)));
   }
   const file = release.targets[target];
   insist(file?.runtime.name === "edge.js", "target", `the release has no ${target}`);
-  insist(file.sha256 !== seen.bad, "self_test", "the release did not pass its test here");
+  insist(file.sha256 !== seen.bad, "self_test", "the release failed its test here");
   const packs = seen.packs.filter((one) => one.sha256 !== file.sha256);
   const same = seen.packs.find((one) => one.sha256 === file.sha256);
   if (same) return { ...seen, release, packs: [same, ...packs], how: "same", took: 0 };
@@ -164,10 +164,11 @@ async function choose(get, seen, { model, device, now, target }) {
   for (const delta of file.deltas ?? []) {
     const base = packs.find((one) => one.sha256 === delta.from_sha256);
     if (!base || bytes) continue;
+    // If it fails, the whole file is asked for instead.
     try {
       bytes = await checked(await update(base.bytes, await fetched(delta)), file);
       took = delta.size;
-    } catch { /* the whole file is asked for instead */ }
+    } catch {}
   }
   if (!bytes) [how, took, bytes] = ["full", file.size, await fetched(file)];
   const golden = JSON.parse(TEXT.decode(await fetched(file.parity)));
@@ -175,6 +176,7 @@ async function choose(get, seen, { model, device, now, target }) {
     selfTest(bytes, golden, file.dtype === "float64" ? 1e-12 : 1e-6);
   } catch (error) {
     seen.bad = file.sha256;
+    error.sequence = release.sequence;
     throw error;
   }
   // The one before stays: a release that is taken back costs nothing.

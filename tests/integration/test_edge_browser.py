@@ -137,6 +137,7 @@ class Service:
             data, signature = manifest.sign(late, self.world.signing)
             self._head.write_bytes(signature + data if asked["expired"] else self.heads[-1])
         return {
+            "reports": self.world.folder.reports(3).used,
             "posts": self.posts, "duplicates": self.duplicates,
             "applied": [[e["label"], e["features"]] for e in self.applied.values()],
         }  # fmt: skip
@@ -194,6 +195,7 @@ def test_the_life_of_a_device(served: str, tmp_path: Path) -> None:
     assert seen["offline"]["label"] == "x"
     assert seen["waiting"]["applied"] == [], "nothing can have been sent"
     after = seen["after"]
+    assert after["reports"] == 1, "it has told that it uses the release"
     features = {"a": 1, "b": -2}
     assert after["applied"] == [["y", features], ["z", features]]
     assert after["posts"] >= 2, "the first answer was lost"

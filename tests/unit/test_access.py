@@ -61,6 +61,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
         ("GET", f"/v1/models/{{model}}/edge/{name}"): PREDICT
         for name in ("manifest.json", "manifest.sig", "roots.json", "files/{sha256}")
     },
+    ("POST", "/v1/models/{model}/edge/reports"): PREDICT,
     ("GET", "/edge/demo"): EVERYBODY,
     ("GET", "/edge/client.js"): EVERYBODY,
     ("GET", "/v1/models/{model}/edge/files/a/b"): ADMIN,

@@ -24,9 +24,10 @@ from typer.testing import CliRunner
 from evaluation.streams import open_stream
 from online import config
 from online.cli import app
+from online.commands import edge
 from online.edge import deltas, folder, manifest, roots
 from online.edge import routes as served
-from online.edge.channel import KEEP, Channel
+from online.edge.channel import KEEP, Channel, Reports
 from online.edge.errors import ManifestRefused, PublishRefused
 from online.edge.folder import Folder
 from online.errors import ConfigError, RequestError
@@ -185,18 +186,22 @@ def test_without_keys_nothing_is_published(state: Path, words: list[str], why: s
 
 def test_what_a_channel_refuses() -> None:
     empty = Channel()
-    for refused in (lambda: empty.promoted(None), empty.stopped, lambda: empty.head(NOW, 1.0)):
+    for refused in (
+        lambda: empty.promoted(None, Reports()),
+        empty.stopped,
+        lambda: empty.head(NOW, 1.0),
+    ):
         with pytest.raises(PublishRefused, match="nothing is published"):
             refused()
     one = empty.published(DOC, 10)
     with pytest.raises(PublishRefused, match="no release before"):
         one.stopped()
     with pytest.raises(PublishRefused, match="not back to 1 %"):
-        one.promoted(1)
+        one.promoted(1, Reports())
     for to in (None, 1, 7):
         with pytest.raises(PublishRefused, match="is kept"):
             one.named(to)
-    two = one.promoted(100).published(DOC, 1)
+    two = one.promoted(100, Reports()).published(DOC, 1)
     assert two.stopped().before == two.releases[0]
     assert two.published(DOC, 1).before == two.releases[0], "not one that was for few"
 
@@ -205,8 +210,8 @@ def test_heads_only_ever_go_up() -> None:
     channel = Channel().published(DOC, 100)
     pairs = []
     for change in (
-        lambda c: c.published(DOC, 1), lambda c: c.promoted(None), lambda c: c.stopped(),
-        lambda c: c.again(), lambda c: c.published(DOC, 50), lambda c: c.promoted(100),
+        lambda c: c.published(DOC, 1), lambda c: c.promoted(None, Reports()), lambda c: c.stopped(),
+        lambda c: c.again(), lambda c: c.published(DOC, 50), lambda c: c.promoted(100, Reports()),
         lambda c: c.stopped(), lambda c: c.published(DOC, 100),
     ):  # fmt: skip
         channel = change(channel)
@@ -284,6 +289,88 @@ def test_a_list_of_keys_that_is_forged_or_out_of_order_is_refused() -> None:
         roots.followed(json.dumps(entries).encode())
 
 
+# -- what devices report ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("used", "failed", "bad"), [(0, 2, False), (0, 3, True), (57, 3, False), (56, 3, True)]
+)
+def test_a_release_is_bad_when_enough_devices_say_so(used: int, failed: int, bad: bool) -> None:
+    reports = Reports(used, failed)
+    assert reports.bad == bad
+    channel = Channel().published(DOC, 1)
+    if bad:
+        with pytest.raises(PublishRefused, match=f"on {failed} devices"):
+            channel.promoted(None, reports)
+    else:
+        assert channel.promoted(None, reports).percent == 10
+
+
+def test_each_device_counts_once_and_for_the_newest_release_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = worlds.World(tmp_path)
+    asked = Asked(tmp_path)
+
+    def say(device: str, outcome: str, sequence: int = 2) -> Any:
+        body = {"sequence": sequence, "device": device, "outcome": outcome}
+        answer = asked.post("/v1/models/m/edge/reports", body)
+        return answer.json().get("counted", answer.status_code)
+
+    assert say("a", "used", 1) is False, "nothing is published"
+    world.publish(1, NOW)
+    world.publish(2, NOW, percent=1)
+    assert [say("a", "failed"), say("a", "used"), say("b", "failed")] == [True] * 3
+    assert (say("c", "used", 1), say("c", "used", 3)) == (False, False)
+    for device in ("", "x" * 65, "a b", "../a"):
+        assert say(device, "used") == 422
+    assert say("d", "anything") == 422
+    assert world.folder.reports(2) == Reports(used=1, failed=1)
+    assert world.folder.reports(1) == Reports()
+    monkeypatch.setattr(folder, "REPORTS_BYTES_MAX", 50)
+    assert say("e", "used") is False, "there is a bound"
+    for seed in range(KEEP):
+        world.publish(seed, NOW)
+    assert world.folder.reports(2) == Reports(), "they go with their release"
+
+
+def test_a_release_that_fails_on_devices_is_halted(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(state, "keygen")
+    run(state, "publish", "1-1", "--percent", "100")
+    published = Folder(state / "state" / "edge" / "mails")
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+        for device in "abc":
+            published.report(2, device, "failed")
+
+    monkeypatch.setattr(edge.time, "sleep", sleep)
+    where = ["--config", str(state / "online.yaml"), "--state-dir", str(state / "state")]
+    done = CliRunner().invoke(app, ["edge", "publish", "--every", "9", "--json", *where])
+    assert done.exit_code == 0, done.output
+    first, second = map(json.loads, done.output.splitlines())
+    assert (first["sequence"], first["percent"], first["halted"]) == (2, 1, False)
+    assert (second["percent"], second["halted"]) == (0, True)
+    assert slept == [9, 9]
+    assert head(state)["cohort"] == {"percent": 0, "halted": True}
+    assert run(state, "status")["reports"] == {"used": 0, "failed": 3}
+
+
+def test_a_release_that_fails_is_promoted_by_force_only(state: Path) -> None:
+    run(state, "keygen")
+    run(state, "publish")
+    for device in "abc":
+        Folder(state / "state" / "edge" / "mails").report(1, device, "failed")
+    with pytest.raises(PublishRefused, match="--force"):
+        run(state, "promote")
+    assert run(state, "promote", "--force")["percent"] == 10
+
+
 # -- what is served --------------------------------------------------------------------------------
 
 
@@ -307,6 +394,14 @@ class Asked:
             transport = httpx.ASGITransport(self._app)
             async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
                 return await client.get(path, headers=headers)
+
+        return asyncio.run(ask())
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
+                return await client.post(path, json=body)
 
         return asyncio.run(ask())
 

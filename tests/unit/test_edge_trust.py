@@ -18,7 +18,7 @@ from typing import Any, Final
 import pytest
 
 from online.edge import manifest, roots
-from online.edge.channel import bucket
+from online.edge.channel import Reports, bucket
 from online.edge.routes import shipped
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -75,7 +75,7 @@ for (const { served, now, device } of steps) {
     out.push({ sequence: held.release.sequence, how: held.how, took: held.took });
   } catch (error) {
     if (error.seen) held = error.seen;
-    out.push({ refused: error.code ?? String(error) });
+    out.push({ refused: error.code ?? String(error), failed: error.sequence });
   }
   Object.assign(out[out.length - 1], { pulled, asked, packs: held.packs.length });
 }
@@ -317,7 +317,7 @@ def test_cohorts_are_decided_on_the_device(world: Any, tmp_path: Path) -> None:
     outside = next(d for d in devices if d not in within)
     assert 20 <= len(within) <= 60
     tenth = world.served()
-    world.change(lambda channel: channel.promoted(None), NOW)
+    world.change(lambda channel: channel.promoted(None, Reports()), NOW)
     half = world.served()
     world.change(lambda channel: channel.stopped(), NOW)
     halted = world.served()
@@ -353,6 +353,7 @@ def test_a_release_that_failed_here_is_not_fetched_again(world: Any, tmp_path: P
     world.publish(3, NOW)
     out = run(tmp_path / "x", [step(one) for one in (good, bad, bad, world.served())])["out"]
     assert [one.get("refused") for one in out] == [None, "self_test", "self_test", None]
+    assert [one.get("failed") for one in out] == [None, 2, None, None], "reported once"
     assert not [path for path in out[2]["asked"] if path.startswith("files/")]
     assert out[2]["packs"] == 1, "what it had goes on"
     assert out[3]["sequence"] == 3
