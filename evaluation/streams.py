@@ -71,8 +71,8 @@ def open_stream(
     ----------
     name_or_path
         ``phishing``, ``bananas``, ``image_segments`` (inside river), ``digits`` (inside
-        scikit-learn), ``elec2``, ``insects``, ``gas`` (in ``data_dir``), or the path of a ``.csv`` or ``.csv.gz`` file.  Case and ``-``
-        for ``_`` do not matter in names.
+        scikit-learn), ``elec2``, ``insects``, ``gas`` (in ``data_dir``), or the path of a ``.csv``
+        or ``.csv.gz`` file.  Case and ``-`` for ``_`` do not matter in names.
     label
         Column of a CSV file that holds the label; the last one if left out.
 
