@@ -99,7 +99,10 @@ def keygen(
     else:
         by = root = Ed25519PrivateKey.generate()
         chain = roots.extended(None, root, roots.spelled(root), (roots.spelled(signing),))
-    _write_keys(place, chain, {"root.pem": root, "signing.pem": signing})
+    made = {"signing.pem": signing} if root is by and rotate else {
+        "root.pem": root, "signing.pem": signing
+    }  # fmt: skip
+    _write_keys(place, chain, made)
     signed = [_again(settings, place, m, valid_days) for m in settings.models] if rotate else []
     found = roots.followed(chain)
     told: dict[str, Any] = {
@@ -256,6 +259,7 @@ def rollback(
         old = channel.named(to)
         about, differences = with_deltas(folder, channel, old.about, {})
         channel = channel.published(about, 100)
+        _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, differences)
     _say(channel, as_json, served.name)
 
@@ -328,6 +332,7 @@ def _move(
     with folder.locked():
         channel = folder.channel()
         channel = change(channel, folder.reports(channel.sequence))
+        _publish_roots(folder, _keys_place(settings, keys))
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
     _say(channel, as_json, served.name)
 
@@ -413,8 +418,10 @@ def _write_keys(place: Path, chain: bytes, made: Mapping[str, Any]) -> None:
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, key in made.items():
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write(place / name, pem, 0o600)
+        write(place / f"{name}.new", pem, 0o600)
     write(place / "roots.json", chain)
+    for name in made:  # whenever it stops, the keys of the list are there, under one of two names
+        (place / f"{name}.new").replace(place / name)
 
 
 def _publish_roots(folder: Folder, place: Path) -> None:

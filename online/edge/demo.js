@@ -256,8 +256,8 @@ function tell(state) {
   say("age", ago(state.age_s));
   byId("update").replaceChildren(state.how ? HOW[state.how] : "–", el("small", {}, state.took ? bytes(state.took) : ""));
   byId("queue").replaceChildren(String(state.queued), el("small", {}, state.sent ? `${state.sent} sent` : ""));
-  say("trust", state.problem
-    ? `No new release: ${state.problem.message}` : state.sequence === null ? "" : "Signature, files and golden answers checked here.");
+  say("trust", state.problem?.code === "network" ? "The service does not answer: this release goes on."
+    : state.problem ? `No new release: ${state.problem.message}` : state.sequence === null ? "" : "Signature, files and golden answers checked here.");
   if (!state.features) return;
   const layout = JSON.stringify([state.features, state.text, state.classes]);
   if (layout === laidOut) return;

@@ -165,6 +165,28 @@ def test_the_life_of_a_release(state: Path) -> None:
     )
 
 
+def test_a_rotation_that_stops_half_way_leaves_the_old_keys(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(state, "keygen")
+    run(state, "publish")
+    whole = folder.write
+
+    def stops(path: Path, data: bytes, mode: int = 0o644) -> None:
+        if path.name == "roots.json":
+            raise OSError("no space left")
+        whole(path, data, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write", stops)
+        with pytest.raises(OSError, match="space"):
+            run(state, "keygen", "--rotate", "--new-root")
+    run(state, "promote")
+    assert head(state)["revision"] == 1, "signed by the key that devices know"
+    assert run(state, "keygen", "--rotate")["root"] == made["root"]
+    assert head(state)["revision"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
