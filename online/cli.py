@@ -14,7 +14,9 @@ from online.bench.table import app as bench_app
 from online.commands import (
     edge,
     export,
+    forget,
     models,
+    quarantine,
     report,
     rescore,
     rewrites,
@@ -37,10 +39,11 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
-    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+    export.export, rewrites.rollback, forget.forget, rewrites.freeze, rewrites.unfreeze,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(scores.app, name="scores")
 app.add_typer(edge.app, name="edge")
 app.add_typer(settings.app, name="config")

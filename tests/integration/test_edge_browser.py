@@ -6,19 +6,18 @@ acknowledgement that is lost: every piece of feedback counts once.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import edge_world as worlds
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
@@ -42,22 +41,6 @@ def _missing() -> str | None:
 
 
 pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
-
-
-def _worlds() -> Any:
-    """The module beside the unit tests (tests are no package)."""
-    name = "edge_world"
-    if name not in sys.modules:
-        path = Path(__file__).parent.parent / "unit" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _worlds()
 
 
 class Service:

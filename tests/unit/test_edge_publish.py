@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import importlib.util
 import json
 import re
 import stat
-import sys
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import edge_world as worlds
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -37,19 +36,6 @@ from paramserver.snapshots.format import encode
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.state import SnapshotState
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("edge_world")
 NOW: Final = 1_800_000_000.0
 DOC: Final[dict[str, Any]] = {"spec": 1, "targets": {}}
 

@@ -5,16 +5,15 @@ Each attack has its negative control: the same client without the rule, which fa
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import edge_world as worlds
 import pytest
 
 from online.edge import manifest, roots
@@ -23,19 +22,6 @@ from online.edge.routes import shipped
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("edge_world")
 
 NOW: Final = 1_800_000_000.0
 ENDLESS: Final = b"endless"
