@@ -76,8 +76,8 @@ export async function open({
     try {
       if (!trusted) throw new Refused("no_ed25519", "no Ed25519 here: an old browser, or a page without https");
       await hold(await follow(get, held, { model, device: held.device, now: now() }));
-      if (held.how !== "same" || !local) local = load(held.packs[0].bytes);
-      if (held.how !== "same") report("used", held.release.sequence);
+      if (!held.same || !local) local = load(held.packs[0].bytes);
+      if (!held.same) report("used", held.release.sequence);
       problem = null;
     } catch (error) {
       if (error.sequence) report("failed", error.sequence);

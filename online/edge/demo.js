@@ -235,7 +235,7 @@ byId("number").addEventListener("submit", (event) => {
 
 // -- the device -----------------------------------------------------------------------------------
 
-const HOW = { full: "whole file", delta: "difference", same: "up to date" };
+const HOW = { full: "whole file", delta: "difference" };
 let laidOut = "", waiting = null, release = null;
 
 // Asked again when something was learned, or another release came: the mark shows how it moved.

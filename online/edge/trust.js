@@ -120,7 +120,7 @@ export function selfTest(pack, golden, most) {
 /**
  * What this device is to use now. `get(path, most)` fetches bytes under …/edge/. `held` is what it
  * holds: { root, head, packs: [{ sha256, bytes }], bad }. Returns the same, with `release`, and the
- * pack to use first, and `how` it came. What is thrown has `seen`: what to hold all the same, so that
+ * pack to use first: the `same` as so far, or `how` it came. What is thrown has `seen`: what to hold all the same, so that
  * nobody can take the device back behind what it has seen.
  */
 export async function follow(get, held, { model, device, now, target = "edgepack" }) {
@@ -159,7 +159,7 @@ async function choose(get, seen, { model, device, now, target }) {
   insist(file.sha256 !== seen.bad, "self_test", "the release failed its test here");
   const packs = seen.packs.filter((one) => one.sha256 !== file.sha256);
   const same = seen.packs.find((one) => one.sha256 === file.sha256);
-  if (same) return { ...seen, release, packs: [same, ...packs], how: "same", took: 0 };
+  if (same) return { ...seen, release, packs: [same, ...packs], same: true };
   let bytes, how = "delta", took = 0;
   for (const delta of file.deltas ?? []) {
     const base = packs.find((one) => one.sha256 === delta.from_sha256);
@@ -180,5 +180,6 @@ async function choose(get, seen, { model, device, now, target }) {
     throw error;
   }
   // The one before stays: a release that is taken back costs nothing.
-  return { ...seen, release, packs: [{ sha256: file.sha256, bytes }, ...packs].slice(0, 2), how, took };
+  packs.unshift({ sha256: file.sha256, bytes });
+  return { ...seen, release, packs: packs.slice(0, 2), same: false, how, took };
 }

@@ -65,6 +65,8 @@ seen.tampered = [await text("release"), await text("trust")];
 await control({ tamper: "" });
 await look("release", "^3$");
 
+while (!(await control({})).reports); // that it uses the release, told by the way
+
 await control({ replay: true });
 await look("trust", "older");
 seen.replayed = [await text("release"), await text("trust")];
