@@ -58,7 +58,8 @@ for (const { served, now, device } of steps) {
   };
   try {
     held = await follow(get, held, { model: "m", device, now });
-    out.push({ sequence: held.release.sequence, how: held.same ? "same" : held.how, took: held.took });
+    const how = held.same ? "same" : held.how;
+    out.push({ sequence: held.release.sequence, how, took: held.took });
   } catch (error) {
     if (error.seen) held = error.seen;
     out.push({ refused: error.code ?? String(error), failed: error.sequence });
