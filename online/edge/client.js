@@ -38,8 +38,8 @@ export async function open({
   const queue = (act) => run("queue", act);
   const trusted = await able();
   const counts = { sent: 0, refused: 0 };
-  let held = await run("held", (store) => store.get(0));
-  held ??= { device: fresh(), root: root && { root }, packs: [] };
+  let held = (await run("held", (store) => store.get(0)))
+    ?? { device: fresh(), root: root && { root }, packs: [] };
   let local = held.release && load(held.packs[0].bytes), problem = null;
 
   const url = `${base}/v1/models/${encodeURIComponent(model)}/`;
@@ -68,7 +68,7 @@ export async function open({
   // Two at once would fetch twice; whoever asks meanwhile gets the same answer.
   const once = (act) => {
     let going = null;
-    return () => (going ??= act().finally(() => (going = null)));
+    return () => (going = going ?? act().finally(() => (going = null)));
   };
 
   /** Take the release that is meant for this device; resolves to the state. */
