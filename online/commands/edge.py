@@ -40,9 +40,6 @@ app = typer.Typer(
 GOLDEN: Final = 24
 """Rows that devices ask a release before they use it; the gate here asks all."""
 
-DELTAS: Final = 3
-"""Releases that a client may come from with a difference."""
-
 Keys = Annotated[
     Path | None,
     typer.Option("--keys", help="folder of the keys; none: edge-keys in the state folder"),
@@ -249,6 +246,8 @@ def rollback(
 
     Example: online edge rollback --to 16
     """
+    from online.edge.export import with_deltas
+
     settings = load_settings(path, state_dir=state_dir)
     served = picked(settings, model)
     place = _keys_place(settings, keys)
@@ -306,6 +305,8 @@ def _publish(
     settings: Settings, served: ModelSettings, place: Path, made: Exported, percent: int,
     valid_days: float,
 ) -> Channel:  # fmt: skip
+    from online.edge.export import with_deltas
+
     key = signing_key(place / "signing.pem", "--keys")
     files = {sha256(data).hexdigest(): data for data in made.files.values()}
     folder = _folder(settings, served)
@@ -363,37 +364,6 @@ def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: f
         _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
     return served.name
-
-
-def with_deltas(
-    folder: Folder, channel: Channel, manifest: Mapping[str, Any], files: Mapping[str, bytes]
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The document with differences from the newest releases, and those by their hash."""
-    from online.edge.deltas import exact
-    from online.edge.errors import TemplateUnfit
-    from online.edge.export import DELTA_SHARE_MAX
-
-    about = {name: value for name, value in manifest.items() if name != "sequence"}
-    target = about["targets"].get("edgepack")
-    if target is None:
-        return about, {}
-    new = files.get(target["sha256"]) or folder.file(target["sha256"])
-    told: list[dict[str, Any]] = []
-    made: dict[str, bytes] = {}
-    for release in reversed(channel.releases[-DELTAS:]):
-        base = release.about["targets"].get("edgepack", {}).get("sha256")
-        if base in (None, target["sha256"]) or base in [one["from_sha256"] for one in told]:
-            continue
-        try:
-            delta = exact(folder.file(base), new)
-        except TemplateUnfit:  # another structure: it travels whole
-            continue
-        if len(delta) <= DELTA_SHARE_MAX * len(new):
-            digest = sha256(delta).hexdigest()
-            made[digest] = delta
-            told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
-    about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
-    return about, made
 
 
 def _keys_place(settings: Settings, keys: Path | None) -> Path:

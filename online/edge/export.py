@@ -15,7 +15,9 @@ import numpy as np
 
 from evaluation.metrics import Task
 from online.edge import c_file, deltas, manifest, pack, runners, tfjs_file
-from online.edge.errors import EdgeError, ExportRefused
+from online.edge.channel import Channel
+from online.edge.errors import EdgeError, ExportRefused, TemplateUnfit
+from online.edge.folder import Folder
 from online.edge.gate import BOUNDS, Parity, gate
 from online.edge.golden import Golden, golden
 from online.edge.ir import EdgeModel, Floats
@@ -26,6 +28,9 @@ from replay.example import Features, Label
 
 DELTA_SHARE_MAX: Final = 0.7
 """Of the file: a larger difference does not pay."""
+
+DELTAS: Final = 3
+"""Releases that a client may come from with a difference."""
 
 _MINIMUM_JS: Final = {"name": "edge.js", "min": "ES2020"}
 _MINIMUM_ONNX: Final = {"name": "onnxruntime", "min": "1.15", "opset": 18, "ml_opset": 3, "ir": 8}
@@ -233,6 +238,41 @@ def with_delta(made: Exported, since: bytes) -> Exported:
         files={**made.files, name: delta},
         manifest={**made.manifest, "targets": targets},
     )
+
+
+def with_deltas(
+    folder: Folder, channel: Channel, manifest: Mapping[str, Any], files: Mapping[str, bytes]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The document of a release with differences from the newest ones, and those by their hash.
+
+    Parameters
+    ----------
+    folder, channel
+        What is published so far.
+    manifest, files
+        Of the new release; a file that is not among them is one of the folder's.
+    """
+    about = {name: value for name, value in manifest.items() if name != "sequence"}
+    target = about["targets"].get("edgepack")
+    if target is None:
+        return about, {}
+    new = files.get(target["sha256"]) or folder.file(target["sha256"])
+    told: list[dict[str, Any]] = []
+    made: dict[str, bytes] = {}
+    for release in reversed(channel.releases[-DELTAS:]):
+        base = release.about["targets"].get("edgepack", {}).get("sha256")
+        if base in (None, target["sha256"], *(one["from_sha256"] for one in told)):
+            continue
+        try:
+            delta = deltas.exact(folder.file(base), new)
+        except TemplateUnfit:  # another structure: it travels whole
+            continue
+        if len(delta) <= DELTA_SHARE_MAX * len(new):
+            digest = sha256(delta).hexdigest()
+            made[digest] = delta
+            told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
+    about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
+    return about, made
 
 
 def _prove(name: str, target: Target, model: EdgeModel, proof: Golden) -> tuple[bytes, Parity]:

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from online.commands.edge import with_deltas
 from online.edge import pack, roots, runners
 from online.edge.channel import Channel
+from online.edge.export import with_deltas
 from online.edge.folder import Folder, write
 from online.edge.golden import Golden
 from online.edge.ir import Columns, EdgeModel, Layer, Mlp
