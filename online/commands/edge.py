@@ -257,7 +257,7 @@ def rollback(
         channel = folder.channel()
         old = channel.named(to)
         about, differences = with_deltas(folder, channel, old.about, {})
-        channel = channel.published(about, 100)
+        channel = channel.returned(about)
         _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, differences)
     _say(channel, as_json, served.name)

@@ -123,6 +123,14 @@ class Channel:
             kept = (stable, *kept[1:])
         return Channel(sequence, 0, percent, False, kept)
 
+    def returned(self, about: Mapping[str, Any]) -> Channel:
+        """With an older release's document as a new one, for all; nobody comes back to the newest.
+
+        Raises PublishRefused if nothing is published.
+        """
+        left = (*self.releases[:-1], replace(self.newest, whole=False))
+        return replace(self, releases=left).published(about, 100)
+
     def promoted(self, to: int | None, reports: Reports) -> Channel:
         """The newest release for more devices; ``to`` None: the next step.  PublishRefused."""
         newest = self.newest
