@@ -13,6 +13,7 @@ from online import __version__
 from online.bench.table import app as bench_app
 from online.commands import (
     backfill,
+    edge,
     export,
     forget,
     models,
@@ -46,6 +47,7 @@ for command in (
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(scores.app, name="scores")
+app.add_typer(edge.app, name="edge")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")
 app.add_typer(bench_app, name="bench")

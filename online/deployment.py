@@ -102,7 +102,10 @@ class Replica:
         access = None
         if tokens:
             access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
-        app = App(self._servings, self._cluster, self._settings.limits, access, self._readers())
+        app = App(
+            self._servings, self._cluster, self._settings.limits, access, self._readers(),
+            self._settings.state_dir / "edge",
+        )  # fmt: skip
         ingress.install(app)
 
         async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:
