@@ -28,16 +28,8 @@ from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import (
-    journal_opener,
-    merge_rule,
-    run_path,
-    server_name,
-    snapshots_path,
-)
-from paramserver.actor import ServerSettings
-from paramserver.lineage import Lineage
-from paramserver.snapshots.store import Retention
+from online.names import journal_opener, merge_rule, run_path, server_name, snapshots_path
+from online.servers import start_servers
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -46,13 +38,10 @@ log = logging.getLogger("online.cluster")
 Progress = Callable[[str], None]
 
 _REPLICA_PORTS = 120  # a stopped replica's port rests for a while
-_RESTORE_S = 30.0
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
 _LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
-_CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _NOTHING = "nothing was changed: the service goes on as it was"
-_RETRY_WINDOW_S = 86_400.0  # rows are known so much longer than a repeat is promised to be
 _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
 _FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
 _HEAD_S = 10  # for the head of a request, from the connection's beginning
@@ -223,7 +212,7 @@ class Service:
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
-            self._start_servers(self._settings)
+            start_servers(self._settings, self._loaded, self._progress)
             self._start_replicas()
         except OnlineError:
             raise
@@ -241,51 +230,6 @@ class Service:
         self._progress("starting Ray")
         self._vital = start_ray(self._settings, self._private, flags)
         processes.note(run_path(self._settings), {"url": None})
-
-    def _start_servers(self, settings: Settings) -> None:
-        from paramserver.ray_client import start_or_get
-
-        for model in settings.models:
-            loaded = self._loaded[model.name]
-            rule = merge_rule(model, loaded.model)
-            self._progress(f"starting the parameter server of {model.name} (merge: {rule})")
-            snapshots = model.snapshots
-            retention = Retention(
-                snapshots.keep, snapshots.hourly, snapshots.daily, snapshots.weekly
-            )
-            handle = start_or_get(
-                server_name(model.name),
-                Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule),
-                journal_opener(settings),
-                snapshots_path(settings),
-                ServerSettings(
-                    interval_s=snapshots.interval_s,
-                    retention=retention,
-                    lease_s=settings.limits.adopt_s / 2,
-                    confirm_s=_CONFIRM_S,
-                    keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
-                    halves_keep_s=max(model.token_lifetime, model.label_wait),
-                ),
-                processes.gone,
-            )
-            self._wait_serving(model.name, handle)
-
-    def _wait_serving(self, name: str, handle: Any) -> None:
-        """Until the server has restored its state; what it restored is said."""
-        import ray
-
-        deadline = time.monotonic() + _RESTORE_S
-        while True:
-            status = ray.get(handle.status.remote(), timeout=_RESTORE_S)
-            if status["state"] == "serving":
-                break
-            if status["state"] == "refused" or time.monotonic() > deadline:
-                raise StartRefused(f"model {name}: {status['reason']}", "See the reason above")
-            time.sleep(0.02)
-        text = f"model {name}: version {status['epoch']}.{status['count']}"
-        if status["refused"]:
-            text += f", after refusing {status['refused']}"
-        self._progress(text)
 
     def _start_replicas(self) -> None:
         from ray import serve
@@ -341,7 +285,7 @@ class Service:
         self._incomplete = True
         if replace:
             self._version += 1
-            self._start_servers(settings)
+            start_servers(settings, self._loaded, self._progress)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
         self._wait_http()
