@@ -87,6 +87,10 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
+            # A host that is gone says nothing: its replicas are left out after two seconds, and
+            # who is sent to one meanwhile goes on to the next after one (5 s each by default).
+            "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
             # Serve has no setting for how long the head of a request may take, and without one
             # a byte a minute holds a connection for ever.  This one goes into the same section.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\n    {head_in_time}",
@@ -153,7 +157,7 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
     if local:
         place = {
             "address": "local",  # never join a cluster that happens to be there
-            "num_cpus": max(4, settings.replicas),
+            "num_cpus": max(4, settings.replicas_max),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
@@ -240,7 +244,7 @@ class Service:
         self._progress("starting Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": port})
-        self._progress(f"starting {settings.replicas} replicas")
+        self._progress(f"starting {settings.replicas_min} replicas")
         self._deploy(settings)
         self.url = f"http://{settings.host}:{port}"
         self._wait_http()
@@ -297,7 +301,7 @@ class Service:
 
     def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
         """Whether replicas have to tell their curvature that did not, as there was only one."""
-        alone = {self._settings.replicas == 1, settings.replicas == 1}
+        alone = {self._settings.replicas_max == 1, settings.replicas_max == 1}
         rules = {merge_rule(model, loaded[model.name].model) for model in settings.models}
         return len(alone) > 1 and "compensated" in rules
 
@@ -308,7 +312,7 @@ class Service:
             answers = False
             with contextlib.suppress(httpx.HTTPError):
                 answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
-            if answers and balanced(self._private, self._settings.replicas):
+            if answers and balanced(self._private, self._settings.replicas_min):
                 return
             if time.monotonic() > deadline:
                 raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")

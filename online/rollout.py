@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from online import scaling
 from online.config import WITH_SECRETS, Settings
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
@@ -133,7 +134,7 @@ def application(settings: Settings, origin: Origin, version: int | None = None) 
     deployment = serve.deployment(
         Replica,
         name="Replica",
-        num_replicas=settings.replicas,
+        **scaling.options(settings.replicas),
         max_ongoing_requests=limits.ongoing_max,
         max_queued_requests=2 * limits.ongoing_max,
         backpressure_config={"status_code": 429, "retry_after_s": 1},

@@ -154,6 +154,34 @@ def _exactly_once(
 
 
 @app.command()
+def hosts(
+    fault: Annotated[str | None, typer.Option(help="kill, cut, one-way, delay, loss, none")] = None,
+    seconds: Annotated[float, typer.Option(help="how long it lasts")] = 10.0,
+    runs: Annotated[int, typer.Option(help="of each fault")] = 3,
+    seed: Annotated[int, typer.Option(help="of the clients and the network")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The service on three hosts (network namespaces); one is killed or cut off under load.
+
+    Needs root.  Without --fault the whole table.  Example: online bench hosts --fault kill --runs 1
+    """
+    from online.bench import hosts as bench
+
+    plan = [(bench.fault(fault), seconds)] if fault else list(bench.faults())
+    rows = []
+    for what, lasts in plan:
+        for run in range(runs):
+            result = bench.run(
+                what, seconds=lasts, seed=seed + run,
+                progress=lambda line: print(line, file=sys.stderr),
+            )  # fmt: skip
+            print(result.sockets, file=sys.stderr)
+            rows.append({**bench.row(result), "good": result.good})
+    print(json.dumps(rows)) if as_json else print_table("hosts", rows)
+    raise typer.Exit(0 if all(row["good"] for row in rows) else 1)
+
+
+@app.command()
 def durability(as_json: AsJson = False) -> None:
     """A trace (strace) that the journal's sync returns before the 200 leaves.
 

@@ -89,12 +89,15 @@ class Client(threading.Thread):
         *,
         token: str | None = None,
         timeout_s: float = 20.0,
+        pause_s: float = 0.0,
     ) -> None:
         super().__init__(daemon=True)
+        self._pause_s = pause_s
         self._token, self._timeout_s = token, timeout_s
         self._number, self._url, self._sent, self._stop_event = number, url, sent, stop
         self._rng = random.Random(seed)
         self.in_flight = False
+        self.failed = 0  # attempts without an answer, or with one that is none
 
     def run(self) -> None:
         """The loop."""
@@ -102,6 +105,8 @@ class Client(threading.Thread):
         while not self._stop_event.is_set():
             event = f"c{self._number}-{i}"
             i += 1
+            if self._pause_s:
+                self._stop_event.wait(self._pause_s)
             self._send(event)
             if self._rng.random() < 0.05:  # a client that did not trust the answer
                 self._send(event)
@@ -132,6 +137,7 @@ class Client(threading.Thread):
                     self._sent.unanswered.discard(event)
                     self._sent.statuses[answer["status"]] += 1
                 return
+            self.failed += 1
             with self._sent.lock:
                 self._sent.statuses[f"retried after {code or 'no answer'}"] += 1
             if self._stop_event.is_set() and self._rng.random() < 0.2:

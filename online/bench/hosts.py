@@ -2,14 +2,13 @@
 
 The hosts are network namespaces (:mod:`online.bench.ether`): a Ray head and two workers, each with
 its own processes, address and name, and a fourth that has the journal's Redis server and the
-clients.  Each client asks the balancer of one host and goes on to the next when it gets no answer.
+clients.  Each client asks the balancer of one host, and of the next when it gets no answer.
 As in :mod:`online.bench.exactly_once` the final weights say of each event how often it was learned.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import secrets
 import signal
 import subprocess
@@ -18,10 +17,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast, get_args
 
 import psutil
 
@@ -33,15 +33,17 @@ from online.bench.service import Running, status, write_settings
 from online.errors import StartRefused
 from online.http import Connection
 
-Fault = Literal["none", "kill", "cut", "one way", "delay", "loss"]
+Fault = Literal["none", "kill", "cut", "one-way", "delay", "loss"]
 
 _PORT: Final = 8000
 _RAY_PORT: Final = 6379
 _HEAD, _STORE = "head", "store"
 _WORKERS: Final = ("worker1", "worker2")
 _REPLICAS: Final = 3
-_START_S: Final = 120.0
+_START_S: Final = 300.0
+_CLIENT_S: Final = 3.0  # of a client's attempt
 _BACK_S: Final = 180.0  # of a host's replicas, after Ray had given it up
+_STARTED: Final = "Ray runtime started"
 _SUPERVISED: Final = "while :; do {start} --block; sleep 1; done"  # what systemd does
 
 
@@ -49,7 +51,7 @@ _SUPERVISED: Final = "while :; do {start} --block; sleep 1; done"  # what system
 class Result:
     """Of one run.
 
-    ``lost`` and ``twice`` are event ids.  ``answered`` counts predictions by host and by when:
+    ``lost`` and ``twice`` are event ids, ``acknowledged_during`` counts those of the fault.  ``answered`` counts predictions by host and by when:
     ``during`` the fault and ``after`` it.  ``resumed_s`` is the time after the fault's end until
     every replica had exchanged with the server within a second; None if none was to come back.
     """
@@ -59,6 +61,7 @@ class Result:
     hosts: dict[str, int]
     server_on: str
     acknowledged: int
+    acknowledged_during: int
     unanswered: int
     lost: list[str]
     twice: list[str]
@@ -105,12 +108,12 @@ class Site:
         self._ray(head, "--head", f"--port={_RAY_PORT}", "--include-dashboard=false")
         deadline = time.monotonic() + _START_S
         address = f"{head.address}:{_RAY_PORT}"
-        while "LISTEN" not in head.sh(f"ss -ltn 'sport = :{_RAY_PORT}'"):
+        while self._joined() < 1:
             self._check(deadline, "Ray's head")
         for name in _WORKERS:
             self._ray(self.network.hosts[name], f"--address={address}")
         write_settings(self._folder, self._settings(journal, address))
-        while self._nodes(address) < 1 + len(_WORKERS):
+        while self._joined() < 1 + len(_WORKERS):
             self._check(deadline, "a worker")
         log = (self._folder / "serve.log").open("w")
         command = [sys.executable, "-m", "online", "serve", str(self._folder / "online.yaml")]
@@ -165,18 +168,10 @@ class Site:
                 )
             )
 
-    def _nodes(self, address: str) -> int:
-        """Live nodes, as Ray's head says."""
-        script = (
-            f"import ray; ray.init('{address}', log_to_driver=False); "
-            "print('nodes', sum(n['Alive'] for n in ray.nodes()))"
-        )
-        done = subprocess.run(
-            self.network.hosts[_HEAD].within([sys.executable, "-c", script]),
-            capture_output=True, text=True, timeout=60, env=self._environment,
-        )  # fmt: skip
-        found = re.search(r"nodes (\d+)", done.stdout)
-        return int(found[1]) if found else 0
+    def _joined(self) -> int:
+        """Hosts whose Ray has started, as it says itself."""
+        logs = [self._folder / f"{name}.log" for name in (_HEAD, *_WORKERS)]
+        return sum(_STARTED in log.read_text() for log in logs if log.exists())
 
     def where(self) -> dict[str, list[str]]:
         """Titles of Ray's actors on each live host."""
@@ -246,7 +241,7 @@ def rules(fault: Fault, host: str) -> tuple[Rule, ...]:
         "none": (),
         "kill": (),
         "cut": (Rule(host, "*", gone), Rule("*", host, gone)),
-        "one way": (Rule(host, "*", gone),),
+        "one-way": (Rule(host, "*", gone),),
         "delay": (Rule("*", "*", Link(delay_s=0.2)),),
         "loss": (Rule("*", "*", Link(loss=0.2)),),
     }[fault]
@@ -288,7 +283,7 @@ class _Campaign:
         self._folder, self._network, self._fault = folder, network, fault
         self._seconds, self._clients, self._seed = seconds, clients, seed
         self._progress = progress
-        self._phase = "before"
+        self._phase, self._during = "before", 0
         self._sent, self._stop = exactly_once.Sent(), threading.Event()
 
     def run(self, binary: str) -> Result:
@@ -315,13 +310,15 @@ class _Campaign:
             (h for h, titles in placed.items() if any("ParameterServer" in t for t in titles)), "?"
         )
         self._progress(f"replicas: {hosts}, parameter server on {server_on}")
-        threads = [
-            exactly_once.Client(
-                i, _rotating(site, i), self._sent, self._stop, self._seed * 1000 + i,
-                token=site.token, timeout_s=5.0,
-            )
-            for i in range(self._clients)
-        ]  # fmt: skip
+        threads: list[exactly_once.Client] = []
+        for i in range(self._clients):
+            url = partial(_url, site, threads, i)
+            threads.append(
+                exactly_once.Client(
+                    i, url, self._sent, self._stop, self._seed * 1000 + i,
+                    token=site.token, timeout_s=_CLIENT_S,
+                )
+            )  # fmt: skip
         askers = [Asker(host, site.token, self._stop, lambda: self._phase) for host in site.alive]
         for thread in (*threads, *askers):
             thread.start()
@@ -343,6 +340,7 @@ class _Campaign:
             hosts=hosts,
             server_on=server_on,
             acknowledged=len(self._sent.acknowledged),
+            acknowledged_during=self._during,
             unanswered=len(self._sent.unanswered),
             lost=found.lost,
             twice=found.twice,
@@ -367,8 +365,9 @@ class _Campaign:
         time.sleep(self._seconds)
         self._network.rules()
         during = len(self._sent.acknowledged)
+        self._during = during - before
         self._phase, ended = "after", time.monotonic()
-        self._progress(f"over: {during - before:,} acknowledged meanwhile")
+        self._progress(f"over: {self._during:,} acknowledged meanwhile")
         _until(lambda: len(self._sent.acknowledged) > during + 50, 60, "answers after the fault")
         _until(lambda: _exchanging(running), _BACK_S, "all replicas to exchange")
         resumed = time.monotonic() - ended
@@ -376,11 +375,11 @@ class _Campaign:
         return resumed
 
 
-def _rotating(site: Site, number: int) -> Callable[[], str]:
-    """URL of one host after the other, a step each time it is asked for."""
-    addresses = [site.network.hosts[name].address for name in (_HEAD, *_WORKERS)]
-    turn = iter(range(number, 1 << 60))
-    return lambda: f"http://{addresses[next(turn) % len(addresses)]}:{_PORT}"
+def _url(site: Site, clients: list[exactly_once.Client], number: int) -> str:
+    """Of the next host, each time that a client got no answer."""
+    names = (_HEAD, *_WORKERS)
+    host = site.network.hosts[names[(number + clients[number].failed) % len(names)]]
+    return f"http://{host.address}:{_PORT}"
 
 
 def _exchanging(running: Running) -> bool:
@@ -405,11 +404,30 @@ def faults() -> Iterator[tuple[Fault, float]]:
     yield "kill", 10.0
     yield "cut", 10.0
     yield "cut", 120.0
-    yield "one way", 10.0
+    yield "one-way", 10.0
     yield "delay", 20.0
     yield "loss", 20.0
 
 
-def named(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the table, without what is too long for it."""
-    return {k: v for k, v in rows.items() if k not in ("sockets", "statuses", "strangers")}
+def fault(name: str) -> Fault:
+    """The fault of that name.  Raises StartRefused with those that there are."""
+    for known in get_args(Fault):
+        if known == name:
+            return cast("Fault", known)
+    raise StartRefused(f"no fault {name!r}", f"Name one of: {', '.join(get_args(Fault))}")
+
+
+def row(result: Result) -> dict[str, Any]:
+    """A row of the table: counts instead of lists."""
+    return {
+        "fault": result.fault,
+        "seconds": result.seconds,
+        "server on": result.server_on,
+        "acknowledged": result.acknowledged,
+        "during": result.acknowledged_during,
+        "lost": len(result.lost),
+        "twice": len(result.twice),
+        "adopted": result.adopted,
+        "resumed s": result.resumed_s,
+        "answered": result.answered,
+    }
