@@ -51,9 +51,10 @@ _SUPERVISED: Final = "while :; do {start} --block; sleep 1; done"  # what system
 class Result:
     """Of one run.
 
-    ``lost`` and ``twice`` are event ids, ``acknowledged_during`` counts those of the fault.  ``answered`` counts predictions by host and by when:
-    ``during`` the fault and ``after`` it.  ``resumed_s`` is the time after the fault's end until
-    every replica had exchanged with the server within a second; None if none was to come back.
+    ``lost`` and ``twice`` are event ids, ``acknowledged_during`` counts those of the fault.
+    ``answered`` counts predictions by host and by when: before, ``during`` the fault and ``after``
+    it.  ``resumed_s`` is the time after the fault's end until so many replicas as there should be
+    had exchanged with the server within a second.
     """
 
     fault: Fault
@@ -69,7 +70,7 @@ class Result:
     fsck_good: bool
     adopted: int
     answered: dict[str, int]
-    resumed_s: float | None
+    resumed_s: float
     statuses: dict[str, int]
     sockets: str = field(repr=False)
 
@@ -324,7 +325,7 @@ class _Campaign:
             thread.start()
         _until(lambda: len(self._sent.acknowledged) >= 50 * self._clients, 60, "answers")
         said = sockets(self._network.hosts[_HEAD])
-        resumed = self._break(site, running)
+        resumed = self._break(running)
         self._stop.set()
         for thread in (*threads, *askers):
             thread.join(150)
@@ -353,7 +354,7 @@ class _Campaign:
             sockets=said,
         )
 
-    def _break(self, site: Site, running: Running) -> float | None:
+    def _break(self, running: Running) -> float:
         """Let the fault happen and end; seconds from its end until learning goes on everywhere."""
         victim = self._network.hosts[_WORKERS[-1]]
         before = len(self._sent.acknowledged)
