@@ -182,6 +182,31 @@ def hosts(
 
 
 @app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(help="of load")] = 30.0,
+    kill_s: Annotated[float, typer.Option("--kill-s", help="seconds between two kills")] = 30.0,
+    seed: Annotated[int, typer.Option(help="of what is killed")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Mixed load at half of capacity and a kill now and then: nothing lost, nothing grows.
+
+    Example: online bench soak --minutes 1 --kill-s 10
+    """
+    from online.bench import soak as bench
+
+    result = bench.run(
+        minutes * 60, kill_s=kill_s, seed=seed, progress=lambda line: print(line, file=sys.stderr)
+    )
+    data = {**asdict(result), "good": result.good}
+    if as_json:
+        print(json.dumps(data))
+    else:
+        for name, value in data.items():
+            print(f"{name.replace('_', ' ')}: {value}")
+    raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
 def durability(as_json: AsJson = False) -> None:
     """A trace (strace) that the journal's sync returns before the 200 leaves.
 
@@ -332,6 +357,7 @@ def everything() -> None:
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
+    found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))
     raise typer.Exit(0 if all(found) else 1)
 
 

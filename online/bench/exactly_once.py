@@ -107,13 +107,18 @@ class Client(threading.Thread):
             i += 1
             if self._pause_s:
                 self._stop_event.wait(self._pause_s)
-            self._send(event)
+            self.send(event)
             if self._rng.random() < 0.05:  # a client that did not trust the answer
-                self._send(event)
+                self.send(event)
 
-    def _send(self, event: str) -> None:
+    def feature(self, event: str) -> str:
+        """Name of the feature whose weight counts the event: one of its own."""
+        return event
+
+    def send(self, event: str) -> None:
+        """Send it and again until it is acknowledged."""
         body = {
-            "features": {event: 1.0},
+            "features": {self.feature(event): 1.0},
             "label": COUNT_LABEL,
             "event_id": event,
             "source": "bench",
@@ -299,14 +304,24 @@ class Reckoning:
     adopted: int
 
 
-def judge(running: Running, settings: Settings, sent: Sent) -> Reckoning:
-    """Compare what the clients know with a snapshot that has every row of the journal."""
+def learned(
+    running: Running, settings: Settings
+) -> tuple[dict[str, float], fsck.Findings, dict[str, Any]]:
+    """How often each feature's events were learned, what `fsck` finds, and the model's status.
+
+    Of a snapshot that has every row of the journal.
+    """
     findings = _wait_complete(running, settings)
     now = status(running, "counting")
     spec = str(now["server"]["spec"])
     stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
     weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
-    times = {event: weight / STEP for event, weight in weights.items()}
+    return {name: weight / STEP for name, weight in weights.items()}, findings, now
+
+
+def judge(running: Running, settings: Settings, sent: Sent) -> Reckoning:
+    """Compare what the clients know with what the model has learned."""
+    times, findings, now = learned(running, settings)
     known = sent.acknowledged | sent.unanswered
     return Reckoning(
         unanswered_learned=sum(1 for e in sent.unanswered if times.get(e)),

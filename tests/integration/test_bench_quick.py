@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from online.bench import push, recovery
+from online.bench import push, recovery, soak
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -48,3 +48,16 @@ def test_recovery() -> None:
     assert measured["own restore"] < measured["server killed → it serves"]
     assert measured["replica beside bare Ray Serve"] > 0
     assert measured["parameters"] == pytest.approx(20_000 * 51 / 2**20, rel=0.01)
+
+
+def test_soak() -> None:
+    """A minute of `online bench soak`, with a kill every ten seconds."""
+    result = soak.run(60, kill_s=10, clients=4)
+    print(result)
+    assert not result.lost
+    assert not result.twice
+    assert result.fsck_good
+    assert result.flat, (result.memory_mb, result.files)
+    assert sum(result.kills.values()) >= 4
+    assert result.acknowledged > 200
+    assert result.per_s < 0.75 * result.capacity_per_s
