@@ -8,6 +8,7 @@ is sent to the replicas.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,20 @@ class Arguments(BaseModel):
     settings: Path
 
 
-def build(arguments: Arguments) -> Any:
+def build(arguments: Mapping[str, str]) -> Any:
     """Start the parameter servers that do not run yet; the application.
 
-    Raises StartRefused: what the journal's state or the nodes do not allow.
+    Raises pydantic's ValidationError for other ``arguments`` than :class:`Arguments` has, and
+    StartRefused for what the journal's state or the nodes do not allow.
     """
     import ray
 
-    settings = config.load(arguments.settings, {}, config.environment())
+    # Serve makes an object of them only where the annotation is a class, and here it is a text.
+    path = Arguments.model_validate(arguments).settings
+    settings = config.load(path, {}, config.environment())
     if settings.cluster == "local":
         raise StartRefused(
-            f"{arguments.settings} has `cluster: local`, and Ray Serve runs already",
+            f"{path} has `cluster: local`, and Ray Serve runs already",
             "Write `cluster: auto`",
         )
     check_nodes(settings, [n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"]])

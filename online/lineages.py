@@ -129,7 +129,7 @@ class Models:
             values={},
             clock=clock,
             control=controls[-1].seq if controls else 0,
-            rewrite=rewrites.newest_rollback(controls),  # undone events stay so
+            rewrite=rewrites.newest_rewrite(controls),  # undone events stay so
             frozen=rewrites.frozen_by(controls),
             position=journal.follow(name, 2**62, 1).upto if without else 0,
             created_at=time.time(),

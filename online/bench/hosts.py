@@ -42,6 +42,7 @@ _WORKERS: Final = ("worker1", "worker2")
 _REPLICAS: Final = 3
 _START_S: Final = 300.0
 _CLIENT_S: Final = 3.0  # of a client's attempt
+_PATIENT_S: Final = 20.0  # where all is slow, a client that gives up early only makes more work
 _BACK_S: Final = 180.0  # of a host's replicas, after Ray had given it up
 _STARTED: Final = "Ray runtime started"
 _SUPERVISED: Final = "while :; do {start} --block; sleep 1; done"  # what systemd does
@@ -311,13 +312,14 @@ class _Campaign:
             (h for h, titles in placed.items() if any("ParameterServer" in t for t in titles)), "?"
         )
         self._progress(f"replicas: {hosts}, parameter server on {server_on}")
+        patience = _PATIENT_S if self._fault in ("delay", "loss") else _CLIENT_S
         threads: list[exactly_once.Client] = []
         for i in range(self._clients):
             url = partial(_url, site, threads, i)
             threads.append(
                 exactly_once.Client(
                     i, url, self._sent, self._stop, self._seed * 1000 + i,
-                    token=site.token, timeout_s=_CLIENT_S,
+                    token=site.token, timeout_s=patience,
                 )
             )  # fmt: skip
         askers = [Asker(host, site.token, self._stop, lambda: self._phase) for host in site.alive]

@@ -7,33 +7,18 @@ finds exactly the replica that it is for.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
-import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
+import replica_world as worlds
 
 from online import telemetry
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.lineage import Lineage
 from paramserver.process import Host
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 ALARMS: Final = PAGE.split("### Alarms")[1].split("\n## ")[0]

@@ -20,8 +20,9 @@ import typer
 import yaml
 
 from online import cli, config
-from online.application import Arguments
+from online.application import Arguments, build
 from online.cluster import ray_flags
+from online.errors import StartRefused
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
@@ -104,6 +105,18 @@ BUILD: Final = "online.application:build"
 def test_a_wrong_serve_file_is_found(wrong: dict[str, Any]) -> None:
     with pytest.raises((ValueError, AttributeError)):
         check_serve({**load("serve_config.yaml"), **wrong})
+
+
+def test_the_builder_takes_what_serve_hands_to_it(tmp_path: Path) -> None:
+    """A mapping, by Serve's own call; what it refuses comes after the settings were read."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    path = tmp_path / "online.yaml"
+    path.write_text("models: [{name: m, task: binary, learner: logreg}]")
+    with pytest.raises(StartRefused, match="cluster: local"):
+        call_user_app_builder_with_args_if_necessary(build, {"settings": str(path)})
+    with pytest.raises(ValueError, match="file"):
+        call_user_app_builder_with_args_if_necessary(build, {"file": str(path)})
 
 
 def exported() -> dict[str, str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import math
-import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import replica_world as worlds
 
 from online.app import App
 from online.config import Limits
@@ -21,20 +20,6 @@ from online.models.linear import Linear
 from replay.example import Features, Label
 from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite import SqliteJournal
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 
 MODELS: Final = 20
 FAILS, DIVERGES, FLOODED = "m0", "m1", "m2"
