@@ -17,6 +17,7 @@ import itertools
 import os
 import random
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -37,6 +38,7 @@ T = TypeVar("T")
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TAP_NO_PI: Final = 0x0002 | 0x1000
 _CLONE_NEWNET: Final = 0x40000000
+_TOOLS: Final = ("ip", "ss", "unshare", "nsenter", "setpriv")
 _MTU: Final = 9000  # fewer frames for Python to carry
 _FRAME_MAX: Final = _MTU + 64
 _INIT: Final = "hostname {name} && mount --bind {own} {shared} && mount -t tmpfs tmpfs /dev/shm && "
@@ -81,8 +83,9 @@ class Host:
         own.mkdir(parents=True, exist_ok=True)
         setup = _INIT.format(name=name, own=own, shared=shared) + _WAIT
         self._starter = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--ipc", "--pid", "--fork", "--mount-proc",
-             "--kill-child", "bash", "-c", setup],
+            # It ends with us, however we end; its child with it, and all else with that one.
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--ipc", "--pid",
+             "--fork", "--mount-proc", "--kill-child", "bash", "-c", setup],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         assert self._starter.stdout is not None
@@ -314,6 +317,8 @@ def permitted() -> str | None:
         return "network namespaces need root"
     if not os.path.exists("/dev/net/tun"):
         return "there is no /dev/net/tun"
+    if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        return f"missing: {', '.join(missing)}"
     tried = subprocess.run(
         ["unshare", "--net", "--pid", "--fork", "--mount-proc", "true"],
         capture_output=True,
