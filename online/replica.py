@@ -123,7 +123,7 @@ class ModelReplica:
         self.filters = filters
         if filters is not None:
             learner.evidence.heard = filters
-            filters.on_quarantine = self._purge
+            filters.standings.on_quarantine = self._purge
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._unexpected: str | None = None
         self._spec = spec
@@ -225,7 +225,7 @@ class ModelReplica:
             log.warning("nothing is rehearsed of what came before: %s", error)
             return
         self.learner.memory = fresh
-        for source in () if self.filters is None else self.filters.quarantined:
+        for source in () if self.filters is None else self.filters.standings.quarantined:
             self._purge(source)
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
@@ -302,6 +302,8 @@ class ModelReplica:
     async def _on_sealed(self, partition: int) -> int:
         """Somebody else learns the rest of the partition: drop what is held of it, take another."""
         self.learner.abandon(partition)
+        if self.filters is not None:
+            self.filters.standings.leave(partition)
         return await self._register()
 
     def _on_commit(self, new_server: bool) -> None:
