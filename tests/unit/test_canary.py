@@ -72,7 +72,7 @@ def test_a_probe_reaches_every_replica_and_the_alarm_finds_the_one_that_stopped(
             replicas[name] = await world.replica(name)
 
         async def served(event: str, by: str) -> None:
-            await worlds.until(lambda: world.weight(replicas[by], event) == pytest.approx(1))
+            await worlds.until(lambda: world.weight(replicas[by], event) == pytest.approx(1), 30)
 
         await replicas["a"].writer.record([worlds.row("probe1")])
         for name in NAMES:
@@ -84,7 +84,7 @@ def test_a_probe_reaches_every_replica_and_the_alarm_finds_the_one_that_stopped(
         passed_s = rule()[1] + 1
         await served("probe2", "b")
         met = clients["a"].met, clients["b"].met
-        await worlds.until(lambda: clients["a"].met > met[0] and clients["b"].met > met[1])
+        await worlds.until(lambda: clients["a"].met > met[0] and clients["b"].met > met[1], 30)
         assert world.weight(replicas["c"], "probe2") == 0, "from an old model"
         assert world.weight(replicas["c"], "probe1") == pytest.approx(1)
         assert firing(shown(world.server)) == ["c"]

@@ -23,7 +23,7 @@ from replay.journal.sqlite import SqliteJournal
 
 MODELS: Final = 20
 FAILS, DIVERGES, FLOODED = "m0", "m1", "m2"
-LIMITS: Final = Limits(ongoing_max=32, feedback_wait_s=5)
+LIMITS: Final = Limits(ongoing_max=32, feedback_wait_s=60)  # on a slow machine, too
 
 
 class Fails(Linear):
@@ -48,7 +48,7 @@ class Stuck(SqliteJournal):
         self.go = threading.Event()
 
     def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
-        self.go.wait(30)
+        self.go.wait(60)
         return super().append(partition, known, rows)
 
 
@@ -85,7 +85,7 @@ def test_a_failing_a_diverging_and_a_flooded_model_leave_seventeen_alone(tmp_pat
             flood = [
                 asyncio.create_task(send(FLOODED, f"f{i}")) for i in range(3 * LIMITS.ongoing_max)
             ]
-            await worlds.until(lambda: sum(task.done() for task in flood) > LIMITS.ongoing_max)
+            await worlds.until(lambda: sum(t.done() for t in flood) > LIMITS.ongoing_max, 30)
             others = [f"m{i}" for i in range(3, MODELS)]
             for i in range(3):
                 failed = await send(FAILS, f"x{i}")
@@ -118,7 +118,7 @@ def test_a_flood_without_the_bound_would_take_all_slots(tmp_path: Path) -> None:
     async def scene() -> None:
         servings, stuck = {}, Stuck(tmp_path / "journal.db")
         worldly = worlds.World(tmp_path)
-        unbounded = Limits(ongoing_max=10 * LIMITS.ongoing_max, feedback_wait_s=5)
+        unbounded = Limits(ongoing_max=10 * LIMITS.ongoing_max, feedback_wait_s=60)
         replica = await worldly.replica(limits=unbounded, journal=stuck)
         servings["m2"] = worldly.serving(replica)
         (tmp_path / "other").mkdir()
@@ -133,7 +133,7 @@ def test_a_flood_without_the_bound_would_take_all_slots(tmp_path: Path) -> None:
                 asyncio.create_task(client.post("/v1/models/m2/feedback", json=body))
                 for _ in range(LIMITS.ongoing_max)
             ]
-            await worlds.until(lambda: app._under_way == LIMITS.ongoing_max)
+            await worlds.until(lambda: app._under_way == LIMITS.ongoing_max, 30)
             asked = await client.post("/v1/models/m3/predict", json={"features": {"a": 1.0}})
             assert asked.status_code == 429
             stuck.go.set()
