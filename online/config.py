@@ -22,11 +22,14 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
     SecretStr,
     SerializationInfo,
+    Tag,
     ValidationError,
     field_serializer,
+    model_validator,
 )
 
 from online.access import ROLES, Role, check_token, digest, named
@@ -171,12 +174,34 @@ class Limits(Tree):
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
 
 
+class ReplicaRange(Tree):
+    """As many replicas as the load needs: see :mod:`online.scaling`."""
+
+    min: int = Field(1, ge=1, le=64)
+    max: int = Field(ge=1, le=64)
+    up_s: float = Field(10, ge=1, description="more once the load has lasted so long")
+    down_s: float = Field(120, ge=1, description="fewer once it has been gone so long")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ReplicaRange:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, above max, {self.max}")
+        return self
+
+
+Replicas = Annotated[
+    Annotated[int, Field(ge=1, le=64), Tag("fixed")] | Annotated[ReplicaRange, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, Mapping | ReplicaRange) else "fixed"),
+]
+_TAGS = ("fixed", "range")  # of the line above: in errors they are no part of a setting's name
+
+
 class Settings(Tree):
     """The whole service."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
-    replicas: int = Field(2, ge=1, le=64)
+    replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
     journal: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
@@ -208,6 +233,16 @@ class Settings(Tree):
         AccessTokens(), description="who may use the HTTP port; none: it is on loopback only"
     )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
+
+    @property
+    def replicas_min(self) -> int:
+        """How many there are at least."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def replicas_max(self) -> int:
+        """How many there may be."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max
 
     @property
     def key_path(self) -> Path:
@@ -317,10 +352,11 @@ def read_token_file(path: Path, field: str) -> list[str]:
 
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    loc = tuple(part for part in first["loc"] if part not in _TAGS)
+    field = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
-        known = _fields(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        known = _fields(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
         remedy = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
         return ConfigError(field, "unknown setting", remedy)
     secret = first["type"] == "missing" or first["loc"][0] == "tokens"
@@ -334,6 +370,8 @@ def _fields(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         if part == "models" or isinstance(part, int):
             node = ModelSettings
+        elif part == "replicas":
+            node = ReplicaRange
         elif (annotation := node.model_fields[str(part)].annotation) and isinstance(
             annotation, type
         ):

@@ -28,6 +28,7 @@ from online.replica import ModelReplica
 from online.rescore.stores import RedisReads, SqliteScores
 from online.rollout import Origin
 from online.room import journal_room
+from online.scaling import Busy
 from online.scores import Reader, threaded
 from online.serving import Serving
 from online.status import Cluster
@@ -94,6 +95,7 @@ class Replica:
         for background in self._background.values():
             background.start()
         await self._cluster.start()
+        self._busy = Busy(time.process_time, time.monotonic)
         gc.collect()
         gc.freeze()
 
@@ -121,6 +123,10 @@ class Replica:
                     return
 
         return with_lifespan
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """How busy this replica is; Serve asks if their number follows the load."""
+        return self._busy()
 
     def _readers(self) -> dict[str, Reader]:
         """What reads the scores of the settings; opened when they are asked for."""

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from online.bench import push, recovery, scores
+from online.bench import push, recovery, scores, soak
 from online.bench.redis_server import find_binary
 from online.config import environment
 
@@ -59,3 +59,16 @@ def test_scores() -> None:
     found = scores.run(runs=1, seconds=0.5, keys=2_000, judge=False)
     assert len(found) == 11
     assert all(line.median > 0 and line.good is None for line in found)
+
+
+def test_soak() -> None:
+    """A minute of `online bench soak`, with a kill every ten seconds."""
+    result = soak.run(60, kill_s=10, clients=4)
+    print(result)
+    assert not result.lost
+    assert not result.twice
+    assert result.fsck_good
+    assert result.flat, (result.memory_mb, result.files)
+    assert sum(result.kills.values()) >= 4
+    assert result.acknowledged > 200
+    assert result.per_s < 0.75 * result.capacity_per_s
