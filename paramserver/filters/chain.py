@@ -39,16 +39,6 @@ QUARANTINE_AT: Final = -6.0
 """Wald: an honest source is condemned with probability of about e⁻⁶ = .25 %."""
 
 REFRESH_EVERY: Final = 10
-REFRESH_AT_LEAST: Final = 100
-_SLOWER: Final = 50
-"""Arrivals between two refreshes: ten at first, then a fiftieth of all so far, at most a hundred.
-
-What a model learns moves it less and less, and frames are for where it was.  While much speaks
-against sources in good standing, the world may turn: then it is ten again."""
-
-_UNREST: Final = 0.4
-_UNREST_OVER: Final = 16.0
-
 RELEASE_AFTER: Final = 20
 OFFENCES_MAX: Final = 3
 """From this quarantine on only an operator releases."""
@@ -111,7 +101,7 @@ class Chain:
     sources_max
         Sources that are known.
     refresh_every
-        Arrivals between the first refreshes; later ones are up to ``REFRESH_AT_LEAST`` apart.
+        Arrivals between two refreshes.
     credit
         Nats that a source is believed before its events weigh less.  0: one that nobody knows
         weighs half.
@@ -140,9 +130,7 @@ class Chain:
         self.sources = Sources(sources_max)
         self.drift = False
         self.alarms = 0
-        self._every, self._due, self._refreshed = refresh_every, refresh_every, 0
-        self._unrest = 0.0  # how often, of late, something spoke against sources in good standing
-        self._longest = max(refresh_every, REFRESH_AT_LEAST)
+        self._every = refresh_every
         self._arrivals = 0
         self._lately: deque[str] = deque(maxlen=WINDOW)
 
@@ -212,13 +200,7 @@ class Chain:
             self._shadow(source)
         if source.standing < QUARANTINE_AT and not self.drift:
             self.sources.quarantine(source)
-        worse = source.good and any(opinion.evidence < 0.0 for opinion in verdict.opinions)
-        self._unrest += (worse - self._unrest) / _UNREST_OVER
-        if self._arrivals >= self._due or (
-            self._unrest > _UNREST and self._arrivals >= self._refreshed + self._every
-        ):
-            wait = max(self._every, min(self._arrivals // _SLOWER, self._longest))
-            self._refreshed, self._due = self._arrivals, self._arrivals + wait
+        if self._arrivals % self._every == 0:
             self.refresh(event.key, event.version)
 
     def cut(self) -> Blocks:
