@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import test_parameter_server as beside
 
 from paramserver import errors, rewrites, wire
 from paramserver.actor import ServerSettings
@@ -20,19 +19,6 @@ from paramserver.state import SnapshotState
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-beside: Any = _beside("test_parameter_server")
 Control, Died, Info, LINEAGE, World = (
     beside.Control, beside.Died, beside.Info, beside.LINEAGE, beside.World,
 )  # fmt: skip
