@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
+import test_quarantine as quarantine
 from river import linear_model, optim, preprocessing
 
 from evaluation.streams import open_stream
@@ -36,20 +36,6 @@ from replay.example import Example
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
-quarantine: Any = _beside("test_quarantine")
 SPEC = worlds.SPEC
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
 from msgspec.structs import replace
 
 import online.history
@@ -24,20 +23,6 @@ from paramserver import errors
 from paramserver.actor import ServerSettings
 from replay.journal.base import Appended, NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 
 
 class Control:
