@@ -350,6 +350,7 @@ def test_a_source_is_forgotten_while_it_answers(clicks: Clicks) -> None:
 
 def test_a_banned_source_is_quarantined_and_released(clicks: Clicks) -> None:
     learned = clicks.status()["learned"]
+    assert clicks.said("quarantine", "ban", "--source", "bot")["complete"]
     for i in range(21_000, 21_005):
         status, receipt = clicks.feedback(i, "no", source="bot")
         assert (status, receipt["status"]) == (202, "quarantined"), receipt

@@ -12,11 +12,21 @@ from typing import Any
 import pytest
 import replica_world as worlds
 import test_quarantine as quarantine
+from msgspec.structs import replace
 from river import linear_model, optim, preprocessing
 
 from evaluation.streams import open_stream
 from online.errors import RequestError, StartRefused
-from online.forgetting import Bases, Built, Rebuild, Wanted, check_reach, influence, nothing
+from online.forgetting import (
+    Bases,
+    Built,
+    Rebuild,
+    Wanted,
+    check_reach,
+    influence,
+    nothing,
+    runs,
+)
 from online.history import Decisions
 from online.learner import Learner
 from online.messages import FeedbackRequest
@@ -355,3 +365,144 @@ def test_mutants_of_a_forget_are_found(
     found = (AssertionError, TimeoutError, StartRefused, errors.ForgetRefused)
     with pytest.raises((*found, RequestError, pytest.fail.Exception)):
         worlds.play(tmp_path, forgotten)
+
+
+# -- where it begins -------------------------------------------------------------------------------
+
+
+class Ledger:
+    """One partition, a server that counts, and decisions about it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world = worlds.World(folder)
+        self.journal, self.server = self.world.journal(), self.world.server
+        self.partition, self.end = self.journal.register("m", "r", SPEC, 0.0).id, 0
+
+    def send(self, source: str, n: int = 1) -> None:
+        rows = [
+            replace(worlds.row(f"e{self.end + i}"), source=source, at=float(self.end + i))
+            for i in range(1, n + 1)
+        ]
+        self.end = self.journal.append(self.partition, self.end, rows).end
+        server = self.server._server
+        assert server is not None
+        clock = server.clock.get(self.partition, 0)
+        push = wire.Push(
+            server.epoch, SPEC, self.partition, clock + 1, self.end, n, server.version, {}
+        )
+        request = wire.SyncRequest(wire.FORMAT, "r", self.partition, [push], None, True, [])
+        self.server.sync(wire.encode(request))
+
+    def snapshot(self) -> str:
+        self.server.snapshot()
+        return str(self.server.snapshots()[0]["name"])
+
+    def base(self, wanted: Wanted, named: str | None = None) -> str | None:
+        decisions = Decisions(SPEC)
+        decisions.read(self.journal, "m")
+        found = influence(self.journal, "m", decisions, wanted, 1e9)
+        bases = Bases(self.journal, "m", decisions, self.journal.partitions("m"))
+        place = lineage_place(str(self.world.folder / "snapshots"), "m", SPEC)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        history.index()
+        head = self.journal.head("m", SPEC).snapshot
+        if named is not None:
+            return bases.named(history, head, named).name
+        check_reach(found, wanted)
+        return bases.before(history, head, 0, found).name
+
+
+def test_the_newest_snapshot_from_before_the_first_row(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.send("good", 3)
+    first = ledger.snapshot()
+    ledger.send("good", 3)
+    second = ledger.snapshot()
+    ledger.send("bot", 2)
+    third = ledger.snapshot()
+    assert ledger.base(Wanted("bot")) == second
+    assert ledger.base(Wanted("bot", since=8.0)) == second, "its first row of then is in the third"
+    assert ledger.base(Wanted("bot", since=9.0)) == third
+    assert ledger.base(Wanted("good")) is None, "from the first row on"
+    assert ledger.base(Wanted("good", since=4.0)) == first
+    ledger.server.rollback(second)
+    ledger.send("good", 2)
+    fourth = ledger.snapshot()
+    assert ledger.base(Wanted("bot")) == fourth, "its rows were undone by the rollback"
+    assert ledger.base(Wanted("good", since=9.0)) == second, "the third holds what is undone"
+    with pytest.raises(StartRefused, match="undone by now"):
+        ledger.base(Wanted("good"), third)
+    with pytest.raises(StartRefused, match="no snapshot that"):
+        ledger.base(Wanted("good"), "9-9")
+    assert ledger.base(Wanted("good"), first) == first
+
+
+def test_what_the_journal_has_no_longer_got_is_said(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.send("good", 4)
+    ledger.snapshot()
+    ledger.send("good", 4)
+    second = ledger.snapshot()
+    epoch = ledger.journal.head("m", SPEC).epoch
+    assert ledger.journal.trim("m", SPEC, epoch, {ledger.partition: 6}, 6.5, 99) == 6
+    for since in (None, 6.0):
+        with pytest.raises(StartRefused, match="reaches back to 7"):
+            ledger.base(Wanted("bot", since))
+    assert ledger.base(Wanted("bot", 7.0)) == second
+    with pytest.raises(StartRefused, match="no snapshot from before"):
+        ledger.base(Wanted("good", 7.0))
+    with pytest.raises(StartRefused, match="2 rows behind it were removed"):
+        ledger.base(Wanted("good"), "1-1")
+
+
+def test_rows_as_spans() -> None:
+    offsets = [1, 2, 5, 6, 7, 9]
+    spans = runs(offsets)
+    assert spans == ((0, 2), (4, 7), (8, 9))
+    assert rewrites.unpacked(rewrites.packed(spans)) == spans
+    undone = rewrites.Undone({1: spans})
+    assert [o for o in range(12) if undone.has(1, o)] == offsets
+    assert undone.upto({1: 6}) == {1: ((0, 2), (4, 6))}
+
+
+def test_a_decision_meanwhile_stops_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.send("good", 2)
+    first = ledger.snapshot()
+    ledger.send("bot", 1)
+    decisions = Decisions(SPEC)
+    rebuild = Rebuild(
+        ledger.journal, decisions, Wanted("bot"), nothing("m", SPEC, "{}", {}), worlds.counting,
+        task="regression", rows_max=8, ordered=False,
+    )  # fmt: skip
+    rebuild.run()
+    ledger.server.rollback(first)
+    with pytest.raises(StartRefused, match="meanwhile"):
+        rebuild.run()
+
+
+class Needy(Linear):
+    """Can't learn `after` unless it has learned `before`."""
+
+    def learn(self, features: Any, label: Any, weight: float) -> None:
+        if "after" in features and self.predict({"before": 1.0}).label == 0.0:
+            raise ValueError("nothing came before")
+        super().learn(features, label, weight)
+
+
+def test_what_can_not_be_learned_without_it_is_taken_out_too(tmp_path: Path) -> None:
+    world = worlds.World(tmp_path)
+    journal = world.journal()
+    partition = journal.register("m", "r", SPEC, 0.0).id
+    rows = [replace(worlds.row("before"), source="bot"), *map(worlds.row, ("after", "x"))]
+    journal.append(partition, 0, rows)
+    step = 2.0**-10
+
+    def build() -> Needy:
+        loss = optim.losses.Absolute()
+        return Needy(linear_model.LinearRegression(optim.SGD(step), loss=loss, intercept_lr=0.0))
+
+    made, base = built(journal, tmp_path / "snapshots", Wanted("bot"), build)
+    assert (base, made.learned, made.unlearned) == (None, 1, 1)
+    assert made.undone == {partition: [0, 2]}
+    assert made.state.values["digest"].data["count"] == 1
