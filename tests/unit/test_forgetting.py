@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from online.forgetting import (
 from online.history import Decisions
 from online.learner import Learner
 from online.messages import FeedbackRequest
+from online.model_settings import Snapshots
 from online.models.linear import Linear
 from online.tally import event_hash
 from online.tokens import event_key
@@ -58,6 +60,7 @@ def built(
     task: Any = "regression",
     base: str | None = None,
     rewrite: int = 0,
+    ordered: bool = False,
 ) -> tuple[Built, str | None]:
     """A state without the source, published aside as ``aside-1``, and what it was built from."""
     decisions = Decisions(SPEC)
@@ -76,7 +79,7 @@ def built(
     if chosen.name is not None:
         start = history.load(chosen.name)
     rebuild = Rebuild(
-        journal, decisions, wanted, start, build, task=task, rows_max=4096, ordered=False
+        journal, decisions, wanted, start, build, task=task, rows_max=4096, ordered=ordered
     )
     rebuild.run()
     made = rebuild.built((1, 0), rewrite, 5.0)
@@ -268,8 +271,11 @@ async def send(serving: Any, source: str, *names: str) -> list[str]:
     return out
 
 
-async def forgotten(world: Any) -> None:
-    first, second = await world.replica("r1"), await world.replica("r2")
+async def forgotten(world: Any, ordered: bool = False) -> None:
+    often = Snapshots(interval_s=0.1)
+    first, second = [
+        await world.replica(name, ordered=ordered, snapshots=often) for name in ("r1", "r2")
+    ]
     one = quarantine.cluster(world, first)
     servings = [world.serving(replica) for replica in (first, second)]
     replicas = (first, second)
@@ -281,22 +287,29 @@ async def forgotten(world: Any) -> None:
                 lambda r=replica: {n: world.weight(r, n) for n in expected} == expected
             )
 
+    def pushed() -> bool:
+        clock = world.server._server.clock
+        return all(clock.get(r.writer.partition, 0) >= r.writer.known for r in replicas)
+
     await send(servings[0], "good", "a", "b")
     await send(servings[1], "good", "c")
     await are(a=1, b=1, c=1)
+    await worlds.until(pushed)
     world.server.snapshot()
     for serving, names in zip(servings, ("xd", "ye"), strict=True):
         await send(serving, "bot", names[0])
         await send(serving, "good", names[1])
     await are(x=1, y=1, d=1, e=1)
+    await worlds.until(pushed)
     world.server.snapshot()
     poisoned = world.server.snapshots()[0]["name"]
     await send(servings[0], "bot", "z")
     assert (await one.ban("m", "bot", banned=True))["complete"]
 
     made, base = await asyncio.to_thread(
-        built, world.journal(), world.folder / "snapshots", Wanted("bot"), worlds.counting
-    )
+        built, world.journal(), world.folder / "snapshots", Wanted("bot"), worlds.counting,
+        ordered=ordered,
+    )  # fmt: skip
     assert base != poisoned
     assert await send(servings[1], "good", "late") == ["learned"], "while it is built"
     assert await send(servings[1], "bot", "v") == ["quarantined"]
@@ -343,8 +356,9 @@ def hashed(row: Any) -> int:
     return event_hash(row.key)
 
 
-def test_a_source_is_forgotten_by_every_replica(tmp_path: Path) -> None:
-    worlds.play(tmp_path, forgotten)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_source_is_forgotten_by_every_replica(tmp_path: Path, ordered: bool) -> None:
+    worlds.play(tmp_path, partial(forgotten, ordered=ordered))
 
 
 @pytest.mark.parametrize(
