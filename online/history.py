@@ -29,6 +29,7 @@ import msgspec
 from online.errors import invalid
 from online.tokens import event_key
 from paramserver import rewrites
+from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Row, Verdict
 
 UNDONE: Final = "undone"
@@ -65,6 +66,17 @@ def origin(row: Row) -> Origin:
         if row.key == event_key(_AGAIN, f"{decision}:{key}"):
             return Origin(int(partition), int(offset), bytes.fromhex(key), event_id)
     return Origin(row.partition, row.offset, row.key, row.event_id)
+
+
+def is_again(row: NewRow) -> bool:
+    """Whether an operator had the event learned again."""
+    return row.event_id.startswith(f"{_AGAIN}:") and row.key == _again_key(row.event_id)
+
+
+def _again_key(event_id: str) -> bytes | None:
+    """The key of a row that is called so, if it was made here; callers can name events alike."""
+    parts = event_id.split(":", 5)
+    return event_key(_AGAIN, f"{parts[1]}:{parts[4]}") if len(parts) == 6 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,13 +261,16 @@ class Listed:
             return None
         event, decision = self.event, self.next_decision
         name = f"{decision}:{event.partition}:{event.offset}:{event.key.hex()}:{event.event_id}"
-        verdict = self.row.verdict if self.row.verdict in LEARNED else Verdict.ACCEPTED
+        verdict, payload = self.row.verdict, self.row.payload
+        if verdict not in LEARNED:  # what was said of it does not count twice against its source
+            verdict = Verdict.ACCEPTED
+            payload = codec.encode(msgspec.structs.replace(codec.decode(payload), judged=None))
         return NewRow(
             event_key(_AGAIN, f"{decision}:{event.key.hex()}"),
             f"{_AGAIN}:{name}",
             self.row.source,
             verdict,
-            self.row.payload,
+            payload,
             at,
             self.row.factor,
         )

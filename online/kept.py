@@ -161,6 +161,7 @@ class Kept:
         rows = [row for event in events if (row := event.again(replica.now_s())) is not None]
         recorded = await replica.writer.record(rows, decided=True) if rows else []
         new = Counter(result.status for result in recorded if not result.repeat)
+        new["learned"] += new.pop("clipped", 0)
         if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
             message = f"the model was frozen meanwhile; {new['learned']} events were learned"
             raise RequestError(409, "still_frozen", message, None, "Unfreeze it: online unfreeze")

@@ -91,10 +91,11 @@ class Predictions(msgspec.Struct, omit_defaults=True):
 
 STATUSES: Final[Mapping[str, str]] = {
     "learned": "durable and in the model",
+    "clipped": "durable and in the model, with less weight: see reason",
+    "quarantined": "durable, not learned: an operator may release it; see reason",
     "failed": "durable, and the model could not learn it",
     "queued": "durable, and not in the model yet",
     "frozen": "kept, not learned: the model is frozen",
-    "quarantined": "kept, not learned: an operator may release it",
     "waiting": "the label is kept until its prediction has been recorded",
     "duplicate": "recorded before with the same label: see first_outcome",
     "conflict": "recorded before with another label, which stands",

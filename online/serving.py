@@ -32,6 +32,7 @@ from replay.example import Features
 
 _HTTP = {
     "learned": 200,
+    "clipped": 200,
     "duplicate": 200,
     "undone": 200,
     "queued": 202,
@@ -221,6 +222,9 @@ class Serving:
             receipt.seen = f"{standing.partition}:{standing.offset}"
         if recorded.reason:
             receipt.reason = recorded.reason
+        elif recorded.status in ("clipped", "quarantined"):
+            judged = codec.decode(standing.payload).judged
+            receipt.reason = "the source is quarantined" if judged is None else judged.reason
         if recorded.repeat:
             first = codec.decode(standing.payload).label
             receipt.duplicate = True

@@ -95,6 +95,7 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "drift": _drift(replica, alone=len(replicas) == 1),
             "replay": _kept(replica),
+            "filters": _filters(replica),
             "replicas": replicas,
             "server": server,
             "rewrites": await self._rewrites(name),
@@ -238,6 +239,11 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
         "replayed": memory.replayed,
         **memory.shares(),
     }
+
+
+def _filters(replica: ModelReplica) -> dict[str, Any] | None:
+    """What this replica's filters know; None if nothing is judged."""
+    return None if replica.filters is None else replica.filters.shown()
 
 
 def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:

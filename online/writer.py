@@ -22,6 +22,7 @@ import msgspec
 from online import history
 from online.config import Limits
 from online.errors import RequestError
+from online.filtering import Filtering
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
@@ -39,8 +40,9 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     Attributes
     ----------
     status
-        ``learned``, ``failed``, ``frozen``, ``quarantined``, ``undone``, ``released``,
-        ``discarded``, ``waiting``, or ``queued``: on disk, and another process will learn it.
+        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
+        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
+        learn it.
     row
         The row that stands; None for a label whose prediction has not come.
     repeat
@@ -119,6 +121,8 @@ class Writer:
     follows
         The local model if another process learns the rows: they are answered ``queued`` at their
         commit, and at most ``limits.queue_max`` of them may be missing in it.
+    filters
+        Judge rows before they are written, unless the model is frozen; None: all are accepted.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class Writer:
         moved: Callable[[bool], None],
         sealed: Callable[[int], Awaitable[int]],
         follows: Learner | OrderedLearner | None = None,
+        filters: Filtering | None = None,
     ) -> None:
         self.partition = 0
         self.known = 0
@@ -149,7 +154,7 @@ class Writer:
         self._model, self._spec = model, spec
         self._limits, self._store, self._counts = limits, store, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
-        self._follows = follows
+        self._follows, self._filters = follows, filters
         self._uncommitted = 0  # rows that were taken and wait for their commit
         self._queue: deque[_Waiting] = deque()
         most = limits.joins_queue_max
@@ -259,9 +264,13 @@ class Writer:
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
             self.committing = True
+            if self._filters is not None:
+                rows = self._filters.judge(rows)
         try:
             appended = await self._append(rows)
         except ReplayError as error:
+            if self._filters is not None:
+                self._filters.dropped()
             self._refuse(halves, batch, error)
             return
         finally:
@@ -269,6 +278,8 @@ class Writer:
             self._uncommitted -= len(rows) - len(halves)
         self.incident = None
         self.known = appended.end
+        if self._filters is not None:
+            self._filters.committed(rows, appended.outcomes)
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
         self._take(fresh)
         places = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
@@ -419,7 +430,8 @@ class Writer:
             return self.decisions.choice(history.origin(row)) or "quarantined"
         if self.decisions.undone.has(row.partition, row.offset):
             return "undone"
-        return "learned" if self._follows is None or self._is_there(row) else "queued"
+        learned = "clipped" if row.verdict is Verdict.CLIPPED else "learned"
+        return learned if self._follows is None or self._is_there(row) else "queued"
 
     def _is_there(self, row: Row) -> bool:
         """Whether another process has learned the row, and the answers here count it."""

@@ -24,6 +24,7 @@ from paramserver.errors import (
     StoreUnavailable,
     Superseded,
 )
+from paramserver.filters.sources import SOURCES_MAX
 from paramserver.leases import Leases
 from paramserver.lineage import Lineage, publish, recover
 from paramserver.parts import PART_KEYS
@@ -71,6 +72,8 @@ class ServerSettings:
         Halves of rows whose other half does not come are kept for so many seconds.
     banned_max
         Sources that may be banned at once.
+    sources_max
+        Sources of which evidence is kept.
     """
 
     interval_s: float = 10.0
@@ -79,6 +82,7 @@ class ServerSettings:
     adopt_max: int = 2
     history_max: int = HISTORY_MAX
     part_keys: int = PART_KEYS
+    sources_max: int = SOURCES_MAX
     confirm_s: float = 1.0
     report_keep_s: float = 60.0
     retry_s: float = 0.5
@@ -221,6 +225,7 @@ class ServerProcess:
         history.index()
         asides = history.drop_asides(set() if found.needed is None else {found.needed.snapshot})
         partitions, gone = self._look_at_partitions(self._store)
+        found.server.sources_max = self._settings.sources_max
         with self._lock:
             now_s = self._host.monotonic()
             self._server, self._history = found.server, history
@@ -236,6 +241,7 @@ class ServerProcess:
 
     def _serve(self, server: Server) -> None:
         """Serve another state from now on, under the epoch just taken."""
+        server.sources_max = self._settings.sources_max
         with self._lock:
             parent = None if self._parent is None else parse_name(self._parent)
             self._server, self._published = server, None
