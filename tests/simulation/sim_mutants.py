@@ -457,7 +457,7 @@ MUTANTS: dict[str, Mutant] = {
             ),
         ),
         climate=_only(**_STEADY, forgets=True, sync_ms=20.0),
-        within=40,
+        within=20,
     ),
     "a start removes the state that a forget names": Mutant(
         ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),

@@ -44,7 +44,7 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from replay import codec
-from replay.example import Example
+from replay.example import Example, Judged
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -520,3 +520,17 @@ def test_what_can_not_be_learned_without_it_is_taken_out_too(tmp_path: Path) -> 
     assert (base, made.learned, made.unlearned) == (None, 1, 1)
     assert made.undone == {partition: [0, 2]}
     assert made.state.values["digest"].data["count"] == 1
+
+
+def test_what_its_rows_said_of_it_goes_with_them(tmp_path: Path) -> None:
+    world = worlds.World(tmp_path)
+    journal = world.journal()
+    partition = journal.register("m", "r", SPEC, 0.0).id
+    rows = []
+    for name, source in (("a", "good"), ("b", "bot")):
+        example = Example({name: 1.0}, 1e9, judged=Judged(0.5, "", {"surprise": 1.5}))
+        rows.append(replace(worlds.row(name), source=source, payload=codec.encode(example)))
+    journal.append(partition, 0, rows)
+    made, _ = built(journal, tmp_path / "snapshots", Wanted("bot"), worlds.counting)
+    said = {name: block.data for name, block in made.state.values.items() if "surprise" in name}
+    assert [set(data) for data in said.values()] == [{"good"}]
