@@ -22,6 +22,7 @@ from online.memories import memory_for
 from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import load_model, merge_rule, open_journal, snapshots_path
+from online.rootset import root_rows
 from online.tokens import Keys
 from paramserver import rewrites
 from paramserver.lineage import Lineage, begin_epoch, publish
@@ -49,6 +50,7 @@ class Models:
         for model in self._settings.models:
             loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
             memory_for(model, loaded.model, merge_rule(model, loaded.model))  # refused here
+            root_rows(model, self._settings, numeric_only=loaded.model.numeric_only)  # and this
             out[model.name] = loaded
         return out
 

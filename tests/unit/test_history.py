@@ -91,7 +91,9 @@ class World:
             if row.source == source and decisions.learned(row):
                 offsets.setdefault(row.partition, []).append(row.offset)
         undone = {p: rewrites.packed(tuple((o - 1, o) for o in x)) for p, x in offsets.items()}
-        note = Forget(SPEC, source, None, None, "aside-1", self.control, dict(self.ends), [], undone)
+        note = Forget(
+            SPEC, source, None, None, "aside-1", self.control, dict(self.ends), [], undone
+        )
         self.decide(rewrites.FORGET, note)
 
     def append(self, which: int, rows: list[NewRow]) -> list[bool]:

@@ -156,11 +156,31 @@ class Held(SqliteJournal):
         return super().append(partition, known, rows)
 
 
+class Kept:
+    """A memory that keeps nothing, and notes who is purged."""
+
+    distil, replayed, buffer = 0.0, 0, ()
+
+    def __init__(self) -> None:
+        self.purged: list[str] = []
+
+    def lesson(self, label: Any) -> tuple[()]:
+        return ()
+
+    def keep(self, *row: Any) -> None:
+        pass
+
+    def purge(self, source: str) -> int:
+        self.purged.append(source)
+        return 1
+
+
 async def banned(world: Any) -> None:
     Held.open.set()
     Held.appends = 0
     journal = Held(world.folder / "journal.db", disk_low_mb=0)
     replica = await world.replica(journal=journal)
+    memory = replica.learner.memory = Kept()
     one, serving = cluster(world, replica), world.serving(replica)
     assert (await sent(serving, event("a", "bot")))[1].status == "learned"
     Held.open.clear()
@@ -175,6 +195,7 @@ async def banned(world: Any) -> None:
     assert (await judged)[1].status == "learned"
     done = await ban
     assert (done["complete"], done["banned"]) == (True, True)
+    await worlds.until(lambda: "bot" in memory.purged)
     status, receipt = await sent(serving, event("c", "bot"))
     assert (status, receipt.status) == (202, "quarantined")
     assert (await sent(serving, event("d", "good")))[1].status == "learned"
