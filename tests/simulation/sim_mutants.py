@@ -30,7 +30,7 @@ from sim_world import Faulty
 
 _PRODUCT = ("online", "paramserver", "replay")
 _HEIRS = {  # their classes are made of classes of the first
-    "paramserver.process": ("paramserver.actor",),
+    "paramserver.process": ("paramserver.swapping", "paramserver.actor"),
     "replay.journal.sqlitefile": ("replay.journal.sqlite",),
 }
 Change = tuple[str, str, str]
