@@ -137,8 +137,8 @@ class Decisions:
         for control in journal.controls(model, self.seq):
             if upto is not None and control.seq > upto:
                 break
-            self.seq = control.seq
             self._take(control)
+            self.seq = control.seq  # last: whoever reads it has what it says
         if len(self.rewrites) > known:
             self.undone = rewrites.undone(self.rewrites)
 
