@@ -76,7 +76,7 @@ def model_replica(
             spec=loaded.spec_hash,
             retain_bytes=limits.retain_mb << 20,
             rows_max=rows_max,
-            compensates=settings.replicas > 1 and rule == "compensated",
+            compensates=settings.replicas_max > 1 and rule == "compensated",
             memory=memory_for(model, loaded.model, rule) if learns else None,
         )
 

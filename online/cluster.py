@@ -28,16 +28,8 @@ from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import (
-    journal_opener,
-    merge_rule,
-    run_path,
-    server_name,
-    snapshots_path,
-)
-from paramserver.actor import ServerSettings
-from paramserver.lineage import Lineage
-from paramserver.snapshots.store import Retention
+from online.names import journal_opener, merge_rule, run_path, server_name, snapshots_path
+from online.servers import start_servers
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -46,13 +38,10 @@ log = logging.getLogger("online.cluster")
 Progress = Callable[[str], None]
 
 _REPLICA_PORTS = 120  # a stopped replica's port rests for a while
-_RESTORE_S = 30.0
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
 _LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
-_CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _NOTHING = "nothing was changed: the service goes on as it was"
-_RETRY_WINDOW_S = 86_400.0  # rows are known so much longer than a repeat is promised to be
 _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
 _FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
 _HEAD_S = 10  # for the head of a request, from the connection's beginning
@@ -98,6 +87,10 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
+            # A host that is gone says nothing: its replicas are left out after two seconds, and
+            # who is sent to one meanwhile goes on to the next after one (5 s each by default).
+            "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
             # Serve has no setting for how long the head of a request may take, and without one
             # a byte a minute holds a connection for ever.  This one goes into the same section.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\n    {head_in_time}",
@@ -152,6 +145,15 @@ def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
         )
 
 
+def check_scores(settings: Settings) -> None:
+    """Refuse a Redis server of scores that no replica could ask.  Raises StartRefused."""
+    if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
+        raise StartRefused(
+            "`scores` names a Redis server, and the package for it is missing",
+            "pip install 'online-learning-service[redis]'",
+        )
+
+
 def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> list[psutil.Process]:
     """Start or join Ray; its processes on this machine that the service can't live without.
 
@@ -164,7 +166,7 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
     if local:
         place = {
             "address": "local",  # never join a cluster that happens to be there
-            "num_cpus": max(4, settings.replicas),
+            "num_cpus": max(4, settings.replicas_max),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
@@ -218,12 +220,13 @@ class Service:
                 f"port {self._settings.port} of {self._settings.host} is taken",
                 "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
             )
+        check_scores(self._settings)
         models = Models(self._settings, self._progress)
         self._loaded = models.check(fresh=fresh, relearn=relearn)
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
-            self._start_servers(self._settings)
+            start_servers(self._settings, self._loaded, self._progress)
             self._start_replicas()
         except OnlineError:
             raise
@@ -242,53 +245,6 @@ class Service:
         self._vital = start_ray(self._settings, self._private, flags)
         processes.note(run_path(self._settings), {"url": None})
 
-    def _start_servers(self, settings: Settings) -> None:
-        from paramserver.ray_client import start_or_get
-
-        for model in settings.models:
-            loaded = self._loaded[model.name]
-            rule = merge_rule(model, loaded.model)
-            self._progress(f"starting the parameter server of {model.name} (merge: {rule})")
-            snapshots = model.snapshots
-            retention = Retention(
-                snapshots.keep, snapshots.hourly, snapshots.daily, snapshots.weekly
-            )
-            handle = start_or_get(
-                server_name(model.name),
-                Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule),
-                journal_opener(settings),
-                snapshots_path(settings),
-                ServerSettings(
-                    interval_s=snapshots.interval_s,
-                    retention=retention,
-                    lease_s=settings.limits.adopt_s / 2,
-                    confirm_s=_CONFIRM_S,
-                    keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
-                    halves_keep_s=max(model.token_lifetime, model.label_wait),
-                    banned_max=settings.limits.banned_max,
-                    sources_max=settings.limits.sources_max,
-                ),
-                processes.gone,
-            )
-            self._wait_serving(model.name, handle)
-
-    def _wait_serving(self, name: str, handle: Any) -> None:
-        """Until the server has restored its state; what it restored is said."""
-        import ray
-
-        deadline = time.monotonic() + _RESTORE_S
-        while True:
-            status = ray.get(handle.status.remote(), timeout=_RESTORE_S)
-            if status["state"] == "serving":
-                break
-            if status["state"] == "refused" or time.monotonic() > deadline:
-                raise StartRefused(f"model {name}: {status['reason']}", "See the reason above")
-            time.sleep(0.02)
-        text = f"model {name}: version {status['epoch']}.{status['count']}"
-        if status["refused"]:
-            text += f", after refusing {status['refused']}"
-        self._progress(text)
-
     def _start_replicas(self) -> None:
         from ray import serve
 
@@ -298,7 +254,7 @@ class Service:
         self._progress("starting Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": settings.host, "port": port})
-        self._progress(f"starting {settings.replicas} replicas")
+        self._progress(f"starting {settings.replicas_min} replicas")
         self._deploy(settings)
         self.url = f"http://{settings.host}:{port}"
         self._wait_http()
@@ -343,7 +299,7 @@ class Service:
         self._incomplete = True
         if replace:
             self._version += 1
-            self._start_servers(settings)
+            start_servers(settings, self._loaded, self._progress)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
         self._wait_http()
@@ -355,7 +311,7 @@ class Service:
 
     def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
         """Whether replicas have to tell their curvature that did not, as there was only one."""
-        alone = {self._settings.replicas == 1, settings.replicas == 1}
+        alone = {self._settings.replicas_max == 1, settings.replicas_max == 1}
         rules = {merge_rule(model, loaded[model.name].model) for model in settings.models}
         return len(alone) > 1 and "compensated" in rules
 
@@ -366,7 +322,7 @@ class Service:
             answers = False
             with contextlib.suppress(httpx.HTTPError):
                 answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
-            if answers and balanced(self._private, self._settings.replicas):
+            if answers and balanced(self._private, self._settings.replicas_min):
                 return
             if time.monotonic() > deadline:
                 raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")

@@ -22,11 +22,14 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
     SecretStr,
     SerializationInfo,
+    Tag,
     ValidationError,
     field_serializer,
+    model_validator,
 )
 
 from online.access import ROLES, Role, check_token, digest, named
@@ -46,7 +49,7 @@ def hidden(text: str) -> str:
     return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
 
 
-def _journal(value: str) -> str:
+def _store(value: str) -> str:
     """``sqlite``, or the address of a Redis server."""
     if value == "sqlite":
         return value
@@ -171,14 +174,36 @@ class Limits(Tree):
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
 
 
+class ReplicaRange(Tree):
+    """As many replicas as the load needs: see :mod:`online.scaling`."""
+
+    min: int = Field(1, ge=1, le=64)
+    max: int = Field(ge=1, le=64)
+    up_s: float = Field(10, ge=1, description="more once the load has lasted so long")
+    down_s: float = Field(120, ge=1, description="fewer once it has been gone so long")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ReplicaRange:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, above max, {self.max}")
+        return self
+
+
+Replicas = Annotated[
+    Annotated[int, Field(ge=1, le=64), Tag("fixed")] | Annotated[ReplicaRange, Tag("range")],
+    Discriminator(lambda value: "range" if isinstance(value, Mapping | ReplicaRange) else "fixed"),
+]
+_TAGS = ("fixed", "range")  # of the line above: in errors they are no part of a setting's name
+
+
 class Settings(Tree):
     """The whole service."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
-    replicas: int = Field(2, ge=1, le=64)
+    replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
-    journal: Annotated[str, AfterValidator(_journal)] = Field(
+    journal: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )
     journal_prefix: str = Field(
@@ -193,6 +218,11 @@ class Settings(Tree):
     snapshot_dir: str | None = Field(
         None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
     )
+    scores: Annotated[str, AfterValidator(_store)] = Field(
+        "sqlite",
+        repr=False,
+        description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
+    )
     cluster: Annotated[str, AfterValidator(_cluster)] = Field(
         "local", description="local starts a Ray of its own; auto or host:port joins one"
     )
@@ -205,11 +235,21 @@ class Settings(Tree):
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
     @property
+    def replicas_min(self) -> int:
+        """How many there are at least."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def replicas_max(self) -> int:
+        """How many there may be."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
     def key_path(self) -> Path:
         """File of the keys that sign label tokens and pickled blobs."""
         return self.key_file or self.state_dir / "key"
 
-    @field_serializer("journal", "snapshot_dir")
+    @field_serializer("journal", "snapshot_dir", "scores")
     def _hide(self, value: str | None, info: SerializationInfo) -> str | None:
         return value if value is None or info.context == WITH_SECRETS else hidden(value)
 
@@ -312,10 +352,11 @@ def read_token_file(path: Path, field: str) -> list[str]:
 
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    loc = tuple(part for part in first["loc"] if part not in _TAGS)
+    field = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
-        known = _fields(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        known = _fields(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
         remedy = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
         return ConfigError(field, "unknown setting", remedy)
     secret = first["type"] == "missing" or first["loc"][0] == "tokens"
@@ -329,6 +370,8 @@ def _fields(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         if part == "models" or isinstance(part, int):
             node = ModelSettings
+        elif part == "replicas":
+            node = ReplicaRange
         elif (annotation := node.model_fields[str(part)].annotation) and isinstance(
             annotation, type
         ):

@@ -1,4 +1,7 @@
-"""A keep-alive connection to a service: JSON in, JSON out; used by the commands and benchmarks."""
+"""A bare keep-alive connection for the benchmarks: one attempt, and a fraction of httpx's cost.
+
+Programs use :mod:`online.client`, which repeats what is safe to repeat.
+"""
 
 from __future__ import annotations
 

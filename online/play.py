@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Final
+
+import msgspec
 
 from evaluation.metrics import Task, increments, majority, summarise
 from evaluation.streams import Stream
+from online.client import Client, ClientError, Prediction, Retry, ServiceRefused
 from online.errors import OnlineError
-from online.http import Connection
 from replay.example import Label
 
-_RETRY_S = 30.0
+_RETRY: Final = Retry(attempts=1000, give_up_s=30.0, cap_s=0.5)  # a restart, and more
 TOKEN_REMEDY: Final = "Set ONLINE_TOKEN to a token with the roles predict and feedback"
 
 
@@ -43,17 +44,17 @@ class Score:
     rows: int = 0
     retries: int = 0
 
-    def add(self, label: Label, answer: dict[str, Any]) -> None:
+    def add(self, label: Label, answer: Prediction) -> None:
         """Count one answer and then the label: the label must not be known before."""
-        shown = answer.get("probabilities")
+        shown = answer.probabilities
         probabilities = None
-        if shown is not None:
+        if not isinstance(shown, msgspec.UnsetType):
             quote = isinstance(label, str)
             probabilities = {json.dumps(k) if quote else k: p for k, p in shown.items()}
         added = increments(
             self.task,
             label=label,
-            predicted=answer["prediction"],
+            predicted=answer.prediction,
             probabilities=probabilities,
             no_change=self.newest,
             majority=majority(self.task, self.counters),
@@ -88,7 +89,14 @@ def play(
     """
     score = Score(stream.task)
     begun = time.monotonic()
-    with contextlib.closing(Connection(url, token=token)) as client:
+
+    def pause(seconds: float) -> None:
+        if stopped():
+            raise PlayFailed(f"model {model}: no answer before the end", "Play it again")
+        score.retries += 1
+        time.sleep(seconds)
+
+    with _told(model), Client(url, token=token, retry=_RETRY, sleep=pause) as client:
         names = label_names(client, model, stream)
         for _ in range(times):
             for i, (features, canonical) in enumerate(stream.rows):
@@ -99,47 +107,35 @@ def play(
                     ahead = begun + score.rows / rate - time.monotonic()
                     if ahead > 0:
                         time.sleep(ahead)
-                body = {"features": features}
-                answer = _post(client, f"/v1/models/{model}/predict", body, score, stopped)
+                answer = client.predict(model, features)
                 score.add(label, answer)
-                feedback = {"id": answer["id"], "label": label, "source": source}
-                _post(client, f"/v1/models/{model}/feedback", feedback, score, stopped)
+                receipt = client.feedback(model, label, id=answer.id, source=source)
+                if receipt.status in ("conflict", "expired", "failed"):
+                    said = f"model {model}: a label was answered {receipt.status}"
+                    raise PlayFailed(said, "Check that model and stream fit")
                 yield score
             if stopped():
                 return
 
 
-def _post(
-    client: Connection, path: str, body: dict[str, Any], score: Score, stopped: Callable[[], bool]
-) -> dict[str, Any]:
-    """The answer; a request that a killed replica or a full queue failed is sent again."""
-    deadline = time.monotonic() + _RETRY_S
-    while True:
-        problem = "no answer"
-        try:
-            status, answer = client.post(path, body)
-            if status < 400:
-                return cast("dict[str, Any]", answer)
-            problem = f"{status} {answer['error']}"
-            if status in (401, 403):
-                raise PlayFailed(f"{path}: {problem}", TOKEN_REMEDY)
-            if status not in (429, 500, 502, 503, 504):
-                raise PlayFailed(f"{path}: {problem}", "Check that model and stream fit")
-        except (OSError, http.client.HTTPException) as error:
-            problem = repr(error)
-        if stopped() or time.monotonic() > deadline:
-            raise PlayFailed(f"{path}: {problem}", "Is the service running? See `online status`")
-        score.retries += 1
-        time.sleep(0.1)
+@contextlib.contextmanager
+def _told(model: str) -> Iterator[None]:
+    """What a client can't do, as a problem and its remedy."""
+    try:
+        yield
+    except ServiceRefused as error:
+        remedy = "Check that model and stream fit"
+        if error.status in (401, 403):
+            remedy = TOKEN_REMEDY
+        raise PlayFailed(f"model {model}: {error}", remedy) from error
+    except ClientError as error:
+        problem = f"model {model}: {error}"
+        raise PlayFailed(problem, "Is the service running? See `online status`") from error
 
 
-def label_names(client: Connection, model: str, stream: Stream) -> list[Label] | None:
+def label_names(client: Client, model: str, stream: Stream) -> list[Label] | None:
     """What the service calls the two labels of a binary model; None for other tasks."""
-    code, status = client.get(f"/v1/models/{model}")
-    if code in (401, 403):
-        raise PlayFailed(f"model {model}: {status['error']}", TOKEN_REMEDY)
-    if code != 200:
-        raise PlayFailed(f"model {model}: {status['error']}", "See `online status`")
+    status = client.status(model)
     if status["task"] != stream.task:
         raise PlayFailed(
             f"{stream.name} is a {stream.task} stream, model {model} is {status['task']}",

@@ -65,7 +65,9 @@ def died_owner(state_dir: Path) -> str | None:
 
 def private_dir(state_dir: Path) -> Path:
     """Short private folder of this state folder's processes: sockets have length limits."""
-    name = hashlib.sha256(str(state_dir).encode()).hexdigest()[:12]
+    name = hashlib.sha256(str(state_dir).encode()).hexdigest()[
+        :8
+    ]  # HAProxy's socket is in it: 97 letters
     path = Path(tempfile.gettempdir()) / f"online-{os.getuid()}-{name}"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_uid != os.getuid():

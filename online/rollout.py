@@ -7,7 +7,9 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from online import scaling
 from online.config import WITH_SECRETS, Settings
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
@@ -113,8 +115,8 @@ def _fingerprint(keys: Keys) -> str:
     return hashlib.sha256(b"fingerprint" + keys.secret).hexdigest()[:16]
 
 
-def deploy(settings: Settings, origin: Origin, version: int) -> None:
-    """Bring the replicas to these settings; returns when all of them answer.
+def application(settings: Settings, origin: Origin, version: int | None = None) -> Any:
+    """The replicas as an application of Ray Serve.
 
     Parameters
     ----------
@@ -122,8 +124,7 @@ def deploy(settings: Settings, origin: Origin, version: int) -> None:
         What a replica compares itself with.
     version
         Replicas of another version are replaced; with the same one, only their number changes.
-
-    Raises StartRefused if replicas do not start.
+        None: as Serve finds it, from the code and these arguments.
     """
     from ray import serve
 
@@ -133,7 +134,7 @@ def deploy(settings: Settings, origin: Origin, version: int) -> None:
     deployment = serve.deployment(
         Replica,
         name="Replica",
-        num_replicas=settings.replicas,
+        **scaling.options(settings.replicas),
         max_ongoing_requests=limits.ongoing_max,
         max_queued_requests=2 * limits.ongoing_max,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
@@ -143,11 +144,21 @@ def deploy(settings: Settings, origin: Origin, version: int) -> None:
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
         max_surge_percent=_SURGE_PERCENT,
     )
-    # Serve makes up a version at each call, which would replace every replica to scale.
-    deployment = deployment.options(version=str(version), _internal=True)
-    data = settings.model_dump(mode="json", context=WITH_SECRETS)
+    if version is not None:
+        # Serve makes up a version at each call, which would replace every replica to scale.
+        deployment = deployment.options(version=str(version), _internal=True)
+    return deployment.bind(settings.model_dump(mode="json", context=WITH_SECRETS), origin)
+
+
+def deploy(settings: Settings, origin: Origin, version: int) -> None:
+    """Bring the replicas to these settings; returns when all of them answer.
+
+    Raises StartRefused if replicas do not start.
+    """
+    from ray import serve
+
     try:
-        serve.run(deployment.bind(data, origin), name=_APP)
+        serve.run(application(settings, origin, version), name=_APP)
     except RuntimeError as error:
         said = serve.status().applications[_APP].deployments["Replica"].message
         raise StartRefused(

@@ -35,7 +35,7 @@ def main(path: Path, private: Path) -> None:
     async def actor() -> dict[str, Any]:
         return {"pid": await ray.get_actor("bare", "online").pid.remote()}
 
-    options = {"num_replicas": settings.replicas, "ray_actor_options": {"num_cpus": 0.01}}
+    options = {"num_replicas": settings.replicas_max, "ray_actor_options": {"num_cpus": 0.01}}
     bare = serve.deployment(serve.ingress(app)(type("Bare", (), {})), **options)
     kept = ray.remote(Pid).options(name="bare", lifetime="detached", max_restarts=-1, num_cpus=0)
     handle = kept.remote()

@@ -179,6 +179,59 @@ def _exactly_once(
 
 
 @app.command()
+def hosts(
+    fault: Annotated[str | None, typer.Option(help="kill, cut, one-way, delay, loss, none")] = None,
+    seconds: Annotated[float, typer.Option(help="how long it lasts")] = 10.0,
+    runs: Annotated[int, typer.Option(help="of each fault")] = 3,
+    seed: Annotated[int, typer.Option(help="of the clients and the network")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The service on three hosts (network namespaces); one is killed or cut off under load.
+
+    Needs root.  Without --fault the whole table.  Example: online bench hosts --fault kill --runs 1
+    """
+    from online.bench import hosts as bench
+
+    plan = [(bench.fault(fault), seconds)] if fault else list(bench.faults())
+    rows = []
+    for what, lasts in plan:
+        for run in range(runs):
+            result = bench.run(
+                what, seconds=lasts, seed=seed + run,
+                progress=lambda line: print(line, file=sys.stderr),
+            )  # fmt: skip
+            print(result.sockets, file=sys.stderr)
+            rows.append({**bench.row(result), "good": result.good})
+    print(json.dumps(rows)) if as_json else print_table("hosts", rows)
+    raise typer.Exit(0 if all(row["good"] for row in rows) else 1)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(help="of load")] = 30.0,
+    kill_s: Annotated[float, typer.Option("--kill-s", help="seconds between two kills")] = 30.0,
+    seed: Annotated[int, typer.Option(help="of what is killed")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Mixed load at half of capacity and a kill now and then: nothing lost, nothing grows.
+
+    Example: online bench soak --minutes 1 --kill-s 10
+    """
+    from online.bench import soak as bench
+
+    result = bench.run(
+        minutes * 60, kill_s=kill_s, seed=seed, progress=lambda line: print(line, file=sys.stderr)
+    )
+    data = {**asdict(result), "good": result.good}
+    if as_json:
+        print(json.dumps(data))
+    else:
+        for name, value in data.items():
+            print(f"{name.replace('_', ' ')}: {value}")
+    raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
 def durability(as_json: AsJson = False) -> None:
     """A trace (strace) that the journal's sync returns before the 200 leaves.
 
@@ -313,6 +366,26 @@ def rescore(
     raise typer.Exit(0 if good else 1)
 
 
+@app.command()
+def scores(
+    runs: Annotated[int, typer.Option(help="repetitions of each", min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="length of one measurement", min=0.2)] = 3.0,
+    keys: Annotated[int, typer.Option(help="keys to load into Redis", min=1)] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Scores read by key, from SQLite and Redis, beside live predictions; and loading them.
+
+    Needs valkey-server or redis-server.  Example: online bench scores --runs 3 --keys 200000
+    """
+    from online.bench import scores as bench
+
+    found = bench.run(
+        runs=runs, seconds=seconds, keys=keys, progress=lambda x: print(x, file=sys.stderr)
+    )
+    show("scores by key", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
+
+
 @app.command("all")
 def everything() -> None:
     """Every table, one after the other (about an hour).
@@ -325,11 +398,12 @@ def everything() -> None:
     trees()
     merge()
     journal()
-    services = (http, push, durability, contention, recovery, rehearsal, judging, rescore)
+    services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5)))
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
+    found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))
     raise typer.Exit(0 if all(found) else 1)
 
 

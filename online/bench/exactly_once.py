@@ -80,12 +80,24 @@ class Client(threading.Thread):
     """Sends events one after the other until told to stop; repeats until each is answered."""
 
     def __init__(
-        self, number: int, url: Callable[[], str], sent: Sent, stop: threading.Event, seed: int
+        self,
+        number: int,
+        url: Callable[[], str],
+        sent: Sent,
+        stop: threading.Event,
+        seed: int,
+        *,
+        token: str | None = None,
+        timeout_s: float = 20.0,
+        pause_s: float = 0.0,
     ) -> None:
         super().__init__(daemon=True)
+        self._pause_s = pause_s
+        self._token, self._timeout_s = token, timeout_s
         self._number, self._url, self._sent, self._stop_event = number, url, sent, stop
         self._rng = random.Random(seed)
         self.in_flight = False
+        self.failed = 0  # attempts without an answer, or with one that is none
 
     def run(self) -> None:
         """The loop."""
@@ -93,13 +105,20 @@ class Client(threading.Thread):
         while not self._stop_event.is_set():
             event = f"c{self._number}-{i}"
             i += 1
-            self._send(event)
+            if self._pause_s:
+                self._stop_event.wait(self._pause_s)
+            self.send(event)
             if self._rng.random() < 0.05:  # a client that did not trust the answer
-                self._send(event)
+                self.send(event)
 
-    def _send(self, event: str) -> None:
+    def feature(self, event: str) -> str:
+        """Name of the feature whose weight counts the event: one of its own."""
+        return event
+
+    def send(self, event: str) -> None:
+        """Send it and again until it is acknowledged."""
         body = {
-            "features": {event: 1.0},
+            "features": {self.feature(event): 1.0},
             "label": COUNT_LABEL,
             "event_id": event,
             "source": "bench",
@@ -108,7 +127,7 @@ class Client(threading.Thread):
             self._sent.unanswered.add(event)
         give_up = time.monotonic() + 120
         while time.monotonic() < give_up:
-            client = Connection(self._url(), timeout_s=20)
+            client = Connection(self._url(), self._timeout_s, self._token)
             try:
                 self.in_flight = True
                 code, answer = client.post("/v1/models/counting/feedback", body)
@@ -123,6 +142,7 @@ class Client(threading.Thread):
                     self._sent.unanswered.discard(event)
                     self._sent.statuses[answer["status"]] += 1
                 return
+            self.failed += 1
             with self._sent.lock:
                 self._sent.statuses[f"retried after {code or 'no answer'}"] += 1
             if self._stop_event.is_set() and self._rng.random() < 0.2:
@@ -247,7 +267,9 @@ def run(
             stop.set()
             for thread in threads:
                 thread.join(150)
-            return _judge(site.running, load(path, {}, {}), sent, done, in_flight, begun)
+            settings = load(path, {}, {})
+            found = judge(site.running, settings, sent)
+            return _result(found, settings, sent, done, in_flight, begun)
         finally:
             stop.set()
             site.stop()
@@ -270,34 +292,68 @@ def _sigkill(processes: list[psutil.Process]) -> None:
             process.send_signal(signal.SIGKILL)
 
 
-def _judge(
-    running: Running,
+@dataclass(frozen=True, slots=True)
+class Reckoning:
+    """What has become of the events, by the final weights."""
+
+    unanswered_learned: int
+    lost: list[str]
+    twice: list[str]
+    strangers: list[str]
+    fsck_good: bool
+    adopted: int
+
+
+def learned(
+    running: Running, settings: Settings
+) -> tuple[dict[str, float], fsck.Findings, dict[str, Any]]:
+    """How often each feature's events were learned, what `fsck` finds, and the model's status.
+
+    Of a snapshot that has every row of the journal.
+    """
+    findings = _wait_complete(running, settings)
+    now = status(running, "counting")
+    spec = str(now["server"]["spec"])
+    stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
+    weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
+    return {name: weight / STEP for name, weight in weights.items()}, findings, now
+
+
+def judge(running: Running, settings: Settings, sent: Sent) -> Reckoning:
+    """Compare what the clients know with what the model has learned."""
+    times, findings, now = learned(running, settings)
+    known = sent.acknowledged | sent.unanswered
+    return Reckoning(
+        unanswered_learned=sum(1 for e in sent.unanswered if times.get(e)),
+        lost=sorted(e for e in sent.acknowledged if times.get(e, 0) < 1),
+        twice=sorted(e for e, n in times.items() if n > 1),
+        strangers=sorted(e for e in times if e not in known),
+        fsck_good=findings.good,
+        adopted=int(sum(r.get("adopted", 0) for r in now["replicas"].values())),
+    )
+
+
+def _result(
+    found: Reckoning,
     settings: Settings,
     sent: Sent,
     done: Counter[str],
     in_flight: int,
     begun: float,
 ) -> Result:
-    findings = _wait_complete(running, settings)
-    now = status(running, "counting")
-    spec = str(now["server"]["spec"])
-    stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
-    weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
-    times = {event: weight / STEP for event, weight in weights.items()}
-    known = sent.acknowledged | sent.unanswered
     return Result(
         journal="sqlite" if settings.journal == "sqlite" else "redis",
         rounds=dict(done),
         in_flight_min=in_flight,
         acknowledged=len(sent.acknowledged),
         unanswered=len(sent.unanswered),
-        unanswered_learned=sum(1 for e in sent.unanswered if times.get(e)),
-        lost=sorted(e for e in sent.acknowledged if times.get(e, 0) < 1),
-        twice=sorted(e for e, n in times.items() if n > 1),
-        strangers=sorted(e for e in times if e not in known),
-        fsck_good=findings.good,
+        unanswered_learned=found.unanswered_learned,
+        lost=found.lost,
+        twice=found.twice,
+        strangers=found.strangers,
+        fsck_good=found.fsck_good,
         statuses=dict(sent.statuses),
-        adopted=int(sum(r.get("adopted", 0) for r in now["replicas"].values())),
+        adopted=found.adopted,
         seconds=time.monotonic() - begun,
     )
 
@@ -307,7 +363,7 @@ def _wait_complete(running: Running, settings: Settings) -> fsck.Findings:
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            client = Connection(running.url)
+            client = Connection(running.url, token=running.token)
             client.post("/v1/models/counting/snapshots", None)
             client.close()
         findings = fsck.check(settings, "counting")

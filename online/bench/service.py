@@ -38,6 +38,7 @@ class Running:
     url: str
     started_s: float
     lines: list[str] = field(default_factory=list)
+    token: str | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -132,7 +133,7 @@ def service(settings: Mapping[str, Any], *arguments: str) -> Iterator[Running]:
 
 def status(running: Running, model: str) -> dict[str, Any]:
     """Status of a model."""
-    with contextlib.closing(Connection(running.url)) as client:
+    with contextlib.closing(Connection(running.url, token=running.token)) as client:
         data: dict[str, Any] = client.get(f"/v1/models/{model}")[1]
     return data
 

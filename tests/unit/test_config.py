@@ -186,6 +186,30 @@ def test_later_places_win(file: Path) -> None:
     assert loaded(file, data, {"ONLINE_HOST": "::1", "ONLINE_REPLICAS": "5"}).replicas == 5
 
 
+def test_replicas_are_a_number_or_a_range(file: Path) -> None:
+    plain, ranged = loaded(file, {"replicas": 3}), loaded(file, {"replicas": {"max": 4}})
+    assert (plain.replicas_min, plain.replicas_max) == (3, 3)
+    assert (ranged.replicas_min, ranged.replicas_max) == (1, 4)
+    again = Settings.model_validate(ranged.model_dump(mode="json", context=WITH_SECRETS))
+    assert again.replicas == ranged.replicas, "a replica gets them so"
+
+
+@pytest.mark.parametrize(
+    ("replicas", "field", "says"),
+    [
+        (0, "replicas", "greater than or equal to 1"),
+        ("many", "replicas", "valid integer"),
+        ({"min": 1}, "replicas.max", "required"),
+        ({"min": 3, "max": 2}, "replicas", "min is 3, above max, 2"),
+        ({"max": 2, "mim": 1}, "replicas.mim", "unknown setting"),
+    ],
+)
+def test_replicas_that_make_no_sense(file: Path, replicas: Any, field: str, says: str) -> None:
+    error = refusal(file, {"replicas": replicas})
+    assert error.field == field
+    assert says in str(error)
+
+
 def test_the_environment_is_checked_too(file: Path) -> None:
     assert refusal(file, {}, {"ONLINE_HOST": "0.0.0.0"}).field == "host"
     assert refusal(file, {}, {"ONLINE_PORT": "many"}).field == "port"
@@ -277,7 +301,8 @@ def test_journals_refused(file: Path, journal: str) -> None:
      f"unix:///run/r.sock?password={PASSWORD}"],
 )  # fmt: skip
 def test_passwords_are_never_shown(file: Path, journal: str) -> None:
-    data = {"journal": journal, "snapshot_dir": f"s3://key:{PASSWORD}@bucket/prefix"}
+    place = f"s3://key:{PASSWORD}@bucket/prefix"
+    data = {"journal": journal, "scores": journal, "snapshot_dir": place}
     said = ""
     try:
         settings = loaded(file, data)
@@ -286,6 +311,7 @@ def test_passwords_are_never_shown(file: Path, journal: str) -> None:
         said += str(settings.model_dump()) + settings.model_dump_json()
         whole = settings.model_dump(mode="json", context=WITH_SECRETS)
         assert Settings.model_validate(whole).journal == journal
+        assert Settings.model_validate(whole).scores == journal
     except ConfigError as error:
         said += str(error) + repr(error)
     for part in (PASSWORD, "s3cr", "p@ss", "ss@host"):

@@ -11,13 +11,14 @@ import pytest
 
 from online.commands.serve import _STOP_S
 
-UNIT = Path(__file__).parents[2] / "deploy" / "online.service"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNIT, WORKER = DEPLOY / "online.service", DEPLOY / "ray-worker.service"
 
 
-def service() -> configparser.SectionProxy:
+def service(unit: Path = UNIT) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # names keep their case
-    parser.read_string(UNIT.read_text())
+    parser.read_string(unit.read_text())
     return parser["Service"]
 
 
@@ -42,10 +43,20 @@ def test_ray_gets_what_it_needs() -> None:
         assert breaking not in text
 
 
+def test_a_worker_that_ray_has_given_up_comes_back_with_its_flags() -> None:
+    unit = service(WORKER)
+    assert unit["Restart"] == "always", "Ray ends a host that was cut off with code 0, too"
+    assert "StartLimitIntervalSec=0" in WORKER.read_text(), "however long the cut"
+    command = unit["ExecStart"]
+    assert command.index("ray.env") < command.index("ray start") < command.index("--block")
+    assert int(unit["LimitNOFILE"]) >= 65_536
+
+
+@pytest.mark.parametrize("file", [UNIT, WORKER], ids=lambda path: path.name)
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-def test_systemd_takes_it() -> None:
+def test_systemd_takes_it(file: Path) -> None:
     checked = subprocess.run(
-        ["systemd-analyze", "verify", str(UNIT)], capture_output=True, text=True, timeout=30
+        ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, timeout=30
     )
     said = [line for line in checked.stderr.splitlines() if "is not executable" not in line]
-    assert not [line for line in said if "online.service" in line], said
+    assert not [line for line in said if file.name in line], said

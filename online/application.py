@@ -1,0 +1,56 @@
+"""The service for `serve deploy` and KubeRay: Ray Serve starts it, instead of `online serve`.
+
+In ``serve_config.yaml``: ``import_path: online.application:build`` and ``args: {settings: FILE}``.
+The file is read on the node that builds the application, which is any of them; what follows from it
+is sent to the replicas.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from online import config, rollout
+from online.cluster import check_nodes
+from online.errors import StartRefused
+from online.lineages import Models
+from online.servers import start_servers
+
+log = logging.getLogger("online.application")
+
+
+class Arguments(BaseModel):
+    """``args`` of the application in Serve's settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    settings: Path
+
+
+def build(arguments: Mapping[str, str]) -> Any:
+    """Start the parameter servers that do not run yet; the application.
+
+    Raises pydantic's ValidationError for other ``arguments`` than :class:`Arguments` has, and
+    StartRefused for what the journal's state or the nodes do not allow.
+    """
+    import ray
+
+    # Serve makes an object of them only where the annotation is a class, and here it is a text.
+    path = Arguments.model_validate(arguments).settings
+    settings = config.load(path, {}, config.environment())
+    if settings.cluster == "local":
+        raise StartRefused(
+            f"{path} has `cluster: local`, and Ray Serve runs already",
+            "Write `cluster: auto`",
+        )
+    check_nodes(settings, [n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"]])
+    models = Models(settings, log.info)
+    loaded = models.check(fresh=False, relearn=False)
+    settings = models.chosen(loaded)
+    start_servers(settings, loaded, log.info)
+    specs = {name: model.spec_hash for name, model in loaded.items()}
+    return rollout.application(settings, rollout.Origin.here(settings, specs))

@@ -1,0 +1,88 @@
+"""Replicas follow the load, while feedback goes on: nothing is lost, nothing learned twice."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from online.bench import exactly_once
+from online.bench.service import Running, launch, status, write_settings
+from online.config import load
+from online.http import Connection
+from online.names import open_journal
+from online.processes import free_port
+
+pytestmark = pytest.mark.ray
+
+UP_S, DOWN_S = 1.0, 4.0
+BOUND_S = 60.0
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + BOUND_S
+    while not holds():
+        assert time.monotonic() < deadline, f"no {what} in {BOUND_S:g} s"
+        time.sleep(0.1)
+
+
+def ask(running: Running, stop: threading.Event) -> None:
+    """Keep a replica busy: many rows in a body are cheap to ask."""
+    body = {"instances": [{f"a{i}": 1.0} for i in range(1000)]}
+    while not stop.is_set():
+        with contextlib.suppress(Exception), contextlib.closing(Connection(running.url)) as client:
+            while not stop.is_set():
+                client.post("/v1/models/counting/predict", body)
+
+
+def test_load_brings_a_replica_and_takes_it_back() -> None:
+    with tempfile.TemporaryDirectory(prefix="online-scale-") as name:
+        folder = Path(name)
+        replicas: dict[str, Any] = {"min": 1, "max": 2, "up_s": UP_S, "down_s": DOWN_S}
+        settings = {**exactly_once.settings_of(free_port()), "replicas": replicas}
+        path = write_settings(folder, settings)
+        running = launch(folder)
+        sent, stop, calm = exactly_once.Sent(), threading.Event(), threading.Event()
+        feeders = [
+            exactly_once.Client(i, lambda: running.url, sent, stop, i, pause_s=0.02)
+            for i in range(3)
+        ]
+        askers = [threading.Thread(target=ask, args=(running, calm)) for _ in range(4)]
+        try:
+
+            def count() -> int:
+                return len(running.named("ServeReplica"))
+
+            assert count() == 1
+            for thread in (*feeders, *askers):
+                thread.start()
+            until(lambda: count() == 2, "second replica")
+            until(lambda: len(status(running, "counting")["replicas"]) == 2, "word of it")
+            answered = len(sent.acknowledged)
+            until(lambda: len(sent.acknowledged) > answered + 100, "feedback to both")
+            calm.set()
+            for asker in askers:
+                asker.join()
+            until(lambda: count() == 1, "return to one")
+            answered = len(sent.acknowledged)
+            until(lambda: len(sent.acknowledged) > answered + 100, "feedback to one again")
+            stop.set()
+            for feeder in feeders:
+                feeder.join(60)
+            found = exactly_once.judge(running, load(path, {}, {}), sent)
+            assert [found.lost, found.twice, found.strangers] == [[], [], []]
+            assert found.fsck_good
+            with contextlib.closing(open_journal(load(path, {}, {}))) as journal:
+                wrote = [p for p in journal.partitions("counting") if p.end]
+            assert {p.sealed for p in wrote} == {True, False}, "the one that went has handed over"
+            print(f"{len(sent.acknowledged):,} acknowledged: {dict(sent.statuses)}")
+        finally:
+            calm.set()
+            stop.set()
+            running.stop()
