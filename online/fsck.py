@@ -54,9 +54,10 @@ class Findings:
         Rows that retention removed, and rows that are missing without it.
     not_yet
         Rows after the snapshot: a start learns them.
-    failed, undone, frozen, waiting
-        Events that are in no model: the model raised; rolled back; kept back by a freeze; halves
-        of stored joins.  What was learned again is not among them.
+    failed, undone, frozen, quarantined, waiting
+        Events that are in no model: the model raised; rolled back or forgotten; kept back by a
+        freeze; set aside, and not released; halves of stored joins.  What was learned again is
+        not among them.
     refused, heads
         Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
     """
@@ -73,6 +74,7 @@ class Findings:
     failed: int
     undone: int
     frozen: int
+    quarantined: int
     waiting: int
     refused: Mapping[str, str]
     heads: Mapping[str, str | None]
@@ -102,7 +104,8 @@ class Findings:
             f"  snapshot {self.snapshot}: {told}",
             f"  {self.not_yet:,} rows after it, {self.holes:,} holes, {self.removed:,} removed",
             f"  not in the model: {self.undone:,} undone, {self.frozen:,} frozen, "
-            f"{self.failed:,} failed, {self.waiting:,} waiting for their other half",
+            f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
+            f"{self.waiting:,} waiting for their other half",
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
         ]
@@ -223,6 +226,7 @@ def compare(
         failed=len(decisions.failed),
         undone=len(counts.undone - counts.standing),
         frozen=len(counts.frozen - counts.standing),
+        quarantined=len(counts.quarantined - counts.standing),
         waiting=journal.usage(model).halves,
         refused=refused,
         heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
@@ -316,6 +320,7 @@ class _Counts:
         self.digest: Digest = (0, 0)
         self.undone: set[bytes] = set()
         self.frozen: set[bytes] = set()
+        self.quarantined: set[bytes] = set()
         self.standing: set[bytes] = set()
 
     def add(self, partition: Partition, row: Row) -> None:
@@ -323,6 +328,8 @@ class _Counts:
         event = origin(row).key
         if row.verdict is Verdict.FROZEN:
             self.frozen.add(event)
+        if row.verdict is Verdict.QUARANTINED:
+            self.quarantined.add(event)
         if row.verdict not in LEARNED or row.key.hex() in self._decisions.failed:
             return
         if not self._decisions.stands(row):

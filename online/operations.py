@@ -93,7 +93,7 @@ class BanRequest(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"source": "bot", "banned": True}]}
     )
     source: str = Field(max_length=256)
-    banned: bool
+    banned: bool = Field(strict=True)
 
 
 def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[int | str, Any]:
@@ -253,7 +253,7 @@ def _add_quarantine(routes: APIRouter, known: Callable[[str], None], cluster: Cl
         return await cluster.events(model, QUARANTINED, after, limit, source)
 
     @routes.get(
-        "/quarantine/{event}",
+        "/quarantine/events/{event}",
         summary="One of them, by its row, or by its id and source",
         responses=_answers("The event", shown, e404="No such event", e503=_UNAVAILABLE),
     )

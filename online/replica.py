@@ -126,6 +126,7 @@ class ModelReplica:
             filters.standings.on_quarantine = self._purge
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._unexpected: str | None = None
+        self._purged_by = 0  # newest control row by which the memory was purged
         self._spec = spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
@@ -225,7 +226,8 @@ class ModelReplica:
             log.warning("nothing is rehearsed of what came before: %s", error)
             return
         self.learner.memory = fresh
-        for source in () if self.filters is None else self.filters.standings.quarantined:
+        quarantined = () if self.filters is None else self.filters.standings.quarantined
+        for source in (*quarantined, *decisions.bans):
             self._purge(source)
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
@@ -394,6 +396,10 @@ class ModelReplica:
 
     async def _act(self) -> None:
         """Do what the model's state asks for, now and then."""
+        if self.writer.decisions.seq > self._purged_by:
+            self._purged_by = self.writer.decisions.seq
+            for source in self.writer.decisions.bans:
+                self._purge(source)
         if self._freezes and self._ask is not None:
             with contextlib.suppress(ParamServerError):  # it is asked again
                 await self._ask("freeze")

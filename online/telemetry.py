@@ -61,7 +61,9 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "rollback_reach_s", "age of the oldest snapshot", server.get("reach_s")
     yield "snapshots_refused", "damaged snapshots", len(server["refused"]) if server else None
     yield "frozen", "1: the model learns nothing, feedback is kept", rewrites.get("frozen")
-    yield "undone_rows", "rows that rollbacks took out of the model", rewrites.get("undone")
+    yield "undone_rows", "rows that decisions took out of the model", rewrites.get("undone")
+    banned = rewrites.get("banned")
+    yield "banned_sources", "sources that are banned", None if banned is None else len(banned)
     yield "journal_bytes", "size of the journal, of all models", journal.get("size")
     yield "journal_bound_bytes", "size at which feedback is refused", journal.get("bound")
     yield "journal_used_ratio", "size of the journal as a share of it", journal.get("used_ratio")

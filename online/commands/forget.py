@@ -267,6 +267,7 @@ class _Work:
             task=self._model.task,
             rows_max=_ROWS_MAX,
             ordered=self._ordered,
+            sources_max=self._settings.limits.sources_max,
         )
         with _told("learning again", hidden=as_json) as told:
             rebuild.run(told)

@@ -100,9 +100,12 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
         console.print(f"last decision: {last['kind']}{to}")
     if rewrites["undone"]:
         console.print(
-            f"{rewrites['undone']:,} rows were undone by rollback, and kept; which of them were "
+            f"{rewrites['undone']:,} rows were undone, and kept; which of them were "
             "learned again: online rollback --undone"
         )
+    if banned := rewrites["banned"]:
+        more = f" and {len(banned) - 10} more" if banned[10:] else ""
+        console.print(f"banned sources: {', '.join(banned[:10])}{more}")
 
 
 def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:

@@ -17,10 +17,10 @@ from online.guard import WINDOW_ROWS, Guard
 from online.models.linear import Linear
 from online.models.network import Network
 from online.tokens import event_key
-from paramserver.actor import GROWN
 from paramserver.blocks import ADDITIVE, COUNT, Block
 from paramserver.errors import RollbackRefused
 from paramserver.rewrites import HALVED
+from paramserver.swapping import GROWN
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
