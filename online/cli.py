@@ -14,6 +14,7 @@ from online.bench.table import app as bench_app
 from online.commands import (
     export,
     models,
+    promote,
     report,
     rescore,
     rewrites,
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
-    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze,
+    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze, promote.promote,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")

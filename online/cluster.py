@@ -23,7 +23,8 @@ from typing import Any
 import httpx
 import psutil
 
-from online import processes, rollout
+from online import processes, promotion, rollout, servers
+from online.challengers import Challengers
 from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
@@ -31,13 +32,10 @@ from online.models.load import Loaded
 from online.names import (
     journal_opener,
     merge_rule,
+    open_journal,
     run_path,
-    server_name,
     snapshots_path,
 )
-from paramserver.actor import ServerSettings
-from paramserver.lineage import Lineage
-from paramserver.snapshots.store import Retention
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -46,13 +44,9 @@ log = logging.getLogger("online.cluster")
 Progress = Callable[[str], None]
 
 _REPLICA_PORTS = 120  # a stopped replica's port rests for a while
-_RESTORE_S = 30.0
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
-_LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
-_CONFIRM_S = 0.25  # ages in answers count from here: the server saw its epoch to be the newest
 _NOTHING = "nothing was changed: the service goes on as it was"
-_RETRY_WINDOW_S = 86_400.0  # rows are known so much longer than a repeat is promised to be
 _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
 _FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
 _HEAD_S = 10  # for the head of a request, from the connection's beginning
@@ -190,6 +184,8 @@ class Service:
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self._settings, self._progress = settings, progress
+        self._given = settings  # what the file says: a promotion since may say another
+        self._challengers = Challengers()
         self._owner: processes.Owner | None = None
         self._private = processes.private_dir(settings.state_dir)
         self._loaded: dict[str, Loaded] = {}
@@ -218,13 +214,15 @@ class Service:
                 f"port {self._settings.port} of {self._settings.host} is taken",
                 "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
             )
+        self._settings = self._as_served(self._given, follow=fresh or relearn)
         models = Models(self._settings, self._progress)
         self._loaded = models.check(fresh=fresh, relearn=relearn)
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
-            self._start_servers(self._settings)
+            servers.start(self._settings, self._loaded, self._progress)
             self._start_replicas()
+            self._challengers.start(self._settings)
         except OnlineError:
             raise
         except Exception as error:  # whatever Ray raises, its last line says what
@@ -241,51 +239,6 @@ class Service:
         self._progress("starting Ray")
         self._vital = start_ray(self._settings, self._private, flags)
         processes.note(run_path(self._settings), {"url": None})
-
-    def _start_servers(self, settings: Settings) -> None:
-        from paramserver.ray_client import start_or_get
-
-        for model in settings.models:
-            loaded = self._loaded[model.name]
-            rule = merge_rule(model, loaded.model)
-            self._progress(f"starting the parameter server of {model.name} (merge: {rule})")
-            snapshots = model.snapshots
-            retention = Retention(
-                snapshots.keep, snapshots.hourly, snapshots.daily, snapshots.weekly
-            )
-            handle = start_or_get(
-                server_name(model.name),
-                Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule),
-                journal_opener(settings),
-                snapshots_path(settings),
-                ServerSettings(
-                    interval_s=snapshots.interval_s,
-                    retention=retention,
-                    lease_s=settings.limits.adopt_s / 2,
-                    confirm_s=_CONFIRM_S,
-                    keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
-                    halves_keep_s=max(model.token_lifetime, model.label_wait),
-                ),
-                processes.gone,
-            )
-            self._wait_serving(model.name, handle)
-
-    def _wait_serving(self, name: str, handle: Any) -> None:
-        """Until the server has restored its state; what it restored is said."""
-        import ray
-
-        deadline = time.monotonic() + _RESTORE_S
-        while True:
-            status = ray.get(handle.status.remote(), timeout=_RESTORE_S)
-            if status["state"] == "serving":
-                break
-            if status["state"] == "refused" or time.monotonic() > deadline:
-                raise StartRefused(f"model {name}: {status['reason']}", "See the reason above")
-            time.sleep(0.02)
-        text = f"model {name}: version {status['epoch']}.{status['count']}"
-        if status["refused"]:
-            text += f", after refusing {status['refused']}"
-        self._progress(text)
 
     def _start_replicas(self) -> None:
         from ray import serve
@@ -309,9 +262,11 @@ class Service:
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
 
     def _deploy(self, settings: Settings) -> None:
-        specs = {name: loaded.spec_hash for name, loaded in self._loaded.items()}
-        origin = rollout.Origin.here(settings, specs)
+        origin = rollout.Origin.here(settings, self._specs())
         rollout.deploy(settings, origin, self._version)
+
+    def _specs(self) -> dict[str, str]:
+        return {name: loaded.spec_hash for name, loaded in self._loaded.items()}
 
     # -- change ------------------------------------------------------------------------------
 
@@ -325,6 +280,7 @@ class Service:
         StartRefused
             The new settings can't be served; what ran before goes on.
         """
+        given, settings = settings, self._as_served(settings)
         new = Models(settings, self._progress)
         models = new.load()
         settings = new.chosen(models)
@@ -341,15 +297,75 @@ class Service:
         self._incomplete = True
         if replace:
             self._version += 1
-            self._start_servers(settings)
+            servers.start(settings, self._loaded, self._progress)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
+        self._given = given
         self._wait_http()
+        self._challengers.start(settings)
         processes.note(run_path(settings), self._facts)
         lines = [f"{name} changed" for name in found.rolling]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines
+
+    def _as_served(self, given: Settings, *, follow: bool = False) -> Settings:
+        """The settings with the models that were promoted; ``follow``: with those of the file."""
+        with contextlib.closing(open_journal(given)) as journal:
+            lines = promotion.follow_file(given, journal) if follow else []
+            settings, told = promotion.as_served(given, journal)
+        for line in [*lines, *told]:
+            self._progress(line)
+        return settings
+
+    def go_over(self) -> list[str]:
+        """Let promoted models serve, while the service answers; what was done, as lines.
+
+        Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
+        """
+        settings = self._as_served(self._given)
+        models = Models(settings, self._progress)
+        loaded = models.load()
+        settings = models.chosen(loaded)
+        was, were = self._settings, self._loaded
+        changed = {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}
+        if not changed:
+            return []
+        self._challengers.make_way(changed)
+        with contextlib.closing(open_journal(settings)) as journal:
+            for name, spec in changed.items():
+                promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
+            self._loaded = loaded
+            self._version += 1
+            try:
+                servers.start(settings, loaded, self._progress)
+                self._deploy(settings)
+                self._settings = settings
+                self._wait_http()
+            except Exception:
+                self._loaded, self._settings = were, was
+                servers.end({name: loaded[name].spec_hash for name in changed})
+                promotion.take_back_all(journal, changed)
+                self._version += 1
+                self._deploy(was)
+                self._challengers.start(was)
+                raise
+        processes.note(run_path(settings), self._facts)
+        servers.last_snapshots(changed)
+        servers.end(changed)
+        self._challengers.start(settings)
+        learners = {m.name: m.learner for m in settings.models}
+        return [f"model {name}: {learners[name]} serves now" for name in changed]
+
+    def promoted(self) -> bool:
+        """Whether a model was promoted since the last time."""
+        if self._journal is None:
+            return False
+        try:
+            return self._challengers.promoted(self._journal, self._specs())
+        except ReplayError as error:
+            log.warning("journal: %s", error)
+            return False
 
     def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
         """Whether replicas have to tell their curvature that did not, as there was only one."""
@@ -404,8 +420,10 @@ class Service:
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
         with self._quiet():
             serve.shutdown()
-            self._last_snapshots()
-            self._end_servers()
+            specs = self._specs()
+            servers.last_snapshots(specs)
+            if self._settings.cluster != "local":  # there they would go on without us
+                servers.end(specs)
             ray.shutdown()
 
     @contextlib.contextmanager
@@ -422,33 +440,6 @@ class Service:
             for stream, was in kept.items():
                 os.dup2(was, stream)
                 os.close(was)
-
-    def _last_snapshots(self) -> None:
-        import ray
-
-        wanted = {}
-        for model in self._settings.models:
-            with contextlib.suppress(ValueError):  # it is restarting: the journal has everything
-                handle = ray.get_actor(server_name(model.name), "online")
-                wanted[handle.snapshot.remote()] = model.name
-        done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
-        for ref in done:
-            try:
-                ray.get(ref)
-            except Exception as error:  # the journal has everything: a restart learns it again
-                log.warning("no last snapshot of %s: %r", wanted[ref], error)
-        for ref in late:
-            log.warning("no last snapshot of %s in %.1f s", wanted[ref], _LAST_SNAPSHOTS_S)
-
-    def _end_servers(self) -> None:
-        """In a cluster that goes on without us they would, too."""
-        import ray
-
-        if self._settings.cluster == "local":
-            return
-        for model in self._settings.models:
-            with contextlib.suppress(ValueError):
-                ray.kill(ray.get_actor(server_name(model.name), "online"), no_restart=True)
 
     def kill(self) -> None:
         """End whatever is left, at once.  Does nothing if the state folder is another's."""

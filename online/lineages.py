@@ -22,6 +22,7 @@ from online.memories import memory_for
 from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import load_model, merge_rule, open_journal, snapshots_path
+from online.promotion import spec_of_challenger
 from online.tokens import Keys
 from paramserver import rewrites
 from paramserver.lineage import Lineage, begin_epoch, publish
@@ -49,6 +50,11 @@ class Models:
         for model in self._settings.models:
             loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
             memory_for(model, loaded.model, merge_rule(model, loaded.model))  # refused here
+            if spec_of_challenger(self._settings, model) == loaded.spec_hash:
+                raise StartRefused(
+                    f"model {model.name}: its challenger is the same model",
+                    "Name another learner or other params in `challenger`, or leave it out",
+                )
             out[model.name] = loaded
         return out
 
@@ -113,30 +119,8 @@ class Models:
 
         Its clock stands before every row that the journal has, or (``without``) after them.
         """
-        lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
-        place = lineage_place(snapshots_path(self._settings), name, loaded.spec_hash)
-        history = SnapshotHistory(open_snapshots(place), Retention())
-        epoch = begin_epoch(journal, lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
-        gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
-        clock = ends if without else gone
-        controls = journal.controls(name, 0)
-        empty = SnapshotState(
-            model=name,
-            spec=loaded.spec_hash,
-            spec_text=loaded.spec_text,
-            version=(epoch, 0),
-            values={},
-            clock=clock,
-            control=controls[-1].seq if controls else 0,
-            rewrite=rewrites.newest_rollback(controls),  # undone events stay so
-            frozen=rewrites.frozen_by(controls),
-            position=journal.follow(name, 2**62, 1).upto if without else 0,
-            created_at=time.time(),
-        )
-        note = msgspec.json.encode(rewrites.Begun(loaded.spec_hash, clock))
-        journal.write_control(name, "fresh", f"fresh:{loaded.spec_hash}:{epoch}", note)
-        publish(journal, history, empty, None)
+        begin_anew(journal, self._settings, name, loaded, without=ends if without else None)
         if without:
             before = sum(ends.values())
             self._progress(f"model {name}: begins without the {before:,} events before")
@@ -173,3 +157,41 @@ class Models:
             old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
         closed = server.get("closed", ())
         return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)
+
+
+def begin_anew(
+    journal: Journal,
+    settings: Settings,
+    name: str,
+    loaded: Loaded,
+    *,
+    without: Mapping[int, int] | None = None,
+) -> None:
+    """Let a lineage begin with a snapshot that holds nothing; undone events stay so.
+
+    ``without``: by partition, the last rows that it is to begin after; None: it learns all that
+    the journal has.
+    """
+    lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
+    place = lineage_place(snapshots_path(settings), name, loaded.spec_hash)
+    history = SnapshotHistory(open_snapshots(place), Retention())
+    epoch = begin_epoch(journal, lineage)
+    gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
+    clock = gone if without is None else without
+    controls = journal.controls(name, 0)
+    empty = SnapshotState(
+        model=name,
+        spec=loaded.spec_hash,
+        spec_text=loaded.spec_text,
+        version=(epoch, 0),
+        values={},
+        clock=clock,
+        control=controls[-1].seq if controls else 0,
+        rewrite=rewrites.newest_rollback(controls),
+        frozen=rewrites.frozen_by(controls),
+        position=0 if without is None else journal.follow(name, 2**62, 1).upto,
+        created_at=time.time(),
+    )
+    note = msgspec.json.encode(rewrites.Begun(loaded.spec_hash, dict(clock)))
+    journal.write_control(name, "fresh", f"fresh:{loaded.spec_hash}:{epoch}", note)
+    publish(journal, history, empty, None)

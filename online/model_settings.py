@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -138,6 +139,29 @@ class Drift(Tree):
     )
 
 
+class Challenge(Tree):
+    """A second learner in shadow: what it is, and when it may serve."""
+
+    learner: str = Field(description="as the model's own: what learns beside it")
+    params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
+    artifact: Path | None = Field(None, description="a file handed to the factory")
+    training: Training | None = Field(None, description="none: as the model's own")
+    delay: Seconds = Field(
+        5,
+        description="it learns so long behind the journal, and answers each row as of when it was "
+        "asked; rows whose labels come later than this are learned, but not compared",
+    )
+    rows_min: int = Field(1_000, ge=30, description="rows compared before there is a verdict")
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="how likely equal models may ever get a verdict"
+    )
+    promote: Literal["manual", "auto"] = Field(
+        "manual",
+        description="auto: it serves once it is better and its log loss (regression: mean error) "
+        "is not worse",
+    )
+
+
 class ModelSettings(Tree):
     """One served model."""
 
@@ -164,3 +188,27 @@ class ModelSettings(Tree):
     replay: Replay = Replay()
     training: Training = Training()
     drift: Drift = Drift()
+    challenger: Challenge | None = Field(
+        None, description="a second learner in shadow, which learns the same rows"
+    )
+
+    def made_of(self) -> dict[str, Any]:
+        """What decides which model learns, as plain data."""
+        return self.model_dump(mode="json", include={"learner", "params", "artifact", "training"})
+
+    def made_as(self, parts: Mapping[str, Any]) -> ModelSettings:
+        """The same with another model; ``parts`` as of :meth:`made_of`."""
+        again = {**self.model_dump(mode="json"), **parts}
+        return ModelSettings.model_validate(again)
+
+    @property
+    def challenging(self) -> ModelSettings | None:
+        """The challenger as a model of its own; None: there is none."""
+        if (given := self.challenger) is None:
+            return None
+        training = self.training if given.training is None else given.training
+        parts = {
+            "learner": given.learner, "params": given.params, "artifact": given.artifact,
+            "training": training, "challenger": None,
+        }  # fmt: skip
+        return self.model_copy(update=parts)

@@ -137,7 +137,7 @@ class ModelReplica:
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._refused: str | None = None
         self._unexpected: str | None = None
-        self._client, self._spec = client, spec
+        self._client, self.spec = client, spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.judge = self._new_judge()
@@ -278,7 +278,7 @@ class ModelReplica:
                     self.store.journal.register,
                     self.settings.name,
                     self.replica,
-                    self._spec,
+                    self.spec,
                     self.now_s(),
                 )
                 break

@@ -14,14 +14,17 @@ from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
 from online.history import Decisions, Page, walk
+from online.promotion import decision
 from online.replica import ModelReplica
 from paramserver.errors import (
     NotReady,
     ParamServerError,
+    PromoteRefused,
     RollbackRefused,
     SnapshotMissing,
     SnapshotName,
 )
+from paramserver.rewrites import promoted
 from replay import codec
 from replay.errors import ReplayError
 from replay.journal.base import Journal, Row
@@ -30,6 +33,8 @@ _ASK_TIMEOUT_S = 2.0
 _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0
 _ACT_POLL_S = 0.05
+BEHIND_MAX = 2_000
+"""Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
 _LIST = "`online snapshot list` names those that are kept"
 
 
@@ -49,6 +54,8 @@ class Cluster:
         What does not change of a model, by its name.
     free_bytes
         What the journal's disk may still take before feedback is refused; None: it is on none.
+    challengers
+        The ways to the challengers, of the models that have one.
     """
 
     def __init__(
@@ -59,10 +66,12 @@ class Cluster:
         facts: Callable[[str], dict[str, Any]],
         *,
         free_bytes: Callable[[], int] | None = None,
+        challengers: Mapping[str, ParameterServerControl] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas, self._controls, self._facts = replicas, controls, facts
         self._journals, self._free_bytes, self._monotonic_s = journals, free_bytes, monotonic_s
+        self._challengers = challengers or {}
         self._first_room: dict[str, room.Room] = {}
 
     async def start(self) -> None:
@@ -95,6 +104,7 @@ class Cluster:
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
             "drift": _drift(replica, alone=len(replicas) == 1),
+            "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "replicas": replicas,
             "server": server,
@@ -108,6 +118,55 @@ class Cluster:
         counters = self._replicas[name].learner.tally.counters
         found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
         return found
+
+    async def challenger(self, name: str) -> dict[str, Any] | None:
+        """How the challenger stands against what serves; None: there is none."""
+        given = self._replicas[name].settings.challenger
+        if given is None or name not in self._challengers:
+            return None
+        shown = {"learner": given.learner, "params": given.params, "promote": given.promote}
+        try:
+            return {**shown, **await self._challengers[name].call("status", _ASK_TIMEOUT_S)}
+        except ParamServerError as error:
+            return {**shown, "state": "not there", "incident": str(error)}
+
+    async def promote(self, name: str, *, back: bool) -> dict[str, Any]:
+        """Decide that the challenger serves; ``back``: only if it is what served before.
+
+        The decision is durable when this returns; the service then replaces its replicas.
+        """
+        replica = self._replicas[name]
+        found = await self.challenger(name)
+        if found is None:
+            message = f"model {name} has no challenger"
+            hint = "Name one in the settings: models[].challenger"
+            raise RequestError(409, "no_challenger", message, None, hint)
+        if found["state"] != "learning":
+            message = f"the challenger of {name} is {found['state']}: {found['incident']}"
+            raise RequestError(503, "challenger_unavailable", message, None, "Ask again", 1)
+        if found["behind_rows"] > BEHIND_MAX:
+            message = f"the challenger of {name} is {found['behind_rows']:,} rows behind"
+            hint = "Ask again when it has learned them"
+            raise RequestError(409, "challenger_behind", message, None, hint, 5)
+        if back and not await self._served_before(name, found["spec_hash"]):
+            message = f"the challenger of {name} has not served before"
+            hint = "`online promote` lets it serve"
+            raise RequestError(409, "nothing_to_take_back", message, "back", hint)
+        why = "back" if back else "operator"
+        evidence = {key: found[key] for key in ("verdict", "rows", "difference", "interval")}
+        note = decision(replica.settings, replica.spec, found["spec_hash"], why, evidence)
+        done = dict(await self._command(name, "promote", note))
+        return {"control": done["control"], "from": done["before"], "to": done["after"], **evidence}
+
+    async def _served_before(self, name: str, spec: str) -> bool:
+        """Whether the newest promotion took its place."""
+        try:
+            controls = await self._read(name, self._journals[name].controls, name, 0)
+        except (ReplayError, TimeoutError) as error:
+            hint = "Nothing was changed; ask again"
+            raise RequestError(503, "journal_unavailable", str(error), None, hint, 1) from None
+        found = promoted(controls)
+        return found is not None and found[1].before == spec
 
     async def _room(self, name: str) -> dict[str, Any] | None:
         """Room of the journal and its growth since the first look; None if it does not answer."""
@@ -192,6 +251,8 @@ class Cluster:
             raise RequestError(404, "unknown_snapshot", str(error), "name", _LIST) from None
         except RollbackRefused as error:
             raise RequestError(422, "rollback_refused", str(error), "to", _LIST) from None
+        except PromoteRefused as error:
+            raise RequestError(409, "promote_refused", str(error), None, "Ask again") from None
         except NotReady as error:
             hint = "Nothing was changed; ask again"
             raise RequestError(503, "server_unavailable", str(error), None, hint, 1) from None

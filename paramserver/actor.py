@@ -18,6 +18,7 @@ from paramserver import rewrites, wire
 from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of, size_bytes
 from paramserver.errors import (
     DecisionUncertain,
+    PromoteRefused,
     RollbackRefused,
     SnapshotCorrupt,
     SnapshotFormat,
@@ -235,6 +236,40 @@ class ParameterServer(ServerProcess):
                 note = rewrites.Unfreeze()
                 self._decide(server, store, history, rewrites.UNFREEZE, key, note)
             return self._learning(server)
+
+    def promote(self, note: bytes) -> dict[str, Any]:
+        """Let another lineage of the model serve; this one goes on until it is replaced.
+
+        Parameters
+        ----------
+        note
+            :class:`paramserver.rewrites.Promote` as JSON.
+
+        Returns
+        -------
+        dict
+            ``control`` (number of the row), ``before`` and ``after``.  A repeat changes nothing.
+
+        Raises
+        ------
+        NotReady, PromoteRefused, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again, the same row is written.
+        """
+        wanted = msgspec.json.decode(note, type=rewrites.Promote)
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if wanted.before != server.spec or wanted.after == server.spec:
+                raise PromoteRefused(wanted.before, wanted.after, server.spec)
+            newest = rewrites.promoted(store.controls(server.model, 0))
+            seq = 0 if newest is None else newest[0]
+            if newest is None or newest[1].after != wanted.after:
+                key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
+                self._decide(server, store, history, rewrites.PROMOTE, key, wanted)
+                newest = rewrites.promoted(store.controls(server.model, 0))
+                assert newest is not None
+            return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
 
     def _decide(
         self,

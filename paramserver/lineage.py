@@ -33,7 +33,7 @@ from paramserver.wire import Version
 
 _log: Final = logging.getLogger(__name__)
 
-_LATER: Final = frozenset({"forget", "promote"})
+_LATER: Final = frozenset({"forget"})
 _BEGUN: Final = "fresh"
 _EPOCH_TRIES: Final = 100
 _DECIDE_TRIES: Final = 3
