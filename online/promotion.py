@@ -7,6 +7,7 @@ The model that served before becomes the challenger, and may be promoted back.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import msgspec
 from online.config import Settings
 from online.errors import StartRefused
 from online.model_settings import Challenge, ModelSettings
-from online.names import load_model
+from online.names import load_model, open_journal
 from paramserver import rewrites
 from paramserver.rewrites import Promote
 from replay.journal.base import Journal
@@ -37,6 +38,14 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
         if found is not None and served is not model:
             lines += _told(model, served, found[0])
     return settings.model_copy(update={"models": tuple(models)}), lines
+
+
+def as_stored(settings: Settings) -> Settings:
+    """The same for a command that reads the state folder; of one without a journal, unchanged."""
+    if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
+        return settings  # opening it would make one
+    with contextlib.closing(open_journal(settings)) as journal:
+        return as_served(settings, journal)[0]
 
 
 def _served(settings: Settings, model: ModelSettings, seq: int, note: Promote) -> ModelSettings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from online.challenger import Ahead, Challenger, Standing
+from online.challenger import Challenger, Standing
 from online.config import Settings
 from online.local import score_of
 from online.model_settings import Challenge, ModelSettings, Snapshots
 from online.models.base import Model, learn_example
 from online.models.load import Loaded
-from online.names import load_model, open_journal, snapshots_path
+from online.names import load_model, open_journal
 from online.shadow import Shadow
 from online.tokens import event_key
 from paramserver import rewrites
-from paramserver.actor import ParameterServer
-from paramserver.lineage import Lineage
 from replay import codec
-from replay.example import Example, Features, label_text
+from replay.example import Example, Features
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -78,7 +75,7 @@ class World:
             self.label()
 
     def label(self) -> None:
-        features, _, example = self.open.pop(0)
+        _, _, example = self.open.pop(0)
         self.now_s += STEP_S
         self.n += 1
         key, name = event_key("event", "t", str(self.n)), f"e{self.n}"
@@ -102,7 +99,8 @@ class World:
 
     def catch_up(self, shadow: Shadow) -> Standing:
         self.now_s += 10.0
-        while shadow.step() or shadow.ahead.rows:
+        end = self.journal.follow("m", 2**62, 1).upto
+        while not shadow.superseded and (shadow.step() or shadow.learner.position < end):
             pass
         return shadow.standing()
 
@@ -127,8 +125,7 @@ class Peeking(Challenger):
 
 
 def equal_pair(tmp_path: Path) -> World:
-    world = World(settings_of(tmp_path / "s", "binary", "linear", "linear", rows_min=30))
-    return world
+    return World(settings_of(tmp_path / "s", "binary", "linear", "linear", rows_min=30))
 
 
 @pytest.mark.parametrize("labels_late", [0, 7])
@@ -153,3 +150,143 @@ def test_one_that_peeks_at_the_label_is_found_out(
         world.feed(features, label)
     now = world.catch_up(world.shadow())
     assert now.difference != 0.0
+
+
+def test_labels_that_come_after_the_delay_are_learned_and_not_compared(tmp_path: Path) -> None:
+    world = World(
+        settings_of(tmp_path / "s", "binary", "linear", "logreg", rows_min=30, delay=0.05)
+    )
+    shadow = world.shadow()
+    for features, label in stream(200):
+        world.feed(features, label, labels_late=20)
+        shadow.step()
+    now = world.catch_up(shadow)
+    assert shadow.learner.tally.digest[0] == 180
+    assert now.rows + now.late == 180
+    assert 0 < now.rows <= 5, "those that were asked before the first label had come"
+    assert now.verdict == "not enough data"
+    assert "challenger.delay" in now.lacking[-1]
+
+
+def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    rows = stream(600)
+    states = []
+    for folder, stops in ((tmp_path / "never", ()), (tmp_path / "often", (150, 151, 420))):
+        world = World(settings_of(folder, "binary", "logreg", "linear", rows_min=30))
+        shadow = world.shadow()
+        for i, (features, label) in enumerate(rows):
+            world.feed(features, label)
+            shadow.step()
+            if i in stops:
+                if i != 151:
+                    shadow.close()  # killed otherwise: it begins at the snapshot before
+                shadow = world.shadow()
+        now = world.catch_up(shadow)
+        states.append((now, shadow.learner.tally.digest, shadow.learner.state().blocks))
+        assert shadow.learner.position == world.journal.follow("m", 2**62, 1).upto
+    (never, digest, values), (often, same, again) = states
+    assert digest == same
+    assert digest[0] == 600
+    names = set(values) - {"metrics", "newest"}  # of rows asked before a stop some are late
+    assert {n: values[n] for n in names} == {n: again[n] for n in names}
+    assert never.rows == 600
+    assert often.rows + often.late == 600
+    assert often.late <= 3
+
+
+def test_the_better_one_is_proposed_once_its_guards_hold(tmp_path: Path) -> None:
+    settings = settings_of(
+        tmp_path / "s", "binary", "prior.py:build", "linear", rows_min=400, promote="auto"
+    )
+    (tmp_path / "prior.py").write_text(
+        "from river import dummy\ndef build():\n    return dummy.PriorClassifier()\n"
+    )
+    world = World(settings.model_copy(update={"base_dir": tmp_path}))
+    shadow = world.shadow()
+    for features, label in stream(390):
+        world.feed(features, label)
+    early = world.catch_up(shadow)
+    world.now_s += 2
+    shadow.step()
+    assert (early.verdict, world.proposed) == ("not enough data", [])
+    assert early.interval is not None
+    assert early.interval[0] > 0, "only rows_min holds it back"
+    for features, label in stream(100, seed=2):
+        world.feed(features, label)
+    now = world.catch_up(shadow)
+    shadow.incident = "something"
+    world.now_s += 2
+    shadow.step()
+    assert world.proposed == [], "an incident holds it back"
+    shadow.incident = None
+    world.now_s += 2
+    shadow.step()
+    [proposed] = world.proposed
+    assert (proposed, proposed.verdict) == (now, "better")
+    worse = Standing("better", 1500, 0, 0.6, 0.9, 0.5, 0.6, 0.3, (0.1, 0.5), ())
+    assert worse.held_back("binary") == "its log loss is 0.6, the champion's 0.5"
+
+
+def test_a_failure_is_written_down_and_no_row_is_lost_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = equal_pair(tmp_path)
+    shadow = world.shadow()
+    kind = type(shadow.learner.serving)
+    learn = kind.learn_noted
+
+    def picky(self: Any, example: Example, weight: float) -> None:
+        if example.features["z"] == 0.25:
+            raise ValueError("it dislikes a quarter")
+        learn(self, example, weight)
+
+    monkeypatch.setattr(kind, "learn_noted", picky)
+    world.champion.build()
+    for i, (features, label) in enumerate(stream(40)):
+        world.now_s += 1
+        answer = world.serving.predict(features)
+        given = {**features, "z": 0.25} if i == 7 else features
+        world.open.append(
+            (
+                features,
+                label,
+                Example(
+                    given,
+                    label,
+                    predicted_at=world.now_s,
+                    score=score_of("binary", answer),
+                    notes=answer.notes,
+                ),
+            )
+        )
+        monkeypatch.setattr(kind, "learn_noted", learn)
+        world.label()
+        monkeypatch.setattr(kind, "learn_noted", picky)
+    world.catch_up(shadow)
+    assert shadow.failed == 1
+    assert shadow.learner.tally.digest[0] == 39
+    [failed] = [c for c in world.journal.controls("m", 0) if c.kind == "failed"]
+    assert failed.key.startswith(f"failed:{world.challenger.spec_hash[:16]}:")
+
+
+def test_a_rollback_of_the_other_lineage_is_learned_around(tmp_path: Path) -> None:
+    world = equal_pair(tmp_path)
+    for features, label in stream(100):
+        world.feed(features, label)
+    shadow = world.shadow()
+    world.catch_up(shadow)
+    note = rewrites.Rollback("another spec", "1-1", 0, {}, [], {world.partition: (60, 100)})
+    world.journal.write_control("m", "rollback", "r", msgspec.json.encode(note))
+    world.catch_up(shadow)
+    assert shadow.learner.tally.digest[0] == 60
+    for features, label in stream(5, seed=2):
+        world.feed(features, label)
+    world.catch_up(world.shadow())
+    assert world.shadow().decisions.undone.count == 40
+    recovered = msgspec.structs.replace(note, undone={}, again=True)
+    world.journal.write_control("m", "rollback", "r2", msgspec.json.encode(recovered))
+    version = shadow.learner.arrival.met
+    assert not shadow.superseded
+    world.catch_up(shadow)
+    assert shadow.superseded, "another process took the lineage since"
+    assert shadow.learner.arrival.met == version
