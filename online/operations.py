@@ -114,8 +114,8 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         "/promote",
         summary="The challenger serves, with what it has learned; what served is the challenger",
         responses=_answers(
-            "Decided, durably. The replicas are replaced one by one; `spec` of the model's status "
-            "is `to` when an answer is the new model's",
+            "Decided, durably. The replicas are replaced one by one; it is done when the status "
+            "says `spec` is `to` and `challenger.spec` is `from`",
             promoted,
             e409="There is no challenger, it is rows behind, or it has not served before",
             e503=_UNAVAILABLE,

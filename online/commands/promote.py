@@ -51,7 +51,7 @@ def promote(
         if not (back or yes):
             _ask(name, status["learner"], found)
         done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
-        served = _wait(client, name, done["to"])
+        served = _wait(client, name, done["from"], done["to"])
         if as_json:
             print(json.dumps({**done, "version": served["version"]}))
         else:
@@ -71,14 +71,16 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
         raise StartRefused("nothing was changed", "Say y, or --yes")
 
 
-def _wait(client: httpx.Client, name: str, spec: str) -> dict[str, Any]:
-    """Status of the model once answers come from this spec."""
+def _wait(client: httpx.Client, name: str, before: str, after: str) -> dict[str, Any]:
+    """Status of the model once every replica is the new one's.
+
+    Then what served before begins as the challenger.
+    """
     deadline = time.monotonic() + _PATIENCE_S
-    in_a_row = 0
     while True:
         status = checked(client.get(f"/v1/models/{name}"))
-        in_a_row = in_a_row + 1 if spec.startswith(status["spec"]) else 0
-        if in_a_row >= 5:  # of several replicas any may answer
+        rival = (status["challenger"] or {}).get("spec", "")
+        if after.startswith(status["spec"]) and rival and before.startswith(rival):
             return dict(status)
         if time.monotonic() > deadline:
             raise StartRefused(
