@@ -121,12 +121,13 @@ class Cluster:
 
     async def challenger(self, name: str) -> dict[str, Any] | None:
         """How the challenger stands against what serves; None: there is none."""
-        given = self._replicas[name].settings.challenger
-        if given is None or name not in self._challengers:
+        if (client := self._challengers.get(name)) is None:
             return None
+        given = self._replicas[name].settings.challenger
+        assert given is not None
         shown = {"learner": given.learner, "params": given.params, "promote": given.promote}
         try:
-            return {**shown, **await self._challengers[name].call("status", _ASK_TIMEOUT_S)}
+            return {**shown, **await client.call("status", _ASK_TIMEOUT_S)}
         except ParamServerError as error:
             return {**shown, "state": "not there", "incident": str(error)}
 

@@ -170,48 +170,64 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
 
 
 def test_promoted_under_feedback_and_back_no_request_fails() -> None:
-    sent, stop = Sent(), threading.Event()
+    sent = Sent()
     settings = settings_of(0)
-    challenger = {"learner": "linreg", "delay": 0.2}
-    settings["models"][0]["challenger"] = challenger
+    settings["models"][0]["challenger"] = {"learner": "linreg", "delay": 0.2}
     with service(settings) as running:
-        predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
-        clients = [Paced(i, lambda: running.url, sent, stop, i) for i in range(4)]
-        for thread in (*predictors, *clients):
-            thread.start()
-        acknowledged(sent, 100)
         first = status(running, "counting")
         assert "has not served before" in promote(running, "--back")
-        epochs = [first["server"]["epoch"]]
-        for arguments in (("--yes",), ("--back",), ("--yes",)):
-            assert "serves, version" in promote(running, *arguments)
+        with under_load(running, sent, first=0):
+            assert "linreg serves, version" in promote(running, "--yes")
             acknowledged(sent, 100)
-            now = status(running, "counting")
-            epochs.append(now["server"]["epoch"])
-            assert (now["spec"] == first["spec"]) == (arguments == ("--back",))
-        assert epochs == sorted(set(epochs)), "versions never go back"
-        stop.set()
-        for thread in (*predictors, *clients):
-            thread.join(60)
-        seen = sum((p.seen for p in predictors), Counter[str]())
-        print(f"predictions: {dict(seen)}, feedback: {dict(sent.statuses)}")
-        closed = seen["RemoteProtocolError"] + seen["ReadError"]  # see above
-        assert seen["200"] + closed == seen.total() > 500, seen
-        assert not [name for name in sent.statuses if name.startswith("retried")], sent.statuses
-        n = len(sent.acknowledged)
-        until(lambda: status(running, "counting")["challenger"].get("learned") == n)
-        until(lambda: status(running, "counting")["learned"] == n)
+            promoted = status(running, "counting")
+        assert promoted["spec"] != first["spec"]
+        both_have(running, len(sent.acknowledged))
         running.stop()
         (findings,) = fsck(running)
         assert findings["good"], findings
-        assert findings["learned"] == n
+        assert findings["learned"] == len(sent.acknowledged)
         again = launch(running.folder)
         try:
-            assert status(again, "counting")["learner"] == "linreg", "whatever the file says"
+            assert status(again, "counting")["spec"] == promoted["spec"], "whatever the file says"
             assert "promoted by control row" in (again.folder / "serve.log").read_text()
-            until(lambda: status(again, "counting")["challenger"].get("learned") == n)
+            with under_load(again, sent, first=4):
+                assert "counting serves, version" in promote(again, "--back")
+                acknowledged(sent, 100)
+            back = status(again, "counting")
+            assert back["spec"] == first["spec"]
+            both_have(again, len(sent.acknowledged))
         finally:
             again.stop()
+    epochs = [found["server"]["epoch"] for found in (first, promoted, back)]
+    assert epochs == sorted(set(epochs)), "versions never go back"
+
+
+@contextlib.contextmanager
+def under_load(running: Running, sent: Sent, first: int) -> Iterator[None]:
+    """Predictions and feedback meanwhile, of which none may fail."""
+    stop = threading.Event()
+    predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
+    clients = [Paced(i, lambda: running.url, sent, stop, i) for i in range(first, first + 4)]
+    for thread in (*predictors, *clients):
+        thread.start()
+    try:
+        acknowledged(sent, 100)
+        yield
+    finally:
+        stop.set()
+        for thread in (*predictors, *clients):
+            thread.join(60)
+    seen = sum((p.seen for p in predictors), Counter[str]())
+    print(f"predictions: {dict(seen)}, feedback: {dict(sent.statuses)}")
+    closed = seen["RemoteProtocolError"] + seen["ReadError"]  # see above
+    assert seen["200"] + closed == seen.total() > 100, seen
+    assert not [name for name in sent.statuses if name.startswith("retried")], sent.statuses
+
+
+def both_have(running: Running, n: int) -> None:
+    """Wait until champion and challenger have learned so many events, each once."""
+    until(lambda: status(running, "counting")["learned"] == n)
+    until(lambda: (status(running, "counting")["challenger"] or {}).get("learned") == n)
 
 
 def promote(running: Running, *arguments: str) -> str:
