@@ -226,8 +226,14 @@ def under_load(running: Running, sent: Sent, first: int) -> Iterator[None]:
 
 def both_have(running: Running, n: int) -> None:
     """Wait until champion and challenger have learned so many events, each once."""
-    until(lambda: status(running, "counting")["learned"] == n)
-    until(lambda: (status(running, "counting")["challenger"] or {}).get("learned") == n)
+    deadline = time.monotonic() + 90
+    while True:
+        found = status(running, "counting")
+        have = found["learned"], (found["challenger"] or {}).get("learned")
+        if have == (n, n):
+            return
+        assert time.monotonic() < deadline, (n, have, found, partitions(running))
+        time.sleep(0.05)
 
 
 def promote(running: Running, *arguments: str) -> str:
@@ -244,13 +250,6 @@ def promote(running: Running, *arguments: str) -> str:
             return done.stdout + done.stderr
         assert time.monotonic() < deadline, done.stderr
         time.sleep(0.1)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def fsck(running: Running) -> list[dict[str, Any]]:
