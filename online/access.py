@@ -12,6 +12,7 @@ import hmac
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Final, Literal
 
 from online.errors import RequestError
@@ -29,6 +30,11 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/=-]{24,512}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _HEADER_BYTES_MAX: Final = 600
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+_SOURCE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+sender: ContextVar[str | None] = ContextVar("sender", default=None)
+"""Source that the token of the request at hand stands for; None: its sender may name any."""
 
 _OPEN: Final = re.compile(
     r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json"
@@ -58,6 +64,20 @@ def check_token(token: str) -> str:
     return token
 
 
+def named(entry: str) -> tuple[str | None, str]:
+    """Source and token of an entry of the settings: ``TOKEN``, or ``SOURCE TOKEN``.
+
+    ValueError, which does not repeat the token, if one of them is none.
+    """
+    source, _, token = entry.strip().rpartition(" ")
+    if source and not _SOURCE.fullmatch(source.strip()):
+        raise ValueError(
+            "a token's source has 1 to 64 letters, digits, dots, colons, hyphens and underscores; "
+            "write {source: NAME, token: TOKEN}, or a line NAME TOKEN in a file"
+        )
+    return source.strip() or None, check_token(token)
+
+
 def needed(method: str, path: str) -> frozenset[Role] | None:
     """Roles of which one is enough for the request; None: it is open to everybody."""
     if method in ("GET", "HEAD"):
@@ -80,18 +100,25 @@ class Access:
     ----------
     tokens
         Tokens or digests of each role.  The same one under two roles has both.
+    sources
+        Source by token or digest, of those that stand for one.  An admin's may name any.
     """
 
-    def __init__(self, tokens: Mapping[Role, Sequence[str]]) -> None:
+    def __init__(
+        self, tokens: Mapping[Role, Sequence[str]], sources: Mapping[str, str] | None = None
+    ) -> None:
+        self._sources = {_key(token): source for token, source in (sources or {}).items()}
         roles: dict[bytes, set[Role]] = {}
         for role, several in tokens.items():
             for token in several:
-                key = bytes.fromhex(digest(token).removeprefix("sha256:"))
-                roles.setdefault(key, set()).add(role)
+                roles.setdefault(_key(token), set()).add(role)
         self._roles = [(key, frozenset(found)) for key, found in roles.items()]
 
     def check(self, headers: Headers, roles: frozenset[Role]) -> None:
-        """Refuse a request whose token has none of ``roles``.  RequestError 401 or 403."""
+        """Refuse a request whose token has none of ``roles``.  RequestError 401 or 403.
+
+        From here on :data:`sender` is that of the request.
+        """
         held = self._held(headers)
         if held.isdisjoint(roles):
             needs = " or ".join(sorted(roles))
@@ -112,10 +139,15 @@ class Access:
             for key, roles in self._roles:  # all of them: how long it takes says nothing
                 if hmac.compare_digest(sent, key):
                     held = roles
+                    sender.set(None if "admin" in roles else self._sources.get(key))
         if not held:
             hint = "Send the header Authorization: Bearer TOKEN, with a token of the settings"
             raise RequestError(401, "unknown_token", "the token sent is not known", None, hint)
         return held
+
+
+def _key(token: str) -> bytes:
+    return bytes.fromhex(digest(token).removeprefix("sha256:"))
 
 
 def _hash(token: bytes) -> bytes:

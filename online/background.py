@@ -22,6 +22,8 @@ from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
 from online.config import Settings
+from online.features import Door
+from online.filtering import filtering_for
 from online.learner import Learner
 from online.memories import memory_for
 from online.model_settings import ModelSettings
@@ -30,6 +32,7 @@ from online.names import journal_opener, load_model, merge_rule, server_name
 from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner
 from online.replica import ModelReplica
+from online.rootset import RootSet, read
 from online.tokens import Keys
 from paramserver.ray_client import ParameterClient
 from paramserver.server import MergeRule
@@ -78,6 +81,16 @@ def model_replica(
             memory=memory_for(model, loaded.model, rule) if learns else None,
         )
 
+    root = None
+    if model.root_set is not None and model.filters != "none":
+        door = Door(model, limits, numeric_only=loaded.model.numeric_only)
+        kept = read(settings.base_dir / model.root_set, door, limits.root_rows_max)
+        root = RootSet(model.root_set, kept, lambda: learner.serving)
+    filters = filtering_for(
+        model, learner, root, sources_max=limits.sources_max, vouched=bool(settings.tokens.sources)
+    )
+    learner.evidence.sources_max = limits.sources_max
+
     async def ask(question: str, *args: object) -> Any:
         return await client.call(question, _DECIDE_S, *args)
 
@@ -86,6 +99,7 @@ def model_replica(
         replica=replica, spec=loaded.spec_hash, learns=learns,
         cpu_s=time.thread_time,
         ask=ask if learns else None,
+        filters=filters,
     )  # fmt: skip
     return made, client
 

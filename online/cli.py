@@ -13,8 +13,10 @@ from online import __version__
 from online.bench.table import app as bench_app
 from online.commands import (
     export,
+    forget,
     models,
     promote,
+    quarantine,
     report,
     rescore,
     rewrites,
@@ -37,10 +39,12 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
-    export.export, rewrites.rollback, rewrites.freeze, rewrites.unfreeze, promote.promote,
+    export.export, rewrites.rollback, forget.forget, rewrites.freeze, rewrites.unfreeze,
+    promote.promote,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(scores.app, name="scores")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from pydantic import (
     field_serializer,
 )
 
-from online.access import ROLES, Role, check_token, digest
+from online.access import ROLES, Role, check_token, digest, named
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
 
@@ -74,11 +74,20 @@ def _cluster(value: str) -> str:
 
 def _several(value: object) -> object:
     """One token, or a list of them while they are being changed."""
+    if isinstance(value, list | tuple):
+        return [_entry(one) for one in value]
     return [value] if isinstance(value, str) else value
 
 
+def _entry(value: object) -> object:
+    """``{source: NAME, token: TOKEN}`` as the text that stands for it."""
+    if isinstance(value, dict) and value.keys() == {"source", "token"}:
+        return f"{value['source']} {value['token']}"
+    return value
+
+
 def _token(value: SecretStr) -> SecretStr:
-    check_token(value.get_secret_value())
+    named(value.get_secret_value())
     return value
 
 
@@ -87,11 +96,19 @@ Tokens = Annotated[
 ]
 
 
+def _with_source(entry: SecretStr, show: Callable[[str], str]) -> str:
+    source, token = named(entry.get_secret_value())
+    return show(token) if source is None else f"{source} {show(token)}"
+
+
 class AccessTokens(Tree):
     """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
 
     predict: Tokens = Field((), description="may predict, and read the state")
-    feedback: Tokens = Field((), description="may send labels")
+    feedback: Tokens = Field(
+        (),
+        description="may send labels; {source: NAME, token: …} is of that source only",
+    )
     admin: Tokens = Field((), description="may do everything")
     predict_file: Path | None = Field(None, description="file of tokens, instead of them")
     feedback_file: Path | None = None
@@ -100,13 +117,19 @@ class AccessTokens(Tree):
     def of(self, role: Role) -> tuple[str, ...]:
         """The role's tokens, or their digests."""
         tokens: Tokens = getattr(self, role)
-        return tuple(token.get_secret_value() for token in tokens)
+        return tuple(named(token.get_secret_value())[1] for token in tokens)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source by token, of feedback tokens that stand for one."""
+        found = [named(token.get_secret_value()) for token in self.feedback]
+        return {token: source for source, token in found if source is not None}
 
     @field_serializer("predict", "feedback", "admin")
     def _hide(self, value: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
         if info.context == WITH_SECRETS:
-            return [digest(token.get_secret_value()) for token in value]
-        return ["***"] * len(value)
+            return [_with_source(token, digest) for token in value]
+        return [_with_source(token, lambda _: "***") for token in value]
 
     def __bool__(self) -> bool:
         return any(map(self.of, ROLES))
@@ -141,6 +164,11 @@ class Limits(Tree):
     halves_max: int = Field(
         100_000, ge=1, description="predictions and labels that wait for each other, of a model"
     )
+    banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
+    sources_max: int = Field(
+        100_000, ge=16, description="sources of feedback of which something is known, of a model"
+    )
+    root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
 
 
 class Settings(Tree):
@@ -274,7 +302,7 @@ def read_token_file(path: Path, field: str) -> list[str]:
     tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     try:
         for token in tokens:
-            check_token(token)
+            named(token)
     except ValueError as error:
         raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
     if not tokens:
@@ -332,6 +360,10 @@ def _check(settings: Settings) -> None:
                 f"both are called the same: {list(model.classes.values())}",
                 "Give each its own name",
             )
+    for role in ("predict", "admin"):
+        if any(named(t.get_secret_value())[0] for t in getattr(settings.tokens, role)):
+            remedy = "Give sources to feedback tokens only"
+            raise ConfigError(f"tokens.{role}", "a token with a source", remedy)
     given = [role for role in ROLES if settings.tokens.of(role)]
     if given and len(given) < len(ROLES):
         missing = ", ".join(role for role in ROLES if role not in given)

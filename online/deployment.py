@@ -102,7 +102,9 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
         tokens = self._settings.tokens
-        access = Access({role: tokens.of(role) for role in ROLES}) if tokens else None
+        access = None
+        if tokens:
+            access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
         app = App(self._servings, self._cluster, self._settings.limits, access, self._readers())
         ingress.install(app)
 

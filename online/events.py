@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from online.access import sender
 from online.config import Limits
 from online.errors import RequestError, invalid
 from online.features import Door
@@ -131,6 +132,7 @@ class Events:
         ``field`` is the event's place in the body, with a dot behind it; ``foreseen`` is of
         :meth:`foresee`, None: the model is asked here.  Raises RequestError.
         """
+        event = _of_sender(event, field)
         if event.label is msgspec.UNSET:
             raise invalid(f"{field}label", "no label", "Send the true label")
         label = self._door.label(event.label, f"{field}label")
@@ -236,7 +238,25 @@ class Events:
     ) -> Asked:
         self._replica.note_label(label)
         row = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, self._now_s(), half=half)
+        filters = self._replica.filters
+        if filters is not None and (problem := filters.refusal(row)) is not None:
+            hint = "Check the values, and their scale, against what the model was trained with"
+            raise RequestError(422, "value_refused", problem, None, hint)
         return Asked(row, label, idempotent)
+
+
+def _of_sender(event: Event, field: str) -> Event:
+    """The event with the source that its token stands for; 403 if it names another."""
+    source = sender.get()
+    if source is None or event.source == source:
+        return event
+    if event.source != Event().source:
+        message = (
+            f"the token sent is that of source {source}, the event names {event.source[:80]!r}"
+        )
+        hint = "Leave source out, or send it with a token for admin"
+        raise RequestError(403, "source_fixed", message, f"{field}source", hint)
+    return msgspec.structs.replace(event, source=source)
 
 
 def _notes(answer: Answer, score: dict[str, float] | None) -> bytes | None:

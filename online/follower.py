@@ -16,13 +16,13 @@ from online.claims import Claims
 from online.cost import Cost
 from online.journal_threads import JournalThreads
 from online.judging import Judge
-from online.learner import Learner
+from online.learner import LEARNED, Learner
 from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner
 from online.pace import Pace
 from online.writer import Writer
 from replay.errors import JournalUnavailable
-from replay.journal.base import Row, Verdict
+from replay.journal.base import Row
 
 log = logging.getLogger("online.replica")
 
@@ -142,7 +142,7 @@ class Follower:
             self._counts["failed"] += 1
             if given_up is None and self._decides:
                 await self._write_failed(row, failed.reason)
-        self._counts["learned"] += failed is None and row.verdict is not Verdict.FROZEN
+        self._counts["learned"] += failed is None and row.verdict in LEARNED
         if owed := self._learner.open_rows:
             self._pace.first_row.set()
         if owed >= self._updates:

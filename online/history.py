@@ -1,14 +1,20 @@
-"""Events that a rollback took out or a freeze kept back: listed in pages, and learned again.
+"""Events taken out or kept back: listed in pages, decided about, and learned again once.
+
+A rollback or a forget takes events out; a freeze and a quarantine keep them back.
 
 A row never changes, so learning an event again is a new row at a new offset.  Its key follows
 from the event and from a decision, so it is written once, whoever asks and how often:
 
 * An event's *copies* are its own row and the rows ``again(d, event)`` for the decisions ``d``
-  (control rows: rollback, freeze, unfreeze) from the first that can have taken it out.
+  (control rows: rollback, forget, freeze, unfreeze) from the first that can have taken it out.
+  Of a quarantined event that first one is its release; without it there are no copies.
 * The event is in the model if a copy *stands*: it was to be learned and is not undone.  Otherwise
   the next copy is that of the first decision that has none yet.
 
 Whoever looks at the same journal finds the same next key, and two who write it write one row.
+What an operator decides about a quarantined event is a control row of its own, ``decide:KEY``: the
+first one stands.  Events of a source that is banned are learned again only if they are released.
+
 Pure over a journal: no clock, no HTTP.
 """
 
@@ -16,19 +22,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from online.errors import invalid
 from online.tokens import event_key
 from paramserver import rewrites
+from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Row, Verdict
 
 UNDONE: Final = "undone"
 FROZEN: Final = "frozen"
+QUARANTINED: Final = "quarantined"
+RELEASED: Final = "released"
+DISCARDED: Final = "discarded"
+Choice = Literal["released", "discarded"]
 LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
 _AGAIN: Final = "again"
+_DECIDE: Final = "decide"
 _PAGE_ROWS: Final = 256
 _WALK_ROWS: Final = 8192  # rows looked at for one page: frozen ones may be few among many
 
@@ -56,6 +68,17 @@ def origin(row: Row) -> Origin:
     return Origin(row.partition, row.offset, row.key, row.event_id)
 
 
+def is_again(row: NewRow) -> bool:
+    """Whether an operator had the event learned again."""
+    return row.event_id.startswith(f"{_AGAIN}:") and row.key == _again_key(row.event_id)
+
+
+def _again_key(event_id: str) -> bytes | None:
+    """The key of a row that is called so, if it was made here; callers can name events alike."""
+    parts = event_id.split(":", 5)
+    return event_key(_AGAIN, f"{parts[1]}:{parts[4]}") if len(parts) == 6 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Rows after ``after`` up to ``upto`` (None: to the end) of a partition, and whose decision."""
@@ -71,11 +94,28 @@ class Range:
         return partition == self.partition and self.after < offset and inside
 
 
+class Decided(NamedTuple):
+    """What was decided about a quarantined event, and by which control row."""
+
+    seq: int
+    choice: str
+
+
+def decide(journal: Journal, model: str, key: bytes, choice: Choice) -> Decided:
+    """Release or discard the quarantined event whose row has the key; what stands: the first.
+
+    Raises whatever the journal raises; after that the row may stand, and the same call is right.
+    """
+    name = f"{_DECIDE}:{key.hex()}"
+    row, _ = journal.write_control(model, _DECIDE, name, choice.encode())
+    return Decided(row.seq, row.payload.decode())
+
+
 class Decisions:
     """What the control rows of a model decide about its events.
 
-    Rollbacks and freezes are for every lineage of the model.  ``spec`` says which rows failed:
-    those that this lineage's model could not learn.
+    They are for every lineage of the model.  ``spec`` says which rows failed: those that this
+    lineage's model could not learn.
     """
 
     def __init__(self, spec: str) -> None:
@@ -85,7 +125,9 @@ class Decisions:
         self.seq = 0
         self.failed: dict[str, str] = {}  # why, by the row's key in hexadecimal
         self.rewrites: list[Control] = []
-        self.rolled_back: list[Range] = []
+        self.taken: list[tuple[int, rewrites.Undone]] = []  # out, by which decision
+        self.decided: dict[bytes, Decided] = {}  # by the key of a quarantined event
+        self.sources: dict[str, tuple[int, bool]] = {}  # by which decision, and is it banned
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
         self.undone = rewrites.undone(())
 
@@ -105,13 +147,17 @@ class Decisions:
             self.failed[control.key.removeprefix(self._failed_prefix)] = control.payload.decode()
         elif control.key.startswith(self._begun_prefix):
             self.without = msgspec.json.decode(control.payload, type=rewrites.Begun).clock
+        elif control.kind == _DECIDE:
+            key = bytes.fromhex(control.key.removeprefix(f"{_DECIDE}:"))
+            self.decided[key] = Decided(control.seq, control.payload.decode())
+        elif control.kind == rewrites.SOURCE:
+            source = msgspec.json.decode(control.payload, type=rewrites.Source)
+            self.sources[source.source] = (control.seq, source.banned)
         elif control.kind in rewrites.DECISIONS:
             self.rewrites.append(control)
-        if control.kind == rewrites.ROLLBACK:
-            note = msgspec.json.decode(control.payload, type=rewrites.Rollback)
-            self.rolled_back += [
-                Range(control.seq, p, *span) for p, span in sorted(note.undone.items())
-            ]
+        if control.kind in rewrites.REWRITES:
+            taken = rewrites.Undone(rewrites.note_of(control).taken())
+            self.taken.append((control.seq, taken))
         elif control.kind == rewrites.FREEZE:
             frozen = msgspec.json.decode(control.payload, type=rewrites.Freeze)
             self.freezes.append((control.seq, frozen))
@@ -119,8 +165,17 @@ class Decisions:
     @property
     def frozen(self) -> bool:
         """Whether the model is frozen by what was read."""
-        kinds = [c.kind for c in self.rewrites if c.kind != rewrites.ROLLBACK]
+        kinds = [c.kind for c in self.rewrites if c.kind not in rewrites.REWRITES]
         return kinds[-1:] == [rewrites.FREEZE]
+
+    def banned(self, source: str) -> bool:
+        """Whether the rows of a source are quarantined."""
+        return source in self.sources and self.sources[source][1]
+
+    def choice(self, event: Origin) -> str | None:
+        """What was decided about a quarantined event; None: nothing yet."""
+        decided = self.decided.get(event.key)
+        return None if decided is None else decided.choice
 
     def summary(self) -> dict[str, Any]:
         """For operators: is it frozen, what was decided last, how many rows are undone."""
@@ -128,11 +183,17 @@ class Decisions:
         if self.rewrites:
             last = self.rewrites[-1]
             shown = {"control": last.seq, "kind": last.kind}
-            if last.kind == rewrites.ROLLBACK:
-                note = msgspec.json.decode(last.payload, type=rewrites.Rollback)
+            if last.kind in rewrites.REWRITES:
+                note = rewrites.note_of(last)
                 shown["snapshot"] = note.snapshot
-                shown["halved"] = note.halved
-        return {"frozen": self.frozen, "last": shown, "undone": self.undone.count}
+                if isinstance(note, rewrites.Rollback):
+                    shown["halved"] = note.halved
+                else:
+                    shown |= {"source": note.source, "since": note.since, "base": note.base}
+        banned = sorted(name for name in self.sources if self.banned(name))
+        return {
+            "frozen": self.frozen, "last": shown, "undone": self.undone.count, "banned": banned,
+        }  # fmt: skip
 
     def learned(self, row: Row) -> bool:
         """Whether the row is in the model, once its partition's clock has reached it."""
@@ -148,12 +209,14 @@ class Decisions:
         return row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
 
     def was_undone(self, row: Row) -> bool:
-        """Whether a rollback took the row out, at any time."""
-        return any(r.holds(row.partition, row.offset) for r in self.rolled_back)
+        """Whether a rollback or a forget took the row out, at any time."""
+        return any(taken.has(row.partition, row.offset) for _, taken in self.taken)
 
     def from_first(self, event: Origin) -> list[int]:
         """Decisions from the first that can have taken the event out, or kept it back."""
-        seqs = [r.decision for r in self.rolled_back if r.holds(event.partition, event.offset)]
+        if (decided := self.decided.get(event.key)) is not None:
+            return [decided.seq, *(c.seq for c in self.rewrites if c.seq > decided.seq)]
+        seqs = [seq for seq, taken in self.taken if taken.has(event.partition, event.offset)]
         seqs += [
             seq
             for seq, note in self.freezes
@@ -175,19 +238,20 @@ class Listed:
     event: Origin
     standing: Row | None
     next_decision: int | None
+    choice: str | None = None
 
     def shown(self, status: str, label: Any) -> dict[str, Any]:
-        """As operators see it."""
+        """As operators see it, in the list of that status."""
         out = {
             "event_id": self.event.event_id,
             "source": self.row.source,
             "label": label,
             "at": self.row.at,
             "row": f"{self.row.partition}:{self.row.offset}",
-            "status": status,
+            "status": self.choice or status,
         }
         if self.standing is not None:
-            out["status"] = "released" if status == FROZEN else "learned_again"
+            out["status"] = "learned_again" if status == UNDONE else RELEASED
             out["learned_as"] = f"{self.standing.partition}:{self.standing.offset}"
         return out
 
@@ -197,13 +261,16 @@ class Listed:
             return None
         event, decision = self.event, self.next_decision
         name = f"{decision}:{event.partition}:{event.offset}:{event.key.hex()}:{event.event_id}"
-        verdict = self.row.verdict if self.row.verdict in LEARNED else Verdict.ACCEPTED
+        verdict, payload = self.row.verdict, self.row.payload
+        if verdict not in LEARNED:  # what was said of it does not count twice against its source
+            verdict = Verdict.ACCEPTED
+            payload = codec.encode(msgspec.structs.replace(codec.decode(payload), judged=None))
         return NewRow(
             event_key(_AGAIN, f"{decision}:{event.key.hex()}"),
             f"{_AGAIN}:{name}",
             self.row.source,
             verdict,
-            self.row.payload,
+            payload,
             at,
             self.row.factor,
         )
@@ -223,12 +290,19 @@ class Page:
 
 
 def walk(
-    journal: Journal, model: str, decisions: Decisions, status: str, after: str | None, limit: int
+    journal: Journal,
+    model: str,
+    decisions: Decisions,
+    status: str,
+    after: str | None,
+    limit: int,
+    source: str | None = None,
 ) -> Page:
-    """The next ``limit`` events of a status, after a cursor.
+    """The next ``limit`` events of a status, after a cursor; of all sources, or of one.
 
-    Undone events are those that are undone now, each once, at the rollback that first took it
-    out; frozen ones are the rows of that verdict.  An empty page with a cursor means: go on.
+    Undone events are those that are undone now, each once, at the decision that first took it
+    out; frozen and quarantined ones are the rows of that verdict.  An empty page with a cursor
+    means: go on.
     """
     begin = _cursor(after)
     partitions = {p.id: p for p in journal.partitions(model)}
@@ -240,13 +314,14 @@ def walk(
             continue
         upto = partition.end if span.upto is None else min(span.upto, partition.end)
         first = max(span.after, partition.trimmed) + 1
-        if place == begin[:2]:
+        if place == begin[:2] and span.after < begin[2]:
             first = max(first, begin[2] + 1)
         elif status == UNDONE:
             page.removed += max(min(partition.trimmed, upto) - span.after, 0)
         for row in () if ended else _rows(journal, span.partition, first, upto):
             first, walked = row.offset + 1, walked + 1
-            if (event := _listed(journal, model, decisions, status, span, row)) is not None:
+            wanted = source is None or row.source == source
+            if wanted and (event := _listed(journal, model, decisions, status, span, row)):
                 page.events.append(event)
             if len(page.events) >= limit or walked >= _WALK_ROWS:
                 page.cursor, ended = f"{span.decision}:{span.partition}:{row.offset}", True
@@ -271,7 +346,14 @@ def _cursor(text: str | None) -> tuple[int, int, int]:
 def _ranges(decisions: Decisions, status: str, partitions: Iterable[int]) -> list[Range]:
     """What is walked, in an order that later decisions do not change."""
     if status == UNDONE:
-        return decisions.rolled_back
+        return [
+            Range(seq, p, *span)
+            for seq, taken in decisions.taken
+            for p, spans in sorted(taken.ranges.items())
+            for span in spans
+        ]
+    if status == QUARANTINED:
+        return [Range(0, p, 0, None) for p in sorted(partitions)]
     if not decisions.freezes:
         return []
     seq, first = decisions.freezes[0]  # rows of later freezes stand after its clock, too
@@ -292,25 +374,34 @@ def _listed(
 ) -> Listed | None:
     """The row as an event of the list; None if it is none, or is listed at another place."""
     event = origin(row)
-    if status == FROZEN:
-        if row.verdict is not Verdict.FROZEN or event.key != row.key:
+    if status != UNDONE:
+        if row.verdict != status or event.key != row.key:
             return None
     else:
         if row.verdict not in LEARNED or row.key.hex() in decisions.failed:
             return None
         if decisions.stands(row):
             return None
-        ranges = decisions.rolled_back
-        if next(r for r in ranges if r.holds(row.partition, row.offset)) != span:
+        where = row.partition, row.offset
+        if next(seq for seq, taken in decisions.taken if taken.has(*where)) != span.decision:
             return None
     standing, undone, following = _copies(journal, model, decisions, event, row)
     if status == UNDONE and undone is not None and undone.key != row.key:
         return None  # it is listed where its first copy that is undone stands
-    return Listed(row, event, standing, following)
+    choice = decisions.choice(event) if status == QUARANTINED else None
+    if choice is None and decisions.banned(row.source):
+        following = None  # not with all the others
+    return Listed(row, event, standing, following, choice)
+
+
+def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:
+    """A quarantined row as an event of the list; None if it is none."""
+    span = Range(0, row.partition, 0, None)
+    return _listed(journal, model, decisions, QUARANTINED, span, row)
 
 
 def standing(journal: Journal, model: str, decisions: Decisions, row: Row) -> Row | None:
-    """The row that teaches the event of a frozen or undone row again; None: it is in no model."""
+    """The row that teaches an event again that its own row does not; None: it is in no model."""
     return _copies(journal, model, decisions, origin(row), row)[0]
 
 
@@ -319,6 +410,9 @@ def _copies(
 ) -> tuple[Row | None, Row | None, int | None]:
     """Of an event: the copy that stands, the first that is undone, the first decision without."""
     own = row if event.key == row.key else journal.find(model, event.key)
+    kept = own is not None and own.verdict is Verdict.QUARANTINED
+    if kept and decisions.choice(event) != RELEASED:
+        return None, None, None
     undone: Row | None = None
     following: int | None = None
     copies: list[tuple[int | None, Row | None]] = [(None, own)]

@@ -26,6 +26,8 @@ from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
 from online.tally import TALLIED, Tally
+from paramserver.blocks import Touched
+from paramserver.filters.sources import keep_bounds, of_sources
 from paramserver.wire import SyncReply
 from replay import codec
 from replay.example import Example, Label, label_of, label_text
@@ -71,10 +73,18 @@ class Learner(LocalModel):
             failed = Failed(row, give_up)
         elif learned:
             failed = self._try(row, self._open)
+        self._note_evidence(row)
         self._open.last = row.offset
         self.tracks[row.partition].next += 1
         self._switch()
         return failed
+
+    def _note_evidence(self, row: Row) -> None:
+        """What the row says of its source: it does not depend on what became of the row here."""
+        if row.verdict is Verdict.FROZEN or self.undone.has(row.partition, row.offset):
+            return
+        example = self.latest or codec.decode(row.payload)
+        self.evidence.add(row, example.judged)
 
     def _try(self, row: Row, opened: Opened) -> Failed | None:
         example, memory = codec.decode(row.payload), self.memory
@@ -208,6 +218,7 @@ class Learner(LocalModel):
         else:
             self.arrival.leave(self._pulled, self._training)
             self._pulled = coming.pulled
+        keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max)
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version, self.clock = (reply.epoch, reply.count), clock
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
@@ -224,6 +235,7 @@ class Learner(LocalModel):
         else:
             fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
             self.tally.rebase(fresh)
+            self.evidence.rebase(fresh)
             self._training.rebase(fresh)
             self._pending_n = sum(d.n for d in self._deltas.pending(clock))
             self._switch()
@@ -279,6 +291,9 @@ class Learner(LocalModel):
             copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))
             self._reset_tally(pending)
         self._pending_n = sum(d.n for d in pending)
+        blocks = (self._pulled.blocks, *(d.blocks for d in pending))
+        touched: Touched = {name: None for held in blocks for name in of_sources(held)}
+        self.evidence.reset(self._pulled.with_deltas(pending, touched))
         self._switch()
 
 

@@ -187,7 +187,7 @@ def begin_anew(
         values={},
         clock=clock,
         control=controls[-1].seq if controls else 0,
-        rewrite=rewrites.newest_rollback(controls),
+        rewrite=rewrites.newest_rewrite(controls),
         frozen=rewrites.frozen_by(controls),
         position=0 if without is None else journal.follow(name, 2**62, 1).upto,
         created_at=time.time(),

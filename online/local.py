@@ -11,6 +11,7 @@ from functools import partial
 from evaluation.metrics import Task
 from online.arrival import Arrival
 from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, stays
+from online.evidence import Evidence
 from online.models.base import Compensable, Model, Prediction
 from online.tally import Tally
 from paramserver import blocks as algebra
@@ -74,7 +75,7 @@ class LocalModel:
         self.serving = build()
         self._training = self.serving
         self.mergeable = self.serving.mergeable
-        self.tally = Tally()
+        self.tally, self.evidence = Tally(), Evidence()
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
@@ -177,7 +178,7 @@ class LocalModel:
         model, curved = self._training, {}
         if isinstance(model, Compensable):
             curved = model.curved()
-        blocks = {**model.cut(), **self.tally.cut()}
+        blocks = {**model.cut(), **self.tally.cut(), **self.evidence.cut()}
         curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         size += sum(len(key) + 20 for keys in curved.values() for key in keys)

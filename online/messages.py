@@ -91,6 +91,8 @@ class Predictions(msgspec.Struct, omit_defaults=True):
 
 STATUSES: Final[Mapping[str, str]] = {
     "learned": "durable and in the model",
+    "clipped": "durable and in the model, with less weight: see reason",
+    "quarantined": "durable, not learned: an operator may release it; see reason",
     "failed": "durable, and the model could not learn it",
     "queued": "durable, and not in the model yet",
     "frozen": "kept, not learned: the model is frozen",
@@ -98,7 +100,9 @@ STATUSES: Final[Mapping[str, str]] = {
     "duplicate": "recorded before with the same label: see first_outcome",
     "conflict": "recorded before with another label, which stands",
     "expired": "older than its id is known for",
-    "undone": "learned once, and taken out by a rollback (a first_outcome only)",
+    "undone": "learned once, and taken out by a rollback or a forget (a first_outcome only)",
+    "released": "quarantined at first, then released by an operator (a first_outcome only)",
+    "discarded": "quarantined at first, then discarded by an operator (a first_outcome only)",
     "refused": "one of many: not recorded, see error",
 }
 """What can become of an event."""
@@ -126,7 +130,9 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     ] = msgspec.UNSET
     learned_as: Annotated[
         str | msgspec.UnsetType,
-        Meta(description="frozen or undone at first: `seen` of the row that taught it again"),
+        Meta(
+            description="not learned, or undone, at first: `seen` of the row that taught it again"
+        ),
     ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET

@@ -55,6 +55,9 @@ class Snapshots(Tree):
     weekly: int = Field(4, ge=0, le=10_000)
 
 
+Test = Literal["rate", "samples", "norm", "direction", "surprise"]
+
+
 class Replay(Tree):
     """What is kept of the stream and learned again beside fresh rows, in each replica."""
 
@@ -186,6 +189,16 @@ class ModelSettings(Tree):
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
     replay: Replay = Replay()
+    filters: Literal["default", "none"] | tuple[Test, ...] = Field(
+        "default",
+        description="tests of feedback before it is learned: default, none, or a list of rate, "
+        "samples, norm, direction, surprise. Nobody is judged while fewer than eight sources send",
+    )
+    root_set: Path | None = Field(
+        None,
+        description="rows that you vouch for, CSV or JSON lines, ten of each class: directions of "
+        "feedback are compared with them",
+    )
     training: Training = Training()
     drift: Drift = Drift()
     challenger: Challenge | None = Field(

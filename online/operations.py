@@ -1,4 +1,4 @@
-"""HTTP of the operators: snapshots, rollback, freeze, and the events that these left out."""
+"""HTTP of the operators: snapshots, rollback, freeze, quarantine, and events that are left out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from online.history import DISCARDED, QUARANTINED, RELEASED, Choice
 from online.status import Cluster
 
 EVENTS_MAX = 1000
@@ -15,6 +16,7 @@ EVENTS_MAX = 1000
 
 Status = Literal["undone", "frozen"]
 After = Annotated[str | None, Query(description="cursor of the page before; none: the first page")]
+Of = Annotated[str | None, Query(max_length=256, description="of this source only")]
 Limit = Annotated[int, Query(ge=1, le=EVENTS_MAX, description="events of one page at most")]
 
 _EVENT = {
@@ -46,6 +48,59 @@ class RelearnRequest(BaseModel):
     status: Status
     after: str | None = Field(None, description="`cursor` of the answer before; none: begin")
     limit: int = Field(200, ge=1, le=EVENTS_MAX, description="events of one request at most")
+
+
+class DecideRequest(BaseModel):
+    """Quarantined events: some, by their rows, or a page of those of a source."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"rows": ["3:120"]}, {"source": "bot"}]}
+    )
+    rows: list[str] | None = Field(None, min_length=1, max_length=EVENTS_MAX)
+    source: str | None = Field(None, max_length=256, description="all of this source, in pages")
+    after: str | None = Field(None, description="`cursor` of the answer before; none: begin")
+    limit: int = Field(200, ge=1, le=EVENTS_MAX, description="events of one request at most")
+
+    @model_validator(mode="after")
+    def _one(self) -> DecideRequest:
+        if (self.rows is None) == (self.source is None):
+            raise ValueError("one of rows and source is needed")
+        return self
+
+
+class ForgetRequest(BaseModel):
+    """A state that `online forget` has built aside, and which rows it is without."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "source": "bot",
+                    "snapshot": "aside-4-130-1f",
+                    "base": "3-120",
+                    "undone": {"3": [120, 2]},
+                }
+            ]
+        },
+    )
+    source: str = Field(max_length=256)
+    since: float | None = Field(None, description="POSIX seconds; none: all of its rows")
+    snapshot: str = Field(min_length=1, max_length=128, description="the state's name")
+    base: str | None = Field(None, max_length=128, description="what it was built from")
+    undone: dict[int, list[int]] = Field(
+        description="rows it is without, by partition: gap, length, gap, length …"
+    )
+
+
+class BanRequest(BaseModel):
+    """Whether what a source sends is quarantined from now on."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"source": "bot", "banned": True}]}
+    )
+    source: str = Field(max_length=256)
+    banned: bool
 
 
 def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[int | str, Any]:
@@ -81,6 +136,7 @@ def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
 
     _add_rewrites(routes, known, cluster)
     _add_events(routes, known, cluster)
+    _add_quarantine(routes, known, cluster)
     return routes
 
 
@@ -126,6 +182,21 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         return await cluster.promote(model, back=body.back)
 
     @routes.post(
+        "/forget",
+        summary="On with a state built without a source: see `online forget`",
+        responses=_answers(
+            "Swapped, durably. `complete`: every replica answers from it",
+            {**back, "snapshot": "aside-4-130-1f"},
+            e422="The state can't take the place of what is served; the message says why",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def forget(model: str, body: ForgetRequest) -> dict[str, Any]:
+        known(model)
+        asked = body.source, body.since, body.base, body.undone
+        return await cluster.forget(model, body.snapshot, *asked)
+
+    @routes.post(
         "/freeze",
         summary="Learn nothing more; feedback is kept as `frozen`",
         responses=_answers(
@@ -155,7 +226,7 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
 def _add_events(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
     page = {"events": [_EVENT], "cursor": "5:3:120", "left": 239, "removed": 0}
     done = {
-        "learned": 198, "queued": 0, "failed": 0, "duplicate": 2,
+        "learned": 198, "queued": 0, "failed": 0, "duplicate": 2, "banned": 0,
         "cursor": "5:3:200", "left": 40, "removed": 0,
     }  # fmt: skip
 
@@ -183,3 +254,73 @@ def _add_events(routes: APIRouter, known: Callable[[str], None], cluster: Cluste
     async def relearn(model: str, body: RelearnRequest) -> dict[str, Any]:
         known(model)
         return await cluster.relearn(model, body.status, body.after, body.limit)
+
+
+def _add_quarantine(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+    kept = {**_EVENT, "status": "quarantined"}
+    page = {"events": [kept], "cursor": "0:3:120", "left": 239, "removed": 0}
+    one = {**kept, "features": {"a": 1.5}, "weight": 1.0, "answered": {"true": 0.2}}
+    shown = {**one, "version": [4, 121, 0]}
+    done = {
+        "released": 1, "discarded": 0, "learned": 1, "queued": 0, "failed": 0, "duplicate": 0,
+    }  # fmt: skip
+
+    @routes.get(
+        "/quarantine",
+        summary="Events that were set aside: quarantined, released, discarded",
+        responses=_answers("A page; `cursor` leads to the next one", page, e503=_UNAVAILABLE),
+    )
+    async def quarantine(
+        model: str,
+        source: Of = None,
+        after: After = None,
+        limit: Limit = 100,
+    ) -> dict[str, Any]:
+        known(model)
+        return await cluster.events(model, QUARANTINED, after, limit, source)
+
+    @routes.get(
+        "/quarantine/{event}",
+        summary="One of them, by its row, or by its id and source",
+        responses=_answers("The event", shown, e404="No such event", e503=_UNAVAILABLE),
+    )
+    async def quarantined(model: str, event: str, source: Of = None) -> dict[str, Any]:
+        known(model)
+        return await cluster.quarantined(model, event, source)
+
+    async def decide(model: str, choice: Choice, body: DecideRequest) -> dict[str, Any]:
+        known(model)
+        if body.rows is not None:
+            return await cluster.decide_rows(model, choice, body.rows)
+        assert body.source is not None
+        return await cluster.decide_source(model, choice, body.source, body.after, body.limit)
+
+    decided = _answers("Decided; the first decision about an event stands", done, e503=_UNAVAILABLE)
+
+    ban = {"source": "bot", "banned": True, "control": 8, "version": [4, 130]}
+
+    @routes.post(
+        "/sources",
+        summary="Quarantine whatever a source sends from now on, or no longer",
+        responses=_answers(
+            "Decided. `complete`: every replica acts on it",
+            {**ban, "complete": True, "missing": []},
+            e422="So many are banned already",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def sources(model: str, body: BanRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.ban(model, body.source, banned=body.banned)
+
+    @routes.post(
+        "/quarantine/release",
+        summary="Learn quarantined events after all, each once",
+        responses={**decided, 409: {"description": "The model is frozen"}},
+    )
+    async def release(model: str, body: DecideRequest) -> dict[str, Any]:
+        return await decide(model, RELEASED, body)
+
+    @routes.post("/quarantine/discard", summary="Never learn quarantined events", responses=decided)
+    async def discard(model: str, body: DecideRequest) -> dict[str, Any]:
+        return await decide(model, DISCARDED, body)

@@ -19,6 +19,7 @@ from typing import Final
 from evaluation.metrics import Task
 from online.arrival import Arrival, Arriving
 from online.deltas import Track, Tracks
+from online.evidence import Evidence
 from online.learner import CLOSED, LEARNED, Failed, increments_of
 from online.local import score_of
 from online.models.base import Model, Prediction, learn_example
@@ -26,6 +27,7 @@ from online.models.errors import NothingLearned
 from online.tally import Tally
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
+from paramserver.filters.sources import keep_bounds
 from paramserver.rewrites import Undone
 from paramserver.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
@@ -64,7 +66,7 @@ class OrderedLearner:
         self.serving = build()
         self._training = self.serving
         self.mergeable = False
-        self.tally = Tally()
+        self.tally, self.evidence = Tally(), Evidence()
         self.latest: Example | None = None  # of the row at hand, if it was learned
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
@@ -167,6 +169,7 @@ class OrderedLearner:
         elif fresh and wanted:
             failed = self._try(row)
         if fresh:
+            self._note_evidence(row)
             self._learned[row.partition] = row.offset
             if (track := self.tracks.get(row.partition)) is not None:
                 track.next = row.offset + 1
@@ -177,6 +180,13 @@ class OrderedLearner:
         if len(self._since) >= self._rows_max:
             self._write_down()
         return failed
+
+    def _note_evidence(self, row: Row) -> None:
+        """As of :class:`online.learner.Learner`."""
+        if row.verdict is Verdict.FROZEN or self.undone.has(row.partition, row.offset):
+            return
+        example = self.latest or codec.decode(row.payload)
+        self.evidence.add(row, example.judged)
 
     def pass_to(self, position: int) -> None:
         """No row of the model is left up to here."""
@@ -219,7 +229,9 @@ class OrderedLearner:
 
     def _write_down(self) -> None:
         """The values as they are now, for whoever puts the model back or starts from them."""
-        touched = algebra.merge(self._base, {**self._training.cut(), **self.tally.cut()}, 1.0)
+        done = {**self._training.cut(), **self.tally.cut(), **self.evidence.cut()}
+        touched = algebra.merge(self._base, done, 1.0)
+        keep_bounds(self._base, touched, self.evidence.sources_max)
         self._since = []
         self._spans.append((self.position, touched))
         if len(self._spans) > _SPANS:
@@ -367,6 +379,7 @@ class OrderedLearner:
         if copy is None:
             self._training.reset(values)
         self.tally.reset(values)
+        self.evidence.reset(values)
         self._base, self._since = values, []
         self._began, self._spans, self._epoch = reply.position, [], reply.epoch
         self._learned, self.position = dict(clock), reply.position

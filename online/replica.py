@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 from evaluation.drift.alarm import Alarm
 from online.config import Limits
+from online.filtering import Filtering
 from online.follower import Follower
 from online.guard import Watch
 from online.journal_threads import JournalThreads
@@ -99,6 +100,8 @@ class ModelReplica:
     ask
         Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
         model has diverged (:mod:`online.guard`) or its error has risen; None: nothing acts.
+    filters
+        Judge feedback before it is written; None: nothing does.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class ModelReplica:
         monotonic_s: Callable[[], float] = time.monotonic,
         cpu_s: Callable[[], float] | None = None,
         ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
+        filters: Filtering | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -133,7 +137,12 @@ class ModelReplica:
             moved=self._on_commit,
             sealed=self._on_sealed,
             follows=None if learns else learner,
+            filters=filters,
         )
+        self.filters = filters
+        if filters is not None:
+            learner.evidence.heard = filters
+            filters.on_quarantine = self._purge
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._refused: str | None = None
         self._unexpected: str | None = None
@@ -189,6 +198,11 @@ class ModelReplica:
             log.warning("model %s: frozen, its error has risen: %s", self.settings.name, alarm)
             self._freezes = True
 
+    def _purge(self, source: str) -> None:
+        """A source is quarantined: what it has sent is not learned again."""
+        if self.learner.memory is not None:
+            self.counts["replay_purged"] += self.learner.memory.purge(source)
+
     # -- life --------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -221,6 +235,8 @@ class ModelReplica:
             log.warning("nothing is rehearsed of what came before: %s", error)
             return
         self.learner.memory = fresh
+        for source in () if self.filters is None else self.filters.quarantined:
+            self._purge(source)
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
     async def stop(self, timeout_s: float) -> None:
@@ -349,6 +365,7 @@ class ModelReplica:
         if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights
             self._slow, self._slow_due_s = self._slow_gauges(), self._monotonic_s() + _SLOW_S
         gauges |= self._slow
+        gauges |= {} if self.filters is None else self.filters.report()
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
@@ -461,7 +478,9 @@ class ModelReplica:
             return None
         self._refused = None
         part = reply.kind == "part"
-        if reply.rewrite != learner.rewrite and not part:  # know what is undone before learning
+        if reply.control > self.writer.decisions.seq:  # know it before it is acted on
+            await self.writer.look()
+        if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
             await self.writer.look()
             learner.undone = self.writer.decisions.undone
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
@@ -531,8 +550,14 @@ class ModelReplica:
     # -- decisions about history -------------------------------------------------------------
 
     def _act_on(self, pushes: list[Any]) -> None:
-        """A freeze is acted on once all that was written before it is learned and pushed."""
-        owes = pushes or self._follower.unsaid or self.writer.committing or self.owed.learning
+        """A decision is acted on once no row is on its way that was judged before it.
+
+        A freeze: once all that was written before it is learned and pushed, too.
+        """
+        writer = self.writer
+        owes = pushes or self._follower.unsaid or writer.committing or self.owed.learning
         if self.learner.frozen and owes:
+            return
+        if writer.committing and writer.judged_by < self.learner.control:
             return
         self._control = self.learner.control

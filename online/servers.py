@@ -57,6 +57,8 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         confirm_s=_CONFIRM_S,
         keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
         halves_keep_s=max(model.token_lifetime, model.label_wait),
+        banned_max=settings.limits.banned_max,
+        sources_max=settings.limits.sources_max,
     )
 
 

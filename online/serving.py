@@ -32,15 +32,20 @@ from replay.example import Features
 
 _HTTP = {
     "learned": 200,
+    "clipped": 200,
     "duplicate": 200,
     "undone": 200,
     "queued": 202,
     "frozen": 202,
+    "quarantined": 202,
+    "released": 200,
+    "discarded": 200,
     "waiting": 202,
     "conflict": 409,
     "expired": 410,
     "failed": 422,
 }
+_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
 class Serving:
@@ -213,10 +218,13 @@ class Serving:
         if standing is None:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
-        if recorded.status != "frozen":  # no answer will ever count it
+        if recorded.status not in _NEVER:
             receipt.seen = f"{standing.partition}:{standing.offset}"
         if recorded.reason:
             receipt.reason = recorded.reason
+        elif recorded.status in ("clipped", "quarantined"):
+            judged = codec.decode(standing.payload).judged
+            receipt.reason = "the source is quarantined" if judged is None else judged.reason
         if recorded.repeat:
             first = codec.decode(standing.payload).label
             receipt.duplicate = True

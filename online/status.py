@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -13,10 +12,12 @@ from typing import Any, Protocol
 from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
-from online.history import Decisions, Page, walk
+from online.kept import ASK_TIMEOUT_S, Kept
 from online.promotion import decision
 from online.replica import ModelReplica
 from paramserver.errors import (
+    BanRefused,
+    ForgetRefused,
     NotReady,
     ParamServerError,
     PromoteRefused,
@@ -25,11 +26,9 @@ from paramserver.errors import (
     SnapshotName,
 )
 from paramserver.rewrites import promoted
-from replay import codec
 from replay.errors import ReplayError
-from replay.journal.base import Journal, Row
+from replay.journal.base import Journal
 
-_ASK_TIMEOUT_S = 2.0
 _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0
 _ACT_POLL_S = 0.05
@@ -45,7 +44,7 @@ class ParameterServerControl(Protocol):
         """Result of the server's method of that name."""
 
 
-class Cluster:
+class Cluster(Kept):
     """Answers for all replicas: the server knows them, this replica knows itself.
 
     Parameters
@@ -69,8 +68,8 @@ class Cluster:
         challengers: Mapping[str, ParameterServerControl] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._replicas, self._controls, self._facts = replicas, controls, facts
-        self._journals, self._free_bytes, self._monotonic_s = journals, free_bytes, monotonic_s
+        super().__init__(replicas, journals, facts)
+        self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
         self._challengers = challengers or {}
         self._first_room: dict[str, room.Room] = {}
 
@@ -84,7 +83,7 @@ class Cluster:
         learner = replica.learner
         server: dict[str, Any] | None
         try:
-            server = await self._controls[name].call("status", _ASK_TIMEOUT_S)
+            server = await self._controls[name].call("status", ASK_TIMEOUT_S)
         except (ParamServerError, TimeoutError):
             server = None
         replicas: dict[str, dict[str, float]] = {}
@@ -106,6 +105,7 @@ class Cluster:
             "drift": _drift(replica, alone=len(replicas) == 1),
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
+            "filters": _filters(replica),
             "replicas": replicas,
             "server": server,
             "rewrites": await self._rewrites(name),
@@ -127,7 +127,7 @@ class Cluster:
         assert given is not None
         shown = {"learner": given.learner, "params": given.params, "promote": given.promote}
         try:
-            return {**shown, **await client.call("status", _ASK_TIMEOUT_S)}
+            return {**shown, **await client.call("status", ASK_TIMEOUT_S)}
         except ParamServerError as error:
             return {**shown, "state": "not there", "incident": str(error)}
 
@@ -183,13 +183,13 @@ class Cluster:
         """What was decided about the model's events; None if the journal does not answer."""
         try:
             decisions = await self._decided(name)
-        except (ReplayError, TimeoutError):
+        except RequestError:
             return None
         return decisions.summary()
 
     async def _read(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
         """A reading step of the journal.  A store that hangs must not hold up what is shown."""
-        return await asyncio.wait_for(self._replicas[name].store.read(step, *args), _ASK_TIMEOUT_S)
+        return await asyncio.wait_for(self._replicas[name].store.read(step, *args), ASK_TIMEOUT_S)
 
     # -- commands ----------------------------------------------------------------------------
 
@@ -214,6 +214,20 @@ class Cluster:
         answer = dict(await self._command(model, "rollback", snapshot))
         return {**await self._acted(model, answer["control"], None), **answer}
 
+    async def forget(
+        self,
+        model: str,
+        snapshot: str,
+        source: str,
+        since: float | None,
+        base: str | None,
+        undone: dict[int, list[int]],
+    ) -> dict[str, Any]:
+        """Go on with a state built aside without a source; waits until the replicas do."""
+        asked = snapshot, source, since, base, undone
+        answer = dict(await self._command(model, "forget", *asked))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
     async def freeze(self, model: str) -> dict[str, Any]:
         """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
 
@@ -227,6 +241,11 @@ class Cluster:
         answer = dict(await self._command(model, "unfreeze"))
         return {**answer, **await self._acted(model, answer["control"], None)}
 
+    async def ban(self, model: str, source: str, *, banned: bool) -> dict[str, Any]:
+        """Quarantine whatever a source sends, or no longer; waits until the replicas do."""
+        answer = dict(await self._command(model, "ban", source, banned))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
     async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:
         """Wait until the replicas act on the control row, or as ``complete`` of the server says.
 
@@ -236,7 +255,7 @@ class Cluster:
         out: dict[str, Any] = {"complete": False, "missing": []}
         while True:
             with contextlib.suppress(ParamServerError):
-                status = await self._controls[model].call("status", _ASK_TIMEOUT_S)
+                status = await self._controls[model].call("status", ASK_TIMEOUT_S)
                 late = sorted(r for r, c in status["replicas"].items() if c["control"] < control)
                 done = not late if complete is None else status[complete]
                 out = {"complete": done, "missing": [] if done else late}
@@ -254,6 +273,12 @@ class Cluster:
             raise RequestError(422, "rollback_refused", str(error), "to", _LIST) from None
         except PromoteRefused as error:
             raise RequestError(409, "promote_refused", str(error), None, "Ask again") from None
+        except ForgetRefused as error:
+            hint = "Build the state again: online forget"
+            raise RequestError(422, "forget_refused", str(error), "snapshot", hint) from None
+        except BanRefused as error:
+            hint = "Unban one, take its token away, or raise limits.banned_max"
+            raise RequestError(422, "ban_refused", str(error), "source", hint) from None
         except NotReady as error:
             hint = "Nothing was changed; ask again"
             raise RequestError(503, "server_unavailable", str(error), None, hint, 1) from None
@@ -262,66 +287,6 @@ class Cluster:
             if error.definite:
                 raise RequestError(422, "refused", str(error), None, hint) from None
             raise RequestError(503, "server_unavailable", str(error), None, hint) from None
-
-    # -- events ------------------------------------------------------------------------------
-
-    async def events(
-        self, model: str, status: str, after: str | None, limit: int
-    ) -> dict[str, Any]:
-        """A page of events that are undone, or were kept back while the model was frozen."""
-        page = await self._page(model, status, after, limit)
-        shown = [event.shown(status, self._label(model, event.row)) for event in page.events]
-        return {
-            "events": shown, "cursor": page.cursor, "left": page.left, "removed": page.removed,
-        }  # fmt: skip
-
-    async def relearn(
-        self, model: str, status: str, after: str | None, limit: int
-    ) -> dict[str, Any]:
-        """Learn a page of these events again, each once, whoever asks and how often."""
-        page = await self._page(model, status, after, limit)
-        replica = self._replicas[model]
-        if replica.writer.decisions.frozen or replica.learner.frozen:
-            message = f"the model is frozen: it learns nothing, so no {status} events either"
-            hint = "Unfreeze it first: online unfreeze"
-            raise RequestError(409, "still_frozen", message, None, hint, 1)
-        rows = [row for event in page.events if (row := event.again(replica.now_s())) is not None]
-        recorded = await replica.writer.record(rows) if rows else []
-        new = Counter(result.status for result in recorded if not result.repeat)
-        if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
-            message = f"the model was frozen meanwhile; {new['learned']} events were learned"
-            raise RequestError(409, "still_frozen", message, None, "Unfreeze it: online unfreeze")
-        taken = {status: new[status] for status in ("learned", "queued", "failed")}
-        return {
-            **taken,
-            "duplicate": len(page.events) - sum(taken.values()),
-            "cursor": page.cursor,
-            "left": page.left,
-            "removed": page.removed,
-        }
-
-    async def _page(self, model: str, status: str, after: str | None, limit: int) -> Page:
-        try:
-            decisions = await self._decided(model)
-            journal, read = self._journals[model], self._replicas[model].store.read
-            page: Page = await read(walk, journal, model, decisions, status, after, limit)
-        except (ReplayError, TimeoutError) as error:
-            hint = "Ask again; what was learned is not learned twice"
-            message = f"the journal does not answer: {error}"
-            raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
-        return page
-
-    async def _decided(self, model: str) -> Decisions:
-        """What control rows say, those of just now too."""
-        writer = self._replicas[model].writer
-        await asyncio.wait_for(writer.look(), _ASK_TIMEOUT_S)
-        return writer.decisions
-
-    def _label(self, model: str, row: Row) -> Any:
-        """The row's label, as the model's settings call it."""
-        label = codec.decode(row.payload).label
-        names = self._facts(model).get("labels")
-        return names[bool(label)] if names else label
 
 
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:
@@ -336,6 +301,11 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
         "replayed": memory.replayed,
         **memory.shares(),
     }
+
+
+def _filters(replica: ModelReplica) -> dict[str, Any] | None:
+    """What this replica's filters know; None if nothing is judged."""
+    return None if replica.filters is None else replica.filters.shown()
 
 
 def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:

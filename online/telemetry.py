@@ -12,7 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 _GAUGES = (
     "contact_age_s", "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
-    "learn_share", "replay_fill", "average_gap", "drift_state",
+    "learn_share", "replay_fill", "average_gap", "drift_state", "filter_sources",
+    "filter_quarantined_sources", "filter_drift", "filter_active",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ import msgspec
 from online import history
 from online.config import Limits
 from online.errors import RequestError
+from online.filtering import Filtering
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
@@ -39,8 +40,9 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     Attributes
     ----------
     status
-        ``learned``, ``failed``, ``frozen``, ``undone``, ``waiting``, or ``queued``: on disk, and
-        another process is about to learn it.
+        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
+        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
+        learn it.
     row
         The row that stands; None for a label whose prediction has not come.
     repeat
@@ -49,7 +51,8 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
         For a label that waits: when the first one was taken (POSIX seconds).  None: the store
         has no room and kept nothing.
     learned_as
-        For a repeat that is frozen or undone: the row that taught it again, if there is one.
+        For a repeat that is frozen, undone or released: the row that taught it again, if there
+        is one.
     """
 
     status: str
@@ -70,6 +73,7 @@ class _Waiting:
     done: asyncio.Future[None]
     results: list[Recorded | None]
     open: int
+    decided: bool
 
 
 class _Behind:
@@ -117,6 +121,8 @@ class Writer:
     follows
         The local model if another process learns the rows: they are answered ``queued`` at their
         commit, and at most ``limits.queue_max`` of them may be missing in it.
+    filters
+        Judge rows before they are written, unless the model is frozen; None: all are accepted.
     """
 
     def __init__(
@@ -132,6 +138,7 @@ class Writer:
         moved: Callable[[bool], None],
         sealed: Callable[[int], Awaitable[int]],
         follows: Learner | OrderedLearner | None = None,
+        filters: Filtering | None = None,
     ) -> None:
         self.partition = 0
         self.known = 0
@@ -142,11 +149,12 @@ class Writer:
         self.to_learn = 0  # the last row of the partition that is not frozen
         self.writing = False
         self.committing = False  # rows that are not frozen
+        self.judged_by = 0  # these: newest control row that was known
         self.decisions = history.Decisions(spec)
         self._model, self._spec = model, spec
         self._limits, self._store, self._counts = limits, store, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
-        self._follows = follows
+        self._follows, self._filters = follows, filters
         self._uncommitted = 0  # rows that were taken and wait for their commit
         self._queue: deque[_Waiting] = deque()
         most = limits.joins_queue_max
@@ -167,8 +175,10 @@ class Writer:
 
     # -- feedback ----------------------------------------------------------------------------
 
-    async def record(self, rows: Sequence[NewRow]) -> list[Recorded]:
+    async def record(self, rows: Sequence[NewRow], *, decided: bool = False) -> list[Recorded]:
         """Write rows durably in one step, wait until they are learned, say what became of each.
+
+        ``decided``: by an operator.  The rows are written with the verdicts that they have.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
         ``journal_full`` (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same
@@ -185,7 +195,7 @@ class Writer:
         self._check_queue(len(rows))
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows))
+        waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows), decided)
         self._queue.append(waiting)
         self._uncommitted += len(rows)
         self.waiting += 1
@@ -248,15 +258,19 @@ class Writer:
                 await self._commit(self._halves.take(room), batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
-        rows = [*halves, *(row for waiting in batch for row in waiting.rows)]
-        self.writing = True
+        rows = [*halves, *(row for waiting in batch for row in self._judged(waiting))]
+        self.writing, self.judged_by = True, self.decisions.seq
         if self._frozen():
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
             self.committing = True
+            if self._filters is not None:
+                rows = self._filters.judge(rows)
         try:
             appended = await self._append(rows)
         except ReplayError as error:
+            if self._filters is not None:
+                self._filters.dropped()
             self._refuse(halves, batch, error)
             return
         finally:
@@ -264,6 +278,8 @@ class Writer:
             self._uncommitted -= len(rows) - len(halves)
         self.incident = None
         self.known = appended.end
+        if self._filters is not None:
+            self._filters.committed(rows, appended.outcomes)
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
         self._take(fresh)
         places = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
@@ -281,6 +297,17 @@ class Writer:
             self._counts[f"joins_{_fate(half, outcome)}"] += 1
         for waiting, i, outcome in others:
             await self._stand(waiting, i, outcome)
+
+    def _judged(self, waiting: _Waiting) -> Sequence[NewRow]:
+        """The rows of a request, with their verdicts: final, unless the model is frozen."""
+        if waiting.decided or not self.decisions.sources:
+            return waiting.rows
+        return [
+            msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
+            if self.decisions.banned(row.source)
+            else row
+            for row in waiting.rows
+        ]
 
     async def _append(self, rows: Sequence[NewRow]) -> Appended:
         """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
@@ -325,7 +352,7 @@ class Writer:
             await self.look()
         reason, again = self.decisions.failure(row), None
         status = self._status(row, reason)
-        if not outcome.new and status in ("frozen", "undone"):
+        if not outcome.new and status in ("frozen", "undone", "released"):
             place = (self._store.journal, self._model, self.decisions, row)
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
@@ -399,9 +426,12 @@ class Writer:
             return "failed"
         if row.verdict is Verdict.FROZEN:
             return "frozen"
+        if row.verdict is Verdict.QUARANTINED:
+            return self.decisions.choice(history.origin(row)) or "quarantined"
         if self.decisions.undone.has(row.partition, row.offset):
             return "undone"
-        return "learned" if self._follows is None or self._is_there(row) else "queued"
+        learned = "clipped" if row.verdict is Verdict.CLIPPED else "learned"
+        return learned if self._follows is None or self._is_there(row) else "queued"
 
     def _is_there(self, row: Row) -> bool:
         """Whether another process has learned the row, and the answers here count it."""

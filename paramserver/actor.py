@@ -17,12 +17,15 @@ import msgspec
 from paramserver import rewrites, wire
 from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of, size_bytes
 from paramserver.errors import (
+    BanRefused,
     DecisionUncertain,
+    ForgetRefused,
     PromoteRefused,
     RollbackRefused,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
+    StoreUnavailable,
     Superseded,
 )
 from paramserver.lineage import decide, needed, replayed
@@ -36,7 +39,7 @@ from paramserver.process import (
 )
 from paramserver.server import Server
 from paramserver.snapshots.format import SCHEMA
-from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.state import SnapshotState
 from paramserver.store import Store
 
@@ -87,8 +90,12 @@ class ParameterServer(ServerProcess):
             target = self._target(history, name)
             try:
                 ends = {p.id: p.end for p in store.partitions(server.model)}
+                since = store.controls(server.model, target.control)
             except Exception as error:
                 raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+            if (source := rewrites.brings_back(target, ends, since)) is not None:
+                reason = f"it holds events of {source!r}, which was forgotten since"
+                raise self._refusal(history, name, reason)
             with self._rewriting():
                 note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
                 return self._rewrite(server, store, history, note, target)
@@ -124,6 +131,39 @@ class ParameterServer(ServerProcess):
                 note = rewrites.learn_again(server.state(0.0, None, {}), rows[0].name, target)
                 return self._rewrite(server, store, history, note, target)
 
+    def forget(
+        self,
+        name: str,
+        source: str,
+        since: float | None,
+        base: str | None,
+        undone: dict[int, list[int]],
+    ) -> dict[str, Any]:
+        """Go on with a state that was built aside without the rows of a banned source.
+
+        It was published as ``name``, from the snapshot ``base`` on (None: from nothing), without
+        the rows ``undone`` (see :func:`paramserver.rewrites.packed`).  What it has not learned is
+        learned on top.  Answers and errors otherwise as of :meth:`rollback`; ForgetRefused if it
+        can't take the place of what is served.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if not name.startswith(ASIDE):
+                raise ForgetRefused(source, f"{name!r} is no state that was built aside")
+            try:
+                built = history.load(name)
+                partitions = store.partitions(server.model)
+                controls = store.controls(server.model, 0)
+            except Exception as error:
+                raise ForgetRefused(source, f"{type(error).__name__}: {error}") from error
+            asked = rewrites.Forget(server.spec, source, since, base, name, 0, {}, [], undone)
+            with self._rewriting():
+                now = server.state(0.0, None, {})
+                note = rewrites.forget(now, built, partitions, controls, asked)
+                answer = self._rewrite(server, store, history, note, built)
+            self._asides.add(name)
+            return answer
+
     @contextlib.contextmanager
     def _rewriting(self) -> Iterator[None]:
         with self._lock:  # who syncs now has been answered
@@ -139,13 +179,14 @@ class ParameterServer(ServerProcess):
         server: Server,
         store: Store,
         history: SnapshotHistory,
-        note: rewrites.Rollback,
+        note: rewrites.Rollback | rewrites.Forget,
         target: SnapshotState,
     ) -> dict[str, Any]:
         name = note.snapshot
-        key = f"{rewrites.ROLLBACK}:{server.spec}:{server.epoch}:{server.count}:{name}"
+        kind = rewrites.ROLLBACK if isinstance(note, rewrites.Rollback) else rewrites.FORGET
+        key = f"{kind}:{server.spec}:{server.epoch}:{server.count}:{name}"
         try:
-            controls = decide(store, server, rewrites.ROLLBACK, key, msgspec.json.encode(note))
+            controls = decide(store, server, kind, key, msgspec.json.encode(note))
         except Superseded as error:
             self._end(error)
             raise
@@ -161,7 +202,7 @@ class ParameterServer(ServerProcess):
             # of this epoch and no other: a server that came between has acted on the row
             epoch = store.begin_epoch(server.model, server.spec, server.epoch)
         except Exception as error:  # the row stands: the next process acts on it
-            uncertain = DecisionUncertain(rewrites.ROLLBACK, key, f"written, but {error!r}")
+            uncertain = DecisionUncertain(kind, key, f"written, but {error!r}")
             self._end(uncertain, "ended")
             raise uncertain from error
         seq = controls[-1].seq
@@ -175,7 +216,7 @@ class ParameterServer(ServerProcess):
         return {
             "snapshot": name,
             "version": [epoch, state.version[1]],
-            "undone": sum(upto - after for after, upto in note.undone.values()),
+            "undone": rewrites.Undone(note.taken()).count,
             "control": seq,
         }
 
@@ -270,6 +311,43 @@ class ParameterServer(ServerProcess):
                 newest = rewrites.promoted(store.controls(server.model, 0))
                 assert newest is not None
             return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
+
+    def ban(self, source: str, banned: bool) -> dict[str, Any]:
+        """From now on the rows of a source are quarantined, or no longer.
+
+        Replicas hear of it with their next sync, and report the control row once every row that
+        they write is judged by it.  A repeat changes nothing.
+
+        Returns
+        -------
+        dict
+            ``source``, ``banned``, ``control`` (number of the row by which it is so; of the newest
+            row if nothing was ever decided about the source), ``version``.
+
+        Raises
+        ------
+        NotReady, Superseded, BanRefused
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            try:
+                controls = store.controls(server.model, 0)
+            except Exception as error:
+                raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            known = rewrites.banned(controls)
+            control = known.get(source, server.control)
+            if banned != (source in known):
+                if banned and len(known) >= self._settings.banned_max:
+                    raise BanRefused(source, self._settings.banned_max)
+                note = rewrites.Source(source, banned)
+                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}"
+                self._decide(server, store, history, rewrites.SOURCE, key, note)
+                control = server.control
+            version = list(server.version)
+            return {"source": source, "banned": banned, "control": control, "version": version}
 
     def _decide(
         self,

@@ -134,6 +134,36 @@ class PromoteRefused(ParamServerError):
         )
 
 
+class ForgetRefused(ParamServerError):
+    """A state without a source that can't take the model's place.  Nothing was changed."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(source, reason)
+        self.source = source
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source!r} is not forgotten ({self.reason}), nothing was changed; "
+            "build the state again: online forget"
+        )
+
+
+class BanRefused(ParamServerError):
+    """So many sources are banned already.  Nothing was changed."""
+
+    def __init__(self, source: str, most: int) -> None:
+        super().__init__(source, most)
+        self.source = source
+        self.most = most
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source!r} can't be banned: {self.most} sources are, as many as "
+            "limits.banned_max allows; unban one, take its token away, or raise the limit"
+        )
+
+
 class DecisionUncertain(ParamServerError):
     """A control row may stand or not.  If it does, it is acted on: at once, or after a restart."""
 

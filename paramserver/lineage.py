@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from paramserver import rewrites
 from paramserver.blocks import COUNT, Block, Blocks
 from paramserver.errors import (
@@ -33,7 +31,6 @@ from paramserver.wire import Version
 
 _log: Final = logging.getLogger(__name__)
 
-_LATER: Final = frozenset({"forget"})
 _BEGUN: Final = "fresh"
 _EPOCH_TRIES: Final = 100
 _DECIDE_TRIES: Final = 3
@@ -140,13 +137,13 @@ def replayed(
 ) -> SnapshotState:
     """The state after these control rows.  The same for a decision just made and in recovery.
 
-    A rollback leaves nothing of the state before but its place in the lineage: what it leads to
-    stands in its row.  So the snapshots of earlier ones are not asked for.
+    A rollback or a forget leaves nothing of the state before but its place in the lineage: what it
+    leads to stands in its row.  So the snapshots of earlier ones are not asked for.
 
     Parameters
     ----------
     load
-        Reads a snapshot of the lineage that a rollback names.
+        Reads a snapshot of the lineage that such a row names.
 
     Raises
     ------
@@ -155,18 +152,12 @@ def replayed(
     """
     newest = rewrites.needed(controls, state.spec)
     for control in controls:
-        if control.kind == rewrites.ROLLBACK:
-            note = msgspec.json.decode(control.payload, type=rewrites.Rollback)
+        if control.kind in rewrites.REWRITES:
+            note = rewrites.note_of(control)
             if note.spec != state.spec or newest is None or newest.seq == control.seq:
-                state = _rolled_back(state, control.seq, note, load)
+                state = _rewritten(state, control.seq, note, load)
             else:
                 state = replace(state, rewrite=control.seq)
-        elif control.kind in _LATER:
-            raise StartRefused(
-                f"control row {control.seq} of {state.model!r} is a {control.kind}, "
-                "which this release can't apply to its snapshot",
-                "start the release that wrote it",
-            )
         frozen = state.frozen
         if control.kind == rewrites.FREEZE:
             frozen = frozen or control.seq
@@ -176,27 +167,31 @@ def replayed(
     return state
 
 
-def _rolled_back(
-    state: SnapshotState, seq: int, note: rewrites.Rollback, load: Callable[[str], SnapshotState]
+def _rewritten(
+    state: SnapshotState,
+    seq: int,
+    note: rewrites.Rollback | rewrites.Forget,
+    load: Callable[[str], SnapshotState],
 ) -> SnapshotState:
+    back = note if isinstance(note, rewrites.Rollback) else None
     if note.spec == state.spec:
         target = load(note.snapshot)
         count = max(state.version[1], target.version[1]) + 1
         return replace(
             state,
             version=(state.version[0], count),
-            values=_halved(target.values, note.halved),
+            values=_halved(target.values, back.halved if back else 0),
             clock=note.clock,
             closed=frozenset(note.closed),
             rewrite=seq,
             position=note.position,
         )
-    if note.again:
+    if back and back.again:
         return state
     if state.values:
         raise StartRefused(
             f"control row {seq} of {state.model!r} undoes events that this model has learned: it "
-            f"was a rollback of the model with the spec {note.spec[:12]}, whose place it took",
+            f"was made for the model with the spec {note.spec[:12]}, whose place it took",
             "learn the journal again without them: online serve --relearn",
         )
     return replace(state, rewrite=seq)
@@ -218,7 +213,7 @@ def needed(history: SnapshotHistory, name: str) -> SnapshotState:
         return history.load(name)
     except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing) as error:
         raise StartRefused(
-            f"the model was rolled back to the snapshot {name!r}, which can't be used ({error})",
+            f"the model was taken to the snapshot {name!r}, which can't be used ({error})",
             "put a good copy of the file back, "
             "or learn the journal again without what was undone: online serve --relearn",
         ) from error

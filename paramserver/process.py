@@ -24,6 +24,7 @@ from paramserver.errors import (
     StoreUnavailable,
     Superseded,
 )
+from paramserver.filters.sources import SOURCES_MAX
 from paramserver.leases import Leases
 from paramserver.lineage import Lineage, publish, recover
 from paramserver.parts import PART_KEYS
@@ -69,6 +70,10 @@ class ServerSettings:
         The journal's rows are kept for so many seconds at least, so that a repeat is known.
     halves_keep_s
         Halves of rows whose other half does not come are kept for so many seconds.
+    banned_max
+        Sources that may be banned at once.
+    sources_max
+        Sources of which evidence is kept.
     """
 
     interval_s: float = 10.0
@@ -77,11 +82,13 @@ class ServerSettings:
     adopt_max: int = 2
     history_max: int = HISTORY_MAX
     part_keys: int = PART_KEYS
+    sources_max: int = SOURCES_MAX
     confirm_s: float = 1.0
     report_keep_s: float = 60.0
     retry_s: float = 0.5
     keep_rows_s: float = 8 * DAY_S
     halves_keep_s: float = 8 * DAY_S
+    banned_max: int = 1_000
 
 
 def _die() -> None:
@@ -156,6 +163,7 @@ class ServerProcess:
         self._published: int | None = None  # count that the head holds
         self._refused: dict[str, str] = {}
         self._needed: rewrites.Needed | None = None  # by a start from before the last rollback
+        self._asides: set[str] = set()  # states built aside whose files are here
         self._begun = 0  # epoch in which the lineage began anew
         self._kept: list[Contained] = []  # by the last retention
         self._partitions: dict[int, PartitionInfo] = {}
@@ -215,14 +223,16 @@ class ServerProcess:
         bounds = (self._settings.history_max, self._settings.part_keys)
         found = recover(self._store, history, self._lineage, *bounds)
         history.index()
+        asides = history.drop_asides(set() if found.needed is None else {found.needed.snapshot})
         partitions, gone = self._look_at_partitions(self._store)
+        found.server.sources_max = self._settings.sources_max
         with self._lock:
             now_s = self._host.monotonic()
             self._server, self._history = found.server, history
             self._base, self._parent = found.base, found.snapshot
             # after a start from an ancestor the head is bad: publish whatever the count is
             self._published = found.server.count if found.at_head else None
-            self._needed, self._begun = found.needed, found.begun
+            self._needed, self._begun, self._asides = found.needed, found.begun, asides
             self._confirmed_s = self._published_s = self._restored_s = now_s
             self._restore_s = now_s - self._started_s
             self._leases = Leases(self._settings.lease_s, self._settings.adopt_max, now_s)
@@ -231,6 +241,7 @@ class ServerProcess:
 
     def _serve(self, server: Server) -> None:
         """Serve another state from now on, under the epoch just taken."""
+        server.sources_max = self._settings.sources_max
         with self._lock:
             parent = None if self._parent is None else parse_name(self._parent)
             self._server, self._published = server, None
@@ -367,8 +378,12 @@ class ServerProcess:
 
     def _retain(self, server: Server, store: Store, history: SnapshotHistory, head: str) -> None:
         positions = [contained.control for contained in self._kept]
+        held = rewrites.held(self._needed, positions)
         try:
-            kept = history.retain(head, rewrites.held(self._needed, positions))
+            kept = history.retain(head, held)
+            for name in self._asides - held:
+                history.withdraw(name)
+            self._asides &= held
         except OSError as error:
             _log.warning("old snapshots could not be removed yet: %s", error)
             return

@@ -1,4 +1,4 @@
-"""Control rows that change what a model holds or learns: rollback, freeze, unfreeze.
+"""Control rows that change what a model holds or learns: rollback, forget, freeze, bans.
 
 The row comes first and is what makes the decision durable: whoever starts a server from a snapshot
 before it applies it.  Payloads are JSON.
@@ -7,26 +7,35 @@ before it applies it.  Payloads are JSON.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from paramserver.blocks import Blocks
+from paramserver.errors import ForgetRefused
 from paramserver.state import SnapshotState
-from paramserver.store import ControlInfo
+from paramserver.store import ControlInfo, PartitionInfo
 
 ROLLBACK: Final = "rollback"
 FREEZE: Final = "freeze"
 UNFREEZE: Final = "unfreeze"
 PROMOTE: Final = "promote"
-DECISIONS: Final = frozenset({ROLLBACK, FREEZE, UNFREEZE})
+FORGET: Final = "forget"
+SOURCE: Final = "source"
+REWRITES: Final = frozenset({ROLLBACK, FORGET})
+"""Kinds of rows after which the values are others."""
+DECISIONS: Final = REWRITES | {FREEZE, UNFREEZE}
+
+SPANS_MAX: Final = 100_000
+"""Runs of rows that one forget may take out: its control row holds them all, a few bytes each."""
 
 HALVED: Final = "halved"
 """Block of a model whose learning rate was halved: how often.  Models that can't ignore it."""
 
-Ranges: TypeAlias = dict[int, tuple[tuple[int, int], ...]]
+Spans: TypeAlias = tuple[tuple[int, int], ...]
+Ranges: TypeAlias = dict[int, Spans]
 """By partition: rows after the first offset, up to the second; in order, apart from each other."""
 
 
@@ -60,6 +69,52 @@ class Rollback(msgspec.Struct, frozen=True):
     position: int = 0
     again: bool = False
     halved: int = 0
+
+    def taken(self) -> Ranges:
+        """Rows that are taken out."""
+        return {p: (span,) for p, span in self.undone.items()}
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """On with a state that was built aside, without the rows of a source.
+
+    Attributes
+    ----------
+    spec
+        Hash of the spec of the lineage whose state it is.
+    source, since
+        Whose rows, and taken from when on (POSIX seconds; None: all of them).
+    base
+        The snapshot that the state was built from; None: from nothing.
+    snapshot, control
+        Name of the state that was built, and the control position that it contains.
+    clock, closed, position
+        What it has learned or passed over: all else is learned on top.
+    undone
+        Rows that are taken out, as of :func:`packed`.
+    """
+
+    spec: str
+    source: str
+    since: float | None
+    base: str | None
+    snapshot: str
+    control: int
+    clock: dict[int, int]
+    closed: list[int]
+    undone: dict[int, list[int]]
+    position: int = 0
+
+    def taken(self) -> Ranges:
+        """Rows that are taken out."""
+        return {p: unpacked(flat) for p, flat in self.undone.items()}
+
+
+class Source(msgspec.Struct, frozen=True):
+    """From here on the rows of a source are quarantined (``banned``), or no longer."""
+
+    source: str
+    banned: bool
 
 
 class Freeze(msgspec.Struct, frozen=True):
@@ -120,9 +175,10 @@ def undoing(controls: Iterable[ControlInfo], spec: str, after: int) -> int:
     """
     found = 0
     for control in controls:
-        if control.kind == ROLLBACK and control.seq > after:
-            note = msgspec.json.decode(control.payload, type=Rollback)
-            if note.spec != spec and not note.again:
+        if control.kind in REWRITES and control.seq > after:
+            note = note_of(control)
+            again = isinstance(note, Rollback) and note.again
+            if note.spec != spec and not again:
                 found = control.seq
     return found
 
@@ -173,6 +229,90 @@ def roll_back(
     return Rollback(now.spec, name, target.control, clock, sorted(closed), undone, position)
 
 
+def forget(
+    now: SnapshotState,
+    built: SnapshotState,
+    partitions: Iterable[PartitionInfo],
+    controls: Sequence[ControlInfo],
+    note: Forget,
+) -> Forget:
+    """The decision to go on with ``built``, a state without a source's rows, instead of ``now``.
+
+    Parameters
+    ----------
+    partitions, controls
+        All of the model's.
+    note
+        What was asked for: source, since, base, snapshot, undone.
+
+    Raises
+    ------
+    ForgetRefused
+        It can't take the place of ``now``.
+    """
+    ends = {p.id: p for p in partitions}
+    if (why := _why_not(now, built, ends, controls, note)) is not None:
+        raise ForgetRefused(note.source, why)
+    closed = now.closed | built.closed
+    clock = {p: c for p, c in sorted(built.clock.items()) if p not in closed}
+    return msgspec.structs.replace(
+        note, spec=now.spec, control=built.control, clock=clock, closed=sorted(closed),
+        position=built.position,
+    )  # fmt: skip
+
+
+def _why_not(
+    now: SnapshotState,
+    built: SnapshotState,
+    ends: Mapping[int, PartitionInfo],
+    controls: Sequence[ControlInfo],
+    note: Forget,
+) -> str | None:
+    if (built.model, built.spec) != (now.model, now.spec):
+        return f"the state is of model {built.model!r}, spec {built.spec[:12]}"
+    if built.rewrite != now.rewrite:
+        return f"the values were rewritten meanwhile, by control row {now.rewrite}"
+    if note.source not in banned(controls):
+        return "it is not banned: it would be learned again"
+    upto = {p: i.end if p in built.closed else built.clock.get(p, 0) for p, i in ends.items()}
+    for p, info in ends.items():
+        if not info.trimmed <= upto[p] <= info.end or (p in now.closed and upto[p] < info.end):
+            return f"the state ends at row {upto[p]} of partition {p}, which ends at {info.end}"
+    try:
+        taken = Undone(note.taken())
+    except ValueError:
+        return "the rows to take out are no spans"
+    spans = [span for several in taken.ranges.values() for span in several]
+    if len(spans) > SPANS_MAX:
+        return f"its rows are {len(spans)} runs, and {SPANS_MAX} can be taken out; give --since"
+    if any(after < 0 or upto <= after for after, upto in spans):
+        return "the rows to take out are no spans"
+    if taken.upto(upto) != taken.ranges:
+        return "rows to take out lie behind the end of the state"
+    return None
+
+
+def brings_back(
+    target: SnapshotState, ends: Mapping[int, int], controls: Iterable[ControlInfo]
+) -> str | None:
+    """The source, forgotten since, whose events are in the snapshot; None: there is none.
+
+    Parameters
+    ----------
+    ends
+        Last offsets of the partitions: what a closed one contains.
+    controls
+        Those after the snapshot.
+    """
+    clock = {**target.clock, **{p: ends[p] for p in target.closed}}
+    for control in controls:
+        if control.kind == FORGET:
+            note = msgspec.json.decode(control.payload, type=Forget)
+            if Undone(note.taken()).upto(clock):
+                return note.source
+    return None
+
+
 def frozen_by(controls: Iterable[ControlInfo]) -> int:
     """Number of the control row by which a model is frozen after all of these; 0: it learns."""
     seq = 0
@@ -184,14 +324,44 @@ def frozen_by(controls: Iterable[ControlInfo]) -> int:
     return seq
 
 
-def newest_rollback(controls: Iterable[ControlInfo]) -> int:
-    """Number of the model's newest rollback, whatever its spec; 0: there is none."""
-    return max((c.seq for c in controls if c.kind == ROLLBACK), default=0)
+def newest_rewrite(controls: Iterable[ControlInfo]) -> int:
+    """Number of the model's newest rollback or forget, whatever its spec; 0: there is none."""
+    return max((c.seq for c in controls if c.kind in REWRITES), default=0)
+
+
+def banned(controls: Iterable[ControlInfo]) -> dict[str, int]:
+    """Sources that are banned after all of these, and by which control row."""
+    found: dict[str, int] = {}
+    for control in controls:
+        if control.kind == SOURCE:
+            note = msgspec.json.decode(control.payload, type=Source)
+            found.pop(note.source, None)
+            if note.banned:
+                found[note.source] = control.seq
+    return found
+
+
+def packed(spans: Spans) -> list[int]:
+    """Spans as gap, length, gap, length …: what a control row holds of them."""
+    flat, at = list[int](), 0
+    for after, upto in spans:
+        flat += (after - at, upto - after)
+        at = upto
+    return flat
+
+
+def unpacked(flat: Sequence[int]) -> Spans:
+    """The spans of :func:`packed`."""
+    spans, at = list[tuple[int, int]](), 0
+    for gap, length in zip(flat[::2], flat[1::2], strict=True):
+        spans.append((at + gap, at + gap + length))
+        at += gap + length
+    return tuple(spans)
 
 
 @dataclass(frozen=True)
 class Undone:
-    """Rows that are in no model any more, because a rollback took them out."""
+    """Rows that are in no model any more, because a rollback or a forget took them out."""
 
     ranges: Ranges = field(default_factory=dict)
 
@@ -208,27 +378,40 @@ class Undone:
         """How many rows they are, whatever their verdicts."""
         return sum(upto - after for spans in self.ranges.values() for after, upto in spans)
 
+    def upto(self, clock: Mapping[int, int]) -> Ranges:
+        """Those of them at or below a clock."""
+        found = {}
+        for partition, spans in self.ranges.items():
+            end = clock.get(partition, 0)
+            cut = tuple((after, min(upto, end)) for after, upto in spans if after < end)
+            if cut:
+                found[partition] = cut
+        return found
+
 
 def undone(controls: Iterable[ControlInfo]) -> Undone:
     """What is undone after these control rows: all of a model, in order.
 
     A rollback's values miss what its snapshot missed, and what was learned after it.  So a row
     that an earlier rollback took out is back if a later one goes to a snapshot from before that.
+    What was forgotten is added to what was undone.
     """
     after: list[tuple[int, Undone]] = [(0, Undone())]
     for control in controls:
-        if control.kind == ROLLBACK:
-            note = msgspec.json.decode(control.payload, type=Rollback)
-            base = next(known for seq, known in reversed(after) if seq <= note.control)
-            after.append((control.seq, Undone(_joined(base.ranges, note.undone))))
+        if control.kind in REWRITES:
+            note = note_of(control)
+            base = after[-1][1]
+            if isinstance(note, Rollback):
+                base = next(known for seq, known in reversed(after) if seq <= note.control)
+            after.append((control.seq, Undone(_joined(base.ranges, note.taken()))))
     return after[-1][1]
 
 
-def _joined(ranges: Ranges, more: Mapping[int, tuple[int, int]]) -> Ranges:
+def _joined(ranges: Ranges, more: Ranges) -> Ranges:
     out = dict(ranges)
-    for partition, span in more.items():
+    for partition, spans in more.items():
         joined: list[tuple[int, int]] = []
-        for after, upto in sorted([*ranges.get(partition, ()), span]):
+        for after, upto in sorted([*ranges.get(partition, ()), *spans]):
             if joined and after <= joined[-1][1]:
                 joined[-1] = (joined[-1][0], max(upto, joined[-1][1]))
             else:
@@ -238,7 +421,7 @@ def _joined(ranges: Ranges, more: Mapping[int, tuple[int, int]]) -> Ranges:
 
 
 class Needed(NamedTuple):
-    """The newest rollback of a lineage: number of its control row, and the snapshot it names.
+    """The newest rewrite of a lineage: number of its control row, and the snapshot it names.
 
     It alone decides: what is left of the state before it is nothing that an earlier one made.
     """
@@ -248,14 +431,21 @@ class Needed(NamedTuple):
 
 
 def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
-    """What a start from before the lineage's newest rollback has to load; None: no rollback."""
+    """What a start from before the lineage's newest rewrite has to load; None: no rewrite."""
     newest = None
     for control in controls:
-        if control.kind == ROLLBACK:
-            note = msgspec.json.decode(control.payload, type=Rollback)
+        if control.kind in REWRITES:
+            note = note_of(control)
             if note.spec == spec:
                 newest = Needed(control.seq, note.snapshot)
     return newest
+
+
+def note_of(control: ControlInfo) -> Rollback | Forget:
+    """What a rewrite's control row holds."""
+    if control.kind == FORGET:
+        return msgspec.json.decode(control.payload, type=Forget)
+    return msgspec.json.decode(control.payload, type=Rollback)
 
 
 def held(newest: Needed | None, kept: Collection[int]) -> set[str]:

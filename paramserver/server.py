@@ -30,6 +30,7 @@ from paramserver.blocks import (
 )
 from paramserver.compensation import compensated, effective_learners
 from paramserver.errors import PushRefused
+from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 from paramserver.parts import PART_KEYS, Parts
 from paramserver.state import Contained, SnapshotState
 from paramserver.store import PartitionInfo
@@ -78,6 +79,13 @@ class Server:
         Bounds on one push.
     part_keys
         Many values are sent in parts of so many keys.
+
+    Attributes
+    ----------
+    sources_max
+        Sources of which evidence is kept.
+    sources_left
+        Those that had to leave.
     """
 
     def __init__(
@@ -106,6 +114,8 @@ class Server:
         self.clock: dict[int, int] = {}
         self.closed: set[int] = set()
         self.durable: dict[int, int] = {}
+        self.sources_max = SOURCES_MAX
+        self.sources_left = 0
         self._limits = limits
         self._parts = Parts(part_keys)
         self._history: deque[_Applied] = deque(maxlen=history_max)
@@ -184,6 +194,7 @@ class Server:
             whole = compensated(self.values, delta, push.curved, learners, scale)
         self._unshare(delta)
         touched = merge(self.values, {**delta, **whole}, scale, whole=whole)
+        self.sources_left += keep_bounds(self.values, touched, self.sources_max)
         self.count += 1
         self.clock[partition] = push.last
         self._history.append(_Applied(self.count, partition, push.n, touched))
@@ -227,6 +238,7 @@ class Server:
         self._unshare(blocks)
         rows = sum(last - self.clock.get(p, 0) for p, last in clock.items())
         touched = put(self.values, blocks)
+        self.sources_left += keep_bounds(self.values, touched, self.sources_max)
         self.count += 1
         self.position = state.position
         self.clock.update(clock)

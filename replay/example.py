@@ -34,6 +34,27 @@ def label_of(text: str) -> Label:
     return label
 
 
+class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the filters found, written with the row: whoever learns it later asks no filter.
+
+    Attributes
+    ----------
+    score
+        What the deciding test measured, finite.
+    reason
+        Why the row is not learned whole; empty if it is.
+    evidence
+        Nats by test for (> 0) or against (< 0) the row's source.
+    more
+        What else the row did to what is known of sources: by block, a number by source.
+    """
+
+    score: float
+    reason: str = ""
+    evidence: dict[str, float] = {}
+    more: dict[str, dict[str, float]] | None = None
+
+
 class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Features and label of one event, with what was predicted for it.
 
@@ -56,6 +77,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         The newest label that the replica knew when it predicted: the no-change baseline.
     notes
         What the model that gave ``score`` wants to be told again; nobody else knows what it means.
+    judged
+        What the filters found; None if none was asked.
     """
 
     features: Features
@@ -67,6 +90,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     event_time: float | None = None
     no_change: Label | None = None
     notes: bytes | None = None
+    judged: Judged | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +39,10 @@ def rollback(
     to: Annotated[str | None, typer.Option("--to", help="snapshot to go back to")] = None,
     undone: Annotated[bool, typer.Option("--undone", help="list the events taken out")] = False,
     relearn: Annotated[bool, typer.Option("--relearn", help="learn them again")] = False,
+    without: Annotated[
+        str | None,
+        typer.Option("--without-source", help="learn what came since again, without this source"),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     after: After = None,
     limit: Limit = 100,
@@ -50,15 +54,25 @@ def rollback(
     """Go back to a snapshot; what was learned since is undone and kept.
 
     Nothing is deleted: --undone lists the events, --relearn learns them again, each once.
+    With --without-source the model goes on as if that source had sent nothing since the snapshot,
+    while it answers; the source is banned first.
 
     Example: online rollback --to 3-120
     """
     if sum((to is not None, undone, relearn)) != 1:
         raise typer.BadParameter("give one of --to NAME, --undone and --relearn")
+    if without is not None:
+        if to is None:
+            raise typer.BadParameter("--without-source goes with --to NAME")
+        from online.commands.forget import forget_source  # which imports model libraries
+
+        wish = {"yes": yes, "as_json": as_json}
+        forget_source(path, state_dir, model, without, None, to, **wish)
+        return
     with connect(path, state_dir) as client:
         name = pick(client, model)
         if undone:
-            _list(client, name, "undone", after, limit, as_json=as_json)
+            list_events(client, name, "undone", after, limit, as_json=as_json)
         elif relearn:
             _relearn(client, name, "undone", after, as_json=as_json)
         else:
@@ -96,7 +110,7 @@ def freeze(
     with connect(path, state_dir) as client:
         name = pick(client, model)
         if listed:
-            _list(client, name, "frozen", after, limit, as_json=as_json)
+            list_events(client, name, "frozen", after, limit, as_json=as_json)
             return
         _say_acted(name, "frozen", checked(client.post(f"/v1/models/{name}/freeze")), as_json)
 
@@ -184,17 +198,28 @@ def _ask(found: dict[str, Any], model: str, name: str) -> None:
 # -- events ----------------------------------------------------------------------------------
 
 
-def _list(
-    client: httpx.Client, model: str, status: str, after: str | None, limit: int, *, as_json: bool
+def list_events(
+    client: httpx.Client,
+    model: str,
+    status: str,
+    after: str | None,
+    limit: int,
+    only: Mapping[str, str] | None = None,
+    *,
+    as_json: bool,
 ) -> None:
+    """Print the events of a status: undone, frozen or quarantined."""
     events: list[dict[str, Any]] = []
     page: dict[str, Any] = {"cursor": after, "removed": 0, "left": 0}
     removed = 0
+    url, what = f"/v1/models/{model}/events", {"status": status}
+    if status == "quarantined":
+        url, what = f"/v1/models/{model}/quarantine", {}
     while True:
-        query: dict[str, str | int] = {"status": status, "limit": min(limit - len(events), 1000)}
+        query = {**what, **(only or {}), "limit": str(min(limit - len(events), 1000))}
         if page["cursor"] is not None:
             query["after"] = page["cursor"]
-        page = checked(client.get(f"/v1/models/{model}/events", params=query))
+        page = checked(client.get(url, params=query))
         events += page["events"]
         removed += page["removed"]
         if page["cursor"] is None or len(events) >= limit:
@@ -222,7 +247,7 @@ def _relearn(
     client: httpx.Client, model: str, status: str, after: str | None, *, as_json: bool
 ) -> None:
     """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
-    total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "removed": 0}
+    total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "banned": 0, "removed": 0}
     cursor, code = after, 0
     shown = bar("learning", hidden=as_json)
     try:
@@ -231,8 +256,8 @@ def _relearn(
             for page in _pages(client, model, status, after):
                 cursor = page["cursor"]
                 for key in total:
-                    total[key] += page[key]
-                done += sum(page[key] for key in total if key != "removed")
+                    total[key] += page.get(key, 0)
+                done += sum(page.get(key, 0) for key in total if key != "removed")
                 shown.update(task, completed=done, total=done + page["left"])
     except KeyboardInterrupt:
         code = 130
@@ -246,6 +271,8 @@ def _relearn(
         )
         if total["queued"]:
             print(f"{total['queued']:,} are durable, and are being learned in the background")
+        if total["banned"]:
+            print(f"{total['banned']:,} are of banned sources and were left as they are")
         if total["removed"]:
             print(f"{total['removed']:,} older rows were removed by retention")
         if code and cursor is not None:
@@ -258,14 +285,14 @@ def _pages(
 ) -> Iterator[dict[str, Any]]:
     while True:
         body = {"status": status, "after": cursor, "limit": _PAGE}
-        page = _patiently(client, f"/v1/models/{model}/relearn", body)
+        page = patiently(client, f"/v1/models/{model}/relearn", body)
         yield page
         cursor = page["cursor"]
         if cursor is None:
             return
 
 
-def _patiently(client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
+def patiently(client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
     """The answer; a request that found the service busy or restarting is sent again."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:

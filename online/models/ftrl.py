@@ -22,6 +22,7 @@ from online.models.base import Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.hashed import Hashed, check_hashing
 from online.models.scalers import Standard
+from online.models.slopes import Hashing
 from paramserver.blocks import ADDITIVE, Block, Blocks
 from replay.example import Features, Label, label_text
 
@@ -73,7 +74,7 @@ class Ftrl:
         return FtrlModel(self, task)
 
 
-class FtrlModel:
+class FtrlModel(Hashing):
     """Adapter of an :class:`Ftrl`."""
 
     mergeable = True
@@ -93,9 +94,13 @@ class FtrlModel:
 
     # -- answering ---------------------------------------------------------------------------
 
+    def numbers(self, features: Features) -> dict[str, float]:
+        """A row by hashed feature."""
+        return self._rows.row(features, learns=False)
+
     def predict(self, features: Features) -> Prediction:
         """Answer for one row."""
-        return self._answer(self._rows.row(features, learns=False))
+        return self._answer(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`."""

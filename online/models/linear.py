@@ -34,6 +34,7 @@ from online.models.base import Prediction
 from online.models.curvature import Curvature
 from online.models.errors import StateNotFinite, WeightUnsupported
 from online.models.scalers import SCALERS, Columns, MinMax, Standard
+from online.models.slopes import Hashing
 from online.models.structure import describe, steps
 from online.models.weights import changes, drop, move, put_back
 from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
@@ -83,13 +84,13 @@ def why_not_mergeable(estimator: Any) -> str | None:
     return None
 
 
-class Linear:
+class Linear(Hashing):
     """Adapter of an estimator for which :func:`why_not_mergeable` says None.
 
     Attributes
     ----------
     estimator
-        The river object that is driven.  Reading it is fine, learning past the adapter is not.
+        The river object that is driven.  Learning past the adapter is not fine.
     numeric_only
         Features must be numbers: the door refuses text.
     halves
@@ -112,6 +113,7 @@ class Linear:
             for i, step in enumerate(scalers)
         ]
         self._final: _Glm | _Softmax
+        self.takes_weight = type(final) is not linear_model.SoftmaxRegression
         if type(final) is linear_model.SoftmaxRegression:
             self._final = _Softmax(final)
         else:
@@ -126,12 +128,16 @@ class Linear:
     def _built(self) -> list[tuple[str, dict[str, Any]]]:
         return [item for part in self._parts for item in part.built.items() if any(item[1])]
 
-    def predict(self, features: Features) -> Prediction:
-        """Answer for one row; names that the scalers have never met are left out."""
+    def numbers(self, features: Features) -> dict[str, Any]:
+        """A row behind the scalers; names that they have never met are left out."""
         x: dict[str, Any] = features
         for scaler in self._scalers:
             x = scaler.transform(x)
-        return self._final.predict(x)
+        return x
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row."""
+        return self._final.predict(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`, up to the last bits: rows of the same names go by column."""
@@ -167,9 +173,7 @@ class Linear:
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
         """As :meth:`learn`, with the scalers as they are."""
-        x: dict[str, Any] = features
-        for scaler in self._scalers:
-            x = scaler.transform(x)
+        x = self.numbers(features)
         self._final.learn(x, label, weight)
         if not isfinite(total := self._final.total(x)):
             raise StateNotFinite(total)

@@ -58,6 +58,15 @@ def slope_of(
     return slope.scatter_add_(1, targets, -weights)
 
 
+def error_of(head: Head, outputs: Tensor, target: Tensor) -> Tensor:
+    """Gradient of a closed-form loss at one row's ``outputs`` (1, outputs)."""
+    if head.closed_form == "squared":
+        return 2 * (outputs - target)
+    if head.closed_form == "logistic":
+        return torch.sigmoid(outputs) - target
+    return torch.softmax(outputs, 1).scatter_add_(1, target, -torch.ones_like(outputs[:, :1]))
+
+
 def _differentiated(
     head: Head, outputs: Tensor, labels: Sequence[Label], weights: Tensor
 ) -> Tensor:

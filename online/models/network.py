@@ -35,10 +35,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from evaluation.metrics import Task
 from online.model_settings import Training
 from online.models.base import Prediction
-from online.models.errors import LearnerUnusable, StateNotFinite
+from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.head import Head, made
 from online.models.inputs import Inputs
-from online.models.mixed import pull_of, slope_of
+from online.models.mixed import error_of, pull_of, slope_of
+from online.models.slopes import Score, Slope
 from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.rewrites import HALVED, halvings
 from replay.example import Example, Features, Label
@@ -132,6 +133,9 @@ class NetworkModel:
         self._follows = 1.0
         self._halved = 0
         self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # and what each is of
+        *_, self._last = (None, *(m for m in self._module.modules() if isinstance(m, nn.Linear)))
+        last = self._last
+        self.slope_size = last.out_features * (last.in_features + 1) if last is not None else 1
         self.structure = self._describe(network)
 
     def train(self, training: Training) -> None:
@@ -229,6 +233,37 @@ class NetworkModel:
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`: many rows at once would differ in their last bits."""
         return [self.predict(x) for x in rows]
+
+    def slope(self, features: Features, label: Label, score: Score) -> Slope | None:
+        """Gradient of the row's loss by the last linear layer, as the network answers now."""
+        return self._slope_of([(features, label)])
+
+    def mean_slope(self, rows: Sequence[tuple[Features, Label]]) -> Slope:
+        """Mean gradient of some rows by the last linear layer."""
+        found = self._slope_of(rows)
+        return np.zeros(self.slope_size, dtype=np.float32) if found is None else found
+
+    def _slope_of(self, rows: Sequence[tuple[Features, Label]]) -> Slope | None:
+        if self._last is None or self._head.closed_form is None:
+            return None
+        try:
+            targets = [self._head.target(label, self._dtype).reshape(1, -1) for _, label in rows]
+        except LabelUnknown:
+            return None
+        x = torch.tensor([self._inputs.row(features) for features, _ in rows], dtype=self._dtype)
+        seen: list[torch.Tensor] = []
+        hook = self._last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            with torch.no_grad():
+                outputs = self._module(x)
+        finally:
+            hook.remove()
+        if len(seen) != 1 or seen[0].shape != (len(rows), self._last.in_features):
+            return None  # it is used otherwise than as the last step of a row
+        inputs = torch.cat([seen[0], torch.ones(len(rows), 1, dtype=self._dtype)], 1)
+        errors = error_of(self._head, outputs, torch.cat(targets))
+        mean = errors.T @ inputs / len(rows)
+        return np.asarray(mean.reshape(-1).numpy(), dtype=np.float32)
 
     # -- learning ----------------------------------------------------------------------------
 

@@ -156,6 +156,11 @@ class Opaque:
         except (TypeError, ValueError):
             raise AnswerUnusable(f"{value!r:.80}", self._task, "Answer a number") from None
 
+    @property
+    def takes_weight(self) -> bool:
+        """Whether rows may weigh other than 1."""
+        return self._takes_weight
+
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, features: Features, label: Label, weight: float) -> None:

@@ -52,6 +52,7 @@ from online.models.experts import (
 )
 from online.models.hashed import Hashed, check_hashing
 from online.models.scalers import Limited, Standard
+from online.models.slopes import Hashing
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features, Label, label_text
 
@@ -98,7 +99,7 @@ class SelfRate:
         return kinds[task](self, task)
 
 
-class SelfRateModel:
+class SelfRateModel(Hashing):
     """Adapter of a :class:`SelfRate`; what differs by task is in the subclasses."""
 
     mergeable = True
@@ -113,9 +114,13 @@ class SelfRateModel:
         self._experts = self._untrained()
         self.structure = f"linear 1, {task}, {recipe!r}"
 
+    def numbers(self, features: Features) -> dict[str, float]:
+        """A row by hashed feature."""
+        return self._rows.row(features, learns=False)
+
     def predict(self, features: Features) -> Prediction:
         """Answer for one row."""
-        return self._answer(self._rows.row(features, learns=False))
+        return self._answer(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`."""

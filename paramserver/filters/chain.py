@@ -7,9 +7,9 @@ written event, in the order of the rows, with the verdict that was written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from typing import Final
 
 from paramserver.blocks import Blocks
@@ -92,6 +92,20 @@ class Verdict:
 class Chain:
     """Filters over one model's feedback in one process.  Not safe for several threads.
 
+    Parameters
+    ----------
+    filters
+        Asked in this order.
+    reference
+        The root set, drawn from at each refresh; None: there is none.
+    sources_max
+        Sources that are known.
+    refresh_every
+        Arrivals between two refreshes.
+    credit
+        Nats that a source is believed before its events weigh less.  0: one that nobody knows
+        weighs half.
+
     Attributes
     ----------
     sources
@@ -108,7 +122,9 @@ class Chain:
         reference: Reference | None = None,
         sources_max: int = SOURCES_MAX,
         refresh_every: int = REFRESH_EVERY,
+        credit: float = 0.0,
     ) -> None:
+        self._credit = credit
         self.filters = tuple(filters)
         self.reference = reference
         self.sources = Sources(sources_max)
@@ -144,7 +160,7 @@ class Chain:
             reason = f"{test_name}: the source is quarantined"
             return Verdict(QUARANTINED, 0.0, 0.0, standing, reason, asked)
         # a source of which no test says anything is not held to be half a liar
-        trust = 1.0 if test_name == _NOBODY else 1.0 / (1.0 + exp(-standing))
+        trust = 1.0 if test_name == _NOBODY else 1.0 / (1.0 + exp(-standing - self._credit))
         weight *= 1.0 if trust >= _WHOLE else trust
         if weight * clip == 1.0:
             return Verdict(ACCEPTED, 1.0, 1.0, worst.score, "", asked)
@@ -230,9 +246,12 @@ class Chain:
 
 
 def usual(
-    size: int | None, reference: Reference | None, *, sources_max: int = SOURCES_MAX
+    size: int | None,
+    reference: Reference | None,
+    *,
+    sources_max: int = SOURCES_MAX,
 ) -> Chain:
-    """The default chain.
+    """The default chain over pushes.
 
     ``size``: numbers of the model's gradient, None for models without one, which are judged by
     budget, samples and losses.  Without a root set directions are not judged.
@@ -244,3 +263,50 @@ def usual(
             filters.append(Direction(reference))
     filters.append(Surprise())
     return Chain(filters, reference=reference, sources_max=sources_max)
+
+
+NAMES: Final = ("rate", "samples", "norm", "direction", "surprise")
+"""Tests that can be asked for by name, in the order in which they are asked."""
+
+NEED_GRADIENT: Final = frozenset({"norm", "direction"})
+NEED_ROOT_SET: Final = frozenset({"direction"})
+
+_ROWS_REFRESH: Final = 100
+_ROWS_CREDIT: Final = 5.0
+_ROWS_LEVEL: Final = 0.99
+
+
+def by_name(
+    names: Collection[str],
+    size: int | None,
+    reference: Reference | None,
+    *,
+    sources_max: int = SOURCES_MAX,
+) -> Chain:
+    """The tests of these names over single rows; those that lack what they need are left out.
+
+    A row is no mean of many: its length follows how wrong the model was, so only one that is long
+    beside 99 of 100 is capped.  A budget weighs down and sets nothing aside: what a flood weighs is
+    bounded already.  Sources are believed at first.
+    """
+    filters: list[Filter] = [Schema(size)]
+    for name in NAMES:
+        if name not in names or (size is None and name in NEED_GRADIENT):
+            continue
+        if name == Rate.name:
+            filters.append(Rate(refuse_at=inf))
+        elif name == Samples.name:
+            filters.append(Samples())
+        elif name == Norm.name:
+            filters.append(Norm(reference, level=_ROWS_LEVEL))
+        elif name == Surprise.name:
+            filters.append(Surprise())
+        elif reference is not None and reference.problem is None:
+            filters.append(Direction(reference))
+    return Chain(
+        filters,
+        reference=reference,
+        sources_max=sources_max,
+        refresh_every=_ROWS_REFRESH,
+        credit=_ROWS_CREDIT,
+    )

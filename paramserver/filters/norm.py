@@ -18,7 +18,7 @@ _FAR: Final = 5.0
 
 
 class Norm:
-    """Cap = ``slack`` × the longer of the nulls' 90 % quantile and the median of taken lengths.
+    """Cap = ``slack`` × the median of taken lengths; of the nulls' 90 % before there are enough.
 
     Without nulls and before sixteen taken events nothing is capped.  The lengths of clipped events
     are counted as clipped, so that nobody raises the cap by sending long ones.
@@ -26,8 +26,11 @@ class Norm:
 
     name = "norm"
 
-    def __init__(self, reference: Reference | None, *, slack: float = 1.25) -> None:
+    def __init__(
+        self, reference: Reference | None, *, slack: float = 1.25, level: float = 0.5
+    ) -> None:
         self._reference = reference
+        self._level = level
         self._slack = slack
         self._taken: deque[float] = deque(maxlen=_KEPT)
         self.cap: float | None = None
@@ -55,6 +58,6 @@ class Norm:
         if self._reference is not None and len(self._reference.lengths) >= 4:
             bounds.append(float(np.quantile(list(self._reference.lengths), 0.9)))
         if len(self._taken) >= _ENOUGH:
-            bounds.append(float(np.median(list(self._taken))))
+            bounds.append(float(np.quantile(list(self._taken), self._level)))
         if bounds and max(bounds) > 0.0:
             self.cap = self._slack * bounds[-1]

@@ -21,6 +21,8 @@ _LABELS_MAX: Final = 8
 _EVENTS_MIN: Final = 20
 _SOURCES_MIN: Final = 8
 _CONTRADICTION: Final = -0.5
+_USUAL_MIN: Final = 0.1
+_USUAL_MAX: Final = 0.5
 _MIX: Final = -0.25
 _UNLIKE: Final = 25.0
 """G beyond two for each label by this: less than one honest source of 10,000 by chance."""
@@ -34,6 +36,7 @@ class Samples:
     def __init__(self) -> None:
         self._shares: dict[str, float] = {}
         self._surprise = 1.0
+        self._usual = _USUAL_MIN  # twice the rate at which the median source contradicts itself
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if event.digest is None:
@@ -42,11 +45,19 @@ class Samples:
         if repeats:
             return Opinion(1.0 / (1 + repeats), 0.0, float(repeats), "samples: sent before")
         if any(features == event.features_digest for features, _ in source.recent):
-            return Opinion(0.5, _CONTRADICTION, 1.0, "samples: another label for the same row")
+            evidence = _CONTRADICTION if self._usual < _USUAL_MAX else 0.0
+            return Opinion(
+                0.5, evidence, 1.0, "samples: another label for the same row", detail=1.0
+            )
         unlike = self._unlike(source)
         if unlike > _UNLIKE and source.means.get("surprise", 0.0) > 2.0 * self._surprise:
             return Opinion(1.0, _MIX, unlike)
-        return Opinion(1.0, 0.0, max(unlike, 0.0))
+        return Opinion(1.0, self._made_good(source), max(unlike, 0.0))
+
+    def _made_good(self, source: Source) -> float:
+        """Who contradicts itself as often as others do never gets far below 0."""
+        owed = -source.evidence.get(self.name, 0.0)
+        return min(-_CONTRADICTION * self._usual / (1.0 - self._usual), owed) if owed > 0.0 else 0.0
 
     def _unlike(self, source: Source) -> float:
         n = sum(source.labels.values())
@@ -60,6 +71,7 @@ class Samples:
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if event.digest is not None and event.features_digest is not None:
+            source.mean(self.name, opinion.detail)
             new = (event.features_digest, event.digest)
             source.recent = (*source.recent[1 - _REMEMBERED :], new)
         if event.label is not None:
@@ -79,3 +91,6 @@ class Samples:
         self._shares = shares
         rates = [s.means["surprise"] for s in sources if "surprise" in s.means]
         self._surprise = max(float(np.median(rates)), 0.05) if rates else 1.0
+        contradicts = [s.means[self.name] for s in sources if self.name in s.means]
+        usual = 2.0 * float(np.median(contradicts)) if contradicts else 0.0
+        self._usual = min(max(usual, _USUAL_MIN), _USUAL_MAX)

@@ -12,18 +12,61 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
 from paramserver.filters.rate import EARNED
 
 SOURCES_MAX: Final = 100_000
-_EVIDENCE: Final = "filter.evidence."
-_TAKEN: Final = "filter.taken"
-_OFFENCES: Final = "filter.offences"
-_RELEASES: Final = "filter.releases"
+EVIDENCE: Final = "filter.evidence."
+TAKEN: Final = "filter.taken"
+OFFENCES: Final = "filter.offences"
+RELEASES: Final = "filter.releases"
+"""Blocks: nats by source (and the test's name behind), events taken, numbers of the last quarantine
+and release."""
+
+_PREFIX: Final = "filter."
+_LEAVE_SHARE: Final = 16
 _NEW_SHARE: Final = 4
 _GOOD: Final = 4.0
 _TURNED: Final = -2.0
+_NONE: Final = (0.0, 0.0)
+
+
+def keep_bounds(values: Blocks, touched: Touched, sources_max: int) -> int:
+    """Keep what a server holds of sources in its bounds; how many sources have left.
+
+    Evidence that was touched stays within ±``EVIDENCE_MAX``, so that nobody saves it up by way of
+    several replicas.  Above ``sources_max`` a sixteenth leaves, those of
+    which the fewest events were taken; quarantined ones last, or made-up names would free them.
+    Who has left comes back as a new source; a replica that still knows it does no harm.
+    """
+    for name, keys in touched.items():
+        if name.startswith(EVIDENCE) and keys:
+            data = values[name].data
+            for source in keys:
+                data[source] = min(max(data[source], -EVIDENCE_MAX), EVIDENCE_MAX)
+    blocks = [block for name, block in values.items() if name.startswith(_PREFIX)]
+    if all(len(block.data) <= sources_max for block in blocks):
+        return 0
+    taken, offences, releases = (
+        values[name].data if name in values else {} for name in (TAKEN, OFFENCES, RELEASES)
+    )
+
+    def worth(name: str) -> tuple[bool, float]:
+        quarantined = offences.get(name, _NONE)[1] > releases.get(name, _NONE)[1]
+        return quarantined, taken.get(name, 0)
+
+    known = {name for block in blocks for name in block.data}
+    most = len(known) - sources_max + sources_max // _LEAVE_SHARE
+    leaving = set(sorted(known, key=worth)[:most])
+    for block in blocks:  # anew: a snapshot may hold the old ones
+        block.data = {name: x for name, x in block.data.items() if name not in leaving}
+    return len(leaving)
+
+
+def of_sources(blocks: Blocks) -> Blocks:
+    """Those that are about sources."""
+    return {name: block for name, block in blocks.items() if name.startswith(_PREFIX)}
 
 
 class Sources:
@@ -81,7 +124,7 @@ class Sources:
         new = min(max(old + clipped_step(evidence), -EVIDENCE_MAX), EVIDENCE_MAX)
         self._write(source, test, new, arrival)
         if new != old:
-            self._increase(_EVIDENCE + test, source.name, new - old)
+            self._increase(EVIDENCE + test, source.name, new - old)
 
     def _write(self, source: Source, test: str, evidence: float, arrival: int) -> None:
         source.evidence[test] = evidence
@@ -93,7 +136,7 @@ class Sources:
     def take(self, source: Source) -> None:
         """One more event of it was accepted or clipped."""
         source.taken += 1
-        self._increase(_TAKEN, source.name, 1)
+        self._increase(TAKEN, source.name, 1)
         if source.taken == EARNED:
             self._settle(source)
 
@@ -102,14 +145,14 @@ class Sources:
         if not source.quarantined:
             source.offences = source.releases + 1
             source.shadow = 0
-            self._highest(_OFFENCES, source.name, source.offences)
+            self._highest(OFFENCES, source.name, source.offences)
             self._settle(source)
 
     def release(self, source: Source) -> None:
         """Take its events again, with no evidence for or against it."""
         if source.quarantined:
             source.releases = source.offences
-            self._highest(_RELEASES, source.name, source.releases)
+            self._highest(RELEASES, source.name, source.releases)
             self.pardon(source)
 
     def pardon(self, source: Source) -> None:
@@ -118,7 +161,7 @@ class Sources:
             self.release(source)
         else:
             for test, evidence in source.evidence.items():
-                self._increase(_EVIDENCE + test, source.name, -evidence)
+                self._increase(EVIDENCE + test, source.name, -evidence)
                 source.evidence[test] = 0.0
 
     def _increase(self, block: str, key: str, by: float) -> None:
@@ -141,7 +184,7 @@ class Sources:
         """
         named: dict[str, Source] = {}
         for block, got in values.items():
-            if not block.startswith("filter."):
+            if not block.startswith(_PREFIX):
                 continue
             opened = self._open.get(block)
             mine = {} if opened is None else opened.data
@@ -153,17 +196,17 @@ class Sources:
         self, block: str, name: str, value: object, mine: object, arrival: int
     ) -> Source:
         source = self._known.get(name) or self._new.get(name) or self.touch(name)
-        if block.startswith(_EVIDENCE):
+        if block.startswith(EVIDENCE):
             assert isinstance(value, int | float)
             total = value + (mine if isinstance(mine, int | float) else 0.0)
             bounded = min(max(float(total), -EVIDENCE_MAX), EVIDENCE_MAX)
-            self._write(source, block.removeprefix(_EVIDENCE), bounded, arrival)
-        elif block == _TAKEN:
+            self._write(source, block.removeprefix(EVIDENCE), bounded, arrival)
+        elif block == TAKEN:
             assert isinstance(value, int | float)
             source.taken = int(value) + (mine if isinstance(mine, int) else 0)
-        elif block in (_OFFENCES, _RELEASES):
+        elif block in (OFFENCES, RELEASES):
             assert isinstance(value, tuple)
-            field = block.removeprefix("filter.")
+            field = block.removeprefix(_PREFIX)
             setattr(source, field, max(getattr(source, field), int(value[1])))
         self._settle(source)
         return source

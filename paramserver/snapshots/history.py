@@ -28,6 +28,8 @@ from paramserver.state import Contained, SnapshotState
 from paramserver.wire import Version
 
 _PREFIX_BYTES: Final = 64 * 1024  # holds most manifests, so that one read does
+ASIDE: Final = "aside-"
+"""Names of states that were built beside the line begin so; only a control row leads to one."""
 _NAME: Final = re.compile(r"(\d+)-(\d+)(?:-from-(\d+)-(\d+))?")
 
 
@@ -154,7 +156,7 @@ class SnapshotHistory:
         Raises PlaceUnreachable.
         """
         for name in self._snapshots.names():
-            if name in self._manifests or name in self.refused:
+            if name in self._manifests or name in self.refused or name.startswith(ASIDE):
                 continue
             try:
                 self._index_one(name)
@@ -181,6 +183,26 @@ class SnapshotHistory:
         self._manifests[name] = snapshot_format.read_manifest(data)
         self._sizes[name] = len(data)
         self.refused.pop(name, None)
+
+    def drop_asides(self, held: Collection[str]) -> set[str]:
+        """Remove the states that were built aside and are not held; those that stay.
+
+        After an OSError they are in nobody's way.
+        """
+        found = {name for name in self._snapshots.names() if name.startswith(ASIDE)}
+        for name in found.difference(held):
+            with contextlib.suppress(OSError):
+                self.withdraw(name)
+        return found.intersection(held)
+
+    def line(self, head: str) -> list[tuple[str, Version, Contained]]:
+        """The head and its good ancestors, newest first: name, version, what each contains."""
+        found = []
+        for name in ancestors(head, self._manifests):
+            if (m := self._manifests.get(name)) is not None:
+                contained = Contained(m.clock, m.closed_partitions(), m.control)
+                found.append((name, m.version, contained))
+        return found
 
     def withdraw(self, name: str) -> None:
         """Remove a file that the head will never point to."""

@@ -7,29 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import module_from_spec, spec_from_file_location, spec_from_loader
+from importlib.util import spec_from_loader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+import detector_oracles as oracles
 import pytest
 
 import evaluation
 import evaluation.drift as package
-
-
-def _beside(name: str) -> Any:
-    """A module of this folder: with --import-mode=importlib it is in no package."""
-    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-oracles = _beside("detector_oracles")
 
 LATE = {"page_hinkley": 400, "hddm_a": 200, "ddm": 300}
 """Rows that these take from .1 to .6, as their defaults are slow."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis_server
 from msgspec.structs import replace
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -30,20 +29,6 @@ from replay.errors import (
 from replay.journal import redisscripts, redisserver
 from replay.journal.base import Appended, Half, NewRow, Verdict
 from replay.journal.redis import FORMAT, RedisJournal
-
-
-def _load(path: Path) -> Any:
-    """The module in a file of the tests (they are no package)."""
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[path.stem]
-
-
-redis_server: Any = _load(Path(__file__).with_name("redis_server.py"))
 
 pytestmark = pytest.mark.skipif(
     redis_server.find_binary() is None, reason=str(redis_server.NO_SERVER)

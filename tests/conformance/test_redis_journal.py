@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis_server
 from msgspec.structs import replace
 
 from replay.errors import JournalBehind, JournalUnavailable
@@ -18,20 +17,6 @@ from replay.journal import redisscripts
 from replay.journal.base import Half, Journal, NewRow, Verdict
 from replay.journal.checks import check_journal, yield_checks
 from replay.journal.redis import RedisJournal
-
-
-def _load(path: Path) -> Any:
-    """The module in a file of the tests (they are no package)."""
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[path.stem]
-
-
-redis_server: Any = _load(Path(__file__).with_name("redis_server.py"))
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import object_store
 import pytest
 from pyarrow import fs
 
@@ -42,20 +41,6 @@ from paramserver.state import SnapshotState
 SPEC = "ab" * 32
 PLACE = Path("snapshots")
 ALL = Retention(100, 0, 0, 0)
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-object_store: Any = _beside("object_store")
 
 
 def state(count: int, epoch: int = 1, created_at: float = 0.0) -> SnapshotState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import re
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import object_store
 import pyarrow
 import pytest
 from pyarrow import fs
@@ -52,20 +52,6 @@ STATE = SnapshotState(
     parent="3-40",
     created_at=1.5e9,
 )
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-object_store: Any = _beside("object_store")
 
 
 def make(disk: Disk) -> DirectorySnapshots:

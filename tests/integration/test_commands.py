@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -16,6 +14,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 import httpx
+import operated
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -24,18 +23,6 @@ from online.bench.service import Running, status
 pytestmark = pytest.mark.ray
 
 
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-operated: Any = _beside("operated")
 everywhere: Any = operated.everywhere
 good: Any = operated.good
 online: Any = operated.online

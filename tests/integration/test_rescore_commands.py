@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import object_store
 import pyarrow.parquet as pq
 import pytest
+import rescore_world as worlds
 from typer.testing import CliRunner
 
 from online.cli import app
@@ -23,21 +23,6 @@ from online.rescore.run import pointer
 from online.rescore.stores import open_store
 
 TESTS = Path(__file__).parents[1]
-
-
-def _load(folder: str, name: str) -> Any:
-    """A module of other tests (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, TESTS / folder / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _load("unit", "rescore_world")
-object_store: Any = _load("conformance", "object_store")
 
 
 def said(*words: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,24 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+import rescore_world as worlds
 
 from online import processes
 
 ROOT = Path(__file__).parents[2]
 
 
-def _beside(name: str) -> Any:
-    """A module of the unit tests (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "unit" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("rescore_world")
 ROWS, GROUP = 60_000, 500
 SHARDS = ROWS // GROUP
 

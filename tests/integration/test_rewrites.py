@@ -56,8 +56,11 @@ class Clicks:
         data: dict[str, Any] = httpx.get(self.url(), timeout=20).json()
         return data
 
-    def feedback(self, i: int, label: str) -> tuple[int, dict[str, Any]]:
-        body = {"features": {"a": float(i % 7), "b": (i % 5) - 1.5}, "label": label}
+    def feedback(
+        self, i: int, label: str, *, source: str = "default"
+    ) -> tuple[int, dict[str, Any]]:
+        features = {"a": float(i % 7), "b": (i % 5) - 1.5}
+        body = {"features": features, "label": label, "source": source}
         answer = httpx.post(self.url("/feedback"), json={**body, "event_id": str(i)}, timeout=20)
         data: dict[str, Any] = answer.json()
         return answer.status_code, data
@@ -307,6 +310,64 @@ def test_still_frozen_after_a_kill_and_released_once(clicks: Clicks) -> None:
     clicks.learn(9100, 5)
     clicks.everywhere(learned + frozen + 6)
     clicks.good(learned + frozen + 6, frozen=0, undone=0)
+
+
+def test_a_source_is_forgotten_while_it_answers(clicks: Clicks) -> None:
+    learned = clicks.status()["learned"]
+    clicks.post("/snapshots")
+    clean = clicks.answers()[0]
+    for i in range(20_000, 20_040):
+        status, receipt = clicks.feedback(i, ("yes", "no")[i % 2], source="bot")
+        assert (status, receipt["status"]) == (200, "learned"), receipt
+    clicks.everywhere(learned + 40)
+    poisoned = clicks.post("/snapshots")["name"]
+    assert clicks.answers()[0] != close_to(clean)
+    stop, predicted = threading.Event(), Counter[int]()
+
+    def predict() -> None:
+        while not stop.is_set():
+            answer = httpx.post(clicks.url("/predict"), json={"features": _PROBES[1]}, timeout=20)
+            predicted[answer.status_code] += 1
+
+    thread = threading.Thread(target=predict, daemon=True)
+    thread.start()
+    done = clicks.said("forget", "--source", "bot", "--yes")
+    stop.set()
+    thread.join(30)
+    assert set(predicted) == {200}
+    assert (done["undone"], done["learned"], done["complete"]) == (40, 0, True)
+    for answers in clicks.answers():
+        assert answers == close_to(clean), "at once, everywhere"
+    clicks.kill_all()  # before any snapshot was published: row and state aside are all there is
+    clicks.everywhere(learned)
+    for answers in clicks.answers():
+        assert answers == close_to(clean)
+    assert clicks.command("rollback", "--to", poisoned, "--yes")[0] == 1
+    _, receipt = clicks.feedback(20_000, "yes", source="bot")
+    assert (receipt["status"], receipt["first_outcome"]) == ("duplicate", "undone")
+    clicks.good(learned, undone=40)
+
+
+def test_a_banned_source_is_quarantined_and_released(clicks: Clicks) -> None:
+    learned = clicks.status()["learned"]
+    for i in range(21_000, 21_005):
+        status, receipt = clicks.feedback(i, "no", source="bot")
+        assert (status, receipt["status"]) == (202, "quarantined"), receipt
+    page = clicks.said("quarantine", "list", "--source", "bot")
+    assert [e["status"] for e in page["events"]] == ["quarantined"] * 5
+    row = page["events"][0]["row"]
+    shown = clicks.said("quarantine", "show", row)
+    assert (shown["source"], shown["label"], shown["features"]["b"]) == ("bot", "no", -1.5)
+    assert clicks.said("quarantine", "discard", row)["discarded"] == 1
+    done = clicks.said("quarantine", "release", "--source", "bot")
+    assert (done["released"], done["discarded"], done["learned"]) == (4, 1, 4)
+    clicks.everywhere(learned + 4)
+    assert clicks.said("quarantine", "release", "--source", "bot")["learned"] == 0
+    assert clicks.said("quarantine", "unban", "--source", "bot")["complete"]
+    status, receipt = clicks.feedback(21_009, "no", source="bot")
+    assert (status, receipt["status"]) == (200, "learned")
+    clicks.everywhere(learned + 5)
+    clicks.good(learned + 5, undone=40)
 
 
 def test_bad_requests(clicks: Clicks) -> None:

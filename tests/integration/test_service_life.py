@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import operated
 import psutil
 import pytest
 
@@ -26,18 +26,6 @@ from online.processes import runs
 pytestmark = pytest.mark.ray
 
 
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-operated: Any = _beside("operated")
 FILE_MODEL: Any = operated.FILE_MODEL
 LEARNER: Any = operated.LEARNER
 MODEL: Any = operated.MODEL

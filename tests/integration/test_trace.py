@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import redis_server
 
 from online.bench import durability
 from replay.journal.base import NewRow, Verdict
@@ -25,20 +23,6 @@ class Unsynced(module.SqliteFile):
 
 module.SqliteJournal._file_type = Unsynced
 """
-
-
-def _load(path: Path) -> Any:
-    """The module in a file of the tests (they are no package)."""
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[path.stem]
-
-
-redis_server: Any = _load(Path(__file__).parents[1] / "conformance" / "redis_server.py")
 
 
 @pytest.mark.ray

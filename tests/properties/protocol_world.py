@@ -13,15 +13,16 @@ condition.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+import protocol_ledger as _ledger
+import protocol_replica as _replica
+import protocol_served as _served
 
 from online.learner import Learner
 from online.models.base import Model
@@ -34,21 +35,6 @@ from paramserver.wire import SyncRequest
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-_ledger: Any = _beside("protocol_ledger")
-_served: Any = _beside("protocol_served")
-_replica: Any = _beside("protocol_replica")
 LEARNED, Event, Ledger, Whole = _ledger.LEARNED, _ledger.Event, _ledger.Ledger, _ledger.Whole
 SPEC, Served = _served.SPEC, _served.Served
 Message, Replica = _replica.Message, _replica.Replica

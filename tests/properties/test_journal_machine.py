@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
+import journal_machine as machine_module
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -15,20 +14,6 @@ from replay.errors import JournalUnavailable
 from replay.journal import sqlite as sqlite_module
 from replay.journal import sqliteappend, sqliteschema
 from replay.journal.sqlite import SqliteJournal
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-machine_module: Any = _beside("journal_machine")
 
 modest: Any = settings(
     max_examples=100,

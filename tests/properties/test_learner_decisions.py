@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+import test_learner_machine as machine
 from msgspec.structs import replace
 
 from online.learner import Learner
 from paramserver.rewrites import Undone
 from replay.journal.base import Verdict
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-machine: Any = _beside("test_learner_machine")
 OWN, ADOPTED, _make, _reply, _row = (
     machine.OWN, machine.ADOPTED, machine._make, machine._reply, machine._row,
 )  # fmt: skip

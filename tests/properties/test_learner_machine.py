@@ -6,16 +6,15 @@ and are given seeds that are known to be too much for them.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import protocol_world
 import pytest
 
 import online.arrival
@@ -32,19 +31,6 @@ from paramserver.wire import FORMAT, SyncReply
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-protocol_world: Any = _beside("protocol_world")
 World: Any = protocol_world.World
 
 # -- the code as it is -----------------------------------------------------------------------------

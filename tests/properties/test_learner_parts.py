@@ -5,13 +5,11 @@ The world, its faults and how mutants are made are those of ``test_learner_machi
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import test_learner_machine as machine
 
 import online.arrival
 import paramserver.parts
@@ -19,19 +17,6 @@ from online.learner import Learner
 from paramserver.wire import WireBlock, encode_piece
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-machine: Any = _beside("test_learner_machine")
 Change, Mutant, run_all = machine.Change, machine.Mutant, machine.run_all
 OWN, MET, DECIDED = machine.OWN, machine.MET, machine.DECIDED
 _learner, _make, _reply, _row = machine._learner, machine._make, machine._reply, machine._row

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import journal_machine as machine_module
 import pytest
+import redis_server
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -16,21 +16,7 @@ from replay.errors import JournalBehind, JournalUnavailable
 from replay.journal import redisscripts
 from replay.journal.redis import RedisJournal
 
-
-def _load(path: Path) -> Any:
-    """The module in a file of the tests (they are no package)."""
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[path.stem]
-
-
 HERE = Path(__file__).parent
-machine_module: Any = _load(HERE / "journal_machine.py")
-redis_server: Any = _load(HERE.parent / "conformance" / "redis_server.py")
 
 modest: Any = settings(
     max_examples=40,

@@ -7,14 +7,13 @@ minutes, and every name is ``1-COUNT``.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
+import object_store
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -35,20 +34,6 @@ SPEC = "ab" * 32
 PLACE = Path("snapshots")
 KEEP, HOURS, DAYS, WEEKS = 2, 3, 4, 5
 MINUTE = 60
-
-
-def _load(path: Path) -> Any:
-    """The module in a file of the tests (they are no package)."""
-    if path.stem not in sys.modules:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[path.stem]
-
-
-object_store: Any = _load(Path(__file__).parents[1] / "conformance" / "object_store.py")
 
 
 class _Directory(ForgetfulDisk):

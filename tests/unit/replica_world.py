@@ -12,6 +12,7 @@ from river import linear_model, optim
 
 from online.config import Limits
 from online.features import Door
+from online.filtering import Filtering
 from online.learner import Learner
 from online.model_settings import ModelSettings, Sync
 from online.models.linear import Linear
@@ -42,10 +43,12 @@ def counting() -> Linear:
     )
 
 
-def row(event: str, *, label: float = 1e9, feature: str | None = None) -> NewRow:
+def row(
+    event: str, *, label: float = 1e9, feature: str | None = None, source: str = "test"
+) -> NewRow:
     example = Example({feature or event: 1.0}, label)
-    key = event_key("event", "test", event)
-    return NewRow(key, event, "test", Verdict.ACCEPTED, codec.encode(example), 1.0)
+    key = event_key("event", source, event)
+    return NewRow(key, event, source, Verdict.ACCEPTED, codec.encode(example), 1.0)
 
 
 class Client:
@@ -90,6 +93,7 @@ class World:
         ordered: bool = False,
         overlay: bool = False,
         ask: Any = None,
+        filters: Callable[[Any], Filtering] | None = None,
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
@@ -119,6 +123,7 @@ class World:
             learns=learns,
             now_s=now_s,
             ask=ask,
+            filters=None if filters is None else filters(learner),
         )
         await replica.start()
         return replica

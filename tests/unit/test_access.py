@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import importlib.util
 import itertools
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
+import replica_world as worlds
 
 import online.app
 from online import access, telemetry
@@ -21,20 +20,6 @@ from online.access import ROLES, Access, RequestIds, Role, digest, needed
 from online.app import App
 from online.config import Limits
 from online.errors import RequestError
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 
 TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
 STRANGE: Final = "nobody-0123456789abcdefghijkl"
@@ -70,6 +55,12 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/unfreeze"): ADMIN,
     ("GET", "/v1/models/{model}/events"): ADMIN,
     ("POST", "/v1/models/{model}/relearn"): ADMIN,
+    ("GET", "/v1/models/{model}/quarantine"): ADMIN,
+    ("GET", "/v1/models/{model}/quarantine/{event}"): ADMIN,
+    ("POST", "/v1/models/{model}/forget"): ADMIN,
+    ("POST", "/v1/models/{model}/sources"): ADMIN,
+    ("POST", "/v1/models/{model}/quarantine/release"): ADMIN,
+    ("POST", "/v1/models/{model}/quarantine/discard"): ADMIN,
     # What is not there, or not in this way, is closed too.
     ("GET", "/v1/models/{model}/predict"): PREDICT,
     ("DELETE", "/v1/models/{model}/feedback"): FEEDBACK,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
 
 from online import arrival
 from online.models.linear import Linear
@@ -17,19 +16,6 @@ from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.lineage import Lineage
 from paramserver.parts import PART_KEYS
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 SPEC, play, row, until = worlds.SPEC, worlds.play, worlds.row, worlds.until
 
 KEYS = 70_000

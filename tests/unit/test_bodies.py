@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,24 +11,12 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import replica_world as worlds
 
 from online import bodies, ingress
 from online.app import App
 from online.config import Limits
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 LIMITS = Limits(body_bytes_max=4096, rows_max=8, ongoing_max=4)
 PREDICT, FEEDBACK = "/v1/models/m/predict", "/v1/models/m/feedback"
 MSGPACK = {"content-type": "application/msgpack"}

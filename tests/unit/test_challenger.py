@@ -269,14 +269,18 @@ def test_a_failure_is_written_down_and_no_row_is_lost_by_it(
     assert failed.key.startswith(f"failed:{world.challenger.spec_hash[:16]}:")
 
 
-def test_a_rollback_of_the_other_lineage_is_learned_around(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [rewrites.ROLLBACK, rewrites.FORGET])
+def test_what_the_other_lineage_undoes_is_learned_around(tmp_path: Path, kind: str) -> None:
     world = equal_pair(tmp_path)
     for features, label in stream(100):
         world.feed(features, label)
     shadow = world.shadow()
     world.catch_up(shadow)
     note = rewrites.Rollback("another spec", "1-1", 0, {}, [], {world.partition: (60, 100)})
-    world.journal.write_control("m", "rollback", "r", msgspec.json.encode(note))
+    spans = {world.partition: rewrites.packed(((60, 100),))}
+    forget = rewrites.Forget("another spec", "t", None, None, "1-1", 0, {}, [], spans)
+    said = msgspec.json.encode(note if kind == rewrites.ROLLBACK else forget)
+    world.journal.write_control("m", kind, "r", said)
     world.catch_up(shadow)
     assert shadow.learner.tally.digest[0] == 60
     for features, label in stream(5, seed=2):

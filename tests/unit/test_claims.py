@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
 
 import online.follower
 from online.claims import DEATHS, ENDED, GIVEN_UP, Claims
@@ -19,20 +18,6 @@ from online.models.linear import Linear
 from replay.errors import JournalUnavailable
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 
 
 class Killed(BaseException):

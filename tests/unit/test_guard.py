@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 import time
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+import replica_world as world
+import test_parameter_server as server
 from river import linear_model, optim
 
 from online.guard import WINDOW_ROWS, Guard
@@ -24,22 +24,6 @@ from paramserver.rewrites import HALVED
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-world: Any = _beside("replica_world")
-server: Any = _beside("test_parameter_server")
-
 
 # -- suspicion -------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import sys
 import threading
@@ -14,6 +13,7 @@ from struct import Struct
 from typing import Any
 
 import pytest
+import replica_world as worlds
 from river import linear_model
 
 import online.replica
@@ -31,21 +31,6 @@ from replay.errors import JournalFull, JournalUnavailable
 from replay.example import NOTES_BYTES_MAX, LabelHalf, PredictionHalf
 from replay.journal.base import Appended, Half, NewRow
 from replay.journal.sqlite import SqliteJournal
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
-
 
 _NOTED = Struct("<4d")
 
@@ -469,7 +454,7 @@ def test_what_is_kept_reads_back() -> None:
 
 _MUTANTS = {
     "labels before predictions": (
-        "rows = [*halves, *(row for waiting in batch for row in waiting.rows)]",
+        "rows = [*halves, *(row for waiting in batch for row in self._judged(waiting))]",
         "rows = [*(row for waiting in batch for row in waiting.rows), *halves]",
         "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
     ),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import math
 import re
 import struct
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import replica_world as worlds
 from fastapi import FastAPI
 from river import linear_model
 
@@ -29,20 +28,6 @@ from online.replica import ModelReplica
 from online.serving import Serving
 from online.tokens import Keys, Nonces, Tokens
 from replay.example import Features
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 
 _LENGTH = "Inference-Header-Content-Length"
 

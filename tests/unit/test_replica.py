@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
 
 from online.config import Limits
 from online.errors import RequestError
@@ -18,19 +17,6 @@ from replay.errors import JournalFull, JournalUnavailable
 from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 counting, play, row, statuses, until = (
     worlds.counting,
     worlds.play,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import gzip
-import importlib.util
 import json
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rescore_world as worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,20 +21,6 @@ from online.rescore import audit, errors, inputs, places
 from online.rescore.errors import AuditFailed, InputRefused, PlaceFailed, RunRefused
 from online.rescore.places import Folder, Place
 from online.rescore.run import pointer
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("rescore_world")
 
 
 def scores(output: Path, run: str) -> list[dict[str, Any]]:

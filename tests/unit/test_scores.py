@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+import replica_world as worlds
+import rescore_world as rescored
 
 from online.app import App
 from online.bench.redis_server import Server, find_binary
@@ -24,20 +24,6 @@ from online.rescore.published import Current, Run
 from online.rescore.stores import Part, Read, RedisScores, Scores, SqliteScores, open_store
 from online.scores import Reader
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
-rescored: Any = _beside("rescore_world")
 Open = Callable[[], Scores]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import test_parameter_server as beside
 
 from paramserver import errors, rewrites, wire
 from paramserver.actor import ServerSettings
@@ -20,19 +20,6 @@ from paramserver.state import SnapshotState
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-beside: Any = _beside("test_parameter_server")
 Control, Died, Info, LINEAGE, World = (
     beside.Control, beside.Died, beside.Info, beside.LINEAGE, beside.World,
 )  # fmt: skip
@@ -230,7 +217,7 @@ def test_a_start_without_the_named_snapshot_is_refused(world: Any) -> None:
     again = world.start()
     assert not again.restore()
     assert again.ping() == "refused"
-    assert "rolled back to the snapshot '1-1'" in again.status()["reason"]
+    assert "taken to the snapshot '1-1'" in again.status()["reason"]
 
 
 def test_only_the_newest_rollback_is_asked_for(world: Any) -> None:
@@ -454,8 +441,8 @@ def test_frozen_by_the_first_of_repeated_freezes() -> None:
     assert rewrites.frozen_by(rows) == 1
     assert rewrites.frozen_by([*rows, Control(4, "unfreeze"), Control(5, "freeze")]) == 5
     assert rewrites.frozen_by([*rows, Control(4, "unfreeze")]) == 0
-    assert rewrites.newest_rollback(rows) == 0
-    assert rewrites.newest_rollback([*rows, Control(4, "rollback"), Control(5, "failed")]) == 4
+    assert rewrites.newest_rewrite(rows) == 0
+    assert rewrites.newest_rewrite([*rows, Control(4, "rollback"), Control(5, "failed")]) == 4
 
 
 def test_held_until_no_start_needs_it() -> None:
@@ -466,7 +453,12 @@ def test_held_until_no_start_needs_it() -> None:
     assert rewrites.held(None, []) == set()
 
 
-def test_forget_is_for_a_later_release() -> None:
-    state = SnapshotState("m", "s", "", (1, 1), {}, {})
-    with pytest.raises(errors.StartRefused, match="forget"):
-        replayed(state, [Control(1, "forget")], lambda name: state)
+def test_a_promotion_leaves_every_lineage_as_it_is() -> None:
+    state = SnapshotState("m", "s", "", (1, 1), {}, {1: 5})
+    note = rewrites.Promote("s", "t", {}, {})
+    row = Control(3, "promote", "k", msgspec.json.encode(note))
+    assert replayed(state, [row], _never) == replace(state, control=3)
+
+
+def _never(name: str) -> SnapshotState:
+    raise AssertionError(f"nobody asks for {name}")

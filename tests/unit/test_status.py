@@ -56,7 +56,7 @@ class World:
         self.replica: Any = SimpleNamespace(
             replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
-            store=SimpleNamespace(read=self.read), judge=None,
+            store=SimpleNamespace(read=self.read), judge=None, filters=None,
             learner=SimpleNamespace(tally=tally, frozen=False, memory=None),
         )  # fmt: skip
         journal: Any = SimpleNamespace(usage=lambda model: self.usage)

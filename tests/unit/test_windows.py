@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
 
 import online.events
 import online.replica
@@ -17,19 +16,6 @@ from online.errors import RequestError
 from online.events import Events
 from online.messages import Event, FeedbackRequest, PredictRequest
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 DAY = 86_400.0
 NOW = 1.7e9
 

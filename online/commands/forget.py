@@ -1,0 +1,302 @@
+"""`online forget`: the journal learned again without a source, beside the service that answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    checked,
+    connect,
+    load_settings,
+    pick,
+    span,
+)
+from online.errors import ConfigError, StartRefused
+
+if TYPE_CHECKING:
+    from online.forgetting import Progress as Told
+
+_ROWS_MAX = 4096  # learned again at most, in memory, if the model raises on a row
+
+
+def forget(
+    source: Annotated[str, typer.Option("--source", help="whose events")],
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="taken from then on: POSIX seconds, or 2026-01-31T12:00"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on as if a source had never sent anything; the service answers meanwhile.
+
+    The source is banned first. Then the journal is learned again without its events, in this
+    process, from the newest snapshot before the first of them; the model goes over to that in one
+    step. The events are kept: `online rollback --undone` lists them. Ctrl-C changes nothing but
+    the ban.
+
+    Example: online forget --source bot-7
+    """
+    forget_source(path, state_dir, model, source, _time(since), None, yes=yes, as_json=as_json)
+
+
+def _time(text: str | None) -> float | None:
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        remedy = "POSIX seconds, or a time like 2026-01-31T12:00"
+        raise ConfigError("--since", f"not a time: {text!r}", remedy) from None
+
+
+def forget_source(
+    path: Path | None,
+    state_dir: Path | None,
+    model: str | None,
+    source: str,
+    since: float | None,
+    to: str | None,
+    *,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Forget what a source has sent since a time, or (``to``) since a snapshot."""
+    begun = time.monotonic()
+    with connect(path, state_dir) as client:
+        work = _Work(path, state_dir, client, pick(client, model), source, since)
+        with work.prepared(to, as_json=as_json):
+            if not yes:
+                work.ask()
+            try:
+                done = work.swap(as_json=as_json)
+            except KeyboardInterrupt:
+                print(
+                    f"interrupted: the model is as it was; {source} stays banned until "
+                    f"`online quarantine unban --source {source}`",
+                    file=sys.stderr,
+                )
+                raise typer.Exit(130) from None
+    done["seconds"] = round(time.monotonic() - begun, 1)
+    if as_json:
+        print(json.dumps(done))
+        return
+    print(
+        f"{work.name} goes on without {source}: {done['undone']:,} rows taken out, "
+        f"{done['learned']:,} events learned again from {work.beginning} in {span(done['seconds'])}"
+    )
+    if done["unlearned"]:
+        print(f"  {done['unlearned']:,} of the rows taken out are others', which the model could")
+        print("  not learn without them")
+    for replica in done["missing"]:
+        print(f"  {replica} has not seen it yet")
+    print("  the events are kept: online rollback --undone")
+
+
+class _Work:
+    """One source of one model of the running service."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        state_dir: Path | None,
+        client: httpx.Client,
+        name: str,
+        source: str,
+        since: float | None,
+    ) -> None:
+        from online.forgetting import Wanted
+        from online.names import load_model, merge_rule, snapshots_path
+        from online.promotion import as_stored
+        from online.tokens import Keys
+        from paramserver.snapshots.history import SnapshotHistory
+        from paramserver.snapshots.places import lineage_place, open_snapshots
+        from paramserver.snapshots.store import Retention
+
+        self.name, self._client = name, client
+        self._wanted = Wanted(source, since)
+        self._settings = as_stored(load_settings(path, state_dir=state_dir))
+        status = self._status()
+        chosen = next((m for m in self._settings.models if m.name == name), None)
+        remedy = "Name the settings file that the service was started with: --config"
+        if chosen is None:
+            raise StartRefused(f"these settings have no model {name!r}", remedy)
+        self._model = chosen
+        keys = Keys.from_file(self._settings.key_path)
+        self._loaded = load_model(chosen, self._settings, keys.secret, keys.old_secrets)
+        if not self._loaded.spec_hash.startswith(status["spec"]):
+            raise StartRefused(f"model {name} of these settings is not the one served", remedy)
+        rule = merge_rule(chosen, self._loaded.model)
+        self._ordered = rule in ("ordered", "overlay", "lagging")
+        place = lineage_place(snapshots_path(self._settings), name, self._loaded.spec_hash)
+        self._history = SnapshotHistory(open_snapshots(place), Retention())
+
+    def _status(self) -> dict[str, Any]:
+        status = checked(self._client.get(f"/v1/models/{self.name}"))
+        if status["server"] is None:
+            raise StartRefused("the parameter server does not answer", "See `online status`")
+        return status
+
+    @contextlib.contextmanager
+    def prepared(self, to: str | None, *, as_json: bool) -> Iterator[None]:
+        """Find what the source has taught, and where to begin; the journal is open meanwhile."""
+        from online.forgetting import Bases, check_reach, influence
+        from online.history import Decisions
+        from online.names import open_journal
+
+        spec, wanted = self._loaded.spec_hash, self._wanted
+        with contextlib.closing(open_journal(self._settings)) as journal:
+            self._journal, self._decisions = journal, Decisions(spec)
+            self._decisions.read(journal, self.name)
+            kept_from = time.time() - self._model.dedupe_window
+            with _told("looking", hidden=as_json) as told:
+                found = influence(journal, self.name, self._decisions, wanted, kept_from, told)
+            if to is None:
+                check_reach(found, wanted)
+            self._history.index()
+            head = journal.head(self.name, spec).snapshot
+            bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
+            if to is None:
+                self._base = bases.before(self._history, head, self._begun(spec), found)
+            else:
+                self._base = bases.named(self._history, head, to)
+            clock = bases.clock(self._base.contained)
+            self._events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
+            self._again = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
+            if not self._events:
+                when = "" if wanted.since is None and to is None else " since then"
+                raise StartRefused(
+                    f"the model holds no event of {wanted.source!r}{when}",
+                    f"Keep new ones out with: online quarantine ban --source {wanted.source}",
+                )
+            yield
+
+    def _begun(self, spec: str) -> int:
+        """The epoch in which an operator let the lineage begin anew; 0: never."""
+        mark = f"fresh:{spec}:"
+        keys = [c.key for c in self._journal.controls(self.name, 0) if c.key.startswith(mark)]
+        return max((int(key.removeprefix(mark)) for key in keys), default=0)
+
+    @property
+    def beginning(self) -> str:
+        """Where learning again begins."""
+        name = self._base.name
+        return "the first row" if name is None else f"snapshot {name}"
+
+    def ask(self) -> None:
+        """StartRefused unless somebody says yes."""
+        source = self._wanted.source
+        text = (
+            f"{self._events:,} events of {source!r} leave {self.name}, and it is banned; "
+            f"{self._again:,} rows since {self.beginning} are learned again here"
+        )
+        if not sys.stdin.isatty():
+            raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
+        print(f"{text}.\nThe service answers meanwhile; the events are kept.", file=sys.stderr)
+        if not typer.confirm("Forget them?", err=True):
+            raise StartRefused("nothing was changed", "Say y, or --yes")
+
+    def swap(self, *, as_json: bool) -> dict[str, Any]:
+        """Ban the source, build the state without it, and let that take the model's place."""
+        self._ban()
+        server = self._status()["server"]
+        built = self._built(server["version"], server["rewrite"], as_json=as_json)
+        aside = f"aside-{server['epoch']}-{server['count']}-{secrets.token_hex(4)}"
+        asked = {
+            "source": self._wanted.source, "since": self._wanted.since, "snapshot": aside,
+            "base": self._base.name, "undone": built.undone,
+        }  # fmt: skip
+        may_stand = False
+        try:
+            self._history.publish(aside, built.state)
+            may_stand = True
+            answer = self._client.post(f"/v1/models/{self.name}/forget", json=asked)
+            may_stand = answer.status_code < 400 or answer.status_code >= 500
+        finally:
+            if not may_stand:  # no control row names it
+                self._history.withdraw(aside)
+        done = checked(answer)
+        return {**asked, **done, "learned": built.learned, "unlearned": built.unlearned}
+
+    def _ban(self) -> None:
+        body = {"source": self._wanted.source, "banned": True}
+        done = checked(self._client.post(f"/v1/models/{self.name}/sources", json=body))
+        if not done["complete"]:
+            raise StartRefused(
+                f"{self._wanted.source!r} is banned, but these replicas have not seen it: "
+                f"{', '.join(done['missing'])}",
+                "Run it again when they answer, or have left the list of `online status`",
+            )
+
+    def _built(self, version: list[int], rewrite: int, *, as_json: bool) -> Any:
+        from online.forgetting import Rebuild, nothing
+        from paramserver.rewrites import SPANS_MAX
+
+        base, loaded = self._base, self._loaded
+        if base.name is None:
+            start = nothing(self.name, loaded.spec_hash, loaded.spec_text, self._decisions.without)
+        else:
+            start = self._history.load(base.name)
+        rebuild = Rebuild(
+            self._journal,
+            self._decisions,
+            self._wanted,
+            start,
+            loaded.build,
+            task=self._model.task,
+            rows_max=_ROWS_MAX,
+            ordered=self._ordered,
+        )
+        with _told("learning again", hidden=as_json) as told:
+            rebuild.run(told)
+        rebuild.run()  # what has come meanwhile: the replicas learn what comes from here on
+        built = rebuild.built((version[0], version[1]), rewrite, time.time())
+        spans = sum(len(flat) // 2 for flat in built.undone.values())
+        if spans > SPANS_MAX:
+            raise StartRefused(
+                f"the events of {self._wanted.source!r} stand in {spans:,} places of the journal, "
+                f"and {SPANS_MAX:,} can be taken out at once",
+                "Forget what it has sent of late: --since",
+            )
+        return built
+
+
+@contextlib.contextmanager
+def _told(what: str, *, hidden: bool) -> Iterator[Told]:
+    """Progress with rows a second and time left, on a terminal."""
+    shown = Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f} rows/s"), TimeRemainingColumn(),
+        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+    )  # fmt: skip
+    begun = time.monotonic()
+    with shown:
+        task = shown.add_task("", total=None, rate=0.0)
+
+        def told(done: int, total: int) -> None:
+            rate = done / max(time.monotonic() - begun, 1e-3)
+            shown.update(task, completed=done, total=total, rate=rate)
+
+        yield told

@@ -1,0 +1,471 @@
+"""Feedback is judged before it is written: the filters of one model in one replica.
+
+The writer asks for each new row of a batch, in order, and each answer counts those before it.  The
+verdict is written with the row, and what the row says of its source too, so nothing is judged
+again when rows are learned later, by whomever.
+
+What is known of a source here is what its rows have done as far as the learner's values have them,
+what was learned since, and what is decided and not learned yet.  A row that turns out to be a
+repeat takes back what it has done.
+
+Sources are judged by one another, so nobody is judged while fewer than eight of them are heard of
+in a day: what comes from one source alone is always taken whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import log, log1p
+from typing import Any, Final
+
+import msgspec
+
+from online.evidence import judged_of
+from online.history import is_again
+from online.learner import Learner
+from online.model_settings import ModelSettings
+from online.models.base import Model
+from online.models.slopes import Sloped
+from online.ordered import OrderedLearner
+from online.rootset import RootSet
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, copy, merge
+from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
+from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
+from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
+from replay import codec
+from replay.example import Example, label_text
+from replay.journal.base import Half, NewRow, Outcome, Row
+from replay.journal.base import Verdict as Written
+
+_log = logging.getLogger("online.filtering")
+
+SOURCES_MIN: Final = 8
+"""Fewer sources can't be told apart from one another."""
+
+ACTIVE_S: Final = 86_400.0
+"""A source counts for so long.  In time and not in arrivals: a flood does not drive others out."""
+
+_SEEN_MAX: Final = 64
+_RECENT: Final = 8192
+_RECENT_S: Final = 3600.0
+_CHECKED_MAX: Final = 4096
+_SUM_ANEW: Final = 16_384
+_SHOWN: Final = 20
+_FACTOR_MIN: Final = 1e-3
+_SHARE_MIN: Final = 1e-15
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A row that is decided and not learned yet; ``place``: where it stands, once it does."""
+
+    effects: Blocks
+    place: tuple[int, int] | None = None
+
+
+class Filtering:
+    """The filters of one model in one replica.
+
+    Parameters
+    ----------
+    chain
+        The tests.
+    model
+        Gives the model that answers now.
+    clock
+        Gives the clock of the values at hand.
+    count
+        Gives the number of their version.
+    root
+        The root set; None: there is none.
+    weighs
+        Whether rows may weigh other than 1; else what would weigh less is taken whole.
+
+    Attributes
+    ----------
+    on_quarantine
+        Called with a source whose events are set aside from now on, and at each of its rows.
+    counts
+        Verdicts, and what was refused, by reason.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        model: Callable[[], Model],
+        clock: Callable[[], dict[int, int]],
+        count: Callable[[], int],
+        root: RootSet | None = None,
+        weighs: bool = True,
+    ) -> None:
+        self.chain, self.root = chain, root
+        self.counts: Counter[str] = Counter()
+        self._model, self._clock, self._count = model, clock, count
+        self._weighs = weighs
+        self.on_quarantine: Callable[[str], object] = lambda source: None
+        self._seen: OrderedDict[str, float] = OrderedDict()
+        self._before: tuple[str, ...] = ()  # known by the values that were begun with
+        self._recent: OrderedDict[bytes, float] = OrderedDict()
+        self._checked: OrderedDict[bytes, Event] = OrderedDict()
+        self._pending: dict[bytes, _Pending] = {}
+        self._mine: Blocks = {}  # sum of what is pending
+        self._gone = 0  # of it, since it was summed up anew
+        self._unsaid: Blocks = {}  # quarantines that follow from pulled values: with the next row
+        self._batch: set[bytes] = set()
+        self._quarantined: dict[str, None] = {}
+        self._drift = False
+
+    # -- before the append -------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether there are enough sources to judge one."""
+        return len(self._seen) >= SOURCES_MIN
+
+    def _see(self, source: str, at: float) -> None:
+        for known in self._before:
+            self._seen.setdefault(known, at)
+        self._before = ()
+        self._seen[source] = at
+        self._seen.move_to_end(source)
+        while len(self._seen) > _SEEN_MAX or next(iter(self._seen.values())) < at - ACTIVE_S:
+            self._seen.popitem(last=False)
+
+    def refusal(self, row: NewRow) -> str | None:
+        """Why no row may hold this; None if one may.  Changes nothing that is judged by."""
+        if not self.active or row.half is not None:
+            return None
+        event = self._event(row, codec.decode(row.payload))
+        problem = self.chain.filters[0].judge(event, self.chain.sources.get(row.source))
+        if problem.refuse:
+            self.counts["refused"] += 1
+            return problem.reason
+        self._checked[row.key] = event
+        while len(self._checked) > _CHECKED_MAX:
+            self._checked.popitem(last=False)
+        return None
+
+    def judge(self, rows: Sequence[NewRow]) -> list[NewRow]:
+        """The rows of a batch with their verdicts, each counting those before it.
+
+        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.
+        """
+        self._batch = set()
+        return [self._judged(row) for row in rows]
+
+    def _judged(self, row: NewRow) -> NewRow:
+        if row.half is Half.PREDICTION or is_again(row) or row.verdict is Written.QUARANTINED:
+            return row  # an operator has decided
+        event = self._checked.pop(row.key, None)
+        if self._is_repeat(row):
+            return row
+        self._see(row.source, row.at)
+        if not self.active:
+            return row
+        if row.half is not None:
+            return self._judged_half(row)
+        example = codec.decode(row.payload)
+        if example.judged is not None:
+            return row
+        if event is None:
+            event = self._event(row, example)
+        verdict = self.chain.decide(event)
+        self.chain.observe(event, verdict)
+        self._note_drift()
+        if verdict.verdict == CLIPPED and not self._weighs:
+            verdict = Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
+        effects = self.chain.cut()
+        merge(effects, self._unsaid)
+        self._unsaid = {}
+        written = _WRITTEN.get(verdict.verdict, Written.ACCEPTED)
+        if not verdict.taken:
+            effects.pop(TAKEN, None)
+        self._pending[row.key] = _Pending(effects)
+        self._batch.add(row.key)
+        merge(self._mine, effects)
+        self._look([row.source])
+        self.counts[written.value] += 1
+        judged = judged_of(effects, row.source, verdict.score, verdict.reason)
+        payload = codec.encode(msgspec.structs.replace(example, judged=judged))
+        factor = max(verdict.factor, _FACTOR_MIN) if written is Written.CLIPPED else 1.0
+        return msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
+
+    def _judged_half(self, row: NewRow) -> NewRow:
+        """A label whose features are in the store: by its source's standing alone."""
+        if not self.chain.sources.get(row.source).quarantined:
+            return row
+        self.counts[Written.QUARANTINED.value] += 1
+        return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
+
+    def _is_repeat(self, row: NewRow) -> bool:
+        if row.key in self._pending:
+            return True
+        at = self._recent.get(row.key)
+        return at is not None and abs(row.at - at) <= _RECENT_S
+
+    def _event(self, row: NewRow, example: Example) -> Event:
+        model = self._model()
+        gradient = None
+        if isinstance(model, Sloped) and self.chain.reference is not None:
+            gradient = model.slope(example.features, example.label, example.score)
+        features = codec.encode(Example(example.features, ""))
+        label = label_text(example.label)
+        count = self._count()
+        return Event(
+            source=row.source,
+            key=row.key,
+            gradient=gradient,
+            loss=loss_of(example),
+            version=count,
+            base=count,
+            label=label,
+            digest=zlib.crc32(label.encode(), zlib.crc32(features)),
+            features_digest=zlib.crc32(features),
+        )
+
+    # -- after it ----------------------------------------------------------------------------
+
+    def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
+        """The rows of :meth:`judge` stand, or were there before: a repeat says nothing twice."""
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if row.half is not None:
+                continue
+            self._recent[row.key] = row.at
+            self._recent.move_to_end(row.key)
+            if row.key in self._batch:
+                self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
+                if outcome.new and outcome.row is not None:
+                    self._pending[row.key].place = (outcome.row.partition, outcome.row.offset)
+                else:
+                    self._take_back(row.key)
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+
+    def dropped(self) -> None:
+        """Nothing of the batch was written."""
+        for key in list(self._batch):
+            self._take_back(key)
+        self._batch = set()
+
+    def _take_back(self, key: bytes) -> None:
+        effects = self._pending.pop(key).effects
+        self._less(effects)
+        self._apply(_negative(effects))
+        for source, (_, number) in _data(effects, OFFENCES).items():
+            known = self.chain.sources.get(source)
+            if known.offences == number and known.quarantined:
+                known.offences = known.releases
+        self._look(_named(effects))
+
+    # -- what is known of sources ------------------------------------------------------------
+
+    def passed(self, row: Row, effects: Blocks) -> None:
+        """The learner counts a row's evidence from now on."""
+        pending = self._pending.pop(row.key, None)
+        if pending is None:  # another's, or one that is learned again
+            self._apply(effects)
+            self._look(_named(effects))
+        else:
+            self._less(pending.effects)
+        if row.source in self._quarantined:  # decided before that, and learned since
+            self.on_quarantine(row.source)
+
+    def rebase(self, values: Blocks, opened: Blocks) -> None:
+        """Take new values of the sources named."""
+        self._settle()
+        total = copy(values)
+        for mine in (opened, self._mine):
+            for name, block in mine.items():
+                if name in total and block.kind == COUNT:
+                    data = total[name].data
+                    data.update({x: data[x] + n for x, n in block.data.items() if x in data})
+        self._set(total)
+
+    def reset(self, values: Blocks) -> None:
+        """Begin with these values, and what is decided and not learned yet."""
+        self._settle()
+        total = copy(values)
+        merge(total, self._mine)
+        self.chain.reset({})
+        self._quarantined = {}
+        self._set(total)
+        self._before = tuple(islice(_data(values, TAKEN), _SEEN_MAX))
+
+    def _set(self, total: Blocks) -> None:
+        self.chain.rebase(total)
+        merge(self._unsaid, {k: b for k, b in self.chain.cut().items() if b.kind == EXTREMA})
+        self._look(_named(total))
+
+    def _settle(self) -> None:
+        """What others have learned of what is written here is in the values."""
+        clock = self._clock()
+        for key, pending in list(self._pending.items()):
+            if pending.place is None or pending.place[1] > clock.get(pending.place[0], 0):
+                continue
+            del self._pending[key]
+            self._less(pending.effects)
+
+    def _less(self, effects: Blocks) -> None:
+        """Take these out of what is pending; the sum is made anew now and then: names add up."""
+        self._gone += 1
+        if not self._pending:
+            self._mine, self._gone = {}, 0
+        elif self._gone > _SUM_ANEW:
+            self._mine, self._gone = {}, 0
+            for pending in self._pending.values():
+                merge(self._mine, pending.effects)
+        else:
+            merge(self._mine, _negative(effects))
+
+    def _apply(self, effects: Blocks) -> None:
+        """Add to what is known here."""
+        total: Blocks = {}
+        for name, block in effects.items():
+            data: dict[str, Any] = {}
+            for source, x in block.data.items():
+                known = self.chain.sources.get(source)
+                if name == TAKEN:
+                    data[source] = known.taken + x
+                elif block.kind == COUNT:
+                    data[source] = known.evidence.get(name.removeprefix(EVIDENCE), 0.0) + x
+                else:
+                    data[source] = x
+            total[name] = Block(block.kind, data)
+        self._set(total)
+
+    def _look(self, sources: Sequence[str]) -> None:
+        """Notice who was quarantined or released."""
+        for source in sources:
+            if not self.chain.sources.get(source).quarantined:
+                self._quarantined.pop(source, None)
+            elif source not in self._quarantined:
+                self._quarantined[source] = None
+                _log.warning("source %s is quarantined: %s", source, self._evidence(source))
+                self.on_quarantine(source)
+
+    def _evidence(self, source: str) -> dict[str, float]:
+        return {k: round(x, 2) for k, x in self.chain.sources.get(source).evidence.items()}
+
+    def _note_drift(self) -> None:
+        if self.chain.drift and not self._drift:
+            _log.warning("many sources have turned at once: nobody is quarantined meanwhile")
+        self._drift = self.chain.drift
+
+    # -- for operators -----------------------------------------------------------------------
+
+    @property
+    def quarantined(self) -> list[str]:
+        """Sources whose events are set aside."""
+        return list(self._quarantined)
+
+    def report(self) -> dict[str, float]:
+        """Gauges and counters of this replica."""
+        counted = {f"filter_{name}": float(n) for name, n in self.counts.items()}
+        return {
+            **counted,
+            "filter_sources": float(len(self.chain.sources)),
+            "filter_sources_evicted": float(self.chain.sources.evicted),
+            "filter_quarantined_sources": float(len(self._quarantined)),
+            "filter_drift": float(self.chain.drift),
+            "filter_active": float(self.active),
+        }
+
+    def shown(self) -> dict[str, Any]:
+        """For operators; plain data."""
+        worst = sorted(self._quarantined, key=lambda s: self.chain.sources.get(s).standing)
+        direction = next((t for t in self.chain.filters if t.name == "direction"), None)
+        scored = None if direction is None else getattr(direction, "mu", 0.0) > 0.0
+        return {
+            "tests": [test.name for test in self.chain.filters],
+            "active": self.active,
+            "sources_min": SOURCES_MIN,
+            "root_set": None if self.root is None else {**self.root.shown(), "scores": scored},
+            "sources": len(self.chain.sources),
+            "quarantined": [
+                {"source": source, "evidence": self._evidence(source)} for source in worst[:_SHOWN]
+            ],
+            "quarantined_sources": len(worst),
+            "drift": self.chain.drift,
+            "drift_alarms": self.chain.alarms,
+        }
+
+
+_WRITTEN: Final = {
+    CLIPPED: Written.CLIPPED,
+    QUARANTINED: Written.QUARANTINED,
+    REFUSED: Written.QUARANTINED,
+}
+
+
+def filtering_for(
+    model: ModelSettings,
+    learner: Learner | OrderedLearner,
+    root: RootSet | None,
+    *,
+    sources_max: int,
+    vouched: bool,
+) -> Filtering | None:
+    """The filters that the settings ask for; None: none.
+
+    ``vouched``: access tokens say who a source is, so that a budget for each means something.
+    Where callers name themselves, it would only cost those who send much.
+    """
+    if model.filters == "none":
+        return None
+    chosen = model.filters
+    if chosen == "default":
+        chosen = tuple(name for name in NAMES if name != "rate" or vouched)
+    serving = learner.serving
+    scored = root is not None and root.problem is None
+    chain = by_name(
+        chosen,
+        serving.slope_size if scored and isinstance(serving, Sloped) else None,
+        root.reference if root is not None and scored else None,
+        sources_max=sources_max,
+    )
+    return Filtering(
+        chain,
+        model=lambda: learner.serving,
+        clock=lambda: learner.clock,
+        count=lambda: learner.version[1],
+        root=root,
+        weighs=getattr(serving, "takes_weight", True),
+    )
+
+
+def loss_of(example: Example) -> float | None:
+    """Of the answer that was given before the label was known; None if none was.
+
+    Log loss, or the log of 1 + the error in regression: any measure that grows with it will do.  A
+    label that the model did not know is no surprise.
+    """
+    score = example.score
+    if not score:
+        return None
+    if "" in score:
+        return log1p(abs(score[""] - float(example.label)))
+    share = score.get(label_text(example.label))
+    return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0
+
+
+def _data(blocks: Blocks, name: str) -> dict[str, Any]:
+    return blocks[name].data if name in blocks else {}
+
+
+def _named(blocks: Blocks) -> list[str]:
+    return list(dict.fromkeys(source for block in blocks.values() for source in block.data))
+
+
+def _negative(blocks: Blocks) -> Blocks:
+    """What takes sums back; numbers of which the largest counts can't be."""
+    return {
+        name: Block(COUNT, {source: -x for source, x in block.data.items()})
+        for name, block in blocks.items()
+        if block.kind == COUNT
+    }

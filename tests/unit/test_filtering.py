@@ -1,0 +1,549 @@
+"""Feedback is judged before it is written: in order, once, by all replicas together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from online import history
+from online.config import Limits
+from online.errors import StartRefused
+from online.evidence import effects_of, judged_of
+from online.features import Door
+from online.filtering import SOURCES_MIN, Filtering, filtering_for, loss_of
+from online.memories import memory_for
+from online.model_settings import ModelSettings, Replay
+from online.models.base import Model
+from online.models.linear import Linear
+from online.models.load import logreg, mlp, softmax
+from online.models.slopes import Sloped
+from online.replica import ModelReplica
+from online.rootset import RootSet, read
+from online.tokens import event_key
+from online.writer import Recorded
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
+from paramserver.filters import sources as tables
+from paramserver.filters.base import Event, Opinion, Source
+from paramserver.filters.chain import Chain
+from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, keep_bounds
+from paramserver.server import Server
+from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
+from tests.unit import replica_world as worlds
+from tests.unit.replica_world import World, play, until
+
+HONEST = tuple(f"h{i}" for i in range(SOURCES_MIN))
+
+
+@dataclass
+class Told:
+    """A test that is told what to find: one nat for an honest source, ``against`` a hostile one."""
+
+    against: float = -1.0
+    name: str = "told"
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        return Opinion(evidence=self.against if event.source.startswith("x") else 1.0)
+
+    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None: ...
+
+    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None: ...
+
+
+def told(learner: Any, against: float = -1.0) -> Filtering:
+    return Filtering(
+        Chain([Told(against)], credit=5.0),  # type: ignore[list-item]
+        model=lambda: learner.serving,
+        clock=lambda: learner.clock,
+        count=lambda: learner.version[1],
+    )
+
+
+def rows_of(source: str, n: int, start: int = 0) -> list[NewRow]:
+    return [worlds.row(f"{source}-{i}", source=source) for i in range(start, start + n)]
+
+
+async def opened(replica: ModelReplica) -> None:
+    """Eight honest sources: from here on there is somebody to be compared with."""
+    tag = replica.replica
+    await replica.writer.record([worlds.row(f"{tag}-{source}", source=source) for source in HONEST])
+
+
+def nats(replica: ModelReplica, source: str = "x") -> float:
+    assert replica.filters is not None
+    return replica.filters.chain.sources.get(source).evidence.get("told", 0.0)
+
+
+def counted(found: Sequence[Recorded]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for one in found:
+        out[one.status] = out.get(one.status, 0) + 1
+    return out
+
+
+# -- one replica ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_thousand_events_in_one_request_are_no_thousand_free_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blind: bool
+) -> None:
+    if blind:  # the mutant: each is judged by what was known before the request
+        monkeypatch.setattr(Chain, "observe", lambda *args: None)
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=told)
+        await opened(replica)
+        found = counted(await replica.writer.record(rows_of("x", 1000)))
+        taken = found.get("learned", 0) + found.get("clipped", 0)
+        assert taken == 1000 if blind else taken == 6
+        if not blind:
+            assert found["quarantined"] == 994
+            assert replica.filters is not None
+            assert replica.filters.quarantined == ["x"]
+            assert world.weight(replica, "x-999") == 0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("pumped", [False, True])
+def test_a_repeat_says_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pumped: bool
+) -> None:
+    if pumped:  # the mutant
+        monkeypatch.setattr(Filtering, "_is_repeat", lambda self, row: False)
+        monkeypatch.setattr(Filtering, "_take_back", lambda self, key: self._pending.pop(key, None))
+
+    async def scene(world: World) -> None:
+        one, two = [await world.replica(name, filters=told) for name in "ab"]
+        for replica in (one, two):
+            await opened(replica)
+        same = rows_of("x", 1)
+        await one.writer.record(same * 3)
+        for _ in range(3):
+            await one.writer.record(same)
+        await two.writer.record(same)  # which does not know the key
+        await until(lambda: nats(two) != 0.0 and one.learner.own == 0)
+        await until(lambda: two.learner.own == 0)
+        assert (nats(one) == -1.0) is not pumped
+        if not pumped:
+            await until(lambda: nats(two) == -1.0)
+        for replica in (one, two):
+            await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_what_was_not_written_is_taken_back() -> None:
+    filters = alone(told)
+    filters.judge([worlds.row(s, source=s) for s in HONEST])
+    filters.judge(rows_of("x", 20))
+    assert filters.quarantined == ["x"]
+    filters.dropped()
+    assert filters.quarantined == []
+    assert filters.chain.sources.get("x").evidence["told"] == 0.0
+    assert filters.chain.sources.get("x").taken == 0
+
+
+def alone(make: Callable[[Any], Filtering]) -> Filtering:
+    learner: Any = SimpleNamespace(serving=worlds.counting(), clock={}, version=(1, 0))
+    return make(learner)
+
+
+def test_few_sources_are_not_judged_and_a_flood_keeps_nobody_out() -> None:
+    filters = alone(told)
+    row = rows_of("x", 1)[0]
+    few = [worlds.row(s, source=s) for s in HONEST[:-2]]
+    assert filters.judge([*few, row]) == [*few, row]
+    filters.judge([worlds.row("last", source=HONEST[-1])])
+    assert filters.active
+    filters.judge(rows_of("x", 5000, 1))
+    assert filters.active
+    later = msgspec.structs.replace(row, key=bytes(16), at=row.at + 90_000.0)
+    assert filters.judge([later]) == [later], "nobody else has been heard of for a day"
+
+
+def test_rows_that_are_not_to_be_judged() -> None:
+    filters = alone(told)
+    filters.judge([worlds.row(s, source=s) for s in HONEST])
+    filters.judge(rows_of("x", 20))
+    event_id = f"again:7:1:2:{bytes(16).hex()}:x-1"
+    again = msgspec.structs.replace(
+        rows_of("x", 1, 30)[0], event_id=event_id, key=event_key("again", f"7:{bytes(16).hex()}")
+    )
+    assert history.is_again(again)
+    assert filters.judge([again]) == [again]
+    forged = msgspec.structs.replace(again, key=bytes(16))
+    assert filters.judge([forged])[0].verdict is Verdict.QUARANTINED
+
+
+def test_models_without_weights_learn_whole_what_would_weigh_less() -> None:
+    for weighs, verdict in ((True, Verdict.CLIPPED), (False, Verdict.ACCEPTED)):
+        filters = alone(told)
+        filters._weighs = weighs
+        filters.judge([worlds.row(s, source=s) for s in HONEST])
+        last = filters.judge(rows_of("x", 5))[-1]
+        assert last.verdict is verdict
+        assert (last.factor == 1.0) is not weighs
+
+
+def test_a_source_in_quarantine_is_not_rehearsed(tmp_path: Path) -> None:
+    settings = ModelSettings(
+        name="m", task="regression", learner="linreg", replay=Replay(policy="reservoir")
+    )
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=told)
+        replica.learner.memory = memory_for(settings, worlds.counting(), "sum")
+        await opened(replica)
+        await replica.writer.record(rows_of("x", 3))
+        memory = replica.learner.memory
+        assert memory is not None
+        assert memory.shares()["sources"]["x"] > 0
+        await replica.writer.record(rows_of("x", 5, 3))
+        assert "x" not in memory.shares()["sources"]
+        assert replica.counts["replay_purged"] > 0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_frozen_rows_are_not_judged(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=told)
+        await opened(replica)
+        world.server.freeze()
+        await until(lambda: replica.learner.frozen)
+        found = counted(await replica.writer.record(rows_of("x", 20)))
+        assert found == {"frozen": 20}
+        assert nats(replica) == 0.0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+# -- many replicas, and those that come later ----------------------------------------------------
+
+
+def test_one_attacker_spread_over_replicas_is_one(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        pair = [await world.replica(name, filters=told) for name in "ab"]
+        for i, replica in enumerate(pair):
+            await opened(replica)
+            found = counted(await replica.writer.record(rows_of("x", 4, 4 * i)))
+            assert "quarantined" not in found or i == 1
+        for replica in pair:  # neither has seen enough alone
+            await until(lambda r=replica: nats(r) < -6.0)
+            assert replica.filters is not None
+            assert replica.filters.quarantined == ["x"]
+        found = counted(await pair[0].writer.record(rows_of("x", 1, 99)))
+        assert found == {"quarantined": 1}
+        third = await world.replica("c", filters=told)
+        assert nats(third) < -6.0
+        assert third.filters is not None
+        assert third.filters.quarantined == ["x"]
+        for replica in (*pair, third):
+            await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+class Broken(Told):
+    def judge(self, event: Event, source: Source) -> Opinion:
+        raise AssertionError("a filter was asked")
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_recovery_asks_no_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: bool
+) -> None:
+    """Rows of a dead replica are learned by one whose filters only raise: verdicts are written."""
+
+    def broken(learner: Any) -> Filtering:
+        made = told(learner)
+        made.chain.filters = (Broken(),)  # type: ignore[assignment]
+        return made
+
+    async def scene(world: World) -> None:
+        first = await world.replica("a", filters=told)
+        await opened(first)
+        world.client.down = True  # nothing of it gets to the server
+        await first.writer.record(rows_of("x", 20))
+        expected = {f"x-{i}": world.weight(first, f"x-{i}") for i in range(20)}
+        known = nats(first)
+        for task in first._tasks:
+            task.cancel()
+        world.client.down = False
+        if forgetful:  # the mutant: what a row says is not in it
+            monkeypatch.setattr("online.evidence.effects_of", lambda *args: {})
+        second = await world.replica("b", filters=broken)
+        await second._adopt(first.writer.partition)
+        await until(lambda: second.learner.includes(first.writer.partition, first.writer.known))
+        assert {name: world.weight(second, name) for name in expected} == pytest.approx(expected)
+        assert (nats(second) == known) is not forgetful
+        assert second.filters is not None
+        for source in HONEST:
+            second.filters._see(source, 0.0)
+        with pytest.raises(AssertionError, match="was asked"):
+            second.filters.judge(rows_of("y", 1))
+        await second.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_a_rollback_takes_evidence_back_too(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=told)
+        await opened(replica)
+        await until(lambda: replica.learner.own == 0)
+        name = world.server.snapshot(False)["name"]
+        await replica.writer.record(rows_of("x", 20))
+        await until(lambda: replica.learner.own == 0)
+        assert nats(replica) < -6.0
+        world.server.rollback(name)
+        await until(lambda: nats(replica) == 0.0)
+        assert replica.filters is not None
+        assert replica.filters.quarantined == []
+        assert nats(replica, HONEST[-1]) == 1.0, "the first that was judged"
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_who_follows_another_process_counts_each_row_once(tmp_path: Path) -> None:
+    """The writer's evidence is on top of the values until the clock says that they have it."""
+
+    async def scene(world: World) -> None:
+        front = await world.replica("front", filters=told, learns=False)
+        back = await world.replica("back", filters=told)
+        back.follow(front.writer.partition)
+        await opened(front)
+        await front.writer.record(rows_of("x", 4))
+        assert nats(front) == -4.0
+        await until(lambda: front.writer.queued == 0)
+        assert nats(front) == -4.0
+        assert nats(back) == -4.0
+        assert front.filters is not None
+        await until(lambda: not front.filters._pending)
+        for replica in (front, back):
+            await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_a_model_learned_in_order_counts_all_rows(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        pair = [await world.replica(name, filters=told, ordered=True) for name in "ab"]
+        for i, replica in enumerate(pair):
+            await opened(replica)
+            await replica.writer.record(rows_of("x", 2, 2 * i))
+        for replica in pair:
+            await until(lambda r=replica: nats(r) == -4.0)
+            await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+# -- what stands in a row, and what a server keeps -----------------------------------------------
+
+
+def test_what_a_row_says_comes_back_from_it() -> None:
+    effects: Blocks = {
+        EVIDENCE + "surprise": Block(COUNT, {"x": -1.25}),
+        EVIDENCE + "direction": Block(COUNT, {"x": 0.1, "y": -7.5}),
+        TAKEN: Block(COUNT, {"x": 1}),
+        OFFENCES: Block(EXTREMA, {"z": (0.0, 2.0)}),
+    }
+    judged = judged_of(effects, "x", 0.5, "why")
+    example = Example({"a": 1.0}, True, judged=judged)
+    again = codec.decode(codec.encode(example)).judged
+    assert again == judged
+    assert effects_of(judged, "x", Verdict.CLIPPED) == effects
+    assert TAKEN not in effects_of(judged, "x", Verdict.QUARANTINED)
+
+
+def test_a_server_keeps_evidence_and_sources_in_bounds() -> None:
+    values: Blocks = {}
+    server = Server("m", "f" * 64, "{}", "sum", 1)
+    server.sources_max = 32
+    for i in range(32):
+        merge(values, {TAKEN: Block(COUNT, {f"s{i}": i + 1})})
+    assert keep_bounds(values, {}, 32) == 0, "at the bound nobody leaves"
+    quarantined: Blocks = {
+        OFFENCES: Block(EXTREMA, {"bad": (0.0, 1.0)}),
+        EVIDENCE + "told": Block(COUNT, {"bad": -20.0}),
+    }
+    touched = merge(values, quarantined)
+    old = values[TAKEN].data
+    assert keep_bounds(values, touched, 32) == 0, "one block has 32 at most"
+    assert values[EVIDENCE + "told"].data["bad"] == -8.0
+    touched = merge(values, {TAKEN: Block(COUNT, {"new": 1})})
+    held = dict(old)
+    gone = keep_bounds(values, touched, 32)
+    assert gone == 4
+    assert values[OFFENCES].data.keys() == {"bad"}, "names made up free nobody"
+    assert "s31" in values[TAKEN].data
+    assert "s0" not in values[TAKEN].data
+    assert dict(old) == held, "a snapshot that holds the block is left alone"
+    assert Limits().sources_max == tables.SOURCES_MAX
+
+
+# -- real tests on a stream ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filters", ["default", "none"])
+def test_flipped_labels_are_learned_without_filters_and_not_with_them(filters: Any) -> None:
+    draw = random.Random(1)
+    model = Linear(logreg())
+    learner: Any = SimpleNamespace(serving=model, clock={}, version=(1, 0))
+    settings = ModelSettings(name="m", task="binary", learner="logreg", filters=filters)
+    made = filtering_for(settings, learner, None, sources_max=100, vouched=True)
+    assert (made is None) is (filters == "none")
+    names = [*(f"h{i}" for i in range(9)), *(f"x{i}" for i in range(6))]
+
+    def row(source: str, n: int) -> tuple[NewRow, Example, bool]:
+        x = {name: draw.gauss(0, 1) for name in "abcd"}
+        true = sum(x.values()) > 0
+        label = not true if source.startswith("x") and n > 300 else true
+        share = model.predict(x).probabilities
+        assert share is not None
+        example = Example(x, label, score={"true": share[True], "false": share[False]})
+        key = n.to_bytes(16, "little")
+        return (
+            NewRow(key, str(n), source, Verdict.ACCEPTED, codec.encode(example), 1.0),
+            example,
+            true,
+        )
+
+    right, set_aside = 0, dict.fromkeys(names, 0)
+    for n in range(2000):
+        source = names[draw.randrange(len(names))]
+        new, example, true = row(source, n)
+        right += n >= 1500 and (model.predict(example.features).label is true)
+        if made is not None:
+            (new,) = made.judge([new])
+            made.committed([new], [SimpleNamespace(new=True, row=SimpleNamespace(
+                partition=1, offset=n + 1))])  # type: ignore[list-item]  # fmt: skip
+            made.passed(SimpleNamespace(key=new.key, source=source), {})  # type: ignore[arg-type]
+        if new.verdict is Verdict.QUARANTINED:
+            set_aside[source] += 1
+        else:
+            model.learn(example.features, example.label, new.factor)
+    if made is None:
+        assert right < 480
+        return
+    assert right >= 480
+    assert set(made.quarantined) == {f"x{i}" for i in range(6)}
+    assert not any(n for source, n in set_aside.items() if source.startswith("h"))
+
+
+def test_losses() -> None:
+    assert loss_of(Example({}, True)) is None
+    assert loss_of(Example({}, "c", score={'"a"': 1.0})) is None, "the model does not know it"
+    assert loss_of(Example({}, True, score={"true": 1.0})) == 0.0
+    assert loss_of(Example({}, True, score={"true": 0.0})) == pytest.approx(34.5, abs=0.1)
+    assert loss_of(Example({}, 1e300, score={"": -1e300})) == pytest.approx(691, abs=1)
+
+
+# -- gradients and root sets ---------------------------------------------------------------------
+
+
+def test_slopes_are_those_of_the_loss() -> None:
+    """Answer less target, by each weight's number."""
+    linear = Linear(softmax(scale=False))
+    linear.learn({"a": 1.0, "b": 2.0}, 1, 1.0)
+    linear.learn({"a": -1.0, "b": 2.0}, 0, 1.0)
+    slope = linear.slope({"a": 1.0, "b": 3.0}, 1, None)
+    shares = linear.predict({"a": 1.0, "b": 3.0}).probabilities
+    assert shares is not None
+    expected = sorted([shares[1] - 1, 3 * (shares[1] - 1), shares[0], 3 * shares[0]])
+    assert sorted(slope[slope.nonzero()]) == pytest.approx(expected, rel=1e-6)
+    network = mlp(inputs=["a", "b"], hidden=3, outputs=2, scale=False).model_for("multiclass")
+    assert isinstance(network, Sloped)
+    x = {"a": 0.5, "b": -1.0}
+    found = network.slope(x, 1, None)
+    assert found is not None
+    assert found.shape == (network.slope_size,)
+    answer = network.predict(x).probabilities
+    assert answer is not None
+    bias = found.reshape(2, 4)[:, 3]
+    assert bias == pytest.approx([answer[0], answer[1] - 1], rel=1e-5)
+    assert network.slope(x, 9, None) is None
+
+
+def door() -> Door:
+    settings = ModelSettings(name="m", task="binary", learner="logreg")
+    return Door(settings, Limits(), numeric_only=True)
+
+
+def root_of(path: Path, text: str, model: Model | None = None) -> RootSet:
+    path.write_text(text)
+    model = model or Linear(logreg())
+    return RootSet(path, read(path, door(), 40), lambda: model)
+
+
+def test_root_sets_are_read_or_refused(tmp_path: Path) -> None:
+    csv = tmp_path / "root.csv"
+    good = "a,b,label\n" + "".join(f"{i},{i / 2},{i % 2}\n" for i in range(40))
+    found = root_of(csv, good)
+    assert found.problem is None
+    assert found.shown()["classes"] == {"false": 20, "true": 20}
+    lines = tmp_path / "root.jsonl"
+    assert root_of(lines, '{"features": {"a": 1}, "label": true}\n' * 2).shown()["rows"] == 2
+    for text, why in (
+        (good + "1,2,1\n", "more than 40 rows"),
+        ("a,b\n1,2\n", "label"),
+        ("a,label\nx,1\n", "row 1.a: a number is needed"),
+        ("a,label\n1,3\n", "row 1"),
+        ("a,label\n", "no rows"),
+    ):
+        with pytest.raises(StartRefused, match=why):
+            root_of(csv, text)
+    with pytest.raises(StartRefused, match="No such file"):
+        read(tmp_path / "none.csv", door(), 40)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a,label\n" + "1,1\n" * 20, "1 classes"),
+        ("a,label\n1,1\n", "1 rows"),
+        ("a,label\n" + "1,1\n" * 20 + "2,0\n", "only one row of class"),
+    ],
+)
+def test_a_root_set_that_can_not_score_says_so(tmp_path: Path, text: str, why: str) -> None:
+    found = root_of(tmp_path / "root.csv", text)
+    assert why in str(found.problem)
+    learner: Any = SimpleNamespace(serving=Linear(logreg()), clock={}, version=(1, 0))
+    settings = ModelSettings(name="m", task="binary", learner="logreg")
+    made = filtering_for(settings, learner, found, sources_max=100, vouched=False)
+    assert made is not None
+    assert made.shown()["tests"] == ["schema", "samples", "surprise"]
+    assert why in made.shown()["root_set"]["problem"]
+
+
+def test_which_tests_are_asked(tmp_path: Path) -> None:
+    learner: Any = SimpleNamespace(serving=Linear(logreg()), clock={}, version=(1, 0))
+    root = root_of(tmp_path / "r.csv", "a,label\n" + "".join(f"{i},{i % 2}\n" for i in range(40)))
+
+    def tests(filters: Any, root: RootSet | None, *, vouched: bool) -> list[str]:
+        settings = ModelSettings(name="m", task="binary", learner="logreg", filters=filters)
+        made = filtering_for(settings, learner, root, sources_max=100, vouched=vouched)
+        assert made is not None
+        return list(made.shown()["tests"])
+
+    assert tests("default", None, vouched=False) == ["schema", "samples", "surprise"]
+    assert tests("default", None, vouched=True) == ["schema", "rate", "samples", "surprise"]
+    every = ["schema", "rate", "samples", "norm", "direction", "surprise"]
+    assert tests("default", root, vouched=True) == every
+    assert tests(["surprise", "rate"], root, vouched=False) == ["schema", "rate", "surprise"]

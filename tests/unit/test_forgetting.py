@@ -1,0 +1,371 @@
+"""A forgotten source leaves the model as if it had never sent anything; the service goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from river import linear_model, optim, preprocessing
+
+from evaluation.streams import open_stream
+from online.errors import RequestError, StartRefused
+from online.forgetting import Bases, Built, Rebuild, Wanted, check_reach, influence, nothing
+from online.history import Decisions
+from online.learner import Learner
+from online.messages import FeedbackRequest
+from online.models.linear import Linear
+from online.tally import event_hash
+from online.tokens import event_key
+from paramserver import blocks as algebra
+from paramserver import errors, lineage, rewrites, wire
+from paramserver.actor import Host, ParameterServer, ServerSettings
+from paramserver.blocks import Blocks
+from paramserver.lineage import Lineage
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+
+def _beside(name: str) -> Any:
+    """The module in a file beside this one (tests are no package)."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+worlds: Any = _beside("replica_world")
+quarantine: Any = _beside("test_quarantine")
+SPEC = worlds.SPEC
+
+
+def built(
+    journal: SqliteJournal,
+    folder: Path,
+    wanted: Wanted,
+    build: Callable[[], Any],
+    *,
+    task: Any = "regression",
+    base: str | None = None,
+    rewrite: int = 0,
+) -> tuple[Built, str | None]:
+    """A state without the source, published aside as ``aside-1``, and what it was built from."""
+    decisions = Decisions(SPEC)
+    decisions.read(journal, "m")
+    found = influence(journal, "m", decisions, wanted, 0.0)
+    bases = Bases(journal, "m", decisions, journal.partitions("m"))
+    history = SnapshotHistory(open_snapshots(lineage_place(str(folder), "m", SPEC)), Retention())
+    history.index()
+    head = journal.head("m", SPEC).snapshot
+    if base is None:
+        check_reach(found, wanted)
+        chosen = bases.before(history, head, 0, found)
+    else:
+        chosen = bases.named(history, head, base)
+    start = nothing("m", SPEC, "{}", decisions.without)
+    if chosen.name is not None:
+        start = history.load(chosen.name)
+    rebuild = Rebuild(
+        journal, decisions, wanted, start, build, task=task, rows_max=4096, ordered=False
+    )
+    rebuild.run()
+    made = rebuild.built((1, 0), rewrite, 5.0)
+    history.publish("aside-1", made.state)
+    return made, chosen.name
+
+
+# -- exactly as without it -------------------------------------------------------------------------
+
+
+def logistic() -> Linear:
+    return Linear(
+        preprocessing.StandardScaler() | linear_model.LogisticRegression(optimizer=optim.SGD(0.05))
+    )
+
+
+class Alone:
+    """One replica of a binary model: every row is learned, every 16 rows are pushed."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.now_s = folder, 0.0
+        self.journal = SqliteJournal(folder / "journal.db", synchronous="OFF", disk_low_mb=0)
+        self.server = ParameterServer(
+            Lineage("m", SPEC, "{}", "sum"),
+            lambda: self.journal,
+            str(folder / "snapshots"),
+            ServerSettings(),
+            host=Host(monotonic=lambda: self.now_s, wall=lambda: self.now_s),
+            background=False,
+        )
+        assert self.server.restore()
+        self.partition = self.journal.register("m", "r", SPEC, 0.0).id
+        self.known = 0
+        self.learner = Learner(
+            logistic, task="binary", spec=SPEC, retain_bytes=1 << 24, rows_max=64
+        )
+        self.learner.open_partition(self.partition)
+        self.exchange()
+
+    def send(self, rows: list[tuple[int, str, Example]]) -> None:
+        made = [
+            NewRow(
+                event_key("event", source, str(i)), str(i), source, Verdict.ACCEPTED,
+                codec.encode(example), float(i),
+            )
+            for i, source, example in rows
+        ]  # fmt: skip
+        for start in range(0, len(made), 16):
+            done = self.journal.append(self.partition, self.known, made[start : start + 16])
+            self.known = done.end
+            for outcome in done.outcomes:
+                assert outcome.row is not None
+                self.learner.learn(outcome.row)
+            self.exchange()
+
+    def exchange(self) -> None:
+        learner = self.learner
+        request = wire.SyncRequest(
+            wire.FORMAT, "r", self.partition, learner.pushes(64), learner.since, True, []
+        )
+        reply = wire.decode_reply(self.server.sync(wire.encode(request)))
+        decisions = Decisions(SPEC)
+        decisions.read(self.journal, "m")
+        learner.undone = decisions.undone
+        learner.on_reply(reply)
+
+    def values(self) -> dict[str, Any]:
+        server = self.server._server
+        assert server is not None
+        return flat({name: block.data for name, block in server.values.items()})
+
+
+def flat(data: Any, name: str = "") -> dict[str, Any]:
+    """All numbers by name."""
+    if isinstance(data, dict):
+        items = data.items()
+    elif isinstance(data, (list, tuple)):
+        items = dict(enumerate(data)).items()
+    else:
+        return {name: data}
+    return {key: x for part, value in items for key, x in flat(value, f"{name}/{part}").items()}
+
+
+def poisoned(
+    n: int = 3000, first: int = 1200, name: str = "phishing"
+) -> list[tuple[int, str, Example]]:
+    """A stream from ten sources, of which the tenth lies, and begins with row ``first``."""
+    rows = []
+    directory = os.environ.get("ONLINE_DATA_DIR")
+    stream = open_stream(name, Path(directory) if directory else None).rows
+    for i, (features, label) in zip(range(n), chain(stream, stream, stream), strict=False):
+        source = f"s{i % 10}"
+        wrong = source == "s9"
+        if wrong and i < first:
+            continue
+        score = {"true": 0.25 + (i % 7) / 16, "false": 0.75 - (i % 7) / 16}
+        rows.append((i, source, Example(features, bool(label) ^ wrong, score=score)))
+    return rows
+
+
+def merged(values: Blocks, delta: Blocks) -> Blocks:
+    """Values with a delta on top."""
+    algebra.merge(values, delta, 1.0)
+    return values
+
+
+def close_to(expected: dict[str, Any]) -> Any:
+    return pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "phishing",
+        pytest.param("elec2", marks=pytest.mark.skipif(
+            "ONLINE_DATA_DIR" not in os.environ, reason="needs ONLINE_DATA_DIR"
+        )),
+    ],
+)  # fmt: skip
+def test_as_if_it_had_never_sent_anything(tmp_path: Path, name: str) -> None:
+    rows = poisoned(name=name)
+    honest = [row for row in rows if row[1] != "s9"]
+    seen, clean = Alone(tmp_path / "seen"), Alone(tmp_path / "clean")
+    for one, sent in ((seen, rows), (clean, honest)):
+        one.send([row for row in sent if row[0] < 1000])
+        one.now_s += 10
+        one.server.snapshot()
+        one.send([row for row in sent if 1000 <= row[0] < 2000])
+        one.now_s += 10
+        one.server.snapshot()
+        one.send([row for row in sent if 2000 <= row[0] < 2900])
+    assert seen.values() != close_to(clean.values()), "the poison is in"
+    seen.server.ban("s9", True)
+    made, base = built(
+        seen.journal, tmp_path / "seen" / "snapshots", Wanted("s9"), logistic, task="binary"
+    )
+    assert base == "1-57", "the newest snapshot from before its first row"
+    late = [row for row in honest if row[0] >= 2900]
+    for one in (seen, clean):  # comes while the state is built
+        one.send(late)
+    done = seen.server.forget("aside-1", "s9", None, base, made.undone)
+    lies = sum(i < 2900 and source == "s9" for i, source, _ in rows)
+    assert done["undone"] == lies == sum(sum(flat[1::2]) for flat in made.undone.values())
+    seen.exchange()
+    for row in seen.journal.read(seen.partition, seen.learner.wanted()[0][1], 999):
+        seen.learner.learn(row)
+    seen.exchange()
+    assert seen.values() == close_to(clean.values())
+    assert seen.learner.tally.digest == clean.learner.tally.digest, "the same events"
+    assert seen.learner.tally.counters == close_to(clean.learner.tally.counters)
+    probe = rows[0][2].features
+    one, other = seen.learner.predict(probe), clean.learner.predict(probe)
+    assert one.probabilities == pytest.approx(other.probabilities, rel=0, abs=1e-12)
+
+
+def test_from_nothing_it_is_one_learner_bit_for_bit(tmp_path: Path) -> None:
+    rows = poisoned(900, first=0)
+    one = Alone(tmp_path / "one")
+    one.send(rows)
+    one.server.ban("s9", True)
+    made, base = built(
+        one.journal, tmp_path / "one" / "snapshots", Wanted("s9"), logistic, task="binary"
+    )
+    assert base is None
+    plain = logistic()
+    for _, source, example in rows:
+        if source != "s9":
+            plain.learn(example.features, example.label, 1.0)
+    expected = merged({}, plain.cut())
+    assert expected
+    assert {name: made.state.values[name] for name in expected} == expected
+    assert len(made.state.values) > len(expected), "and the tally"
+
+
+# -- in a service ----------------------------------------------------------------------------------
+
+
+def event(name: str, source: str) -> FeedbackRequest:
+    return FeedbackRequest(features={name: 1.0}, label=1e9, event_id=name, source=source)
+
+
+async def send(serving: Any, source: str, *names: str) -> list[str]:
+    """Statuses; of a repeat what became of the first sending."""
+    out = []
+    for name in names:
+        _, receipt = await serving.feedback(event(name, source))
+        out.append(receipt.first_outcome if receipt.duplicate else receipt.status)
+    return out
+
+
+async def forgotten(world: Any) -> None:
+    first, second = await world.replica("r1"), await world.replica("r2")
+    one = quarantine.cluster(world, first)
+    servings = [world.serving(replica) for replica in (first, second)]
+    replicas = (first, second)
+
+    async def are(**expected: int) -> None:
+        """Until every replica has learned each event so often."""
+        for replica in replicas:
+            await worlds.until(
+                lambda r=replica: {n: world.weight(r, n) for n in expected} == expected
+            )
+
+    await send(servings[0], "good", "a", "b")
+    await send(servings[1], "good", "c")
+    await are(a=1, b=1, c=1)
+    world.server.snapshot()
+    for serving, names in zip(servings, ("xd", "ye"), strict=True):
+        await send(serving, "bot", names[0])
+        await send(serving, "good", names[1])
+    await are(x=1, y=1, d=1, e=1)
+    world.server.snapshot()
+    poisoned = world.server.snapshots()[0]["name"]
+    await send(servings[0], "bot", "z")
+    assert (await one.ban("m", "bot", banned=True))["complete"]
+
+    made, base = await asyncio.to_thread(
+        built, world.journal(), world.folder / "snapshots", Wanted("bot"), worlds.counting
+    )
+    assert base != poisoned
+    assert await send(servings[1], "good", "late") == ["learned"], "while it is built"
+    assert await send(servings[1], "bot", "v") == ["quarantined"]
+    done = await one.forget("m", "aside-1", "bot", None, base, made.undone)
+    assert (done["undone"], done["complete"], done["missing"]) == (3, True, [])
+    await are(a=1, b=1, c=1, d=1, e=1, late=1, x=0, y=0, z=0, v=0)
+    assert await send(servings[0], "bot", "x", "z", "v") == ["undone", "undone", "quarantined"]
+    assert not first.learner.includes(first.writer.partition, 3), "x"
+    page = await one.events("m", "undone", None, 100)
+    assert [e["event_id"] for e in page["events"]] == ["x", "z", "y"]
+    again = await one.relearn("m", "undone", None, 100)
+    assert (again["learned"], again["banned"]) == (0, 3)
+    with pytest.raises(errors.RollbackRefused, match="'bot', which was forgotten since"):
+        world.server.rollback(poisoned)
+
+    restarted = ParameterServer(
+        Lineage("m", SPEC, "{}", "sum"), world.journal, str(world.folder / "snapshots"),
+        ServerSettings(), background=False,
+    )  # fmt: skip
+    assert restarted.restore(), "from before the row: the state aside is loaded again"
+    world.client.server = restarted
+    await worlds.until(lambda: all(r.learner.version[0] == 3 for r in replicas))
+    await are(a=1, b=1, c=1, d=1, e=1, late=1, x=0, y=0, z=0)
+    assert (
+        "aside-1"
+        in open_snapshots(lineage_place(str(world.folder / "snapshots"), "m", SPEC)).names()
+    )
+    restarted.snapshot()
+    journal = world.journal()
+    decisions = Decisions(SPEC)
+    decisions.read(journal, "m")
+    assert decisions.undone.count == 3
+    rows = [row for p in journal.partitions("m") for row in journal.read(p.id, 1, 99)]
+    learned = [row for row in rows if decisions.learned(row)]
+    assert first.learner.tally.digest == (len(learned), sum(map(hashed, learned)) % 2**64)
+    one._controls["m"]._server = restarted
+    assert (await one.ban("m", "bot", banned=False))["complete"]
+    assert (await one.relearn("m", "undone", None, 100))["learned"] == 3
+    await are(x=1, y=1, z=1, a=1)
+    await asyncio.gather(first.stop(5), second.stop(5))
+
+
+def hashed(row: Any) -> int:
+    return event_hash(row.key)
+
+
+def test_a_source_is_forgotten_by_every_replica(tmp_path: Path) -> None:
+    worlds.play(tmp_path, forgotten)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "mutant"),
+    [
+        (rewrites.Forget, "taken", lambda self: {}),
+        (rewrites, "brings_back", lambda *given: None),
+        (Wanted, "meant", lambda self, row: False),
+        (Bases, "clock", lambda self, c: {p.id: 0 for p in self._partitions}),
+        (lineage, "needed", lambda history, name: history.load(history.listed()[0].name)),
+        (Decisions, "banned", lambda self, source: False),
+    ],
+)
+def test_mutants_of_a_forget_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: object, name: str, mutant: object
+) -> None:
+    monkeypatch.setattr(place, name, mutant)
+    found = (AssertionError, TimeoutError, StartRefused, errors.ForgetRefused)
+    with pytest.raises((*found, RequestError, pytest.fail.Exception)):
+        worlds.play(tmp_path, forgotten)
