@@ -135,10 +135,11 @@ class Drift(Tree):
         2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
     )
     window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
-    on_rise: Literal["tell", "freeze"] = Field(
+    on_rise: Literal["tell", "freeze", "rollback"] = Field(
         "tell",
         description="when the error has risen; freeze: nothing more is learned until an operator "
-        "unfreezes. With replay, recent rows are drawn for a while either way",
+        "unfreezes; rollback: back to the newest snapshot from before the rise, what was learned "
+        "since is undone and kept. With replay, recent rows are drawn for a while either way",
     )
 
 

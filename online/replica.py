@@ -54,6 +54,7 @@ from paramserver.errors import (
     ParamServerError,
     PushRefused,
     RequestRefused,
+    RollbackRefused,
 )
 from paramserver.wire import FORMAT, OrderedState, SyncReply, SyncRequest
 from replay.errors import JournalUnavailable, ReplayError
@@ -158,7 +159,9 @@ class ModelReplica:
         self._cpu_s = cpu_s or monotonic_s
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
-        self._ask, self._freezes = ask, False
+        self._ask = ask
+        self._rise: tuple[int, float] | None = None  # newest rewrite, and a time before the rise
+        self._retreat: str | None = None
         self._watch, self._watch_due_s = None, 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
         if ask is not None and guarded and isinstance(learner, Learner):
@@ -190,13 +193,14 @@ class ModelReplica:
             return None
         return Judge(self.settings.drift, self.settings.task, self._on_rise, self.store.aside)
 
-    def _on_rise(self, alarm: Alarm) -> None:
+    def _on_rise(self, alarm: Alarm, since: float) -> None:
         """The error has risen: what is kept of before is of another stream."""
         if self.learner.memory is not None:
             self.learner.memory.alarm()
-        if self.settings.drift.on_rise == "freeze" and not self.learner.frozen:
-            log.warning("model %s: frozen, its error has risen: %s", self.settings.name, alarm)
-            self._freezes = True
+        action = self.settings.drift.on_rise
+        if action != "tell" and not self.learner.frozen and self._rise is None:
+            log.warning("model %s: %s, its error has risen: %s", self.settings.name, action, alarm)
+            self._rise = self.learner.rewrite, since
 
     def _purge(self, source: str) -> None:
         """A source is quarantined: what it has sent is not learned again."""
@@ -330,7 +334,8 @@ class ModelReplica:
     def incident(self) -> str | None:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
-        return self._refused or self.writer.incident or self._unexpected or watched
+        acted = watched or self._retreat
+        return self._refused or self.writer.incident or self._unexpected or acted
 
     @property
     def age_ms(self) -> float | None:
@@ -403,13 +408,28 @@ class ModelReplica:
 
     async def _act(self) -> None:
         """Do what the model's state asks for, now and then."""
-        if self._freezes and self._ask is not None:
-            with contextlib.suppress(ParamServerError):  # it is asked again
-                await self._ask("freeze")
-                self._freezes = False
+        if self._rise is not None and self._ask is not None:
+            await self._act_on_rise(self._ask, *self._rise)
         if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
             self._watch_due_s = self._monotonic_s() + _WATCH_S
             await self._watch.look()
+
+    async def _act_on_rise(self, ask: Callable[..., Any], rewrite: int, since: float) -> None:
+        try:
+            if self.settings.drift.on_rise == "freeze":
+                await ask("freeze")
+            else:
+                done = await ask("retreat", rewrite, since)
+                if done["snapshot"] is not None:
+                    self._retreat = (
+                        f"its error had risen: back to snapshot {done['snapshot']}, "
+                        f"{done['undone']} rows undone (online rollback --undone)"
+                    )
+        except RollbackRefused as error:
+            self._retreat = f"its error has risen; left as it is: {error}"
+        except ParamServerError:
+            return  # it is asked again
+        self._rise = None
 
     def _due_pushes(self) -> list[Any]:
         if self._follower.unsaid or isinstance(self.learner, OrderedLearner):
