@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -102,6 +102,7 @@ class Cluster(Kept):
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
+            "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "drift": _drift(replica, alone=len(replicas) == 1),
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
@@ -287,6 +288,25 @@ class Cluster(Kept):
             if error.definite:
                 raise RequestError(422, "refused", str(error), None, hint) from None
             raise RequestError(503, "server_unavailable", str(error), None, hint) from None
+
+
+def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Rows judged and their score in each of the newest epochs, newest first.
+
+    ``ends`` are totals at the ends of epochs.  The oldest one only says where the next begins; one
+    that a rollback took back has fewer rows than the one before, and is left out.
+    """
+    good = "abs_error" if task == "regression" else "correct"
+    name = "mae" if task == "regression" else "accuracy"
+    shown: list[dict[str, Any]] = []
+    before: Mapping[str, float] = {}
+    for i, end in enumerate(ends):
+        n = end.get("n", 0.0) - before.get("n", 0.0)
+        if n > 0 and (i > 0 or end["epoch"] == 1):
+            score = (end.get(good, 0.0) - before.get(good, 0.0)) / n
+            shown.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
+        before = end
+    return shown[::-1]
 
 
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from paramserver import rewrites, wire
-from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of, size_bytes
+from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of
 from paramserver.errors import (
     BanRefused,
     DecisionUncertain,
@@ -38,6 +38,7 @@ from paramserver.process import (
     identity,
 )
 from paramserver.server import Server
+from paramserver.shown import epochs, numbers
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.state import SnapshotState
@@ -449,7 +450,8 @@ class ParameterServer(ServerProcess):
                 "pid": os.getpid(),
                 "restore_s": self._restore_s,
                 "confirmed_s": now_s - self._confirmed_s,
-                **_numbers(server),
+                **numbers(server),
+                "epochs": epochs(listed, server),
                 "freeze_complete": self._freeze_complete(now_s),
                 "replicas": self._contacts.shown(now_s),
                 "snapshots": len(listed),
@@ -470,24 +472,3 @@ def _length(values: Blocks) -> float:
         elif block.kind == ADDITIVE:
             total += sum(value * value for value in block.data.values())
     return math.sqrt(total)
-
-
-def _numbers(server: Server | None) -> dict[str, Any]:
-    """What ``status`` says about the state."""
-    if server is None:
-        return {
-            "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},
-            "control": None, "rewrite": 0, "frozen": 0,
-        }  # fmt: skip
-    return {
-        "epoch": server.epoch,
-        "count": server.count,
-        "version": list(server.version),
-        "control": server.control,
-        "rewrite": server.rewrite,
-        "frozen": server.frozen,
-        "clock": dict(server.clock),
-        "closed": sorted(server.closed),
-        "durable": dict(server.durable),
-        "bytes": size_bytes(server.values),
-    }

@@ -153,6 +153,19 @@ def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
         assert f"online_challenger_{line}" in text
 
 
+def test_scores_of_each_epoch_are_differences_of_totals() -> None:
+    ends = [
+        {"epoch": 3, "n": 100.0, "correct": 60.0}, {"epoch": 4, "n": 300.0, "correct": 240.0},
+        {"epoch": 5, "n": 150.0, "correct": 95.0}, {"epoch": 7, "n": 160.0, "correct": 105.0},
+    ]  # fmt: skip
+    assert status.by_epoch("binary", ends) == [
+        {"epoch": 7, "n": 10, "accuracy": 1.0}, {"epoch": 4, "n": 200, "accuracy": 0.9},
+    ], "nobody knows where the third began, and the fifth was rolled back"  # fmt: skip
+    first = [{"epoch": 1, "n": 4.0, "abs_error": 2.0}]
+    assert status.by_epoch("regression", first) == [{"epoch": 1, "n": 4, "mae": 0.5}]
+    assert status.by_epoch("binary", [{"epoch": 1}]) == []
+
+
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "_ACT_POLL_S", 0.0)
