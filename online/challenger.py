@@ -114,13 +114,16 @@ class Challenger(OrderedLearner):
         self._champions: dict[int, Mapping[str, float]] = {}
         self._late: set[int] = set()
 
-    def ask(self, seq: int, example: Example) -> None:
-        """Answer a row that is still to be learned, with what is known now."""
+    def ask(self, seq: int, example: Example, *, compare: bool) -> None:
+        """Answer a row that is still to be learned, with what is known now.
+
+        ``compare``: the answer in the row is the champion's.
+        """
         answer = self.serving.predict(example.features)
         score = self.score(answer)
         if score and not all(math.isfinite(p) for p in score.values()):
             score = None  # it counts as no answer
-        if example.score is not None:
+        if compare and example.score is not None:
             self._champions[seq] = example.score
         self._answers[seq] = msgspec.structs.replace(example, score=score, notes=answer.notes)
 
@@ -228,12 +231,21 @@ class Ahead:
     delay_s
         So long after it was taken a row is learned, so that questions which came before it are
         known by then.
+    by_champion
+        Whether what serves now has answered the row: before it another model may have served.
     """
 
-    def __init__(self, learner: Challenger, delay_s: float, rows_max: int = AHEAD_ROWS) -> None:
+    def __init__(
+        self,
+        learner: Challenger,
+        delay_s: float,
+        by_champion: Callable[[Row, Example], bool],
+        rows_max: int = AHEAD_ROWS,
+    ) -> None:
         self._learner, self._delay_s, self._rows_max = learner, delay_s, rows_max
+        self._by_champion = by_champion
         self.rows: deque[Row] = deque()
-        self._asks: list[tuple[float, int, Example]] = []
+        self._asks: list[tuple[float, int, Example, bool]] = []
         self._learned_at: float | None = None if learner.position else -math.inf
         self._seen_at = -math.inf  # who was taken before this has been read
 
@@ -257,11 +269,12 @@ class Ahead:
             if example.score is None or example.predicted_at is None:
                 continue
             assert self._learned_at is not None
-            if example.predicted_at <= self._learned_at:
-                self._learner.too_late(row.seq)
-            else:
+            compare = self._by_champion(row, example)
+            if example.predicted_at > self._learned_at:
                 asked_at = min(example.predicted_at, row.at)  # a clock may be set back
-                heapq.heappush(self._asks, (asked_at, row.seq, example))
+                heapq.heappush(self._asks, (asked_at, row.seq, example, compare))
+            elif compare:
+                self._learner.too_late(row.seq)
 
     def due(self) -> bool:
         """Whether the next row may be learned: who was asked before it came is known."""
@@ -273,8 +286,8 @@ class Ahead:
         """Learn the next row; who was asked before it came is asked first, and it itself."""
         row = self.rows.popleft()
         while self._asks and self._asks[0][0] <= row.at:
-            _, seq, example = heapq.heappop(self._asks)
-            self._learner.ask(seq, example)
+            _, seq, example, compare = heapq.heappop(self._asks)
+            self._learner.ask(seq, example, compare=compare)
         failed = self._learner.learn(row, give_up(row))
         self._learned_at = max(self._learned_at or -math.inf, row.at)
         return failed

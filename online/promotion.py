@@ -105,7 +105,11 @@ def follow_file(settings: Settings, journal: Journal) -> list[str]:
 
 def take_back(journal: Journal, name: str, seq: int, note: Promote, why: str) -> None:
     """Write that the model before a promotion serves again."""
-    back = Promote(note.after, note.before, note.now, note.was, why)
+    epoch = 0  # of one that failed nobody has heard, and its server's rival runs
+    if why == "settings":
+        epoch = journal.head(name, note.after).epoch
+        lift_epoch(journal, name, note.after, note.before)
+    back = Promote(note.after, note.before, note.now, note.was, why, epoch=epoch)
     journal.write_control(
         name, rewrites.PROMOTE, f"{rewrites.PROMOTE}:{why}:{seq}", msgspec.json.encode(back)
     )

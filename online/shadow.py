@@ -24,6 +24,7 @@ from paramserver.lineage import Lineage
 from paramserver.snapshots.store import Retention
 from paramserver.wire import FORMAT, OrderedState, SyncRequest
 from replay.errors import ReplayError
+from replay.example import Example
 from replay.journal.base import Journal, Row
 
 log = logging.getLogger("online.challenger")
@@ -94,6 +95,8 @@ class Shadow:
         self.decisions.read(self._journal, self._model.name)
         promoted = rewrites.promoted(self._journal.controls(self._model.name, 0))
         since = 0 if promoted is None else promoted[0]
+        self._epoch = 0 if promoted is None else promoted[1].epoch
+        self._specs = {p.id: p.spec for p in self._journal.partitions(self._model.name)}
         self.learner = Challenger(
             self._loaded.build,
             task=self._model.task,
@@ -106,9 +109,20 @@ class Shadow:
             self._exchange(None)
             if not self.learner.catching_up:
                 break
-        self.ahead = Ahead(self.learner, self._given.delay)
+        self.ahead = Ahead(self.learner, self._given.delay, self._by_champion)
         self._cursor = self.learner.position
         self._publish_due_s = self._monotonic_s() + self._model.snapshots.interval_s
+
+    def _by_champion(self, row: Row, example: Example) -> bool:
+        """Whether what serves now has answered the row.
+
+        A replica writes what it answered, and labels of answers from before it served; versions of
+        what was promoted are above those of what served before.
+        """
+        if row.partition not in self._specs:
+            self._specs |= {p.id: p.spec for p in self._journal.partitions(self._model.name)}
+        epoch = 0 if example.version is None else example.version[0]
+        return self._specs.get(row.partition) == self._rival and epoch > self._epoch
 
     def _start_server(self) -> ParameterServer:
         snapshots = self._model.snapshots

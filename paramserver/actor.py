@@ -336,7 +336,8 @@ class ParameterServer(ServerProcess):
             seq = 0 if newest is None else newest[0]
             if newest is None or newest[1].after != wanted.after:
                 key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
-                self._decide(server, store, history, rewrites.PROMOTE, key, wanted)
+                decided = msgspec.structs.replace(wanted, epoch=server.epoch)
+                self._decide(server, store, history, rewrites.PROMOTE, key, decided)
                 newest = rewrites.promoted(store.controls(server.model, 0))
                 assert newest is not None
             return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}

@@ -149,6 +149,8 @@ class Promote(msgspec.Struct, frozen=True):
         replicas did not start with it).
     evidence
         How the two stood when it was decided.
+    epoch
+        The newest of the lineage that served: answers of what is promoted have newer ones.
     """
 
     before: str
@@ -157,6 +159,7 @@ class Promote(msgspec.Struct, frozen=True):
     now: dict[str, Any]
     why: str = "operator"
     evidence: dict[str, Any] = {}
+    epoch: int = 0
 
 
 def promoted(controls: Iterable[ControlInfo]) -> tuple[int, Promote] | None:

@@ -103,6 +103,10 @@ def test_one_that_has_changed_since_is_refused(tmp_path: Path, journal: Journal)
     with pytest.raises(StartRefused, match="have changed since"):
         promotion.as_served(given, journal)
     promotion.follow_file(given, journal)  # --relearn, --fresh
+    newest = rewrites.promoted(journal.controls("m", 0))
+    assert newest is not None
+    assert newest[1].epoch == journal.head("m", newest[1].before).epoch
+    assert newest[1].epoch <= journal.head("m", newest[1].after).epoch
     assert served(given, journal) == (A, "own.py:build")
 
 
