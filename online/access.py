@@ -31,7 +31,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _HEADER_BYTES_MAX: Final = 600
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
-_SOURCE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_SOURCE: Final = re.compile(r"[A-Za-z0-9._:-]{1,23}")  # shorter than a token: none is taken for one
 
 sender: ContextVar[str | None] = ContextVar("sender", default=None)
 """Source that the token of the request at hand stands for; None: its sender may name any."""
@@ -72,7 +72,7 @@ def named(entry: str) -> tuple[str | None, str]:
     source, _, token = entry.strip().rpartition(" ")
     if source and not _SOURCE.fullmatch(source.strip()):
         raise ValueError(
-            "a token's source has 1 to 64 letters, digits, dots, colons, hyphens and underscores; "
+            "a token's source has 1 to 23 letters, digits, dots, colons, hyphens and underscores; "
             "write {source: NAME, token: TOKEN}, or a line NAME TOKEN in a file"
         )
     return source.strip() or None, check_token(token)

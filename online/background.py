@@ -22,7 +22,6 @@ from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
 from online.config import Settings
-from online.features import Door
 from online.filtering import filtering_for
 from online.learner import Learner
 from online.memories import memory_for
@@ -32,7 +31,7 @@ from online.names import journal_opener, load_model, merge_rule, server_name
 from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner
 from online.replica import ModelReplica
-from online.rootset import RootSet, read
+from online.rootset import RootSet, root_rows
 from online.tokens import Keys
 from paramserver.ray_client import ParameterClient
 from paramserver.server import MergeRule
@@ -81,11 +80,9 @@ def model_replica(
             memory=memory_for(model, loaded.model, rule) if learns else None,
         )
 
-    root = None
-    if model.root_set is not None and model.filters != "none":
-        door = Door(model, limits, numeric_only=loaded.model.numeric_only)
-        kept = read(settings.base_dir / model.root_set, door, limits.root_rows_max)
-        root = RootSet(model.root_set, kept, lambda: learner.serving)
+    rows, root = root_rows(model, settings, numeric_only=loaded.model.numeric_only), None
+    if rows and model.root_set is not None:
+        root = RootSet(model.root_set, rows, lambda: learner.serving)
     filters = filtering_for(
         model, learner, root, sources_max=limits.sources_max, vouched=bool(settings.tokens.sources)
     )

@@ -18,7 +18,6 @@ import logging
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from math import log, log1p
 from typing import Any, Final
@@ -33,10 +32,11 @@ from online.models.base import Model
 from online.models.slopes import Sloped
 from online.ordered import OrderedLearner
 from online.rootset import RootSet
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, copy, merge
+from online.standings import Standings
+from paramserver.blocks import Blocks
 from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
-from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
+from paramserver.filters.sources import TAKEN
 from replay import codec
 from replay.example import Example, label_text
 from replay.journal.base import Half, NewRow, Outcome, Row
@@ -54,18 +54,9 @@ _SEEN_MAX: Final = 64
 _RECENT: Final = 8192
 _RECENT_S: Final = 3600.0
 _CHECKED_MAX: Final = 4096
-_SUM_ANEW: Final = 16_384
 _SHOWN: Final = 20
 _FACTOR_MIN: Final = 1e-3
 _SHARE_MIN: Final = 1e-15
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A row that is decided and not learned yet; ``place``: where it stands, once it does."""
-
-    effects: Blocks
-    place: tuple[int, int] | None = None
 
 
 class Filtering:
@@ -88,8 +79,8 @@ class Filtering:
 
     Attributes
     ----------
-    on_quarantine
-        Called with a source whose events are set aside from now on, and at each of its rows.
+    standings
+        What is known of sources.
     counts
         Verdicts, and what was refused, by reason.
     """
@@ -106,19 +97,14 @@ class Filtering:
     ) -> None:
         self.chain, self.root = chain, root
         self.counts: Counter[str] = Counter()
-        self._model, self._clock, self._count = model, clock, count
+        self._model, self._count = model, count
         self._weighs = weighs
-        self.on_quarantine: Callable[[str], object] = lambda source: None
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._before: tuple[str, ...] = ()  # known by the values that were begun with
         self._recent: OrderedDict[bytes, float] = OrderedDict()
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
-        self._pending: dict[bytes, _Pending] = {}
-        self._mine: Blocks = {}  # sum of what is pending
-        self._gone = 0  # of it, since it was summed up anew
-        self._unsaid: Blocks = {}  # quarantines that follow from pulled values: with the next row
+        self.standings = Standings(chain, clock)
         self._batch: set[bytes] = set()
-        self._quarantined: dict[str, None] = {}
         self._drift = False
 
     # -- before the append -------------------------------------------------------------------
@@ -180,16 +166,9 @@ class Filtering:
         self._note_drift()
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
-        effects = self.chain.cut()
-        merge(effects, self._unsaid)
-        self._unsaid = {}
+        effects = self.standings.decided(row.key, row.source, taken=verdict.taken)
         written = _WRITTEN.get(verdict.verdict, Written.ACCEPTED)
-        if not verdict.taken:
-            effects.pop(TAKEN, None)
-        self._pending[row.key] = _Pending(effects)
         self._batch.add(row.key)
-        merge(self._mine, effects)
-        self._look([row.source])
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
         payload = codec.encode(msgspec.structs.replace(example, judged=judged))
@@ -204,7 +183,7 @@ class Filtering:
         return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
 
     def _is_repeat(self, row: NewRow) -> bool:
-        if row.key in self._pending:
+        if self.standings.waits(row.key):
             return True
         at = self._recent.get(row.key)
         return at is not None and abs(row.at - at) <= _RECENT_S
@@ -227,6 +206,7 @@ class Filtering:
             label=label,
             digest=zlib.crc32(label.encode(), zlib.crc32(features)),
             features_digest=zlib.crc32(features),
+            answer=max(example.score, key=example.score.__getitem__) if example.score else None,
         )
 
     # -- after it ----------------------------------------------------------------------------
@@ -241,128 +221,39 @@ class Filtering:
             if row.key in self._batch:
                 self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
                 if outcome.new and outcome.row is not None:
-                    self._pending[row.key].place = (outcome.row.partition, outcome.row.offset)
+                    place = (outcome.row.partition, outcome.row.offset)
+                    self.standings.stands(row.key, place)
                 else:
-                    self._take_back(row.key)
+                    self.standings.take_back(row.key)
         while len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
 
     def dropped(self) -> None:
         """Nothing of the batch was written."""
         for key in list(self._batch):
-            self._take_back(key)
+            self.standings.take_back(key)
         self._batch = set()
-
-    def _take_back(self, key: bytes) -> None:
-        effects = self._pending.pop(key).effects
-        self._less(effects)
-        self._apply(_negative(effects))
-        for source, (_, number) in _data(effects, OFFENCES).items():
-            known = self.chain.sources.get(source)
-            if known.offences == number and known.quarantined:
-                known.offences = known.releases
-        self._look(_named(effects))
-
-    # -- what is known of sources ------------------------------------------------------------
-
-    def passed(self, row: Row, effects: Blocks) -> None:
-        """The learner counts a row's evidence from now on."""
-        pending = self._pending.pop(row.key, None)
-        if pending is None:  # another's, or one that is learned again
-            self._apply(effects)
-            self._look(_named(effects))
-        else:
-            self._less(pending.effects)
-        if row.source in self._quarantined:  # decided before that, and learned since
-            self.on_quarantine(row.source)
-
-    def rebase(self, values: Blocks, opened: Blocks) -> None:
-        """Take new values of the sources named."""
-        self._settle()
-        total = copy(values)
-        for mine in (opened, self._mine):
-            for name, block in mine.items():
-                if name in total and block.kind == COUNT:
-                    data = total[name].data
-                    data.update({x: data[x] + n for x, n in block.data.items() if x in data})
-        self._set(total)
-
-    def reset(self, values: Blocks) -> None:
-        """Begin with these values, and what is decided and not learned yet."""
-        self._settle()
-        total = copy(values)
-        merge(total, self._mine)
-        self.chain.reset({})
-        self._quarantined = {}
-        self._set(total)
-        self._before = tuple(islice(_data(values, TAKEN), _SEEN_MAX))
-
-    def _set(self, total: Blocks) -> None:
-        self.chain.rebase(total)
-        merge(self._unsaid, {k: b for k, b in self.chain.cut().items() if b.kind == EXTREMA})
-        self._look(_named(total))
-
-    def _settle(self) -> None:
-        """What others have learned of what is written here is in the values."""
-        clock = self._clock()
-        for key, pending in list(self._pending.items()):
-            if pending.place is None or pending.place[1] > clock.get(pending.place[0], 0):
-                continue
-            del self._pending[key]
-            self._less(pending.effects)
-
-    def _less(self, effects: Blocks) -> None:
-        """Take these out of what is pending; the sum is made anew now and then: names add up."""
-        self._gone += 1
-        if not self._pending:
-            self._mine, self._gone = {}, 0
-        elif self._gone > _SUM_ANEW:
-            self._mine, self._gone = {}, 0
-            for pending in self._pending.values():
-                merge(self._mine, pending.effects)
-        else:
-            merge(self._mine, _negative(effects))
-
-    def _apply(self, effects: Blocks) -> None:
-        """Add to what is known here."""
-        total: Blocks = {}
-        for name, block in effects.items():
-            data: dict[str, Any] = {}
-            for source, x in block.data.items():
-                known = self.chain.sources.get(source)
-                if name == TAKEN:
-                    data[source] = known.taken + x
-                elif block.kind == COUNT:
-                    data[source] = known.evidence.get(name.removeprefix(EVIDENCE), 0.0) + x
-                else:
-                    data[source] = x
-            total[name] = Block(block.kind, data)
-        self._set(total)
-
-    def _look(self, sources: Sequence[str]) -> None:
-        """Notice who was quarantined or released."""
-        for source in sources:
-            if not self.chain.sources.get(source).quarantined:
-                self._quarantined.pop(source, None)
-            elif source not in self._quarantined:
-                self._quarantined[source] = None
-                _log.warning("source %s is quarantined: %s", source, self._evidence(source))
-                self.on_quarantine(source)
-
-    def _evidence(self, source: str) -> dict[str, float]:
-        return {k: round(x, 2) for k, x in self.chain.sources.get(source).evidence.items()}
 
     def _note_drift(self) -> None:
         if self.chain.drift and not self._drift:
             _log.warning("many sources have turned at once: nobody is quarantined meanwhile")
         self._drift = self.chain.drift
 
-    # -- for operators -----------------------------------------------------------------------
+    def passed(self, row: Row, effects: Blocks) -> None:
+        """The learner counts a row's evidence from now on."""
+        self.standings.passed(row, effects)
 
-    @property
-    def quarantined(self) -> list[str]:
-        """Sources whose events are set aside."""
-        return list(self._quarantined)
+    def rebase(self, values: Blocks, opened: Blocks) -> None:
+        """New values of the sources named; ``opened``: what was learned since."""
+        self.standings.rebase(values, opened)
+
+    def reset(self, values: Blocks) -> None:
+        """Begin with these values, and what is decided and not learned yet."""
+        self.standings.reset(values)
+        taken = values[TAKEN].data if TAKEN in values else ()
+        self._before = tuple(islice(taken, _SEEN_MAX))
+
+    # -- for operators -----------------------------------------------------------------------
 
     def report(self) -> dict[str, float]:
         """Gauges and counters of this replica."""
@@ -371,14 +262,14 @@ class Filtering:
             **counted,
             "filter_sources": float(len(self.chain.sources)),
             "filter_sources_evicted": float(self.chain.sources.evicted),
-            "filter_quarantined_sources": float(len(self._quarantined)),
+            "filter_quarantined_sources": float(len(self.standings.quarantined)),
             "filter_drift": float(self.chain.drift),
             "filter_active": float(self.active),
         }
 
     def shown(self) -> dict[str, Any]:
         """For operators; plain data."""
-        worst = sorted(self._quarantined, key=lambda s: self.chain.sources.get(s).standing)
+        worst = sorted(self.standings.quarantined, key=lambda s: self.chain.sources.get(s).standing)
         direction = next((t for t in self.chain.filters if t.name == "direction"), None)
         scored = None if direction is None else getattr(direction, "mu", 0.0) > 0.0
         return {
@@ -388,7 +279,8 @@ class Filtering:
             "root_set": None if self.root is None else {**self.root.shown(), "scores": scored},
             "sources": len(self.chain.sources),
             "quarantined": [
-                {"source": source, "evidence": self._evidence(source)} for source in worst[:_SHOWN]
+                {"source": source, "evidence": self.standings.evidence(source)}
+                for source in worst[:_SHOWN]
             ],
             "quarantined_sources": len(worst),
             "drift": self.chain.drift,
@@ -427,6 +319,7 @@ def filtering_for(
         chosen,
         serving.slope_size if scored and isinstance(serving, Sloped) else None,
         root.reference if root is not None and scored else None,
+        answers=("true", "false") if model.task == "binary" else (),
         sources_max=sources_max,
     )
     return Filtering(
@@ -452,20 +345,3 @@ def loss_of(example: Example) -> float | None:
         return log1p(abs(score[""] - float(example.label)))
     share = score.get(label_text(example.label))
     return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0
-
-
-def _data(blocks: Blocks, name: str) -> dict[str, Any]:
-    return blocks[name].data if name in blocks else {}
-
-
-def _named(blocks: Blocks) -> list[str]:
-    return list(dict.fromkeys(source for block in blocks.values() for source in block.data))
-
-
-def _negative(blocks: Blocks) -> Blocks:
-    """What takes sums back; numbers of which the largest counts can't be."""
-    return {
-        name: Block(COUNT, {source: -x for source, x in block.data.items()})
-        for name, block in blocks.items()
-        if block.kind == COUNT
-    }

@@ -23,6 +23,7 @@ from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.promotion import spec_of_challenger
+from online.rootset import root_rows
 from online.tokens import Keys
 from paramserver import rewrites
 from paramserver.lineage import Lineage, begin_epoch, publish
@@ -55,6 +56,7 @@ class Models:
                     f"model {model.name}: its challenger is the same model",
                     "Name another learner or other params in `challenger`, or leave it out",
                 )
+            root_rows(model, self._settings, numeric_only=loaded.model.numeric_only)  # and this
             out[model.name] = loaded
         return out
 

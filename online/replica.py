@@ -4,7 +4,7 @@ Three loops share the replica's event loop, so the learner needs no lock:
 
 * *commit* writes the rows that wait, many in one step (:mod:`online.writer`);
 * *learn* learns committed rows in the order of their offsets (:mod:`online.follower`);
-* *sync* pushes deltas to the parameter server and pulls what others did.
+* *sync* pushes deltas to the parameter server and pulls what others did (:mod:`online.exchange`).
 
 A handler only waits for its row; if it is cancelled nothing else changes.
 
@@ -25,13 +25,13 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from evaluation.drift.alarm import Alarm
 from online.config import Limits
+from online.exchange import Exchange, ParameterServerClient
 from online.filtering import Filtering
 from online.follower import Follower
 from online.guard import Watch
@@ -49,37 +49,18 @@ from online.pace import Pace
 from online.tokens import forward_clock
 from online.writer import Writer
 from paramserver.errors import (
-    BlockError,
-    FormatRefused,
     ParamServerError,
-    PushRefused,
-    RequestRefused,
     RollbackRefused,
 )
-from paramserver.wire import FORMAT, OrderedState, SyncReply, SyncRequest
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
 from replay.journal.base import Journal
 
 log = logging.getLogger("online.replica")
 
-_PUSHES = 64  # deltas of one exchange
-_DROPS = 16  # pieces of old copies let go of after one
-_SYNC_TIMEOUT_S = 5.0
-_STEPS_SHARE = 0.05  # the same, in steps of some milliseconds, or where nobody waits
-_PUBLISH_S = 0.2  # between two states of a process that learns for others, at least
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
 _SLOW_S = 1.0  # between two looks at the gauges that take a walk
 _WATCH_S = 1.0  # between two looks whether the model has diverged
-_UNREACHED_S = 0.1  # between two attempts to reach the parameter server
-_WHOLE_SHARE = 0.005  # of the time may go into writing down or loading a model: that stops it
-
-
-class ParameterServerClient(Protocol):
-    """The way to the parameter server."""
-
-    async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
-        """Push and pull in one step.  Raises ParamServerError, which says if it is definite."""
 
 
 class ModelReplica:
@@ -143,20 +124,31 @@ class ModelReplica:
         self.filters = filters
         if filters is not None:
             learner.evidence.heard = filters
-            filters.on_quarantine = self._purge
+            filters.standings.on_quarantine = self._purge
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
-        self._refused: str | None = None
         self._unexpected: str | None = None
-        self._client, self.spec = client, spec
+        self.spec = spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.judge = self._new_judge()
         self._follower = self._new_follower()
-        self._control = 0  # newest control row that is acted on
-        self._fresh_at: float | None = None
-        self._versions_behind: int | None = None
-        self._take_due_s = 0.0
-        self._cpu_s = cpu_s or monotonic_s
+        self.exchange = Exchange(
+            learner,
+            self.writer,
+            self._follower,
+            self.owed,
+            self.store,
+            client,
+            self._pace,
+            self.counts,
+            replica=replica,
+            interval_s=settings.snapshots.interval_s,
+            learns=learns,
+            report=self.report,
+            rewritten=self._on_rewrite,
+            monotonic_s=monotonic_s,
+            cpu_s=cpu_s or monotonic_s,
+        )
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
         self._ask = ask
@@ -166,8 +158,6 @@ class ModelReplica:
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
         if ask is not None and guarded and isinstance(learner, Learner):
             self._watch = Watch(settings.task, learner, partial(ask, "recover"), self.now_s)
-        self._publishes = False
-        self._cut_cost_s, self._cut_at = 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def _new_follower(self) -> Follower:
@@ -213,7 +203,7 @@ class ModelReplica:
         """Take a partition and the newest values; returns when the replica can answer."""
         self.writer.partition = await self._register()
         while not self.learner.ready:
-            if not await self._exchange([]):
+            if not await self.exchange.once([]):
                 await asyncio.sleep(0.1)
         await self._fill_memory()
         loops = [self.writer.run, self._follower.run, self._sync_loop]
@@ -239,9 +229,13 @@ class ModelReplica:
             log.warning("nothing is rehearsed of what came before: %s", error)
             return
         self.learner.memory = fresh
-        for source in () if self.filters is None else self.filters.quarantined:
+        for source in () if self.filters is None else self.filters.standings.quarantined:
             self._purge(source)
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
+
+    async def _on_rewrite(self) -> None:
+        if self._tasks:
+            await self._fill_memory()
 
     async def stop(self, timeout_s: float) -> None:
         """Commit and push what is there, as far as the time allows, and seal the partition."""
@@ -249,7 +243,7 @@ class ModelReplica:
         writer.stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                while not writer.idle or self.owed.left(self._control):
+                while not writer.idle or self.owed.left(self.exchange.control):
                     self._pace.now.set()
                     await asyncio.sleep(0.01)
                 await self.store.write(self.store.journal.seal, writer.partition)
@@ -268,7 +262,7 @@ class ModelReplica:
         goes on from the server's clock.  Idempotent.
         """
         if isinstance(self.learner, OrderedLearner):  # all partitions, always
-            self._publishes = True
+            self.exchange.publishes = True
             return
         for other, track in list(self.learner.tracks.items()):
             if track.end is None and other not in (partition, self.writer.partition):
@@ -312,6 +306,8 @@ class ModelReplica:
     async def _on_sealed(self, partition: int) -> int:
         """Somebody else learns the rest of the partition: drop what is held of it, take another."""
         self.learner.abandon(partition)
+        if self.filters is not None:
+            self.filters.standings.leave(partition)
         return await self._register()
 
     def _on_commit(self, new_server: bool) -> None:
@@ -335,7 +331,7 @@ class ModelReplica:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
         acted = watched or self._retreat
-        return self._refused or self.writer.incident or self._unexpected or acted
+        return self.exchange.refused or self.writer.incident or self._unexpected or acted
 
     @property
     def age_ms(self) -> float | None:
@@ -344,7 +340,7 @@ class ModelReplica:
         Of a model learned in order: since the journal was read to its end.
         """
         follower = self._follower
-        fresh_at = self._fresh_at
+        fresh_at = self.exchange.fresh_at
         if isinstance(follower, OrderedFollower):
             fresh_at = follower.fresh_s
         return None if fresh_at is None else (self._monotonic_s() - fresh_at) * 1e3
@@ -357,7 +353,7 @@ class ModelReplica:
         """
         if isinstance(self._follower, OrderedFollower):
             return self._follower.behind
-        return self._versions_behind
+        return self.exchange.versions_behind
 
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""
@@ -398,13 +394,8 @@ class ModelReplica:
 
     async def _sync_loop(self) -> None:
         while True:
-            await self._pace.wait(lambda: self.learner.open_rows + self.writer.queued > 0)
-            pushes = self._due_pushes()
-            moved = await self._exchange(pushes, self._due_state())
-            if moved is None:
-                await asyncio.sleep(_UNREACHED_S)
+            await self.exchange.turn()
             await self._act()
-            self._pace.idle(not (pushes or moved))
 
     async def _act(self) -> None:
         """Do what the model's state asks for, now and then."""
@@ -430,154 +421,3 @@ class ModelReplica:
         except ParamServerError:
             return  # it is asked again
         self._rise = None
-
-    def _due_pushes(self) -> list[Any]:
-        if self._follower.unsaid or isinstance(self.learner, OrderedLearner):
-            return []
-        now = self.learner.mergeable or self.learner.frozen or self.writer.stopping
-        if not now and self._monotonic_s() - self._cut_at < self._cut_due_s:
-            return []
-        with self._cutting():
-            return self.learner.pushes(_PUSHES)
-
-    def _due_state(self) -> OrderedState | None:
-        """What was learned in order, if this replica is asked for it and it is time."""
-        learner = self.learner
-        if not isinstance(learner, OrderedLearner) or self._follower.unsaid:
-            return None
-        if not (learner.keeper and learner.unsent):
-            return None
-        hurry = learner.frozen or self.writer.stopping
-        if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
-            return None
-        with self._cutting():
-            return learner.state()
-
-    @property
-    def _cut_due_s(self) -> float:
-        """A state travels whole: not more often than its cost allows, or the snapshots need."""
-        if self._publishes:  # nobody waits for this process
-            return max(_PUBLISH_S, self._cut_cost_s / _STEPS_SHARE)
-        return max(self.settings.snapshots.interval_s / 2, self._cut_cost_s / _WHOLE_SHARE)
-
-    @contextlib.contextmanager
-    def _cutting(self) -> Iterator[None]:
-        begun = self._cpu_s()
-        yield
-        self._cut_at = self._monotonic_s()
-        self._cut_cost_s = self._cpu_s() - begun
-
-    async def _exchange(self, pushes: list[Any], state: OrderedState | None = None) -> bool | None:
-        """One push and pull.  None: no contact; otherwise whether anything changed."""
-        learner = self.learner
-        self._act_on(pushes)
-        request = SyncRequest(
-            format=FORMAT,
-            replica=self.replica,
-            partition=self.writer.partition,
-            pushes=[] if learner.want_all else pushes,
-            since=learner.since,
-            values=self._wants_values(),
-            adopting=[p for p in learner.tracks if p != self.writer.partition],
-            report=self.report(),
-            control=self._control,
-            after=learner.arrival.after,
-            adopts=self._learns,
-            role=learner.role if isinstance(learner, OrderedLearner) else "",
-            state=state,
-        )
-        sent_at = self._monotonic_s()
-        try:
-            reply = await self._client.sync(request, _SYNC_TIMEOUT_S)
-        except ParamServerError as error:
-            self.counts["server_unreachable"] += 1
-            self._versions_behind = None
-            if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
-                self._refused = f"the parameter server refuses a push: {error}"
-            log.info("parameter server: %s", error)
-            return None
-        self._refused = None
-        part = reply.kind == "part"
-        if reply.control > self.writer.decisions.seq:  # know it before it is acted on
-            await self.writer.look()
-        if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
-            await self.writer.look()
-            learner.undone = self.writer.decisions.undone
-        if not {request.partition, *request.adopting}.issuperset(learner.tracks):
-            self._pace.now.set()
-            return True  # a new incarnation since: the reply may leave out its clock
-        if part:
-            for _ in learner.take_part(reply):
-                await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
-        rewritten = reply.rewrite != learner.rewrite
-        changed = part or learner.on_reply(reply)
-        if rewritten and reply.rewrite == learner.rewrite and self._tasks:
-            await self._fill_memory()
-        if isinstance(learner, OverlayLearner):
-            await self._prepare(learner)
-        for _ in islice(learner.drop_old(), _DROPS):
-            await asyncio.sleep(0)
-        if learner.control != self._control:
-            self._pace.now.set()
-        if learner.catching_up:
-            self._pace.now.set()
-        else:
-            if not isinstance(learner, OverlayLearner) or learner.is_newest(reply):
-                self._fresh_at = sent_at - reply.confirmed_ms / 1e3
-            self._versions_behind = max(reply.count - learner.version[1], 0)
-        for partition in reply.orphans:
-            await self._adopt(partition)
-        if len(pushes) == _PUSHES:
-            self._pace.now.set()
-        self._follower.wake.set()
-        return changed or bool(reply.orphans)
-
-    def _wants_values(self) -> bool:
-        """Whether the next reply should have some."""
-        learner = self.learner
-        if learner.catching_up:
-            return True
-        if isinstance(learner, OverlayLearner):
-            return self._monotonic_s() >= self._take_due_s
-        return not isinstance(learner, OrderedLearner) and (learner.mergeable or not self._learns)
-
-    async def _prepare(self, learner: OverlayLearner) -> None:
-        """Load the values that have come: each step stops everything else, so not too often."""
-        version, costs_s, begun_s = learner.version, list[float](), self._cpu_s()
-        for _ in learner.prepared():
-            costs_s.append(self._cpu_s() - begun_s)
-            await asyncio.sleep(0)
-            begun_s = self._cpu_s()
-        costs_s.append(self._cpu_s() - begun_s)
-        if learner.version != version:
-            share = min(_WHOLE_SHARE * len(costs_s), _STEPS_SHARE)
-            self._take_due_s = self._monotonic_s() + sum(costs_s) / share
-
-    async def _adopt(self, partition: int) -> None:
-        if partition == self.writer.partition or partition in self.learner.tracks:
-            return
-        try:
-            end = await self.store.write(self.store.journal.seal, partition)
-            await self.writer.look()  # which rows have failed already
-        except ReplayError as error:
-            log.warning("could not seal partition %d: %s", partition, error)
-            return
-        self.counts["adopted"] += 1
-        log.info("adopting partition %d up to %d", partition, end)
-        self.learner.adopt(partition, end)
-        self._pace.now.set()
-
-    # -- decisions about history -------------------------------------------------------------
-
-    def _act_on(self, pushes: list[Any]) -> None:
-        """A decision is acted on once no row is on its way that was judged before it.
-
-        A freeze: once all that was written before it is learned and pushed, too.
-        """
-        writer = self.writer
-        owes = pushes or self._follower.unsaid or writer.committing or self.owed.learning
-        if self.learner.frozen and owes:
-            return
-        if writer.committing and writer.judged_by < self.learner.control:
-            return
-        self._control = self.learner.control

@@ -12,8 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from online.config import Settings
 from online.errors import RequestError, StartRefused
 from online.features import Door
+from online.model_settings import ModelSettings
 from online.models.base import Model
 from online.models.slopes import Sloped
 from paramserver.filters.base import Gradient
@@ -61,6 +63,16 @@ class RootSet:
             "file": self._path.name, "rows": len(self._rows), "classes": counts,
             "problem": self.problem,
         }  # fmt: skip
+
+
+def root_rows(
+    model: ModelSettings, settings: Settings, *, numeric_only: bool
+) -> list[tuple[Features, Label]]:
+    """Rows of the model's root set; none without one.  Raises StartRefused."""
+    if model.root_set is None or model.filters == "none":
+        return []
+    door = Door(model, settings.limits, numeric_only=numeric_only)
+    return read(settings.base_dir / model.root_set, door, settings.limits.root_rows_max)
 
 
 def read(path: Path, door: Door, rows_max: int) -> list[tuple[Features, Label]]:

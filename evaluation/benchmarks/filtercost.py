@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from paramserver.filters.base import Event, Filter, Gradient, Source
-from paramserver.filters.chain import usual
+from paramserver.filters.chain import REFRESH_AT_LEAST, REFRESH_EVERY, usual
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
 from paramserver.rules import stacked
@@ -28,8 +28,9 @@ MB_MAX: Final = 300.0
 class Cost:
     """µs of each part of one update, the median of the rounds.
 
-    ``decide`` and ``observe`` are the whole chain; ``refresh`` is spread over the ten updates that
-    it comes with, without the model's gradients of root rows, which are the model's cost.
+    ``decide`` and ``observe`` are the whole chain; ``refresh`` is spread over the updates that it
+    comes with, ten at first and a hundred from the 2,000th on, which is what counts in all; without
+    the model's gradients of root rows, which are the model's cost.
     """
 
     what: str
@@ -64,12 +65,14 @@ def costs(size: int, rounds: int = 201) -> list[Cost]:
     source = chain.sources.get("s1")
     out = [_of_filter(test, events[200], source, size, rounds) for test in chain.filters]
     decide = _timed(lambda: chain.decide(events[201]), rounds)
-    refresh = _timed(lambda: chain.refresh(b"x", 0), max(rounds // 10, 5)) / 10
+    refresh = _timed(lambda: chain.refresh(b"x", 0), max(rounds // 10, 5))
     verdicts = iter([(e, chain.decide(e)) for e in events[200:]] * (rounds // 200 + 1))
     observe = _timed(lambda: chain.observe(*next(verdicts)), rounds)
     out.append(Cost("observe", size, observe, "", True))
-    out.append(Cost("refresh, a tenth", size, refresh, "", True))
-    whole = decide + observe + refresh
+    out.append(Cost("refresh, a tenth", size, refresh / REFRESH_EVERY, "", True))
+    late = refresh / REFRESH_AT_LEAST
+    out.append(Cost("refresh, a hundredth", size, late, "", True))
+    whole = decide + observe + late
     asked = size == ASKED_AT
     out.append(
         Cost(

@@ -103,6 +103,31 @@ def judging(as_json: AsJson = False) -> None:
     raise typer.Exit(0 if found.good else 1)
 
 
+@app.command("hostile-http")
+def hostile_http(
+    rows: Rows = None,
+    seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
+    alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Twenty tokens send text messages over HTTP, five of them lies; and what honest streams lose.
+
+    Exits 1 if a liar is not quarantined within 30 of its events, an honest source is, spam found
+    falls by more than a point, or feedback by more than 15 %; or if a stream without an attacker
+    loses an event or half a point.  Needs SMS Spam, Elec2 and INSECTS in ONLINE_DATA_DIR.
+    Example: online bench hostile-http --seeds 1
+    """
+    from online.bench import abuse, honest
+
+    play = abuse.alone if alone else None
+    lies = list(abuse.run(rows, range(seeds), play=play))
+    cost = list(honest.run(rows))
+    show("honest streams", cost, as_json=as_json)
+    show("lies over HTTP", lies, as_json=as_json)
+    good = all(row.good for row in cost) and all(row.good for row in lies)
+    raise typer.Exit(0 if good else 1)
+
+
 @app.command()
 def freshness(
     rate: Annotated[float, typer.Option(help="events a second")] = 200.0,
@@ -303,6 +328,7 @@ def everything() -> None:
     services = (http, push, durability, contention, recovery, rehearsal, judging, rescore)
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
+    found.append(_passes(lambda: hostile_http(rows=None, seeds=5)))
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     raise typer.Exit(0 if all(found) else 1)
 

@@ -105,7 +105,7 @@ def stream_rows(name: str, data: Path | None) -> Iterator[Row]:
     is the SMS Spam Collection.  Raises StreamUnusable.
     """
     if name == "sms":
-        yield from _sms(data)
+        yield from sms(data)
     elif name == "elec2-demand":
         for x, _ in open_stream("elec2", data).rows:
             y = x["nswdemand"]
@@ -123,7 +123,8 @@ def stream_rows(name: str, data: Path | None) -> Iterator[Row]:
         yield from open_stream(name, data).rows
 
 
-def _sms(data: Path | None) -> Iterator[Row]:
+def sms(data: Path | None) -> Iterator[Row]:
+    """Messages with their length; whether each is spam."""
     files = [] if data is None else sorted((data / "sms_spam").glob("*.gz"))
     if not files:
         raise StreamUnusable("sms", "no sms_spam in ONLINE_DATA_DIR", "Set ONLINE_DATA_DIR")

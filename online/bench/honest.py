@@ -20,13 +20,13 @@ from typing import Any, Final
 from evaluation.streams import open_stream
 from online.config import data_dir
 from online.evidence import Evidence
-from online.filtering import Filtering, filtering_for
+from online.filtering import filtering_for
 from online.local import score_of
 from online.model_settings import ModelSettings
 from online.models.base import learn_example
 from online.models.load import load
 from replay import codec
-from replay.example import Example
+from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Outcome, Row, Verdict
 
 STREAMS: Final = (
@@ -57,65 +57,78 @@ class Honest:
 def run(rows: int | None = None) -> Iterator[Honest]:
     """Each stream with one source and with ten."""
     for name, task, learner in STREAMS:
-        plain = _play(name, task, learner, 1, rows, filters="none")
+        plain = _play(name, task, learner, 1, rows, "none")
+        unfiltered = 100.0 * plain.right / plain.n
         for sources in (1, 10):
-            found = _play(name, task, learner, sources, rows, filters="default")
-            lost = found.counts["quarantined"]
-            apart = plain.accuracy - found.accuracy
+            loop = _play(name, task, learner, sources, rows, "default")
+            assert loop.filters is not None
+            condemned = len(loop.filters.standings.quarantined)
+            accuracy, lost = 100.0 * loop.right / loop.n, loop.counts["quarantined"]
+            apart = unfiltered - accuracy
             alike = apart == 0.0 if sources == 1 else apart <= POINTS
             yield Honest(
-                name, sources, found.rows, found.accuracy, plain.accuracy,
-                found.counts["clipped"], lost, found.quarantined, found.us, alike and not lost,
+                name, sources, loop.n, accuracy, unfiltered, loop.counts["clipped"], lost,
+                condemned, 1e6 * loop.judging_s / loop.n, alike and not lost,
             )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Played:
-    rows: int
-    accuracy: float
-    counts: Counter[str]
-    quarantined: int
-    us: float
+class Loop:
+    """What one replica does with its feedback, without a service: answer, judge, learn.
 
+    Attributes
+    ----------
+    filters
+        What judges; None: nothing does.
+    counts
+        Rows by verdict.
+    right
+        Answers that were.
+    judging_s
+        Seconds spent on judging.
+    """
 
-def _play(
-    name: str, task: Any, learner: str, sources: int, rows: int | None, *, filters: Any
-) -> _Played:
-    settings = ModelSettings(name="m", task=task, learner=learner, filters=filters)
-    model = load(learner, {}, task=task, classes=None, key=bytes(32), base_dir=Path()).model
-    local: Any = SimpleNamespace(serving=model, clock={}, version=(1, 0))
-    made = filtering_for(settings, local, None, sources_max=1_000, vouched=True)
-    evidence = Evidence()
-    evidence.heard = made
-    draw, right, n, spent_s = random.Random(0), 0, 0, 0.0
-    counts = Counter[str]()
-    for features, label in islice(iter(open_stream(name, data_dir()).rows), rows):
-        n += 1
-        answer = model.predict(features)
-        right += answer.label == label
-        example = Example(features, label, score=score_of(task, answer))
-        key, source = n.to_bytes(16, "little"), f"s{draw.randrange(sources)}"
-        row = NewRow(key, str(n), source, Verdict.ACCEPTED, codec.encode(example), float(n))
-        if made is not None:
+    def __init__(self, settings: ModelSettings, *, vouched: bool) -> None:
+        self._task = settings.task
+        self.model = load(
+            settings.learner, settings.params, task=settings.task, classes=None, key=bytes(32),
+            base_dir=Path(),
+        ).model  # fmt: skip
+        local: Any = SimpleNamespace(serving=self.model, clock={}, version=(1, 0))
+        self.filters = filtering_for(settings, local, None, sources_max=1_000, vouched=vouched)
+        self._evidence = Evidence()
+        self._evidence.heard = self.filters
+        self.counts = Counter[str]()
+        self.n = self.right = 0
+        self.judging_s = 0.0
+
+    def step(self, source: str, features: Features, label: Label) -> NewRow:
+        """One event; the row that a replica would write."""
+        self.n += 1
+        answer = self.model.predict(features)
+        self.right += answer.label == label
+        example = Example(features, label, score=score_of(self._task, answer))
+        key = self.n.to_bytes(16, "little")
+        payload = codec.encode(example)
+        row = NewRow(key, str(self.n), source, Verdict.ACCEPTED, payload, float(self.n))
+        if self.filters is not None:
             begun_s = time.perf_counter()
-            row = _judged(made, row, n)
-            spent_s += time.perf_counter() - begun_s
-        counts[row.verdict] += 1
-        standing = _standing(row, n)
-        evidence.add(standing, codec.decode(row.payload).judged)
+            (row,) = self.filters.judge([row])
+            self.filters.committed([row], [Outcome(True, self._standing(row))])
+            self.judging_s += time.perf_counter() - begun_s
+        self.counts[row.verdict] += 1
+        self._evidence.add(self._standing(row), codec.decode(row.payload).judged)
         if row.verdict in (Verdict.ACCEPTED, Verdict.CLIPPED):
-            learn_example(model, example, row.factor)
-    quarantined = 0 if made is None else len(made.quarantined)
-    return _Played(n, 100.0 * right / n, counts, quarantined, 1e6 * spent_s / n)
+            learn_example(self.model, example, row.factor)
+        return row
+
+    def _standing(self, row: NewRow) -> Row:
+        given = (row.key, row.event_id, row.source, row.verdict, row.factor, row.payload, row.at)
+        return Row(self.n, 1, self.n, *given)
 
 
-def _judged(filters: Filtering, row: NewRow, n: int) -> NewRow:
-    (judged,) = filters.judge([row])
-    filters.committed([judged], [Outcome(True, _standing(judged, n))])
-    return judged
-
-
-def _standing(row: NewRow, n: int) -> Row:
-    return Row(
-        n, 1, n, row.key, row.event_id, row.source, row.verdict, row.factor, row.payload, row.at
-    )
+def _play(name: str, task: Any, learner: str, sources: int, rows: int | None, filters: Any) -> Loop:
+    loop = Loop(ModelSettings(name="m", task=task, learner=learner, filters=filters), vouched=True)
+    draw = random.Random(0)
+    for features, label in islice(iter(open_stream(name, data_dir()).rows), rows):
+        loop.step(f"s{draw.randrange(sources)}", features, label)
+    return loop

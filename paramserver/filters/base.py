@@ -53,6 +53,8 @@ class Event:
         Hash of features and label text; None for pushes.
     features_digest
         Hash of the features alone.
+    answer
+        JSON text of the label that the model gave; None if nothing was predicted.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Event:
     label: str | None = None
     digest: int | None = None
     features_digest: int | None = None
+    answer: str | None = None
 
 
 @dataclass(slots=True)

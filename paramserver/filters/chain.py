@@ -39,6 +39,12 @@ QUARANTINE_AT: Final = -6.0
 """Wald: an honest source is condemned with probability of about e⁻⁶ = .25 %."""
 
 REFRESH_EVERY: Final = 10
+REFRESH_AT_LEAST: Final = 100
+_SLOWER: Final = 20
+"""Arrivals between two refreshes: ten at first, then a twentieth of all so far, at most a hundred.
+
+What a model learns moves it less and less, and frames are for where it was."""
+
 RELEASE_AFTER: Final = 20
 OFFENCES_MAX: Final = 3
 """From this quarantine on only an operator releases."""
@@ -101,7 +107,7 @@ class Chain:
     sources_max
         Sources that are known.
     refresh_every
-        Arrivals between two refreshes.
+        Arrivals between the first refreshes; later ones are up to ``REFRESH_AT_LEAST`` apart.
     credit
         Nats that a source is believed before its events weigh less.  0: one that nobody knows
         weighs half.
@@ -130,7 +136,8 @@ class Chain:
         self.sources = Sources(sources_max)
         self.drift = False
         self.alarms = 0
-        self._every = refresh_every
+        self._every, self._due = refresh_every, refresh_every
+        self._longest = max(refresh_every, REFRESH_AT_LEAST)
         self._arrivals = 0
         self._lately: deque[str] = deque(maxlen=WINDOW)
 
@@ -198,7 +205,9 @@ class Chain:
             self._shadow(source)
         if source.standing < QUARANTINE_AT and not self.drift:
             self.sources.quarantine(source)
-        if self._arrivals % self._every == 0:
+        if self._arrivals >= self._due:
+            wait = max(self._every, min(self._arrivals // _SLOWER, self._longest))
+            self._due = self._arrivals + wait
             self.refresh(event.key, event.version)
 
     def cut(self) -> Blocks:
@@ -272,6 +281,7 @@ NEED_GRADIENT: Final = frozenset({"norm", "direction"})
 NEED_ROOT_SET: Final = frozenset({"direction"})
 
 _ROWS_REFRESH: Final = 100
+_ROWS_ENOUGH: Final = 32
 _ROWS_CREDIT: Final = 5.0
 _ROWS_LEVEL: Final = 0.99
 
@@ -281,6 +291,7 @@ def by_name(
     size: int | None,
     reference: Reference | None,
     *,
+    answers: Sequence[str] = (),
     sources_max: int = SOURCES_MAX,
 ) -> Chain:
     """The tests of these names over single rows; those that lack what they need are left out.
@@ -288,6 +299,8 @@ def by_name(
     A row is no mean of many: its length follows how wrong the model was, so only one that is long
     beside 99 of 100 is capped.  A budget weighs down and sets nothing aside: what a flood weighs is
     bounded already.  Sources are believed at first.
+
+    ``answers``: labels that are looked at on their own for how often they surprise, a few.
     """
     filters: list[Filter] = [Schema(size)]
     for name in NAMES:
@@ -299,8 +312,9 @@ def by_name(
             filters.append(Samples())
         elif name == Norm.name:
             filters.append(Norm(reference, level=_ROWS_LEVEL))
-        elif name == Surprise.name:
+        elif name == "surprise":
             filters.append(Surprise())
+            filters += [Surprise(answer, enough=_ROWS_ENOUGH) for answer in answers]
         elif reference is not None and reference.problem is None:
             filters.append(Direction(reference))
     return Chain(

@@ -102,7 +102,7 @@ MUTANTS = [
     ("rate", "2.0 * counts[len(counts) // 2]", "2.0 * counts[-1]", "the largest one's budget"),
     ("samples", "1.0 / (1 + repeats)", "1.0", "repeats count in full"),
     ("samples", "source.recent[1 - _REMEMBERED :]", "source.recent[:0]", "one row is remembered"),
-    ("samples", "Opinion(0.5, _CONTRADICTION,", "Opinion(0.5, 0.0,", "contradictions are free"),
+    ("samples", "_CONTRADICTION if self._usual", "0.0 if self._usual", "contradictions are free"),
     ("norm", "self.cap / length, 0.0", "1.0, 0.0", "nothing is scaled"),
     ("norm", "self.cap / length, 0.0", "(self.cap / length) ** 0.5, 0.0", "half is scaled"),
     ("norm", "length = opinion.score * opinion.factor", "length = 20 * opinion.score",

@@ -136,9 +136,10 @@ class Oracle:
             self.queued.add(event.name)
             return
         fails = event.poison or event.deadly
-        allowed = {"failed"} if fails else {"learned"}
+        learned = "learned" if event.factor == 1 else "clipped"
+        allowed = {"failed"} if fails else {learned}
         if fails and early:
-            allowed.add("learned")
+            allowed.add(learned)
         if self.rollbacks:
             allowed.add("undone")
         if self.freezes:
@@ -146,14 +147,14 @@ class Oracle:
         assert status in allowed, f"{event} was answered {status}"
         told = (status, *place)
         if before is not None:
-            same = status == before[0] or (before[0] == "learned" and fails)
+            same = status == before[0] or (before[0] == learned and fails)
             same = same or (bool(self.rollbacks) and "frozen" not in (status, before[0]))
             changed = f"{event.name} was answered {before}, and then {told}"
             assert same, changed
             assert told[1:] == before[1:], changed
         first = self.told.setdefault(event.name, told)
         assert first[1:] == place, f"{event.name} was answered {first}, and then {told}"
-        if status == "failed" and first[0] == "learned":
+        if status == "failed" and first[0] == learned:
             self.told[event.name] = told
 
     def told_durable(self, epoch: int, durable: Mapping[int, int]) -> None:

@@ -92,7 +92,7 @@ _JOURNAL = "replay.journal.sqlite"
 _APPEND = "replay.journal.sqliteappend"
 _SCHEMA = "replay.journal.sqliteschema"
 _WRITER = "online.writer"
-_REPLICA = "online.replica"
+_EXCHANGE = "online.exchange"
 _FOLLOWER = "online.follower"
 _LOCAL = "online.local"
 _LEARNER = "online.learner"
@@ -229,9 +229,9 @@ MUTANTS: dict[str, Mutant] = {
     "a partition is adopted without a seal": Mutant(
         (
             (
-                _REPLICA,
-                "end = await self.store.write(self.store.journal.seal, partition)",
-                "end = (await self.store.write(self.store.journal.partition, partition)).end",
+                _EXCHANGE,
+                "end = await self._store.write(self._store.journal.seal, partition)",
+                "end = (await self._store.write(self._store.journal.partition, partition)).end",
             ),
         ),
         within=10,
@@ -262,7 +262,7 @@ MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "who learns nothing adopts": Mutant(
-        ((_REPLICA, "adopts=self._learns,", "adopts=True,"),),
+        ((_EXCHANGE, "adopts=self._learns,", "adopts=True,"),),
         climate={"background": True},
         within=20,
     ),

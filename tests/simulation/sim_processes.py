@@ -420,7 +420,7 @@ class Replica(Learner):
                 own = self.own.setdefault(one.row.partition, {})
                 own[event.name] = (
                     one.row.offset,
-                    event.amount if one.status == "learned" else 0.0,
+                    event.amount if one.status in ("learned", "clipped") else 0.0,
                 )
 
     def check(self) -> None:

@@ -136,7 +136,7 @@ def test_many_values_never_hold_the_loop(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(arrival, "decode_piece", counted)
         taken.clear()
         dropped.clear()
-        replica._client = link
+        replica.exchange.client = link
         _restart(world)  # from before the row above
         serving = replica.learner.serving
         await replica.writer.record([row("meanwhile")])

@@ -184,7 +184,7 @@ def test_a_sealed_partition_is_left_for_the_next(tmp_path: Path) -> None:
         journal = world.journal()
         journal.seal(first)  # somebody took the replica for dead
         other = await world.replica("other")
-        await other._adopt(first)
+        await other.exchange._adopt(first)
         recorded = (await front.writer.record([worlds.row("b")]))[0]
         assert (recorded.status, recorded.row.partition != first) == ("queued", True)
         back.follow(front.writer.partition)
@@ -206,10 +206,12 @@ def test_a_frozen_model_is_acted_on_when_the_queue_is_learned(tmp_path: Path) ->
         await worlds.until(lambda: front.learner.frozen)
         recorded = await front.writer.record([worlds.row("b")])
         assert worlds.statuses(recorded) == [("frozen", False)]
-        assert front._control < control, "a row is still to be learned"
+        assert front.exchange.control < control, "a row is still to be learned"
         back = await world.replica("back")
         back.follow(front.writer.partition)
-        await worlds.until(lambda: front._control >= control and back._control >= control)
+        await worlds.until(
+            lambda: front.exchange.control >= control and back.exchange.control >= control
+        )
         assert [world.weight(front, f) for f in "ab"] == [1, 0]
         await back.stop(5)
         await front.stop(5)

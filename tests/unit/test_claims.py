@@ -193,7 +193,7 @@ def test_the_row_fails_and_every_other_row_is_learned_once(tmp_path: Path) -> No
         died = 0
         while True:
             adopter = await world.replica(f"adopter{died}", build=deadly)
-            await adopter._adopt(partition)
+            await adopter.exchange._adopt(partition)
             learning = adopter._tasks[1]
             await worlds.until(
                 lambda a=adopter, task=learning: (

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 
 from online import history
+from online.access import sender
 from online.config import Limits
-from online.errors import StartRefused
+from online.errors import RequestError, StartRefused
 from online.evidence import effects_of, judged_of
 from online.features import Door
 from online.filtering import SOURCES_MIN, Filtering, filtering_for, loss_of
 from online.memories import memory_for
+from online.messages import Event as MessageEvent
+from online.messages import FeedbackRequest, Receipt
 from online.model_settings import ModelSettings, Replay
 from online.models.base import Model
 from online.models.linear import Linear
@@ -27,6 +30,7 @@ from online.models.load import logreg, mlp, softmax
 from online.models.slopes import Sloped
 from online.replica import ModelReplica
 from online.rootset import RootSet, read
+from online.standings import Standings
 from online.tokens import event_key
 from online.writer import Recorded
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
@@ -41,6 +45,7 @@ from replay.journal.base import NewRow, Verdict
 from tests.unit import replica_world as worlds
 from tests.unit.replica_world import World, play, until
 
+SURPRISE = ("surprise", "surprise at true", "surprise at false")
 HONEST = tuple(f"h{i}" for i in range(SOURCES_MIN))
 
 
@@ -109,7 +114,7 @@ def test_a_thousand_events_in_one_request_are_no_thousand_free_ones(
         if not blind:
             assert found["quarantined"] == 994
             assert replica.filters is not None
-            assert replica.filters.quarantined == ["x"]
+            assert replica.filters.standings.quarantined == ["x"]
             assert world.weight(replica, "x-999") == 0
         await replica.stop(2)
 
@@ -122,7 +127,7 @@ def test_a_repeat_says_nothing_twice(
 ) -> None:
     if pumped:  # the mutant
         monkeypatch.setattr(Filtering, "_is_repeat", lambda self, row: False)
-        monkeypatch.setattr(Filtering, "_take_back", lambda self, key: self._pending.pop(key, None))
+        monkeypatch.setattr(Standings, "take_back", lambda self, key: self._pending.pop(key, None))
 
     async def scene(world: World) -> None:
         one, two = [await world.replica(name, filters=told) for name in "ab"]
@@ -148,9 +153,9 @@ def test_what_was_not_written_is_taken_back() -> None:
     filters = alone(told)
     filters.judge([worlds.row(s, source=s) for s in HONEST])
     filters.judge(rows_of("x", 20))
-    assert filters.quarantined == ["x"]
+    assert filters.standings.quarantined == ["x"]
     filters.dropped()
-    assert filters.quarantined == []
+    assert filters.standings.quarantined == []
     assert filters.chain.sources.get("x").evidence["told"] == 0.0
     assert filters.chain.sources.get("x").taken == 0
 
@@ -218,6 +223,58 @@ def test_a_source_in_quarantine_is_not_rehearsed(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def test_a_token_s_source_is_the_event_s(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica()
+        serving = world.serving(replica)
+        sender.set("shop")
+        event = {"features": {"a": 1.0}, "label": 1.0}
+        code, _ = await serving.feedback(FeedbackRequest(**event, event_id="1"))
+        assert code == 200
+        with pytest.raises(RequestError, match="that of source shop") as error:
+            await serving.feedback(FeedbackRequest(**event, event_id="2", source="other"))
+        assert (error.value.status, error.value.code) == (403, "source_fixed")
+        rows = world.journal().read(replica.writer.partition, 1, 9)
+        assert [row.source for row in rows] == ["shop"]
+        sender.set(None)
+        await serving.feedback(FeedbackRequest(**event, event_id="3", source="other"))
+        assert world.journal().read(replica.writer.partition, 2, 9)[0].source == "other"
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+def test_receipts_say_what_was_decided_and_why(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=told, now_s=lambda: 1.0)
+        await opened(replica)
+        serving = world.serving(replica)
+        events = [
+            MessageEvent(features={"a": 1.0}, label=1.0, event_id=str(i), source="x")
+            for i in range(9)
+        ]
+        receipts = await serving.record(events)
+        statuses = [receipt.status for receipt in receipts]
+        assert statuses == ["learned"] * 2 + ["clipped"] * 4 + ["quarantined"] * 3
+        assert "standing" in str(receipts[3].reason)
+        assert receipts[-1].reason == "told: the source is quarantined"
+        assert receipts[-1].seen is msgspec.UNSET
+        again = FeedbackRequest(features={"a": 1.0}, label=1.0, event_id="8", source="x")
+        code, receipt = await serving.feedback(again)
+        assert isinstance(receipt, Receipt)
+        assert (code, receipt.status, receipt.first_outcome) == (202, "duplicate", "quarantined")
+        assert replica.counts["feedback_quarantined"] == 3
+        assert replica.counts["learned"] == SOURCES_MIN + 6
+        report = replica.report()
+        assert (report["filter_quarantined"], report["filter_quarantined_sources"]) == (3.0, 1.0)
+        assert replica.filters is not None
+        shown = replica.filters.shown()
+        assert shown["quarantined"] == [{"source": "x", "evidence": {"told": -8.0}}]
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
 def test_frozen_rows_are_not_judged(tmp_path: Path) -> None:
     async def scene(world: World) -> None:
         replica = await world.replica(filters=told)
@@ -245,13 +302,13 @@ def test_one_attacker_spread_over_replicas_is_one(tmp_path: Path) -> None:
         for replica in pair:  # neither has seen enough alone
             await until(lambda r=replica: nats(r) < -6.0)
             assert replica.filters is not None
-            assert replica.filters.quarantined == ["x"]
+            assert replica.filters.standings.quarantined == ["x"]
         found = counted(await pair[0].writer.record(rows_of("x", 1, 99)))
         assert found == {"quarantined": 1}
         third = await world.replica("c", filters=told)
         assert nats(third) < -6.0
         assert third.filters is not None
-        assert third.filters.quarantined == ["x"]
+        assert third.filters.standings.quarantined == ["x"]
         for replica in (*pair, third):
             await replica.stop(2)
 
@@ -287,7 +344,7 @@ def test_recovery_asks_no_filter(
         if forgetful:  # the mutant: what a row says is not in it
             monkeypatch.setattr("online.evidence.effects_of", lambda *args: {})
         second = await world.replica("b", filters=broken)
-        await second._adopt(first.writer.partition)
+        await second.exchange._adopt(first.writer.partition)
         await until(lambda: second.learner.includes(first.writer.partition, first.writer.known))
         assert {name: world.weight(second, name) for name in expected} == pytest.approx(expected)
         assert (nats(second) == known) is not forgetful
@@ -313,7 +370,7 @@ def test_a_rollback_takes_evidence_back_too(tmp_path: Path) -> None:
         world.server.rollback(name)
         await until(lambda: nats(replica) == 0.0)
         assert replica.filters is not None
-        assert replica.filters.quarantined == []
+        assert replica.filters.standings.quarantined == []
         assert nats(replica, HONEST[-1]) == 1.0, "the first that was judged"
         await replica.stop(2)
 
@@ -334,7 +391,7 @@ def test_who_follows_another_process_counts_each_row_once(tmp_path: Path) -> Non
         assert nats(front) == -4.0
         assert nats(back) == -4.0
         assert front.filters is not None
-        await until(lambda: not front.filters._pending)
+        await until(lambda: not front.filters.standings._pending)
         for replica in (front, back):
             await replica.stop(2)
 
@@ -409,7 +466,7 @@ def test_flipped_labels_are_learned_without_filters_and_not_with_them(filters: A
     settings = ModelSettings(name="m", task="binary", learner="logreg", filters=filters)
     made = filtering_for(settings, learner, None, sources_max=100, vouched=True)
     assert (made is None) is (filters == "none")
-    names = [*(f"h{i}" for i in range(9)), *(f"x{i}" for i in range(6))]
+    names = [*(f"h{i}" for i in range(10)), *(f"x{i}" for i in range(5))]
 
     def row(source: str, n: int) -> tuple[NewRow, Example, bool]:
         x = {name: draw.gauss(0, 1) for name in "abcd"}
@@ -443,7 +500,7 @@ def test_flipped_labels_are_learned_without_filters_and_not_with_them(filters: A
         assert right < 480
         return
     assert right >= 480
-    assert set(made.quarantined) == {f"x{i}" for i in range(6)}
+    assert set(made.standings.quarantined) == {f"x{i}" for i in range(5)}
     assert not any(n for source, n in set_aside.items() if source.startswith("h"))
 
 
@@ -528,7 +585,7 @@ def test_a_root_set_that_can_not_score_says_so(tmp_path: Path, text: str, why: s
     settings = ModelSettings(name="m", task="binary", learner="logreg")
     made = filtering_for(settings, learner, found, sources_max=100, vouched=False)
     assert made is not None
-    assert made.shown()["tests"] == ["schema", "samples", "surprise"]
+    assert made.shown()["tests"] == ["schema", "samples", *SURPRISE]
     assert why in made.shown()["root_set"]["problem"]
 
 
@@ -542,8 +599,8 @@ def test_which_tests_are_asked(tmp_path: Path) -> None:
         assert made is not None
         return list(made.shown()["tests"])
 
-    assert tests("default", None, vouched=False) == ["schema", "samples", "surprise"]
-    assert tests("default", None, vouched=True) == ["schema", "rate", "samples", "surprise"]
-    every = ["schema", "rate", "samples", "norm", "direction", "surprise"]
+    assert tests("default", None, vouched=False) == ["schema", "samples", *SURPRISE]
+    assert tests("default", None, vouched=True) == ["schema", "rate", "samples", *SURPRISE]
+    every = ["schema", "rate", "samples", "norm", "direction", *SURPRISE]
     assert tests("default", root, vouched=True) == every
-    assert tests(["surprise", "rate"], root, vouched=False) == ["schema", "rate", "surprise"]
+    assert tests(["surprise", "rate"], root, vouched=False) == ["schema", "rate", *SURPRISE]

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import replica_world as worlds
 
-import online.replica
+import online.exchange
 from online import history
 from online.messages import FeedbackRequest, PredictRequest
 from online.models.linear import Linear
@@ -175,17 +175,17 @@ def test_a_failed_last_row_does_not_keep_a_freeze_from_being_acted_on(tmp_path: 
 def test_the_mutant_that_reports_at_once_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = textwrap.dedent(inspect.getsource(online.replica.ModelReplica._act_on))
+    source = textwrap.dedent(inspect.getsource(online.exchange.Exchange._act_on))
     # either of them holds back the report of a row that is being committed
     for rule in (
-        "if self.learner.frozen and owes:",
-        "if writer.committing and writer.judged_by < self.learner.control:",
+        "if self._learner.frozen and owes:",
+        "if writer.committing and writer.judged_by < self._learner.control:",
     ):
         assert source.count(rule) == 1
         source = source.replace(rule, "if False:")
-    names = dict(vars(online.replica))
+    names = dict(vars(online.exchange))
     exec(compile(source, "<mutant>", "exec"), names)
-    monkeypatch.setattr(online.replica.ModelReplica, "_act_on", names["_act_on"])
+    monkeypatch.setattr(online.exchange.Exchange, "_act_on", names["_act_on"])
     with pytest.raises(AssertionError):
         test_a_freeze_is_acted_on_when_all_from_before_is_pushed(tmp_path)
     Held.open.set()

@@ -430,7 +430,7 @@ def test_a_lost_answer_is_no_reuse_and_no_duplicate(tmp_path: Path, losses: int)
 def test_a_sealed_writer_writes_what_waits_into_its_next_partition(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         first, second = await world.replica("first"), await world.replica("second")
-        await second._adopt(first.writer.partition)
+        await second.exchange._adopt(first.writer.partition)
         predict(world.serving(first), "x")
         assert (await label(world.serving(second), "x", 1.0))[1] in ("waiting", "learned")
         for replica in (first, second):

@@ -143,7 +143,7 @@ def test_a_replica_that_dies_is_learned_by_all(tmp_path: Path) -> None:
             task.cancel()
         await until(lambda: names(other) == ["a", "b"])
         partition = dying.writer.partition
-        await other._adopt(partition)
+        await other.exchange._adopt(partition)
         assert world.journal().partition(partition).sealed  # type: ignore[union-attr]
         await other.writer.record([row("c")])
         assert names(other) == ["a", "b", "c"]
@@ -162,13 +162,13 @@ def test_rollback_takes_out_what_came_after_the_snapshot(tmp_path: Path, rows_be
         for n, name in enumerate(good):
             await replicas[n % 2].writer.record([row(name)])
         keeper = replicas[0]
-        keeper._cut_at = -1e9
+        keeper.exchange._cut_at = -1e9
         learner = keeper.learner
         assert isinstance(learner, OrderedLearner)
         await until(lambda: len(names(keeper)) == len(good) and not learner.unsent, 10)
         snapshot = world.server.snapshot()["name"]
         await replicas[1].writer.record([row("bad1"), row("bad2")])
-        keeper._cut_at = -1e9
+        keeper.exchange._cut_at = -1e9
         await until(lambda: not learner.unsent and len(names(keeper)) == len(good) + 2, 10)
         await replicas[0].writer.record([row("kept")])  # the server has not got it yet
         world.server.rollback(snapshot)
@@ -194,7 +194,7 @@ def test_frozen_rows_are_not_learned_and_the_version_stands(tmp_path: Path) -> N
         for n in range(6):
             await replicas[n % 2].writer.record([row(f"e{n}")])
         asked = world.server.freeze()
-        await until(lambda: all(r._control == asked["control"] for r in replicas))
+        await until(lambda: all(r.exchange.control == asked["control"] for r in replicas))
         version = world.server.status()["version"]
         found = await replicas[1].writer.record([row("f")])
         assert [r.status for r in found] == ["frozen"]
@@ -221,7 +221,7 @@ def test_a_model_that_merges_can_be_learned_in_order_too(tmp_path: Path) -> None
         keeper = replicas[0].learner
         assert isinstance(keeper, OrderedLearner)
         await until(lambda: keeper.tally.digest[0] == 150)
-        replicas[0]._cut_at = -1e9
+        replicas[0].exchange._cut_at = -1e9
         await until(lambda: not keeper.unsent)
         await replicas[1].writer.record([row("late")])
         await until(lambda: keeper.tally.digest[0] == 151)

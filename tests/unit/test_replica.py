@@ -104,7 +104,7 @@ def test_a_sealed_writer_takes_a_new_partition_and_the_adopter_learns_the_old_on
         await first.writer.record([row("before")])
         world.client.down = False
         second = await world.replica("second")
-        await second._adopt(first.writer.partition)
+        await second.exchange._adopt(first.writer.partition)
         old = first.writer.partition
         assert statuses(await first.writer.record([row("after")])) == [("learned", False)]
         assert first.writer.partition != old

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online.access import ROLES, Access, Role, digest
+from online.access import ROLES, Access, Role, digest, sender
 from online.cli import app as command_line
 from online.config import WITH_SECRETS, Settings, load, own_token
 from online.errors import ConfigError, RequestError
@@ -85,6 +85,34 @@ def test_all_roles_have_tokens_or_none(tmp_path: Path, missing: Role, host: str)
     some = {role: token for role, token in TOKENS.items() if role != missing}
     with pytest.raises(ConfigError, match=f"none for {missing}"):
         settings_of(tmp_path, some, host=host)
+
+
+def test_a_feedback_token_may_stand_for_a_source(tmp_path: Path) -> None:
+    """Two of one source while they are changed; an admin's may name any; a file has them too."""
+    shop, next_shop, plain = (f"{name}-0123456789abcdefghijkl" for name in ("shop", "next", "any"))
+    entries = [{"source": "shop", "token": shop}, {"source": "shop", "token": next_shop}, plain]
+    settings = settings_of(tmp_path, {**TOKENS, "feedback": [*entries, TOKENS["admin"]]})
+    data = settings.model_dump(mode="json", context=WITH_SECRETS)
+    for tokens in (settings.tokens, Settings.model_validate(data).tokens):
+        guard = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
+        found = {}
+        for token in (shop, next_shop, plain, TOKENS["admin"]):
+            headers = {b"authorization": f"Bearer {token}".encode()}
+            guard.check(headers, frozenset[Role]({"feedback"}))
+            found[token] = sender.get()
+        assert found == {shop: "shop", next_shop: "shop", plain: None, TOKENS["admin"]: None}
+    assert "0123456789" not in str(settings.model_dump(mode="json"))
+    (tmp_path / "feedback.token").write_text(f"shop {shop}\n{plain}\n")
+    tokens = {**TOKENS, "feedback_file": "feedback.token"}
+    del tokens["feedback"]
+    assert settings_of(tmp_path, tokens).tokens.sources == {shop: "shop"}
+    wrongs = (f"{shop} {next_shop}", {"source": "a/b", "token": shop}, {"source": "a" * 24})
+    for wrong in wrongs:
+        with pytest.raises(ConfigError) as caught:
+            settings_of(tmp_path, {**TOKENS, "feedback": [wrong]})
+        assert "0123456789" not in str(caught.value)
+    with pytest.raises(ConfigError, match="Give sources to feedback tokens only"):
+        settings_of(tmp_path, {**TOKENS, "admin": [{"source": "shop", "token": shop}]})
 
 
 SECRET: Final = "hunter2-is-my-secret-token"

@@ -1,0 +1,203 @@
+"""What is known of sources in one replica, and what its own rows add before they are learned.
+
+    known = values pulled + own deltas  +  rows learned since  +  rows decided and not learned yet
+
+so each row counts once here, whoever learns it and when.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, copy, merge
+from paramserver.filters.chain import Chain
+from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
+from replay.journal.base import Row
+
+_log = logging.getLogger("online.filtering")
+
+_SUM_ANEW: Final = 16_384
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A row that is decided and not learned yet; ``place``: where it stands, once it does."""
+
+    effects: Blocks
+    place: tuple[int, int] | None = None
+
+
+class Standings:
+    """The chain's table of sources, kept at what the learner has and what it will have.
+
+    Parameters
+    ----------
+    chain
+        Whose table it is.
+    clock
+        Gives the clock of the values at hand.
+
+    Attributes
+    ----------
+    on_quarantine
+        Called with a source whose events are set aside from now on, and at each of its rows.
+    """
+
+    def __init__(self, chain: Chain, clock: Callable[[], dict[int, int]]) -> None:
+        self.on_quarantine: Callable[[str], object] = lambda source: None
+        self._chain, self._clock = chain, clock
+        self._pending: dict[bytes, _Pending] = {}
+        self._mine: Blocks = {}  # sum of what is pending
+        self._gone = 0  # of it, since it was summed up anew
+        self._unsaid: Blocks = {}  # quarantines that follow from pulled values: with the next row
+        self._quarantined: dict[str, None] = {}
+
+    @property
+    def quarantined(self) -> list[str]:
+        """Sources whose events are set aside."""
+        return list(self._quarantined)
+
+    def evidence(self, source: str) -> dict[str, float]:
+        """Nats by test."""
+        return {k: round(x, 2) for k, x in self._chain.sources.get(source).evidence.items()}
+
+    def waits(self, key: bytes) -> bool:
+        """Whether a row is decided and not learned yet."""
+        return key in self._pending
+
+    def decided(self, key: bytes, source: str, *, taken: bool) -> Blocks:
+        """What the event that the chain has just observed does, to be written with its row."""
+        effects = self._chain.cut()
+        merge(effects, self._unsaid)
+        self._unsaid = {}
+        if not taken:
+            effects.pop(TAKEN, None)
+        self._pending[key] = _Pending(effects)
+        merge(self._mine, effects)
+        self._look([source])
+        return effects
+
+    def stands(self, key: bytes, place: tuple[int, int]) -> None:
+        """The row was written there."""
+        self._pending[key].place = place
+
+    def leave(self, partition: int) -> None:
+        """Its rows are another's to learn, and come back with values."""
+        for key, pending in list(self._pending.items()):
+            if pending.place is not None and pending.place[0] == partition:
+                del self._pending[key]
+                self._less(pending.effects)
+
+    def take_back(self, key: bytes) -> None:
+        """The row was not written, or was there before."""
+        effects = self._pending.pop(key).effects
+        self._less(effects)
+        self._apply(_negative(effects))
+        for source, (_, number) in _data(effects, OFFENCES).items():
+            known = self._chain.sources.get(source)
+            if known.offences == number and known.quarantined:
+                known.offences = known.releases
+        self._look(_named(effects))
+
+    def passed(self, row: Row, effects: Blocks) -> None:
+        """The learner counts a row's evidence from now on."""
+        pending = self._pending.pop(row.key, None)
+        if pending is None:  # another's, or one that is learned again
+            self._apply(effects)
+            self._look(_named(effects))
+        else:
+            self._less(pending.effects)
+        if row.source in self._quarantined:  # decided before that, and learned since
+            self.on_quarantine(row.source)
+
+    def rebase(self, values: Blocks, opened: Blocks) -> None:
+        """Take new values of the sources named."""
+        self._settle()
+        total = copy(values)
+        for mine in (opened, self._mine):
+            for name, block in mine.items():
+                if name in total and block.kind == COUNT:
+                    data = total[name].data
+                    data.update({x: data[x] + n for x, n in block.data.items() if x in data})
+        self._set(total)
+
+    def reset(self, values: Blocks) -> None:
+        """Begin with these values, and what is decided and not learned yet."""
+        self._settle()
+        total = copy(values)
+        merge(total, self._mine)
+        self._chain.reset({})
+        self._quarantined = {}
+        self._set(total)
+
+    def _set(self, total: Blocks) -> None:
+        self._chain.rebase(total)
+        merge(self._unsaid, {k: b for k, b in self._chain.cut().items() if b.kind == EXTREMA})
+        self._look(_named(total))
+
+    def _settle(self) -> None:
+        """What others have learned of what is written here is in the values."""
+        clock = self._clock()
+        for key, pending in list(self._pending.items()):
+            if pending.place is None or pending.place[1] > clock.get(pending.place[0], 0):
+                break  # they are in the order of their offsets
+            del self._pending[key]
+            self._less(pending.effects)
+
+    def _less(self, effects: Blocks) -> None:
+        """Take these out of what is pending; the sum is made anew now and then: names add up."""
+        self._gone += 1
+        if not self._pending:
+            self._mine, self._gone = {}, 0
+        elif self._gone > _SUM_ANEW:
+            self._mine, self._gone = {}, 0
+            for pending in self._pending.values():
+                merge(self._mine, pending.effects)
+        else:
+            merge(self._mine, _negative(effects))
+
+    def _apply(self, effects: Blocks) -> None:
+        """Add to what is known here."""
+        total: Blocks = {}
+        for name, block in effects.items():
+            data: dict[str, Any] = {}
+            for source, x in block.data.items():
+                known = self._chain.sources.get(source)
+                if name == TAKEN:
+                    data[source] = known.taken + x
+                elif block.kind == COUNT:
+                    data[source] = known.evidence.get(name.removeprefix(EVIDENCE), 0.0) + x
+                else:
+                    data[source] = x
+            total[name] = Block(block.kind, data)
+        self._set(total)
+
+    def _look(self, sources: Sequence[str]) -> None:
+        """Notice who was quarantined or released."""
+        for source in sources:
+            if not self._chain.sources.get(source).quarantined:
+                self._quarantined.pop(source, None)
+            elif source not in self._quarantined:
+                self._quarantined[source] = None
+                _log.warning("source %s is quarantined: %s", source, self.evidence(source))
+                self.on_quarantine(source)
+
+
+def _data(blocks: Blocks, name: str) -> dict[str, Any]:
+    return blocks[name].data if name in blocks else {}
+
+
+def _named(blocks: Blocks) -> list[str]:
+    return list(dict.fromkeys(source for block in blocks.values() for source in block.data))
+
+
+def _negative(blocks: Blocks) -> Blocks:
+    """What takes sums back; numbers of which the largest counts can't be."""
+    return {
+        name: Block(COUNT, {source: -x for source, x in block.data.items()})
+        for name, block in blocks.items()
+        if block.kind == COUNT
+    }
