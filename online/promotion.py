@@ -18,11 +18,10 @@ from online.config import Settings
 from online.errors import StartRefused
 from online.model_settings import Challenge, ModelSettings
 from online.names import load_model, open_journal
+from online.tokens import Keys
 from paramserver import rewrites
 from paramserver.rewrites import Promote
 from replay.journal.base import Journal
-
-_NO_KEY = b"\0" * 32  # no key changes a spec
 
 
 def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]]:
@@ -49,7 +48,7 @@ def as_stored(settings: Settings) -> Settings:
 
 
 def _served(settings: Settings, model: ModelSettings, seq: int, note: Promote) -> ModelSettings:
-    spec = load_model(model, settings, _NO_KEY).spec_hash
+    spec = _spec(settings, model)
     if spec != note.before:
         return model  # it is the one that was promoted, or a third one
     challenger = model.challenger
@@ -57,7 +56,7 @@ def _served(settings: Settings, model: ModelSettings, seq: int, note: Promote) -
         parts = {**challenger.model_dump(mode="json"), **note.was}
         challenger = Challenge.model_validate(parts)
     served = model.made_as(note.now).model_copy(update={"challenger": challenger})
-    if load_model(served, settings, _NO_KEY).spec_hash != note.after:
+    if _spec(settings, served) != note.after:
         raise StartRefused(
             f"model {model.name}: {served.learner} was promoted (control row {seq}), and its code, "
             "artifact or libraries have changed since",
@@ -70,7 +69,15 @@ def _served(settings: Settings, model: ModelSettings, seq: int, note: Promote) -
 def spec_of_challenger(settings: Settings, model: ModelSettings) -> str | None:
     """Hash of the challenger's spec; None: there is none."""
     challenging = model.challenging
-    return None if challenging is None else load_model(challenging, settings, _NO_KEY).spec_hash
+    return None if challenging is None else _spec(settings, challenging)
+
+
+def _spec(settings: Settings, model: ModelSettings) -> str:
+    """Hash of a model's spec; no key changes it, but sealed artifacts are opened with theirs."""
+    if not settings.key_path.exists():
+        return load_model(model, settings, b"\0" * 32).spec_hash
+    keys = Keys.from_file(settings.key_path)
+    return load_model(model, settings, keys.secret, keys.old_secrets).spec_hash
 
 
 def _told(model: ModelSettings, served: ModelSettings, seq: int) -> list[str]:
@@ -96,7 +103,7 @@ def follow_file(settings: Settings, journal: Journal) -> list[str]:
         found = rewrites.promoted(journal.controls(model.name, 0))
         if found is None:
             continue
-        spec = load_model(model, settings, _NO_KEY).spec_hash
+        spec = _spec(settings, model)
         if spec == found[1].before:
             take_back(journal, model.name, found[0], found[1], "settings")
             lines.append(f"model {model.name}: {model.learner} serves again, as the settings say")
