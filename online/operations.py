@@ -36,7 +36,9 @@ class PromoteRequest(BaseModel):
     """Whether what served before is to serve again."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"back": False}]})
-    back: bool = Field(False, description="refuse unless the challenger has served before")
+    back: bool = Field(
+        False, strict=True, description="refuse unless the challenger has served before"
+    )
 
 
 class RelearnRequest(BaseModel):

@@ -96,6 +96,11 @@ class Shadow:
         promoted = rewrites.promoted(self._journal.controls(self._model.name, 0))
         since = 0 if promoted is None else promoted[0]
         self._epoch = 0 if promoted is None else promoted[1].epoch
+        self._taken_back = (
+            promoted is not None
+            and promoted[1].before == self._loaded.spec_hash
+            and promoted[1].why in ("back", "failed")
+        )
         self._specs = {p.id: p.spec for p in self._journal.partitions(self._model.name)}
         self.learner = Challenger(
             self._loaded.build,
@@ -268,6 +273,8 @@ class Shadow:
         """Why it is not promoted by itself; None: it is."""
         if self.incident is not None:
             return self.incident
+        if self._taken_back:  # or it would go to and fro
+            return "it has served and was taken back, or did not start: promote it by hand"
         if unusable := int(self.learner.tally.counters.get("unusable", 0)):
             return f"{unusable} of its answers were no numbers"
         if self.behind > PAGE_ROWS * 4:

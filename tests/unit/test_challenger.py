@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from online.challenger import Challenger, Standing
+from online.challenger import Ahead, Challenger, Standing
 from online.config import Settings
 from online.local import score_of
 from online.model_settings import Challenge, ModelSettings, Snapshots
@@ -22,7 +23,7 @@ from online.tokens import event_key
 from paramserver import rewrites
 from replay import codec
 from replay.example import Example, Features
-from replay.journal.base import NewRow, Verdict
+from replay.journal.base import NewRow, Row, Verdict
 from replay.journal.sqlite import SqliteJournal
 
 KEY = b"0" * 32
@@ -155,6 +156,28 @@ def test_one_that_peeks_at_the_label_is_found_out(
     assert now.difference != 0.0
 
 
+class WhenTheLabelComes(Ahead):
+    """Asks a row when its label comes: by then others are learned that came after the question."""
+
+    def read(self, rows: Sequence[Row], ended_s: float | None) -> None:
+        super().read(rows, ended_s)
+        at = {row.seq: row.at for row in self.rows}
+        self._asks = sorted((at[seq], seq, *rest) for _, seq, *rest in self._asks)
+
+
+def test_one_that_is_asked_later_than_the_champion_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("online.shadow.Ahead", WhenTheLabelComes)
+    world = equal_pair(tmp_path)
+    for features, label in stream(200):
+        world.feed(features, label, labels_late=7)
+    now = world.catch_up(world.shadow())
+    assert now.champion_loss is not None
+    assert now.challenger_loss is not None
+    assert abs(now.champion_loss - now.challenger_loss) > 1e-4
+
+
 def test_labels_that_come_after_the_delay_are_learned_and_not_compared(tmp_path: Path) -> None:
     world = World(
         settings_of(tmp_path / "s", "binary", "linear", "logreg", rows_min=30, delay=0.05)
@@ -248,6 +271,12 @@ def test_the_better_one_is_proposed_once_its_guards_hold(tmp_path: Path) -> None
     shadow.incident = None
     world.now_s += 2
     shadow.step()
+    again = world.shadow()
+    for why in ("failed", "back"):
+        note = rewrites.Promote(world.challenger.spec_hash, world.champion.spec_hash, {}, {}, why)
+        world.journal.write_control("m", "promote", why, msgspec.json.encode(note))
+        again.begin()
+        assert "by hand" in (again.held_back(now) or ""), "it would go to and fro"
     [proposed] = world.proposed
     assert (proposed, proposed.verdict) == (now, "better")
     worse = Standing("better", 1500, 0, 0.6, 0.9, 0.5, 0.6, 0.3, (0.1, 0.5), ())
