@@ -59,7 +59,7 @@ _ELEC2: Final = ("elec2", "electricity.csv.gz")
 _INSECTS: Final = ("insects_gradual", "gradual_balanced_24150.csv.gz")
 _GAS: Final = "gas_drift"
 _GAS_BATCHES: Final = (1, 2, 3, 4, 5, 6, 8, 9)  # of ten; the other two are not at hand
-_NAMES: Final = (*_BUNDLED, "elec2", "insects", "gas")
+_NAMES: Final = (*_BUNDLED, "digits", "elec2", "insects", "gas")
 
 
 def open_stream(
@@ -70,9 +70,9 @@ def open_stream(
     Parameters
     ----------
     name_or_path
-        ``phishing``, ``bananas``, ``image_segments`` (inside river), ``elec2``, ``insects``,
-        ``gas`` (in ``data_dir``), or the path of a ``.csv`` or ``.csv.gz`` file.  Case and ``-``
-        for ``_`` do not matter in names.
+        ``phishing``, ``bananas``, ``image_segments`` (inside river), ``digits`` (inside
+        scikit-learn), ``elec2``, ``insects``, ``gas`` (in ``data_dir``), or the path of a ``.csv``
+        or ``.csv.gz`` file.  Case and ``-`` for ``_`` do not matter in names.
     label
         Column of a CSV file that holds the label; the last one if left out.
 
@@ -84,6 +84,8 @@ def open_stream(
     name = name_or_path.lower().replace("-", "_")
     if name in _BUNDLED:
         return _bundled(name)
+    if name == "digits":
+        return _digits()
     if name == "elec2":
         path = _real(name, _ELEC2, data_dir)
         return Stream(name, "binary", _Again(lambda: _elec2(path)), 45_312, _UP_DOWN)
@@ -116,6 +118,25 @@ def _bundled(name: str) -> Stream:
             yield features, bool(label) if task == "binary" else label
 
     return Stream(name, task, _Again(rows), data.n_samples, {})
+
+
+def _digits() -> Stream:
+    """1,797 images of 8 × 8: ``p0`` to ``p63`` from 0 to 16 (Alpaydin and Kaynak 1998)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise StreamUnusable(
+            "digits",
+            "it is inside scikit-learn, which is not installed",
+            "pip install scikit-learn",
+        ) from None
+
+    def rows() -> Iterator[Row]:
+        images, digits = load_digits(return_X_y=True)
+        for image, digit in zip(images.tolist(), digits.tolist(), strict=True):
+            yield {f"p{i}": v for i, v in enumerate(image)}, digit
+
+    return Stream("digits", "multiclass", _Again(rows), 1797, {})
 
 
 def _real(name: str, place: tuple[str, str], data_dir: Path | None) -> Path:

@@ -1,6 +1,11 @@
 """`python -m online` is `online`."""
 
-from online.cli import main
+import sys
+
+try:
+    from online.cli import main
+except KeyboardInterrupt:  # a run of `--every` may be ended while it is being read
+    sys.exit(130)
 
 if __name__ == "__main__":
     main()

@@ -38,14 +38,15 @@ sender: ContextVar[str | None] = ContextVar("sender", default=None)
 
 _OPEN: Final = re.compile(
     r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json"
-    r"|/static-offline-docs/.*"
+    r"|/static-offline-docs/.*|/edge/[^/]+"
 )
 _ANSWER: Final = re.compile(
-    r"/v1/models/[^/]+/(predict|scores)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+    r"/v1/models/[^/]+/(predict|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
 )
 _LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback")
 _SHOW: Final = re.compile(
     r"/metrics|/v1/models(/[^/]+)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
+    r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
 )
 
 

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,6 +33,7 @@ from online.bodies import (
     format_of,
 )
 from online.config import Limits
+from online.edge.routes import routes as edge_routes
 from online.errors import RequestError, failed, invalid
 from online.ingress import SCORES, V1, V2
 from online.operations import operations
@@ -56,6 +58,8 @@ class App:
         Who may do what; None: everybody may do everything.
     scores
         By model, what reads scores that were computed ahead of time.
+    published
+        Folder of what is published for devices; None: nothing is.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class App:
         limits: Limits,
         access: Access | None = None,
         scores: Mapping[str, batch.Reader] | None = None,
+        published: Path | None = None,
     ) -> None:
         self._scores = scores or {}
         self._servings, self._limits, self._access = servings, limits, access
@@ -72,7 +77,7 @@ class App:
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving)
-        self._rest = build_rest(servings, cluster, guarded=access is not None)
+        self._rest = build_rest(servings, cluster, published, guarded=access is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -246,7 +251,11 @@ async def _send(
 
 
 def build_rest(
-    servings: Mapping[str, Serving], cluster: Cluster, *, guarded: bool = False
+    servings: Mapping[str, Serving],
+    cluster: Cluster,
+    published: Path | None = None,
+    *,
+    guarded: bool = False,
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -294,6 +303,7 @@ def build_rest(
         return await cluster.model(model)
 
     app.include_router(operations(known, cluster))
+    app.include_router(edge_routes(known, published, guarded=guarded))
     openinference.add_routes(app, servings)
     openapi.document(app, list(servings), guarded=guarded)
     return app

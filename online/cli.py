@@ -12,6 +12,8 @@ import online.bench.cli  # noqa: F401  (its commands)
 from online import __version__
 from online.bench.table import app as bench_app
 from online.commands import (
+    backfill,
+    edge,
     export,
     forget,
     models,
@@ -39,13 +41,14 @@ app = typer.Typer(
 )
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
-    export.export, rewrites.rollback, forget.forget, rewrites.freeze, rewrites.unfreeze,
-    promote.promote,
+    backfill.backfill, export.export, rewrites.rollback, forget.forget, rewrites.freeze,
+    rewrites.unfreeze, promote.promote,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(scores.app, name="scores")
+app.add_typer(edge.app, name="edge")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")
 app.add_typer(bench_app, name="bench")

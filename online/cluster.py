@@ -146,6 +146,15 @@ def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
         )
 
 
+def check_scores(settings: Settings) -> None:
+    """Refuse a Redis server of scores that no replica could ask.  Raises StartRefused."""
+    if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
+        raise StartRefused(
+            "`scores` names a Redis server, and the package for it is missing",
+            "pip install 'online-learning-service[redis]'",
+        )
+
+
 def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> list[psutil.Process]:
     """Start or join Ray; its processes on this machine that the service can't live without.
 
@@ -214,6 +223,7 @@ class Service:
                 f"port {self._settings.port} of {self._settings.host} is taken",
                 "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
             )
+        check_scores(self._settings)
         self._settings = self._as_served(self._given, follow=fresh or relearn)
         models = Models(self._settings, self._progress)
         self._loaded = models.check(fresh=fresh, relearn=relearn)

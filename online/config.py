@@ -46,7 +46,7 @@ def hidden(text: str) -> str:
     return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
 
 
-def _journal(value: str) -> str:
+def _store(value: str) -> str:
     """``sqlite``, or the address of a Redis server."""
     if value == "sqlite":
         return value
@@ -178,7 +178,7 @@ class Settings(Tree):
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
     replicas: int = Field(2, ge=1, le=64)
     state_dir: Path = Path("./state")
-    journal: Annotated[str, AfterValidator(_journal)] = Field(
+    journal: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )
     journal_prefix: str = Field(
@@ -192,6 +192,11 @@ class Settings(Tree):
     )
     snapshot_dir: str | None = Field(
         None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
+    )
+    scores: Annotated[str, AfterValidator(_store)] = Field(
+        "sqlite",
+        repr=False,
+        description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
     )
     cluster: Annotated[str, AfterValidator(_cluster)] = Field(
         "local", description="local starts a Ray of its own; auto or host:port joins one"
@@ -209,7 +214,7 @@ class Settings(Tree):
         """File of the keys that sign label tokens and pickled blobs."""
         return self.key_file or self.state_dir / "key"
 
-    @field_serializer("journal", "snapshot_dir")
+    @field_serializer("journal", "snapshot_dir", "scores")
     def _hide(self, value: str | None, info: SerializationInfo) -> str | None:
         return value if value is None or info.context == WITH_SECRETS else hidden(value)
 

@@ -25,10 +25,10 @@ from online.config import Settings
 from online.features import Door
 from online.names import challenger_name, journal_opener, load_model, merge_rule
 from online.replica import ModelReplica
-from online.rescore.stores import SqliteScores
+from online.rescore.stores import RedisReads, SqliteScores
 from online.rollout import Origin
 from online.room import journal_room
-from online.scores import Reader
+from online.scores import Reader, threaded
 from online.serving import Serving
 from online.status import Cluster
 from online.tokens import Keys, Nonces, Tokens
@@ -105,7 +105,10 @@ class Replica:
         access = None
         if tokens:
             access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
-        app = App(self._servings, self._cluster, self._settings.limits, access, self._readers())
+        app = App(
+            self._servings, self._cluster, self._settings.limits, access, self._readers(),
+            self._settings.state_dir / "edge",
+        )  # fmt: skip
         ingress.install(app)
 
         async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:
@@ -123,13 +126,18 @@ class Replica:
         return with_lifespan
 
     def _readers(self) -> dict[str, Reader]:
-        """What reads the scores in the state folder; opened when they are asked for."""
+        """What reads the scores of the settings; opened when they are asked for."""
+        if self._settings.scores != "sqlite":
+            url = self._settings.scores
+            return {name: Reader(RedisReads(url, name).get, time.time) for name in self._servings}
         place = self._settings.state_dir / "scores"
         threads = ThreadPoolExecutor(1, "scores")
-        return {
-            name: Reader(SqliteScores(place, name), threads, time.time, SqliteScores(place, name))
-            for name in self._servings
-        }
+
+        def reader(name: str) -> Reader:
+            ask = threaded(SqliteScores(place, name), threads)
+            return Reader(ask, time.time, SqliteScores(place, name))
+
+        return {name: reader(name) for name in self._servings}
 
     async def _stop(self) -> None:
         """Commit, push and seal: nothing is left for an adopter."""

@@ -24,7 +24,7 @@ from online.errors import StartRefused
 from online.history import Decisions
 from online.models.base import Model
 from online.ordered import OrderedLearner
-from paramserver import rewrites, wire
+from paramserver import bases, rewrites, wire
 from paramserver.blocks import COUNT, Block
 from paramserver.rewrites import HALVED, Spans, note_of, packed
 from paramserver.server import Server
@@ -124,8 +124,9 @@ class Base:
 class Bases:
     """The snapshots that learning again may begin with.
 
-    One will do if all rows behind it are in the journal, and if of those in it the same ones are
-    undone as now: else it holds rows that were taken out since, or lacks some that are back.
+    One will do if all rows behind it are in the journal, if it has what tables have taught since,
+    and if of those in it the same ones are undone as now: else it holds rows that were taken out
+    since, or lacks some that are back.
 
     Parameters
     ----------
@@ -138,6 +139,8 @@ class Bases:
     ) -> None:
         self._partitions, self._now = partitions, decisions.undone
         self._controls = journal.controls(model, 0)
+        self._spec = decisions.spec
+        self._taught = bases.backfills(self._controls, self._spec)
         self._nothing = Base(None, Contained(dict(decisions.without), frozenset()))
 
     def why_not(self, base: Base) -> str | None:
@@ -146,9 +149,22 @@ class Bases:
         gone = sum(max(p.trimmed - clock[p.id], 0) for p in self._partitions)
         if gone:
             return f"{gone:,} rows behind it were removed by retention"
+        if (lacks := self._lacks(base)) is not None:
+            return f"it lacks what {lacks} has taught: a backfill came after it"
         then = rewrites.undone(c for c in self._controls if c.seq <= base.contained.control)
         if then.upto(clock) != self._now.upto(clock):
             return "other rows of it are undone by now: a rollback or a forget came after it"
+        return None
+
+    def _lacks(self, base: Base) -> str | None:
+        """A table that is in the model and not in it; None: there is none."""
+        before = [c for c in self._controls if c.seq <= base.contained.control]
+        has = {based.seq for based in bases.backfills(before, self._spec)}
+        for based in reversed(self._taught):
+            if based.note.snapshot == base.name:  # a base is from before its own row
+                return None
+            if based.seq not in has:
+                return ", ".join(file.name for file in based.note.files)
         return None
 
     def clock(self, contained: Contained) -> dict[int, int]:

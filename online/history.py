@@ -121,6 +121,7 @@ class Decisions:
     def __init__(self, spec: str) -> None:
         self._failed_prefix = f"failed:{spec[:16]}:"
         self._begun_prefix = f"fresh:{spec}:"
+        self.spec = spec
         self.without: dict[int, int] = {}  # by partition: rows that the lineage began without
         self.seq = 0
         self.failed: dict[str, str] = {}  # why, by the row's key in hexadecimal

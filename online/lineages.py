@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -25,15 +25,39 @@ from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.promotion import spec_of_challenger
 from online.rootset import root_rows
 from online.tokens import Keys
-from paramserver import rewrites
+from paramserver import bases, rewrites
+from paramserver.blocks import Blocks
+from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from paramserver.state import SnapshotState
-from replay.journal.base import Journal
+from replay.journal.base import Control, Journal
 
 _FOLLOW_S = 2.0
+
+
+def _lost(controls: Sequence[Control]) -> int:
+    """Rows of tables that the newest lineage has learned that has learned any."""
+    specs = [
+        bases.backfill_of(control).spec for control in controls if control.kind == rewrites.BACKFILL
+    ]
+    taught = bases.backfills(controls, specs[-1]) if specs else ()
+    return sum(based.note.learned for based in taught)
+
+
+def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> SnapshotState:
+    """The state that a backfill has left.  Raises StartRefused: it can't be used."""
+    try:
+        return history.load(base.snapshot)
+    except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
+        files = ", ".join(file.name for file in base.files)
+        raise StartRefused(
+            f"model {name} begins with what {files} has taught it, and the snapshot "
+            f"{base.snapshot} of that can't be used ({error})",
+            "Put a good copy of it back, or learn the tables again: online backfill --relearn",
+        ) from error
 
 
 class Models:
@@ -103,8 +127,20 @@ class Models:
         partitions = journal.partitions(name)
         self._last_partition = max((p.id for p in partitions), default=self._last_partition)
         rows = sum(p.end for p in partitions)
-        if rows and (fresh or (relearn and loaded.spec_hash in known)):
-            self._begin_again(journal, name, loaded, without=fresh)
+        controls = journal.controls(name, 0)
+        taught = bases.backfills(controls, loaded.spec_hash)
+        if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
+            base = taught[-1].note if taught and not fresh else None
+            self._begin_again(journal, name, loaded, base, without=fresh)
+        elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
+            message = f"model {name}: its code or settings have changed since tables were learned"
+            remedy = (
+                f"Teach it the {n:,} rows again: online backfill --relearn; or begin without them: "
+                "online serve --fresh; or put the old model back"
+            )
+            if not relearn:
+                raise StartRefused(message, remedy)
+            self._progress(f"{message}: it begins without their {n:,} rows (online backfill)")
         elif rows and known and loaded.spec_hash not in known and not relearn:
             raise StartRefused(
                 f"model {name}: its code or settings have changed since the state in "
@@ -116,16 +152,79 @@ class Models:
             self._progress(f"model {name}: learning {rows:,} events of the journal again")
             self._again[name] = rows
 
-    def _begin_again(self, journal: Journal, name: str, loaded: Loaded, *, without: bool) -> None:
-        """Publish a snapshot that holds nothing.
+    def check_for_backfill(self, journal: Journal, model: str, loaded: Loaded) -> None:
+        """StartRefused: the journal's events were learned with another model."""
+        self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
+
+    def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
+        """Begin the lineage anew, with nothing: the next start learns the journal's events."""
+        self._begin_again(journal, model, loaded, None, without=False)
+
+    def _begin_again(
+        self,
+        journal: Journal,
+        name: str,
+        loaded: Loaded,
+        base: bases.Backfill | None,
+        *,
+        without: bool,
+    ) -> None:
+        """Publish a snapshot that holds nothing but what the ``base`` does.
 
         Its clock stands before every row that the journal has, or (``without``) after them.
         """
+        lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
+        place = lineage_place(snapshots_path(self._settings), name, loaded.spec_hash)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        epoch = begin_epoch(journal, lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
-        begin_anew(journal, self._settings, name, loaded, without=ends if without else None)
+        gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
+        clock = ends if without else gone
+        controls = journal.controls(name, 0)
+        values: Blocks = {}
+        skipped, closed, position = clock, frozenset[int](), 0
+        rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
+        if base is not None:
+            values = _base(history, name, base).values
+            skipped = self._skipped(controls, loaded.spec_hash)
+            skipped |= {p: n for p, n in gone.items() if p not in base.clock}
+            closed, position = frozenset(base.closed), base.position
+            clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
+            clock = {p: n for p, n in clock.items() if p not in closed}
+            rewrite = max(rewrite, bases.backfills(controls, loaded.spec_hash)[-1].seq)
+        if without:
+            position = journal.follow(name, 2**62, 1).upto
+        empty = SnapshotState(
+            model=name,
+            spec=loaded.spec_hash,
+            spec_text=loaded.spec_text,
+            version=(epoch, 0),
+            values=values,
+            clock=clock,
+            closed=closed,
+            control=controls[-1].seq if controls else 0,
+            rewrite=rewrite,
+            frozen=rewrites.frozen_by(controls),
+            position=position,
+            created_at=time.time(),
+        )
+        begun = rewrites.Begun(loaded.spec_hash, skipped, None if base is None else base.snapshot)
+        key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
+        journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
+        publish(journal, history, empty, None)
         if without:
             before = sum(ends.values())
             self._progress(f"model {name}: begins without the {before:,} events before")
+        if base is not None:
+            self._progress(
+                f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
+            )
+
+    @staticmethod
+    def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+        """Rows that the lineage was begun without, the last time that it was begun."""
+        begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
+        return dict(begun[-1].clock) if begun else {}
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
@@ -161,25 +260,16 @@ class Models:
         return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)
 
 
-def begin_anew(
-    journal: Journal,
-    settings: Settings,
-    name: str,
-    loaded: Loaded,
-    *,
-    without: Mapping[int, int] | None = None,
-) -> None:
-    """Let a lineage begin with a snapshot that holds nothing; undone events stay so.
+def begin_anew(journal: Journal, settings: Settings, name: str, loaded: Loaded) -> None:
+    """Let a lineage begin with a snapshot that holds nothing, before the rows of the journal.
 
-    ``without``: by partition, the last rows that it is to begin after; None: it learns all that
-    the journal has.
+    While the model is served by another one.  Undone events stay so.
     """
-    lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
+    lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "ordered")
     place = lineage_place(snapshots_path(settings), name, loaded.spec_hash)
     history = SnapshotHistory(open_snapshots(place), Retention())
     epoch = begin_epoch(journal, lineage)
-    gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
-    clock = gone if without is None else without
+    clock = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
     controls = journal.controls(name, 0)
     empty = SnapshotState(
         model=name,
@@ -191,9 +281,9 @@ def begin_anew(
         control=controls[-1].seq if controls else 0,
         rewrite=rewrites.newest_rewrite(controls),
         frozen=rewrites.frozen_by(controls),
-        position=0 if without is None else journal.follow(name, 2**62, 1).upto,
         created_at=time.time(),
     )
-    note = msgspec.json.encode(rewrites.Begun(loaded.spec_hash, dict(clock)))
-    journal.write_control(name, "fresh", f"fresh:{loaded.spec_hash}:{epoch}", note)
+    begun = rewrites.Begun(loaded.spec_hash, clock)
+    key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
+    journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
     publish(journal, history, empty, None)

@@ -7,7 +7,7 @@ the store answers all of them, from one run.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Annotated, Any, Final, Literal
 
@@ -71,15 +71,27 @@ class GivenMany(msgspec.Struct):
 Decode: Final[Callable[[bytes], ScoresRequest]] = msgspec.json.Decoder(ScoresRequest).decode
 
 
+Ask = Callable[[Sequence[str], float], Awaitable[Read]]
+"""Scores of some keys at this time (POSIX seconds), without holding the loop; StoreFailed."""
+
+
+def threaded(store: Scores, executor: Executor) -> Ask:
+    """Asks a store that is waited for on a thread; one of it at a time."""
+
+    async def ask(keys: Sequence[str], now_s: float) -> Read:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(executor, store.get, keys, now_s)
+
+    return ask
+
+
 class Reader:
     """Asks the store of one model for many requests at a time.
 
     Parameters
     ----------
-    store
-        Used by one thread at a time.
-    executor
-        Where the store is waited for: the loop answers other requests meanwhile.
+    ask
+        One exchange with the store; the next one begins when it is over.
     now_s
         POSIX seconds: scores expire.
     near
@@ -89,12 +101,11 @@ class Reader:
 
     def __init__(
         self,
-        store: Scores,
-        executor: Executor,
+        ask: Ask,
         now_s: Callable[[], float],
         near: SqliteScores | None = None,
     ) -> None:
-        self._store, self._executor, self._now_s, self._near = store, executor, now_s, near
+        self._exchange, self._now_s, self._near = ask, now_s, near
         self._waiting: list[tuple[Sequence[str], asyncio.Future[Read]]] = []
         self._asking: asyncio.Task[None] | None = None
         self.exchanges = 0
@@ -110,16 +121,13 @@ class Reader:
         return await future
 
     async def _ask(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
                 taken = self._take()
                 keys = list(dict.fromkeys(key for some, _ in taken for key in some))
                 self.exchanges += 1
                 try:
-                    read = await loop.run_in_executor(
-                        self._executor, self._store.get, keys, self._now_s()
-                    )
+                    read = await self._exchange(keys, self._now_s())
                 except Exception as error:  # every one of them waits for an answer
                     for _, future in taken:
                         if not future.done():

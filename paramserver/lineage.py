@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from paramserver import rewrites
+from paramserver import bases, rewrites
 from paramserver.blocks import COUNT, Block, Blocks
 from paramserver.errors import (
     DecisionUncertain,
@@ -31,7 +31,6 @@ from paramserver.wire import Version
 
 _log: Final = logging.getLogger(__name__)
 
-_BEGUN: Final = "fresh"
 _EPOCH_TRIES: Final = 100
 _DECIDE_TRIES: Final = 3
 _SHOWN: Final = 3
@@ -137,8 +136,9 @@ def replayed(
 ) -> SnapshotState:
     """The state after these control rows.  The same for a decision just made and in recovery.
 
-    A rollback or a forget leaves nothing of the state before but its place in the lineage: what it
-    leads to stands in its row.  So the snapshots of earlier ones are not asked for.
+    A rollback, a forget or a backfill leaves nothing of the state before but its place in the
+    lineage: what it leads to stands in its row.  So the snapshots of earlier ones are not asked
+    for.
 
     Parameters
     ----------
@@ -158,6 +158,10 @@ def replayed(
                 state = _rewritten(state, control.seq, note, load)
             else:
                 state = replace(state, rewrite=control.seq)
+        elif control.kind == rewrites.BACKFILL:
+            base = bases.backfill_of(control)
+            if base.spec == state.spec and newest is not None:
+                state = _backfilled(state, control.seq, base, load, newest)
         frozen = state.frozen
         if control.kind == rewrites.FREEZE:
             frozen = frozen or control.seq
@@ -197,6 +201,27 @@ def _rewritten(
     return replace(state, rewrite=seq)
 
 
+def _backfilled(
+    state: SnapshotState,
+    seq: int,
+    note: bases.Backfill,
+    load: Callable[[str], SnapshotState],
+    newest: rewrites.Needed,
+) -> SnapshotState:
+    if newest.seq != seq:  # nothing that a later row leads to asks for this one
+        return replace(state, rewrite=seq)
+    base = load(note.snapshot)
+    return replace(
+        state,
+        version=(state.version[0], max(state.version[1], base.version[1]) + 1),
+        values=base.values,
+        clock=note.clock,
+        closed=frozenset(note.closed),
+        rewrite=seq,
+        position=note.position,
+    )
+
+
 def _halved(values: Blocks, n: int) -> Blocks:
     return {**values, rewrites.HALVED: Block(COUNT, {"n": n})} if n else values
 
@@ -221,8 +246,8 @@ def needed(history: SnapshotHistory, name: str) -> SnapshotState:
 
 def _begun(controls: Iterable[ControlInfo], spec: str) -> int:
     """The epoch in which an operator let the lineage begin anew; 0: never."""
-    mark = f"{_BEGUN}:{spec}:"
-    keys = [c.key for c in controls if c.kind == _BEGUN and c.key.startswith(mark)]
+    mark = f"{rewrites.BEGUN}:{spec}:"
+    keys = [c.key for c in controls if c.kind == rewrites.BEGUN and c.key.startswith(mark)]
     return max((int(key.removeprefix(mark)) for key in keys), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Control rows that change what a model holds or learns: rollback, forget, freeze, bans.
+"""Control rows that change what a model holds or learns: rollback, forget, backfill, freeze, bans.
 
 The row comes first and is what makes the decision durable: whoever starts a server from a snapshot
 before it applies it.  Payloads are JSON.
@@ -22,10 +22,12 @@ ROLLBACK: Final = "rollback"
 FREEZE: Final = "freeze"
 UNFREEZE: Final = "unfreeze"
 PROMOTE: Final = "promote"
+BACKFILL: Final = "backfill"
+BEGUN: Final = "fresh"
 FORGET: Final = "forget"
 SOURCE: Final = "source"
 REWRITES: Final = frozenset({ROLLBACK, FORGET})
-"""Kinds of rows after which the values are others."""
+"""Kinds of rows after which the values are others, and that take rows out."""
 DECISIONS: Final = REWRITES | {FREEZE, UNFREEZE}
 
 SPANS_MAX: Final = 100_000
@@ -125,10 +127,14 @@ class Freeze(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """A lineage that begins anew: of this spec, without the rows at or below this clock."""
+    """A lineage that begins anew: of this spec, without the rows at or below this clock.
+
+    ``base``: the snapshot of the backfill whose values it begins with; None: with none.
+    """
 
     spec: str
     clock: dict[int, int]
+    base: str | None = None
 
 
 class Unfreeze(msgspec.Struct, frozen=True):
@@ -423,8 +429,15 @@ def _joined(ranges: Ranges, more: Ranges) -> Ranges:
     return out
 
 
+class _Naming(msgspec.Struct, frozen=True):
+    """What the rows of rewrites and backfills have in common."""
+
+    spec: str
+    snapshot: str
+
+
 class Needed(NamedTuple):
-    """The newest rewrite of a lineage: number of its control row, and the snapshot it names.
+    """The newest rewrite or backfill of a lineage: its control row, and the snapshot it names.
 
     It alone decides: what is left of the state before it is nothing that an earlier one made.
     """
@@ -437,8 +450,8 @@ def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
     """What a start from before the lineage's newest rewrite has to load; None: no rewrite."""
     newest = None
     for control in controls:
-        if control.kind in REWRITES:
-            note = note_of(control)
+        if control.kind in (*REWRITES, BACKFILL):
+            note = msgspec.json.decode(control.payload, type=_Naming)
             if note.spec == spec:
                 newest = Needed(control.seq, note.snapshot)
     return newest

@@ -313,6 +313,26 @@ def rescore(
     raise typer.Exit(0 if good else 1)
 
 
+@app.command()
+def scores(
+    runs: Annotated[int, typer.Option(help="repetitions of each", min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="length of one measurement", min=0.2)] = 3.0,
+    keys: Annotated[int, typer.Option(help="keys to load into Redis", min=1)] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Scores read by key, from SQLite and Redis, beside live predictions; and loading them.
+
+    Needs valkey-server or redis-server.  Example: online bench scores --runs 3 --keys 200000
+    """
+    from online.bench import scores as bench
+
+    found = bench.run(
+        runs=runs, seconds=seconds, keys=keys, progress=lambda x: print(x, file=sys.stderr)
+    )
+    show("scores by key", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
+
+
 @app.command("all")
 def everything() -> None:
     """Every table, one after the other (about an hour).
@@ -325,7 +345,7 @@ def everything() -> None:
     trees()
     merge()
     journal()
-    services = (http, push, durability, contention, recovery, rehearsal, judging, rescore)
+    services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5)))

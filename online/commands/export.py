@@ -36,7 +36,12 @@ def export(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="folder of the files")] = Path("edge"),
     targets: Annotated[
-        str, typer.Option("--targets", help="of edgepack, edgepack64, onnx, onnx64, c99; or all")
+        str,
+        typer.Option(
+            "--targets",
+            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs; all: these. By name only, "
+            "since they answer nearly alike: onnx16, onnx8 (weights in fewer bits)",
+        ),
     ] = "all",
     stream: Annotated[
         str | None,
@@ -65,25 +70,25 @@ def export(
 
     Example: online export 3-120 --stream elec2 --sign key.pem --since edge/prices.edgepack
     """
-    from online.edge.export import TARGETS, with_delta
+    from online.edge.export import EXACT, TARGETS, with_delta
     from online.edge.export import export as make
     from online.promotion import as_stored
 
-    wanted = list(TARGETS) if targets == "all" else [t.strip() for t in targets.split(",")]
+    wanted = list(EXACT) if targets == "all" else [t.strip() for t in targets.split(",")]
     if odd := [t for t in wanted if t not in TARGETS]:
         raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
-    key = None if sign is None else _key(sign)
+    key = None if sign is None else signing_key(sign)
     old = None if since is None else _read(since)
     settings = as_stored(load_settings(path, state_dir=state_dir))
-    served = _served(settings, model)
-    state, built = _restored(settings, served, snapshot)
+    served = picked(settings, model)
+    state, built = restored(settings, served, snapshot)
     now = time.time()
     made = make(
         built,
         served.task,
-        _golden_rows(settings, served, stream),
+        golden_rows(settings, served, stream),
         about=_about(served.name, state, now, valid_days),
-        shown=_shown(served),
+        shown=shown(served),
         targets=wanted,
     )
     if old is not None:
@@ -98,16 +103,22 @@ def _about(name: str, state: SnapshotState, now: float, valid_days: float) -> di
         "sequence": int(now * 1000),  # old weights that are published again get a higher one
         "created": round(now, 3),
         "expires": round(now + valid_days * 86_400.0, 3),
-        "freshness": {
-            "version": list(state.version),
-            "snapshot_at": round(state.created_at, 3),
-            "spec": state.spec[:16],
-            "events": sum(state.clock.values()),
-        },
+        "freshness": freshness(state),
     }
 
 
-def _served(settings: Settings, model: str | None) -> ModelSettings:
+def freshness(state: SnapshotState) -> dict[str, Any]:
+    """What the manifest says of the snapshot."""
+    return {
+        "version": list(state.version),
+        "snapshot_at": round(state.created_at, 3),
+        "spec": state.spec[:16],
+        "events": sum(state.clock.values()),
+    }
+
+
+def picked(settings: Settings, model: str | None) -> ModelSettings:
+    """The settings of the model meant: the only one, unless it is named."""
     served = {m.name: m for m in settings.models}
     if model is None and len(served) == 1:
         return next(iter(served.values()))
@@ -118,7 +129,7 @@ def _served(settings: Settings, model: str | None) -> ModelSettings:
     return served[model]
 
 
-def _restored(
+def restored(
     settings: Settings, served: ModelSettings, snapshot: str | None
 ) -> tuple[SnapshotState, Any]:
     """The snapshot, and the model in its state."""
@@ -158,7 +169,7 @@ def _restored(
     return state, loaded.model
 
 
-def _golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -> list[Features]:
+def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -> list[Features]:
     """Rows of the stream, or the journal's newest; none if it can't be read."""
     if stream is not None:
         from evaluation.streams import open_stream
@@ -182,7 +193,8 @@ def _golden_rows(settings: Settings, served: ModelSettings, stream: str | None) 
     return rows[-_GOLDEN_ROWS:]
 
 
-def _shown(served: ModelSettings) -> dict[Label, Label]:
+def shown(served: ModelSettings) -> dict[Label, Label]:
+    """Labels as callers know them, by the model's own."""
     if served.task != "binary" or served.classes is None:
         return {}
     return {False: served.classes["negative"], True: served.classes["positive"]}
@@ -195,17 +207,18 @@ def _read(path: Path) -> bytes:
         raise ConfigError("--since", f"{path}: {error.strerror}", "Name an edgepack") from None
 
 
-def _key(path: Path) -> Ed25519PrivateKey:
+def signing_key(path: Path, option: str = "--sign") -> Ed25519PrivateKey:
+    """The private key in a PEM file.  Raises ConfigError."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    remedy = "Make one: openssl genpkey -algorithm ed25519 -out key.pem"
+    remedy = "Make one: online edge keygen"
     try:
         key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError("--sign", f"{path}: {error}", remedy) from None
+        raise ConfigError(option, f"{path}: {error}", remedy) from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError("--sign", f"{path} holds another kind of key", remedy)
+        raise ConfigError(option, f"{path} holds another kind of key", remedy)
     return key
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.commands.repeat import in_child, repeat, without
 from online.config import Settings, environment
 from online.errors import ConfigError, OnlineError, StartRefused
 from online.model_settings import ModelSettings
@@ -83,8 +84,11 @@ def rescore(
     settings = as_stored(load_settings(path, state_dir=state_dir))
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
-    every_s = None if every is None else seconds("--every", every)
-    _need_packages()
+    need_packages()
+    if every is not None:
+        if run_id is not None:
+            raise ConfigError("--run-id", "one run is made once", "Leave it out with --every")
+        repeat(in_child(without(sys.argv[1:], "--every")), seconds("--every", every))
     from online.rescore.run import Request
 
     request = Request(
@@ -92,12 +96,7 @@ def rescore(
         ttl_s, settings.limits.text_bytes_max,
     )  # fmt: skip
     address = ray or environment().get("RAY_ADDRESS") or "local"
-    while True:
-        began = time.monotonic()
-        _once(request, settings, chosen, snapshot, store, address, workers, as_json=as_json)
-        if every_s is None:
-            return
-        time.sleep(max(0.0, every_s - (time.monotonic() - began)))
+    _once(request, settings, chosen, snapshot, store, address, workers, as_json=as_json)
 
 
 def _once(
@@ -114,7 +113,10 @@ def _once(
     source = scored(model, settings, snapshot)
     opened = None if store is None else open_store(store, model.name, request.ttl_s)
     began = time.monotonic()
-    with shown_progress(hidden=as_json) as progress, redirect_stdout(sys.stderr):  # Ray prints too
+    with (
+        shown_progress("scoring", hidden=as_json) as progress,
+        redirect_stdout(sys.stderr),
+    ):  # Ray prints too
         outcome = execute(
             request, source, partial(start, request.output, address, workers), store=opened,
             now_s=time.time(), progress=progress,
@@ -164,20 +166,24 @@ def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> N
         f"scored ({outcome.scored:,} of them now, in {facts['score_s']:.1f} s of {took_s:.1f} s), "
         f"{report.quarantined:,} in quarantine, {report.sampled} checked one by one"
     )
+    if outcome.skipped:
+        print(f"{outcome.skipped:,} rows keep their score: nothing in them has another weight now")
+    elif outcome.all_because:
+        print(f"every row was scored: {outcome.all_because}")
     for warning in (*report.warnings, *report.forced):
         print(f"warning: {warning}", file=sys.stderr)
 
 
 @contextmanager
-def shown_progress(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+def shown_progress(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
     """Rows, rows a second and the time left on standard error; nothing if that is no terminal."""
     bar = Progress(
-        TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
+        TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
         TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
         console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("scoring", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -205,12 +211,13 @@ def seconds(option: str, text: str) -> float:
     return value
 
 
-def _need_packages() -> None:
+def need_packages() -> None:
+    """Refuse to begin without what tables are read by.  Raises StartRefused."""
     try:
         import pandas  # noqa: F401  # Ray Data needs both
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise StartRefused(
-            f"re-scoring needs a package that is missing ({error})",
+            f"reading tables needs a package that is missing ({error})",
             "pip install 'online-learning-service[rescore]'",
         ) from None

@@ -83,3 +83,14 @@ class ManifestRefused(EdgeError):
 
     def __str__(self) -> str:
         return f"manifest refused: {self.reason}. The export in use stays"
+
+
+class PublishRefused(EdgeError):
+    """A release that can't be published, promoted, halted or gone back to as asked."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.remedy}"

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from evaluation.metrics import Task
-from online.edge import c_file, deltas, manifest, pack, runners
-from online.edge.errors import EdgeError, ExportRefused
+from online.edge import c_file, deltas, manifest, pack, runners, tfjs_file
+from online.edge.channel import Channel
+from online.edge.errors import EdgeError, ExportRefused, TemplateUnfit
+from online.edge.folder import Folder
 from online.edge.gate import BOUNDS, Parity, gate
 from online.edge.golden import Golden, golden
 from online.edge.ir import EdgeModel, Floats
@@ -27,8 +29,12 @@ from replay.example import Features, Label
 DELTA_SHARE_MAX: Final = 0.7
 """Of the file: a larger difference does not pay."""
 
+DELTAS: Final = 3
+"""Releases that a client may come from with a difference."""
+
 _MINIMUM_JS: Final = {"name": "edge.js", "min": "ES2020"}
 _MINIMUM_ONNX: Final = {"name": "onnxruntime", "min": "1.15", "opset": 18, "ml_opset": 3, "ir": 8}
+_MINIMUM_TFJS: Final = {"name": "tfjs-layers", "min": "4"}
 _MINIMUM_C: Final = {"name": "edge_model.h", "min": "C99"}
 
 
@@ -46,6 +52,11 @@ class Target:
         Asks them by the target's runtime: bytes, model, rows to outputs.
     runtime
         What a device needs.
+    nearly
+        Of a target that answers nearly alike: how the weights are stored, the largest difference
+        allowed, and the least share of rows with the same label.  It is made if it is named only.
+    beside
+        A second file that belongs to it: name and bytes.
     """
 
     suffix: str
@@ -53,6 +64,8 @@ class Target:
     convert: Callable[[EdgeModel], bytes]
     ask: Callable[[bytes, EdgeModel, runners.Rows], Floats]
     runtime: Mapping[str, Any]
+    nearly: tuple[str, float, float] | None = None
+    beside: Callable[[EdgeModel], tuple[str, bytes]] | None = None
 
 
 def _ask_pack(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
@@ -72,6 +85,19 @@ def _onnx(precision: Precision) -> Callable[[EdgeModel], bytes]:
     return convert
 
 
+def _ask_tfjs(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
+    return tfjs_file.evaluate(data, tfjs_file.weights_file(model)[1], model, rows)
+
+
+def _small(stored: Literal["float16", "int8"]) -> Callable[[EdgeModel], bytes]:
+    def convert(model: EdgeModel) -> bytes:
+        from online.edge import onnx_small  # an optional extra
+
+        return onnx_small.small(model, stored)
+
+    return convert
+
+
 TARGETS: Final[Mapping[str, Target]] = {
     "edgepack": Target(
         ".edgepack", "float32", lambda m: pack.encode(m, "float32"), _ask_pack, _MINIMUM_JS
@@ -82,7 +108,22 @@ TARGETS: Final[Mapping[str, Target]] = {
     "onnx": Target(".onnx", "float32", _onnx("float32"), runners.run_onnx, _MINIMUM_ONNX),
     "onnx64": Target(".float64.onnx", "float64", _onnx("float64"), runners.run_onnx, _MINIMUM_ONNX),
     "c99": Target(".h", "float32", lambda m: c_file.convert(m).encode(), _ask_c, _MINIMUM_C),
-}
+    "tfjs": Target(
+        ".tfjs.json", "float32", tfjs_file.convert, _ask_tfjs, _MINIMUM_TFJS,
+        beside=tfjs_file.weights_file,
+    ),
+    "onnx16": Target(
+        ".float16.onnx", "float32", _small("float16"), runners.run_onnx, _MINIMUM_ONNX,
+        ("float16", 2e-3, 0.999),
+    ),
+    "onnx8": Target(
+        ".int8.onnx", "float32", _small("int8"), runners.run_onnx, _MINIMUM_ONNX,
+        ("int8", 2e-2, 0.998),
+    ),
+}  # fmt: skip
+
+EXACT: Final = tuple(name for name, target in TARGETS.items() if target.nearly is None)
+"""Targets that answer as the model does."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +142,8 @@ def export(
     *,
     about: Mapping[str, Any],
     shown: Mapping[Label, Label] | None = None,
-    targets: Sequence[str] = tuple(TARGETS),
+    targets: Sequence[str] = EXACT,
+    golden_most: int | None = None,
     seed: int = 0,
 ) -> Exported:
     """Files of the model as it answers now.
@@ -115,6 +157,8 @@ def export(
         ``expires``, ``freshness``.
     shown
         Labels as callers know them, by the model's own.
+    golden_most
+        Rows of the files that devices ask again; None: all that were asked here.
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """
@@ -138,8 +182,17 @@ def export(
             continue
         file = f"{about['model']}{target.suffix}"
         files[file] = data
-        files[proof.name()] = proof.file()
-        described[name] = _described(file, data, target, proof, parity)
+        again = proof if golden_most is None else proof.some(golden_most)
+        files[again.name()] = again.file()
+        described[name] = _described(file, data, target, again, parity)
+        if target.beside is not None:
+            weights, content = target.beside(called)
+            files[weights] = content
+            described[name]["weights"] = {
+                "file": weights,
+                "size": len(content),
+                "sha256": sha256(content).hexdigest(),
+            }
     if not described:
         raise ExportRefused(str(about["model"]), f"no target is left: {left_out}")
     for name, companion in (("edgepack", "edge.js"), ("c99", "edge_model.h")):
@@ -187,11 +240,48 @@ def with_delta(made: Exported, since: bytes) -> Exported:
     )
 
 
+def with_deltas(
+    folder: Folder, channel: Channel, manifest: Mapping[str, Any], files: Mapping[str, bytes]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The document of a release with differences from the newest ones, and those by their hash.
+
+    Parameters
+    ----------
+    folder, channel
+        What is published so far.
+    manifest, files
+        Of the new release; a file that is not among them is one of the folder's.
+    """
+    about = {name: value for name, value in manifest.items() if name != "sequence"}
+    target = about["targets"].get("edgepack")
+    if target is None:
+        return about, {}
+    new = files.get(target["sha256"]) or folder.file(target["sha256"])
+    told: list[dict[str, Any]] = []
+    made: dict[str, bytes] = {}
+    for release in reversed(channel.releases[-DELTAS:]):
+        base = release.about["targets"].get("edgepack", {}).get("sha256")
+        if base in (None, target["sha256"], *(one["from_sha256"] for one in told)):
+            continue
+        try:
+            delta = deltas.exact(folder.file(base), new)
+        except TemplateUnfit:  # another structure: it travels whole
+            continue
+        if len(delta) <= DELTA_SHARE_MAX * len(new):
+            digest = sha256(delta).hexdigest()
+            made[digest] = delta
+            told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
+    about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
+    return about, made
+
+
 def _prove(name: str, target: Target, model: EdgeModel, proof: Golden) -> tuple[bytes, Parity]:
     if target.precision == "float64" and model.computed == "float32":
         raise ExportRefused(name, "the model itself computes in float32")
     data = target.convert(model)
     found = target.ask(data, model, proof.rows)
+    if target.nearly is not None:
+        return data, gate(name, found, proof, *target.nearly[1:])
     return data, gate(name, found, proof, BOUNDS[target.precision])
 
 
@@ -203,7 +293,12 @@ def _described(
         "file": file,
         "size": len(data),
         "sha256": sha256(data).hexdigest(),
-        "dtype": target.precision,
+        "dtype": target.nearly[0] if target.nearly else target.precision,
         "runtime": dict(target.runtime),
-        "parity": {"golden": proof.name(), **measured},
+        "parity": {
+            "golden": proof.name(),
+            "size": len(rows := proof.file()),
+            "sha256": sha256(rows).hexdigest(),
+            **measured,
+        },
     }

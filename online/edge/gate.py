@@ -53,13 +53,15 @@ def compare(found: Floats, golden: Golden) -> Parity:
     return Parity(len(expected), float(off.max()), _agreement(found, golden), worst)
 
 
-def gate(target: str, found: Floats, golden: Golden, bound: float) -> Parity:
-    """The comparison.  Raises ParityFailed beyond the bound, or for another label."""
+def gate(
+    target: str, found: Floats, golden: Golden, bound: float, least_agree: float = 1.0
+) -> Parity:
+    """The comparison.  Raises ParityFailed beyond the bound, or if too many labels are others."""
     parity = compare(found, golden)
     if parity.max_abs > bound:
         raise ParityFailed(target, parity.max_abs, bound, parity.worst)
-    if parity.agree < 1.0:
-        raise ParityFailed(target, 1.0 - parity.agree, 0.0, parity.worst)
+    if parity.agree < least_agree:
+        raise ParityFailed(target, 1.0 - parity.agree, 1.0 - least_agree, parity.worst)
     return parity
 
 

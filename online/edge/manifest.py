@@ -44,6 +44,7 @@ def verify(
     now: float,
     model: str,
     sequence: int,
+    revision: int = 0,
 ) -> dict[str, Any]:
     """The manifest, if a client may follow it.
 
@@ -53,7 +54,7 @@ def verify(
         POSIX seconds.
     model
         The one that was asked for.
-    sequence
+    sequence, revision
         The highest that this client has followed.
 
     Raises ManifestRefused.
@@ -71,7 +72,7 @@ def verify(
         raise ManifestRefused(f"it is of model {made['model']!r}, not {model!r}")
     if now >= made["expires"]:
         raise ManifestRefused(f"it expired {now - made['expires']:.0f} s ago")
-    if made["sequence"] < sequence:
+    if (made["sequence"], made.get("revision", 0)) < (sequence, revision):
         raise ManifestRefused(f"sequence {made['sequence']} is older than {sequence}")
     return made
 

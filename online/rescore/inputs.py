@@ -201,6 +201,7 @@ def layout(
     numeric_only: bool,
     missing_ok: bool,
     text_bytes_max: int,
+    label: str | None = None,
 ) -> Layout:
     """The columns of all files, which have to agree with each other and with the model.
 
@@ -208,20 +209,23 @@ def layout(
     ----------
     known
         Names that the model has learned or was built for; empty: it takes any.
+    label
+        A column of labels, which is read beside the features, as one of them.
 
     Raises InputRefused, naming file and column.
     """
     first: dict[str, Kind | str] | None = None
     for one in inputs:
         own = kinds(one)
-        for name in (key, time):
+        for name in (key, time, label):
             if name is not None and name not in own:
                 raise _column(one, name, "it is missing", f"It has: {', '.join(own)[:300]}")
         taken = {n: k for n, k in own.items() if n not in (key, time) and n not in ignored}
-        _check_types(one, taken, numeric_only=numeric_only)
+        features = {n: k for n, k in taken.items() if n != label}
+        _check_types(one, features, numeric_only=numeric_only)
         if first is None:
             first = taken
-            _check_known(one, taken, known, missing_ok=missing_ok)
+            _check_known(one, features, known, missing_ok=missing_ok)
         else:
             _check_alike(one, taken, first, inputs[0].path)
         if key is not None and own[key] not in ("integer", "text", "number"):

@@ -101,6 +101,9 @@ class Plan(msgspec.Struct, frozen=True):
         How rows are scored, see :mod:`online.rescore.scorer`.
     begun_at
         POSIX seconds; the ``scored_at`` of every score.
+    since, changed
+        An earlier run of the same shards, whose scores stand for rows without any of these
+        features (see :mod:`online.rescore.sparse`); "" for none.
     """
 
     format: int
@@ -116,6 +119,8 @@ class Plan(msgspec.Struct, frozen=True):
     layout: Layout
     inputs: tuple[Input, ...]
     shards: tuple[Shard, ...]
+    since: str = ""
+    changed: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -132,6 +137,17 @@ def asked(model: str, spec: str, snapshot: str, layout: Layout, inputs: tuple[In
     files = [(one.place, one.path, one.size, one.changed_at) for one in inputs]
     parts = (model, spec, snapshot, layout, files)
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def alike(a: Plan, b: Plan) -> bool:
+    """Whether they do the same with the same rows, in the same shards, but for the weights."""
+
+    def parts(plan: Plan) -> tuple[object, ...]:
+        shards = [msgspec.structs.replace(shard, sampled=()) for shard in plan.shards]
+        about = (plan.format, plan.model, plan.task, plan.spec, plan.classes, plan.method)
+        return (*about, plan.layout, plan.inputs, shards)
+
+    return parts(a) == parts(b)
 
 
 def encode(plan: Plan) -> bytes:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from online.rescore.columns import ABSENT, Index, Mask, Numbers, Rows, Text
+from online.rescore.columns import ABSENT, Floats, Index, Numbers, Rows, Text
 from online.rescore.errors import InputRefused
 from online.rescore.inputs import NULLS, header, json_kind, opened, parquet
 from online.rescore.places import failures
@@ -52,15 +52,20 @@ class Piece:
         Their keys; None: the table has none.
     bad
         The others.
-    newest
-        Newest feature time, in POSIX seconds; None without a column of it.
+    times
+        When their features were true, in POSIX seconds, float64; None: the table does not tell.
     """
 
     rows: Rows
     numbers: Index
     keys: list[str] | None
     bad: list[Bad]
-    newest: float | None
+    times: Floats | None
+
+    @property
+    def newest(self) -> float | None:
+        """Newest time of the good rows; None without one."""
+        return None if self.times is None or not len(self.times) else float(self.times.max())
 
 
 def read(one: Input, shard: Shard, layout: Layout) -> Iterator[Piece]:
@@ -296,15 +301,16 @@ def _piece(
     keys = None
     if layout.key is not None:
         keys = _keys(batch.column(layout.key), layout.key, refuse)
-    newest = None
+    times = None
     if layout.time is not None:
-        newest = _newest(one, batch.column(layout.time), layout.time, good, refuse)
+        times = _times(one, batch.column(layout.time), layout.time, refuse)
     rows = Rows(n, columns)
     if good.all():
-        return Piece(rows, numbers, keys, found, newest)
+        return Piece(rows, numbers, keys, found, times)
     if keys is not None:
         keys = [key for key, kept in zip(keys, good.tolist(), strict=True) if kept]
-    return Piece(rows.take(good), numbers[good], keys, found, newest)
+    times = None if times is None else times[good]
+    return Piece(rows.take(good), numbers[good], keys, found, times)
 
 
 def _numbers(one: Input, values: pa.Array, column: Column, refuse: Any) -> Numbers:
@@ -360,7 +366,7 @@ def _keys(values: pa.Array, name: str, refuse: Any) -> list[str]:
     return found
 
 
-def _newest(one: Input, values: pa.Array, name: str, good: Mask, refuse: Any) -> float | None:
+def _times(one: Input, values: pa.Array, name: str, refuse: Any) -> Floats:
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         micros = values.cast(pa.timestamp("us")).cast(pa.int64())
         seconds = pc.divide(micros.cast(pa.float64()), 1e6)
@@ -372,7 +378,7 @@ def _newest(one: Input, values: pa.Array, name: str, good: Mask, refuse: Any) ->
                 f"{one.path}, column {name}", f"no times ({error})",
                 "Give timestamps or POSIX seconds",
             ) from error  # fmt: skip
-    numbers = seconds.fill_null(np.nan).to_numpy(zero_copy_only=False)
+    numbers: Floats = seconds.fill_null(np.nan).to_numpy(zero_copy_only=False)
     if (wrong := ~np.isfinite(numbers)).any():
         refuse(wrong, name, "no time")
-    return float(numbers[good].max()) if good.any() else None
+    return numbers

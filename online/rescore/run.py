@@ -5,6 +5,7 @@
 ``runs/RUN/plan.json``                 what it does, written first
 ``runs/RUN/shards/NNNNNN.parquet``     scores; a shard's file is there when it is done
 ``runs/RUN/quarantine/NNNNNN.parquet`` rows that were not scored, and why
+``runs/RUN/weights.msgpack``           of a linear model: what the next run compares its own with
 ``runs/RUN/audit.json``                what reading it back has shown, with SHA-256 of each file
 ====================================== =======================================================
 """
@@ -29,7 +30,7 @@ from evaluation.metrics import Task
 from online.models.base import Model
 from online.models.linear import Linear
 from online.models.structure import steps
-from online.rescore import audit, inputs, plan, published, readers
+from online.rescore import audit, inputs, plan, published, readers, sparse
 from online.rescore.columns import Rows
 from online.rescore.errors import AuditFailed, InputRefused, RunRefused
 from online.rescore.places import Folder, Place
@@ -41,6 +42,7 @@ from online.rescore.stores import Part, Scores
 from online.rescore.work import SHARDS, MakeModel
 
 POINTER: Final = "current.json"
+WEIGHTS: Final = "weights.msgpack"
 _RUN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SAMPLE: Final = 200
 _SEED: Final = 8  # of the rows that are drawn for the audit
@@ -94,8 +96,11 @@ class Request:
 
 @dataclass(slots=True)
 class Outcome:
-    """What was done.  ``scored`` rows now, of ``rows``; ``first_s`` … ``last_s``: the first block
-    read, the last one scored, by the machine's monotonic clock.
+    """What was done.
+
+    ``scored`` rows now, of ``rows``; ``skipped`` of them have the score of the run published
+    before, which can't have changed, or ``all_because`` says why every one was scored; ``first_s``
+    … ``last_s``: the first block read, the last one scored, by the machine's monotonic clock.
     """
 
     run: str
@@ -106,6 +111,8 @@ class Outcome:
     was_published: bool = False
     report: audit.Report | None = None
     stored: int = 0
+    skipped: int = 0
+    all_because: str = ""
     first_s: float = float("inf")
     last_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
@@ -134,9 +141,9 @@ def execute(
     Raises InputRefused, PlaceFailed, RunRefused, AuditFailed, StoreFailed, RayFailed.
     """
     folder = Folder(Place(request.output))
-    made, found = prepare(request, scored, folder, now_s)
     before = pointer(folder)
-    outcome = Outcome(made.run, made.rows, warnings=found)
+    made, why = prepare(request, scored, folder, before, now_s)
+    outcome = Outcome(made.run, made.rows, all_because=why)
     if before.named(made.run) is not None and (
         store is None or store.current().named(made.run) is not None
     ):
@@ -181,9 +188,12 @@ def planned(output: str, run: str) -> Plan | None:
 
 
 def prepare(
-    request: Request, scored: Scored, folder: Folder, now_s: float
-) -> tuple[Plan, list[str]]:
-    """The run's plan: the one it was begun with, or a new one, which is written."""
+    request: Request, scored: Scored, folder: Folder, before: Current, now_s: float
+) -> tuple[Plan, str]:
+    """The run's plan: the one it was begun with, or a new one, which is written.
+
+    With it why all rows are scored though another run of them was published; "" if they are not.
+    """
     files = inputs.found(request.files)
     model = scored.make()
     known = known_names(model)
@@ -201,7 +211,7 @@ def prepare(
                 name, "it was begun with other files, columns or another model",
                 "Begin another: leave --run-id out, or give a new one",
             )  # fmt: skip
-        return begun, []
+        return begun, ""
     seed = int(hashlib.sha256(asked.encode()).hexdigest()[:8], 16) + _SEED
     counted, shards = inputs.cut(files, np.random.default_rng(seed))
     method = choose(model, scored.task, _sample(counted, shards, layout))
@@ -209,8 +219,31 @@ def prepare(
         FORMAT, name, scored.name, scored.task, scored.spec, scored.version, scored.snapshot,
         scored.classes, method, now_s, layout, tuple(counted), tuple(shards),
     )  # fmt: skip
+    made, why = _since(made, model, folder, before)
     folder.write(f"runs/{name}/plan.json", plan.encode(made))
-    return made, []
+    return made, why
+
+
+def _since(made: Plan, model: Model, folder: Folder, before: Current) -> tuple[Plan, str]:
+    """The plan with the run before if rows may keep its scores, or why they may not."""
+    now = sparse.weights_of(model) if made.method == "columns" else None
+    if now is None:
+        return made, ""
+    folder.write(f"runs/{made.run}/{WEIGHTS}", sparse.encode(now))
+    if before.run is None or before.run.name == made.run:
+        return made, ""
+    base = f"runs/{before.run.name}"
+    try:
+        old = plan.decode(folder.read(f"{base}/plan.json"))
+        if not plan.alike(old, made):
+            return made, f"run {before.run.name} was of other files, columns or another model"
+        known = sparse.decode(folder.read(f"{base}/{WEIGHTS}"))
+    except (FileNotFoundError, msgspec.DecodeError):
+        return made, f"the weights of run {before.run.name} are gone"
+    names, why = sparse.changed(known, now)
+    if names is None:
+        return made, f"{why} since run {before.run.name}"
+    return msgspec.structs.replace(made, since=old.run, changed=tuple(names)), ""
 
 
 def known_names(model: Model) -> Collection[str]:
@@ -252,7 +285,8 @@ def _score(
     with start(made, scored.make) as deal, contextlib.closing(_as_generator(deal(left))) as dealt:
         for one in dealt:
             outcome.shards += 1
-            outcome.scored += one.good
+            outcome.scored += one.good - one.skipped
+            outcome.skipped += one.skipped
             outcome.first_s = min(outcome.first_s, one.begun_s)
             outcome.last_s = max(outcome.last_s, one.ended_s)
             done += one.good + one.bad

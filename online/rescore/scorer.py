@@ -232,8 +232,8 @@ def _linear(estimator: Any) -> _Raw:
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:
         names, x, _ = _transformed(scalers, rows)
         w = np.array([weights.get(name, 0.0) for name in names], dtype=np.float64)
-        logits = x @ w + intercept
-        sizes = np.abs(x) @ np.abs(w) + abs(intercept)
+        logits = _sums(x, w) + intercept
+        sizes = _sums(np.abs(x), np.abs(w)) + abs(intercept)
         if log_loss:
             values = _river_sigmoid(logits)
         else:
@@ -246,6 +246,16 @@ def _linear(estimator: Any) -> _Raw:
     return raw
 
 
+def _sums(x: Floats, w: Floats) -> Floats:
+    """Of each row its terms added up, in one order, whatever other rows there are.
+
+    A matrix product would be another in the last bits for a batch of another size, and then a row
+    that is left out of a batch (see :mod:`online.rescore.sparse`) would change the others.
+    """
+    sums: Floats = np.einsum("ij,j->i", np.ascontiguousarray(x), w)
+    return sums
+
+
 def _softmax(scalers: Sequence[Standard | MinMax], final: Any) -> _Raw:
     known = {label: dict(weights) for label, weights in final.weights.items()}
     if not known:
@@ -253,12 +263,12 @@ def _softmax(scalers: Sequence[Standard | MinMax], final: Any) -> _Raw:
 
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:
         names, x, _ = _transformed(scalers, rows)
-        columns = [[known[label].get(name, 0.0) for label in known] for name in names]
-        w = np.array(columns, dtype=np.float64).reshape(len(names), len(known))
-        logits = x @ w
+        by_label = [[weights.get(name, 0.0) for name in names] for weights in known.values()]
+        w = np.array(by_label, dtype=np.float64).reshape(len(known), len(names))
+        logits = np.stack([_sums(x, one) for one in w], axis=1)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = powers / powers.sum(axis=1, keepdims=True)
-        sizes = (np.abs(x) @ np.abs(w)).max(axis=1)
+        sizes = np.stack([_sums(np.abs(x), np.abs(one)) for one in w], axis=1).max(axis=1)
         return list(known), shares, (sizes > _SAFE) & (shares.max(axis=1) < _SATURATED)
 
     return raw

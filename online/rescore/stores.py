@@ -175,17 +175,29 @@ def _sync(path: Path) -> None:
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_text = msgspec.json.Encoder().encode
+_texts = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(tuple[str | None, float]).decode
+PREFIX: Final = "online:scores"
+"""Of the keys in Redis."""
 _AT_ONCE: Final = 250  # keys of a script: the server does nothing else for half a millisecond
 _PIPELINED: Final = 8
 _SET_MANY: Final = """
-local rows, ttl = cmsgpack.unpack(ARGV[1]), tonumber(ARGV[2])
-for i = 1, #rows, 2 do
-  if ttl > 0 then redis.call('SET', KEYS[1] .. rows[i], rows[i + 1], 'EX', ttl)
-  else redis.call('SET', KEYS[1] .. rows[i], rows[i + 1]) end
-end
+local rows = cmsgpack.unpack(ARGV[1])
+for i = 1, #rows, 2 do redis.call('SET', KEYS[1] .. rows[i], rows[i + 1], 'EX', ARGV[2]) end
 """
+
+
+def _redis(url: str, timeout_s: float) -> tuple[Any, dict[str, Any]]:
+    """The package, and options of a client that sends nothing twice.  Raises StoreFailed."""
+    try:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError as error:
+        problem = f"a package is missing ({error}): pip install 'online-learning-service[redis]'"
+        raise StoreFailed(url, problem) from error
+    options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    return redis, {**options, "retry": Retry(NoBackoff(), 0), "protocol": 2}
 
 
 class RedisScores:
@@ -202,23 +214,13 @@ class RedisScores:
     """
 
     def __init__(
-        self, url: str, model: str, *, prefix: str = "online:scores", ttl_s: float | None = None,
+        self, url: str, model: str, *, prefix: str = PREFIX, ttl_s: float | None = None,
         timeout_s: float = 5.0,
     ) -> None:  # fmt: skip
         self.url = hidden(url)
-        try:
-            import redis
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-        except ImportError as error:
-            raise StoreFailed(self.url, f"a package is missing ({error}): pip install redis") from (
-                error
-            )
+        redis, options = _redis(self.url, timeout_s)
         self._errors = (redis.RedisError, OSError)
-        self._client: Any = redis.Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0), protocol=2,
-        )  # fmt: skip
+        self._client: Any = redis.Redis.from_url(url, **options)
         self._base, self._ttl_s = f"{prefix}:{model}", ttl_s
         self._current, self._raw = Current(), b""
 
@@ -253,8 +255,14 @@ class RedisScores:
             with self._client.pipeline(transaction=False) as pipe:
                 for first in range(begin, min(begin + _AT_ONCE * _PIPELINED, len(rows)), _AT_ONCE):
                     some = rows[first : first + _AT_ONCE]
-                    flat = [item for key, *score in some for item in (key, _text(score).decode())]
-                    pipe.execute_command("EVAL", _SET_MANY, 1, base, _pack(flat), ttl)
+                    flat: list[str] = [""] * (2 * len(some))
+                    flat[1::2] = _texts([score for _, *score in some]).decode().split("\n")[:-1]
+                    if ttl:
+                        flat[::2] = [key for key, *_ in some]
+                        pipe.execute_command("EVAL", _SET_MANY, 1, base, _pack(flat), ttl)
+                    elif flat:
+                        flat[::2] = [base + key for key, *_ in some]
+                        pipe.execute_command("MSET", *flat)
                 pipe.execute()
 
     def point(self, change: Callable[[Current], Current]) -> Current:
@@ -303,9 +311,7 @@ class RedisScores:
                     break
                 self._current = published.decode(raw) if raw else Current()
                 self._raw = raw
-        if run is None or not keys or (run.expires_at or now_s) < now_s:
-            return Read(run, [None] * len(keys))
-        return Read(run, [None if value is None else _decode(value) for value in answers[1]])
+        return _read(run, keys, answers[1] if len(answers) > 1 else (), now_s)
 
     def close(self) -> None:
         """Close the connection."""
@@ -317,6 +323,56 @@ class RedisScores:
             yield
         except (*self._errors, msgspec.DecodeError) as error:
             raise StoreFailed(self.url, f"{type(error).__name__}: {error}") from error
+
+
+class RedisReads:
+    """The reading half of :class:`RedisScores`, which waits without a thread.
+
+    Use from one task at a time, of one event loop.  Parameters as there.
+    """
+
+    def __init__(
+        self, url: str, model: str, *, prefix: str = PREFIX, timeout_s: float = 5.0
+    ) -> None:
+        self.url = hidden(url)
+        redis, options = _redis(self.url, timeout_s)
+        import redis.asyncio as waiting
+
+        self._errors = (redis.RedisError, OSError, TimeoutError)
+        self._client: Any = waiting.Redis.from_url(url, single_connection_client=True, **options)
+        self._base = f"{prefix}:{model}"
+        self._current, self._raw = Current(), b""
+
+    async def get(self, keys: Sequence[str], now_s: float) -> Read:
+        """Scores of some keys, all of one run, by one command unless the pointer has moved.
+
+        The pointer and the scores are asked for together, so they are of one moment.
+
+        Raises StoreFailed.
+        """
+        try:
+            while True:
+                run = self._current.run
+                here = [] if run is None else [f"{self._base}:{run.name}:{key}" for key in keys]
+                raw, *values = await self._client.mget([f"{self._base}:current", *here])
+                if (raw or b"") == self._raw:
+                    return _read(run, keys, values, now_s)
+                self._current = published.decode(raw) if raw else Current()
+                self._raw = raw or b""
+        except (*self._errors, msgspec.DecodeError) as error:
+            raise StoreFailed(self.url, f"{type(error).__name__}: {error}") from error
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.aclose()
+
+
+def _read(run: Run | None, keys: Sequence[str], values: Sequence[bytes | None], now_s: float) -> (
+    Read
+):  # fmt: skip
+    if run is None or not keys or (run.expires_at or now_s) < now_s:
+        return Read(run, [None] * len(keys))
+    return Read(run, [None if value is None else _decode(value) for value in values])
 
 
 Scores: TypeAlias = SqliteScores | RedisScores

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import mmh3
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from online.models.base import Model
+from online.rescore.columns import Floats, Index, Rows
 from online.rescore.places import Folder, Place
 from online.rescore.plan import Plan, Shard
 from online.rescore.readers import Bad, Piece, read
-from online.rescore.scorer import NO_LABEL, Scorer, Scores
+from online.rescore.scorer import Scorer, Scores
+from online.rescore.sparse import touched, weights_of
 from replay.example import Label, label_text
 
 SHARDS: Final = "shards"
@@ -56,7 +60,10 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """A shard that was scored; times by the machine's monotonic clock, in seconds."""
+    """A shard that was scored; times by the machine's monotonic clock, in seconds.
+
+    ``skipped`` of the good rows have the scores of an earlier run.
+    """
 
     shard: int
     good: int
@@ -64,6 +71,7 @@ class Done(msgspec.Struct, frozen=True):
     begun_s: float
     scored_s: float
     ended_s: float
+    skipped: int = 0
 
 
 class Worker:
@@ -74,7 +82,10 @@ class Worker:
     ) -> None:
         self._plan, self._monotonic_s = plan, monotonic_s
         self._folder = Folder(Place(output))
-        self._scorer = Scorer(make(), plan.task, plan.method)
+        model = make()
+        self._scorer = Scorer(model, plan.task, plan.method)
+        weights = weights_of(model) if plan.since else None
+        self._scaled = weights is None or weights.scaled
         pa.set_cpu_count(1)
         pa.set_io_thread_count(2)
 
@@ -82,17 +93,50 @@ class Worker:
         """Score a shard and write its files.  Raises InputRefused, PlaceFailed."""
         begun_s = self._monotonic_s()
         one = self._plan.inputs[shard.input]
-        kept = _Kept(self._plan, shard)
+        kept, before, skipped = _Kept(self._plan, shard), self._before(shard), 0
         for piece in read(one, shard, self._plan.layout):
-            scores = self._scorer.score(piece.rows)
-            kept.add(piece, scores, self._singles(piece, shard))
+            old = None if before is None else before.at(piece.numbers)
+            if old is None:
+                answers = self._answers(piece.rows)
+            else:
+                answers, n = self._only_touched(piece.rows, old)
+                skipped += n
+            kept.add(piece, answers, self._singles(piece, shard))
         scored_s = self._monotonic_s()
         base = f"runs/{self._plan.run}"
         if kept.bad:
             self._folder.write(f"{base}/{QUARANTINE}/{shard.name}", kept.quarantine())
         self._folder.write(f"{base}/{SHARDS}/{shard.name}", kept.table())
         ended_s = self._monotonic_s()
-        return Done(shard.number, kept.good, len(kept.bad), begun_s, scored_s, ended_s)
+        return Done(shard.number, kept.good, len(kept.bad), begun_s, scored_s, ended_s, skipped)
+
+    def _answers(self, rows: Rows) -> Answers:
+        scores = self._scorer.score(rows)
+        if self._plan.task == "regression":
+            return Answers(None, scores.score)
+        texts = [*(shown(label, self._plan.classes) for label in scores.labels), None]
+        return Answers(np.array(texts, dtype=object)[scores.codes], scores.score)
+
+    def _before(self, shard: Shard) -> _Before | None:
+        """What an earlier run has of the shard; None: there is none, or it was removed."""
+        if not self._plan.since:
+            return None
+        try:
+            data = self._folder.read(f"runs/{self._plan.since}/{SHARDS}/{shard.name}")
+        except FileNotFoundError:
+            return None
+        return _Before(pq.read_table(io.BytesIO(data), use_threads=False))
+
+    def _only_touched(self, rows: Rows, old: Answers) -> tuple[Answers, int]:
+        """The answers of before but to rows that have changed features; how many they are."""
+        mask = touched(rows, self._plan.changed, scaled=self._scaled)
+        at = np.flatnonzero(mask)
+        if len(at):
+            fresh = self._answers(rows.take(at))
+            old.score[at] = fresh.score
+            if old.texts is not None:
+                old.texts[at] = fresh.texts
+        return old, rows.n - len(at)
 
     def _singles(self, piece: Piece, shard: Shard) -> dict[int, tuple[Label | None, float]]:
         """The sampled rows of the piece, scored one by one: answers by place in the piece."""
@@ -107,6 +151,34 @@ class Worker:
         return dict(zip(at.tolist(), answers, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Labels as they are written (None: no label, or regression), and scores, of n rows."""
+
+    texts: npt.NDArray[np.object_] | None
+    score: Floats
+
+
+class _Before:
+    """A shard's file of an earlier run."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._numbers = table["row"].to_numpy()
+        self._score = table["score"].to_numpy()
+        self._texts = None
+        if "prediction" in table.column_names:
+            self._texts = np.array(table["prediction"].to_pylist(), dtype=object)
+
+    def at(self, numbers: Index) -> Answers | None:
+        """Answers to these rows, to be changed at will; None: it has not got all of them."""
+        if not len(numbers) or not len(self._numbers):
+            return None
+        at = np.minimum(np.searchsorted(self._numbers, numbers), len(self._numbers) - 1)
+        if (self._numbers[at] != numbers).any():
+            return None
+        return Answers(None if self._texts is None else self._texts[at], self._score[at])
+
+
 class _Kept:
     """What was scored of a shard so far."""
 
@@ -119,20 +191,17 @@ class _Kept:
         self.bad: list[Bad] = []
 
     def add(
-        self, piece: Piece, scores: Scores, singles: dict[int, tuple[Label | None, float]]
+        self, piece: Piece, answers: Answers, singles: dict[int, tuple[Label | None, float]]
     ) -> None:
         """Take a piece's answers."""
         classes = self._plan.classes
-        texts = [shown(label, classes) for label in scores.labels]
         columns = [pa.array(piece.numbers)]
         if piece.keys is not None:
             columns.append(pa.array(piece.keys, pa.string()))
             self._keys = (self._keys + key_sum(piece.keys)) & _MASK
         if self._plan.task != "regression":
-            codes = pa.array(scores.codes, mask=scores.codes == NO_LABEL)
-            columns.append(pa.DictionaryArray.from_arrays(codes, pa.array(texts, pa.string()))
-                           .cast(pa.string()))  # fmt: skip
-        columns.append(pa.array(scores.score))
+            columns.append(pa.array(answers.texts, pa.string()))
+        columns.append(pa.array(answers.score))
         self._columns.append(columns)
         for at, (label, score) in singles.items():
             text = None if label is None else shown(label, classes)
@@ -165,15 +234,20 @@ class _Kept:
 
     def quarantine(self) -> bytes:
         """The rows that were not scored: ``file``, ``row``, ``column``, ``reason``."""
-        rows = sorted(self.bad, key=lambda bad: (bad.row, bad.column))
-        return _parquet(
-            pa.table({
-                "file": pa.array([self._file] * len(rows), pa.string()),
-                "row": pa.array([bad.row for bad in rows], pa.int64()),
-                "column": pa.array([bad.column for bad in rows], pa.string()),
-                "reason": pa.array([bad.reason for bad in rows], pa.string()),
-            })
-        )  # fmt: skip
+        return quarantined(self._file, self.bad)
+
+
+def quarantined(file: str, found: Sequence[Bad]) -> bytes:
+    """A quarantine file: rows of one input with the reason, in their order."""
+    rows = sorted(found, key=lambda bad: (bad.row, bad.column))
+    return _parquet(
+        pa.table({
+            "file": pa.array([file] * len(rows), pa.string()),
+            "row": pa.array([bad.row for bad in rows], pa.int64()),
+            "column": pa.array([bad.column for bad in rows], pa.string()),
+            "reason": pa.array([bad.reason for bad in rows], pa.string()),
+        })
+    )  # fmt: skip
 
 
 def _parquet(table: pa.Table) -> bytes:

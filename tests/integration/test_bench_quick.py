@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from online.bench import push, recovery
+from online.bench import push, recovery, scores
+from online.bench.redis_server import find_binary
+from online.config import environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -48,3 +50,12 @@ def test_recovery() -> None:
     assert measured["own restore"] < measured["server killed → it serves"]
     assert measured["replica beside bare Ray Serve"] > 0
     assert measured["parameters"] == pytest.approx(20_000 * 51 / 2**20, rel=0.01)
+
+
+def test_scores() -> None:
+    """Both stores answer through a service, whatever the rates of this machine are."""
+    if find_binary(environment()) is None:
+        pytest.skip("no Redis or Valkey server is here")
+    found = scores.run(runs=1, seconds=0.5, keys=2_000, judge=False)
+    assert len(found) == 11
+    assert all(line.median > 0 and line.good is None for line in found)

@@ -96,6 +96,28 @@ def test_stream(service: Running) -> None:
     assert "--model" in refused("stream", "phishing", "--model", "none", *at)
 
 
+def test_a_release_for_devices_is_served(service: Running) -> None:
+    config = ("--config", str(service.folder / "online.yaml"))
+    url = f"{service.url}/v1/models/clicks/edge"
+    assert httpx.get(f"{url}/manifest.json", timeout=20).json()["error"]["code"] == (
+        "nothing_published"
+    )
+    good("edge", "keygen", *config)
+    assert (
+        json.loads(good("edge", "publish", "--percent", "100", "--json", *config))["sequence"] == 1
+    )
+    answer = httpx.get(f"{url}/manifest.json", timeout=20)
+    named = answer.json()["targets"]["edgepack"]
+    pack = httpx.get(f"{url}/files/{named['sha256']}", timeout=20)
+    assert len(pack.content) == named["size"]
+    again = httpx.get(
+        f"{url}/manifest.json", headers={"if-none-match": answer.headers["etag"]}, timeout=20
+    )
+    assert again.status_code == 304
+    assert "default-src 'none'" in httpx.get(f"{service.url}/edge/demo", timeout=20).text
+    assert "release 1.0" in good("edge", "status", *config)
+
+
 def test_commands_without_a_service(tmp_path: Path) -> None:
     at = ("--state-dir", str(tmp_path / "state"))
     for command in (("status",), ("snapshot", "list"), ("snapshot", "create"),

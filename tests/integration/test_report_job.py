@@ -1,4 +1,4 @@
-"""`ray job submit -- online report …` on a running Ray head."""
+"""`ray job submit -- online report …` and `… rescore …` on one running Ray head."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
+import rescore_world as worlds
 
 import online
 from online.processes import free_range
+from online.rescore.places import Folder, Place
+from online.rescore.run import pointer
+from online.rescore.snapshot import scored
 
 pytestmark = pytest.mark.ray
 
 START_S = 90.0
 RAY = Path(sys.executable).with_name("ray")
+Submit = Callable[..., str]
 
 
 @contextlib.contextmanager
@@ -93,7 +99,24 @@ def _wait(address: str, token: str, started: subprocess.Popen[bytes], log: Path)
     pytest.fail(f"the Ray head takes no jobs: {log.read_text()[-2000:]}")
 
 
-def test_a_report_as_a_job(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def submitted() -> Iterator[Submit]:
+    """Submits a folder with a command to one head for all jobs; what the job has printed."""
+    with head() as (address, env):
+
+        def submit(folder: Path, *command: str) -> str:
+            job = [str(RAY), "job", "submit", "--address", address, "--working-dir", str(folder)]
+            done = subprocess.run(
+                [*job, "--", "online", *command], env=env, capture_output=True, text=True,
+                timeout=180,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        yield submit
+
+
+def test_a_report_as_a_job(submitted: Submit, tmp_path: Path) -> None:
     """The job reads what was submitted, its page is where --out says, and it prints its numbers."""
     folder = tmp_path / "work"
     folder.mkdir()
@@ -105,15 +128,32 @@ def test_a_report_as_a_job(tmp_path: Path) -> None:
         lines.append(f"{rng.random()},{int(label)},{p}")
     (folder / "scored.csv").write_text("\n".join(lines) + "\n")
     page = tmp_path / "page.html"
-    with head() as (address, env):
-        submit = [str(RAY), "job", "submit", "--address", address, "--working-dir", str(folder)]
-        job = [*submit, "--", "online", "report", "--file", "scored.csv", "--json", "--out"]
-        done = subprocess.run(
-            [*job, str(page)], env=env, capture_output=True, text=True, timeout=180
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        printed = next(x for x in done.stdout.splitlines() if '"online-report/1"' in x)
-        numbers = json.loads(printed[printed.index("{") :])
-        assert numbers["verdict"]["state"] == "ok"
-        assert numbers["subject"]["rows"] == 900
-        assert printed[printed.index("{") :][:200] in page.read_text()
+    said = submitted(folder, "report", "--file", "scored.csv", "--json", "--out", str(page))
+    printed = next(x for x in said.splitlines() if '"online-report/1"' in x)
+    numbers = json.loads(printed[printed.index("{") :])
+    assert numbers["verdict"]["state"] == "ok"
+    assert numbers["subject"]["rows"] == 900
+    assert printed[printed.index("{") :][:200] in page.read_text()
+
+
+def test_a_table_scored_as_a_job(submitted: Submit, tmp_path: Path) -> None:
+    """The job uses the cluster that it was submitted to, and publishes what a run here does."""
+    settings = worlds.state_folder(tmp_path / "work")
+    table = worlds.table(300)
+    worlds.write(tmp_path / "work" / "t.parquet", table)
+    output = tmp_path / "out"
+    words = ("--input", "t.parquet", "--key", "id", "--output", str(output), "--workers", "1")
+    said = submitted(tmp_path / "work", "rescore", *words, "--json")
+    printed = next(x for x in said.splitlines() if '"was_published"' in x)
+    facts = json.loads(printed[printed.index("{") :])
+    assert (facts["scored"], facts["quarantined"], facts["shards"]) == (300, 0, 3)
+    run = pointer(Folder(Place(str(output)))).run
+    assert run is not None
+    assert run.name == facts["run"]
+    model = scored(settings.models[0], settings).make()
+    shards = sorted((output / "runs" / run.name / "shards").iterdir())
+    rows = [row for path in shards for row in pq.read_table(path).to_pylist()]
+    assert [row["key"] for row in rows] == [str(i) for i in range(300)]
+    for row, x in zip(rows, table.drop_columns(["id"]).to_pylist(), strict=True):
+        one = model.predict(x)
+        assert abs(row["score"] - one.probabilities[True]) <= 1e-12  # type: ignore[index]

@@ -17,7 +17,7 @@ import rescore_world as worlds
 from typer.testing import CliRunner
 
 from online.cli import app
-from online.rescore.errors import PlaceFailed, RunRefused
+from online.rescore.errors import PlaceFailed, RunRefused, StoreFailed
 from online.rescore.places import Folder, Place
 from online.rescore.run import pointer
 from online.rescore.stores import open_store
@@ -106,6 +106,11 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         with pytest.raises(PlaceFailed, match="No space left on device"):
             worlds.run([path], small / "out")
         assert not (small / "out" / "current.json").exists()
+        store = open_store(f"sqlite:{small / 'scores'}", "m")
+        with pytest.raises(StoreFailed, match=f"sqlite:{small}/scores.*full"):
+            worlds.run([path], tmp_path / "out", store=store)
+        assert not (tmp_path / "out" / "current.json").exists()
+        assert not list(small.glob("scores/*/*"))
         for file in small.rglob("*.parquet"):  # what is there is whole
             assert pq.read_table(file).num_rows == 2_000
     finally:

@@ -42,6 +42,15 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/predict"): PREDICT,
     ("POST", "/v1/models/{model}/scores"): PREDICT,
     ("GET", "/v1/models/{model}/scores/{key}"): PREDICT,
+    **{
+        ("GET", f"/v1/models/{{model}}/edge/{name}"): PREDICT
+        for name in ("manifest.json", "manifest.sig", "roots.json", "files/{sha256}")
+    },
+    ("POST", "/v1/models/{model}/edge/reports"): PREDICT,
+    ("GET", "/edge/demo"): EVERYBODY,
+    ("GET", "/edge/client.js"): EVERYBODY,
+    ("GET", "/v1/models/{model}/edge/files/a/b"): ADMIN,
+    ("POST", "/v1/models/{model}/edge/manifest.json"): ADMIN,
     ("POST", "/v2/models/{model}/infer"): PREDICT,
     ("POST", "/v2/models/{model}/versions/{version}/infer"): PREDICT,
     ("POST", "/v1/models/{model}/feedback"): FEEDBACK,

@@ -282,7 +282,8 @@ def test_journals_refused(file: Path, journal: str) -> None:
      f"unix:///run/r.sock?password={PASSWORD}"],
 )  # fmt: skip
 def test_passwords_are_never_shown(file: Path, journal: str) -> None:
-    data = {"journal": journal, "snapshot_dir": f"s3://key:{PASSWORD}@bucket/prefix"}
+    place = f"s3://key:{PASSWORD}@bucket/prefix"
+    data = {"journal": journal, "scores": journal, "snapshot_dir": place}
     said = ""
     try:
         settings = loaded(file, data)
@@ -291,6 +292,7 @@ def test_passwords_are_never_shown(file: Path, journal: str) -> None:
         said += str(settings.model_dump()) + settings.model_dump_json()
         whole = settings.model_dump(mode="json", context=WITH_SECRETS)
         assert Settings.model_validate(whole).journal == journal
+        assert Settings.model_validate(whole).scores == journal
     except ConfigError as error:
         said += str(error) + repr(error)
     for part in (PASSWORD, "s3cr", "p@ss", "ss@host"):

@@ -25,7 +25,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 from evaluation.streams import open_stream
 from online import config
 from online.cli import app
-from online.edge import deltas, errors, manifest, onnx_file, pack, runners
+from online.edge import deltas, errors, manifest, onnx_file, onnx_small, pack, runners
 from online.edge import template as templates
 from online.edge.errors import (
     ExportRefused,
@@ -34,7 +34,7 @@ from online.edge.errors import (
     ParityFailed,
     TemplateUnfit,
 )
-from online.edge.export import export
+from online.edge.export import EXACT, export
 from online.edge.gate import compare, gate
 from online.edge.golden import golden
 from online.edge.lower import lower
@@ -379,3 +379,37 @@ def test_a_model_that_has_learned_nothing(
         return
     made = export(model, task, [], about=ABOUT, targets=("edgepack", "onnx"))
     assert set(made.left_out) == left_out
+
+
+# -- files that answer nearly alike ----------------------------------------------------------------
+
+
+def test_weights_in_fewer_bits_are_made_by_name_only_and_say_how_far_off_they_are() -> None:
+    model, rows = phishing("mlp")
+    asked = [x for x, _ in rows[:50]]
+    exact = export(model, "binary", asked, about=ABOUT, targets=("onnx",))
+    made = export(model, "binary", asked, about=ABOUT, targets=("onnx16", "onnx8"))
+    size = exact.manifest["targets"]["onnx"]["size"]
+    told = made.manifest["targets"]
+    assert [told[name]["dtype"] for name in told] == ["float16", "int8"]
+    assert told["onnx8"]["size"] < told["onnx16"]["size"] < 0.8 * size
+    for name, most in (("onnx16", 2e-3), ("onnx8", 2e-2)):
+        assert 1e-6 < told[name]["parity"]["max_abs"] <= most, "near, not equal"
+        onnx_file.check(made.files[told[name]["file"]])
+    assert not {"onnx16", "onnx8"} & set(EXACT)
+    assert json.dumps(made.manifest).count("float16") == 2, "nothing else is rounded"
+
+
+def test_weights_that_are_rounded_too_far_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = phishing("mlp")
+    monkeypatch.setattr(onnx_small, "_STEPS", 3)
+    with pytest.raises(ExportRefused, match="differs by"):
+        export(model, "binary", [x for x, _ in rows], about=ABOUT, targets=("onnx8",))
+
+
+def test_trees_and_small_models_are_not_rounded() -> None:
+    model, rows = phishing()
+    with pytest.raises(ExportRefused, match="no tensor has 64 numbers"):
+        export(model, "binary", [x for x, _ in rows[:9]], about=ABOUT, targets=("onnx16",))
+    with pytest.raises(ExportRefused, match="in networks only"):
+        export(model, "binary", [x for x, _ in rows[:9]], about=ABOUT, targets=("onnx8",))

@@ -150,6 +150,7 @@ def test_regression_with_its_baselines() -> None:
         ("Bananas", "binary", 5300),
         ("image-segments", "multiclass", 2310),
         ("IMAGE_SEGMENTS", "multiclass", 2310),
+        ("digits", "multiclass", 1797),
     ],
 )
 def test_bundled_streams(name: str, task: str, n: int) -> None:

@@ -177,6 +177,12 @@ def test_files_that_do_not_agree(tmp_path: Path) -> None:
     first = worlds.write(tmp_path / "1.parquet", worlds.table(10))
     second = worlds.write(tmp_path / "2.parquet", worlds.table(10, first=10).drop_columns(["c"]))
     assert f"2.parquet, column c: it is missing, and {first}" in refused(tmp_path, [first, second])
+    more = worlds.table(10).append_column("z", pa.array([1.0] * 10))
+    second = worlds.write(tmp_path / "2.parquet", more)
+    assert f"2.parquet, column z: {first} has it not" in refused(tmp_path, [first, second])
+    texts = worlds.table(10).set_column(2, "b", pa.array(["x"] * 10))
+    second = worlds.write(tmp_path / "2.parquet", texts)
+    assert "2.parquet, column b: it holds text" in refused(tmp_path, [first, second])
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -190,6 +196,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path, [str(tmp_path / "absent.parquet")])
     (tmp_path / "t.xlsx").write_bytes(b"x")
     assert "t.xlsx: its name" in refused(tmp_path, [str(tmp_path / "t.xlsx")])
+    whole = gzip.compress(b"id,a,b,c\n" + b"1,0.125,0.25,0.5\n" * 9_000)
+    (tmp_path / "t.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PlaceFailed, match=r"t\.csv\.gz: .*Truncated"):
+        worlds.run([str(tmp_path / "t.csv.gz")], tmp_path / "out")
+    assert published(tmp_path / "out") is None
     (tmp_path / "h.csv").write_text("id,a,b,c\n")
     assert "h.csv" in refused(tmp_path, [str(tmp_path / "h.csv")])
 
@@ -334,7 +345,7 @@ def test_older_features_replace_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:
     path = worlds.write(tmp_path / "t.parquet", worlds.table(500))
-    real, left = places._write_local, [4]
+    real, left = places._write_local, [5]  # weights, plan and three shards
 
     def write(path: Path, data: bytes) -> None:
         left[0] -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,16 @@ from online.config import Limits, environment
 from online.errors import ConfigError
 from online.rescore.errors import RunRefused, StoreFailed
 from online.rescore.published import Current, Run
-from online.rescore.stores import Part, Read, RedisScores, Scores, SqliteScores, open_store
-from online.scores import Reader
+from online.rescore.stores import (
+    Part,
+    Read,
+    RedisReads,
+    RedisScores,
+    Scores,
+    SqliteScores,
+    open_store,
+)
+from online.scores import Reader, threaded
 
 Open = Callable[[], Scores]
 
@@ -38,14 +46,36 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
     made.kill()
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def opened(request: Any, tmp_path: Path, server: Server | None) -> Open:
+class Waiting(RedisScores):
+    """Read as the service reads: by an event loop, without a thread."""
+
+    def __init__(self, url: str, model: str, closed: list[Callable[[], None]]) -> None:
+        super().__init__(url, model, ttl_s=60)
+        self._runner, self._reads = asyncio.Runner(), RedisReads(url, model)
+        closed.append(self._end)
+
+    def get(self, keys: Sequence[str], now_s: float) -> Read:
+        return self._runner.run(self._reads.get(keys, now_s))
+
+    def _end(self) -> None:
+        self._runner.run(self._reads.close())
+        self._runner.close()
+
+
+@pytest.fixture(params=["sqlite", "redis", "redis, waiting"])
+def opened(request: Any, tmp_path: Path, server: Server | None) -> Iterator[Open]:
     if request.param == "sqlite":
-        return lambda: SqliteScores(tmp_path / "scores", "m")
+        yield lambda: SqliteScores(tmp_path / "scores", "m")
+        return
     if server is None:
         pytest.skip("no Redis or Valkey server is here")
-    url, name = server.url, request.node.name
-    return lambda: RedisScores(url, name, ttl_s=60)
+    url, name, closed = server.url, request.node.name, list[Callable[[], None]]()
+    if request.param == "redis":
+        yield lambda: RedisScores(url, name)
+    else:
+        yield lambda: Waiting(url, name, closed)
+    for close in closed:
+        close()
 
 
 def run(name: str, as_of: float = 1.0, **more: Any) -> Run:
@@ -70,6 +100,13 @@ def test_nothing_is_there_before_it_is_published(opened: Open) -> None:
     store.point(lambda current: current.to(run("1"), force=False))
     assert reader.get(["b", "c", "a"], 0.0) == Read(run("1"), [(None, -2.5), None, ("true", 0.75)])
     assert reader.get([], 0.0).scores == []
+
+
+def test_any_text_comes_back(opened: Open) -> None:
+    odd = [(f"k{i} ü\n", "one\ntwo", float(i)) for i in range(600)]
+    store = opened()
+    publish(store, run("1"), part("x", *odd), part("none"))
+    assert store.get([key for key, *_ in odd], 0.0).scores == [tuple(row) for _, *row in odd]
 
 
 def test_a_reader_follows_the_pointer(opened: Open) -> None:
@@ -141,8 +178,42 @@ def test_a_store_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreFailed):
         publish(SqliteScores(tmp_path / "file", "m"), run("1"), part("x"))
+    with pytest.raises(StoreFailed) as caught, asyncio.Runner() as runner:
+        runner.run(RedisReads("redis://:secret@127.0.0.1:1/0", "m").get(["a"], 0.0))
+    assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="names no store"):
         open_store("http://x", "m")
+
+
+def test_a_store_that_is_lost_on_the_way(tmp_path: Path, server: Server | None) -> None:
+    """Nobody is pointed to what is half there; the same command goes on."""
+    if server is None:
+        pytest.skip("no Redis or Valkey server is here")
+    store = RedisScores(server.url, "lost", timeout_s=1.0)
+    publish(store, run("1"), part("x", ("a", None, 1.0)))
+
+    def dies() -> list[tuple[str, str | None, float]]:
+        server.kill()
+        return [("b", None, 2.0)]
+
+    parts = [part("x", ("a", None, 2.0)), Part("y", dies)]
+    closed: list[Callable[[], None]] = []
+    reader = Waiting(server.url, "lost", closed)
+    assert reader.get(["a"], 0.0).scores == [(None, 1.0)]
+    with pytest.raises(StoreFailed, match=r"redis://127\.0\.0\.1"):
+        publish(store, run("2", 2.0), *parts)
+    for _ in range(2):
+        with pytest.raises(StoreFailed):
+            reader.get(["a"], 0.0)
+    server.start()
+    for asked in (store, reader):  # both connect again by themselves
+        assert asked.get(["a", "b"], 0.0) == Read(run("1"), [(None, 1.0), None])
+    parts[1] = part("y", ("b", None, 2.0))
+    publish(store, run("2", 2.0), *parts)
+    for asked in (store, reader):
+        assert asked.get(["a", "b"], 0.0) == Read(run("2", 2.0), [(None, 2.0), (None, 2.0)])
+    for close in closed:
+        close()
 
 
 def test_a_run_fills_the_store(tmp_path: Path, opened: Open) -> None:
@@ -179,7 +250,7 @@ def test_requests_that_wait_share_an_exchange() -> None:
     store = Slow()
 
     async def ask() -> list[Any]:
-        reader = Reader(store, ThreadPoolExecutor(1), lambda: 0.0)  # type: ignore[arg-type]
+        reader = Reader(threaded(store, ThreadPoolExecutor(1)), lambda: 0.0)  # type: ignore[arg-type]
         first = asyncio.create_task(reader.get(["a"]))
         while not store.asked:
             await asyncio.sleep(0)
@@ -212,7 +283,7 @@ def play(tmp_path: Path, scene: Any, *, published: bool = True) -> None:
 
     async def inside(world: Any) -> None:
         replica = await world.replica()
-        reader = Reader(store, ThreadPoolExecutor(1), lambda: 0.0)
+        reader = Reader(threaded(store, ThreadPoolExecutor(1)), lambda: 0.0)
         limits = Limits(rows_max=8)
         app: Any = App({"m": world.serving(replica)}, None, limits, None, {"m": reader})  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)

@@ -1,0 +1,166 @@
+"""The folder from which a model's devices are served: a name is whole or absent.
+
+=================== ===========================================================================
+``head``            64 bytes of signature and the manifest, replaced in one step
+``roots.json``      the chain of key lists (:mod:`online.edge.roots`)
+``files/SHA-256``   packs, golden rows, differences, and documents of older releases
+``channel.json``    which releases there are; never served
+``reports/SEQUENCE`` what devices say of a release, a line each
+``lock``            held by whoever publishes
+=================== ===========================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from online.edge import manifest
+from online.edge.channel import Channel, Release, Reports
+from online.edge.errors import PublishRefused
+
+FILE_BYTES_MAX: Final = 8 << 20
+"""Of one published file."""
+
+SIGNATURE_BYTES: Final = 64
+
+REPORTS_BYTES_MAX: Final = 1 << 20
+"""Of one release: some 20,000 devices.  More are not counted."""
+
+
+class Folder:
+    """Of one model; made when something is published."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One publisher at a time.  Raises PublishRefused if there is another."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PublishRefused(
+                    f"another command publishes in {self.path}", "Wait for it to end"
+                ) from None
+            yield
+
+    def channel(self) -> Channel:
+        """What is published; an empty channel if nothing is."""
+        try:
+            made = json.loads((self.path / "channel.json").read_bytes())
+        except FileNotFoundError:
+            return Channel()
+        releases = tuple(
+            Release(one["about"]["sequence"], one["about"], one["whole"])
+            for one in made["releases"]
+        )
+        return Channel(
+            made["sequence"], made["revision"], made["percent"], made["halted"], releases
+        )
+
+    def file(self, digest: str) -> bytes:
+        """A published file by its hash.  FileNotFoundError."""
+        return (self.path / "files" / digest).read_bytes()
+
+    def head(self) -> tuple[bytes, bytes]:
+        """The manifest's bytes and their signature.  FileNotFoundError."""
+        data = (self.path / "head").read_bytes()
+        return data[SIGNATURE_BYTES:], data[:SIGNATURE_BYTES]
+
+    def report(self, sequence: int, device: str, outcome: str) -> bool:
+        """Note what a device says of the newest release; False: it is not counted."""
+        try:
+            if json.loads(self.head()[0])["sequence"] != sequence:
+                return False
+        except FileNotFoundError:
+            return False
+        path = self.path / "reports" / str(sequence)
+        path.parent.mkdir(exist_ok=True)
+        line = json.dumps([device, outcome]).encode() + b"\n"
+        with path.open("ab", buffering=0) as file:  # one write each: lines do not mix
+            if file.tell() + len(line) > REPORTS_BYTES_MAX:
+                return False
+            file.write(line)
+        return True
+
+    def reports(self, sequence: int) -> Reports:
+        """What devices say of a release; each counts once, with the last that it said."""
+        try:
+            lines = (self.path / "reports" / str(sequence)).read_bytes().splitlines()
+        except FileNotFoundError:
+            return Reports()
+        said = dict(json.loads(line) for line in lines)
+        failed = sum(outcome == "failed" for outcome in said.values())
+        return Reports(len(said) - failed, failed)
+
+    def publish(
+        self,
+        channel: Channel,
+        head: Mapping[str, Any],
+        key: Ed25519PrivateKey,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Write a channel and its head; call it within :meth:`locked`.
+
+        The channel comes before the head, so that no sequence is ever used for two heads,
+        wherever this stops.
+        """
+        documents = [release.document() for release in channel.releases]
+        made = {**(files or {}), **{sha256(data).hexdigest(): data for data in documents}}
+        for digest, data in made.items():
+            if len(data) > FILE_BYTES_MAX:
+                raise PublishRefused(
+                    f"a file has {len(data)} bytes, at most {FILE_BYTES_MAX} are published",
+                    "Publish a smaller model",
+                )
+            if not (self.path / "files" / digest).exists():
+                write(self.path / "files" / digest, data)
+        kept = {
+            "sequence": channel.sequence,
+            "revision": channel.revision,
+            "percent": channel.percent,
+            "halted": channel.halted,
+            "releases": [{"about": r.about, "whole": r.whole} for r in channel.releases],
+        }
+        write(self.path / "channel.json", json.dumps(kept).encode())
+        data, signature = manifest.sign(head, key)
+        write(self.path / "head", signature + data)
+        self._remove_unnamed(channel)
+
+    def _remove_unnamed(self, channel: Channel) -> None:
+        named = set().union(*(release.files() for release in channel.releases))
+        for file in (self.path / "files").iterdir():
+            if file.name not in named:
+                file.unlink(missing_ok=True)
+        for report in (self.path / "reports").glob("*"):
+            if report.name not in {str(release.sequence) for release in channel.releases}:
+                report.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """A file, whole and durable, or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,87 @@
+"""The end of a backfill: values that tables have taught become the base of a lineage.
+
+The snapshot comes first and nobody asks for it; the control row that names it is the decision;
+the head follows.  What stops before the row has changed nothing, what stops after it is finished
+by the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from paramserver import rewrites
+from paramserver.bases import Backfill, Based, Taught
+from paramserver.blocks import Blocks
+from paramserver.errors import DecisionUncertain, PublishFailed
+from paramserver.lineage import Recovered, decide
+from paramserver.snapshots.history import SnapshotHistory, snapshot_name
+from paramserver.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the control row is to say; fields as of :class:`paramserver.bases.Backfill`."""
+
+    files: Sequence[Taught]
+    learned: int
+    quarantined: int
+    known: int
+    label: str
+
+
+def make_base(
+    store: Store,
+    history: SnapshotHistory,
+    found: Recovered,
+    values: Blocks,
+    lesson: Lesson,
+    now_s: float,
+) -> Based:
+    """Let ``values`` be the state that the lineage goes on from.
+
+    Parameters
+    ----------
+    found
+        The state that was recovered, under an epoch of ours; ``values`` are it with the lesson.
+    now_s
+        POSIX seconds.
+
+    Raises
+    ------
+    PublishFailed, Superseded
+        Definite: nothing was changed.
+    DecisionUncertain
+        The row may stand: the next start acts on it if it does.
+    """
+    server = found.server
+    now = server.state(now_s, found.snapshot, {"backfilled": lesson.learned})
+    state = replace(now, version=(server.epoch, server.count + 1), values=values)
+    name = snapshot_name(state.version, found.base)
+    try:
+        history.publish(name, state)
+        history.pin(name, True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            history.withdraw(name)
+        raise PublishFailed(name, str(error)) from error
+    note = Backfill(
+        server.spec, name, state.control, dict(state.clock), sorted(state.closed), state.position,
+        list(lesson.files), lesson.learned, lesson.quarantined, lesson.known, lesson.label,
+    )  # fmt: skip
+    key = f"{rewrites.BACKFILL}:{server.spec}:{name}"
+    try:
+        rows = decide(store, server, rewrites.BACKFILL, key, msgspec.json.encode(note))
+    except DecisionUncertain:
+        raise
+    except Exception:
+        with contextlib.suppress(OSError):
+            history.pin(name, False)
+            history.withdraw(name)
+        raise
+    with contextlib.suppress(Exception):  # a start goes from the old head over the row to the base
+        store.move_head(server.model, server.spec, server.epoch, name)
+    return Based(rows[-1].seq, note)

@@ -1,0 +1,101 @@
+"""Backfills in the control rows: which tables a lineage has learned, and the base that has them.
+
+See :mod:`paramserver.backfill` for how one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from paramserver.rewrites import BACKFILL, BEGUN, ROLLBACK, Begun, Rollback
+from paramserver.store import ControlInfo
+
+
+class Taught(msgspec.Struct, frozen=True):
+    """A file that was learned: its name, size in bytes, SHA-256, and rows, bad ones included."""
+
+    name: str
+    size: int
+    sha256: str
+    rows: int
+
+
+class Backfill(msgspec.Struct, frozen=True):
+    """Tables were learned, in order, whose rows are not in the journal: a snapshot has the values.
+
+    Attributes
+    ----------
+    spec
+        Hash of the spec of the lineage that has learned them.
+    snapshot, control
+        Name of the base snapshot, which is pinned, and the control position that it contains.
+    clock, closed, position
+        Rows of the journal that the base contains, too.
+    files
+        In the order in which they were learned.
+    learned, quarantined, known
+        Rows learned, refused, and left out because the journal has their events.
+    label
+        The column of the labels.
+    """
+
+    spec: str
+    snapshot: str
+    control: int
+    clock: dict[int, int]
+    closed: list[int]
+    position: int
+    files: list[Taught]
+    learned: int
+    quarantined: int
+    known: int
+    label: str
+
+
+class Based(NamedTuple):
+    """A backfill that is in a lineage's values: number of its control row, and what it says."""
+
+    seq: int
+    note: Backfill
+
+
+def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
+    """The backfills that are in a lineage's values, oldest first; the last one is its base.
+
+    A rollback to a snapshot from before a backfill has taken it out.  A lineage that was begun
+    anew has those that it was begun with, and nothing from before that can be gone back to.
+    """
+    after: list[tuple[int, tuple[Based, ...]]] = [(0, ())]
+    for control in controls:
+        now = after[-1][1]
+        if control.kind == BACKFILL:
+            note = backfill_of(control)
+            if note.spec == spec:
+                after.append((control.seq, (*now, Based(control.seq, note))))
+        elif control.kind == ROLLBACK:
+            back = msgspec.json.decode(control.payload, type=Rollback)
+            if back.spec == spec:  # a base was made before its own row
+                own = (had for _, had in after if had and had[-1].note.snapshot == back.snapshot)
+                known = next(had for seq, had in reversed(after) if seq <= back.control)
+                after.append((control.seq, next(own, known)))
+        elif (begun := begun_by(control, spec)) is not None:
+            names = [based.note.snapshot for based in now]
+            kept = now[: names.index(begun.base) + 1] if begun.base in names else ()
+            after = [(0, kept)]
+    return after[-1][1]
+
+
+def backfill_of(control: ControlInfo) -> Backfill:
+    """What a backfill's control row holds."""
+    return msgspec.json.decode(control.payload, type=Backfill)
+
+
+def begun_by(control: ControlInfo, spec: str) -> Begun | None:
+    """What the row says if by it a lineage of this spec begins anew."""
+    if control.kind != BEGUN:
+        return None
+    note = msgspec.json.decode(control.payload, type=Begun)
+    return note if note.spec == spec else None
