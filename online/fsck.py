@@ -20,6 +20,7 @@ from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.history import LEARNED, Decisions, origin
 from online.names import load_model, open_journal, snapshots_path
+from online.promotion import as_stored
 from online.tally import DIGEST, event_hash
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.rewrites import Undone
@@ -153,11 +154,11 @@ def check(settings: Settings, model: str, progress: Progress | None = None) -> F
     Raises StartRefused if the journal can't be opened, is of other models than the settings name,
     or is changed too fast by the service.
     """
-    chosen = next(m for m in settings.models if m.name == model)
-    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     path = settings.state_dir / "journal.db"
     if settings.journal == "sqlite" and not path.exists():  # opening it would make one
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
+    chosen = next(m for m in as_stored(settings).models if m.name == model)
+    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)

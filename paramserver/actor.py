@@ -12,11 +12,17 @@ from typing import Any
 import msgspec
 
 from paramserver import rewrites, wire
-from paramserver.blocks import size_bytes
-from paramserver.errors import BanRefused, DecisionUncertain, StoreUnavailable, Superseded
+from paramserver.errors import (
+    BanRefused,
+    DecisionUncertain,
+    PromoteRefused,
+    StoreUnavailable,
+    Superseded,
+)
 from paramserver.lineage import decide, needed, replayed
 from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.server import Server
+from paramserver.shown import epochs, numbers
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.store import Store
@@ -84,6 +90,41 @@ class ParameterServer(SwappingProcess):
                 note = rewrites.Unfreeze()
                 self._decide(server, store, history, rewrites.UNFREEZE, key, note)
             return self._learning(server)
+
+    def promote(self, note: bytes) -> dict[str, Any]:
+        """Let another lineage of the model serve; this one goes on until it is replaced.
+
+        Parameters
+        ----------
+        note
+            :class:`paramserver.rewrites.Promote` as JSON.
+
+        Returns
+        -------
+        dict
+            ``control`` (number of the row), ``before`` and ``after``.  A repeat changes nothing.
+
+        Raises
+        ------
+        NotReady, PromoteRefused, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again, the same row is written.
+        """
+        wanted = msgspec.json.decode(note, type=rewrites.Promote)
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if wanted.before != server.spec or wanted.after == server.spec:
+                raise PromoteRefused(wanted.before, wanted.after, server.spec)
+            newest = rewrites.promoted(store.controls(server.model, 0))
+            seq = 0 if newest is None else newest[0]
+            if newest is None or newest[1].after != wanted.after:
+                key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
+                decided = msgspec.structs.replace(wanted, epoch=server.epoch)
+                self._decide(server, store, history, rewrites.PROMOTE, key, decided)
+                newest = rewrites.promoted(store.controls(server.model, 0))
+                assert newest is not None
+            return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
 
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
         """From now on the rows of a source are quarantined, or no longer.
@@ -194,7 +235,8 @@ class ParameterServer(SwappingProcess):
                 "pid": os.getpid(),
                 "restore_s": self._restore_s,
                 "confirmed_s": now_s - self._confirmed_s,
-                **_numbers(server),
+                **numbers(server),
+                "epochs": epochs(listed, server),
                 "freeze_complete": self._freeze_complete(now_s),
                 "replicas": self._contacts.shown(now_s),
                 "snapshots": len(listed),
@@ -203,24 +245,3 @@ class ParameterServer(SwappingProcess):
                 "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
             }
-
-
-def _numbers(server: Server | None) -> dict[str, Any]:
-    """What ``status`` says about the state."""
-    if server is None:
-        return {
-            "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},
-            "control": None, "rewrite": 0, "frozen": 0,
-        }  # fmt: skip
-    return {
-        "epoch": server.epoch,
-        "count": server.count,
-        "version": list(server.version),
-        "control": server.control,
-        "rewrite": server.rewrite,
-        "frozen": server.frozen,
-        "clock": dict(server.clock),
-        "closed": sorted(server.closed),
-        "durable": dict(server.durable),
-        "bytes": size_bytes(server.values),
-    }

@@ -58,18 +58,39 @@ class SwappingProcess(ServerProcess):
         """
         with self._publishing, self._deciding:
             server, store, history = self._serving()
-            target = self._target(history, name)
-            try:
-                ends = {p.id: p.end for p in store.partitions(server.model)}
-                since = store.controls(server.model, target.control)
-            except Exception as error:
-                raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
-            if (source := rewrites.brings_back(target, ends, since)) is not None:
-                reason = f"it holds events of {source!r}, which was forgotten since"
-                raise self._refusal(history, name, reason)
-            with self._rewriting():
-                note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
-                return self._rewrite(server, store, history, note, target)
+            return self._back(server, store, history, name, self._target(history, name))
+
+    def retreat(self, rewrite: int, before: float) -> dict[str, Any]:
+        """Roll back to the newest snapshot of ``before``, for a model whose error has risen.
+
+        Parameters, answers and errors as of :meth:`recover`; what was learned since is undone.
+        """
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if rewrite != server.rewrite:
+                return {"snapshot": None, "version": list(server.version), "undone": 0}
+            name, target = self._newest_of(server, history, before)
+            return self._back(server, store, history, name, target)
+
+    def _back(
+        self,
+        server: Server,
+        store: Store,
+        history: SnapshotHistory,
+        name: str,
+        target: SnapshotState,
+    ) -> dict[str, Any]:
+        try:
+            ends = {p.id: p.end for p in store.partitions(server.model)}
+            since = store.controls(server.model, target.control)
+        except Exception as error:
+            raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+        if (source := rewrites.brings_back(target, ends, since)) is not None:
+            reason = f"it holds events of {source!r}, which was forgotten since"
+            raise self._refusal(history, name, reason)
+        with self._rewriting():
+            note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
+            return self._rewrite(server, store, history, note, target)
 
     def recover(self, rewrite: int, before: float) -> dict[str, Any]:
         """Back to the newest snapshot of ``before`` (POSIX seconds), with half the learning rate.
@@ -87,20 +108,27 @@ class SwappingProcess(ServerProcess):
             server, store, history = self._serving()
             if rewrite != server.rewrite:
                 return {"snapshot": None, "version": list(server.version), "undone": 0}
-            rows = [row for row in history.listed() if row.created_at <= before]
-            if not rows:
-                raise self._refusal(history, "none", "all are of a time when it had diverged")
-            target = self._target(history, rows[0].name)
-            if target.rewrite != server.rewrite:
-                reason = "it is from before the last time that the values were rewritten"
-                raise self._refusal(history, rows[0].name, reason)
+            name, target = self._newest_of(server, history, before)
             with self._rewriting():
                 grown = _length(server.values) / max(_length(target.values), 1e-300)
                 if grown < GROWN:
                     reason = f"its weights are {grown:.3g} times as long: the stream has changed"
-                    raise self._refusal(history, rows[0].name, reason)
-                note = rewrites.learn_again(server.state(0.0, None, {}), rows[0].name, target)
+                    raise self._refusal(history, name, reason)
+                note = rewrites.learn_again(server.state(0.0, None, {}), name, target)
                 return self._rewrite(server, store, history, note, target)
+
+    def _newest_of(
+        self, server: Server, history: SnapshotHistory, before: float
+    ) -> tuple[str, SnapshotState]:
+        """The newest snapshot of ``before`` and since the last rewrite; RollbackRefused."""
+        rows = [row for row in history.listed() if row.created_at <= before]
+        if not rows:
+            raise self._refusal(history, "none", "all are of a time when it was bad already")
+        target = self._target(history, rows[0].name)
+        if target.rewrite != server.rewrite:
+            reason = "it is from before the last time that the values were rewritten"
+            raise self._refusal(history, rows[0].name, reason)
+        return rows[0].name, target
 
     def forget(
         self,

@@ -540,7 +540,12 @@ def test_a_state_that_can_not_take_the_place_is_refused(
     assert server.ping() == "serving"
 
 
-def test_promote_is_for_a_later_release() -> None:
-    state = SnapshotState("m", "s", "", (1, 1), {}, {})
-    with pytest.raises(errors.StartRefused, match="promote"):
-        replayed(state, [Control(1, "promote")], lambda name: state)
+def test_a_promotion_leaves_every_lineage_as_it_is() -> None:
+    state = SnapshotState("m", "s", "", (1, 1), {}, {1: 5})
+    note = rewrites.Promote("s", "t", {}, {})
+    row = Control(3, "promote", "k", msgspec.json.encode(note))
+    assert replayed(state, [row], _never) == replace(state, control=3)
+
+
+def _never(name: str) -> SnapshotState:
+    raise AssertionError(f"nobody asks for {name}")
