@@ -191,7 +191,7 @@ class Filtering:
     def _event(self, row: NewRow, example: Example) -> Event:
         model = self._model()
         gradient = None
-        if isinstance(model, Sloped) and self.chain.reference is not None:
+        if self.chain.reference is not None and isinstance(model, Sloped):
             gradient = model.slope(example.features, example.label, example.score)
         features = codec.encode(Example(example.features, ""))
         label = label_text(example.label)

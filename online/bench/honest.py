@@ -2,7 +2,7 @@
 
 A row is predicted, judged and learned, as the service does it, by the plain model and by one behind
 the filters.  Once all rows come from one source, as they do where nobody has heard of sources, and
-once they are dealt to ten.
+once they are dealt to ten, without and with a root set of the stream's first rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from online.local import score_of
 from online.model_settings import ModelSettings
 from online.models.base import learn_example
 from online.models.load import load
+from online.rootset import RootSet
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Outcome, Row, Verdict
@@ -34,6 +35,8 @@ STREAMS: Final = (
     ("phishing", "binary", "logreg"),
     ("insects", "multiclass", "softmax"),
 )
+_ROOT_FROM: Final = 800
+_ROOT_ROWS: Final = 10
 POINTS: Final = 0.5
 """Of accuracy that filters may cost."""
 
@@ -55,20 +58,21 @@ class Honest:
 
 
 def run(rows: int | None = None) -> Iterator[Honest]:
-    """Each stream with one source and with ten."""
+    """Each stream with one source, with ten, and with ten and a root set."""
     for name, task, learner in STREAMS:
         plain = _play(name, task, learner, 1, rows, "none")
         unfiltered = 100.0 * plain.right / plain.n
-        for sources in (1, 10):
-            loop = _play(name, task, learner, sources, rows, "default")
+        for sources, with_root in ((1, False), (10, False), (10, True)):
+            loop = _play(name, task, learner, sources, rows, "default", with_root=with_root)
             assert loop.filters is not None
             condemned = len(loop.filters.standings.quarantined)
             accuracy, lost = 100.0 * loop.right / loop.n, loop.counts["quarantined"]
             apart = unfiltered - accuracy
             alike = apart == 0.0 if sources == 1 else apart <= POINTS
             yield Honest(
-                name, sources, loop.n, accuracy, unfiltered, loop.counts["clipped"], lost,
-                condemned, 1e6 * loop.judging_s / loop.n, alike and not lost,
+                f"{name}, root set" if with_root else name, sources, loop.n, accuracy, unfiltered,
+                loop.counts["clipped"], lost, condemned, 1e6 * loop.judging_s / loop.n,
+                alike and not lost,
             )  # fmt: skip
 
 
@@ -87,14 +91,17 @@ class Loop:
         Seconds spent on judging.
     """
 
-    def __init__(self, settings: ModelSettings, *, vouched: bool) -> None:
+    def __init__(
+        self, settings: ModelSettings, *, vouched: bool, root: Sequence[tuple[Features, Label]] = ()
+    ) -> None:
         self._task = settings.task
         self.model = load(
             settings.learner, settings.params, task=settings.task, classes=None, key=bytes(32),
             base_dir=Path(),
         ).model  # fmt: skip
         local: Any = SimpleNamespace(serving=self.model, clock={}, version=(1, 0))
-        self.filters = filtering_for(settings, local, None, sources_max=1_000, vouched=vouched)
+        kept = RootSet(Path("root"), list(root), lambda: self.model) if root else None
+        self.filters = filtering_for(settings, local, kept, sources_max=1_000, vouched=vouched)
         self._evidence = Evidence()
         self._evidence.heard = self.filters
         self.counts = Counter[str]()
@@ -126,9 +133,23 @@ class Loop:
         return Row(self.n, 1, self.n, *given)
 
 
-def _play(name: str, task: Any, learner: str, sources: int, rows: int | None, filters: Any) -> Loop:
-    loop = Loop(ModelSettings(name="m", task=task, learner=learner, filters=filters), vouched=True)
+def _play(
+    name: str, task: Any, learner: str, sources: int, rows: int | None, filters: Any,
+    *, with_root: bool = False,
+) -> Loop:  # fmt: skip
+    stream = open_stream(name, data_dir()).rows
+    root = _first_of_each(stream) if with_root else []
+    settings = ModelSettings(name="m", task=task, learner=learner, filters=filters)
+    loop = Loop(settings, vouched=True, root=root)
     draw = random.Random(0)
-    for features, label in islice(iter(open_stream(name, data_dir()).rows), rows):
+    for features, label in islice(iter(stream), rows):
         loop.step(f"s{draw.randrange(sources)}", features, label)
     return loop
+
+
+def _first_of_each(stream: Iterable[tuple[Features, Label]]) -> list[tuple[Features, Label]]:
+    """The first rows of each class, as somebody might choose a root set."""
+    of_class: dict[Label, list[tuple[Features, Label]]] = {}
+    for row in islice(iter(stream), _ROOT_FROM):
+        of_class.setdefault(row[1], []).append(row)
+    return [row for rows in of_class.values() for row in rows[:_ROOT_ROWS]]

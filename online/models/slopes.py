@@ -20,7 +20,7 @@ from replay.example import Features, Label, label_text
 
 Slope = npt.NDArray[np.float32]
 
-PLACES: Final = 8192
+PLACES: Final = 2048
 """Numbers of a linear model's gradient."""
 
 _MASK: Final = PLACES - 1

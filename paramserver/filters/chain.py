@@ -40,10 +40,14 @@ QUARANTINE_AT: Final = -6.0
 
 REFRESH_EVERY: Final = 10
 REFRESH_AT_LEAST: Final = 100
-_SLOWER: Final = 20
-"""Arrivals between two refreshes: ten at first, then a twentieth of all so far, at most a hundred.
+_SLOWER: Final = 50
+"""Arrivals between two refreshes: ten at first, then a fiftieth of all so far, at most a hundred.
 
-What a model learns moves it less and less, and frames are for where it was."""
+What a model learns moves it less and less, and frames are for where it was.  While much speaks
+against sources in good standing, the world may turn: then it is ten again."""
+
+_UNREST: Final = 0.4
+_UNREST_OVER: Final = 16.0
 
 RELEASE_AFTER: Final = 20
 OFFENCES_MAX: Final = 3
@@ -136,7 +140,8 @@ class Chain:
         self.sources = Sources(sources_max)
         self.drift = False
         self.alarms = 0
-        self._every, self._due = refresh_every, refresh_every
+        self._every, self._due, self._refreshed = refresh_every, refresh_every, 0
+        self._unrest = 0.0  # how often, of late, something spoke against sources in good standing
         self._longest = max(refresh_every, REFRESH_AT_LEAST)
         self._arrivals = 0
         self._lately: deque[str] = deque(maxlen=WINDOW)
@@ -199,15 +204,21 @@ class Chain:
             evidence = max(opinion.evidence, 0.0) if self.drift else opinion.evidence
             if evidence != 0.0:
                 self.sources.add(source, test.name, evidence, self._arrivals)
+        if source.turned_at == self._arrivals and not self.drift:
+            self._look_for_drift(self._seen_lately())  # before the first is condemned for it
         if verdict.taken:
             self.sources.take(source)
         elif source.quarantined:
             self._shadow(source)
         if source.standing < QUARANTINE_AT and not self.drift:
             self.sources.quarantine(source)
-        if self._arrivals >= self._due:
+        worse = source.good and any(opinion.evidence < 0.0 for opinion in verdict.opinions)
+        self._unrest += (worse - self._unrest) / _UNREST_OVER
+        if self._arrivals >= self._due or (
+            self._unrest > _UNREST and self._arrivals >= self._refreshed + self._every
+        ):
             wait = max(self._every, min(self._arrivals // _SLOWER, self._longest))
-            self._due = self._arrivals + wait
+            self._refreshed, self._due = self._arrivals, self._arrivals + wait
             self.refresh(event.key, event.version)
 
     def cut(self) -> Blocks:
@@ -238,10 +249,13 @@ class Chain:
         rng = keyed(key)
         if self.reference is not None:
             self.reference.refresh(rng, version)
-        lately = [self.sources.get(name) for name in dict.fromkeys(reversed(self._lately))]
+        lately = self._seen_lately()
         for test in self.filters:
             test.refresh(rng, lately)
         self._look_for_drift(lately)
+
+    def _seen_lately(self) -> list[Source]:
+        return [self.sources.get(name) for name in dict.fromkeys(reversed(self._lately))]
 
     def _look_for_drift(self, lately: Sequence[Source]) -> None:
         since = max(self._arrivals - len(self._lately), 0)
@@ -280,7 +294,7 @@ NAMES: Final = ("rate", "samples", "norm", "direction", "surprise")
 NEED_GRADIENT: Final = frozenset({"norm", "direction"})
 NEED_ROOT_SET: Final = frozenset({"direction"})
 
-_ROWS_REFRESH: Final = 100
+_ROWS_REFRESH: Final = 50
 _ROWS_ENOUGH: Final = 32
 _ROWS_CREDIT: Final = 5.0
 _ROWS_LEVEL: Final = 0.99
@@ -297,8 +311,9 @@ def by_name(
     """The tests of these names over single rows; those that lack what they need are left out.
 
     A row is no mean of many: its length follows how wrong the model was, so only one that is long
-    beside 99 of 100 is capped.  A budget weighs down and sets nothing aside: what a flood weighs is
-    bounded already.  Sources are believed at first.
+    beside 99 of 100 is capped, and none is set aside by itself: what one row says is evidence.  A
+    budget weighs down and sets nothing aside: what a flood weighs is bounded already.  Sources are
+    believed at first.
 
     ``answers``: labels that are looked at on their own for how often they surprise, a few.
     """
@@ -311,12 +326,12 @@ def by_name(
         elif name == Samples.name:
             filters.append(Samples())
         elif name == Norm.name:
-            filters.append(Norm(reference, level=_ROWS_LEVEL))
+            filters.append(Norm(reference, level=_ROWS_LEVEL, alone=False))
         elif name == "surprise":
             filters.append(Surprise())
             filters += [Surprise(answer, enough=_ROWS_ENOUGH) for answer in answers]
         elif reference is not None and reference.problem is None:
-            filters.append(Direction(reference))
+            filters.append(Direction(reference, alone=False))
     return Chain(
         filters,
         reference=reference,

@@ -54,12 +54,16 @@ class Direction:
     line
         Part of μ below which a score is evidence against its source.  Higher: quicker, and honest
         sources that are unlike the others are at risk.
+    alone
+        Whether one event may be set aside or scaled down by itself.  Of single rows too many honest
+        ones are against the root set: they are evidence only.
     """
 
     name = "direction"
 
-    def __init__(self, reference: Reference, *, line: float = 0.7) -> None:
+    def __init__(self, reference: Reference, *, line: float = 0.7, alone: bool = True) -> None:
         self._reference = reference
+        self._alone = alone
         self._line = line
         self.mu = 0.0
         self.below = 0.0
@@ -76,11 +80,11 @@ class Direction:
         c = score.as_is
         step = clipped_step((c - self.below) * 2.0 * (self.mu - self.below) / self.sd**2)
         turned = score.turned - c
-        if turned > self.against:
+        if turned > self.against and self._alone:
             known = source.evidence.get(self.name, 0.0) + step >= 0.0
             factor = _HEARD if known else 0.0
             return Opinion(factor, step, c, _REASON, stop=not known, detail=turned)
-        if score.mass > self.heavy:
+        if score.mass > self.heavy and self._alone:
             step = clipped_step(step - _AMPLIFIED)
             factor = self.heavy / score.mass
             return Opinion(factor, step, c, "direction: amplified", detail=turned)

@@ -27,8 +27,14 @@ class Norm:
     name = "norm"
 
     def __init__(
-        self, reference: Reference | None, *, slack: float = 1.25, level: float = 0.5
+        self,
+        reference: Reference | None,
+        *,
+        slack: float = 1.25,
+        level: float = 0.5,
+        alone: bool = True,
     ) -> None:
+        self._alone = alone
         self._reference = reference
         self._level = level
         self._slack = slack
@@ -41,7 +47,7 @@ class Norm:
         length = float(event.gradient @ event.gradient) ** 0.5
         if length <= self.cap:
             return Opinion(score=length)
-        if length > _FAR * self.cap:
+        if length > _FAR * self.cap and self._alone:
             reason = f"norm: more than {_FAR:g} times the cap"
             return Opinion(0.0, -2.0, length, reason, stop=True)
         return Opinion(self.cap / length, 0.0, length, "norm: longer than the cap")

@@ -119,7 +119,11 @@ class Surprise:
         of_source: dict[str, list[float]] = {}
         for name, loss in self._losses:
             of_source.setdefault(name, []).append(loss)
-        enough = [np.quantile(x, _LEVEL) for x in of_source.values() if len(x) >= _OF_A_SOURCE]
+        enough = [
+            sorted(x)[round(_LEVEL * (len(x) - 1))]  # numpy takes ten times as long for a few
+            for x in of_source.values()
+            if len(x) >= _OF_A_SOURCE
+        ]
         if len(enough) >= _SOURCES_MIN:
             return float(np.median(enough))
         return float(np.quantile([loss for _, loss in self._losses], _LEVEL))

@@ -188,6 +188,8 @@ def test_rows_that_are_not_to_be_judged() -> None:
     )
     assert history.is_again(again)
     assert filters.judge([again]) == [again]
+    banned = msgspec.structs.replace(again, event_id="b", verdict=Verdict.QUARANTINED)
+    assert filters.judge([banned]) == [banned], "an operator has decided"
     forged = msgspec.structs.replace(again, key=bytes(16))
     assert filters.judge([forged])[0].verdict is Verdict.QUARANTINED
 
