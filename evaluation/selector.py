@@ -5,7 +5,10 @@ some microseconds.  When a label comes, the learners are judged by what each of 
 the row was asked; their losses fade, and the answer is their mixture (Littlestone and Warmuth
 1994, *The weighted majority algorithm*; Herbster and Warmuth 1998, *Tracking the best expert*)::
 
-    S_k ← .997 · S_k + loss of k,    v_k ∝ exp(−S_k),    answer = Σ v_k · answer of k
+    S_k ← (1 − 1/W) · S_k + loss of k,    v_k ∝ exp(−333/W · S_k),    answer = Σ v_k · answer of k
+
+W = 333 labels, and ten more for each label that comes between a question and its own: errors that
+are old when they decide say more about the learners if they are many.
 
 The loss is 1 if a classifier was wrong.  Its probabilities are left out: a forest that is right
 and modest would count less than a tree that is wrong and sure.  In regression it is the error in
@@ -24,8 +27,11 @@ from evaluation.metrics import Task
 from replay.example import Features, Label
 
 LEARNERS_MAX: Final = 64
-FADE: Final = 0.997
-"""Of the losses at each label: a window of 1 / (1 − FADE) = 333 labels."""
+WINDOW: Final = 1000.0 / 3.0
+"""Labels over which losses fade, if they come at once."""
+PER_LATE: Final = 10.0
+"""Further ones for each label that comes between a question and its own."""
+_LATE_FADE: Final = 0.99  # of how many these are
 ERROR_MAX: Final = 4.0
 
 Shares = Mapping[Label, float]
@@ -33,10 +39,11 @@ Shares = Mapping[Label, float]
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What each learner noted, and what it answered."""
+    """What each learner noted, and what it answered; labels known by then."""
 
     inner: list[object]
     answers: list[Any]
+    labels: int
 
 
 class Selector:
@@ -60,10 +67,20 @@ class Selector:
         self.names = tuple(learners)
         self._verbs = [verbs(learner, task) for learner in learners.values()]
         self.losses = [0.0] * len(learners)
+        self._labels = 0
+        self._late = 0.0  # labels between a question and its own, of late
 
     def votes(self) -> dict[str, float]:
         """Each learner's share in the next answer."""
-        return dict(zip(self.names, _votes(self.losses), strict=True))
+        return dict(zip(self.names, self._votes(), strict=True))
+
+    def _votes(self) -> list[float]:
+        rate = WINDOW / self._window
+        return _votes([rate * loss for loss in self.losses])
+
+    @property
+    def _window(self) -> float:
+        return WINDOW + PER_LATE * self._late
 
     def predict_one(self, x: Features) -> Label | None:
         """Label or number; None if no learner knows any."""
@@ -85,15 +102,18 @@ class Selector:
             answer, told = ask(x)
             inner.append(told)
             answers.append(self._told(answer))
-        notes = Notes(inner, answers)
+        notes = Notes(inner, answers, self._labels)
         if self.task == "regression":
-            return by_value(self.task, _mean(answers, _votes(self.losses))), notes
-        return by_shares(self.task, _mixed(answers, _votes(self.losses))), notes
+            return by_value(self.task, _mean(answers, self._votes())), notes
+        return by_shares(self.task, _mixed(answers, self._votes())), notes
 
     def learn_noted(self, x: Features, y: Label, notes: Notes) -> None:
         """Judge the learners by what they answered; then all learn the row."""
         now = (_errors if self.task == "regression" else _wrong)(notes.answers, y)
-        self.losses = [FADE * s + loss for s, loss in zip(self.losses, now, strict=True)]
+        self._late += (1.0 - _LATE_FADE) * (self._labels - notes.labels - self._late)
+        self._labels += 1
+        fade = 1.0 - 1.0 / self._window
+        self.losses = [fade * s + loss for s, loss in zip(self.losses, now, strict=True)]
         for (_, learn), told in zip(self._verbs, notes.inner, strict=True):
             learn(x, y, told)
 

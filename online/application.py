@@ -14,11 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from online import config, rollout
+from online import config, rollout, servers
 from online.cluster import check_nodes
 from online.errors import StartRefused
 from online.lineages import Models
-from online.servers import start_servers
 
 log = logging.getLogger("online.application")
 
@@ -51,6 +50,6 @@ def build(arguments: Mapping[str, str]) -> Any:
     models = Models(settings, log.info)
     loaded = models.check(fresh=False, relearn=False)
     settings = models.chosen(loaded)
-    start_servers(settings, loaded, log.info)
+    servers.start(settings, loaded, log.info)
     specs = {name: model.spec_hash for name, model in loaded.items()}
     return rollout.application(settings, rollout.Origin.here(settings, specs))

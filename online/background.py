@@ -59,7 +59,7 @@ def model_replica(
     ``for_others``: it learns what other processes write.
     """
     limits = settings.limits
-    client = ParameterClient(server_name(model.name))
+    client = ParameterClient(server_name(model.name, loaded.spec_hash))
     rows_max = max(model.sync.updates * 16, 1024)
     rule = merge_rule(model, loaded.model)
     learns = for_others or learns_here(model, rule)

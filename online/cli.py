@@ -17,6 +17,7 @@ from online.commands import (
     export,
     forget,
     models,
+    promote,
     quarantine,
     report,
     rescore,
@@ -41,7 +42,7 @@ app = typer.Typer(
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
     backfill.backfill, export.export, rewrites.rollback, forget.forget, rewrites.freeze,
-    rewrites.unfreeze,
+    rewrites.unfreeze, promote.promote,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")

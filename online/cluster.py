@@ -23,13 +23,19 @@ from typing import Any
 import httpx
 import psutil
 
-from online import processes, rollout
+from online import processes, promotion, rollout, servers
+from online.challengers import Challengers
 from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import journal_opener, merge_rule, run_path, server_name, snapshots_path
-from online.servers import start_servers
+from online.names import (
+    journal_opener,
+    merge_rule,
+    open_journal,
+    run_path,
+    snapshots_path,
+)
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -39,7 +45,6 @@ Progress = Callable[[str], None]
 
 _REPLICA_PORTS = 120  # a stopped replica's port rests for a while
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
-_LAST_SNAPSHOTS_S = 1.0  # of all models together
 _FOLLOW_S = 2.0
 _NOTHING = "nothing was changed: the service goes on as it was"
 _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
@@ -192,6 +197,8 @@ class Service:
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
         self._settings, self._progress = settings, progress
+        self._given = settings  # what the file says: a promotion since may say another
+        self._challengers = Challengers()
         self._owner: processes.Owner | None = None
         self._private = processes.private_dir(settings.state_dir)
         self._loaded: dict[str, Loaded] = {}
@@ -221,13 +228,15 @@ class Service:
                 "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
             )
         check_scores(self._settings)
+        self._settings = self._as_served(self._given, follow=fresh or relearn)
         models = Models(self._settings, self._progress)
         self._loaded = models.check(fresh=fresh, relearn=relearn)
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
-            start_servers(self._settings, self._loaded, self._progress)
+            servers.start(self._settings, self._loaded, self._progress)
             self._start_replicas()
+            self._challengers.start(self._settings)
         except OnlineError:
             raise
         except Exception as error:  # whatever Ray raises, its last line says what
@@ -267,9 +276,11 @@ class Service:
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
 
     def _deploy(self, settings: Settings) -> None:
-        specs = {name: loaded.spec_hash for name, loaded in self._loaded.items()}
-        origin = rollout.Origin.here(settings, specs)
+        origin = rollout.Origin.here(settings, self._specs())
         rollout.deploy(settings, origin, self._version)
+
+    def _specs(self) -> dict[str, str]:
+        return {name: loaded.spec_hash for name, loaded in self._loaded.items()}
 
     # -- change ------------------------------------------------------------------------------
 
@@ -283,6 +294,7 @@ class Service:
         StartRefused
             The new settings can't be served; what ran before goes on.
         """
+        given, settings = settings, self._as_served(settings)
         new = Models(settings, self._progress)
         models = new.load()
         settings = new.chosen(models)
@@ -299,15 +311,75 @@ class Service:
         self._incomplete = True
         if replace:
             self._version += 1
-            start_servers(settings, self._loaded, self._progress)
+            servers.start(settings, self._loaded, self._progress)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
+        self._given = given
         self._wait_http()
+        self._challengers.start(settings)
         processes.note(run_path(settings), self._facts)
         lines = [f"{name} changed" for name in found.rolling]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines
+
+    def _as_served(self, given: Settings, *, follow: bool = False) -> Settings:
+        """The settings with the models that were promoted; ``follow``: with those of the file."""
+        with contextlib.closing(open_journal(given)) as journal:
+            lines = promotion.follow_file(given, journal) if follow else []
+            settings, told = promotion.as_served(given, journal)
+        for line in [*lines, *told]:
+            self._progress(line)
+        return settings
+
+    def go_over(self) -> list[str]:
+        """Let promoted models serve, while the service answers; what was done, as lines.
+
+        Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
+        """
+        settings = self._as_served(self._given)
+        models = Models(settings, self._progress)
+        loaded = models.load()
+        settings = models.chosen(loaded)
+        was, were = self._settings, self._loaded
+        changed = {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}
+        if not changed:
+            return []
+        self._challengers.make_way(changed)
+        with contextlib.closing(open_journal(settings)) as journal:
+            for name, spec in changed.items():
+                promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
+            self._loaded = loaded
+            self._version += 1
+            try:
+                servers.start(settings, loaded, self._progress)
+                self._deploy(settings)
+                self._settings = settings
+                self._wait_http()
+            except Exception:
+                self._loaded, self._settings = were, was
+                servers.end({name: loaded[name].spec_hash for name in changed})
+                promotion.take_back_all(journal, changed)
+                self._version += 1
+                self._deploy(was)
+                self._challengers.start(was)
+                raise
+        processes.note(run_path(settings), self._facts)
+        servers.last_snapshots(changed)
+        servers.end(changed)
+        self._challengers.start(settings)
+        learners = {m.name: m.learner for m in settings.models}
+        return [f"model {name}: {learners[name]} serves now" for name in changed]
+
+    def promoted(self) -> bool:
+        """Whether a model was promoted since the last time."""
+        if self._journal is None:
+            return False
+        try:
+            return self._challengers.promoted(self._journal, self._specs())
+        except ReplayError as error:
+            log.warning("journal: %s", error)
+            return False
 
     def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
         """Whether replicas have to tell their curvature that did not, as there was only one."""
@@ -362,8 +434,10 @@ class Service:
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
         with self._quiet():
             serve.shutdown()
-            self._last_snapshots()
-            self._end_servers()
+            specs = self._specs()
+            servers.last_snapshots(specs)
+            if self._settings.cluster != "local":  # there they would go on without us
+                servers.end(specs)
             ray.shutdown()
 
     @contextlib.contextmanager
@@ -380,33 +454,6 @@ class Service:
             for stream, was in kept.items():
                 os.dup2(was, stream)
                 os.close(was)
-
-    def _last_snapshots(self) -> None:
-        import ray
-
-        wanted = {}
-        for model in self._settings.models:
-            with contextlib.suppress(ValueError):  # it is restarting: the journal has everything
-                handle = ray.get_actor(server_name(model.name), "online")
-                wanted[handle.snapshot.remote()] = model.name
-        done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
-        for ref in done:
-            try:
-                ray.get(ref)
-            except Exception as error:  # the journal has everything: a restart learns it again
-                log.warning("no last snapshot of %s: %r", wanted[ref], error)
-        for ref in late:
-            log.warning("no last snapshot of %s in %.1f s", wanted[ref], _LAST_SNAPSHOTS_S)
-
-    def _end_servers(self) -> None:
-        """In a cluster that goes on without us they would, too."""
-        import ray
-
-        if self._settings.cluster == "local":
-            return
-        for model in self._settings.models:
-            with contextlib.suppress(ValueError):
-                ray.kill(ray.get_actor(server_name(model.name), "online"), no_restart=True)
 
     def kill(self) -> None:
         """End whatever is left, at once.  Does nothing if the state folder is another's."""

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -370,12 +370,11 @@ def _fields(loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
         if part == "models" or isinstance(part, int):
             node = ModelSettings
-        elif part == "replicas":
-            node = ReplicaRange
-        elif (annotation := node.model_fields[str(part)].annotation) and isinstance(
-            annotation, type
-        ):
-            node = annotation
+        else:
+            annotation = node.model_fields[str(part)].annotation
+            for kind in (annotation, *get_args(annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    node = kind
     return list(node.model_fields)
 
 

@@ -23,7 +23,7 @@ from online.app import App
 from online.background import Background, actor_of, learns_here, model_replica
 from online.config import Settings
 from online.features import Door
-from online.names import journal_opener, load_model, merge_rule
+from online.names import challenger_name, journal_opener, load_model, merge_rule
 from online.replica import ModelReplica
 from online.rescore.stores import RedisReads, SqliteScores
 from online.rollout import Origin
@@ -60,6 +60,7 @@ class Replica:
         clients: dict[str, ParameterClient] = {}
         journals: dict[str, Journal] = {}
         facts: dict[str, dict[str, Any]] = {}
+        challengers: dict[str, ParameterClient] = {}
         limits = self._settings.limits
         open_one = journal_opener(self._settings)  # one a model: models do not wait for each other
         for model in self._settings.models:
@@ -87,9 +88,11 @@ class Replica:
                 "merge": rule,
                 "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
             }
+            if model.challenger is not None:
+                challengers[name] = ParameterClient(challenger_name(name))
         self._cluster = Cluster(
             self._replicas, clients, journals, facts.__getitem__,
-            free_bytes=journal_room(self._settings),
+            free_bytes=journal_room(self._settings), challengers=challengers,
         )  # fmt: skip
         await asyncio.gather(*(model.start() for model in self._replicas.values()))
         for background in self._background.values():

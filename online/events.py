@@ -34,10 +34,11 @@ _SCORE_MAX = 1e100
 
 
 class Foreseen(msgspec.Struct, frozen=True, gc=False):
-    """What a model of this version answers for an event whose features the door takes."""
+    """What a model of this version answers at ``at`` (POSIX seconds) for an event with features."""
 
     answer: Answer
     version: tuple[int, int, int]
+    at: float
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -114,9 +115,9 @@ class Events:
         out: list[Foreseen | None] = [None] * len(events)
         if features:
             answers = self._replica.learner.serving.predict_many(features)
-            version = self._version()
+            version, now_s = self._version(), self._now_s()
             for i, answer in zip(places, answers, strict=True):
-                out[i] = Foreseen(answer, version)
+                out[i] = Foreseen(answer, version, now_s)
         return out
 
     def _version(self) -> tuple[int, int, int]:
@@ -155,7 +156,8 @@ class Events:
             raise invalid(f"{field}id", "neither id nor features", hint)
         if foreseen is None:
             features = self._door.features(event.features, f"{field}features")
-            foreseen = Foreseen(self._replica.learner.predict(features), self._version())
+            answer = self._replica.learner.predict(features)
+            foreseen = Foreseen(answer, self._version(), self._now_s())
         else:
             features = event.features
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
@@ -172,7 +174,7 @@ class Events:
             weight,
             score,
             foreseen.version,
-            self._now_s(),
+            foreseen.at,
             event.event_time,
             self._replica.newest_label,
             _notes(foreseen.answer, score),

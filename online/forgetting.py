@@ -26,6 +26,7 @@ from online.models.base import Model
 from online.ordered import OrderedLearner
 from paramserver import bases, rewrites, wire
 from paramserver.blocks import COUNT, Block
+from paramserver.filters.sources import SOURCES_MAX
 from paramserver.rewrites import HALVED, Spans, note_of, packed
 from paramserver.server import Server
 from paramserver.snapshots.history import SnapshotHistory
@@ -239,6 +240,8 @@ class Rebuild:
         The state to begin with.
     ordered
         Whether the lineage is learned in commit order: its states then tell their position.
+    sources_max
+        Sources that are kept account of.
     """
 
     def __init__(
@@ -252,11 +255,13 @@ class Rebuild:
         task: Task,
         rows_max: int,
         ordered: bool,
+        sources_max: int = SOURCES_MAX,
     ) -> None:
         self._journal, self._model, self._ordered = journal, base.model, ordered
         self._decisions, self._wanted = decisions, wanted
         self._server = Server.restored(_slowed(base, decisions), "ordered", 1, part_keys=_PARTS)
         self._learner = OrderedLearner(build, task=task, spec=base.spec, rows_max=rows_max)
+        self._learner.evidence.sources_max = sources_max
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
         ends = {p.id: p.end for p in journal.partitions(base.model)}
@@ -307,14 +312,14 @@ class Rebuild:
         counts = self._decisions.learned(row)
         if counts and self._wanted.meant(row):
             self._leave_out(row)
-            row = msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
-        # Here verdicts that depend on the source's could be derived again, and those that change
-        # be learned or left out; without filters a verdict depends on its own row alone.
+            row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
+        # Here verdicts about others could be derived again, and those that change be learned or
+        # left out: a filter may have judged them otherwise without the source.
         failed = self._learner.learn(row, self._decisions.failure(row))
         if failed is not None and counts:
             self._leave_out(row)  # it could be learned only with what is gone
             self.unlearned += 1
-        self.learned += counts and failed is None and row.verdict is not Verdict.QUARANTINED
+        self.learned += counts and failed is None and row.verdict is not Verdict.FROZEN
 
     def _leave_out(self, row: Row) -> None:
         self._out.setdefault(row.partition, []).append(row.offset)

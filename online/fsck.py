@@ -20,6 +20,7 @@ from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.history import LEARNED, Decisions, origin
 from online.names import load_model, open_journal, snapshots_path
+from online.promotion import as_stored
 from online.tally import DIGEST, event_hash
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.rewrites import Undone
@@ -54,9 +55,10 @@ class Findings:
         Rows that retention removed, and rows that are missing without it.
     not_yet
         Rows after the snapshot: a start learns them.
-    failed, undone, frozen, waiting
-        Events that are in no model: the model raised; rolled back; kept back by a freeze; halves
-        of stored joins.  What was learned again is not among them.
+    failed, undone, frozen, quarantined, waiting
+        Events that are in no model: the model raised; rolled back or forgotten; kept back by a
+        freeze; set aside, and not released; halves of stored joins.  What was learned again is
+        not among them.
     refused, heads
         Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
     """
@@ -73,6 +75,7 @@ class Findings:
     failed: int
     undone: int
     frozen: int
+    quarantined: int
     waiting: int
     refused: Mapping[str, str]
     heads: Mapping[str, str | None]
@@ -102,7 +105,8 @@ class Findings:
             f"  snapshot {self.snapshot}: {told}",
             f"  {self.not_yet:,} rows after it, {self.holes:,} holes, {self.removed:,} removed",
             f"  not in the model: {self.undone:,} undone, {self.frozen:,} frozen, "
-            f"{self.failed:,} failed, {self.waiting:,} waiting for their other half",
+            f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
+            f"{self.waiting:,} waiting for their other half",
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
         ]
@@ -150,11 +154,11 @@ def check(settings: Settings, model: str, progress: Progress | None = None) -> F
     Raises StartRefused if the journal can't be opened, is of other models than the settings name,
     or is changed too fast by the service.
     """
-    chosen = next(m for m in settings.models if m.name == model)
-    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     path = settings.state_dir / "journal.db"
     if settings.journal == "sqlite" and not path.exists():  # opening it would make one
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
+    chosen = next(m for m in as_stored(settings).models if m.name == model)
+    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)
@@ -223,6 +227,7 @@ def compare(
         failed=len(decisions.failed),
         undone=len(counts.undone - counts.standing),
         frozen=len(counts.frozen - counts.standing),
+        quarantined=len(counts.quarantined - counts.standing),
         waiting=journal.usage(model).halves,
         refused=refused,
         heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
@@ -316,6 +321,7 @@ class _Counts:
         self.digest: Digest = (0, 0)
         self.undone: set[bytes] = set()
         self.frozen: set[bytes] = set()
+        self.quarantined: set[bytes] = set()
         self.standing: set[bytes] = set()
 
     def add(self, partition: Partition, row: Row) -> None:
@@ -323,6 +329,8 @@ class _Counts:
         event = origin(row).key
         if row.verdict is Verdict.FROZEN:
             self.frozen.add(event)
+        if row.verdict is Verdict.QUARANTINED:
+            self.quarantined.add(event)
         if row.verdict not in LEARNED or row.key.hex() in self._decisions.failed:
             return
         if not self._decisions.stands(row):

@@ -138,8 +138,8 @@ class Decisions:
         for control in journal.controls(model, self.seq):
             if upto is not None and control.seq > upto:
                 break
-            self.seq = control.seq
             self._take(control)
+            self.seq = control.seq  # last: whoever reads it has what it says
         if len(self.rewrites) > known:
             self.undone = rewrites.undone(self.rewrites)
 
@@ -173,6 +173,11 @@ class Decisions:
         """Whether the rows of a source are quarantined."""
         return source in self.sources and self.sources[source][1]
 
+    @property
+    def bans(self) -> list[str]:
+        """The sources that are banned."""
+        return sorted(name for name in self.sources if self.banned(name))
+
     def choice(self, event: Origin) -> str | None:
         """What was decided about a quarantined event; None: nothing yet."""
         decided = self.decided.get(event.key)
@@ -191,10 +196,8 @@ class Decisions:
                     shown["halved"] = note.halved
                 else:
                     shown |= {"source": note.source, "since": note.since, "base": note.base}
-        banned = sorted(name for name in self.sources if self.banned(name))
-        return {
-            "frozen": self.frozen, "last": shown, "undone": self.undone.count, "banned": banned,
-        }  # fmt: skip
+        undone = self.undone.count
+        return {"frozen": self.frozen, "last": shown, "undone": undone, "banned": self.bans}
 
     def learned(self, row: Row) -> bool:
         """Whether the row is in the model, once its partition's clock has reached it."""

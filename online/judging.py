@@ -8,6 +8,7 @@ begins with the rows that come.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -27,6 +28,8 @@ log = logging.getLogger("online.judging")
 STATES: Final = ("not enough data", "ok", "watch", "act")
 """As numbers in the replica's gauges: their places."""
 
+_TIMES_EVERY: Final = 32
+_TIMES_MAX: Final = 4096
 _SHOWN: Final = 20
 """Newest alarms that a status has."""
 
@@ -37,7 +40,8 @@ class Judge:
     Parameters
     ----------
     on_rise
-        Called when the error has risen: what the model learned is no longer so.
+        Called when the error has risen: what the model learned is no longer so.  Given the alarm
+        and when (POSIX seconds) a row was taken from before the rise.
     aside
         Where the reference of features is worked out; None: here, at once.
     """
@@ -46,7 +50,7 @@ class Judge:
         self,
         settings: Drift,
         task: Task,
-        on_rise: Callable[[Alarm], None] = lambda alarm: None,
+        on_rise: Callable[[Alarm, float], None] = lambda alarm, since: None,
         aside: Executor | None = None,
     ) -> None:
         self._task, self._on_rise = task, on_rise
@@ -60,6 +64,7 @@ class Judge:
         )
         self._without = None if task == "regression" else LabelFree()
         self._judged: dict[int, int] = {}  # last offset, by partition
+        self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)  # of labelled rows
         self.unusable = 0
 
     def asked(self, answer: Prediction) -> None:
@@ -74,6 +79,8 @@ class Judge:
         if offset <= self._judged.get(partition, 0):
             return
         self._judged[partition] = offset
+        if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
+            self._taken.append((self._watch.judged_rows, at))
         try:
             alarms = self._look(example, example.event_time or at)
         except ShareUnusable:
@@ -82,7 +89,12 @@ class Judge:
         for alarm in alarms:
             log.warning("%s", alarm)
             if alarm.worse:
-                self._on_rise(alarm)
+                self._on_rise(alarm, self._before(alarm.since))
+
+    def _before(self, row: int) -> float:
+        """When a labelled row was taken that is older than this one; the oldest that is known."""
+        older = [at for n, at in self._taken if n < row]
+        return older[-1] if older else self._taken[0][1]
 
     def _look(self, example: Example, at: float) -> list[Alarm]:
         score = example.score

@@ -216,5 +216,7 @@ def _unavailable(error: Exception) -> RequestError:
 
 def _evidence(row: Row) -> dict[str, Any]:
     """Why a row was set aside, as far as it says so."""
-    found: Any = getattr(codec.decode(row.payload), "evidence", None)
-    return {} if found is None else {"evidence": found}
+    judged = codec.decode(row.payload).judged
+    if judged is None:
+        return {}
+    return {"reason": judged.reason, "score": judged.score, "evidence": judged.evidence}

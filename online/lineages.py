@@ -22,6 +22,7 @@ from online.memories import memory_for
 from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import load_model, merge_rule, open_journal, snapshots_path
+from online.promotion import spec_of_challenger
 from online.rootset import root_rows
 from online.tokens import Keys
 from paramserver import bases, rewrites
@@ -74,6 +75,11 @@ class Models:
         for model in self._settings.models:
             loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
             memory_for(model, loaded.model, merge_rule(model, loaded.model))  # refused here
+            if spec_of_challenger(self._settings, model) == loaded.spec_hash:
+                raise StartRefused(
+                    f"model {model.name}: its challenger is the same model",
+                    "Name another learner or other params in `challenger`, or leave it out",
+                )
             root_rows(model, self._settings, numeric_only=loaded.model.numeric_only)  # and this
             out[model.name] = loaded
         return out
@@ -252,3 +258,32 @@ class Models:
             old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
         closed = server.get("closed", ())
         return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)
+
+
+def begin_anew(journal: Journal, settings: Settings, name: str, loaded: Loaded) -> None:
+    """Let a lineage begin with a snapshot that holds nothing, before the rows of the journal.
+
+    While the model is served by another one.  Undone events stay so.
+    """
+    lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "ordered")
+    place = lineage_place(snapshots_path(settings), name, loaded.spec_hash)
+    history = SnapshotHistory(open_snapshots(place), Retention())
+    epoch = begin_epoch(journal, lineage)
+    clock = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
+    controls = journal.controls(name, 0)
+    empty = SnapshotState(
+        model=name,
+        spec=loaded.spec_hash,
+        spec_text=loaded.spec_text,
+        version=(epoch, 0),
+        values={},
+        clock=clock,
+        control=controls[-1].seq if controls else 0,
+        rewrite=rewrites.newest_rewrite(controls),
+        frozen=rewrites.frozen_by(controls),
+        created_at=time.time(),
+    )
+    begun = rewrites.Begun(loaded.spec_hash, clock)
+    key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
+    journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
+    publish(journal, history, empty, None)

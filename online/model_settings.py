@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,10 +135,34 @@ class Drift(Tree):
         2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
     )
     window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
-    on_rise: Literal["tell", "freeze"] = Field(
+    on_rise: Literal["tell", "freeze", "rollback"] = Field(
         "tell",
         description="when the error has risen; freeze: nothing more is learned until an operator "
-        "unfreezes. With replay, recent rows are drawn for a while either way",
+        "unfreezes; rollback: back to the newest snapshot from before the rise, what was learned "
+        "since is undone and kept. With replay, recent rows are drawn for a while either way",
+    )
+
+
+class Challenge(Tree):
+    """A second learner in shadow: what it is, and when it may serve."""
+
+    learner: str = Field(description="as the model's own: what learns beside it")
+    params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
+    artifact: Path | None = Field(None, description="a file handed to the factory")
+    training: Training | None = Field(None, description="none: as the model's own")
+    delay: Seconds = Field(
+        5,
+        description="it learns so long behind the journal, and answers each row as of when it was "
+        "asked; rows whose labels come later than this are learned, but not compared",
+    )
+    rows_min: int = Field(1_000, ge=30, description="rows compared before there is a verdict")
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="how likely equal models may ever get a verdict"
+    )
+    promote: Literal["manual", "auto"] = Field(
+        "manual",
+        description="auto: it serves once it is better and its log loss (regression: mean error) "
+        "is not worse",
     )
 
 
@@ -177,3 +202,27 @@ class ModelSettings(Tree):
     )
     training: Training = Training()
     drift: Drift = Drift()
+    challenger: Challenge | None = Field(
+        None, description="a second learner in shadow, which learns the same rows"
+    )
+
+    def made_of(self) -> dict[str, Any]:
+        """What decides which model learns, as plain data."""
+        return self.model_dump(mode="json", include={"learner", "params", "artifact", "training"})
+
+    def made_as(self, parts: Mapping[str, Any]) -> ModelSettings:
+        """The same with another model; ``parts`` as of :meth:`made_of`."""
+        again = {**self.model_dump(mode="json"), **parts}
+        return ModelSettings.model_validate(again)
+
+    @property
+    def challenging(self) -> ModelSettings | None:
+        """The challenger as a model of its own; None: there is none."""
+        if (given := self.challenger) is None:
+            return None
+        training = self.training if given.training is None else given.training
+        parts = {
+            "learner": given.learner, "params": given.params, "artifact": given.artifact,
+            "training": training, "challenger": None,
+        }  # fmt: skip
+        return self.model_copy(update=parts)

@@ -20,9 +20,14 @@ from replay.journal.base import Journal
 from replay.journal.sqlite import SqliteJournal
 
 
-def server_name(model: str) -> str:
-    """Name of the model's parameter server actor."""
-    return f"ParameterServer:{model}"
+def server_name(model: str, spec: str) -> str:
+    """Name of the parameter server actor of one lineage: two may live while one is promoted."""
+    return f"ParameterServer:{model}:{spec[:16]}"
+
+
+def challenger_name(model: str) -> str:
+    """Name of the actor that learns the model's challenger."""
+    return f"Challenger:{model}"
 
 
 def journal_opener(settings: Settings) -> Callable[[], Journal]:

@@ -32,6 +32,15 @@ class RollbackRequest(BaseModel):
     to: str = Field(min_length=1, max_length=128, description="a snapshot's name")
 
 
+class PromoteRequest(BaseModel):
+    """Whether what served before is to serve again."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"back": False}]})
+    back: bool = Field(
+        False, strict=True, description="refuse unless the challenger has served before"
+    )
+
+
 class RelearnRequest(BaseModel):
     """Which events are learned again, and from where on."""
 
@@ -93,7 +102,7 @@ class BanRequest(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"source": "bot", "banned": True}]}
     )
     source: str = Field(max_length=256)
-    banned: bool
+    banned: bool = Field(strict=True)
 
 
 def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[int | str, Any]:
@@ -153,6 +162,26 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
     async def rollback(model: str, body: RollbackRequest) -> dict[str, Any]:
         known(model)
         return await cluster.rollback(model, body.to)
+
+    promoted = {
+        "control": 8, "from": "9f2c…", "to": "41aa…", "verdict": "better", "rows": 5200,
+        "difference": 0.031, "interval": [0.004, 0.058],
+    }  # fmt: skip
+
+    @routes.post(
+        "/promote",
+        summary="The challenger serves, with what it has learned; what served is the challenger",
+        responses=_answers(
+            "Decided, durably. The replicas are replaced one by one; it is done when the status "
+            "says `spec` is `to` and `challenger.spec` is `from`",
+            promoted,
+            e409="There is no challenger, it is rows behind, or it has not served before",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def promote(model: str, body: PromoteRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.promote(model, back=body.back)
 
     @routes.post(
         "/forget",
@@ -253,7 +282,7 @@ def _add_quarantine(routes: APIRouter, known: Callable[[str], None], cluster: Cl
         return await cluster.events(model, QUARANTINED, after, limit, source)
 
     @routes.get(
-        "/quarantine/{event}",
+        "/quarantine/events/{event}",
         summary="One of them, by its row, or by its id and source",
         responses=_answers("The event", shown, e404="No such event", e503=_UNAVAILABLE),
     )

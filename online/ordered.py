@@ -196,7 +196,7 @@ class OrderedLearner:
         self._stand()
 
     def _try(self, row: Row) -> Failed | None:
-        example = codec.decode(row.payload)
+        example = self._example(row)
         try:
             self._learn(row, example)
         except Exception as error:  # whatever the model raises: it is a stranger's code
@@ -210,8 +210,15 @@ class OrderedLearner:
     def _learn(self, row: Row, example: Example) -> None:
         learn_example(self._training, example, row.factor)
         label = None if self._task == "regression" else label_text(example.label)
-        counted = increments_of(self._task, example, self.tally)
-        self.tally.add(row.key, counted, label, row.at)
+        self.tally.add(row.key, self._counted(row, example), label, row.at)
+
+    def _example(self, row: Row) -> Example:
+        """What the row teaches, and what was answered before."""
+        return codec.decode(row.payload)
+
+    def _counted(self, row: Row, example: Example) -> dict[str, float]:
+        """What it adds to the counters."""
+        return increments_of(self._task, example, self.tally)
 
     def _put_back(self) -> None:
         """The model as it was before the row at hand: the values, and the rows since again."""

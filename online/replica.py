@@ -50,6 +50,7 @@ from online.tokens import forward_clock
 from online.writer import Writer
 from paramserver.errors import (
     ParamServerError,
+    RollbackRefused,
 )
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
@@ -126,7 +127,8 @@ class ModelReplica:
             filters.standings.on_quarantine = self._purge
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._unexpected: str | None = None
-        self._spec = spec
+        self._purged_by = 0  # newest control row by which the memory was purged
+        self.spec = spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.judge = self._new_judge()
@@ -150,7 +152,9 @@ class ModelReplica:
         )
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
-        self._ask, self._freezes = ask, False
+        self._ask = ask
+        self._rise: tuple[int, float] | None = None  # newest rewrite, and a time before the rise
+        self._retreat: str | None = None
         self._watch, self._watch_due_s = None, 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
         if ask is not None and guarded and isinstance(learner, Learner):
@@ -180,13 +184,14 @@ class ModelReplica:
             return None
         return Judge(self.settings.drift, self.settings.task, self._on_rise, self.store.aside)
 
-    def _on_rise(self, alarm: Alarm) -> None:
+    def _on_rise(self, alarm: Alarm, since: float) -> None:
         """The error has risen: what is kept of before is of another stream."""
         if self.learner.memory is not None:
             self.learner.memory.alarm()
-        if self.settings.drift.on_rise == "freeze" and not self.learner.frozen:
-            log.warning("model %s: frozen, its error has risen: %s", self.settings.name, alarm)
-            self._freezes = True
+        action = self.settings.drift.on_rise
+        if action != "tell" and not self.learner.frozen and self._rise is None:
+            log.warning("model %s: %s, its error has risen: %s", self.settings.name, action, alarm)
+            self._rise = self.learner.rewrite, since
 
     def _purge(self, source: str) -> None:
         """A source is quarantined: what it has sent is not learned again."""
@@ -225,7 +230,8 @@ class ModelReplica:
             log.warning("nothing is rehearsed of what came before: %s", error)
             return
         self.learner.memory = fresh
-        for source in () if self.filters is None else self.filters.standings.quarantined:
+        quarantined = () if self.filters is None else self.filters.standings.quarantined
+        for source in (*quarantined, *decisions.bans):
             self._purge(source)
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
@@ -288,7 +294,7 @@ class ModelReplica:
                     self.store.journal.register,
                     self.settings.name,
                     self.replica,
-                    self._spec,
+                    self.spec,
                     self.now_s(),
                 )
                 break
@@ -326,7 +332,8 @@ class ModelReplica:
     def incident(self) -> str | None:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
-        return self.exchange.refused or self.writer.incident or self._unexpected or watched
+        acted = watched or self._retreat
+        return self.exchange.refused or self.writer.incident or self._unexpected or acted
 
     @property
     def age_ms(self) -> float | None:
@@ -394,10 +401,29 @@ class ModelReplica:
 
     async def _act(self) -> None:
         """Do what the model's state asks for, now and then."""
-        if self._freezes and self._ask is not None:
-            with contextlib.suppress(ParamServerError):  # it is asked again
-                await self._ask("freeze")
-                self._freezes = False
+        if self.writer.decisions.seq > self._purged_by:
+            self._purged_by = self.writer.decisions.seq
+            for source in self.writer.decisions.bans:
+                self._purge(source)
+        if self._rise is not None and self._ask is not None:
+            await self._act_on_rise(self._ask, *self._rise)
         if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
             self._watch_due_s = self._monotonic_s() + _WATCH_S
             await self._watch.look()
+
+    async def _act_on_rise(self, ask: Callable[..., Any], rewrite: int, since: float) -> None:
+        try:
+            if self.settings.drift.on_rise == "freeze":
+                await ask("freeze")
+            else:
+                done = await ask("retreat", rewrite, since)
+                if done["snapshot"] is not None:
+                    self._retreat = (
+                        f"its error had risen: back to snapshot {done['snapshot']}, "
+                        f"{done['undone']} rows undone (online rollback --undone)"
+                    )
+        except RollbackRefused as error:
+            self._retreat = f"its error has risen; left as it is: {error}"
+        except ParamServerError:
+            return  # it is asked again
+        self._rise = None

@@ -1,7 +1,9 @@
-"""The parameter servers of a service: started in the Ray that is joined, one a model."""
+"""The parameter servers of a service as actors: started, asked for a last snapshot, ended."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -9,55 +11,59 @@ from typing import Any, Final
 from online import processes
 from online.config import Settings
 from online.errors import StartRefused
+from online.model_settings import ModelSettings
 from online.models.load import Loaded
 from online.names import journal_opener, merge_rule, server_name, snapshots_path
 from paramserver.actor import ServerSettings
 from paramserver.lineage import Lineage
 from paramserver.snapshots.store import Retention
 
+log = logging.getLogger("online.cluster")
+
 _RESTORE_S: Final = 30.0
-_CONFIRM_S: Final = 0.25  # ages count from here: the server saw its epoch to be the newest
-_RETRY_WINDOW_S: Final = 86_400.0  # rows are known so much longer than repeats are promised to be
+_LAST_SNAPSHOTS_S: Final = 1.0  # of all models together
+_CONFIRM_S: Final = 0.25  # ages in answers count from here: the server saw its epoch to be newest
+_RETRY_WINDOW_S: Final = 86_400.0  # rows are known so much longer than a repeat is promised to be
 
 
-def start_servers(
+def start(
     settings: Settings, loaded: Mapping[str, Loaded], progress: Callable[[str], None]
 ) -> None:
-    """Start each model's server, or keep the one that runs with the same settings.
-
-    Returns when all of them serve.  Raises StartRefused with the remedy.
-    """
+    """Start the server of each model, or find it running.  Raises StartRefused with the remedy."""
     from paramserver.ray_client import start_or_get
 
     for model in settings.models:
-        own = loaded[model.name]
-        rule = merge_rule(model, own.model)
+        one = loaded[model.name]
+        rule = merge_rule(model, one.model)
         progress(f"starting the parameter server of {model.name} (merge: {rule})")
-        snapshots = model.snapshots
         handle = start_or_get(
-            server_name(model.name),
-            Lineage(model.name, own.spec_hash, own.spec_text, rule),
+            server_name(model.name, one.spec_hash),
+            Lineage(model.name, one.spec_hash, one.spec_text, rule),
             journal_opener(settings),
             snapshots_path(settings),
-            ServerSettings(
-                interval_s=snapshots.interval_s,
-                retention=Retention(
-                    snapshots.keep, snapshots.hourly, snapshots.daily, snapshots.weekly
-                ),
-                lease_s=settings.limits.adopt_s / 2,
-                confirm_s=_CONFIRM_S,
-                keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
-                halves_keep_s=max(model.token_lifetime, model.label_wait),
-                banned_max=settings.limits.banned_max,
-                sources_max=settings.limits.sources_max,
-            ),
+            settings_of(model, settings),
             processes.gone,
         )
-        progress(_serving(model.name, handle))
+        _wait_serving(model.name, handle, progress)
 
 
-def _serving(name: str, handle: Any) -> str:
-    """Wait until the server has restored its state; what it restored."""
+def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
+    """How the server of a model works."""
+    kept = model.snapshots
+    return ServerSettings(
+        interval_s=kept.interval_s,
+        retention=Retention(kept.keep, kept.hourly, kept.daily, kept.weekly),
+        lease_s=settings.limits.adopt_s / 2,
+        confirm_s=_CONFIRM_S,
+        keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
+        halves_keep_s=max(model.token_lifetime, model.label_wait),
+        banned_max=settings.limits.banned_max,
+        sources_max=settings.limits.sources_max,
+    )
+
+
+def _wait_serving(name: str, handle: Any, progress: Callable[[str], None]) -> None:
+    """Until the server has restored its state; what it restored is said."""
     import ray
 
     deadline = time.monotonic() + _RESTORE_S
@@ -69,4 +75,36 @@ def _serving(name: str, handle: Any) -> str:
             raise StartRefused(f"model {name}: {status['reason']}", "See the reason above")
         time.sleep(0.02)
     text = f"model {name}: version {status['epoch']}.{status['count']}"
-    return f"{text}, after refusing {status['refused']}" if status["refused"] else text
+    if status["refused"]:
+        text += f", after refusing {status['refused']}"
+    progress(text)
+
+
+def last_snapshots(specs: Mapping[str, str]) -> None:
+    """Have the servers of these specs, by model, publish what they have."""
+    import ray
+
+    wanted = {}
+    for name, spec in specs.items():
+        with contextlib.suppress(ValueError):  # it is restarting: the journal has everything
+            handle = ray.get_actor(server_name(name, spec), "online")
+            wanted[handle.snapshot.remote()] = name
+    if not wanted:
+        return
+    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
+    for ref in done:
+        try:
+            ray.get(ref)
+        except Exception as error:  # the journal has everything: a restart learns it again
+            log.warning("no last snapshot of %s: %r", wanted[ref], error)
+    for ref in late:
+        log.warning("no last snapshot of %s in %.1f s", wanted[ref], _LAST_SNAPSHOTS_S)
+
+
+def end(specs: Mapping[str, str]) -> None:
+    """End the servers of these specs, by model."""
+    import ray
+
+    for name, spec in specs.items():
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(server_name(name, spec), "online"), no_restart=True)

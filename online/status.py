@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -13,22 +13,27 @@ from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
 from online.kept import ASK_TIMEOUT_S, Kept
+from online.promotion import decision
 from online.replica import ModelReplica
 from paramserver.errors import (
     BanRefused,
     ForgetRefused,
     NotReady,
     ParamServerError,
+    PromoteRefused,
     RollbackRefused,
     SnapshotMissing,
     SnapshotName,
 )
+from paramserver.rewrites import promoted
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
 _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0
 _ACT_POLL_S = 0.05
+BEHIND_MAX = 2_000
+"""Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
 _LIST = "`online snapshot list` names those that are kept"
 
 
@@ -48,6 +53,8 @@ class Cluster(Kept):
         What does not change of a model, by its name.
     free_bytes
         What the journal's disk may still take before feedback is refused; None: it is on none.
+    challengers
+        The ways to the challengers, of the models that have one.
     """
 
     def __init__(
@@ -58,10 +65,12 @@ class Cluster(Kept):
         facts: Callable[[str], dict[str, Any]],
         *,
         free_bytes: Callable[[], int] | None = None,
+        challengers: Mapping[str, ParameterServerControl] | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(replicas, journals, facts)
         self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
+        self._challengers = challengers or {}
         self._first_room: dict[str, room.Room] = {}
 
     async def start(self) -> None:
@@ -93,7 +102,9 @@ class Cluster(Kept):
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
+            "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "drift": _drift(replica, alone=len(replicas) == 1),
+            "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
             "replicas": replicas,
@@ -108,6 +119,56 @@ class Cluster(Kept):
         counters = self._replicas[name].learner.tally.counters
         found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
         return found
+
+    async def challenger(self, name: str) -> dict[str, Any] | None:
+        """How the challenger stands against what serves; None: there is none."""
+        if (client := self._challengers.get(name)) is None:
+            return None
+        given = self._replicas[name].settings.challenger
+        assert given is not None
+        shown = {"learner": given.learner, "params": given.params, "promote": given.promote}
+        try:
+            return {**shown, **await client.call("status", ASK_TIMEOUT_S)}
+        except ParamServerError as error:
+            return {**shown, "state": "not there", "incident": str(error)}
+
+    async def promote(self, name: str, *, back: bool) -> dict[str, Any]:
+        """Decide that the challenger serves; ``back``: only if it is what served before.
+
+        The decision is durable when this returns; the service then replaces its replicas.
+        """
+        replica = self._replicas[name]
+        found = await self.challenger(name)
+        if found is None:
+            message = f"model {name} has no challenger"
+            hint = "Name one in the settings: models[].challenger"
+            raise RequestError(409, "no_challenger", message, None, hint)
+        if found["state"] != "learning":
+            message = f"the challenger of {name} is {found['state']}: {found['incident']}"
+            raise RequestError(503, "challenger_unavailable", message, None, "Ask again", 1)
+        if found["behind_rows"] > BEHIND_MAX:
+            message = f"the challenger of {name} is {found['behind_rows']:,} rows behind"
+            hint = "Ask again when it has learned them"
+            raise RequestError(409, "challenger_behind", message, None, hint, 5)
+        if back and not await self._served_before(name, found["spec_hash"]):
+            message = f"the challenger of {name} has not served before"
+            hint = "`online promote` lets it serve"
+            raise RequestError(409, "nothing_to_take_back", message, "back", hint)
+        why = "back" if back else "operator"
+        evidence = {key: found[key] for key in ("verdict", "rows", "difference", "interval")}
+        note = decision(replica.settings, replica.spec, found["spec_hash"], why, evidence)
+        done = dict(await self._command(name, "promote", note))
+        return {"control": done["control"], "from": done["before"], "to": done["after"], **evidence}
+
+    async def _served_before(self, name: str, spec: str) -> bool:
+        """Whether the newest promotion took its place."""
+        try:
+            controls = await self._read(name, self._journals[name].controls, name, 0)
+        except (ReplayError, TimeoutError) as error:
+            hint = "Nothing was changed; ask again"
+            raise RequestError(503, "journal_unavailable", str(error), None, hint, 1) from None
+        found = promoted(controls)
+        return found is not None and found[1].before == spec
 
     async def _room(self, name: str) -> dict[str, Any] | None:
         """Room of the journal and its growth since the first look; None if it does not answer."""
@@ -211,6 +272,8 @@ class Cluster(Kept):
             raise RequestError(404, "unknown_snapshot", str(error), "name", _LIST) from None
         except RollbackRefused as error:
             raise RequestError(422, "rollback_refused", str(error), "to", _LIST) from None
+        except PromoteRefused as error:
+            raise RequestError(409, "promote_refused", str(error), None, "Ask again") from None
         except ForgetRefused as error:
             hint = "Build the state again: online forget"
             raise RequestError(422, "forget_refused", str(error), "snapshot", hint) from None
@@ -225,6 +288,25 @@ class Cluster(Kept):
             if error.definite:
                 raise RequestError(422, "refused", str(error), None, hint) from None
             raise RequestError(503, "server_unavailable", str(error), None, hint) from None
+
+
+def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Rows judged and their score in each of the newest epochs, newest first.
+
+    ``ends`` are totals at the ends of epochs.  The oldest one only says where the next begins; one
+    that a rollback took back has fewer rows than the one before, and is left out.
+    """
+    good = "abs_error" if task == "regression" else "correct"
+    name = "mae" if task == "regression" else "accuracy"
+    shown: list[dict[str, Any]] = []
+    before: Mapping[str, float] = {}
+    for i, end in enumerate(ends):
+        n = end.get("n", 0.0) - before.get("n", 0.0)
+        if n > 0 and (i > 0 or end["epoch"] == 1):
+            score = (end.get(good, 0.0) - before.get(good, 0.0)) / n
+            shown.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
+        before = end
+    return shown[::-1]
 
 
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:

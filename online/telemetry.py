@@ -17,6 +17,17 @@ _GAUGES = (
 )  # fmt: skip
 
 
+_CHALLENGER = (
+    ("behind_rows", "rows that the challenger has still to learn"),
+    ("rows", "rows on which it is compared with what serves"),
+    ("late", "rows whose labels came too late to compare"),
+    ("champion", "accuracy (regression: mean absolute error) of what serves, on these rows"),
+    ("challenger", "the same of the challenger"),
+    ("difference", "mean difference of the scores, above 0 in the challenger's favour"),
+)
+_VERDICTS = {"better": 1, "worse": -1}
+
+
 class _Collector:
     def __init__(self, models: Iterable[Mapping[str, Any]]) -> None:
         self._models = list(models)
@@ -61,7 +72,20 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "rollback_reach_s", "age of the oldest snapshot", server.get("reach_s")
     yield "snapshots_refused", "damaged snapshots", len(server["refused"]) if server else None
     yield "frozen", "1: the model learns nothing, feedback is kept", rewrites.get("frozen")
-    yield "undone_rows", "rows that rollbacks took out of the model", rewrites.get("undone")
+    yield "undone_rows", "rows that decisions took out of the model", rewrites.get("undone")
+    banned = rewrites.get("banned")
+    yield "banned_sources", "sources that are banned", None if banned is None else len(banned)
+    rival = model.get("challenger") or {}
+    for key, text in _CHALLENGER:
+        yield f"challenger_{key}", text, rival.get(key)
+    if rival:
+        yield (
+            "challenger_verdict",
+            "1: better, -1: worse, 0: open",
+            _VERDICTS.get(str(rival.get("verdict")), 0),
+        )
+    for side, value in zip(("low", "high"), rival.get("interval") or (), strict=False):
+        yield f"challenger_difference_{side}", "its confidence sequence", value
     yield "journal_bytes", "size of the journal, of all models", journal.get("size")
     yield "journal_bound_bytes", "size at which feedback is refused", journal.get("bound")
     yield "journal_used_ratio", "size of the journal as a share of it", journal.get("used_ratio")

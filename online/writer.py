@@ -258,8 +258,8 @@ class Writer:
                 await self._commit(self._halves.take(room), batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
+        self.writing, self.judged_by = True, self.decisions.seq  # a thread may read more meanwhile
         rows = [*halves, *(row for waiting in batch for row in self._judged(waiting))]
-        self.writing, self.judged_by = True, self.decisions.seq
         if self._frozen():
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:

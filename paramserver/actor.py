@@ -6,50 +6,32 @@ is.  It imports neither river nor torch, so that a killed server is back within 
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from paramserver import rewrites, wire
-from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of, size_bytes
 from paramserver.errors import (
     BanRefused,
     DecisionUncertain,
-    ForgetRefused,
-    RollbackRefused,
-    SnapshotCorrupt,
-    SnapshotFormat,
-    SnapshotMissing,
+    PromoteRefused,
     StoreUnavailable,
     Superseded,
 )
 from paramserver.lineage import decide, needed, replayed
-from paramserver.process import (
-    SERVING,
-    FindGone,
-    Host,
-    ServerProcess,
-    ServerSettings,
-    identity,
-)
+from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.server import Server
+from paramserver.shown import epochs, numbers
 from paramserver.snapshots.format import SCHEMA
-from paramserver.snapshots.history import ASIDE, SnapshotHistory
-from paramserver.state import SnapshotState
+from paramserver.snapshots.history import SnapshotHistory
 from paramserver.store import Store
+from paramserver.swapping import SwappingProcess
 
 __all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
 
-REWRITING: Final = "rewriting"
-GROWN: Final = 10.0
-"""Times that weights have to be longer than before for a model to count as diverged."""
 
-
-class ParameterServer(ServerProcess):
+class ParameterServer(SwappingProcess):
     """A server's process with what operators ask and decide."""
 
     def snapshots(self) -> list[dict[str, Any]]:
@@ -65,174 +47,6 @@ class ParameterServer(ServerProcess):
             history.pin(name, on)
 
     # -- decisions ---------------------------------------------------------------------------
-
-    def rollback(self, name: str) -> dict[str, Any]:
-        """Back to the values of a snapshot: what was learned since is undone, and stays so.
-
-        Meanwhile ``sync`` raises NotReady.  The next periodic snapshot publishes the new state.
-
-        Returns
-        -------
-        dict
-            ``snapshot``, ``version`` of the new state, ``undone`` (rows, whatever their verdict),
-            ``control`` (number of the row that holds the decision).
-
-        Raises
-        ------
-        NotReady, RollbackRefused, Superseded
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite.  The process ends, and the next one acts on the row if it stands.
-        """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            target = self._target(history, name)
-            try:
-                ends = {p.id: p.end for p in store.partitions(server.model)}
-                since = store.controls(server.model, target.control)
-            except Exception as error:
-                raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
-            if (source := rewrites.brings_back(target, ends, since)) is not None:
-                reason = f"it holds events of {source!r}, which was forgotten since"
-                raise self._refusal(history, name, reason)
-            with self._rewriting():
-                note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
-                return self._rewrite(server, store, history, note, target)
-
-    def recover(self, rewrite: int, before: float) -> dict[str, Any]:
-        """Back to the newest snapshot of ``before`` (POSIX seconds), with half the learning rate.
-
-        For a model that has diverged.  The rows since are learned again, so no event is lost.
-        ``rewrite`` is the newest one that the caller has seen: of several callers the first is
-        heard, and the others get ``snapshot`` None.
-
-        Answers and errors otherwise as of :meth:`rollback`; RollbackRefused also if no snapshot
-        since the last rewrite is old enough, or the weights are less than :data:`GROWN` times as
-        long as there: a stream that has changed makes a bad model too, and a halved rate would
-        keep it one for longer.
-        """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            if rewrite != server.rewrite:
-                return {"snapshot": None, "version": list(server.version), "undone": 0}
-            rows = [row for row in history.listed() if row.created_at <= before]
-            if not rows:
-                raise self._refusal(history, "none", "all are of a time when it had diverged")
-            target = self._target(history, rows[0].name)
-            if target.rewrite != server.rewrite:
-                reason = "it is from before the last time that the values were rewritten"
-                raise self._refusal(history, rows[0].name, reason)
-            with self._rewriting():
-                grown = _length(server.values) / max(_length(target.values), 1e-300)
-                if grown < GROWN:
-                    reason = f"its weights are {grown:.3g} times as long: the stream has changed"
-                    raise self._refusal(history, rows[0].name, reason)
-                note = rewrites.learn_again(server.state(0.0, None, {}), rows[0].name, target)
-                return self._rewrite(server, store, history, note, target)
-
-    def forget(
-        self,
-        name: str,
-        source: str,
-        since: float | None,
-        base: str | None,
-        undone: dict[int, list[int]],
-    ) -> dict[str, Any]:
-        """Go on with a state that was built aside without the rows of a banned source.
-
-        It was published as ``name``, from the snapshot ``base`` on (None: from nothing), without
-        the rows ``undone`` (see :func:`paramserver.rewrites.packed`).  What it has not learned is
-        learned on top.  Answers and errors otherwise as of :meth:`rollback`; ForgetRefused if it
-        can't take the place of what is served.
-        """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            if not name.startswith(ASIDE):
-                raise ForgetRefused(source, f"{name!r} is no state that was built aside")
-            try:
-                built = history.load(name)
-                partitions = store.partitions(server.model)
-                controls = store.controls(server.model, 0)
-            except Exception as error:
-                raise ForgetRefused(source, f"{type(error).__name__}: {error}") from error
-            asked = rewrites.Forget(server.spec, source, since, base, name, 0, {}, [], undone)
-            with self._rewriting():
-                now = server.state(0.0, None, {})
-                note = rewrites.forget(now, built, partitions, controls, asked)
-                answer = self._rewrite(server, store, history, note, built)
-            self._asides.add(name)
-            return answer
-
-    @contextlib.contextmanager
-    def _rewriting(self) -> Iterator[None]:
-        with self._lock:  # who syncs now has been answered
-            self._state = REWRITING
-        try:
-            yield
-        finally:
-            if self._state == REWRITING:
-                self._state = SERVING
-
-    def _rewrite(
-        self,
-        server: Server,
-        store: Store,
-        history: SnapshotHistory,
-        note: rewrites.Rollback | rewrites.Forget,
-        target: SnapshotState,
-    ) -> dict[str, Any]:
-        name = note.snapshot
-        kind = rewrites.ROLLBACK if isinstance(note, rewrites.Rollback) else rewrites.FORGET
-        key = f"{kind}:{server.spec}:{server.epoch}:{server.count}:{name}"
-        try:
-            controls = decide(store, server, kind, key, msgspec.json.encode(note))
-        except Superseded as error:
-            self._end(error)
-            raise
-        except DecisionUncertain as error:  # nothing may be learned that it might undo
-            self._end(error, "ended")
-            raise
-        try:
-            state = replayed(
-                server.state(0.0, None, {}),
-                controls,
-                lambda wanted: target if wanted == name else needed(history, wanted),
-            )
-            # of this epoch and no other: a server that came between has acted on the row
-            epoch = store.begin_epoch(server.model, server.spec, server.epoch)
-        except Exception as error:  # the row stands: the next process acts on it
-            uncertain = DecisionUncertain(kind, key, f"written, but {error!r}")
-            self._end(uncertain, "ended")
-            raise uncertain from error
-        seq = controls[-1].seq
-        self._needed = rewrites.Needed(seq, name)
-        settings = self._settings
-        restored = Server.restored(
-            state, server.rule, epoch,
-            history_max=settings.history_max, part_keys=settings.part_keys,
-        )  # fmt: skip
-        self._serve(restored)
-        return {
-            "snapshot": name,
-            "version": [epoch, state.version[1]],
-            "undone": rewrites.Undone(note.taken()).count,
-            "control": seq,
-        }
-
-    def _target(self, history: SnapshotHistory, name: str) -> SnapshotState:
-        try:
-            state = history.load(name)
-        except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
-            raise self._refusal(history, name, str(error)) from error
-        if (state.model, state.spec) != (self._lineage.model, self._lineage.spec):
-            raise self._refusal(history, name, f"it is of model {state.model!r}, another spec")
-        if state.version[0] < self._begun:
-            raise self._refusal(history, name, "it is from before the model began anew")
-        return state
-
-    def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:
-        usable = [row.name for row in history.listed() if row.version[0] >= self._begun]
-        return RollbackRefused(name, reason, tuple(n for n in usable if n != name))
 
     def freeze(self) -> dict[str, Any]:
         """From now on new events are kept and not learned; answers go on, the version stands.
@@ -276,6 +90,41 @@ class ParameterServer(ServerProcess):
                 note = rewrites.Unfreeze()
                 self._decide(server, store, history, rewrites.UNFREEZE, key, note)
             return self._learning(server)
+
+    def promote(self, note: bytes) -> dict[str, Any]:
+        """Let another lineage of the model serve; this one goes on until it is replaced.
+
+        Parameters
+        ----------
+        note
+            :class:`paramserver.rewrites.Promote` as JSON.
+
+        Returns
+        -------
+        dict
+            ``control`` (number of the row), ``before`` and ``after``.  A repeat changes nothing.
+
+        Raises
+        ------
+        NotReady, PromoteRefused, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again, the same row is written.
+        """
+        wanted = msgspec.json.decode(note, type=rewrites.Promote)
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            if wanted.before != server.spec or wanted.after == server.spec:
+                raise PromoteRefused(wanted.before, wanted.after, server.spec)
+            newest = rewrites.promoted(store.controls(server.model, 0))
+            seq = 0 if newest is None else newest[0]
+            if newest is None or newest[1].after != wanted.after:
+                key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
+                decided = msgspec.structs.replace(wanted, epoch=server.epoch)
+                self._decide(server, store, history, rewrites.PROMOTE, key, decided)
+                newest = rewrites.promoted(store.controls(server.model, 0))
+                assert newest is not None
+            return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
 
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
         """From now on the rows of a source are quarantined, or no longer.
@@ -386,7 +235,8 @@ class ParameterServer(ServerProcess):
                 "pid": os.getpid(),
                 "restore_s": self._restore_s,
                 "confirmed_s": now_s - self._confirmed_s,
-                **_numbers(server),
+                **numbers(server),
+                "epochs": epochs(listed, server),
                 "freeze_complete": self._freeze_complete(now_s),
                 "replicas": self._contacts.shown(now_s),
                 "snapshots": len(listed),
@@ -395,36 +245,3 @@ class ParameterServer(ServerProcess):
                 "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
             }
-
-
-def _length(values: Blocks) -> float:
-    """Length of all weights as one vector."""
-    total = 0.0
-    for block in values.values():
-        if block.kind == DENSE:
-            numbers = array_of(block.data)
-            total += float(numbers @ numbers)
-        elif block.kind == ADDITIVE:
-            total += sum(value * value for value in block.data.values())
-    return math.sqrt(total)
-
-
-def _numbers(server: Server | None) -> dict[str, Any]:
-    """What ``status`` says about the state."""
-    if server is None:
-        return {
-            "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},
-            "control": None, "rewrite": 0, "frozen": 0,
-        }  # fmt: skip
-    return {
-        "epoch": server.epoch,
-        "count": server.count,
-        "version": list(server.version),
-        "control": server.control,
-        "rewrite": server.rewrite,
-        "frozen": server.frozen,
-        "clock": dict(server.clock),
-        "closed": sorted(server.closed),
-        "durable": dict(server.durable),
-        "bytes": size_bytes(server.values),
-    }

@@ -115,6 +115,25 @@ class RollbackRefused(ParamServerError):
         )
 
 
+class PromoteRefused(ParamServerError):
+    """The lineage asked to make way is not the one that serves, or is the same.  Nothing changed.
+
+    ``serving``: the spec that serves.
+    """
+
+    def __init__(self, before: str, after: str, serving: str) -> None:
+        super().__init__(before, after, serving)
+        self.before = before
+        self.after = after
+        self.serving = serving
+
+    def __str__(self) -> str:
+        return (
+            f"no promotion of the spec {self.after[:12]} in the place of {self.before[:12]}: "
+            f"{self.serving[:12]} serves; ask for the model's status and decide again"
+        )
+
+
 class ForgetRefused(ParamServerError):
     """A state without a source that can't take the model's place.  Nothing was changed."""
 

@@ -31,7 +31,6 @@ from paramserver.wire import Version
 
 _log: Final = logging.getLogger(__name__)
 
-_LATER: Final = frozenset({"promote"})
 _EPOCH_TRIES: Final = 100
 _DECIDE_TRIES: Final = 3
 _SHOWN: Final = 3
@@ -163,12 +162,6 @@ def replayed(
             base = bases.backfill_of(control)
             if base.spec == state.spec and newest is not None:
                 state = _backfilled(state, control.seq, base, load, newest)
-        elif control.kind in _LATER:
-            raise StartRefused(
-                f"control row {control.seq} of {state.model!r} is a {control.kind}, "
-                "which this release can't apply to its snapshot",
-                "start the release that wrote it",
-            )
         frozen = state.frozen
         if control.kind == rewrites.FREEZE:
             frozen = frozen or control.seq

@@ -357,7 +357,7 @@ class ServerProcess:
                 server, store, history = self._serving()
                 state = None
                 if server.count != self._published:
-                    metrics = self._contacts.metrics()
+                    metrics = {**self._contacts.metrics(), **server.scores()}
                     state = server.begin_snapshot(self._host.wall(), self._parent, metrics)
             if state is not None:
                 try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,6 +21,7 @@ from paramserver.store import ControlInfo, PartitionInfo
 ROLLBACK: Final = "rollback"
 FREEZE: Final = "freeze"
 UNFREEZE: Final = "unfreeze"
+PROMOTE: Final = "promote"
 BACKFILL: Final = "backfill"
 BEGUN: Final = "fresh"
 FORGET: Final = "forget"
@@ -138,6 +139,57 @@ class Begun(msgspec.Struct, frozen=True):
 
 class Unfreeze(msgspec.Struct, frozen=True):
     """Rows are learned again from here on."""
+
+
+class Promote(msgspec.Struct, frozen=True):
+    """Another lineage of the model serves from here on, with what it has learned.
+
+    Attributes
+    ----------
+    before, after
+        Hashes of the specs of the lineage that served and of the one that does.
+    was, now
+        What their models are made of, as the service's settings say it.
+    why
+        ``operator``, ``auto``, ``settings`` (the settings file was followed) or ``failed`` (the
+        replicas did not start with it).
+    evidence
+        How the two stood when it was decided.
+    epoch
+        The newest of the lineage that served: answers of what is promoted have newer ones.
+    """
+
+    before: str
+    after: str
+    was: dict[str, Any]
+    now: dict[str, Any]
+    why: str = "operator"
+    evidence: dict[str, Any] = {}
+    epoch: int = 0
+
+
+def promoted(controls: Iterable[ControlInfo]) -> tuple[int, Promote] | None:
+    """The newest promotion with the number of its row; None: there is none."""
+    newest = None
+    for control in controls:
+        if control.kind == PROMOTE:
+            newest = control.seq, msgspec.json.decode(control.payload, type=Promote)
+    return newest
+
+
+def undoing(controls: Iterable[ControlInfo], spec: str, after: int) -> int:
+    """Number of the newest row after ``after`` by which another lineage of the model undid rows.
+
+    A model that has learned these rows can't serve any more as it is.  0: there is none.
+    """
+    found = 0
+    for control in controls:
+        if control.kind in REWRITES and control.seq > after:
+            note = note_of(control)
+            again = isinstance(note, Rollback) and note.again
+            if note.spec != spec and not again:
+                found = control.seq
+    return found
 
 
 def learn_again(now: SnapshotState, name: str, target: SnapshotState) -> Rollback:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, Self
 
 from paramserver import wire
 from paramserver.blocks import (
+    COUNT,
     DEFAULT_LIMITS,
     DIGEST,
     Block,
@@ -48,6 +49,9 @@ with ``lagging`` nothing.
 Lookup = Callable[[int], PartitionInfo | None]
 """The store's partition, or None if the store does not know it."""
 
+METRICS: Final = "metrics"
+SCORES: Final = ("n", "correct", "abs_error")
+"""Totals in the block :data:`METRICS` that are kept beside snapshots: rows judged, and how."""
 HISTORY_MAX: Final = 4096
 
 
@@ -300,6 +304,13 @@ class Server:
             keeper=keeper,
             **self._values_for(request),
         )
+
+    def scores(self) -> dict[str, float]:
+        """The totals of :data:`SCORES` in the values, to be kept beside snapshots."""
+        block = self.values.get(METRICS)
+        if block is None or block.kind != COUNT:
+            return {}
+        return {name: float(block.data[name]) for name in SCORES if name in block.data}
 
     def _learned(self) -> int:
         digests = [b.data["count"] for b in self.values.values() if b.kind == DIGEST]

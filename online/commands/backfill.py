@@ -66,7 +66,9 @@ def backfill(
 
     Example: online backfill --input 2025.csv --label y --event-id id --time at
     """
-    settings = load_settings(path, state_dir=state_dir)
+    from online.promotion import as_stored
+
+    settings = as_stored(load_settings(path, state_dir=state_dir))
     chosen = pick_model(settings, model)
     need_packages()
     from online.backfill import Tables

@@ -158,7 +158,9 @@ def publish(
         raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
     if snapshot is not None and every is not None:
         raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
-    settings = load_settings(path, state_dir=state_dir)
+    from online.promotion import as_stored
+
+    settings = as_stored(load_settings(path, state_dir=state_dir))
     served = picked(settings, model)
     place = _keys_place(settings, keys)
     signing_key(place / "signing.pem", "--keys")

@@ -72,13 +72,14 @@ def export(
     """
     from online.edge.export import EXACT, TARGETS, with_delta
     from online.edge.export import export as make
+    from online.promotion import as_stored
 
     wanted = list(EXACT) if targets == "all" else [t.strip() for t in targets.split(",")]
     if odd := [t for t in wanted if t not in TARGETS]:
         raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
     key = None if sign is None else signing_key(sign)
     old = None if since is None else _read(since)
-    settings = load_settings(path, state_dir=state_dir)
+    settings = as_stored(load_settings(path, state_dir=state_dir))
     served = picked(settings, model)
     state, built = restored(settings, served, snapshot)
     now = time.time()

@@ -129,6 +129,7 @@ class _Work:
     ) -> None:
         from online.forgetting import Wanted
         from online.names import load_model, merge_rule, snapshots_path
+        from online.promotion import as_stored
         from online.tokens import Keys
         from paramserver.snapshots.history import SnapshotHistory
         from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -136,7 +137,7 @@ class _Work:
 
         self.name, self._client = name, client
         self._wanted = Wanted(source, since)
-        self._settings = load_settings(path, state_dir=state_dir)
+        self._settings = as_stored(load_settings(path, state_dir=state_dir))
         status = self._status()
         chosen = next((m for m in self._settings.models if m.name == name), None)
         remedy = "Name the settings file that the service was started with: --config"
@@ -267,6 +268,7 @@ class _Work:
             task=self._model.task,
             rows_max=_ROWS_MAX,
             ordered=self._ordered,
+            sources_max=self._settings.limits.sources_max,
         )
         with _told("learning again", hidden=as_json) as told:
             rebuild.run(told)

@@ -55,7 +55,7 @@ def show(
     Example: online quarantine show 3:120
     """
     with connect(path, state_dir) as client:
-        url = f"/v1/models/{pick(client, model)}/quarantine/{quote(event, safe='')}"
+        url = f"/v1/models/{pick(client, model)}/quarantine/events/{quote(event, safe='')}"
         query = {} if source is None else {"source": source}
         found = checked(client.get(url, params=query))
     if as_json:

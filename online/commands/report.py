@@ -63,6 +63,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="page to write (.json: its numbers)")
     ] = None,
+    prometheus: Annotated[
+        Path | None, typer.Option(help="file for a textfile collector: the verdict as gauges")
+    ] = None,
     path: FileOption = None,
     state_dir: StateDir = None,
     as_json: AsJson = False,
@@ -95,6 +98,8 @@ def report(
     else:
         settings = load_settings(path, state_dir=state_dir)
         made = _of_journal(settings, _pick(settings, model), since, until, quiet=as_json)
+    if prometheus is not None:
+        _write("--prometheus", prometheus, gauges(made).encode())
     _give(made, out, as_json=as_json)
     raise typer.Exit(made.verdict.exit_code)
 
@@ -187,14 +192,7 @@ def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
     target = out if out is not None or as_json else _OUT
     if target is not None:
         data = to_json(made) if target.suffix == ".json" else render(made).encode()
-        part = target.with_name(target.name + ".part")
-        try:
-            part.write_bytes(data)
-            part.replace(target)
-        except OSError as error:
-            raise ConfigError(
-                "--out", f"{target}: {error.strerror}", "Name a file in a writable folder"
-            ) from None
+        _write("--out", target, data)
     if as_json:
         sys.stdout.write(to_json(made).decode() + "\n")
         return
@@ -204,3 +202,40 @@ def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
     for reason in verdict.reasons[1:]:
         print(f"  also {_WORDS[reason.state].lower()}: {reason.text}")
     print(f"{target}: {len(data):,} bytes")
+
+
+def _write(option: str, target: Path, data: bytes) -> None:
+    """The whole file or none."""
+    part = target.with_name(target.name + ".part")
+    try:
+        part.write_bytes(data)
+        part.replace(target)
+    except OSError as error:
+        raise ConfigError(
+            option, f"{target}: {error.strerror}", "Name a file in a writable folder"
+        ) from None
+
+
+def gauges(made: Report) -> str:
+    """The verdict as Prometheus text; what is not known has no line."""
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+    registry = CollectorRegistry()
+    names = {"model": made.subject.name, "origin": made.subject.origin}
+    verdict, rank = made.verdict, ("not_enough_data", "ok", "watch", "act")
+    shown = (
+        ("state", "0: not enough data, 1: ok, 2: watch, 3: act", rank.index(verdict.state)),
+        ("made_seconds", "when the report was made", made.made_at),
+        ("since_seconds", "since when the verdict is so", verdict.since_time),
+        ("rows", "rows with an answer and a label", made.subject.judged),
+    )
+    for name, text, value in shown:
+        if value is not None:
+            gauge = Gauge(f"online_report_{name}", text, list(names), registry=registry)
+            gauge.labels(**names).set(value)
+    reasons = Gauge(
+        "online_report_reasons", "findings", [*names, "section", "state"], registry=registry
+    )
+    for reason in verdict.reasons:
+        reasons.labels(**names, section=reason.section, state=reason.state).inc()
+    return generate_latest(registry).decode()

@@ -79,7 +79,9 @@ def rescore(
     Example: online rescore --input s3://lake/day/ --key id --output s3://lake/scores
     --store sqlite:./state/scores --ttl 7d
     """
-    settings = load_settings(path, state_dir=state_dir)
+    from online.promotion import as_stored
+
+    settings = as_stored(load_settings(path, state_dir=state_dir))
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
     need_packages()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -77,7 +78,7 @@ def serve(
             threading.Thread(
                 target=_play_forever, args=(reached, settings, play, rate, stop), daemon=True
             ).start()
-        code = _watch(running, stop, hangup, lambda: _reload(running, again))
+        code = _watch(running, stop, hangup, again)
         if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
             _kill(running, code)
         print("\nstopping: replicas push, a last snapshot is written", flush=True)
@@ -118,25 +119,37 @@ def _stop(running: Any, code: int) -> None:
     watchdog.cancel()
 
 
-def _reload(running: Any, load: Callable[[], config.Settings]) -> None:
+def _change(what: str, step: Callable[[], list[str]]) -> None:
     try:
-        lines = running.reload(load())
-    except Exception as error:  # whatever is wrong with the new settings, the old ones go on
-        lines = [f"not reloaded: {error}", "the service goes on as it was"]
+        lines = step()
+    except Exception as error:  # whatever is wrong with what is new, what ran before goes on
+        lines = [f"not {what}: {error}", "the service goes on as it was"]
     for line in lines:
         print(f"  {line}", flush=True)
 
 
 def _watch(
-    running: Any, stop: threading.Event, hangup: threading.Event, reload: Callable[[], None]
+    running: Any,
+    stop: threading.Event,
+    hangup: threading.Event,
+    load: Callable[[], config.Settings],
 ) -> int:
-    """Until a signal (0), or until Ray is gone (2).  At SIGHUP the settings are read again."""
-    reloading = threading.Thread(target=reload, daemon=True)
+    """Until a signal (0), or until Ray is gone (2).
+
+    At SIGHUP the settings are read again; a model that was promoted takes its place.
+    """
+    changing: threading.Thread | None = None
     while not stop.wait(_TEND_S):
-        if hangup.is_set() and not reloading.is_alive():
-            hangup.clear()
-            reloading = threading.Thread(target=reload, daemon=True)
-            reloading.start()
+        if changing is None or not changing.is_alive():
+            change = None
+            if hangup.is_set():
+                hangup.clear()
+                change = partial(_change, "reloaded", lambda: running.reload(load()))
+            elif running.promoted():
+                change = partial(_change, "promoted", running.go_over)
+            if change is not None:
+                changing = threading.Thread(target=change, daemon=True)
+                changing.start()
         running.tend()
         if not running.alive():
             print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)

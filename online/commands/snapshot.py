@@ -134,8 +134,10 @@ def snapshot_show(
 def _stored(settings: Settings, model: str | None) -> Snapshots:
     """The snapshots of a model as the settings have it."""
     from online.names import load_model, snapshots_path
+    from online.promotion import as_stored
     from paramserver.snapshots.places import lineage_place, open_snapshots
 
+    settings = as_stored(settings)
     served = {m.name: m for m in settings.models}
     if model is None and len(served) == 1:
         model = next(iter(served))

@@ -72,6 +72,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     _show_decisions(console, model["rewrites"])
     _show_room(console, model["journal"])
     _show_replay(console, model["replay"])
+    _show_challenger(console, model.get("challenger"))
     if model["incident"]:
         console.print(f"[red]incident: {model['incident']}[/red]")
     table = Table(box=None, pad_edge=False)
@@ -100,9 +101,12 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
         console.print(f"last decision: {last['kind']}{to}")
     if rewrites["undone"]:
         console.print(
-            f"{rewrites['undone']:,} rows were undone by rollback, and kept; which of them were "
+            f"{rewrites['undone']:,} rows were undone, and kept; which of them were "
             "learned again: online rollback --undone"
         )
+    if banned := rewrites["banned"]:
+        more = f" and {len(banned) - 10} more" if banned[10:] else ""
+        console.print(f"banned sources: {', '.join(banned[:10])}{more}")
 
 
 def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:
@@ -114,6 +118,24 @@ def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:
         f"replay: {replay['policy']}, {replay['kept']:,} of {replay['capacity']:,} rows kept, "
         f"{per_row:.1f} learned again for a fresh one" + (f"; {shares}" if shares else "")
     )
+
+
+def _show_challenger(console: Console, found: dict[str, Any] | None) -> None:
+    if found is None:
+        return
+    if found["state"] != "learning":
+        console.print(f"challenger: {found['learner']}, {found['state']}: {found['incident']}")
+        return
+    text = f"challenger: {found['learner']}, {found['verdict']}"
+    if found["rows"]:
+        text += f", {found['challenger']:.4g} to {found['champion']:.4g} on {found['rows']:,} rows"
+        low, high = found["interval"]
+        text += f" (difference of scores {low:+.3f} … {high:+.3f})"
+    console.print(f"{text}; {found['behind_rows']:,} rows behind")
+    for why in found["lacking"]:
+        console.print(f"  {why}")
+    if found["incident"]:
+        console.print(f"[red]  incident: {found['incident']}[/red]")
 
 
 def _show_room(console: Console, journal: dict[str, Any] | None) -> None:

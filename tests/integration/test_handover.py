@@ -30,18 +30,26 @@ pytestmark = pytest.mark.ray
 _EXIT_S = 10.0
 
 
+class Paced(Client):
+    """Leaves room for others: a challenger learns with what the replicas leave of a core."""
+
+    def _send(self, event: str) -> None:
+        super()._send(event)
+        self._stop_event.wait(0.02)
+
+
 class Predictor(threading.Thread):
     """Predicts over one keep-alive connection until told to stop, and never again what failed."""
 
-    def __init__(self, url: str, stop: threading.Event) -> None:
+    def __init__(self, url: str, stop: threading.Event, pause_s: float = 0.0) -> None:
         super().__init__(daemon=True)
-        self._url, self._stop_event = url, stop
+        self._url, self._stop_event, self._pause_s = url, stop, pause_s
         self.seen: Counter[str] = Counter()
 
     def run(self) -> None:
         body = {"features": {"a": 1.0}}
         with httpx.Client(base_url=self._url, timeout=20) as client:
-            while not self._stop_event.is_set():
+            while not self._stop_event.wait(self._pause_s):
                 try:
                     answer = client.post("/v1/models/counting/predict", json=body)
                     self.seen[str(answer.status_code)] += 1
@@ -144,12 +152,7 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
             thread.join(60)
         nothing_adopted(running)
         running.stop()
-        found = subprocess.run(
-            [sys.executable, "-m", "online", "fsck", "--json",
-             "--config", str(running.folder / "online.yaml")],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        (findings,) = json.loads(found.stdout)
+        (findings,) = fsck(running)
         assert findings["good"], findings
         assert findings["not_yet"] == 0
         # An event is a feature of its own, and the digest is of the set of events: all that were
@@ -164,6 +167,99 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
         closed = seen["RemoteProtocolError"] + seen["ReadError"]
         assert seen["200"] + closed == seen.total(), seen
         assert closed <= seen.total() / 1000, seen
+
+
+def test_promoted_under_feedback_and_back_no_request_fails() -> None:
+    sent = Sent()
+    settings = settings_of(0)
+    settings["models"][0]["challenger"] = {"learner": "linreg", "delay": 0.2}
+    with service(settings) as running:
+        first = status(running, "counting")
+        assert "has not served before" in promote(running, "--back")
+        with under_load(running, sent, first=0):
+            assert "linreg serves, version" in promote(running, "--yes")
+            acknowledged(sent, 100)
+            promoted = status(running, "counting")
+        assert promoted["spec"] != first["spec"]
+        both_have(running, len(sent.acknowledged))
+        running.stop()
+        (findings,) = fsck(running)
+        assert findings["good"], findings
+        assert findings["learned"] == len(sent.acknowledged)
+        again = launch(running.folder)
+        try:
+            assert status(again, "counting")["spec"] == promoted["spec"], "whatever the file says"
+            assert "promoted by control row" in (again.folder / "serve.log").read_text()
+            with under_load(again, sent, first=4):
+                assert "counting serves, version" in promote(again, "--back")
+                acknowledged(sent, 100)
+            back = status(again, "counting")
+            assert back["spec"] == first["spec"]
+            both_have(again, len(sent.acknowledged))
+        finally:
+            again.stop()
+    epochs = [found["server"]["epoch"] for found in (first, promoted, back)]
+    assert epochs == sorted(set(epochs)), "versions never go back"
+
+
+@contextlib.contextmanager
+def under_load(running: Running, sent: Sent, first: int) -> Iterator[None]:
+    """Predictions and feedback meanwhile, of which none may fail."""
+    stop = threading.Event()
+    predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
+    clients = [Paced(i, lambda: running.url, sent, stop, i) for i in range(first, first + 4)]
+    for thread in (*predictors, *clients):
+        thread.start()
+    try:
+        acknowledged(sent, 100)
+        yield
+    finally:
+        stop.set()
+        for thread in (*predictors, *clients):
+            thread.join(60)
+    seen = sum((p.seen for p in predictors), Counter[str]())
+    print(f"predictions: {dict(seen)}, feedback: {dict(sent.statuses)}")
+    closed = seen["RemoteProtocolError"] + seen["ReadError"]  # see above
+    assert seen["200"] + closed == seen.total() > 100, seen
+    assert not [name for name in sent.statuses if name.startswith("retried")], sent.statuses
+
+
+def both_have(running: Running, n: int) -> None:
+    """Wait until champion and challenger have learned so many events, each once."""
+    deadline = time.monotonic() + 90
+    while True:
+        found = status(running, "counting")
+        have = found["learned"], (found["challenger"] or {}).get("learned")
+        if have == (n, n):
+            return
+        assert time.monotonic() < deadline, (n, have, found, partitions(running))
+        time.sleep(0.05)
+
+
+def promote(running: Running, *arguments: str) -> str:
+    """What the command says, whether it is refused or not; asked again while it is too early."""
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            [sys.executable, "-m", "online", "promote", *arguments,
+             "--config", str(running.folder / "online.yaml")],
+            capture_output=True, text=True, timeout=150,
+        )  # fmt: skip
+        early = ("is beginning", "is not there", "rows behind")
+        if not any(text in done.stderr for text in early):
+            return done.stdout + done.stderr
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.1)
+
+
+def fsck(running: Running) -> list[dict[str, Any]]:
+    found = subprocess.run(
+        [sys.executable, "-m", "online", "fsck", "--json",
+         "--config", str(running.folder / "online.yaml")],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    findings: list[dict[str, Any]] = json.loads(found.stdout)
+    return findings
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])

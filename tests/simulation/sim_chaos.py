@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sim_network import Weather
+from sim_operator import Operator
 from sim_processes import Actor, Head, Replica, Server
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def start(world: World) -> None:
     world.start(Head)
     for _ in range(world.r.randint(1, _REPLICAS)):
         world.start(Replica)
+    if world.climate.forgets:
+        world.start(Operator)
 
 
 async def sleep(seconds: float) -> None:

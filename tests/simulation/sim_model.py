@@ -17,6 +17,7 @@ from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Verdict
 
+SOURCES = ("s0", "s1", "s2", "s3")
 KEEP_ROWS_S = 8 * 86_400.0
 """How long rows are kept at least."""
 
@@ -41,6 +42,11 @@ class Event:
         return hashlib.blake2b(self.name.encode(), digest_size=16).digest()
 
     @property
+    def source(self) -> str:
+        """Who sends it."""
+        return SOURCES[self.key[0] % len(SOURCES)]
+
+    @property
     def amount(self) -> float:
         """What it adds to a model that learns it: dyadic, so sums are exact in any order."""
         return 0.0 if self.poison or self.deadly else self.weight * self.factor
@@ -50,7 +56,7 @@ class Event:
         payload = codec.encode(Example(features, 1.0, self.weight))
         verdict = Verdict.ACCEPTED if self.factor == 1 else Verdict.CLIPPED
         at -= 0.0 if self.kept_s is None else KEEP_ROWS_S - self.kept_s
-        return NewRow(self.key, self.name, "s", verdict, payload, at, self.factor)
+        return NewRow(self.key, self.name, self.source, verdict, payload, at, self.factor)
 
 
 class Ledger:
@@ -109,7 +115,8 @@ class Oracle:
         self.events = events
         self.told: dict[str, tuple[str, int, int]] = {}  # status, partition, offset
         self.queued: set[str] = set()  # on disk, for an adopter to learn
-        self.freezes = 0
+        self.freezes = self.bans = 0
+        self.forgets: dict[str, set[str]] = {}  # by the state's name: whose events it is without
         self.rollbacks: dict[tuple[int, int, str], tuple[set[str], set[str]]] = {}
         self.shaken: set[str] = set()  # what a rollback may have taken out or brought back
         self.undone: set[str] = set()
@@ -140,15 +147,19 @@ class Oracle:
         allowed = {"failed"} if fails else {learned}
         if fails and early:
             allowed.add(learned)
-        if self.rollbacks:
+        if self.rollbacks or self.forgets:
             allowed.add("undone")
+        if self.bans:
+            allowed.add("quarantined")
         if self.freezes:
             allowed.add("frozen")
         assert status in allowed, f"{event} was answered {status}"
         told = (status, *place)
         if before is not None:
             same = status == before[0] or (before[0] == learned and fails)
-            same = same or (bool(self.rollbacks) and "frozen" not in (status, before[0]))
+            rewritten = bool(self.rollbacks or self.forgets)
+            kept = {"frozen", "quarantined"}
+            same = same or (rewritten and kept.isdisjoint((status, before[0])))
             changed = f"{event.name} was answered {before}, and then {told}"
             assert same, changed
             assert told[1:] == before[1:], changed
@@ -178,10 +189,18 @@ class Oracle:
         self.rollbacks[key] = now, target
         self.shaken |= now ^ target
 
+    def forget(self, name: str, events: set[str]) -> None:
+        """Somebody wants to go on with the state of this name, which is without these events."""
+        self.forgets[name] = events
+        self.shaken |= events
+
     def decided(self, keys: Iterable[tuple[int, int, str]]) -> None:
-        """The rollbacks that stand in the journal, in their order."""
+        """The rollbacks and forgets that stand in the journal, in their order."""
         undone: set[str] = set()
         for key in keys:
+            if key[2] in self.forgets:
+                undone |= self.forgets[key[2]]
+                continue
             now, target = self.rollbacks[key]
             undone = (undone | now) - target
         self.undone = undone
@@ -198,7 +217,7 @@ class Oracle:
         self.at_most_once(sums, where)
         told = {**dict.fromkeys(self.queued, ("queued", 0, 0)), **self.told}
         for name, (status, _, _) in told.items():
-            lost = name in self.undone or status == "frozen"
+            lost = name in self.undone or status in ("frozen", "quarantined")
             expected_x = 0.0 if lost else self.events[name].amount
             if sums.get(name, 0.0) != expected_x:
                 return f"{where}: {name} was answered {status} and counts {sums.get(name, 0.0)}"

@@ -30,7 +30,7 @@ from sim_world import Faulty
 
 _PRODUCT = ("online", "paramserver", "replay")
 _HEIRS = {  # their classes are made of classes of the first
-    "paramserver.process": ("paramserver.actor",),
+    "paramserver.process": ("paramserver.swapping", "paramserver.actor"),
     "replay.journal.sqlitefile": ("replay.journal.sqlite",),
 }
 Change = tuple[str, str, str]
@@ -102,6 +102,8 @@ _PROCESS = "paramserver.process"
 _STORE = "paramserver.snapshots.store"
 _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
+_HISTORY = "paramserver.snapshots.history"
+_FORGETTING = "online.forgetting"
 
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -440,5 +442,26 @@ MUTANTS: dict[str, Mutant] = {
         ),
         climate=_only("rollback", "kill server", snapshot_s=0.1),
         within=10,
+    ),
+    "what is forgotten is learned all the same": Mutant(
+        ((_FORGETTING, "if counts and self._wanted.meant(row):", "if False:"),),
+        climate=_only(forgets=True),
+        within=20,
+    ),
+    "a forget takes the clock of the values": Mutant(
+        (
+            (
+                _REWRITES,
+                "sorted(built.clock.items()) if p not in closed",
+                "sorted(now.clock.items()) if p not in closed",
+            ),
+        ),
+        climate=_only(**_STEADY, forgets=True, sync_ms=20.0),
+        within=20,
+    ),
+    "a start removes the state that a forget names": Mutant(
+        ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),
+        climate=_only("kill server", forgets=True),
+        within=60,
     ),
 }

@@ -117,7 +117,8 @@ class Observer(Actor):
         journal = await self.thread("main", self.open_journal)
         while True:
             rows = await self.thread("main", journal.controls, MODEL, 0)
-            keys = [row.key.split(":")[2:] for row in rows if row.kind == "rollback"]
+            kinds = ("rollback", "forget")
+            keys = [row.key.split(":")[2:] for row in rows if row.kind in kinds]
             partitions = await self.thread("main", journal.partitions, MODEL)
             self.trimmed = sum(partition.trimmed for partition in partitions)
             self.rollbacks = tuple((int(epoch), int(count), name) for epoch, count, name in keys)

@@ -18,6 +18,7 @@ from sim_disk import DeadProcess, SimDisk
 from sim_loop import Process, SimLoop
 from sim_model import Event, Oracle, sums_of
 from sim_network import Network
+from sim_operator import Operator
 from sim_processes import Actor, Learning, Observer, Replica, Server
 from sim_vfs import Vfs
 
@@ -66,6 +67,7 @@ class Climate:
     busy_s: float = 0.1
     spread_s: float = 0.2
     background: bool = False
+    forgets: bool = False
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -123,7 +125,8 @@ class World:
         self.counts: Counter[str] = Counter()
         self.met: Counter[str] = Counter()
         self.dice = random.Random(f"background {seed}")  # of its own: other seeds stay as they are
-        drawn = {"background": self.dice.random() < 0.2, **(climate or {})}
+        drawn: dict[str, Any] = {"background": self.dice.random() < 0.2}
+        drawn |= {"forgets": self.dice.random() < 0.25, **(climate or {})}
         self.climate = replace(Climate.draw(self.r), **drawn)
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
@@ -356,6 +359,8 @@ class World:
         self.oracle.decided(self._observer.rollbacks)
         self.met["undone"] = len(self.oracle.undone)
         self.met["trimmed"] = self._observer.trimmed
+        if any(operator.busy for operator in self.live(Operator)):
+            return "an operator is at work"
         servers, replicas = self.live(Server), [x for x in self.live(Replica) if x.ready]
         if len(servers) != 1 or servers[0].real.ping() != "serving" or not replicas:
             return f"{len(servers)} servers, {len(replicas)} replicas"

@@ -59,6 +59,11 @@ def with_model(**settings: Any) -> dict[str, Any]:
         (with_model(learnr="logreg"), "models.0.learnr", "learner"),
         (with_model(sync={"interval": 3}), "models.0.sync.interval", "interval_ms"),
         (with_model(snapshots={"interval": 3}), "models.0.snapshots.interval", "interval_s"),
+        (
+            with_model(challenger={"learner": "linear", "promotes": "auto"}),
+            "models.0.challenger.promotes",
+            "promote",
+        ),
         ({"limits": {"body_byte_max": 3}}, "limits.body_byte_max", "body_bytes_max"),
     ],
 )

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
+import test_quarantine as quarantine
+from msgspec.structs import replace
 from river import linear_model, optim, preprocessing
 
 from evaluation.streams import open_stream
 from online.errors import RequestError, StartRefused
-from online.forgetting import Bases, Built, Rebuild, Wanted, check_reach, influence, nothing
+from online.forgetting import (
+    Bases,
+    Built,
+    Rebuild,
+    Wanted,
+    check_reach,
+    influence,
+    nothing,
+    runs,
+)
 from online.history import Decisions
 from online.learner import Learner
 from online.messages import FeedbackRequest
+from online.model_settings import Snapshots
 from online.models.linear import Linear
 from online.tally import event_hash
 from online.tokens import event_key
@@ -32,24 +44,10 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from replay import codec
-from replay.example import Example
+from replay.example import Example, Judged
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
-quarantine: Any = _beside("test_quarantine")
 SPEC = worlds.SPEC
 
 
@@ -62,6 +60,7 @@ def built(
     task: Any = "regression",
     base: str | None = None,
     rewrite: int = 0,
+    ordered: bool = False,
 ) -> tuple[Built, str | None]:
     """A state without the source, published aside as ``aside-1``, and what it was built from."""
     decisions = Decisions(SPEC)
@@ -80,7 +79,7 @@ def built(
     if chosen.name is not None:
         start = history.load(chosen.name)
     rebuild = Rebuild(
-        journal, decisions, wanted, start, build, task=task, rows_max=4096, ordered=False
+        journal, decisions, wanted, start, build, task=task, rows_max=4096, ordered=ordered
     )
     rebuild.run()
     made = rebuild.built((1, 0), rewrite, 5.0)
@@ -272,8 +271,11 @@ async def send(serving: Any, source: str, *names: str) -> list[str]:
     return out
 
 
-async def forgotten(world: Any) -> None:
-    first, second = await world.replica("r1"), await world.replica("r2")
+async def forgotten(world: Any, ordered: bool = False) -> None:
+    often = Snapshots(interval_s=0.1)
+    first, second = [
+        await world.replica(name, ordered=ordered, snapshots=often) for name in ("r1", "r2")
+    ]
     one = quarantine.cluster(world, first)
     servings = [world.serving(replica) for replica in (first, second)]
     replicas = (first, second)
@@ -285,22 +287,29 @@ async def forgotten(world: Any) -> None:
                 lambda r=replica: {n: world.weight(r, n) for n in expected} == expected
             )
 
+    def pushed() -> bool:
+        clock = world.server._server.clock
+        return all(clock.get(r.writer.partition, 0) >= r.writer.known for r in replicas)
+
     await send(servings[0], "good", "a", "b")
     await send(servings[1], "good", "c")
     await are(a=1, b=1, c=1)
+    await worlds.until(pushed)
     world.server.snapshot()
     for serving, names in zip(servings, ("xd", "ye"), strict=True):
         await send(serving, "bot", names[0])
         await send(serving, "good", names[1])
     await are(x=1, y=1, d=1, e=1)
+    await worlds.until(pushed)
     world.server.snapshot()
     poisoned = world.server.snapshots()[0]["name"]
     await send(servings[0], "bot", "z")
     assert (await one.ban("m", "bot", banned=True))["complete"]
 
     made, base = await asyncio.to_thread(
-        built, world.journal(), world.folder / "snapshots", Wanted("bot"), worlds.counting
-    )
+        built, world.journal(), world.folder / "snapshots", Wanted("bot"), worlds.counting,
+        ordered=ordered,
+    )  # fmt: skip
     assert base != poisoned
     assert await send(servings[1], "good", "late") == ["learned"], "while it is built"
     assert await send(servings[1], "bot", "v") == ["quarantined"]
@@ -347,8 +356,9 @@ def hashed(row: Any) -> int:
     return event_hash(row.key)
 
 
-def test_a_source_is_forgotten_by_every_replica(tmp_path: Path) -> None:
-    worlds.play(tmp_path, forgotten)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_source_is_forgotten_by_every_replica(tmp_path: Path, ordered: bool) -> None:
+    worlds.play(tmp_path, partial(forgotten, ordered=ordered))
 
 
 @pytest.mark.parametrize(
@@ -369,3 +379,158 @@ def test_mutants_of_a_forget_are_found(
     found = (AssertionError, TimeoutError, StartRefused, errors.ForgetRefused)
     with pytest.raises((*found, RequestError, pytest.fail.Exception)):
         worlds.play(tmp_path, forgotten)
+
+
+# -- where it begins -------------------------------------------------------------------------------
+
+
+class Ledger:
+    """One partition, a server that counts, and decisions about it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world = worlds.World(folder)
+        self.journal, self.server = self.world.journal(), self.world.server
+        self.partition, self.end = self.journal.register("m", "r", SPEC, 0.0).id, 0
+
+    def send(self, source: str, n: int = 1) -> None:
+        rows = [
+            replace(worlds.row(f"e{self.end + i}"), source=source, at=float(self.end + i))
+            for i in range(1, n + 1)
+        ]
+        self.end = self.journal.append(self.partition, self.end, rows).end
+        server = self.server._server
+        assert server is not None
+        clock = server.clock.get(self.partition, 0)
+        push = wire.Push(
+            server.epoch, SPEC, self.partition, clock + 1, self.end, n, server.version, {}
+        )
+        request = wire.SyncRequest(wire.FORMAT, "r", self.partition, [push], None, True, [])
+        self.server.sync(wire.encode(request))
+
+    def snapshot(self) -> str:
+        self.server.snapshot()
+        return str(self.server.snapshots()[0]["name"])
+
+    def base(self, wanted: Wanted, named: str | None = None) -> str | None:
+        decisions = Decisions(SPEC)
+        decisions.read(self.journal, "m")
+        found = influence(self.journal, "m", decisions, wanted, 1e9)
+        bases = Bases(self.journal, "m", decisions, self.journal.partitions("m"))
+        place = lineage_place(str(self.world.folder / "snapshots"), "m", SPEC)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        history.index()
+        head = self.journal.head("m", SPEC).snapshot
+        if named is not None:
+            return bases.named(history, head, named).name
+        check_reach(found, wanted)
+        return bases.before(history, head, 0, found).name
+
+
+def test_the_newest_snapshot_from_before_the_first_row(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.send("good", 3)
+    first = ledger.snapshot()
+    ledger.send("good", 3)
+    second = ledger.snapshot()
+    ledger.send("bot", 2)
+    third = ledger.snapshot()
+    assert ledger.base(Wanted("bot")) == second
+    assert ledger.base(Wanted("bot", since=8.0)) == second, "its first row of then is in the third"
+    assert ledger.base(Wanted("bot", since=9.0)) == third
+    assert ledger.base(Wanted("good")) is None, "from the first row on"
+    assert ledger.base(Wanted("good", since=4.0)) == first
+    ledger.server.rollback(second)
+    ledger.send("good", 2)
+    fourth = ledger.snapshot()
+    assert ledger.base(Wanted("bot")) == fourth, "its rows were undone by the rollback"
+    assert ledger.base(Wanted("good", since=9.0)) == second, "the third holds what is undone"
+    with pytest.raises(StartRefused, match="undone by now"):
+        ledger.base(Wanted("good"), third)
+    with pytest.raises(StartRefused, match="no snapshot that"):
+        ledger.base(Wanted("good"), "9-9")
+    assert ledger.base(Wanted("good"), first) == first
+
+
+def test_what_the_journal_has_no_longer_got_is_said(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.send("good", 4)
+    ledger.snapshot()
+    ledger.send("good", 4)
+    second = ledger.snapshot()
+    epoch = ledger.journal.head("m", SPEC).epoch
+    assert ledger.journal.trim("m", SPEC, epoch, {ledger.partition: 6}, 6.5, 99) == 6
+    for since in (None, 6.0):
+        with pytest.raises(StartRefused, match="reaches back to 7"):
+            ledger.base(Wanted("bot", since))
+    assert ledger.base(Wanted("bot", 7.0)) == second
+    with pytest.raises(StartRefused, match="no snapshot from before"):
+        ledger.base(Wanted("good", 7.0))
+    with pytest.raises(StartRefused, match="2 rows behind it were removed"):
+        ledger.base(Wanted("good"), "1-1")
+
+
+def test_rows_as_spans() -> None:
+    offsets = [1, 2, 5, 6, 7, 9]
+    spans = runs(offsets)
+    assert spans == ((0, 2), (4, 7), (8, 9))
+    assert rewrites.unpacked(rewrites.packed(spans)) == spans
+    undone = rewrites.Undone({1: spans})
+    assert [o for o in range(12) if undone.has(1, o)] == offsets
+    assert undone.upto({1: 6}) == {1: ((0, 2), (4, 6))}
+
+
+def test_a_decision_meanwhile_stops_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.send("good", 2)
+    first = ledger.snapshot()
+    ledger.send("bot", 1)
+    decisions = Decisions(SPEC)
+    rebuild = Rebuild(
+        ledger.journal, decisions, Wanted("bot"), nothing("m", SPEC, "{}", {}), worlds.counting,
+        task="regression", rows_max=8, ordered=False,
+    )  # fmt: skip
+    rebuild.run()
+    ledger.server.rollback(first)
+    with pytest.raises(StartRefused, match="meanwhile"):
+        rebuild.run()
+
+
+class Needy(Linear):
+    """Can't learn `after` unless it has learned `before`."""
+
+    def learn(self, features: Any, label: Any, weight: float) -> None:
+        if "after" in features and self.predict({"before": 1.0}).label == 0.0:
+            raise ValueError("nothing came before")
+        super().learn(features, label, weight)
+
+
+def test_what_can_not_be_learned_without_it_is_taken_out_too(tmp_path: Path) -> None:
+    world = worlds.World(tmp_path)
+    journal = world.journal()
+    partition = journal.register("m", "r", SPEC, 0.0).id
+    rows = [replace(worlds.row("before"), source="bot"), *map(worlds.row, ("after", "x"))]
+    journal.append(partition, 0, rows)
+    step = 2.0**-10
+
+    def build() -> Needy:
+        loss = optim.losses.Absolute()
+        return Needy(linear_model.LinearRegression(optim.SGD(step), loss=loss, intercept_lr=0.0))
+
+    made, base = built(journal, tmp_path / "snapshots", Wanted("bot"), build)
+    assert (base, made.learned, made.unlearned) == (None, 1, 1)
+    assert made.undone == {partition: [0, 2]}
+    assert made.state.values["digest"].data["count"] == 1
+
+
+def test_what_its_rows_said_of_it_goes_with_them(tmp_path: Path) -> None:
+    world = worlds.World(tmp_path)
+    journal = world.journal()
+    partition = journal.register("m", "r", SPEC, 0.0).id
+    rows = []
+    for name, source in (("a", "good"), ("b", "bot")):
+        example = Example({name: 1.0}, 1e9, judged=Judged(0.5, "", {"surprise": 1.5}))
+        rows.append(replace(worlds.row(name), source=source, payload=codec.encode(example)))
+    journal.append(partition, 0, rows)
+    made, _ = built(journal, tmp_path / "snapshots", Wanted("bot"), worlds.counting)
+    said = {name: block.data for name, block in made.state.values.items() if "surprise" in name}
+    assert [set(data) for data in said.values()] == [{"good"}]

@@ -12,12 +12,13 @@ import pytest
 from online import config, fsck
 from online.errors import StartRefused
 from online.fsck import Findings, compare
+from online.history import Decisions, decide, shown
 from online.names import load_model
 from online.tally import DIGEST, event_hash
 from online.tokens import event_key
 from paramserver import rewrites
 from paramserver.blocks import Block
-from paramserver.rewrites import Freeze, roll_back
+from paramserver.rewrites import Forget, Freeze, packed, roll_back
 from paramserver.snapshots.format import encode
 from paramserver.snapshots.store import DirectorySnapshots
 from paramserver.state import SnapshotState
@@ -126,7 +127,7 @@ def test_what_is_counted(world: World) -> None:
     assert found.good
     assert found.snapshot == head
     assert (found.learned, found.expected, found.digest_equal) == (7, 7, True)
-    assert (found.undone, found.frozen, found.failed) == (4, 3, 1)
+    assert (found.undone, found.frozen, found.quarantined, found.failed) == (4, 3, 1, 1)
     assert (found.not_yet, found.holes, found.removed) == (6, 0, 0)
     assert found.heads == {SPEC[:16]: head}
     for part in ("good", "4 undone", "3 frozen", "1 failed", head, "digests equal"):
@@ -146,7 +147,31 @@ def test_a_head_from_before_the_rollback_is_good(world: World) -> None:
     assert (found.learned, found.undone) == (6, 3)
 
 
-@pytest.mark.parametrize("wrong", ["lost", "twice", "another", "undone is back", "hole"])
+def test_what_is_released_and_forgotten_is_counted(world: World) -> None:
+    world.learn(world.send(4))
+    aside, kept, out = world.send(3, Verdict.QUARANTINED), world.send(2), world.send(2)
+    for row, choice in zip(aside, ("released", "discarded"), strict=False):
+        world.control = decide(world.journal, MODEL, row.key, choice).seq  # type: ignore[arg-type]
+    decisions = Decisions(SPEC)
+    decisions.read(world.journal, MODEL)
+    listed = shown(world.journal, MODEL, decisions, aside[0])
+    assert listed is not None
+    again = listed.again(9.0)
+    assert again is not None
+    world.end = world.journal.append(world.p, world.end, [again]).end
+    world.learn((*kept, *world.journal.read(world.p, world.end, 1)))
+    spans = packed(((out[0].offset - 1, out[-1].offset),))
+    note = Forget(SPEC, "s", None, None, "aside-1", 0, {world.p: world.end}, [], {world.p: spans})
+    world.decide(rewrites.FORGET, "forget", msgspec.json.encode(note))
+    world.publish()
+    found = world.findings()
+    assert found.good
+    assert (found.learned, found.undone, found.quarantined) == (7, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["lost", "twice", "another", "undone is back", "forgotten is back", "hole"]
+)
 def test_what_is_wrong_is_found(world: World, wrong: str) -> None:
     world.learn(world.send(3))
     first = world.publish()
@@ -162,6 +187,9 @@ def test_what_is_wrong_is_found(world: World, wrong: str) -> None:
         kept = world.digest
         world.rollback(first)
         world.digest = kept
+    elif wrong == "forgotten is back":
+        note = Forget(SPEC, "s", None, None, "aside-1", 0, {}, [], {world.p: [3, 1]})
+        world.decide(rewrites.FORGET, "forget", msgspec.json.encode(note))
     world.publish()
     if wrong == "hole":
         with world.journal._file.write() as db:

@@ -14,13 +14,14 @@ import test_parameter_server as server
 from river import linear_model, optim
 
 from online.guard import WINDOW_ROWS, Guard
+from online.model_settings import Drift
 from online.models.linear import Linear
 from online.models.network import Network
 from online.tokens import event_key
-from paramserver.actor import GROWN
 from paramserver.blocks import ADDITIVE, COUNT, Block
 from paramserver.errors import RollbackRefused
 from paramserver.rewrites import HALVED
+from paramserver.swapping import GROWN
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
@@ -202,7 +203,7 @@ def test_weights_that_have_not_grown_are_a_changed_stream(diverged: Any) -> None
 def test_without_a_snapshot_from_before_nothing_is_done(diverged: Any) -> None:
     _, process = diverged
     at = process.snapshots()[0]["created_at"]
-    with pytest.raises(RollbackRefused, match="of a time when it had diverged"):
+    with pytest.raises(RollbackRefused, match="of a time when it was bad already"):
         process.recover(0, at - 1)
 
 
@@ -273,6 +274,46 @@ def test_a_replica_goes_back_learns_all_again_and_stays_finite(tmp_path: Path) -
         assert replica.learner.serving._rates[0][0].learning_rate == 0.15
         assert abs(replica.learner.predict({"x": 1.0}).label - 2.0) < 0.01
         await replica.stop(5)
+
+    world.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("action", ["tell", "rollback"])
+def test_an_error_that_rises_is_rolled_back_once_if_the_settings_say_so(
+    tmp_path: Path, action: str
+) -> None:
+    async def scene(w: Any) -> None:
+        async def ask(question: str, *args: Any) -> Any:
+            return getattr(w.server, question)(*args)
+
+        replicas = [
+            await w.replica(name, ask=ask, drift=Drift(on_rise=action)) for name in ("a", "b")
+        ]
+        await replicas[0].writer.record([world.row("kept")])
+        await world.until(lambda: w.weight(replicas[1], "kept") == 1)
+        w.server.snapshot()
+        before = time.time()
+        await replicas[0].writer.record([world.row("poison")])
+        await world.until(lambda: w.weight(replicas[1], "poison") == 1)
+        rewrite = w.server.status()["rewrite"]
+        for replica in replicas:  # both have seen it, in their own rows
+            replica._on_rise("alarm", before)
+        if action == "tell":
+            await world.until(lambda: all(r.learner.clock for r in replicas))
+            assert w.server.status()["rewrite"] == rewrite
+        else:
+            await world.until(lambda: all(w.weight(r, "poison") == 0 for r in replicas))
+            await world.until(lambda: all(r._rise is None for r in replicas))
+            [told] = [r.incident for r in replicas if r.incident is not None]
+            assert "1 rows undone" in told
+            again = w.server.status()["rewrite"]
+            assert again > rewrite
+            replicas[0]._on_rise("alarm", 1.0)  # nothing is as old
+            await world.until(lambda: "left as it is" in (replicas[0].incident or ""))
+            assert w.server.status()["rewrite"] == again
+        assert all(w.weight(r, "kept") == 1 for r in replicas)
+        for replica in replicas:
+            await replica.stop(5)
 
     world.play(tmp_path, scene)
 

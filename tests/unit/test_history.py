@@ -14,16 +14,30 @@ from msgspec.structs import replace
 
 from online import history
 from online.errors import RequestError
-from online.history import FROZEN, UNDONE, Decisions, Origin, Page, origin, walk
+from online.history import (
+    DISCARDED,
+    FROZEN,
+    QUARANTINED,
+    RELEASED,
+    UNDONE,
+    Choice,
+    Decisions,
+    Origin,
+    Page,
+    decide,
+    origin,
+    walk,
+)
 from online.tokens import event_key
 from paramserver import rewrites
-from paramserver.rewrites import Freeze, Rollback, Unfreeze, roll_back
+from paramserver.rewrites import Forget, Freeze, Rollback, Unfreeze, roll_back
 from paramserver.state import SnapshotState
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Journal, NewRow, Row, Verdict
 from replay.journal.sqlite import SqliteJournal
 
+_CHOICES: tuple[Choice, ...] = (RELEASED, DISCARDED)
 MODEL, SPEC = "m", "0123456789abcdef" * 4
 
 
@@ -38,6 +52,7 @@ class World:
         self.control = 0
         self.frozen = False
         self.events = 0
+        self.kept: dict[str, bytes] = {}  # keys of what was quarantined, by name
         self.snapshot()
 
     def state(self) -> SnapshotState:
@@ -51,8 +66,35 @@ class World:
         for _ in range(n):
             self.events += 1
             name, payload = f"e{self.events}", codec.encode(Example({"a": 1.0}, True))
+            key, source = event_key("event", "s", name), f"s{self.events % 3}"
+            self.append(which, [NewRow(key, name, source, Verdict.ACCEPTED, payload, 5.0)])
+
+    def set_aside(self, n: int, which: int) -> None:
+        """Rows that a filter has quarantined; while it is frozen they are frozen."""
+        for _ in range(n):
+            self.events += 1
+            name, payload = f"e{self.events}", codec.encode(Example({"a": 1.0}, True))
             key = event_key("event", "s", name)
-            self.append(which, [NewRow(key, name, "s", Verdict.ACCEPTED, payload, 5.0)])
+            if not self.frozen:
+                self.kept[name] = key
+            self.append(which, [NewRow(key, name, "s", Verdict.QUARANTINED, payload, 5.0)])
+
+    def choose(self, name: str, choice: Choice) -> str:
+        """What stands then."""
+        stands = decide(self.journal, MODEL, self.kept[name], choice)
+        self.control = max(self.control, stands.seq)
+        return stands.choice
+
+    def forget(self, source: str) -> None:
+        decisions, offsets = self.decisions(), dict[int, list[int]]()
+        for row in self.rows():
+            if row.source == source and decisions.learned(row):
+                offsets.setdefault(row.partition, []).append(row.offset)
+        undone = {p: rewrites.packed(tuple((o - 1, o) for o in x)) for p, x in offsets.items()}
+        note = Forget(
+            SPEC, source, None, None, "aside-1", self.control, dict(self.ends), [], undone
+        )
+        self.decide(rewrites.FORGET, note)
 
     def append(self, which: int, rows: list[NewRow]) -> list[bool]:
         verdict = Verdict.FROZEN if self.frozen else None
@@ -62,13 +104,17 @@ class World:
         self.ends[partition] = done.end
         return [outcome.new for outcome in done.outcomes]
 
-    def decide(self, kind: str, note: Rollback | Freeze | Unfreeze) -> None:
+    def decide(self, kind: str, note: Rollback | Forget | Freeze | Unfreeze) -> None:
         payload = msgspec.json.encode(note)
         key = f"{kind}:{self.control}"
         self.control = self.journal.write_control(MODEL, kind, key, payload)[0].seq
 
     def rollback(self, to: int) -> None:
-        note = roll_back(self.state(), f"s{to}", self.snapshots[to], self.ends)
+        target = self.snapshots[to]
+        after = self.journal.controls(MODEL, target.control)
+        if rewrites.brings_back(target, self.ends, after) is not None:
+            return  # as the server does
+        note = roll_back(self.state(), f"s{to}", target, self.ends)
         self.decide(rewrites.ROLLBACK, note)
 
     def freeze(self) -> None:
@@ -194,11 +240,12 @@ def test_back_to_before_the_rollback(world: World) -> None:
 
 def run(world: World, seed: int) -> None:
     """Decisions at random; no event is ever in the model twice, in the end each is once."""
-    chance = random.Random(seed)
+    chance, chosen = random.Random(seed), dict[str, str]()
     for _ in range(30):
         step = chance.choice(
-            ["send", "send", "snapshot", "rollback", "freeze", "relearn", "release"]
-        )
+            ["send", "send", "snapshot", "rollback", "freeze", "relearn", "release", "set aside",
+             "choose", "forget", "learn released"]
+        )  # fmt: skip
         if step == "send":
             world.send(chance.randrange(1, 4), chance.randrange(2))
         elif step == "snapshot":
@@ -207,18 +254,31 @@ def run(world: World, seed: int) -> None:
             world.rollback(chance.randrange(len(world.snapshots)))
         elif step == "freeze":
             world.unfreeze() if world.frozen else world.freeze()
+        elif step == "set aside":
+            world.set_aside(chance.randrange(1, 3), chance.randrange(2))
+        elif step == "choose":
+            name, choice = chance.choice([*world.kept] or [""]), chance.choice(_CHOICES)
+            if name:
+                stands = world.choose(name, choice)
+                assert chosen.setdefault(name, choice) == stands, "the first one"
+        elif step == "forget":
+            world.forget(f"s{chance.randrange(3)}")
         elif not world.frozen or chance.random() < 0.2:  # a replica that has not seen it yet
-            status = UNDONE if step == "relearn" else FROZEN
+            status = {"relearn": UNDONE, "release": FROZEN}.get(step, QUARANTINED)
             world.relearn(status, chance.randrange(2), chance.randrange(1, 5))
         assert set(world.model().values()) <= {1}, seed
     if world.frozen:
         world.unfreeze()
-    for status in (UNDONE, FROZEN):
+    for status in (UNDONE, FROZEN, QUARANTINED):
         names = world.names(status)
         assert len(names) == len(set(names)), seed
         world.relearn(status, limit=7)
         assert world.relearn(status) == 0
-    assert world.model() == everything(world), seed
+    released = {name for name, choice in chosen.items() if choice == RELEASED}
+    expected = everything(world)
+    for name in world.kept.keys() - released:
+        del expected[name]
+    assert world.model() == expected, seed
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -33,7 +33,13 @@ def teach(judge: Judge, rows: int, right: float, *, first: int = 1, shift: float
 
 def test_an_error_that_rises_is_told_once_and_is_a_state() -> None:
     seen: list[Alarm] = []
-    judge = Judge(SETTINGS, "binary", seen.append)
+    since: list[float] = []
+
+    def risen(alarm: Alarm, before: float) -> None:
+        seen.append(alarm)
+        since.append(before)
+
+    judge = Judge(SETTINGS, "binary", risen)
     assert judge.shown()["state"] == "not enough data"
     assert judge.level == 0
     n = teach(judge, 1_000, 0.85)
@@ -44,6 +50,7 @@ def test_an_error_that_rises_is_told_once_and_is_a_state() -> None:
     assert STATES[judge.level] == "act"
     assert [alarm.signal for alarm in seen] == ["error"]
     assert n <= seen[0].row <= n + 200
+    assert seen[0].since - 33 <= since[0] < seen[0].since, "rows are taken at their numbers"
     assert shown["newest"][0]["signal"] == "error"
 
 
@@ -90,7 +97,7 @@ def test_rows_without_an_answer_and_odd_answers_stop_nothing() -> None:
 
 def test_regression_is_judged_by_its_errors() -> None:
     seen: list[Alarm] = []
-    judge = Judge(SETTINGS, "regression", seen.append)
+    judge = Judge(SETTINGS, "regression", lambda alarm, _: seen.append(alarm))
     draw = Random(2)
     for i in range(1, 1_601):
         off = draw.gauss(0.0, 1.0 if i < 900 else 6.0)

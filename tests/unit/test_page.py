@@ -122,7 +122,7 @@ def test_it_says_what_is_asked_of_it() -> None:
     assert "window.location.origin" in script
     assert '{"features":{"a":1.0,"b":2.0}}' in script
     states = ("No feedback yet", "does not answer", "no contact", "incident", "age_ms")
-    for needed in (*states, "Frozen:", "undone by rollback", "used_ratio", "measuring"):
+    for needed in (*states, "Frozen:", "undone, and kept", "used_ratio", "measuring"):
         assert needed in script
 
 

@@ -362,15 +362,6 @@ def test_a_store_that_has_forgotten_everything_refuses_to_start(world: World) ->
     assert world.start().restore()
 
 
-def test_rewrite_of_a_later_release_refuses_to_start(world: World) -> None:
-    world.store.control = [Control(1, "failed")]
-    assert world.serving().status()["control"] == 1
-    world.store.control.append(Control(2, "promote"))
-    again = world.start()
-    assert not again.restore()
-    assert "promote" in again.status()["reason"]
-
-
 def test_superseded_server_ends_and_leaves_nothing(world: World) -> None:
     old = world.serving()
     sync(old, (1, 1, 5))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
 from msgspec.structs import replace
 
 import online.history
@@ -24,20 +23,6 @@ from paramserver import errors
 from paramserver.actor import ServerSettings
 from replay.journal.base import Appended, NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
-
-
-def _beside(name: str) -> Any:
-    """The module in a file beside this one (tests are no package)."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-worlds: Any = _beside("replica_world")
 
 
 class Control:
@@ -171,11 +156,31 @@ class Held(SqliteJournal):
         return super().append(partition, known, rows)
 
 
+class Kept:
+    """A memory that keeps nothing, and notes who is purged."""
+
+    distil, replayed, buffer = 0.0, 0, ()
+
+    def __init__(self) -> None:
+        self.purged: list[str] = []
+
+    def lesson(self, label: Any) -> tuple[()]:
+        return ()
+
+    def keep(self, *row: Any) -> None:
+        pass
+
+    def purge(self, source: str) -> int:
+        self.purged.append(source)
+        return 1
+
+
 async def banned(world: Any) -> None:
     Held.open.set()
     Held.appends = 0
     journal = Held(world.folder / "journal.db", disk_low_mb=0)
     replica = await world.replica(journal=journal)
+    memory = replica.learner.memory = Kept()
     one, serving = cluster(world, replica), world.serving(replica)
     assert (await sent(serving, event("a", "bot")))[1].status == "learned"
     Held.open.clear()
@@ -190,6 +195,7 @@ async def banned(world: Any) -> None:
     assert (await judged)[1].status == "learned"
     done = await ban
     assert (done["complete"], done["banned"]) == (True, True)
+    await worlds.until(lambda: "bot" in memory.purged)
     status, receipt = await sent(serving, event("c", "bot"))
     assert (status, receipt.status) == (202, "quarantined")
     assert (await sent(serving, event("d", "good")))[1].status == "learned"

@@ -141,7 +141,11 @@ def test_the_command_reads_and_writes_nothing_there(journal: SqliteJournal, tmp_
     )
     out = tmp_path / "page.html"
     runner = CliRunner()
-    done = runner.invoke(app, ["report", "--config", str(settings), "--out", str(out)])
+    prometheus = tmp_path / "online.prom"
+    done = runner.invoke(
+        app,
+        ["report", "--config", str(settings), "--out", str(out), "--prometheus", str(prometheus)],
+    )
     assert done.exit_code == 0, done.output
     assert done.output.startswith("OK: ")
     assert "clicks" in out.read_text()
@@ -151,7 +155,13 @@ def test_the_command_reads_and_writes_nothing_there(journal: SqliteJournal, tmp_
         journal.usage("clicks"),
     ]
     assert after == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["online.yaml", "page.html", "state"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "online.prom", "online.yaml", "page.html", "state",
+    ]  # fmt: skip
+    text = prometheus.read_text()
+    assert 'online_report_state{model="clicks",origin="journal"} 1.0' in text
+    assert 'online_report_rows{model="clicks",origin="journal"} 1200.0' in text
+    assert "online_report_since_seconds" not in text, "ok is since ever"
     missing = runner.invoke(
         app, ["report", "--config", str(settings), "--model", "other", "--out", str(out)]
     )

@@ -11,7 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from online.cli import app
-from online.commands import rewrites
+from online.commands import forget, rewrites
+from online.errors import ConfigError, StartRefused
+from online.forgetting import Base, Built, Wanted
+from paramserver.state import Contained, SnapshotState
 
 Answer = tuple[int, dict[str, Any]]
 _EVENT = {
@@ -154,3 +157,72 @@ def test_freeze_tells_who_has_not_seen_it(service: Service, missing: list[str], 
 def test_one_thing_at_a_time(service: Service, words: tuple[str, ...]) -> None:
     assert run("rollback", *words).exit_code == 2
     assert service.asked == []
+
+
+# -- forget ----------------------------------------------------------------------------------------
+
+
+class Place:
+    """States that are published aside, and removed again."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def publish(self, name: str, state: Any) -> None:
+        self.names.append(name)
+
+    def withdraw(self, name: str) -> None:
+        self.names.remove(name)
+
+
+def interrupted() -> Answer:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("answer", "stays"),
+    [
+        ((200, {"undone": 2, "complete": True, "missing": []}), 1),
+        (error(422, "forget_refused"), 0),
+        (error(503, "server_unavailable"), 1),  # its control row may stand
+        (interrupted, 1),
+    ],
+)
+def test_a_state_aside_is_removed_if_nothing_leads_to_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch, answer: Any, stays: int
+) -> None:
+    work: Any = object.__new__(forget._Work)
+    work.name, work._client = "m", rewrites.connect(None, None)
+    work._wanted, work._history = Wanted("bot"), Place()
+    work._base = Base("1-1", Contained({}, frozenset()))
+    built = Built(SnapshotState("m", "s", "", (1, 1), {}, {}), {1: [0, 2]}, 5, 0)
+    monkeypatch.setattr(forget._Work, "_built", lambda *_, **__: built)
+    server = {"version": [1, 1], "epoch": 1, "count": 1, "rewrite": 0}
+    service.answers = [(200, {"complete": True}), (200, {"server": server}), answer]
+    try:
+        done = work.swap(as_json=True)
+        assert (done["learned"], done["undone"]) == (5, 2)
+    except (StartRefused, KeyboardInterrupt):
+        assert answer[0] != 200 if isinstance(answer, tuple) else True
+    assert len(work._history.names) == stays
+    assert [path for path, _ in service.asked] == ["sources", "m", "forget"]
+
+
+def test_nothing_is_built_before_every_replica_knows_the_ban(service: Service) -> None:
+    work: Any = object.__new__(forget._Work)
+    work.name, work._client, work._wanted = "m", rewrites.connect(None, None), Wanted("bot")
+    service.answers = [(200, {"complete": False, "missing": ["r2"]})]
+    with pytest.raises(StartRefused, match="r2"):
+        work.swap(as_json=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(None, None), ("17.5", 17.5), ("1970-01-01T00:00:07+00:00", 7.0)]
+)
+def test_times(text: str | None, expected: float | None) -> None:
+    assert forget._time(text) == expected
+
+
+def test_what_is_no_time_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not a time"):
+        forget._time("soon")

@@ -11,7 +11,7 @@ import pytest
 from river import linear_model, naive_bayes, optim, preprocessing, tree
 
 from evaluation.prequential import prequential
-from evaluation.selector import FADE, LEARNERS_MAX, Selector
+from evaluation.selector import LEARNERS_MAX, PER_LATE, WINDOW, Selector
 from evaluation.streams import open_stream
 from replay.example import Features, Label
 
@@ -39,7 +39,7 @@ class Played:
         pass
 
 
-@pytest.mark.parametrize("delay", [1, 30])
+@pytest.mark.parametrize("delay", [1, 30, 100])
 def test_as_the_rule_in_arrays(delay: int) -> None:
     """The oracle has the learners' answers as arrays; losses are those at the time of asking."""
     rng = np.random.default_rng(1)
@@ -49,11 +49,15 @@ def test_as_the_rule_in_arrays(delay: int) -> None:
     shares[np.arange(n), 1, y] += 1  # the second one knows more
     shares /= shares.sum(2, keepdims=True)
     wrong = shares.argmax(2) != y[:, None]
+    losses, windows, late = [np.zeros(k)], [WINDOW], 0.0  # after so many labels
+    for j in range(n):
+        late = 0.99 * late + 0.01 * min(j, delay - 1)  # labels since row j was asked
+        windows.append(WINDOW + PER_LATE * late)
+        losses.append((1 - 1 / windows[-1]) * losses[-1] + wrong[j])
     right = 0
     for i in range(n):
-        known = wrong[: max(i - delay + 1, 0)]
-        losses = (FADE ** np.arange(len(known))[::-1]) @ known if len(known) else np.zeros(k)
-        votes = np.exp(-losses)
+        known = max(i - delay + 1, 0)
+        votes = np.exp(-WINDOW / windows[known] * losses[known])
         right += (votes @ shares[i]).argmax() == y[i]
     played = {
         str(m): Played([dict(enumerate(row)) for row in shares[:, m].tolist()]) for m in range(k)

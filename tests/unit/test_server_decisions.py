@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import test_parameter_server as beside
 
 from paramserver import errors, rewrites, wire
 from paramserver.actor import ServerSettings
+from paramserver.blocks import Block
 from paramserver.lineage import replayed
 from paramserver.rewrites import Rollback, Undone
 from paramserver.snapshots.store import Retention
@@ -452,7 +454,98 @@ def test_held_until_no_start_needs_it() -> None:
     assert rewrites.held(None, []) == set()
 
 
-def test_promote_is_for_a_later_release() -> None:
-    state = SnapshotState("m", "s", "", (1, 1), {}, {})
-    with pytest.raises(errors.StartRefused, match="promote"):
-        replayed(state, [Control(1, "promote")], lambda name: state)
+def aside(server: Any, last: int = 9, **more: Any) -> SnapshotState:
+    """A state without row 8 of partition 1, as far as ``last``, published as ``aside-1``."""
+    now = server._server.state(0.0, None, {})
+    values = {"w": Block("additive", {"k": float(last - 1)})}
+    built = replace(now, values=values, clock={1: last}, closed=frozenset(), **more)
+    server._history.publish("aside-1", built)
+    return built
+
+
+def forget(server: Any, undone: dict[int, list[int]] | None = None, name: str = "aside-1") -> Any:
+    return server.forget(name, "bot", None, "1-1", {1: [7, 1]} if undone is None else undone)
+
+
+def test_a_state_without_a_source_takes_the_place_of_the_values(world: Any) -> None:
+    server = learned(world, 4, 6)
+    sync(server, (1, 7, 9))
+    server.ban("bot", True)
+    aside(server)
+    sync(server, (1, 10, 11))  # while it was built
+    answer = forget(server)
+    assert answer == {"snapshot": "aside-1", "version": [2, 5], "undone": 1, "control": 2}
+    reply = sync(server)
+    assert (reply.rewrite, reply.clock, value(server)) == (2, {1: 9}, 8.0)
+    assert sync(server, (1, 10, 11)).acks[0].status == "applied"
+    again = world.serving()  # the newest snapshot is from before the row
+    assert (sync(again).rewrite, sync(again).clock, value(again)) == (2, {1: 9}, 8.0)
+    sync(again, (1, 10, 11))
+    assert "aside-1" in again._history._snapshots.names()
+    world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
+    last = world.serving()
+    for row in (10, 11, 12):
+        world.now_s += 10
+        sync(last, (1, row, row))
+        last.snapshot()
+    assert "aside-1" not in last._history._snapshots.names(), "all that are kept are newer"
+    with pytest.raises(errors.RollbackRefused):
+        last.rollback("aside-1")
+
+
+def test_what_no_row_names_is_removed_at_a_start(world: Any) -> None:
+    server = learned(world, 4)
+    aside(server, 4)
+    again = world.serving()
+    assert again._history._snapshots.names() == ["1-1"]
+    assert [row["name"] for row in again.snapshots()] == ["1-1"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ("not banned", "not banned"),
+        ("rolled back", "rewritten meanwhile"),
+        ("missing", "no snapshot"),
+        ("a snapshot", "built aside"),
+        ("beyond", "ends at row 101"),
+        ("removed", "ends at row 9"),
+        ("behind", "behind the end"),
+        ("no spans", "no spans"),
+        ("odd", "no spans"),
+        ("many", "3 runs, and 2"),
+        ("another", "spec other"),
+    ],
+)
+def test_a_state_that_can_not_take_the_place_is_refused(
+    world: Any, monkeypatch: pytest.MonkeyPatch, wrong: str, why: str
+) -> None:
+    server = learned(world, 4, 6)
+    sync(server, (1, 7, 9))
+    if wrong != "not banned":
+        server.ban("bot", True)
+    if wrong != "missing":
+        more = {"spec": "other"} if wrong == "another" else {}
+        aside(server, {"beyond": 101, "behind": 7}.get(wrong, 9), **more)
+    if wrong == "rolled back":
+        server.rollback("1-2")
+    if wrong == "removed":
+        world.store.rows[1] = replace(world.store.rows[1], trimmed=10)
+    monkeypatch.setattr(rewrites, "SPANS_MAX", 2)
+    undone = {"no spans": [7, -1], "odd": [7], "many": [1, 1, 1, 1, 1, 1]}.get(wrong, [7, 1])
+    before = (server._server.version, len(world.store.control))
+    with pytest.raises(errors.ForgetRefused, match=why):
+        forget(server, {1: undone}, "1-2" if wrong == "a snapshot" else "aside-1")
+    assert (server._server.version, len(world.store.control)) == before
+    assert server.ping() == "serving"
+
+
+def test_a_promotion_leaves_every_lineage_as_it_is() -> None:
+    state = SnapshotState("m", "s", "", (1, 1), {}, {1: 5})
+    note = rewrites.Promote("s", "t", {}, {})
+    row = Control(3, "promote", "k", msgspec.json.encode(note))
+    assert replayed(state, [row], _never) == replace(state, control=3)
+
+
+def _never(name: str) -> SnapshotState:
+    raise AssertionError(f"nobody asks for {name}")

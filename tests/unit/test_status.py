@@ -10,14 +10,23 @@ from typing import Any
 import httpx
 import pytest
 
-from online import room, status, telemetry
+from online import promotion, room, status, telemetry
 from online.app import build_rest
 from online.errors import RequestError
 from online.history import Decisions
+from online.model_settings import ModelSettings
 from online.status import Cluster
-from paramserver.errors import DecisionUncertain, NotReady, RollbackRefused, SnapshotMissing
+from paramserver.errors import (
+    DecisionUncertain,
+    NotReady,
+    RollbackRefused,
+    ServerUnavailable,
+    SnapshotMissing,
+)
 from replay.errors import JournalUnavailable
-from replay.journal.base import Usage
+from replay.journal.base import Control, Usage
+
+A, B = "a" * 64, "b" * 64
 
 
 class Server:
@@ -99,6 +108,62 @@ def test_a_journal_or_a_server_that_is_away_is_said() -> None:
     with pytest.raises(RequestError, match="does not answer") as error:
         asyncio.run(world.cluster.events("m", "undone", None, 10))
     assert error.value.status == 503
+
+
+def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
+    world = World(Server(status=[serving()], promote=[{"control": 3, "before": A, "after": B}]))
+    with pytest.raises(RequestError, match="has no challenger"):
+        asyncio.run(world.cluster.promote("m", back=False))
+    standing = {
+        "verdict": "better", "rows": 900, "difference": 0.1, "interval": (0.04, 0.16), "late": 2,
+        "champion": 0.8, "challenger": 0.9,
+    }  # fmt: skip
+    learning = {"state": "learning", "spec_hash": B, "behind_rows": 5, **standing}
+    told: list[Any] = [
+        ServerUnavailable("Challenger:m", "no actor has that name"),
+        {"state": "beginning", "incident": "it reads"},
+        {**learning, "behind_rows": status.BEHIND_MAX + 1},
+        learning,
+    ]
+    challenger = Server(status=told)
+    world.cluster._challengers = {"m": challenger}
+    model = ModelSettings.model_validate(
+        {"name": "m", "task": "binary", "learner": "logreg", "challenger": {"learner": "linear"}}
+    )
+    world.replica.settings, world.replica.spec = model, A
+    controls: list[Control] = []
+    world.cluster._journals["m"].controls = lambda name, after: controls  # type: ignore[index]
+    for code, refusal in ((503, "not there"), (503, "it reads"), (409, "2,001 rows behind")):
+        with pytest.raises(RequestError, match=refusal) as error:
+            asyncio.run(world.cluster.promote("m", back=False))
+        assert error.value.status == code
+    with pytest.raises(RequestError, match="has not served before"):
+        asyncio.run(world.cluster.promote("m", back=True))
+    done = asyncio.run(world.cluster.promote("m", back=False))
+    assert (done["from"], done["to"], done["verdict"]) == (A, B, "better")
+    note = promotion.decision(model, B, A, "operator", {})
+    controls.append(Control(3, "m", "promote", "key", note))
+    assert asyncio.run(world.cluster.promote("m", back=True))["to"] == B
+    assert world.server.asked["promote"] == 2
+    asyncio.run(world.cluster.start())
+    shown = world.shown()
+    assert (shown["challenger"]["learner"], shown["challenger"]["rows"]) == ("linear", 900)
+    text = telemetry.exposition([shown])
+    for line in ('verdict{model="m"} 1.0', 'difference_low{model="m"} 0.04', "late{model="):
+        assert f"online_challenger_{line}" in text
+
+
+def test_scores_of_each_epoch_are_differences_of_totals() -> None:
+    ends = [
+        {"epoch": 3, "n": 100.0, "correct": 60.0}, {"epoch": 4, "n": 300.0, "correct": 240.0},
+        {"epoch": 5, "n": 150.0, "correct": 95.0}, {"epoch": 7, "n": 160.0, "correct": 105.0},
+    ]  # fmt: skip
+    assert status.by_epoch("binary", ends) == [
+        {"epoch": 7, "n": 10, "accuracy": 1.0}, {"epoch": 4, "n": 200, "accuracy": 0.9},
+    ], "nobody knows where the third began, and the fifth was rolled back"  # fmt: skip
+    first = [{"epoch": 1, "n": 4.0, "abs_error": 2.0}]
+    assert status.by_epoch("regression", first) == [{"epoch": 1, "n": 4, "mae": 0.5}]
+    assert status.by_epoch("binary", [{"epoch": 1}]) == []
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""What a status tells of a server's state; plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from paramserver.blocks import size_bytes
+from paramserver.server import SCORES, Server
+from paramserver.snapshots.history import Listed
+
+EPOCHS_SHOWN: Final = 9
+
+
+def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, float]]:
+    """Totals of the scores at the end of the newest epochs, oldest first, as far as snapshots
+    tell; the last one is that of now."""
+    ends: dict[int, Mapping[str, float]] = {}
+    for row in listed:  # newest first
+        ends.setdefault(row.version[0], row.metrics)
+    if server is not None:
+        ends[server.epoch] = server.scores()
+    shown = sorted(ends.items())[-EPOCHS_SHOWN:]
+    return [
+        {"epoch": epoch, **{name: totals[name] for name in SCORES if name in totals}}
+        for epoch, totals in shown
+    ]
+
+
+def numbers(server: Server | None) -> dict[str, Any]:
+    """What ``status`` says about the state."""
+    if server is None:
+        return {
+            "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},
+            "control": None, "rewrite": 0, "frozen": 0,
+        }  # fmt: skip
+    return {
+        "epoch": server.epoch,
+        "count": server.count,
+        "version": list(server.version),
+        "control": server.control,
+        "rewrite": server.rewrite,
+        "frozen": server.frozen,
+        "clock": dict(server.clock),
+        "closed": sorted(server.closed),
+        "durable": dict(server.durable),
+        "bytes": size_bytes(server.values),
+    }

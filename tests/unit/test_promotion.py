@@ -1,0 +1,137 @@
+"""Which model serves follows from the settings file and the newest promotion."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from online import promotion
+from online.challengers import Challengers
+from online.config import Settings
+from online.errors import StartRefused
+from online.lineages import Models
+from online.model_settings import ModelSettings
+from online.names import load_model, open_journal
+from paramserver import rewrites
+from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.errors import PromoteRefused
+from paramserver.lineage import Lineage
+from replay.journal.base import Journal
+
+A, B, C = "logreg", "linear", "ftrl"
+
+
+def settings(folder: Path, learner: str, challenger: str | None, **more: Any) -> Settings:
+    given = None if challenger is None else {"learner": challenger, "promote": "auto"}
+    model = ModelSettings.model_validate(
+        {"name": "m", "task": "binary", "learner": learner, "challenger": given, **more}
+    )
+    return Settings(state_dir=folder, base_dir=folder, models=(model,))
+
+
+def spec(folder: Path, learner: str) -> str:
+    made = settings(folder, learner, None)
+    return load_model(made.models[0], made, b"\0" * 32).spec_hash
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with contextlib.closing(open_journal(settings(tmp_path, A, None))) as found:
+        yield found
+
+
+def promote(folder: Path, journal: Journal, before: str, after: str) -> int:
+    """As a server of the lineage that serves decides it."""
+    server = ParameterServer(
+        Lineage("m", spec(folder, before), "{}", "sum"),
+        lambda: open_journal(settings(folder, A, None)),
+        str(folder / "snapshots"),
+        ServerSettings(),
+        background=False,
+    )
+    assert server.restore()
+    model = settings(folder, before, after).models[0]
+    note = promotion.decision(model, spec(folder, before), spec(folder, after), "operator", {})
+    done = server.promote(note)
+    assert server.promote(note) == done, "a repeat"
+    assert server.status()["state"] == "serving", "it goes on until it is replaced"
+    other = promotion.decision(model, spec(folder, C), spec(folder, after), "operator", {})
+    with pytest.raises(PromoteRefused, match=spec(folder, before)[:12]):
+        server.promote(other)
+    return int(done["control"])
+
+
+def served(given: Settings, journal: Journal) -> tuple[str, str | None]:
+    found, _ = promotion.as_served(given, journal)
+    challenger = found.models[0].challenger
+    return found.models[0].learner, None if challenger is None else challenger.learner
+
+
+def test_the_newest_promotion_decides_who_serves(tmp_path: Path, journal: Journal) -> None:
+    given = settings(tmp_path, A, B)
+    assert served(given, journal) == (A, B)
+    seq = promote(tmp_path, journal, A, B)
+    found, lines = promotion.as_served(given, journal)
+    assert served(given, journal) == (B, A)
+    assert found.models[0].challenger is not None
+    assert found.models[0].challenger.promote == "auto", "what decides is not what learns"
+    assert f"promoted by control row {seq}; the settings file says {A}" in lines[0]
+    assert f"learner: {B}" in lines[1]
+    assert served(settings(tmp_path, A, None), journal) == (B, None)
+    assert served(settings(tmp_path, A, C), journal) == (B, C)
+    assert served(settings(tmp_path, B, A), journal) == (B, A), "made permanent"
+    assert served(settings(tmp_path, C, B), journal) == (C, B), "a third one"
+    promote(tmp_path, journal, B, A)
+    assert served(given, journal) == (A, B), "and back"
+    assert promote(tmp_path, journal, A, B) > seq
+    assert served(given, journal) == (B, A)
+
+
+def test_one_that_has_changed_since_is_refused(tmp_path: Path, journal: Journal) -> None:
+    code = "from river import linear_model\ndef build(l2=0.0):\n"
+    code += "    return linear_model.LogisticRegression(l2=l2)\n"
+    (tmp_path / "own.py").write_text(code)
+    given = settings(tmp_path, A, "own.py:build")
+    promote(tmp_path, journal, A, "own.py:build")
+    assert served(given, journal)[0] == "own.py:build"
+    (tmp_path / "own.py").write_text(code.replace("=0.0", "=0.5"))
+    with pytest.raises(StartRefused, match="have changed since"):
+        promotion.as_served(given, journal)
+    promotion.follow_file(given, journal)  # --relearn, --fresh
+    newest = rewrites.promoted(journal.controls("m", 0))
+    assert newest is not None
+    assert newest[1].epoch == journal.head("m", newest[1].before).epoch
+    assert newest[1].epoch <= journal.head("m", newest[1].after).epoch
+    assert served(given, journal) == (A, "own.py:build")
+
+
+def test_a_promotion_that_failed_is_taken_back(tmp_path: Path, journal: Journal) -> None:
+    """And nobody goes over to what serves already."""
+    given = settings(tmp_path, A, B)
+    a, b = spec(tmp_path, A), spec(tmp_path, B)
+    service = Challengers()
+    assert not service.promoted(journal, {"m": a})
+    promote(tmp_path, journal, A, B)
+    assert service.promoted(journal, {"m": a})
+    assert service.promoted(journal, {"m": a}), "until it has gone over"
+    assert not service.promoted(journal, {"m": b})
+    promotion.lift_epoch(journal, "m", a, b)
+    assert journal.head("m", b).epoch >= journal.head("m", a).epoch > 0
+    promotion.take_back_all(journal, {"m": a})
+    promotion.take_back_all(journal, {"m": a})
+    assert not service.promoted(journal, {"m": a})
+    assert served(given, journal) == (A, B)
+    newest = rewrites.promoted(journal.controls("m", 0))
+    assert newest is not None
+    assert newest[1].why == "failed"
+    assert msgspec.json.decode(msgspec.json.encode(newest[1]), type=rewrites.Promote) == newest[1]
+
+
+def test_a_challenger_that_is_the_same_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StartRefused, match="its challenger is the same model"):
+        Models(settings(tmp_path, A, A), lambda line: None).load()
