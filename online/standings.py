@@ -52,7 +52,7 @@ class Standings:
         self._pending: dict[bytes, _Pending] = {}
         self._mine: Blocks = {}  # sum of what is pending
         self._gone = 0  # of it, since it was summed up anew
-        self._unsaid: Blocks = {}  # quarantines that follow from pulled values: with the next row
+        self._unsaid: Blocks = {}  # of pulled values and decisions: with the next row
         self._quarantined: dict[str, None] = {}
 
     @property
@@ -63,6 +63,19 @@ class Standings:
     def evidence(self, source: str) -> dict[str, float]:
         """Nats by test."""
         return {k: round(x, 2) for k, x in self._chain.sources.get(source).evidence.items()}
+
+    def release(self, source: str) -> bool:
+        """Take a quarantined source's events again; other replicas hear of it with the next row.
+
+        An operator's word: nothing that was said of the source before counts any more.
+        """
+        known = self._chain.sources.get(source)
+        if not known.quarantined:
+            return False
+        self._chain.sources.release(known)
+        merge(self._unsaid, self._chain.cut())
+        self._look([source])
+        return True
 
     def waits(self, key: bytes) -> bool:
         """Whether a row is decided and not learned yet."""
@@ -117,7 +130,7 @@ class Standings:
         """Take new values of the sources named."""
         self._settle()
         total = copy(values)
-        for mine in (opened, self._mine):
+        for mine in (opened, self._mine, self._unsaid):
             for name, block in mine.items():
                 if name in total and block.kind == COUNT:
                     data = total[name].data

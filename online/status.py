@@ -243,8 +243,14 @@ class Cluster(Kept):
         return {**answer, **await self._acted(model, answer["control"], None)}
 
     async def ban(self, model: str, source: str, *, banned: bool) -> dict[str, Any]:
-        """Quarantine whatever a source sends, or no longer; waits until the replicas do."""
+        """Quarantine whatever a source sends, or no longer; waits until the replicas do.
+
+        Who is no longer banned is not quarantined by the filters either (``released``).
+        """
         answer = dict(await self._command(model, "ban", source, banned))
+        filters = self._replicas[model].filters
+        if not banned and filters is not None:
+            answer["released"] = filters.standings.release(source)
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:

@@ -242,7 +242,9 @@ class Chain:
     def _look_for_drift(self, lately: Sequence[Source]) -> None:
         since = max(self._arrivals - len(self._lately), 0)
         turned = [s for s in lately if s.turned_at > since]
-        drift = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(lately))
+        many = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(lately))
+        # whoever sends most is condemned before the others have sent enough to turn
+        drift = many or any(isinstance(t, Surprise) and t.turning for t in self.filters)
         if drift and not self.drift:
             self.alarms += 1
             for source in turned:

@@ -17,6 +17,9 @@ from paramserver.filters.base import PASS, Event, Opinion, Source
 
 _WINDOW_MIN: Final = 64
 _CHANCE: Final = 3.0
+_TRUSTED: Final = 4.0
+"""Nats that all tests say for a source that may send what it likes: honest ones differ in size."""
+
 EARNED: Final = 8
 """Taken events after which a source has its own budget."""
 
@@ -25,9 +28,9 @@ class Rate:
     """Weigh down who sends more than twice as much as the median source.
 
     With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the rest is for chance):
-    weight 1/r above 1, set aside from ``refuse_at``.  Sources with fewer than ``EARNED`` taken
-    events share the pool: together they get ``pool_share`` of the window once at least eight
-    sources have earned their own.
+    weight 1/r above 1, set aside from ``refuse_at``; not of a source in good standing.  Sources
+    with fewer than ``EARNED`` taken events share the pool: together they get ``pool_share`` of the
+    window once at least eight sources have earned their own.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ class Rate:
             pool = (self._pooled + 1) / max(self.pool_share * len(self._window), 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
-        if over <= 1.0:
+        if over <= 1.0 or source.standing >= _TRUSTED:
             return PASS if over == 0.0 else Opinion(score=over)
         if over >= self.refuse_at:
             return Opinion(0.0, score=over, reason=reason, stop=True)

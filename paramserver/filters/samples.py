@@ -50,7 +50,8 @@ class Samples:
                 0.5, evidence, 1.0, "samples: another label for the same row", detail=1.0
             )
         unlike = self._unlike(source)
-        if unlike > _UNLIKE and source.means.get("surprise", 0.0) > 2.0 * self._surprise:
+        surprises = source.means.get("surprise", 0.0) > 2.0 * self._surprise
+        if unlike > _UNLIKE and surprises and source.evidence.get("surprise", 0.0) < 0.0:
             return Opinion(1.0, _MIX, unlike)
         return Opinion(1.0, self._made_good(source), max(unlike, 0.0))
 

@@ -1,11 +1,13 @@
 """How often is a source's label a surprise to the model?  A sequential test on the loss.
 
-For every model that answers with a loss, trees too.  A surprise is a loss above the null: the
-median over sources of the 90 % quantile of each one's last taken losses.  A quantile of all of them
-would be that of those who lie, or flood, as soon as every tenth event is theirs; it is used only
-while too few sources have sent enough.  Honest sources surprise at a rate of at most q₀, twice the
-median over sources and at least 20 %; hostile ones at 70 %: a Bernoulli test, as sequential as the
-others.  A loss of four times the null is rarer (5 %, or twice the median) with honest sources,
+For every model that answers with a loss, trees too.  A surprise is a loss above the null of its
+label: the 90 % quantile of the last taken losses with that label, a few of each source, without the
+third of the sources that surprises most.  Some labels are harder than others, and honest sources
+differ in what they send: by one null for all labels, those with the harder ones were condemned.  A
+quantile of all losses would be that of those who lie, or flood.  Honest sources surprise at a rate
+of at most q₀, twice the median over the sources *that send now* and at least 20 %; hostile ones at
+70 %: a Bernoulli test, as sequential as the others.  Who sends alone is compared with nobody.
+A loss of four times the null is rarer (5 %, or twice the median) with honest sources,
 still half of what hostile ones send, and counts for more: a model that learns fast believes a lie
 that comes often after a few, and then it surprises no more.  While more of the last arrivals are
 far off than the median source's are, such events weigh less: the sources are known before they are
@@ -16,8 +18,10 @@ nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import log
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -30,16 +34,27 @@ _LEVEL: Final = 0.9
 _ENOUGH: Final = 64
 _RATE_MIN: Final = 0.2
 _RATE_MAX: Final = 0.5
+_TURNING: Final = 0.4
+_LATELY: Final = 5.0
 _HOSTILE: Final = 0.7
 _SOURCES_MIN: Final = 4
+_OF_A_LABEL: Final = 3
+_ACTIVE: Final = 32
+"""Events in which a source has sent if others are compared with it: what it saw, they saw."""
+
+_RHO_MAX: Final = 0.8
+
 _FAR: Final = 4.0
+_FAR_LABEL: Final = 1.5
 _FAR_RATE_MIN: Final = 0.05
 _FAR_HOSTILE: Final = 0.5
-_LATELY: Final = 32.0
 _RUSH: Final = 1.5  # of twice the median's
 _RUSH_MIN: Final = 0.12
 _HEARD: Final = 0.3
 """Weight of what is far off in a rush of it: the sources are known before it is believed."""
+
+_Seen = tuple[str, bool, bool]
+"""Source, is it a surprise, is it far off."""
 
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
 
@@ -54,6 +69,11 @@ class Surprise:
         few things is not drowned in what it says of all others.  None: all events.
     enough
         Taken events before it says anything.
+
+    Attributes
+    ----------
+    turning
+        Whether nearly everybody surprises now: the world has turned.
     """
 
     name = "surprise"
@@ -61,69 +81,129 @@ class Surprise:
     def __init__(self, answer: str | None = None, *, enough: int = _ENOUGH) -> None:
         if answer is not None:
             self.name = f"surprise at {answer}"
-        self._far_name = f"{self.name}, far"
         self._answer, self._enough = answer, enough
-        self._losses: deque[tuple[str, float]] = deque(maxlen=_KEPT)
-        self.bound: float | None = None
-        self.rate = _RATE_MIN
-        self.far_rate = _FAR_RATE_MIN
-        self._lately = 0.0
+        self._losses: deque[tuple[str, str | None, float]] = deque(maxlen=_KEPT)
+        self._window: deque[_Seen] = deque(maxlen=_ACTIVE)
+        self._means: dict[str, tuple[float, float]] = {}
+        self.bounds: dict[str | None, tuple[float, float]] = {}
+        self._fresh = 1.0  # how much of an event is new, after the one before
+        self.turning = False
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        if self.bound is None or self.rate >= _RATE_MAX:
+        if not self.bounds:
             return OFF
-        if event.loss is None or not self._concerns(event):
+        bounds = self.bounds.get(event.label)
+        if event.loss is None or bounds is None or not self._concerns(event):
             return PASS
-        if event.loss > _FAR * self.bound:
-            least = min(log(self.far_rate / _FAR_HOSTILE), log(self.rate / _HOSTILE))
-            evidence = max(least, -STEP_MAX)
-            if self._is_rush:
+        rates = self._rates(event.source)
+        if rates is None or rates[0] >= _RATE_MAX:
+            return PASS
+        rate, far_rate, rush = rates
+        fresh = self._fresh
+        bound, far_bound = bounds
+        if event.loss > far_bound:
+            least = min(log(far_rate / _FAR_HOSTILE), log(rate / _HOSTILE))
+            evidence = max(fresh * least, -STEP_MAX)
+            if rush:
                 return Opinion(_HEARD, evidence, event.loss, _REASON)
             return Opinion(1.0, evidence, event.loss)
-        if event.loss > self.bound:
-            return Opinion(1.0, log(self.rate / _HOSTILE), event.loss)
-        return Opinion(1.0, log((1.0 - self.rate) / (1.0 - _HOSTILE)), event.loss)
+        if event.loss > bound:
+            return Opinion(1.0, fresh * log(rate / _HOSTILE), event.loss)
+        return Opinion(1.0, fresh * log((1.0 - rate) / (1.0 - _HOSTILE)), event.loss)
 
     def _concerns(self, event: Event) -> bool:
         return self._answer is None or event.answer == self._answer
 
-    @property
-    def _is_rush(self) -> bool:
-        """Whether far more of the last arrivals are far off than of the median source's."""
-        return self._lately > max(_RUSH * self.far_rate, _RUSH_MIN)
+    def _rates(self, source: str) -> tuple[float, float, bool] | None:
+        """Of the other sources that send now, as their medians.
+
+        Twice the rate of surprises, twice that of those that are far off, and whether far more of
+        all are far off; None: there are too few others.
+        """
+        others = {name for name, _, _ in self._window if name != source}
+        if len(others) < _SOURCES_MIN:
+            return None
+        means = [self._means[name] for name in others]
+        rate = max(2.0 * median([m[0] for m in means]), _RATE_MIN)
+        far_rate = max(2.0 * median([m[1] for m in means]), _FAR_RATE_MIN)
+        far = sum(far for _, _, far in self._window) / len(self._window)
+        return rate, far_rate, far > max(_RUSH * far_rate, _RUSH_MIN)
+
+    def _turning(self) -> bool:
+        """Whether even those two thirds of the sources surprise that do it least."""
+        counts: dict[str, list[int]] = {}
+        for name, hit, _ in self._window:
+            count = counts.setdefault(name, [0, 0])
+            count[0] += 1
+            count[1] += hit
+        order = sorted(counts.values(), key=lambda c: c[1] / c[0])
+        kept = order[: len(order) - len(order) // 3]
+        n = sum(c[0] for c in kept)
+        return len(kept) >= _SOURCES_MIN and sum(c[1] for c in kept) >= _TURNING * n
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        if event.loss is None or not self._concerns(event):
+        if event.loss is None:
             return
-        if self.bound is not None:
-            source.mean(self.name, float(event.loss > self.bound))
-            far = float(event.loss > _FAR * self.bound)
-            source.mean(self._far_name, far)
+        bounds = self.bounds.get(event.label)
+        if bounds is not None and self._concerns(event):
+            hit, far = event.loss > bounds[0], event.loss > bounds[1]
+            source.mean(self.name, float(hit))
             if not source.quarantined:
-                self._lately += (far - self._lately) / _LATELY
+                self._window.append((event.source, hit, far))
+                old = self._means.pop(event.source, (0.0, 0.0))
+                new = (old[0] + (hit - old[0]) / _LATELY, old[1] + (far - old[1]) / _LATELY)
+                self._means[event.source] = new
+                while len(self._means) > _KEPT:
+                    del self._means[next(iter(self._means))]
         if taken:
-            self._losses.append((event.source, event.loss))
+            self._losses.append((event.source, event.label, event.loss))
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        if len(self._losses) < self._enough:
-            return
-        self.bound = self._null()
-        rates = [s.means[self.name] for s in sources if self.name in s.means]
-        rate = 2.0 * float(np.median(rates)) if len(rates) >= _SOURCES_MIN else 0.0
-        self.rate = max(rate, _RATE_MIN)
-        far = [s.means[self._far_name] for s in sources if self._far_name in s.means]
-        far_rate = 2.0 * float(np.median(far)) if len(far) >= _SOURCES_MIN else 0.0
-        self.far_rate = max(far_rate, _FAR_RATE_MIN)
+        if len(self._losses) >= self._enough:
+            self.bounds = self._nulls()
+            self.turning = self._turning()
+            self._fresh = self._of_runs()
 
-    def _null(self) -> float:
-        of_source: dict[str, list[float]] = {}
-        for name, loss in self._losses:
-            of_source.setdefault(name, []).append(loss)
-        enough = [
-            sorted(x)[round(_LEVEL * (len(x) - 1))]  # numpy takes ten times as long for a few
-            for x in of_source.values()
-            if len(x) >= _OF_A_SOURCE
+    def _nulls(self) -> dict[str | None, tuple[float, float]]:
+        """By label, what nine of ten losses of honest sources are below, and what is far above.
+
+        Never below those of all labels together: a lie that was learned makes the easy labels
+        surprise first, whoever sends them.
+        """
+        by_label: dict[str | None, dict[str, list[float]]] = {}
+        of_all: dict[str, list[float]] = {}
+        for name, label, loss in self._losses:
+            by_label.setdefault(label, {}).setdefault(name, []).append(loss)
+            of_all.setdefault(name, []).append(loss)
+        least = _null(of_all, _OF_A_SOURCE)
+        if least is None:
+            return {}
+        out = {}
+        for label, of_source in by_label.items():
+            if (own := _null(of_source, _OF_A_LABEL)) is not None:
+                out[label] = max(own, least), max(_FAR_LABEL * own, _FAR * least)
+        return out
+
+    def _of_runs(self) -> float:
+        """(1 − ρ) / (1 + ρ) by the correlation ρ of surprises, one and the next of another source.
+
+        Where surprises come in runs, so many events say what one would (the effective sample size
+        of an autoregressive series).  ρ is taken within 0 … .8.
+        """
+        seen = [
+            (source, loss > self.bounds[label][0])
+            for source, label, loss in self._losses
+            if label in self.bounds
         ]
-        if len(enough) >= _SOURCES_MIN:
-            return float(np.median(enough))
-        return float(np.quantile([loss for _, loss in self._losses], _LEVEL))
+        mean = sum(hit for _, hit in seen) / max(len(seen), 1)
+        pairs = [(a - mean) * (b - mean) for (one, a), (other, b) in pairwise(seen) if one != other]
+        if not pairs or not 0.0 < mean < 1.0:
+            return 1.0
+        rho = min(max(sum(pairs) / len(pairs) / (mean * (1.0 - mean)), 0.0), _RHO_MAX)
+        return (1.0 - rho) / (1.0 + rho)
+
+
+def _null(of_source: Mapping[str, list[float]], least: int) -> float | None:
+    """The median over sources of the quantile of their losses; None: too few have ``least``."""
+    found = [sorted(x)[round(_LEVEL * (len(x) - 1))] for x in of_source.values() if len(x) >= least]
+    return median(found) if len(found) >= _SOURCES_MIN else None

@@ -118,8 +118,8 @@ MUTANTS = [
     ("direction", "            source.mean(self.name, opinion.score)\n",
      "            source.mean(self.name, opinion.score)\n            self.mu *= 0.9\n",
      "every event moves the bound of all"),
-    ("surprise", "Opinion(1.0, log(self.rate / _HOSTILE)", "Opinion(1.0, 0.0", "never condemned"),
-    ("surprise", "if event.loss > self.bound:", "if event.loss < self.bound:", "turned round"),
+    ("surprise", "fresh * log(rate / _HOSTILE), event.loss", "0.0, event.loss", "never condemned"),
+    ("surprise", "if event.loss > bound:", "if event.loss < bound:", "turned round"),
     ("surprise", "deque(maxlen=_KEPT)", "deque()", "all losses are kept"),
 ]  # fmt: skip
 

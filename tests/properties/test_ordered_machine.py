@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_ordered import Sequenced
 
 import online.ordered
 from online.ordered import OrderedLearner
@@ -32,7 +33,6 @@ from replay.errors import PartitionSealed
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Verdict
 from replay.journal.sqlite import SqliteJournal
-from tests.unit.test_ordered import Sequenced
 
 SPEC = "5" * 64
 SEEDS = 60

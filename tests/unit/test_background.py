@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world as worlds
 
 from online.config import Limits
 from online.errors import RequestError
 from online.models.linear import Linear
 from replay.errors import JournalUnavailable
-from tests.unit import replica_world as worlds
 
 
 def test_rows_are_queued_learned_elsewhere_and_come_back(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ SAMPLES: dict[str, object] = {
     "int": 3,
     "int | None": 3,
     "float": 2.5,
+    "bool": False,
     "tuple[str, ...]": ("text",),
     "Sequence[object]": ("text", 3),
 }

@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import replica_world as worlds
+from replica_world import World, play, until
 
-from online import history
+from online import history, standings
 from online.access import sender
 from online.config import Limits
 from online.errors import RequestError, StartRefused
@@ -37,13 +39,11 @@ from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.filters import sources as tables
 from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.chain import Chain
-from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, keep_bounds
+from paramserver.filters.sources import EVIDENCE, OFFENCES, RELEASES, TAKEN, keep_bounds
 from paramserver.server import Server
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
-from tests.unit import replica_world as worlds
-from tests.unit.replica_world import World, play, until
 
 SURPRISE = ("surprise", "surprise at true", "surprise at false")
 HONEST = tuple(f"h{i}" for i in range(SOURCES_MIN))
@@ -315,6 +315,42 @@ def test_one_attacker_spread_over_replicas_is_one(tmp_path: Path) -> None:
             await replica.stop(2)
 
     play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_an_operator_releases_a_source_for_all_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bool
+) -> None:
+    if not said:  # the mutant: only the replica that was asked knows
+        monkeypatch.setattr(standings, "merge", _told_nothing)
+
+    async def scene(world: World) -> None:
+        pair = [await world.replica(name, filters=told) for name in "ab"]
+        for replica in pair:
+            await opened(replica)
+        assert counted(await pair[0].writer.record(rows_of("x", 20)))["quarantined"] == 14
+        assert all(r.filters is not None for r in pair)
+        await until(lambda: pair[1].filters.standings.quarantined == ["x"])
+        assert pair[0].filters.standings.release("x")
+        assert not pair[0].filters.standings.release("x"), "it is released"
+        assert counted(await pair[0].writer.record(rows_of("x", 1, 50))) == {"learned": 1}
+        await until(lambda: pair[1].filters.standings.quarantined == [])
+        assert counted(await pair[1].writer.record(rows_of("x", 1, 60))) == {"learned": 1}
+        assert abs(nats(pair[1])) <= 2.0, "what was said before does not count"
+        for replica in pair:
+            await replica.stop(2)
+
+    if said:
+        play(tmp_path, scene)
+    else:
+        with pytest.raises((AssertionError, TimeoutError)):
+            play(tmp_path, scene)
+
+
+def _told_nothing(into: Blocks, more: Blocks) -> None:
+    if RELEASES in more:
+        return
+    merge(into, more)
 
 
 class Broken(Told):

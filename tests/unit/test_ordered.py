@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from replica_world import World, play, row, statuses, until
 
 from online.models.base import Prediction
 from online.ordered import OrderedLearner
 from paramserver.blocks import OPAQUE, Block, Blocks
 from replay.example import Features, Label
 from replay.journal.base import Verdict
-from tests.unit.replica_world import World, play, row, statuses, until
 
 
 class Sequenced:

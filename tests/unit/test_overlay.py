@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from replica_world import World, play, row, statuses, until
+from test_ordered import Sequenced, names, order
+
 from online.ordered import OrderedLearner
 from online.replica import ModelReplica
-from tests.unit.replica_world import World, play, row, statuses, until
-from tests.unit.test_ordered import Sequenced, names, order
 
 
 async def _writer(world: World, name: str = "writer") -> ModelReplica:
