@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
+from online.canary import Canary
 from online.config import Settings
 from online.filtering import filtering_for
 from online.learner import Learner
@@ -97,6 +98,7 @@ def model_replica(
         cpu_s=time.thread_time,
         ask=ask if learns else None,
         filters=filters,
+        canary=Canary(rows, lambda: learner.serving) if rows else None,
     )  # fmt: skip
     return made, client
 

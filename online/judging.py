@@ -19,6 +19,7 @@ from evaluation.drift.errors import ShareUnusable
 from evaluation.drift.labelfree import LabelFree
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.metrics import Task
+from online.canary import Canary
 from online.model_settings import Drift
 from online.models.base import Prediction
 from replay.example import Example, label_text
@@ -44,6 +45,8 @@ class Judge:
         and when (POSIX seconds) a row was taken from before the rise.
     aside
         Where the reference of features is worked out; None: here, at once.
+    canary
+        Looks at rows that an operator vouches for; None: there are none.
     """
 
     def __init__(
@@ -52,8 +55,9 @@ class Judge:
         task: Task,
         on_rise: Callable[[Alarm, float], None] = lambda alarm, since: None,
         aside: Executor | None = None,
+        canary: Canary | None = None,
     ) -> None:
-        self._task, self._on_rise = task, on_rise
+        self._task, self._on_rise, self._canary = task, on_rise, canary
         self._watch = Watch(
             WatchSettings(
                 regression=task == "regression",
@@ -86,6 +90,11 @@ class Judge:
         except ShareUnusable:
             self.unusable += 1
             return
+        if self._canary is not None:
+            rung = self._canary.learned(self._watch.judged_rows, at)
+            if rung is not None:
+                self._watch.note(rung)
+                alarms = [*alarms, rung]
         for alarm in alarms:
             log.warning("%s", alarm)
             if alarm.worse:
@@ -134,4 +143,5 @@ class Judge:
             "shifts": shifts[:_SHOWN],
             "newest": newest[::-1],
             "without_labels": without,
+            "canary_loss": None if self._canary is None else self._canary.loss,
         }

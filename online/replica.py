@@ -30,6 +30,7 @@ from functools import partial
 from typing import Any
 
 from evaluation.drift.alarm import Alarm
+from online.canary import Canary
 from online.config import Limits
 from online.exchange import Exchange, ParameterServerClient
 from online.filtering import Filtering
@@ -84,6 +85,8 @@ class ModelReplica:
         model has diverged (:mod:`online.guard`) or its error has risen; None: nothing acts.
     filters
         Judge feedback before it is written; None: nothing does.
+    canary
+        Watches the loss on rows that an operator vouches for; None: there are none.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class ModelReplica:
         cpu_s: Callable[[], float] | None = None,
         ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
         filters: Filtering | None = None,
+        canary: Canary | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -131,7 +135,7 @@ class ModelReplica:
         self.spec = spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
-        self.judge = self._new_judge()
+        self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
         self.exchange = Exchange(
             learner,
@@ -179,10 +183,11 @@ class ModelReplica:
             learner, *parts, stamp=self.stamp, updates=settings.sync.updates, judge=self.judge
         )
 
-    def _new_judge(self) -> Judge | None:
+    def _new_judge(self, canary: Canary | None) -> Judge | None:
         if not (self.settings.drift.watch and self._learns):
             return None
-        return Judge(self.settings.drift, self.settings.task, self._on_rise, self.store.aside)
+        drift, task = self.settings.drift, self.settings.task
+        return Judge(drift, task, self._on_rise, self.store.aside, canary)
 
     def _on_rise(self, alarm: Alarm, since: float) -> None:
         """The error has risen: what is kept of before is of another stream."""

@@ -69,7 +69,7 @@ def root_rows(
     model: ModelSettings, settings: Settings, *, numeric_only: bool
 ) -> list[tuple[Features, Label]]:
     """Rows of the model's root set; none without one.  Raises StartRefused."""
-    if model.root_set is None or model.filters == "none":
+    if model.root_set is None:
         return []
     door = Door(model, settings.limits, numeric_only=numeric_only)
     return read(settings.base_dir / model.root_set, door, settings.limits.root_rows_max)

@@ -232,6 +232,11 @@ class Watch:
             return self._measured(error, at)
         return self._judged(error, at)
 
+    def note(self, alarm: Alarm) -> None:
+        """Count an alarm that somebody else has raised about the same rows."""
+        self.alarms.append(alarm)
+        self.alarm_count += 1
+
     def acknowledge(self) -> None:
         """Somebody acted: an error that rose is no reason any more, until it rises again."""
         self._raised = None

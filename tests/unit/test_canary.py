@@ -1,111 +1,98 @@
-"""A value written at the server is served by every replica; an alarm names one that stops pulling.
-
-The alarms are those of docs/operations.md: what they ask for is exported, and the canary's rule
-finds exactly the replica that it is for.
-"""
+"""The loss on rows that an operator vouches for rises when a model is taught lies, and rings."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-import time
-from pathlib import Path
-from typing import Final
+import math
+from itertools import islice
+from typing import Any
 
 import pytest
-import replica_world as worlds
 
-from online import telemetry
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
-from paramserver.process import Host
+from evaluation.drift.alarm import Alarm
+from evaluation.streams import open_stream
+from online.bench.honest import Loop
+from online.canary import ROWS_MAX, WARM, Canary
+from online.judging import Judge
+from online.model_settings import Drift, ModelSettings
+from online.models.base import Prediction, by_probability
+from replay.example import Example
 
-PAGE: Final = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-ALARMS: Final = PAGE.split("### Alarms")[1].split("\n## ")[0]
-NAMES: Final = ("a", "b", "c")
-
-
-def rule() -> tuple[str, float]:
-    """Metric and bound of the canary's alarm."""
-    found = re.search(r"`max by \(model, replica\) \((\w+)\) > (\d+)` .*the canary", ALARMS)
-    assert found is not None
-    return found[1], float(found[2])
+ROWS = list(islice(iter(open_stream("phishing", None).rows), 1_000))
+ROOT = [row for row in ROWS[:60] if row[1]][:10] + [row for row in ROWS[:60] if not row[1]][:10]
+LIES = range(500, 700)
 
 
-def firing(text: str) -> list[str]:
-    """Replicas that the rule names in an exposition."""
-    metric, bound = rule()
-    lines = re.findall(rf'^{metric}{{model="m",replica="(\w+)"}} (\S+)$', text, re.M)
-    return [replica for replica, value in lines if float(value) > bound]
+def rung(lies: range, canary: Any = None) -> list[tuple[int, int]]:
+    """When it rings, and since when it says the loss has risen."""
+    loop = Loop(
+        ModelSettings(name="m", task="binary", learner="logreg", filters="none"), vouched=False
+    )
+    canary = canary or Canary(ROOT, lambda: loop.model)
+    found = []
+    for n, (features, label) in enumerate(ROWS):
+        loop.step("s", features, label is not True if n in lies else label)
+        if (alarm := canary.learned(n, float(n))) is not None:
+            found.append((n, alarm.since))
+    return found
 
 
-def shown(server: ParameterServer) -> str:
-    """What a scrape gets that asks a replica for all of them."""
-    replicas = {
-        name: {**(seen["report"] or {}), "contact_age_s": seen["age_s"]}
-        for name, seen in server.status()["replicas"].items()
-    }
-    return telemetry.exposition(
-        [{"model": "m", "replicas": replicas, "quality": {}, "learned": 0, "server": None,
-          "journal": None, "rewrites": None}]
+def test_lies_ring_within_a_hundred_of_them_and_nothing_else_does() -> None:
+    assert rung(range(0)) == []
+    (alarm,) = rung(LIES)
+    assert LIES.start < alarm[0] <= LIES.start + 100
+    assert LIES.start - 2 * ROWS_MAX <= alarm[1] <= alarm[0], "from before the lies, or nearly"
+
+
+def test_a_canary_that_looks_at_another_model_notices_nothing() -> None:
+    other = Loop(
+        ModelSettings(name="m", task="binary", learner="logreg", filters="none"), vouched=False
+    )
+    assert rung(LIES, Canary(ROOT, lambda: other.model)) == []
+
+
+class Says:
+    """Answers what it is told to; counts how often it is asked."""
+
+    def __init__(self, p: float | None) -> None:
+        self.p, self.asked = p, 0
+
+    def predict(self, features: Any) -> Prediction:
+        self.asked += 1
+        return Prediction(0.5, None) if self.p is None else by_probability(self.p)
+
+
+def test_no_learned_row_waits_for_more_than_two_answers() -> None:
+    model: Any = Says(0.9)
+    canary = Canary(ROWS, lambda: model)  # a thousand
+    for n in range(100):
+        canary.learned(n, 0.0)
+        assert model.asked <= 2 * (n + 1)
+
+
+@pytest.mark.parametrize("p", [None, 0.0, math.nan])
+def test_whatever_is_answered_is_a_loss(p: float | None) -> None:
+    model: Any = Says(p)
+    canary = Canary(ROOT, lambda: model)
+    for n in range(50 * ROWS_MAX):
+        assert canary.learned(n, 0.0) is None
+    assert canary.loss is not None
+    assert math.isfinite(canary.loss)
+
+
+def test_the_judge_acts_on_it() -> None:
+    seen: list[tuple[Alarm, float]] = []
+    model: Any = Says(0.9)
+    judge = Judge(
+        Drift(), "binary", lambda alarm, since: seen.append((alarm, since)),
+        canary=Canary([({"a": 1.0}, True)], lambda: model),
     )  # fmt: skip
-
-
-def test_a_probe_reaches_every_replica_and_the_alarm_finds_the_one_that_stopped(
-    tmp_path: Path,
-) -> None:
-    passed_s = 0.0
-
-    async def scene() -> None:
-        nonlocal passed_s
-        world = worlds.World(tmp_path)
-        world.server = ParameterServer(
-            Lineage("m", worlds.SPEC, "{}", "sum"), world.journal, str(tmp_path / "snapshots"),
-            ServerSettings(), host=Host(monotonic=lambda: time.monotonic() + passed_s),
-            background=False,
-        )  # fmt: skip
-        assert world.server.restore()
-        replicas = {}
-        clients = {}
-        for name in NAMES:
-            world.client = clients[name] = worlds.Client(world.server)
-            replicas[name] = await world.replica(name)
-
-        async def served(event: str, by: str) -> None:
-            await worlds.until(lambda: world.weight(replicas[by], event) == pytest.approx(1), 30)
-
-        await replicas["a"].writer.record([worlds.row("probe1")])
-        for name in NAMES:
-            await served("probe1", name)
-        assert firing(shown(world.server)) == []
-
-        clients["c"].down = True  # it answers, and pulls no more
-        await replicas["a"].writer.record([worlds.row("probe2")])
-        passed_s = rule()[1] + 1
-        await served("probe2", "b")
-        met = clients["a"].met, clients["b"].met
-        await worlds.until(lambda: clients["a"].met > met[0] and clients["b"].met > met[1], 30)
-        assert world.weight(replicas["c"], "probe2") == 0, "from an old model"
-        assert world.weight(replicas["c"], "probe1") == pytest.approx(1)
-        assert firing(shown(world.server)) == ["c"]
-
-        clients["c"].down = False
-        await served("probe2", "c")
-        assert firing(shown(world.server)) == []
-        for replica in replicas.values():
-            await replica.stop(1)
-
-    asyncio.run(scene())
-
-
-def test_alarms_ask_for_metrics_that_the_page_explains_and_say_what_to_do() -> None:
-    rows = [line for line in ALARMS.splitlines() if line.startswith("| `")]
-    assert len(rows) >= 18
-    table = PAGE.split("### Alarms")[0].split("## Metrics")[1]
-    for line in rows:
-        alarm, lasts, says, act = (cell.strip() for cell in line.strip("| ").split(" | "))
-        for metric in re.findall(r"online_\w+", alarm):
-            assert metric in table, metric
-        assert re.fullmatch(r"\d+[smhd]", lasts), line
-        assert len(says) > 10, line
-        assert len(act) > 10, line
+    for offset in range(1, 3 * WARM):
+        model.p = 0.9 if offset < 2 * WARM else 0.001
+        example = Example({"a": 1.0}, True, score={"true": 0.9, "false": 0.1})
+        judge.learned(1, offset, example, float(offset))
+    ((alarm, since),) = seen
+    assert alarm.detector == "canary"
+    assert alarm.worse
+    assert since <= 2 * WARM
+    assert judge.shown()["newest"][0]["detector"] == "canary"
+    assert judge.shown()["canary_loss"] > 1
