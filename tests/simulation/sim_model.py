@@ -122,6 +122,7 @@ class Oracle:
         self.undone: set[str] = set()
         self._durable: dict[int, int] = {}  # by partition: what any server has told
         self._durable_since = 0  # what servers of earlier epochs have told is void
+        self._forgot = 0
 
     def answer(
         self,
@@ -175,11 +176,21 @@ class Oracle:
                 self._durable[partition] = max(offset, self._durable.get(partition, 0))
 
     def restored(
-        self, epoch: int, clock: Mapping[int, int], closed: Collection[int], *, at_head: bool
+        self,
+        epoch: int,
+        clock: Mapping[int, int],
+        closed: Collection[int],
+        *,
+        at_head: bool,
+        forgot: int,
     ) -> None:
-        """A server has started: from the head (or its snapshot could not be read then)."""
-        if not at_head:
-            self._durable, self._durable_since = {}, epoch
+        """A server has started: from the head (or its snapshot could not be read then).
+
+        ``forgot``: by which row its values are without a source, 0 by none.  They were built from
+        less than what was durable, and the rows above are in the journal still.
+        """
+        if not at_head or forgot != self._forgot:
+            self._durable, self._durable_since, self._forgot = {}, epoch, forgot
         for partition, offset in self._durable.items():
             has = offset if partition in closed else clock.get(partition, 0)
             assert has >= offset, f"{offset} rows of {partition} were durable, a start has {has}"

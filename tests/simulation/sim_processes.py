@@ -23,6 +23,7 @@ from online.model_settings import ModelSettings, Sync
 from paramserver import wire
 from paramserver.actor import Host, ServerSettings
 from paramserver.errors import ParamServerError, ServerUnavailable
+from paramserver.snapshots.history import ASIDE
 from paramserver.snapshots.store import Retention
 from replay.errors import JournalUnavailable
 
@@ -189,8 +190,14 @@ class Server(Actor):
             return False
         status = self.real.status()
         self.world.note(f"{self.name} serves {status['version']}")
+        needed = self.real._needed
+        forgot = needed is not None and needed.snapshot.startswith(ASIDE)
         self.world.oracle.restored(
-            status["epoch"], status["clock"], status["closed"], at_head=not status["refused"]
+            status["epoch"],
+            status["clock"],
+            status["closed"],
+            at_head=not status["refused"],
+            forgot=needed.seq if forgot else 0,
         )
         return True
 
