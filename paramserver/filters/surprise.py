@@ -180,7 +180,10 @@ class Surprise:
             return {}
         out = {}
         for label, of_source in by_label.items():
-            if (own := _null(of_source, _OF_A_LABEL)) is not None:
+            own = _null(of_source, _OF_A_LABEL)
+            if own is None:  # few have sent it yet: until then it is as hard as the others
+                out[label] = least, _FAR * least
+            else:
                 out[label] = max(own, least), max(_FAR_LABEL * own, _FAR * least)
         return out
 
