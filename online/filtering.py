@@ -137,12 +137,14 @@ class Filtering:
             self._checked.popitem(last=False)
         return None
 
-    def judge(self, rows: Sequence[NewRow]) -> list[NewRow]:
+    def judge(self, rows: Sequence[NewRow], *, more: bool = False) -> list[NewRow]:
         """The rows of a batch with their verdicts, each counting those before it.
 
-        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.
+        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``more``: they go
+        on with the batch of the last call.
         """
-        self._batch = set()
+        if not more:
+            self._batch = set()
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: NewRow) -> NewRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ _HTTP = {
     "expired": 410,
     "failed": 422,
 }
+_READ_EVENTS = 32  # in one turn of the loop
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
@@ -183,6 +185,8 @@ class Serving:
         rows: list[tuple[int, Asked]] = []
         foreseen = self._reader.foresee(events)
         for i, event in enumerate(events):
+            if i % _READ_EVENTS == _READ_EVENTS - 1:
+                await asyncio.sleep(0)  # predictions have a turn
             try:
                 asked = await self._reader.read(event, f"events[{i}].", foreseen[i])
             except RequestError as error:

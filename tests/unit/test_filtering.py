@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 import replica_world as worlds
 from replica_world import World, play, until
 
+import online.writer
 from online import history, standings
 from online.access import sender
 from online.config import Limits
@@ -116,6 +118,42 @@ def test_a_thousand_events_in_one_request_are_no_thousand_free_ones(
             assert replica.filters is not None
             assert replica.filters.standings.quarantined == ["x"]
             assert world.weight(replica, "x-999") == 0
+        await replica.stop(2)
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_predictions_have_a_turn_while_a_large_batch_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    if at_once:  # the mutant
+        monkeypatch.setattr(online.writer, "_JUDGED_ROWS", 10_000)
+    turns, seen = [0], set[int]()
+
+    class Counting(Told):
+        def judge(self, event: Event, source: Source) -> Opinion:
+            seen.add(turns[0])
+            return super().judge(event, source)
+
+    def counting(learner: Any) -> Filtering:
+        made = told(learner)
+        made.chain.filters = (Counting(),)  # type: ignore[assignment]
+        return made
+
+    async def ticks() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=counting)
+        await opened(replica)
+        seen.clear()
+        ticking = asyncio.create_task(ticks())
+        await replica.writer.record(rows_of("h", 400))
+        ticking.cancel()
+        assert (len(seen) >= 50) is not at_once
         await replica.stop(2)
 
     play(tmp_path, scene)
