@@ -140,8 +140,8 @@ class Filtering:
     def judge(self, rows: Sequence[NewRow], *, more: bool = False) -> list[NewRow]:
         """The rows of a batch with their verdicts, each counting those before it.
 
-        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``more``: they go
-        on with the batch of the last call.
+        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``more``: these
+        belong to the batch of the last call, too.
         """
         if not more:
             self._batch = set()
