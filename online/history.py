@@ -60,23 +60,21 @@ def origin(row: Row) -> Origin:
 
     What such a row says of itself counts only if its key agrees: names are the callers'.
     """
+    if not is_again(row):
+        return Origin(row.partition, row.offset, row.key, row.event_id)
+    _, _, partition, offset, key, event_id = row.event_id.split(":", 5)
+    return Origin(int(partition), int(offset), bytes.fromhex(key), event_id)
+
+
+def is_again(row: Row | NewRow) -> bool:
+    """Whether an operator had the event learned again; callers can name events alike."""
     parts = row.event_id.split(":", 5)
-    if len(parts) == 6 and parts[0] == _AGAIN:
-        _, decision, partition, offset, key, event_id = parts
-        if row.key == event_key(_AGAIN, f"{decision}:{key}"):
-            return Origin(int(partition), int(offset), bytes.fromhex(key), event_id)
-    return Origin(row.partition, row.offset, row.key, row.event_id)
+    return len(parts) == 6 and parts[0] == _AGAIN and row.key == _again_key(parts[1], parts[4])
 
 
-def is_again(row: NewRow) -> bool:
-    """Whether an operator had the event learned again."""
-    return row.event_id.startswith(f"{_AGAIN}:") and row.key == _again_key(row.event_id)
-
-
-def _again_key(event_id: str) -> bytes | None:
-    """The key of a row that is called so, if it was made here; callers can name events alike."""
-    parts = event_id.split(":", 5)
-    return event_key(_AGAIN, f"{parts[1]}:{parts[4]}") if len(parts) == 6 else None
+def _again_key(decision: int | str, key: str) -> bytes:
+    """The key of the row that teaches an event again: of the decision, and the event's in hex."""
+    return event_key(_AGAIN, f"{decision}:{key}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +268,7 @@ class Listed:
             verdict = Verdict.ACCEPTED
             payload = codec.encode(msgspec.structs.replace(codec.decode(payload), judged=None))
         return NewRow(
-            event_key(_AGAIN, f"{decision}:{event.key.hex()}"),
+            _again_key(decision, event.key.hex()),
             f"{_AGAIN}:{name}",
             self.row.source,
             verdict,
@@ -421,7 +419,7 @@ def _copies(
     following: int | None = None
     copies: list[tuple[int | None, Row | None]] = [(None, own)]
     for seq in decisions.from_first(event):
-        key = event_key(_AGAIN, f"{seq}:{event.key.hex()}")
+        key = _again_key(seq, event.key.hex())
         copies.append((seq, journal.find(model, key)))
     for decision, copy in copies:
         if copy is None:
