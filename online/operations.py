@@ -137,6 +137,7 @@ def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
         return await cluster.pin(model, name, on=on)
 
     _add_rewrites(routes, known, cluster)
+    _add_freezes(routes, known, cluster)
     _add_events(routes, known, cluster)
     _add_quarantine(routes, known, cluster)
     return routes
@@ -147,7 +148,6 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         "snapshot": "3-120", "control": 5, "undone": 240, "version": [4, 121], "complete": True,
         "missing": [],
     }  # fmt: skip
-    acted = {"control": 6, "frozen": 6, "version": [4, 130], "complete": True, "missing": []}
 
     @routes.post(
         "/rollback",
@@ -197,6 +197,10 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         known(model)
         asked = body.source, body.since, body.base, body.undone
         return await cluster.forget(model, body.snapshot, *asked)
+
+
+def _add_freezes(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+    acted = {"control": 6, "frozen": 6, "version": [4, 130], "complete": True, "missing": []}
 
     @routes.post(
         "/freeze",

@@ -126,6 +126,12 @@ def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -
             raise _unknown_file(sha256) from None
         return _answer(request, data, _BINARY, f"{whose}, {_FOREVER}", sha256)
 
+    _add_reports(made, known, place)
+    _add_parts(made)
+    return made
+
+
+def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
     @made.post(
         "/v1/models/{model}/edge/reports",
         summary="A device uses the newest release, or it failed its test there",
@@ -137,9 +143,6 @@ def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -
             return {"counted": False}
         counted = Folder(place / model).report(body.sequence, body.device, body.outcome)
         return {"counted": counted}
-
-    _add_parts(made)
-    return made
 
 
 def shipped(name: str) -> bytes:
