@@ -17,23 +17,19 @@ import replica_world as worlds
 from replica_world import World, play, until
 
 import online.writer
-from online import history, standings
+from online import history
 from online.access import sender
 from online.config import Limits
-from online.errors import RequestError, StartRefused
+from online.errors import RequestError
 from online.evidence import effects_of, judged_of
-from online.features import Door
 from online.filtering import SOURCES_MIN, Filtering, filtering_for, loss_of
 from online.memories import memory_for
 from online.messages import Event as MessageEvent
 from online.messages import FeedbackRequest, Receipt
 from online.model_settings import ModelSettings, Replay
-from online.models.base import Model
 from online.models.linear import Linear
-from online.models.load import logreg, mlp, softmax
-from online.models.slopes import Sloped
+from online.models.load import logreg
 from online.replica import ModelReplica
-from online.rootset import RootSet, read
 from online.standings import Standings
 from online.tokens import event_key
 from online.writer import Recorded
@@ -41,7 +37,7 @@ from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.filters import sources as tables
 from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.chain import Chain
-from paramserver.filters.sources import EVIDENCE, OFFENCES, RELEASES, TAKEN, keep_bounds
+from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, keep_bounds
 from paramserver.server import Server
 from replay import codec
 from replay.example import Example
@@ -329,164 +325,6 @@ def test_frozen_rows_are_not_judged(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-# -- many replicas, and those that come later ----------------------------------------------------
-
-
-def test_one_attacker_spread_over_replicas_is_one(tmp_path: Path) -> None:
-    async def scene(world: World) -> None:
-        pair = [await world.replica(name, filters=told) for name in "ab"]
-        for i, replica in enumerate(pair):
-            await opened(replica)
-            found = counted(await replica.writer.record(rows_of("x", 4, 4 * i)))
-            assert "quarantined" not in found or i == 1
-        for replica in pair:  # neither has seen enough alone
-            await until(lambda r=replica: nats(r) < -6.0)
-            assert replica.filters is not None
-            assert replica.filters.standings.quarantined == ["x"]
-        found = counted(await pair[0].writer.record(rows_of("x", 1, 99)))
-        assert found == {"quarantined": 1}
-        third = await world.replica("c", filters=told)
-        assert nats(third) < -6.0
-        assert third.filters is not None
-        assert third.filters.standings.quarantined == ["x"]
-        for replica in (*pair, third):
-            await replica.stop(2)
-
-    play(tmp_path, scene)
-
-
-@pytest.mark.parametrize("said", [True, False])
-def test_an_operator_releases_a_source_for_all_replicas(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bool
-) -> None:
-    if not said:  # the mutant: only the replica that was asked knows
-        monkeypatch.setattr(standings, "merge", _told_nothing)
-
-    async def scene(world: World) -> None:
-        pair = [await world.replica(name, filters=told) for name in "ab"]
-        for replica in pair:
-            await opened(replica)
-        assert counted(await pair[0].writer.record(rows_of("x", 20)))["quarantined"] == 14
-        assert all(r.filters is not None for r in pair)
-        await until(lambda: pair[1].filters.standings.quarantined == ["x"])
-        assert pair[0].filters.standings.release("x")
-        assert not pair[0].filters.standings.release("x"), "it is released"
-        assert counted(await pair[0].writer.record(rows_of("x", 1, 50))) == {"learned": 1}
-        await until(lambda: pair[1].filters.standings.quarantined == [])
-        assert counted(await pair[1].writer.record(rows_of("x", 1, 60))) == {"learned": 1}
-        assert abs(nats(pair[1])) <= 2.0, "what was said before does not count"
-        for replica in pair:
-            await replica.stop(2)
-
-    if said:
-        play(tmp_path, scene)
-    else:
-        with pytest.raises((AssertionError, TimeoutError)):
-            play(tmp_path, scene)
-
-
-def _told_nothing(into: Blocks, more: Blocks) -> None:
-    if RELEASES in more:
-        return
-    merge(into, more)
-
-
-class Broken(Told):
-    def judge(self, event: Event, source: Source) -> Opinion:
-        raise AssertionError("a filter was asked")
-
-
-@pytest.mark.parametrize("forgetful", [False, True])
-def test_recovery_asks_no_filter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: bool
-) -> None:
-    """Rows of a dead replica are learned by one whose filters only raise: verdicts are written."""
-
-    def broken(learner: Any) -> Filtering:
-        made = told(learner)
-        made.chain.filters = (Broken(),)  # type: ignore[assignment]
-        return made
-
-    async def scene(world: World) -> None:
-        first = await world.replica("a", filters=told)
-        await opened(first)
-        world.client.down = True  # nothing of it gets to the server
-        await first.writer.record(rows_of("x", 20))
-        expected = {f"x-{i}": world.weight(first, f"x-{i}") for i in range(20)}
-        known = nats(first)
-        for task in first._tasks:
-            task.cancel()
-        world.client.down = False
-        if forgetful:  # the mutant: what a row says is not in it
-            monkeypatch.setattr("online.evidence.effects_of", lambda *args: {})
-        second = await world.replica("b", filters=broken)
-        await second.exchange._adopt(first.writer.partition)
-        await until(lambda: second.learner.includes(first.writer.partition, first.writer.known))
-        assert {name: world.weight(second, name) for name in expected} == pytest.approx(expected)
-        assert (nats(second) == known) is not forgetful
-        assert second.filters is not None
-        for source in HONEST:
-            second.filters._see(source, 0.0)
-        with pytest.raises(AssertionError, match="was asked"):
-            second.filters.judge(rows_of("y", 1))
-        await second.stop(2)
-
-    play(tmp_path, scene)
-
-
-def test_a_rollback_takes_evidence_back_too(tmp_path: Path) -> None:
-    async def scene(world: World) -> None:
-        replica = await world.replica(filters=told)
-        await opened(replica)
-        await until(lambda: replica.learner.own == 0)
-        name = world.server.snapshot(False)["name"]
-        await replica.writer.record(rows_of("x", 20))
-        await until(lambda: replica.learner.own == 0)
-        assert nats(replica) < -6.0
-        world.server.rollback(name)
-        await until(lambda: nats(replica) == 0.0)
-        assert replica.filters is not None
-        assert replica.filters.standings.quarantined == []
-        assert nats(replica, HONEST[-1]) == 1.0, "the first that was judged"
-        await replica.stop(2)
-
-    play(tmp_path, scene)
-
-
-def test_who_follows_another_process_counts_each_row_once(tmp_path: Path) -> None:
-    """The writer's evidence is on top of the values until the clock says that they have it."""
-
-    async def scene(world: World) -> None:
-        front = await world.replica("front", filters=told, learns=False)
-        back = await world.replica("back", filters=told)
-        back.follow(front.writer.partition)
-        await opened(front)
-        await front.writer.record(rows_of("x", 4))
-        assert nats(front) == -4.0
-        await until(lambda: front.writer.queued == 0)
-        assert nats(front) == -4.0
-        assert nats(back) == -4.0
-        assert front.filters is not None
-        await until(lambda: not front.filters.standings._pending)
-        for replica in (front, back):
-            await replica.stop(2)
-
-    play(tmp_path, scene)
-
-
-def test_a_model_learned_in_order_counts_all_rows(tmp_path: Path) -> None:
-    async def scene(world: World) -> None:
-        pair = [await world.replica(name, filters=told, ordered=True) for name in "ab"]
-        for i, replica in enumerate(pair):
-            await opened(replica)
-            await replica.writer.record(rows_of("x", 2, 2 * i))
-        for replica in pair:
-            await until(lambda r=replica: nats(r) == -4.0)
-            await replica.stop(2)
-
-    play(tmp_path, scene)
-
-
 # -- what stands in a row, and what a server keeps -----------------------------------------------
 
 
@@ -586,97 +424,3 @@ def test_losses() -> None:
     assert loss_of(Example({}, True, score={"true": 1.0})) == 0.0
     assert loss_of(Example({}, True, score={"true": 0.0})) == pytest.approx(34.5, abs=0.1)
     assert loss_of(Example({}, 1e300, score={"": -1e300})) == pytest.approx(691, abs=1)
-
-
-# -- gradients and root sets ---------------------------------------------------------------------
-
-
-def test_slopes_are_those_of_the_loss() -> None:
-    """Answer less target, by each weight's number."""
-    linear = Linear(softmax(scale=False))
-    linear.learn({"a": 1.0, "b": 2.0}, 1, 1.0)
-    linear.learn({"a": -1.0, "b": 2.0}, 0, 1.0)
-    slope = linear.slope({"a": 1.0, "b": 3.0}, 1, None)
-    shares = linear.predict({"a": 1.0, "b": 3.0}).probabilities
-    assert shares is not None
-    expected = sorted([shares[1] - 1, 3 * (shares[1] - 1), shares[0], 3 * shares[0]])
-    assert sorted(slope[slope.nonzero()]) == pytest.approx(expected, rel=1e-6)
-    network = mlp(inputs=["a", "b"], hidden=3, outputs=2, scale=False).model_for("multiclass")
-    assert isinstance(network, Sloped)
-    x = {"a": 0.5, "b": -1.0}
-    found = network.slope(x, 1, None)
-    assert found is not None
-    assert found.shape == (network.slope_size,)
-    answer = network.predict(x).probabilities
-    assert answer is not None
-    bias = found.reshape(2, 4)[:, 3]
-    assert bias == pytest.approx([answer[0], answer[1] - 1], rel=1e-5)
-    assert network.slope(x, 9, None) is None
-
-
-def door() -> Door:
-    settings = ModelSettings(name="m", task="binary", learner="logreg")
-    return Door(settings, Limits(), numeric_only=True)
-
-
-def root_of(path: Path, text: str, model: Model | None = None) -> RootSet:
-    path.write_text(text)
-    model = model or Linear(logreg())
-    return RootSet(path, read(path, door(), 40), lambda: model)
-
-
-def test_root_sets_are_read_or_refused(tmp_path: Path) -> None:
-    csv = tmp_path / "root.csv"
-    good = "a,b,label\n" + "".join(f"{i},{i / 2},{i % 2}\n" for i in range(40))
-    found = root_of(csv, good)
-    assert found.problem is None
-    assert found.shown()["classes"] == {"false": 20, "true": 20}
-    lines = tmp_path / "root.jsonl"
-    assert root_of(lines, '{"features": {"a": 1}, "label": true}\n' * 2).shown()["rows"] == 2
-    for text, why in (
-        (good + "1,2,1\n", "more than 40 rows"),
-        ("a,b\n1,2\n", "label"),
-        ("a,label\nx,1\n", "row 1.a: a number is needed"),
-        ("a,label\n1,3\n", "row 1"),
-        ("a,label\n", "no rows"),
-    ):
-        with pytest.raises(StartRefused, match=why):
-            root_of(csv, text)
-    with pytest.raises(StartRefused, match="No such file"):
-        read(tmp_path / "none.csv", door(), 40)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("a,label\n" + "1,1\n" * 20, "1 classes"),
-        ("a,label\n1,1\n", "1 rows"),
-        ("a,label\n" + "1,1\n" * 20 + "2,0\n", "only one row of class"),
-    ],
-)
-def test_a_root_set_that_can_not_score_says_so(tmp_path: Path, text: str, why: str) -> None:
-    found = root_of(tmp_path / "root.csv", text)
-    assert why in str(found.problem)
-    learner: Any = SimpleNamespace(serving=Linear(logreg()), clock={}, version=(1, 0))
-    settings = ModelSettings(name="m", task="binary", learner="logreg")
-    made = filtering_for(settings, learner, found, sources_max=100, vouched=False)
-    assert made is not None
-    assert made.shown()["tests"] == ["schema", "samples", *SURPRISE]
-    assert why in made.shown()["root_set"]["problem"]
-
-
-def test_which_tests_are_asked(tmp_path: Path) -> None:
-    learner: Any = SimpleNamespace(serving=Linear(logreg()), clock={}, version=(1, 0))
-    root = root_of(tmp_path / "r.csv", "a,label\n" + "".join(f"{i},{i % 2}\n" for i in range(40)))
-
-    def tests(filters: Any, root: RootSet | None, *, vouched: bool) -> list[str]:
-        settings = ModelSettings(name="m", task="binary", learner="logreg", filters=filters)
-        made = filtering_for(settings, learner, root, sources_max=100, vouched=vouched)
-        assert made is not None
-        return list(made.shown()["tests"])
-
-    assert tests("default", None, vouched=False) == ["schema", "samples", *SURPRISE]
-    assert tests("default", None, vouched=True) == ["schema", "rate", "samples", *SURPRISE]
-    every = ["schema", "rate", "samples", "norm", "direction", *SURPRISE]
-    assert tests("default", root, vouched=True) == every
-    assert tests(["surprise", "rate"], root, vouched=False) == ["schema", "rate", *SURPRISE]
