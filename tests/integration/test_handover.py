@@ -28,6 +28,7 @@ from online.processes import runs
 pytestmark = pytest.mark.ray
 
 _EXIT_S = 10.0
+QUEUED = "retried after 202"
 
 
 class Paced(Client):
@@ -221,7 +222,11 @@ def under_load(running: Running, sent: Sent, first: int) -> Iterator[None]:
     print(f"predictions: {dict(seen)}, feedback: {dict(sent.statuses)}")
     closed = seen["RemoteProtocolError"] + seen["ReadError"]  # see above
     assert seen["200"] + closed == seen.total() > 100, seen
-    assert not [name for name in sent.statuses if name.startswith("retried")], sent.statuses
+    # 202 is an answer: the row is durable, and its partition was sealed before it was learned
+    # here.  Whoever asks again is told what became of it.
+    refused = {name for name in sent.statuses if name.startswith("retried")} - {QUEUED}
+    assert not refused, sent.statuses
+    assert sent.statuses[QUEUED] <= sent.statuses.total() / 1000, sent.statuses
 
 
 def both_have(running: Running, n: int) -> None:
