@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import replica_world as world
-import test_parameter_server as server
+import server_world as server
 from river import linear_model, optim
 
 from online.guard import WINDOW_ROWS, Guard
