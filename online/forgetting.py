@@ -21,9 +21,10 @@ import msgspec
 
 from evaluation.metrics import Task
 from online.errors import StartRefused
-from online.history import Decisions
+from online.history import Decisions, origin
 from online.models.base import Model
 from online.ordered import OrderedLearner
+from online.review import Review
 from paramserver import bases, rewrites, wire
 from paramserver.blocks import COUNT, Block
 from paramserver.filters.sources import SOURCES_MAX
@@ -227,6 +228,7 @@ class Built:
     undone: dict[int, list[int]]
     learned: int
     unlearned: int
+    review: Review | None = None
 
 
 class Rebuild:
@@ -242,6 +244,8 @@ class Rebuild:
         Whether the lineage is learned in commit order: its states then tell their position.
     sources_max
         Sources that are kept account of.
+    review
+        Makes, of what learns the rows, what judges them again; None: nothing does.
     """
 
     def __init__(
@@ -256,6 +260,7 @@ class Rebuild:
         rows_max: int,
         ordered: bool,
         sources_max: int = SOURCES_MAX,
+        review: Callable[[OrderedLearner], Review | None] | None = None,
     ) -> None:
         self._journal, self._model, self._ordered = journal, base.model, ordered
         self._decisions, self._wanted = decisions, wanted
@@ -264,6 +269,7 @@ class Rebuild:
         self._learner.evidence.sources_max = sources_max
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
+        self.review = None if review is None else review(self._learner)
         ends = {p.id: p.end for p in journal.partitions(base.model)}
         self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
         self._out: dict[int, list[int]] = {}
@@ -313,13 +319,18 @@ class Rebuild:
         if counts and self._wanted.meant(row):
             self._leave_out(row)
             row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
-        # Here verdicts about others could be derived again, and those that change be learned or
-        # left out: a filter may have judged them otherwise without the source.
+        elif self.review is not None and (counts or self._set_aside(row)):
+            self.review.look(row)
         failed = self._learner.learn(row, self._decisions.failure(row))
         if failed is not None and counts:
             self._leave_out(row)  # it could be learned only with what is gone
             self.unlearned += 1
         self.learned += counts and failed is None and row.verdict is not Verdict.FROZEN
+
+    def _set_aside(self, row: Row) -> bool:
+        """Whether a filter keeps the row back, and nobody has decided about it."""
+        undecided = self._decisions.choice(origin(row)) is None
+        return row.verdict is Verdict.QUARANTINED and undecided
 
     def _leave_out(self, row: Row) -> None:
         self._out.setdefault(row.partition, []).append(row.offset)
@@ -340,7 +351,7 @@ class Rebuild:
             position=self._after if self._ordered else 0,
         )
         undone = {p: packed(runs(offsets)) for p, offsets in sorted(self._out.items())}
-        return Built(state, undone, self.learned, self.unlearned)
+        return Built(state, undone, self.learned, self.unlearned, self.review)
 
 
 def runs(offsets: Sequence[int]) -> Spans:
