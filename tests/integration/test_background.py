@@ -114,7 +114,7 @@ def test_the_learner_process_is_killed_and_no_event_is_lost(running: Running) ->
     assert failed == []
     for part in (names[:450], names[450:]):
         assert counts(running, part) == [1.0] * 450
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(learners(running)) < 2:  # the forest's has nothing to learn, and comes back too
         assert time.monotonic() < deadline
         time.sleep(0.05)

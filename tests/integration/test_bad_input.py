@@ -108,7 +108,7 @@ class Client:
 
     def steady(self, model: str) -> tuple[Any, Any, int]:
         """The same once the server has every own row: no merge is to come any more."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.post(model, "predict", features=_PROBE)[1]["own"]:
             assert time.monotonic() < deadline, "rows are not merged"
             time.sleep(0.02)

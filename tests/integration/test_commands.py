@@ -1,15 +1,12 @@
-"""Commands and pages of a real service, and what they say when there is none."""
+"""Commands and pages of a real service."""
 
 from __future__ import annotations
 
 import json
 import re
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -118,58 +115,11 @@ def test_a_release_for_devices_is_served(service: Running) -> None:
     assert "release 1.0" in good("edge", "status", *config)
 
 
-def test_commands_without_a_service(tmp_path: Path) -> None:
-    at = ("--state-dir", str(tmp_path / "state"))
-    for command in (("status",), ("snapshot", "list"), ("snapshot", "create"),
-                    ("snapshot", "pin", "x"), ("stream", "phishing"), ("freeze",), ("unfreeze",),
-                    ("rollback", "--to", "1-1", "--yes"), ("rollback", "--undone")):  # fmt: skip
-        error = refused(*command, *at)
-        assert "no service runs on" in error
-        assert "online serve" in error
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("replica: 3\n")
-    for command in (("config", "check"), ("config", "show"), ("serve",)):
-        assert "Did you mean `replicas`?" in refused(*command, str(bad))
-    assert "Name an existing file" in refused("serve", str(tmp_path / "none.yaml"))
-    bad.write_text("models: [{name: m, task: binary, learner: lograg}]\n")
-    assert "Did you mean `logreg`?" in refused("config", "check", str(bad))
-    for command in (("status", "--no-such-option"), ("no-such-command",), ("serve", "--port", "x"),
-                    ("snapshot", "pin"), ("stream", "phishing", "--rows", "0"),
-                    ("stream", "phishing", "--times", "0")):  # fmt: skip
-        assert online(*command).returncode == 2
-    assert "no journal" in refused("fsck", *at)
-    assert yaml_of(good("config", "show"))["replicas"] == 2
-    assert "good" in good("config", "check")
-    assert good("--version").strip()
-
-
-def test_commands_when_the_service_was_killed(tmp_path: Path) -> None:
-    """Its facts are still there, and nobody listens."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    (tmp_path / "run.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
-    for command in (("status",), ("snapshot", "list"), ("stream", "phishing")):
-        assert "does not answer" in refused(*command, "--state-dir", str(tmp_path))
-    gone = subprocess.Popen(["true"])
-    gone.wait(20)
-    for host, text in ((socket.gethostname(), "has died"), ("elsewhere", "does not answer")):
-        (tmp_path / "owner.lock").write_text(f"pid {gone.pid} on {host}")
-        assert text in refused("status", "--state-dir", str(tmp_path))
-
-
-def yaml_of(text: str) -> dict[str, Any]:
-    import yaml
-
-    data: dict[str, Any] = yaml.safe_load(text)
-    return data
-
-
 # -- what is read ----------------------------------------------------------------------------
 
 
 def test_metrics_of_both_replicas(service: Running) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         answer = httpx.get(f"{service.url}/metrics", timeout=20)
         assert answer.headers["content-type"].startswith("text/plain")

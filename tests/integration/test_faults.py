@@ -80,7 +80,7 @@ def _learned(running: Running, event: str) -> bool:
     return send(running, event)[0] == 200
 
 
-def until(what: str, holds: Callable[[], Any], bound_s: float = 40.0) -> Any:
+def until(what: str, holds: Callable[[], Any], bound_s: float = 60.0) -> Any:
     """Ask until it holds; what it gave."""
     deadline = time.monotonic() + bound_s
     while not (given := holds()):

@@ -86,7 +86,7 @@ def partitions(running: Running) -> list[tuple[int, str, int]]:
 
 def sealed_of_stopped(running: Running, living: int) -> None:
     """Wait until so many replicas live, and see that every other partition is sealed."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(alive := running.replica_urls()) != living:
         assert time.monotonic() < deadline, f"{len(alive)} replicas live"
         time.sleep(0.05)

@@ -102,7 +102,7 @@ def _until_failed(client: httpx.Client, url: str, bad: dict[str, Any], begun: fl
 
 
 def _until_learned(running: Running, rule: str, learned: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         found = set()
         for url in running.replica_urls().values():

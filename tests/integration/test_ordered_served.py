@@ -76,7 +76,7 @@ def same(running: Running, model: Any, url: str) -> None:
 
 
 def wait_equal(running: Running, model: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             for url in running.replica_urls().values():

@@ -74,7 +74,7 @@ class Clicks:
 
     def everywhere(self, learned: int) -> None:
         """Until every replica that lives holds so many events, and nothing is in flight."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 60
         for url in self.running.replica_urls().values():
             while True:
                 found = httpx.get(f"{url}/v1/models/clicks", timeout=20).json()
@@ -136,7 +136,7 @@ class Clicks:
         self._serves(before)
 
     def _serves(self, before: int | None) -> None:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 60
         while True:
             server = self.status()["server"]
             if server and server["state"] == "serving" and server["pid"] != before:
