@@ -122,7 +122,8 @@ def test_the_service_on_redis() -> None:
             found = online("fsck", "--json", "--config", str(path))
             (findings,) = json.loads(found.stdout)
             assert findings["good"], findings
-            assert findings["learned"] == 12
+            # A machine at work may not be done with the last snapshot when the service has to end.
+            assert findings["expected"] + findings["not_yet"] == 12
             assert _PASSWORD not in (folder / "serve.log").read_text()
 
 
