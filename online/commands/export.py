@@ -187,7 +187,8 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
             first = max(part.trimmed + 1, part.end - _GOLDEN_ROWS + 1)
             for row in journal.read(part.id, first, part.end - first + 1):
                 if row.verdict in ("accepted", "clipped"):
-                    rows.append(codec.decode(row.payload).features)
+                    example = codec.decode(row.payload)
+                    rows += [example.features] if example.moved is None else []
             if len(rows) >= _GOLDEN_ROWS:
                 break
     return rows[-_GOLDEN_ROWS:]
