@@ -296,11 +296,17 @@ def _exported(
         built,
         served.task,
         rows,
-        about={"model": served.name, "freshness": freshness(state)},
+        about={"model": served.name, "freshness": freshness(state), **_lessons(served)},
         shown=shown(served),
         targets=targets,
         golden_most=GOLDEN,
     )
+
+
+def _lessons(served: ModelSettings) -> dict[str, Any]:
+    """How devices learn from the release, if the service takes their deltas."""
+    devices = served.devices
+    return {} if devices is None else {"learn": {"rate": devices.rate, "clip": devices.clip}}
 
 
 def _publish(
