@@ -32,6 +32,7 @@ _BINARY: Final = "application/octet-stream"
 _PAGE: Final = "text/html; charset=utf-8"
 _SCRIPT: Final = "text/javascript; charset=utf-8"
 _COMMENT: Final = re.compile(r"^\s*(/\*\*.*?\*/|//[^\n]*)\n|^\s+", re.DOTALL | re.MULTILINE)
+_BREAK: Final = re.compile(r"(?<=[,;{(\[])\n")  # after these no statement ends
 
 PARTS: Final = {
     "demo": ("demo.html", _PAGE),
@@ -55,6 +56,8 @@ class Report(BaseModel):
     sequence: int = Field(ge=1, le=2**53)
     device: str = Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")
     outcome: Literal["used", "failed"]
+    asked: int = Field(0, ge=0, le=2**53, description="rows that the service answered, too")
+    differ: int = Field(0, ge=0, le=2**53, description="of them, with another label")
 
 
 def routes(
@@ -146,14 +149,15 @@ def routes(
 def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
     @made.post(
         "/v1/models/{model}/edge/reports",
-        summary="A device uses the newest release, or it failed its test there",
+        summary="A device uses the newest release, or it failed its test; how often they differ",
         responses={200: {"content": {_JSON: {"example": {"counted": True}}}}},
     )
     def report(model: str, body: Report) -> dict[str, bool]:
         known(model)
         if place is None:
             return {"counted": False}
-        counted = Folder(place / model).report(body.sequence, body.device, body.outcome)
+        said = (body.outcome, body.asked, body.differ)
+        counted = Folder(place / model).report(body.sequence, body.device, *said)
         return {"counted": counted}
 
 
@@ -176,10 +180,10 @@ def _add_deltas(
 
 
 def shipped(name: str) -> bytes:
-    """A part as it is served: scripts without comment lines and indentation, a fifth less."""
+    """A part as it is served: scripts without comment lines, indentation and most line breaks."""
     file, kind = PARTS[name]
     text = resources.files("online.edge").joinpath(file).read_text("utf-8")
-    return (_COMMENT.sub("", text) if kind == _SCRIPT else text).encode()
+    return (_BREAK.sub("", _COMMENT.sub("", text)) if kind == _SCRIPT else text).encode()
 
 
 def _add_parts(made: APIRouter) -> None:
