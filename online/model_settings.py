@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -143,6 +143,22 @@ class Drift(Tree):
     )
 
 
+class Devices(Tree):
+    """Deltas that devices send instead of their rows: what one of them may do to the model."""
+
+    rate: float = Field(0.05, gt=0, le=10, description="at which devices learn; in their manifest")
+    clip: float = Field(
+        1.0, gt=0, le=1e3, description="longest delta (Euclidean); in their manifest"
+    )
+    buffer: int = Field(
+        10, ge=1, le=10_000, description="a delta is learned divided by this: so many make a step"
+    )
+    behind_max: int = Field(
+        4, ge=0, le=7, description="releases that a delta's may be behind the newest"
+    )
+    hourly: int = Field(60, ge=1, le=100_000, description="deltas of a device in an hour")
+
+
 class Challenge(Tree):
     """A second learner in shadow: what it is, and when it may serve."""
 
@@ -200,11 +216,25 @@ class ModelSettings(Tree):
         description="rows that you vouch for, CSV or JSON lines, ten of each class: directions of "
         "feedback are compared with them",
     )
+    devices: Devices | None = Field(
+        None,
+        description="take deltas that devices learned from an edge release; needs root_set; "
+        "logreg, softmax, mlp and their like. None: they are refused",
+    )
     training: Training = Training()
     drift: Drift = Drift()
     challenger: Challenge | None = Field(
         None, description="a second learner in shadow, which learns the same rows"
     )
+
+    @model_validator(mode="after")
+    def _devices_are_compared(self) -> ModelSettings:
+        if self.devices is not None and (self.root_set is None or self.task == "regression"):
+            raise ValueError(
+                "devices: their deltas are compared with rows of classes that you vouch for; "
+                "name them in root_set (not for regression)"
+            )
+        return self
 
     def made_of(self) -> dict[str, Any]:
         """What decides which model learns, as plain data."""
