@@ -22,6 +22,7 @@ import msgspec
 from evaluation.metrics import Task
 from online.errors import StartRefused
 from online.history import Decisions
+from online.learner import Failed
 from online.models.base import Model
 from online.ordered import OrderedLearner
 from paramserver import bases, rewrites, wire
@@ -242,7 +243,11 @@ class Rebuild:
         Whether the lineage is learned in commit order: its states then tell their position.
     sources_max
         Sources that are kept account of.
+    learner
+        What learns; None: a new one.
     """
+
+    _page_rows = _PAGE_ROWS
 
     def __init__(
         self,
@@ -256,11 +261,14 @@ class Rebuild:
         rows_max: int,
         ordered: bool,
         sources_max: int = SOURCES_MAX,
+        learner: OrderedLearner | None = None,
     ) -> None:
         self._journal, self._model, self._ordered = journal, base.model, ordered
         self._decisions, self._wanted = decisions, wanted
         self._server = Server.restored(_slowed(base, decisions), "ordered", 1, part_keys=_PARTS)
-        self._learner = OrderedLearner(build, task=task, spec=base.spec, rows_max=rows_max)
+        self._learner = learner or OrderedLearner(
+            build, task=task, spec=base.spec, rows_max=rows_max
+        )
         self._learner.evidence.sources_max = sources_max
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
@@ -282,8 +290,9 @@ class Rebuild:
         total = sum(max(p.end - self._at.get(p.id, 0), 0) for p in partitions)
         done = 0
         while True:
-            page = self._journal.follow(self._model, self._after, _PAGE_ROWS)
+            page = self._journal.follow(self._model, self._after, self._page_rows)
             self._look()
+            self._read(page.rows)
             for row in page.rows:
                 if row.offset > self._at.get(row.partition, 0):
                     self._take(row)
@@ -292,8 +301,11 @@ class Rebuild:
             self._learner.pass_to(page.upto)
             if progress is not None:
                 progress(done, max(total, done))
-            if len(page.rows) < _PAGE_ROWS:
+            if len(page.rows) < self._page_rows:
                 return
+
+    def _read(self, rows: Sequence[Row]) -> None:
+        """These come next."""
 
     def _look(self) -> None:
         """Which rows have failed since; StartRefused if a decision has rewritten the values."""
@@ -315,11 +327,14 @@ class Rebuild:
             row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
         # Here verdicts about others could be derived again, and those that change be learned or
         # left out: a filter may have judged them otherwise without the source.
-        failed = self._learner.learn(row, self._decisions.failure(row))
+        failed = self._learn(row)
         if failed is not None and counts:
             self._leave_out(row)  # it could be learned only with what is gone
             self.unlearned += 1
         self.learned += counts and failed is None and row.verdict is not Verdict.FROZEN
+
+    def _learn(self, row: Row) -> Failed | None:
+        return self._learner.learn(row, self._decisions.failure(row))
 
     def _leave_out(self, row: Row) -> None:
         self._out.setdefault(row.partition, []).append(row.offset)

@@ -1,4 +1,4 @@
-"""Values that are replaced in one step: a rollback, a recovery from divergence, a forget.
+"""Values that are replaced in one step: rollback, recovery from divergence, forget, relearn.
 
 The control row comes first; then the state that it names is served, under the next epoch.
 """
@@ -12,11 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from paramserver import rewrites
+from paramserver import aside, rewrites
 from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of
 from paramserver.errors import (
     DecisionUncertain,
-    ForgetRefused,
     RollbackRefused,
     SnapshotCorrupt,
     SnapshotFormat,
@@ -145,20 +144,47 @@ class SwappingProcess(ServerProcess):
         learned on top.  Answers and errors otherwise as of :meth:`rollback`; ForgetRefused if it
         can't take the place of what is served.
         """
+        return self._go_on_with(rewrites.Forget("", source, since, base, name, 0, {}, [], undone))
+
+    def may_relearn(self, rewrite: int, pause_s: float) -> bool:
+        """Whether the caller may build a state for :meth:`relearn`: one in ``pause_s`` seconds.
+
+        ``rewrite`` is the newest one that the caller has seen.  Known to this process only: if it
+        ends, two may build, and the second one's state is refused.
+        """
+        with self._lock:
+            server, _, _ = self._serving()
+            now_s = self._host.monotonic()
+            if server.frozen or rewrite != server.rewrite or now_s < self._relearn_from_s:
+                return False
+            self._relearn_from_s = now_s + pause_s
+            return True
+
+    def relearn(
+        self, name: str, since: float, undone: dict[int, list[int]], evidence: dict[str, float]
+    ) -> dict[str, Any]:
+        """Go on with a state that was built aside from recent rows alone.
+
+        It was published as ``name``, without the rows ``undone``, and is better by ``evidence``.
+        Answers and errors otherwise as of :meth:`forget`, with RelearnRefused.
+        """
+        return self._go_on_with(rewrites.Relearn("", name, 0, {}, [], undone, since, evidence))
+
+    def _go_on_with(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
+        name = asked.snapshot
         with self._publishing, self._deciding:
             server, store, history = self._serving()
             if not name.startswith(ASIDE):
-                raise ForgetRefused(source, f"{name!r} is no state that was built aside")
+                raise aside.refusal(asked, f"{name!r} is no state that was built aside")
             try:
                 built = history.load(name)
                 partitions = store.partitions(server.model)
                 controls = store.controls(server.model, 0)
             except Exception as error:
-                raise ForgetRefused(source, f"{type(error).__name__}: {error}") from error
-            asked = rewrites.Forget(server.spec, source, since, base, name, 0, {}, [], undone)
+                raise aside.refusal(asked, f"{type(error).__name__}: {error}") from error
             with self._rewriting():
                 now = server.state(0.0, None, {})
-                note = rewrites.forget(now, built, partitions, controls, asked)
+                note = aside.decided(now, built, partitions, controls, asked)
                 answer = self._rewrite(server, store, history, note, built)
             self._asides.add(name)
             return answer
@@ -178,11 +204,11 @@ class SwappingProcess(ServerProcess):
         server: Server,
         store: Store,
         history: SnapshotHistory,
-        note: rewrites.Rollback | rewrites.Forget,
+        note: rewrites.Note,
         target: SnapshotState,
     ) -> dict[str, Any]:
         name = note.snapshot
-        kind = rewrites.ROLLBACK if isinstance(note, rewrites.Rollback) else rewrites.FORGET
+        kind = rewrites.kind_of(note)
         key = f"{kind}:{server.spec}:{server.epoch}:{server.count}:{name}"
         try:
             controls = decide(store, server, kind, key, msgspec.json.encode(note))

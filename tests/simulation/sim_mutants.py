@@ -102,6 +102,7 @@ _PROCESS = "paramserver.process"
 _STORE = "paramserver.snapshots.store"
 _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
+_ASIDE = "paramserver.aside"
 _HISTORY = "paramserver.snapshots.history"
 _FORGETTING = "online.forgetting"
 
@@ -451,7 +452,7 @@ MUTANTS: dict[str, Mutant] = {
     "a forget takes the clock of the values": Mutant(
         (
             (
-                _REWRITES,
+                _ASIDE,
                 "sorted(built.clock.items()) if p not in closed",
                 "sorted(now.clock.items()) if p not in closed",
             ),
