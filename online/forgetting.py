@@ -13,6 +13,7 @@ Rehearsal is left out.  Pure over a journal and snapshots: no clock, no HTTP, no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -51,6 +52,9 @@ class Wanted:
     def meant(self, row: Row) -> bool:
         """Whether the row is one of them."""
         return row.source == self.source and (self.since is None or row.at >= self.since)
+
+
+NOBODY: Final = Wanted("", math.inf)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from typing import Any, Final
 from evaluation.metrics import Task
 from online.challenger import Challenger, Standing
 from online.errors import StartRefused
-from online.forgetting import Built, Rebuild, Wanted, runs
+from online.forgetting import NOBODY, Built, Rebuild, runs
 from online.history import Decisions
 from online.learner import Failed
 from online.models.base import Model
@@ -46,7 +46,6 @@ DEVIATIONS: Final = 2.0
 _ROWS_MAX: Final = 4096  # learned again at most, in memory, if the model raises on a row
 _RIVAL: Final = "relearn"
 _PREFIX: Final = f"versus/{_RIVAL}/"
-_NOBODY: Final = Wanted("", math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ class Relearning(Rebuild):
         base = SnapshotState(model, decisions.spec, spec_text, (1, 0), sources, dict(window.clock))
         self._fresh = _Fresh(build, task, decisions.spec, known)
         super().__init__(
-            journal, decisions, _NOBODY, base, build,
+            journal, decisions, NOBODY, base, build,
             task=task, rows_max=_ROWS_MAX, ordered=ordered, sources_max=sources_max,
             learner=self._fresh,
         )  # fmt: skip

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from paramserver import rewrites
-from paramserver.errors import ForgetRefused, RelearnRefused
+from paramserver.bases import Backfill
+from paramserver.errors import BackfillRefused, ForgetRefused, RelearnRefused
 from paramserver.rewrites import Forget, Relearn, Undone
 from paramserver.state import SnapshotState
 from paramserver.store import ControlInfo, PartitionInfo
 
-Asked = TypeVar("Asked", bound=Forget | Relearn)
+Note: TypeAlias = Forget | Relearn | Backfill
+Asked = TypeVar("Asked", bound=Note)
 
 
 def decided(
@@ -23,7 +25,7 @@ def decided(
     controls: Sequence[ControlInfo],
     note: Asked,
 ) -> Asked:
-    """The decision to go on with ``built``, a state that lacks some rows, instead of ``now``.
+    """The decision to go on with ``built`` instead of ``now``.
 
     Parameters
     ----------
@@ -34,7 +36,7 @@ def decided(
 
     Raises
     ------
-    ForgetRefused, RelearnRefused
+    ForgetRefused, RelearnRefused, BackfillRefused
         It can't take the place of ``now``.
     """
     ends = {p.id: p for p in partitions}
@@ -48,9 +50,11 @@ def decided(
     )  # fmt: skip
 
 
-def refusal(note: Forget | Relearn, why: str) -> ForgetRefused | RelearnRefused:
+def refusal(note: Note, why: str) -> ForgetRefused | RelearnRefused | BackfillRefused:
     """The error of one that is refused."""
-    return ForgetRefused(note.source, why) if isinstance(note, Forget) else RelearnRefused(why)
+    if isinstance(note, Forget):
+        return ForgetRefused(note.source, why)
+    return RelearnRefused(why) if isinstance(note, Relearn) else BackfillRefused(why)
 
 
 def _why_not(
@@ -58,13 +62,13 @@ def _why_not(
     built: SnapshotState,
     ends: Mapping[int, PartitionInfo],
     controls: Sequence[ControlInfo],
-    note: Forget | Relearn,
+    note: Note,
 ) -> str | None:
     if (built.model, built.spec) != (now.model, now.spec):
         return f"the state is of model {built.model!r}, spec {built.spec[:12]}"
     if built.rewrite != now.rewrite:
         return f"the values were rewritten meanwhile, by control row {now.rewrite}"
-    if isinstance(note, Relearn) and now.frozen:
+    if now.frozen and not isinstance(note, Forget):
         return "the model is frozen"
     if isinstance(note, Forget) and note.source not in rewrites.banned(controls):
         return "it is not banned: it would be learned again"

@@ -1,4 +1,4 @@
-"""Values that are replaced in one step: rollback, recovery from divergence, forget, relearn.
+"""Values that are replaced in one step: rollback, recovery, forget, relearn, backfill.
 
 The control row comes first; then the state that it names is served, under the next epoch.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
 from paramserver import aside, rewrites
+from paramserver.bases import Backfill, Lesson, publish_pinned, withdraw_pinned
 from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of
 from paramserver.errors import (
     DecisionUncertain,
@@ -25,7 +27,7 @@ from paramserver.errors import (
 from paramserver.lineage import decide, needed, replayed
 from paramserver.process import SERVING, ServerProcess
 from paramserver.server import Server
-from paramserver.snapshots.history import ASIDE, SnapshotHistory
+from paramserver.snapshots.history import ASIDE, SnapshotHistory, snapshot_name
 from paramserver.state import SnapshotState
 from paramserver.store import Store
 
@@ -170,24 +172,62 @@ class SwappingProcess(ServerProcess):
         """
         return self._go_on_with(rewrites.Relearn("", name, 0, {}, [], undone, since, evidence))
 
-    def _go_on_with(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
-        name = asked.snapshot
+    def backfill(self, name: str, lesson: bytes) -> dict[str, Any]:
+        """Go on with a state that tables have taught aside; it becomes a pinned base snapshot.
+
+        It was published as ``name``; ``lesson`` is a :class:`paramserver.bases.Lesson` as JSON.
+        Answers (``snapshot`` is the base) and errors otherwise as of :meth:`forget`, with
+        BackfillRefused, and PublishFailed: nothing was changed.
+        """
+        said = msgspec.json.decode(lesson, type=Lesson)
+        asked = Backfill(
+            "", name, 0, {}, [], 0,
+            list(said.files), said.learned, said.quarantined, said.known, said.label,
+        )  # fmt: skip
         with self._publishing, self._deciding:
             server, store, history = self._serving()
-            if not name.startswith(ASIDE):
-                raise aside.refusal(asked, f"{name!r} is no state that was built aside")
-            try:
-                built = history.load(name)
-                partitions = store.partitions(server.model)
-                controls = store.controls(server.model, 0)
-            except Exception as error:
-                raise aside.refusal(asked, f"{type(error).__name__}: {error}") from error
             with self._rewriting():
-                now = server.state(0.0, None, {})
-                note = aside.decided(now, built, partitions, controls, asked)
-                answer = self._rewrite(server, store, history, note, built)
-            self._asides.add(name)
+                note, built = self._decided(server, store, history, asked)
+                version = server.epoch, server.count + 1
+                base = snapshot_name(version, self._base)
+                state = replace(built, version=version, parent=self._parent)
+                publish_pinned(history, base, state)
+                note = msgspec.structs.replace(note, snapshot=base)
+                try:
+                    answer = self._rewrite(server, store, history, note, state)
+                except Superseded:  # nothing names it
+                    withdraw_pinned(history, base)
+                    raise
+            with contextlib.suppress(Exception):  # else a start goes over the row to the base
+                store.move_head(server.model, server.spec, answer["version"][0], base)
+                self._base, self._parent = version, base
+            history.withdraw(name)
             return answer
+
+    def _go_on_with(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            with self._rewriting():
+                note, built = self._decided(server, store, history, asked)
+                answer = self._rewrite(server, store, history, note, built)
+            self._asides.add(asked.snapshot)
+            return answer
+
+    def _decided(
+        self, server: Server, store: Store, history: SnapshotHistory, asked: aside.Asked
+    ) -> tuple[aside.Asked, SnapshotState]:
+        """The decision to go on with a state that was built aside, and that state."""
+        name = asked.snapshot
+        if not name.startswith(ASIDE):
+            raise aside.refusal(asked, f"{name!r} is no state that was built aside")
+        try:
+            built = history.load(name)
+            partitions = store.partitions(server.model)
+            controls = store.controls(server.model, 0)
+        except Exception as error:
+            raise aside.refusal(asked, f"{type(error).__name__}: {error}") from error
+        now = server.state(0.0, None, {})
+        return aside.decided(now, built, partitions, controls, asked), built
 
     @contextlib.contextmanager
     def _rewriting(self) -> Iterator[None]:
@@ -204,11 +244,11 @@ class SwappingProcess(ServerProcess):
         server: Server,
         store: Store,
         history: SnapshotHistory,
-        note: rewrites.Note,
+        note: rewrites.Note | Backfill,
         target: SnapshotState,
     ) -> dict[str, Any]:
         name = note.snapshot
-        kind = rewrites.kind_of(note)
+        kind = rewrites.BACKFILL if isinstance(note, Backfill) else rewrites.kind_of(note)
         key = f"{kind}:{server.spec}:{server.epoch}:{server.count}:{name}"
         try:
             controls = decide(store, server, kind, key, msgspec.json.encode(note))

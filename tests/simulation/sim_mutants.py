@@ -105,6 +105,7 @@ _REWRITES = "paramserver.rewrites"
 _ASIDE = "paramserver.aside"
 _HISTORY = "paramserver.snapshots.history"
 _FORGETTING = "online.forgetting"
+_RELEARNING = "online.relearning"
 
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -458,6 +459,14 @@ MUTANTS: dict[str, Mutant] = {
             ),
         ),
         climate=_only(**_STEADY, forgets=True, sync_ms=20.0),
+        within=20,
+    ),
+    "a relearn learns what it leaves behind": Mutant(
+        (
+            (_RELEARNING, "sources, dict(window.clock)", "sources, {}"),
+            (_RELEARNING, "window.after, max(window.rows", "0, max(window.rows"),
+        ),
+        climate=_only(forgets=True, relearns=1.0),
         within=20,
     ),
     "a start removes the state that a forget names": Mutant(
