@@ -13,6 +13,7 @@ Rehearsal is left out.  Pure over a journal and snapshots: no clock, no HTTP, no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -22,6 +23,7 @@ import msgspec
 from evaluation.metrics import Task
 from online.errors import StartRefused
 from online.history import Decisions, origin
+from online.learner import Failed
 from online.models.base import Model
 from online.ordered import OrderedLearner
 from online.review import Review
@@ -51,6 +53,9 @@ class Wanted:
     def meant(self, row: Row) -> bool:
         """Whether the row is one of them."""
         return row.source == self.source and (self.since is None or row.at >= self.since)
+
+
+NOBODY: Final = Wanted("", math.inf)
 
 
 @dataclass(slots=True)
@@ -246,7 +251,11 @@ class Rebuild:
         Sources that are kept account of.
     review
         Makes, of what learns the rows, what judges them again; None: nothing does.
+    learner
+        What learns; None: a new one.
     """
+
+    _page_rows = _PAGE_ROWS
 
     def __init__(
         self,
@@ -261,11 +270,14 @@ class Rebuild:
         ordered: bool,
         sources_max: int = SOURCES_MAX,
         review: Callable[[OrderedLearner], Review | None] | None = None,
+        learner: OrderedLearner | None = None,
     ) -> None:
         self._journal, self._model, self._ordered = journal, base.model, ordered
         self._decisions, self._wanted = decisions, wanted
         self._server = Server.restored(_slowed(base, decisions), "ordered", 1, part_keys=_PARTS)
-        self._learner = OrderedLearner(build, task=task, spec=base.spec, rows_max=rows_max)
+        self._learner = learner or OrderedLearner(
+            build, task=task, spec=base.spec, rows_max=rows_max
+        )
         self._learner.evidence.sources_max = sources_max
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
@@ -288,8 +300,9 @@ class Rebuild:
         total = sum(max(p.end - self._at.get(p.id, 0), 0) for p in partitions)
         done = 0
         while True:
-            page = self._journal.follow(self._model, self._after, _PAGE_ROWS)
+            page = self._journal.follow(self._model, self._after, self._page_rows)
             self._look()
+            self._read(page.rows)
             for row in page.rows:
                 if row.offset > self._at.get(row.partition, 0):
                     self._take(row)
@@ -298,8 +311,11 @@ class Rebuild:
             self._learner.pass_to(page.upto)
             if progress is not None:
                 progress(done, max(total, done))
-            if len(page.rows) < _PAGE_ROWS:
+            if len(page.rows) < self._page_rows:
                 return
+
+    def _read(self, rows: Sequence[Row]) -> None:
+        """These come next."""
 
     def _look(self) -> None:
         """Which rows have failed since; StartRefused if a decision has rewritten the values."""
@@ -321,7 +337,7 @@ class Rebuild:
             row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
         elif self.review is not None and (counts or self._set_aside(row)):
             self.review.look(row)
-        failed = self._learner.learn(row, self._decisions.failure(row))
+        failed = self._learn(row)
         if failed is not None and counts:
             self._leave_out(row)  # it could be learned only with what is gone
             self.unlearned += 1
@@ -331,6 +347,9 @@ class Rebuild:
         """Whether a filter keeps the row back, and nobody has decided about it."""
         undecided = self._decisions.choice(origin(row)) is None
         return row.verdict is Verdict.QUARANTINED and undecided
+
+    def _learn(self, row: Row) -> Failed | None:
+        return self._learner.learn(row, self._decisions.failure(row))
 
     def _leave_out(self, row: Row) -> None:
         self._out.setdefault(row.partition, []).append(row.offset)

@@ -236,7 +236,10 @@ class OrderedLearner:
         return None
 
     def _learn(self, row: Row, example: Example) -> None:
-        learn_example(self._training, example, row.factor)
+        learn_example(self._training, example, row.factor, spec=self._spec)
+        if example.moved is not None:
+            self.tally.add(row.key, {}, None, row.at)
+            return
         label = None if self._task == "regression" else label_text(example.label)
         self.tally.add(row.key, self._counted(row, example), label, row.at)
 

@@ -39,10 +39,11 @@ from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.head import Head, made
 from online.models.inputs import Inputs
 from online.models.mixed import error_of, pull_of, slope_of
+from online.models.moved import numbers
 from online.models.slopes import Score, Slope
 from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.rewrites import HALVED, halvings
-from replay.example import Example, Features, Label
+from replay.example import Example, Features, Label, Moved
 from replay.memory import Lesson
 
 _NETWORK: Final = "network/"
@@ -286,6 +287,42 @@ class NetworkModel:
                 raise StateNotFinite(value)
             outputs.backward(slope)
             self._move()
+
+    def misfit(self, moved: Moved) -> str | None:
+        """Why a device's delta is not of the last layer; None if it is."""
+        last = self._last
+        if moved.columns or last is None or last.bias is None:
+            return "a delta of linear weights, or a network without a linear last layer with a bias"
+        sizes = numbers(moved.weights).size, numbers(moved.bias).size
+        if sizes != (last.weight.numel(), last.bias.numel()):
+            wanted = f"{last.weight.numel()} and {last.bias.numel()}"
+            return f"{sizes[0]} weights and {sizes[1]} numbers of bias, the last layer has {wanted}"
+        return None
+
+    def move(self, moved: Moved, weight: float) -> None:
+        """Add a device's delta to the last layer, and to the average that answers.
+
+        Raises StateNotFinite.
+        """
+        assert self._last is not None, "the delta was compared with the model"
+        self._changed, self._fresh = True, False
+        last = (self._last.weight, self._last.bias)
+        with torch.no_grad():
+            for tensor, by in zip(last, (moved.weights, moved.bias), strict=True):
+                change = torch.from_numpy(weight * numbers(by)).to(tensor.dtype)
+                tensor.add_(change.reshape(tensor.shape))
+                for average, of in self._averages:
+                    if of is tensor:  # it says where to, not one noisy step of many
+                        average.add_(change.reshape(tensor.shape))
+            total = sum(float(tensor.sum()) for tensor in last)
+        if not math.isfinite(total):
+            raise StateNotFinite(total)
+
+    def moved_slope(self, moved: Moved) -> Slope:
+        """A device's delta turned round, in the places of the last layer's gradient."""
+        bias = numbers(moved.bias)
+        weights = numbers(moved.weights).reshape(len(bias), -1)
+        return -np.concatenate([weights, bias[:, None]], axis=1).reshape(-1).astype(np.float32)
 
     def _begin(self) -> None:
         self._changed = True

@@ -138,10 +138,14 @@ class Traces:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[Running]:
-    """Two replicas that have learned forty events."""
+def serving(**more: Any) -> Iterator[Running]:
+    """Two replicas that have learned forty events; ``more`` settings of the model."""
     with folder() as place:
-        write_settings(place, {"replicas": 2, "models": [MODEL]})
+        (place / "root.csv").write_text(
+            "a,b,label\n"
+            + "".join(f"{i % 7},{i % 5 - 1.5},{('no', 'yes')[i % 3 == 0]}\n" for i in range(30))
+        )
+        write_settings(place, {"replicas": 2, "models": [{**MODEL, **more}]})
         running = launch(place)
         try:
             learn(running, 40)

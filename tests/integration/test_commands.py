@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from online.bench.service import Running, status
+from online.edge import on_device
 
 pytestmark = pytest.mark.ray
 
@@ -28,7 +29,7 @@ refused: Any = operated.refused
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    with operated.serving() as running:
+    with operated.serving(devices={"buffer": 2}, root_set="root.csv") as running:
         yield running
 
 
@@ -113,6 +114,24 @@ def test_a_release_for_devices_is_served(service: Running) -> None:
     assert again.status_code == 304
     assert "default-src 'none'" in httpx.get(f"{service.url}/edge/demo", timeout=20).text
     assert "release 1.0" in good("edge", "status", *config)
+
+    told = answer.json()
+    assert {"trained_through", "quality", "rows_since"} <= told["freshness"].keys()
+    rows = [({"a": float(i % 7), "b": i % 5 - 1.5}, ("no", "yes")[i % 3 == 0]) for i in range(20)]
+    learned = on_device.learn(pack.content, rows, told["learn"]["rate"])
+    push = learned.clipped(told["learn"]["clip"]).body("device-1", 1, told["sequence"])
+    before = status(service, "clicks")["learned"]
+    first = httpx.post(f"{url}/deltas", json=push, timeout=20)
+    assert (first.status_code, first.json()["status"]) in ((200, "learned"), (200, "clipped"))
+    for _ in range(4):  # whichever replica answers
+        again = httpx.post(f"{url}/deltas", json=push, timeout=20)
+        assert (again.status_code, again.json()["status"]) == (200, "duplicate")
+    everywhere(service, before + 1)
+    late = httpx.post(f"{url}/deltas", json={**push, "event": 2, "sequence": 9}, timeout=20)
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "stale")
+    bad = {**push, "event": 3, "bias": {"float32": "AADAfw=="}}
+    refusal = httpx.post(f"{url}/deltas", json=bad, timeout=20)
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (422, "invalid_value")
 
 
 # -- what is read ----------------------------------------------------------------------------
