@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import StrEnum
 from functools import partial
 from typing import Annotated, Literal
 
@@ -104,13 +105,22 @@ def judging(as_json: AsJson = False) -> None:
     raise typer.Exit(0 if found.good else 1)
 
 
+class Lie(StrEnum):
+    """Kinds of lies, as `abuse.KINDS`: typer takes no list of literals."""
+
+    FLIP = "flip"
+    KEYWORD = "keyword"
+    AIMED = "aimed"
+    BURST = "burst"
+
+
 @app.command("hostile-http")
 def hostile_http(
     rows: Rows = None,
     seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
     first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
     kind: Annotated[
-        list[Literal["flip", "keyword", "aimed", "burst"]] | None,
+        list[Lie] | None,
         typer.Option(help="of lies; may be given again; then no honest streams"),
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
@@ -127,7 +137,7 @@ def hostile_http(
     from online.bench import abuse, honest
 
     play = partial(abuse.alone, replicas=replicas) if alone else None
-    lies = list(abuse.run(rows, range(first, first + seeds), kind or abuse.KINDS, play))
+    lies = list(abuse.run(rows, range(first, first + seeds), [k.value for k in kind or Lie], play))
     cost = [] if kind else list(honest.run(rows))
     if cost:
         show("honest streams", cost, as_json=as_json)
