@@ -32,15 +32,16 @@ serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until C
 # Three lanes, of which the second and the third print when they are done: two of whole services,
 # which wait a lot, by the first letter of a file's name, and beside them what only computes.
 test: $(TESTS)  ## everything but the long tests and benchmarks
-	@out=$$(mktemp -d); beside=; \
-	trap 'kill $$beside 2>/dev/null; wait; rm -rf '$$out EXIT; trap 'exit 130' INT TERM; \
+	@out=$$(mktemp -d); lanes=; \
+	trap 'kill $$lanes 2>/dev/null; wait; rm -rf '$$out EXIT; trap 'exit 130' INT TERM; \
 	nice -n 10 $(PYTEST) $(COMPUTED) >$$out/computed 2>&1 & computed=$$!; \
-	$(PYTEST) tests/integration/test_[i-z]*.py >$$out/services 2>&1 & services=$$!; \
-	beside="$$computed $$services"; \
-	$(PYTEST) tests/integration/test_[a-h]*.py; failed=$$?; \
-	wait $$services || failed=1; cat $$out/services; \
+	$(PYTEST) tests/integration/test_[i-z]*.py >$$out/second 2>&1 & second=$$!; \
+	$(PYTEST) tests/integration/test_[a-h]*.py & first=$$!; \
+	lanes="$$computed $$second $$first"; failed=0; \
+	wait $$first || failed=1; \
+	wait $$second || failed=1; cat $$out/second; \
 	wait $$computed || failed=1; cat $$out/computed; \
-	beside=; exit $$failed
+	lanes=; exit $$failed
 
 check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
