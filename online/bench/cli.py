@@ -21,6 +21,7 @@ from online.bench.alone import (
     journal,
     merge,
     prequential,
+    relearning,
     report,
     robustness,
 )
@@ -416,6 +417,7 @@ def everything() -> None:
     trees()
     merge()
     journal()
+    relearning(rows=None)
     services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
