@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,7 +67,10 @@ Rows = list[tuple[Features, Label]]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and which rows of a stream are vouched for, taught before, dealt, and asked."""
+    """A model, and how many rows of a stream are vouched for, taught before, dealt, and asked.
+
+    ``first``: drawn from so many, and dealt in the order of time; 0: one part after the other.
+    """
 
     stream: str
     task: Task
@@ -76,6 +80,7 @@ class Case:
     taught: int
     dealt: int
     asked: int
+    first: int = 0
 
 
 _DIGITS: Final = (100, 120, 1080, 497)
@@ -85,7 +90,7 @@ CASES: Final[Mapping[str, Case]] = {
         "digits", "multiclass", "mlp",
         {"inputs": [f"p{i}" for i in range(64)], "outputs": 10}, *_DIGITS,
     ),
-    "logistic, Elec2": Case("elec2", "binary", "logreg", {}, 200, 100, 4000, 2000),
+    "logistic, Elec2": Case("elec2", "binary", "logreg", {}, 200, 200, 4000, 2000, 20_000),
 }  # fmt: skip
 
 
@@ -253,7 +258,12 @@ def run(
 ) -> tuple[Fate, list[Device]]:
     """One fleet.  Raises StreamUnusable without the stream."""
     about = CASES[case]
-    rows = list(open_stream(about.stream, data_dir()).rows)
+    rows = list(islice(open_stream(about.stream, data_dir()).rows, about.first or None))
+    if about.first:
+        order = np.random.default_rng(0).permutation(len(rows)).tolist()
+        start = about.root + about.taught
+        order[start : start + about.dealt] = sorted(order[start : start + about.dealt])
+        rows = [rows[i] for i in order]
     ends = np.cumsum([about.root, about.taught, about.dealt, about.asked]).tolist()
     parts = [rows[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     settings = Devices(rate=0.05, clip=1.0 if filters else _UNBOUND, buffer=10)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
@@ -177,6 +179,17 @@ def test_what_is_stale_too_often_or_too_long_is_refused_and_nothing_is_written(
                 sent["weights"] = {**first["weights"], "scale": 1e-9}
             assert await scene.push(sent) == "invalid_value"
         assert len(rows_of(scene)) == 2 + DEVICES.hourly - 1
+
+    play(tmp_path, with_logreg(act))
+
+
+def test_many_at_once_are_counted_before_they_are_written(tmp_path: Path) -> None:
+    async def act(scene: Scene, world: World) -> None:
+        first = body(scene)
+        sent = [scene.push({**first, "event": i}) for i in range(12)]
+        fates = Counter(await asyncio.gather(*sent))
+        assert fates["too_often"] == 12 - DEVICES.hourly, fates
+        assert len(rows_of(scene)) == DEVICES.hourly
 
     play(tmp_path, with_logreg(act))
 
