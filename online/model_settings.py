@@ -135,11 +135,22 @@ class Drift(Tree):
         2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
     )
     window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
-    on_rise: Literal["tell", "freeze", "rollback"] = Field(
+    on_rise: Literal["tell", "freeze", "rollback", "relearn"] = Field(
         "tell",
         description="when the error has risen; freeze: nothing more is learned until an operator "
         "unfreezes; rollback: back to the newest snapshot from before the rise, what was learned "
-        "since is undone and kept. With replay, recent rows are drawn for a while either way",
+        "since is undone and kept; relearn: a fresh model learns the rows since the rise, and "
+        "serves if it is better on the newer half of them, what is older is undone and kept. "
+        "With replay, recent rows are drawn for a while either way",
+    )
+    relearn_rows: int = Field(
+        2_000,
+        ge=400,
+        le=100_000,
+        description="newest rows that relearn learns, at most; it waits for half as many",
+    )
+    relearn_pause: Seconds = Field(
+        600, description="no second fresh model within this time of the parameter server"
     )
 
 

@@ -47,12 +47,9 @@ from online.ordered_follower import OrderedFollower
 from online.overlay import OverlayLearner
 from online.owed import Owed
 from online.pace import Pace
+from online.rise import Relearn, Rise
 from online.tokens import forward_clock
 from online.writer import Writer
-from paramserver.errors import (
-    ParamServerError,
-    RollbackRefused,
-)
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
 from replay.journal.base import Journal
@@ -87,6 +84,8 @@ class ModelReplica:
         Judge feedback before it is written; None: nothing does.
     canary
         Watches the loss on rows that an operator vouches for; None: there are none.
+    relearn
+        Has a fresh model taught by recent rows (:mod:`online.relearning`); None: nobody does.
     """
 
     def __init__(
@@ -106,6 +105,7 @@ class ModelReplica:
         ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
         filters: Filtering | None = None,
         canary: Canary | None = None,
+        relearn: Relearn | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -156,9 +156,7 @@ class ModelReplica:
         )
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
-        self._ask = ask
-        self._rise: tuple[int, float] | None = None  # newest rewrite, and a time before the rise
-        self._retreat: str | None = None
+        self._rise = Rise(settings.name, settings.drift, learner, ask, relearn)
         self._watch, self._watch_due_s = None, 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
         if ask is not None and guarded and isinstance(learner, Learner):
@@ -193,10 +191,7 @@ class ModelReplica:
         """The error has risen: what is kept of before is of another stream."""
         if self.learner.memory is not None:
             self.learner.memory.alarm()
-        action = self.settings.drift.on_rise
-        if action != "tell" and not self.learner.frozen and self._rise is None:
-            log.warning("model %s: %s, its error has risen: %s", self.settings.name, action, alarm)
-            self._rise = self.learner.rewrite, since
+        self._rise.rang(alarm, since)
 
     def _purge(self, source: str) -> None:
         """A source is quarantined: what it has sent is not learned again."""
@@ -259,6 +254,7 @@ class ModelReplica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._rise.stop()
         await self._follower.stop()
         self.store.close()
 
@@ -337,7 +333,7 @@ class ModelReplica:
     def incident(self) -> str | None:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
-        acted = watched or self._retreat
+        acted = watched or self._rise.incident
         return self.exchange.refused or self.writer.incident or self._unexpected or acted
 
     @property
@@ -410,25 +406,7 @@ class ModelReplica:
             self._purged_by = self.writer.decisions.seq
             for source in self.writer.decisions.bans:
                 self._purge(source)
-        if self._rise is not None and self._ask is not None:
-            await self._act_on_rise(self._ask, *self._rise)
+        await self._rise.act()
         if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
             self._watch_due_s = self._monotonic_s() + _WATCH_S
             await self._watch.look()
-
-    async def _act_on_rise(self, ask: Callable[..., Any], rewrite: int, since: float) -> None:
-        try:
-            if self.settings.drift.on_rise == "freeze":
-                await ask("freeze")
-            else:
-                done = await ask("retreat", rewrite, since)
-                if done["snapshot"] is not None:
-                    self._retreat = (
-                        f"its error had risen: back to snapshot {done['snapshot']}, "
-                        f"{done['undone']} rows undone (online rollback --undone)"
-                    )
-        except RollbackRefused as error:
-            self._retreat = f"its error has risen; left as it is: {error}"
-        except ParamServerError:
-            return  # it is asked again
-        self._rise = None

@@ -264,6 +264,9 @@ def robustness(
     seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
     long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
+    rounds: Annotated[
+        bool, typer.Option("--rounds", help="only the rounds beside byzfl, of --peer")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attacks by defences of a network that learns from sources of which a quarter is hostile.
@@ -278,6 +281,15 @@ def robustness(
         print(line, file=sys.stderr)
 
     data = bench.images(data_dir())
+    if rounds:
+        if peer is None:
+            raise typer.BadParameter("--rounds goes with --peer PYTHON")
+        show(
+            "R3, rounds beside byzfl",
+            synchronous.run(data, peer, progress=progress),
+            as_json=as_json,
+        )
+        return
     parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
     beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
     sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES

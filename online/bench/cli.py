@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
@@ -107,7 +108,13 @@ def judging(as_json: AsJson = False) -> None:
 def hostile_http(
     rows: Rows = None,
     seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    kind: Annotated[
+        list[Literal["flip", "keyword", "aimed", "burst"]] | None,
+        typer.Option(help="of lies; may be given again; then no honest streams"),
+    ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
+    replicas: Annotated[int, typer.Option(help="with --alone", min=1, max=8)] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Twenty tokens send text messages over HTTP, five of them lies; and what honest streams lose.
@@ -119,10 +126,11 @@ def hostile_http(
     """
     from online.bench import abuse, honest
 
-    play = abuse.alone if alone else None
-    lies = list(abuse.run(rows, range(seeds), play=play))
-    cost = list(honest.run(rows))
-    show("honest streams", cost, as_json=as_json)
+    play = partial(abuse.alone, replicas=replicas) if alone else None
+    lies = list(abuse.run(rows, range(first, first + seeds), kind or abuse.KINDS, play))
+    cost = [] if kind else list(honest.run(rows))
+    if cost:
+        show("honest streams", cost, as_json=as_json)
     show("lies over HTTP", lies, as_json=as_json)
     good = all(row.good for row in cost) and all(row.good for row in lies)
     raise typer.Exit(0 if good else 1)
@@ -401,7 +409,7 @@ def everything() -> None:
     services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
-    found.append(_passes(lambda: hostile_http(rows=None, seeds=5)))
+    found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
     learning_back(seeds=2)
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))

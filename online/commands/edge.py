@@ -130,6 +130,12 @@ def publish(
         str | None,
         typer.Option(help="golden rows of a stream or CSV file; none: the journal's newest"),
     ] = None,
+    steps: Annotated[
+        bool,
+        typer.Option(
+            "--steps", help="weights in steps: updates are a fraction, answers off by up to .005"
+        ),
+    ] = False,
     every: Annotated[
         float | None,
         typer.Option("--every", help="seconds: go on with each newer snapshot", min=1),
@@ -145,8 +151,9 @@ def publish(
 
     Devices that have one of the three releases before are sent the difference.  The service need
     not run; if it does, it serves the release from now on.  A few golden rows go to the devices:
-    they are the journal's, unless --stream names others.  With --every, a release that does not
-    pass its test on devices is halted.
+    they are the journal's, unless --stream names others.  With --steps the weights are whole
+    steps, so that differences are small; the manifest says how far that is off.  With --every, a
+    release that does not pass its test on devices is halted.
 
     Example: online edge publish --percent 100
 
@@ -172,7 +179,7 @@ def publish(
             if state.version != last:
                 last = state.version
                 rows = golden_rows(settings, served, stream)
-                made = _exported(settings, served, state, built, rows, wanted)
+                made = _exported(settings, served, state, built, rows, wanted, steps=steps)
                 _say(
                     _publish(settings, served, place, made, percent, valid_days),
                     as_json,
@@ -289,11 +296,12 @@ def status(
 
 def _exported(
     settings: Settings, served: ModelSettings, state: SnapshotState, built: Any,
-    rows: list[Features], targets: list[str],
+    rows: list[Features], targets: list[str], *, steps: bool,
 ) -> Exported:  # fmt: skip
-    from online.edge.export import export
+    from online.edge.export import Steps, export
 
     how_fresh = freshness(settings, served, state)
+    folder = _folder(settings, served)
     return export(
         built,
         served.task,
@@ -302,6 +310,7 @@ def _exported(
         shown=shown(served),
         targets=targets,
         golden_most=GOLDEN,
+        steps=Steps(folder.newest_pack()) if steps else None,
     )
 
 

@@ -73,6 +73,12 @@ class Folder:
         """A published file by its hash.  FileNotFoundError."""
         return (self.path / "files" / digest).read_bytes()
 
+    def newest_pack(self) -> bytes | None:
+        """The edgepack of the newest release; None if it has none."""
+        releases = self.channel().releases
+        target = releases[-1].about["targets"].get("edgepack") if releases else None
+        return None if target is None else self.file(target["sha256"])
+
     def head(self) -> tuple[bytes, bytes]:
         """The manifest's bytes and their signature.  FileNotFoundError."""
         data = (self.path / "head").read_bytes()

@@ -121,7 +121,10 @@ class NetworkModel:
         self._parameters = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         self._tensors = _tensors_of(self._module, _NETWORK)
         self._dtype = next((t.dtype for t in self._tensors.values()), torch.float32)
-        self._head = Head(name, task, self._outputs(name), loss=network.loss, labels=network.labels)
+        if not self._parameters:
+            raise LearnerUnusable(name, "it has no parameters that learn", "Give it some")
+        outputs = _outputs(name, self._module, len(self._inputs.names), self._dtype)
+        self._head = Head(name, task, outputs, loss=network.loss, labels=network.labels)
         self.labels = self._head.labels
         self._new_optimizer = network.optimizer
         self._optimizer = self._new_optimizer(self._parameters.values())
@@ -168,24 +171,6 @@ class NetworkModel:
             apart = sum(float((a - t).square().sum()) for a, t in self._averages)
             length = sum(float(t.square().sum()) for _, t in self._averages)
         return math.sqrt(apart / length) if length else 0.0
-
-    def _outputs(self, name: str) -> int:
-        """How many outputs there are, from an answer to a row of zeros."""
-        wide = len(self._inputs.names)
-        if not self._parameters:
-            raise LearnerUnusable(name, "it has no parameters that learn", "Give it some")
-        try:
-            with torch.no_grad():
-                shape = self._module(torch.zeros(1, wide, dtype=self._dtype)).shape
-        except Exception as error:  # a stranger's module may raise anything
-            problem = f"a row of {wide} inputs raises {type(error).__name__}: {error}"
-            raise LearnerUnusable(
-                name, problem, "Name as many inputs as the module takes"
-            ) from error
-        if len(shape) != 2 or shape[0] != 1:
-            problem = f"a row of inputs gives a tensor of shape {tuple(shape)}"
-            raise LearnerUnusable(name, problem, "Return the shape (rows, outputs)")
-        return int(shape[1])
 
     def _probe(self, name: str) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype]]:
         """Shape and type of the optimizer's state, from a step of a copy."""
@@ -467,6 +452,21 @@ def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:
             parameter.grad.add_(parameter.sign(), alpha=training.l1)
     if training.clip:
         nn.utils.clip_grad_norm_(parameters, training.clip)
+
+
+def _outputs(name: str, module: nn.Module, wide: int, dtype: torch.dtype) -> int:
+    """How many outputs there are, from an answer to a row of zeros."""
+    try:
+        with torch.no_grad():
+            shape = module(torch.zeros(1, wide, dtype=dtype)).shape
+    except Exception as error:  # a stranger's module may raise anything
+        problem = f"a row of {wide} inputs raises {type(error).__name__}: {error}"
+        remedy = "Name as many inputs as the module takes"
+        raise LearnerUnusable(name, problem, remedy) from error
+    if len(shape) != 2 or shape[0] != 1:
+        problem = f"a row of inputs gives a tensor of shape {tuple(shape)}"
+        raise LearnerUnusable(name, problem, "Return the shape (rows, outputs)")
+    return int(shape[1])
 
 
 def _tensors_of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:

@@ -91,6 +91,7 @@ def check(output: str, statuses: Counter[int]) -> None:
     assert "Tested: 40" in output, "every operation"
 
 
+@pytest.mark.long  # the same operations as with a token
 def test_without_tokens(free: Running) -> None:
     output, statuses = attack(free.url, f"{free.url}/openapi.json", 15, {})
     check(output, statuses)

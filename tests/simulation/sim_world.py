@@ -68,6 +68,7 @@ class Climate:
     spread_s: float = 0.2
     background: bool = False
     forgets: bool = False
+    relearns: float = 0.4
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:

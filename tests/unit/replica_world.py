@@ -94,6 +94,7 @@ class World:
         ordered: bool = False,
         overlay: bool = False,
         ask: Any = None,
+        relearn: Any = None,
         filters: Callable[[Any], Filtering] | None = None,
         task: Task = "regression",
         **settings: Any,
@@ -121,6 +122,7 @@ class World:
             learns=learns,
             now_s=now_s,
             ask=ask,
+            relearn=relearn,
             filters=None if filters is None else filters(learner),
         )
         await replica.start()

@@ -68,6 +68,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v1/models/{model}/quarantine"): ADMIN,
     ("GET", "/v1/models/{model}/quarantine/events/{event}"): ADMIN,
     ("POST", "/v1/models/{model}/forget"): ADMIN,
+    ("POST", "/v1/models/{model}/backfill"): ADMIN,
     ("POST", "/v1/models/{model}/sources"): ADMIN,
     ("POST", "/v1/models/{model}/quarantine/release"): ADMIN,
     ("POST", "/v1/models/{model}/quarantine/discard"): ADMIN,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,8 @@ from online.processes import Owner
 from online.rescore.errors import InputRefused
 from online.tokens import Keys, event_key
 from paramserver import bases, rewrites
-from paramserver.errors import DecisionUncertain
+from paramserver.actor import ParameterServer
+from paramserver.errors import BackfillRefused, DecisionUncertain
 from paramserver.errors import StartRefused as ServerRefused
 from paramserver.lineage import Lineage, Recovered, publish, recover
 from paramserver.rewrites import Rollback
@@ -431,9 +433,108 @@ def test_not_beside_a_service(folder: Folder) -> None:
         folder.backfill("--input", a_file(folder))
 
 
+# -- beside a service ------------------------------------------------------------------------------
+
+
+class Service:
+    """A parameter server and the routes that the command asks, in this process."""
+
+    def __init__(self, folder: Folder, monkeypatch: Any) -> None:
+        self.folder, self.asked = folder, list[str]()
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.server = ParameterServer(
+            folder.lineage, lambda: open_journal(folder.settings),
+            snapshots_path(folder.settings), background=False,
+        )  # fmt: skip
+        assert self.server.restore()
+        monkeypatch.setattr("online.commands.backfill._running", lambda *_: self.client())
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(self.answer), base_url="http://service")
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        what = request.url.path.rpartition("/")[2]
+        self.asked.append(what)
+        if what == "models":
+            return httpx.Response(200, json={"models": [{"model": "m"}]})
+        if what == "m":
+            return httpx.Response(200, json={"spec": self.folder.lineage.spec[:16]})
+        if what == "snapshots":
+            made = self.server.snapshot()
+            self.meanwhile()
+            return httpx.Response(200, json=made)
+        body = json.loads(request.content)
+        try:
+            done = self.server.backfill(body.pop("snapshot"), json.dumps(body).encode())
+        except BackfillRefused as error:
+            return httpx.Response(422, json={"error": {"message": str(error)}})
+        return httpx.Response(200, json=done)
+
+    def asides(self) -> list[str]:
+        names = self.folder.history()._snapshots.names()
+        return [name for name in names if name.startswith("aside-")]
+
+
+def test_a_service_goes_on_with_what_the_table_has_taught(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(folder, monkeypatch)
+    service.meanwhile = lambda: folder.feed(5)  # it goes on learning
+    path = a_file(folder)
+    facts = folder.backfill("--input", path)
+    assert service.asked == ["models", "m", "snapshots", "backfill"]
+    expected = alone([labelled(3_000)])
+    for _ in range(5):
+        expected.learn({"a": 1.0}, True, 1.0)
+    server = service.server._server
+    assert server is not None
+    weights = dict(server.values["weights"].data)
+    assert near(weights, expected)
+    assert (server.clock, server.rewrite, server.version[0]) == ({1: 5}, facts["control"], 2)
+    listed = {row["name"]: row["pinned"] for row in service.server.snapshots()}
+    assert listed[facts["snapshot"]], "the base"
+    assert service.asides() == []
+    with pytest.raises(TaughtAlready):
+        folder.backfill("--input", path)
+    with pytest.raises(StartRefused, match="begins anew"):
+        folder.backfill("--input", path, "--relearn")
+    service.server.snapshot()
+    assert fsck.check(folder.settings, "m").good
+    assert folder.backfills() == [facts["snapshot"]]
+    assert folder.weights() == weights, "a start goes on from it"
+
+
+def test_a_service_that_was_rolled_back_meanwhile_refuses_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(folder, monkeypatch)
+    service.meanwhile = lambda: service.server.rollback(service.server.snapshots()[0]["name"])
+    with pytest.raises(StartRefused, match="rewritten meanwhile"):
+        folder.backfill("--input", a_file(folder))
+    assert service.asides() == []
+    assert folder.backfills() == []
+    service.meanwhile = lambda: None
+    folder.backfill("--input", a_file(folder))
+    assert near(folder.weights(), alone([labelled(3_000)]))
+
+
+def test_ctrl_c_beside_a_service_changes_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(folder, monkeypatch)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    service.meanwhile = interrupted
+    with pytest.raises((KeyboardInterrupt, SystemExit, AssertionError)):
+        folder.backfill("--input", a_file(folder))
+    assert (service.asides(), folder.backfills()) == ([], [])
+
+
 # -- the rules taken out ---------------------------------------------------------------------------
 
-MUTANTS: dict[str, tuple[str, Any, Callable[[Folder], None]]] = {
+MUTANTS: dict[str, tuple[str, Any, Callable[..., None]]] = {
     "the row does nothing": (
         "paramserver.lineage._backfilled", lambda state, *_: state,
         test_what_a_start_from_before_the_row_needs,
@@ -444,6 +545,10 @@ MUTANTS: dict[str, tuple[str, Any, Callable[[Folder], None]]] = {
     "the base is not pinned": (
         "paramserver.snapshots.history.SnapshotHistory.pin", lambda *_: None,
         test_a_start_goes_on_from_what_the_table_has_taught,
+    ),
+    "what the service has learned meanwhile is lost": (
+        "online.forgetting.Rebuild.run", lambda *_: None,
+        test_a_service_goes_on_with_what_the_table_has_taught,
     ),
     "files are not remembered": (
         "paramserver.bases.backfills", lambda *_: (), test_the_same_bytes_twice
@@ -471,5 +576,7 @@ def test_a_rule_that_is_taken_out_is_missed(
 ) -> None:
     place, wrong, test = MUTANTS[name]
     monkeypatch.setattr(place, wrong)
+    known = {"folder": folder, "monkeypatch": monkeypatch}
+    given = {name: known[name] for name in inspect.signature(test).parameters}
     with pytest.raises((AssertionError, pytest.fail.Exception)):
-        test(*([folder] if "folder" in inspect.signature(test).parameters else []))
+        test(**given)
