@@ -422,9 +422,23 @@ def everything() -> None:
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
+    learning_back(seeds=2)
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))
     raise typer.Exit(0 if all(found) else 1)
+
+
+@app.command("learning-back")
+def learning_back(
+    seeds: Annotated[int, typer.Option(help="fleets a case", min=1)] = 2, as_json: AsJson = False
+) -> None:
+    """Twenty devices that push deltas, five of whom lie; with filters, without, without liars.
+
+    In one process.  Digits, and Elec2 of ONLINE_DATA_DIR.  Example: online bench learning-back
+    """
+    from online.bench import devices as bench
+
+    show("learning back", bench.table(range(1, seeds + 1)), as_json=as_json)
 
 
 def _passes(command: Callable[[], None]) -> bool:

@@ -108,6 +108,7 @@ class NetworkModel:
     numeric_only = True
     why_not_mergeable: str | None = None
     halves = True
+    by_column = False
 
     def __init__(self, network: Network, task: Task) -> None:
         self.inputs = tuple(network.inputs)
