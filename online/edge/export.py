@@ -304,9 +304,7 @@ def _in_steps(
     The gate here compares it with the model; a device has to find what the reference reader finds
     in the same bytes, as nearly as in those of an exact pack.
     """
-    held = None if steps.held is None else pack.decode(steps.held)
-    near = grid.on_grid(model, held, proof.rows, np.random.default_rng(seed))
-    data = pack.encode(near)
+    data = grid.on_grid(model, steps.held, proof.rows, np.random.default_rng(seed))
     found = runners.run_pack(data, proof.rows)
     parity = gate("edgepack", found, proof, grid.OFF_MAX, grid.AGREE_LEAST)
     return data, parity, replace(proof, expected=found)

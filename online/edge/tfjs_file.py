@@ -102,6 +102,8 @@ def _dense(model: EdgeModel) -> Iterator[tuple[Floats, Floats, str]]:
     if isinstance(body, Linear) and len(body.votes) == 1:
         yield body.weights, body.bias, body.link
     elif isinstance(body, Mlp):
+        if body.embeddings:
+            raise ExportRefused("tfjs", "there is no layer for ids among numbers")
         last = len(body.layers) - 1
         for i, layer in enumerate(body.layers):
             both = i == last and body.link != "identity"
