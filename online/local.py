@@ -15,6 +15,7 @@ from online.evidence import Evidence
 from online.models.base import Compensable, Model, Prediction
 from online.tally import Tally
 from paramserver import blocks as algebra
+from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
 from paramserver.wire import Push, Version
 from replay.example import Example, Features, label_text
@@ -116,6 +117,15 @@ class LocalModel:
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
         return score_of(self._task, prediction)
+
+    @property
+    def pulled(self) -> Blocks:
+        """The server's values of ``version``, without own deltas.  Not to be changed."""
+        return self._pulled.blocks
+
+    def changes_since(self, version: Version | None) -> Touched | None:
+        """What was touched in them after that version; None if it is not known."""
+        return self._pulled.changes_since(version)
 
     # -- partitions ---------------------------------------------------------------------------
 

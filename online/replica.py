@@ -47,6 +47,7 @@ from online.ordered_follower import OrderedFollower
 from online.overlay import OverlayLearner
 from online.owed import Owed
 from online.pace import Pace
+from online.peers import Peer
 from online.tokens import forward_clock
 from online.writer import Writer
 from paramserver.errors import (
@@ -87,6 +88,8 @@ class ModelReplica:
         Judge feedback before it is written; None: nothing does.
     canary
         Watches the loss on rows that an operator vouches for; None: there are none.
+    peers
+        Other replicas, asked for values by one that starts while the server can't be reached.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class ModelReplica:
         ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
         filters: Filtering | None = None,
         canary: Canary | None = None,
+        peers: ParameterServerClient | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -147,13 +151,16 @@ class ModelReplica:
             self._pace,
             self.counts,
             replica=replica,
+            spec=spec,
             interval_s=settings.snapshots.interval_s,
             learns=learns,
             report=self.report,
             rewritten=self._on_rewrite,
             monotonic_s=monotonic_s,
             cpu_s=cpu_s or monotonic_s,
+            peers=peers,
         )
+        self.tell = Peer(learner, replica, spec, lambda: self.age_ms).sync
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
         self._ask = ask

@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from online import scaling
 from online.config import WITH_SECRETS, Settings
@@ -15,7 +15,7 @@ from online.errors import StartRefused
 from online.model_settings import ModelSettings
 from online.tokens import Keys
 
-_APP = "online"
+APP: Final = "online"
 _STOP_REPLICA_S = 2.0
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
@@ -158,9 +158,9 @@ def deploy(settings: Settings, origin: Origin, version: int) -> None:
     from ray import serve
 
     try:
-        serve.run(application(settings, origin, version), name=_APP)
+        serve.run(application(settings, origin, version), name=APP)
     except RuntimeError as error:
-        said = serve.status().applications[_APP].deployments["Replica"].message
+        said = serve.status().applications[APP].deployments["Replica"].message
         raise StartRefused(
             f"the replicas do not start: {_reason(said) or error}", "Mend what it says"
         ) from error

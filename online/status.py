@@ -99,6 +99,7 @@ class Cluster(Kept):
             "version": replica.version,
             "age_ms": None if age is None else round(age, 1),
             "updates_behind": replica.updates_behind,
+            "from_peer": replica.exchange.peer,
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),

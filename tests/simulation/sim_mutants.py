@@ -104,6 +104,7 @@ _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
 _HISTORY = "paramserver.snapshots.history"
 _FORGETTING = "online.forgetting"
+_PEERS = "online.peers"
 
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -458,6 +459,28 @@ MUTANTS: dict[str, Mutant] = {
         ),
         climate=_only(**_STEADY, forgets=True, sync_ms=20.0),
         within=20,
+    ),
+    "a peer gives its local model": Mutant(
+        (
+            (
+                _PEERS,
+                "learner.pulled, learner.version",
+                "learner._cut() or learner._pulled.with_deltas("
+                "learner._deltas.pending(learner.clock)), learner.version",
+            ),
+        ),
+        climate=_only(
+            "kill replica",
+            **_STEADY,
+            peers=True,
+            sync_ms=300.0,
+            updates=64,
+            fault_s=1.5,
+            hasty=0.2,
+            lease_s=0.5,
+            feedback_wait_s=10.0,
+        ),
+        within=150,
     ),
     "a start removes the state that a forget names": Mutant(
         ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),
