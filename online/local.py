@@ -104,6 +104,11 @@ class LocalModel:
         """Own rows in the local model on top of ``version``."""
         return self._pending_n + (len(self._open.rows) if self._open else 0)
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether what answers is the copy that learns."""
+        return self.serving is self._training
+
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
         if self.undone.has(partition, offset):

@@ -161,6 +161,7 @@ class ModelReplica:
             peers=peers,
         )
         self.tell = Peer(learner, replica, spec, lambda: self.age_ms).sync
+        self._served = 0
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
         self._ask = ask
@@ -375,6 +376,8 @@ class ModelReplica:
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
+        gauges["from_peer"] = self.exchange.peer is not None
+        gauges |= {"served_events": self.served, "served_epoch": self.learner.version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
         if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights
@@ -393,6 +396,13 @@ class ModelReplica:
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
             found["average_gap"] = gap
         return found
+
+    @property
+    def served(self) -> int:
+        """Events in the model that answers."""
+        if self.learner.up_to_date:  # until the copy that learns has them all, the old one answers
+            self._served = self.learner.tally.digest[0]
+        return self._served
 
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""

@@ -298,7 +298,7 @@ class Server:
             control=self.control,
             frozen=self.frozen > 0,
             position=self.position,
-            learned=self._learned(),
+            learned=self.learned(),
             keeper=keeper,
             **self._parts.told(request, self.values, self.version, self.changes_since),
         )
@@ -310,7 +310,8 @@ class Server:
             return {}
         return {name: float(block.data[name]) for name in SCORES if name in block.data}
 
-    def _learned(self) -> int:
+    def learned(self) -> int:
+        """Events in the values."""
         digests = [b.data["count"] for b in self.values.values() if b.kind == DIGEST]
         return int(sum(digests))
 

@@ -22,7 +22,8 @@ import pytest
 import yaml
 
 from online.bench.exactly_once import Client, Sent, settings_of
-from online.bench.service import Running, launch, status, write_settings
+from online.bench.learners import COUNT_LABEL
+from online.bench.service import Running, launch, settle, status, write_settings
 from online.processes import runs
 
 pytestmark = pytest.mark.ray
@@ -168,6 +169,61 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
         closed = seen["RemoteProtocolError"] + seen["ReadError"]
         assert seen["200"] + closed == seen.total(), seen
         assert closed <= seen.total() / 1000, seen
+
+
+def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
+    with service({**settings_of(0), "replicas": 1}) as running:
+        for i in range(20):
+            learn(running.url, f"before {i}")
+        settle(running, "counting", 20)
+        (first,) = running.replica_urls().values()
+        (server,) = running.named("ParameterServer")
+        server.send_signal(signal.SIGSTOP)
+        try:
+            learn(first, "not pushed")
+            reload(running, "replicas: 1 -> 2", lambda s: s.update(replicas=2))
+            (second,) = set(running.replica_urls().values()) - {first}
+            answer = predict(second, "before 3")
+            assert answer["from_peer"] is True
+            assert answer["updates_behind"] is None
+            assert answer["age_ms"] > 1000, "since the server was heard of by anybody"
+            assert answer["prediction"] == predict(first, "before 3")["prediction"] != 0.0
+            assert answer["version"] == predict(first, "before 3")["version"]
+            assert predict(second, "not pushed")["prediction"] == 0.0, "the peer's own row"
+            learn(second, "meanwhile")
+            assert predict(second, "meanwhile")["prediction"] != 0.0
+        finally:
+            server.send_signal(signal.SIGCONT)
+        settle(running, "counting", 22)
+        deadline = time.monotonic() + 20
+        while not all(
+            predict(url, event)["prediction"] != 0.0 and "from_peer" not in predict(url, event)
+            for url in (first, second)
+            for event in ("before 3", "not pushed", "meanwhile")
+        ):
+            assert time.monotonic() < deadline
+        shown = status(running, "counting")["replicas"].values()
+        assert max(report["unserved_s"] for report in shown) < 5.0
+        running.stop()
+        (findings,) = fsck(running)
+        assert findings["good"], findings
+        assert findings["learned"] == 22
+
+
+def learn(url: str, event: str) -> None:
+    """One event, learned there."""
+    body = {"features": {event: 1.0}, "label": COUNT_LABEL, "event_id": event}
+    answer = httpx.post(f"{url}/v1/models/counting/feedback", json=body, timeout=20)
+    assert answer.json()["status"] == "learned", answer.text
+
+
+def predict(url: str, event: str) -> dict[str, Any]:
+    """What is answered there for the event's own feature, above what any other one has."""
+    path = f"{url}/v1/models/counting/predict"
+    rows = {"instances": [{event: 1.0}, {"never sent": 1.0}]}
+    answer: dict[str, Any] = httpx.post(path, json=rows, timeout=20).json()
+    mine, other = (row["prediction"] for row in answer["predictions"])
+    return {**answer, "prediction": mine - other}
 
 
 def test_promoted_under_feedback_and_back_no_request_fails() -> None:
