@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from online import scaling
@@ -19,6 +20,7 @@ APP: Final = "online"
 _STOP_REPLICA_S = 2.0
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
+_PACKAGES = ("online", "evaluation", "paramserver", "replay")
 _BY_REPLICAS = ("limits", "tokens")
 _BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec
 
@@ -109,6 +111,16 @@ class Origin:
                 f"model {name}: its code has changed since the service started",
                 "Restart the service with --relearn or --fresh, or put the old code back",
             )
+
+
+def code() -> str:
+    """Hash of the service's own source files, as they are on the disk of this machine now."""
+    here = Path(__file__).parent
+    files = sorted(p for name in _PACKAGES for p in (here.parent / name).rglob("*.py"))
+    found = hashlib.sha256()
+    for file in (*files, *sorted(here.glob("*.html"))):
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _fingerprint(keys: Keys) -> str:

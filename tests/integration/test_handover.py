@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -28,6 +29,7 @@ from online.processes import runs
 
 pytestmark = pytest.mark.ray
 
+_SOURCE = Path(__file__).parents[2]
 _EXIT_S = 10.0
 QUEUED = "retried after 202"
 
@@ -60,10 +62,20 @@ class Predictor(threading.Thread):
 
 
 @contextlib.contextmanager
-def service(settings: dict[str, Any]) -> Iterator[Running]:
+def service(settings: dict[str, Any], *, own_code: bool = False) -> Iterator[Running]:
+    """A service; ``own_code``: on a copy of the packages, in the folder ``code``."""
     with tempfile.TemporaryDirectory(prefix="online-hand-") as name:
         write_settings(Path(name), settings)
-        running = launch(Path(name))
+        environment = {}
+        if own_code:
+            for package in ("online", "evaluation", "paramserver", "replay"):
+                shutil.copytree(
+                    _SOURCE / package,
+                    Path(name) / "code" / package,
+                    ignore=shutil.ignore_patterns("__pycache__"),
+                )
+            environment = {"PYTHONPATH": str(Path(name) / "code")}
+        running = launch(Path(name), environment=environment)
         try:
             yield running
         finally:
@@ -226,14 +238,26 @@ def predict(url: str, event: str) -> dict[str, Any]:
     return {**answer, "prediction": mine - other}
 
 
-def test_promoted_under_feedback_and_back_no_request_fails() -> None:
+def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
     sent = Sent()
-    settings = settings_of(0)
-    settings["models"][0]["challenger"] = {"learner": "linreg", "delay": 0.2}
-    with service(settings) as running:
+    with service(settings_of(0), own_code=True) as running:
         first = status(running, "counting")
-        assert "has not served before" in promote(running, "--back")
         with under_load(running, sent, first=0):
+            file = running.folder / "code" / "online" / "__init__.py"
+            file.write_text('"""Newer."""\n\n__version__ = "9.9.9"\n')
+            said = reload(running, "every replica", lambda _: None)
+            assert "the service's code changed" in said
+            assert versions(running) == ["9.9.9", "9.9.9"]
+            said = reload(running, "nothing was", lambda s: s["models"][0].update(learner="linreg"))
+            assert "models.counting.learner needs a restart" in said
+            assert "as a `challenger` that is promoted" in said
+
+            def challenge(s: dict[str, Any]) -> None:
+                s["models"] = settings_of(0)["models"]
+                s["models"][0]["challenger"] = {"learner": "linreg", "delay": 0.2}
+
+            reload(running, "every replica", challenge)
+            assert "has not served before" in promote(running, "--back")
             assert "linreg serves, version" in promote(running, "--yes")
             acknowledged(sent, 100)
             promoted = status(running, "counting")
@@ -243,9 +267,19 @@ def test_promoted_under_feedback_and_back_no_request_fails() -> None:
         (findings,) = fsck(running)
         assert findings["good"], findings
         assert findings["learned"] == len(sent.acknowledged)
-        again = launch(running.folder)
+        again = launch(moved(running))
         try:
             assert status(again, "counting")["spec"] == promoted["spec"], "whatever the file says"
+            repeated = {
+                "features": {"c0-0": 1.0},
+                "label": COUNT_LABEL,
+                "event_id": "c0-0",
+                "source": "bench",
+            }
+            answer = httpx.post(
+                f"{again.url}/v1/models/counting/feedback", json=repeated, timeout=20
+            )
+            assert answer.json()["status"] == "duplicate", answer.text
             assert "promoted by control row" in (again.folder / "serve.log").read_text()
             with under_load(again, sent, first=4):
                 assert "counting serves, version" in promote(again, "--back")
@@ -257,6 +291,28 @@ def test_promoted_under_feedback_and_back_no_request_fails() -> None:
             again.stop()
     epochs = [found["server"]["epoch"] for found in (first, promoted, back)]
     assert epochs == sorted(set(epochs)), "versions never go back"
+
+
+def versions(running: Running) -> list[str]:
+    """Of the code that each replica runs."""
+    urls = running.replica_urls().values()
+    return [httpx.get(f"{url}/v2", timeout=20).json()["version"] for url in urls]
+
+
+def moved(running: Running) -> Path:
+    """The folder of a service elsewhere, with what docs/operations.md says is to be copied."""
+    folder = running.folder / "elsewhere"
+    state = folder / "state"
+    state.mkdir(parents=True)
+    shutil.copy(running.state_dir / "key", state)
+    shutil.copytree(running.state_dir / "snapshots", state / "snapshots")
+    old = sqlite3.connect(running.state_dir / "journal.db")
+    new = sqlite3.connect(state / "journal.db")
+    with contextlib.closing(old), contextlib.closing(new):
+        old.backup(new)
+    write_settings(folder, yaml.safe_load((running.folder / "online.yaml").read_text())
+                   | {"state_dir": str(state)})  # fmt: skip
+    return folder
 
 
 @contextlib.contextmanager
