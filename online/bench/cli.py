@@ -195,8 +195,8 @@ def hosts(
 ) -> None:
     """The service on three hosts (network namespaces); one fails under load: medians and worst.
 
-    Needs root.  Without --fault the whole table: 24 runs of two to five minutes; one that fails stops
-    none.  Example: online bench hosts --fault kill --runs 1
+    Needs root.  Without --fault the whole table: 24 runs of two to five minutes; a failed
+    one stops none.  Example: online bench hosts --fault kill --runs 1
     """
     from online.bench import hosts as bench
     from online.bench import hosts_table
@@ -241,6 +241,26 @@ def soak(
         for name, value in data.items():
             print(f"{name.replace('_', ' ')}: {value}")
     raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
+def reloads(
+    rounds: Annotated[int, typer.Option(help="of all phases")] = 5,
+    seconds: Annotated[float, typer.Option(help="of a phase, at least")] = 15.0,
+    rate: Annotated[float, typer.Option(help="requests a second")] = 400.0,
+    as_json: AsJson = False,
+) -> None:
+    """What a replica that comes or goes costs callers: HAProxy loads its settings anew.
+
+    Example: online bench reloads --rounds 1 --seconds 5 --rate 100
+    """
+    from online.bench import reloads as bench
+
+    rows = bench.run(
+        rounds=rounds, seconds=seconds, rate=rate,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    show("reloads", rows, as_json=as_json)
 
 
 @app.command()
@@ -408,6 +428,7 @@ def everything() -> None:
     fidelity(rows=None)
     replicas(rows=None)
     trees()
+    reloads()
     merge()
     journal()
     services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
