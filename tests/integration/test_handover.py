@@ -75,7 +75,8 @@ def service(settings: dict[str, Any], *, own_code: bool = False) -> Iterator[Run
                     ignore=shutil.ignore_patterns("__pycache__"),
                 )
             environment = {"PYTHONPATH": str(Path(name) / "code")}
-        running = launch(Path(name), environment=environment)
+        with contextlib.chdir(name):  # -m looks into the folder where it is started first
+            running = launch(Path(name), environment=environment)
         try:
             yield running
         finally:
@@ -90,7 +91,7 @@ def reload(running: Running, last: str, change: Callable[[dict[str, Any]], Any])
     path.write_text(yaml.safe_dump(data))
     before = len(log.read_text())
     running.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while last not in (said := log.read_text()[before:]):
         assert time.monotonic() < deadline, said
         assert running.process.poll() is None, said
