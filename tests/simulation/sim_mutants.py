@@ -122,7 +122,7 @@ _EARLY = (
     "            return [Recorded('learned', row, self._stamp(), self._stamp(), True)]\n"
 )
 _DECIDE_LATER = (
-    "            plain = [replace(row, factor=1.0) for row in rows]\n"
+    "            plain = [msgspec.structs.replace(row, factor=1.0) for row in rows]\n"
     "            appended = await self._append(plain)\n"
     "            await self._store.write(self._decide, rows)\n"
     "            factors = {row.key: row.factor for row in rows}\n"
@@ -180,7 +180,8 @@ MUTANTS: dict[str, Mutant] = {
                 _WRITER,
                 _FRESH,
                 _FRESH.replace(
-                    "[outcome.row", "[replace(outcome.row, factor=factors[outcome.row.key])"
+                    "[outcome.row",
+                    "[msgspec.structs.replace(outcome.row, factor=factors[outcome.row.key])",
                 ),
             ),
             (_WRITER, "    def _take(self", _DECIDE + "    def _take(self"),
