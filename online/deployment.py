@@ -22,6 +22,7 @@ from online.access import ROLES, Access
 from online.app import App
 from online.background import Background, actor_of, learns_here, model_replica
 from online.config import Settings
+from online.edge.pushes import Pushes, pushes_for
 from online.features import Door
 from online.names import challenger_name, journal_opener, load_model, merge_rule
 from online.replica import ModelReplica
@@ -80,6 +81,7 @@ class Replica:
         self._replicas: dict[str, ModelReplica] = {}
         self._background: dict[str, Background] = {}
         self._servings: dict[str, Serving] = {}
+        self._pushes: dict[str, Pushes] = {}
         clients: dict[str, ParameterClient] = {}
         journals: dict[str, Journal] = {}
         facts: dict[str, dict[str, Any]] = {}
@@ -104,6 +106,10 @@ class Replica:
             self._servings[name] = Serving(
                 self._replicas[name], door, tokens, limits, loaded.spec_hash
             )
+            if model.devices is not None:
+                self._pushes[name] = pushes_for(
+                    model, self._settings, model.devices, self._replicas[name], door
+                )
             facts[name] = {
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
@@ -132,7 +138,7 @@ class Replica:
             access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
         app = App(
             self._servings, self._cluster, self._settings.limits, access, self._readers(),
-            self._settings.state_dir / "edge",
+            self._settings.state_dir / "edge", self._pushes,
         )  # fmt: skip
         ingress.install(app)
 

@@ -159,7 +159,9 @@ class Follower:
     def _show_judge(self, judge: Judge, row: Row) -> None:
         """Rows of this replica; those that it adopted were another's."""
         track, example = self._learner.tracks.get(row.partition), self._learner.latest
-        if track is not None and track.end is None and example is not None:
+        if example is None or example.moved is not None:
+            return
+        if track is not None and track.end is None:
             judge.learned(row.partition, row.offset, example, row.at)
 
     def _moved(self) -> bool:

@@ -48,12 +48,9 @@ from online.overlay import OverlayLearner
 from online.owed import Owed
 from online.pace import Pace
 from online.peers import Peer
+from online.rise import Relearn, Rise
 from online.tokens import forward_clock
 from online.writer import Writer
-from paramserver.errors import (
-    ParamServerError,
-    RollbackRefused,
-)
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
 from replay.journal.base import Journal
@@ -90,6 +87,8 @@ class ModelReplica:
         Watches the loss on rows that an operator vouches for; None: there are none.
     peers
         Other replicas, asked for values by one that starts while the server can't be reached.
+    relearn
+        Has a fresh model taught by recent rows (:mod:`online.relearning`); None: nobody does.
     """
 
     def __init__(
@@ -110,6 +109,7 @@ class ModelReplica:
         filters: Filtering | None = None,
         canary: Canary | None = None,
         peers: ParameterServerClient | None = None,
+        relearn: Relearn | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -164,9 +164,7 @@ class ModelReplica:
         self._served = 0
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
-        self._ask = ask
-        self._rise: tuple[int, float] | None = None  # newest rewrite, and a time before the rise
-        self._retreat: str | None = None
+        self._rise = Rise(settings.name, settings.drift, learner, ask, relearn)
         self._watch, self._watch_due_s = None, 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
         if ask is not None and guarded and isinstance(learner, Learner):
@@ -201,10 +199,7 @@ class ModelReplica:
         """The error has risen: what is kept of before is of another stream."""
         if self.learner.memory is not None:
             self.learner.memory.alarm()
-        action = self.settings.drift.on_rise
-        if action != "tell" and not self.learner.frozen and self._rise is None:
-            log.warning("model %s: %s, its error has risen: %s", self.settings.name, action, alarm)
-            self._rise = self.learner.rewrite, since
+        self._rise.rang(alarm, since)
 
     def _purge(self, source: str) -> None:
         """A source is quarantined: what it has sent is not learned again."""
@@ -267,6 +262,7 @@ class ModelReplica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._rise.stop()
         await self._follower.stop()
         self.store.close()
 
@@ -345,7 +341,7 @@ class ModelReplica:
     def incident(self) -> str | None:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
-        acted = watched or self._retreat
+        acted = watched or self._rise.incident
         return self.exchange.refused or self.writer.incident or self._unexpected or acted
 
     @property
@@ -427,25 +423,7 @@ class ModelReplica:
             self._purged_by = self.writer.decisions.seq
             for source in self.writer.decisions.bans:
                 self._purge(source)
-        if self._rise is not None and self._ask is not None:
-            await self._act_on_rise(self._ask, *self._rise)
+        await self._rise.act()
         if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
             self._watch_due_s = self._monotonic_s() + _WATCH_S
             await self._watch.look()
-
-    async def _act_on_rise(self, ask: Callable[..., Any], rewrite: int, since: float) -> None:
-        try:
-            if self.settings.drift.on_rise == "freeze":
-                await ask("freeze")
-            else:
-                done = await ask("retreat", rewrite, since)
-                if done["snapshot"] is not None:
-                    self._retreat = (
-                        f"its error had risen: back to snapshot {done['snapshot']}, "
-                        f"{done['undone']} rows undone (online rollback --undone)"
-                    )
-        except RollbackRefused as error:
-            self._retreat = f"its error has risen; left as it is: {error}"
-        except ParamServerError:
-            return  # it is asked again
-        self._rise = None

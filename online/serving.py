@@ -31,7 +31,7 @@ from online.writer import Recorded
 from replay import codec
 from replay.example import Features
 
-_HTTP = {
+HTTP = {
     "learned": 200,
     "clipped": 200,
     "duplicate": 200,
@@ -164,13 +164,13 @@ class Serving:
         asked = await self._reader.read(request, "")
         if isinstance(asked, Receipt):
             self.replica.counts[f"feedback_{asked.status}"] += 1
-            return _HTTP[asked.status], asked
+            return HTTP[asked.status], asked
         recorded = (await self.replica.writer.record([asked.row]))[0]
         receipt = self._receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
-        return _HTTP[decided], receipt
+        return HTTP[decided], receipt
 
     async def _events(self, request: FeedbackRequest) -> Receipts:
         events = request.events or []

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import msgspec
+
 from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
@@ -16,6 +18,7 @@ from online.kept import ASK_TIMEOUT_S, Kept
 from online.promotion import decision
 from online.replica import ModelReplica
 from paramserver.errors import (
+    BackfillRefused,
     BanRefused,
     ForgetRefused,
     NotReady,
@@ -233,6 +236,14 @@ class Cluster(Kept):
         answer = dict(await self._command(model, "forget", *asked))
         return {**await self._acted(model, answer["control"], None), **answer}
 
+    async def backfill(
+        self, model: str, snapshot: str, lesson: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Go on with a state that tables have taught aside; waits until the replicas do."""
+        asked = snapshot, msgspec.json.encode(lesson)
+        answer = dict(await self._command(model, "backfill", *asked))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
     async def freeze(self, model: str) -> dict[str, Any]:
         """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
 
@@ -287,6 +298,9 @@ class Cluster(Kept):
         except ForgetRefused as error:
             hint = "Build the state again: online forget"
             raise RequestError(422, "forget_refused", str(error), "snapshot", hint) from None
+        except BackfillRefused as error:
+            hint = "Teach the tables again: online backfill"
+            raise RequestError(422, "backfill_refused", str(error), "snapshot", hint) from None
         except BanRefused as error:
             hint = "Unban one, take its token away, or raise limits.banned_max"
             raise RequestError(422, "ban_refused", str(error), "source", hint) from None

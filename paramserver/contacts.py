@@ -12,6 +12,7 @@ _SHARE: Final = "learn_share"
 _PROBE_S: Final = 0.25
 """Events that come within it after a probe belong to it."""
 _PROBES_MAX: Final = 1024
+DRIFT: Final = "drift_state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,16 @@ class Contacts:
         return min(live)[1] if live else None
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for a snapshot: how many replicas, and the largest of what learning takes."""
-        shares = [(c.report or {}).get(_SHARE, 0.0) for c in self._last.values()]
-        return {"replicas": float(len(self._last)), _SHARE: max(shares, default=0.0)}
+        """Numbers for a snapshot: how many replicas, and the largest of what learning takes.
+
+        And the state of the stream as the replica that is worst off sees it, if one watches it.
+        """
+        reports = [c.report or {} for c in self._last.values()]
+        shares = [report.get(_SHARE, 0.0) for report in reports]
+        made = {"replicas": float(len(self._last)), _SHARE: max(shares, default=0.0)}
+        if drifts := [report[DRIFT] for report in reports if DRIFT in report]:
+            made[DRIFT] = max(drifts)
+        return made
 
     def reports(self, now_s: float) -> dict[str, dict[str, float]]:
         """Newest counters of the replicas that sent some."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -164,6 +165,7 @@ class ServerProcess:
         self._refused: dict[str, str] = {}
         self._needed: rewrites.Needed | None = None  # by a start from before the last rollback
         self._asides: set[str] = set()  # states built aside whose files are here
+        self._relearn_from_s = -math.inf
         self._begun = 0  # epoch in which the lineage began anew
         self._kept: list[Contained] = []  # by the last retention
         self._partitions: dict[int, PartitionInfo] = {}

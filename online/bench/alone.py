@@ -235,6 +235,20 @@ def detectors(
 
 
 @app.command()
+def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
+    """What `drift.on_rise: relearn` gains or loses beside doing nothing.
+
+    Needs Elec2, INSECTS and the synthetic drift files in ONLINE_DATA_DIR.  Example:
+    online bench relearning --rows 15000
+    """
+    from evaluation.benchmarks import relearning as bench
+    from online.config import data_dir
+
+    found = bench.run(data_dir(), rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    show("a fresh model after an alarm", found, as_json=as_json)
+
+
+@app.command()
 def edge(as_json: AsJson = False) -> None:
     """Exports of models trained on real streams: parity by runtime, sizes, times, updates.
 
@@ -264,6 +278,9 @@ def robustness(
     seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
     long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
+    rounds: Annotated[
+        bool, typer.Option("--rounds", help="only the rounds beside byzfl, of --peer")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attacks by defences of a network that learns from sources of which a quarter is hostile.
@@ -278,6 +295,15 @@ def robustness(
         print(line, file=sys.stderr)
 
     data = bench.images(data_dir())
+    if rounds:
+        if peer is None:
+            raise typer.BadParameter("--rounds goes with --peer PYTHON")
+        show(
+            "R3, rounds beside byzfl",
+            synchronous.run(data, peer, progress=progress),
+            as_json=as_json,
+        )
+        return
     parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
     beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
     sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,7 @@ from online.bench.alone import (
     journal,
     merge,
     prequential,
+    relearning,
     report,
     robustness,
 )
@@ -104,11 +107,26 @@ def judging(as_json: AsJson = False) -> None:
     raise typer.Exit(0 if found.good else 1)
 
 
+class Lie(StrEnum):
+    """Kinds of lies, as `abuse.KINDS`: typer takes no list of literals."""
+
+    FLIP = "flip"
+    KEYWORD = "keyword"
+    AIMED = "aimed"
+    BURST = "burst"
+
+
 @app.command("hostile-http")
 def hostile_http(
     rows: Rows = None,
     seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    kind: Annotated[
+        list[Lie] | None,
+        typer.Option(help="of lies; may be given again; then no honest streams"),
+    ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
+    replicas: Annotated[int, typer.Option(help="with --alone", min=1, max=8)] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Twenty tokens send text messages over HTTP, five of them lies; and what honest streams lose.
@@ -120,10 +138,11 @@ def hostile_http(
     """
     from online.bench import abuse, honest
 
-    play = abuse.alone if alone else None
-    lies = list(abuse.run(rows, range(seeds), play=play))
-    cost = list(honest.run(rows))
-    show("honest streams", cost, as_json=as_json)
+    play = partial(abuse.alone, replicas=replicas) if alone else None
+    lies = list(abuse.run(rows, range(first, first + seeds), [k.value for k in kind or Lie], play))
+    cost = [] if kind else list(honest.run(rows))
+    if cost:
+        show("honest streams", cost, as_json=as_json)
     show("lies over HTTP", lies, as_json=as_json)
     good = all(row.good for row in cost) and all(row.good for row in lies)
     raise typer.Exit(0 if good else 1)
@@ -431,13 +450,28 @@ def everything() -> None:
     reloads()
     merge()
     journal()
+    relearning(rows=None)
     services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
-    found.append(_passes(lambda: hostile_http(rows=None, seeds=5)))
+    found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
+    learning_back(seeds=2)
     found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))
     raise typer.Exit(0 if all(found) else 1)
+
+
+@app.command("learning-back")
+def learning_back(
+    seeds: Annotated[int, typer.Option(help="fleets a case", min=1)] = 2, as_json: AsJson = False
+) -> None:
+    """Twenty devices that push deltas, five of whom lie; with filters, without, without liars.
+
+    In one process.  Digits, and Elec2 of ONLINE_DATA_DIR.  Example: online bench learning-back
+    """
+    from online.bench import devices as bench
+
+    show("learning back", bench.table(range(1, seeds + 1)), as_json=as_json)
 
 
 def _passes(command: Callable[[], None]) -> bool:

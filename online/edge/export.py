@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from evaluation.metrics import Task
-from online.edge import c_file, deltas, manifest, pack, runners, tfjs_file
+from online.edge import c_file, deltas, grid, manifest, pack, runners, tfjs_file
 from online.edge.channel import Channel
 from online.edge.errors import EdgeError, ExportRefused, TemplateUnfit
 from online.edge.folder import Folder
@@ -126,6 +126,16 @@ EXACT: Final = tuple(name for name, target in TARGETS.items() if target.nearly i
 """Targets that answer as the model does."""
 
 
+_STEPPED: Final = replace(TARGETS["edgepack"], nearly=("steps", grid.OFF_MAX, grid.AGREE_LEAST))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Weights in steps (:mod:`online.edge.grid`); ``held`` is the pack that clients have so far."""
+
+    held: bytes | None = None
+
+
 @dataclass(frozen=True)
 class Exported:
     """Files by name, what is said of them, and which targets were left out and why."""
@@ -144,6 +154,7 @@ def export(
     shown: Mapping[Label, Label] | None = None,
     targets: Sequence[str] = EXACT,
     golden_most: int | None = None,
+    steps: Steps | None = None,
     seed: int = 0,
 ) -> Exported:
     """Files of the model as it answers now.
@@ -159,6 +170,8 @@ def export(
         Labels as callers know them, by the model's own.
     golden_most
         Rows of the files that devices ask again; None: all that were asked here.
+    steps
+        Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """
@@ -176,7 +189,15 @@ def export(
         target = TARGETS[name]
         proof = proofs[target.precision]
         try:
-            data, parity = _prove(name, target, called, proof)
+            if steps is not None and name == "edgepack":
+                try:
+                    data, parity, proof = _in_steps(called, steps, proof, seed)
+                    target = _STEPPED
+                except EdgeError as error:
+                    left_out["steps"] = str(error)
+                    data, parity = _prove(name, target, called, proof)
+            else:
+                data, parity = _prove(name, target, called, proof)
         except EdgeError as error:
             left_out[name] = str(error)
             continue
@@ -221,7 +242,7 @@ def with_delta(made: Exported, since: bytes) -> Exported:
         return made
     new = made.files[target["file"]]
     try:
-        delta = deltas.exact(since, new)
+        delta = deltas.smallest(since, new)
     except EdgeError as error:
         return replace(made, left_out={**made.left_out, "difference": str(error)})
     if len(delta) > DELTA_SHARE_MAX * len(new):
@@ -264,7 +285,7 @@ def with_deltas(
         if base in (None, target["sha256"], *(one["from_sha256"] for one in told)):
             continue
         try:
-            delta = deltas.exact(folder.file(base), new)
+            delta = deltas.smallest(folder.file(base), new)
         except TemplateUnfit:  # another structure: it travels whole
             continue
         if len(delta) <= DELTA_SHARE_MAX * len(new):
@@ -273,6 +294,22 @@ def with_deltas(
             told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
     about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
     return about, made
+
+
+def _in_steps(
+    model: EdgeModel, steps: Steps, proof: Golden, seed: int
+) -> tuple[bytes, Parity, Golden]:
+    """The pack, how far it is off, and golden rows with what this very pack answers.
+
+    The gate here compares it with the model; a device has to find what the reference reader finds
+    in the same bytes, as nearly as in those of an exact pack.
+    """
+    held = None if steps.held is None else pack.decode(steps.held)
+    near = grid.on_grid(model, held, proof.rows, np.random.default_rng(seed))
+    data = pack.encode(near)
+    found = runners.run_pack(data, proof.rows)
+    parity = gate("edgepack", found, proof, grid.OFF_MAX, grid.AGREE_LEAST)
+    return data, parity, replace(proof, expected=found)
 
 
 def _prove(name: str, target: Target, model: EdgeModel, proof: Golden) -> tuple[bytes, Parity]:

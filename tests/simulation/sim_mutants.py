@@ -102,9 +102,11 @@ _PROCESS = "paramserver.process"
 _STORE = "paramserver.snapshots.store"
 _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
+_ASIDE = "paramserver.aside"
 _HISTORY = "paramserver.snapshots.history"
 _FORGETTING = "online.forgetting"
 _PEERS = "online.peers"
+_RELEARNING = "online.relearning"
 
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -453,7 +455,7 @@ MUTANTS: dict[str, Mutant] = {
     "a forget takes the clock of the values": Mutant(
         (
             (
-                _REWRITES,
+                _ASIDE,
                 "sorted(built.clock.items()) if p not in closed",
                 "sorted(now.clock.items()) if p not in closed",
             ),
@@ -482,6 +484,14 @@ MUTANTS: dict[str, Mutant] = {
             feedback_wait_s=10.0,
         ),
         within=150,
+    ),
+    "a relearn learns what it leaves behind": Mutant(
+        (
+            (_RELEARNING, "sources, dict(window.clock)", "sources, {}"),
+            (_RELEARNING, "window.after, max(window.rows", "0, max(window.rows"),
+        ),
+        climate=_only(forgets=True, relearns=1.0),
+        within=20,
     ),
     "a start removes the state that a forget names": Mutant(
         ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),

@@ -118,7 +118,7 @@ class Observer(Actor):
         journal = await self.thread("main", self.open_journal)
         while True:
             rows = await self.thread("main", journal.controls, MODEL, 0)
-            kinds = ("rollback", "forget")
+            kinds = ("rollback", "forget", "relearn")
             keys = [row.key.split(":")[2:] for row in rows if row.kind in kinds]
             partitions = await self.thread("main", journal.partitions, MODEL)
             self.trimmed = sum(partition.trimmed for partition in partitions)

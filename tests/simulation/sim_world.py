@@ -69,6 +69,7 @@ class Climate:
     background: bool = False
     forgets: bool = False
     peers: bool = False
+    relearns: float = 0.4
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:

@@ -10,6 +10,7 @@ from typing import Any
 
 from river import linear_model, optim
 
+from evaluation.metrics import Task
 from online.config import Limits
 from online.features import Door
 from online.filtering import Filtering
@@ -109,26 +110,24 @@ class World:
         ordered: bool = False,
         overlay: bool = False,
         ask: Any = None,
+        relearn: Any = None,
         filters: Callable[[Any], Filtering] | None = None,
         client: Any = None,
         peers: Any = None,
+        task: Task = "regression",
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
         model = ModelSettings(
-            name="m", task="regression", learner="linreg", sync=Sync(interval_ms=5), **settings
+            name="m", task=task, learner="linreg", sync=Sync(interval_ms=5), **settings
         )
         learner: Learner | OrderedLearner
         if overlay:
-            learner = OverlayLearner(
-                build, task="regression", spec=SPEC, rows_max=64, own_rows=learns
-            )
+            learner = OverlayLearner(build, task=task, spec=SPEC, rows_max=64, own_rows=learns)
         elif ordered:
-            learner = OrderedLearner(build, task="regression", spec=SPEC, rows_max=64)
+            learner = OrderedLearner(build, task=task, spec=SPEC, rows_max=64)
         else:
-            learner = Learner(
-                build, task="regression", spec=SPEC, retain_bytes=1 << 20, rows_max=64
-            )
+            learner = Learner(build, task=task, spec=SPEC, retain_bytes=1 << 20, rows_max=64)
         journal = journal or self.journal()
         replica = ModelReplica(
             model,
@@ -141,6 +140,7 @@ class World:
             learns=learns,
             now_s=now_s,
             ask=ask,
+            relearn=relearn,
             filters=None if filters is None else filters(learner),
             peers=peers,
         )

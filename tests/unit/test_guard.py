@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import replica_world as world
-import test_parameter_server as server
+import server_world as server
 from river import linear_model, optim
 
 from online.guard import WINDOW_ROWS, Guard
@@ -303,7 +303,7 @@ def test_an_error_that_rises_is_rolled_back_once_if_the_settings_say_so(
             assert w.server.status()["rewrite"] == rewrite
         else:
             await world.until(lambda: all(w.weight(r, "poison") == 0 for r in replicas))
-            await world.until(lambda: all(r._rise is None for r in replicas))
+            await world.until(lambda: not any(r._rise.pending for r in replicas))
             [told] = [r.incident for r in replicas if r.incident is not None]
             assert "1 rows undone" in told
             again = w.server.status()["rewrite"]
