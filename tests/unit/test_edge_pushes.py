@@ -190,6 +190,7 @@ def test_many_at_once_are_counted_before_they_are_written(tmp_path: Path) -> Non
         fates = Counter(await asyncio.gather(*sent))
         assert fates["too_often"] == 12 - DEVICES.hourly, fates
         assert len(rows_of(scene)) == DEVICES.hourly
+        assert scene.replica.counts["deltas_refused_too_often"] == fates["too_often"]
 
     play(tmp_path, with_logreg(act))
 
