@@ -76,8 +76,8 @@ def streams(data_dir: Path | None, rows: int | None = None) -> Iterator[Turning]
     yield _known("gas", "multiclass", "softmax", gas, list(accumulate(_GAS_BATCHES)))
     elec2 = list(islice(iter(open_stream("elec2", data_dir).rows), rows or _ELEC2_ROWS))
     yield _known("elec2", "binary", "logreg", elec2, [_ELEC2_TURN])
-    digits = _exchanged(data_dir, rows or _DIGITS)
-    yield _known("digits exchanged", "multiclass", "softmax", digits, [len(digits) // 2])
+    exchanged = _exchanged(digits(data_dir, rows or _DIGITS))
+    yield _known("digits exchanged", "multiclass", "softmax", exchanged, [len(exchanged) // 2])
 
 
 def _known(name: str, task: str, learner: str, rows: list[Row], turns: list[int]) -> Turning:
@@ -85,18 +85,23 @@ def _known(name: str, task: str, learner: str, rows: list[Row], turns: list[int]
     return Turning(name, task, learner, rows, within or [len(rows) // 2])
 
 
-def _exchanged(data_dir: Path | None, many: int) -> list[Row]:
-    """Digits of 7 × 7; from the middle on each has the name of another one."""
-    from evaluation.benchmarks import digits
+def digits(data_dir: Path | None, many: int) -> list[Row]:
+    """MNIST's first images, of 7 × 7.  Raises StreamUnusable."""
+    from evaluation.benchmarks import digits as data
 
-    found = digits.mnist(data_dir)
+    found = data.mnist(data_dir)
     x = found.x[:many].numpy().reshape(-1, 7, 4, 7, 4).mean((2, 4)).reshape(-1, 49)
+    return [
+        ({f"p{i}": float(v) for i, v in enumerate(image)}, label)
+        for image, label in zip(x, found.y[:many].tolist(), strict=True)
+    ]
+
+
+def _exchanged(rows: Sequence[Row]) -> list[Row]:
+    """From the middle on each digit has the name of another one."""
     names = np.random.default_rng(7).permutation(10)
-    rows: list[Row] = []
-    for n, (image, label) in enumerate(zip(x, found.y[:many].tolist(), strict=True)):
-        said = int(names[label]) if n >= len(x) // 2 else label
-        rows.append(({f"p{i}": float(v) for i, v in enumerate(image)}, said))
-    return rows
+    half = len(rows) // 2
+    return [*rows[:half], *((x, int(names[int(y)])) for x, y in rows[half:])]
 
 
 def run(
