@@ -128,6 +128,8 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
         f"base snapshot {facts['snapshot']} is pinned, control row {facts['control']}; "
         f"{facts['next']}"
     )
+    for replica in facts["missing"]:
+        print(f"  {replica} has not seen it yet")
     if facts["quarantined"]:
         print(f"why rows were not learned: {facts['quarantine']}")
 
@@ -294,6 +296,7 @@ class _Work:
             "quarantine": self._aside.path(self._cut.id),
             "snapshot": base["snapshot"],
             "control": base["control"],
+            "missing": base.get("missing", []),
             "next": then,
             "seconds": took_s,
             "rows_per_s": rows / max(took_s, 1e-9),

@@ -61,7 +61,8 @@ def learn(pack: bytes, rows: Sequence[tuple[Features, Label]], rate: float) -> L
     encoder = Encoder(model)
     for features, label in rows:
         x = _input(model, encoder.row(features).x)
-        error = link(kind, x @ weights + bias) - _target(model, label, len(bias))
+        with np.errstate(over="ignore"):
+            error = link(kind, x @ weights + bias) - _target(model, label, len(bias))
         weights -= rate * np.outer(x, error)
         if steps_bias:
             bias -= rate * error

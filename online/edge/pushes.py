@@ -118,6 +118,12 @@ class Paces:
         while len(self._times) > DEVICES_KNOWN_MAX:
             self._times.popitem(last=False)
 
+    def take_back(self, source: str, now_s: float) -> None:
+        """It was a repeat, or was not written."""
+        times = self._times.get(source, deque())
+        if now_s in times:
+            times.remove(now_s)
+
 
 class Pushes:
     """Takes pushes of one model.
@@ -162,7 +168,14 @@ class Pushes:
         self._drawn = False
 
     async def take(self, push: Push) -> tuple[int, Receipt]:
-        """HTTP status, and what became of the delta.  Raises RequestError; nothing is recorded."""
+        """HTTP status, and what became of the delta.  Raises RequestError."""
+        try:
+            return await self._take(push)
+        except RequestError as error:
+            self._replica.counts[f"deltas_refused_{error.code}"] += 1
+            raise
+
+    async def _take(self, push: Push) -> tuple[int, Receipt]:
         if self.problem is not None:
             raise not_taken(self._replica.settings.name, self.problem)
         source = sender.get() or f"device:{push.device}"
@@ -177,7 +190,6 @@ class Pushes:
         refusal = self._late(release, push.sequence, behind, now_s) or self._fast(source, now_s)
         if refusal is not None:
             if (known := await self._find(key)) is None:
-                self._replica.counts[f"deltas_refused_{refusal.code}"] += 1
                 raise refusal
             again = NewRow(key, name, source, Verdict.ACCEPTED, known.payload, now_s)
             return self._receipt(name, content, (await self._replica.writer.record([again]))[0])
@@ -191,10 +203,15 @@ class Pushes:
             codec.encode(Example({}, content, weight, judged=judged, moved=moved)), now_s,
             factor=said.factor if said.verdict == CLIPPED else 1.0,
         )  # fmt: skip
-        recorded = (await self._replica.writer.record([row]))[0]
+        self._paces.took(source, now_s)  # those that come meanwhile count it
+        recorded = None
+        try:
+            recorded = (await self._replica.writer.record([row]))[0]
+        finally:
+            if recorded is None or recorded.repeat:
+                self._paces.take_back(source, now_s)
         if not recorded.repeat:
             self.chain.observe(event, said)
-            self._paces.took(source, now_s)
         return self._receipt(name, content, recorded)
 
     # -- before the append -------------------------------------------------------------------
@@ -235,12 +252,11 @@ class Pushes:
     def _moved(self, push: Push, about: Mapping[str, Any], weights: Tensor, bias: Tensor) -> Moved:
         replica, model = self._replica, self._replica.learner.serving
         assert isinstance(model, Movable)
-        linear = hasattr(model, "estimator")
-        columns = tuple(about["features"]) if linear else ()
+        columns = tuple(about["features"]) if model.by_column else ()
         outputs: tuple[str, ...] = ()
-        if linear and replica.settings.task == "binary":
+        if model.by_column and replica.settings.task == "binary":
             outputs = ("",)
-        elif linear:
+        elif model.by_column:
             outputs = tuple(label_text(self._door.label(c, "classes")) for c in about["classes"])
         moved = Moved(replica.spec, push.sequence, push.n, columns, outputs, weights, bias)
         if (problem := model.misfit(moved)) is not None:
@@ -269,7 +285,6 @@ class Pushes:
         )  # fmt: skip
         said = self.chain.decide(event)
         if said.verdict == REFUSED:
-            self._replica.counts["deltas_refused_value_refused"] += 1
             raise RequestError(422, "value_refused", said.reason, "weights", "Send finite numbers")
         return event, said
 
@@ -279,6 +294,8 @@ class Pushes:
         row, status = recorded.row, recorded.status
         assert row is not None, "it waits for no prediction"
         receipt = Receipt(status, name, recorded.version_before, recorded.version)
+        if status in ("learned", "clipped"):
+            receipt.seen = f"{row.partition}:{row.offset}"
         first = codec.decode(row.payload)
         if recorded.reason:
             receipt.reason = recorded.reason

@@ -103,6 +103,7 @@ class Linear(Hashing):
     numeric_only = True
     why_not_mergeable: str | None = None
     halves = True
+    by_column = True
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator

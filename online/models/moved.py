@@ -36,7 +36,15 @@ def by_output(moved: Moved) -> dict[str, Mapping[str, float]]:
 
 @runtime_checkable
 class Movable(Protocol):
-    """A model that takes deltas of devices."""
+    """A model that takes deltas of devices.
+
+    Attributes
+    ----------
+    by_column
+        Deltas are of weights by column and output; else of a network's last layer.
+    """
+
+    by_column: bool
 
     def misfit(self, moved: Moved) -> str | None:
         """Why its parameters are not those that the delta is of; None if they are."""

@@ -347,6 +347,19 @@ def test_a_source_is_forgotten_while_it_answers(clicks: Clicks) -> None:
     assert (receipt["status"], receipt["first_outcome"]) == ("duplicate", "undone")
     clicks.good(learned, undone=40)
 
+    table = clicks.folder / "history.csv"  # a backfill is the same swap, with a table on top
+    rows = [f"{i % 7},{i % 5 - 1.5},{('yes', 'no')[i % 3 == 0]}" for i in range(300)]
+    table.write_text("\n".join(["a,b,label", *rows]))
+    done = clicks.said("backfill", "--input", str(table), "--label", "label")
+    assert (done["learned"], done["missing"]) == (300, [])
+    first, *others = clicks.answers()
+    assert first != close_to(clean)
+    assert all(answers == close_to(first) for answers in others)
+    assert "very bytes" in clicks.command("backfill", "--input", str(table), "--label", "label")[2]
+    listed = httpx.get(clicks.url("/snapshots"), timeout=20).json()["snapshots"]
+    assert {row["name"]: row["pinned"] for row in listed}[done["snapshot"]]
+    clicks.good(learned, undone=40)
+
 
 def test_a_banned_source_is_quarantined_and_released(clicks: Clicks) -> None:
     learned = clicks.status()["learned"]

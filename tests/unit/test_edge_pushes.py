@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-import devices_world as worlds
 import numpy as np
 import pytest
-from devices_world import Device, Scene
 from replica_world import SPEC, World, play, until
 
 from evaluation.streams import open_stream
+from online.bench import devices as fleet
+from online.bench.devices import Scene, scene_of
 from online.edge import on_device, pack
 from online.edge.errors import ExportRefused
 from online.edge.lower import lower
@@ -27,29 +29,27 @@ from online.edge.routes import shipped
 from online.errors import RequestError
 from online.model_settings import Devices, ModelSettings
 from online.models.base import learn_example
+from online.models.load import load
 from online.models.moved import numbers
-from online.tokens import event_key
+from online.status import Cluster
+from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.schema import Schema
 from replay import codec
-from replay.example import Example, Moved, Tensor
-from replay.journal.base import NewRow, Verdict
+from replay.example import Moved, Tensor
 
 DEVICES: Final = Devices(rate=0.05, clip=1.0, buffer=4, behind_max=2, hourly=3)
+DIGITS: Final = list(open_stream("digits").rows)
 ROWS: Final = list(islice(open_stream("phishing").rows, 400))
 
 
-async def taught(scene: Scene, rows: worlds.Rows) -> None:
-    """Rows of feedback, before there is a release."""
-    made = [
-        NewRow(
-            event_key("event", "t", str(i)), str(i), "t", Verdict.ACCEPTED,
-            codec.encode(Example(x, y)), 1.0,
-        )
-        for i, (x, y) in enumerate(rows)
-    ]  # fmt: skip
-    for i in range(0, len(made), 50):
-        await scene.replica.writer.record(made[i : i + 50])
+def model(learner: str, task: str, **params: Any) -> Any:
+    given: Any = {"task": task, "classes": None, "key": bytes(32), "base_dir": Path()}
+    return load(learner, params, **given)
+
+
+def asked(settings: Devices) -> dict[str, Any]:
+    return {"devices": settings, "root_set": Path("root")}
 
 
 def with_logreg(
@@ -58,9 +58,10 @@ def with_logreg(
     """A logistic regression of a real stream, published once."""
 
     async def run(world: World) -> None:
-        build = worlds.model("logreg", "binary").build
-        scene = await worlds.scene(world, build, ROWS[:60], settings, task="binary")
-        await taught(scene, ROWS[60:200])
+        build = model("logreg", "binary").build
+        replica = await world.replica(build=build, task="binary", **asked(settings))
+        scene = scene_of(replica, world.folder / "edge" / "m", settings, ROWS[:60])
+        await scene.teach(ROWS[60:200])
         scene.publish()
         await act(scene, world)
         await scene.replica.stop(5)
@@ -119,7 +120,7 @@ def test_who_adopts_the_partition_learns_it_as_it_was_learned(tmp_path: Path) ->
         world.client.down = True
         assert await scene.push(body(scene)) in ("learned", "clipped")
         world.client.down = False
-        build = worlds.model("logreg", "binary").build
+        build = model("logreg", "binary").build
         second = await world.replica("second", build=build, task="binary")
         await second.exchange._adopt(scene.replica.writer.partition)
         await until(lambda: second.learner.tally.digest[0] == 141)
@@ -134,11 +135,56 @@ def test_a_model_of_another_spec_passes_it_over(tmp_path: Path) -> None:
     async def act(scene: Scene, world: World) -> None:
         await scene.push(body(scene))
         (row,) = rows_of(scene)
-        example, model = codec.decode(row.payload), worlds.model("logreg", "binary").build()
+        example, made = codec.decode(row.payload), model("logreg", "binary").build()
         for spec, moves in ((SPEC, True), ("0" * 64, False)):
-            learn_example(model, example, spec=spec)
-            assert bool(model.estimator["LogisticRegression"].weights) == moves
-            model.reset({})
+            learn_example(made, example, spec=spec)
+            assert bool(made.estimator["LogisticRegression"].weights) == moves
+            made.reset({})
+
+    play(tmp_path, with_logreg(act))
+
+
+class Control:
+    """Commands to the server in this process."""
+
+    def __init__(self, world: World) -> None:
+        self._server = world.server
+
+    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+        return getattr(self._server, method)(*args)
+
+
+class Never(Schema):
+    """Sets everything aside."""
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        return Opinion(0.0, score=3.0, reason="never: a test", stop=True)
+
+
+def test_what_was_set_aside_is_released_by_an_operator_and_learned_once(tmp_path: Path) -> None:
+    async def act(scene: Scene, world: World) -> None:
+        before = weights(scene.replica)
+        scene.pushes.chain = Chain([Never(None)])
+        status, receipt = await scene.pushes.take(Push.model_validate(body(scene)))
+        assert (status, receipt.status, receipt.reason) == (202, "quarantined", "never: a test")
+        assert weights(scene.replica) == pytest.approx(before, abs=1e-12)
+        (row,) = rows_of(scene)
+        name, journals = f"{row.partition}:{row.offset}", {"m": scene.replica.store.journal}
+        to: Any = {"m": Control(world)}
+        operators = Cluster({"m": scene.replica}, to, journals, lambda name: {})
+        shown = await operators.quarantined("m", name, None)
+        assert (shown["source"], shown["label"], shown["reason"]) == (
+            "device:d", None, "never: a test",
+        )  # fmt: skip
+        for _ in range(2):
+            done = await operators.decide_rows("m", "released", [name])
+            assert done["released"] == 1
+        moved = codec.decode(row.payload).moved
+        assert moved is not None
+        after, by = weights(scene.replica), numbers(moved.bias)[0]
+        assert by != 0.0
+        assert after[""] - before[""] == pytest.approx(by / 4, abs=1e-12)
+        assert await scene.push(body(scene)) == "duplicate"
 
     play(tmp_path, with_logreg(act))
 
@@ -186,6 +232,18 @@ def test_what_is_stale_too_often_or_too_long_is_refused_and_nothing_is_written(
     play(tmp_path, with_logreg(act))
 
 
+def test_many_at_once_are_counted_before_they_are_written(tmp_path: Path) -> None:
+    async def act(scene: Scene, world: World) -> None:
+        first = body(scene)
+        sent = [scene.push({**first, "event": i}) for i in range(12)]
+        fates = Counter(await asyncio.gather(*sent))
+        assert fates["too_often"] == 12 - DEVICES.hourly, fates
+        assert len(rows_of(scene)) == DEVICES.hourly
+        assert scene.replica.counts["deltas_refused_too_often"] == fates["too_often"]
+
+    play(tmp_path, with_logreg(act))
+
+
 def test_numbers_that_are_none_or_too_many_are_refused() -> None:
     def sent(values: Any, **more: Any) -> Any:
         text = base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()
@@ -209,8 +267,9 @@ def test_models_that_take_none(tmp_path: Path) -> None:
         ModelSettings.model_validate({**about, "task": "regression", "root_set": "r.csv"})
 
     async def scene(world: World) -> None:
-        build = worlds.model("ftrl", "binary").build
-        made = await worlds.scene(world, build, ROWS[:60], DEVICES, task="binary")
+        build = model("ftrl", "binary").build
+        replica = await world.replica(build=build, task="binary", **asked(DEVICES))
+        made = scene_of(replica, world.folder / "edge", DEVICES, ROWS[:60])
         sent = {
             "device": "d", "event": 1, "sequence": 1, "n": 1,
             "weights": {"scale": 1.0, "int8": "AA=="}, "bias": {"scale": 1.0, "int8": "AA=="},
@@ -223,48 +282,18 @@ def test_models_that_take_none(tmp_path: Path) -> None:
 
 # -- hostile devices -----------------------------------------------------------------------------
 
-LIES: Final = ("flip", "loud", "nan", "labels", "labels")
-FLEET: Final = Devices(rate=0.05, clip=1.0, buffer=10)
 
-
-def fleet_run(folder: Path, *, filtered: bool) -> tuple[float, float, list[Device]]:
-    """Accuracy before and after, and the devices, each of three classes of digits."""
-    rows = worlds.digits()
-    out: list[Any] = []
-
-    async def act(world: World) -> None:
-        build = worlds.model("softmax").build
-        settings = FLEET if filtered else FLEET.model_copy(update={"clip": 1e3})
-        scene = await worlds.scene(world, build, rows[:100], settings)
-        await taught(scene, rows[100:220])
-        test = rows[1300:]
-        before = scene.score(test)
-        if not filtered:
-            size = scene.replica.learner.serving.slope_size  # type: ignore[union-attr]
-            scene.pushes.chain = Chain([Schema(size)])
-        devices = worlds.fleet(rows[220:1300], 20, LIES, seed=1)
-        await worlds.run(scene, devices, 6, settings)
-        out.extend((before, scene.score(test), devices))
-        await scene.replica.stop(5)
-
-    folder.mkdir()
-    play(folder, act)
-    return out[0], out[1], out[2]
-
-
-def test_five_liars_of_twenty_do_not_stop_the_others_and_would_without_filters(
-    tmp_path: Path,
-) -> None:
-    before, after, devices = fleet_run(tmp_path / "with", filtered=True)
-    assert after > before + 0.05
+def test_five_liars_of_twenty_do_not_stop_the_others_and_would_without_filters() -> None:
+    found, devices = fleet.run("softmax, digits", liars=True, filters=True, rounds=6)
+    assert found.after > found.before + 5.0
     flip, loud, nan, *labels = devices[:5]
     assert set(loud.fates) == set(nan.fates) == {"invalid_value"}
     assert "learned" not in flip.fates
     assert all("learned" not in one.fates for one in labels)
-    honest = [one.fates for one in devices[5:]]
-    assert sum(f["quarantined"] for f in honest) < 0.15 * sum(f.total() for f in honest)
-    before, after, _ = fleet_run(tmp_path / "without", filtered=False)
-    assert after < before - 0.2, "negative control"
+    assert found.liars_taken < 15.0
+    assert found.honest_away < 15.0
+    bare, _ = fleet.run("softmax, digits", liars=True, filters=False, rounds=6)
+    assert bare.after < bare.before - 20.0, "negative control"
 
 
 # -- the device's side ---------------------------------------------------------------------------
@@ -301,19 +330,18 @@ def in_node(folder: Path, data: bytes, rows: Any, mutant: tuple[str, str] | None
     return json.loads(done.stdout)
 
 
-def trained(learner: str, task: str, rows: worlds.Rows, **params: Any) -> bytes:
-    model = worlds.model(learner, task, **params).build()
+def trained(learner: str, task: str, rows: fleet.Rows, **params: Any) -> bytes:
+    made = model(learner, task, **params).build()
     for x, y in rows[:150]:
-        model.learn(x, y, 1.0)
-    return pack.encode(lower(model, task))  # type: ignore[arg-type]
+        made.learn(x, y, 1.0)
+    return pack.encode(lower(made, task))  # type: ignore[arg-type]
 
 
 @NODE
 @pytest.mark.parametrize("what", ["logreg", "softmax", "mlp"])
 def test_javascript_learns_as_numpy_does(tmp_path: Path, what: str) -> None:
-    digits = worlds.digits()
     binary = what == "logreg"
-    rows = ROWS if binary else digits
+    rows = ROWS if binary else DIGITS
     data = trained(what, "binary" if binary else "multiclass", rows, **MLP.get(what, {}))
     fresh: list[Any] = [[dict(x), y] for x, y in rows[150:170]]
     fresh[0][0].pop(next(iter(fresh[0][0])))
@@ -338,31 +366,29 @@ MLP: Final = {"mlp": {"inputs": [f"p{i}" for i in range(64)], "outputs": 10}}
 
 
 def test_a_last_layer_learns_from_devices(tmp_path: Path) -> None:
-    digits = worlds.digits()
-    network = worlds.model("mlp", "multiclass", **MLP["mlp"])
-    model = network.build()
-    for x, y in digits[:150]:
-        model.learn(x, y, 1.0)
-    model.cut()
-    learned = on_device.learn(pack.encode(lower(model, "multiclass")), digits[150:200], 0.05)
+    made = model("mlp", "multiclass", **MLP["mlp"]).build()
+    for x, y in DIGITS[:150]:
+        made.learn(x, y, 1.0)
+    made.cut()
+    learned = on_device.learn(pack.encode(lower(made, "multiclass")), DIGITS[150:200], 0.05)
     w, b = (Tensor(0.0, v.astype("<f4").tobytes()) for v in (learned.weights, learned.bias))
     moved = Moved(SPEC, 1, 50, (), (), w, b)
-    assert model.misfit(moved) is None
-    assert model.misfit(Moved(SPEC, 1, 50, (), (), b, w)) is not None
-    last = [m for m in model.answering.modules() if hasattr(m, "weight")][-1]
+    assert made.misfit(moved) is None
+    assert made.misfit(Moved(SPEC, 1, 50, (), (), b, w)) is not None
+    last = [m for m in made.answering.modules() if hasattr(m, "weight")][-1]
     before = last.weight.detach().numpy().copy()
-    model.move(moved, 0.5)
+    made.move(moved, 0.5)
     change = 0.5 * learned.weights.reshape(before.shape)
     np.testing.assert_allclose(last.weight.detach().numpy() - before, change, atol=1e-6)
-    blocks = model.cut()
+    blocks = made.cut()
     assert {name.split(".")[-1] for name in blocks} == {"weight", "bias"}
     assert len(blocks) == 2, "nothing else has moved"
-    slope, mean = model.moved_slope(moved), model.mean_slope(digits[150:200])
+    slope, mean = made.moved_slope(moved), made.mean_slope(DIGITS[150:200])
     assert slope @ mean > 0.5 * np.linalg.norm(slope) * np.linalg.norm(mean), "one direction"
 
 
 def test_packs_that_devices_do_not_learn() -> None:
-    model = worlds.model("linreg", "regression").build()
-    model.learn({"a": 1.0}, 2.0, 1.0)
+    made = model("linreg", "regression").build()
+    made.learn({"a": 1.0}, 2.0, 1.0)
     with pytest.raises(ExportRefused, match="classes"):
-        on_device.learn(pack.encode(lower(model, "regression")), [({"a": 1.0}, 2.0)], 0.1)
+        on_device.learn(pack.encode(lower(made, "regression")), [({"a": 1.0}, 2.0)], 0.1)
