@@ -244,6 +244,8 @@ class ModelReplica:
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
     async def _on_rewrite(self) -> None:
+        if self.judge is not None:
+            self.judge.rewritten()
         if self._tasks:
             await self._fill_memory()
 

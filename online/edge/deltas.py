@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from online.edge.errors import PackCorrupt, TemplateUnfit
-from online.edge.grid import step_of
 from online.edge.pack import tensors_of
 
 _BYTES: Final = b"EPD0"
@@ -124,6 +123,18 @@ def _read_back(taken: npt.NDArray[np.int8], numbers: int) -> tuple[npt.NDArray[n
     used = int(ends[-1]) + 1 if numbers else 0
     total = np.cumsum(taken[:used], dtype=np.int64)[ends]
     return np.diff(total, prepend=0), used
+
+
+def step_of(numbers: npt.NDArray[Any]) -> float:
+    """The largest power of two of which all of them are whole multiples; 1.0 if all are zero."""
+    present = np.asarray(numbers, dtype=np.float64).ravel()
+    present = present[present != 0]
+    if not present.size:
+        return 1.0
+    mantissa, exponent = np.frexp(present)
+    digits = np.abs(mantissa * 2.0**53).astype(np.int64)
+    last = np.log2((digits & -digits).astype(np.float64)).astype(np.int64)
+    return float(2.0 ** int((exponent - 53 + last).min()))
 
 
 def _pair(old: bytes, new: bytes) -> tuple[Bytes, Bytes]:

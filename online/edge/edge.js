@@ -139,7 +139,13 @@ export function load(data) {
       return out;
     },
     mlp(x, z) {
-      let h = z.map((value) => value || 0);
+      const ids = model.ids ?? [], numbers = z.length - ids.length;
+      let h = Array.from(z.subarray(0, numbers), (value) => value || 0);
+      ids.forEach((wide, k) => {
+        const rows = t["rows" + k], n = rows.length / wide;
+        const at = (((Math.floor(x[numbers + k] || 0) % n) + n) % n) * wide;
+        h.push(...rows.subarray(at, at + wide));
+      });
       model.activations.forEach((kind, layer) => {
         const weights = t["weights" + layer], wide = h.length;
         h = Float64Array.from(t["bias" + layer], (sum, o) => {

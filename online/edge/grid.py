@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from online.edge import deltas, pack
 from online.edge.errors import ExportRefused
 from online.edge.evaluate import outputs
 from online.edge.ir import (
@@ -42,11 +43,20 @@ OFF_MAX: Final = 5e-3
 AGREE_LEAST: Final = 0.999
 """Share of rows with the model's own label."""
 
-_CROSSED: Final = 3
+_CROSSED: Final = 7
 """Rows that are made for each one given, of two of them: more is looked at than what came."""
 
 _SCALER: Final = 0.5
 """Share of what is allowed that an old scaler may cost; else the new one is sent."""
+
+_AFFORDED: Final = 0.04
+"""Share of the file that a difference may take on the grid that clients have: then it stays."""
+
+_WORTH: Final = 1.25
+"""How much larger the difference may be than on the coarsest grid, to keep the one there is."""
+
+_FIRST: Final = 8.0
+"""How much finer the grid of a first file is: where few weights move, it stays."""
 
 _DIGITS: Final = (6, 9, 12, 16)
 """Binary digits of a scaler, tried in this order."""
@@ -55,21 +65,25 @@ _BITS: Final = 23
 """Below the largest weight of a tensor: float32 has no more."""
 
 _Off = Callable[[EdgeModel], float]
+_Allowed = Callable[[EdgeModel], bool]
 _Steps = Mapping[str, float]
 
 
 def on_grid(
     model: EdgeModel,
-    held: EdgeModel | None,
+    held: bytes | None,
     rows: Sequence[Mapping[str, Any]],
     rng: np.random.Generator,
-) -> EdgeModel:
-    """The model with its weights on a grid, as far from its own answers as :data:`OFF_MAX` allows.
+) -> bytes:
+    """An edgepack of the model with its weights on a grid.
+
+    It is as coarse as :data:`OFF_MAX` allows, or that of ``held`` if the difference is small on it,
+    too: where few weights move, as in tables of ids, a fine one costs nothing.
 
     Parameters
     ----------
     held
-        What clients have; None, or another structure: nothing that counts.
+        The pack that clients have; None, or one of another structure: nothing that counts.
     rows
         Features to compare answers by; rows crossed of two of them, drawn by ``rng``, are added.
 
@@ -86,18 +100,28 @@ def on_grid(
 
     def allowed(candidate: EdgeModel) -> bool:
         found = outputs(candidate, asked)
-        real = slice(len(rows))
-        agree = not model.classes or _same_label(found[real], expected[real]) >= AGREE_LEAST
+        given = slice(len(rows))  # in these alone, too: a gate counts them
+        agree = not model.classes or (
+            _same_label(found, expected) >= AGREE_LEAST
+            and _same_label(found[given], expected[given]) >= AGREE_LEAST
+        )
         return agree and _off(found, expected) <= 1.0
 
-    if held is None or _shape(held) != _shape(model):
+    before = None if held is None else pack.decode(held)
+    if held is None or before is None or _shape(before) != _shape(model):
         model = _scaled(model, None, off)
-        return _settled(model, _searched(model, off), allowed)
-    model = _scaled(model, held.columns, off)
-    before = _weights(held)
-    ways = [_searched(model, off), {name: step_of(table) for name, table in before.items()}]
-    made = [_settled(model, steps, allowed) for steps in ways]
-    return min(made, key=lambda one: _bits(before, _weights(one)))
+        coarse = _fine(model, _searched(model, off), allowed)
+        return pack.encode(_on(model, {name: step / _FIRST for name, step in coarse.items()}))
+    model = _scaled(model, before.columns, off)
+
+    theirs = {name: deltas.step_of(table) for name, table in _weights(before).items()}
+    kept = pack.encode(_on(model, _fine(model, theirs, allowed)))
+    steps = _wider(model, _fine(model, _searched(model, off), allowed), allowed)
+    other = pack.encode(_on(model, steps))
+    # What a release after the next would take on the other grid: to change to it costs once.
+    after = len(deltas.smallest(pack.encode(_on(before, steps)), other))
+    most = max(_AFFORDED * len(kept), _WORTH * after)
+    return kept if len(deltas.smallest(held, kept)) <= most else other
 
 
 def _scaled(model: EdgeModel, held: Columns | None, off: _Off) -> EdgeModel:
@@ -139,21 +163,13 @@ def behind(model: EdgeModel, other: Columns) -> EdgeModel:
     else:
         assert isinstance(body, Mlp), "trees have no layer that takes it up"
         first = body.layers[0]
+        numbers = len(own.names) - len(body.embeddings)
+        vectors = first.weights.shape[1] - numbers  # they are not scaled
+        ratio = np.concatenate([ratio[:numbers], np.ones(vectors)])
+        shift = np.concatenate([shift[:numbers], np.zeros(vectors)])
         taken = Layer(first.weights * ratio, first.bias + first.weights @ shift, first.activation)
         moved = replace(body, layers=(taken, *body.layers[1:]))
     return replace(model, columns=other, body=moved)
-
-
-def step_of(numbers: Array) -> float:
-    """The largest power of two of which all of them are whole multiples; 1.0 if all are zero."""
-    present = np.asarray(numbers, dtype=np.float64).ravel()
-    present = present[present != 0]
-    if not present.size:
-        return 1.0
-    mantissa, exponent = np.frexp(present)
-    digits = np.abs(mantissa * 2.0**53).astype(np.int64)
-    last = np.log2((digits & -digits).astype(np.float64)).astype(np.int64)
-    return float(2.0 ** int((exponent - 53 + last).min()))
 
 
 def _searched(model: EdgeModel, off: _Off) -> dict[str, float]:
@@ -175,33 +191,29 @@ def _searched(model: EdgeModel, off: _Off) -> dict[str, float]:
     return steps
 
 
-def _settled(model: EdgeModel, steps: _Steps, allowed: Callable[[EdgeModel], bool]) -> EdgeModel:
-    """The model on these steps, halved as often as it takes, then each doubled while it may be."""
-    tables = _weights(model)
-
-    def on(steps: _Steps) -> EdgeModel:
-        return with_tables(model, {n: _rounded(t, steps[n]) for n, t in tables.items()})
-
+def _fine(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
+    """These steps, halved as often as it takes."""
+    found = dict(steps)
     for _ in range(_BITS):
-        if allowed(made := on(steps)):
-            break
-        steps = {name: step / 2.0 for name, step in steps.items()}
-    else:
-        raise ExportRefused("steps", "no step is small enough for the answers that are allowed")
+        if allowed(_on(model, found)):
+            return found
+        found = {name: step / 2.0 for name, step in found.items()}
+    raise ExportRefused("steps", "no step is small enough for the answers that are allowed")
+
+
+def _wider(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
+    """These steps, those of the largest tensors first doubled while it may be."""
+    tables, found = _weights(model), dict(steps)
     for name in sorted(tables, key=lambda n: -tables[n].size):
-        while steps[name] <= np.abs(tables[name]).max():
-            steps = {**steps, name: 2.0 * steps[name]}
-            if not allowed(wider := on(steps)):
-                steps = {**steps, name: steps[name] / 2.0}
+        while found[name] <= np.abs(tables[name]).max():
+            if not allowed(_on(model, wider := {**found, name: 2.0 * found[name]})):
                 break
-            made = wider
-    return made
+            found = wider
+    return found
 
 
-def _bits(before: Mapping[str, Array], after: Mapping[str, Array]) -> float:
-    """About what it takes to tell the difference."""
-    moved = [after[name] - before[name] for name in before]
-    return sum(float(np.log2(1.0 + np.abs(d) / step_of(d)).sum()) for d in moved)
+def _on(model: EdgeModel, steps: _Steps) -> EdgeModel:
+    return with_tables(model, {n: _rounded(t, steps[n]) for n, t in _weights(model).items()})
 
 
 def _off(found: Floats, expected: Floats) -> float:

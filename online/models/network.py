@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -76,6 +76,9 @@ class Network:
         the module's output is the probability itself.
     labels
         Of the outputs, in their order; None: false and true, or 0, 1, 2 …
+    ids
+        Inputs that are ids, with the rows of their tables (see :class:`Inputs
+        <online.models.inputs.Inputs>`): for :class:`~online.models.embedded.Embedded`.
     """
 
     module: nn.Module
@@ -84,6 +87,7 @@ class Network:
     loss: nn.Module | None = None
     labels: Sequence[Label] | None = None
     scale: bool = True
+    ids: Mapping[str, int] | None = None
 
     def model_for(self, task: Task) -> NetworkModel:
         """The model behind the learner.  Raises LearnerUnusable."""
@@ -116,7 +120,8 @@ class NetworkModel:
         self._module = copy.deepcopy(network.module).eval()
         name = type(self._module).__name__
         _check_repeatable(name, self._module)
-        self._inputs = Inputs(name, network.inputs, scale=network.scale)
+        self.ids = dict(network.ids or {})
+        self._inputs = Inputs(name, network.inputs, scale=network.scale, ids=self.ids)
         self.answering = self._module
         self._parameters = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         self._tensors = _tensors_of(self._module, _NETWORK)
@@ -206,6 +211,7 @@ class NetworkModel:
         return (
             f"{type(self._module).__qualname__} {self._module!r} "
             f"inputs={list(self._inputs.names)!r} scale={network.scale} "
+            f"{f'ids={self.ids!r} ' if self.ids else ''}"
             f"optimizer={made(network.optimizer)} {self._head.text} built {digest.hexdigest()}"
         )
 

@@ -143,6 +143,12 @@ def test_which_backfills_are_in_the_values() -> None:
     assert names(*both, row(3, "fresh", rewrites.Begun("s", {}, "one"))) == ["one"]
     assert names(*both, row(3, "fresh", rewrites.Begun("other", {}))) == ["one", "two"]
     assert bases.backfills(both, "other") == ()
+    again = row(3, "relearn", rewrites.Relearn("s", "aside-1", 2, {}, [], {}, 0.0))
+    assert names(*both, again) == [], "recent rows alone have taught it"
+    assert names(*both, again, taught(4, "three")) == ["three"]
+    assert names(*both, again, back(4, "x", 2)) == ["one", "two"], "to before it"
+    other = row(3, "relearn", rewrites.Relearn("other", "aside-1", 2, {}, [], {}, 0.0))
+    assert names(*both, other) == ["one", "two"]
 
 
 class Control(msgspec.Struct):

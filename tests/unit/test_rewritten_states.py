@@ -149,6 +149,30 @@ def test_a_state_that_can_not_take_the_place_is_refused(
     assert server.ping() == "serving"
 
 
+def test_one_fresh_state_at_a_time_and_none_of_a_frozen_model(world: Any) -> None:
+    server = learned(world, 4, 6)
+    assert server.may_relearn(0, 60.0)
+    assert not server.may_relearn(0, 60.0), "one in a minute"
+    world.now_s += 60
+    assert not server.may_relearn(7, 60.0), "of somebody who does not know the newest rewrite"
+    assert server.may_relearn(0, 60.0)
+    aside(server, 6)
+    answer = server.relearn("aside-1", 5.0, {1: [0, 4]}, {"rows": 2.0})
+    assert answer == {"snapshot": "aside-1", "version": [2, 3], "undone": 4, "control": 1}
+    row = world.store.control[-1]
+    note = rewrites.note_of(row)
+    assert (row.kind, note.since, note.evidence) == ("relearn", 5.0, {"rows": 2.0})
+    assert (sync(server).clock, value(server)) == ({1: 6}, 5.0)
+    again = world.serving()
+    assert (sync(again).rewrite, sync(again).clock, value(again)) == (1, {1: 6}, 5.0)
+    again.freeze()
+    world.now_s += 60
+    assert not again.may_relearn(1, 60.0)
+    aside(again, 6)
+    with pytest.raises(errors.RelearnRefused, match="frozen"):
+        again.relearn("aside-1", 5.0, {}, {})
+
+
 def test_a_promotion_leaves_every_lineage_as_it_is() -> None:
     state = SnapshotState("m", "s", "", (1, 1), {}, {1: 5})
     note = rewrites.Promote("s", "t", {}, {})
