@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayError
 from online import processes, telemetry
 from online.canary import Canary
 from online.config import WITH_SECRETS, Settings
+from online.exchange import ParameterServerClient
 from online.filtering import filtering_for
 from online.learner import Learner
 from online.memories import memory_for
@@ -55,10 +56,12 @@ def model_replica(
     replica: str,
     *,
     for_others: bool = False,
+    peers: ParameterServerClient | None = None,
 ) -> tuple[ModelReplica, ParameterClient]:
     """One model of the settings in this process, and its way to the parameter server.
 
-    ``for_others``: it learns what other processes write.
+    ``for_others``: it learns what other processes write.  ``peers``: of whom a new one takes values
+    while the server can't be reached.
     """
     limits = settings.limits
     client = ParameterClient(server_name(model.name, loaded.spec_hash))
@@ -104,6 +107,7 @@ def model_replica(
         ask=ask if learns else None,
         filters=filters,
         canary=Canary(rows, lambda: learner.serving) if rows else None,
+        peers=peers,
         relearn=relearned,
     )  # fmt: skip
     return made, client

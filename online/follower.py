@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from online.claims import Claims
 from online.cost import Cost
+from online.history import is_again
 from online.journal_threads import JournalThreads
 from online.judging import Judge
 from online.learner import LEARNED, Learner
@@ -157,7 +158,14 @@ class Follower:
         return True
 
     def _show_judge(self, judge: Judge, row: Row) -> None:
-        """Rows of this replica; those that it adopted were another's."""
+        """Rows of this replica; those that it adopted were another's.
+
+        Nor those that an operator has learned again: what was answered to them then, perhaps by a
+        model that had learned lies, is no sign of what is wrong now, and an action on it would undo
+        what the operator has just done.
+        """
+        if is_again(row):
+            return
         track, example = self._learner.tracks.get(row.partition), self._learner.latest
         if example is None or example.moved is not None:
             return

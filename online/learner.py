@@ -218,12 +218,14 @@ class Learner(LocalModel):
         if opened and (whole or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
         own = [d for d in self._deltas.pending(self.clock) if d.last <= clock.get(d.partition, 0)]
+        touched: Touched = {}
         if coming is None:
             touched = self._pulled.take(reply, own)
         else:
             self.arrival.leave(self._pulled, self._training)
             self._pulled = coming.pulled
         keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max)
+        self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version, self.clock = (reply.epoch, reply.count), clock
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
@@ -297,8 +299,8 @@ class Learner(LocalModel):
             self._reset_tally(pending)
         self._pending_n = sum(d.n for d in pending)
         blocks = (self._pulled.blocks, *(d.blocks for d in pending))
-        touched: Touched = {name: None for held in blocks for name in of_sources(held)}
-        self.evidence.reset(self._pulled.with_deltas(pending, touched))
+        judged: Touched = {name: None for held in blocks for name in of_sources(held)}
+        self.evidence.reset(self._pulled.with_deltas(pending, judged))
         self._switch()
 
 

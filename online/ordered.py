@@ -141,6 +141,11 @@ class OrderedLearner:
         """Rows in the local model on top of ``version``, whoever wrote them."""
         return max(self.tally.digest[0] - self._standing, 0)
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether what answers is the copy that learns."""
+        return self.serving is self._training
+
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
         if self._rewritten or self.undone.has(partition, offset):

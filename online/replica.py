@@ -47,6 +47,7 @@ from online.ordered_follower import OrderedFollower
 from online.overlay import OverlayLearner
 from online.owed import Owed
 from online.pace import Pace
+from online.peers import Peer
 from online.rise import Relearn, Rise
 from online.tokens import forward_clock
 from online.writer import Writer
@@ -84,6 +85,8 @@ class ModelReplica:
         Judge feedback before it is written; None: nothing does.
     canary
         Watches the loss on rows that an operator vouches for; None: there are none.
+    peers
+        Other replicas, asked for values by one that starts while the server can't be reached.
     relearn
         Has a fresh model taught by recent rows (:mod:`online.relearning`); None: nobody does.
     """
@@ -105,6 +108,7 @@ class ModelReplica:
         ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
         filters: Filtering | None = None,
         canary: Canary | None = None,
+        peers: ParameterServerClient | None = None,
         relearn: Relearn | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
@@ -147,13 +151,17 @@ class ModelReplica:
             self._pace,
             self.counts,
             replica=replica,
+            spec=spec,
             interval_s=settings.snapshots.interval_s,
             learns=learns,
             report=self.report,
             rewritten=self._on_rewrite,
             monotonic_s=monotonic_s,
             cpu_s=cpu_s or monotonic_s,
+            peers=peers,
         )
+        self.tell = Peer(learner, replica, spec, lambda: self.age_ms).sync
+        self._served = 0
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
         self._rise = Rise(settings.name, settings.drift, learner, ask, relearn)
@@ -236,6 +244,8 @@ class ModelReplica:
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
     async def _on_rewrite(self) -> None:
+        if self.judge is not None:
+            self.judge.rewritten()
         if self._tasks:
             await self._fill_memory()
 
@@ -364,6 +374,8 @@ class ModelReplica:
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
+        gauges["from_peer"] = self.exchange.peer is not None
+        gauges |= {"served_events": self.served, "served_epoch": self.learner.version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
         if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights
@@ -382,6 +394,13 @@ class ModelReplica:
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
             found["average_gap"] = gap
         return found
+
+    @property
+    def served(self) -> int:
+        """Events in the model that answers."""
+        if self.learner.up_to_date:  # until the copy that learns has them all, the old one answers
+            self._served = self.learner.tally.digest[0]
+        return self._served
 
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""

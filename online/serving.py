@@ -73,6 +73,7 @@ class Serving:
         age = replica.age_ms
         age = None if age is None else round(age, 1)
         version, own, behind = replica.version, replica.learner.own, replica.updates_behind
+        from_peer = replica.exchange.peer is not None
         if (request.features is None) == (request.instances is None):
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
@@ -93,10 +94,11 @@ class Serving:
                 behind,
                 shown,
                 includes,
+                from_peer,
             )
         rows = self._many(request.instances or [], give_ids=request.ids)
         replica.counts["predictions"] += len(rows)
-        return Predictions(rows, self.name, version, own, age, behind, includes)
+        return Predictions(rows, self.name, version, own, age, behind, includes, from_peer)
 
     def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
         if not 1 <= len(instances) <= self._limits.rows_max:

@@ -92,7 +92,10 @@ class Cluster(Kept):
         replicas: dict[str, dict[str, float]] = {}
         for known, seen in ((server or {}).get("replicas") or {}).items():
             replicas[known] = {**(seen.get("report") or {}), "contact_age_s": seen["age_s"]}
-        replicas[replica.replica] = {**replica.report(), "contact_age_s": 0.0}
+            if (unserved_s := seen.get("unserved_s")) is not None:
+                replicas[known]["unserved_s"] = round(unserved_s, 3)
+        here = {**replica.report(), "contact_age_s": 0.0}
+        replicas[replica.replica] = {**replicas.get(replica.replica, {}), **here}
         age = replica.age_ms
         journal = await self._room(name)
         return {
@@ -102,6 +105,7 @@ class Cluster(Kept):
             "version": replica.version,
             "age_ms": None if age is None else round(age, 1),
             "updates_behind": replica.updates_behind,
+            "from_peer": replica.exchange.peer,
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),

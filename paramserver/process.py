@@ -300,6 +300,7 @@ class ServerProcess:
             )  # fmt: skip
             if message.state is not None:
                 server.take(message.state, self._lookup)
+            self._contacts.wrote(server.epoch, server.learned(), now_s)
             lease_s = self._settings.lease_s
             keeper = message.replica == self._contacts.keeper(message.role, now_s - lease_s)
             asked = [p for p in orphans if p not in message.adopting]

@@ -417,6 +417,22 @@ class Needed(NamedTuple):
     snapshot: str
 
 
+def rolled_back_to(controls: Iterable[ControlInfo], spec: str) -> str | None:
+    """Where the lineage's newest rewrite has rolled it back to; None: it was no rollback.
+
+    Nor is one that learns again what came since: that state is not the snapshot's.
+    """
+    newest = None
+    for control in controls:
+        if control.kind in (*REWRITES, BACKFILL):
+            naming = msgspec.json.decode(control.payload, type=_Naming)
+            newest = control if naming.spec == spec else newest
+    if newest is None or newest.kind != ROLLBACK:
+        return None
+    note = msgspec.json.decode(newest.payload, type=Rollback)
+    return None if note.again else note.snapshot
+
+
 def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
     """What a start from before the lineage's newest rewrite has to load; None: no rewrite."""
     newest = None

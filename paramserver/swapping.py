@@ -65,12 +65,21 @@ class SwappingProcess(ServerProcess):
         """Roll back to the newest snapshot of ``before``, for a model whose error has risen.
 
         Parameters, answers and errors as of :meth:`recover`; what was learned since is undone.
+        Where lies go on after a rollback there may be no snapshot since then that is old enough:
+        the one that it went to will do again.
         """
         with self._publishing, self._deciding:
             server, store, history = self._serving()
             if rewrite != server.rewrite:
                 return {"snapshot": None, "version": list(server.version), "undone": 0}
-            name, target = self._newest_of(server, history, before)
+            try:
+                controls = store.controls(server.model, 0)
+            except Exception as error:
+                raise self._refusal(
+                    history, "none", f"no answer of the store: {error!r}"
+                ) from error
+            again = rewrites.rolled_back_to(controls, server.spec)
+            name, target = self._newest_of(server, history, before, again)
             return self._back(server, store, history, name, target)
 
     def _back(
@@ -119,13 +128,18 @@ class SwappingProcess(ServerProcess):
                 return self._rewrite(server, store, history, note, target)
 
     def _newest_of(
-        self, server: Server, history: SnapshotHistory, before: float
+        self, server: Server, history: SnapshotHistory, before: float, again: str | None = None
     ) -> tuple[str, SnapshotState]:
-        """The newest snapshot of ``before`` and since the last rewrite; RollbackRefused."""
+        """The newest snapshot of ``before`` and since the last rewrite, or else the one ``again``.
+
+        Raises RollbackRefused.
+        """
         rows = [row for row in history.listed() if row.created_at <= before]
         if not rows:
             raise self._refusal(history, "none", "all are of a time when it was bad already")
         target = self._target(history, rows[0].name)
+        if target.rewrite != server.rewrite and again in [row.name for row in rows]:
+            return str(again), self._target(history, str(again))
         if target.rewrite != server.rewrite:
             reason = "it is from before the last time that the values were rewritten"
             raise self._refusal(history, rows[0].name, reason)

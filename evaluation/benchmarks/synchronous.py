@@ -48,7 +48,7 @@ RATE: Final = 0.1
 MOMENTUM: Final = 0.9
 _ROOT_OF_CLASS: Final = 10
 
-TAUS: Final = (0.03, 0.1, 0.3, 1.0)
+TAUS: Final = (1.0, 3.0, 10.0)
 """Radii that byzfl's centred clipping is tried with; its own is 100."""
 
 _TUNED_WITH: Final = 0  # the seed

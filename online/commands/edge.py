@@ -124,7 +124,10 @@ def publish(
     ] = None,
     percent: Annotated[int, typer.Option(help="of the devices get it at once", min=1, max=100)] = 1,
     targets: Annotated[
-        str, typer.Option("--targets", help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs")
+        str,
+        typer.Option(
+            "--targets", help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs, litert, coreml"
+        ),
     ] = "edgepack",
     stream: Annotated[
         str | None,

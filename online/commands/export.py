@@ -40,8 +40,8 @@ def export(
         str,
         typer.Option(
             "--targets",
-            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs; all: these. By name only, "
-            "since they answer nearly alike: onnx16, onnx8 (weights in fewer bits)",
+            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs, litert, coreml; all: these. By "
+            "name only, since they answer nearly alike: onnx16, onnx8 (weights in fewer bits)",
         ),
     ] = "all",
     stream: Annotated[

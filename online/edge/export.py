@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from evaluation.metrics import Task
-from online.edge import c_file, deltas, grid, manifest, pack, runners, tfjs_file
+from online.edge import c_file, deltas, foreign, grid, manifest, pack, runners, tfjs_file
 from online.edge.channel import Channel
 from online.edge.errors import EdgeError, ExportRefused, TemplateUnfit
 from online.edge.folder import Folder
@@ -89,6 +89,13 @@ def _ask_tfjs(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
     return tfjs_file.evaluate(data, tfjs_file.weights_file(model)[1], model, rows)
 
 
+def _foreign(kind: foreign.Kind, suffix: str, runtime: Mapping[str, Any]) -> Target:
+    def ask(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
+        return foreign.ask(kind, data, model, rows)
+
+    return Target(suffix, "float32", lambda model: foreign.make(kind, model), ask, runtime)
+
+
 def _small(stored: Literal["float16", "int8"]) -> Callable[[EdgeModel], bytes]:
     def convert(model: EdgeModel) -> bytes:
         from online.edge import onnx_small  # an optional extra
@@ -112,6 +119,8 @@ TARGETS: Final[Mapping[str, Target]] = {
         ".tfjs.json", "float32", tfjs_file.convert, _ask_tfjs, _MINIMUM_TFJS,
         beside=tfjs_file.weights_file,
     ),
+    "litert": _foreign("litert", ".tflite", {"name": "litert", "min": "1.0"}),
+    "coreml": _foreign("coreml", ".mlpackage.zip", {"name": "coreml", "min": "iOS 16"}),
     "onnx16": Target(
         ".float16.onnx", "float32", _small("float16"), runners.run_onnx, _MINIMUM_ONNX,
         ("float16", 2e-3, 0.999),

@@ -168,7 +168,14 @@ class Pushes:
         self._drawn = False
 
     async def take(self, push: Push) -> tuple[int, Receipt]:
-        """HTTP status, and what became of the delta.  Raises RequestError; nothing is recorded."""
+        """HTTP status, and what became of the delta.  Raises RequestError."""
+        try:
+            return await self._take(push)
+        except RequestError as error:
+            self._replica.counts[f"deltas_refused_{error.code}"] += 1
+            raise
+
+    async def _take(self, push: Push) -> tuple[int, Receipt]:
         if self.problem is not None:
             raise not_taken(self._replica.settings.name, self.problem)
         source = sender.get() or f"device:{push.device}"
@@ -183,7 +190,6 @@ class Pushes:
         refusal = self._late(release, push.sequence, behind, now_s) or self._fast(source, now_s)
         if refusal is not None:
             if (known := await self._find(key)) is None:
-                self._replica.counts[f"deltas_refused_{refusal.code}"] += 1
                 raise refusal
             again = NewRow(key, name, source, Verdict.ACCEPTED, known.payload, now_s)
             return self._receipt(name, content, (await self._replica.writer.record([again]))[0])
@@ -279,7 +285,6 @@ class Pushes:
         )  # fmt: skip
         said = self.chain.decide(event)
         if said.verdict == REFUSED:
-            self._replica.counts["deltas_refused_value_refused"] += 1
             raise RequestError(422, "value_refused", said.reason, "weights", "Send finite numbers")
         return event, said
 

@@ -22,7 +22,7 @@ KINDS = {
     "crash in a step", "crash learning", "crash operator", "crash replica", "crash server", "cut",
     "deadly row", "delay", "drop", "duplicate", "forget", "freeze", "full disk", "lost answer",
     "pause", "power cut", "relearn", "reorder", "rollback", "second server", "slow disk", "stall",
-    "stop replica", "torn write", "unsynced forgotten",
+    "start from a peer", "stop replica", "torn write", "unsynced forgotten",
 }  # fmt: skip
 """Every kind of fault that there is."""
 

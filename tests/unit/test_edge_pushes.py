@@ -31,6 +31,10 @@ from online.model_settings import Devices, ModelSettings
 from online.models.base import learn_example
 from online.models.load import load
 from online.models.moved import numbers
+from online.status import Cluster
+from paramserver.filters.base import Event, Opinion, Source
+from paramserver.filters.chain import Chain
+from paramserver.filters.schema import Schema
 from replay import codec
 from replay.example import Moved, Tensor
 
@@ -140,6 +144,51 @@ def test_a_model_of_another_spec_passes_it_over(tmp_path: Path) -> None:
     play(tmp_path, with_logreg(act))
 
 
+class Control:
+    """Commands to the server in this process."""
+
+    def __init__(self, world: World) -> None:
+        self._server = world.server
+
+    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+        return getattr(self._server, method)(*args)
+
+
+class Never(Schema):
+    """Sets everything aside."""
+
+    def judge(self, event: Event, source: Source) -> Opinion:
+        return Opinion(0.0, score=3.0, reason="never: a test", stop=True)
+
+
+def test_what_was_set_aside_is_released_by_an_operator_and_learned_once(tmp_path: Path) -> None:
+    async def act(scene: Scene, world: World) -> None:
+        before = weights(scene.replica)
+        scene.pushes.chain = Chain([Never(None)])
+        status, receipt = await scene.pushes.take(Push.model_validate(body(scene)))
+        assert (status, receipt.status, receipt.reason) == (202, "quarantined", "never: a test")
+        assert weights(scene.replica) == pytest.approx(before, abs=1e-12)
+        (row,) = rows_of(scene)
+        name, journals = f"{row.partition}:{row.offset}", {"m": scene.replica.store.journal}
+        to: Any = {"m": Control(world)}
+        operators = Cluster({"m": scene.replica}, to, journals, lambda name: {})
+        shown = await operators.quarantined("m", name, None)
+        assert (shown["source"], shown["label"], shown["reason"]) == (
+            "device:d", None, "never: a test",
+        )  # fmt: skip
+        for _ in range(2):
+            done = await operators.decide_rows("m", "released", [name])
+            assert done["released"] == 1
+        moved = codec.decode(row.payload).moved
+        assert moved is not None
+        after, by = weights(scene.replica), numbers(moved.bias)[0]
+        assert by != 0.0
+        assert after[""] - before[""] == pytest.approx(by / 4, abs=1e-12)
+        assert await scene.push(body(scene)) == "duplicate"
+
+    play(tmp_path, with_logreg(act))
+
+
 # -- bounds --------------------------------------------------------------------------------------
 
 
@@ -190,6 +239,7 @@ def test_many_at_once_are_counted_before_they_are_written(tmp_path: Path) -> Non
         fates = Counter(await asyncio.gather(*sent))
         assert fates["too_often"] == 12 - DEVICES.hourly, fates
         assert len(rows_of(scene)) == DEVICES.hourly
+        assert scene.replica.counts["deltas_refused_too_often"] == fates["too_often"]
 
     play(tmp_path, with_logreg(act))
 

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import replica_world as worlds
 from forgetting_world import SPEC, built
@@ -26,6 +27,7 @@ from online.forgetting import (
 )
 from online.history import Decisions
 from online.learner import Learner
+from online.models.base import learn_example
 from online.models.linear import Linear
 from online.tokens import event_key
 from paramserver import blocks as algebra
@@ -37,7 +39,7 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from replay import codec
-from replay.example import Example, Judged
+from replay.example import Example, Judged, Moved, Tensor
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -190,8 +192,17 @@ def test_as_if_it_had_never_sent_anything(tmp_path: Path, name: str) -> None:
     assert one.probabilities == pytest.approx(other.probabilities, rel=0, abs=1e-12)
 
 
+def pushed(n: int, source: str, by: float) -> tuple[int, str, Example]:
+    """What a device's rows did to two weights."""
+    weights = Tensor(0.0, np.array([by, -by], "<f4").tobytes())
+    columns = ("ssl_final_state", "popup_window")
+    moved = Moved(SPEC, 1, 9, columns, ("",), weights, Tensor(by, bytes([1])))
+    return n, source, Example({}, f"content {n}", 0.25, moved=moved)
+
+
 def test_from_nothing_it_is_one_learner_bit_for_bit(tmp_path: Path) -> None:
     rows = poisoned(900, first=0)
+    rows[400:400] = [pushed(10_000 + i, f"s{i % 10}", 0.5 + i) for i in range(20)]
     one = Alone(tmp_path / "one")
     one.send(rows)
     one.server.ban("s9", True)
@@ -202,7 +213,7 @@ def test_from_nothing_it_is_one_learner_bit_for_bit(tmp_path: Path) -> None:
     plain = logistic()
     for _, source, example in rows:
         if source != "s9":
-            plain.learn(example.features, example.label, 1.0)
+            learn_example(plain, example, spec=SPEC)
     expected = merged({}, plain.cut())
     assert expected
     assert {name: made.state.values[name] for name in expected} == expected
