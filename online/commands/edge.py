@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -302,17 +303,24 @@ def _exported(
 ) -> Exported:  # fmt: skip
     from online.edge.export import Steps, export
 
+    how_fresh = freshness(settings, served, state)
     folder = _folder(settings, served)
     return export(
         built,
         served.task,
         rows,
-        about={"model": served.name, "freshness": freshness(state)},
+        about={"model": served.name, "freshness": how_fresh, **_lessons(served)},
         shown=shown(served),
         targets=targets,
         golden_most=GOLDEN,
         steps=Steps(folder.newest_pack()) if steps else None,
     )
+
+
+def _lessons(served: ModelSettings) -> dict[str, Any]:
+    """How devices learn from the release, if the service takes their deltas."""
+    devices = served.devices
+    return {} if devices is None else {"learn": {"rate": devices.rate, "clip": devices.clip}}
 
 
 def _publish(
@@ -327,12 +335,19 @@ def _publish(
     with folder.locked():
         channel = folder.channel()
         about, differences = with_deltas(folder, channel, made.manifest, files)
+        about["freshness"] = {**about["freshness"], "rows_since": _rows_since(channel, about)}
         channel = channel.published(about, percent)
         named = channel.newest.files()
         files = {digest: data for digest, data in (files | differences).items() if digest in named}
         _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
     return channel
+
+
+def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:
+    """Rows learned since the release before; all of them in the first one."""
+    before = channel.releases[-1].about["freshness"]["events"] if channel.releases else 0
+    return max(int(about["freshness"]["events"]) - int(before), 0)
 
 
 def _move(
@@ -358,7 +373,7 @@ def _halt_if_bad(
     folder = _folder(settings, served)
     channel = folder.channel()
     reports = folder.reports(channel.sequence)
-    if not reports.bad or channel.halted or channel.before is None:
+    if reports.bad is None or channel.halted or channel.before is None:
         return
     key = signing_key(place / "signing.pem", "--keys")
     with folder.locked():
@@ -431,7 +446,7 @@ def _say(
     if expires is not None:
         told["expires"] = expires
     if reports is not None:
-        told["reports"] = {"used": reports.used, "failed": reports.failed}
+        told["reports"] = asdict(reports)
     if as_json:
         print(json.dumps(told))
         return
@@ -448,6 +463,11 @@ def _say(
         print(
             f"  {reports.used:,} devices report that they use it, {reports.failed:,} that it failed"
         )
+        if reports.compared:
+            print(
+                f"  on {reports.differing:,} of {reports.compared:,} devices that compared, labels "
+                "differ from the service's"
+            )
     if before is not None and channel.percent < 100:
         print(f"  others use release {before.sequence}")
     if expires is not None:
