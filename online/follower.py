@@ -167,7 +167,9 @@ class Follower:
         if is_again(row):
             return
         track, example = self._learner.tracks.get(row.partition), self._learner.latest
-        if track is not None and track.end is None and example is not None:
+        if example is None or example.moved is not None:
+            return
+        if track is not None and track.end is None:
             judge.learned(row.partition, row.offset, example, row.at)
 
     def _moved(self) -> bool:

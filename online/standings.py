@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, copy, merge
 from paramserver.filters.chain import Chain
+from paramserver.filters.losses import LOSSES
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
 from replay.journal.base import Row
 
@@ -171,6 +172,10 @@ class Standings:
                 merge(self._mine, pending.effects)
         else:
             merge(self._mine, _negative(effects))
+            for name in effects.keys() & {LOSSES}:  # hardly one is there twice
+                data = self._mine[name].data
+                for key in [key for key in effects[name].data if data[key] == 0]:
+                    del data[key]
 
     def _apply(self, effects: Blocks) -> None:
         """Add to what is known here."""
@@ -179,6 +184,9 @@ class Standings:
             data: dict[str, Any] = {}
             for source, x in block.data.items():
                 known = self._chain.sources.get(source)
+                if name == LOSSES:
+                    data[source] = self._chain.losses.count(source) + x
+                    continue
                 if name == TAKEN:
                     data[source] = known.taken + x
                 elif block.kind == COUNT:
@@ -204,7 +212,8 @@ def _data(blocks: Blocks, name: str) -> dict[str, Any]:
 
 
 def _named(blocks: Blocks) -> list[str]:
-    return list(dict.fromkeys(source for block in blocks.values() for source in block.data))
+    of_sources = (block.data for name, block in blocks.items() if name != LOSSES)
+    return list(dict.fromkeys(source for data in of_sources for source in data))
 
 
 def _negative(blocks: Blocks) -> Blocks:

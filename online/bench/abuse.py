@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from online.bench.dealt import Dealt
 from online.bench.edge import sms
-from online.bench.honest import Loop
 from online.bench.service import Running, service
 from online.config import data_dir
 from online.http import Connection
@@ -160,9 +160,11 @@ def _model(filters: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def alone(events: Sequence[Post], held: Sequence[tuple[str, bool]], filters: str) -> Played:
-    """In this process, one replica: quick, and the same filters."""
-    loop = Loop(ModelSettings.model_validate(_model(filters)), vouched=True)
+def alone(
+    events: Sequence[Post], held: Sequence[tuple[str, bool]], filters: str, replicas: int = 2
+) -> Played:
+    """In this process, without HTTP and journal: quick, the same learners, filters and server."""
+    loop = Dealt(ModelSettings.model_validate(_model(filters)), replicas)
     answers, begun = [], time.perf_counter()
     for source, text, label, _ in events:
         row = loop.step(source, {"text": text}, label)

@@ -236,6 +236,20 @@ def detectors(
 
 
 @app.command()
+def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
+    """What `drift.on_rise: relearn` gains or loses beside doing nothing.
+
+    Needs Elec2, INSECTS and the synthetic drift files in ONLINE_DATA_DIR.  Example:
+    online bench relearning --rows 15000
+    """
+    from evaluation.benchmarks import relearning as bench
+    from online.config import data_dir
+
+    found = bench.run(data_dir(), rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    show("a fresh model after an alarm", found, as_json=as_json)
+
+
+@app.command()
 def edge(as_json: AsJson = False) -> None:
     """Exports of models trained on real streams: parity by runtime, sizes, times, updates.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import exp, inf
 from typing import Final
 
-from paramserver.blocks import Blocks
+from paramserver.blocks import Blocks, merge
 from paramserver.filters.base import (
     ACCEPTED,
     CLIPPED,
@@ -27,6 +27,7 @@ from paramserver.filters.base import (
     keyed,
 )
 from paramserver.filters.direction import Direction
+from paramserver.filters.losses import LOSSES, Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
@@ -110,6 +111,8 @@ class Chain:
     ----------
     sources
         What is known of each source.
+    losses
+        Those of taken events.
     drift
         Many sources have turned at once: the world has, not they.  Nobody is quarantined for as
         long as it holds; clipping, events set aside one by one, and budgets stay.
@@ -128,6 +131,7 @@ class Chain:
         self.filters = tuple(filters)
         self.reference = reference
         self.sources = Sources(sources_max)
+        self.losses = next((t.losses for t in self.filters if isinstance(t, Surprise)), Losses())
         self.drift = False
         self.alarms = 0
         self._every = refresh_every
@@ -205,17 +209,23 @@ class Chain:
 
     def cut(self) -> Blocks:
         """What the observed events did to the sources: goes with their range's push."""
-        return self.sources.cut()
+        out = self.sources.cut()
+        merge(out, self.losses.cut())
+        return out
 
     def rebase(self, values: Blocks) -> None:
         """Take the server's values, with what is open on top, and act on what all have seen."""
+        if LOSSES in values:
+            self.losses.rebase(values[LOSSES].data)
         for source in self.sources.rebase(values, self._arrivals):
             if source.standing < QUARANTINE_AT and not self.drift:
                 self.sources.quarantine(source)
 
     def reset(self, values: Blocks) -> None:
         """Be exactly ``values``, with nothing open."""
-        self.sources.reset(values, self._arrivals)
+        self.losses.reset()
+        self.sources.reset({}, self._arrivals)
+        self.rebase(values)
 
     def _shadow(self, source: Source) -> None:
         source.shadow += 1
@@ -312,8 +322,11 @@ def by_name(
         elif name == Norm.name:
             filters.append(Norm(reference, level=_ROWS_LEVEL, alone=False))
         elif name == "surprise":
-            filters.append(Surprise())
-            filters += [Surprise(answer, enough=_ROWS_ENOUGH) for answer in answers]
+            of_all = Surprise()
+            filters.append(of_all)
+            filters += [
+                Surprise(answer, enough=_ROWS_ENOUGH, losses=of_all.losses) for answer in answers
+            ]
         elif reference is not None and reference.problem is None:
             filters.append(Direction(reference, alone=False))
     return Chain(

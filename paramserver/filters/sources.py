@@ -14,6 +14,7 @@ from typing import Final
 
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
+from paramserver.filters.losses import LOSSES, keep_newest
 from paramserver.filters.rate import EARNED
 
 SOURCES_MAX: Final = 100_000
@@ -45,7 +46,11 @@ def keep_bounds(values: Blocks, touched: Touched, sources_max: int) -> int:
             data = values[name].data
             for source in keys:
                 data[source] = min(max(data[source], -EVIDENCE_MAX), EVIDENCE_MAX)
-    blocks = [block for name, block in values.items() if name.startswith(_PREFIX)]
+    if LOSSES in touched or (LOSSES in values and not touched):
+        kept = keep_newest(values[LOSSES].data)
+        if kept is not None:  # anew: a snapshot may hold the old ones
+            values[LOSSES].data = kept
+    blocks = [block for name, block in values.items() if _is_of_sources(name)]
     if all(len(block.data) <= sources_max for block in blocks):
         return 0
     taken, offences, releases = (
@@ -62,6 +67,11 @@ def keep_bounds(values: Blocks, touched: Touched, sources_max: int) -> int:
     for block in blocks:  # anew: a snapshot may hold the old ones
         block.data = {name: x for name, x in block.data.items() if name not in leaving}
     return len(leaving)
+
+
+def _is_of_sources(name: str) -> bool:
+    """Whether the block's keys are sources."""
+    return name.startswith(_PREFIX) and name != LOSSES
 
 
 def of_sources(blocks: Blocks) -> Blocks:
@@ -184,7 +194,7 @@ class Sources:
         """
         named: dict[str, Source] = {}
         for block, got in values.items():
-            if not block.startswith(_PREFIX):
+            if not _is_of_sources(block):
                 continue
             opened = self._open.get(block)
             mine = {} if opened is None else opened.data

@@ -1,10 +1,11 @@
 """How often is a source's label a surprise to the model?  A sequential test on the loss.
 
 For every model that answers with a loss, trees too.  A surprise is a loss above the null of its
-label: the 90 % quantile of the last taken losses with that label, a few of each source, without the
-third of the sources that surprises most.  Some labels are harder than others, and honest sources
-differ in what they send: by one null for all labels, those with the harder ones were condemned.  A
-quantile of all losses would be that of those who lie, or flood.  Honest sources surprise at a rate
+label: the median over sources of the 90 % quantile of their last taken losses with that label, as
+all replicas together have them (:mod:`paramserver.filters.losses`).  Some labels are harder than
+others, and honest sources differ in what they send: by one null for all labels, those with the
+harder ones were condemned.  A quantile of all losses would be that of those who lie, or flood.
+Honest sources surprise at a rate
 of at most q₀, twice the median over the sources *that send now* and at least 20 %; hostile ones at
 70 %: a Bernoulli test, as sequential as the others.  Who sends alone is compared with nobody.
 A loss of four times the null is rarer (5 %, or twice the median) with honest sources,
@@ -18,7 +19,7 @@ nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import log
 from statistics import median
@@ -27,25 +28,20 @@ from typing import Final
 import numpy as np
 
 from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Opinion, Source
+from paramserver.filters.losses import SOURCES_MIN, Losses
 
 _KEPT: Final = 1024
-_OF_A_SOURCE: Final = 8
-_LEVEL: Final = 0.9
 _ENOUGH: Final = 64
 _RATE_MIN: Final = 0.2
 _RATE_MAX: Final = 0.5
 _TURNING: Final = 0.4
 _LATELY: Final = 5.0
 _HOSTILE: Final = 0.7
-_SOURCES_MIN: Final = 4
-_OF_A_LABEL: Final = 3
 _ACTIVE: Final = 32
 """Events in which a source has sent if others are compared with it: what it saw, they saw."""
 
 _RHO_MAX: Final = 0.8
 
-_FAR: Final = 4.0
-_FAR_LABEL: Final = 1.5
 _FAR_RATE_MIN: Final = 0.05
 _FAR_HOSTILE: Final = 0.5
 _RUSH: Final = 1.5  # of twice the median's
@@ -69,19 +65,27 @@ class Surprise:
         few things is not drowned in what it says of all others.  None: all events.
     enough
         Taken events before it says anything.
+    losses
+        Those that another such test counts; None: it counts its own.
 
     Attributes
     ----------
+    losses
+        What nulls are drawn from.
     turning
         Whether nearly everybody surprises now: the world has turned.
     """
 
     name = "surprise"
 
-    def __init__(self, answer: str | None = None, *, enough: int = _ENOUGH) -> None:
+    def __init__(
+        self, answer: str | None = None, *, enough: int = _ENOUGH, losses: Losses | None = None
+    ) -> None:
         if answer is not None:
             self.name = f"surprise at {answer}"
         self._answer, self._enough = answer, enough
+        self.losses = Losses() if losses is None else losses
+        self._counts = losses is None
         self._losses: deque[tuple[str, str | None, float]] = deque(maxlen=_KEPT)
         self._window: deque[_Seen] = deque(maxlen=_ACTIVE)
         self._means: dict[str, tuple[float, float]] = {}
@@ -121,7 +125,7 @@ class Surprise:
         all are far off; None: there are too few others.
         """
         others = {name for name, _, _ in self._window if name != source}
-        if len(others) < _SOURCES_MIN:
+        if len(others) < SOURCES_MIN:
             return None
         means = [self._means[name] for name in others]
         rate = max(2.0 * median([m[0] for m in means]), _RATE_MIN)
@@ -139,7 +143,7 @@ class Surprise:
         order = sorted(counts.values(), key=lambda c: c[1] / c[0])
         kept = order[: len(order) - len(order) // 3]
         n = sum(c[0] for c in kept)
-        return len(kept) >= _SOURCES_MIN and sum(c[1] for c in kept) >= _TURNING * n
+        return len(kept) >= SOURCES_MIN and sum(c[1] for c in kept) >= _TURNING * n
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if event.loss is None:
@@ -157,35 +161,14 @@ class Surprise:
                     del self._means[next(iter(self._means))]
         if taken:
             self._losses.append((event.source, event.label, event.loss))
+            if self._counts:
+                self.losses.add(event.source, event.label, event.loss)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        if len(self._losses) >= self._enough:
-            self.bounds = self._nulls()
+        if self.losses.events >= self._enough:
+            self.bounds = self.losses.nulls()
             self.turning = self._turning()
             self._fresh = self._of_runs()
-
-    def _nulls(self) -> dict[str | None, tuple[float, float]]:
-        """By label, what nine of ten losses of honest sources are below, and what is far above.
-
-        Never below those of all labels together: a lie that was learned makes the easy labels
-        surprise first, whoever sends them.
-        """
-        by_label: dict[str | None, dict[str, list[float]]] = {}
-        of_all: dict[str, list[float]] = {}
-        for name, label, loss in self._losses:
-            by_label.setdefault(label, {}).setdefault(name, []).append(loss)
-            of_all.setdefault(name, []).append(loss)
-        least = _null(of_all, _OF_A_SOURCE)
-        if least is None:
-            return {}
-        out = {}
-        for label, of_source in by_label.items():
-            own = _null(of_source, _OF_A_LABEL)
-            if own is None:  # few have sent it yet: until then it is as hard as the others
-                out[label] = least, _FAR * least
-            else:
-                out[label] = max(own, least), max(_FAR_LABEL * own, _FAR * least)
-        return out
 
     def _of_runs(self) -> float:
         """(1 − ρ) / (1 + ρ) by the correlation ρ of surprises, one and the next of another source.
@@ -204,9 +187,3 @@ class Surprise:
             return 1.0
         rho = min(max(sum(pairs) / len(pairs) / (mean * (1.0 - mean)), 0.0), _RHO_MAX)
         return (1.0 - rho) / (1.0 + rho)
-
-
-def _null(of_source: Mapping[str, list[float]], least: int) -> float | None:
-    """The median over sources of the quantile of their losses; None: too few have ``least``."""
-    found = [sorted(x)[round(_LEVEL * (len(x) - 1))] for x in of_source.values() if len(x) >= least]
-    return median(found) if len(found) >= _SOURCES_MIN else None

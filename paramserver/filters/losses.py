@@ -1,0 +1,175 @@
+"""Losses of taken events by source and label: what a surprise is compared with, by all replicas.
+
+Counts in bins of 4 %, so that they add up over replicas; of a thousand newest events and some more.
+Counts do not age, generations of them do: each event is counted in the newest one, which is full
+after 256; the oldest leaves.  Whoever counts an event says in which, and that is written with it,
+so the event says the same whenever it is learned, by whomever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, log2
+from statistics import median
+from typing import Final
+
+from paramserver.blocks import COUNT, Block, Blocks
+
+LOSSES: Final = "filter.losses"
+"""The block: events by ``generation ⏎ bin ⏎ label's JSON text ⏎ source``."""
+
+_OF_AN_OCTAVE: Final = 16
+_LEAST: Final = 2.0**-20
+_GENERATION: Final = 256
+_GENERATIONS: Final = 5
+_LABEL_CHARS: Final = 64
+
+LEVEL: Final = 0.9
+FAR: Final = 4.0
+FAR_LABEL: Final = 1.5
+OF_A_SOURCE: Final = 8
+OF_A_LABEL: Final = 3
+SOURCES_MIN: Final = 4
+
+Bins = dict[int, int]
+"""Events by bin."""
+
+
+def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
+    """The counts without the generations that are too old; None: there are none of those."""
+    generations = {_generation(key) for key in data}
+    oldest = max(generations, default=0) - _GENERATIONS
+    if min(generations, default=0) > oldest:
+        return None
+    return {key: n for key, n in data.items() if _generation(key) > oldest}
+
+
+class Losses:
+    """Counts of one model's taken events.  ``len`` is that of the keys."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, dict[str, int]] = {}
+        self._sizes: dict[int, int] = {}
+        self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
+        self._nulls: dict[str | None, tuple[float, float]] | None = {}
+        self._open: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._counts.values()))
+
+    @property
+    def events(self) -> int:
+        """How many are counted."""
+        return sum(self._sizes.values())
+
+    def count(self, key: str) -> int:
+        """What one key counts."""
+        return self._counts.get(_generation(key), {}).get(key, 0)
+
+    def add(self, source: str, label: str | None, loss: float) -> None:
+        """Count one more event."""
+        newest = max(self._counts, default=1)
+        if self._sizes.get(newest, 0) >= _GENERATION:
+            newest += 1
+        bin_ = ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST)))
+        key = f"{newest}\n{bin_}\n{(label or '')[:_LABEL_CHARS]}\n{source}"
+        self._set(key, self.count(key) + 1)
+        self._open[key] = self._open.get(key, 0) + 1
+
+    def cut(self) -> Blocks:
+        """What was counted since the last cut."""
+        out, self._open = self._open, {}
+        return {LOSSES: Block(COUNT, out)} if out else {}
+
+    def rebase(self, values: Mapping[str, float]) -> None:
+        """Take new counts of the keys named, with what is open on top."""
+        for key, n in values.items():
+            self._set(key, int(n + self._open.get(key, 0)))
+
+    def reset(self) -> None:
+        """Nothing is counted."""
+        self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
+        self._nulls = {}
+
+    def _set(self, key: str, n: int) -> None:
+        generation = _generation(key)
+        if generation <= max(self._counts, default=0) - _GENERATIONS:
+            return
+        if generation not in self._counts:
+            self._counts[generation], self._sizes[generation] = {}, 0
+            for old in [g for g in self._counts if g <= max(self._counts) - _GENERATIONS]:
+                self._leave(old)
+        counts = self._counts[generation]
+        more = n - counts.pop(key, 0)
+        if n > 0:
+            counts[key] = n
+        if more:
+            self._sizes[generation] += more
+            self._add(key, more)
+
+    def _leave(self, generation: int) -> None:
+        for key, n in self._counts.pop(generation).items():
+            self._add(key, -n)
+            self._open.pop(key, None)
+        del self._sizes[generation]
+
+    def _add(self, key: str, more: int) -> None:
+        self._nulls = None
+        _, bin_, label, source = key.split("\n", 3)
+        of_source = self._bins.setdefault(label, {})
+        bins = of_source.setdefault(source, {})
+        n = bins.pop(int(bin_), 0) + more
+        if n:
+            bins[int(bin_)] = n
+        if not bins:
+            del of_source[source]
+        if not of_source:
+            del self._bins[label]
+
+    def nulls(self) -> dict[str | None, tuple[float, float]]:
+        """By label, what nine of ten losses of honest sources are not above, and what is far off.
+
+        Never below those of all labels together: a lie that was learned makes the easy labels
+        surprise first, whoever sends them.  Empty: too few sources have sent enough.
+        """
+        if self._nulls is None:
+            self._nulls = self._drawn()
+        return self._nulls
+
+    def _drawn(self) -> dict[str | None, tuple[float, float]]:
+        of_all: dict[str, Bins] = {}
+        for of_source in self._bins.values():
+            for source, bins in of_source.items():
+                total = of_all.setdefault(source, {})
+                for bin_, n in bins.items():
+                    total[bin_] = total.get(bin_, 0) + n
+        least = _null(of_all, OF_A_SOURCE)
+        if least is None:
+            return {}
+        out: dict[str | None, tuple[float, float]] = {}
+        for label, of_source in self._bins.items():
+            own = _null(of_source, OF_A_LABEL)
+            if own is None:  # few have sent it yet: until then it is as hard as the others
+                out[label or None] = least, FAR * least
+            else:
+                out[label or None] = max(own, least), max(FAR_LABEL * own, FAR * least)
+        return out
+
+
+def _null(of_source: Mapping[str, Bins], least: int) -> float | None:
+    """The median over sources of the quantile of their losses; None: too few have ``least``."""
+    found = [_quantile(x) for x in of_source.values() if sum(x.values()) >= least]
+    return median(found) if len(found) >= SOURCES_MIN else None
+
+
+def _quantile(bins: Bins) -> float:
+    """What this share of the losses is not above: the upper end of its bin."""
+    rank = round(LEVEL * (sum(bins.values()) - 1))
+    ends = sorted(bins)
+    while rank >= bins[ends[0]]:
+        rank -= bins[ends.pop(0)]
+    return float(2.0 ** (ends[0] / _OF_AN_OCTAVE)) * (1.0 + 1e-9)
+
+
+def _generation(key: str) -> int:
+    return int(key[: key.index("\n")])
