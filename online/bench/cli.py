@@ -110,8 +110,8 @@ def hostile_http(
     seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
     first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
     kind: Annotated[
-        list[Literal["flip", "keyword", "aimed", "burst"]] | None,
-        typer.Option(help="of lies; may be given again; then no honest streams"),
+        list[str] | None,
+        typer.Option(help="flip, keyword, aimed or burst; may be given again: no others, then"),
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
     replicas: Annotated[int, typer.Option(help="with --alone", min=1, max=8)] = 2,
@@ -126,6 +126,8 @@ def hostile_http(
     """
     from online.bench import abuse, honest
 
+    if unknown := set(kind or ()).difference(abuse.KINDS):
+        raise typer.BadParameter(f"{unknown.pop()!r} is none of {', '.join(abuse.KINDS)}")
     play = partial(abuse.alone, replicas=replicas) if alone else None
     lies = list(abuse.run(rows, range(first, first + seeds), kind or abuse.KINDS, play))
     cost = [] if kind else list(honest.run(rows))
