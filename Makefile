@@ -3,6 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVES := $(VENV)/.serves
 TESTS := $(VENV)/.tests
+PYTEST := $(BIN)/python -m pytest -q
+COMPUTED := tests/unit tests/properties tests/simulation tests/conformance
+
+# Else each process of each service of the tests compiles the sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup serve test check bench clean
 
@@ -24,13 +29,19 @@ $(TESTS): $(SERVES)
 serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until Ctrl-C
 	@exec $(BIN)/online serve --play phishing
 
-# What starts services goes one after the other; what only computes goes beside it, and prints after.
-test: $(TESTS)  ## everything but the long benchmarks
-	@out=$$(mktemp); \
-	nice -n 10 $(BIN)/python -m pytest -q tests/unit tests/properties tests/simulation >$$out 2>&1 & \
-	beside=$$!; trap 'kill $$beside 2>/dev/null; rm -f '$$out EXIT; \
-	$(BIN)/python -m pytest -q tests/conformance tests/integration; services=$$?; \
-	wait $$beside; computed=$$?; cat $$out; exit $$((services || computed))
+# Three lanes, of which the second and the third print when they are done: two of whole services,
+# which wait a lot, by the first letter of a file's name, and beside them what only computes.
+test: $(TESTS)  ## everything but the long tests and benchmarks
+	@out=$$(mktemp -d); lanes=; \
+	trap 'kill $$lanes 2>/dev/null; wait; rm -rf '$$out EXIT; trap 'exit 130' INT TERM; \
+	nice -n 10 $(PYTEST) $(COMPUTED) >$$out/computed 2>&1 & computed=$$!; \
+	$(PYTEST) tests/integration/test_[i-z]*.py >$$out/second 2>&1 & second=$$!; \
+	$(PYTEST) tests/integration/test_[a-h]*.py & first=$$!; \
+	lanes="$$computed $$second $$first"; failed=0; \
+	wait $$first || failed=1; \
+	wait $$second || failed=1; cat $$out/second; \
+	wait $$computed || failed=1; cat $$out/computed; \
+	lanes=; exit $$failed
 
 check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
@@ -39,7 +50,7 @@ check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/lint-imports
 
 bench: $(TESTS)  ## the measured tables of the README, and 20,000 simulated seeds (long)
-	$(BIN)/python -m pytest -q -m long tests
+	$(PYTEST) -m long tests
 	$(BIN)/python tests/simulation/run.py --seeds 20100
 	$(BIN)/online bench all
 

@@ -33,6 +33,7 @@ from online.bodies import (
     format_of,
 )
 from online.config import Limits
+from online.edge.pushes import Pushes
 from online.edge.routes import routes as edge_routes
 from online.errors import RequestError, failed, invalid
 from online.ingress import SCORES, V1, V2
@@ -60,6 +61,8 @@ class App:
         By model, what reads scores that were computed ahead of time.
     published
         Folder of what is published for devices; None: nothing is.
+    pushes
+        By model, what takes deltas that devices have learned.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class App:
         access: Access | None = None,
         scores: Mapping[str, batch.Reader] | None = None,
         published: Path | None = None,
+        pushes: Mapping[str, Pushes] | None = None,
     ) -> None:
         self._scores = scores or {}
         self._servings, self._limits, self._access = servings, limits, access
@@ -77,7 +81,9 @@ class App:
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving)
-        self._rest = build_rest(servings, cluster, published, guarded=access is not None)
+        self._rest = build_rest(
+            servings, cluster, published, guarded=access is not None, pushes=pushes
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -256,6 +262,7 @@ def build_rest(
     published: Path | None = None,
     *,
     guarded: bool = False,
+    pushes: Mapping[str, Pushes] | None = None,
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -303,7 +310,7 @@ def build_rest(
         return await cluster.model(model)
 
     app.include_router(operations(known, cluster))
-    app.include_router(edge_routes(known, published, guarded=guarded))
+    app.include_router(edge_routes(known, published, guarded=guarded, pushes=pushes))
     openinference.add_routes(app, servings)
     openapi.document(app, list(servings), guarded=guarded)
     return app

@@ -22,7 +22,8 @@ from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
 from online.canary import Canary
-from online.config import Settings
+from online.config import WITH_SECRETS, Settings
+from online.exchange import ParameterServerClient
 from online.filtering import filtering_for
 from online.learner import Learner
 from online.memories import memory_for
@@ -31,6 +32,7 @@ from online.models.load import Loaded
 from online.names import journal_opener, load_model, merge_rule, server_name
 from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner
+from online.relearn_task import fresh_of
 from online.replica import ModelReplica
 from online.rootset import RootSet, root_rows
 from online.tokens import Keys
@@ -54,10 +56,12 @@ def model_replica(
     replica: str,
     *,
     for_others: bool = False,
+    peers: ParameterServerClient | None = None,
 ) -> tuple[ModelReplica, ParameterClient]:
     """One model of the settings in this process, and its way to the parameter server.
 
-    ``for_others``: it learns what other processes write.
+    ``for_others``: it learns what other processes write.  ``peers``: of whom a new one takes values
+    while the server can't be reached.
     """
     limits = settings.limits
     client = ParameterClient(server_name(model.name, loaded.spec_hash))
@@ -92,6 +96,10 @@ def model_replica(
     async def ask(question: str, *args: object) -> Any:
         return await client.call(question, _DECIDE_S, *args)
 
+    async def relearned(rewrite: int, since: float) -> str:
+        data = settings.model_dump(mode="json", context=WITH_SECRETS)
+        return str(await fresh_of(data, model.name, rewrite, since))
+
     made = ModelReplica(
         model, limits, learner, journal, client,
         replica=replica, spec=loaded.spec_hash, learns=learns,
@@ -99,6 +107,8 @@ def model_replica(
         ask=ask if learns else None,
         filters=filters,
         canary=Canary(rows, lambda: learner.serving) if rows else None,
+        peers=peers,
+        relearn=relearned,
     )  # fmt: skip
     return made, client
 

@@ -54,6 +54,7 @@ class Canary:
         self._total = 0.0  # of the look at hand
         self.loss: float | None = None
         self._mean = self._square = 0.0
+        self._before: tuple[int, float, float] | None = None  # looks, mean, square: as it last rang
         self._sum = 0.0
         self._since = 0  # row at which the sum last was 0
 
@@ -69,6 +70,7 @@ class Canary:
         self._looks += 1
         deviation = max(math.sqrt(max(self._square - self._mean**2, 0.0)), _DEVIATION_MIN)
         if self._looks > WARM:
+            self._before = None
             self._sum = max(self._sum + (loss - self._mean) / deviation - _SLACK, 0.0)
         if self._sum == 0.0:  # what is usual is learned while nothing speaks against it
             self._since = row
@@ -78,6 +80,8 @@ class Canary:
         rings, before = loss >= _TIMES * self._mean, self._mean
         if not rings and self._sum < _GIVES_UP * _RINGS:
             return None
+        if rings:
+            self._before = self._looks, self._mean, self._square
         self._sum, self._looks = 0.0, 0  # what is usual is learned anew
         if not rings:
             return None
@@ -85,6 +89,16 @@ class Canary:
             row=row, at=at, signal="error", name="", detector="canary", direction="up",
             since=self._since, before=before, after=loss, n_before=WARM, n_after=row - self._since,
         )  # fmt: skip
+
+    def rewritten(self) -> None:
+        """The values were: those of before the last alarm answer, and its loss is usual again.
+
+        Else lies that go on would be learned as what is usual, and ring no more.
+        """
+        self._next, self._total, self._sum = 0, 0.0, 0.0
+        if self._before is not None:
+            self._looks, self._mean, self._square = self._before
+            self._before = None
 
     def _follow(self, loss: float) -> None:
         share = max(_FOLLOWS, 1.0 / self._looks)

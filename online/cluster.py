@@ -47,6 +47,7 @@ _REPLICA_PORTS = 120  # a stopped replica's port rests for a while
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
 _FOLLOW_S = 2.0
 _NOTHING = "nothing was changed: the service goes on as it was"
+_ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/operations.md, Upgrade"
 _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
 _FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
 _HEAD_S = 10  # for the head of a request, from the connection's beginning
@@ -207,6 +208,7 @@ class Service:
         self._started_s = time.monotonic()
         self._version = 0  # of the replicas' settings
         self._incomplete = False  # a change of them
+        self._code = rollout.code()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
         self.url = ""
@@ -304,8 +306,13 @@ class Service:
             if models[name].spec_hash != self._loaded[name].spec_hash and not restart:
                 restart.append(f"models.{name}: its code")
         if restart:
-            return [*(f"{name} needs a restart of the service" for name in restart), _NOTHING]
-        replace = bool(found.rolling) or self._incomplete or self._compensates(settings, models)
+            roll_out = [_ROLL_OUT] if any(n.startswith("models.") for n in restart) else []
+            told = [f"{name} needs a restart of the service" for name in restart]
+            return [*told, *roll_out, _NOTHING]
+        rolling, code = [*found.rolling], rollout.code()
+        if code != self._code:  # new processes import what is on the disk now
+            rolling.append("the service's code")
+        replace = bool(rolling) or self._incomplete or self._compensates(settings, models)
         if not replace and not found.scaled:
             return ["the settings are as they were"]
         self._incomplete = True
@@ -314,11 +321,11 @@ class Service:
             servers.start(settings, self._loaded, self._progress)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
-        self._given = given
+        self._given, self._code = given, code
         self._wait_http()
         self._challengers.start(settings)
         processes.note(run_path(settings), self._facts)
-        lines = [f"{name} changed" for name in found.rolling]
+        lines = [f"{name} changed" for name in rolling]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines

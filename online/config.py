@@ -455,3 +455,8 @@ def data_dir() -> Path | None:
     """Folder of real streams, from ``ONLINE_DATA_DIR``; None if it is not set."""
     value = os.environ.get("ONLINE_DATA_DIR")
     return Path(value) if value else None
+
+
+def edge_python(target: str) -> str | None:
+    """The interpreter that makes a target's exports, from ``ONLINE_LITERT_PYTHON``; or None."""
+    return os.environ.get(f"ONLINE_{target.upper()}_PYTHON") or None

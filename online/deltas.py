@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
@@ -12,6 +13,9 @@ from paramserver.wire import Curved, Push, SyncReply, Version
 from replay.example import Example
 from replay.journal.base import Row
 from replay.memory import Lesson
+
+_CHANGES_MAX: Final = 256
+"""Merges of which is kept what they touched: some seconds in which a peer may fetch the values."""
 
 
 @dataclass(slots=True)
@@ -179,6 +183,28 @@ class Pulled:
 
     def __init__(self) -> None:
         self.blocks: Blocks = {}
+        self._from: Version = (0, 0)  # what was touched after it is known
+        self._changes: deque[tuple[Version, Touched]] = deque()
+
+    def note(self, version: Version, touched: Touched, *, whole: bool) -> None:
+        """These are the values of that version now; what the last step to it has touched."""
+        if whole:
+            self._from = version
+            self._changes.clear()
+            return
+        self._changes.append((version, touched))
+        if len(self._changes) > _CHANGES_MAX:
+            self._from, _ = self._changes.popleft()
+
+    def changes_since(self, since: Version | None) -> Touched | None:
+        """What was touched after that version; None if it is not known."""
+        if since is None or since < self._from:
+            return None
+        touched: Touched = {}
+        for version, more in self._changes:
+            if version > since:
+                algebra.add_touched(touched, more)
+        return touched
 
     def take(self, reply: SyncReply, contained: Iterable[Delta]) -> Touched:
         """Take the reply's values; returns what it has changed of those before.

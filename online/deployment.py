@@ -17,11 +17,12 @@ from typing import Any
 
 from ray import serve
 
-from online import ingress, processes, telemetry
+from online import ingress, processes, rollout, telemetry
 from online.access import ROLES, Access
 from online.app import App
 from online.background import Background, actor_of, learns_here, model_replica
 from online.config import Settings
+from online.edge.pushes import Pushes, pushes_for
 from online.features import Door
 from online.names import challenger_name, journal_opener, load_model, merge_rule
 from online.replica import ModelReplica
@@ -33,12 +34,35 @@ from online.scores import Reader, threaded
 from online.serving import Serving
 from online.status import Cluster
 from online.tokens import Keys, Nonces, Tokens
+from paramserver import wire
+from paramserver.errors import ServerUnavailable
 from paramserver.ray_client import ParameterClient
 from replay.journal.base import Journal
 
 log = logging.getLogger("online.replica")
 
 _STOP_S = 1.5
+
+
+class Peers:
+    """The replicas that answer, as Serve knows them, in the place of one model's server."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._handle: Any = None
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        """Values of one of them.  Raises ServerUnavailable: nobody has any."""
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle("Replica", rollout.APP)
+        try:
+            async with asyncio.timeout(timeout_s):
+                told = await self._handle.tell_peer.remote(self._model, wire.encode(request))
+        except Exception as error:  # whatever Ray raises: there may be no other replica
+            raise ServerUnavailable("a peer", f"none: {error!r}") from error
+        if told is None:
+            raise ServerUnavailable("a peer", "it has no values that it could give")
+        return wire.decode_reply(told)
 
 
 @serve.ingress()
@@ -57,6 +81,7 @@ class Replica:
         self._replicas: dict[str, ModelReplica] = {}
         self._background: dict[str, Background] = {}
         self._servings: dict[str, Serving] = {}
+        self._pushes: dict[str, Pushes] = {}
         clients: dict[str, ParameterClient] = {}
         journals: dict[str, Journal] = {}
         facts: dict[str, dict[str, Any]] = {}
@@ -70,7 +95,7 @@ class Replica:
             journals[name] = open_one()
             rule = merge_rule(model, loaded.model)
             self._replicas[name], clients[name] = model_replica(
-                model, self._settings, loaded, journals[name], replica
+                model, self._settings, loaded, journals[name], replica, peers=Peers(name)
             )
             if rule == "overlay" or not learns_here(model, rule):
                 self._background[name] = Background(
@@ -81,6 +106,10 @@ class Replica:
             self._servings[name] = Serving(
                 self._replicas[name], door, tokens, limits, loaded.spec_hash
             )
+            if model.devices is not None:
+                self._pushes[name] = pushes_for(
+                    model, self._settings, model.devices, self._replicas[name], door
+                )
             facts[name] = {
                 "learner": model.learner,
                 "spec": loaded.spec_hash[:16],
@@ -109,7 +138,7 @@ class Replica:
             access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
         app = App(
             self._servings, self._cluster, self._settings.limits, access, self._readers(),
-            self._settings.state_dir / "edge",
+            self._settings.state_dir / "edge", self._pushes,
         )  # fmt: skip
         ingress.install(app)
 
@@ -126,6 +155,10 @@ class Replica:
                     return
 
         return with_lifespan
+
+    async def tell_peer(self, model: str, request: bytes) -> bytes | None:
+        """Values for a replica that starts and can't reach the parameter server."""
+        return self._replicas[model].tell(request)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """How busy this replica is; Serve asks if their number follows the load."""

@@ -53,8 +53,8 @@ class Exchange:
 
     Parameters
     ----------
-    replica
-        Name of this process.
+    replica, spec
+        Name of this process, and hash of its model's spec.
     interval_s
         Of snapshots: a state that travels whole is sent twice in it at most.
     learns
@@ -65,6 +65,8 @@ class Exchange:
         Awaited when the values were rewritten (a rollback), once the learner has them.
     monotonic_s, cpu_s
         The time, and what tells the cost of writing down and loading a model.
+    peers
+        Asked for values while there are none and the server does not answer; None: nobody is.
 
     Attributes
     ----------
@@ -74,6 +76,8 @@ class Exchange:
         Monotonic time of the sending of the last pull that was confirmed as current; None: never.
     versions_behind
         Versions that the server is ahead; None without contact.
+    peer
+        The replica whose copy of the values is here, until the server has answered; None: none.
     refused
         Why the server takes no push; None if it does.
     publishes
@@ -92,13 +96,17 @@ class Exchange:
         counts: Counter[str],
         *,
         replica: str,
+        spec: str,
         interval_s: float,
         learns: bool,
         report: Callable[[], dict[str, float]],
         rewritten: Callable[[], Awaitable[None]],
         monotonic_s: Callable[[], float],
         cpu_s: Callable[[], float],
+        peers: ParameterServerClient | None = None,
     ) -> None:
+        self._peers, self._spec = peers, spec
+        self.peer: str | None = None
         self._learner, self._writer, self._follower = learner, writer, follower
         self._owed, self._store, self.client = owed, store, client
         self._pace, self._counts = pace, counts
@@ -111,6 +119,7 @@ class Exchange:
         self.refused: str | None = None
         self.publishes = False
         self._take_due_s = 0.0
+        self._coming = False  # a peer's values
         self._cut_cost_s, self._cut_at = 0.0, 0.0
 
     async def turn(self) -> None:
@@ -178,16 +187,9 @@ class Exchange:
             state=state,
         )
         sent_at = self._monotonic_s()
-        try:
-            reply = await self.client.sync(request, _SYNC_TIMEOUT_S)
-        except ParamServerError as error:
-            self._counts["server_unreachable"] += 1
-            self.versions_behind = None
-            if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
-                self.refused = f"the parameter server refuses a push: {error}"
-            log.info("parameter server: %s", error)
+        reply = await self._ask(request)
+        if reply is None:
             return None
-        self.refused = None
         part = reply.kind == "part"
         if reply.control > self._writer.decisions.seq:  # know it before it is acted on
             await self._writer.look()
@@ -215,13 +217,43 @@ class Exchange:
         else:
             if not isinstance(learner, OverlayLearner) or learner.is_newest(reply):
                 self.fresh_at = sent_at - reply.confirmed_ms / 1e3
-            self.versions_behind = max(reply.count - learner.version[1], 0)
+            self.peer = reply.peer or None
+            behind = max(reply.count - learner.version[1], 0)
+            self.versions_behind = None if self.peer else behind
         for partition in reply.orphans:
             await self._adopt(partition)
         if len(pushes) == _PUSHES:
             self._pace.now.set()
         self._follower.wake.set()
         return changed or bool(reply.orphans)
+
+    async def _ask(self, request: SyncRequest) -> SyncReply | None:
+        """What the server answers, or, if there is nothing to begin with, a peer; None: nobody."""
+        coming, self._coming = self._coming, False
+        if not coming:
+            try:
+                reply = await self.client.sync(request, _SYNC_TIMEOUT_S)
+                self.refused = None
+                return reply
+            except ParamServerError as error:
+                self._counts["server_unreachable"] += 1
+                self.versions_behind = None
+                if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
+                    self.refused = f"the parameter server refuses a push: {error}"
+                log.info("parameter server: %s", error)
+        if self._learner.ready or self._peers is None:
+            return None
+        try:
+            reply = await self._peers.sync(request, _SYNC_TIMEOUT_S)
+        except ParamServerError as error:
+            log.info("peers: %s", error)
+            return None
+        if reply.spec != self._spec:
+            log.info("peers: %s serves another spec", reply.peer)
+            return None
+        self._coming = reply.kind == "part"  # the next one, too, is this side's to give
+        log.info("%s of version %d.%d of %s", reply.kind, reply.epoch, reply.count, reply.peer)
+        return reply
 
     def _wants_values(self) -> bool:
         """Whether the next reply should have some."""

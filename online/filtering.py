@@ -153,12 +153,14 @@ class Filtering:
         event = self._checked.pop(row.key, None)
         if self._is_repeat(row):
             return row
+        example = None if row.half is not None else codec.decode(row.payload)
+        if example is not None and example.moved is not None:
+            return row  # a delta of a device is judged as it comes: online.pushes
         self._see(row.source, row.at)
         if not self.active:
             return row
-        if row.half is not None:
+        if example is None:
             return self._judged_half(row)
-        example = codec.decode(row.payload)
         if example.judged is not None:
             return row
         if event is None:

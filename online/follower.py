@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from online.claims import Claims
 from online.cost import Cost
+from online.history import is_again
 from online.journal_threads import JournalThreads
 from online.judging import Judge
 from online.learner import LEARNED, Learner
@@ -157,9 +158,18 @@ class Follower:
         return True
 
     def _show_judge(self, judge: Judge, row: Row) -> None:
-        """Rows of this replica; those that it adopted were another's."""
+        """Rows of this replica; those that it adopted were another's.
+
+        Nor those that an operator has learned again: what was answered to them then, perhaps by a
+        model that had learned lies, is no sign of what is wrong now, and an action on it would undo
+        what the operator has just done.
+        """
+        if is_again(row):
+            return
         track, example = self._learner.tracks.get(row.partition), self._learner.latest
-        if track is not None and track.end is None and example is not None:
+        if example is None or example.moved is not None:
+            return
+        if track is not None and track.end is None:
             judge.learned(row.partition, row.offset, example, row.at)
 
     def _moved(self) -> bool:

@@ -13,6 +13,7 @@ Rehearsal is left out.  Pure over a journal and snapshots: no clock, no HTTP, no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -21,9 +22,11 @@ import msgspec
 
 from evaluation.metrics import Task
 from online.errors import StartRefused
-from online.history import Decisions
+from online.history import Decisions, origin
+from online.learner import Failed
 from online.models.base import Model
 from online.ordered import OrderedLearner
+from online.review import Review
 from paramserver import bases, rewrites, wire
 from paramserver.blocks import COUNT, Block
 from paramserver.filters.sources import SOURCES_MAX
@@ -50,6 +53,9 @@ class Wanted:
     def meant(self, row: Row) -> bool:
         """Whether the row is one of them."""
         return row.source == self.source and (self.since is None or row.at >= self.since)
+
+
+NOBODY: Final = Wanted("", math.inf)
 
 
 @dataclass(slots=True)
@@ -227,6 +233,7 @@ class Built:
     undone: dict[int, list[int]]
     learned: int
     unlearned: int
+    review: Review | None = None
 
 
 class Rebuild:
@@ -242,7 +249,13 @@ class Rebuild:
         Whether the lineage is learned in commit order: its states then tell their position.
     sources_max
         Sources that are kept account of.
+    review
+        Makes, of what learns the rows, what judges them again; None: nothing does.
+    learner
+        What learns; None: a new one.
     """
+
+    _page_rows = _PAGE_ROWS
 
     def __init__(
         self,
@@ -256,14 +269,19 @@ class Rebuild:
         rows_max: int,
         ordered: bool,
         sources_max: int = SOURCES_MAX,
+        review: Callable[[OrderedLearner], Review | None] | None = None,
+        learner: OrderedLearner | None = None,
     ) -> None:
         self._journal, self._model, self._ordered = journal, base.model, ordered
         self._decisions, self._wanted = decisions, wanted
         self._server = Server.restored(_slowed(base, decisions), "ordered", 1, part_keys=_PARTS)
-        self._learner = OrderedLearner(build, task=task, spec=base.spec, rows_max=rows_max)
+        self._learner = learner or OrderedLearner(
+            build, task=task, spec=base.spec, rows_max=rows_max
+        )
         self._learner.evidence.sources_max = sources_max
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
+        self.review = None if review is None else review(self._learner)
         ends = {p.id: p.end for p in journal.partitions(base.model)}
         self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
         self._out: dict[int, list[int]] = {}
@@ -282,8 +300,9 @@ class Rebuild:
         total = sum(max(p.end - self._at.get(p.id, 0), 0) for p in partitions)
         done = 0
         while True:
-            page = self._journal.follow(self._model, self._after, _PAGE_ROWS)
+            page = self._journal.follow(self._model, self._after, self._page_rows)
             self._look()
+            self._read(page.rows)
             for row in page.rows:
                 if row.offset > self._at.get(row.partition, 0):
                     self._take(row)
@@ -292,8 +311,11 @@ class Rebuild:
             self._learner.pass_to(page.upto)
             if progress is not None:
                 progress(done, max(total, done))
-            if len(page.rows) < _PAGE_ROWS:
+            if len(page.rows) < self._page_rows:
                 return
+
+    def _read(self, rows: Sequence[Row]) -> None:
+        """These come next."""
 
     def _look(self) -> None:
         """Which rows have failed since; StartRefused if a decision has rewritten the values."""
@@ -313,13 +335,21 @@ class Rebuild:
         if counts and self._wanted.meant(row):
             self._leave_out(row)
             row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
-        # Here verdicts about others could be derived again, and those that change be learned or
-        # left out: a filter may have judged them otherwise without the source.
-        failed = self._learner.learn(row, self._decisions.failure(row))
+        elif self.review is not None and (counts or self._set_aside(row)):
+            self.review.look(row)
+        failed = self._learn(row)
         if failed is not None and counts:
             self._leave_out(row)  # it could be learned only with what is gone
             self.unlearned += 1
         self.learned += counts and failed is None and row.verdict is not Verdict.FROZEN
+
+    def _set_aside(self, row: Row) -> bool:
+        """Whether a filter keeps the row back, and nobody has decided about it."""
+        undecided = self._decisions.choice(origin(row)) is None
+        return row.verdict is Verdict.QUARANTINED and undecided
+
+    def _learn(self, row: Row) -> Failed | None:
+        return self._learner.learn(row, self._decisions.failure(row))
 
     def _leave_out(self, row: Row) -> None:
         self._out.setdefault(row.partition, []).append(row.offset)
@@ -340,7 +370,7 @@ class Rebuild:
             position=self._after if self._ordered else 0,
         )
         undone = {p: packed(runs(offsets)) for p, offsets in sorted(self._out.items())}
-        return Built(state, undone, self.learned, self.unlearned)
+        return Built(state, undone, self.learned, self.unlearned, self.review)
 
 
 def runs(offsets: Sequence[int]) -> Spans:

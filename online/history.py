@@ -1,13 +1,13 @@
 """Events taken out or kept back: listed in pages, decided about, and learned again once.
 
-A rollback or a forget takes events out; a freeze and a quarantine keep them back.
+A rollback, a forget or a relearn takes events out; a freeze and a quarantine keep them back.
 
 A row never changes, so learning an event again is a new row at a new offset.  Its key follows
 from the event and from a decision, so it is written once, whoever asks and how often:
 
 * An event's *copies* are its own row and the rows ``again(d, event)`` for the decisions ``d``
-  (control rows: rollback, forget, freeze, unfreeze) from the first that can have taken it out.
-  Of a quarantined event that first one is its release; without it there are no copies.
+  (control rows: rollback, forget, relearn, freeze, unfreeze) from the first that can have taken
+  it out.  Of a quarantined event that first one is its release; without it there are no copies.
 * The event is in the model if a copy *stands*: it was to be learned and is not undone.  Otherwise
   the next copy is that of the first decision that has none yet.
 
@@ -192,6 +192,8 @@ class Decisions:
                 shown["snapshot"] = note.snapshot
                 if isinstance(note, rewrites.Rollback):
                     shown["halved"] = note.halved
+                elif isinstance(note, rewrites.Relearn):
+                    shown |= {"since": note.since, "evidence": note.evidence}
                 else:
                     shown |= {"source": note.source, "since": note.since, "base": note.base}
         undone = self.undone.count
@@ -211,7 +213,7 @@ class Decisions:
         return row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
 
     def was_undone(self, row: Row) -> bool:
-        """Whether a rollback or a forget took the row out, at any time."""
+        """Whether a rewrite took the row out, at any time."""
         return any(taken.has(row.partition, row.offset) for _, taken in self.taken)
 
     def from_first(self, event: Origin) -> list[int]:

@@ -100,6 +100,11 @@ class Judge:
             if alarm.worse:
                 self._on_rise(alarm, self._before(alarm.since))
 
+    def rewritten(self) -> None:
+        """The model's values were rewritten, by a rollback or a forget."""
+        if self._canary is not None:
+            self._canary.rewritten()
+
     def _before(self, row: int) -> float:
         """When a labelled row was taken that is older than this one; the oldest that is known."""
         older = [at for n, at in self._taken if n < row]

@@ -203,7 +203,10 @@ class Kept:
 
     def _label(self, model: str, row: Row) -> Any:
         """The row's label, as the model's settings call it."""
-        label = codec.decode(row.payload).label
+        example = codec.decode(row.payload)
+        if example.moved is not None:
+            return None
+        label = example.label
         names = self._facts(model).get("labels")
         return names[bool(label)] if names else label
 

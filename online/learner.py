@@ -90,6 +90,8 @@ class Learner(LocalModel):
         example, memory = codec.decode(row.payload), self.memory
         lesson: Lesson = ()
         score = example.score
+        if example.moved is not None:
+            memory = None  # no row to be kept, and none that others are learned with
         if memory is not None:
             lesson = memory.lesson(example.label)
             if score is None and memory.distil:
@@ -107,7 +109,10 @@ class Learner(LocalModel):
         return None
 
     def _learn(self, row: Row, example: Example, lesson: Lesson) -> None:
-        learn_example(self._training, example, row.factor, lesson)
+        learn_example(self._training, example, row.factor, lesson, self._spec)
+        if example.moved is not None:
+            self.tally.add(row.key, {}, None, row.at)
+            return
         label = None if self._task == "regression" else label_text(example.label)
         counted = increments_of(self._task, example, self.tally)
         self.tally.add(row.key, counted, label, row.at)
@@ -116,7 +121,7 @@ class Learner(LocalModel):
         """The model as it was before the row at hand: values, kept deltas, the open rows again."""
         rows = self._open.rows if self._open else []
         if isinstance(self._training, Mendable):  # not all values, which may be many
-            names = {*failed.features, *(x for _, e, _ in rows for x in e.features)}
+            names = {name for e in (failed, *(e for _, e, _ in rows)) for name in _names(e)}
             for drawn in chain(lesson, *(again for _, _, again in rows)):
                 names.update(x for item in drawn.items for x in item.features)
             self._mend(self._training, names)
@@ -213,12 +218,14 @@ class Learner(LocalModel):
         if opened and (whole or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
         own = [d for d in self._deltas.pending(self.clock) if d.last <= clock.get(d.partition, 0)]
+        touched: Touched = {}
         if coming is None:
             touched = self._pulled.take(reply, own)
         else:
             self.arrival.leave(self._pulled, self._training)
             self._pulled = coming.pulled
         keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max)
+        self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version, self.clock = (reply.epoch, reply.count), clock
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
@@ -292,13 +299,18 @@ class Learner(LocalModel):
             self._reset_tally(pending)
         self._pending_n = sum(d.n for d in pending)
         blocks = (self._pulled.blocks, *(d.blocks for d in pending))
-        touched: Touched = {name: None for held in blocks for name in of_sources(held)}
-        self.evidence.reset(self._pulled.with_deltas(pending, touched))
+        judged: Touched = {name: None for held in blocks for name in of_sources(held)}
+        self.evidence.reset(self._pulled.with_deltas(pending, judged))
         self._switch()
 
 
 def _clock(reply: SyncReply) -> dict[int, int]:
     return {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
+
+
+def _names(example: Example) -> Collection[str]:
+    """Names of the features that learning it touches."""
+    return example.features if example.moved is None else example.moved.columns
 
 
 def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:

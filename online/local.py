@@ -15,6 +15,7 @@ from online.evidence import Evidence
 from online.models.base import Compensable, Model, Prediction
 from online.tally import Tally
 from paramserver import blocks as algebra
+from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
 from paramserver.wire import Push, Version
 from replay.example import Example, Features, label_text
@@ -103,6 +104,11 @@ class LocalModel:
         """Own rows in the local model on top of ``version``."""
         return self._pending_n + (len(self._open.rows) if self._open else 0)
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether what answers is the copy that learns."""
+        return self.serving is self._training
+
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
         if self.undone.has(partition, offset):
@@ -116,6 +122,15 @@ class LocalModel:
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
         return score_of(self._task, prediction)
+
+    @property
+    def pulled(self) -> Blocks:
+        """The server's values of ``version``, without own deltas.  Not to be changed."""
+        return self._pulled.blocks
+
+    def changes_since(self, version: Version | None) -> Touched | None:
+        """What was touched in them after that version; None if it is not known."""
+        return self._pulled.changes_since(version)
 
     # -- partitions ---------------------------------------------------------------------------
 

@@ -103,8 +103,9 @@ def fill(memory: Memory, journal: Journal, model: str, rows: int, decisions: Dec
         for row in filter(decisions.learned, page.rows):
             if row.offset > decisions.without.get(row.partition, 0):
                 example = codec.decode(row.payload)
-                memory.keep(row, example, example.score)
-                offered += 1
+                if example.moved is None:
+                    memory.keep(row, example, example.score)
+                    offered += 1
         after = page.upto
         if len(page.rows) < _PAGE_ROWS:
             break

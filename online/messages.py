@@ -8,6 +8,14 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+FromPeer = Annotated[
+    bool,
+    Meta(
+        description="the values are another replica's copy: this one has started without the "
+        "parameter server"
+    ),
+]
+
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     """One row (`features`) or many (`instances`)."""
@@ -67,6 +75,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     updates_behind: int | None
     probabilities: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     includes: bool | msgspec.UnsetType = msgspec.UNSET
+    from_peer: FromPeer = False
 
 
 class Row(msgspec.Struct, omit_defaults=True):
@@ -87,6 +96,7 @@ class Predictions(msgspec.Struct, omit_defaults=True):
     age_ms: float | None
     updates_behind: int | None
     includes: bool | msgspec.UnsetType = msgspec.UNSET
+    from_peer: FromPeer = False
 
 
 STATUSES: Final[Mapping[str, str]] = {

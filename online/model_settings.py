@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -135,12 +135,39 @@ class Drift(Tree):
         2_000, ge=200, le=1_000_000, description="first rows: what features are compared with"
     )
     window_rows: int = Field(1_000, ge=200, le=1_000_000, description="rows compared at a time")
-    on_rise: Literal["tell", "freeze", "rollback"] = Field(
+    on_rise: Literal["tell", "freeze", "rollback", "relearn"] = Field(
         "tell",
         description="when the error has risen; freeze: nothing more is learned until an operator "
         "unfreezes; rollback: back to the newest snapshot from before the rise, what was learned "
-        "since is undone and kept. With replay, recent rows are drawn for a while either way",
+        "since is undone and kept; relearn: a fresh model learns the rows since the rise, and "
+        "serves if it is better on the newer half of them, what is older is undone and kept. "
+        "With replay, recent rows are drawn for a while either way",
     )
+    relearn_rows: int = Field(
+        2_000,
+        ge=400,
+        le=100_000,
+        description="newest rows that relearn learns, at most; it waits for half as many",
+    )
+    relearn_pause: Seconds = Field(
+        600, description="no second fresh model within this time of the parameter server"
+    )
+
+
+class Devices(Tree):
+    """Deltas that devices send instead of their rows: what one of them may do to the model."""
+
+    rate: float = Field(0.05, gt=0, le=10, description="at which devices learn; in their manifest")
+    clip: float = Field(
+        1.0, gt=0, le=1e3, description="longest delta (Euclidean); in their manifest"
+    )
+    buffer: int = Field(
+        10, ge=1, le=10_000, description="a delta is learned divided by this: so many make a step"
+    )
+    behind_max: int = Field(
+        4, ge=0, le=7, description="releases that a delta's may be behind the newest"
+    )
+    hourly: int = Field(60, ge=1, le=100_000, description="deltas of a device in an hour")
 
 
 class Challenge(Tree):
@@ -200,11 +227,25 @@ class ModelSettings(Tree):
         description="rows that you vouch for, CSV or JSON lines, ten of each class: directions of "
         "feedback are compared with them",
     )
+    devices: Devices | None = Field(
+        None,
+        description="take deltas that devices learned from an edge release; needs root_set; "
+        "logreg, softmax, mlp and their like. None: they are refused",
+    )
     training: Training = Training()
     drift: Drift = Drift()
     challenger: Challenge | None = Field(
         None, description="a second learner in shadow, which learns the same rows"
     )
+
+    @model_validator(mode="after")
+    def _devices_are_compared(self) -> ModelSettings:
+        if self.devices is not None and (self.root_set is None or self.task == "regression"):
+            raise ValueError(
+                "devices: their deltas are compared with rows of classes that you vouch for; "
+                "name them in root_set (not for regression)"
+            )
+        return self
 
     def made_of(self) -> dict[str, Any]:
         """What decides which model learns, as plain data."""

@@ -6,18 +6,20 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from online.config import Settings, hidden
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
-from online.models.base import Model
-from online.models.load import Loaded, load
 from online.processes import died_owner
 from paramserver.server import MergeRule
 from replay.errors import JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.sqlite import SqliteJournal
+
+if TYPE_CHECKING:
+    from online.models.base import Model
+    from online.models.load import Loaded
 
 
 def server_name(model: str, spec: str) -> str:
@@ -106,6 +108,8 @@ def load_model(
 
     ``secret`` seals pickled state, ``old_secrets`` open what was sealed before it.
     """
+    from online.models.load import load  # river takes a second, which most commands need not wait
+
     return load(
         model.learner,
         model.params,

@@ -81,6 +81,7 @@ async def infer(serving: Serving, request: InferRequest) -> InferAnswer:
         "age_ms": answer.age_ms,
         "updates_behind": answer.updates_behind,
         "includes": None if answer.includes is msgspec.UNSET else answer.includes,
+        "from_peer": answer.from_peer or None,
     }
     return InferAnswer(
         serving.name,

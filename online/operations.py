@@ -95,6 +95,41 @@ class ForgetRequest(BaseModel):
     )
 
 
+class TaughtFile(BaseModel):
+    """A file of a backfill."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=1024)
+    size: int = Field(ge=0, description="bytes")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    rows: int = Field(ge=0, description="bad ones included")
+
+
+class BackfillRequest(BaseModel):
+    """A state that `online backfill` has built aside, and what taught it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "snapshot": "aside-4-130-1f",
+                    "files": [
+                        {"name": "2025.csv", "size": 4096, "sha256": "0f" * 32, "rows": 120}
+                    ],
+                    "learned": 118, "quarantined": 2, "known": 0, "label": "price_up",
+                }
+            ]
+        },
+    )  # fmt: skip
+    snapshot: str = Field(min_length=1, max_length=128, description="the state's name")
+    files: list[TaughtFile] = Field(min_length=1, max_length=10_000)
+    learned: int = Field(ge=0)
+    quarantined: int = Field(ge=0)
+    known: int = Field(ge=0, description="left out: the journal has their events")
+    label: str = Field(max_length=1024, description="column of the labels")
+
+
 class BanRequest(BaseModel):
     """Whether what a source sends is quarantined from now on."""
 
@@ -197,6 +232,20 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         known(model)
         asked = body.source, body.since, body.base, body.undone
         return await cluster.forget(model, body.snapshot, *asked)
+
+    @routes.post(
+        "/backfill",
+        summary="On with a state that tables have taught aside: see `online backfill`",
+        responses=_answers(
+            "Swapped, durably; `snapshot` is pinned. `complete`: every replica answers from it",
+            {**back, "snapshot": "4-131-from-4-120", "undone": 0},
+            e422="The state can't take the place of what is served; the message says why",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def backfill(model: str, body: BackfillRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.backfill(model, body.snapshot, body.model_dump(exclude={"snapshot"}))
 
 
 def _add_freezes(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:

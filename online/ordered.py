@@ -39,6 +39,42 @@ BEGIN: Final = 0
 _SPANS: Final = 64
 
 
+class _Written:
+    """Values of a position of the order, and what has changed since those that were begun with.
+
+    ``since``: rows that the copy that learns has on top of ``values``.
+    """
+
+    def __init__(self, values: Blocks, began: int, epoch: int) -> None:
+        self.values = values
+        self.since: list[tuple[Row, Example]] = []
+        self._epoch = epoch  # of the server whose values were begun with
+        self._began = began  # a position, and what has changed since, up to others
+        self._spans: list[tuple[int, Touched]] = []
+
+    def add(self, position: int, done: Blocks, sources_max: int) -> None:
+        """The rows since are in the values from here on: ``done`` is what they changed."""
+        touched = algebra.merge(self.values, done, 1.0)
+        keep_bounds(self.values, touched, sources_max)
+        self.since = []
+        self._spans.append((position, touched))
+        if len(self._spans) > _SPANS:
+            (_, first), (end, second), *later = self._spans
+            algebra.add_touched(first, second)
+            self._spans = [(end, first), *later]
+
+    def changed(self, kept: int, epoch: int) -> tuple[int, Blocks]:
+        """What a server of ``epoch`` lacks that keeps the position ``kept``, and since where."""
+        while self._spans and self._spans[0][0] <= kept:
+            self._began, _ = self._spans.pop(0)  # a server that goes back behind it gets all
+        if kept < self._began or (kept == self._began and epoch != self._epoch):
+            return BEGIN, algebra.copy(self.values)
+        changed = Touched()
+        for _, touched in self._spans:
+            algebra.add_touched(changed, touched)
+        return kept, algebra.copy(algebra.select(self.values, changed))
+
+
 class OrderedLearner:
     """What is in the local model of one replica, and up to which row.
 
@@ -85,17 +121,9 @@ class OrderedLearner:
         self._target = BEGIN  # until here they are
         self._newest = self._newest_awake = BEGIN  # ``seq`` of the last row; of one not frozen
         self._kept = BEGIN  # position of the server's values
-        self._known: tuple[int, Version, int] = (
-            BEGIN,
-            (0, 0),
-            0,
-        )  # position, version, rows learned
+        self._known: tuple[int, Version, int] = (BEGIN, (0, 0), 0)  # position, version, learned
         self._standing = 0  # rows learned by the values of ``version``
-        self._base: Blocks = {}
-        self._epoch = 0  # of the server whose values were begun with
-        self._began = BEGIN  # a position, and what has changed since, up to others
-        self._spans: list[tuple[int, Touched]] = []
-        self._since: list[tuple[Row, Example]] = []
+        self._written = _Written({}, BEGIN, 0)
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -112,6 +140,11 @@ class OrderedLearner:
     def own(self) -> int:
         """Rows in the local model on top of ``version``, whoever wrote them."""
         return max(self.tally.digest[0] - self._standing, 0)
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether what answers is the copy that learns."""
+        return self.serving is self._training
 
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
@@ -177,7 +210,7 @@ class OrderedLearner:
             if row.verdict is not Verdict.FROZEN:
                 self._newest_awake = row.seq
         self.pass_to(row.seq)
-        if len(self._since) >= self._rows_max:
+        if len(self._written.since) >= self._rows_max:
             self._write_down()
         return failed
 
@@ -203,12 +236,15 @@ class OrderedLearner:
             if not isinstance(error, NothingLearned):
                 self._put_back()
             return Failed(row, f"{type(error).__name__}: {error}"[:500])
-        self._since.append((row, example))
+        self._written.since.append((row, example))
         self.latest = example
         return None
 
     def _learn(self, row: Row, example: Example) -> None:
-        learn_example(self._training, example, row.factor)
+        learn_example(self._training, example, row.factor, spec=self._spec)
+        if example.moved is not None:
+            self.tally.add(row.key, {}, None, row.at)
+            return
         label = None if self._task == "regression" else label_text(example.label)
         self.tally.add(row.key, self._counted(row, example), label, row.at)
 
@@ -222,22 +258,15 @@ class OrderedLearner:
 
     def _put_back(self) -> None:
         """The model as it was before the row at hand: the values, and the rows since again."""
-        self._training.reset(self._base)
-        self.tally.reset(self._base)
-        for row, example in self._since:
+        self._training.reset(self._written.values)
+        self.tally.reset(self._written.values)
+        for row, example in self._written.since:
             self._learn(row, example)
 
     def _write_down(self) -> None:
         """The values as they are now, for whoever puts the model back or starts from them."""
         done = {**self._training.cut(), **self.tally.cut(), **self.evidence.cut()}
-        touched = algebra.merge(self._base, done, 1.0)
-        keep_bounds(self._base, touched, self.evidence.sources_max)
-        self._since = []
-        self._spans.append((self.position, touched))
-        if len(self._spans) > _SPANS:
-            (_, first), (end, second), *later = self._spans
-            algebra.add_touched(first, second)
-            self._spans = [(end, first), *later]
+        self._written.add(self.position, done, self.evidence.sources_max)
 
     # -- exchange -----------------------------------------------------------------------------
 
@@ -254,17 +283,10 @@ class OrderedLearner:
     def state(self) -> OrderedState:
         """What was learned, for the server: what has changed since its values, or all."""
         self._write_down()
-        while self._spans and self._spans[0][0] <= self._kept:
-            self._began, _ = self._spans.pop(0)  # a server that goes back behind it gets all
-        base, blocks = BEGIN, algebra.copy(self._base)
-        met = self.arrival.met[0]
-        if self._kept > self._began or (self._kept == self._began and met == self._epoch):
-            base, changed = self._kept, Touched()
-            for _, touched in self._spans:
-                algebra.add_touched(changed, touched)
-            blocks = algebra.copy(algebra.select(self._base, changed))
+        epoch = self.arrival.met[0]
+        base, blocks = self._written.changed(self._kept, epoch)
         return OrderedState(
-            self.arrival.met[0],
+            epoch,
             self._spec,
             base,
             self.position,
@@ -380,8 +402,7 @@ class OrderedLearner:
             self._training.reset(values)
         self.tally.reset(values)
         self.evidence.reset(values)
-        self._base, self._since = values, []
-        self._began, self._spans, self._epoch = reply.position, [], reply.epoch
+        self._written = _Written(values, reply.position, reply.epoch)
         self._learned, self.position = dict(clock), reply.position
         self._newest = self._newest_awake = reply.position
         for partition, track in self.tracks.items():

@@ -47,12 +47,10 @@ from online.ordered_follower import OrderedFollower
 from online.overlay import OverlayLearner
 from online.owed import Owed
 from online.pace import Pace
+from online.peers import Peer
+from online.rise import Relearn, Rise
 from online.tokens import forward_clock
 from online.writer import Writer
-from paramserver.errors import (
-    ParamServerError,
-    RollbackRefused,
-)
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
 from replay.journal.base import Journal
@@ -87,6 +85,10 @@ class ModelReplica:
         Judge feedback before it is written; None: nothing does.
     canary
         Watches the loss on rows that an operator vouches for; None: there are none.
+    peers
+        Other replicas, asked for values by one that starts while the server can't be reached.
+    relearn
+        Has a fresh model taught by recent rows (:mod:`online.relearning`); None: nobody does.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class ModelReplica:
         ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
         filters: Filtering | None = None,
         canary: Canary | None = None,
+        peers: ParameterServerClient | None = None,
+        relearn: Relearn | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -147,18 +151,20 @@ class ModelReplica:
             self._pace,
             self.counts,
             replica=replica,
+            spec=spec,
             interval_s=settings.snapshots.interval_s,
             learns=learns,
             report=self.report,
             rewritten=self._on_rewrite,
             monotonic_s=monotonic_s,
             cpu_s=cpu_s or monotonic_s,
+            peers=peers,
         )
+        self.tell = Peer(learner, replica, spec, lambda: self.age_ms).sync
+        self._served = 0
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
-        self._ask = ask
-        self._rise: tuple[int, float] | None = None  # newest rewrite, and a time before the rise
-        self._retreat: str | None = None
+        self._rise = Rise(settings.name, settings.drift, learner, ask, relearn)
         self._watch, self._watch_due_s = None, 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
         if ask is not None and guarded and isinstance(learner, Learner):
@@ -193,10 +199,7 @@ class ModelReplica:
         """The error has risen: what is kept of before is of another stream."""
         if self.learner.memory is not None:
             self.learner.memory.alarm()
-        action = self.settings.drift.on_rise
-        if action != "tell" and not self.learner.frozen and self._rise is None:
-            log.warning("model %s: %s, its error has risen: %s", self.settings.name, action, alarm)
-            self._rise = self.learner.rewrite, since
+        self._rise.rang(alarm, since)
 
     def _purge(self, source: str) -> None:
         """A source is quarantined: what it has sent is not learned again."""
@@ -241,6 +244,8 @@ class ModelReplica:
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
     async def _on_rewrite(self) -> None:
+        if self.judge is not None:
+            self.judge.rewritten()
         if self._tasks:
             await self._fill_memory()
 
@@ -259,6 +264,7 @@ class ModelReplica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._rise.stop()
         await self._follower.stop()
         self.store.close()
 
@@ -337,7 +343,7 @@ class ModelReplica:
     def incident(self) -> str | None:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
-        acted = watched or self._retreat
+        acted = watched or self._rise.incident
         return self.exchange.refused or self.writer.incident or self._unexpected or acted
 
     @property
@@ -368,6 +374,8 @@ class ModelReplica:
         gauges["joins_waiting"] = self.writer.halves
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
+        gauges["from_peer"] = self.exchange.peer is not None
+        gauges |= {"served_events": self.served, "served_epoch": self.learner.version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
         if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights
@@ -386,6 +394,13 @@ class ModelReplica:
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
             found["average_gap"] = gap
         return found
+
+    @property
+    def served(self) -> int:
+        """Events in the model that answers."""
+        if self.learner.up_to_date:  # until the copy that learns has them all, the old one answers
+            self._served = self.learner.tally.digest[0]
+        return self._served
 
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
@@ -410,25 +425,7 @@ class ModelReplica:
             self._purged_by = self.writer.decisions.seq
             for source in self.writer.decisions.bans:
                 self._purge(source)
-        if self._rise is not None and self._ask is not None:
-            await self._act_on_rise(self._ask, *self._rise)
+        await self._rise.act()
         if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
             self._watch_due_s = self._monotonic_s() + _WATCH_S
             await self._watch.look()
-
-    async def _act_on_rise(self, ask: Callable[..., Any], rewrite: int, since: float) -> None:
-        try:
-            if self.settings.drift.on_rise == "freeze":
-                await ask("freeze")
-            else:
-                done = await ask("retreat", rewrite, since)
-                if done["snapshot"] is not None:
-                    self._retreat = (
-                        f"its error had risen: back to snapshot {done['snapshot']}, "
-                        f"{done['undone']} rows undone (online rollback --undone)"
-                    )
-        except RollbackRefused as error:
-            self._retreat = f"its error has risen; left as it is: {error}"
-        except ParamServerError:
-            return  # it is asked again
-        self._rise = None

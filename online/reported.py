@@ -92,7 +92,8 @@ class JournalRows:
 
     def _example(self, row: Row) -> Example | None:
         try:
-            return decode(row.payload)
+            example = decode(row.payload)
+            return example if example.moved is None else None
         except (PayloadFormat, PayloadInvalid):
             self.damaged += 1
             return None

@@ -7,7 +7,8 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from online import scaling
 from online.config import WITH_SECRETS, Settings
@@ -15,10 +16,11 @@ from online.errors import StartRefused
 from online.model_settings import ModelSettings
 from online.tokens import Keys
 
-_APP = "online"
+APP: Final = "online"
 _STOP_REPLICA_S = 2.0
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
+_PACKAGES = ("online", "evaluation", "paramserver", "replay")
 _BY_REPLICAS = ("limits", "tokens")
 _BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec
 
@@ -111,6 +113,16 @@ class Origin:
             )
 
 
+def code() -> str:
+    """Hash of the service's own source files, as they are on the disk of this machine now."""
+    here = Path(__file__).parent
+    files = sorted(p for name in _PACKAGES for p in (here.parent / name).rglob("*.py"))
+    found = hashlib.sha256()
+    for file in (*files, *sorted(here.glob("*.html"))):
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
 def _fingerprint(keys: Keys) -> str:
     return hashlib.sha256(b"fingerprint" + keys.secret).hexdigest()[:16]
 
@@ -158,9 +170,9 @@ def deploy(settings: Settings, origin: Origin, version: int) -> None:
     from ray import serve
 
     try:
-        serve.run(application(settings, origin, version), name=_APP)
+        serve.run(application(settings, origin, version), name=APP)
     except RuntimeError as error:
-        said = serve.status().applications[_APP].deployments["Replica"].message
+        said = serve.status().applications[APP].deployments["Replica"].message
         raise StartRefused(
             f"the replicas do not start: {_reason(said) or error}", "Mend what it says"
         ) from error

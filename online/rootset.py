@@ -30,6 +30,8 @@ _BYTES_A_ROW: Final = 65_536
 class RootSet:
     """Rows of a file, and what is compared with them.
 
+    ``together``: rows behind what is compared: 1 for feedback, many for deltas of devices.
+
     Attributes
     ----------
     reference
@@ -39,12 +41,17 @@ class RootSet:
     """
 
     def __init__(
-        self, path: Path, rows: list[tuple[Features, Label]], model: Callable[[], Model]
+        self,
+        path: Path,
+        rows: list[tuple[Features, Label]],
+        model: Callable[[], Model],
+        *,
+        together: int = 1,
     ) -> None:
         self._path, self._rows, self._model = path, rows, model
         labels = [label_text(label) for _, label in rows]
         self._classes = Counter(labels)
-        self.reference = Reference(labels, self._gradient, rows=1)
+        self.reference = Reference(labels, self._gradient, rows=together)
         self.problem = self.reference.problem
         if not isinstance(model(), Sloped):
             self.problem = "the model tells no gradient; directions are not scored"

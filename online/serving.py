@@ -31,7 +31,7 @@ from online.writer import Recorded
 from replay import codec
 from replay.example import Features
 
-_HTTP = {
+HTTP = {
     "learned": 200,
     "clipped": 200,
     "duplicate": 200,
@@ -73,6 +73,7 @@ class Serving:
         age = replica.age_ms
         age = None if age is None else round(age, 1)
         version, own, behind = replica.version, replica.learner.own, replica.updates_behind
+        from_peer = replica.exchange.peer is not None
         if (request.features is None) == (request.instances is None):
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
@@ -93,10 +94,11 @@ class Serving:
                 behind,
                 shown,
                 includes,
+                from_peer,
             )
         rows = self._many(request.instances or [], give_ids=request.ids)
         replica.counts["predictions"] += len(rows)
-        return Predictions(rows, self.name, version, own, age, behind, includes)
+        return Predictions(rows, self.name, version, own, age, behind, includes, from_peer)
 
     def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
         if not 1 <= len(instances) <= self._limits.rows_max:
@@ -162,13 +164,13 @@ class Serving:
         asked = await self._reader.read(request, "")
         if isinstance(asked, Receipt):
             self.replica.counts[f"feedback_{asked.status}"] += 1
-            return _HTTP[asked.status], asked
+            return HTTP[asked.status], asked
         recorded = (await self.replica.writer.record([asked.row]))[0]
         receipt = self._receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
-        return _HTTP[decided], receipt
+        return HTTP[decided], receipt
 
     async def _events(self, request: FeedbackRequest) -> Receipts:
         events = request.events or []

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import msgspec
+
 from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
@@ -16,6 +18,7 @@ from online.kept import ASK_TIMEOUT_S, Kept
 from online.promotion import decision
 from online.replica import ModelReplica
 from paramserver.errors import (
+    BackfillRefused,
     BanRefused,
     ForgetRefused,
     NotReady,
@@ -89,7 +92,10 @@ class Cluster(Kept):
         replicas: dict[str, dict[str, float]] = {}
         for known, seen in ((server or {}).get("replicas") or {}).items():
             replicas[known] = {**(seen.get("report") or {}), "contact_age_s": seen["age_s"]}
-        replicas[replica.replica] = {**replica.report(), "contact_age_s": 0.0}
+            if (unserved_s := seen.get("unserved_s")) is not None:
+                replicas[known]["unserved_s"] = round(unserved_s, 3)
+        here = {**replica.report(), "contact_age_s": 0.0}
+        replicas[replica.replica] = {**replicas.get(replica.replica, {}), **here}
         age = replica.age_ms
         journal = await self._room(name)
         return {
@@ -99,6 +105,7 @@ class Cluster(Kept):
             "version": replica.version,
             "age_ms": None if age is None else round(age, 1),
             "updates_behind": replica.updates_behind,
+            "from_peer": replica.exchange.peer,
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
@@ -229,6 +236,14 @@ class Cluster(Kept):
         answer = dict(await self._command(model, "forget", *asked))
         return {**await self._acted(model, answer["control"], None), **answer}
 
+    async def backfill(
+        self, model: str, snapshot: str, lesson: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Go on with a state that tables have taught aside; waits until the replicas do."""
+        asked = snapshot, msgspec.json.encode(lesson)
+        answer = dict(await self._command(model, "backfill", *asked))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
     async def freeze(self, model: str) -> dict[str, Any]:
         """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
 
@@ -283,6 +298,9 @@ class Cluster(Kept):
         except ForgetRefused as error:
             hint = "Build the state again: online forget"
             raise RequestError(422, "forget_refused", str(error), "snapshot", hint) from None
+        except BackfillRefused as error:
+            hint = "Teach the tables again: online backfill"
+            raise RequestError(422, "backfill_refused", str(error), "snapshot", hint) from None
         except BanRefused as error:
             hint = "Unban one, take its token away, or raise limits.banned_max"
             raise RequestError(422, "ban_refused", str(error), "source", hint) from None

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 _GAUGES = (
-    "contact_age_s", "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
+    "contact_age_s", "unserved_s", "served_events", "served_epoch", "from_peer",
+    "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
     "learn_share", "replay_fill", "average_gap", "drift_state", "filter_sources",
     "filter_quarantined_sources", "filter_drift", "filter_active",
 )  # fmt: skip

@@ -8,29 +8,17 @@ by the next start.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 
 from paramserver import rewrites
-from paramserver.bases import Backfill, Based, Taught
+from paramserver.bases import Backfill, Based, Lesson, publish_pinned, withdraw_pinned
 from paramserver.blocks import Blocks
-from paramserver.errors import DecisionUncertain, PublishFailed
+from paramserver.errors import DecisionUncertain
 from paramserver.lineage import Recovered, decide
 from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.store import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What the control row is to say; fields as of :class:`paramserver.bases.Backfill`."""
-
-    files: Sequence[Taught]
-    learned: int
-    quarantined: int
-    known: int
-    label: str
 
 
 def make_base(
@@ -61,13 +49,7 @@ def make_base(
     now = server.state(now_s, found.snapshot, {"backfilled": lesson.learned})
     state = replace(now, version=(server.epoch, server.count + 1), values=values)
     name = snapshot_name(state.version, found.base)
-    try:
-        history.publish(name, state)
-        history.pin(name, True)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            history.withdraw(name)
-        raise PublishFailed(name, str(error)) from error
+    publish_pinned(history, name, state)
     note = Backfill(
         server.spec, name, state.control, dict(state.clock), sorted(state.closed), state.position,
         list(lesson.files), lesson.learned, lesson.quarantined, lesson.known, lesson.label,
@@ -78,9 +60,7 @@ def make_base(
     except DecisionUncertain:
         raise
     except Exception:
-        with contextlib.suppress(OSError):
-            history.pin(name, False)
-            history.withdraw(name)
+        withdraw_pinned(history, name)
         raise
     with contextlib.suppress(Exception):  # a start goes from the old head over the row to the base
         store.move_head(server.model, server.spec, server.epoch, name)

@@ -5,12 +5,26 @@ See :mod:`paramserver.backfill` for how one is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
-from paramserver.rewrites import BACKFILL, BEGUN, ROLLBACK, Begun, Rollback
+from paramserver.errors import PublishFailed, SnapshotMissing
+from paramserver.rewrites import (
+    BACKFILL,
+    BEGUN,
+    RELEARN,
+    ROLLBACK,
+    Begun,
+    Ranges,
+    Rollback,
+    note_of,
+)
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.state import SnapshotState
 from paramserver.store import ControlInfo
 
 
@@ -54,6 +68,21 @@ class Backfill(msgspec.Struct, frozen=True):
     known: int
     label: str
 
+    def taken(self) -> Ranges:
+        """No rows are taken out."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the control row is to say; fields as of :class:`Backfill`."""
+
+    files: Sequence[Taught]
+    learned: int
+    quarantined: int
+    known: int
+    label: str
+
 
 class Based(NamedTuple):
     """A backfill that is in a lineage's values: number of its control row, and what it says."""
@@ -65,7 +94,8 @@ class Based(NamedTuple):
 def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
     """The backfills that are in a lineage's values, oldest first; the last one is its base.
 
-    A rollback to a snapshot from before a backfill has taken it out.  A lineage that was begun
+    A rollback to a snapshot from before a backfill has taken it out, and a relearn whatever tables
+    have taught.  A lineage that was begun
     anew has those that it was begun with, and nothing from before that can be gone back to.
     """
     after: list[tuple[int, tuple[Based, ...]]] = [(0, ())]
@@ -81,6 +111,9 @@ def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
                 own = (had for _, had in after if had and had[-1].note.snapshot == back.snapshot)
                 known = next(had for seq, had in reversed(after) if seq <= back.control)
                 after.append((control.seq, next(own, known)))
+        elif control.kind == RELEARN:
+            if note_of(control).spec == spec:
+                after.append((control.seq, ()))
         elif (begun := begun_by(control, spec)) is not None:
             names = [based.note.snapshot for based in now]
             kept = now[: names.index(begun.base) + 1] if begun.base in names else ()
@@ -99,3 +132,21 @@ def begun_by(control: ControlInfo, spec: str) -> Begun | None:
         return None
     note = msgspec.json.decode(control.payload, type=Begun)
     return note if note.spec == spec else None
+
+
+def publish_pinned(history: SnapshotHistory, name: str, state: SnapshotState) -> None:
+    """Publish a base; PublishFailed: nothing is there."""
+    try:
+        history.publish(name, state)
+        history.pin(name, True)
+    except OSError as error:
+        withdraw_pinned(history, name)
+        raise PublishFailed(name, str(error)) from error
+
+
+def withdraw_pinned(history: SnapshotHistory, name: str) -> None:
+    """Remove a base that nothing names."""
+    with contextlib.suppress(OSError, SnapshotMissing):
+        history.pin(name, False)
+    with contextlib.suppress(OSError):
+        history.withdraw(name)

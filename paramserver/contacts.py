@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
 from paramserver.wire import SyncRequest
 
 _SHARE: Final = "learn_share"
+_PROBE_S: Final = 0.25
+"""Events that come within it after a probe belong to it."""
+_PROBES_MAX: Final = 1024
+DRIFT: Final = "drift_state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Contacts:
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
         self._last: dict[str, _Contact] = {}
+        self._epoch, self._epoch_s = 0, 0.0
+        self._probes: deque[tuple[int, float]] = deque(maxlen=_PROBES_MAX)
 
     def __len__(self) -> int:
         return len(self._last)
@@ -35,6 +42,32 @@ class Contacts:
         """A replica was in contact."""
         contact = _Contact(now_s, request.partition, request.report, request.control, request.role)
         self._last[request.replica] = contact
+
+    def wrote(self, epoch: int, events: int, now_s: float) -> None:
+        """The server's values have so many events now.  Each is a probe: replicas tell theirs."""
+        if epoch != self._epoch:
+            self._epoch, self._epoch_s = epoch, now_s
+            self._probes.clear()
+        if self._probes:
+            last, at_s = self._probes[-1]
+            if events <= last:
+                return
+            if now_s - at_s < _PROBE_S:
+                self._probes[-1] = (events, at_s)
+                return
+        self._probes.append((events, now_s))
+
+    def _unserved_s(self, report: dict[str, float] | None, now_s: float) -> float | None:
+        """For how long the server has had what a replica's answers lack.
+
+        0: they lack nothing; None: it does not say.  Up to ``_PROBE_S`` too long.
+        """
+        if report is None or "served_events" not in report:
+            return None
+        if report["served_epoch"] < self._epoch:
+            return now_s - self._epoch_s
+        lacks = (at_s for events, at_s in self._probes if events > report["served_events"])
+        return now_s - next(lacks, now_s)
 
     def drop_old(self, now_s: float) -> None:
         """Forget replicas not heard of for ``keep_s``."""
@@ -52,9 +85,16 @@ class Contacts:
         return min(live)[1] if live else None
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for a snapshot: how many replicas, and the largest of what learning takes."""
-        shares = [(c.report or {}).get(_SHARE, 0.0) for c in self._last.values()]
-        return {"replicas": float(len(self._last)), _SHARE: max(shares, default=0.0)}
+        """Numbers for a snapshot: how many replicas, and the largest of what learning takes.
+
+        And the state of the stream as the replica that is worst off sees it, if one watches it.
+        """
+        reports = [c.report or {} for c in self._last.values()]
+        shares = [report.get(_SHARE, 0.0) for report in reports]
+        made = {"replicas": float(len(self._last)), _SHARE: max(shares, default=0.0)}
+        if drifts := [report[DRIFT] for report in reports if DRIFT in report]:
+            made[DRIFT] = max(drifts)
+        return made
 
     def reports(self, now_s: float) -> dict[str, dict[str, float]]:
         """Newest counters of the replicas that sent some."""
@@ -73,6 +113,7 @@ class Contacts:
                 "partition": contact.partition,
                 "report": contact.report,
                 "control": contact.control,
+                "unserved_s": self._unserved_s(contact.report, now_s),
             }
             for replica, contact in self._last.items()
         }

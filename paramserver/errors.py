@@ -149,6 +149,31 @@ class ForgetRefused(ParamServerError):
         )
 
 
+class RelearnRefused(ParamServerError):
+    """A state taught by recent rows that can't take the model's place.  Nothing was changed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the model goes on as it is ({self.reason}); the next alarm tries again"
+
+
+class BackfillRefused(ParamServerError):
+    """A state that tables have taught can't take the model's place.  Nothing was changed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"what the tables have taught is not taken ({self.reason}), nothing was changed; "
+            "teach them again: online backfill"
+        )
+
+
 class BanRefused(ParamServerError):
     """So many sources are banned already.  Nothing was changed."""
 

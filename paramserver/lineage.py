@@ -136,7 +136,7 @@ def replayed(
 ) -> SnapshotState:
     """The state after these control rows.  The same for a decision just made and in recovery.
 
-    A rollback, a forget or a backfill leaves nothing of the state before but its place in the
+    A rewrite or a backfill leaves nothing of the state before but its place in the
     lineage: what it leads to stands in its row.  So the snapshots of earlier ones are not asked
     for.
 
@@ -174,7 +174,7 @@ def replayed(
 def _rewritten(
     state: SnapshotState,
     seq: int,
-    note: rewrites.Rollback | rewrites.Forget,
+    note: rewrites.Note,
     load: Callable[[str], SnapshotState],
 ) -> SnapshotState:
     back = note if isinstance(note, rewrites.Rollback) else None

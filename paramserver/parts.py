@@ -9,10 +9,11 @@ has changed meanwhile is in them, and what has not is in its part as it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
-from paramserver.blocks import ARRAYS, WHOLE, Block, Blocks, to_wire
-from paramserver.wire import Place, encode_piece
+from paramserver.blocks import ARRAYS, WHOLE, Block, Blocks, Touched, select, to_wire
+from paramserver.wire import Place, SyncRequest, Version, encode_piece
 
 PART_KEYS: Final = 65_536
 """Keys of one part: a few megabytes, and a few milliseconds of the server's time."""
@@ -21,7 +22,7 @@ _PIECES: Final = 32  # of a part: each is the work of one turn of a replica's lo
 
 
 class Parts:
-    """Cuts the values of one server.
+    """Cuts the values of one server, or of a replica that answers in its place.
 
     Parameters
     ----------
@@ -34,6 +35,33 @@ class Parts:
         self._keys_max = keys_max
         self._piece_keys = max(keys_max // _PIECES, 1)
         self._listed: tuple[str, list[str], list[Any]] | None = None  # a block: keys, numbers
+
+    def told(
+        self,
+        request: SyncRequest,
+        values: Blocks,
+        version: Version,
+        changes_since: Callable[[Version | None], Touched | None],
+    ) -> dict[str, Any]:
+        """The fields of a reply that hold values of this version.  They share blocks with it.
+
+        ``changes_since``: what was touched after a version; None: that is not known any more.
+        """
+        since, after = request.since, request.after
+        if not request.values:
+            return {"kind": "none", "blocks": {}}
+        if since is not None and since[0] == version[0] and after and after[0] in values:
+            return self._part(values, since, after)
+        if (touched := changes_since(since)) is not None:
+            return {"kind": "changes", "blocks": to_wire(select(values, touched)), "since": since}
+        if self.fit(values):
+            return {"kind": "all", "blocks": to_wire(values)}
+        return self._part(values, version, None)
+
+    def _part(self, values: Blocks, since: Version, start: Place | None) -> dict[str, Any]:
+        pieces, after = self.cut(values, start)
+        part = {"kind": "part", "blocks": {}, "since": since}
+        return part | {"pieces": pieces, "start": start, "after": after}
 
     def fit(self, values: Blocks) -> bool:
         """Whether the values are few enough for one message: no more than a piece."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -164,6 +165,7 @@ class ServerProcess:
         self._refused: dict[str, str] = {}
         self._needed: rewrites.Needed | None = None  # by a start from before the last rollback
         self._asides: set[str] = set()  # states built aside whose files are here
+        self._relearn_from_s = -math.inf
         self._begun = 0  # epoch in which the lineage began anew
         self._kept: list[Contained] = []  # by the last retention
         self._partitions: dict[int, PartitionInfo] = {}
@@ -298,6 +300,7 @@ class ServerProcess:
             )  # fmt: skip
             if message.state is not None:
                 server.take(message.state, self._lookup)
+            self._contacts.wrote(server.epoch, server.learned(), now_s)
             lease_s = self._settings.lease_s
             keeper = message.replica == self._contacts.keeper(message.role, now_s - lease_s)
             asked = [p for p in orphans if p not in message.adopting]

@@ -1,4 +1,4 @@
-"""Control rows that change what a model holds or learns: rollback, forget, backfill, freeze, bans.
+"""Control rows that change what a model holds or learns: rollback, forget, relearn, freeze, bans.
 
 The row comes first and is what makes the decision durable: whoever starts a server from a snapshot
 before it applies it.  Payloads are JSON.
@@ -14,9 +14,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from paramserver.blocks import Blocks
-from paramserver.errors import ForgetRefused
 from paramserver.state import SnapshotState
-from paramserver.store import ControlInfo, PartitionInfo
+from paramserver.store import ControlInfo
 
 ROLLBACK: Final = "rollback"
 FREEZE: Final = "freeze"
@@ -25,8 +24,9 @@ PROMOTE: Final = "promote"
 BACKFILL: Final = "backfill"
 BEGUN: Final = "fresh"
 FORGET: Final = "forget"
+RELEARN: Final = "relearn"
 SOURCE: Final = "source"
-REWRITES: Final = frozenset({ROLLBACK, FORGET})
+REWRITES: Final = frozenset({ROLLBACK, FORGET, RELEARN})
 """Kinds of rows after which the values are others, and that take rows out."""
 DECISIONS: Final = REWRITES | {FREEZE, UNFREEZE}
 
@@ -110,6 +110,40 @@ class Forget(msgspec.Struct, frozen=True):
     def taken(self) -> Ranges:
         """Rows that are taken out."""
         return {p: unpacked(flat) for p, flat in self.undone.items()}
+
+
+class Relearn(msgspec.Struct, frozen=True):
+    """On with a state that recent rows alone have taught, after a drift.
+
+    Attributes
+    ----------
+    spec, snapshot, control, clock, closed, position
+        As of :class:`Forget`.
+    undone
+        Rows that are older than what has taught it, and those that it could not learn.
+    since
+        When the first row was taken that it may have learned (POSIX seconds).
+    evidence
+        How it and what it takes the place of have answered the same rows.
+    """
+
+    spec: str
+    snapshot: str
+    control: int
+    clock: dict[int, int]
+    closed: list[int]
+    undone: dict[int, list[int]]
+    since: float
+    evidence: dict[str, float] = {}
+    position: int = 0
+
+    def taken(self) -> Ranges:
+        """Rows that are taken out."""
+        return {p: unpacked(flat) for p, flat in self.undone.items()}
+
+
+Note: TypeAlias = Rollback | Forget | Relearn
+"""What the control row of a rewrite holds."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -238,69 +272,6 @@ def roll_back(
     return Rollback(now.spec, name, target.control, clock, sorted(closed), undone, position)
 
 
-def forget(
-    now: SnapshotState,
-    built: SnapshotState,
-    partitions: Iterable[PartitionInfo],
-    controls: Sequence[ControlInfo],
-    note: Forget,
-) -> Forget:
-    """The decision to go on with ``built``, a state without a source's rows, instead of ``now``.
-
-    Parameters
-    ----------
-    partitions, controls
-        All of the model's.
-    note
-        What was asked for: source, since, base, snapshot, undone.
-
-    Raises
-    ------
-    ForgetRefused
-        It can't take the place of ``now``.
-    """
-    ends = {p.id: p for p in partitions}
-    if (why := _why_not(now, built, ends, controls, note)) is not None:
-        raise ForgetRefused(note.source, why)
-    closed = now.closed | built.closed
-    clock = {p: c for p, c in sorted(built.clock.items()) if p not in closed}
-    return msgspec.structs.replace(
-        note, spec=now.spec, control=built.control, clock=clock, closed=sorted(closed),
-        position=built.position,
-    )  # fmt: skip
-
-
-def _why_not(
-    now: SnapshotState,
-    built: SnapshotState,
-    ends: Mapping[int, PartitionInfo],
-    controls: Sequence[ControlInfo],
-    note: Forget,
-) -> str | None:
-    if (built.model, built.spec) != (now.model, now.spec):
-        return f"the state is of model {built.model!r}, spec {built.spec[:12]}"
-    if built.rewrite != now.rewrite:
-        return f"the values were rewritten meanwhile, by control row {now.rewrite}"
-    if note.source not in banned(controls):
-        return "it is not banned: it would be learned again"
-    upto = {p: i.end if p in built.closed else built.clock.get(p, 0) for p, i in ends.items()}
-    for p, info in ends.items():
-        if not info.trimmed <= upto[p] <= info.end or (p in now.closed and upto[p] < info.end):
-            return f"the state ends at row {upto[p]} of partition {p}, which ends at {info.end}"
-    try:
-        taken = Undone(note.taken())
-    except ValueError:
-        return "the rows to take out are no spans"
-    spans = [span for several in taken.ranges.values() for span in several]
-    if len(spans) > SPANS_MAX:
-        return f"its rows are {len(spans)} runs, and {SPANS_MAX} can be taken out; give --since"
-    if any(after < 0 or upto <= after for after, upto in spans):
-        return "the rows to take out are no spans"
-    if taken.upto(upto) != taken.ranges:
-        return "rows to take out lie behind the end of the state"
-    return None
-
-
 def brings_back(
     target: SnapshotState, ends: Mapping[int, int], controls: Iterable[ControlInfo]
 ) -> str | None:
@@ -334,7 +305,7 @@ def frozen_by(controls: Iterable[ControlInfo]) -> int:
 
 
 def newest_rewrite(controls: Iterable[ControlInfo]) -> int:
-    """Number of the model's newest rollback or forget, whatever its spec; 0: there is none."""
+    """Number of the model's newest rewrite, whatever its spec; 0: there is none."""
     return max((c.seq for c in controls if c.kind in REWRITES), default=0)
 
 
@@ -370,7 +341,7 @@ def unpacked(flat: Sequence[int]) -> Spans:
 
 @dataclass(frozen=True)
 class Undone:
-    """Rows that are in no model any more, because a rollback or a forget took them out."""
+    """Rows that are in no model any more, because a rewrite took them out."""
 
     ranges: Ranges = field(default_factory=dict)
 
@@ -402,8 +373,8 @@ def undone(controls: Iterable[ControlInfo]) -> Undone:
     """What is undone after these control rows: all of a model, in order.
 
     A rollback's values miss what its snapshot missed, and what was learned after it.  So a row
-    that an earlier rollback took out is back if a later one goes to a snapshot from before that.
-    What was forgotten is added to what was undone.
+    that was taken out before is back if a rollback goes to a snapshot from before that.
+    What a forget or a relearn leaves out is added to what was undone.
     """
     after: list[tuple[int, Undone]] = [(0, Undone())]
     for control in controls:
@@ -446,6 +417,22 @@ class Needed(NamedTuple):
     snapshot: str
 
 
+def rolled_back_to(controls: Iterable[ControlInfo], spec: str) -> str | None:
+    """Where the lineage's newest rewrite has rolled it back to; None: it was no rollback.
+
+    Nor is one that learns again what came since: that state is not the snapshot's.
+    """
+    newest = None
+    for control in controls:
+        if control.kind in (*REWRITES, BACKFILL):
+            naming = msgspec.json.decode(control.payload, type=_Naming)
+            newest = control if naming.spec == spec else newest
+    if newest is None or newest.kind != ROLLBACK:
+        return None
+    note = msgspec.json.decode(newest.payload, type=Rollback)
+    return None if note.again else note.snapshot
+
+
 def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
     """What a start from before the lineage's newest rewrite has to load; None: no rewrite."""
     newest = None
@@ -457,11 +444,17 @@ def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
     return newest
 
 
-def note_of(control: ControlInfo) -> Rollback | Forget:
+_NOTES: Final[dict[str, type[Note]]] = {ROLLBACK: Rollback, FORGET: Forget, RELEARN: Relearn}
+
+
+def note_of(control: ControlInfo) -> Note:
     """What a rewrite's control row holds."""
-    if control.kind == FORGET:
-        return msgspec.json.decode(control.payload, type=Forget)
-    return msgspec.json.decode(control.payload, type=Rollback)
+    return msgspec.json.decode(control.payload, type=_NOTES[control.kind])
+
+
+def kind_of(note: Note) -> str:
+    """The kind of the control row that holds it."""
+    return next(kind for kind, known in _NOTES.items() if type(note) is known)
 
 
 def held(newest: Needed | None, kept: Collection[int]) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from paramserver import wire
 from paramserver.blocks import (
@@ -26,8 +26,6 @@ from paramserver.blocks import (
     from_wire,
     merge,
     put,
-    select,
-    to_wire,
 )
 from paramserver.compensation import compensated, effective_learners
 from paramserver.errors import PushRefused
@@ -300,9 +298,9 @@ class Server:
             control=self.control,
             frozen=self.frozen > 0,
             position=self.position,
-            learned=self._learned(),
+            learned=self.learned(),
             keeper=keeper,
-            **self._values_for(request),
+            **self._parts.told(request, self.values, self.version, self.changes_since),
         )
 
     def scores(self) -> dict[str, float]:
@@ -312,28 +310,10 @@ class Server:
             return {}
         return {name: float(block.data[name]) for name in SCORES if name in block.data}
 
-    def _learned(self) -> int:
+    def learned(self) -> int:
+        """Events in the values."""
         digests = [b.data["count"] for b in self.values.values() if b.kind == DIGEST]
         return int(sum(digests))
-
-    def _values_for(self, request: wire.SyncRequest) -> dict[str, Any]:
-        """The fields of a reply that hold values."""
-        since, after = request.since, request.after
-        if not request.values:
-            return {"kind": "none", "blocks": {}}
-        if since is not None and since[0] == self.epoch and after and after[0] in self.values:
-            return self._part(since, after)
-        if (touched := self.changes_since(since)) is not None:
-            changed = to_wire(select(self.values, touched))
-            return {"kind": "changes", "blocks": changed, "since": since}
-        if self._parts.fit(self.values):
-            return {"kind": "all", "blocks": to_wire(self.values)}
-        return self._part(self.version, None)
-
-    def _part(self, since: wire.Version, start: wire.Place | None) -> dict[str, Any]:
-        pieces, after = self._parts.cut(self.values, start)
-        part = {"kind": "part", "blocks": {}, "since": since}
-        return part | {"pieces": pieces, "start": start, "after": after}
 
     def _told(self, clock: Mapping[int, int], named: set[int]) -> dict[int, int]:
         """The clock without finished partitions that the replica does not name.

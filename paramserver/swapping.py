@@ -1,4 +1,4 @@
-"""Values that are replaced in one step: a rollback, a recovery from divergence, a forget.
+"""Values that are replaced in one step: rollback, recovery, forget, relearn, backfill.
 
 The control row comes first; then the state that it names is served, under the next epoch.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
-from paramserver import rewrites
+from paramserver import aside, rewrites
+from paramserver.bases import Backfill, Lesson, publish_pinned, withdraw_pinned
 from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of
 from paramserver.errors import (
     DecisionUncertain,
-    ForgetRefused,
     RollbackRefused,
     SnapshotCorrupt,
     SnapshotFormat,
@@ -26,7 +27,7 @@ from paramserver.errors import (
 from paramserver.lineage import decide, needed, replayed
 from paramserver.process import SERVING, ServerProcess
 from paramserver.server import Server
-from paramserver.snapshots.history import ASIDE, SnapshotHistory
+from paramserver.snapshots.history import ASIDE, SnapshotHistory, snapshot_name
 from paramserver.state import SnapshotState
 from paramserver.store import Store
 
@@ -64,12 +65,21 @@ class SwappingProcess(ServerProcess):
         """Roll back to the newest snapshot of ``before``, for a model whose error has risen.
 
         Parameters, answers and errors as of :meth:`recover`; what was learned since is undone.
+        Where lies go on after a rollback there may be no snapshot since then that is old enough:
+        the one that it went to will do again.
         """
         with self._publishing, self._deciding:
             server, store, history = self._serving()
             if rewrite != server.rewrite:
                 return {"snapshot": None, "version": list(server.version), "undone": 0}
-            name, target = self._newest_of(server, history, before)
+            try:
+                controls = store.controls(server.model, 0)
+            except Exception as error:
+                raise self._refusal(
+                    history, "none", f"no answer of the store: {error!r}"
+                ) from error
+            again = rewrites.rolled_back_to(controls, server.spec)
+            name, target = self._newest_of(server, history, before, again)
             return self._back(server, store, history, name, target)
 
     def _back(
@@ -118,13 +128,18 @@ class SwappingProcess(ServerProcess):
                 return self._rewrite(server, store, history, note, target)
 
     def _newest_of(
-        self, server: Server, history: SnapshotHistory, before: float
+        self, server: Server, history: SnapshotHistory, before: float, again: str | None = None
     ) -> tuple[str, SnapshotState]:
-        """The newest snapshot of ``before`` and since the last rewrite; RollbackRefused."""
+        """The newest snapshot of ``before`` and since the last rewrite, or else the one ``again``.
+
+        Raises RollbackRefused.
+        """
         rows = [row for row in history.listed() if row.created_at <= before]
         if not rows:
             raise self._refusal(history, "none", "all are of a time when it was bad already")
         target = self._target(history, rows[0].name)
+        if target.rewrite != server.rewrite and again in [row.name for row in rows]:
+            return str(again), self._target(history, str(again))
         if target.rewrite != server.rewrite:
             reason = "it is from before the last time that the values were rewritten"
             raise self._refusal(history, rows[0].name, reason)
@@ -145,23 +160,88 @@ class SwappingProcess(ServerProcess):
         learned on top.  Answers and errors otherwise as of :meth:`rollback`; ForgetRefused if it
         can't take the place of what is served.
         """
+        return self._go_on_with(rewrites.Forget("", source, since, base, name, 0, {}, [], undone))
+
+    def may_relearn(self, rewrite: int, pause_s: float) -> bool:
+        """Whether the caller may build a state for :meth:`relearn`: one in ``pause_s`` seconds.
+
+        ``rewrite`` is the newest one that the caller has seen.  Known to this process only: if it
+        ends, two may build, and the second one's state is refused.
+        """
+        with self._lock:
+            server, _, _ = self._serving()
+            now_s = self._host.monotonic()
+            if server.frozen or rewrite != server.rewrite or now_s < self._relearn_from_s:
+                return False
+            self._relearn_from_s = now_s + pause_s
+            return True
+
+    def relearn(
+        self, name: str, since: float, undone: dict[int, list[int]], evidence: dict[str, float]
+    ) -> dict[str, Any]:
+        """Go on with a state that was built aside from recent rows alone.
+
+        It was published as ``name``, without the rows ``undone``, and is better by ``evidence``.
+        Answers and errors otherwise as of :meth:`forget`, with RelearnRefused.
+        """
+        return self._go_on_with(rewrites.Relearn("", name, 0, {}, [], undone, since, evidence))
+
+    def backfill(self, name: str, lesson: bytes) -> dict[str, Any]:
+        """Go on with a state that tables have taught aside; it becomes a pinned base snapshot.
+
+        It was published as ``name``; ``lesson`` is a :class:`paramserver.bases.Lesson` as JSON.
+        Answers (``snapshot`` is the base) and errors otherwise as of :meth:`forget`, with
+        BackfillRefused, and PublishFailed: nothing was changed.
+        """
+        said = msgspec.json.decode(lesson, type=Lesson)
+        asked = Backfill(
+            "", name, 0, {}, [], 0,
+            list(said.files), said.learned, said.quarantined, said.known, said.label,
+        )  # fmt: skip
         with self._publishing, self._deciding:
             server, store, history = self._serving()
-            if not name.startswith(ASIDE):
-                raise ForgetRefused(source, f"{name!r} is no state that was built aside")
-            try:
-                built = history.load(name)
-                partitions = store.partitions(server.model)
-                controls = store.controls(server.model, 0)
-            except Exception as error:
-                raise ForgetRefused(source, f"{type(error).__name__}: {error}") from error
-            asked = rewrites.Forget(server.spec, source, since, base, name, 0, {}, [], undone)
             with self._rewriting():
-                now = server.state(0.0, None, {})
-                note = rewrites.forget(now, built, partitions, controls, asked)
-                answer = self._rewrite(server, store, history, note, built)
-            self._asides.add(name)
+                note, built = self._decided(server, store, history, asked)
+                version = server.epoch, server.count + 1
+                base = snapshot_name(version, self._base)
+                state = replace(built, version=version, parent=self._parent)
+                publish_pinned(history, base, state)
+                note = msgspec.structs.replace(note, snapshot=base)
+                try:
+                    answer = self._rewrite(server, store, history, note, state)
+                except Superseded:  # nothing names it
+                    withdraw_pinned(history, base)
+                    raise
+            with contextlib.suppress(Exception):  # else a start goes over the row to the base
+                store.move_head(server.model, server.spec, answer["version"][0], base)
+                self._base, self._parent = version, base
+            history.withdraw(name)
             return answer
+
+    def _go_on_with(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
+        with self._publishing, self._deciding:
+            server, store, history = self._serving()
+            with self._rewriting():
+                note, built = self._decided(server, store, history, asked)
+                answer = self._rewrite(server, store, history, note, built)
+            self._asides.add(asked.snapshot)
+            return answer
+
+    def _decided(
+        self, server: Server, store: Store, history: SnapshotHistory, asked: aside.Asked
+    ) -> tuple[aside.Asked, SnapshotState]:
+        """The decision to go on with a state that was built aside, and that state."""
+        name = asked.snapshot
+        if not name.startswith(ASIDE):
+            raise aside.refusal(asked, f"{name!r} is no state that was built aside")
+        try:
+            built = history.load(name)
+            partitions = store.partitions(server.model)
+            controls = store.controls(server.model, 0)
+        except Exception as error:
+            raise aside.refusal(asked, f"{type(error).__name__}: {error}") from error
+        now = server.state(0.0, None, {})
+        return aside.decided(now, built, partitions, controls, asked), built
 
     @contextlib.contextmanager
     def _rewriting(self) -> Iterator[None]:
@@ -178,11 +258,11 @@ class SwappingProcess(ServerProcess):
         server: Server,
         store: Store,
         history: SnapshotHistory,
-        note: rewrites.Rollback | rewrites.Forget,
+        note: rewrites.Note | Backfill,
         target: SnapshotState,
     ) -> dict[str, Any]:
         name = note.snapshot
-        kind = rewrites.ROLLBACK if isinstance(note, rewrites.Rollback) else rewrites.FORGET
+        kind = rewrites.BACKFILL if isinstance(note, Backfill) else rewrites.kind_of(note)
         key = f"{kind}:{server.spec}:{server.epoch}:{server.count}:{name}"
         try:
             controls = decide(store, server, kind, key, msgspec.json.encode(note))

@@ -164,6 +164,9 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         many rows they have learned.
     keeper
         This replica is asked to do what its role is.
+    peer
+        The replica that answers in the server's place: it tells what it pulled last, takes no
+        push, and makes nothing durable.  Empty: the server.
     """
 
     format: int
@@ -188,6 +191,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     position: int = 0
     learned: int = 0
     keeper: bool = False
+    peer: str = ""
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -55,6 +55,44 @@ class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
     more: dict[str, dict[str, float]] | None = None
 
 
+class Tensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Numbers of one kind: ``data`` are int8 to be multiplied by ``scale``, or float32 if it is 0.
+
+    float32 is little-endian; the order of the numbers is that of the edgepack.
+    """
+
+    scale: float
+    data: bytes
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a device's own rows did to the parameters that it had: a delta instead of rows.
+
+    Attributes
+    ----------
+    spec
+        Hash of the spec that the parameters are of; another model passes it over.
+    sequence
+        Edge release that the device began with.
+    n
+        Rows that it learned, at least 1.
+    columns
+        Names of the features that the weights belong to; empty: the last layer of a network.
+    outputs
+        JSON texts of the labels that the outputs belong to, ``""`` of a single one.
+    weights, bias
+        Linear: weights (columns, outputs).  A network's last layer: weights (outputs, inputs).
+    """
+
+    spec: str
+    sequence: int
+    n: int
+    columns: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: Tensor
+    bias: Tensor
+
+
 class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Features and label of one event, with what was predicted for it.
 
@@ -79,6 +117,9 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         What the model that gave ``score`` wants to be told again; nobody else knows what it means.
     judged
         What the filters found; None if none was asked.
+    moved
+        A delta of a device: then there are no features, the label is the hash of its content, and
+        the weight is what it is multiplied by.
     """
 
     features: Features
@@ -91,6 +132,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     no_change: Label | None = None
     notes: bytes | None = None
     judged: Judged | None = None
+    moved: Moved | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -235,6 +236,20 @@ def detectors(
 
 
 @app.command()
+def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
+    """What `drift.on_rise: relearn` gains or loses beside doing nothing.
+
+    Needs Elec2, INSECTS and the synthetic drift files in ONLINE_DATA_DIR.  Example:
+    online bench relearning --rows 15000
+    """
+    from evaluation.benchmarks import relearning as bench
+    from online.config import data_dir
+
+    found = bench.run(data_dir(), rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    show("a fresh model after an alarm", found, as_json=as_json)
+
+
+@app.command()
 def edge(as_json: AsJson = False) -> None:
     """Exports of models trained on real streams: parity by runtime, sizes, times, updates.
 
@@ -264,11 +279,20 @@ def robustness(
     seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
     long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
+    only: Annotated[
+        Literal["R3", "R6", "R7", "R8"] | None, typer.Option(help="one protocol and no other")
+    ] = None,
+    served: Annotated[
+        bool, typer.Option("--served", help="R6 through a service of two replicas, too")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attacks by defences of a network that learns from sources of which a quarter is hostile.
 
-    Needs torch and MNIST in ONLINE_DATA_DIR.  Example: online bench robustness --quick
+    R1, or R1 and R2, and R4 (what an update costs); R3 beside --peer; drills on real streams: what
+    an alarm undoes (R6), a world that turns without an attacker (R7), a poisoned buffer (R8).
+    Needs torch and MNIST, Elec2, INSECTS and the gas sensors in ONLINE_DATA_DIR.
+    Example: online bench robustness --quick
     """
     from evaluation.benchmarks import filtercost, synchronous
     from evaluation.benchmarks import robustness as bench
@@ -277,7 +301,16 @@ def robustness(
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
 
+    if only == "R3" and peer is None:
+        raise typer.BadParameter("R3 is beside byzfl: give --peer PYTHON")
+    if only is not None and only != "R3":
+        found = _drills((only,), served=served, progress=progress, as_json=as_json)
+        raise typer.Exit(0 if found else 1)
     data = bench.images(data_dir())
+    if only == "R3" and peer is not None:
+        lines = synchronous.run(data, peer, progress=progress)
+        show("R3, rounds beside byzfl", lines, as_json=as_json)
+        return
     parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
     beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
     sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES
@@ -298,4 +331,30 @@ def robustness(
             show("R3, rounds beside byzfl", beside, as_json=False)
         show("R4, cost of an update", cost, as_json=False)
         show("memory", [memory], as_json=False)
+        if not quick:
+            every = ("R6", "R7", "R8")
+            good = _drills(every, served=served, progress=progress, as_json=False) and good
     raise typer.Exit(0 if good else 1)
+
+
+def _drills(
+    which: Sequence[str], *, served: bool, progress: Callable[[str], None], as_json: bool
+) -> bool:
+    """Show these; whether all is as it is asked."""
+    from online.bench import poisoned, turning, undo, undo_http
+    from online.config import data_dir
+
+    folder = data_dir()
+    tables: dict[str, Callable[[], Iterable[Any]]] = {
+        "R6": lambda: undo.run(progress=progress),
+        "R6, served": lambda: undo_http.run() if served else (),
+        "R7": lambda: turning.run(folder, progress=progress),
+        "R8": lambda: poisoned.run(folder, progress=progress),
+    }
+    good = True
+    for name, make in tables.items():
+        rows = list(make()) if name.split(",")[0] in which else []
+        if rows:
+            show(name, rows, as_json=as_json)
+        good = good and all(row.good for row in rows)
+    return good

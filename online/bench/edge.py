@@ -26,14 +26,16 @@ from river import forest, preprocessing, tree
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.edge import c_file, deltas, manifest, onnx_file, pack, runners
+from online.edge import c_file, deltas, grid, manifest, onnx_file, pack, runners
 from online.edge.errors import TargetUnavailable
+from online.edge.evaluate import outputs
 from online.edge.export import export
 from online.edge.gate import BOUNDS, compare, gate
 from online.edge.golden import golden
 from online.edge.ir import EdgeModel, Forest
 from online.edge.lower import lower
 from online.edge.pack import Precision
+from online.edge.rows import Encoder
 from online.edge.template import OnnxTemplate
 from online.models.base import Model
 from online.models.load import load
@@ -41,6 +43,7 @@ from replay.example import Features, Label
 
 Row = tuple[Features, Label]
 _ROUNDS: Final = 5
+_UPDATES: Final = (1, 10, 100, 200)
 _GOLDEN_ROWS: Final = 128
 _INSECTS: Final = (2, 3, 4, 5, 11, 12)
 
@@ -56,12 +59,18 @@ class Case:
     rows: int
 
 
+_RATINGS: Final[Mapping[str, Any]] = {
+    "inputs": ["month", "hour", "user", "movie"], "ids": {"user": 1024, "movie": 4096},
+    "width": 8, "hidden": 64,
+}  # fmt: skip
+
 CASES: Final[Mapping[str, Case]] = {
     "logistic": Case("elec2", "binary", "logreg", {}, 3000),
     "softmax": Case("insects", "multiclass", "softmax", {}, 3000),
     "linear regression": Case("elec2-demand", "regression", "linreg", {}, 3000),
     "MLP": Case("elec2", "binary", "mlp", {"hidden": 32}, 1000),
     "MLP, 6 classes": Case("insects-places", "multiclass", "mlp", {"hidden": 32}, 600),
+    "MLP, ids": Case("ratings", "binary", "mlp", _RATINGS, 2000),
     "FTRL, words": Case("sms", "binary", "ftrl", {"text": ["text"]}, 3000),
     "linear experts, words": Case("sms", "binary", "linear", {"text": ["text"]}, 3000),
     "linear experts, 6 classes": Case("insects", "multiclass", "linear", {}, 2000),
@@ -102,10 +111,12 @@ def stream_rows(name: str, data: Path | None) -> Iterator[Row]:
     """Rows of a stream.
 
     ``elec2-demand`` predicts the demand; ``insects-places`` counts the classes 0, 1, 2 …; ``sms``
-    is the SMS Spam Collection.  Raises StreamUnusable.
+    is the SMS Spam Collection, ``ratings`` are those of MovieLens.  Raises StreamUnusable.
     """
     if name == "sms":
         yield from sms(data)
+    elif name == "ratings":
+        yield from ratings(data)
     elif name == "elec2-demand":
         for x, _ in open_stream("elec2", data).rows:
             y = x["nswdemand"]
@@ -134,11 +145,27 @@ def sms(data: Path | None) -> Iterator[Row]:
             yield {"text": text, "length": float(len(text))}, label == "spam"
 
 
+def ratings(data: Path | None) -> Iterator[Row]:
+    """Who rated which movie when, in the order of time; whether with four stars or more."""
+    file = Path() if data is None else data / "movielens_small" / "ratings.csv.gz"
+    if not file.is_file():
+        raise StreamUnusable(
+            "ratings", "no movielens_small in ONLINE_DATA_DIR", "Set ONLINE_DATA_DIR"
+        )
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        next(lines)
+        told = [line.rstrip("\n").split(",") for line in lines]
+    for user, movie, stars, at in sorted(told, key=lambda row: int(row[3])):
+        days, hour = divmod(int(at) // 3600, 24)
+        ids = {"user": float(user), "movie": float(movie)}
+        yield {"month": days / 30.4, "hour": float(hour), **ids}, float(stars) >= 4
+
+
 def build(case: Case, first: Features) -> Model:
     """The untrained model; a network's inputs are the features of the first row."""
     params = dict(case.params)
     learner = case.learner
-    if learner == "mlp":
+    if learner == "mlp" and "inputs" not in params:
         params["inputs"] = list(first)
         params["outputs"] = len(_INSECTS) if case.task == "multiclass" else 1
         if case.stream == "mnist":
@@ -343,7 +370,7 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a client that has the pack of ``samples`` rows ago is sent."""
+    """What a client is sent that has the pack before; ``samples`` rows from the first."""
 
     what: str
     samples: int
@@ -351,33 +378,45 @@ class Update:
     exact_bytes: int
     steps_bytes: int
     steps_share: float
+    allowed_share: float
     off: float
     agree: float
 
 
 def updates(what: str, case: Case, data: Path | None) -> list[Update]:
-    """Differences after 1, 10 and 100 rows more; ``off`` and ``agree`` are of the steps."""
-    played = list(islice(stream_rows(case.stream, data), case.rows + 300))
+    """Differences after 1, 10, 100 and 200 rows more, each of the pack that was sent before.
+
+    ``off`` and ``agree`` are of the weights in steps beside the model itself, over 1,000 rows that
+    the export did not see.
+    """
+    played = list(islice(stream_rows(case.stream, data), case.rows + _UPDATES[-1] + 1000))
     model = build(case, played[0][0])
     for x, y in played[: case.rows]:
         model.learn(x, y, 1.0)
-    asked = [x for x, _ in played[-200:]]
-    old, at, found = pack.encode(lower(model, case.task)), case.rows, []
-    for samples in (1, 10, 100):
+    edge, at, found = lower(model, case.task), case.rows, []
+    encoder = Encoder(edge)
+    asked = [encoder.row(x) for x, _ in played[-1000:]]
+    rng = np.random.default_rng(0)
+    exact_old = pack.encode(edge)
+    held = grid.on_grid(edge, None, [x for x, _ in played[at - 128 : at]], rng)
+    for samples in _UPDATES:
         for x, y in played[at : case.rows + samples]:
             model.learn(x, y, 1.0)
         at = case.rows + samples
-        new = pack.encode(lower(model, case.task))
-        small, held = deltas.steps(old, new)
-        a, b = runners.run_pack(held, asked), runners.run_pack(new, asked)
+        edge = lower(model, case.task)
+        new = pack.encode(edge)
+        seen = [x for x, _ in played[at - 128 : at]]
+        small = deltas.smallest(held, made := grid.on_grid(edge, held, seen, rng))
+        a, b = outputs(pack.decode(made), asked), outputs(edge, asked)
         agree = float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
         if a.shape[1] == 1:
             agree = float(((a > 0.5) == (b > 0.5)).mean())
         full = len(gzip.compress(new, 9))
         found.append(
-            Update(what, samples, full, len(deltas.exact(old, new)), len(small),
-                   len(small) / full, float(np.abs(a - b).max()), agree)
+            Update(what, samples, full, len(deltas.exact(exact_old, new)), len(small),
+                   len(small) / full, 0.06, float(np.abs(a - b).max()), agree)
         )  # fmt: skip
+        exact_old, held = new, made
     return found
 
 
@@ -386,6 +425,7 @@ UPDATED: Final = {
     "MLP 33-32-6": CASES["MLP, 6 classes"],
     "MLP 784-64-10": Case("mnist", "multiclass", "mlp", {"hidden": 64, "scale": False}, 1000),
     "softmax": CASES["softmax"],
+    "MLP, ids 1024 and 4096 x 8": CASES["MLP, ids"],
 }  # fmt: skip
 
 

@@ -38,10 +38,12 @@ T = TypeVar("T")
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TAP_NO_PI: Final = 0x0002 | 0x1000
 _CLONE_NEWNET: Final = 0x40000000
+_CLONE_NEWNS: Final = 0x00020000
 _TOOLS: Final = ("ip", "ss", "unshare", "nsenter", "setpriv")
 _MTU: Final = 9000  # fewer frames for Python to carry
 _FRAME_MAX: Final = _MTU + 64
-_INIT: Final = "hostname {name} && mount --bind {own} {shared} && mount -t tmpfs tmpfs /dev/shm && "
+_INIT: Final = "hostname {name} && {disk} {shared} && mount -t tmpfs tmpfs /dev/shm && "
+_DISK: Final = "mount -t tmpfs -o size={mb}m tmpfs"
 _WAIT: Final = "echo ready; while :; do sleep 3600 & wait $!; done"  # and reaps whoever is orphaned
 
 
@@ -76,12 +78,17 @@ class Host:
     ----------
     own, shared
         ``own`` is mounted over ``shared``, so that hosts use the same path for what is their own.
+    disk_mb
+        Of a disk that is mounted there instead, and goes with the host; None: as large as ours.
     """
 
-    def __init__(self, name: str, number: int, own: Path, shared: Path) -> None:
+    def __init__(
+        self, name: str, number: int, own: Path, shared: Path, disk_mb: int | None = None
+    ) -> None:
         self.name, self.number, self.address = name, number, address(number)
         own.mkdir(parents=True, exist_ok=True)
-        setup = _INIT.format(name=name, own=own, shared=shared) + _WAIT
+        disk = f"mount --bind {own}" if disk_mb is None else _DISK.format(mb=disk_mb)
+        setup = _INIT.format(name=name, disk=disk, shared=shared) + _WAIT
         self._starter = subprocess.Popen(
             # It ends with us, however we end; its child with it, and all else with that one.
             ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--uts", "--ipc", "--pid",
@@ -139,11 +146,19 @@ class Host:
 class Network:
     """Hosts and the switch between them, as a context.  Needs the rights of root.
 
+    ``disks``: megabytes of the disk of those hosts that have a small one.
+
     Raises StartRefused where namespaces or TAP devices are not permitted.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], seed: int = 0) -> None:
-        self._folder, self._seed = folder, seed
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        seed: int = 0,
+        disks: Mapping[str, int] | None = None,
+    ) -> None:
+        self._folder, self._seed, self._disks = folder, seed, disks or {}
         self.shared = Path("/mnt")  # short: sockets have length limits; each host has its own
         self.hosts: dict[str, Host] = {}
         self._names = names
@@ -152,7 +167,9 @@ class Network:
     def __enter__(self) -> Self:
         try:
             for i, name in enumerate(self._names, start=1):
-                self.hosts[name] = Host(name, i, self._folder / str(i), self.shared)
+                self.hosts[name] = Host(
+                    name, i, self._folder / str(i), self.shared, self._disks.get(name)
+                )
             self._connect()
         except OSError as error:
             self.close()
@@ -304,6 +321,25 @@ def _main(words: Sequence[str]) -> None:
         return
     print("ready", flush=True)
     _carry(taps, Switch(ports, random.Random(int(seed))))
+
+
+def fill(file: Path) -> None:
+    """Write to the file until the disk has no room left."""
+    with contextlib.suppress(OSError), file.open("ab", buffering=0) as out:
+        for size in (1 << 16, 1 << 12, 1 << 9, 1):
+            with contextlib.suppress(OSError):
+                while out.write(b"0" * size) == size:
+                    pass
+
+
+def small_disk(folder: Path, mb: int) -> None:
+    """Mount a small disk there, for the calling thread and what it starts; it goes with them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    folder.mkdir(parents=True, exist_ok=True)
+    for words in ("--make-rprivate /", f"-t tmpfs -o size={mb}m tmpfs {folder}"):
+        subprocess.run(["mount", *words.split()], check=True, timeout=10)
 
 
 def sockets(host: Host) -> str:

@@ -93,7 +93,7 @@ def run(rows: int | None = None) -> Iterator[Honest]:
             )  # fmt: skip
 
 
-def _source(deal: str, sources: int, n: int, label: Label, draw: random.Random) -> str:
+def source_of(deal: str, sources: int, n: int, label: Label, draw: random.Random) -> str:
     """Who sends row ``n``."""
     if deal == "by label" and draw.random() < 0.9:
         groups = 3
@@ -168,16 +168,16 @@ def _play(
     *, with_root: bool = False,
 ) -> Loop:  # fmt: skip
     stream = open_stream(name, data_dir()).rows
-    root = _first_of_each(stream) if with_root else []
+    root = first_of_each(stream) if with_root else []
     settings = ModelSettings(name="m", task=task, learner=learner, filters=filters)
     loop = Loop(settings, vouched=True, root=root)
     draw = random.Random(0)
     for features, label in islice(iter(stream), rows):
-        loop.step(_source(deal, sources, loop.n, label, draw), features, label)
+        loop.step(source_of(deal, sources, loop.n, label, draw), features, label)
     return loop
 
 
-def _first_of_each(stream: Iterable[tuple[Features, Label]]) -> list[tuple[Features, Label]]:
+def first_of_each(stream: Iterable[tuple[Features, Label]]) -> list[tuple[Features, Label]]:
     """The first rows of each class, as somebody might choose a root set."""
     of_class: dict[Label, list[tuple[Features, Label]]] = {}
     for row in islice(iter(stream), _ROOT_FROM):

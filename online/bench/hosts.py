@@ -27,13 +27,13 @@ import psutil
 
 from online import config
 from online.bench import exactly_once
-from online.bench.ether import Host, Link, Network, Rule, sockets
+from online.bench.ether import Host, Link, Network, Rule, fill, small_disk, sockets
 from online.bench.redis_server import Server, need_binary
 from online.bench.service import Running, status, write_settings
 from online.errors import StartRefused
 from online.http import Connection
 
-Fault = Literal["none", "kill", "cut", "one-way", "delay", "loss"]
+Fault = Literal["none", "kill", "cut", "one-way", "delay", "loss", "full", "full-journal"]
 
 _PORT: Final = 8000
 _RAY_PORT: Final = 6379
@@ -43,6 +43,9 @@ _REPLICAS: Final = 3
 _START_S: Final = 300.0
 _CLIENT_S: Final = 3.0  # of a client's attempt
 _PATIENT_S: Final = 20.0  # where all is slow, a client that gives up early only makes more work
+_DISK_MB: Final = 256  # of a host that fills: Ray's logs and sockets are there
+_JOURNAL_MB: Final = 32  # of the journal's server, if its disk is to fill
+_SUPERVISE_S: Final = 1.0  # until that server is started again, as by systemd
 _BACK_S: Final = 180.0  # of a host's replicas, after Ray had given it up
 _STARTED: Final = "Ray runtime started"
 _SUPERVISED: Final = "while :; do {start} --block; sleep 1; done"  # what systemd does
@@ -76,9 +79,17 @@ class Result:
     sockets: str = field(repr=False)
 
     @property
+    def silent(self) -> list[str]:
+        """Hosts that answered no prediction during the fault, of those whose clients reach them."""
+        gone = {_WORKERS[-1]} if self.fault in ("kill", "cut", "one-way") else set()
+        names = {name for name, n in self.hosts.items() if n} - gone
+        return sorted(name for name in names if not self.answered.get(f"{name} during"))
+
+    @property
     def good(self) -> bool:
-        """Nothing lost, nothing twice, and the digest agrees with the journal."""
-        return not (self.lost or self.twice or self.strangers) and self.fsck_good
+        """Nothing lost, nothing twice, no host silent, and the digest agrees with the journal."""
+        wrong = self.lost or self.twice or self.strangers or self.silent
+        return not wrong and self.fsck_good
 
 
 class Site:
@@ -242,6 +253,8 @@ def rules(fault: Fault, host: str) -> tuple[Rule, ...]:
     return {
         "none": (),
         "kill": (),
+        "full": (),
+        "full-journal": (),
         "cut": (Rule(host, "*", gone), Rule("*", host, gone)),
         "one-way": (Rule(host, "*", gone),),
         "delay": (Rule("*", "*", Link(delay_s=0.2)),),
@@ -265,7 +278,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix="oh-") as name:
         folder = Path(name)
         names = (_HEAD, *_WORKERS, _STORE)
-        with Network(folder, names, seed) as network:
+        disks = {_WORKERS[-1]: _DISK_MB} if fault == "full" else {}
+        with Network(folder, names, seed, disks) as network:
             store = network.hosts[_STORE]
             campaign = _Campaign(folder, network, fault, seconds, clients, seed, progress)
             return store.inside(lambda: campaign.run(binary))
@@ -286,15 +300,19 @@ class _Campaign:
         self._seconds, self._clients, self._seed = seconds, clients, seed
         self._progress = progress
         self._phase, self._during = "before", 0
+        self._server: Server | None = None
         self._sent, self._stop = exactly_once.Sent(), threading.Event()
 
     def run(self, binary: str) -> Result:
         """All of it, on the network of the store's host."""
         site = Site(self._folder, self._network)
         address = self._network.hosts[_STORE].address
+        if self._fault == "full-journal":
+            small_disk(self._folder / "redis", _JOURNAL_MB)
         server = Server(
             self._folder / "redis", binary, bind=f"127.0.0.1 {address}", protected_mode="no"
         )
+        self._server = server
         running = None
         try:
             running = site.start(f"redis://{address}:{server.port}/0")
@@ -365,7 +383,8 @@ class _Campaign:
         self._network.rules(*rules(self._fault, victim.name))
         if self._fault == "kill":
             victim.kill()
-        time.sleep(self._seconds)
+        with self._full(victim):
+            self._wait()
         self._network.rules()
         during = len(self._sent.acknowledged)
         self._during = during - before
@@ -376,6 +395,39 @@ class _Campaign:
         resumed = time.monotonic() - ended
         self._progress(f"all {_REPLICAS} replicas exchange {resumed:.1f} s after it")
         return resumed
+
+    @contextlib.contextmanager
+    def _full(self, victim: Host) -> Iterator[None]:
+        """The disk of a host, or of the journal's server, is full meanwhile."""
+        filler = self._network.shared / "filler"
+        if self._fault == "full":
+            said = victim.sh(f"cat /dev/zero > {filler}; df -h {filler.parent}")
+            self._progress(said.strip())
+            yield
+            victim.sh(f"rm {filler}")
+        elif self._fault == "full-journal":
+            filler = self._folder / "redis" / "filler"
+            fill(filler)
+            yield
+            filler.unlink()
+            self._supervise()
+        else:
+            yield
+
+    def _wait(self) -> None:
+        """The fault's time, in which what ends is started again where somebody watches it."""
+        over = time.monotonic() + self._seconds
+        while (left := over - time.monotonic()) > 0:
+            time.sleep(min(left, _SUPERVISE_S))
+            if self._fault == "full-journal":
+                fill(self._folder / "redis" / "filler")  # whatever its end has left room for
+                self._supervise()
+
+    def _supervise(self) -> None:
+        assert self._server is not None
+        if self._server.process.poll() is not None:
+            with contextlib.suppress(StartRefused):  # again in a second
+                self._server.start()
 
 
 def _url(site: Site, clients: list[exactly_once.Client], number: int) -> str:
@@ -410,6 +462,8 @@ def faults() -> Iterator[tuple[Fault, float]]:
     yield "one-way", 10.0
     yield "delay", 20.0
     yield "loss", 20.0
+    yield "full", 10.0
+    yield "full-journal", 10.0
 
 
 def fault(name: str) -> Fault:
@@ -418,19 +472,3 @@ def fault(name: str) -> Fault:
         if known == name:
             return cast("Fault", known)
     raise StartRefused(f"no fault {name!r}", f"Name one of: {', '.join(get_args(Fault))}")
-
-
-def row(result: Result) -> dict[str, Any]:
-    """A row of the table: counts instead of lists."""
-    return {
-        "fault": result.fault,
-        "seconds": result.seconds,
-        "server on": result.server_on,
-        "acknowledged": result.acknowledged,
-        "during": result.acknowledged_during,
-        "lost": len(result.lost),
-        "twice": len(result.twice),
-        "adopted": result.adopted,
-        "resumed s": result.resumed_s,
-        "answered": result.answered,
-    }

@@ -1,29 +1,46 @@
-"""`online backfill`: teach a model from tables of the past, before it is served."""
+"""`online backfill`: teach a model from tables of the past, before it is served or while it is."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import httpx
 import msgspec
 import typer
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    checked,
+    connect,
+    load_settings,
+    pick,
+)
 from online.commands.rescore import need_packages, pick_model, shown_progress
 from online.config import Settings
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
-    from online.backfill import Cut, Learned, Tables
-    from paramserver.bases import Based
+    from online.backfill import Learned, Tables
+    from paramserver.bases import Lesson
+    from paramserver.blocks import Blocks
+    from paramserver.state import SnapshotState
     from replay.journal.base import Journal
 
 _HISTORY: Final = 1  # pushes: nobody pushes to it
+_ROWS_MAX: Final = 4096  # learned again at most, in memory, if the model raises on a row
+_ASIDE: Final = "aside-"
 
 
 def backfill(
@@ -56,11 +73,12 @@ def backfill(
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Teach a model from tables, row by row in their order; the service must not run.
+    """Teach a model from tables, row by row in their order.
 
     Rows are not kept: the journal notes files, SHA-256 and rows, and a pinned snapshot has what
     was learned.  Rows that can't be learned go to STATE_DIR/backfills.  A command that was stopped
-    has changed nothing.
+    has changed nothing.  A running service answers meanwhile and goes over to it in one step; what
+    it has learned by then is learned on top.
 
     Example: online backfill --input history.parquet --label price_up --ignore id
 
@@ -81,13 +99,24 @@ def backfill(
         limits.text_bytes_max, limits.features_max,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        owner = Owner(settings.state_dir)
-        stack.callback(owner.release)
+        client = _running(path, state_dir, settings)
+        if client is not None:
+            stack.enter_context(client)
+        else:
+            owner = Owner(settings.state_dir)
+            stack.callback(owner.release)
         journal = stack.enter_context(contextlib.closing(open_journal(settings)))
         progress = stack.enter_context(shown_progress("learning", hidden=as_json))
-        facts = _backfill(
-            settings, chosen, journal, tables, source, progress, again=again, relearn=relearn
-        )
+        work = _Work(settings, chosen, journal, tables, source, progress, again=again)
+        if client is None:
+            facts = work.alone(relearn=relearn)
+        elif relearn:
+            raise StartRefused(
+                "a service runs, and a model that begins anew is another one",
+                "Stop it for --relearn; without it the tables come on top of what it knows",
+            )
+        else:
+            facts = work.beside(client)
     print(json.dumps(facts)) if as_json else _tell(chosen.name, facts)
 
 
@@ -97,82 +126,178 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
         f"({facts['rows_per_s']:,.0f} rows/s), {facts['quarantined']:,} in quarantine, "
         f"{facts['known']:,} left out because the service has learned them\n"
         f"base snapshot {facts['snapshot']} is pinned, control row {facts['control']}; "
-        "the next start goes on from it"
+        f"{facts['next']}"
     )
+    for replica in facts["missing"]:
+        print(f"  {replica} has not seen it yet")
     if facts["quarantined"]:
         print(f"why rows were not learned: {facts['quarantine']}")
 
 
-def _backfill(
-    settings: Settings,
-    model: ModelSettings,
-    journal: Journal,
-    tables: Tables,
-    source: str,
-    progress: Callable[[int, int], None],
-    *,
-    again: bool,
-    relearn: bool,
-) -> dict[str, Any]:
-    from online.backfill import Teacher, look, refuse_repeats, teach
-    from online.features import Door
-    from online.lineages import Models
-    from online.names import merge_rule, snapshots_path
-    from online.rescore.places import Folder, Place
-    from online.tokens import event_key
-    from paramserver import bases, rewrites
-    from paramserver.backfill import Lesson, make_base
-    from paramserver.lineage import Lineage, recover
-    from paramserver.snapshots.history import SnapshotHistory
-    from paramserver.snapshots.places import lineage_place, open_snapshots
-    from paramserver.snapshots.store import Retention
+def _running(path: Path | None, state_dir: Path | None, settings: Settings) -> httpx.Client | None:
+    """The way to the service that runs on the state folder; None: there is none."""
+    from online.names import running
 
-    alone = settings.model_copy(update={"models": (model,)})
-    models = Models(alone, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
-    loaded = models.load()[model.name]
-    built, controls = loaded.model, journal.controls(model.name, 0)
-    if not built.learns:
-        raise StartRefused(f"{model.name} does not learn", "Give its class a learn_one")
-    if rewrites.frozen_by(controls):
-        raise StartRefused(f"{model.name} is frozen", "Start it, and let it learn: online unfreeze")
-    cut = look(tables, built)
-    place = lineage_place(snapshots_path(settings), model.name, loaded.spec_hash)
-    history = SnapshotHistory(open_snapshots(place), Retention())
-    lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, merge_rule(model, built))
-    found = None
-    if not relearn:
-        models.check_for_backfill(journal, model.name, loaded)
-        if not again:
-            taught = bases.backfills(controls, loaded.spec_hash)
-            refuse_repeats(cut, [(f.sha256, b.note.snapshot) for b in taught for f in b.note.files])
-        found = recover(journal, history, lineage, _HISTORY)
-    teacher = Teacher(built, {} if found is None else found.server.values)
-    began = time.monotonic()
-    aside = Folder(Place(str(settings.state_dir / "backfills")))
-    done = teach(
-        cut, tables, teacher, Door(model, settings.limits, numeric_only=built.numeric_only),
-        aside=aside, progress=progress,
-        known=lambda key: journal.find(model.name, event_key("event", source, key)) is not None,
-    )  # fmt: skip
-    took_s = time.monotonic() - began
-    if found is None:  # only now: whoever stops before has changed nothing
-        models.begin_again(journal, model.name, loaded)
-        found = recover(journal, history, lineage, _HISTORY)
-    lesson = Lesson(cut.taught(), done.learned, done.quarantined, done.known, tables.label)
-    base = make_base(journal, history, found, teacher.values(), lesson, time.time())
-    return _facts(cut, done, base, took_s, aside.path(cut.id))
+    try:
+        running(settings)
+    except StartRefused:  # of one that has died the lock is free
+        return None
+    return connect(path, state_dir)
 
 
-def _facts(cut: Cut, done: Learned, base: Based, took_s: float, aside: str) -> dict[str, Any]:
-    return {
-        "files": msgspec.to_builtins(base.note.files),
-        "rows": cut.rows,
-        "learned": done.learned,
-        "quarantined": done.quarantined,
-        "known": done.known,
-        "quarantine": aside,
-        "snapshot": base.note.snapshot,
-        "control": base.seq,
-        "seconds": took_s,
-        "rows_per_s": cut.rows / max(took_s, 1e-9),
-    }
+class _Work:
+    """The tables for one model: looked at, and taught on top of what it knows."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ModelSettings,
+        journal: Journal,
+        tables: Tables,
+        source: str,
+        progress: Callable[[int, int], None],
+        *,
+        again: bool,
+    ) -> None:
+        from online.backfill import look
+        from online.lineages import Models
+        from online.names import merge_rule, snapshots_path
+        from online.rescore.places import Folder, Place
+        from paramserver import rewrites
+        from paramserver.lineage import Lineage
+        from paramserver.snapshots.history import SnapshotHistory
+        from paramserver.snapshots.places import lineage_place, open_snapshots
+        from paramserver.snapshots.store import Retention
+
+        self._settings, self._model, self._journal = settings, model, journal
+        self._tables, self._source, self._progress, self._again = tables, source, progress, again
+        alone = settings.model_copy(update={"models": (model,)})
+        self._models = Models(alone, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
+        self._loaded = loaded = self._models.load()[model.name]
+        self._controls = journal.controls(model.name, 0)
+        if not loaded.model.learns:
+            raise StartRefused(f"{model.name} does not learn", "Give its class a learn_one")
+        if rewrites.frozen_by(self._controls):
+            remedy = "Start it, and let it learn: online unfreeze"
+            raise StartRefused(f"{model.name} is frozen", remedy)
+        self._cut = look(tables, loaded.model)
+        place = lineage_place(snapshots_path(settings), model.name, loaded.spec_hash)
+        self._history = SnapshotHistory(open_snapshots(place), Retention())
+        self._rule = merge_rule(model, loaded.model)
+        self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, self._rule)
+        self._aside = Folder(Place(str(settings.state_dir / "backfills")))
+
+    def alone(self, *, relearn: bool) -> dict[str, Any]:
+        """On the state folder of a service that does not run."""
+        from paramserver.backfill import make_base
+        from paramserver.lineage import recover
+
+        models, name, loaded = self._models, self._model.name, self._loaded
+        found = None
+        if not relearn:
+            models.check_for_backfill(self._journal, name, loaded)
+            self._refuse_repeats()
+            found = recover(self._journal, self._history, self._lineage, _HISTORY)
+        values, done, took_s = self._taught({} if found is None else found.server.values)
+        if found is None:  # only now: whoever stops before has changed nothing
+            models.begin_again(self._journal, name, loaded)
+            found = recover(self._journal, self._history, self._lineage, _HISTORY)
+        base = make_base(
+            self._journal, self._history, found, values, self._lesson(done), time.time()
+        )
+        facts = {"snapshot": base.note.snapshot, "control": base.seq}
+        return self._facts(done, took_s, facts, "the next start goes on from it")
+
+    def beside(self, client: httpx.Client) -> dict[str, Any]:
+        """Beside a service that answers, which then goes on with it."""
+        url = f"/v1/models/{pick(client, self._model.name)}"
+        status = checked(client.get(url))
+        if not self._loaded.spec_hash.startswith(status["spec"]):
+            raise StartRefused(
+                f"model {self._model.name} of these settings is not the one served",
+                "Name the settings file that the service was started with: --config",
+            )
+        self._refuse_repeats()
+        start = self._history.load(checked(client.post(f"{url}/snapshots"))["name"])
+        values, done, took_s = self._taught(start.values)
+        aside = f"{_ASIDE}backfill-{secrets.token_hex(4)}"
+        may_stand = False
+        try:
+            self._history.publish(aside, self._on_top(start, values))
+            may_stand = True
+            asked = {"snapshot": aside, **msgspec.to_builtins(self._lesson(done))}
+            answer = client.post(f"{url}/backfill", json=asked)
+            may_stand = answer.status_code < 400 or answer.status_code >= 500
+        finally:
+            if not may_stand:  # no control row names it
+                self._history.withdraw(aside)
+        return self._facts(done, took_s, checked(answer), "the service goes on from it")
+
+    def _refuse_repeats(self) -> None:
+        from online.backfill import refuse_repeats
+        from paramserver import bases
+
+        if not self._again:
+            taught = bases.backfills(self._controls, self._loaded.spec_hash)
+            known = [(f.sha256, b.note.snapshot) for b in taught for f in b.note.files]
+            refuse_repeats(self._cut, known)
+
+    def _taught(self, values: Blocks) -> tuple[Blocks, Learned, float]:
+        """These values with the tables on top, what became of the rows, and seconds."""
+        from online.backfill import Teacher, teach
+        from online.features import Door
+        from online.tokens import event_key
+
+        teacher, name = Teacher(self._loaded.model, values), self._model.name
+        numeric_only = self._loaded.model.numeric_only
+        door = Door(self._model, self._settings.limits, numeric_only=numeric_only)
+
+        def known(key: str) -> bool:
+            return self._journal.find(name, event_key("event", self._source, key)) is not None
+
+        began = time.monotonic()
+        done = teach(
+            self._cut, self._tables, teacher, door,
+            aside=self._aside, progress=self._progress, known=known,
+        )  # fmt: skip
+        return teacher.values(), done, time.monotonic() - began
+
+    def _on_top(self, start: SnapshotState, values: Blocks) -> SnapshotState:
+        """The state with what the service has learned since the start."""
+        from online.forgetting import NOBODY, Rebuild
+        from online.history import Decisions
+
+        decisions = Decisions(start.spec)
+        decisions.read(self._journal, start.model)
+        rebuild = Rebuild(
+            self._journal, decisions, NOBODY, replace(start, values=values), self._loaded.build,
+            task=self._model.task, rows_max=_ROWS_MAX,
+            ordered=self._rule in ("ordered", "overlay", "lagging"),
+            sources_max=self._settings.limits.sources_max,
+        )  # fmt: skip
+        rebuild.run()
+        rebuild.run()
+        return rebuild.built(start.version, start.rewrite, time.time()).state
+
+    def _lesson(self, done: Learned) -> Lesson:
+        from paramserver.bases import Lesson
+
+        counts = done.learned, done.quarantined, done.known
+        return Lesson(self._cut.taught(), *counts, self._tables.label)
+
+    def _facts(
+        self, done: Learned, took_s: float, base: Mapping[str, Any], then: str
+    ) -> dict[str, Any]:
+        rows = self._cut.rows
+        return {
+            "files": msgspec.to_builtins(self._cut.taught()),
+            "rows": rows,
+            **asdict(done),
+            "quarantine": self._aside.path(self._cut.id),
+            "snapshot": base["snapshot"],
+            "control": base["control"],
+            "missing": base.get("missing", []),
+            "next": then,
+            "seconds": took_s,
+            "rows_per_s": rows / max(took_s, 1e-9),
+        }

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -123,12 +124,21 @@ def publish(
     ] = None,
     percent: Annotated[int, typer.Option(help="of the devices get it at once", min=1, max=100)] = 1,
     targets: Annotated[
-        str, typer.Option("--targets", help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs")
+        str,
+        typer.Option(
+            "--targets", help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs, litert, coreml"
+        ),
     ] = "edgepack",
     stream: Annotated[
         str | None,
         typer.Option(help="golden rows of a stream or CSV file; none: the journal's newest"),
     ] = None,
+    steps: Annotated[
+        bool,
+        typer.Option(
+            "--steps", help="weights in steps: updates are a fraction, answers off by up to .005"
+        ),
+    ] = False,
     every: Annotated[
         float | None,
         typer.Option("--every", help="seconds: go on with each newer snapshot", min=1),
@@ -144,8 +154,9 @@ def publish(
 
     Devices that have one of the three releases before are sent the difference.  The service need
     not run; if it does, it serves the release from now on.  A few golden rows go to the devices:
-    they are the journal's, unless --stream names others.  With --every, a release that does not
-    pass its test on devices is halted.
+    they are the journal's, unless --stream names others.  With --steps the weights are whole
+    steps, so that differences are small; the manifest says how far that is off.  With --every, a
+    release that does not pass its test on devices is halted.
 
     Example: online edge publish --percent 100
 
@@ -171,7 +182,7 @@ def publish(
             if state.version != last:
                 last = state.version
                 rows = golden_rows(settings, served, stream)
-                made = _exported(served, state, built, rows, wanted)
+                made = _exported(settings, served, state, built, rows, wanted, steps=steps)
                 _say(
                     _publish(settings, served, place, made, percent, valid_days),
                     as_json,
@@ -287,20 +298,29 @@ def status(
 
 
 def _exported(
-    served: ModelSettings, state: SnapshotState, built: Any, rows: list[Features],
-    targets: list[str],
+    settings: Settings, served: ModelSettings, state: SnapshotState, built: Any,
+    rows: list[Features], targets: list[str], *, steps: bool,
 ) -> Exported:  # fmt: skip
-    from online.edge.export import export
+    from online.edge.export import Steps, export
 
+    how_fresh = freshness(settings, served, state)
+    folder = _folder(settings, served)
     return export(
         built,
         served.task,
         rows,
-        about={"model": served.name, "freshness": freshness(state)},
+        about={"model": served.name, "freshness": how_fresh, **_lessons(served)},
         shown=shown(served),
         targets=targets,
         golden_most=GOLDEN,
+        steps=Steps(folder.newest_pack()) if steps else None,
     )
+
+
+def _lessons(served: ModelSettings) -> dict[str, Any]:
+    """How devices learn from the release, if the service takes their deltas."""
+    devices = served.devices
+    return {} if devices is None else {"learn": {"rate": devices.rate, "clip": devices.clip}}
 
 
 def _publish(
@@ -315,12 +335,19 @@ def _publish(
     with folder.locked():
         channel = folder.channel()
         about, differences = with_deltas(folder, channel, made.manifest, files)
+        about["freshness"] = {**about["freshness"], "rows_since": _rows_since(channel, about)}
         channel = channel.published(about, percent)
         named = channel.newest.files()
         files = {digest: data for digest, data in (files | differences).items() if digest in named}
         _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
     return channel
+
+
+def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:
+    """Rows learned since the release before; all of them in the first one."""
+    before = channel.releases[-1].about["freshness"]["events"] if channel.releases else 0
+    return max(int(about["freshness"]["events"]) - int(before), 0)
 
 
 def _move(
@@ -346,7 +373,7 @@ def _halt_if_bad(
     folder = _folder(settings, served)
     channel = folder.channel()
     reports = folder.reports(channel.sequence)
-    if not reports.bad or channel.halted or channel.before is None:
+    if reports.bad is None or channel.halted or channel.before is None:
         return
     key = signing_key(place / "signing.pem", "--keys")
     with folder.locked():
@@ -419,7 +446,7 @@ def _say(
     if expires is not None:
         told["expires"] = expires
     if reports is not None:
-        told["reports"] = {"used": reports.used, "failed": reports.failed}
+        told["reports"] = asdict(reports)
     if as_json:
         print(json.dumps(told))
         return
@@ -436,6 +463,11 @@ def _say(
         print(
             f"  {reports.used:,} devices report that they use it, {reports.failed:,} that it failed"
         )
+        if reports.compared:
+            print(
+                f"  on {reports.differing:,} of {reports.compared:,} devices that compared, labels "
+                "differ from the service's"
+            )
     if before is not None and channel.percent < 100:
         print(f"  others use release {before.sequence}")
     if expires is not None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from online.edge.export import Exported
     from paramserver.state import SnapshotState
     from replay.example import Features, Label
+    from replay.journal.base import Row
 
 _GOLDEN_ROWS = 128
 
@@ -39,8 +40,8 @@ def export(
         str,
         typer.Option(
             "--targets",
-            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs; all: these. By name only, "
-            "since they answer nearly alike: onnx16, onnx8 (weights in fewer bits)",
+            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs, litert, coreml; all: these. By "
+            "name only, since they answer nearly alike: onnx16, onnx8 (weights in fewer bits)",
         ),
     ] = "all",
     stream: Annotated[
@@ -87,7 +88,7 @@ def export(
         built,
         served.task,
         golden_rows(settings, served, stream),
-        about=_about(served.name, state, now, valid_days),
+        about=_about(settings, served, state, now, valid_days),
         shown=shown(served),
         targets=wanted,
     )
@@ -97,24 +98,60 @@ def export(
     _print(out, made, as_json=as_json)
 
 
-def _about(name: str, state: SnapshotState, now: float, valid_days: float) -> dict[str, Any]:
+def _about(
+    settings: Settings, served: ModelSettings, state: SnapshotState, now: float, valid_days: float
+) -> dict[str, Any]:
     return {
-        "model": name,
+        "model": served.name,
         "sequence": int(now * 1000),  # old weights that are published again get a higher one
         "created": round(now, 3),
         "expires": round(now + valid_days * 86_400.0, 3),
-        "freshness": freshness(state),
+        "freshness": freshness(settings, served, state),
     }
 
 
-def freshness(state: SnapshotState) -> dict[str, Any]:
-    """What the manifest says of the snapshot."""
-    return {
+def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -> dict[str, Any]:
+    """What the manifest says of the snapshot: how old it is, and how good the model was.
+
+    ``trained_through``: the newest row contained that the journal still has, and when it was
+    taken.  ``quality``: accuracy (regression: mean error) of the answers that were given before
+    the label was known, over so many rows.  ``drift``: state of the stream, if one watched it.
+    """
+    from evaluation.metrics import summarise
+    from online.judging import STATES
+    from online.tally import DIGEST, METRICS
+    from paramserver.contacts import DRIFT
+
+    values = state.values
+    made: dict[str, Any] = {
         "version": list(state.version),
         "snapshot_at": round(state.created_at, 3),
         "spec": state.spec[:16],
-        "events": sum(state.clock.values()),
+        "events": values[DIGEST].data["count"] if DIGEST in values else sum(state.clock.values()),
     }
+    if (row := _newest(settings, served, state)) is not None:
+        made["trained_through"] = {"event": f"{row.partition}:{row.offset}", "at": round(row.at, 3)}
+    counters = values[METRICS].data if METRICS in values else {}
+    name = "mae" if served.task == "regression" else "accuracy"
+    if (score := summarise(served.task, counters)[name]) is not None:
+        made["quality"] = {name: round(score, 4), "rows": int(counters["n"])}
+    if (level := state.metrics.get(DRIFT)) is not None:
+        made["drift"] = STATES[int(level)]
+    return made
+
+
+def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> Row | None:
+    """The newest row that the snapshot has learned; None if the journal has none of them."""
+    from online.names import open_journal
+
+    if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
+        return None
+    found: list[Row] = []
+    with contextlib.closing(open_journal(settings)) as journal:
+        for part in journal.partitions(served.name):
+            last = part.end if part.id in state.closed else state.clock.get(part.id, 0)
+            found += journal.read(part.id, last, 1) if last > part.trimmed else ()
+    return max(found, key=lambda row: row.seq, default=None)
 
 
 def picked(settings: Settings, model: str | None) -> ModelSettings:
@@ -187,7 +224,8 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
             first = max(part.trimmed + 1, part.end - _GOLDEN_ROWS + 1)
             for row in journal.read(part.id, first, part.end - first + 1):
                 if row.verdict in ("accepted", "clipped"):
-                    rows.append(codec.decode(row.payload).features)
+                    example = codec.decode(row.payload)
+                    rows += [example.features] if example.moved is None else []
             if len(rows) >= _GOLDEN_ROWS:
                 break
     return rows[-_GOLDEN_ROWS:]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,11 @@ from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
     from online.forgetting import Progress as Told
+    from online.ordered import OrderedLearner
+    from online.review import Review
+    from paramserver.state import SnapshotState
 
+_SHOWN = 10  # rows that a command line names
 _ROWS_MAX = 4096  # learned again at most, in memory, if the model raises on a row
 
 
@@ -110,9 +115,26 @@ def forget_source(
     if done["unlearned"]:
         print(f"  {done['unlearned']:,} of the rows taken out are others', which the model could")
         print("  not learn without them")
+    _print_review(done["review"])
     for replica in done["missing"]:
         print(f"  {replica} has not seen it yet")
     print("  the events are kept: online rollback --undone")
+
+
+def _print_review(review: dict[str, Any] | None) -> None:
+    if review is None or not review["changed"]:
+        return
+    print(
+        "  judged again without it, these would have another verdict (nothing was done about it):"
+    )
+    for change in review["verdicts"]:
+        print(f"    {change['n']:,} {change['was']} ones would be {change['now']}")
+    aside = [e["row"] for e in review["events"] if e["was"] == "quarantined"]
+    if aside:
+        more = " …" if len(aside) > _SHOWN else ""
+        print(
+            f"    to have them learned: online quarantine release {' '.join(aside[:_SHOWN])}{more}"
+        )
 
 
 class _Work:
@@ -238,7 +260,11 @@ class _Work:
             if not may_stand:  # no control row names it
                 self._history.withdraw(aside)
         done = checked(answer)
-        return {**asked, **done, "learned": built.learned, "unlearned": built.unlearned}
+        review = built.review
+        return {
+            **asked, **done, "learned": built.learned, "unlearned": built.unlearned,
+            "review": None if review is None else review.shown(),
+        }  # fmt: skip
 
     def _ban(self) -> None:
         body = {"source": self._wanted.source, "banned": True}
@@ -249,6 +275,25 @@ class _Work:
                 f"{', '.join(done['missing'])}",
                 "Run it again when they answer, or have left the list of `online status`",
             )
+
+    def _review(self, start: SnapshotState, learner: OrderedLearner) -> Review | None:
+        """What judges the others again, as the model's settings say; None: no filter does."""
+        from online.filtering import filtering_for
+        from online.review import Review
+        from online.rootset import RootSet, root_rows
+        from paramserver.filters.sources import of_sources
+
+        model, settings = self._model, self._settings
+        rows = root_rows(model, settings, numeric_only=self._loaded.model.numeric_only)
+        root = None
+        if rows and model.root_set is not None:
+            root = RootSet(model.root_set, rows, lambda: learner.serving)
+        sources_max, vouched = settings.limits.sources_max, bool(settings.tokens.sources)
+        filters = filtering_for(model, learner, root, sources_max=sources_max, vouched=vouched)
+        if filters is None:
+            return None
+        filters.reset(of_sources(start.values))
+        return Review(filters, learner)
 
     def _built(self, version: list[int], rewrite: int, *, as_json: bool) -> Any:
         from online.forgetting import Rebuild, nothing
@@ -269,6 +314,7 @@ class _Work:
             rows_max=_ROWS_MAX,
             ordered=self._ordered,
             sources_max=self._settings.limits.sources_max,
+            review=partial(self._review, start),
         )
         with _told("learning again", hidden=as_json) as told:
             rebuild.run(told)

@@ -86,6 +86,7 @@ def serve(
         code = 130
     except Exception:
         if started or not stop.is_set():
+            code = 1  # what ends it if a gentle end takes too long
             raise
         code = 130  # given up in the middle of an import, which made another error of it
     finally:

@@ -45,6 +45,7 @@ _QUALITY: Final = (
     "accuracy", "balanced_accuracy", "majority", "no_change", "kappa_m", "kappa_t", "log_loss",
     "brier", "ece", "auc", "f1", "mae", "rmse", "r2", "mean_mae", "last_mae",
 )  # fmt: skip
+_LACKS_S: Final = 5.0  # as the alarm in docs/operations.md
 _DRIFT: Final = {"act": "[red]{}[/red]", "watch": "[yellow]{}[/yellow]"}
 
 
@@ -76,7 +77,15 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     if model["incident"]:
         console.print(f"[red]incident: {model['incident']}[/red]")
     table = Table(box=None, pad_edge=False)
-    for column in ("replica", "predictions", "learned", "age ms", "rows behind", "contact"):
+    for column in (
+        "replica",
+        "predictions",
+        "learned",
+        "age ms",
+        "rows behind",
+        "contact",
+        "canary",
+    ):
         table.add_column(column, justify="left" if column == "replica" else "right")
     for name, report in model["replicas"].items():
         table.add_row(
@@ -86,8 +95,16 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
             f"{report['age_ms']:.0f}" if "age_ms" in report else "–",
             f"{report.get('behind_rows', 0):,.0f}",
             f"{report['contact_age_s']:.1f} s ago",
+            _canary(report.get("unserved_s")),
         )
     console.print(table)
+
+
+def _canary(unserved_s: float | None) -> str:
+    """What of the server's values a replica does not serve, and for how long."""
+    if unserved_s is None:
+        return "–"
+    return f"[red]lacks {unserved_s:.1f} s[/red]" if unserved_s > _LACKS_S else "served"
 
 
 def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:

@@ -69,8 +69,13 @@ def _words(model: EdgeModel) -> tuple[Words, str, str]:
     plain = "const float *x, float *y"
     body = model.body
     if isinstance(body, Mlp):
-        made, widest = _mlp(model.columns, body)
-        return made, f"float h[{2 * widest}]; edge_mlp(edge_pack, x, h, y);", plain
+        if not body.embeddings:
+            made, widest = _mlp(model.columns, body)
+            return made, f"float h[{2 * widest}]; edge_mlp(edge_pack, x, h, y);", plain
+        tables, columns = _embedded(model.columns, body)
+        made, widest = _mlp(columns, body)
+        call = f"float v[{len(columns.names)}], h[{2 * widest}]; edge_ids(edge_pack, x, v); "
+        return [*tables, *made], f"{call}edge_mlp(edge_pack + {len(tables)}, v, h, y);", plain
     if isinstance(body, Forest):
         call = f"double leaf[{model.outputs}]; edge_forest(edge_pack, x, leaf, y);"
         return _forest(model, body), call, plain
@@ -125,6 +130,20 @@ def _hashed(model: EdgeModel, body: Linear) -> Words:
     made += keys.view(np.int32).tolist()
     made += _floats(body.table)
     return made
+
+
+def _embedded(columns: Columns, body: Mlp) -> tuple[Words, Columns]:
+    """Words of the tables, and the columns behind them: numbers, then the vectors' own."""
+    numbers = len(columns.names) - len(body.embeddings)
+    made: Words = [numbers, len(body.embeddings)]
+    wide = 0
+    for table in body.embeddings:
+        made += [*table.shape, *_floats(table)]
+        wide += table.shape[1]
+    names = (*columns.names[:numbers], *(f"vector {i}" for i in range(wide)))
+    center = np.concatenate([columns.center[:numbers], np.zeros(wide)])
+    factor = np.concatenate([columns.factor[:numbers], np.ones(wide)])
+    return made, Columns(names, center, factor)
 
 
 def _mlp(columns: Columns, body: Mlp) -> tuple[Words, int]:

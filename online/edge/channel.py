@@ -29,6 +29,15 @@ BUCKETS: Final = 10_000
 FAILED_LEAST, FAILED_SHARE = 3, 0.05
 """Devices that must have failed, and their share of those that have reported, to halt a release."""
 
+COMPARED_LEAST: Final = 20
+"""Rows that release and service must both have answered on a device, to say how they differ."""
+
+DIFFER_SHARE: Final = 0.2
+"""Of a device's rows with another label: the device differs.  The service learns on meanwhile."""
+
+DIFFERING_LEAST, DIFFERING_SHARE = 3, 0.1
+"""Devices that must differ, and their share of those that compared, to halt a release."""
+
 
 def bucket(device: str, sequence: int) -> int:
     """Where a device stands among 10,000 for a release."""
@@ -38,16 +47,32 @@ def bucket(device: str, sequence: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """What devices say of a release: how many use it, and on how many it did not pass its test."""
+    """What devices say of a release.
+
+    Attributes
+    ----------
+    used, failed
+        Devices that use it, and on which it did not pass its test.
+    compared, differing
+        Devices that asked the service for :data:`COMPARED_LEAST` of the same rows, and those on
+        which the labels differ.
+    """
 
     used: int = 0
     failed: int = 0
+    compared: int = 0
+    differing: int = 0
 
     @property
-    def bad(self) -> bool:
-        """It is not to go on."""
-        failed = self.failed
-        return failed >= FAILED_LEAST and failed > FAILED_SHARE * (self.used + failed)
+    def bad(self) -> str | None:
+        """Why it is not to go on; None if it may."""
+        failed, told = self.failed, self.used + self.failed
+        if failed >= FAILED_LEAST and failed > FAILED_SHARE * told:
+            return f"did not pass its test on {failed} devices, {self.used} use it"
+        differing = self.differing
+        if differing >= DIFFERING_LEAST and differing > DIFFERING_SHARE * self.compared:
+            return f"answers otherwise than the service on {differing} of {self.compared} devices"
+        return None
 
 
 @dataclass(frozen=True)
@@ -134,10 +159,9 @@ class Channel:
     def promoted(self, to: int | None, reports: Reports) -> Channel:
         """The newest release for more devices; ``to`` None: the next step.  PublishRefused."""
         newest = self.newest
-        if reports.bad:
+        if (bad := reports.bad) is not None:
             raise PublishRefused(
-                f"release {newest.sequence} did not pass its test on {reports.failed} devices, "
-                f"{reports.used} use it",
+                f"release {newest.sequence} {bad}",
                 "Take it back: online edge halt; or promote it all the same: --force",
             )
         if self.halted:

@@ -40,7 +40,7 @@ export async function open({
   const counts = { sent: 0, refused: 0 };
   let held = (await run("held", (store) => store.get(0)))
     ?? { device: fresh(), root: root && { root }, packs: [] };
-  let local = held.release && load(held.packs[0].bytes), problem = null;
+  let local = held.release && load(held.packs[0].bytes), problem = null, labels = { asked: 0, differ: 0 };
 
   const url = `${base}/v1/models/${encodeURIComponent(model)}/`;
   const headers = token ? { authorization: "Bearer " + token } : {};
@@ -62,8 +62,8 @@ export async function open({
   }
 
   // How a release does on devices decides if more of them get it.
-  const report = (outcome, sequence) =>
-    post("edge/reports", { device: held.device, sequence, outcome }, 30000).catch(() => {});
+  const report = (outcome, sequence, more) =>
+    post("edge/reports", { device: held.device, sequence, outcome, ...more }, 30000).catch(() => {});
 
   // Two at once would fetch twice; whoever asks meanwhile gets the same answer.
   const once = (act) => {
@@ -74,10 +74,10 @@ export async function open({
   /** Take the release that is meant for this device; resolves to the state. */
   const refresh = once(async () => {
     try {
-      if (!trusted) throw new Refused("no_ed25519", "no Ed25519 here: an old browser, or a page without https");
+      if (!trusted) throw new Refused("no_ed25519", "no Ed25519: an old browser, or no https");
       await hold(await follow(get, held, { model, device: held.device, now: now() }));
       if (!held.same || !local) local = load(held.packs[0].bytes);
-      if (!held.same) report("used", held.release.sequence);
+      if (!held.same) report("used", held.release.sequence, (labels = { asked: 0, differ: 0 }));
       problem = null;
     } catch (error) {
       if (error.sequence) report("failed", error.sequence);
@@ -93,18 +93,25 @@ export async function open({
       try {
         const answer = await post("predict", { features }, timeoutMs);
         const said = await answer.json();
-        if (answer.ok)
-          return { ...said, features, via: "service", sequence: null, age_s: said.age_ms === null ? null : said.age_ms / 1000 };
+        if (answer.ok) {
+          // How often the release has another label, told when enough rows have been asked.
+          if (local?.header.classes.length) {
+            labels.differ += local.predict(features).prediction !== said.prediction;
+            if (++labels.asked === 20 || labels.asked === 200) report("used", held.release.sequence, labels);
+          }
+          return { ...said, features, via: "service", sequence: null, age_s: said.age_ms && said.age_ms / 1000 };
+        }
         if (answer.status === 422) throw new Refused("invalid", said.error.message);
       } catch (error) {
         if (error.code === "invalid") throw error;
       }
     }
-    if (!local) throw new Refused("offline", "the service does not answer, and no release is here");
+    if (!local) throw new Refused("offline", "no service and no release");
     const { sequence, freshness } = held.release;
     return {
       ...local.predict(features), features, via: "device", sequence,
-      age_s: now() - freshness.snapshot_at, expired: now() > held.head.expires,
+      age_s: now() - freshness.snapshot_at, trained_through: freshness.trained_through,
+      expired: now() > held.head.expires,
     };
   }
 

@@ -1,17 +1,18 @@
-"""From the pack that a client has to the next one: exactly, or to eight bits with feedback.
+"""From the pack that a client has to the next one, exactly.
 
 =========== ================================================================================
-``EPD0``    every byte exclusive-or'ed with the old one, byte planes of four, raw deflate
-``EPD8``    float32 tensors as steps of a scale each, the other bytes as above, raw deflate
+``EPD0``    every byte exclusive-or'ed with the old one, in byte planes of four
+``EPD8``    before that, float32 tensors moved by whole steps: a scale (float32) of each tensor,
+            then the steps, a signed byte each; 127 and -128 go on with the next byte
 =========== ================================================================================
 
-Steps are closed-loop: the server works out the very bytes that the client will hold, describes
-those, and takes the next difference from them, so errors do not add up.  Both need packs of one
-structure; trees that have grown, or a table with new keys, travel whole.
+Both are raw deflate, and need packs of one structure; trees that have grown, or a table with new
+keys, travel whole.  Steps are for packs whose weights stand on a grid (:mod:`online.edge.grid`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from typing import Any, Final
 
@@ -21,44 +22,51 @@ import numpy.typing as npt
 from online.edge.errors import PackCorrupt, TemplateUnfit
 from online.edge.pack import tensors_of
 
-_EXACT: Final = b"EPD0"
+_BYTES: Final = b"EPD0"
 _STEPS: Final = b"EPD8"
 _PLANES: Final = 4
-_STEPS_MAX: Final = 127
+_UP, _DOWN = 127, -128  # a byte that goes on
+_LONG_MAX: Final = 2  # bytes of steps a number, on average
 
 Bytes = npt.NDArray[np.uint8]
 
 
-def exact(old: bytes, new: bytes) -> bytes:
+def smallest(old: bytes, new: bytes) -> bytes:
     """What makes ``new`` of ``old``.  Raises TemplateUnfit if they are of different length."""
+    ways = [exact(old, new)]
+    with contextlib.suppress(TemplateUnfit):
+        ways.append(steps(old, new))
+    return min(ways, key=len)
+
+
+def exact(old: bytes, new: bytes) -> bytes:
+    """The difference of any two packs of one length.  Raises TemplateUnfit if they are not."""
     a, b = _pair(old, new)
-    planes = [(a ^ b)[k::_PLANES] for k in range(_PLANES)]
-    return _EXACT + _deflate(np.concatenate(planes).tobytes())
+    return _BYTES + _deflate(_planes(a ^ b))
 
 
-def steps(old: bytes, new: bytes) -> tuple[bytes, bytes]:
-    """A small difference, and the pack that it makes of ``old``: near ``new``, not equal to it.
+def steps(old: bytes, new: bytes) -> bytes:
+    """The difference of two packs on a grid.
 
-    Raises TemplateUnfit unless both are packs of one structure.
+    Raises TemplateUnfit if they are of two structures, or if their difference is no whole steps.
     """
     a, b = _pair(old, new)
     if tensors_of(old) != tensors_of(new):
         raise TemplateUnfit("edgepack", "the structures differ")
     scales, taken = [], []
-    made = bytearray(new)
+    moved = a.copy()
     for at, count in _float32(old):
         here = np.frombuffer(old, "<f4", count, at).astype(np.float64)
         there = np.frombuffer(new, "<f4", count, at).astype(np.float64)
-        far = float(np.abs(there - here).max(initial=0.0))
-        scale = np.float32(far / _STEPS_MAX)
-        q = np.zeros(count) if scale == 0 else np.rint((there - here) / float(scale))
-        q = np.clip(q, -_STEPS_MAX, _STEPS_MAX)
-        made[at : at + 4 * count] = (here + q * float(scale)).astype("<f4").tobytes()
+        scale = step_of(there - here)
+        q = (there - here) / scale
+        if np.abs(q).sum() > _UP * _LONG_MAX * count:
+            raise TemplateUnfit("edgepack", "the weights stand on no common grid")
         scales.append(scale)
-        taken.append(q.astype(np.int8))
-    rest = (a ^ b)[_others(old)]
-    payload = [np.array(scales, "<f4").tobytes(), *(q.tobytes() for q in taken), rest.tobytes()]
-    return _STEPS + _deflate(b"".join(payload)), bytes(made)
+        taken.append(_written(q.astype(np.int64)))
+        moved[at : at + 4 * count] = (here + q * scale).astype("<f4").view(np.uint8)
+    payload = [np.array(scales, "<f4").tobytes(), *taken, _planes(moved ^ b)]
+    return _STEPS + _deflate(b"".join(payload))
 
 
 def apply(old: bytes, delta: bytes) -> bytes:
@@ -66,32 +74,67 @@ def apply(old: bytes, delta: bytes) -> bytes:
 
     Raises PackCorrupt for bytes that are no difference to ``old``.
     """
-    a = np.frombuffer(old, np.uint8)
-    if delta[:4] == _EXACT:
-        planes = np.frombuffer(_inflate(delta[4:], len(old)), np.uint8)
-        out, at = a.copy(), 0
-        for k in range(_PLANES):
-            count = len(out[k::_PLANES])
-            out[k::_PLANES] ^= planes[at : at + count]
-            at += count
-        return out.tobytes()
-    if delta[:4] != _STEPS:
+    if delta[:4] not in (_BYTES, _STEPS):
         raise PackCorrupt("it is no difference")
-    places = _float32(old)
-    others = _others(old)
-    counts = [count for _, count in places]
-    raw = _inflate(delta[4:], 4 * len(places) + sum(counts) + int(others.sum()))
-    scales = np.frombuffer(raw, "<f4", len(places))
-    at = 4 * len(places)
-    made = a.copy()
+    out = np.frombuffer(old, np.uint8).copy()
+    places = _float32(old) if delta[:4] == _STEPS else []
+    numbers = sum(count for _, count in places)
+    raw = _inflate(delta[4:], len(old) + 4 * len(places) + (1 + _LONG_MAX) * numbers)
+    try:
+        scales = np.frombuffer(raw, "<f4", len(places)).astype(np.float64)
+        moves, at = _read_back(np.frombuffer(raw, np.int8, offset=4 * len(places)), numbers)
+        at += 4 * len(places)
+        if len(raw) - at != len(old):
+            raise ValueError(f"{len(raw) - at} bytes are left for {len(old)}")
+    except ValueError as error:
+        problem = f"the difference is of another pack than this one of {len(old)} bytes"
+        raise PackCorrupt(f"{problem}: {error}") from None
     for (begin, count), scale in zip(places, scales, strict=True):
         here = np.frombuffer(old, "<f4", count, begin).astype(np.float64)
-        q = np.frombuffer(raw, np.int8, count, at).astype(np.float64)
-        moved = (here + q * float(scale)).astype("<f4")
-        made[begin : begin + 4 * count] = moved.view(np.uint8)
-        at += count
-    made[others] ^= np.frombuffer(raw, np.uint8, offset=at)
-    return made.tobytes()
+        own, moves = moves[:count], moves[count:]
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[begin : begin + 4 * count] = (here + own * scale).astype("<f4").view(np.uint8)
+    planes = np.frombuffer(raw, np.uint8, offset=at)
+    for k in range(_PLANES):
+        count = len(out[k::_PLANES])
+        out[k::_PLANES] ^= planes[:count]
+        planes = planes[count:]
+    return out.tobytes()
+
+
+def _planes(differing: Bytes) -> bytes:
+    return np.concatenate([differing[k::_PLANES] for k in range(_PLANES)]).tobytes()
+
+
+def _written(q: npt.NDArray[np.int64]) -> bytes:
+    """Each number as bytes that add up to it, of which only the last is no end of the range."""
+    edge = np.where(q >= 0, _UP, _DOWN)
+    times = q // edge
+    out = np.repeat(edge, times + 1)
+    out[np.cumsum(times + 1) - 1] = q - times * edge
+    return out.astype(np.int8).tobytes()
+
+
+def _read_back(taken: npt.NDArray[np.int8], numbers: int) -> tuple[npt.NDArray[np.int64], int]:
+    """So many numbers, and how many bytes they took.  ValueError if there are fewer."""
+    ends = np.flatnonzero((taken != _UP) & (taken != _DOWN))[:numbers]
+    if len(ends) < numbers:
+        raise ValueError(f"{len(ends)} steps of {numbers}")
+    used = int(ends[-1]) + 1 if numbers else 0
+    total = np.cumsum(taken[:used], dtype=np.int64)[ends]
+    return np.diff(total, prepend=0), used
+
+
+def step_of(numbers: npt.NDArray[Any]) -> float:
+    """The largest power of two of which all of them are whole multiples; 1.0 if all are zero."""
+    present = np.asarray(numbers, dtype=np.float64).ravel()
+    present = present[present != 0]
+    if not present.size:
+        return 1.0
+    mantissa, exponent = np.frexp(present)
+    digits = np.abs(mantissa * 2.0**53).astype(np.int64)
+    last = np.log2((digits & -digits).astype(np.float64)).astype(np.int64)
+    return float(2.0 ** int((exponent - 53 + last).min()))
 
 
 def _pair(old: bytes, new: bytes) -> tuple[Bytes, Bytes]:
@@ -109,26 +152,18 @@ def _float32(pack: bytes) -> list[tuple[int, int]]:
     ]
 
 
-def _others(pack: bytes) -> Any:
-    """Which bytes are in no float32 tensor."""
-    mask = np.ones(len(pack), dtype=bool)
-    for at, count in _float32(pack):
-        mask[at : at + 4 * count] = False
-    return mask
-
-
 def _deflate(data: bytes) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     return packer.compress(data) + packer.flush()
 
 
-def _inflate(data: bytes, size: int) -> bytes:
-    """Exactly ``size`` bytes: nothing endless is read."""
+def _inflate(data: bytes, most: int) -> bytes:
+    """At most so many bytes: nothing endless is read."""
     reader = zlib.decompressobj(-15)
     try:
-        out = reader.decompress(data, size + 1)
+        out = reader.decompress(data, most + 1)
     except zlib.error as error:
         raise PackCorrupt(f"the difference can't be read: {error}") from None
-    if len(out) != size or not reader.eof or reader.unused_data:
-        raise PackCorrupt(f"the difference is of another pack than this one of {size} bytes")
+    if len(out) > most or not reader.eof or reader.unused_data:
+        raise PackCorrupt("the difference does not end where it should")
     return out

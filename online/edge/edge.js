@@ -139,7 +139,13 @@ export function load(data) {
       return out;
     },
     mlp(x, z) {
-      let h = z.map((value) => value || 0);
+      const ids = model.ids ?? [], numbers = z.length - ids.length;
+      let h = Array.from(z.subarray(0, numbers), (value) => value || 0);
+      ids.forEach((wide, k) => {
+        const rows = t["rows" + k], n = rows.length / wide;
+        const at = (((Math.floor(x[numbers + k] || 0) % n) + n) % n) * wide;
+        h.push(...rows.subarray(at, at + wide));
+      });
       model.activations.forEach((kind, layer) => {
         const weights = t["weights" + layer], wide = h.length;
         h = Float64Array.from(t["bias" + layer], (sum, o) => {
@@ -224,22 +230,19 @@ export async function update(old, delta) {
   const unpack = new DecompressionStream("deflate-raw");
   const read = new Response(new Blob([delta.subarray(4)]).stream().pipeThrough(unpack));
   const d = new Uint8Array(await read.arrayBuffer()), out = Uint8Array.from(old), n = out.length;
-  let p = 0;
-  if (delta[3] === 48) {
-    for (let k = 0; k < 4; k++) for (let i = k; i < n; i += 4) out[i] ^= d[p++];
-    return out;
+  let p = 0, step;
+  if (delta[3] === 56) {
+    const { tensors } = load(old).header, scales = new DataView(d.buffer);
+    const floats = tensors.filter((tensor) => tensor[1] === "f4");
+    p = 4 * floats.length;
+    floats.forEach(([, , shape, at], row) => {
+      const values = new Float32Array(out.buffer, at, shape.reduce((a, b) => a * b, 1));
+      const scale = scales.getFloat32(4 * row, true);
+      for (let i = 0; i < values.length; i++)
+        // 127 and -128 go on with the next byte.
+        do values[i] += (step = (d[p++] << 24) >> 24) * scale; while ((step ^ (step >> 31)) === 127);
+    });
   }
-  const size = new DataView(out.buffer).getUint32(4, true), scales = new DataView(d.buffer);
-  const { tensors } = JSON.parse(new TextDecoder().decode(out.subarray(8, 8 + size)));
-  const floats = tensors.filter((tensor) => tensor[1] === "f4");
-  const other = new Uint8Array(n).fill(1);
-  p = 4 * floats.length;
-  floats.forEach(([, , shape, at], row) => {
-    const values = new Float32Array(out.buffer, at, shape.reduce((a, b) => a * b, 1));
-    const scale = scales.getFloat32(4 * row, true);
-    for (let i = 0; i < values.length; i++) values[i] += ((d[p++] << 24) >> 24) * scale;
-    other.fill(0, at, at + values.byteLength);
-  });
-  for (let i = 0; i < n; i++) if (other[i]) out[i] ^= d[p++];
+  for (let k = 0; k < 4; k++) for (let i = k; i < n; i += 4) out[i] ^= d[p++];
   return out;
 }

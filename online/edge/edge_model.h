@@ -103,6 +103,18 @@ static inline void edge_hashed(const edge_word *m, const float *x, const edge_to
   }
 }
 
+/* numbers, ids | for each id: rows, width, table by row.  v: the numbers, then a row for each id */
+static inline void edge_ids(const edge_word *m, const float *x, float *v) {
+  int numbers = m[0].i, ids = m[1].i, i, k;
+  for (i = 0; i < numbers; i++) *v++ = x[i];
+  for (m += 2; ids; ids--, m += 2 + m[0].i * m[1].i) {
+    double row = x[i] == x[i] ? fmod(floor(x[i]), m[0].i) : 0;
+    const edge_word *from = m + 2 + m[1].i * (int)(row < 0 ? row + m[0].i : row);
+    for (k = 0; k < m[1].i; k++) *v++ = from[k].f;
+    i++;
+  }
+}
+
 /* layers, columns, widest, link, limit | for each column: center (high, low), factor |
  * for each layer: inputs, outputs, activation, weights by output, bias.
  * h has room for twice the widest. */

@@ -55,12 +55,17 @@ class ParityFailed(EdgeError):
 class TargetUnavailable(EdgeError):
     """A target whose package is not installed here."""
 
-    def __init__(self, target: str, problem: str) -> None:
-        super().__init__(target, problem)
-        self.target, self.problem = target, problem
+    def __init__(
+        self,
+        target: str,
+        problem: str,
+        remedy: str = "pip install 'online-learning-service[edge]'",
+    ) -> None:
+        super().__init__(target, problem, remedy)
+        self.target, self.problem, self.remedy = target, problem, remedy
 
     def __str__(self) -> str:
-        return f"target {self.target}: {self.problem}. pip install 'online-learning-service[edge]'"
+        return f"target {self.target}: {self.problem}. {self.remedy}"
 
 
 class TemplateUnfit(EdgeError):

@@ -27,7 +27,7 @@ def outputs(model: EdgeModel, rows: Sequence[Row]) -> Floats:
         if isinstance(body, Linear):
             return _linear(body, z, rows)
         if isinstance(body, Mlp):
-            return _mlp(body, z)
+            return _mlp(body, x, z)
         return _forest(body, x, z, normalise=model.task != "regression")
 
 
@@ -60,8 +60,12 @@ def link(kind: Link, raw: Floats) -> Floats:
     return shares
 
 
-def _mlp(body: Mlp, z: Floats) -> Floats:
-    h = np.nan_to_num(z, nan=0.0)
+def _mlp(body: Mlp, x: Floats, z: Floats) -> Floats:
+    numbers = z.shape[1] - len(body.embeddings)
+    h = np.nan_to_num(z[:, :numbers], nan=0.0)
+    for table, own in zip(body.embeddings, x.T[numbers:], strict=True):
+        rows = np.mod(np.floor(np.nan_to_num(own, nan=0.0)), len(table)).astype(np.int64)
+        h = np.concatenate([h, table[rows]], axis=1)
     for layer in body.layers:
         h = h @ layer.weights.T + layer.bias
         if layer.activation == "relu":

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from evaluation.metrics import Task
-from online.edge import c_file, deltas, manifest, pack, runners, tfjs_file
+from online.edge import c_file, deltas, foreign, grid, manifest, pack, runners, tfjs_file
 from online.edge.channel import Channel
 from online.edge.errors import EdgeError, ExportRefused, TemplateUnfit
 from online.edge.folder import Folder
@@ -89,6 +89,13 @@ def _ask_tfjs(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
     return tfjs_file.evaluate(data, tfjs_file.weights_file(model)[1], model, rows)
 
 
+def _foreign(kind: foreign.Kind, suffix: str, runtime: Mapping[str, Any]) -> Target:
+    def ask(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
+        return foreign.ask(kind, data, model, rows)
+
+    return Target(suffix, "float32", lambda model: foreign.make(kind, model), ask, runtime)
+
+
 def _small(stored: Literal["float16", "int8"]) -> Callable[[EdgeModel], bytes]:
     def convert(model: EdgeModel) -> bytes:
         from online.edge import onnx_small  # an optional extra
@@ -112,6 +119,8 @@ TARGETS: Final[Mapping[str, Target]] = {
         ".tfjs.json", "float32", tfjs_file.convert, _ask_tfjs, _MINIMUM_TFJS,
         beside=tfjs_file.weights_file,
     ),
+    "litert": _foreign("litert", ".tflite", {"name": "litert", "min": "1.0"}),
+    "coreml": _foreign("coreml", ".mlpackage.zip", {"name": "coreml", "min": "iOS 16"}),
     "onnx16": Target(
         ".float16.onnx", "float32", _small("float16"), runners.run_onnx, _MINIMUM_ONNX,
         ("float16", 2e-3, 0.999),
@@ -124,6 +133,16 @@ TARGETS: Final[Mapping[str, Target]] = {
 
 EXACT: Final = tuple(name for name, target in TARGETS.items() if target.nearly is None)
 """Targets that answer as the model does."""
+
+
+_STEPPED: Final = replace(TARGETS["edgepack"], nearly=("steps", grid.OFF_MAX, grid.AGREE_LEAST))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Weights in steps (:mod:`online.edge.grid`); ``held`` is the pack that clients have so far."""
+
+    held: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,7 @@ def export(
     shown: Mapping[Label, Label] | None = None,
     targets: Sequence[str] = EXACT,
     golden_most: int | None = None,
+    steps: Steps | None = None,
     seed: int = 0,
 ) -> Exported:
     """Files of the model as it answers now.
@@ -159,6 +179,8 @@ def export(
         Labels as callers know them, by the model's own.
     golden_most
         Rows of the files that devices ask again; None: all that were asked here.
+    steps
+        Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """
@@ -176,7 +198,15 @@ def export(
         target = TARGETS[name]
         proof = proofs[target.precision]
         try:
-            data, parity = _prove(name, target, called, proof)
+            if steps is not None and name == "edgepack":
+                try:
+                    data, parity, proof = _in_steps(called, steps, proof, seed)
+                    target = _STEPPED
+                except EdgeError as error:
+                    left_out["steps"] = str(error)
+                    data, parity = _prove(name, target, called, proof)
+            else:
+                data, parity = _prove(name, target, called, proof)
         except EdgeError as error:
             left_out[name] = str(error)
             continue
@@ -221,7 +251,7 @@ def with_delta(made: Exported, since: bytes) -> Exported:
         return made
     new = made.files[target["file"]]
     try:
-        delta = deltas.exact(since, new)
+        delta = deltas.smallest(since, new)
     except EdgeError as error:
         return replace(made, left_out={**made.left_out, "difference": str(error)})
     if len(delta) > DELTA_SHARE_MAX * len(new):
@@ -264,7 +294,7 @@ def with_deltas(
         if base in (None, target["sha256"], *(one["from_sha256"] for one in told)):
             continue
         try:
-            delta = deltas.exact(folder.file(base), new)
+            delta = deltas.smallest(folder.file(base), new)
         except TemplateUnfit:  # another structure: it travels whole
             continue
         if len(delta) <= DELTA_SHARE_MAX * len(new):
@@ -273,6 +303,20 @@ def with_deltas(
             told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
     about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
     return about, made
+
+
+def _in_steps(
+    model: EdgeModel, steps: Steps, proof: Golden, seed: int
+) -> tuple[bytes, Parity, Golden]:
+    """The pack, how far it is off, and golden rows with what this very pack answers.
+
+    The gate here compares it with the model; a device has to find what the reference reader finds
+    in the same bytes, as nearly as in those of an exact pack.
+    """
+    data = grid.on_grid(model, steps.held, proof.rows, np.random.default_rng(seed))
+    found = runners.run_pack(data, proof.rows)
+    parity = gate("edgepack", found, proof, grid.OFF_MAX, grid.AGREE_LEAST)
+    return data, parity, replace(proof, expected=found)
 
 
 def _prove(name: str, target: Target, model: EdgeModel, proof: Golden) -> tuple[bytes, Parity]:

@@ -24,7 +24,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from online.edge import manifest
-from online.edge.channel import Channel, Release, Reports
+from online.edge.channel import COMPARED_LEAST, DIFFER_SHARE, Channel, Release, Reports
 from online.edge.errors import PublishRefused
 
 FILE_BYTES_MAX: Final = 8 << 20
@@ -73,13 +73,24 @@ class Folder:
         """A published file by its hash.  FileNotFoundError."""
         return (self.path / "files" / digest).read_bytes()
 
+    def newest_pack(self) -> bytes | None:
+        """The edgepack of the newest release; None if it has none."""
+        releases = self.channel().releases
+        target = releases[-1].about["targets"].get("edgepack") if releases else None
+        return None if target is None else self.file(target["sha256"])
+
     def head(self) -> tuple[bytes, bytes]:
         """The manifest's bytes and their signature.  FileNotFoundError."""
         data = (self.path / "head").read_bytes()
         return data[SIGNATURE_BYTES:], data[:SIGNATURE_BYTES]
 
-    def report(self, sequence: int, device: str, outcome: str) -> bool:
-        """Note what a device says of the newest release; False: it is not counted."""
+    def report(
+        self, sequence: int, device: str, outcome: str, asked: int = 0, differ: int = 0
+    ) -> bool:
+        """Note what a device says of the newest release; False: it is not counted.
+
+        ``asked``: rows that release and service answered both, ``differ``: with another label.
+        """
         try:
             if json.loads(self.head()[0])["sequence"] != sequence:
                 return False
@@ -87,7 +98,7 @@ class Folder:
             return False
         path = self.path / "reports" / str(sequence)
         path.parent.mkdir(exist_ok=True)
-        line = json.dumps([device, outcome]).encode() + b"\n"
+        line = json.dumps([device, outcome, asked, differ]).encode() + b"\n"
         with path.open("ab", buffering=0) as file:  # one write each: lines do not mix
             if file.tell() + len(line) > REPORTS_BYTES_MAX:
                 return False
@@ -100,9 +111,13 @@ class Folder:
             lines = (self.path / "reports" / str(sequence)).read_bytes().splitlines()
         except FileNotFoundError:
             return Reports()
-        said = dict(json.loads(line) for line in lines)
-        failed = sum(outcome == "failed" for outcome in said.values())
-        return Reports(len(said) - failed, failed)
+        said: dict[str, list[Any]] = {}
+        for device, *rest in map(json.loads, lines):
+            said[device] = [*rest, 0, 0][:3]  # older lines have no counts
+        failed = sum(outcome == "failed" for outcome, _, _ in said.values())
+        told = [(asked, differ) for _, asked, differ in said.values() if asked >= COMPARED_LEAST]
+        differing = sum(differ > DIFFER_SHARE * asked for asked, differ in told)
+        return Reports(len(said) - failed, failed, len(told), differing)
 
     def publish(
         self,

@@ -119,10 +119,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Mlp:
-    """Layers, and a link behind the last one."""
+    """Layers, and a link behind the last one.
+
+    The last columns are ids, one for each of ``embeddings``, shape (rows, width): the row
+    ``floor(x) mod rows`` (0 if x is missing) stands for it behind the other columns' z.
+    """
 
     layers: tuple[Layer, ...]
     link: Link
+    embeddings: tuple[Floats, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -268,6 +273,9 @@ def take_apart(model: EdgeModel) -> tuple[dict[str, Any], dict[str, Array]]:
     elif isinstance(body, Mlp):
         structure["body"], structure["link"] = "mlp", body.link
         structure["activations"] = [layer.activation for layer in body.layers]
+        if body.embeddings:
+            structure["ids"] = [table.shape[1] for table in body.embeddings]
+            tables |= {f"rows{k}": table for k, table in enumerate(body.embeddings)}
         for i, layer in enumerate(body.layers):
             tables |= {f"weights{i}": layer.weights, f"bias{i}": layer.bias}
     else:
@@ -306,7 +314,8 @@ def put_together(structure: Mapping[str, Any], tables: Mapping[str, Array]) -> E
             Layer(_float(tables[f"weights{i}"]), _float(tables[f"bias{i}"]), activation)
             for i, activation in enumerate(structure["activations"])
         ]
-        body = Mlp(tuple(layers), structure["link"])
+        ids = tuple(_float(tables[f"rows{k}"]) for k in range(len(structure.get("ids", ()))))
+        body = Mlp(tuple(layers), structure["link"], ids)
     else:
         made: dict[str, Any] = {}
         for name in _FOREST:

@@ -11,7 +11,8 @@ from torch import nn
 from evaluation.metrics import Task
 from online.edge.errors import ExportRefused
 from online.edge.fronts import front_of
-from online.edge.ir import Activation, EdgeModel, Floats, Layer, Link, Mlp
+from online.edge.ir import Activation, Columns, EdgeModel, Floats, Layer, Link, Mlp
+from online.models.embedded import Embedded
 from online.models.network import NetworkModel
 
 _ACTIVATIONS: Final[dict[type[nn.Module], Activation]] = {
@@ -26,7 +27,9 @@ def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
     """
     layers: list[Layer] = []
     pending: tuple[Floats, Floats] | None = None
-    for name, part in _parts(model.answering, ""):
+    parts = _parts(model.answering, "")
+    first = parts[0][1] if type(parts[0][1]) is Embedded else None
+    for name, part in parts if first is None else parts[1:]:
         if type(part) is nn.Linear:
             if pending is not None:
                 layers.append(Layer(*pending, "none"))
@@ -39,15 +42,18 @@ def lower_network(model: NetworkModel, task: Task) -> EdgeModel:
             layers.append(Layer(*pending, activation))
             pending = None
         elif type(part) is not nn.Identity:
-            raise ExportRefused(name, f"{type(part).__name__} is no Linear, ReLU, Tanh or Sigmoid")
+            problem = f"{type(part).__name__} is no Linear, ReLU, Tanh or Sigmoid"
+            raise ExportRefused(name, f"{problem}, nor an Embedded in front")
     if pending is not None:
         layers.append(Layer(*pending, "none"))
     if not layers:
         raise ExportRefused(type(model.answering).__name__, "it has no linear layer")
-    return _finish(model, task, layers)
+    return _finish(model, task, layers, first)
 
 
-def _finish(model: NetworkModel, task: Task, layers: list[Layer]) -> EdgeModel:
+def _finish(
+    model: NetworkModel, task: Task, layers: list[Layer], first: Embedded | None
+) -> EdgeModel:
     head = model._head
     link: Link = "identity"
     if head._single:
@@ -58,12 +64,25 @@ def _finish(model: NetworkModel, task: Task, layers: list[Layer]) -> EdgeModel:
         link = "softmax"
     scaler = model._inputs._scaler
     front = front_of([] if scaler is None else [scaler._scaler])
-    columns = front.columns(list(model.inputs))
+    tables: tuple[Floats, ...] = ()
+    if first is not None:
+        if (first.inputs, first.ids) != (model.inputs, model.ids):
+            raise ExportRefused("Embedded", "its inputs and ids are not those of the network")
+        tables = tuple(_numbers(table) for table in first.tables.parameters())
+    elif model.ids:
+        raise ExportRefused("ids", "the first part of the network is no Embedded")
+    columns = front.columns([name for name in model.inputs if name not in model.ids])
+    if tables:
+        columns = Columns(
+            (*columns.names, *model.ids),
+            np.concatenate([columns.center, np.zeros(len(tables))]),
+            np.concatenate([columns.factor, np.ones(len(tables))]),
+        )
     classes: tuple[Any, ...] = ()
     if task != "regression":
         classes = (False, True) if head.labels is None else tuple(head.labels)
     double = model._dtype == torch.float64
-    body = Mlp(tuple(layers), link)
+    body = Mlp(tuple(layers), link, tables)
     return EdgeModel(task, classes, columns, None, body, "float64" if double else "float32")
 
 

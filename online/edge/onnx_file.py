@@ -83,6 +83,7 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
     elif isinstance(body, Mlp):
         for i, layer in enumerate(body.layers):
             found |= {f"w{i}": layer.weights, f"b{i}": layer.bias}
+        found |= {f"t{k}": table for k, table in enumerate(body.embeddings)}
     else:
         found |= _leaf_tables(body, len(columns.names))
     exact = ("c", "f") if _doubled(model) else ()
@@ -265,11 +266,27 @@ class _Graph:
     def _mlp(self, body: Mlp, tensors: Mapping[str, Array]) -> str:
         kinds = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
         _, h = self._filled(self._scale(tensors))
+        if body.embeddings:
+            h = self._embedded(body, h)
         for i, layer in enumerate(body.layers):
             h = self._node("Gemm", h, f"w{i}", f"b{i}", transB=1)
             if layer.activation != "none":
                 h = self._node(kinds[layer.activation], h)
         return self._link(body.link, h)
+
+    def _embedded(self, body: Mlp, z: str) -> str:
+        """Numbers, and a row of each table: ``floor(x) mod rows``."""
+        numbers = self._width - len(body.embeddings)
+        found = []
+        if numbers:
+            found.append(self._node("Gather", z, self._constant("xn", range(numbers), np.int64),
+                                    axis=1))  # fmt: skip
+        for k, table in enumerate(body.embeddings):
+            own = self._node("Gather", z, self._constant(f"xi{k}", numbers + k, np.int64), axis=1)
+            whole = self._node("Cast", self._node("Floor", own), to=TensorProto.INT64)
+            row = self._node("Mod", whole, self._constant(f"xm{k}", len(table), np.int64))
+            found.append(self._node("Gather", f"t{k}", row))
+        return self._node("Concat", *found, axis=1)
 
     def _forest(self, body: Forest, tensors: Mapping[str, Array]) -> str:
         if not self._width:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from online.bodies import JSON
 from online.edge.folder import FILE_BYTES_MAX, SIGNATURE_BYTES, Folder
+from online.edge.pushes import Push, Pushes, not_taken
 from online.errors import RequestError
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -29,6 +31,9 @@ _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
 _PAGE: Final = "text/html; charset=utf-8"
 _SCRIPT: Final = "text/javascript; charset=utf-8"
+_SPACES: Final = re.compile(
+    r"""("(?:\\.|[^"\\\n])*"|`(?:\\.|[^`\\])*`)|[ \n]*([{}()\[\]=;,:?<>*&|!])[ \n]*"""
+)
 _COMMENT: Final = re.compile(r"^\s*(/\*\*.*?\*/|//[^\n]*)\n|^\s+", re.DOTALL | re.MULTILINE)
 
 PARTS: Final = {
@@ -38,6 +43,7 @@ PARTS: Final = {
     "trust.js": ("trust.js", _SCRIPT),
     "client.js": ("client.js", _SCRIPT),
     "worker.js": ("worker.js", _SCRIPT),
+    "learn.js": ("learn.js", _SCRIPT),
 }
 """The demo page and the client, by their name under ``/edge/``."""
 
@@ -52,9 +58,17 @@ class Report(BaseModel):
     sequence: int = Field(ge=1, le=2**53)
     device: str = Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")
     outcome: Literal["used", "failed"]
+    asked: int = Field(0, ge=0, le=2**53, description="rows that the service answered, too")
+    differ: int = Field(0, ge=0, le=2**53, description="of them, with another label")
 
 
-def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -> APIRouter:
+def routes(
+    known: Callable[[str], None],
+    place: Path | None,
+    *,
+    guarded: bool,
+    pushes: Mapping[str, Pushes] | None = None,
+) -> APIRouter:
     """Routes of every model; ``known`` raises for one that is not served.
 
     Parameters
@@ -63,6 +77,8 @@ def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -
         Folder of the models' folders (:mod:`online.edge.folder`); None: nothing is published.
     guarded
         Reading takes a token: caches that are shared must not keep the answers.
+    pushes
+        By model, what takes deltas of devices.
     """
     made = APIRouter(tags=["edge"])
     whose = "private" if guarded else "public"
@@ -127,6 +143,7 @@ def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -
         return _answer(request, data, _BINARY, f"{whose}, {_FOREVER}", sha256)
 
     _add_reports(made, known, place)
+    _add_deltas(made, known, pushes or {})
     _add_parts(made)
     return made
 
@@ -134,22 +151,49 @@ def routes(known: Callable[[str], None], place: Path | None, *, guarded: bool) -
 def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
     @made.post(
         "/v1/models/{model}/edge/reports",
-        summary="A device uses the newest release, or it failed its test there",
+        summary="A device uses the newest release, or it failed its test; how often they differ",
         responses={200: {"content": {_JSON: {"example": {"counted": True}}}}},
     )
     def report(model: str, body: Report) -> dict[str, bool]:
         known(model)
         if place is None:
             return {"counted": False}
-        counted = Folder(place / model).report(body.sequence, body.device, body.outcome)
+        said = (body.outcome, body.asked, body.differ)
+        counted = Folder(place / model).report(body.sequence, body.device, *said)
         return {"counted": counted}
 
 
+def _add_deltas(
+    made: APIRouter, known: Callable[[str], None], pushes: Mapping[str, Pushes]
+) -> None:
+    example = {"status": "learned", "event_id": "1x9-k2:12", "version": "3.120", "seen": "7:40"}
+
+    @made.post(
+        "/v1/models/{model}/edge/deltas",
+        summary="What a device's own rows did to the release that it has, instead of the rows",
+        responses={200: {"content": {_JSON: {"example": example}}}},
+    )
+    async def delta(model: str, body: Push) -> Response:
+        known(model)
+        if model not in pushes:
+            raise not_taken(model, "the settings do not ask for them (models[].devices)")
+        status, receipt = await pushes[model].take(body)
+        return Response(JSON.encode(receipt), status, media_type=_JSON)
+
+
+def shortened(script: str) -> str:
+    """Without comment lines, indentation, and spaces beside signs outside of texts.
+
+    What is left of the spaces are those that part words, ``+``, ``-`` and ``/``.
+    """
+    return _SPACES.sub(lambda found: found[1] or found[2], _COMMENT.sub("", script))
+
+
 def shipped(name: str) -> bytes:
-    """A part as it is served: scripts without comment lines and indentation, a fifth less."""
+    """A part as it is served: scripts in short, three tenths less."""
     file, kind = PARTS[name]
     text = resources.files("online.edge").joinpath(file).read_text("utf-8")
-    return (_COMMENT.sub("", text) if kind == _SCRIPT else text).encode()
+    return (shortened(text) if kind == _SCRIPT else text).encode()
 
 
 def _add_parts(made: APIRouter) -> None:

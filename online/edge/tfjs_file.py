@@ -30,7 +30,7 @@ def convert(model: EdgeModel) -> bytes:
             "config": {"name": "scale", "batch_input_shape": [None, names], "epsilon": 0},
         }
     ]
-    for i, (weights, _, activation) in enumerate(_dense(model)):
+    for i, (weights, _, activation) in enumerate(dense(model)):
         layers.append(
             {
                 "class_name": "Dense",
@@ -90,26 +90,28 @@ def inputs(model: EdgeModel, rows: Sequence[Mapping[str, Any]]) -> Array:
     return filled
 
 
-def _dense(model: EdgeModel) -> Iterator[tuple[Floats, Floats, str]]:
+def dense(model: EdgeModel, target: str = "tfjs") -> Iterator[tuple[Floats, Floats, str]]:
     """Kernel (inputs, outputs), bias and activation of each layer.  Raises ExportRefused."""
     body = model.body
     if model.tokens is not None or model.columns.vocabularies:
-        raise ExportRefused("tfjs", "there is no layer for hashing or words")
+        raise ExportRefused(target, "there is no layer for hashing or words")
     if model.columns.limit != float("inf"):
-        raise ExportRefused("tfjs", "there is no layer that cuts numbers off")
+        raise ExportRefused(target, "there is no layer that cuts numbers off")
     if not model.columns.names:
-        raise ExportRefused("tfjs", "it has learned no feature yet, so there is no input")
+        raise ExportRefused(target, "it has learned no feature yet, so there is no input")
     if isinstance(body, Linear) and len(body.votes) == 1:
         yield body.weights, body.bias, body.link
     elif isinstance(body, Mlp):
+        if body.embeddings:
+            raise ExportRefused(target, "there is no layer for ids among numbers")
         last = len(body.layers) - 1
         for i, layer in enumerate(body.layers):
             both = i == last and body.link != "identity"
             if both and layer.activation != "none":
-                raise ExportRefused("tfjs", "its last layer has two activations")
+                raise ExportRefused(target, "its last layer has two activations")
             yield layer.weights.T, layer.bias, body.link if both else layer.activation
     else:
-        raise ExportRefused("tfjs", "layers are written for linear models and networks only")
+        raise ExportRefused(target, "layers are written for linear models and networks only")
 
 
 def _tensors(model: EdgeModel) -> dict[str, Array]:
@@ -121,7 +123,7 @@ def _tensors(model: EdgeModel) -> dict[str, Array]:
         "scale/moving_mean": center,
         "scale/moving_variance": np.ones(len(center)),
     }
-    for i, (weights, bias, _) in enumerate(_dense(model)):
+    for i, (weights, bias, _) in enumerate(dense(model)):
         found |= {f"dense{i}/kernel": weights, f"dense{i}/bias": bias}
     return {name: np.ascontiguousarray(table, "<f4") for name, table in found.items()}
 

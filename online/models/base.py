@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from online.model_settings import Training
+from online.models.moved import Movable
 from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved
 from replay.example import Example, Features, Label
@@ -169,13 +170,20 @@ class Trainable(Protocol):
         """Relative distance of what answers from what learns; None if they are one."""
 
 
-def learn_example(model: Model, example: Example, factor: float = 1.0, lesson: Lesson = ()) -> None:
+def learn_example(
+    model: Model, example: Example, factor: float = 1.0, lesson: Lesson = (), spec: str = ""
+) -> None:
     """Learn a row, its weight times ``factor``, with its notes if it has any for the model.
 
     ``lesson``: what is learned again with it, by a model that rehearses; the drawn rows of a pass
-    weigh as much as one row together.
+    weigh as much as one row together.  ``spec``: the model's; a delta of a device that began with
+    the parameters of another spec says nothing to it, and is passed over.
     """
     weight = example.weight * factor
+    if (moved := example.moved) is not None:
+        if moved.spec == spec and isinstance(model, Movable):
+            model.move(moved, weight)
+        return
     if lesson and isinstance(model, Rehearsing):
         model.rehearse(example, weight, lesson)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,31 +27,50 @@ class Inputs:
         behind ``scale``.
     scale
         Whether they are standardised by the moments of the rows learned so far.
+    ids
+        Names of whole numbers that stand for something, each with the rows of its table: they are
+        taken modulo these, and never standardised.  A missing one is row 0.
     """
 
-    def __init__(self, model: str, names: Sequence[str], *, scale: bool) -> None:
+    def __init__(
+        self, model: str, names: Sequence[str], *, scale: bool, ids: Mapping[str, int] | None = None
+    ) -> None:
         self.names = tuple(names)
         self._known = frozenset(self.names)
         if isinstance(names, str) or not self.names or len(self._known) < len(self.names):
             remedy = "Give the names of the features, each once"
             raise LearnerUnusable(model, f"inputs {list(names)!r:.200}", remedy)
+        self._ids = dict(ids or {})
+        if odd := [n for n, rows in self._ids.items() if n not in self._known or rows < 1]:
+            problem = f"id {odd[0]!r} of {self._ids[odd[0]]} rows"
+            raise LearnerUnusable(
+                model, problem, "Name some of the inputs, with a row or more each"
+            )
         self.scaled = scale
         self._scaler = Standard(preprocessing.StandardScaler(), "scaler") if scale else None
 
     def row(self, features: Features) -> list[float]:
         """Numbers to answer by; nothing changes."""
         x: dict[str, Any] = self._taken(features)
-        return self._row(x if self._scaler is None else self._scaler.transform(x))
+        ids = self._rows_of_ids(x)
+        return self._row(ids | (x if self._scaler is None else self._scaler.transform(x)))
 
     def learn(self, features: Features) -> list[float]:
         """Learn the moments, then the numbers to learn by.  Raises RowUnusable."""
         x: dict[str, Any] = self._taken(features)
         if not x:
             raise RowUnusable(f"it has none of the inputs {', '.join(self.names)[:200]}")
-        return self._row(x if self._scaler is None else self._scaler.learn(x))
+        ids = self._rows_of_ids(x)
+        return self._row(ids | (x if self._scaler is None else self._scaler.learn(x)))
 
     def _taken(self, features: Features) -> dict[str, Any]:
         return {name: value for name, value in features.items() if name in self._known}
+
+    def _rows_of_ids(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Take the ids out of a row, as rows of their tables."""
+        return {
+            name: math.floor(x.pop(name)) % rows for name, rows in self._ids.items() if name in x
+        }
 
     def _row(self, x: Mapping[str, Any]) -> list[float]:
         return [float(x.get(name, 0.0)) for name in self.names]

@@ -33,14 +33,15 @@ from river import compose, linear_model, optim, preprocessing
 from online.models.base import Prediction
 from online.models.curvature import Curvature
 from online.models.errors import StateNotFinite, WeightUnsupported
+from online.models.moved import by_output, numbers
 from online.models.scalers import SCALERS, Columns, MinMax, Standard
-from online.models.slopes import Hashing
+from online.models.slopes import Hashing, Slope, hashed
 from online.models.structure import describe, steps
 from online.models.weights import changes, drop, move, put_back
 from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
 from paramserver.rewrites import HALVED, halvings
 from paramserver.wire import Curved
-from replay.example import Features, Label
+from replay.example import Features, Label, Moved, label_of
 
 _GLMS: Final = (
     linear_model.LogisticRegression,
@@ -102,6 +103,7 @@ class Linear(Hashing):
     numeric_only = True
     why_not_mergeable: str | None = None
     halves = True
+    by_column = True
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
@@ -178,6 +180,33 @@ class Linear(Hashing):
         if not isfinite(total := self._final.total(x)):
             raise StateNotFinite(total)
 
+    def misfit(self, moved: Moved) -> str | None:
+        """Why a device's delta is not of these parameters; None if it is."""
+        shape, known = (len(moved.columns), len(moved.outputs)), self._final.outputs
+        if not moved.columns or numbers(moved.weights).size != shape[0] * shape[1]:
+            return f"{numbers(moved.weights).size} weights, {shape[0]} columns x {shape[1]} outputs"
+        bias = numbers(moved.bias)
+        if bias.size != len(moved.outputs):
+            return f"{bias.size} numbers of bias, {len(moved.outputs)} outputs"
+        if bias.any() and not self._final.has_intercept:
+            return "a bias that is not 0, of a model that has none"
+        if odd := [output for output in moved.outputs if output not in known]:
+            return f"an output {odd[0]!r}, the model knows {sorted(known)[:10]}"
+        return None
+
+    def move(self, moved: Moved, weight: float) -> None:
+        """Add a device's delta to the weights.  Raises StateNotFinite."""
+        self._final.move(moved, weight)
+        if not isfinite(total := self._final.total(dict.fromkeys(moved.columns))):
+            raise StateNotFinite(total)
+
+    def moved_slope(self, moved: Moved) -> Slope:
+        """A device's delta turned round, its names hashed as those of a row's gradient."""
+        out = np.zeros(self.slope_size, dtype=np.float32)
+        for output, moves in by_output(moved).items():
+            out -= hashed(moves, {output: 1.0})
+        return out
+
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         return {name: block for part in self._parts for name, block in part.cut().items()}
@@ -231,6 +260,9 @@ def _rates_of(final: Any) -> list[Any]:
 class _Glm:
     """A generalised linear model, and what its weights were at first touch since the cut."""
 
+    has_intercept = True
+    outputs: Collection[str] = ("",)
+
     def __init__(self, estimator: Any) -> None:
         self._estimator = estimator
         self._regression = type(estimator) is linear_model.LinearRegression
@@ -278,6 +310,13 @@ class _Glm:
             return [Prediction(float(mean(value)), None) for value in raw]
         answers = [(1.0 - p, p) for p in map(mean, raw)]
         return [Prediction(p > q, {False: q, True: p}) for q, p in answers]
+
+    def move(self, moved: Moved, weight: float) -> None:
+        weights, start = self._estimator._weights, self._start
+        for name, change in by_output(moved)[""].items():
+            start.setdefault(name, weights.get(name, 0.0))
+            weights[name] = weights.get(name, 0.0) + weight * change
+        self._estimator.intercept += weight * float(numbers(moved.bias)[0])
 
     def learn(self, x: dict[str, Any], label: Label, weight: float) -> None:
         start = self._start
@@ -357,6 +396,8 @@ class _Glm:
 class _Softmax:
     """Softmax regression: every class known is touched by every row, in the row's features."""
 
+    has_intercept = False
+
     def __init__(self, estimator: Any) -> None:
         self._estimator = estimator
         self.built: dict[str, dict[str, float]] = {
@@ -380,6 +421,19 @@ class _Softmax:
             name: curvature.of(name, start, self.built.get(name, {}))
             for name, start in starts.items()
         }
+
+    @property
+    def outputs(self) -> Collection[str]:
+        return {json.dumps(label) for label in self._estimator.weights}
+
+    def move(self, moved: Moved, weight: float) -> None:
+        x = dict.fromkeys(moved.columns)
+        for output, moves in by_output(moved).items():
+            label = label_of(output)
+            self._touch(x, label)
+            held = self._estimator.weights[label]
+            for name, change in moves.items():
+                held[name] = held.get(name, 0.0) + weight * change
 
     def check(self, weight: float) -> None:
         """River's softmax regression takes no weight."""

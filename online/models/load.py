@@ -104,11 +104,14 @@ def mlp(
     scale: bool = True,
     seed: int = 0,
     artifact: str | None = None,
+    ids: Mapping[str, int] | None = None,
+    width: int = 8,
 ) -> Any:
     """A torch network of one hidden layer of ReLU, by SGD with rate ``lr``.
 
     ``inputs`` are the names of the features; ``outputs``: 1, or one for each label 0, 1, 2 …;
     ``artifact``: a ``state_dict`` to start from, by ``torch.save`` or as ``.safetensors``.
+    ``ids``: inputs that are ids, with the rows of their tables, of ``width`` numbers each.
     """
     if not inputs:
         raise LearnerUnusable("mlp", "it has no inputs", "Give the names of the features: inputs")
@@ -120,13 +123,22 @@ def mlp(
         wanted = "Install it: pip install 'online-learning-service[torch]'"
         raise LearnerUnusable("mlp", f"it needs torch: {error}", wanted) from None
     torch.manual_seed(seed)
+    first: list[Any] = []
+    wide = len(inputs)
+    if ids:
+        from online.models.embedded import Embedded
+        from online.models.inputs import Inputs
+
+        Inputs("mlp", inputs, scale=scale, ids=ids)  # says what is wrong with them
+        first = [Embedded(inputs, ids, width)]
+        wide = first[0].outputs
     module = torch.nn.Sequential(
-        torch.nn.Linear(len(inputs), hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, outputs)
+        *first, torch.nn.Linear(wide, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, outputs)
     )
     if artifact is not None:
         module.load_state_dict(weights_from(artifact))
     sgd = partial(torch.optim.SGD, lr=_positive("lr", lr))
-    return Network(module, inputs, sgd, scale=scale)
+    return Network(module, inputs, sgd, scale=scale, ids=ids)
 
 
 PLAIN: Final = Training()

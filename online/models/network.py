@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -39,10 +39,11 @@ from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.head import Head, made
 from online.models.inputs import Inputs
 from online.models.mixed import error_of, pull_of, slope_of
+from online.models.moved import numbers
 from online.models.slopes import Score, Slope
 from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.rewrites import HALVED, halvings
-from replay.example import Example, Features, Label
+from replay.example import Example, Features, Label, Moved
 from replay.memory import Lesson
 
 _NETWORK: Final = "network/"
@@ -75,6 +76,9 @@ class Network:
         the module's output is the probability itself.
     labels
         Of the outputs, in their order; None: false and true, or 0, 1, 2 …
+    ids
+        Inputs that are ids, with the rows of their tables (see :class:`Inputs
+        <online.models.inputs.Inputs>`): for :class:`~online.models.embedded.Embedded`.
     """
 
     module: nn.Module
@@ -83,6 +87,7 @@ class Network:
     loss: nn.Module | None = None
     labels: Sequence[Label] | None = None
     scale: bool = True
+    ids: Mapping[str, int] | None = None
 
     def model_for(self, task: Task) -> NetworkModel:
         """The model behind the learner.  Raises LearnerUnusable."""
@@ -107,6 +112,7 @@ class NetworkModel:
     numeric_only = True
     why_not_mergeable: str | None = None
     halves = True
+    by_column = False
 
     def __init__(self, network: Network, task: Task) -> None:
         self.inputs = tuple(network.inputs)
@@ -114,12 +120,16 @@ class NetworkModel:
         self._module = copy.deepcopy(network.module).eval()
         name = type(self._module).__name__
         _check_repeatable(name, self._module)
-        self._inputs = Inputs(name, network.inputs, scale=network.scale)
+        self.ids = dict(network.ids or {})
+        self._inputs = Inputs(name, network.inputs, scale=network.scale, ids=self.ids)
         self.answering = self._module
         self._parameters = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
         self._tensors = _tensors_of(self._module, _NETWORK)
         self._dtype = next((t.dtype for t in self._tensors.values()), torch.float32)
-        self._head = Head(name, task, self._outputs(name), loss=network.loss, labels=network.labels)
+        if not self._parameters:
+            raise LearnerUnusable(name, "it has no parameters that learn", "Give it some")
+        outputs = _outputs(name, self._module, len(self._inputs.names), self._dtype)
+        self._head = Head(name, task, outputs, loss=network.loss, labels=network.labels)
         self.labels = self._head.labels
         self._new_optimizer = network.optimizer
         self._optimizer = self._new_optimizer(self._parameters.values())
@@ -167,24 +177,6 @@ class NetworkModel:
             length = sum(float(t.square().sum()) for _, t in self._averages)
         return math.sqrt(apart / length) if length else 0.0
 
-    def _outputs(self, name: str) -> int:
-        """How many outputs there are, from an answer to a row of zeros."""
-        wide = len(self._inputs.names)
-        if not self._parameters:
-            raise LearnerUnusable(name, "it has no parameters that learn", "Give it some")
-        try:
-            with torch.no_grad():
-                shape = self._module(torch.zeros(1, wide, dtype=self._dtype)).shape
-        except Exception as error:  # a stranger's module may raise anything
-            problem = f"a row of {wide} inputs raises {type(error).__name__}: {error}"
-            raise LearnerUnusable(
-                name, problem, "Name as many inputs as the module takes"
-            ) from error
-        if len(shape) != 2 or shape[0] != 1:
-            problem = f"a row of inputs gives a tensor of shape {tuple(shape)}"
-            raise LearnerUnusable(name, problem, "Return the shape (rows, outputs)")
-        return int(shape[1])
-
     def _probe(self, name: str) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype]]:
         """Shape and type of the optimizer's state, from a step of a copy."""
         module = copy.deepcopy(self._module)
@@ -219,6 +211,7 @@ class NetworkModel:
         return (
             f"{type(self._module).__qualname__} {self._module!r} "
             f"inputs={list(self._inputs.names)!r} scale={network.scale} "
+            f"{f'ids={self.ids!r} ' if self.ids else ''}"
             f"optimizer={made(network.optimizer)} {self._head.text} built {digest.hexdigest()}"
         )
 
@@ -301,6 +294,42 @@ class NetworkModel:
                 raise StateNotFinite(value)
             outputs.backward(slope)
             self._move()
+
+    def misfit(self, moved: Moved) -> str | None:
+        """Why a device's delta is not of the last layer; None if it is."""
+        last = self._last
+        if moved.columns or last is None or last.bias is None:
+            return "a delta of linear weights, or a network without a linear last layer with a bias"
+        sizes = numbers(moved.weights).size, numbers(moved.bias).size
+        if sizes != (last.weight.numel(), last.bias.numel()):
+            wanted = f"{last.weight.numel()} and {last.bias.numel()}"
+            return f"{sizes[0]} weights and {sizes[1]} numbers of bias, the last layer has {wanted}"
+        return None
+
+    def move(self, moved: Moved, weight: float) -> None:
+        """Add a device's delta to the last layer, and to the average that answers.
+
+        Raises StateNotFinite.
+        """
+        assert self._last is not None, "the delta was compared with the model"
+        self._changed, self._fresh = True, False
+        last = (self._last.weight, self._last.bias)
+        with torch.no_grad():
+            for tensor, by in zip(last, (moved.weights, moved.bias), strict=True):
+                change = torch.from_numpy(weight * numbers(by)).to(tensor.dtype)
+                tensor.add_(change.reshape(tensor.shape))
+                for average, of in self._averages:
+                    if of is tensor:  # it says where to, not one noisy step of many
+                        average.add_(change.reshape(tensor.shape))
+            total = sum(float(tensor.sum()) for tensor in last)
+        if not math.isfinite(total):
+            raise StateNotFinite(total)
+
+    def moved_slope(self, moved: Moved) -> Slope:
+        """A device's delta turned round, in the places of the last layer's gradient."""
+        bias = numbers(moved.bias)
+        weights = numbers(moved.weights).reshape(len(bias), -1)
+        return -np.concatenate([weights, bias[:, None]], axis=1).reshape(-1).astype(np.float32)
 
     def _begin(self) -> None:
         self._changed = True
@@ -429,6 +458,21 @@ def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:
             parameter.grad.add_(parameter.sign(), alpha=training.l1)
     if training.clip:
         nn.utils.clip_grad_norm_(parameters, training.clip)
+
+
+def _outputs(name: str, module: nn.Module, wide: int, dtype: torch.dtype) -> int:
+    """How many outputs there are, from an answer to a row of zeros."""
+    try:
+        with torch.no_grad():
+            shape = module(torch.zeros(1, wide, dtype=dtype)).shape
+    except Exception as error:  # a stranger's module may raise anything
+        problem = f"a row of {wide} inputs raises {type(error).__name__}: {error}"
+        remedy = "Name as many inputs as the module takes"
+        raise LearnerUnusable(name, problem, remedy) from error
+    if len(shape) != 2 or shape[0] != 1:
+        problem = f"a row of inputs gives a tensor of shape {tuple(shape)}"
+        raise LearnerUnusable(name, problem, "Return the shape (rows, outputs)")
+    return int(shape[1])
 
 
 def _tensors_of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:

@@ -102,10 +102,17 @@ def errors(answer: Prediction | Mapping[str, float], label: Label) -> dict[str, 
 def hashed(numbers: Mapping[str, float], by: Mapping[str, float]) -> Slope:
     """Gradient of a linear model: each number times the error of each output, by its name."""
     out = np.zeros(PLACES, dtype=np.float32)
-    for output, error in by.items():
-        for name, x in numbers.items():
-            out[_place(f"{output}\0{name}")] += error * x
+    sides = (np.array(list(side.values()), dtype=np.float64) for side in (by, numbers))
+    with np.errstate(over="ignore"):  # an infinite one is refused by whoever judges it
+        values = np.outer(*sides).astype(np.float32)
+    np.add.at(out, _places(tuple(by), tuple(numbers)), values.reshape(-1))
     return out
+
+
+@lru_cache(maxsize=64)  # rows of columns have the same names; rows of words fill it in vain
+def _places(outputs: tuple[str, ...], names: tuple[str, ...]) -> npt.NDArray[np.intp]:
+    pairs = [_place(f"{output}\0{name}") for output in outputs for name in names]
+    return np.array(pairs, dtype=np.intp)
 
 
 @lru_cache(maxsize=65_536)

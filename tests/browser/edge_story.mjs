@@ -94,6 +94,24 @@ await context.setOffline(false);
 await becomes("queue", "^0");
 seen.sent = await text("queue");
 seen.after = await control({});
+
+// It learns from two rows; the answer to the first push is lost.
+await control({ lose: 1 });
+const push = (rows) => page.evaluate(async (given) => {
+  const { push } = await import("/edge/learn.js");
+  return (await push(given, { model: "m" }))?.status ?? null;
+}, rows);
+const rows = [[{ a: 1, b: -2 }, "y"], [{ a: 2 }, "z"]];
+seen.pushed = [await push(rows)];
+for (let tries = 0; tries < 20 && seen.pushed.at(-1) !== "duplicate"; tries++) seen.pushed.push(await push([]));
+seen.next = await push(rows);
+seen.deltas = (await control({})).deltas;
+await control({ mute: true });
+seen.state = await page.evaluate(async () => {
+  const { open } = await import("/edge/client.js");
+  return (await open({ model: "m", timeoutMs: 50 })).predict({ a: 1 });
+});
+await control({ mute: false });
 seen.errors = errors;
 console.log(JSON.stringify(seen));
 await context.close();

@@ -22,7 +22,7 @@ from online.processes import free_port
 pytestmark = pytest.mark.ray
 
 UP_S, DOWN_S = 1.0, 4.0
-BOUND_S = 60.0
+BOUND_S = 150.0
 
 
 def until(holds: Callable[[], bool], what: str) -> None:

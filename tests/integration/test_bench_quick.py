@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from online.bench import push, recovery, scores, soak
+from online.bench import push, recovery, reloads, scores, soak
 from online.bench.redis_server import find_binary
 from online.config import environment
 
@@ -59,6 +59,18 @@ def test_scores() -> None:
     found = scores.run(runs=1, seconds=0.5, keys=2_000, judge=False)
     assert len(found) == 11
     assert all(line.median > 0 and line.good is None for line in found)
+
+
+def test_reloads() -> None:
+    """A replica comes and goes under load, and hardly a request is without a good answer."""
+    found = reloads.run(rounds=1, seconds=4.0, rate=50.0, connections=4)
+    assert [cost.what for cost in found] == list(reloads.PHASES)
+    assert [cost.scaled_s is not None for cost in found] == [False, True, False, True]
+    for cost in found:
+        assert cost.requests >= 150
+        assert 0 < cost.p50_ms <= cost.p99_ms <= cost.worst_ms
+        assert set(cost.statuses) <= {"200", "no answer"}, "nothing is answered with an error"
+        assert cost.failed <= 4, "each connection fails once at most"
 
 
 def test_soak() -> None:

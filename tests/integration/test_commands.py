@@ -1,15 +1,12 @@
-"""Commands and pages of a real service, and what they say when there is none."""
+"""Commands and pages of a real service."""
 
 from __future__ import annotations
 
 import json
 import re
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -19,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from online.bench.service import Running, status
+from online.edge import on_device
 
 pytestmark = pytest.mark.ray
 
@@ -31,7 +29,7 @@ refused: Any = operated.refused
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    with operated.serving() as running:
+    with operated.serving(devices={"buffer": 2}, root_set="root.csv") as running:
         yield running
 
 
@@ -117,59 +115,30 @@ def test_a_release_for_devices_is_served(service: Running) -> None:
     assert "default-src 'none'" in httpx.get(f"{service.url}/edge/demo", timeout=20).text
     assert "release 1.0" in good("edge", "status", *config)
 
-
-def test_commands_without_a_service(tmp_path: Path) -> None:
-    at = ("--state-dir", str(tmp_path / "state"))
-    for command in (("status",), ("snapshot", "list"), ("snapshot", "create"),
-                    ("snapshot", "pin", "x"), ("stream", "phishing"), ("freeze",), ("unfreeze",),
-                    ("rollback", "--to", "1-1", "--yes"), ("rollback", "--undone")):  # fmt: skip
-        error = refused(*command, *at)
-        assert "no service runs on" in error
-        assert "online serve" in error
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("replica: 3\n")
-    for command in (("config", "check"), ("config", "show"), ("serve",)):
-        assert "Did you mean `replicas`?" in refused(*command, str(bad))
-    assert "Name an existing file" in refused("serve", str(tmp_path / "none.yaml"))
-    bad.write_text("models: [{name: m, task: binary, learner: lograg}]\n")
-    assert "Did you mean `logreg`?" in refused("config", "check", str(bad))
-    for command in (("status", "--no-such-option"), ("no-such-command",), ("serve", "--port", "x"),
-                    ("snapshot", "pin"), ("stream", "phishing", "--rows", "0"),
-                    ("stream", "phishing", "--times", "0")):  # fmt: skip
-        assert online(*command).returncode == 2
-    assert "no journal" in refused("fsck", *at)
-    assert yaml_of(good("config", "show"))["replicas"] == 2
-    assert "good" in good("config", "check")
-    assert good("--version").strip()
-
-
-def test_commands_when_the_service_was_killed(tmp_path: Path) -> None:
-    """Its facts are still there, and nobody listens."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    (tmp_path / "run.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
-    for command in (("status",), ("snapshot", "list"), ("stream", "phishing")):
-        assert "does not answer" in refused(*command, "--state-dir", str(tmp_path))
-    gone = subprocess.Popen(["true"])
-    gone.wait(20)
-    for host, text in ((socket.gethostname(), "has died"), ("elsewhere", "does not answer")):
-        (tmp_path / "owner.lock").write_text(f"pid {gone.pid} on {host}")
-        assert text in refused("status", "--state-dir", str(tmp_path))
-
-
-def yaml_of(text: str) -> dict[str, Any]:
-    import yaml
-
-    data: dict[str, Any] = yaml.safe_load(text)
-    return data
+    told = answer.json()
+    assert {"trained_through", "quality", "rows_since"} <= told["freshness"].keys()
+    rows = [({"a": float(i % 7), "b": i % 5 - 1.5}, ("no", "yes")[i % 3 == 0]) for i in range(20)]
+    learned = on_device.learn(pack.content, rows, told["learn"]["rate"])
+    push = learned.clipped(told["learn"]["clip"]).body("device-1", 1, told["sequence"])
+    before = status(service, "clicks")["learned"]
+    first = httpx.post(f"{url}/deltas", json=push, timeout=20)
+    assert (first.status_code, first.json()["status"]) in ((200, "learned"), (200, "clipped"))
+    for _ in range(4):  # whichever replica answers
+        again = httpx.post(f"{url}/deltas", json=push, timeout=20)
+        assert (again.status_code, again.json()["status"]) == (200, "duplicate")
+    everywhere(service, before + 1)
+    late = httpx.post(f"{url}/deltas", json={**push, "event": 2, "sequence": 9}, timeout=20)
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "stale")
+    bad = {**push, "event": 3, "bias": {"float32": "AADAfw=="}}
+    refusal = httpx.post(f"{url}/deltas", json=bad, timeout=20)
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (422, "invalid_value")
 
 
 # -- what is read ----------------------------------------------------------------------------
 
 
 def test_metrics_of_both_replicas(service: Running) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         answer = httpx.get(f"{service.url}/metrics", timeout=20)
         assert answer.headers["content-type"].startswith("text/plain")

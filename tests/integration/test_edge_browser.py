@@ -51,7 +51,9 @@ class Service:
         self.tamper = ""
         self.posts, self.applied, self.duplicates = 0, dict[str, Any](), 0
         self.heads: list[bytes] = []
+        self.deltas: list[dict[str, Any]] = []
         self.app = FastAPI()
+        self.app.post("/v1/models/m/edge/deltas")(self.delta)
         self.app.include_router(routes(lambda model: None, place, guarded=False))
         self.app.get("/v1/models")(lambda: {"models": [{"model": "m"}]})
         self.app.post("/v1/models/m/predict")(self.predict)
@@ -67,7 +69,7 @@ class Service:
             await send(message)
 
         path = scope.get("path", "")
-        if path.endswith("/feedback") and self.lose:
+        if path.endswith(("/feedback", "/deltas")) and self.lose:
             self.lose -= 1
 
             async def nothing(message: Any) -> None:
@@ -104,6 +106,11 @@ class Service:
             receipts.append({"status": "duplicate" if again else "learned"})
         return {"events": receipts, "model": "m"}
 
+    async def delta(self, request: Request) -> Any:
+        self.deltas.append(await request.json())
+        known = [push["event"] for push in self.deltas[:-1]]
+        return {"status": "duplicate" if self.deltas[-1]["event"] in known else "learned"}
+
     async def control(self, request: Request) -> Any:
         asked = json.loads(await request.body())
         for name in ("mute", "lose", "tamper"):
@@ -121,7 +128,7 @@ class Service:
             self._head.write_bytes(signature + data if asked["expired"] else self.heads[-1])
         return {
             "reports": self.world.folder.reports(3).used,
-            "posts": self.posts, "duplicates": self.duplicates,
+            "posts": self.posts, "duplicates": self.duplicates, "deltas": self.deltas,
             "applied": [[e["label"], e["features"]] for e in self.applied.values()],
         }  # fmt: skip
 
@@ -183,3 +190,10 @@ def test_the_life_of_a_device(served: str, tmp_path: Path) -> None:
     assert after["applied"] == [["y", features], ["z", features]]
     assert after["posts"] >= 2, "the first answer was lost"
     assert after["duplicates"] == 2, "both came again and counted once"
+    assert seen["pushed"][-1] == "duplicate", "of what was lost on its way back, under its number"
+    first, *again, other = seen["deltas"]
+    assert again
+    assert all(push == first for push in again)
+    assert (first["event"], other["event"], other["n"], other["sequence"]) == (1, 2, 2, 3)
+    assert first["device"] == other["device"]
+    assert seen["state"]["trained_through"] == {"event": "1:3", "at": 5}

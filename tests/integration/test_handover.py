@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,21 +23,16 @@ import pytest
 import yaml
 
 from online.bench.exactly_once import Client, Sent, settings_of
-from online.bench.service import Running, launch, status, write_settings
+from online.bench.learners import COUNT_LABEL
+from online.bench.service import Running, launch, settle, status, write_settings
 from online.processes import runs
 
 pytestmark = pytest.mark.ray
 
+_SOURCE = Path(__file__).parents[2]
 _EXIT_S = 10.0
 QUEUED = "retried after 202"
-
-
-class Paced(Client):
-    """Leaves room for others: a challenger learns with what the replicas leave of a core."""
-
-    def _send(self, event: str) -> None:
-        super()._send(event)
-        self._stop_event.wait(0.02)
+PAUSE_S = 0.02  # leaves room: a challenger learns with what the replicas leave of a core
 
 
 class Predictor(threading.Thread):
@@ -59,10 +55,21 @@ class Predictor(threading.Thread):
 
 
 @contextlib.contextmanager
-def service(settings: dict[str, Any]) -> Iterator[Running]:
+def service(settings: dict[str, Any], *, own_code: bool = False) -> Iterator[Running]:
+    """A service; ``own_code``: on a copy of the packages, in the folder ``code``."""
     with tempfile.TemporaryDirectory(prefix="online-hand-") as name:
         write_settings(Path(name), settings)
-        running = launch(Path(name))
+        environment = {}
+        if own_code:
+            for package in ("online", "evaluation", "paramserver", "replay"):
+                shutil.copytree(
+                    _SOURCE / package,
+                    Path(name) / "code" / package,
+                    ignore=shutil.ignore_patterns("__pycache__"),
+                )
+            environment = {"PYTHONPATH": str(Path(name) / "code")}
+        with contextlib.chdir(name):  # -m looks into the folder where it is started first
+            running = launch(Path(name), environment=environment)
         try:
             yield running
         finally:
@@ -77,7 +84,7 @@ def reload(running: Running, last: str, change: Callable[[dict[str, Any]], Any])
     path.write_text(yaml.safe_dump(data))
     before = len(log.read_text())
     running.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while last not in (said := log.read_text()[before:]):
         assert time.monotonic() < deadline, said
         assert running.process.poll() is None, said
@@ -93,7 +100,7 @@ def partitions(running: Running) -> list[tuple[int, str, int]]:
 
 def sealed_of_stopped(running: Running, living: int) -> None:
     """Wait until so many replicas live, and see that every other partition is sealed."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(alive := running.replica_urls()) != living:
         assert time.monotonic() < deadline, f"{len(alive)} replicas live"
         time.sleep(0.05)
@@ -111,7 +118,7 @@ def nothing_adopted(running: Running) -> int:
 
 def acknowledged(sent: Sent, more: int) -> None:
     """Wait until so many more events are acknowledged."""
-    wanted, deadline = len(sent.acknowledged) + more, time.monotonic() + 30
+    wanted, deadline = len(sent.acknowledged) + more, time.monotonic() + 60
     while len(sent.acknowledged) < wanted:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -152,44 +159,108 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
         for thread in (*predictors, *clients):
             thread.join(60)
         nothing_adopted(running)
-        running.stop()
-        (findings,) = fsck(running)
-        assert findings["good"], findings
-        assert findings["not_yet"] == 0
+        findings = complete(running)
         # An event is a feature of its own, and the digest is of the set of events: all that were
         # acknowledged, each once, and perhaps some that never got an answer.
         extra = findings["learned"] - len(sent.acknowledged)
         assert 0 <= extra <= len(sent.unanswered)
         seen = sum((p.seen for p in predictors), Counter[str]())
         print(f"predictions: {dict(seen)}")
-        assert seen["200"] > 500
-        # HAProxy closes a kept connection that it had lent to a replica that stops; a client asks
-        # again, as after any such end.  Nothing is answered with an error.
-        closed = seen["RemoteProtocolError"] + seen["ReadError"]
-        assert seen["200"] + closed == seen.total(), seen
-        assert closed <= seen.total() / 1000, seen
+        only_closed(seen, len(predictors), stopped=4)
 
 
-def test_promoted_under_feedback_and_back_no_request_fails() -> None:
+def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
+    with service({**settings_of(0), "replicas": 1}) as running:
+        for i in range(20):
+            learn(running.url, f"before {i}")
+        settle(running, "counting", 20)
+        (first,) = running.replica_urls().values()
+        (server,) = running.named("ParameterServer")
+        server.send_signal(signal.SIGSTOP)
+        try:
+            learn(first, "not pushed")
+            reload(running, "replicas: 1 -> 2", lambda s: s.update(replicas=2))
+            (second,) = set(running.replica_urls().values()) - {first}
+            answer = predict(second, "before 3")
+            assert answer["from_peer"] is True
+            assert answer["updates_behind"] is None
+            assert answer["age_ms"] > 1000, "since the server was heard of by anybody"
+            assert answer["prediction"] == predict(first, "before 3")["prediction"] != 0.0
+            assert answer["version"] == predict(first, "before 3")["version"]
+            assert predict(second, "not pushed")["prediction"] == 0.0, "the peer's own row"
+            learn(second, "meanwhile")
+            assert predict(second, "meanwhile")["prediction"] != 0.0
+        finally:
+            server.send_signal(signal.SIGCONT)
+        settle(running, "counting", 22)
+        deadline = time.monotonic() + 20
+        while not all(
+            predict(url, event)["prediction"] != 0.0 and "from_peer" not in predict(url, event)
+            for url in (first, second)
+            for event in ("before 3", "not pushed", "meanwhile")
+        ):
+            assert time.monotonic() < deadline
+        shown = status(running, "counting")["replicas"].values()
+        assert max(report["unserved_s"] for report in shown) < 5.0
+        assert complete(running)["learned"] == 22
+
+
+def learn(url: str, event: str) -> None:
+    """One event, learned there."""
+    body = {"features": {event: 1.0}, "label": COUNT_LABEL, "event_id": event}
+    answer = httpx.post(f"{url}/v1/models/counting/feedback", json=body, timeout=20)
+    assert answer.json()["status"] == "learned", answer.text
+
+
+def predict(url: str, event: str) -> dict[str, Any]:
+    """What is answered there for the event's own feature, above what any other one has."""
+    path = f"{url}/v1/models/counting/predict"
+    rows = {"instances": [{event: 1.0}, {"never sent": 1.0}]}
+    answer: dict[str, Any] = httpx.post(path, json=rows, timeout=20).json()
+    mine, other = (row["prediction"] for row in answer["predictions"])
+    return {**answer, "prediction": mine - other}
+
+
+def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
     sent = Sent()
-    settings = settings_of(0)
-    settings["models"][0]["challenger"] = {"learner": "linreg", "delay": 0.2}
-    with service(settings) as running:
+    with service(settings_of(0), own_code=True) as running:
         first = status(running, "counting")
-        assert "has not served before" in promote(running, "--back")
-        with under_load(running, sent, first=0):
+        with under_load(running, sent, first=0, stopped=6):
+            file = running.folder / "code" / "online" / "__init__.py"
+            file.write_text('"""Newer."""\n\n__version__ = "9.9.9"\n')
+            said = reload(running, "every replica", lambda _: None)
+            assert "the service's code changed" in said
+            assert versions(running) == ["9.9.9", "9.9.9"]
+            said = reload(running, "nothing was", lambda s: s["models"][0].update(learner="linreg"))
+            assert "models.counting.learner needs a restart" in said
+            assert "as a `challenger` that is promoted" in said
+
+            def challenge(s: dict[str, Any]) -> None:
+                s["models"] = settings_of(0)["models"]
+                s["models"][0]["challenger"] = {"learner": "linreg", "delay": 0.2}
+
+            reload(running, "every replica", challenge)
+            assert "has not served before" in promote(running, "--back")
             assert "linreg serves, version" in promote(running, "--yes")
             acknowledged(sent, 100)
             promoted = status(running, "counting")
         assert promoted["spec"] != first["spec"]
         both_have(running, len(sent.acknowledged))
+        assert complete(running)["learned"] == len(sent.acknowledged)
         running.stop()
-        (findings,) = fsck(running)
-        assert findings["good"], findings
-        assert findings["learned"] == len(sent.acknowledged)
-        again = launch(running.folder)
+        again = launch(moved(running))
         try:
             assert status(again, "counting")["spec"] == promoted["spec"], "whatever the file says"
+            repeated = {
+                "features": {"c0-0": 1.0},
+                "label": COUNT_LABEL,
+                "event_id": "c0-0",
+                "source": "bench",
+            }
+            answer = httpx.post(
+                f"{again.url}/v1/models/counting/feedback", json=repeated, timeout=20
+            )
+            assert answer.json()["status"] == "duplicate", answer.text
             assert "promoted by control row" in (again.folder / "serve.log").read_text()
             with under_load(again, sent, first=4):
                 assert "counting serves, version" in promote(again, "--back")
@@ -203,12 +274,48 @@ def test_promoted_under_feedback_and_back_no_request_fails() -> None:
     assert epochs == sorted(set(epochs)), "versions never go back"
 
 
+def versions(running: Running) -> list[str]:
+    """Of the code that each replica runs."""
+    urls = running.replica_urls().values()
+    return [httpx.get(f"{url}/v2", timeout=20).json()["version"] for url in urls]
+
+
+def moved(running: Running) -> Path:
+    """The folder of a service elsewhere, with what docs/operations.md says is to be copied."""
+    folder = running.folder / "elsewhere"
+    state = folder / "state"
+    state.mkdir(parents=True)
+    shutil.copy(running.state_dir / "key", state)
+    shutil.copytree(running.state_dir / "snapshots", state / "snapshots")
+    old = sqlite3.connect(running.state_dir / "journal.db")
+    new = sqlite3.connect(state / "journal.db")
+    with contextlib.closing(old), contextlib.closing(new):
+        old.backup(new)
+    write_settings(folder, yaml.safe_load((running.folder / "online.yaml").read_text())
+                   | {"state_dir": str(state)})  # fmt: skip
+    return folder
+
+
+def only_closed(seen: Counter[str], callers: int, stopped: int) -> None:
+    """No prediction was answered with an error.
+
+    HAProxy closes a kept connection that it had lent to a replica that stops; a client asks again,
+    as after any such end.
+    """
+    closed = seen["RemoteProtocolError"] + seen["ReadError"]
+    assert seen["200"] + closed == seen.total() > 100, seen
+    assert closed <= callers * stopped, seen
+
+
 @contextlib.contextmanager
-def under_load(running: Running, sent: Sent, first: int) -> Iterator[None]:
+def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> Iterator[None]:
     """Predictions and feedback meanwhile, of which none may fail."""
     stop = threading.Event()
     predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
-    clients = [Paced(i, lambda: running.url, sent, stop, i) for i in range(first, first + 4)]
+    clients = [
+        Client(i, lambda: running.url, sent, stop, i, pause_s=PAUSE_S)
+        for i in range(first, first + 4)
+    ]
     for thread in (*predictors, *clients):
         thread.start()
     try:
@@ -220,13 +327,12 @@ def under_load(running: Running, sent: Sent, first: int) -> Iterator[None]:
             thread.join(60)
     seen = sum((p.seen for p in predictors), Counter[str]())
     print(f"predictions: {dict(seen)}, feedback: {dict(sent.statuses)}")
-    closed = seen["RemoteProtocolError"] + seen["ReadError"]  # see above
-    assert seen["200"] + closed == seen.total() > 100, seen
+    only_closed(seen, len(predictors), stopped)
     # 202 is an answer: the row is durable, and its partition was sealed before it was learned
     # here.  Whoever asks again is told what became of it.
     refused = {name for name in sent.statuses if name.startswith("retried")} - {QUEUED}
     assert not refused, sent.statuses
-    assert sent.statuses[QUEUED] <= sent.statuses.total() / 1000, sent.statuses
+    assert sent.statuses[QUEUED] <= sent.statuses.total() / 10, sent.statuses
 
 
 def both_have(running: Running, n: int) -> None:
@@ -257,6 +363,18 @@ def promote(running: Running, *arguments: str) -> str:
         time.sleep(0.1)
 
 
+def complete(running: Running) -> dict[str, Any]:
+    """What fsck finds once a snapshot has every row, and that it is good."""
+    deadline = time.monotonic() + 60
+    while True:
+        httpx.post(f"{running.url}/v1/models/counting/snapshots", timeout=30)
+        (findings,) = fsck(running)
+        assert findings["good"], findings
+        if findings["not_yet"] == 0:
+            return findings
+        assert time.monotonic() < deadline, findings
+
+
 def fsck(running: Running) -> list[dict[str, Any]]:
     found = subprocess.run(
         [sys.executable, "-m", "online", "fsck", "--json",
@@ -267,7 +385,7 @@ def fsck(running: Running) -> list[dict[str, Any]]:
     return findings
 
 
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("name", ["gcs_server", pytest.param("raylet", marks=pytest.mark.long)])
 def test_without_rays_head_the_service_ends_and_leaves_nothing(name: str) -> None:
     with service({**settings_of(0), "replicas": 1}) as running:
         private = running.facts["private"]

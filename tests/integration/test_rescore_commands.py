@@ -114,4 +114,4 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         for file in small.rglob("*.parquet"):  # what is there is whole
             assert pq.read_table(file).num_rows == 2_000
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", "--lazy", str(small)], check=True)

@@ -69,7 +69,7 @@ def test_traces_are_found_while_it_runs(service: Running) -> None:
         assert trace in left
 
 
-def test_side_by_side_then_stop_kill_and_restart(service: Running) -> None:
+def test_side_by_side_then_stop_kill_restart_and_changed_code(service: Running) -> None:
     with folder() as place:
         (place / "learner.py").write_text(LEARNER.format(rate=0.05))
         write_settings(place, {"replicas": 1, "models": [FILE_MODEL]})
@@ -85,18 +85,6 @@ def test_side_by_side_then_stop_kill_and_restart(service: Running) -> None:
         before = answers(other)
         assert before != answers(service)
 
-        traces = Traces.of(other)
-        begun = time.monotonic()
-        other.process.send_signal(signal.SIGTERM)
-        assert other.process.wait(20) == 0
-        assert time.monotonic() - begun < STOP_S
-        assert traces.left() == []
-        assert answers(service), "the first one goes on"
-
-        other = launch(place)
-        assert answers(other) == close_to(before)
-        assert status(other, "clicks")["learned"] == 30
-
         learn(other, 11, first=30)
         before = answers(other)
         traces = Traces.of(other)
@@ -109,18 +97,68 @@ def test_side_by_side_then_stop_kill_and_restart(service: Running) -> None:
         assert answers(other) == close_to(before)
         assert online("fsck", "--config", str(place / "online.yaml")).returncode == 0
 
-        traces = Traces.of(other)
-        other.process.send_signal(signal.SIGINT)
-        while "stopping" not in (place / "serve.log").read_text():
-            time.sleep(0.005)
-        begun = time.monotonic()
-        other.process.send_signal(signal.SIGINT)
-        assert other.process.wait(20) == 130
-        assert time.monotonic() - begun < 2.5
-        assert traces.left() == []
-        assert "Traceback" not in (place / "serve.log").read_text()
-        found = json.loads(online("fsck", "--config", str(place / "online.yaml"), "--json").stdout)
-        assert [model["good"] for model in found] == [True]
+        ended(other, signal.SIGTERM)
+        assert answers(service), "the first one goes on"
+        changed_code(place, 41, before)
+
+
+def ended(running: Running, number: int) -> None:
+    """One signal ends it in time, and nothing is left."""
+    traces = Traces.of(running)
+    begun = time.monotonic()
+    running.process.send_signal(number)
+    assert running.process.wait(20) == 0
+    assert time.monotonic() - begun < STOP_S
+    assert traces.left() == []
+
+
+def changed_code(place: Path, learned: int, first: list[float]) -> None:
+    """Refused; then learned again with the new code; then, changed once more, from nothing."""
+    settings = str(place / "online.yaml")
+    (place / "learner.py").write_text(LEARNER.format(rate=0.5))
+    error = refused("serve", settings)
+    assert "model clicks" in error
+    assert "--relearn" in error
+    assert "--fresh" in error
+    assert f"{learned} events" in error
+
+    running = launch(place, "--relearn")
+    try:
+        assert any(f"learning {learned} events" in line for line in running.lines)
+        assert settle(running, "clicks", learned)["learned"] == learned
+        assert answers(running) != close_to(first), "learned with the new rate"
+        ended(running, signal.SIGINT)
+    finally:
+        running.stop()
+
+    (place / "learner.py").write_text(LEARNER.format(rate=0.2))
+    refused("serve", settings)
+    running = launch(place, "--fresh")
+    try:
+        assert status(running, "clicks")["learned"] == 0
+        assert answers(running) == [0.5] * len(PROBES)
+        learn(running, 4, first=100)
+        assert status(running, "clicks")["learned"] == 4
+        impatient(running)
+    finally:
+        running.stop()
+    found = json.loads(online("fsck", "--config", settings, "--json").stdout)
+    assert [model["good"] for model in found] == [True]
+
+
+def impatient(running: Running) -> None:
+    """A second signal ends it at once, and nothing is left."""
+    log = running.folder / "serve.log"
+    traces = Traces.of(running)
+    running.process.send_signal(signal.SIGINT)
+    while "stopping" not in log.read_text():
+        time.sleep(0.005)
+    begun = time.monotonic()
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(20) == 130
+    assert time.monotonic() - begun < STOP_S / 2, "sooner than by itself"
+    assert traces.left() == []
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_start_that_is_given_up_leaves_nothing() -> None:
@@ -142,51 +180,6 @@ def test_a_start_that_is_given_up_leaves_nothing() -> None:
         assert not [p for p in started if runs(p)]
         assert "Traceback" not in log.read_text()
         assert not (place / "state" / "run.json").exists()
-
-
-# -- changed code ----------------------------------------------------------------------------
-
-
-def test_changed_model_code() -> None:
-    with folder() as place:
-        settings = write_settings(place, {"replicas": 1, "models": [FILE_MODEL]})
-        (place / "learner.py").write_text(LEARNER.format(rate=0.05))
-        running = launch(place)
-        learn(running, 25)
-        first = answers(running)
-        traces = Traces.of(running)
-        begun = time.monotonic()
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(20) == 0
-        assert time.monotonic() - begun < STOP_S
-        assert traces.left() == []
-
-        (place / "learner.py").write_text(LEARNER.format(rate=0.5))
-        error = refused("serve", str(settings))
-        assert "model clicks" in error
-        assert "--relearn" in error
-        assert "--fresh" in error
-        assert "25 events" in error
-
-        running = launch(place, "--relearn")
-        try:
-            assert any("learning 25 events" in line for line in running.lines)
-            assert settle(running, "clicks", 25)["learned"] == 25
-            second = answers(running)
-            assert second != close_to(first), "learned with the new rate"
-        finally:
-            running.stop()
-
-        (place / "learner.py").write_text(LEARNER.format(rate=0.2))
-        refused("serve", str(settings))
-        running = launch(place, "--fresh")
-        try:
-            assert status(running, "clicks")["learned"] == 0
-            assert answers(running) == [0.5] * len(PROBES)
-            learn(running, 4, first=100)
-            assert status(running, "clicks")["learned"] == 4
-        finally:
-            running.stop()
 
 
 def test_the_settings_say_who_learns_a_model_that_does_not_merge() -> None:
@@ -285,7 +278,7 @@ def test_predictions_go_on_while_the_parameter_server_is_gone(service: Running) 
     assert server["pid"] in {p.pid for p in service.named("ParameterServer")}
     os.kill(server["pid"], signal.SIGKILL)
     ages: list[float] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     with httpx.Client(base_url=service.url, timeout=20) as client:
         while True:
             for _ in range(10):
@@ -322,14 +315,8 @@ def test_a_parameter_server_that_hangs_does_not_hold_up_the_end(service: Running
     body = {"features": PROBES[0], "label": "no", "event_id": "last"}
     answer = httpx.post(f"{service.url}/v1/models/clicks/feedback", json=body, timeout=20)
     assert (answer.status_code, answer.json()["status"]) == (200, "learned")
-    traces = Traces.of(service)
-    begun = time.monotonic()
-    service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(20) == 0
-    assert time.monotonic() - begun < STOP_S
-    assert traces.left() == []
-    again = launch(service.folder)
-    try:
-        assert settle(again, "clicks", learned + 1)["learned"] == learned + 1
-    finally:
-        again.stop()
+    ended(service, signal.SIGTERM)
+    settings = str(service.folder / "online.yaml")
+    (found,) = json.loads(online("fsck", "--config", settings, "--json").stdout)
+    assert found["good"]
+    assert found["expected"] + found["not_yet"] == learned + 1

@@ -274,7 +274,7 @@ def mutant(old: str, new: str) -> type[OrderedLearner]:
     return made
 
 
-_AGAIN = "        for row, example in self._since:\n            self._learn(row, example)\n"
+_AGAIN = "        for row, example in self._written.since:\n            self._learn(row, example)\n"
 MUTANTS: dict[str, tuple[str, str]] = {
     "rows that were trimmed are passed over": (
         "self.want_all |= gone\n        return gone",
@@ -368,7 +368,7 @@ def check_what_is_undone(learner_class: type[OrderedLearner]) -> None:
 
 DIRECTED = [
     (check_a_server_that_goes_back, "self._began, _ = self._spans.pop(0)", "self._spans.pop(0)"),
-    (check_another_server_at_the_same_place, " and met == self._epoch", ""),
+    (check_another_server_at_the_same_place, " and epoch != self._epoch", " and False"),
     (check_what_is_undone, "if self._rewritten or self.undone", "if self.undone"),
 ]
 

@@ -100,7 +100,7 @@ def folder() -> Iterator[Path]:
 def run_seeds(seeds: Sequence[int], name: str | None = None) -> Outcome:
     """Run seeds, of a mutant if it is named (then no further than the first that notices it)."""
     vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(), Outcome()
-    climate = {"background": False, **mutant.climate} if name else {}
+    climate = {"background": False, "peers": False, **mutant.climate} if name else {}
     with folder() as where, mutant.applied():
         for n, seed in enumerate(seeds):
             world = World(vfs, where, seed, faulty=mutant.faulty, climate=climate)

@@ -64,6 +64,8 @@ def supervise(world: World) -> None:
     if len(world.live(Replica)) < (1 if world.calm else world.r.randint(1, _REPLICAS)):
         world.start(Replica)
         world.counts["restart"] += 1
+    if world.climate.peers and not world.calm and len(world.live(Replica)) < _REPLICAS:
+        world.start(Replica)
 
 
 def heal(world: World) -> None:

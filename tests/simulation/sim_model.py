@@ -63,12 +63,14 @@ class Ledger:
     """Sums the weights of each event under its name.
 
     It damages itself before it raises on a poisoned row, and ends its process at a deadly one.
+    ``twice`` is told of an event that is learned on top of itself.
     """
 
     mergeable, learns, numeric_only, structure = True, True, False, "ledger"
     why_not_mergeable: str | None = None
 
-    def __init__(self, die: Callable[[], None]) -> None:
+    def __init__(self, die: Callable[[], None], twice: Callable[[str], None] | None = None) -> None:
+        self._twice = twice
         self.sums: dict[str, float] = {}
         self._open: dict[str, float] = {}
         self._die = die
@@ -86,6 +88,8 @@ class Ledger:
         if features["deadly"]:
             self._die()
         event = str(features["event"])
+        if self.sums.get(event) and self._twice is not None:
+            self._twice(event)
         for sums in (self.sums, self._open):
             sums[event] = sums.get(event, 0.0) + weight
         if features["poison"]:

@@ -102,8 +102,11 @@ _PROCESS = "paramserver.process"
 _STORE = "paramserver.snapshots.store"
 _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
+_ASIDE = "paramserver.aside"
 _HISTORY = "paramserver.snapshots.history"
 _FORGETTING = "online.forgetting"
+_PEERS = "online.peers"
+_RELEARNING = "online.relearning"
 
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -121,7 +124,7 @@ _EARLY = (
     "            return [Recorded('learned', row, self._stamp(), self._stamp(), True)]\n"
 )
 _DECIDE_LATER = (
-    "            plain = [replace(row, factor=1.0) for row in rows]\n"
+    "            plain = [msgspec.structs.replace(row, factor=1.0) for row in rows]\n"
     "            appended = await self._append(plain)\n"
     "            await self._store.write(self._decide, rows)\n"
     "            factors = {row.key: row.factor for row in rows}\n"
@@ -179,7 +182,8 @@ MUTANTS: dict[str, Mutant] = {
                 _WRITER,
                 _FRESH,
                 _FRESH.replace(
-                    "[outcome.row", "[replace(outcome.row, factor=factors[outcome.row.key])"
+                    "[outcome.row",
+                    "[msgspec.structs.replace(outcome.row, factor=factors[outcome.row.key])",
                 ),
             ),
             (_WRITER, "    def _take(self", _DECIDE + "    def _take(self"),
@@ -451,12 +455,42 @@ MUTANTS: dict[str, Mutant] = {
     "a forget takes the clock of the values": Mutant(
         (
             (
-                _REWRITES,
+                _ASIDE,
                 "sorted(built.clock.items()) if p not in closed",
                 "sorted(now.clock.items()) if p not in closed",
             ),
         ),
         climate=_only(**_STEADY, forgets=True, sync_ms=20.0),
+        within=20,
+    ),
+    "a peer gives its local model": Mutant(
+        (
+            (
+                _PEERS,
+                "learner.pulled, learner.version",
+                "learner._cut() or learner._pulled.with_deltas("
+                "learner._deltas.pending(learner.clock)), learner.version",
+            ),
+        ),
+        climate=_only(
+            "kill replica",
+            **_STEADY,
+            peers=True,
+            sync_ms=300.0,
+            updates=64,
+            fault_s=1.5,
+            hasty=0.2,
+            lease_s=0.5,
+            feedback_wait_s=10.0,
+        ),
+        within=150,
+    ),
+    "a relearn learns what it leaves behind": Mutant(
+        (
+            (_RELEARNING, "sources, dict(window.clock)", "sources, {}"),
+            (_RELEARNING, "window.after, max(window.rows", "0, max(window.rows"),
+        ),
+        climate=_only(forgets=True, relearns=1.0),
         within=20,
     ),
     "a start removes the state that a forget names": Mutant(

@@ -1,8 +1,12 @@
-"""An operator who forgets a source while everything goes wrong, as the command does it."""
+"""An operator who forgets a source, or goes on with what recent rows alone have taught.
+
+Everything goes wrong meanwhile; the steps are those of the command, and of the task.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +19,7 @@ from sim_processes import MODEL, SPEC, Actor, Server
 import online.errors
 import online.forgetting
 import online.history
+import online.relearning
 from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -46,10 +51,12 @@ class Operator(Actor):
     async def live(self) -> None:
         world, dice = self.world, self.dice
         source = dice.choice(SOURCES)
+        relearns = random.Random(f"relearn {world.seed}").random() < world.climate.relearns
         await asyncio.sleep(dice.random() * world.climate.chaos_s)
         for number in range(_TRIES):
             try:
-                if await self._forget(source, f"aside-{number}"):
+                aside = f"aside-{number}"
+                if await (self._relearn(aside) if relearns else self._forget(source, aside)):
                     break
             except (online.errors.OnlineError, ReplayError, TimeoutError, OSError) as error:
                 world.note(f"{self.name}: {error!r}")
@@ -111,6 +118,47 @@ class Operator(Actor):
             rows = journal.read(partition.id, partition.trimmed + 1, 10_000)
             names |= {r.event_id for r in rows if r.source == source and r.offset <= upto}
         return made, base.name, names
+
+    async def _relearn(self, aside: str) -> bool:
+        """Whether it is done.  What is judged is tested elsewhere: here any state is as good."""
+        world = self.world
+        status = await self._ask(lambda server: server.status())
+        if status["rewrite"] is None:
+            return False
+        rewrite = status["rewrite"]
+        if not await self._ask(lambda server: server.may_relearn(rewrite, 0.2)):
+            return False
+        journal = await self.thread("main", self.open_journal)
+        made, since, names = await self.thread("main", self._taught, journal, aside, rewrite)
+        await asyncio.sleep(self.dice.choice((0.0, 0.3, 1.0)) * self.dice.random())
+        world.oracle.forget(aside, names)
+        world.note(f"{self.name} wants {sorted(names)} to be left behind")
+        await self._ask(lambda server: server.relearn(aside, since, made.undone, {}))
+        world.counts["relearn"] += 1
+        return True
+
+    def _taught(self, journal: Any, aside: str, rewrite: int) -> tuple[Any, float, set[str]]:
+        """The state aside, and, found out in another way, the events that are older."""
+        place = lineage_place("/simulated/snapshots", MODEL, SPEC)
+        history = SnapshotHistory(open_snapshots(place, SnapshotDisk(self.world.disk)), Retention())
+        decisions = online.history.Decisions(SPEC)
+        decisions.read(journal, MODEL)
+        head = journal.head(MODEL, SPEC).snapshot
+        state = None if head is None else history.load(head)
+        rows = self.dice.randint(1, 40)
+        window = online.relearning.window_of(journal, MODEL, decisions, -math.inf, rows)
+        work = online.relearning.Relearning(
+            journal, decisions, window, state, partial(Ledger, _deadly),
+            model=MODEL, spec_text="{}", task="regression", ordered=False,
+        )  # fmt: skip
+        work.run()
+        made = work.built((0, self._number(aside)), rewrite, self.world.wall())
+        history.publish(aside, made.state)
+        names = set()
+        for partition in journal.partitions(MODEL):
+            older = journal.read(partition.id, partition.trimmed + 1, 10_000)
+            names |= {r.event_id for r in older if r.seq <= window.after}
+        return made, window.since, names
 
     def _number(self, aside: str) -> int:
         return int(aside.rpartition("-")[2])

@@ -118,7 +118,7 @@ class Observer(Actor):
         journal = await self.thread("main", self.open_journal)
         while True:
             rows = await self.thread("main", journal.controls, MODEL, 0)
-            kinds = ("rollback", "forget")
+            kinds = ("rollback", "forget", "relearn")
             keys = [row.key.split(":")[2:] for row in rows if row.kind in kinds]
             partitions = await self.thread("main", journal.partitions, MODEL)
             self.trimmed = sum(partition.trimmed for partition in partitions)
@@ -283,7 +283,7 @@ class Learner(Actor):
         world, climate = self.world, self.world.climate
         journal = await self.thread("main", self.open_journal)
         learner = online.learner.Learner(
-            lambda: Ledger(self._die),
+            lambda: Ledger(self._die, self._note_twice),
             task="regression",
             spec=SPEC,
             retain_bytes=climate.retain_bytes,
@@ -307,10 +307,26 @@ class Learner(Actor):
             learns=learns,
             now_s=world.wall,
             monotonic_s=world.loop.time,
+            peers=Peers(self) if climate.peers and isinstance(self, Replica) else None,
         )
         await self.model.start()
+        if self.model.exchange.peer is not None:
+            self._begun_from(self.model.exchange.peer)
         self.ready = True
         world.note(f"{self.name} has partition {self.model.writer.partition}")
+
+    def _begun_from(self, name: str) -> None:
+        """It has the values of a peer, which may die soon, with rows that nobody else has."""
+        world = self.world
+        world.counts["start from a peer"] += 1
+        world.note(f"{self.name} begins with what {name} has pulled")
+        (peer,) = (actor for actor in world.actors if actor.name == name)
+        if not world.calm and world.dice.random() < 0.5:
+            delay_s = 0.3 * world.dice.random()
+            world.loop.call_later(delay_s, world.kill, peer, context=world.outside)
+
+    def _note_twice(self, event: str) -> None:
+        self.world.fail(AssertionError(f"{self.name} learns {event}, and has it already"))
 
     def _die(self) -> None:
         """A row that kills its learner."""
@@ -361,9 +377,23 @@ class Replica(Learner):
         super().__init__(world, number)
 
     async def live(self) -> None:
+        if self.world.climate.peers:
+            self._cut_off()
         await self.start(learns=not self.world.climate.background)
         if self.world.climate.background:
             await self._tend()
+
+    def _cut_off(self) -> None:
+        """Its host may not reach the server for a while, and those beside it neither."""
+        world, server = self.world, self.world.server_of(self)
+        if world.calm or server is None or world.dice.random() < 0.3:
+            return
+        cut = [self.name]
+        cut += [one.name for one in world.live(Replica) if world.dice.random() < 0.5]
+        links = {link for name in cut for link in ((name, server.name), (server.name, name))}
+        world.network.cut |= links
+        undo = partial(world.network.cut.difference_update, links)
+        world.loop.call_later(3.0 * world.dice.random(), undo, context=world.outside)
 
     async def _tend(self) -> None:
         """Keep a learner process, which is killed now and then."""
@@ -445,6 +475,40 @@ class Replica(Learner):
                     continue
                 answer = learner.predict({"event": name}).label
                 assert answer == x, f"{self.name}: its own {name} counts {answer}, not {x}"
+
+
+class Peers:
+    """A replica's way to another one, in the server's place."""
+
+    def __init__(self, replica: Learner) -> None:
+        self._replica = replica
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        """Values of one of those that answer."""
+        world, me = self._replica.world, self._replica
+        others = [one for one in world.live(Replica) if one.ready and one is not me]
+        if not others:
+            raise ServerUnavailable("a peer", "there is no other replica")
+        peer = world.dice.choice(others)
+        data, arrived = wire.encode(request), world.loop.create_future()
+
+        def deliver(answer: bytes | None) -> None:
+            if not arrived.done():
+                arrived.set_result(answer)
+
+        def ask() -> None:
+            told = peer.model.tell(data) if peer.alive else None
+            world.network.send(peer.process, me.process, lambda: deliver(told))
+
+        world.network.send(me.process, peer.process, ask)
+        try:
+            async with asyncio.timeout(world.patience_s(timeout_s)):
+                answer = await arrived
+        except TimeoutError as error:
+            raise ServerUnavailable("a peer", "no answer") from error
+        if answer is None:
+            raise ServerUnavailable("a peer", "it has nothing")
+        return wire.decode_reply(answer)
 
 
 class Client:

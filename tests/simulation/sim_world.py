@@ -68,6 +68,8 @@ class Climate:
     spread_s: float = 0.2
     background: bool = False
     forgets: bool = False
+    peers: bool = False
+    relearns: float = 0.4
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -126,7 +128,8 @@ class World:
         self.met: Counter[str] = Counter()
         self.dice = random.Random(f"background {seed}")  # of its own: other seeds stay as they are
         drawn: dict[str, Any] = {"background": self.dice.random() < 0.2}
-        drawn |= {"forgets": self.dice.random() < 0.25, **(climate or {})}
+        drawn |= {"forgets": self.dice.random() < 0.25}
+        drawn |= {"peers": self.dice.random() < 0.25, **(climate or {})}
         self.climate = replace(Climate.draw(self.r), **drawn)
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work

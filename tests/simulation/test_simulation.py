@@ -21,8 +21,8 @@ KINDS = {
     "EIO", "ban", "cancelled handler", "clock set back", "crash all", "crash head",
     "crash in a step", "crash learning", "crash operator", "crash replica", "crash server", "cut",
     "deadly row", "delay", "drop", "duplicate", "forget", "freeze", "full disk", "lost answer",
-    "pause", "power cut", "reorder", "rollback", "second server", "slow disk", "stall",
-    "stop replica", "torn write", "unsynced forgotten",
+    "pause", "power cut", "relearn", "reorder", "rollback", "second server", "slow disk", "stall",
+    "start from a peer", "stop replica", "torn write", "unsynced forgotten",
 }  # fmt: skip
 """Every kind of fault that there is."""
 

@@ -77,7 +77,11 @@ class World:
         about = {
             "spec": 1, "model": self.model, "task": "multiclass", "classes": ["x", "y", "z"],
             "features": list(COLUMNS), "targets": {"edgepack": target},
-            "freshness": {"version": [1, seed], "snapshot_at": now - 5.0, "events": seed},
+            "freshness": {
+                "version": [1, seed], "snapshot_at": now - 5.0, "events": seed,
+                "trained_through": {"event": f"1:{seed}", "at": 5},
+            },
+            "learn": {"rate": 0.1, "clip": 1.0},
         }  # fmt: skip
         files = {sha256(one).hexdigest(): one for one in (data, golden)}
         channel = self.folder.channel()

@@ -10,6 +10,7 @@ from typing import Any
 
 from river import linear_model, optim
 
+from evaluation.metrics import Task
 from online.config import Limits
 from online.features import Door
 from online.filtering import Filtering
@@ -66,6 +67,22 @@ class Client:
         return wire.decode_reply(self.server.sync(wire.encode(request)))
 
 
+class Peers:
+    """Asks another replica in the server's place."""
+
+    def __init__(self, other: ModelReplica) -> None:
+        self.other, self.kinds = other, list[str]()
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        await asyncio.sleep(0)
+        told = self.other.tell(wire.encode(request))
+        if told is None:
+            raise ServerUnavailable("a peer", "nothing")
+        reply = wire.decode_reply(told)
+        self.kinds.append(reply.kind)
+        return reply
+
+
 class World:
     """A folder with a journal and a server, and replicas on it."""
 
@@ -93,37 +110,39 @@ class World:
         ordered: bool = False,
         overlay: bool = False,
         ask: Any = None,
+        relearn: Any = None,
         filters: Callable[[Any], Filtering] | None = None,
+        client: Any = None,
+        peers: Any = None,
+        task: Task = "regression",
         **settings: Any,
     ) -> ModelReplica:
         limits = limits or Limits(feedback_wait_s=5)
         model = ModelSettings(
-            name="m", task="regression", learner="linreg", sync=Sync(interval_ms=5), **settings
+            name="m", task=task, learner="linreg", sync=Sync(interval_ms=5), **settings
         )
         learner: Learner | OrderedLearner
         if overlay:
-            learner = OverlayLearner(
-                build, task="regression", spec=SPEC, rows_max=64, own_rows=learns
-            )
+            learner = OverlayLearner(build, task=task, spec=SPEC, rows_max=64, own_rows=learns)
         elif ordered:
-            learner = OrderedLearner(build, task="regression", spec=SPEC, rows_max=64)
+            learner = OrderedLearner(build, task=task, spec=SPEC, rows_max=64)
         else:
-            learner = Learner(
-                build, task="regression", spec=SPEC, retain_bytes=1 << 20, rows_max=64
-            )
+            learner = Learner(build, task=task, spec=SPEC, retain_bytes=1 << 20, rows_max=64)
         journal = journal or self.journal()
         replica = ModelReplica(
             model,
             limits,
             learner,
             journal,
-            self.client,
+            client or self.client,
             replica=name,
             spec=SPEC,
             learns=learns,
             now_s=now_s,
             ask=ask,
+            relearn=relearn,
             filters=None if filters is None else filters(learner),
+            peers=peers,
         )
         await replica.start()
         return replica

@@ -47,6 +47,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
         for name in ("manifest.json", "manifest.sig", "roots.json", "files/{sha256}")
     },
     ("POST", "/v1/models/{model}/edge/reports"): PREDICT,
+    ("POST", "/v1/models/{model}/edge/deltas"): FEEDBACK,
     ("GET", "/edge/demo"): EVERYBODY,
     ("GET", "/edge/client.js"): EVERYBODY,
     ("GET", "/v1/models/{model}/edge/files/a/b"): ADMIN,
@@ -67,6 +68,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v1/models/{model}/quarantine"): ADMIN,
     ("GET", "/v1/models/{model}/quarantine/events/{event}"): ADMIN,
     ("POST", "/v1/models/{model}/forget"): ADMIN,
+    ("POST", "/v1/models/{model}/backfill"): ADMIN,
     ("POST", "/v1/models/{model}/sources"): ADMIN,
     ("POST", "/v1/models/{model}/quarantine/release"): ADMIN,
     ("POST", "/v1/models/{model}/quarantine/discard"): ADMIN,

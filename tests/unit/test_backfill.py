@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import rescore_world as worlds
+from backfill_world import Folder, a_file, alone, labelled, near
 from river import linear_model, optim, preprocessing
 from typer.testing import CliRunner
 
-from online import config, fsck
+from online import fsck
 from online.backfill import TaughtAlready, Teacher
 from online.cli import app
 from online.errors import StartRefused
@@ -26,126 +25,22 @@ from online.forgetting import Base, Bases
 from online.history import Decisions
 from online.lineages import Models
 from online.models.linear import Linear
-from online.names import load_model, merge_rule, open_journal, snapshots_path
+from online.names import open_journal, snapshots_path
 from online.processes import Owner
 from online.rescore.errors import InputRefused
-from online.tokens import Keys, event_key
 from paramserver import bases, rewrites
-from paramserver.errors import DecisionUncertain
+from paramserver.actor import ParameterServer
+from paramserver.errors import BackfillRefused, DecisionUncertain
 from paramserver.errors import StartRefused as ServerRefused
-from paramserver.lineage import Lineage, Recovered, publish, recover
+from paramserver.lineage import recover
 from paramserver.rewrites import Rollback
-from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
 from paramserver.state import Contained
-from replay import codec
 from replay.example import Example, Features
-from replay.journal.base import NewRow, Verdict
-
-
-class Folder:
-    """A state folder without a service, and what a start would find in it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.file = root, root / "online.yaml"
-        self.models(lr=0.1)
-
-    def models(self, lr: float) -> None:
-        learner = f"{{name: m, task: binary, learner: logreg, params: {{lr: {lr}}}}}"
-        self.file.write_text(f"state_dir: {self.root / 'state'}\nmodels:\n  - {learner}\n")
-        self.settings = config.load(self.file, {}, {})
-        self.settings.state_dir.mkdir(exist_ok=True)
-        keys = Keys.from_file(self.settings.key_path)
-        self.loaded = load_model(self.settings.models[0], self.settings, keys.secret)
-        rule = merge_rule(self.settings.models[0], self.loaded.model)
-        self.lineage = Lineage("m", self.loaded.spec_hash, self.loaded.spec_text, rule)
-
-    def history(self) -> SnapshotHistory:
-        place = lineage_place(snapshots_path(self.settings), "m", self.lineage.spec)
-        return SnapshotHistory(open_snapshots(place), Retention())
-
-    def started(self) -> Recovered:
-        """What a server starts with; it publishes it, as a server would."""
-        with contextlib.closing(open_journal(self.settings)) as journal:
-            history = self.history()
-            found = recover(journal, history, self.lineage, 1)
-            now = found.server.begin_snapshot(1.0, found.snapshot, {})
-            if not found.at_head:
-                publish(journal, history, now, found.base)
-            return found
-
-    def weights(self) -> dict[str, float]:
-        values = self.started().server.values
-        return dict(values["weights"].data) if "weights" in values else {}
-
-    def controls(self) -> Sequence[Any]:
-        with contextlib.closing(open_journal(self.settings)) as journal:
-            return journal.controls("m", 0)
-
-    def backfills(self) -> list[str]:
-        found = bases.backfills(self.controls(), self.lineage.spec)
-        return [based.note.snapshot for based in found]
-
-    def feed(self, n: int) -> None:
-        """Events that a replica has written."""
-        with contextlib.closing(open_journal(self.settings)) as journal:
-            partition = journal.register("m", "r", self.lineage.spec, 0.0).id
-            payload = codec.encode(Example({"a": 1.0}, True))
-            keys = [(str(i), event_key("event", "", str(i))) for i in range(n)]
-            rows = [NewRow(k, i, "", Verdict.ACCEPTED, payload, 1.0) for i, k in keys]
-            journal.append(partition, 0, rows)
-
-    def backfill(self, *given: str) -> dict[str, Any]:
-        """The command; its facts."""
-        command = ["backfill", "--config", str(self.file), "--json", "--label", "y", *given]
-        result = CliRunner().invoke(app, command, catch_exceptions=True)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        facts: dict[str, Any] = json.loads(result.stdout)
-        return facts
-
-    def aside(self, facts: dict[str, Any]) -> list[tuple[int, str, str]]:
-        paths = sorted(Path(facts["quarantine"]).glob("*.parquet"))
-        rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
-        return [(row["row"], row["column"], row["reason"]) for row in rows]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
-
-
-def labelled(rows: int, seed: int = 0) -> pa.Table:
-    found = worlds.table(rows, seed)
-    y = np.asarray(found["a"]) + np.asarray(found["b"]) > 0
-    return found.append_column("y", pa.array(y)).append_column(
-        "at", pa.array(np.arange(rows, dtype=np.float64))
-    )
-
-
-def a_file(folder: Folder, rows: int = 3_000, seed: int = 0) -> str:
-    table = labelled(rows, seed).drop_columns(["id", "at"])
-    return str(worlds.write(folder.root / f"t{seed}.parquet", table, group=700))
-
-
-def alone(tables: Sequence[pa.Table]) -> Linear:
-    """The plain model that has learned the rows one by one."""
-    estimator = preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(0.1))
-    model = Linear(estimator)
-    for table in tables:
-        for row in table.drop_columns(["id", "at"]).to_pylist():
-            label = row.pop("y")
-            model.learn(row, label, 1.0)
-    return model
-
-
-def near(found: dict[str, float], model: Linear) -> bool:
-    expected = model.cut()["weights"].data
-    return found.keys() == expected.keys() and all(
-        abs(found[name] - w) <= 1e-12 for name, w in expected.items()
-    )
 
 
 # -- the whole way ---------------------------------------------------------------------------------
@@ -248,6 +143,12 @@ def test_which_backfills_are_in_the_values() -> None:
     assert names(*both, row(3, "fresh", rewrites.Begun("s", {}, "one"))) == ["one"]
     assert names(*both, row(3, "fresh", rewrites.Begun("other", {}))) == ["one", "two"]
     assert bases.backfills(both, "other") == ()
+    again = row(3, "relearn", rewrites.Relearn("s", "aside-1", 2, {}, [], {}, 0.0))
+    assert names(*both, again) == [], "recent rows alone have taught it"
+    assert names(*both, again, taught(4, "three")) == ["three"]
+    assert names(*both, again, back(4, "x", 2)) == ["one", "two"], "to before it"
+    other = row(3, "relearn", rewrites.Relearn("other", "aside-1", 2, {}, [], {}, 0.0))
+    assert names(*both, other) == ["one", "two"]
 
 
 class Control(msgspec.Struct):
@@ -431,9 +332,108 @@ def test_not_beside_a_service(folder: Folder) -> None:
         folder.backfill("--input", a_file(folder))
 
 
+# -- beside a service ------------------------------------------------------------------------------
+
+
+class Service:
+    """A parameter server and the routes that the command asks, in this process."""
+
+    def __init__(self, folder: Folder, monkeypatch: Any) -> None:
+        self.folder, self.asked = folder, list[str]()
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.server = ParameterServer(
+            folder.lineage, lambda: open_journal(folder.settings),
+            snapshots_path(folder.settings), background=False,
+        )  # fmt: skip
+        assert self.server.restore()
+        monkeypatch.setattr("online.commands.backfill._running", lambda *_: self.client())
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(self.answer), base_url="http://service")
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        what = request.url.path.rpartition("/")[2]
+        self.asked.append(what)
+        if what == "models":
+            return httpx.Response(200, json={"models": [{"model": "m"}]})
+        if what == "m":
+            return httpx.Response(200, json={"spec": self.folder.lineage.spec[:16]})
+        if what == "snapshots":
+            made = self.server.snapshot()
+            self.meanwhile()
+            return httpx.Response(200, json=made)
+        body = json.loads(request.content)
+        try:
+            done = self.server.backfill(body.pop("snapshot"), json.dumps(body).encode())
+        except BackfillRefused as error:
+            return httpx.Response(422, json={"error": {"message": str(error)}})
+        return httpx.Response(200, json=done)
+
+    def asides(self) -> list[str]:
+        names = self.folder.history()._snapshots.names()
+        return [name for name in names if name.startswith("aside-")]
+
+
+def test_a_service_goes_on_with_what_the_table_has_taught(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(folder, monkeypatch)
+    service.meanwhile = lambda: folder.feed(5)  # it goes on learning
+    path = a_file(folder)
+    facts = folder.backfill("--input", path)
+    assert service.asked == ["models", "m", "snapshots", "backfill"]
+    expected = alone([labelled(3_000)])
+    for _ in range(5):
+        expected.learn({"a": 1.0}, True, 1.0)
+    server = service.server._server
+    assert server is not None
+    weights = dict(server.values["weights"].data)
+    assert near(weights, expected)
+    assert (server.clock, server.rewrite, server.version[0]) == ({1: 5}, facts["control"], 2)
+    listed = {row["name"]: row["pinned"] for row in service.server.snapshots()}
+    assert listed[facts["snapshot"]], "the base"
+    assert service.asides() == []
+    with pytest.raises(TaughtAlready):
+        folder.backfill("--input", path)
+    with pytest.raises(StartRefused, match="begins anew"):
+        folder.backfill("--input", path, "--relearn")
+    service.server.snapshot()
+    assert fsck.check(folder.settings, "m").good
+    assert folder.backfills() == [facts["snapshot"]]
+    assert folder.weights() == weights, "a start goes on from it"
+
+
+def test_a_service_that_was_rolled_back_meanwhile_refuses_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(folder, monkeypatch)
+    service.meanwhile = lambda: service.server.rollback(service.server.snapshots()[0]["name"])
+    with pytest.raises(StartRefused, match="rewritten meanwhile"):
+        folder.backfill("--input", a_file(folder))
+    assert service.asides() == []
+    assert folder.backfills() == []
+    service.meanwhile = lambda: None
+    folder.backfill("--input", a_file(folder))
+    assert near(folder.weights(), alone([labelled(3_000)]))
+
+
+def test_ctrl_c_beside_a_service_changes_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(folder, monkeypatch)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    service.meanwhile = interrupted
+    with pytest.raises((KeyboardInterrupt, SystemExit, AssertionError)):
+        folder.backfill("--input", a_file(folder))
+    assert (service.asides(), folder.backfills()) == ([], [])
+
+
 # -- the rules taken out ---------------------------------------------------------------------------
 
-MUTANTS: dict[str, tuple[str, Any, Callable[[Folder], None]]] = {
+MUTANTS: dict[str, tuple[str, Any, Callable[..., None]]] = {
     "the row does nothing": (
         "paramserver.lineage._backfilled", lambda state, *_: state,
         test_what_a_start_from_before_the_row_needs,
@@ -444,6 +444,10 @@ MUTANTS: dict[str, tuple[str, Any, Callable[[Folder], None]]] = {
     "the base is not pinned": (
         "paramserver.snapshots.history.SnapshotHistory.pin", lambda *_: None,
         test_a_start_goes_on_from_what_the_table_has_taught,
+    ),
+    "what the service has learned meanwhile is lost": (
+        "online.forgetting.Rebuild.run", lambda *_: None,
+        test_a_service_goes_on_with_what_the_table_has_taught,
     ),
     "files are not remembered": (
         "paramserver.bases.backfills", lambda *_: (), test_the_same_bytes_twice
@@ -471,5 +475,7 @@ def test_a_rule_that_is_taken_out_is_missed(
 ) -> None:
     place, wrong, test = MUTANTS[name]
     monkeypatch.setattr(place, wrong)
+    known = {"folder": folder, "monkeypatch": monkeypatch}
+    given = {name: known[name] for name in inspect.signature(test).parameters}
     with pytest.raises((AssertionError, pytest.fail.Exception)):
-        test(*([folder] if "folder" in inspect.signature(test).parameters else []))
+        test(**given)

@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.benchmarks import detectors, drift, injected, labelfree, marked, watching
+from evaluation.benchmarks import (
+    detectors,
+    drift,
+    injected,
+    labelfree,
+    marked,
+    relearning,
+    watching,
+)
 from evaluation.benchmarks.detectors import CONTROLS, COURSES
 from evaluation.drift.detectors import DETECTORS
 from evaluation.errors import StreamUnusable
-from evaluation.streams import Row
+from evaluation.streams import Row, Stream
 from online.bench.cli import app
 
 
@@ -117,3 +125,19 @@ def test_the_command_prints_json() -> None:
     found = json.loads(result.stdout)
     names = [row["what"] for row in found["error_streams"]]
     assert names == [*DETECTORS, *CONTROLS]
+
+
+def test_a_fresh_model_gains_where_labels_change_their_meaning() -> None:
+    """Naive Bayes holds on to what it knows; without a change nothing is taken."""
+
+    def stream(change: int) -> Stream:
+        drawn = [({"a": float(i * 7 % 11), "b": float(i * 5 % 13)}, i) for i in range(5_000)]
+        read = [(x, (x["a"] > x["b"]) is (i < change)) for x, i in drawn]
+        return Stream("drawn", "binary", read, len(read), {})
+
+    make = relearning.LEARNERS["naive Bayes"]
+    changed = relearning.line(stream(2_500), "naive Bayes", make)
+    assert (changed.taught, changed.taken) == (1, 1)
+    assert changed.gain > 5.0
+    same = relearning.line(stream(5_000), "naive Bayes", make)
+    assert (same.gain, same.taken) == (0.0, 0)

@@ -96,3 +96,29 @@ def test_the_judge_acts_on_it() -> None:
     assert since <= 2 * WARM
     assert judge.shown()["newest"][0]["detector"] == "canary"
     assert judge.shown()["canary_loss"] > 1
+
+
+@pytest.mark.parametrize("rewritten", [True, False])
+def test_after_a_rollback_it_knows_what_was_usual_and_rings_again(rewritten: bool) -> None:
+    model: Any = Says(0.9)
+    canary = Canary([({"a": 1.0}, True)], lambda: model)
+    rung = list[int]()
+    for n in range(6 * WARM):
+        back = 0 if not rung else n - rung[0]
+        model.p = 0.9 if n < 2 * WARM or 0 < back < 4 else 0.01  # rolled back, and lies go on
+        if back == 1 and rewritten:
+            canary.rewritten()
+        if canary.learned(n, 0.0) is not None:
+            rung.append(n)
+    assert rung[0] <= 3 * WARM
+    assert len(rung) == (2 if rewritten else 1), "what lies have made is not usual"
+
+
+def test_a_rewrite_without_an_alarm_before_it_changes_no_baseline() -> None:
+    model: Any = Says(0.9)
+    canary = Canary([({"a": 1.0}, True)], lambda: model)
+    for n in range(2 * WARM):
+        assert canary.learned(n, 0.0) is None
+    canary.rewritten()
+    model.p = 0.01
+    assert any(canary.learned(n, 0.0) for n in range(WARM))

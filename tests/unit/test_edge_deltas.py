@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online.edge import deltas, pack, runners
-from online.edge.errors import PackCorrupt, TemplateUnfit
+from online.edge import deltas, grid, pack, runners
+from online.edge.errors import ExportRefused, PackCorrupt, TemplateUnfit
+from online.edge.evaluate import evaluate
 from online.edge.ir import Columns, EdgeModel, Layer, Mlp
 
 NODE = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -85,40 +86,82 @@ def test_exact_differences_in_node(hidden: int, tmp_path: Path) -> None:
     assert in_node(packs[0], made, tmp_path) == packs[1:]
 
 
+def rows_of(model: EdgeModel, seed: int, count: int = 128) -> list[dict[str, float]]:
+    names = model.columns.names
+    numbers = np.random.default_rng(seed).normal(size=(count, len(names)))
+    return [dict(zip(names, row, strict=True)) for row in numbers.tolist()]
+
+
+def gridded(model: EdgeModel, held: bytes | None = None) -> bytes:
+    return grid.on_grid(model, held, rows_of(model, 3), np.random.default_rng(0))
+
+
 @NODE
 def test_ten_steps_in_a_row_stay_near_and_equal_in_node(tmp_path: Path) -> None:
+    """Whole steps, among them long ones; each pack as near its model as the first."""
     model = network(2, names=20, hidden=30)
-    first = held = pack.encode(model)
-    made, expected = [], []
+    packs, models = [gridded(model)], [model]
     for seed in range(10):
-        model = moved(model, seed)
-        delta, held_next = deltas.steps(held, pack.encode(model))
-        assert deltas.apply(held, delta) == held_next
-        made.append(delta)
-        expected.append(held_next)
-        held = held_next
-    assert in_node(first, made, tmp_path) == expected
-    rows = [
-        dict(zip(model.columns.names, row, strict=True))
-        for row in np.random.default_rng(5).normal(size=(200, 20)).tolist()
-    ]
-    off = np.abs(runners.run_pack(held, rows) - runners.run_pack(pack.encode(model), rows))
-    assert off.max() <= 5e-3
-    assert sum(map(len, made)) < 0.5 * 10 * len(first)
+        model = moved(model, seed, share=0.05 if seed == 4 else 0.01)
+        packs.append(gridded(model, packs[-1]))
+        models.append(model)
+    made = [deltas.smallest(a, b) for a, b in pairwise(packs)]
+    assert {delta[:4] for delta in made[5:]} == {b"EPD8"}
+    assert [deltas.apply(a, d) for a, d in zip(packs, made, strict=False)] == packs[1:]
+    assert in_node(packs[0], made, tmp_path) == packs[1:]
+    for held, of in zip(packs, models, strict=True):
+        asked = rows_of(of, 5, 400)
+        off = runners.run_pack(held, asked) - runners.run_pack(pack.encode(of), asked)
+        assert np.abs(off).max() <= 3 * grid.OFF_MAX, "rows that the grid was not chosen by"
+    assert deltas.apply(packs[5], deltas.steps(packs[5], packs[9])) == packs[9], "from any other"
 
 
-def test_errors_do_not_add_up() -> None:
-    """Ten differences, each of what the client holds: as near as one is."""
-    model = network(3, names=20, hidden=30)
-    held = pack.encode(model)
-    errors = []
-    for seed in range(10):
-        model = moved(model, seed)
-        _, held = deltas.steps(held, pack.encode(model))
-        got: Any = pack.decode(held).body
-        wanted: Any = model.body
-        errors.append(np.abs(got.layers[0].weights - wanted.layers[0].weights).max())
-    assert max(errors) <= 3 * errors[0]
+def test_a_difference_on_a_grid_is_a_fraction_of_an_exact_one() -> None:
+    model = network(3, names=30, hidden=40)
+    held = gridded(model, gridded(network(5, names=30, hidden=40)))
+    after = moved(model, 1, share=0.002)
+    exact = deltas.exact(pack.encode(model), pack.encode(after))
+    small = deltas.smallest(held, gridded(after, held))
+    assert len(small) < 0.55 * len(exact)
+    with pytest.raises(TemplateUnfit, match="no common grid"):
+        deltas.steps(pack.encode(model), pack.encode(after))
+
+
+def test_the_first_layer_takes_up_what_the_scaler_has_moved() -> None:
+    model = network(4)
+    after = moved(model, 1)
+    behind = grid.behind(after, model.columns)
+    asked = rows_of(model, 1)
+    np.testing.assert_allclose(evaluate(behind, asked), evaluate(after, asked), atol=1e-12)
+    assert behind.columns is model.columns
+    still = replace(model.columns, factor=np.where(np.arange(5) == 2, 0.0, model.columns.factor))
+    held = pack.encode(replace(model, columns=still))
+    near = pack.decode(grid.on_grid(after, held, asked, np.random.default_rng(0)))
+    assert (near.columns.factor != 0).all(), "it was constant, and is no longer"
+
+
+def test_a_scaler_that_has_moved_far_is_sent() -> None:
+    """A missing number is the mean: an old one would be another answer."""
+    model = network(4)
+    far = replace(model, columns=replace(model.columns, center=model.columns.center + 0.5))
+    asked = [{**row, "x1": float("nan")} for row in rows_of(model, 3)]
+    near = pack.decode(grid.on_grid(far, pack.encode(model), asked, np.random.default_rng(0)))
+    assert np.abs(evaluate(near, asked) - evaluate(far, asked)).max() <= grid.OFF_MAX
+    assert np.abs(near.columns.center - far.columns.center).max() < 0.02
+
+
+def test_trees_and_answers_that_no_grid_gives_are_refused(monkeypatch: Any) -> None:
+    monkeypatch.setattr(grid, "OFF_MAX", 1e-30)
+    with pytest.raises(ExportRefused, match="no step is small enough"):
+        gridded(network(1))
+
+
+def test_steps_of_any_length_are_read_back() -> None:
+    numbers = np.array([0, 1, -1, 126, 127, 128, 254, 255, -127, -128, -129, -256, -300, 5000])
+    written = deltas._written(numbers)
+    assert len(written) > 2 * len(numbers)
+    back, used = deltas._read_back(np.frombuffer(written + b"\7", np.int8), len(numbers))
+    assert (back.tolist(), used) == (numbers.tolist(), len(written))
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,8 +169,12 @@ def test_errors_do_not_add_up() -> None:
 def test_a_damaged_difference_is_refused_or_another_file(
     seed: int, whole: bool, data: st.DataObject
 ) -> None:
-    old, new = pack.encode(network(seed)), pack.encode(moved(network(seed), seed))
-    delta = deltas.exact(old, new) if whole else deltas.steps(old, new)[0]
+    if whole:
+        old, new = pack.encode(network(seed)), pack.encode(moved(network(seed), seed))
+    else:
+        old = gridded(network(seed))
+        new = gridded(moved(network(seed), seed), old)
+    delta = (deltas.exact if whole else deltas.steps)(old, new)
     at = data.draw(st.integers(0, len(delta) - 1))
     changed = bytearray(delta)
     changed[at] ^= data.draw(st.integers(1, 255))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ import pytest
 
 from online.edge import manifest, roots
 from online.edge.channel import Reports, bucket
-from online.edge.routes import shipped
+from online.edge.routes import shipped, shortened
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
@@ -77,13 +78,13 @@ def run(
     root: str | None = None, devices: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """What the client does with each step, one after the other."""
-    source = shipped("trust.js").decode().replace('"./edge.js"', '"./edge.mjs"')
+    source = (files("online.edge") / "trust.js").read_text().replace('"./edge.js"', '"./edge.mjs"')
     if mutant is not None:
         rule, without = mutant
         assert source.count(rule) == 1, rule
         source = source.replace(rule, without)
     folder.mkdir(exist_ok=True)
-    (folder / "trust.mjs").write_text(source)
+    (folder / "trust.mjs").write_text(shortened(source))
     (folder / "edge.mjs").write_bytes(shipped("edge.js"))
     (folder / "ask.mjs").write_text(ASK)
     plan = {

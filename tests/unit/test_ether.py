@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from online.bench import hosts
+from online.bench import hosts, hosts_table
 from online.bench.ether import Link, Rule, Switch
 from online.errors import StartRefused
 
@@ -56,3 +58,39 @@ def test_an_unknown_fault_is_refused_with_those_that_there_are() -> None:
     assert hosts.fault("one-way") == "one-way"
     with pytest.raises(StartRefused, match="no fault 'fire'"):
         hosts.fault("fire")
+
+
+def result(seed: int, resumed_s: float, **changed: Any) -> hosts.Result:
+    found: dict[str, Any] = {
+        "fault": "full", "seconds": 1.0, "hosts": {"head": 1, "worker1": 1, "worker2": 1},
+        "server_on": "head", "acknowledged": 100, "acknowledged_during": 10 * seed,
+        "unanswered": 0, "lost": [], "twice": [], "strangers": [], "fsck_good": True,
+        "adopted": 0, "resumed_s": resumed_s, "sockets": "",
+        "statuses": {"learned": 99, "retried after 503": 3},
+        "answered": {"head during": 5, "worker1 during": 5, "worker2 during": 5},
+    }  # fmt: skip
+    return hosts.Result(**(found | changed))
+
+
+def test_a_table_has_medians_and_the_worst_and_a_failed_run_stops_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(fault: str, *, seed: int, **_: Any) -> hosts.Result:
+        if seed == 3:
+            raise TimeoutError("no answers within 60 s")
+        if seed == 2:
+            silent = {"head during": 5, "worker1 during": 5}
+            return result(2, 9.0, lost=["c1-7"], answered=silent)
+        return result(seed, float(seed))
+
+    monkeypatch.setattr(hosts_table, "run", run)
+    kept: list[Mapping[str, Any]] = []
+    rows = hosts_table.campaign([("full", 1.0)], 4, keep=kept.append, progress=lambda _: None)
+    assert kept == rows
+    assert [row["good"] for row in rows] == [True, True, False, False]
+    (line,) = hosts_table.table(rows)
+    assert (line["runs"], line["good"], line["lost"], line["refused"]) == (4, 2, 1, 9)
+    assert (line["resumed s, median"], line["resumed s, worst"]) == (1.0, 9.0)
+    assert line["silent"] == ["worker2"]
+    (failed,) = hosts_table.table(rows[3:])
+    assert (failed["runs"], failed["good"], failed["resumed s, worst"]) == (1, 0, None)

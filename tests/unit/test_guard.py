@@ -8,9 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 import replica_world as world
-import test_parameter_server as server
+import server_world as server
 from river import linear_model, optim
 
 from online.guard import WINDOW_ROWS, Guard
@@ -303,17 +304,43 @@ def test_an_error_that_rises_is_rolled_back_once_if_the_settings_say_so(
             assert w.server.status()["rewrite"] == rewrite
         else:
             await world.until(lambda: all(w.weight(r, "poison") == 0 for r in replicas))
-            await world.until(lambda: all(r._rise is None for r in replicas))
+            await world.until(lambda: not any(r._rise.pending for r in replicas))
             [told] = [r.incident for r in replicas if r.incident is not None]
             assert "1 rows undone" in told
             again = w.server.status()["rewrite"]
             assert again > rewrite
+            await replicas[0].writer.record([world.row("more poison")])
+            await world.until(lambda: w.weight(replicas[1], "more poison") == 1)
+            replicas[0]._on_rise("alarm", before)  # no snapshot since: to the same one again
+            await world.until(lambda: all(w.weight(r, "more poison") == 0 for r in replicas))
+            await world.until(lambda: replicas[0]._rise is None)
+            assert w.server.status()["rewrite"] > again
+            again = w.server.status()["rewrite"]
             replicas[0]._on_rise("alarm", 1.0)  # nothing is as old
             await world.until(lambda: "left as it is" in (replicas[0].incident or ""))
             assert w.server.status()["rewrite"] == again
         assert all(w.weight(r, "kept") == 1 for r in replicas)
         for replica in replicas:
             await replica.stop(5)
+
+    world.play(tmp_path, scene)
+
+
+def test_what_an_operator_has_learned_again_is_no_sign_of_drift(tmp_path: Path) -> None:
+    async def scene(w: Any) -> None:
+        replica, seen = await w.replica(), list[int]()
+        replica.judge.learned = lambda partition, offset, *rest: seen.append(offset)
+        first = world.row("first")
+        name = f"again:3:1:1:{first.key.hex()}:first"
+        again = msgspec.structs.replace(
+            first, key=event_key("again", f"3:{first.key.hex()}"), event_id=name
+        )
+        for row in (first, again, msgspec.structs.replace(world.row("other"), event_id=name)):
+            await replica.writer.record([row], decided=True)
+        await world.until(lambda: replica.learner.clock.get(1, 0) == 3)
+        assert w.weight(replica, "first") == 2
+        assert seen == [1, 3], "a name that a caller made up does not count"
+        await replica.stop(5)
 
     world.play(tmp_path, scene)
 

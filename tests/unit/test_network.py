@@ -332,3 +332,25 @@ def test_labels_of_a_binary_task() -> None:
     assert Network(layers(2, 2), INPUTS, labels=[1, 0]).model_for("binary").labels == [True, False]
     with pytest.raises(LearnerUnusable, match="names go into `classes`"):
         Network(layers(2, 2), INPUTS, labels=["no", "yes"]).model_for("binary")
+
+
+def test_ids_are_rows_of_their_tables_and_never_standardised() -> None:
+    """Modulo the rows, exact beyond float32, a missing one is row 0; the rest as without ids."""
+    made = load(
+        "mlp", {"inputs": ["a", "who"], "ids": {"who": 7}, "width": 3}, task="binary",
+        classes=None, key=b"k" * 32, base_dir=Path(),
+    ).model  # fmt: skip
+    for i in range(60):
+        made.learn({"a": float(i % 3), "who": i % 5}, i % 5 > 2, 1.0)
+
+    def answer(**features: float) -> float:
+        found = made.predict(features).probabilities
+        assert found is not None
+        return found[True]
+
+    assert answer(a=1.0, who=3) == answer(a=1.0, who=3 + 7 * 2**40) == answer(a=1.0, who=-4)
+    assert answer(a=1.0, who=3) > 0.6 > 0.4 > answer(a=1.0, who=1)
+    assert answer(a=1.0) == answer(a=1.0, who=0)
+    for ids in ({"other": 3}, {"who": 0}):
+        with pytest.raises(LearnerUnusable, match="id '"):
+            Network(layers(2, 1), ["a", "who"], ids=ids).model_for("binary")

@@ -262,7 +262,7 @@ def test_fields_and_statuses_explained_exist() -> None:
     structs = (Prediction, Receipt)
     assert named <= {f.name for s in structs for f in msgspec.structs.fields(s)}
     statuses = set(re.findall(r"^\| `(\w+)` \| (?:\d+|as)", table, re.M))
-    assert statuses == {*serving._HTTP, "refused"}
+    assert statuses == {*serving.HTTP, "refused"}
 
 
 def test_example_settings_hold_only_yaml_that_is_used() -> None:

@@ -57,6 +57,7 @@ class World:
             replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
             store=SimpleNamespace(read=self.read), judge=None, filters=None,
+            exchange=SimpleNamespace(peer=None),
             learner=SimpleNamespace(tally=tally, frozen=False, memory=None),
         )  # fmt: skip
         journal: Any = SimpleNamespace(usage=lambda model: self.usage)

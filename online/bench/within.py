@@ -1,0 +1,140 @@
+"""A replica with its journal and its parameter server in this process: the real ones, no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from online.canary import Canary
+from online.config import Limits
+from online.filtering import filtering_for
+from online.kept import Kept
+from online.learner import Learner
+from online.local import score_of
+from online.memories import memory_for
+from online.model_settings import ModelSettings
+from online.models.load import load
+from online.replica import ModelReplica
+from online.tokens import event_key
+from paramserver import wire
+from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.lineage import Lineage
+from replay import codec
+from replay.example import Example, Features, Label
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+SPEC: Final = "f" * 64
+NAME: Final = "m"
+_KEY: Final = bytes(32)
+_SNAPSHOT_ROWS: Final = 50
+_RULE: Final = "compensated"
+_SOURCES_MAX: Final = 1_000
+
+Row = tuple[Features, Label]
+
+
+class _Client:
+    """The parameter server in this process, as a replica calls it."""
+
+    def __init__(self, server: ParameterServer) -> None:
+        self._server = server
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        await asyncio.sleep(0)
+        return wire.decode_reply(self._server.sync(wire.encode(request)))
+
+
+class Within:
+    """One replica of a model called :data:`NAME`; a snapshot every fifty events.
+
+    Parameters
+    ----------
+    folder
+        Of journal and snapshots.
+    root
+        Rows that the canary watches; none: it is off.
+
+    Attributes
+    ----------
+    n
+        Events sent.
+    server, replica, kept
+        The parts; the latter two once it has started.
+    """
+
+    replica: ModelReplica
+    kept: Kept
+
+    def __init__(self, folder: Path, settings: ModelSettings, root: Sequence[Row] = ()) -> None:
+        self._folder, self._settings, self._root = folder, settings, root
+        self.n = 0
+        self.server = ParameterServer(
+            Lineage(NAME, SPEC, "{}", _RULE), self.journal, str(folder / "snapshots"),
+            ServerSettings(interval_s=86_400.0), background=False,
+        )  # fmt: skip
+        self.server.restore()
+
+    def journal(self) -> SqliteJournal:
+        """The journal once more."""
+        return SqliteJournal(self._folder / "journal.db", disk_low_mb=0)
+
+    async def start(self) -> None:
+        """Returns when it answers."""
+        settings = self._settings
+        loaded = load(
+            settings.learner, settings.params, task=settings.task, classes=None, key=_KEY,
+            base_dir=Path(),
+        )  # fmt: skip
+        learner = Learner(
+            loaded.build, task=settings.task, spec=SPEC, retain_bytes=1 << 20, rows_max=64,
+            memory=memory_for(settings, loaded.model, _RULE),
+        )  # fmt: skip
+
+        async def ask(question: str, *args: Any) -> Any:
+            return getattr(self.server, question)(*args)
+
+        journal = self.journal()
+        self.replica = ModelReplica(
+            settings, Limits(feedback_wait_s=30), learner, journal, _Client(self.server),
+            replica="r", spec=SPEC, ask=ask,
+            filters=filtering_for(settings, learner, None, sources_max=_SOURCES_MAX, vouched=True),
+            canary=Canary(self._root, lambda: learner.serving) if self._root else None,
+        )  # fmt: skip
+        self.kept = Kept({NAME: self.replica}, {NAME: journal}, lambda name: {})
+        await self.replica.start()
+
+    async def send(self, source: str, features: Features, label: Label) -> bytes:
+        """One event, answered before; its key."""
+        self.n += 1
+        score = score_of(self._settings.task, self.replica.learner.predict(features))
+        payload = codec.encode(Example(features, label, score=score))
+        key = event_key("event", source, str(self.n))
+        row = NewRow(key, str(self.n), source, Verdict.ACCEPTED, payload, time.time())
+        await self.replica.writer.record([row])
+        if self.n % _SNAPSHOT_ROWS == 0:
+            self.server.snapshot()
+        return key
+
+    async def pushed(self) -> None:
+        """Returns when the server has all rows."""
+        partition, learner = self.replica.writer.partition, self.replica.learner
+        while learner.clock.get(partition, 0) < self.n:
+            await asyncio.sleep(0.001)
+
+    def accuracy(self, asked: Sequence[Row]) -> float:
+        """In percent."""
+        learner = self.replica.learner
+        return 100.0 * sum(learner.predict(x).label == y for x, y in asked) / len(asked)
+
+    @property
+    def alarms(self) -> list[str]:
+        """Detectors that have said that the model got worse, in order; the newest ones."""
+        assert self.replica.judge is not None
+        newest = self.replica.judge.shown()["newest"]
+        return [
+            x["detector"] for x in newest[::-1] if x["signal"] == "error" and x["direction"] == "up"
+        ]

@@ -1,0 +1,87 @@
+"""What commands say when there is no service: in this process, as `online` runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from online.cli import main
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command; what it printed if it ends with 0, else what it said on standard error."""
+    for name in [name for name in os.environ if name.startswith("ONLINE_")]:
+        monkeypatch.delenv(name)
+
+    def run(*words: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["online", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said
+        return said.err if code else said.out
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Run) -> Run:
+    """Runs a command that is refused."""
+
+    def refused(*words: str) -> str:
+        said = run(*words, code=1)
+        assert said.startswith("online: ")
+        return said
+
+    return refused
+
+
+def test_commands_without_a_service(tmp_path: Path, run: Run, refused: Run) -> None:
+    at = ("--state-dir", str(tmp_path / "state"))
+    for command in (("status",), ("snapshot", "list"), ("snapshot", "create"),
+                    ("snapshot", "pin", "x"), ("stream", "phishing"), ("freeze",), ("unfreeze",),
+                    ("rollback", "--to", "1-1", "--yes"), ("rollback", "--undone")):  # fmt: skip
+        error = refused(*command, *at)
+        assert "no service runs on" in error
+        assert "online serve" in error
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("replica: 3\n")
+    for command in (("config", "check"), ("config", "show"), ("serve",)):
+        assert "Did you mean `replicas`?" in refused(*command, str(bad))
+    assert "Name an existing file" in refused("serve", str(tmp_path / "none.yaml"))
+    bad.write_text("models: [{name: m, task: binary, learner: lograg}]\n")
+    assert "Did you mean `logreg`?" in refused("config", "check", str(bad))
+    for command in (("status", "--no-such-option"), ("no-such-command",), ("serve", "--port", "x"),
+                    ("snapshot", "pin"), ("stream", "phishing", "--rows", "0"),
+                    ("stream", "phishing", "--times", "0")):  # fmt: skip
+        run(*command, code=2)
+    assert "no journal" in refused("fsck", *at)
+    assert yaml.safe_load(run("config", "show"))["replicas"] == 2
+    assert "good" in run("config", "check")
+    assert run("--version").strip()
+
+
+def test_commands_when_the_service_was_killed(tmp_path: Path, refused: Run) -> None:
+    """Its facts are still there, and nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    (tmp_path / "run.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+    for command in (("status",), ("snapshot", "list"), ("stream", "phishing")):
+        assert "does not answer" in refused(*command, "--state-dir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait(20)
+    for host, text in ((socket.gethostname(), "has died"), ("elsewhere", "does not answer")):
+        (tmp_path / "owner.lock").write_text(f"pid {gone.pid} on {host}")
+        assert text in refused("status", "--state-dir", str(tmp_path))
