@@ -325,7 +325,9 @@ def by_name(
             of_all = Surprise()
             filters.append(of_all)
             filters += [
-                Surprise(answer, enough=_ROWS_ENOUGH, losses=of_all.losses) for answer in answers
+                Surprise(answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses)
+                for about in (False, True)
+                for answer in answers
             ]
         elif reference is not None and reference.problem is None:
             filters.append(Direction(reference, alone=False))

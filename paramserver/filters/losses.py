@@ -34,6 +34,9 @@ SOURCES_MIN: Final = 4
 Bins = dict[int, int]
 """Events by bin."""
 
+Null = tuple[float, float]
+"""What nine of ten honest losses are not above, and what is far off."""
+
 
 def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
     """The counts without the generations that are too old; None: there are none of those."""
@@ -51,7 +54,7 @@ class Losses:
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
-        self._nulls: dict[str | None, tuple[float, float]] | None = {}
+        self._nulls: dict[str | None, Null] | None = {}
         self._open: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -126,7 +129,7 @@ class Losses:
         if not of_source:
             del self._bins[label]
 
-    def nulls(self) -> dict[str | None, tuple[float, float]]:
+    def nulls(self) -> dict[str | None, Null]:
         """By label, what nine of ten losses of honest sources are not above, and what is far off.
 
         Never below those of all labels together: a lie that was learned makes the easy labels
@@ -136,7 +139,7 @@ class Losses:
             self._nulls = self._drawn()
         return self._nulls
 
-    def _drawn(self) -> dict[str | None, tuple[float, float]]:
+    def _drawn(self) -> dict[str | None, Null]:
         of_all: dict[str, Bins] = {}
         for of_source in self._bins.values():
             for source, bins in of_source.items():
@@ -146,7 +149,7 @@ class Losses:
         least = _null(of_all, OF_A_SOURCE)
         if least is None:
             return {}
-        out: dict[str | None, tuple[float, float]] = {}
+        out: dict[str | None, Null] = {}
         for label, of_source in self._bins.items():
             own = _null(of_source, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others

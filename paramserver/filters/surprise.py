@@ -5,9 +5,9 @@ label: the median over sources of the 90 % quantile of their last taken losses w
 all replicas together have them (:mod:`paramserver.filters.losses`).  Some labels are harder than
 others, and honest sources differ in what they send: by one null for all labels, those with the
 harder ones were condemned.  A quantile of all losses would be that of those who lie, or flood.
-Honest sources surprise at a rate
-of at most q₀, twice the median over the sources *that send now* and at least 20 %; hostile ones at
-70 %: a Bernoulli test, as sequential as the others.  Who sends alone is compared with nobody.
+Honest sources surprise at a rate of at most q₀, twice the median over the sources *that send now*
+and at least 20 %; hostile ones at 70 %: a Bernoulli test, as sequential as the others.  Who sends
+alone is compared with nobody.
 A loss of four times the null is rarer (5 %, or twice the median) with honest sources,
 still half of what hostile ones send, and counts for more: a model that learns fast believes a lie
 that comes often after a few, and then it surprises no more.  While more of the last arrivals are
@@ -28,7 +28,7 @@ from typing import Final
 import numpy as np
 
 from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Opinion, Source
-from paramserver.filters.losses import SOURCES_MIN, Losses
+from paramserver.filters.losses import SOURCES_MIN, Losses, Null
 
 _KEPT: Final = 1024
 _ENOUGH: Final = 64
@@ -63,6 +63,9 @@ class Surprise:
     answer
         Judge only events to which the model gave this label (its JSON text): whoever lies about a
         few things is not drowned in what it says of all others.  None: all events.
+    about
+        Those that were sent with this label, too: whoever lies about it either way is not drowned
+        in what else the model is asked.  Evidence only: it weighs no single event down.
     enough
         Taken events before it says anything.
     losses
@@ -79,17 +82,22 @@ class Surprise:
     name = "surprise"
 
     def __init__(
-        self, answer: str | None = None, *, enough: int = _ENOUGH, losses: Losses | None = None
+        self,
+        answer: str | None = None,
+        *,
+        about: bool = False,
+        enough: int = _ENOUGH,
+        losses: Losses | None = None,
     ) -> None:
         if answer is not None:
-            self.name = f"surprise at {answer}"
-        self._answer, self._enough = answer, enough
+            self.name = f"surprise {'about' if about else 'at'} {answer}"
+        self._answer, self._about, self._enough = answer, about, enough
         self.losses = Losses() if losses is None else losses
         self._counts = losses is None
         self._losses: deque[tuple[str, str | None, float]] = deque(maxlen=_KEPT)
         self._window: deque[_Seen] = deque(maxlen=_ACTIVE)
         self._means: dict[str, tuple[float, float]] = {}
-        self.bounds: dict[str | None, tuple[float, float]] = {}
+        self.bounds: dict[str | None, Null] = {}
         self._fresh = 1.0  # how much of an event is new, after the one before
         self.turning = False
 
@@ -108,7 +116,7 @@ class Surprise:
         if event.loss > far_bound:
             least = min(log(far_rate / _FAR_HOSTILE), log(rate / _HOSTILE))
             evidence = max(fresh * least, -STEP_MAX)
-            if rush:
+            if rush and not self._about:  # the others have weighed it down already
                 return Opinion(_HEARD, evidence, event.loss, _REASON)
             return Opinion(1.0, evidence, event.loss)
         if event.loss > bound:
@@ -116,7 +124,9 @@ class Surprise:
         return Opinion(1.0, fresh * log((1.0 - rate) / (1.0 - _HOSTILE)), event.loss)
 
     def _concerns(self, event: Event) -> bool:
-        return self._answer is None or event.answer == self._answer
+        if self._answer is None or event.answer == self._answer:
+            return True
+        return self._about and event.label == self._answer
 
     def _rates(self, source: str) -> tuple[float, float, bool] | None:
         """Of the other sources that send now, as their medians.
@@ -151,7 +161,8 @@ class Surprise:
         bounds = self.bounds.get(event.label)
         if bounds is not None and self._concerns(event):
             hit, far = event.loss > bounds[0], event.loss > bounds[1]
-            source.mean(self.name, float(hit))
+            if self._answer is None:
+                source.mean(self.name, float(hit))
             if not source.quarantined:
                 self._window.append((event.source, hit, far))
                 old = self._means.pop(event.source, (0.0, 0.0))
@@ -167,7 +178,8 @@ class Surprise:
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         if self.losses.events >= self._enough:
             self.bounds = self.losses.nulls()
-            self.turning = self._turning()
+            # honest labels that a lie has made the model deny are no turn of the world
+            self.turning = not self._about and self._turning()
             self._fresh = self._of_runs()
 
     def _of_runs(self) -> float:

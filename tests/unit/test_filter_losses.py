@@ -1,9 +1,10 @@
-"""Losses of sources add up over replicas, and are bounded."""
+"""Losses of sources add up over replicas, and are bounded; what is made of them."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -107,3 +108,20 @@ def test_made_up_keys_change_no_source() -> None:
     chain.rebase({LOSSES: Block("count", {"1\n5\ntrue\nsomebody": 3.0})})
     assert len(chain.sources) == 0
     assert chain.losses.events == 3
+
+
+@pytest.mark.parametrize("about", [True, False])
+def test_lies_about_one_label_are_not_drowned(about: bool) -> None:
+    """An eighth of what the liar sends is common and called rare; the rest is true."""
+    (chain,) = chains(1)
+    if not about:  # the mutant
+        chain.filters = tuple(test for test in chain.filters if " about " not in test.name)
+    draw = random.Random(1)
+    for event in events(3_000):
+        if event.source == "s3" and draw.random() < 1 / 8:
+            event = replace(event, label="true", loss=9.0)
+        elif event.label == "true":
+            event = replace(event, answer="true")
+        chain.observe(event, chain.decide(event))
+    caught = [source.name for source in chain.sources if source.quarantined]
+    assert caught == (["s3"] if about else [])

@@ -43,7 +43,9 @@ from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
 
-SURPRISE = ("surprise", "surprise at true", "surprise at false")
+SURPRISE = tuple(
+    f"surprise{of}" for of in ("", " at true", " at false", " about true", " about false")
+)
 HONEST = tuple(f"h{i}" for i in range(SOURCES_MIN))
 
 

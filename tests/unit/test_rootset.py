@@ -19,7 +19,9 @@ from online.models.load import logreg, mlp, softmax
 from online.models.slopes import Sloped
 from online.rootset import RootSet, read
 
-SURPRISE = ("surprise", "surprise at true", "surprise at false")
+SURPRISE = tuple(
+    f"surprise{of}" for of in ("", " at true", " at false", " about true", " about false")
+)
 
 
 def test_slopes_are_those_of_the_loss() -> None:
