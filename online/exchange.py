@@ -33,6 +33,7 @@ log = logging.getLogger("online.exchange")
 _PUSHES: Final = 64  # deltas of one exchange
 _DROPS: Final = 16  # pieces of old copies let go of after one
 _SYNC_TIMEOUT_S: Final = 5.0
+_PEER_TIMEOUT_S: Final = 1.0  # there may be none, and the server may be back meanwhile
 _PUBLISH_S: Final = 0.2  # between two states of a process that learns for others, at least
 _UNREACHED_S: Final = 0.1  # between two attempts to reach the parameter server
 _WHOLE_SHARE: Final = (
@@ -244,7 +245,7 @@ class Exchange:
         if self._learner.ready or self._peers is None:
             return None
         try:
-            reply = await self._peers.sync(request, _SYNC_TIMEOUT_S)
+            reply = await self._peers.sync(request, _PEER_TIMEOUT_S)
         except ParamServerError as error:
             log.info("peers: %s", error)
             return None

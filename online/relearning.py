@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -43,6 +44,7 @@ JUDGED_MIN: Final = 100
 DEVIATIONS: Final = 2.0
 """By how many standard errors of the mean difference the fresh model has to be better."""
 
+_PAGE_ROWS: Final = 1_000
 _ROWS_MAX: Final = 4096  # learned again at most, in memory, if the model raises on a row
 _RIVAL: Final = "relearn"
 _PREFIX: Final = f"versus/{_RIVAL}/"
@@ -82,9 +84,8 @@ def window_of(
 
     Raises StartRefused if there are none.
     """
-    newest = journal.follow(model, 2**62, 1).upto
-    low, high = max(newest - rows_max, 0), newest
-    while low < high:
+    low, high = 0, journal.follow(model, 2**62, 1).upto
+    while low < high:  # the last row from before it
         middle = (low + high) // 2
         rows = journal.follow(model, middle, 1).rows
         if rows and rows[0].at < since:
@@ -92,16 +93,23 @@ def window_of(
         else:
             high = middle
     partitions = journal.partitions(model)
-    found = journal.follow(model, low, rows_max).rows
+    found = deque[tuple[int, int, int, float]](maxlen=rows_max)
+    while True:
+        page = journal.follow(model, low, _PAGE_ROWS)
+        found.extend((row.seq, row.partition, row.offset, row.at) for row in page.rows)
+        low = page.upto
+        if len(page.rows) < _PAGE_ROWS:
+            break
     if not found:
         raise StartRefused("the journal has no rows since the drift", "They may come")
     clock = {p.id: p.end for p in partitions}
-    for row in found:
-        clock[row.partition] = min(clock.get(row.partition, row.offset - 1), row.offset - 1)
+    for _, partition, offset, _ in found:
+        clock[partition] = min(clock.get(partition, offset - 1), offset - 1)
     trimmed = {p.id: p.trimmed for p in partitions}
     for p in clock:
         clock[p] = max(clock[p], trimmed.get(p, 0), decisions.without.get(p, 0))
-    return Window(low, clock, found[(len(found) - 1) // 2].seq, found[0].at, len(found))
+    half = found[(len(found) - 1) // 2][0]
+    return Window(found[0][0] - 1, clock, half, found[0][3], len(found))
 
 
 @dataclass(frozen=True, slots=True)

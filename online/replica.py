@@ -244,8 +244,8 @@ class ModelReplica:
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
 
     async def _on_rewrite(self) -> None:
-        if self.judge is not None:
-            self.judge.rewritten()
+        if self.judge is not None and self.settings.drift.on_rise != "relearn":  # a fresh model's
+            self.judge.rewritten()  # loss is another one
         if self._tasks:
             await self._fill_memory()
 

@@ -9,6 +9,7 @@ which purge it of each source that they quarantine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from online.bench.turning import digits
 from online.bench.within import NAME, Row, Within
 from online.model_settings import ModelSettings, Replay, Sync
 from replay.example import Label
+from replay.journal.base import Verdict
 
 ROWS: Final = 3_000
 CAPACITY: Final = 500
@@ -148,5 +150,6 @@ async def _ban(world: Within) -> None:
 
 def _set_aside(world: Within) -> int:
     """Honest rows that were."""
-    rows = world.journal().follow(NAME, 0, 10 * world.n).rows
-    return sum(row.verdict == "quarantined" and row.source in _HONEST for row in rows)
+    with contextlib.closing(world.journal()) as journal:
+        rows = journal.follow(NAME, 0, 10 * world.n).rows
+    return sum(row.verdict is Verdict.QUARANTINED and row.source in _HONEST for row in rows)

@@ -22,7 +22,7 @@ from online import config
 from online.errors import StartRefused
 from online.http import Connection
 
-_START_S = 90.0
+_START_S = 180.0  # 10 to 15 on two idle cores
 _STOP_S = 30.0
 
 
@@ -106,16 +106,26 @@ def launch(folder: Path, *arguments: str, environment: Mapping[str, str] | None 
         env={**config.environment(), **(environment or {})},
     )  # fmt: skip
     log.close()
-    deadline = begun + _START_S
+    try:
+        text, url = _started(process, folder / "serve.log", begun + _START_S)
+    except BaseException:  # Ctrl-C, too, would leave it to go on starting
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+        process.kill()
+        raise
+    return Running(folder, process, url, time.monotonic() - begun, text.splitlines())
+
+
+def _started(process: subprocess.Popen[str], log: Path, deadline: float) -> tuple[str, str]:
+    """What it has said, and its URL.  Raises StartRefused if it ends, or does not start in time."""
     while True:
-        text = (folder / "serve.log").read_text()
+        text = log.read_text()
         if match := re.search(r"(http://[0-9.]+:\d+)/docs", text):
-            break
+            return text, match[1]
         if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
             raise StartRefused(f"online serve did not start:\n{text[-2000:]}", "See above")
         time.sleep(0.02)
-    return Running(folder, process, match[1], time.monotonic() - begun, text.splitlines())
 
 
 @contextlib.contextmanager

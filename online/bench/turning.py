@@ -54,7 +54,7 @@ class Turned:
     """One stream, dealt in one way.
 
     Accuracies in percent; ``rejected`` in percent of rows; ``recovery`` and ``without`` in rows,
-    summed over the turns.  ``quarantined``: how often a source was, if it was pardoned later too.
+    summed over the turns.  ``quarantined``: sources that were, pardoned later or not.
     """
 
     what: str
@@ -144,7 +144,7 @@ def _played(
         before = loop.right
         loop.step(source_of(deal, SOURCES, loop.n, label, draw), features, label)
         right.append(loop.right > before)
-    return loop, right, len(condemned)
+    return loop, right, len(set(condemned))
 
 
 def recovered(

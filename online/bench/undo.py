@@ -64,7 +64,7 @@ class Undone:
     ``clean``: the twin's; ``harm``: if nothing goes back.  ``alarm``: lies until anything rang that
     a rollback follows, infinite if nothing did, and ``canary``: until the canary did, where nothing
     goes back.  ``rollbacks``: by themselves; ``back_s``: the longest, from the alarm until other
-    values answer.  ``kept``: events in the model in the end, of ``sent`` honest ones.
+    values answer.  ``kept``: honest events in the model in the end, of ``sent``; ``left``: lies.
     ``needed``: lies did harm, of :data:`HARM` points and more; where they did not, nothing has to
     ring, but what was done must not do harm either.
     """
@@ -81,6 +81,7 @@ class Undone:
     back_s: float
     kept: int
     sent: int
+    left: int
     needed: bool
     good: bool
 
@@ -174,6 +175,7 @@ class Played:
     rollbacks: int = 0
     kept: int = 0
     sent: int = 0
+    left: int = 0
 
 
 async def _scene(folder: Path, given: Course, on_rise: str | None) -> Played:
@@ -203,7 +205,9 @@ async def _scene(folder: Path, given: Course, on_rise: str | None) -> Played:
             first = first if first is not None or not lies else world.went_to()
     if first is not None:
         await world.undo(LIARS, first)
-    out.accuracy, out.kept = world.accuracy(given.asked), world.replica.learner.tally.digest[0]
+    out.accuracy, taught = world.accuracy(given.asked), world.taught()
+    out.left = sum(taught[liar] for liar in LIARS)
+    out.kept = taught.total() - out.left
     await world.replica.stop(5)
     return out
 
@@ -230,7 +234,8 @@ def drill(
     return Undone(
         f"{name}, {during(share)}", seed,
         clean.accuracy, told.accuracy, back.accuracy, back.alarm, back.by, told.canary,
-        back.rollbacks, back.back_s, back.kept, back.sent, needed, good if needed else harmless,
+        back.rollbacks, back.back_s, back.kept, back.sent, back.left, needed,
+        good if needed else harmless,
     )  # fmt: skip
 
 

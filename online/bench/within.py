@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +13,7 @@ from typing import Any, Final
 from online.canary import Canary
 from online.config import Limits
 from online.filtering import filtering_for
+from online.history import Decisions
 from online.kept import Kept
 from online.learner import Learner
 from online.local import score_of
@@ -33,6 +36,7 @@ _KEY: Final = bytes(32)
 _SNAPSHOT_ROWS: Final = 50
 _RULE: Final = "compensated"
 _SOURCES_MAX: Final = 1_000
+_ROWS_MAX: Final = 1_000_000
 
 Row = tuple[Features, Label]
 
@@ -124,6 +128,14 @@ class Within:
         partition, learner = self.replica.writer.partition, self.replica.learner
         while learner.clock.get(partition, 0) < self.n:
             await asyncio.sleep(0.001)
+
+    def taught(self) -> Counter[str]:
+        """How many events of each source are in the model, by what is decided."""
+        decisions = Decisions(SPEC)
+        with contextlib.closing(self.journal()) as journal:
+            decisions.read(journal, NAME)
+            rows = journal.follow(NAME, 0, _ROWS_MAX).rows
+        return Counter(row.source for row in rows if decisions.learned(row))
 
     def accuracy(self, asked: Sequence[Row]) -> float:
         """In percent."""

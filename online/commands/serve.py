@@ -68,7 +68,7 @@ def serve(
             raise _GivenUp
 
     print(f"online {__version__}, state in {settings.state_dir}", flush=True)
-    code = 0
+    code, failure = 0, None
     try:
         running.start(fresh=fresh, relearn=relearn)
         started = True
@@ -84,14 +84,14 @@ def serve(
         print("\nstopping: replicas push, a last snapshot is written", flush=True)
     except (_GivenUp, KeyboardInterrupt):
         code = 130
-    except Exception:
+    except Exception as error:
         if started or not stop.is_set():
-            code = 1  # what ends it if a gentle end takes too long
+            code, failure = 1, error
             raise
         code = 130  # given up in the middle of an import, which made another error of it
     finally:
         stop.set()
-        _stop(running, code)
+        _stop(running, code, failure)
     raise typer.Exit(code)
 
 
@@ -111,9 +111,9 @@ class _GivenUp(BaseException):
     """
 
 
-def _stop(running: Any, code: int) -> None:
-    """End it gently, and if that takes too long, at once."""
-    watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
+def _stop(running: Any, code: int, failure: Exception | None) -> None:
+    """End it gently, and if that takes too long, at once; a failure is said either way."""
+    watchdog = threading.Timer(_STOP_S, _kill, args=(running, code, failure))
     watchdog.daemon = True
     watchdog.start()
     running.stop()
@@ -158,7 +158,9 @@ def _watch(
     return 0
 
 
-def _kill(running: Any, code: int) -> None:
+def _kill(running: Any, code: int, failure: Exception | None = None) -> None:
+    if failure is not None:  # nobody else will say it
+        print(f"online: {failure}", file=sys.stderr, flush=True)
     running.kill()
     os._exit(code)
 

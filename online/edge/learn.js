@@ -11,7 +11,7 @@ function open(bytes) {
   for (const [name, kind, shape, at] of head.tensors)
     if (KINDS[kind]) t[name] = Float64Array.from(new KINDS[kind](data, at, shape.reduce((a, b) => a * b, 1)));
   const last = head.activations?.length - 1, network = head.body === "mlp";
-  if (head.tokens || head.task === "regression" || !(network ? head.activations[last] === "none" : t.votes?.length === 1))
+  if (head.tokens || head.ids || head.task === "regression" || !(network ? head.activations[last] === "none" : t.votes?.length === 1))
     throw new Error("devices learn linear models and last layers, of numbers");
   return { head, t, network, last };
 }

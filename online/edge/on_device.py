@@ -79,7 +79,8 @@ def _table(model: EdgeModel) -> tuple[Floats, Floats, Link, bool]:
         raise ExportRefused(model.task, "devices learn classes of numbers")
     if isinstance(body, Linear) and len(body.votes) == 1:  # softmax of river has no intercept
         return body.weights.copy(), body.bias.copy(), body.link, body.link == "sigmoid"
-    if isinstance(body, Mlp) and body.layers[-1].activation == "none":
+    ids = isinstance(body, Mlp) and body.embeddings
+    if isinstance(body, Mlp) and not ids and body.layers[-1].activation == "none":
         last = body.layers[-1]
         return last.weights.T.copy(), last.bias.copy(), body.link, True
     raise ExportRefused(type(body).__name__, "devices learn linear models and last layers")

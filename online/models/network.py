@@ -38,8 +38,8 @@ from online.models.base import Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.head import Head, made
 from online.models.inputs import Inputs
-from online.models.mixed import error_of, pull_of, slope_of
-from online.models.moved import numbers
+from online.models.last_layer import LastLayer
+from online.models.mixed import pull_of, slope_of
 from online.models.slopes import Score, Slope
 from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.rewrites import HALVED, halvings
@@ -143,9 +143,8 @@ class NetworkModel:
         self._follows = 1.0
         self._halved = 0
         self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # and what each is of
-        *_, self._last = (None, *(m for m in self._module.modules() if isinstance(m, nn.Linear)))
-        last = self._last
-        self.slope_size = last.out_features * (last.in_features + 1) if last is not None else 1
+        self._last = LastLayer(self._module)
+        self.slope_size = self._last.slope_size
         self.structure = self._describe(network)
 
     def train(self, training: Training) -> None:
@@ -237,26 +236,20 @@ class NetworkModel:
         return np.zeros(self.slope_size, dtype=np.float32) if found is None else found
 
     def _slope_of(self, rows: Sequence[tuple[Features, Label]]) -> Slope | None:
-        if self._last is None or self._head.closed_form is None:
-            return None
         try:
             targets = [self._head.target(label, self._dtype).reshape(1, -1) for _, label in rows]
         except LabelUnknown:
             return None
         x = torch.tensor([self._inputs.row(features) for features, _ in rows], dtype=self._dtype)
-        seen: list[torch.Tensor] = []
-        hook = self._last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        try:
-            with torch.no_grad():
-                outputs = self._module(x)
-        finally:
-            hook.remove()
-        if len(seen) != 1 or seen[0].shape != (len(rows), self._last.in_features):
-            return None  # it is used otherwise than as the last step of a row
-        inputs = torch.cat([seen[0], torch.ones(len(rows), 1, dtype=self._dtype)], 1)
-        errors = error_of(self._head, outputs, torch.cat(targets))
-        mean = errors.T @ inputs / len(rows)
-        return np.asarray(mean.reshape(-1).numpy(), dtype=np.float32)
+        return self._last.slope(self._module, self._head, x, torch.cat(targets))
+
+    def misfit(self, moved: Moved) -> str | None:
+        """Why a device's delta is not of the last layer; None if it is."""
+        return self._last.misfit(moved)
+
+    def moved_slope(self, moved: Moved) -> Slope:
+        """A device's delta turned round, in the places of the last layer's gradient."""
+        return self._last.moved_slope(moved)
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -295,41 +288,15 @@ class NetworkModel:
             outputs.backward(slope)
             self._move()
 
-    def misfit(self, moved: Moved) -> str | None:
-        """Why a device's delta is not of the last layer; None if it is."""
-        last = self._last
-        if moved.columns or last is None or last.bias is None:
-            return "a delta of linear weights, or a network without a linear last layer with a bias"
-        sizes = numbers(moved.weights).size, numbers(moved.bias).size
-        if sizes != (last.weight.numel(), last.bias.numel()):
-            wanted = f"{last.weight.numel()} and {last.bias.numel()}"
-            return f"{sizes[0]} weights and {sizes[1]} numbers of bias, the last layer has {wanted}"
-        return None
-
     def move(self, moved: Moved, weight: float) -> None:
         """Add a device's delta to the last layer, and to the average that answers.
 
         Raises StateNotFinite.
         """
-        assert self._last is not None, "the delta was compared with the model"
         self._changed, self._fresh = True, False
-        last = (self._last.weight, self._last.bias)
-        with torch.no_grad():
-            for tensor, by in zip(last, (moved.weights, moved.bias), strict=True):
-                change = torch.from_numpy(weight * numbers(by)).to(tensor.dtype)
-                tensor.add_(change.reshape(tensor.shape))
-                for average, of in self._averages:
-                    if of is tensor:  # it says where to, not one noisy step of many
-                        average.add_(change.reshape(tensor.shape))
-            total = sum(float(tensor.sum()) for tensor in last)
+        total = self._last.move(moved, weight, self._averages)
         if not math.isfinite(total):
             raise StateNotFinite(total)
-
-    def moved_slope(self, moved: Moved) -> Slope:
-        """A device's delta turned round, in the places of the last layer's gradient."""
-        bias = numbers(moved.bias)
-        weights = numbers(moved.weights).reshape(len(bias), -1)
-        return -np.concatenate([weights, bias[:, None]], axis=1).reshape(-1).astype(np.float32)
 
     def _begin(self) -> None:
         self._changed = True

@@ -100,6 +100,7 @@ def test_a_release_for_devices_is_served(service: Running) -> None:
     assert httpx.get(f"{url}/manifest.json", timeout=20).json()["error"]["code"] == (
         "nothing_published"
     )
+    good("snapshot", "create", "--state-dir", str(service.state_dir))  # of what was learned
     good("edge", "keygen", *config)
     assert (
         json.loads(good("edge", "publish", "--percent", "100", "--json", *config))["sequence"] == 1

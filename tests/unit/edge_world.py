@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from online.edge import pack, roots, runners
+from online.edge import grid, pack, roots, runners
 from online.edge.channel import Channel
 from online.edge.export import with_deltas
 from online.edge.folder import Folder, write
 from online.edge.golden import Golden
-from online.edge.ir import Columns, EdgeModel, Layer, Mlp
+from online.edge.ir import Columns, EdgeModel, Layer, Mlp, with_tables
 
 DAY_S: Final = 86_400.0
 COLUMNS: Final = ("a", "b", "c", "d")
@@ -57,9 +57,20 @@ class World:
         self.chain = roots.extended(self.chain, self.root, roots.spelled(self.root), self._keys())
         self._put_roots()
 
-    def publish(self, seed: int, now: float, percent: int = 100, *, wrong: float = 0.0) -> None:
+    def publish(
+        self, seed: int, now: float, percent: int = 100, *, wrong: float = 0.0, steps: bool = False
+    ) -> None:
         """The next release; ``wrong`` is added to what the golden rows expect."""
         data = pack.encode(network(seed))
+        if steps:
+            rng = np.random.default_rng(seed)  # every weight moves
+            base = np.random.default_rng(9).normal(size=(40, 4))
+            moved = base + 0.02 * rng.normal(size=(40, 4))
+            model = with_tables(network(0), {"weights0": moved, "weights1": moved.T[:3]})
+            asked = [
+                dict(zip(COLUMNS, row, strict=True)) for row in rng.normal(size=(9, 4)).tolist()
+            ]
+            data = grid.on_grid(model, self.folder.newest_pack(), asked, rng)
         rows: list[Mapping[str, Any]] = [
             dict(zip(COLUMNS, row, strict=True))
             for row in np.random.default_rng(seed).normal(size=(6, 4)).astype("f4").tolist()

@@ -85,3 +85,45 @@ def test_commands_when_the_service_was_killed(tmp_path: Path, refused: Run) -> N
     for host, text in ((socket.gethostname(), "has died"), ("elsewhere", "does not answer")):
         (tmp_path / "owner.lock").write_text(f"pid {gone.pid} on {host}")
         assert text in refused("status", "--state-dir", str(tmp_path))
+
+
+_FAILS_TO_START = """
+import sys
+import time
+
+import online.cluster
+import online.commands.serve as serve
+from online.cli import main
+from online.errors import StartRefused
+
+
+class Service:
+    def __init__(self, settings, said):
+        pass
+
+    def start(self, **how):
+        raise StartRefused("Ray did not start", "Start it again")
+
+    def stop(self):
+        time.sleep({stops_s})
+
+    def kill(self):
+        pass
+
+
+online.cluster.Service = Service
+serve._STOP_S = 0.2
+sys.argv = ["online", "serve", "--state-dir", {folder!r}]
+main()
+"""
+
+
+@pytest.mark.parametrize("stops_s", [0, 60])
+def test_a_start_that_fails_says_why_however_long_its_end_takes(
+    tmp_path: Path, stops_s: int
+) -> None:
+    script = _FAILS_TO_START.format(stops_s=stops_s, folder=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stderr.count("Ray did not start")) == (1, 1), done.stderr

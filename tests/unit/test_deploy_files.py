@@ -1,6 +1,6 @@
 """The files for clusters are what Ray, Serve, KubeRay and the service's settings take.
 
-They can be checked here, not run: there is no Kubernetes, and no sshd for `ray up`.
+They can be checked here, not run: there is no Kubernetes, and no machine with sshd for `ray up`.
 """
 
 from __future__ import annotations

@@ -344,7 +344,7 @@ def test_the_command_writes_the_difference_from_an_older_pack(state: Path) -> No
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--targets", "coreml"], "'coreml' is none"),
+        (["--targets", "executorch"], "'executorch' is none"),
         (["--model", "other"], "'other' is not served"),
         (["--sign", "nowhere.pem"], "No such file"),
         (["--since", "nowhere.edgepack"], "No such file"),

@@ -176,7 +176,7 @@ def test_a_rotation_that_stops_half_way_leaves_the_old_keys(
     ("words", "why"),
     [
         (["publish"], "signing.pem"),
-        (["publish", "--targets", "coreml"], "'coreml' is none"),
+        (["publish", "--targets", "floppy"], "'floppy' is none"),
         (["keygen", "--rotate"], "there are no keys yet"),
     ],
 )

@@ -392,3 +392,9 @@ def test_packs_that_devices_do_not_learn() -> None:
     made.learn({"a": 1.0}, 2.0, 1.0)
     with pytest.raises(ExportRefused, match="classes"):
         on_device.learn(pack.encode(lower(made, "regression")), [({"a": 1.0}, 2.0)], 0.1)
+    ids = {"inputs": ["a", "who"], "ids": {"who": 3}}
+    who = load("mlp", ids, task="binary", classes=None, key=b"k" * 32, base_dir=Path()).model
+    packed = pack.encode(lower(who, "binary"))
+    with pytest.raises(ExportRefused, match="last layers"):
+        on_device.learn(packed, [({"a": 1.0, "who": 1}, True)], 0.1)
+    assert "head.tokens||head.ids||" in shipped("learn.js").decode(), "as in Python"

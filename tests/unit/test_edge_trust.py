@@ -295,6 +295,20 @@ def test_updates_by_difference_and_what_is_done_if_one_is_damaged(
     assert [one["how"] for one in second] == ["full", "full", "delta"]
 
 
+def test_a_device_follows_releases_in_steps(world: Any, tmp_path: Path) -> None:
+    """From any of the three before, to the very bytes that are signed, and their golden rows."""
+    served = []
+    for seed in (1, 2, 3, 4):
+        world.publish(seed, NOW, steps=True)
+        served.append(world.served())
+    named = json.loads(served[-1]["manifest.json"])["targets"]["edgepack"]["deltas"]
+    assert [served[-1][f"files/{one['sha256']}"][:4] for one in named] == [b"EPD8"] * 3
+    for start in (0, 1, 2):
+        out = run(tmp_path / str(start), [step(served[start]), step(served[3])])["out"]
+        assert [one["how"] for one in out] == ["full", "delta"]
+        assert out[1]["took"] < 0.4 * out[0]["took"]
+
+
 def test_cohorts_are_decided_on_the_device(world: Any, tmp_path: Path) -> None:
     """Few devices take a new release, all after its promotion, none after a halt."""
     devices = [f"device-{i}" for i in range(400)]

@@ -313,7 +313,7 @@ def test_an_error_that_rises_is_rolled_back_once_if_the_settings_say_so(
             await world.until(lambda: w.weight(replicas[1], "more poison") == 1)
             replicas[0]._on_rise("alarm", before)  # no snapshot since: to the same one again
             await world.until(lambda: all(w.weight(r, "more poison") == 0 for r in replicas))
-            await world.until(lambda: replicas[0]._rise is None)
+            await world.until(lambda: not replicas[0]._rise.pending)
             assert w.server.status()["rewrite"] > again
             again = w.server.status()["rewrite"]
             replicas[0]._on_rise("alarm", 1.0)  # nothing is as old

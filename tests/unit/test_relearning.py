@@ -11,6 +11,7 @@ import pytest
 import replica_world as worlds
 
 import online.relearning as relearning
+from online.errors import StartRefused
 from online.history import Decisions
 from online.model_settings import Drift
 from online.tally import event_hash
@@ -23,6 +24,7 @@ from paramserver.snapshots.store import Retention
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
 
 SPEC = worlds.SPEC
 DRIFT = Drift(on_rise="relearn", relearn_rows=400)
@@ -171,3 +173,33 @@ def test_it_does_not_serve_if_it_is_no_better(
             await replica.stop(5)
 
     worlds.play(tmp_path, scene)
+
+
+def test_the_newest_rows_of_the_model_since_then(tmp_path: Path) -> None:
+    journal = SqliteJournal(tmp_path / "journal.db", synchronous="OFF", disk_low_mb=0)
+    first, second, other = (
+        journal.register(model, replica, SPEC, 0.0).id
+        for model, replica in (("m", "a"), ("m", "b"), ("another", "a"))
+    )
+    ends = dict.fromkeys((first, second, other), 0)
+    for i in range(40):  # the other model's are half of all
+        p = (first, other, second, other)[i % 4]
+        payload = codec.encode(Example({"x": 1.0}, 1.0))
+        key = event_key("event", "s", str(i))
+        row = NewRow(key, str(i), "s", Verdict.ACCEPTED, payload, float(i))
+        ends[p] = journal.append(p, ends[p], [row]).end
+    decisions = Decisions(SPEC)
+
+    def found(since: float, rows_max: int) -> tuple[dict[int, int], float, int]:
+        window = relearning.window_of(journal, "m", decisions, since, rows_max)
+        half = sum(window.judges(row.seq) for row in journal.follow("m", window.after, 99).rows)
+        assert half == window.rows // 2
+        return dict(window.clock), window.since, window.rows
+
+    assert found(0.0, 100) == ({first: 0, second: 0}, 0.0, 20)
+    assert found(21.0, 100) == ({first: 6, second: 5}, 22.0, 9)
+    assert found(21.0, 4) == ({first: 8, second: 8}, 32.0, 4)
+    decisions.without = {first: 9}
+    assert found(0.0, 100)[0] == {first: 9, second: 0}, "what it began without stays out"
+    with pytest.raises(StartRefused, match="no rows since"):
+        found(100.0, 100)
