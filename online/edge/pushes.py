@@ -69,7 +69,7 @@ _TEXT_MAX: Final = (4 * NUMBERS_MAX + 2) // 3 * 4
 class Sent(BaseModel):
     """Numbers, as base64 of int8 with their scale, or of little-endian float32."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     scale: float | None = Field(None, gt=0, le=1e6, allow_inf_nan=False)
     int8: str | None = Field(None, max_length=_TEXT_MAX)
     float32: str | None = Field(None, max_length=_TEXT_MAX)
@@ -79,7 +79,7 @@ class Push(BaseModel):
     """What a device's rows did to the release that it has."""
 
     model_config = ConfigDict(
-        extra="forbid",
+        extra="forbid", strict=True,
         json_schema_extra={
             "examples": [
                 {

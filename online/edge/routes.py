@@ -53,6 +53,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         json_schema_extra={"examples": [{"sequence": 17, "device": "1x9-k2", "outcome": "used"}]},
     )
     sequence: int = Field(ge=1, le=2**53)

@@ -36,9 +36,11 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 ANSWER_S: Final = 10  # an operation may wait for replicas as long as a command's time-out
 # 503 is an answer that the document has: a model too old for the caller, a server that restores.
+# 413 comes before the schema is looked at: the tool makes bodies of more than 50,000 bytes.
 CONFIG: Final = """
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503]
+negative_data_rejection.expected-statuses = ["4xx", "5xx"]
 """
 # A schema can't say which values of a body exclude each other, or which snapshots there are.
 LEFT_OUT: Final = "positive_data_acceptance"
@@ -88,7 +90,7 @@ def check(output: str, statuses: Counter[int]) -> None:
     assert 500 not in statuses
     assert 0 not in statuses, "an answer did not come in time"
     assert "failure" not in output.lower().replace("failures: 0", ""), output
-    assert "Tested: 40" in output, "every operation"
+    assert "Tested: 41" in output, "every operation"
 
 
 @pytest.mark.long  # the same operations as with a token
