@@ -135,9 +135,7 @@ def publish(
     ] = None,
     steps: Annotated[
         bool,
-        typer.Option(
-            "--steps", help="weights in steps: updates are a fraction, answers off by up to .005"
-        ),
+        typer.Option("--steps", help="weights in steps: small updates, answers off by up to .005"),
     ] = False,
     every: Annotated[
         float | None,
@@ -183,13 +181,10 @@ def publish(
                 last = state.version
                 rows = golden_rows(settings, served, stream)
                 made = _exported(settings, served, state, built, rows, wanted, steps=steps)
-                _say(
-                    _publish(settings, served, place, made, percent, valid_days),
-                    as_json,
-                    served.name,
-                )
-                for name, reason in made.left_out.items():
-                    if not as_json:
+                channel = _publish(settings, served, place, made, percent, valid_days)
+                _say(channel, as_json, served.name)
+                if not as_json:
+                    for name, reason in made.left_out.items():
                         print(f"left out: {name}: {reason}")
             if every is None:
                 break

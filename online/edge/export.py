@@ -6,8 +6,9 @@ has no exact form of this model, is left out and named with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final, Literal
 
@@ -195,21 +196,16 @@ def export(
     described: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in targets:
-        target = TARGETS[name]
-        proof = proofs[target.precision]
-        try:
-            if steps is not None and name == "edgepack":
-                try:
-                    data, parity, proof = _in_steps(called, steps, proof, seed)
-                    target = _STEPPED
-                except EdgeError as error:
-                    left_out["steps"] = str(error)
-                    data, parity = _prove(name, target, called, proof)
-            else:
-                data, parity = _prove(name, target, called, proof)
-        except EdgeError as error:
-            left_out[name] = str(error)
+        target, proof = TARGETS[name], proofs[TARGETS[name].precision]
+        made = None
+        if steps is not None and name == "edgepack":
+            made = _tried("steps", partial(_in_steps, called, steps, proof, seed), left_out)
+            target = target if made is None else _STEPPED
+        if made is None:
+            made = _tried(name, partial(_prove, name, target, called, proof), left_out)
+        if made is None:
             continue
+        data, parity, proof = made
         file = f"{about['model']}{target.suffix}"
         files[file] = data
         again = proof if golden_most is None else proof.some(golden_most)
@@ -218,27 +214,16 @@ def export(
         if target.beside is not None:
             weights, content = target.beside(called)
             files[weights] = content
-            described[name]["weights"] = {
-                "file": weights,
-                "size": len(content),
-                "sha256": sha256(content).hexdigest(),
-            }
+            held = {"size": len(content), "sha256": sha256(content).hexdigest()}
+            described[name]["weights"] = {"file": weights, **held}
     if not described:
         raise ExportRefused(str(about["model"]), f"no target is left: {left_out}")
-    for name, companion in (("edgepack", "edge.js"), ("c99", "edge_model.h")):
-        if any(t.startswith(name) for t in described):
-            files[companion] = (
-                runners.runtime_js() if name == "edgepack" else c_file.interpreter().encode()
-            )
-    made = {
-        "spec": manifest.SPEC,
-        **about,
-        "task": task,
-        "classes": list(called.classes),
-        "features": list(edge.columns.names),
-        "targets": described,
-    }
-    return Exported(files, made, left_out)
+    files |= _companions(described)
+    whole = {
+        "spec": manifest.SPEC, **about, "task": task, "classes": list(called.classes),
+        "features": list(edge.columns.names), "targets": described,
+    }  # fmt: skip
+    return Exported(files, whole, left_out)
 
 
 def with_delta(made: Exported, since: bytes) -> Exported:
@@ -319,14 +304,37 @@ def _in_steps(
     return data, parity, replace(proof, expected=found)
 
 
-def _prove(name: str, target: Target, model: EdgeModel, proof: Golden) -> tuple[bytes, Parity]:
+def _companions(targets: Iterable[str]) -> dict[str, bytes]:
+    """What reads the files, beside them."""
+    found: dict[str, bytes] = {}
+    if any(t.startswith("edgepack") for t in targets):
+        found["edge.js"] = runners.runtime_js()
+    if any(t.startswith("c99") for t in targets):
+        found["edge_model.h"] = c_file.interpreter().encode()
+    return found
+
+
+def _tried(
+    name: str, make: Callable[[], tuple[bytes, Parity, Golden]], left_out: dict[str, str]
+) -> tuple[bytes, Parity, Golden] | None:
+    """What is made; None if that is refused, which is noted."""
+    try:
+        return make()
+    except EdgeError as error:
+        left_out[name] = str(error)
+        return None
+
+
+def _prove(
+    name: str, target: Target, model: EdgeModel, proof: Golden
+) -> tuple[bytes, Parity, Golden]:
     if target.precision == "float64" and model.computed == "float32":
         raise ExportRefused(name, "the model itself computes in float32")
     data = target.convert(model)
     found = target.ask(data, model, proof.rows)
     if target.nearly is not None:
-        return data, gate(name, found, proof, *target.nearly[1:])
-    return data, gate(name, found, proof, BOUNDS[target.precision])
+        return data, gate(name, found, proof, *target.nearly[1:]), proof
+    return data, gate(name, found, proof, BOUNDS[target.precision]), proof
 
 
 def _described(

@@ -31,6 +31,9 @@ _JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
 _PAGE: Final = "text/html; charset=utf-8"
 _SCRIPT: Final = "text/javascript; charset=utf-8"
+_UNCHANGED: Final[dict[int | str, dict[str, Any]]] = {
+    304: {"description": "As If-None-Match names it"}
+}
 _SPACES: Final = re.compile(
     r"""("(?:\\.|[^"\\\n])*"|`(?:\\.|[^`\\])*`)|[ \n]*([{}()\[\]=;,:?<>*&|!])[ \n]*"""
 )
@@ -91,13 +94,12 @@ def routes(
     about: dict[int | str, dict[str, Any]] = {
         200: {"description": "Canonical JSON", "content": {_JSON: {"example": example}}}
     }
-    unchanged: dict[int | str, dict[str, Any]] = {304: {"description": "As If-None-Match names it"}}
 
     @made.get(
         "/v1/models/{model}/edge/manifest.json",
         summary="The newest release for devices, and for how many it is",
         response_class=Response,
-        responses={**about, **unchanged},
+        responses={**about, **_UNCHANGED},
     )
     def manifest(model: str, request: Request) -> Response:
         known(model)
@@ -107,7 +109,7 @@ def routes(
         "/v1/models/{model}/edge/manifest.sig",
         summary="Its Ed25519 signature: 64 bytes",
         response_class=Response,
-        responses={200: {"content": {_BINARY: {}}, "description": "The signature"}, **unchanged},
+        responses={200: {"content": {_BINARY: {}}, "description": "The signature"}, **_UNCHANGED},
     )
     def signature(model: str, request: Request) -> Response:
         known(model)
@@ -117,18 +119,28 @@ def routes(
         "/v1/models/{model}/edge/roots.json",
         summary="Which keys sign manifests: a chain of signed lists",
         response_class=Response,
-        responses={200: {"content": {_JSON: {}}, "description": "The lists"}, **unchanged},
+        responses={200: {"content": {_JSON: {}}, "description": "The lists"}, **_UNCHANGED},
     )
     def roots(model: str, request: Request) -> Response:
         known(model)
         data = _read(model, None if place is None else place / model / "roots.json")
         return _answer(request, data, _JSON, f"{whose}, {_ASK}")
 
+    _add_files(made, known, place, f"{whose}, {_FOREVER}")
+    _add_reports(made, known, place)
+    _add_deltas(made, known, pushes or {})
+    _add_parts(made)
+    return made
+
+
+def _add_files(
+    made: APIRouter, known: Callable[[str], None], place: Path | None, kept: str
+) -> None:
     @made.get(
         "/v1/models/{model}/edge/files/{sha256}",
         summary="A published file by its SHA-256: it never changes",
         response_class=Response,
-        responses={200: {"content": {_BINARY: {}}, "description": "The file"}, **unchanged},
+        responses={200: {"content": {_BINARY: {}}, "description": "The file"}, **_UNCHANGED},
     )
     def file(model: str, sha256: str, request: Request) -> Response:
         known(model)
@@ -141,12 +153,7 @@ def routes(
             data = path.read_bytes()
         except FileNotFoundError:
             raise _unknown_file(sha256) from None
-        return _answer(request, data, _BINARY, f"{whose}, {_FOREVER}", sha256)
-
-    _add_reports(made, known, place)
-    _add_deltas(made, known, pushes or {})
-    _add_parts(made)
-    return made
+        return _answer(request, data, _BINARY, kept, sha256)
 
 
 def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
