@@ -39,7 +39,6 @@ from online.guard import Watch
 from online.journal_threads import JournalThreads
 from online.judging import Judge
 from online.learner import Learner
-from online.memories import fill
 from online.model_settings import ModelSettings
 from online.models.base import Trainable
 from online.ordered import OrderedLearner
@@ -48,6 +47,7 @@ from online.overlay import OverlayLearner
 from online.owed import Owed
 from online.pace import Pace
 from online.peers import Peer
+from online.remembering import Remembering
 from online.rise import Relearn, Rise
 from online.tokens import forward_clock
 from online.writer import Writer
@@ -132,10 +132,9 @@ class ModelReplica:
         self.filters = filters
         if filters is not None:
             learner.evidence.heard = filters
-            filters.standings.on_quarantine = self._purge
+        self._memory = Remembering(settings, learner, self.writer, self.store, self.counts, filters)
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._unexpected: str | None = None
-        self._purged_by = 0  # newest control row by which the memory was purged
         self.spec = spec
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
@@ -197,14 +196,8 @@ class ModelReplica:
 
     def _on_rise(self, alarm: Alarm, since: float) -> None:
         """The error has risen: what is kept of before is of another stream."""
-        if self.learner.memory is not None:
-            self.learner.memory.alarm()
+        self._memory.alarm()
         self._rise.rang(alarm, since)
-
-    def _purge(self, source: str) -> None:
-        """A source is quarantined: what it has sent is not learned again."""
-        if self.learner.memory is not None:
-            self.counts["replay_purged"] += self.learner.memory.purge(source)
 
     # -- life --------------------------------------------------------------------------------
 
@@ -214,7 +207,8 @@ class ModelReplica:
         while not self.learner.ready:
             if not await self.exchange.once([]):
                 await asyncio.sleep(0.1)
-        await self._fill_memory()
+        if self._learns:
+            await self._memory.fill()
         loops = [self.writer.run, self._follower.run, self._sync_loop]
         if not self._learns:
             loops.remove(self._follower.run)
@@ -224,30 +218,11 @@ class ModelReplica:
                 async with asyncio.timeout(_CATCH_UP_S):
                     await self._follower.caught_up.wait()
 
-    async def _fill_memory(self) -> None:
-        """Keep what the journal has of the stream; a rollback has taken some of it out."""
-        memory = self.learner.memory
-        if memory is None or not self._learns:
-            return
-        name, rows = self.settings.name, self.settings.replay.rebuild_rows
-        try:
-            await self.writer.look()
-            fresh, decisions = memory.emptied(), self.writer.decisions
-            n = await self.store.read(fill, fresh, self.store.journal, name, rows, decisions)
-        except ReplayError as error:
-            log.warning("nothing is rehearsed of what came before: %s", error)
-            return
-        self.learner.memory = fresh
-        quarantined = () if self.filters is None else self.filters.standings.quarantined
-        for source in (*quarantined, *decisions.bans):
-            self._purge(source)
-        log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)
-
     async def _on_rewrite(self) -> None:
         if self.judge is not None and self.settings.drift.on_rise != "relearn":  # a fresh model's
             self.judge.rewritten()  # loss is another one
-        if self._tasks:
-            await self._fill_memory()
+        if self._tasks and self._learns:
+            await self._memory.fill()
 
     async def stop(self, timeout_s: float) -> None:
         """Commit and push what is there, as far as the time allows, and seal the partition."""
@@ -421,10 +396,7 @@ class ModelReplica:
 
     async def _act(self) -> None:
         """Do what the model's state asks for, now and then."""
-        if self.writer.decisions.seq > self._purged_by:
-            self._purged_by = self.writer.decisions.seq
-            for source in self.writer.decisions.bans:
-                self._purge(source)
+        self._memory.look()
         await self._rise.act()
         if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
             self._watch_due_s = self._monotonic_s() + _WATCH_S
