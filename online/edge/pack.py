@@ -217,3 +217,7 @@ def _check(model: EdgeModel) -> None:
         raise ValueError("terms are out of order")
     if starts[-1] != len(body.term_feature):
         raise ValueError("terms are missing")
+    wanted = (len(body.term_feature), *body.base.shape[1:])
+    tables = {"table": (), "linear": (body.slope,), "bayes": (body.slope, body.mean)}[body.kind]
+    if any(table.shape != wanted for table in tables):
+        raise ValueError("terms have another shape than leaves")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_bytes_that_are_changed_are_refused_or_still_a_model(data: st.DataObject
         return
     assert not cut, "a part is no whole"
     evaluate(edge, [{"a": 0.1, "b": 0.2}])
+
+
+def test_terms_of_another_shape_are_refused() -> None:
+    model = _wrap("t", tree.HoeffdingTreeClassifier(grace_period=20, tau=0.5), "multiclass",
+                  b"k", ())  # fmt: skip
+    for x, y in rows(1, 200, 0.1):
+        model.learn(x, y, 1.0)
+    whole = pack.encode(lower(model, "multiclass"))
+    changed, n = re.subn(rb'("slope","\w+",\[\d+,)3', rb"\g<1>2", whole)
+    assert n == 1
+    with pytest.raises(PackCorrupt, match="another shape than leaves"):
+        pack.decode(changed)
 
 
 # -- linear models -----------------------------------------------------------------------------
