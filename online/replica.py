@@ -128,6 +128,7 @@ class ModelReplica:
             sealed=self._on_sealed,
             follows=None if learns else learner,
             filters=filters,
+            seen=lambda: learner.version[0],
         )
         self.filters = filters
         if filters is not None:

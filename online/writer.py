@@ -124,6 +124,9 @@ class Writer:
         commit, and at most ``limits.queue_max`` of them may be missing in it.
     filters
         Judge rows before they are written, unless the model is frozen; None: all are accepted.
+    seen
+        Epoch of the local model's values: a store that does not know it has lost rows, and a
+        partition that is new there would not show it.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Writer:
         sealed: Callable[[int], Awaitable[int]],
         follows: Learner | OrderedLearner | None = None,
         filters: Filtering | None = None,
+        seen: Callable[[], int] = lambda: 0,
     ) -> None:
         self.partition = 0
         self.known = 0
@@ -155,7 +159,7 @@ class Writer:
         self._model, self._spec = model, spec
         self._limits, self._store, self._counts = limits, store, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
-        self._follows, self._filters = follows, filters
+        self._follows, self._filters, self._seen = follows, filters, seen
         self._uncommitted = 0  # rows that were taken and wait for their commit
         self._queue: deque[_Waiting] = deque()
         most = limits.joins_queue_max
@@ -324,7 +328,11 @@ class Writer:
         while True:
             try:
                 appended: Appended = await self._store.write(
-                    self._store.journal.append, self.partition, self.known, rows
+                    self._store.journal.append,
+                    self.partition,
+                    self.known,
+                    rows,
+                    max(self._store_epoch, self._seen()),
                 )
                 return appended
             except PartitionSealed:

@@ -56,6 +56,23 @@ class JournalBehind(ReplayError):
         )
 
 
+class EpochBehind(ReplayError):
+    """The store's newest epoch is below one that its writer has values of: it has lost rows."""
+
+    def __init__(self, model: str, found: int, seen: int) -> None:
+        super().__init__(model, found, seen)
+        self.model = model
+        self.found = found
+        self.seen = seen
+
+    def __str__(self) -> str:
+        return (
+            f"the journal knows {self.model} up to epoch {self.found} and its values here are of "
+            f"epoch {self.seen}: the journal is older than its model (emptied, or restored from a "
+            "backup?); put the newer one back, or begin again with --fresh"
+        )
+
+
 class JournalFull(ReplayError):
     """Free disk space is under the low-water mark (both in MB of 2^20 bytes)."""
 

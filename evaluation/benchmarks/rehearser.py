@@ -107,19 +107,23 @@ class Kept:
         self._row_of: dict[bytes, int] = {}
         self._free = list(range(rows))
 
-    def insert(self, n: int, x: Tensor, label: int, outputs: Tensor) -> None:
-        """Offer the row after the first ``n`` to the buffer and do as it decides."""
-        key = n.to_bytes(16, "big")
-        gone = self.buffer.insert(Item(key, {}, label))
-        if gone is not None:
-            if gone.key == key:
-                return
-            self._free.append(self._row_of.pop(gone.key))
-        row = self._row_of[key] = self._free.pop()
-        self.x[row] = x
-        self.y[row] = label
-        self.outputs[row] = outputs
-        self.at[row] = n
+    def insert(self, n: int, x: Tensor, y: Tensor, outputs: Tensor) -> None:
+        """Offer the rows after the first ``n`` to the buffer and do as it decides."""
+        taken: dict[int, int] = {}  # by row here: which of the new ones is written there last
+        for i, label in enumerate(y.tolist()):
+            key = (n + i).to_bytes(16, "big")
+            gone = self.buffer.insert(Item(key, {}, label))
+            if gone is not None:
+                if gone.key == key:
+                    continue
+                self._free.append(self._row_of.pop(gone.key))
+            row = self._row_of[key] = self._free.pop()
+            taken[row] = i
+        if not taken:
+            return
+        rows, new = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
+        self.x[rows], self.y[rows], self.outputs[rows] = x[new], y[new], outputs[new]
+        self.at[rows] = (n + new).float()
 
     def sample(self, k: int, rng: Random, retrieval: Retrieval) -> list[int]:
         """Rows of the tensors of the items drawn."""
@@ -194,6 +198,7 @@ class Rehearser:
         self._scaler = Scaler(wide) if scale else None
         self._rng = Random(seed)
         self._share = torch.full((classes,), 1 / classes)
+        self._weights: dict[tuple[int, int], Tensor] = {}  # of rows, by how many are fresh, drawn
         self._rows = self._passes = 0
         self.kept: Kept | None = None
         if method.buffer is not None:
@@ -219,8 +224,7 @@ class Rehearser:
         for _ in range(passes - 1):
             self._learn(x, y, self._drawn(len(y)))
         if self.kept is not None:
-            for i, label in enumerate(y.tolist()):
-                self.kept.insert(self._rows + i, x[i], label, before[i])
+            self.kept.insert(self._rows, x, y, before)
         self._rows += len(y)
 
     def _drawn(self, fresh: int) -> list[int]:
@@ -237,33 +241,38 @@ class Rehearser:
         if drawn:
             assert kept is not None
             at = torch.tensor(drawn)
-            x, y = torch.cat((x, kept.x[at])), torch.cat((y, kept.y[at]))
+            x = torch.cat((x, kept.x.index_select(0, at)))
+            y = torch.cat((y, kept.y.index_select(0, at)))
         outputs: Tensor = self._module(x if self._scaler is None else self._scaler(x))
         for parameter in self._parameters:
             parameter.grad = None
-        with torch.no_grad():
-            slope = self._slope(outputs.detach(), y, n)
-            if kept is not None and at is not None and self._method.distil:
-                slope[n:] += self._pull(outputs[n:], kept, at)
+        answered = outputs.detach()
+        slope = self._slope(answered, y, n)
+        if kept is not None and at is not None and self._method.distil:
+            slope[n:] += self._pull(answered[n:], kept, at)
         outputs.backward(slope)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self._move()
-        return outputs.detach()[:n]
+        return answered[:n]
 
     def _slope(self, outputs: Tensor, y: Tensor, fresh: int) -> Tensor:
         """Gradient of the cross-entropies at the outputs; closed: cheaper than to differentiate."""
         drawn = len(y) - fresh
-        weights = torch.full((len(y), 1), 1 / fresh)
-        weights[fresh:] = 1 / max(drawn, 1)
+        weights = self._weights.get((fresh, drawn))
+        if weights is None:
+            weights = torch.full((len(y), 1), 1 / fresh)
+            weights[fresh:] = 1 / max(drawn, 1)
+            self._weights[fresh, drawn] = weights
         right = torch.zeros_like(outputs).scatter_(1, y[:, None], weights)
         if adjust := self._method.adjust:
-            self._share.lerp_(right.sum(0) / (2 if drawn else 1), 1 - _SHARE_DECAY)
-            outputs = outputs + adjust * (self._share + _SHARE_MIN).log()
+            self._share.lerp_(right.sum(0).div_(2 if drawn else 1), 1 - _SHARE_DECAY)
+            outputs = outputs + (self._share + _SHARE_MIN).log_().mul_(adjust)
         return torch.softmax(outputs, 1).mul_(weights).sub_(right)
 
     def _pull(self, outputs: Tensor, kept: Kept, at: Tensor) -> Tensor:
         """Gradient of the distance of the drawn rows' outputs from the kept ones."""
-        apart = (outputs - kept.outputs[at]) * (2 * self._method.distil / len(outputs))
+        apart = outputs - kept.outputs.index_select(0, at)
+        apart.mul_(2 * self._method.distil / len(outputs))
         if self._scaler is not None:
             age = self._rows - kept.at[at]
             apart *= torch.exp2(-age / self._method.distil_half)[:, None]
@@ -273,14 +282,13 @@ class Rehearser:
         """A step down the gradient, and the average after it."""
         method = self._method
         rate = self._rate
-        moved = [(p, p.grad) for p in self._parameters if p.grad is not None]
+        moved = [p for p in self._parameters if p.grad is not None]
+        slopes = [p.grad for p in moved if p.grad is not None]
         if method.clip:
-            length = math.sqrt(sum(float(g.norm()) ** 2 for _, g in moved))
+            length = math.hypot(*map(float, torch._foreach_norm(slopes)))
             rate *= min(1.0, method.clip / max(length, 1e-12))
-        for parameter, gradient in moved:
-            parameter.add_(gradient, alpha=-rate)
+        torch._foreach_add_(moved, slopes, alpha=-rate)
         self._passes += 1
         if method.average:
             old = min(method.average, self._passes / (self._passes + 9))
-            for average, parameter in zip(self._averages, self._parameters, strict=True):
-                average.lerp_(parameter, 1 - old)
+            torch._foreach_lerp_(self._averages, self._parameters, 1 - old)

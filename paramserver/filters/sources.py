@@ -16,6 +16,7 @@ from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
 from paramserver.filters.losses import LOSSES, keep_newest
 from paramserver.filters.rate import EARNED
+from paramserver.filters.surprise import ABOUT
 
 SOURCES_MAX: Final = 100_000
 EVIDENCE: Final = "filter.evidence."
@@ -138,6 +139,8 @@ class Sources:
 
     def _write(self, source: Source, test: str, evidence: float, arrival: int) -> None:
         source.evidence[test] = evidence
+        if test.startswith(ABOUT):  # which a lie that was learned turns for the honest, too
+            return
         if evidence >= _GOOD:
             source.good = True
         elif evidence < _TURNED and source.good:

@@ -49,6 +49,9 @@ _RUSH_MIN: Final = 0.12
 _HEARD: Final = 0.3
 """Weight of what is far off in a rush of it: the sources are known before it is believed."""
 
+ABOUT: Final = "surprise about "
+"""Name of a test of what is about one label, which follows."""
+
 _Seen = tuple[str, bool, bool]
 """Source, is it a surprise, is it far off."""
 
@@ -90,7 +93,7 @@ class Surprise:
         losses: Losses | None = None,
     ) -> None:
         if answer is not None:
-            self.name = f"surprise {'about' if about else 'at'} {answer}"
+            self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
         self.losses = Losses() if losses is None else losses
         self._counts = losses is None
@@ -144,16 +147,18 @@ class Surprise:
         return rate, far_rate, far > max(_RUSH * far_rate, _RUSH_MIN)
 
     def _turning(self) -> bool:
-        """Whether even those two thirds of the sources surprise that do it least."""
+        """Whether even those two thirds of the sources surprise that do it least.
+
+        Each counts once, however much it sends: a flood of lies is no turn of the world.
+        """
         counts: dict[str, list[int]] = {}
         for name, hit, _ in self._window:
             count = counts.setdefault(name, [0, 0])
             count[0] += 1
             count[1] += hit
-        order = sorted(counts.values(), key=lambda c: c[1] / c[0])
+        order = sorted(hits / n for n, hits in counts.values())
         kept = order[: len(order) - len(order) // 3]
-        n = sum(c[0] for c in kept)
-        return len(kept) >= SOURCES_MIN and sum(c[1] for c in kept) >= _TURNING * n
+        return len(kept) >= SOURCES_MIN and sum(kept) >= _TURNING * len(kept)
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if event.loss is None:

@@ -172,7 +172,9 @@ class Journal(Protocol):
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
 
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         """Write ``rows`` (1 … ``batch_rows_max``) durably, in order, in one step.
 
         ``known`` is the last offset that the writer had an answer for.  A key that exists
@@ -192,6 +194,9 @@ class Journal(Protocol):
             Definite.  The partition belongs to an adopter now.
         JournalBehind
             Definite.  The partition ends below ``known``: the store has lost rows.
+        EpochBehind
+            Definite.  The model's newest epoch is below ``epoch``, the newest that the writer has
+            seen: the store has lost rows, also where the partition is new.
         JournalFull
             Definite.  Free disk space, a server's memory or the size is at its bound: no new
             rows and halves.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from replay.errors import (
     BatchSize,
+    EpochBehind,
     EpochLost,
     JournalBehind,
     PartitionSealed,
@@ -301,6 +302,10 @@ def gives_each_epoch_once(open_: Open) -> None:
         p, q = register(one, "m"), register(one, "fresh")
         same(one.append(p, 0, batch("a")).epoch, 3, "the newest epoch comes with an append")
         same(one.append(q, 0, batch("a")).epoch, 0, "no server yet")
+        late = lambda: two.append(p, 1, batch("c"), 4)  # noqa: E731
+        same(refused(EpochBehind, late, "values of a lost epoch").args, ("m", 3, 4), "its epochs")
+        same([r.event_id for r in one.read(p, 1, 9)], ["a"], "nothing of a refused batch is there")
+        same(offsets(two.append(p, 1, batch("c"), 3)), [(True, p, 2)], "the newest epoch, seen")
 
 
 def moves_the_head_for_the_newest_epoch_only(open_: Open) -> None:

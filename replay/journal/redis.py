@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from replay.errors import (
+    EpochBehind,
     EpochLost,
     JournalBehind,
     JournalFormat,
@@ -161,7 +162,9 @@ class RedisJournal:
         number = self._run(scripts.REGISTER, model, replica, spec, repr(float(at)), bits)
         return Partition(int(number), model, replica, spec, 0, False)
 
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         """Write ``rows`` durably, in order, in one step: see :class:`replay.journal.base.Journal`.
 
         Raises
@@ -171,6 +174,8 @@ class RedisJournal:
         JournalBehind
             Definite.  The partition ends below ``known`` (or is unknown and ``known`` is not 0),
             or a key leads to a row that is gone: the store has lost rows.
+        EpochBehind
+            Definite.  The model's newest epoch is below ``epoch``, the newest that was seen.
         ServerFull, JournalNotDurable
             Definite, and only if a row or half is new: a batch that stands already is answered.
         JournalUnavailable
@@ -179,7 +184,7 @@ class RedisJournal:
         check_batch(rows, self._batch_rows_max)
         held = self._server.held()
         words = [word for row in rows for word in _words(row)]
-        head = (partition, known, int(held is not None), self._halves_max)
+        head = (partition, known, int(held is not None), self._halves_max, epoch)
         answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
         status = answer[0]
         if status == b"held" and held is not None:
@@ -190,6 +195,8 @@ class RedisJournal:
             raise PartitionUnknown(partition)
         if status == b"sealed":
             raise PartitionSealed(partition, int(answer[1]))
+        if status == b"older":
+            raise EpochBehind(answer[1].decode(), int(answer[2]), epoch)
         if status == b"behind":
             raise JournalBehind(*map(int, answer[1:]))
         outcomes: list[Outcome] = []

@@ -79,8 +79,8 @@ return tonumber(ARGV[1])
 """
 )
 
-# ARGV: number, known, '1' if new rows are held, most halves of the model, then of each row its
-# key, event_id, source, verdict, factor, payload, at, half ('' of a whole row).
+# ARGV: number, known, '1' if new rows are held, most halves of the model, newest epoch that the
+# writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half ('' of a whole row).
 APPEND = (
     _COMMON
     + """
@@ -91,6 +91,8 @@ local stop = last(rows)
 if not of[1] then return {'unknown'} end
 if of[2] then return {'sealed', int(stop)} end
 if stop < known then return {'behind', number, int(stop), int(known)} end
+local newest = redis.call('HGET', P .. ':head:' .. of[1], 'newest') or '0'
+if tonumber(newest) < tonumber(ARGV[5]) then return {'older', of[1], newest} end
 local ids, halves = P .. ':ids:' .. of[1], P .. ':halves:' .. of[1]
 local waiting = P .. ':waiting:' .. of[1]
 local count = redis.call('HLEN', halves)
@@ -136,7 +138,7 @@ local function take(i, n)
   return {'written'}
 end
 
-for i = 5, #ARGV, 8 do
+for i = 6, #ARGV, 8 do
   local key, n = ARGV[i], #outcomes + 1
   local place = not first[key] and redis.call('HGET', ids, key)
   if first[key] then
@@ -171,7 +173,7 @@ for _, new in ipairs(fresh) do
   outcomes[new.n] = {'written', int(stop), seq}
   if new.fields[16] ~= '' then outcomes[new.n][4] = new.fields end
 end
-for i = 5, #ARGV, 8 do
+for i = 6, #ARGV, 8 do
   local key = ARGV[i]
   if keep[key] then
     redis.call('ZADD', waiting, kept[key][5], key)
@@ -179,7 +181,6 @@ for i = 5, #ARGV, 8 do
     keep[key] = nil
   end
 end
-local newest = redis.call('HGET', P .. ':head:' .. of[1], 'newest') or '0'
 return {'ok', int(stop), newest, outcomes}
 """
 )

@@ -148,12 +148,14 @@ class SqliteJournal:
             assert number is not None
         return Partition(number, model, replica, spec, 0, False)
 
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         """Write ``rows`` durably, in order, in one step: see :class:`replay.journal.base.Journal`.
 
         Raises
         ------
-        BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, JournalBehind
+        BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind
             Definite: nothing was written.
         JournalFull, SizeFull
             Definite, and only if a row or half is new: a batch that stands already is answered.
@@ -163,7 +165,7 @@ class SqliteJournal:
         check_batch(rows, self._batch_rows_max)
         free = self._free_mb()
         with self._file.write() as db:
-            batch = Batch(db, partition, known, self._halves_max)
+            batch = Batch(db, partition, known, self._halves_max, epoch)
             outcomes = batch.write(rows)
             if batch.wrote:
                 self._check_room(db, free)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from replay import codec
-from replay.errors import JournalBehind, PartitionSealed, PartitionUnknown
+from replay.errors import EpochBehind, JournalBehind, PartitionSealed, PartitionUnknown
 from replay.journal import sqliteschema as sql
 from replay.journal.base import Half, NewRow, Outcome, Row, Verdict
 
@@ -25,23 +25,29 @@ class Batch:
         The partition's number, and the last offset that the writer had an answer for.
     halves_max
         Most halves that are kept of the model.
+    seen
+        Newest epoch of the model that the writer has seen.
 
     Raises
     ------
-    PartitionUnknown, PartitionSealed, JournalBehind
+    PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind
         The partition takes no rows, or not from this writer.
     """
 
-    def __init__(self, db: sqlite3.Connection, partition: int, known: int, halves_max: int) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, partition: int, known: int, halves_max: int, seen: int
+    ) -> None:
         found = db.execute(sql.ADMIT, (partition,)).fetchone()
         if found is None:
             raise PartitionUnknown(partition)
-        self._model, self.end, sealed, epoch, self._halves = found
+        self._model, self.end, sealed, epoch, self._halves, name = found
         if sealed:
             raise PartitionSealed(partition, self.end)
         if self.end < known:
             raise JournalBehind(partition, self.end, known)
         self.epoch = int(epoch or 0)
+        if self.epoch < seen:
+            raise EpochBehind(name, self.epoch, seen)
         self._db = db
         self._partition = partition
         self._known = known

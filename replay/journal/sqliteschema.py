@@ -82,7 +82,7 @@ NEWEST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'rows'"
 ADMIT = (
     'SELECT p.model, p."end", p.sealed,'
     " (SELECT max(epoch) FROM heads h WHERE h.model = p.model),"
-    " (SELECT halves FROM models m WHERE m.id = p.model) FROM partitions p WHERE p.id = ?"
+    " m.halves, m.name FROM partitions p JOIN models m ON m.id = p.model WHERE p.id = ?"
 )
 PARTITION = (
     'SELECT p.id, m.name, p.replica, p.spec, p."end", p.sealed, p.trimmed'

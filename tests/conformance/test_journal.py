@@ -31,9 +31,11 @@ def hasty(path: Path) -> SqliteJournal:
 
 
 class OwnRowIsDuplicate(SqliteJournal):
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         before = self.partition(partition)
-        answer = super().append(partition, known, rows)
+        answer = super().append(partition, known, rows, epoch)
         assert before is not None
         outcomes = [
             structs.replace(o, new=o.new and o.row is not None and o.row.offset > before.end)
@@ -101,8 +103,10 @@ class ReadSkipsAHole(SqliteJournal):
 
 
 class DuplicateGetsItsOwnContent(SqliteJournal):
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
-        answer = super().append(partition, known, rows)
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
+        answer = super().append(partition, known, rows, epoch)
         outcomes = [
             structs.replace(o, row=o.row and structs.replace(o.row, payload=bytes(row.payload)))
             for o, row in zip(answer.outcomes, rows, strict=True)
@@ -120,6 +124,13 @@ class FollowsToItsOwnNewest(SqliteJournal):
     def follow(self, model: str, after: int, n: int) -> Followed:
         answer = super().follow(model, after, n)
         return replace(answer, upto=max([after, *(row.seq for row in answer.rows)]))
+
+
+class EpochSeenIsNothing(SqliteJournal):
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
+        return super().append(partition, known, rows)
 
 
 class SealOpensAgain(SqliteJournal):
@@ -144,6 +155,7 @@ class SealOpensAgain(SqliteJournal):
         DuplicateGetsItsOwnContent,
         FollowsPartitionByPartition,
         FollowsToItsOwnNewest,
+        EpochSeenIsNothing,
         SealOpensAgain,
     ],
 )
@@ -156,7 +168,7 @@ STATEMENTS = [
     ("ADMIT", "p.sealed", "0", "no seal check"),
     ("ADMIT", "max(epoch)", "0", "no epoch in the answer"),
     ("ADMIT", " WHERE h.model = p.model", "", "epoch of another model"),
-    ("ADMIT", "m WHERE m.id = p.model", "m", "halves of another model"),
+    ("ADMIT", " ON m.id = p.model", "", "halves of another model"),
     ("READ", ' ORDER BY "offset"', ' ORDER BY "offset" DESC', "order"),
     ("LINEAGES", "ORDER BY changed", "ORDER BY spec", "lineages unordered"),
     ("WRITE_CONTROL", "WHERE model = m", "", "control rows count together"),

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from replay.errors import (
+    EpochBehind,
     EpochLost,
     JournalBehind,
     JournalFormat,
@@ -195,6 +196,8 @@ def test_a_server_restarted_empty_is_noticed(server: Any) -> None:
         assert behind.value.definite
         fresh = [journal.register("m", "r", "x", 1.0).id for _ in range(2)]
         journal.append(fresh[0], 0, batch("d e f"))
+        with pytest.raises(EpochBehind):  # nor from a writer that has only values of before
+            journal.append(fresh[1], 0, batch("g"), 1)
         assert not {p, q} & set(fresh)  # or their old clocks would call new rows repeats
         with pytest.raises(JournalBehind):
             journal.append(p, 2, batch("c"))  # also when others have written since

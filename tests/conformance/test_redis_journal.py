@@ -75,6 +75,7 @@ MUTANTS = [
     ("APPEND", "kept[key], keep[key], first[key] = false, nil, n",
      "kept[key], first[key] = keep[key] and kept[key], n", "half of a row kept in its batch"),
     ("SEAL", "'sealed', '1'", "'closed', '1'", "seal forgotten"),
+    ("APPEND", "if tonumber(newest) < tonumber(ARGV[5]) then", "if false then", "lost epochs"),
     ("BEGIN_EPOCH", "if epoch ~= tonumber(ARGV[3]) then", "if false then", "epoch without compare"),
     ("BEGIN_EPOCH", "changes, ARGV[2])", "0, ARGV[2])", "lineages unordered"),
     ("BEGIN_EPOCH", "math.max(epoch, tonumber(found[2] or '0'))", "epoch", "newest is last"),

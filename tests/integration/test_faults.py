@@ -426,8 +426,9 @@ def empty(running: Running, redis: redis_server.Server, before: list[str]) -> No
     assert "the journal is older than its writer" in incident(running)
     (victim, *_) = running.replica_urls()
     os.kill(int(victim.partition(":")[0]), signal.SIGKILL)
-    until("a server that refuses", lambda: _refuses(running))
+    # From its first answer on: its partition is new, but the store has lost its values' epoch.
     until("feedback is refused", lambda: still_refused(running))
+    until("a server that refuses", lambda: still_refused(running) and _refuses(running))
     assert predicted(running.url, before) == [1.0] * 20
 
 

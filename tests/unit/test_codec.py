@@ -128,6 +128,7 @@ def test_values_without_an_exact_form_are_refused(value: object) -> None:
         (errors.PartitionUnknown(3), "partition 3"),
         (errors.PartitionSealed(3, 17), "sealed at offset 17"),
         (errors.JournalBehind(3, 95, 100), "offset 95"),
+        (errors.EpochBehind("m", 0, 3), "of epoch 3"),
         (errors.JournalFull(12.4, 256), "12 MB"),
         (errors.SizeFull(64.25, 64.0), "uses 64.2 MB, its bound is 64 MB"),
         (errors.JournalUnavailable("disk I/O error"), "disk I/O error"),

@@ -115,10 +115,12 @@ class Held(SqliteJournal):
     open = threading.Event()
     appends = 0
 
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         Held.appends += 1
         assert self.open.wait(10)
-        return super().append(partition, known, rows)
+        return super().append(partition, known, rows, epoch)
 
 
 def test_a_freeze_is_acted_on_when_all_from_before_is_pushed(tmp_path: Path) -> None:

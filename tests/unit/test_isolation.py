@@ -47,9 +47,11 @@ class Stuck(SqliteJournal):
         super().__init__(path, disk_low_mb=0)
         self.go = threading.Event()
 
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         self.go.wait(60)
-        return super().append(partition, known, rows)
+        return super().append(partition, known, rows, epoch)
 
 
 def test_a_failing_a_diverging_and_a_flooded_model_leave_seventeen_alone(tmp_path: Path) -> None:

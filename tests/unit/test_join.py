@@ -318,10 +318,12 @@ class Held(SqliteJournal):
     open = threading.Event()
     batches: list[list[Half | None]] = []  # noqa: RUF012
 
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         assert self.open.wait(10)
         self.batches.append([row.half for row in rows])
-        return super().append(partition, known, rows)
+        return super().append(partition, known, rows, epoch)
 
 
 def test_predictions_do_not_wait_and_are_dropped_beyond_the_bound(tmp_path: Path) -> None:
@@ -389,7 +391,9 @@ def test_what_waits_is_written_before_the_replica_stops(tmp_path: Path) -> None:
 
 def test_a_full_store_drops_predictions_and_says_so(tmp_path: Path) -> None:
     class Full(SqliteJournal):
-        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+        def append(
+            self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+        ) -> Appended:
             raise JournalFull(1.0, 256)
 
     async def scene(world: Any) -> None:
@@ -408,8 +412,10 @@ def test_a_lost_answer_is_no_reuse_and_no_duplicate(tmp_path: Path, losses: int)
     class Lossy(SqliteJournal):
         left = losses
 
-        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
-            appended = super().append(partition, known, rows)
+        def append(
+            self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+        ) -> Appended:
+            appended = super().append(partition, known, rows, epoch)
             if self.left:
                 Lossy.left -= 1
                 raise JournalUnavailable("the answer was lost")

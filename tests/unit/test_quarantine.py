@@ -150,10 +150,12 @@ class Held(SqliteJournal):
     open = threading.Event()
     appends = 0
 
-    def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
         Held.appends += 1
         assert self.open.wait(10)
-        return super().append(partition, known, rows)
+        return super().append(partition, known, rows, epoch)
 
 
 class Kept:

@@ -39,9 +39,11 @@ def test_many_requests_are_one_commit_and_repeats_get_the_first_row(tmp_path: Pa
     class Counting(SqliteJournal):
         batches: list[int] = []  # noqa: RUF012
 
-        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+        def append(
+            self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+        ) -> Appended:
             self.batches.append(len(rows))
-            return super().append(partition, known, rows)
+            return super().append(partition, known, rows, epoch)
 
     async def scene(world: Any) -> None:
         journal = Counting(world.folder / "journal.db", disk_low_mb=0)
@@ -78,8 +80,10 @@ def test_a_lost_answer_of_the_store_is_no_duplicate(tmp_path: Path) -> None:
     class Lossy(SqliteJournal):
         losses = 2
 
-        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
-            appended = super().append(partition, known, rows)
+        def append(
+            self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+        ) -> Appended:
+            appended = super().append(partition, known, rows, epoch)
             if self.losses:
                 self.losses -= 1
                 raise JournalUnavailable("the answer was lost")
@@ -122,10 +126,12 @@ def test_a_full_disk_and_too_many_requests_are_definite(tmp_path: Path) -> None:
     class Full(SqliteJournal):
         full = True
 
-        def append(self, partition: int, known: int, rows: Sequence[NewRow]) -> Appended:
+        def append(
+            self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+        ) -> Appended:
             if self.full:
                 raise JournalFull(1.0, 256)
-            return super().append(partition, known, rows)
+            return super().append(partition, known, rows, epoch)
 
     async def scene(world: Any) -> None:
         journal = Full(world.folder / "journal.db", disk_low_mb=0)
