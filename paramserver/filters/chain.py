@@ -33,7 +33,7 @@ from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
 from paramserver.filters.samples import Samples
 from paramserver.filters.schema import Schema
-from paramserver.filters.sources import SOURCES_MAX, Sources
+from paramserver.filters.sources import SOURCES_MAX, Sources, has_turned
 from paramserver.filters.surprise import Surprise
 
 QUARANTINE_AT: Final = -6.0
@@ -251,7 +251,7 @@ class Chain:
 
     def _look_for_drift(self, lately: Sequence[Source]) -> None:
         since = max(self._arrivals - len(self._lately), 0)
-        turned = [s for s in lately if s.turned_at > since]
+        turned = [s for s in lately if s.turned_at > since and has_turned(s)]
         many = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(lately))
         # whoever sends most is condemned before the others have sent enough to turn
         drift = many or any(isinstance(t, Surprise) and t.turning for t in self.filters)

@@ -80,6 +80,11 @@ def of_sources(blocks: Blocks) -> Blocks:
     return {name: block for name, block in blocks.items() if name.startswith(_PREFIX)}
 
 
+def has_turned(source: Source) -> bool:
+    """Whether a test still speaks against it: whoever was unlucky and is good again did not turn."""
+    return any(e < 0.0 for test, e in source.evidence.items() if not test.startswith(ABOUT))
+
+
 class Sources:
     """The table of sources.
 
