@@ -73,6 +73,8 @@ def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, 
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A record of each push, kept by the head: 12 MB a minute until it holds 100,000.
+        "RAY_task_events_report_interval_ms": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "online.ingress.middlewares",
         "OMP_NUM_THREADS": "1",
     }

@@ -81,7 +81,7 @@ def of_sources(blocks: Blocks) -> Blocks:
 
 
 def has_turned(source: Source) -> bool:
-    """Whether a test still speaks against it: whoever was unlucky and is good again did not turn."""
+    """Whether a test still speaks against it: the unlucky are good again, and did not turn."""
     return any(e < 0.0 for test, e in source.evidence.items() if not test.startswith(ABOUT))
 
 

@@ -80,7 +80,8 @@ return tonumber(ARGV[1])
 )
 
 # ARGV: number, known, '1' if new rows are held, most halves of the model, newest epoch that the
-# writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half ('' of a whole row).
+# writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half
+# ('' of a whole row).
 APPEND = (
     _COMMON
     + """
