@@ -254,10 +254,11 @@ class Chain:
         turned = [s for s in lately if s.turned_at > since and has_turned(s)]
         many = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(lately))
         # whoever sends most is condemned before the others have sent enough to turn
-        drift = many or any(isinstance(t, Surprise) and t.turning for t in self.filters)
+        turning = {t.name for t in self.filters if isinstance(t, Surprise) and t.turning}
+        drift = many or bool(turning)
         if drift and not self.drift:
             self.alarms += 1
-            for source in turned:
+            for source in turned if many or Surprise.name in turning else ():
                 self.sources.pardon(source)
         self.drift = drift
 

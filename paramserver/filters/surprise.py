@@ -184,7 +184,7 @@ class Surprise:
         if self.losses.events >= self._enough:
             self.bounds = self.losses.nulls()
             # honest labels that a lie has made the model deny are no turn of the world
-            self.turning = self._answer is None and self._turning()
+            self.turning = not self._about and self._turning()
             self._fresh = self._of_runs()
 
     def _of_runs(self) -> float:
