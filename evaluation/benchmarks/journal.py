@@ -264,4 +264,4 @@ def _commit(journal: SqliteJournal, batches: list[tuple[int, list[NewRow]]]) -> 
     """Batches of several partitions in one transaction."""
     with journal._file.write() as db:
         for number, rows in batches:
-            Batch(db, number, 0, halves_max=0).write(rows)
+            Batch(db, number, 0, halves_max=0, seen=0).write(rows)

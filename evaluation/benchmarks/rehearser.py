@@ -192,9 +192,9 @@ class Rehearser:
     ) -> None:
         self._module, self._method = module, method
         self._rate, self._capacity, self._classes = rate, capacity, classes
-        self._parameters = list(module.parameters())
+        self._parameters: list[Tensor] = list(module.parameters())
         self._answering = copy.deepcopy(module) if method.average else module
-        self._averages = list(self._answering.parameters())
+        self._averages: list[Tensor] = list(self._answering.parameters())
         self._scaler = Scaler(wide) if scale else None
         self._rng = Random(seed)
         self._share = torch.full((classes,), 1 / classes)
