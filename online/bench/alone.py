@@ -337,6 +337,35 @@ def robustness(
     raise typer.Exit(0 if good else 1)
 
 
+@app.command()
+def liars(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each kind", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Five liars among twenty senders of real streams: who is found, and what is lost.
+
+    Exits 1 if an honest source is quarantined, or accuracy falls by more than a point.  Needs
+    Elec2, INSECTS, gas sensors and MNIST in ONLINE_DATA_DIR.  Example:
+    online bench liars --stream phishing --seeds 1
+    """
+    from online.bench import liars as bench
+    from online.config import data_dir
+
+    if unknown := set(stream or ()) - set(bench.STREAMS):
+        known = ", ".join(bench.STREAMS)
+        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    names, found = stream or list(bench.STREAMS), []
+    for line in bench.run(data_dir(), names, range(first, first + seeds)):
+        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
+        found.append(line)
+    show("liars", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
 def _drills(
     which: Sequence[str], *, served: bool, progress: Callable[[str], None], as_json: bool
 ) -> bool:
