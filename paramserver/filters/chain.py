@@ -26,6 +26,7 @@ from paramserver.filters.base import (
     Source,
     keyed,
 )
+from paramserver.filters.copies import Copies
 from paramserver.filters.direction import Direction
 from paramserver.filters.losses import LOSSES, Losses
 from paramserver.filters.norm import Norm
@@ -278,7 +279,7 @@ def usual(
     if size is not None:
         filters.append(Norm(reference))
         if reference is not None and reference.problem is None:
-            filters.append(Direction(reference))
+            filters += [Direction(reference), Copies(reference)]
     filters.append(Surprise())
     return Chain(filters, reference=reference, sources_max=sources_max)
 

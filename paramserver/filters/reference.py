@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -125,6 +126,10 @@ class Reference:
         Scores of the last null draws.
     lengths
         Their lengths.
+    alike
+        Cosines of null draws of one refresh to each other: how alike honest gradients are.
+    size
+        Numbers of a gradient; 0: none was drawn yet.
     """
 
     def __init__(
@@ -142,6 +147,8 @@ class Reference:
         self._frames: deque[Frame] = deque(maxlen=FRAMES_KEPT)
         self.nulls: deque[Score] = deque(maxlen=NULLS_KEPT)
         self.lengths: deque[float] = deque(maxlen=NULLS_KEPT)
+        self.alike: deque[float] = deque(maxlen=NULLS_KEPT)
+        self.size = 0
 
     def score(self, gradient: Gradient, base: int, label: Hashable | None) -> Score | None:
         """Score of a gradient that was computed with version ``base``; None: nothing to compare.
@@ -176,6 +183,11 @@ class Reference:
         if not (np.isfinite(nulls).all() and np.isfinite(of_class).all()):
             return  # the model has diverged: nothing is learned of it
         self._keep_usual(nulls)
+        self.size = len(drawn[0][0])
+        for one, two in combinations(nulls, 2):
+            lengths = float((one @ one) * (two @ two)) ** 0.5
+            if lengths > 0.0:
+                self.alike.append(float(one @ two) / lengths)
         frame = self._framed(of_class, version)
         if frame is None:
             return
