@@ -34,7 +34,7 @@ from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
 from paramserver.filters.samples import Samples
 from paramserver.filters.schema import Schema
-from paramserver.filters.sources import SOURCES_MAX, Sources, has_turned
+from paramserver.filters.sources import SOURCES_MAX, Sources, condemned_by, has_turned
 from paramserver.filters.surprise import Surprise
 
 QUARANTINE_AT: Final = -6.0
@@ -246,6 +246,10 @@ class Chain:
         for test in self.filters:
             test.refresh(rng, lately)
         self._look_for_drift(lately)
+        if any(isinstance(test, Direction) and test.wrong for test in self.filters):
+            for source in lately:  # what it said before it was known to be wrong
+                if source.quarantined and condemned_by(source, Direction.name):
+                    self.sources.pardon(source)
 
     def _seen_lately(self) -> list[Source]:
         return [self.sources.get(name) for name in dict.fromkeys(reversed(self._lately))]

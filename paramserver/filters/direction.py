@@ -57,6 +57,11 @@ class Direction:
     alone
         Whether one event may be set aside or scaled down by itself.  Of single rows too many honest
         ones are against the root set: they are evidence only.
+
+    Attributes
+    ----------
+    wrong
+        Most sources disagree with the root set: it is wrong, or of yesterday, and the test is off.
     """
 
     name = "direction"
@@ -70,6 +75,7 @@ class Direction:
         self.sd = 1.0
         self.against = 1.0
         self.heavy = float("inf")
+        self.wrong = False
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if self.mu < _POWER_MIN:
@@ -124,8 +130,9 @@ class Direction:
         else:
             self.mu = min(float(np.median(means)), float(np.quantile(nulls, 0.75)))
         turned_round = [s.means[_TURNED] for s in sources if _TURNED in s.means]
-        if len(turned_round) >= _SOURCES_MIN and float(np.median(turned_round)) > 0.0:
-            self.mu = 0.0  # most sources disagree with the root set: it is wrong, or of yesterday
+        self.wrong = len(turned_round) >= _SOURCES_MIN and float(np.median(turned_round)) > 0.0
+        if self.wrong:
+            self.mu = 0.0
         self.below = self.mu * self._line_between(sources)
 
     def _line_between(self, sources: Sequence[Source]) -> float:

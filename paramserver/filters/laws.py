@@ -10,6 +10,7 @@ from paramserver.filters.base import Event, Filter, Gradient, Source
 from paramserver.filters.checks import (
     HONEST,
     HOSTILE,
+    ROWS,
     SIZE,
     Forge,
     Make,
@@ -18,6 +19,7 @@ from paramserver.filters.checks import (
     play,
     share_taken,
 )
+from paramserver.filters.reference import Reference
 
 
 def _most(make: Make, forge: Forge, share: float, *, n: int = 400, skip: int = 100) -> None:
@@ -118,6 +120,46 @@ def repeats_weigh_less(make: Make) -> None:
     assert factors[-1] <= 0.2, factors
     other = replace(event, source="h2", key=b"other")
     assert chain.decide(other).opinions[1].factor == 1.0, "another source's same row"
+
+
+def copies_weigh_less(make: Make) -> None:
+    """One vector by several sources: the first is heard whole, who comes later is a copier."""
+    stream = Stream(1)
+    chain = chain_of(make, stream)
+    play(chain, stream, 50)
+    event = stream.event("h1")
+    found = []
+    for i, source in enumerate(("h1", "x1", "x2", "x3")):
+        noise = np.float32(1e-3) * stream.gradient(*stream.rows(1))
+        copy = replace(event, source=source, key=bytes([i]), gradient=_of(event) + noise)
+        verdict = chain.decide(copy)
+        found.append(verdict.opinions[1])
+        chain.observe(copy, verdict)
+    assert [round(o.factor, 3) for o in found] == [1.0, 0.5, 0.333, 0.25], found
+    assert [o.evidence < 0.0 for o in found] == [False, True, True, True], found
+    next_one = chain.decide(replace(event, gradient=stream.event("h1").gradient)).opinions[1]
+    assert (next_one.factor, next_one.evidence) == (1.0, 0.0), "who was copied is condemned"
+    own = stream.event("h2")
+    chain.observe(own, chain.decide(own))
+    assert chain.decide(own).opinions[1].factor == 1.0, "who repeats itself is held to copy"
+
+
+def colluders_are_set_aside(make: Make) -> None:
+    """Five who send one vector, whatever it is."""
+    _most(make, lambda s, i, e: replace(e, gradient=s.root_gradient(np.arange(40))), 0.05)
+
+
+def says_nothing_where_honest_ones_are_alike(make: Make) -> None:
+    """Means of very many rows are all one vector."""
+    stream = Stream(2)
+    stream.reference = Reference(
+        [int(v) for v in stream.root_y], stream.root_gradient, rows=100 * ROWS
+    )
+    chain = chain_of(make, stream)
+    first, second = stream.event("h1"), stream.event("h2")
+    chain.observe(first, chain.decide(first))
+    opinion = chain.decide(replace(second, gradient=first.gradient)).opinions[1]
+    assert opinion.off, opinion
 
 
 def contradictions_count(make: Make) -> None:

@@ -85,6 +85,11 @@ def has_turned(source: Source) -> bool:
     return any(e < 0.0 for test, e in source.evidence.items() if not test.startswith(ABOUT))
 
 
+def condemned_by(source: Source, test: str) -> bool:
+    """Whether this test alone speaks against it."""
+    return all((e < 0.0) == (name == test) for name, e in source.evidence.items() if e != 0.0)
+
+
 class Sources:
     """The table of sources.
 

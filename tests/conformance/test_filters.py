@@ -46,6 +46,14 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
             lambda reference: of("direction").Direction(reference),
             (laws.opposite_is_set_aside, laws.a_turned_world_is_followed),
         ),
+        "copies": (
+            lambda reference: of("copies").Copies(reference),
+            (
+                laws.copies_weigh_less,
+                laws.colluders_are_set_aside,
+                laws.says_nothing_where_honest_ones_are_alike,
+            ),
+        ),
         "surprise": (
             lambda reference: of("surprise").Surprise(),
             (laws.wrong_labels_are_set_aside, laws.a_turned_world_is_followed),
@@ -119,6 +127,14 @@ MUTANTS = [
      "            source.mean(self.name, opinion.score)\n            self.mu *= 0.9\n",
      "every event moves the bound of all"),
     ("surprise", "fresh * log(rate / _HOSTILE), event.loss", "0.0, event.loss", "never condemned"),
+    ("copies", "1.0 / (1 + copied)", "1.0", "copies are learned whole"),
+    ("copies", "_AGAINST, float(copied)", "0.0, float(copied)", "copies are no evidence"),
+    ("copies", 'by not in ("", event.source)', 'by != ""', "who repeats itself is a copier"),
+    ("copies", "cosine > _COPY", "cosine == 1.0", "a little noise hides a copy"),
+    ("copies", "cosine > _COPY", "cosine > 0.3", "honest ones are copiers"),
+    ("copies", "and max(pairs) <= _ALIKE", "", "it speaks where all are alike"),
+    ("copies", "self._sent[place], self._by[place] = unit, event.source",
+     "self._sent[0], self._by[0] = unit, event.source", "one push is remembered"),
     ("surprise", "if event.loss > bound:", "if event.loss < bound:", "turned round"),
     ("surprise", "deque(maxlen=_KEPT)", "deque()", "all losses are kept"),
 ]  # fmt: skip
