@@ -122,6 +122,32 @@ def test_a_sealed_writer_takes_a_new_partition_and_the_adopter_learns_the_old_on
     play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "control"])
+def test_a_new_replica_writes_nothing_into_a_store_that_has_lost_its_epoch(
+    tmp_path: Path, checked: bool
+) -> None:
+    """Its partition is new there, so no offset is missing; control: it answers `learned`."""
+
+    async def scene(world: Any) -> None:
+        emptied = SqliteJournal(world.folder / "emptied.db", disk_low_mb=0)
+        replica = await world.replica(journal=emptied)
+        assert replica.learner.version[0] == 1
+        if not checked:
+            replica.writer._seen = lambda: 0
+            assert statuses(await replica.writer.record([row("x")])) == [("learned", False)]
+        else:
+            with pytest.raises(RequestError) as refused:
+                await replica.writer.record([row("x")])
+            assert (refused.value.status, refused.value.code) == (503, "journal_refused")
+            assert "up to epoch 0" in refused.value.message
+            assert replica.incident is not None
+            assert emptied.read(replica.writer.partition, 1, 9) == ()
+        for task in replica._tasks:
+            task.cancel()
+
+    play(tmp_path, scene)
+
+
 def test_a_full_disk_and_too_many_requests_are_definite(tmp_path: Path) -> None:
     class Full(SqliteJournal):
         full = True
