@@ -169,13 +169,11 @@ class RedisJournal:
 
         Raises
         ------
-        BatchSize, RowInvalid, PartitionUnknown, PartitionSealed
+        BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, EpochBehind
             Definite: nothing was written.
         JournalBehind
             Definite.  The partition ends below ``known`` (or is unknown and ``known`` is not 0),
             or a key leads to a row that is gone: the store has lost rows.
-        EpochBehind
-            Definite.  The model's newest epoch is below ``epoch``, the newest that was seen.
         ServerFull, JournalNotDurable
             Definite, and only if a row or half is new: a batch that stands already is answered.
         JournalUnavailable
@@ -186,8 +184,7 @@ class RedisJournal:
         words = [word for row in rows for word in _words(row)]
         head = (partition, known, int(held is not None), self._halves_max, epoch)
         answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
-        status = answer[0]
-        if status == b"held" and held is not None:
+        if (status := answer[0]) == b"held" and held is not None:
             raise type(held)(*held.args)  # a traceback of its own
         if status == b"unknown":
             if known:
