@@ -41,7 +41,7 @@ RATE_MIN: Final = 0.85
 """Hostile updates until quarantine; points of recall below the clean run; feedback rate."""
 
 _ASKED: Final = 5
-_BURST: Final = 4
+BURST: Final = 4
 _MODEL: Final = "spam"
 _PATH: Final = f"/v1/models/{_MODEL}"
 _WARM: Final = 400
@@ -94,7 +94,7 @@ def posts(messages: Sequence[tuple[str, bool]], kind: str, seed: int) -> Iterato
             yield liar, with_word[draw.randrange(len(with_word))], False, True
         else:
             yield liar, text, not spam, True
-            for _ in range(_BURST - 1 if kind == "burst" else 0):
+            for _ in range(BURST - 1 if kind == "burst" else 0):
                 other, really = messages[draw.randrange(len(messages))]
                 yield liar, other, not really, True
 
@@ -173,7 +173,7 @@ def alone(
     rate = len(events) / (time.perf_counter() - begun)
     spam = [text for text, label in held if label]
     found = sum(loop.model.predict({"text": text}).label is True for text in spam)
-    return _of_answers(events, answers, 100.0 * found / len(spam), rate)
+    return of_answers(events, answers, 100.0 * found / len(spam), rate)
 
 
 def served(events: Sequence[Post], held: Sequence[tuple[str, bool]], filters: str) -> Played:
@@ -194,12 +194,16 @@ def served(events: Sequence[Post], held: Sequence[tuple[str, bool]], filters: st
         answers = _send(running, events, tokens)
         rate = len(events) / (time.perf_counter() - begun)
         recall = _recall(running, held, admin)
-    return _of_answers(events, answers, recall, rate)
+    return of_answers(events, answers, recall, rate)
 
 
-def _of_answers(
-    events: Sequence[Post], answers: Sequence[tuple[str, str]], recall: float, rate: float
+def of_answers(
+    events: Sequence[tuple[str, Any, Any, bool]],
+    answers: Sequence[tuple[str, str]],
+    recall: float,
+    rate: float,
 ) -> Played:
+    """What the answers' statuses and reasons say of the sources."""
     first: dict[str, int] = {}
     updates: dict[str, float] = {}
     set_aside, seen = Counter[str](), Counter[str]()

@@ -14,7 +14,6 @@ The five are honest for an eighth of the rows.  No constant of the filters was c
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +22,7 @@ from typing import Final
 
 from evaluation.streams import open_stream
 from online.bench import turning
-from online.bench.abuse import HONEST, HOSTILE
+from online.bench.abuse import BURST, HONEST, HOSTILE, Played, of_answers
 from online.bench.dealt import Dealt
 from online.model_settings import ModelSettings
 from replay import codec
@@ -42,7 +41,6 @@ STREAMS: Final = {
 POINTS: Final = 1.0
 """Of accuracy that lies may cost."""
 
-_BURST: Final = 4
 _HONEST_ROWS: Final = 200
 
 Row = tuple[Features, Label]
@@ -97,40 +95,27 @@ def sent(rows: Sequence[Row], kind: str, seed: int) -> Iterator[list[Sent]]:
             told = [labels[0] if kind == "one" else draw.choice(labels)]
         else:
             wrong = [other for other in labels if other != label]
-            told = [draw.choice(wrong) for _ in range(_BURST if kind == "burst" else 1)]
+            told = [draw.choice(wrong) for _ in range(BURST if kind == "burst" else 1)]
         yield [(liar, features, said, said != label) for said in told]
 
 
-def play(name: str, events: Sequence[list[Sent]], filters: str) -> tuple[float, Lied]:
-    """Accuracy, and what became of the sources (in a line without its other figures)."""
+def play(name: str, groups: Sequence[list[Sent]], filters: str) -> Played:
+    """What became of the sources; its ``recall`` is accuracy."""
     task, learner, _ = STREAMS[name]
     given = {"name": "m", "task": task, "learner": learner, "filters": filters}
     loop = Dealt(ModelSettings.model_validate(given))
-    seen, aside = Counter[str](), Counter[str]()
-    first: dict[str, int] = {}
-    caught: dict[str, int] = {}
+    answers: list[tuple[str, str]] = []
     right, asked = 0, 0
-    for n, group in enumerate(events):
-        for source, features, label, lie in group:
-            seen[source] += 1
-            if lie:
-                first.setdefault(source, seen[source] - 1)
-            elif 2 * n > len(events) and source in HONEST:
+    for n, group in enumerate(groups):
+        for source, features, label, _ in group:
+            if 2 * n > len(groups) and source in HONEST:
                 asked += 1
                 right += loop.model.predict(features).label == label
             row = loop.step(source, features, label)
-            if row.verdict.value == "quarantined":
-                aside[source] += 1
-                judged = codec.decode(row.payload).judged
-                if judged is not None and judged.reason.endswith("the source is quarantined"):
-                    caught.setdefault(source, seen[source] - first.get(source, seen[source]))
-    liars = [n for source, n in caught.items() if source in HOSTILE]
-    honest = [source for source in caught if source in HONEST]
-    lost = sum(aside[source] for source in HONEST)
-    line = Lied(
-        "", 0, 0.0, 0.0, 0.0, len(liars), max(liars, default=0), len(honest), lost, not honest
-    )
-    return 100.0 * right / max(asked, 1), line
+            judged = codec.decode(row.payload).judged
+            answers.append((row.verdict.value, "" if judged is None else judged.reason))
+    events = [event for group in groups for event in group]
+    return of_answers(events, answers, 100.0 * right / max(asked, 1), 0.0)
 
 
 def run(data_dir: Path | None, names: Sequence[str], seeds: Sequence[int]) -> Iterator[Lied]:
@@ -139,13 +124,14 @@ def run(data_dir: Path | None, names: Sequence[str], seeds: Sequence[int]) -> It
         rows = rows_of(name, data_dir)
         for kind in KINDS:
             for seed in seeds:
-                events = list(sent(rows, kind, seed))
-                truth = [[event for event in group if not event[3]] for group in events]
-                clean, _ = play(name, truth, "none")
-                unfiltered, _ = play(name, events, "none")
-                accuracy, line = play(name, events, "default")
+                groups = list(sent(rows, kind, seed))
+                truth = [[event for event in group if not event[3]] for group in groups]
+                clean, bare = play(name, truth, "none"), play(name, groups, "none")
+                found = play(name, groups, "default")
+                caught = [found.updates[liar] for liar in HOSTILE if liar in found.updates]
+                honest = len(found.quarantined.intersection(HONEST))
                 yield Lied(
-                    f"{name}, {kind}", seed, accuracy, clean, unfiltered, line.caught,
-                    line.updates, line.honest_quarantined, line.honest_set_aside,
-                    line.good and accuracy >= clean - POINTS,
+                    f"{name}, {kind}", seed, found.recall, clean.recall, bare.recall, len(caught),
+                    int(max(caught, default=0)), honest, sum(found.set_aside[x] for x in HONEST),
+                    not honest and found.recall >= clean.recall - POINTS,
                 )  # fmt: skip

@@ -248,7 +248,8 @@ class Chain:
         self._look_for_drift(lately)
         if any(isinstance(test, Direction) and test.wrong for test in self.filters):
             for source in lately:  # what it said before it was known to be wrong
-                if source.quarantined and condemned_by(source, Direction.name):
+                mistaken = source.quarantined and condemned_by(source, Direction.name)
+                if mistaken and source.offences < OFFENCES_MAX:
                     self.sources.pardon(source)
 
     def _seen_lately(self) -> list[Source]:

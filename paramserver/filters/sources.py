@@ -87,7 +87,8 @@ def has_turned(source: Source) -> bool:
 
 def condemned_by(source: Source, test: str) -> bool:
     """Whether this test alone speaks against it."""
-    return all((e < 0.0) == (name == test) for name, e in source.evidence.items() if e != 0.0)
+    against = {name for name, e in source.evidence.items() if e < 0.0}
+    return against == {test}
 
 
 class Sources:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
@@ -34,8 +33,9 @@ def test_what_is_sent(kind: str) -> None:
 
 def test_five_who_turn_labels_round_are_found_and_nobody_else() -> None:
     rows = liars.rows_of("phishing", None)[:700]
-    accuracy, line = liars.play("phishing", list(liars.sent(rows, "flip", 11)), "default")
-    assert accuracy > 80.0
-    assert (line.caught, line.honest_quarantined) == (5, 0), replace(line, accuracy=accuracy)
-    _, unfiltered = liars.play("phishing", list(liars.sent(rows, "flip", 11)), "none")
-    assert unfiltered.caught == 0, "control: without filters nobody is found"
+    events = list(liars.sent(rows, "flip", 11))
+    found = liars.play("phishing", events, "default")
+    assert found.recall > 80.0
+    assert found.quarantined == set(HOSTILE), found
+    unfiltered = liars.play("phishing", events, "none")
+    assert not unfiltered.quarantined, "control: without filters nobody is found"

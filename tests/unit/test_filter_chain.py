@@ -242,6 +242,28 @@ def test_a_root_set_that_is_none_switches_directions_off(labels: list[int], text
     assert chain.decide(event).taken
 
 
+def test_a_wrong_root_set_pardons_whom_it_alone_condemned() -> None:
+    """Not whom another test speaks against, nor one of whom nothing is known, nor a third time."""
+    stream, chain = started()
+    stream.root_y = 1.0 - stream.root_y
+    evidence: dict[str, dict[str, float]] = {
+        "a": {"direction": -7.0, "surprise": 8.0},
+        "b": {"direction": -7.0, "surprise": -7.0},
+        "c": {"surprise": -7.0},
+        "d": {},
+        "e": {"direction": -7.0},
+    }
+    for name, known in evidence.items():
+        source = chain.sources.touch(name)
+        source.evidence |= known
+        source.releases = 2 if name == "e" else 0
+        chain.sources.quarantine(source)
+    play(chain, stream, 200)
+    chain._lately.extend(evidence)
+    chain.refresh(b"x", 0)
+    assert [name for name in evidence if chain.sources.get(name).quarantined] == list("bcde")
+
+
 def test_a_root_set_with_flipped_labels_condemns_nobody() -> None:
     for share in (0.33, 1.0):
         stream, chain = started()
