@@ -32,6 +32,7 @@ _OWN_MS = 0.5  # and less than this is never complained about
 _SELECTABLE, _OWN_FILES = 1024, 16  # files that select() knows; a loop's own
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+_CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _STATUS = re.compile(rb'"status": ?"(\w+)"')
 _LEARNED = b'"status":"learned"'
 
@@ -389,7 +390,11 @@ class _Connection(asyncio.Protocol):
             late = self._loop.time() - self._held[2]
             self._under_way = False
             self._held[0].answer(head[9:12], body, late)
-            self.take()
+            if _CLOSES.search(head) and self._transport is not None:
+                self._held = None  # the next one is taken when the connection is open again
+                self._transport.close()
+            else:
+                self.take()
 
 
 def measure(

@@ -72,6 +72,8 @@ def served() -> Iterator[Served]:
         def _reply(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
+            if self.close_connection:
+                self.send_header("connection", "close")
             self.end_headers()
             self.wfile.write(body)
 
@@ -165,7 +167,7 @@ def test_a_long_answer_comes_in_parts(served: Served) -> None:
 
 
 def test_a_closed_connection_is_opened_again(served: Served) -> None:
-    """Closed after an answer it costs nothing; closed instead of an answer it is an error."""
+    """Closed after an answer that says so it costs nothing; closed instead of one, an error."""
     served.last = lambda n: n % 3 == 0
     served.answer = lambda path, body: (0 if int(body) == 5 else 200, b"{}")
     found = _one(served, rate=50.0, seconds=0.5).total
