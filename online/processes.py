@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import socket
 import tempfile
 import time
@@ -24,6 +25,7 @@ import psutil
 from online.errors import StartRefused
 
 _KILL_WAIT_S = 3.0
+_RANGES = 93  # of 128 ports, between 20000 and 31904
 
 
 class Owner:
@@ -77,20 +79,43 @@ def private_dir(state_dir: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """A port that was free a moment ago, outside the range the kernel gives out.
+
+    That one may be the end of anybody's connection by the time it is wanted.
+    """
+    while not is_free("127.0.0.1", port := 10_000 + secrets.randbelow(10_000)):
+        pass
+    return port
 
 
-def free_range(n: int, seed: int) -> int:
-    """First of ``n`` ports in a row that are free now, outside the range the kernel gives out."""
-    for i in range(94):
-        first = 20_000 + (seed + i) * 128 % 12_000
-        if all(is_free("127.0.0.1", port) for port in range(first, first + n)):
-            return first
-    raise StartRefused("no free range of ports in 20000-32000", "Stop what listens there")
+class PortRange:
+    """``n`` ports in a row that nobody listens on, from ``first`` on; outside the kernel's range.
+
+    Whoever takes them so later, in another process too, gets others until :meth:`close` or the end
+    of this process: it holds the port after them.  Some ports are listened on ten seconds later
+    only, and two services that were started side by side met on them.
+
+    Raises StartRefused.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        for i in range(_RANGES):
+            first = 20_000 + (seed + i) % _RANGES * 128
+            self._held = socket.socket()
+            try:
+                self._held.bind(("127.0.0.1", first + 127))  # not to be shared: no SO_REUSEADDR
+            except OSError:
+                self._held.close()
+                continue
+            if all(is_free("127.0.0.1", port) for port in range(first, first + n)):
+                self.first = first
+                return
+            self._held.close()
+        raise StartRefused("no free range of ports in 20000-32000", "Stop what listens there")
+
+    def close(self) -> None:
+        """Others may have them."""
+        self._held.close()
 
 
 def is_free(host: str, port: int) -> bool:

@@ -16,7 +16,6 @@ continual learning", NeurIPS 2020 (DER++), here on the classes known when a row 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -25,6 +24,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from evaluation.dense import DenseLayers
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import Buffer
 from replay.buffers.item import Item
@@ -59,7 +59,7 @@ class Method:
         come: what an old row's outputs were said of is then no longer what the model sees.
     average
         Weight of the old value in the moving average of the weights, which answers, in [0, 1) for
-        each pass; 0: the learned weights answer.
+        each step; 0: the learned weights answer.
     clip
         Longest gradient; 0: any.
     """
@@ -169,7 +169,8 @@ class Rehearser:
     Parameters
     ----------
     module
-        Takes (rows, ``wide``), gives (rows, ``classes``); it is learned in place.
+        Takes (rows, ``wide``), gives (rows, ``classes``): linear layers with rectifiers between
+        them.  It is learned in place.
     capacity
         Items of the memory.
     rate
@@ -190,25 +191,24 @@ class Rehearser:
         seed: int,
         scale: bool = False,
     ) -> None:
-        self._module, self._method = module, method
+        self._method = method
         self._rate, self._capacity, self._classes = rate, capacity, classes
-        self._parameters: list[Tensor] = list(module.parameters())
-        self._answering = copy.deepcopy(module) if method.average else module
-        self._averages: list[Tensor] = list(self._answering.parameters())
+        layers = DenseLayers.of(module)
+        assert layers is not None
+        self._layers = layers
+        self._answering = copy.deepcopy(layers) if method.average else layers
         self._scaler = Scaler(wide) if scale else None
         self._rng = Random(seed)
         self._share = torch.full((classes,), 1 / classes)
         self._weights: dict[tuple[int, int], Tensor] = {}  # of rows, by how many are fresh, drawn
-        self._rows = self._passes = 0
+        self._rows = self._steps = 0
         self.kept: Kept | None = None
         if method.buffer is not None:
             self.kept = Kept(method.buffer(capacity, seed), wide, classes)
 
     def outputs(self, x: Tensor) -> Tensor:
         """What is answered for rows; changes nothing."""
-        with torch.no_grad():
-            answer: Tensor = self._answering(x if self._scaler is None else self._scaler(x))
-        return answer
+        return self._answering.forward(x if self._scaler is None else self._scaler(x))
 
     def accuracy(self, x: Tensor, y: Tensor) -> float:
         """Share of the rows that are answered right."""
@@ -223,6 +223,8 @@ class Rehearser:
         before = self._learn(x, y, self._drawn(len(y)))
         for _ in range(passes - 1):
             self._learn(x, y, self._drawn(len(y)))
+        if self._method.average:
+            self._follow()
         if self.kept is not None:
             self.kept.insert(self._rows, x, y, before)
         self._rows += len(y)
@@ -243,17 +245,12 @@ class Rehearser:
             at = torch.tensor(drawn)
             x = torch.cat((x, kept.x.index_select(0, at)))
             y = torch.cat((y, kept.y.index_select(0, at)))
-        outputs: Tensor = self._module(x if self._scaler is None else self._scaler(x))
-        for parameter in self._parameters:
-            parameter.grad = None
-        answered = outputs.detach()
-        slope = self._slope(answered, y, n)
+        outputs = self._layers.forward(x if self._scaler is None else self._scaler(x))
+        slope = self._slope(outputs, y, n)
         if kept is not None and at is not None and self._method.distil:
-            slope[n:] += self._pull(answered[n:], kept, at)
-        outputs.backward(slope)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self._move()
-        return answered[:n]
+            slope[n:] += self._pull(outputs[n:], kept, at)
+        self._layers.descend(slope, self._rate, self._method.clip)
+        return outputs[:n]
 
     def _slope(self, outputs: Tensor, y: Tensor, fresh: int) -> Tensor:
         """Gradient of the cross-entropies at the outputs; closed: cheaper than to differentiate."""
@@ -278,17 +275,9 @@ class Rehearser:
             apart *= torch.exp2(-age / self._method.distil_half)[:, None]
         return apart
 
-    def _move(self) -> None:
-        """A step down the gradient, and the average after it."""
-        method = self._method
-        rate = self._rate
-        moved = [p for p in self._parameters if p.grad is not None]
-        slopes = [p.grad for p in moved if p.grad is not None]
-        if method.clip:
-            length = math.hypot(*map(float, torch._foreach_norm(slopes)))
-            rate *= min(1.0, method.clip / max(length, 1e-12))
-        torch._foreach_add_(moved, slopes, alpha=-rate)
-        self._passes += 1
-        if method.average:
-            old = min(method.average, self._passes / (self._passes + 9))
-            torch._foreach_lerp_(self._averages, self._parameters, 1 - old)
+    def _follow(self) -> None:
+        """The average after a step."""
+        self._steps += 1
+        old = min(self._method.average, self._steps / (self._steps + 9))
+        averages, of = self._answering.parameters, self._layers.parameters
+        torch._foreach_lerp_(averages, of, 1 - old)

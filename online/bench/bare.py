@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from online import config
-from online.cluster import ray_flags, start_ray
+from online.cluster import port_range, ray_flags, start_ray
 
 
 class Pid:
@@ -23,7 +23,8 @@ class Pid:
 def main(path: Path, private: Path) -> None:
     """Serve until standard input ends."""
     settings = config.load(path, {}, {})
-    flags = ray_flags(settings, private, haproxy=True)
+    taken = port_range(private)
+    flags = ray_flags(settings, private, taken.first, haproxy=True)
     os.environ.update(flags)
     import ray  # it reads the flags
     from ray import serve
@@ -46,6 +47,7 @@ def main(path: Path, private: Path) -> None:
     sys.stdin.read()
     serve.shutdown()
     ray.shutdown()
+    taken.close()
 
 
 if __name__ == "__main__":

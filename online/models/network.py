@@ -32,6 +32,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from evaluation.dense import DenseLayers
 from evaluation.metrics import Task
 from online.model_settings import Training
 from online.models.base import Prediction
@@ -41,14 +42,14 @@ from online.models.inputs import Inputs
 from online.models.last_layer import LastLayer
 from online.models.mixed import pull_of, slope_of
 from online.models.slopes import Score, Slope
-from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
+from online.models.trained import Trained
+from paramserver.blocks import DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.rewrites import HALVED, halvings
 from replay.example import Example, Features, Label, Moved
 from replay.memory import Lesson
 
 _NETWORK: Final = "network/"
 _AVERAGE: Final = "average/"
-_TRAINED: Final = "trained"
 _OPTIMIZER: Final = "optimizer/"
 _TENSORS_MAX: Final = 1000  # blocks of a model; one message takes 1,024
 Numbers = npt.NDArray[np.float64]
@@ -143,6 +144,7 @@ class NetworkModel:
         self._follows = 1.0
         self._halved = 0
         self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # and what each is of
+        self._layers = DenseLayers.of(self._module) if _plain(self._optimizer) else None
         self._last = LastLayer(self._module)
         self.slope_size = self._last.slope_size
         self.structure = self._describe(network)
@@ -151,6 +153,8 @@ class NetworkModel:
         """Learn with these settings; called once, before anything else."""
         self._training = training
         self.structure += f" training={ {name: getattr(training, name) for name in training.on} }"
+        if training.l1 or training.l2:
+            self._layers = None
         if training.average:
             self._follows = 1 - training.average
             self.answering = copy.deepcopy(self._module)
@@ -266,7 +270,8 @@ class NetworkModel:
         if not math.isfinite(value := loss.item()):
             raise StateNotFinite(value)
         loss.backward()
-        self._move()
+        self._descend()
+        self._follow()
 
     def rehearse(self, example: Example, weight: float, lesson: Lesson) -> None:
         """One step for each pass, over the row and the drawn ones; raises as :meth:`learn`."""
@@ -278,15 +283,24 @@ class NetworkModel:
             labels = [example.label, *(item.label for item in drawn.items)]
             weights = [weight, *(item.weight / len(drawn.items) for item in drawn.items)]
             self._begin()
-            outputs = self._module(torch.tensor(rows, dtype=self._dtype))
+            x, layers = torch.tensor(rows, dtype=self._dtype), self._layers
+            outputs = self._module(x) if layers is None else layers.forward(x)
             at, of_rows = outputs.detach(), torch.tensor(weights, dtype=self._dtype)[:, None]
             slope = slope_of(self._head, at, labels, of_rows, drawn)
             if drawn.distil:
                 slope[1:] += pull_of(self._head, at[1:], drawn, scaled=self._inputs.scaled)
             if not math.isfinite(value := float(slope.sum())):
                 raise StateNotFinite(value)
-            outputs.backward(slope)
-            self._move()
+            if layers is None:
+                outputs.backward(slope)
+                self._descend()
+                continue
+            self._set_rate()
+            rate = float(self._optimizer.param_groups[0]["lr"])
+            length = layers.descend(slope, rate, self._training.clip or 0.0)
+            if not math.isfinite(length):
+                raise StateNotFinite(length)
+        self._follow()
 
     def move(self, moved: Moved, weight: float) -> None:
         """Add a device's delta to the last layer, and to the average that answers.
@@ -303,16 +317,21 @@ class NetworkModel:
         self._fresh = False
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _move(self) -> None:
-        """A step of the optimizer, and of the average after it; all numbers stay finite."""
-        training = self._training
+    def _descend(self) -> None:
+        """A step of the optimizer."""
         with torch.no_grad():
-            _shape(self._parameters.values(), training)
+            _shape(self._parameters.values(), self._training)
             self._set_rate()
             self._optimizer.step()
+
+    def _follow(self) -> None:
+        """What follows on a step: the average's, and all numbers are found to be finite."""
+        with torch.no_grad():
             for average, tensor in self._averages:
                 average.lerp_(tensor, self._follows)
-            total = sum(float(t.sum()) for t in (*self._tensors.values(), *self._held().values()))
+            # the average is no number as soon as what it follows is none
+            learned = [a for a, _ in self._averages] or self._tensors.values()
+            total = sum(float(t.sum()) for t in (*learned, *self._held().values()))
         if not math.isfinite(total):
             raise StateNotFinite(total)
 
@@ -393,27 +412,11 @@ class NetworkModel:
                 self._optimizer.state[self._parameters[name]][key] = held
 
 
-class Trained:
-    """How many steps were taken, by all replicas."""
-
-    def __init__(self) -> None:
-        self.rows = self._start = 0
-
-    def cut(self) -> Blocks:
-        """Steps since the cut; nothing if there were none."""
-        n, self._start = self.rows - self._start, self.rows
-        return {_TRAINED: Block(COUNT, {"rows": n})} if n else {}
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        if (block := values.get(_TRAINED)) is not None:
-            n = int(block.data["rows"])
-            self.rows, self._start = n + self.rows - self._start, n
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``."""
-        self.rows = self._start = 0
-        self.rebase(values)
+def _plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step is the rate times the gradient, for all parameters alike."""
+    group, *others = optimizer.param_groups
+    unlike = ("momentum", "weight_decay", "maximize")
+    return type(optimizer) is torch.optim.SGD and not (others or any(group[x] for x in unlike))
 
 
 def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:

@@ -7,7 +7,7 @@ written, in the order of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -187,6 +187,14 @@ def clipped_step(evidence: float) -> float:
     if evidence != evidence:
         return 0.0
     return min(max(evidence, -STEP_MAX), STEP_MAX)
+
+
+def quantile(values: Iterable[float], level: float) -> float:
+    """Linear between the two nearest of one number or more; numpy's takes 60 µs for eighty."""
+    order = sorted(values)
+    at = level * (len(order) - 1)
+    below = order[int(at)]
+    return below + (order[min(int(at) + 1, len(order) - 1)] - below) * (at - int(at))
 
 
 def keyed(key: bytes) -> np.random.Generator:

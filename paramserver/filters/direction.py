@@ -13,11 +13,12 @@ with the median source, and what was hostile before is usual now: the test fails
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import OFF, PASS, Event, Opinion, Source, clipped_step
+from paramserver.filters.base import OFF, PASS, Event, Opinion, Source, clipped_step, quantile
 from paramserver.filters.reference import Reference, Score
 
 _NULLS_MIN: Final = 8
@@ -115,30 +116,30 @@ class Direction:
             source.mean(_TURNED, score.turned - score.as_is)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        nulls = np.array([null.as_is for null in self._reference.nulls])
+        nulls = self._reference.nulls
         if len(nulls) < _NULLS_MIN:
             self.mu = 0.0
             return
-        self.sd = max(float(nulls.std()), _SD_MIN)
-        turned = [null.turned - null.as_is for null in self._reference.nulls]
-        self.against = max(float(np.quantile(turned, 0.99)), _AGAINST)
-        masses = [null.mass for null in self._reference.nulls]
-        self.heavy = _SLACK * max(float(np.quantile(masses, 0.95)), 1.0)
+        scores = sorted(null.as_is for null in nulls)
+        self.sd = max(float(np.std(scores)), _SD_MIN)
+        self.against = max(quantile((null.turned - null.as_is for null in nulls), 0.99), _AGAINST)
+        self.heavy = _SLACK * max(quantile((null.mass for null in nulls), 0.95), 1.0)
         means = [s.means[self.name] for s in sources if self.name in s.means]
         if len(means) < _SOURCES_MIN:
-            self.mu = float(np.quantile(nulls, 0.25))
+            self.mu = quantile(scores, 0.25)
         else:
-            self.mu = min(float(np.median(means)), float(np.quantile(nulls, 0.75)))
+            self.mu = min(median(means), quantile(scores, 0.75))
         turned_round = [s.means[_TURNED] for s in sources if _TURNED in s.means]
-        self.wrong = len(turned_round) >= _SOURCES_MIN and float(np.median(turned_round)) > 0.0
+        self.wrong = len(turned_round) >= _SOURCES_MIN and median(turned_round) > 0.0
         if self.wrong:
             self.mu = 0.0
         self.below = self.mu * self._line_between(sources)
 
     def _line_between(self, sources: Sequence[Source]) -> float:
         """Lower where sources are less alike; of the hostile ones the median knows nothing."""
-        ratios = np.array([s.means[_RATIO] for s in sources if _RATIO in s.means])
+        ratios = [s.means[_RATIO] for s in sources if _RATIO in s.means]
         if len(ratios) < _SOURCES_MIN:
             return self._line
-        apart = _MAD * float(np.median(np.abs(ratios - np.median(ratios))))
+        middle = median(ratios)
+        apart = _MAD * median([abs(ratio - middle) for ratio in ratios])
         return min(max(1.0 - _APART * apart, self._line), _LINE_MAX)

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Opinion, Source
+from paramserver.filters.base import PASS, Event, Opinion, Source, quantile
 from paramserver.filters.reference import Reference
 
 _KEPT: Final = 200
@@ -62,8 +62,8 @@ class Norm:
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         bounds = []
         if self._reference is not None and len(self._reference.lengths) >= 4:
-            bounds.append(float(np.quantile(list(self._reference.lengths), 0.9)))
+            bounds.append(quantile(self._reference.lengths, 0.9))
         if len(self._taken) >= _ENOUGH:
-            bounds.append(float(np.quantile(list(self._taken), self._level)))
+            bounds.append(quantile(self._taken, self._level))
         if bounds and max(bounds) > 0.0:
             self.cap = self._slack * bounds[-1]

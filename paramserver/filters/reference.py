@@ -72,7 +72,8 @@ class Frame:
     """The classes' gradients at one version of the parameters.
 
     ``weighed`` [k, m]: of each class, divided by the square of each number's usual size, which is
-    1/√``inverse`` [m]; ``root`` [k, k]: the Cholesky factor of their products, upper.
+    1/√``inverse`` [m]; ``root`` [k, k]: the Cholesky factor of their products, upper;
+    ``unrooted``: the inverse of ``root`` turned.
     """
 
     version: int
@@ -80,6 +81,7 @@ class Frame:
     inverse: Gradient
     products: npt.NDArray[np.float64]
     root: npt.NDArray[np.float64]
+    unrooted: npt.NDArray[np.float64]
 
     def score(self, probes: Gradient, of_class: int | None) -> Score:
         """The score of a gradient's probes; ``of_class``: a row of that class, no mix."""
@@ -99,7 +101,7 @@ class Frame:
         """Length of the projection onto the cone of mixes, and the mix's mass."""
         if not (along > 0.0).any():
             return 0.0, 0.0
-        mix, _ = nnls(self.root, np.linalg.solve(self.root.T, along))
+        mix, _ = nnls(self.root, self.unrooted @ along)
         length = float(mix @ self.products @ mix) ** 0.5
         return (float(mix @ along) / length, float(mix.sum())) if length > 0.0 else (0.0, 0.0)
 
@@ -178,16 +180,16 @@ class Reference:
         if self._probes is None and len(classes[0]) > PROBES:
             self._probes = np.sort(rng.choice(len(classes[0]), PROBES, replace=False))
         drawn = [self._null(other, i, rng) for i in range(self._draws)]
-        nulls = [self._probed(g) for g, _ in drawn]
+        nulls = np.stack([self._probed(g) for g, _ in drawn])
         of_class = np.stack([self._probed(g) for g in classes])
         if not (np.isfinite(nulls).all() and np.isfinite(of_class).all()):
             return  # the model has diverged: nothing is learned of it
         self._keep_usual(nulls)
         self.size = len(drawn[0][0])
-        for one, two in combinations(nulls, 2):
-            lengths = float((one @ one) * (two @ two)) ** 0.5
-            if lengths > 0.0:
-                self.alike.append(float(one @ two) / lengths)
+        products = nulls @ nulls.T
+        for i, j in combinations(range(len(nulls)), 2):
+            if (lengths := float(products[i, i] * products[j, j]) ** 0.5) > 0.0:
+                self.alike.append(float(products[i, j]) / lengths)
         frame = self._framed(of_class, version)
         if frame is None:
             return
@@ -206,8 +208,8 @@ class Reference:
             return self._gradient(rng.choice(other[of_class], 1)), of_class
         return self._gradient(_draw(other, self._rows, narrow=i % 2 == 1, rng=rng)), None
 
-    def _keep_usual(self, nulls: list[Gradient]) -> None:
-        fresh = np.asarray(np.mean([g * g for g in nulls], axis=0), dtype=np.float32)
+    def _keep_usual(self, nulls: Gradient) -> None:
+        fresh = np.asarray((nulls * nulls).mean(axis=0), dtype=np.float32)
         keep = np.float32(_USUAL_KEEP)
         old = self._usual
         self._usual = fresh if old is None else old * keep + fresh * (1 - keep)
@@ -225,13 +227,9 @@ class Reference:
             return None
         k = len(products)
         products += _RIDGE * trace / k * np.eye(k)
-        return Frame(
-            version,
-            weighed,
-            inverse,
-            products,
-            np.asarray(np.linalg.cholesky(products).T, dtype=np.float64),
-        )
+        lower = np.asarray(np.linalg.cholesky(products), dtype=np.float64)
+        unrooted = np.asarray(np.linalg.inv(lower), dtype=np.float64)
+        return Frame(version, weighed, inverse, products, lower.T, unrooted)
 
 
 def _problem(labels: Sequence[Hashable]) -> str | None:

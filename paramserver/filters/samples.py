@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -91,7 +92,7 @@ class Samples:
                 shares[label] = shares.get(label, 0.0) + count / n / len(mixes)
         self._shares = shares
         rates = [s.means["surprise"] for s in sources if "surprise" in s.means]
-        self._surprise = max(float(np.median(rates)), 0.05) if rates else 1.0
+        self._surprise = max(median(rates), 0.05) if rates else 1.0
         contradicts = [s.means[self.name] for s in sources if self.name in s.means]
-        usual = 2.0 * float(np.median(contradicts)) if contradicts else 0.0
+        usual = 2.0 * median(contradicts) if contradicts else 0.0
         self._usual = min(max(usual, _USUAL_MIN), _USUAL_MAX)

@@ -22,7 +22,7 @@ import pytest
 import rescore_world as worlds
 
 import online
-from online.processes import free_range
+from online.processes import PortRange
 from online.rescore.places import Folder, Place
 from online.rescore.run import pointer
 from online.rescore.snapshot import scored
@@ -37,7 +37,8 @@ Submit = Callable[..., str]
 @contextlib.contextmanager
 def head() -> Iterator[tuple[str, Mapping[str, str]]]:
     """A Ray head of its own: its job address, and the environment that may use it."""
-    first = free_range(6, 70)
+    ports = PortRange(6, 70)
+    first = ports.first
     root = str(Path(online.__file__).parents[1])
     env = {
         **os.environ,
@@ -81,6 +82,7 @@ def head() -> Iterator[tuple[str, Mapping[str, str]]]:
                 started.kill()
                 started.wait()
             psutil.wait_procs(left, timeout=5)
+            ports.close()
 
 
 def _wait(address: str, token: str, started: subprocess.Popen[bytes], log: Path) -> None:

@@ -129,7 +129,7 @@ def exported() -> dict[str, str]:
 
 def test_nodes_get_the_flags_that_one_machine_has() -> None:
     settings = config.load(None, {}, {})
-    wanted = ray_flags(settings, Path("/private"), haproxy=True)
+    wanted = ray_flags(settings, Path("/private"), 20_000, haproxy=True)
     wanted = {k: v for k, v in wanted.items() if not _OF_A_PLACE.search(k) or "CALLBACK" in k}
     found = exported()
     assert found.pop("RAY_SERVE_HAPROXY_MAXCONN") == "20000"

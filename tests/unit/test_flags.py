@@ -14,7 +14,7 @@ MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
 
 
 def flags(tmp_path: Path, cluster: str = "local", *, haproxy: bool = True) -> dict[str, str]:
-    return ray_flags(load(None, {"cluster": cluster}, {}), tmp_path, haproxy=haproxy)
+    return ray_flags(load(None, {"cluster": cluster}, {}), tmp_path, 20_000, haproxy=haproxy)
 
 
 @pytest.mark.parametrize("files", [1_024, 4_096, 20_000, 65_536, 1_048_576, resource.RLIM_INFINITY])

@@ -194,6 +194,40 @@ def test_a_second_pass_is_a_second_step() -> None:
     same(twice, weights_of(once))
 
 
+def _rectified(optimizer: Any, **training: Any) -> NetworkModel:
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    made = Network(net.double(), INPUTS, optimizer=optimizer).model_for("multiclass")
+    made.train(Training(average=0.5, **training))
+    return made
+
+
+@pytest.mark.parametrize("training", [{}, {"clip": 0.2}, {"warm_up": 9}, {"l2": 0.1}])
+def test_layers_with_rectifiers_learn_without_autograd_as_with_it(training: Any) -> None:
+    model = _rectified(_sgd, **training)
+    # a momentum of next to nothing is learned by torch's optimizer
+    twin = _rectified(lambda p: torch.optim.SGD(p, lr=0.1, momentum=1e-300), **training)
+    assert (model._layers is None) == ("l2" in training)
+    assert twin._layers is None
+    for i in range(6):
+        again = drawn([1, 0], {"0": 0.6, "1": 0.3, "2": 0.1}, shares={0: 0.5, 1: 0.2}, distil=0.3)
+        for one in (model, twin):
+            one.rehearse(Example(features(i), i % 3), 1.0, (again, again))
+    within = 1e-6 if "clip" in training else 1e-12  # torch divides by the length plus 1e-6
+    for got, want in zip(weights_of(model), weights_of(twin), strict=True):
+        assert torch.allclose(got, want, rtol=0, atol=within)
+    answers = twin.predict(features(9)).probabilities
+    assert model.predict(features(9)).probabilities == pytest.approx(answers, abs=within)
+
+
+def test_layers_whose_slope_is_no_number_raise() -> None:
+    model = _rectified(_sgd)
+    with torch.no_grad():
+        weights_of(model)[1].fill_(1e200)  # the slope at the outputs is finite still
+    with pytest.raises(StateNotFinite):
+        model.rehearse(Example(features(1), 0), 1.0, (drawn([1], None, shares={0: 1.0}),))
+
+
 def _linear() -> Linear:
     return Linear(preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(0.1)))
 
