@@ -81,9 +81,10 @@ def private_dir(state_dir: Path) -> Path:
 def free_port() -> int:
     """A port that was free a moment ago, outside the range the kernel gives out.
 
-    That one may be the end of anybody's connection by the time it is wanted.
+    Those may be the ends of connections, and those from 10000 on of Ray's workers, by the time it
+    is wanted.
     """
-    while not is_free("127.0.0.1", port := 10_000 + secrets.randbelow(10_000)):
+    while not is_free("127.0.0.1", port := 5_000 + secrets.randbelow(5_000)):
         pass
     return port
 

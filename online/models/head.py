@@ -13,7 +13,7 @@ from online.models.base import Prediction, by_logit, by_probability, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable
 from online.models.inputs import labels_for
 from online.models.structure import describe
-from replay.example import Label
+from replay.example import Label, label_text
 
 
 class Head:
@@ -23,6 +23,8 @@ class Head:
     ----------
     labels
         Of the outputs, in their order; None: there is one output.
+    texts
+        The labels as JSON text.
     closed_form
         Name of the loss if :mod:`online.models.mixed` knows its gradient.
     """
@@ -44,6 +46,7 @@ class Head:
                 raise LearnerUnusable(name, problem, "Give it one")
         elif not self._single:
             self.labels = labels_for(name, task, outputs, labels)
+        self.texts = [label_text(label) for label in self.labels or ()]
         self._places = {label: i for i, label in enumerate(self.labels or ())}
         self.loss: nn.Module = loss if loss is not None else self._usual(task)
         self.closed_form = closed_form(self.loss)
@@ -65,11 +68,17 @@ class Head:
 
     def target(self, label: Label, dtype: torch.dtype) -> torch.Tensor:
         """What the loss compares the outputs with.  Raises LabelUnknown."""
+        targets = self.targets([label], dtype)
+        return targets if self.labels is None else targets[0]
+
+    def targets(self, labels: Sequence[Label], dtype: torch.dtype) -> torch.Tensor:
+        """Those of rows, (rows, 1): numbers, or places of labels.  Raises LabelUnknown."""
         if self.labels is None:
-            return torch.tensor([[float(label)]], dtype=dtype)
-        if (place := self._places.get(label)) is None:
-            raise LabelUnknown(label, self.labels)
-        return torch.tensor([place])
+            return torch.tensor([[float(label)] for label in labels], dtype=dtype)
+        try:
+            return torch.tensor([[self._places[label]] for label in labels])
+        except KeyError as error:
+            raise LabelUnknown(error.args[0], self.labels) from None
 
 
 def closed_form(loss: nn.Module) -> str | None:

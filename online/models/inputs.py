@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 from river import preprocessing
 
 from evaluation.metrics import Task
 from online.models.errors import LearnerUnusable, RowUnusable
-from online.models.scalers import Standard
+from online.models.scalers import Columns, Standard
 from paramserver.blocks import Blocks
 from replay.example import Features, Label
 
@@ -40,6 +42,8 @@ class Inputs:
         if isinstance(names, str) or not self.names or len(self._known) < len(self.names):
             remedy = "Give the names of the features, each once"
             raise LearnerUnusable(model, f"inputs {list(names)!r:.200}", remedy)
+        # the first one twice: of one name alone it would be no tuple
+        self._all_of = itemgetter(*self.names, self.names[0])
         self._ids = dict(ids or {})
         if odd := [n for n, rows in self._ids.items() if n not in self._known or rows < 1]:
             problem = f"id {odd[0]!r} of {self._ids[odd[0]]} rows"
@@ -55,6 +59,23 @@ class Inputs:
         ids = self._rows_of_ids(x)
         return self._row(ids | (x if self._scaler is None else self._scaler.transform(x)))
 
+    def rows(self, many: Sequence[Features]) -> Columns:
+        """:meth:`row` of each, (rows, inputs): an eighth of the time where nothing is missing."""
+        try:
+            if self._ids:
+                raise KeyError
+            raw = np.array([self._all_of(x) for x in many], dtype=np.float64)[:, :-1]
+        except KeyError:
+            return np.array([self.row(x) for x in many], dtype=np.float64)
+        if self._scaler is None:
+            return raw
+        known, x = self._scaler.transform_many(list(self.names), raw)
+        if len(known) == len(self.names):
+            return x
+        out = np.zeros_like(raw)
+        out[:, [self.names.index(name) for name in known]] = x
+        return out
+
     def learn(self, features: Features) -> list[float]:
         """Learn the moments, then the numbers to learn by.  Raises RowUnusable."""
         x: dict[str, Any] = self._taken(features)
@@ -64,6 +85,8 @@ class Inputs:
         return self._row(ids | (x if self._scaler is None else self._scaler.learn(x)))
 
     def _taken(self, features: Features) -> dict[str, Any]:
+        if not self._ids and features.keys() <= self._known:
+            return features
         return {name: value for name, value in features.items() if name in self._known}
 
     def _rows_of_ids(self, x: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +96,8 @@ class Inputs:
         }
 
     def _row(self, x: Mapping[str, Any]) -> list[float]:
+        if len(x) == len(self.names):
+            return list(map(float, self._all_of(x)))[:-1]
         return [float(x.get(name, 0.0)) for name in self.names]
 
     def cut(self) -> Blocks:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from online.models.head import Head
 from replay.buffers.item import Logits
-from replay.example import Label, label_text
+from replay.example import Label
 from replay.memory import Drawn
 
 _SHARE_MIN: Final = 1e-8
@@ -45,7 +45,7 @@ def slope_of(
     kind = head.closed_form
     if kind is None:
         return _differentiated(head, outputs, labels, weights)
-    targets = torch.cat([head.target(label, outputs.dtype).reshape(1, -1) for label in labels])
+    targets = head.targets(labels, outputs.dtype)
     if kind == "squared":
         return 2 * weights * (outputs - targets)
     if kind == "logistic":
@@ -82,31 +82,32 @@ def _differentiated(
 
 
 def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tensor:
-    """Gradient of the distance of the drawn rows' ``outputs`` from those kept with them."""
-    pull = torch.zeros_like(outputs)
+    """Gradient of the distance of the drawn rows' ``outputs`` from those kept with them.
+
+    In the classes that both have, between outputs with mean 0.
+    """
     n = len(drawn.items)
-    for i, (item, age) in enumerate(zip(drawn.items, drawn.ages, strict=True)):
-        if item.logits is None:
-            continue
-        weight = 2 * drawn.distil / n * (0.5 ** (age / _HALF_LIFE) if scaled else 1.0)
-        pull[i] = weight * _apart(head, outputs[i], item.logits)
-    return pull
-
-
-def _apart(head: Head, outputs: Tensor, kept: Logits) -> Tensor:
-    """How far a row's outputs are from those kept, in the classes that both have."""
+    ages = drawn.ages if scaled else (0,) * n
+    weights = [2 * drawn.distil / n * 0.5 ** (age / _HALF_LIFE) for age in ages]
+    logits = [item.logits or {} for item in drawn.items]
     if head.labels is None:
-        if "" in kept:
-            return outputs - kept[""]
-        if len(kept) < 2:
-            return torch.zeros_like(outputs)
-        return (outputs - (kept["true"] - kept["false"])) / 2  # of ±outputs / 2 from the kept two
-    places = [i for i, label in enumerate(head.labels) if label_text(label) in kept]
-    apart = torch.zeros_like(outputs)
-    if len(places) > 1:
-        there = torch.tensor(
-            [kept[label_text(head.labels[i])] for i in places], dtype=outputs.dtype
-        )
-        here = outputs[places]
-        apart[places] = (here - here.mean()) - (there - there.mean())
-    return apart
+        pulls = [_of_one(float(at), kept) for at, kept in zip(outputs[:, 0], logits, strict=True)]
+        pull = [weight * pull for weight, pull in zip(weights, pulls, strict=True)]
+        return torch.tensor(pull, dtype=outputs.dtype)[:, None]
+    nan = math.nan
+    there = torch.tensor(
+        [[kept.get(text, nan) for text in head.texts] for kept in logits], dtype=outputs.dtype
+    )
+    here = torch.where(there.isnan(), nan, outputs)
+    apart = (here - here.nanmean(1, keepdim=True)) - (there - there.nanmean(1, keepdim=True))
+    # of one class alone nothing is known: it is its own mean, and 0 away from it
+    return apart.nan_to_num_(0.0).mul_(torch.tensor(weights, dtype=outputs.dtype)[:, None])
+
+
+def _of_one(output: float, kept: Logits) -> float:
+    """How far a row's one output is from the one kept, or from the two of its classes."""
+    if "" in kept:
+        return output - kept[""]
+    if len(kept) < 2:
+        return 0.0
+    return (output - (kept["true"] - kept["false"])) / 2  # of ±output / 2 from the kept two

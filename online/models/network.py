@@ -265,25 +265,24 @@ class NetworkModel:
         """
         target = self._head.target(label, self._dtype)
         x = torch.tensor([self._inputs.learn(features)], dtype=self._dtype)
-        self._begin()
+        self._changed, self._fresh = True, False
         loss = self._head.loss(self._module(x), target) * weight
         if not math.isfinite(value := loss.item()):
             raise StateNotFinite(value)
-        loss.backward()
-        self._descend()
+        self._descend(loss)
         self._follow()
 
     def rehearse(self, example: Example, weight: float, lesson: Lesson) -> None:
         """One step for each pass, over the row and the drawn ones; raises as :meth:`learn`."""
         self._head.target(example.label, self._dtype)
         for i, drawn in enumerate(lesson):
-            taken = self._inputs.row if i else self._inputs.learn
-            rows = [taken(example.features)]
-            rows += [self._inputs.row(item.features) for item in drawn.items]
+            if not i:
+                self._inputs.learn(example.features)
+                self._changed, self._fresh = True, False
+            rows = [example.features, *(item.features for item in drawn.items)]
             labels = [example.label, *(item.label for item in drawn.items)]
             weights = [weight, *(item.weight / len(drawn.items) for item in drawn.items)]
-            self._begin()
-            x, layers = torch.tensor(rows, dtype=self._dtype), self._layers
+            x, layers = torch.from_numpy(self._inputs.rows(rows)).to(self._dtype), self._layers
             outputs = self._module(x) if layers is None else layers.forward(x)
             at, of_rows = outputs.detach(), torch.tensor(weights, dtype=self._dtype)[:, None]
             slope = slope_of(self._head, at, labels, of_rows, drawn)
@@ -292,8 +291,7 @@ class NetworkModel:
             if not math.isfinite(value := float(slope.sum())):
                 raise StateNotFinite(value)
             if layers is None:
-                outputs.backward(slope)
-                self._descend()
+                self._descend(outputs, slope)
                 continue
             self._set_rate()
             rate = float(self._optimizer.param_groups[0]["lr"])
@@ -312,13 +310,10 @@ class NetworkModel:
         if not math.isfinite(total):
             raise StateNotFinite(total)
 
-    def _begin(self) -> None:
-        self._changed = True
-        self._fresh = False
+    def _descend(self, outputs: torch.Tensor, slope: torch.Tensor | None = None) -> None:
+        """A step of the optimizer, from a loss or from the slope at outputs."""
         self._optimizer.zero_grad(set_to_none=True)
-
-    def _descend(self) -> None:
-        """A step of the optimizer."""
+        outputs.backward(slope)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             _shape(self._parameters.values(), self._training)
             self._set_rate()

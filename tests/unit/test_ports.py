@@ -50,5 +50,5 @@ def test_none_left(monkeypatch: pytest.MonkeyPatch) -> None:
         PortRange(1, 0)
 
 
-def test_a_free_port_is_none_that_the_kernel_gives_out() -> None:
-    assert 10_000 <= free_port() < 20_000
+def test_a_free_port_is_none_that_the_kernel_or_ray_gives_out() -> None:
+    assert 5_000 <= free_port() < 10_000
