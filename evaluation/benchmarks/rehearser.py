@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -87,11 +87,16 @@ OURS: Final = Method(
     "ours",
     lambda n, seed: ClassBalanced(n, seed),
     class_balanced,
+    rehearsal=Rehearsal(passes_short=1.0),
     adjust=1.0,
     distil=0.1,
-    average=0.5,
+    average=0.8,
     clip=1.0,
 )
+TWICE: Final = replace(OURS, name="ours, two passes", rehearsal=Rehearsal(), average=0.25)
+"""For inputs that are standardised as they come, and what the service does unless told otherwise.
+
+There an old average is of other inputs: .8 costs gas sensors 3 points."""
 
 
 class Kept:
@@ -122,8 +127,10 @@ class Kept:
         if not taken:
             return
         rows, new = torch.tensor(list(taken)), torch.tensor(list(taken.values()))
-        self.x[rows], self.y[rows], self.outputs[rows] = x[new], y[new], outputs[new]
-        self.at[rows] = (n + new).float()
+        self.x.index_copy_(0, rows, x.index_select(0, new))
+        self.y.index_copy_(0, rows, y.index_select(0, new))
+        self.outputs.index_copy_(0, rows, outputs.index_select(0, new))
+        self.at.index_copy_(0, rows, (n + new).float())
 
     def sample(self, k: int, rng: Random, retrieval: Retrieval) -> list[int]:
         """Rows of the tensors of the items drawn."""
@@ -279,5 +286,6 @@ class Rehearser:
         """The average after a step."""
         self._steps += 1
         old = min(self._method.average, self._steps / (self._steps + 9))
-        averages, of = self._answering.parameters, self._layers.parameters
-        torch._foreach_lerp_(averages, of, 1 - old)
+        of = self._layers.parameters
+        for average, tensor in zip(self._answering.parameters, of, strict=True):
+            average.lerp_(tensor, 1 - old)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from evaluation.benchmarks import digits as data
 from evaluation.benchmarks.forgetting import F1, Protocol, run_one
-from evaluation.benchmarks.rehearser import OURS
+from evaluation.benchmarks.rehearser import TWICE
 from online.bench.service import Running, launch, service, settle, write_settings
 from online.config import data_dir
 from online.http import Connection
@@ -59,7 +59,7 @@ def run(rows: int = 1_000, seed: int = 1) -> Iterator[Rehearsed]:
     digits = data.mnist(data_dir())
     tasks = data.split(digits, seed, rows)
     begun = time.perf_counter()
-    alone = run_one(_protocol(rows), OURS, digits, seed).figures.acc
+    alone = run_one(_protocol(rows), TWICE, digits, seed).figures.acc
     n = sum(len(task.y) for task in tasks)
     yield Rehearsed("in-process loop", n, alone, n / (time.perf_counter() - begun), 0.0, 0.0, True)
     yield _served("service without replay", tasks, {"policy": "none"}, None)
@@ -84,7 +84,7 @@ def _settings(replay: dict[str, Any]) -> dict[str, Any]:
             "inputs": [str(i) for i in range(784)],
             "hidden": 400,
             "outputs": 10,
-            "lr": _PROTOCOL.rates["ours"],
+            "lr": _PROTOCOL.rates[TWICE.name],
             "scale": False,
         },
         "replay": replay,
