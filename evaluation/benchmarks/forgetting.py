@@ -363,7 +363,7 @@ def run(
     """F1, F2, F4 and F5; ``long`` adds F3, which takes an hour."""
     digits = data.mnist(data_dir)
     lines = table(F1, digits, progress=progress)
-    lines += table((*F2, *F4), digits, seeds=SEEDS[:2], progress=progress)
+    lines += table((*F2, *F4), digits, progress=progress)
     if long:
         lines += table(F3, digits, seeds=SEEDS[:2], progress=progress)
     drift = drifting.table(drifting.F5, data_dir, progress=progress)

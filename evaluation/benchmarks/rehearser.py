@@ -59,7 +59,7 @@ class Method:
         come: what an old row's outputs were said of is then no longer what the model sees.
     average
         Weight of the old value in the moving average of the weights, which answers, in [0, 1) for
-        each step; 0: the learned weights answer.
+        each pass; 0: the learned weights answer.
     clip
         Longest gradient; 0: any.
     """
@@ -93,7 +93,7 @@ OURS: Final = Method(
     average=0.8,
     clip=1.0,
 )
-TWICE: Final = replace(OURS, name="ours, two passes", rehearsal=Rehearsal(), average=0.25)
+TWICE: Final = replace(OURS, name="ours, two passes", rehearsal=Rehearsal(), average=0.5)
 """For inputs that are standardised as they come, and what the service does unless told otherwise.
 
 There an old average is of other inputs: .8 costs gas sensors 3 points."""
@@ -208,7 +208,7 @@ class Rehearser:
         self._rng = Random(seed)
         self._share = torch.full((classes,), 1 / classes)
         self._weights: dict[tuple[int, int], Tensor] = {}  # of rows, by how many are fresh, drawn
-        self._rows = self._steps = 0
+        self._rows = self._passes = 0
         self.kept: Kept | None = None
         if method.buffer is not None:
             self.kept = Kept(method.buffer(capacity, seed), wide, classes)
@@ -230,8 +230,6 @@ class Rehearser:
         before = self._learn(x, y, self._drawn(len(y)))
         for _ in range(passes - 1):
             self._learn(x, y, self._drawn(len(y)))
-        if self._method.average:
-            self._follow()
         if self.kept is not None:
             self.kept.insert(self._rows, x, y, before)
         self._rows += len(y)
@@ -257,6 +255,8 @@ class Rehearser:
         if kept is not None and at is not None and self._method.distil:
             slope[n:] += self._pull(outputs[n:], kept, at)
         self._layers.descend(slope, self._rate, self._method.clip)
+        if self._method.average:
+            self._follow()
         return outputs[:n]
 
     def _slope(self, outputs: Tensor, y: Tensor, fresh: int) -> Tensor:
@@ -283,9 +283,9 @@ class Rehearser:
         return apart
 
     def _follow(self) -> None:
-        """The average after a step."""
-        self._steps += 1
-        old = min(self._method.average, self._steps / (self._steps + 9))
+        """The average after a pass."""
+        self._passes += 1
+        old = min(self._method.average, self._passes / (self._passes + 9))
         of = self._layers.parameters
         for average, tensor in zip(self._answering.parameters, of, strict=True):
             average.lerp_(tensor, 1 - old)

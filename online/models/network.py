@@ -292,13 +292,13 @@ class NetworkModel:
                 raise StateNotFinite(value)
             if layers is None:
                 self._descend(outputs, slope)
-                continue
-            self._set_rate()
-            rate = float(self._optimizer.param_groups[0]["lr"])
-            length = layers.descend(slope, rate, self._training.clip or 0.0)
-            if not math.isfinite(length):
-                raise StateNotFinite(length)
-        self._follow()
+            else:
+                self._set_rate()
+                rate = float(self._optimizer.param_groups[0]["lr"])
+                length = layers.descend(slope, rate, self._training.clip or 0.0)
+                if not math.isfinite(length):
+                    raise StateNotFinite(length)
+            self._follow()
 
     def move(self, moved: Moved, weight: float) -> None:
         """Add a device's delta to the last layer, and to the average that answers.
