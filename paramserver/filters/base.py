@@ -29,6 +29,9 @@ STEP_MAX: Final = 2.0
 """Most that one event adds to it."""
 
 
+_LINE: Final = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One piece of feedback, or one push of an untrusted pusher.
@@ -67,6 +70,17 @@ class Event:
     digest: int | None = None
     features_digest: int | None = None
     answer: str | None = None
+    _squares: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def square(self) -> float:
+        """Of the gradient's length, float32's: ∞ from 10³⁸ on, NaN if a number is none; 0 if there
+        is no gradient.  A walk over all numbers, once."""
+        if not self._squares:
+            x = self.gradient
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._squares.append(0.0 if x is None else float(x @ x))
+        return self._squares[0]
 
 
 @dataclass(slots=True)
@@ -187,6 +201,26 @@ def clipped_step(evidence: float) -> float:
     if evidence != evidence:
         return 0.0
     return min(max(evidence, -STEP_MAX), STEP_MAX)
+
+
+class Probes:
+    """Some of a gradient's numbers, drawn once: ``n`` of ``size``, or all if there are no more.
+
+    Lines of sixteen, as memory is read: single ones, spread out, take five times as long.
+    """
+
+    def __init__(self, size: int, n: int, rng: np.random.Generator) -> None:
+        self._whole = size // _LINE * _LINE
+        self._lines: npt.NDArray[np.intp] | None = None
+        if size > n:
+            self._lines = np.sort(rng.choice(size // _LINE, n // _LINE, replace=False))
+
+    def of(self, gradient: Gradient) -> Gradient:
+        """These numbers, in the order of their places."""
+        if self._lines is None:
+            return gradient
+        lines = gradient[: self._whole].reshape(-1, _LINE)
+        return lines.take(self._lines, axis=0).reshape(-1)
 
 
 def quantile(values: Iterable[float], level: float) -> float:

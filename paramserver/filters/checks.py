@@ -242,9 +242,8 @@ def state_is_bounded(make: Make) -> None:
     sizes: list[int] = []
     for n in (6_000, 6_000):
         for i in range(n):
-            event = Event(
-                f"s{i % 2000}-{len(sizes)}", i.to_bytes(16, "little"), None, 0.1, i, i, str(i), i, i
-            )
+            name, label = f"s{i % 2000}-{len(sizes)}", f"{i}-{len(sizes)}"
+            event = Event(name, i.to_bytes(16, "little"), None, 0.1, i, i, label, i, i)
             source = Source(event.source)
             test.learn(event, test.judge(event, source), source, taken=True)
             if i % 500 == 0:

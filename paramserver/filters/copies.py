@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from paramserver.filters.base import OFF, PASS, Event, Gradient, Opinion, Source
+from paramserver.filters.base import OFF, PASS, Event, Gradient, Opinion, Probes, Source
 from paramserver.filters.reference import Reference
 
 _KEPT: Final = 32
@@ -42,7 +41,7 @@ class Copies:
 
     def __init__(self, reference: Reference) -> None:
         self._reference = reference
-        self._at: npt.NDArray[np.intp] | None = None
+        self._probes: Probes | None = None
         self._sent = np.zeros((_KEPT, 0), np.float32)
         self._by: list[str] = [""] * _KEPT
         self._n = 0
@@ -54,10 +53,8 @@ class Copies:
         unit = self._unit(event.gradient)
         if unit is None:
             return PASS
-        near = [
-            by for by, cosine in zip(self._by, self._sent @ unit, strict=True) if cosine > _COPY
-        ]
-        copied = sum(by not in ("", event.source) for by in near)
+        near = np.flatnonzero(self._sent @ unit > _COPY)
+        copied = sum(self._by[i] not in ("", event.source) for i in near)
         if copied:
             return Opinion(1.0 / (1 + copied), _AGAINST, float(copied), _REASON)
         owed = -source.evidence.get(self.name, 0.0)  # never more: it would say who is good
@@ -65,9 +62,9 @@ class Copies:
 
     def _unit(self, gradient: Gradient | None) -> Gradient | None:
         """Some of its numbers, of length one; None: there is no direction."""
-        if gradient is None or self._at is None or len(gradient) <= self._at[-1]:
+        if gradient is None or self._probes is None or len(gradient) != self._reference.size:
             return None
-        some = gradient[self._at]
+        some = self._probes.of(gradient)
         length = float(some @ some) ** 0.5
         return some / np.float32(length) if 0.0 < length < float("inf") else None
 
@@ -81,8 +78,9 @@ class Copies:
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         pairs = self._reference.alike
-        if self._at is None and self._reference.size:
-            size = self._reference.size
-            self._at = np.sort(rng.choice(size, min(size, _PROBES), replace=False))
-            self._sent = np.zeros((_KEPT, len(self._at)), np.float32)
+        if self._probes is None and (size := self._reference.size):
+            self._probes = Probes(size, _PROBES, rng)
+            self._sent = np.zeros(
+                (_KEPT, len(self._probes.of(np.zeros(size, np.float32)))), np.float32
+            )
         self._on = len(pairs) >= _PAIRS_MIN and max(pairs) <= _ALIKE

@@ -44,7 +44,7 @@ class Norm:
     def judge(self, event: Event, source: Source) -> Opinion:
         if event.gradient is None or self.cap is None:
             return PASS
-        length = float(event.gradient @ event.gradient) ** 0.5
+        length = event.square**0.5
         if length <= self.cap:
             return Opinion(score=length)
         if length > _FAR * self.cap and self._alone:
@@ -56,7 +56,7 @@ class Norm:
         if taken and event.gradient is not None:
             length = opinion.score * opinion.factor
             if self.cap is None:
-                length = float(event.gradient @ event.gradient) ** 0.5
+                length = event.square**0.5
             self._taken.append(length)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:

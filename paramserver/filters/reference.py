@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from paramserver.filters.base import Gradient
+from paramserver.filters.base import Gradient, Probes
 
 NULLS_KEPT: Final = 80
 CLASSES_OF_A_NARROW_DRAW: Final = 3
@@ -102,8 +102,9 @@ class Frame:
         if not (along > 0.0).any():
             return 0.0, 0.0
         mix, _ = nnls(self.root, self.unrooted @ along)
-        length = float(mix @ self.products @ mix) ** 0.5
-        return (float(mix @ along) / length, float(mix.sum())) if length > 0.0 else (0.0, 0.0)
+        # the nearest mix is at right angles to what is left: its square is its product with both
+        square = max(float(mix @ along), 0.0)
+        return square**0.5, float(mix.sum())
 
 
 class Reference:
@@ -144,7 +145,7 @@ class Reference:
         self.problem = _problem(labels)
         self._class_of = {label: i for i, label in enumerate(dict.fromkeys(labels))}
         self._halves = _halves(labels)
-        self._probes: npt.NDArray[np.intp] | None = None
+        self._probes: Probes | None = None
         self._usual: Gradient | None = None
         self._frames: deque[Frame] = deque(maxlen=FRAMES_KEPT)
         self.nulls: deque[Score] = deque(maxlen=NULLS_KEPT)
@@ -165,10 +166,8 @@ class Reference:
             return None
         # a label that the root set does not have can't be compared as one
         of_class = None if label is None else self._class_of.get(label)
-        return frame.score(self._probed(gradient), of_class)
-
-    def _probed(self, gradient: Gradient) -> Gradient:
-        return gradient if self._probes is None else gradient[self._probes]
+        assert self._probes is not None
+        return frame.score(self._probes.of(gradient), of_class)
 
     def refresh(self, rng: np.random.Generator, version: int) -> None:
         """Take a frame from one half and nulls from the other, by the present parameters."""
@@ -177,29 +176,33 @@ class Reference:
         mine, other = self._halves[self._turn], self._halves[1 - self._turn]
         self._turn = 1 - self._turn
         classes = [self._gradient(rows) for rows in mine]
-        if self._probes is None and len(classes[0]) > PROBES:
-            self._probes = np.sort(rng.choice(len(classes[0]), PROBES, replace=False))
-        drawn = [self._null(other, i, rng) for i in range(self._draws)]
-        nulls = np.stack([self._probed(g) for g, _ in drawn])
-        of_class = np.stack([self._probed(g) for g in classes])
-        if not (np.isfinite(nulls).all() and np.isfinite(of_class).all()):
-            return  # the model has diverged: nothing is learned of it
-        self._keep_usual(nulls)
-        self.size = len(drawn[0][0])
+        if self._probes is None:
+            self._probes = Probes(len(classes[0]), PROBES, rng)
+        of_class = np.stack([self._probes.of(g) for g in classes])
+        lengths, labels, drawn = [], [], []
+        for i in range(self._draws):
+            gradient, label = self._null(other, i, rng)
+            lengths.append(float(gradient @ gradient) ** 0.5)
+            labels.append(label)
+            drawn.append(self._probes.of(gradient))
+        nulls = np.stack(drawn)
         products = nulls @ nulls.T
-        for i, j in combinations(range(len(nulls)), 2):
-            if (lengths := float(products[i, i] * products[j, j]) ** 0.5) > 0.0:
-                self.alike.append(float(products[i, j]) / lengths)
+        if not np.isfinite(products).all():
+            return  # the model has diverged: nothing is learned of it
+        self.size = len(classes[0])
+        self._keep_usual(nulls)
         frame = self._framed(of_class, version)
         if frame is None:
             return
+        for i, j in combinations(range(len(nulls)), 2):
+            if (square := float(products[i, i] * products[j, j])) > 0.0:
+                self.alike.append(float(products[i, j]) / square**0.5)
         if self._frames and self._frames[-1].version == version:
             self._frames.pop()  # the ring is for versions, however many arrivals one lasts
         self._frames.append(frame)
-        for (gradient, label), probes in zip(drawn, nulls, strict=True):
-            square = float(gradient @ gradient)
-            if 0.0 < square < float("inf"):
-                self.lengths.append(square**0.5)
+        for length, label, probes in zip(lengths, labels, nulls, strict=True):
+            if 0.0 < length < float("inf"):
+                self.lengths.append(length)
                 self.nulls.append(frame.score(probes, label))
 
     def _null(self, other: Half, i: int, rng: np.random.Generator) -> tuple[Gradient, int | None]:

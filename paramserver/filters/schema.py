@@ -56,8 +56,7 @@ class Schema:
         if gradient.dtype != np.float32:
             return f"gradient of {gradient.dtype}, expected float32"
         # NaN and infinity stay in a sum of squares; so does an overflow, which is too long anyway
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = float(gradient @ gradient)
+        square = event.square
         if not math.isfinite(square):
             return "a number of the gradient is not finite, or its length overflows"
         if square > self.longest**2:

@@ -18,10 +18,9 @@ nothing.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
-from itertools import pairwise
-from math import log
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Final
 
@@ -97,7 +96,7 @@ class Surprise:
         self._answer, self._about, self._enough = answer, about, enough
         self.losses = Losses() if losses is None else losses
         self._counts = losses is None
-        self._losses: deque[tuple[str, str | None, float]] = deque(maxlen=_KEPT)
+        self._lately = _Lately()
         self._window: deque[_Seen] = deque(maxlen=_ACTIVE)
         self._means: dict[str, tuple[float, float]] = {}
         self.bounds: dict[str | None, Null] = {}
@@ -117,14 +116,14 @@ class Surprise:
         fresh = self._fresh
         bound, far_bound = bounds
         if event.loss > far_bound:
-            least = min(log(far_rate / _FAR_HOSTILE), log(rate / _HOSTILE))
+            least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / _HOSTILE))
             evidence = max(fresh * least, -STEP_MAX)
             if rush and not self._about:  # the others have weighed it down already
                 return Opinion(_HEARD, evidence, event.loss, _REASON)
             return Opinion(1.0, evidence, event.loss)
         if event.loss > bound:
-            return Opinion(1.0, fresh * log(rate / _HOSTILE), event.loss)
-        return Opinion(1.0, fresh * log((1.0 - rate) / (1.0 - _HOSTILE)), event.loss)
+            return Opinion(1.0, fresh * math.log(rate / _HOSTILE), event.loss)
+        return Opinion(1.0, fresh * math.log((1.0 - rate) / (1.0 - _HOSTILE)), event.loss)
 
     def _concerns(self, event: Event) -> bool:
         if self._answer is None or event.answer == self._answer:
@@ -176,7 +175,7 @@ class Surprise:
                 while len(self._means) > _KEPT:
                     del self._means[next(iter(self._means))]
         if taken:
-            self._losses.append((event.source, event.label, event.loss))
+            self._lately.add(event.source, event.label, event.loss)
             if self._counts:
                 self.losses.add(event.source, event.label, event.loss)
 
@@ -185,22 +184,54 @@ class Surprise:
             self.bounds = self.losses.nulls()
             # honest labels that a lie has made the model deny are no turn of the world
             self.turning = not self._about and self._turning()
-            self._fresh = self._of_runs()
+            self._fresh = self._lately.fresh(self.bounds)
 
-    def _of_runs(self) -> float:
+
+class _Lately:
+    """The last taken losses, in arrays: they are looked through at each refresh.
+
+    ``len``: labels that are known.
+    """
+
+    def __init__(self) -> None:
+        self._loss = np.zeros(2 * _KEPT)
+        self._source = np.zeros(2 * _KEPT, np.int64)  # hashes: they are compared, nothing else
+        self._label = np.zeros(2 * _KEPT, np.int64)  # places in the list of labels
+        self._labels: dict[str | None, int] = {}
+        self._n = 0
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def add(self, source: str, label: str | None, loss: float) -> None:
+        """One more; the oldest is gone."""
+        if self._n == 2 * _KEPT:
+            for kept in (self._loss, self._source, self._label):
+                kept[:_KEPT] = kept[_KEPT:]
+            self._n = _KEPT
+            labels, left = list(self._labels), np.unique(self._label[:_KEPT])
+            self._labels = {labels[at]: i for i, at in enumerate(left)}
+            self._label[:_KEPT] = np.searchsorted(left, self._label[:_KEPT])
+        at, self._n = self._n, self._n + 1
+        self._loss[at], self._source[at] = loss, hash(source)
+        self._label[at] = self._labels.setdefault(label, len(self._labels))
+
+    def fresh(self, bounds: Mapping[str | None, Null]) -> float:
         """(1 − ρ) / (1 + ρ) by the correlation ρ of surprises, one and the next of another source.
 
         Where surprises come in runs, so many events say what one would (the effective sample size
         of an autoregressive series).  ρ is taken within 0 … .8.
         """
-        seen = [
-            (source, loss > self.bounds[label][0])
-            for source, label, loss in self._losses
-            if label in self.bounds
-        ]
-        mean = sum(hit for _, hit in seen) / max(len(seen), 1)
-        pairs = [(a - mean) * (b - mean) for (one, a), (other, b) in pairwise(seen) if one != other]
-        if not pairs or not 0.0 < mean < 1.0:
+        lately = slice(max(self._n - _KEPT, 0), self._n)
+        no_bound = (math.nan, math.nan)
+        bound = np.array([bounds.get(label, no_bound)[0] for label in self._labels])
+        of = bound[self._label[lately]]
+        known = ~np.isnan(of)
+        hit = (self._loss[lately][known] > of[known]).astype(np.float64)
+        mean = float(hit.mean()) if len(hit) else 0.0
+        source, off = self._source[lately][known], hit - mean
+        pairs = (off[1:] * off[:-1])[source[1:] != source[:-1]]
+        if not len(pairs) or not 0.0 < mean < 1.0:
             return 1.0
-        rho = min(max(sum(pairs) / len(pairs) / (mean * (1.0 - mean)), 0.0), _RHO_MAX)
+        rho = min(max(float(pairs.mean()) / (mean * (1.0 - mean)), 0.0), _RHO_MAX)
         return (1.0 - rho) / (1.0 + rho)
