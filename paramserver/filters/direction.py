@@ -98,7 +98,7 @@ class Direction:
         return Opinion(1.0, step, c, detail=turned)
 
     def _score(self, event: Event) -> Score | None:
-        if event.gradient is None or not event.gradient.any():
+        if event.gradient is None or event.square == 0.0:
             return None
         return self._reference.score(event.gradient, event.base, event.label)
 
@@ -120,10 +120,11 @@ class Direction:
         if len(nulls) < _NULLS_MIN:
             self.mu = 0.0
             return
-        scores = sorted(null.as_is for null in nulls)
-        self.sd = max(float(np.std(scores)), _SD_MIN)
-        self.against = max(quantile((null.turned - null.as_is for null in nulls), 0.99), _AGAINST)
-        self.heavy = _SLACK * max(quantile((null.mass for null in nulls), 0.95), 1.0)
+        as_is, turned, mass = nulls.T
+        scores = as_is.tolist()
+        self.sd = max(float(as_is.std()), _SD_MIN)
+        self.against = max(quantile((turned - as_is).tolist(), 0.99), _AGAINST)
+        self.heavy = _SLACK * max(quantile(mass.tolist(), 0.95), 1.0)
         means = [s.means[self.name] for s in sources if self.name in s.means]
         if len(means) < _SOURCES_MIN:
             self.mu = quantile(scores, 0.25)

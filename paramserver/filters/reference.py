@@ -126,7 +126,7 @@ class Reference:
     problem
         Why directions are not scored (too few rows, a class with one row); None: they are.
     nulls
-        Scores of the last null draws.
+        Scores of the last null draws, [n, 3]: as they are, turned, mass.
     lengths
         Their lengths.
     alike
@@ -148,7 +148,7 @@ class Reference:
         self._probes: Probes | None = None
         self._usual: Gradient | None = None
         self._frames: deque[Frame] = deque(maxlen=FRAMES_KEPT)
-        self.nulls: deque[Score] = deque(maxlen=NULLS_KEPT)
+        self.nulls: npt.NDArray[np.float64] = np.zeros((0, 3))
         self.lengths: deque[float] = deque(maxlen=NULLS_KEPT)
         self.alike: deque[float] = deque(maxlen=NULLS_KEPT)
         self.size = 0
@@ -200,10 +200,14 @@ class Reference:
         if self._frames and self._frames[-1].version == version:
             self._frames.pop()  # the ring is for versions, however many arrivals one lasts
         self._frames.append(frame)
+        scores = []
         for length, label, probes in zip(lengths, labels, nulls, strict=True):
             if 0.0 < length < float("inf"):
                 self.lengths.append(length)
-                self.nulls.append(frame.score(probes, label))
+                score = frame.score(probes, label)
+                scores.append((score.as_is, score.turned, score.mass))
+        if scores:
+            self.nulls = np.concatenate((self.nulls, scores))[-NULLS_KEPT:]
 
     def _null(self, other: Half, i: int, rng: np.random.Generator) -> tuple[Gradient, int | None]:
         if self._rows == 1:  # a row with its label
