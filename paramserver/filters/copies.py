@@ -44,6 +44,7 @@ class Copies:
         self._probes: Probes | None = None
         self._sent = np.zeros((_KEPT, 0), np.float32)
         self._by: list[str] = [""] * _KEPT
+        self._judged: tuple[bytes, Gradient | None] = b"", None  # saves a walk when it is learned
         self._n = 0
         self._on = False
 
@@ -53,6 +54,7 @@ class Copies:
         unit = self._unit(event.gradient)
         if unit is None:
             return PASS
+        self._judged = event.key, unit
         near = np.flatnonzero(self._sent @ unit > _COPY)
         copied = sum(self._by[i] not in ("", event.source) for i in near)
         if copied:
@@ -70,7 +72,9 @@ class Copies:
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         """Every push is remembered, taken or not."""
-        unit = self._unit(event.gradient)
+        key, unit = self._judged
+        if key != event.key or unit is None:
+            unit = self._unit(event.gradient)
         if unit is not None:
             place = self._n % _KEPT
             self._sent[place], self._by[place] = unit, event.source

@@ -85,10 +85,17 @@ class Frame:
 
     def score(self, probes: Gradient, of_class: int | None) -> Score:
         """The score of a gradient's probes; ``of_class``: a row of that class, no mix."""
-        length = float(np.dot(probes * probes, self.inverse)) ** 0.5
+        return self.scores(probes[None], [of_class])[0]
+
+    def scores(self, probes: Gradient, of_class: Sequence[int | None]) -> list[Score]:
+        """Those of some gradients' probes [n, m]."""
+        lengths = np.sqrt((probes * probes) @ self.inverse).tolist()
+        along = (probes @ self.weighed.T).astype(np.float64)
+        return list(map(self._score, along, lengths, of_class))
+
+    def _score(self, along: npt.NDArray[np.float64], length: float, of_class: int | None) -> Score:
         if length == 0.0:
             return Score(0.0, 0.0, 0.0)
-        along = (self.weighed @ probes).astype(np.float64)
         if of_class is not None:
             own = float(self.products[of_class, of_class])
             one = float(along[of_class])
@@ -186,7 +193,7 @@ class Reference:
             labels.append(label)
             drawn.append(self._probes.of(gradient))
         nulls = np.stack(drawn)
-        products = nulls @ nulls.T
+        products = nulls @ nulls.copy().T  # of itself numpy takes a way that is slower by three
         if not np.isfinite(products).all():
             return  # the model has diverged: nothing is learned of it
         self.size = len(classes[0])
@@ -200,14 +207,12 @@ class Reference:
         if self._frames and self._frames[-1].version == version:
             self._frames.pop()  # the ring is for versions, however many arrivals one lasts
         self._frames.append(frame)
-        scores = []
-        for length, label, probes in zip(lengths, labels, nulls, strict=True):
-            if 0.0 < length < float("inf"):
-                self.lengths.append(length)
-                score = frame.score(probes, label)
-                scores.append((score.as_is, score.turned, score.mass))
-        if scores:
-            self.nulls = np.concatenate((self.nulls, scores))[-NULLS_KEPT:]
+        good = [i for i, length in enumerate(lengths) if 0.0 < length < float("inf")]
+        if good:
+            self.lengths += [lengths[i] for i in good]
+            scores = frame.scores(nulls[good], [labels[i] for i in good])
+            new = [(score.as_is, score.turned, score.mass) for score in scores]
+            self.nulls = np.concatenate((self.nulls, new))[-NULLS_KEPT:]
 
     def _null(self, other: Half, i: int, rng: np.random.Generator) -> tuple[Gradient, int | None]:
         if self._rows == 1:  # a row with its label
@@ -216,7 +221,7 @@ class Reference:
         return self._gradient(_draw(other, self._rows, narrow=i % 2 == 1, rng=rng)), None
 
     def _keep_usual(self, nulls: Gradient) -> None:
-        fresh = np.asarray((nulls * nulls).mean(axis=0), dtype=np.float32)
+        fresh: Gradient = np.full(len(nulls), 1 / len(nulls), np.float32) @ (nulls * nulls)
         keep = np.float32(_USUAL_KEEP)
         old = self._usual
         self._usual = fresh if old is None else old * keep + fresh * (1 - keep)
