@@ -15,9 +15,12 @@ with 40 rows seven tenths; the weights are the same but for rounding.
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
+
+_CANCELLED: Final = 1e-3
 
 
 class DenseLayers:
@@ -46,13 +49,15 @@ class DenseLayers:
         """Those of a ``Sequential`` of nothing else; None: the module is something else."""
         parts = list(module) if type(module) is nn.Sequential else []
         linears = [part for part in parts[::2] if type(part) is nn.Linear]
-        if not parts or len(linears) != len(parts[::2]) or len(parts) % 2 == 0:
+        if len(parts) % 2 == 0 or len(linears) != len(parts[::2]):
             return None
         if any(type(part) is not nn.ReLU for part in parts[1::2]):
             return None
-        if any(layer.bias is None for layer in linears):
+        if len(list(module.parameters())) < 2 * len(linears):  # one of them stands in two places
             return None
-        if not all(parameter.requires_grad for parameter in module.parameters()):
+        if not all(map(_is_plain, linears)):
+            return None
+        if any(map(_is_hooked, (module, *parts))):
             return None
         return cls(linears)
 
@@ -92,5 +97,23 @@ class DenseLayers:
 
 def _square(slope: Tensor, given: Tensor) -> float:
     """Square of the length of a layer's gradient."""
-    rows = torch.mm(given, given.t()).add_(1.0)
-    return float(torch.dot(torch.mm(slope, slope.t()).view(-1), rows.view(-1)))
+    terms = torch.mm(given, given.t()).add_(1.0).mul_(torch.mm(slope, slope.t()))
+    square = float(terms.sum())
+    # rows that nearly cancel each other leave the rounding of their products
+    if not square > _CANCELLED * float(terms.abs_().sum()):
+        square = float(torch.mm(slope.t(), given).square_().sum() + slope.sum(0).square_().sum())
+    return square
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether it learns its weights and a bias, and nothing else makes them."""
+    numbers = (torch.float32, torch.float64)  # products of half precision overflow
+    if layer.bias is None or set(layer._parameters) != {"weight", "bias"}:
+        return False
+    return all(p.requires_grad and p.dtype in numbers for p in layer.parameters())
+
+
+def _is_hooked(part: nn.Module) -> bool:
+    """Whether something else is to happen when it answers or learns."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name, None) for name in hooks)

@@ -25,7 +25,7 @@ import psutil
 from online.errors import StartRefused
 
 _KILL_WAIT_S = 3.0
-_RANGES = 93  # of 128 ports, between 20000 and 31904
+_FIRST, _RANGES = 20_000, 93  # of 128 ports each, up to 31904
 
 
 class Owner:
@@ -101,7 +101,7 @@ class PortRange:
 
     def __init__(self, n: int, seed: int) -> None:
         for i in range(_RANGES):
-            first = 20_000 + (seed + i) % _RANGES * 128
+            first = _FIRST + (seed + i) % _RANGES * 128
             self._held = socket.socket()
             try:
                 self._held.bind(("127.0.0.1", first + 127))  # not to be shared: no SO_REUSEADDR

@@ -16,6 +16,7 @@ continual learning", NeurIPS 2020 (DER++), here on the classes known when a row 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -254,7 +255,8 @@ class Rehearser:
         slope = self._slope(outputs, y, n)
         if kept is not None and at is not None and self._method.distil:
             slope[n:] += self._pull(outputs[n:], kept, at)
-        self._layers.descend(slope, self._rate, self._method.clip)
+        if not math.isfinite(self._layers.descend(slope, self._rate, self._method.clip)):
+            self._layers.parameters[0].fill_(math.nan)  # it has diverged, and shall answer so
         if self._method.average:
             self._follow()
         return outputs[:n]

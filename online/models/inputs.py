@@ -42,8 +42,7 @@ class Inputs:
         if isinstance(names, str) or not self.names or len(self._known) < len(self.names):
             remedy = "Give the names of the features, each once"
             raise LearnerUnusable(model, f"inputs {list(names)!r:.200}", remedy)
-        # the first one twice: of one name alone it would be no tuple
-        self._all_of = itemgetter(*self.names, self.names[0])
+        self._all_of = itemgetter(*self.names) if len(self.names) > 1 else None
         self._ids = dict(ids or {})
         if odd := [n for n, rows in self._ids.items() if n not in self._known or rows < 1]:
             problem = f"id {odd[0]!r} of {self._ids[odd[0]]} rows"
@@ -61,11 +60,8 @@ class Inputs:
 
     def rows(self, many: Sequence[Features]) -> Columns:
         """:meth:`row` of each, (rows, inputs): an eighth of the time where nothing is missing."""
-        try:
-            if self._ids:
-                raise KeyError
-            raw = np.array([self._all_of(x) for x in many], dtype=np.float64)[:, :-1]
-        except KeyError:
+        raw = None if self._ids else self._whole(many)
+        if raw is None:
             return np.array([self.row(x) for x in many], dtype=np.float64)
         if self._scaler is None:
             return raw
@@ -75,6 +71,16 @@ class Inputs:
         out = np.zeros_like(raw)
         out[:, [self.names.index(name) for name in known]] = x
         return out
+
+    def _whole(self, many: Sequence[Features]) -> Columns | None:
+        """The numbers of rows that have all of them; None: one has not."""
+        if self._all_of is None or any(type(x) is not dict for x in many):
+            return None
+        try:
+            raw = np.array(list(map(self._all_of, many)), dtype=np.float64)
+        except KeyError:
+            return None
+        return None if np.isnan(raw).any() else raw  # which None would be, too
 
     def learn(self, features: Features) -> list[float]:
         """Learn the moments, then the numbers to learn by.  Raises RowUnusable."""
@@ -96,8 +102,8 @@ class Inputs:
         }
 
     def _row(self, x: Mapping[str, Any]) -> list[float]:
-        if len(x) == len(self.names):
-            return list(map(float, self._all_of(x)))[:-1]
+        if self._all_of is not None and len(x) == len(self.names):
+            return list(map(float, self._all_of(x)))
         return [float(x.get(name, 0.0)) for name in self.names]
 
     def cut(self) -> Blocks:

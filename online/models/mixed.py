@@ -86,6 +86,8 @@ def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tenso
 
     In the classes that both have, between outputs with mean 0.
     """
+    if not drawn.items:
+        return torch.zeros_like(outputs)
     n = len(drawn.items)
     ages = drawn.ages if scaled else (0,) * n
     weights = [2 * drawn.distil / n * 0.5 ** (age / _HALF_LIFE) for age in ages]
@@ -101,7 +103,8 @@ def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tenso
     here = torch.where(there.isnan(), nan, outputs)
     apart = (here - here.nanmean(1, keepdim=True)) - (there - there.nanmean(1, keepdim=True))
     # of one class alone nothing is known: it is its own mean, and 0 away from it
-    return apart.nan_to_num_(0.0).mul_(torch.tensor(weights, dtype=outputs.dtype)[:, None])
+    apart.masked_fill_(there.isnan(), 0.0)
+    return apart.mul_(torch.tensor(weights, dtype=outputs.dtype)[:, None])
 
 
 def _of_one(output: float, kept: Logits) -> float:

@@ -144,7 +144,8 @@ class NetworkModel:
         self._follows = 1.0
         self._halved = 0
         self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # and what each is of
-        self._layers = DenseLayers.of(self._module) if _plain(self._optimizer) else None
+        plain = _plain(self._optimizer, self._module)
+        self._layers = DenseLayers.of(self._module) if plain else None
         self._last = LastLayer(self._module)
         self.slope_size = self._last.slope_size
         self.structure = self._describe(network)
@@ -407,11 +408,15 @@ class NetworkModel:
                 self._optimizer.state[self._parameters[name]][key] = held
 
 
-def _plain(optimizer: torch.optim.Optimizer) -> bool:
+def _plain(optimizer: torch.optim.Optimizer, module: nn.Module) -> bool:
     """Whether its step is the rate times the gradient, for all parameters alike."""
     group, *others = optimizer.param_groups
-    unlike = ("momentum", "weight_decay", "maximize")
-    return type(optimizer) is torch.optim.SGD and not (others or any(group[x] for x in unlike))
+    if type(optimizer) is not torch.optim.SGD or others:
+        return False
+    every = set(map(id, module.parameters())) == set(map(id, group["params"]))
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    unlike = any(group[x] for x in ("momentum", "weight_decay", "maximize"))
+    return every and not hooked and not unlike
 
 
 def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:

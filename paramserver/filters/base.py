@@ -210,7 +210,8 @@ class Probes:
     """
 
     def __init__(self, size: int, n: int, rng: np.random.Generator) -> None:
-        self._whole = size // _LINE * _LINE
+        self._start = int(rng.integers(size % _LINE + 1))  # lest the last ones are never looked at
+        self._stop = self._start + size // _LINE * _LINE
         self._lines: npt.NDArray[np.intp] | None = None
         if size > n:
             self._lines = np.sort(rng.choice(size // _LINE, n // _LINE, replace=False))
@@ -219,7 +220,7 @@ class Probes:
         """These numbers, in the order of their places."""
         if self._lines is None:
             return gradient
-        lines = gradient[: self._whole].reshape(-1, _LINE)
+        lines = gradient[self._start : self._stop].reshape(-1, _LINE)
         return lines.take(self._lines, axis=0).reshape(-1)
 
 

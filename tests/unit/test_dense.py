@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -82,15 +83,49 @@ def test_a_gradient_that_is_no_number_changes_nothing(broken: float) -> None:
     assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
 
 
+def test_rows_that_cancel_each_other_have_the_length_of_what_is_left() -> None:
+    module = nn.Sequential(nn.Linear(20, 3))
+    layers = layers_of(module)
+    x = 1e4 * torch.rand(1, 20)
+    layers.forward(torch.cat((x, x * (1 + 1e-6), x)))
+    slope = torch.tensor([[0.5, -0.25, 0.0], [-0.5, 0.25, 0.0], [1e-6, 0.0, 1e-6]])
+    expected = layers._given[0].double().t() @ slope.double()
+    length = math.hypot(float(expected.norm()), float(slope.double().sum(0).norm()))
+    assert layers.descend(slope, 0.0) == pytest.approx(length, rel=0.01)
+
+
 def _frozen() -> nn.Module:
     module = chain(2, 2, 2)
     module[0].bias.requires_grad_(False)
     return module
 
 
+def _tied() -> nn.Module:
+    module = chain(2, 2, 2)
+    module[2].weight = module[0].weight
+    return module
+
+
+def _twice() -> nn.Module:
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.ReLU(), layer)
+
+
+def _hooked() -> nn.Module:
+    module = chain(2, 2, 2)
+    module[0].register_forward_hook(lambda layer, x, y: 2 * y)
+    return module
+
+
 @pytest.mark.parametrize(
     "module",
     [
+        _tied(),
+        _twice(),
+        _hooked(),
+        nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2))),
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))),
+        nn.Sequential(nn.Linear(2, 2).half()),
         nn.Linear(2, 2),
         nn.Sequential(),
         nn.Sequential(nn.Linear(2, 2), nn.ReLU()),

@@ -220,6 +220,21 @@ def test_layers_with_rectifiers_learn_without_autograd_as_with_it(training: Any)
     assert model.predict(features(9)).probabilities == pytest.approx(answers, abs=within)
 
 
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_a_draw_of_nothing_teaches_the_fresh_row(task: Any) -> None:
+    for made in (served(3 if task == "multiclass" else 1, task), _rectified(_sgd)):
+        before = [p.clone() for p in weights_of(made)]
+        made.rehearse(Example(features(1), 1), 1.0, (drawn([], None, shares={1: 1.0}, distil=0.3),))
+        assert not all(map(torch.equal, before, weights_of(made)))
+
+
+def test_an_optimizer_of_some_parameters_moves_no_others() -> None:
+    model = _rectified(lambda p: torch.optim.SGD(list(p)[2:], lr=0.1))
+    first = weights_of(model)[0].clone()
+    model.rehearse(Example(features(1), 0), 1.0, (drawn([1], None, shares={0: 1.0}),))
+    assert torch.equal(weights_of(model)[0], first)
+
+
 def test_layers_whose_slope_is_no_number_raise() -> None:
     model = _rectified(_sgd)
     with torch.no_grad():
