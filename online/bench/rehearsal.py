@@ -23,7 +23,7 @@ from torch import Tensor
 
 from evaluation.benchmarks import digits as data
 from evaluation.benchmarks.forgetting import F1, Protocol, run_one
-from evaluation.benchmarks.rehearser import TWICE
+from evaluation.benchmarks.rehearser import OURS, TWICE
 from online.bench.service import Running, launch, service, settle, write_settings
 from online.config import data_dir
 from online.http import Connection
@@ -55,16 +55,25 @@ class Rehearsed:
 
 
 def run(rows: int = 1_000, seed: int = 1) -> Iterator[Rehearsed]:
-    """The loop, the service without replay, with it, and killed; ``rows`` of each task."""
+    """The loop, the service without replay, with it, killed, and with one pass at a higher rate.
+
+    ``rows`` of each task.
+    """
     digits = data.mnist(data_dir())
     tasks = data.split(digits, seed, rows)
     begun = time.perf_counter()
     alone = run_one(_protocol(rows), TWICE, digits, seed).figures.acc
     n = sum(len(task.y) for task in tasks)
     yield Rehearsed("in-process loop", n, alone, n / (time.perf_counter() - begun), 0.0, 0.0, True)
-    yield _served("service without replay", tasks, {"policy": "none"}, None)
-    for what, at in (("service", None), ("service, all processes killed halfway", n // 2)):
-        line = _served(what, tasks, {"policy": "balanced", "capacity": 500}, at)
+    yield _served("service without replay", tasks, _settings({"policy": "none"}), None)
+    kept = {"policy": "balanced", "capacity": 500}
+    once = _settings({**kept, "passes": 1}, OURS.name, {"average": OURS.average})
+    for what, settings, at in (
+        ("service", _settings(kept), None),
+        ("service, all processes killed halfway", _settings(kept), n // 2),
+        ("service, one pass", once, None),
+    ):
+        line = _served(what, tasks, settings, at)
         yield Rehearsed(
             line.what, line.rows, line.acc, line.rows_per_s, line.replayed_per_row, line.learn_us,
             line.acc >= alone - NEAR,
@@ -75,7 +84,9 @@ def _protocol(rows: int) -> Protocol:
     return replace(_PROTOCOL, tasks=lambda digits, seed: data.split(digits, seed, rows))
 
 
-def _settings(replay: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    replay: dict[str, Any], method: str = TWICE.name, training: dict[str, Any] | None = None
+) -> dict[str, Any]:
     model = {
         "name": "digits",
         "task": "multiclass",
@@ -84,21 +95,22 @@ def _settings(replay: dict[str, Any]) -> dict[str, Any]:
             "inputs": [str(i) for i in range(784)],
             "hidden": 400,
             "outputs": 10,
-            "lr": _PROTOCOL.rates[TWICE.name],
+            "lr": _PROTOCOL.rates[method],
             "scale": False,
         },
         "replay": replay,
+        "training": training or {},
     }
     return {"replicas": 1, "models": [model]}
 
 
 def _served(
-    what: str, tasks: Sequence[data.Task], replay: dict[str, Any], kill_at: int | None
+    what: str, tasks: Sequence[data.Task], settings: dict[str, Any], kill_at: int | None
 ) -> Rehearsed:
     rows = [(x, y) for task in tasks for x, y in zip(task.x, task.y.tolist(), strict=True)]
     with tempfile.TemporaryDirectory(prefix="online-bench-") as name:
         folder = Path(name)
-        write_settings(folder, _settings(replay))
+        write_settings(folder, settings)
         running = launch(folder)
         replayed, seconds = 0.0, 0.0
         try:

@@ -38,7 +38,8 @@ class Inputs:
         self, model: str, names: Sequence[str], *, scale: bool, ids: Mapping[str, int] | None = None
     ) -> None:
         self.names = tuple(names)
-        self._known = frozenset(self.names)
+        self._places = {name: i for i, name in enumerate(self.names)}
+        self._known = frozenset(self._places)
         if isinstance(names, str) or not self.names or len(self._known) < len(self.names):
             remedy = "Give the names of the features, each once"
             raise LearnerUnusable(model, f"inputs {list(names)!r:.200}", remedy)
@@ -104,7 +105,10 @@ class Inputs:
     def _row(self, x: Mapping[str, Any]) -> list[float]:
         if self._all_of is not None and len(x) == len(self.names):
             return list(map(float, self._all_of(x)))
-        return [float(x.get(name, 0.0)) for name in self.names]
+        out = [0.0] * len(self.names)
+        for name, value in x.items():
+            out[self._places[name]] = float(value)
+        return out
 
     def cut(self) -> Blocks:
         """The open delta of the moments, and reset it."""
