@@ -223,6 +223,16 @@ class Probes:
         lines = gradient[self._start : self._stop].reshape(-1, _LINE)
         return lines.take(self._lines, axis=0).reshape(-1)
 
+    def of_each(self, gradients: Sequence[Gradient]) -> Gradient:
+        """Those of some gradients, [n, m]."""
+        if self._lines is None:
+            return np.stack(gradients)
+        out = np.empty((len(gradients), len(self._lines), _LINE), np.float32)
+        for gradient, row in zip(gradients, out, strict=True):
+            lines = gradient[self._start : self._stop].reshape(-1, _LINE)
+            lines.take(self._lines, axis=0, out=row, mode="clip")  # others are buffered
+        return out.reshape(len(gradients), -1)
+
 
 def quantile(values: Iterable[float], level: float) -> float:
     """Linear between the two nearest of one number or more; numpy's takes 60 µs for eighty."""

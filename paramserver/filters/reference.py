@@ -185,14 +185,14 @@ class Reference:
         classes = [self._gradient(rows) for rows in mine]
         if self._probes is None:
             self._probes = Probes(len(classes[0]), PROBES, rng)
-        of_class = np.stack([self._probes.of(g) for g in classes])
+        of_class = self._probes.of_each(classes)
         lengths, labels, drawn = [], [], []
         for i in range(self._draws):
             gradient, label = self._null(other, i, rng)
             lengths.append(float(gradient @ gradient) ** 0.5)
             labels.append(label)
-            drawn.append(self._probes.of(gradient))
-        nulls = np.stack(drawn)
+            drawn.append(gradient)
+        nulls = self._probes.of_each(drawn)
         products = nulls @ nulls.copy().T  # of itself numpy takes a way that is slower by three
         if not np.isfinite(products).all():
             return  # the model has diverged: nothing is learned of it
