@@ -98,7 +98,7 @@ class Training(Tree):
         ge=0,
         lt=1,
         description="what answers is an average of the weights that keeps this much of the old at "
-        "each step; 0: the weights themselves; none: 0.5 with replay, else 0",
+        "each pass; 0: the weights themselves; none: 0.5 with replay, else 0",
     )
     clip: float | None = Field(
         None, ge=0, description="longest gradient; 0: any; none: 1 with replay, else 0"
