@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 SERVES := $(VENV)/.serves
 TESTS := $(VENV)/.tests
 PYTEST := $(BIN)/python -m pytest -q
-COMPUTED := tests/unit tests/properties tests/simulation tests/conformance
+COMPUTED := tests/properties tests/simulation tests/conformance
 
 # Else each process of each service of the tests compiles the sources again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,18 +29,20 @@ $(TESTS): $(SERVES)
 serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until Ctrl-C
 	@exec $(BIN)/online serve --play phishing
 
-# Three lanes, of which the second and the third print when they are done: two of whole services,
-# which wait a lot, by the first letter of a file's name, and beside them what only computes.
+# Four lanes, of which all but the first print when they are done: two of whole services, which
+# wait a lot, by the first letter of a file's name, and beside them two of what only computes.
 test: $(TESTS)  ## everything but the long tests and benchmarks
 	@out=$$(mktemp -d); lanes=; \
 	trap 'kill $$lanes 2>/dev/null; wait; rm -rf '$$out EXIT; trap 'exit 130' INT TERM; \
+	nice -n 10 $(PYTEST) tests/unit >$$out/unit 2>&1 & unit=$$!; \
 	nice -n 10 $(PYTEST) $(COMPUTED) >$$out/computed 2>&1 & computed=$$!; \
 	$(PYTEST) tests/integration/test_[i-z]*.py >$$out/second 2>&1 & second=$$!; \
 	$(PYTEST) tests/integration/test_[a-h]*.py & first=$$!; \
-	lanes="$$computed $$second $$first"; failed=0; \
+	lanes="$$unit $$computed $$second $$first"; failed=0; \
 	wait $$first || failed=1; \
 	wait $$second || failed=1; cat $$out/second; \
 	wait $$computed || failed=1; cat $$out/computed; \
+	wait $$unit || failed=1; cat $$out/unit; \
 	lanes=; exit $$failed
 
 check: $(TESTS)  ## format, lint, types, import contracts
