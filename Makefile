@@ -53,6 +53,7 @@ check: $(TESTS)  ## format, lint, types, import contracts
 
 bench: $(TESTS)  ## the measured tables of the README, and 20,000 simulated seeds (long)
 	$(PYTEST) -m long tests
+	EXPLORE=1 $(PYTEST) tests/unit $(COMPUTED)
 	$(BIN)/python tests/simulation/run.py --seeds 20100
 	$(BIN)/online bench all
 

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from online.edge.errors import PackCorrupt, TemplateUnfit
+from online.edge.evaluate import evaluate
 from online.edge.ir import VALUES, Array, EdgeModel, Forest, put_together, take_apart
 
 MAGIC: Final = b"EPK1"
@@ -70,7 +71,8 @@ def decode(data: bytes) -> EdgeModel:
             tables = _unflattened(tables)
         model = put_together(header, tables)
         _check(model)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        evaluate(model, [{}, dict.fromkeys(model.columns.names, 0.0)])  # its tables fit together
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise PackCorrupt(f"its parts do not fit: {error!r:.200}") from error
     return model
 
@@ -207,6 +209,8 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
 
 def _check(model: EdgeModel) -> None:
     """Indices stay inside, so that reading a table can't leave it."""
+    if len(set(model.columns.names)) < len(model.columns.names):
+        raise ValueError("two columns have one name")
     if not isinstance(body := model.body, Forest):
         return
     n, leaves = len(body.feature), len(body.base)

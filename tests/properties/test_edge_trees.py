@@ -123,6 +123,17 @@ def test_branches_on_text_and_values_never_seen(binary: bool) -> None:
         np.testing.assert_allclose(found, answer(edge, model.predict(x)), rtol=0, atol=1e-6)
 
 
+def test_two_columns_of_one_name_are_refused() -> None:
+    model = _wrap("t", tree.HoeffdingTreeClassifier(grace_period=20, tau=0.5), "multiclass",
+                  b"k", ())  # fmt: skip
+    for x, y in rows(1, 200, 0.1):
+        model.learn(x, y, 1.0)
+    whole = pack.encode(lower(model, "multiclass"))
+    assert whole.count(b'"a","b"') == 1
+    with pytest.raises(PackCorrupt, match="two columns"):
+        pack.decode(whole.replace(b'"a","b"', b'"a","a"'))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_bytes_that_are_changed_are_refused_or_still_a_model(data: st.DataObject) -> None:
