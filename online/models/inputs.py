@@ -60,7 +60,7 @@ class Inputs:
         return self._row(ids | (x if self._scaler is None else self._scaler.transform(x)))
 
     def rows(self, many: Sequence[Features]) -> Columns:
-        """:meth:`row` of each, (rows, inputs): an eighth of the time where nothing is missing."""
+        """:meth:`row` of each, (rows, inputs); at once where nothing is missing."""
         raw = None if self._ids else self._whole(many)
         if raw is None:
             return np.array([self.row(x) for x in many], dtype=np.float64)

@@ -134,7 +134,11 @@ class NetworkModel:
         self.labels = self._head.labels
         self._new_optimizer = network.optimizer
         self._optimizer = self._new_optimizer(self._parameters.values())
-        self._shapes = self._probe(name)
+        row = torch.ones(1, len(self._inputs.names), dtype=self._dtype)
+        self._shapes = _shapes_of_state(self._module, self._head, self._new_optimizer, row)
+        if (tensors := len(self._tensors) + len(self._shapes)) > _TENSORS_MAX:
+            problem = f"{tensors} tensors with the optimizer's, at most {_TENSORS_MAX} are taken"
+            raise LearnerUnusable(name, problem, "Take a smaller one, or freeze a part of it")
         self._fresh = True
         self._built = {name: _numbers(t) for name, t in self._tensors.items()}
         self._start = dict(self._built)
@@ -180,32 +184,6 @@ class NetworkModel:
             apart = sum(float((a - t).square().sum()) for a, t in self._averages)
             length = sum(float(t.square().sum()) for _, t in self._averages)
         return math.sqrt(apart / length) if length else 0.0
-
-    def _probe(self, name: str) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype]]:
-        """Shape and type of the optimizer's state, from a step of a copy."""
-        module = copy.deepcopy(self._module)
-        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        try:
-            optimizer = self._new_optimizer([p for _, p in named])
-            rows = torch.ones(1, len(self._inputs.names), dtype=self._dtype)
-            label = False if self._head.labels is None else self._head.labels[0]
-            loss = self._head.loss(module(rows), self._head.target(label, self._dtype))
-            loss.backward()
-            optimizer.step()
-        except Exception as error:  # a stranger's module, loss or optimizer may raise anything
-            problem = f"a step of its optimizer raises {type(error).__name__}: {error}"
-            remedy = "Give a loss of (outputs, target) and an optimizer with a plain step()"
-            raise LearnerUnusable(name, problem, remedy) from error
-        shapes = {
-            (n, key): (held.shape, held.dtype)
-            for n, p in named
-            for key, held in optimizer.state.get(p, {}).items()
-            if isinstance(held, torch.Tensor)
-        }
-        if (tensors := len(self._tensors) + len(shapes)) > _TENSORS_MAX:
-            problem = f"{tensors} tensors with the optimizer's, at most {_TENSORS_MAX} are taken"
-            raise LearnerUnusable(name, problem, "Take a smaller one, or freeze a part of it")
-        return shapes
 
     def _describe(self, network: Network) -> str:
         digest = hashlib.sha256()
@@ -406,6 +384,30 @@ class NetworkModel:
             if (block := values.get(f"{_OPTIMIZER}{name}/{key}")) is not None:
                 held = torch.tensor(array_of(block.data)).to(dtype).reshape(shape)
                 self._optimizer.state[self._parameters[name]][key] = held
+
+
+def _shapes_of_state(
+    module: nn.Module, head: Head, optimizers: Optimizers, row: torch.Tensor
+) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype]]:
+    """Shape and type of the optimizer's state, from a step of a copy over a row."""
+    module = copy.deepcopy(module)
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    try:
+        optimizer = optimizers([p for _, p in named])
+        label = False if head.labels is None else head.labels[0]
+        loss = head.loss(module(row), head.target(label, row.dtype))
+        loss.backward()
+        optimizer.step()
+    except Exception as error:  # a stranger's module, loss or optimizer may raise anything
+        problem = f"a step of its optimizer raises {type(error).__name__}: {error}"
+        remedy = "Give a loss of (outputs, target) and an optimizer with a plain step()"
+        raise LearnerUnusable(type(module).__name__, problem, remedy) from error
+    return {
+        (n, key): (held.shape, held.dtype)
+        for n, p in named
+        for key, held in optimizer.state.get(p, {}).items()
+        if isinstance(held, torch.Tensor)
+    }
 
 
 def _plain(optimizer: torch.optim.Optimizer, module: nn.Module) -> bool:

@@ -206,7 +206,7 @@ def clipped_step(evidence: float) -> float:
 class Probes:
     """Some of a gradient's numbers, drawn once: ``n`` of ``size``, or all if there are no more.
 
-    Lines of sixteen, as memory is read: single ones, spread out, take five times as long.
+    Lines of sixteen, as memory is read: of single ones, spread out, each would read a line.
     """
 
     def __init__(self, size: int, n: int, rng: np.random.Generator) -> None:
@@ -235,7 +235,7 @@ class Probes:
 
 
 def quantile(values: Iterable[float], level: float) -> float:
-    """Linear between the two nearest of one number or more; numpy's takes 60 µs for eighty."""
+    """Linear between the two nearest of one number or more; numpy's takes 26 µs for eighty."""
     order = sorted(values)
     at = level * (len(order) - 1)
     below = order[int(at)]

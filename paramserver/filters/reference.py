@@ -193,7 +193,7 @@ class Reference:
             labels.append(label)
             drawn.append(gradient)
         nulls = self._probes.of_each(drawn)
-        products = nulls @ nulls.copy().T  # of itself numpy takes a way that is slower by three
+        products = nulls @ nulls.copy().T  # numpy is slower with its own transpose
         if not np.isfinite(products).all():
             return  # the model has diverged: nothing is learned of it
         self.size = len(classes[0])

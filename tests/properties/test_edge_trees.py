@@ -123,12 +123,16 @@ def test_branches_on_text_and_values_never_seen(binary: bool) -> None:
         np.testing.assert_allclose(found, answer(edge, model.predict(x)), rtol=0, atol=1e-6)
 
 
-def test_two_columns_of_one_name_are_refused() -> None:
+def _packed() -> bytes:
     model = _wrap("t", tree.HoeffdingTreeClassifier(grace_period=20, tau=0.5), "multiclass",
                   b"k", ())  # fmt: skip
     for x, y in rows(1, 200, 0.1):
         model.learn(x, y, 1.0)
-    whole = pack.encode(lower(model, "multiclass"))
+    return pack.encode(lower(model, "multiclass"))
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    whole = _packed()
     assert whole.count(b'"a","b"') == 1
     with pytest.raises(PackCorrupt, match="two columns"):
         pack.decode(whole.replace(b'"a","b"', b'"a","a"'))
@@ -138,11 +142,7 @@ def test_two_columns_of_one_name_are_refused() -> None:
 @given(st.data())
 def test_bytes_that_are_changed_are_refused_or_still_a_model(data: st.DataObject) -> None:
     """A hash is what finds a changed value; a changed shape is never walked."""
-    model = _wrap("t", tree.HoeffdingTreeClassifier(grace_period=20, tau=0.5), "multiclass",
-                  b"k", ())  # fmt: skip
-    for x, y in rows(1, 200, 0.1):
-        model.learn(x, y, 1.0)
-    whole = pack.encode(lower(model, "multiclass"))
+    whole = _packed()
     at = data.draw(st.integers(0, len(whole) - 1))
     cut = data.draw(st.booleans())
     changed = bytearray(whole[:at] if cut else whole)
@@ -157,11 +157,7 @@ def test_bytes_that_are_changed_are_refused_or_still_a_model(data: st.DataObject
 
 
 def test_terms_of_another_shape_are_refused() -> None:
-    model = _wrap("t", tree.HoeffdingTreeClassifier(grace_period=20, tau=0.5), "multiclass",
-                  b"k", ())  # fmt: skip
-    for x, y in rows(1, 200, 0.1):
-        model.learn(x, y, 1.0)
-    whole = pack.encode(lower(model, "multiclass"))
+    whole = _packed()
     changed, n = re.subn(rb'("slope","\w+",\[\d+,)3', rb"\g<1>2", whole)
     assert n == 1
     with pytest.raises(PackCorrupt, match="another shape than leaves"):
