@@ -158,6 +158,11 @@ class Limits(Tree):
         10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
     )
     feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
+    standstill_s: float | None = Field(
+        10,
+        ge=1,
+        description="a process of the service that stands still and holds the journal is ended",
+    )
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
     adopt_s: float = Field(10, ge=1, description="a dead replica's rows are learned within")
