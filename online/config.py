@@ -33,6 +33,7 @@ from pydantic import (
 )
 
 from online.access import ROLES, Role, check_token, digest, named
+from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
 
@@ -231,6 +232,13 @@ class Settings(Tree):
     limits: Limits = Limits()
     tokens: AccessTokens = Field(
         AccessTokens(), description="who may use the HTTP port; none: it is on loopback only"
+    )
+    origins: tuple[Annotated[str, AfterValidator(check_origin)], ...] = Field(
+        (), description="pages that may use the service, beside its own: https://app.example.com"
+    )
+    hosts: tuple[Annotated[str, AfterValidator(check_host)], ...] = Field(
+        (),
+        description="names by which it may be called, beside loopback; with tokens and none: any",
     )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
