@@ -135,7 +135,7 @@ class Replica:
         tokens = self._settings.tokens
         access = None
         if tokens:
-            access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
+            access = Access({role: tokens.of(role) for role in ROLES}, tokens.grants)
         app = App(
             self._servings, self._cluster, self._settings.limits, access, self._readers(),
             self._settings.state_dir / "edge", self._pushes,
