@@ -298,9 +298,12 @@ def test_an_older_journal(world: World, tmp_path: Path) -> None:
     """Whatever its head is, the snapshots beside it tell how many events it lacks."""
     world.learn(world.send(3))
     world.publish()
-    with closing(sqlite3.connect(tmp_path / "older.db")) as copy:
-        with closing(sqlite3.connect(tmp_path / "journal.db")) as now:
-            now.backup(copy)
+    database = sqlite3.connect
+    with (
+        closing(database(tmp_path / "older.db")) as copy,
+        closing(database(tmp_path / "journal.db")) as now,
+    ):
+        now.backup(copy)
     world.learn(world.send(4))
     world.publish()
     assert world.findings().good
