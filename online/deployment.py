@@ -136,7 +136,7 @@ class Replica:
         tokens = self._settings.tokens
         access = None
         if tokens:
-            access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
+            access = Access({role: tokens.of(role) for role in ROLES}, tokens.grants)
         browsers = Browsers(
             self._settings.origins, self._settings.hosts,
             guarded=access is not None, own=self._settings.host,
