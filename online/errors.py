@@ -65,7 +65,7 @@ class RequestError(OnlineError):
             out["www-authenticate"] = 'Bearer realm="online"'
             if self.code != "no_token":
                 out["www-authenticate"] += ', error="invalid_token"'
-        elif self.status == 403:
+        elif self.code in ("forbidden", "source_fixed"):  # another token may
             out["www-authenticate"] = 'Bearer realm="online", error="insufficient_scope"'
         elif self.status == 405:  # of our own routes
             out["allow"] = "POST"

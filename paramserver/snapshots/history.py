@@ -104,10 +104,16 @@ class SnapshotHistory:
         parsed = map(parse_name, self._snapshots.names())
         return max((name[0][0] for name in parsed if name is not None), default=0)
 
+    def remove_leftovers(self) -> None:
+        """Remove what earlier servers left unfinished.
+
+        For who has taken the epoch: what others have begun can't become the head any more.
+        """
+        with contextlib.suppress(OSError):  # they are in nobody's way; the next start tries again
+            self._snapshots.remove_leftovers()
+
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
         """The head's state, or its nearest ancestor's that is good; None without a head.
-
-        What earlier servers left unfinished is removed.
 
         Raises
         ------
@@ -116,9 +122,6 @@ class SnapshotHistory:
         PlaceUnreachable, OSError
             One may be good, but can't be read now.
         """
-        # whoever restores has taken the epoch: what others have begun can't become the head
-        with contextlib.suppress(OSError):  # they are in nobody's way; the next start tries again
-            self._snapshots.remove_leftovers()
         self._head = head
         if head is None:
             return None
@@ -166,12 +169,28 @@ class SnapshotHistory:
                 self.refused[name] = str(error)
 
     def _index_one(self, name: str) -> None:
-        prefix = self._snapshots.load(name, _PREFIX_BYTES)
-        end = snapshot_format.manifest_end(prefix)
-        if end > len(prefix):
-            prefix = self._snapshots.load(name, end)
+        prefix = self._prefix(name)
         self._manifests[name] = snapshot_format.read_manifest(prefix)
         self._sizes[name] = snapshot_format.whole_size(prefix)
+
+    def _prefix(self, name: str) -> bytes:
+        """The file up to the end of its manifest, at least."""
+        prefix = self._snapshots.load(name, _PREFIX_BYTES)
+        end = snapshot_format.manifest_end(prefix)
+        return prefix if end <= len(prefix) else self._snapshots.load(name, end)
+
+    def manifests(self) -> list[snapshot_format.Manifest]:
+        """What all snapshots say of themselves, states that were built aside too.
+
+        Those that can't be read are left out.  Raises PlaceUnreachable.
+        """
+        self.index()
+        found = list(self._manifests.values())
+        for name in self._snapshots.names():
+            if name.startswith(ASIDE):
+                with contextlib.suppress(SnapshotCorrupt, SnapshotFormat, SnapshotMissing):
+                    found.append(snapshot_format.read_manifest(self._prefix(name)))
+        return found
 
     def publish(self, name: str, state: SnapshotState) -> None:
         """Make a durable file of a state.  The head does not point to it yet."""
