@@ -30,6 +30,7 @@ from online.commands import (
     stream,
 )
 from online.errors import OnlineError
+from replay.plain import PlainStream
 
 app = typer.Typer(
     name="online",
@@ -71,6 +72,7 @@ def main() -> None:
     from paramserver.errors import ParamServerError
     from replay.errors import ReplayError
 
+    sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
     known = (OnlineError, EvaluationError, ModelError, ParamServerError, ReplayError)
     try:
         app()
