@@ -143,6 +143,7 @@ class Events:
             hint = "The id carries both; send it with the label only"
             raise invalid(f"{field}id", "an id together with features or event_id", hint)
         if is_join_id(event.id):
+            await self._check_weight(weight, event_key("join", event.id), field)
             payload = codec.encode_label(LabelHalf(label, weight, event.event_time))
             key = event_key("join", event.id)
             return self._asked(key, event.id, event.source, payload, label, half=Half.LABEL)
@@ -162,6 +163,7 @@ class Events:
             features = event.features
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
+        await self._check_weight(weight, key, field)
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
             if age_s > window_s and await self._find(key) is None:
@@ -194,6 +196,7 @@ class Events:
         key, age_s = event_key("token", event_id), self._now_s() - predicted.at
         if age_s < 0:
             self._check_ahead(-age_s, field)
+        await self._check_weight(weight, key, field)
         lifetime_s = self._replica.settings.token_lifetime
         if age_s > lifetime_s and await self._find(key) is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
@@ -210,6 +213,18 @@ class Events:
             predicted.notes,
         )
         return self._asked(key, event_id, event.source, codec.encode(example), label)
+
+    async def _check_weight(self, weight: float, key: bytes, field: str) -> None:
+        """One event moves the model so far and no further.  A repeat of an older row is answered.
+
+        Raises RequestError 422.
+        """
+        most = self._door.weight_max
+        if weight <= most or await self._find(key) is not None:
+            return
+        message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
+        hint = "Send less, or raise limits.weight_max or the token's weight_max"
+        raise RequestError(422, "weight_over", message, f"{field}weight", hint)
 
     async def _find(self, key: bytes) -> Row | None:
         """The row that has the key (for repeats of what has expired)."""
@@ -247,7 +262,7 @@ class Events:
 
 def _of_sender(event: Event, field: str) -> Event:
     """The event with the source that its token stands for; 403 if it names another."""
-    source = sender.get()
+    source = sender.get().source
     if source is None or event.source == source:
         return event
     if event.source != Event().source:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from online.access import WEIGHT_MAX, sender
 from online.config import Limits
 from online.errors import invalid
 from online.model_settings import ModelSettings
@@ -25,6 +26,7 @@ class Door:
         self._limits = limits
         self._numeric_only = numeric_only
         self._task = settings.task
+        self._bounded = settings.filters != "none"
         classes = settings.classes or {"negative": False, "positive": True}
         self._names: dict[bool, Label] = {
             False: classes["negative"],
@@ -113,11 +115,23 @@ class Door:
         raise invalid(field, f"not a label of this model: {_show(value)}", f"Send {names}")
 
     def weight(self, value: Any, field: str) -> float:
-        """Importance of an event: finite, > 0, at most 10^6."""
+        """Importance of an event: finite, > 0, at most 10^6.  See :meth:`weight_max`, too."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value <= 1e6:
-            raise invalid(field, f"not a weight: {_show(value)}", "Send a number in (0, 1000000]")
+        if not number or not 0 < value <= WEIGHT_MAX:
+            hint = f"Send a number in (0, {self.weight_max:.15g}]"
+            raise invalid(field, f"not a weight: {_show(value)}", hint)
         return float(value)
+
+    @property
+    def weight_max(self) -> float:
+        """The largest weight of a new event: of its token, else of the settings.
+
+        Without filters any weight is taken: the model is the plain library's then.
+        """
+        if not self._bounded:
+            return WEIGHT_MAX
+        own = sender.get().weight_max
+        return self._limits.weight_max if own is None else own
 
     def show(self, label: Label | None) -> Label | None:
         """Label as the caller knows it."""

@@ -288,7 +288,7 @@ class _Work:
         root = None
         if rows and model.root_set is not None:
             root = RootSet(model.root_set, rows, lambda: learner.serving)
-        sources_max, vouched = settings.limits.sources_max, bool(settings.tokens.sources)
+        sources_max, vouched = settings.limits.sources_max, settings.tokens.vouched
         filters = filtering_for(model, learner, root, sources_max=sources_max, vouched=vouched)
         if filters is None:
             return None

@@ -156,6 +156,7 @@ def _watch(
     At SIGHUP the settings are read again; a model that was promoted takes its place.
     """
     changing: threading.Thread | None = None
+    tending: threading.Thread | None = None  # a disk that stalls must not hold this loop
     while not stop.wait(_TEND_S):
         if changing is None or not changing.is_alive():
             change = None
@@ -167,7 +168,9 @@ def _watch(
             if change is not None:
                 changing = threading.Thread(target=change, daemon=True)
                 changing.start()
-        running.tend()
+        if tending is None or not tending.is_alive():
+            tending = threading.Thread(target=running.tend, daemon=True)
+            tending.start()
         if not running.alive():
             print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
             return 2
