@@ -79,6 +79,11 @@ def main() -> None:
     except known as error:
         print(f"online: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # of no place that anybody has given
+            raise
+        print(f"online: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except httpx.TransportError as error:
         print(
             f"online: the service does not answer ({error}); see `online status`", file=sys.stderr

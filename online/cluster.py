@@ -27,13 +27,8 @@ from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import (
-    journal_opener,
-    merge_rule,
-    open_journal,
-    run_path,
-    snapshots_path,
-)
+from online.names import journal_opener, merge_rule, open_journal, run_path, snapshots_path
+from online.patience import Patience
 from online.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.standstill import Standstill, look
 from replay.errors import JournalHeld, ReplayError
@@ -148,6 +143,7 @@ class Service:
         self._held_by: str | None = None  # the journal, as was said
         self._standstill = None if bound_s is None else Standstill(bound_s)
         self._started_s = time.monotonic()
+        self._patience = Patience(settings.start_wait_s)
         self._version = 0  # of the replicas' settings
         self._incomplete = False  # a change of them
         self._code = rollout.code()
@@ -178,7 +174,7 @@ class Service:
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
-            servers.start(self._settings, self._loaded, self._progress)
+            servers.start(self._settings, self._loaded, self._progress, self._patience)
             self._start_replicas()
             self._challengers.start(self._settings)
         except OnlineError:
@@ -207,6 +203,7 @@ class Service:
         port = settings.port or first + REPLICA_PORTS + 4
         self._progress("starting Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        rollout.be_patient(self._patience.left_s())
         serve.start(http_options={"host": settings.host, "port": port})
         self._progress(f"starting {settings.replicas_min} replicas")
         self._deploy(settings)
@@ -261,7 +258,8 @@ class Service:
         self._incomplete = True
         if replace:
             self._version += 1
-            servers.start(settings, self._loaded, self._progress)
+            self._patience = Patience(settings.start_wait_s)
+            servers.start(settings, self._loaded, self._progress, self._patience)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
         self._given, self._code = given, code
@@ -302,7 +300,8 @@ class Service:
             self._loaded = loaded
             self._version += 1
             try:
-                servers.start(settings, loaded, self._progress)
+                self._patience = Patience(settings.start_wait_s)
+                servers.start(settings, loaded, self._progress, self._patience)
                 self._deploy(settings)
                 self._settings = settings
                 self._wait_http()
@@ -339,15 +338,13 @@ class Service:
 
     def _wait_http(self) -> None:
         """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
-        deadline = time.monotonic() + 30
         while True:
             answers = False
             with contextlib.suppress(httpx.HTTPError):
                 answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
             if answers and balanced(self._private, self._settings.replicas_min):
                 return
-            if time.monotonic() > deadline:
-                raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")
+            self._patience.check(f"{self.url} does not answer")
             time.sleep(0.05)
 
     # -- stop --------------------------------------------------------------------------------
@@ -383,26 +380,30 @@ class Service:
         """Let replicas push and seal, publish a last snapshot, end every process."""
         if self._owner is None:
             return
+        lines = []
         try:
-            self._stop_gently()
+            lines = self._stop_gently()
         except Exception as error:
             log.warning("did not stop gently: %r", error)
+        for line in lines:
+            self._progress(line)
         self.kill()
 
-    def _stop_gently(self) -> None:
+    def _stop_gently(self) -> list[str]:
         import ray
         from ray import serve
 
         if not ray.is_initialized():
-            return
+            return []
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
         with self._quiet():
             serve.shutdown()
             specs = self._specs()
-            servers.last_snapshots(specs)
+            lines = servers.last_snapshots(specs)
             if self._settings.cluster != "local":  # there they would go on without us
                 servers.end(specs)
             ray.shutdown()
+        return lines
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:

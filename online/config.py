@@ -238,6 +238,9 @@ class Settings(Tree):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
+    start_wait_s: float = Field(
+        180, ge=5, description="a start that is not done after so long gives up"
+    )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
     journal: Annotated[str, AfterValidator(_store)] = Field(

@@ -57,6 +57,7 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(private / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+            "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(int(settings.start_wait_s)),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),

@@ -74,6 +74,8 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         yield f"server_{key}", f"{key} of the server", server.get(key)
     yield "rollback_reach_s", "age of the oldest snapshot", server.get("reach_s")
     yield "snapshots_refused", "damaged snapshots", len(server["refused"]) if server else None
+    text = "snapshots whose files somebody removed, since the server started"
+    yield "snapshots_vanished", text, server.get("vanished")
     yield "frozen", "1: the model learns nothing, feedback is kept", rewrites.get("frozen")
     yield "undone_rows", "rows that decisions took out of the model", rewrites.get("undone")
     banned = rewrites.get("banned")
