@@ -88,7 +88,8 @@ class Events:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
-        predicted = PredictionHalf(features, score, version, now, newest, notes)
+        features, sent = learner.bounds.taught(features)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, sent)
         payload = codec.encode_prediction(predicted)
         key = event_key("join", own)
         half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
@@ -115,7 +116,7 @@ class Events:
                     places.append(i)
         out: list[Foreseen | None] = [None] * len(events)
         if features:
-            answers = self._replica.learner.serving.predict_many(features)
+            answers = self._replica.learner.predict_many(features)
             version, now_s = self._version(), self._now_s()
             for i, answer in zip(places, answers, strict=True):
                 out[i] = Foreseen(answer, version, now_s)
@@ -183,8 +184,7 @@ class Events:
             _notes(foreseen.answer, score),
         )
         idempotent = event.event_id is not None
-        payload = codec.encode(example)
-        return self._asked(key, event_id, event.source, payload, label, idempotent=idempotent)
+        return self._whole(key, event_id, event.source, example, idempotent=idempotent)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -213,7 +213,7 @@ class Events:
             predicted.no_change,
             predicted.notes,
         )
-        return self._asked(key, event_id, event.source, codec.encode(example), label)
+        return self._whole(key, event_id, event.source, example)
 
     async def _check_new(self, event: Event, weight: float, key: bytes, field: str) -> None:
         """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
@@ -255,6 +255,21 @@ class Events:
             raise invalid(f"{field}id", message, hint)
         self._replica.counts["ids_from_the_future"] += 1
 
+    def _whole(
+        self, key: bytes, event_id: str, source: str, example: Example, *, idempotent: bool = True
+    ) -> Asked:
+        """The row of an event whose features are here: they are bounded before they are judged."""
+        verdict = Verdict.ACCEPTED
+        features, sent = self._replica.learner.bounds.taught(example.features)
+        if sent is not None:
+            verdict = Verdict.CLIPPED
+            example = msgspec.structs.replace(example, features=features, raw=sent)
+            self._replica.counts["values_clipped"] += len(sent)
+        payload, label = codec.encode(example), example.label
+        return self._asked(
+            key, event_id, source, payload, label, verdict=verdict, idempotent=idempotent
+        )
+
     def _asked(
         self,
         key: bytes,
@@ -264,10 +279,11 @@ class Events:
         label: Label,
         *,
         half: Half | None = None,
+        verdict: Verdict = Verdict.ACCEPTED,
         idempotent: bool = True,
     ) -> Asked:
         self._replica.note_label(label)
-        row = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, self._now_s(), half=half)
+        row = NewRow(key, event_id, source, verdict, payload, self._now_s(), half=half)
         filters = self._replica.filters
         if filters is not None and (problem := filters.refusal(row)) is not None:
             hint = "Check the values, and their scale, against what the model was trained with"
