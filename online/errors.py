@@ -86,3 +86,9 @@ def failed() -> RequestError:
     """500: what the log tells of, under the request's id."""
     hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"
     return RequestError(500, "internal", "the service failed at this request", None, hint)
+
+
+def damaged(message: str, field: str) -> RequestError:
+    """500: what stands in the journal under the event's id can't be read any more."""
+    hint = "Nothing was recorded now. Whoever runs the service has to put the journal right"
+    return RequestError(500, "journal_damaged", message, field, hint)

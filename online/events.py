@@ -12,13 +12,14 @@ import msgspec
 
 from online.access import sender
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, damaged, invalid
 from online.features import Door
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
 from replay import codec
+from replay.errors import JournalDamaged
 from replay.example import (
     NOTES_BYTES_MAX,
     Example,
@@ -164,7 +165,7 @@ class Events:
         key = event_key("event", event.source, event_id)
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
-            if age_s > window_s and await self._find(key) is None:
+            if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
         score = self._score(foreseen.answer)
@@ -195,7 +196,7 @@ class Events:
         if age_s < 0:
             self._check_ahead(-age_s, field)
         lifetime_s = self._replica.settings.token_lifetime
-        if age_s > lifetime_s and await self._find(key) is None:
+        if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
             return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
         example = Example(
@@ -211,10 +212,13 @@ class Events:
         )
         return self._asked(key, event_id, event.source, codec.encode(example), label)
 
-    async def _find(self, key: bytes) -> Row | None:
-        """The row that has the key (for repeats of what has expired)."""
+    async def _find(self, key: bytes, field: str) -> Row | None:
+        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
         store = self._replica.store
-        row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        try:
+            row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        except JournalDamaged as error:
+            raise damaged(str(error), field) from None
         return row
 
     def _check_ahead(self, ahead_s: float, field: str) -> None:

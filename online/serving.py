@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, damaged, invalid
 from online.events import Asked, Events, is_join_id
 from online.features import Door
 from online.messages import (
@@ -221,6 +221,8 @@ class Serving:
             idempotent=asked.idempotent,
         )
         standing = recorded.row
+        if recorded.status == "damaged":
+            raise damaged(recorded.reason or "", f"{field}id")
         if standing is None:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt

@@ -26,7 +26,13 @@ from online.filtering import Filtering
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
-from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
+from replay.errors import (
+    JournalDamaged,
+    JournalFull,
+    JournalUnavailable,
+    PartitionSealed,
+    ReplayError,
+)
 from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
@@ -42,10 +48,10 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     ----------
     status
         ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
-        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
-        learn it.
+        ``released``, ``discarded``, ``waiting``, ``damaged``, or ``queued``: on disk, and another
+        process will learn it.
     row
-        The row that stands; None for a label whose prediction has not come.
+        The row that stands; None for a label whose prediction has not come, and if it is damaged.
     repeat
         The row was there before, and ``status`` is what has become of it.
     since
@@ -301,7 +307,10 @@ class Writer:
         for half, outcome in zip(halves, appended.outcomes, strict=False):
             self._counts[f"joins_{_fate(half, outcome)}"] += 1
         for waiting, i, outcome in others:
-            await self._stand(waiting, i, outcome)
+            try:
+                await self._stand(waiting, i, outcome)
+            except JournalDamaged as error:  # a row or a decision that it took to answer
+                self._spoil(waiting, i, error)
 
     async def _filtered(self, filters: Filtering, rows: Sequence[NewRow]) -> list[NewRow]:
         """What the filters say, a few rows at a time: predictions have a turn in between."""
@@ -358,6 +367,9 @@ class Writer:
     async def _stand(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
         row, now = outcome.row, self._stamp()
+        if outcome.damaged is not None:
+            self._spoil(waiting, i, outcome.damaged)
+            return
         if row is None:
             found = Recorded("waiting", None, now, now, False, None, outcome.since)
             self._answer(waiting, i, found)
@@ -374,6 +386,13 @@ class Writer:
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self._answer(waiting, i, found)
+
+    def _spoil(self, waiting: _Waiting, i: int, error: JournalDamaged) -> None:
+        """Answer for an event of which the store has something, and nobody can say what."""
+        self.incident = str(error)
+        self._counts["damaged"] += 1
+        now = self._stamp()
+        self._answer(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
 
     async def look(self) -> None:
         """Read the control rows that are new, as often as it takes."""
