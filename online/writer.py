@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import msgspec
 
 from online import history
+from online.behind import Behind
 from online.config import Limits
-from online.errors import RequestError
+from online.errors import RequestError, journal_held
 from online.filtering import Filtering
 from online.journal_threads import JournalThreads
 from online.learner import Learner
@@ -29,6 +30,7 @@ from online.ordered import OrderedLearner
 from replay.errors import (
     JournalDamaged,
     JournalFull,
+    JournalHeld,
     JournalUnavailable,
     PartitionSealed,
     ReplayError,
@@ -81,33 +83,6 @@ class _Waiting:
     results: list[Recorded | None]
     open: int
     decided: bool
-
-
-class _Behind:
-    """Halves of stored joins that nobody waits for, up to a number and to a sum of bytes."""
-
-    def __init__(self, rows_max: int, bytes_max: int) -> None:
-        self._rows_max, self._bytes_max = rows_max, bytes_max
-        self._halves: deque[NewRow] = deque()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._halves)
-
-    def put(self, half: NewRow) -> bool:
-        """Whether there was room for it."""
-        size = len(half.payload)
-        if len(self) >= self._rows_max or self._bytes + size > self._bytes_max:
-            return False
-        self._halves.append(half)
-        self._bytes += size
-        return True
-
-    def take(self, n: int) -> list[NewRow]:
-        """At most ``n``, the oldest first."""
-        halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
-        self._bytes -= sum(len(half.payload) for half in halves)
-        return halves
 
 
 class Writer:
@@ -169,7 +144,7 @@ class Writer:
         self._uncommitted = 0  # rows that were taken and wait for their commit
         self._queue: deque[_Waiting] = deque()
         most = limits.joins_queue_max
-        self._halves = _Behind(most, most * limits.token_bytes_max)
+        self._halves = Behind(most, most * limits.token_bytes_max)
         self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
         self._store_epoch = 0
         self._wake = asyncio.Event()
@@ -192,8 +167,8 @@ class Writer:
         ``decided``: by an operator.  The rows are written with the verdicts that they have.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
-        ``journal_full`` (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same
-        id).
+        ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
+        repeat with the same id).
         """
         if self.stopping:
             message = "this replica is stopping"
@@ -216,12 +191,25 @@ class Writer:
             await done  # who goes away cancels it, and nothing else
         except TimeoutError:
             self._counts["feedback_timeouts"] += len(rows)
+            if self._withdraw(waiting):
+                raise journal_held(
+                    self.incident or "the rows before these are not written yet"
+                ) from None
             hint = "It may have been recorded: repeat it with the same id"
             message = "the journal did not answer in time"
             raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
+
+    def _withdraw(self, waiting: _Waiting) -> bool:
+        """Take the rows of a request back, if no commit has begun with them: then none will."""
+        if waiting not in self._queue:
+            return False
+        self._queue.remove(waiting)
+        self._uncommitted -= len(waiting.rows)
+        self.waiting -= 1
+        return True
 
     @property
     def queued(self) -> int:
@@ -333,7 +321,7 @@ class Writer:
 
     async def _append(self, rows: Sequence[NewRow]) -> Appended:
         """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
-        pause_s = 0.02
+        pause_s, certain = 0.02, True  # that no attempt so far has written anything
         while True:
             try:
                 appended: Appended = await self._store.write(
@@ -349,6 +337,9 @@ class Writer:
                 self._counts["sealed"] += 1
                 await self._move_on()
             except JournalUnavailable as error:
+                if error.definite and certain:
+                    raise
+                certain = certain and error.definite
                 self._counts["journal_retries"] += 1
                 log.warning("journal: %s", error)
                 await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
@@ -400,7 +391,11 @@ class Writer:
 
     def _refuse(self, halves: list[NewRow], batch: list[_Waiting], error: ReplayError) -> None:
         self.incident = str(error)
-        self._counts["joins_dropped"] += len(halves)
+        held = isinstance(error, JournalHeld)
+        if held:  # the next commit takes them
+            self._halves.put_back(halves)
+        else:
+            self._counts["joins_dropped"] += len(halves)
         full = isinstance(error, JournalFull)
         hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
         for waiting in batch:
@@ -408,7 +403,8 @@ class Writer:
             self.waiting -= 1
             if not waiting.done.done():
                 code = "journal_full" if full else "journal_refused"
-                waiting.done.set_exception(RequestError(503, code, str(error), None, hint, 30))
+                refusal = RequestError(503, code, str(error), None, hint, 30)
+                waiting.done.set_exception(journal_held(str(error)) if held else refusal)
                 waiting.done.exception()  # the handler may be gone: that is no surprise
 
     async def _move_on(self) -> None:
