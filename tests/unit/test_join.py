@@ -16,8 +16,8 @@ import pytest
 import replica_world as worlds
 from river import linear_model
 
-import online.replica
 import online.behind
+import online.replica
 import online.writer
 from online.config import Limits
 from online.errors import RequestError
