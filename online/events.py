@@ -12,13 +12,14 @@ import msgspec
 
 from online.access import sender
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, damaged, invalid
 from online.features import Door, not_plain
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
 from replay import codec
+from replay.errors import JournalDamaged
 from replay.example import (
     NOTES_BYTES_MAX,
     Example,
@@ -168,7 +169,7 @@ class Events:
             features = event.features
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
-            if age_s > window_s and await self._find(key) is None:
+            if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
         score = self._score(foreseen.answer)
@@ -199,7 +200,7 @@ class Events:
             self._check_ahead(-age_s, field)
         await self._check_new(event, weight, key, field)
         lifetime_s = self._replica.settings.token_lifetime
-        if age_s > lifetime_s and await self._find(key) is None:
+        if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
             return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
         example = Example(
@@ -221,7 +222,7 @@ class Events:
         Raises RequestError 422.
         """
         problem = self._problem(event, weight, field)
-        if problem is not None and await self._find(key) is None:
+        if problem is not None and await self._find(key, f"{field}id") is None:
             raise problem
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
@@ -241,10 +242,13 @@ class Events:
             return not_plain(f"{field}features", "a name", odd)
         return None
 
-    async def _find(self, key: bytes) -> Row | None:
-        """The row that has the key (for repeats of what has expired)."""
+    async def _find(self, key: bytes, field: str) -> Row | None:
+        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
         store = self._replica.store
-        row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        try:
+            row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        except JournalDamaged as error:
+            raise damaged(str(error), field) from None
         return row
 
     def _check_ahead(self, ahead_s: float, field: str) -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from online.bounds import clipped_reason
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, damaged, invalid
 from online.events import Asked, Events, is_join_id
 from online.features import Door
 from online.messages import (
@@ -223,6 +223,8 @@ class Serving:
             idempotent=asked.idempotent,
         )
         standing = recorded.row
+        if recorded.status == "damaged":
+            raise damaged(recorded.reason or "", f"{field}id")
         if standing is None:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
