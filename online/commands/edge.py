@@ -16,6 +16,7 @@ import typer
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings, span
 from online.commands.export import (
+    ends_of,
     freshness,
     golden_rows,
     picked,
@@ -309,6 +310,7 @@ def _exported(
         targets=targets,
         golden_most=GOLDEN,
         steps=Steps(folder.newest_pack()) if steps else None,
+        ends=ends_of(served, state),
     )
 
 
