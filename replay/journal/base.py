@@ -17,12 +17,17 @@ import msgspec
 
 
 class Verdict(StrEnum):
-    """What was decided about a row before it was written.  It never changes."""
+    """What was decided about a row before it was written.  It never changes.
+
+    ``LOST`` is no row that anybody has sent: it stands where one was, in a store that has come back
+    older than a model that had learned it.
+    """
 
     ACCEPTED = "accepted"
     CLIPPED = "clipped"
     QUARANTINED = "quarantined"
     FROZEN = "frozen"
+    LOST = "lost"
 
 
 class Half(StrEnum):
@@ -171,6 +176,14 @@ class Journal(Protocol):
 
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
+
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        For a store that has come back older than it was: partitions that are opened later get
+        other numbers, and rows that are written later a ``seq`` above this one.  A partition that
+        is known stays as it is.
+        """
 
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0

@@ -162,6 +162,13 @@ class RedisJournal:
         number = self._run(scripts.REGISTER, model, replica, spec, repr(float(at)), bits)
         return Partition(int(number), model, replica, spec, 0, False)
 
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        See :class:`replay.journal.base.Journal`.
+        """
+        self._run(scripts.REGISTER_LOST, model, spec, number, end, seq)
+
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:

@@ -119,6 +119,12 @@ WRITE_CONTROL = (
     " ON CONFLICT (model, key) DO NOTHING"
 )
 
+REGISTER_LOST = (
+    'INSERT INTO partitions (id, model, replica, spec, "end", sealed, at, trimmed)'
+    " VALUES (?, ?, 'lost', ?, ?, 1, 0, ?) ON CONFLICT (id) DO NOTHING"
+)
+LIFT_SEQ = "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'rows'"
+FIRST_SEQ = "INSERT INTO sqlite_sequence (name, seq) VALUES ('rows', ?)"
 SET_END = 'UPDATE partitions SET "end" = ? WHERE id = ?'
 KEPT_HALF = "SELECT half, event_id, source, payload, at FROM halves WHERE model = ? AND key = ?"
 ANY_ROW = "SELECT 1 FROM rows WHERE model = ? AND key IN ({}) LIMIT 1"
