@@ -150,6 +150,12 @@ class AccessTokens(Tree):
         return out
 
     @property
+    def askers(self) -> frozenset[str]:
+        """Sources that tokens for predictions stand for."""
+        found = (x.source for (role, _), x in self.grants.items() if role == "predict")
+        return frozenset(source for source in found if source is not None)
+
+    @property
     def vouched(self) -> bool:
         """Whether feedback tokens stand for sources."""
         return any(role == "feedback" and x.source for (role, _), x in self.grants.items())
@@ -192,6 +198,9 @@ class Limits(Tree):
     )
     halves_max: int = Field(
         100_000, ge=1, description="predictions and labels that wait for each other, of a model"
+    )
+    waiting_labels_max: int = Field(
+        16, ge=1, le=1_000, description="labels of different sources that wait for one prediction"
     )
     banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
     sources_max: int = Field(

@@ -6,10 +6,9 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from replay import codec
 from replay.errors import EpochBehind, JournalBehind, PartitionSealed, PartitionUnknown
 from replay.journal import sqliteschema as sql
-from replay.journal.base import Half, NewRow, Outcome, Row, Verdict
+from replay.journal.base import Half, NewRow, Outcome, Row, Stored, Verdict
 
 _TOGETHER: Final = 64  # rows of one statement
 
@@ -64,7 +63,7 @@ class Batch:
             if self._all_new(some):
                 outcomes += self._insert_all(some)
             else:
-                outcomes += [self._write(rows, start + i) for i in range(len(some))]
+                outcomes += [self._write(row) for row in some]
         end, halves = self._before
         if self.end != end:
             self._db.execute(sql.SET_END, (self.end, self._partition))
@@ -75,7 +74,7 @@ class Batch:
     def _all_new(self, rows: Sequence[NewRow]) -> bool:
         """Whether they are ordinary rows of which nothing stands: one statement writes them."""
         keys = {bytes(row.key) for row in rows}
-        if len(keys) < len(rows) or any(row.half is not None for row in rows):
+        if len(keys) < len(rows) or any(row.half or row.over is not None for row in rows):
             return False
         if self._halves and self._any(sql.ANY_HALF, keys):
             return False
@@ -92,9 +91,7 @@ class Batch:
         made: list[tuple[Any, ...]] = []
         values: list[Any] = []
         for offset, row in enumerate(rows, self.end + 1):
-            made.append(
-                self._columns(offset, bytes(row.key), row, row.event_id, row.source, row.payload)
-            )
+            made.append(self._columns(offset, bytes(row.key), row))
             values += (self._model, *made[-1], None, None)
         statement = f"{sql.INSERT_COLUMNS} VALUES {', '.join([sql.INSERT_ROW] * len(rows))}"
         first = (self._db.execute(statement, values).lastrowid or 0) - len(rows) + 1
@@ -103,82 +100,66 @@ class Batch:
         self._answered.update(row[2] for row in made)
         return [Outcome(True, Row(first + i, *row)) for i, row in enumerate(made)]
 
-    def _columns(
-        self, offset: int, key: bytes, row: NewRow, event_id: str, source: str, payload: bytes
-    ) -> tuple[Any, ...]:
+    def _columns(self, offset: int, key: bytes, row: NewRow) -> tuple[Any, ...]:
         """The row as it is stored, from its partition on."""
         return (
-            self._partition, offset, key, event_id, source, row.verdict, float(row.factor),
-            bytes(payload), float(row.at),
+            self._partition, offset, key, row.event_id, row.source, row.verdict, float(row.factor),
+            bytes(row.payload), float(row.at),
         )  # fmt: skip
 
-    def _write(self, rows: Sequence[NewRow], i: int) -> Outcome:
-        row, key = rows[i], bytes(rows[i].key)
+    def _write(self, row: NewRow) -> Outcome:
+        key = bytes(row.key)
         found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
         if found is None:
             return self._new(key, row)
-        stored, (half, since) = as_row(found[:-2]), found[-2:]
+        stored = as_row(found)
         if stored.partition != self._partition or stored.offset <= self._known:
             return Outcome(False, stored)
-        if key in self._answered:
+        if key in self._answered or row.half is not None:
             return Outcome(False, stored)
-        if row.half is not None and row.half != half and _writes(rows[i + 1 :], key, half):
-            return Outcome(False, None, since)  # as at first: it was kept when the other came
         self._answered.add(key)
         return Outcome(True, stored)
 
     def _new(self, key: bytes, row: NewRow) -> Outcome:
-        """A key without a row: write the row, the joined row, or keep the half."""
-        kept = self._kept(key)
-        if row.half is None:
-            since = kept[4] if kept else None
-            return self._insert(key, row, row.event_id, row.source, row.payload, since)
-        if kept is None:
-            return self._keep(key, row)
-        half, event_id, source, payload, since = kept
-        if half == row.half:
-            return Outcome(False, None, since)
-        given = bytes(row.payload)
-        if row.half is Half.LABEL:
-            joined = codec.join(payload, given)
-            return self._insert(key, row, row.event_id, row.source, joined, since)
-        return self._insert(key, row, event_id, source, codec.join(given, payload), since)
+        """A key without a row: write the row, or keep the half, if what stands there lets it."""
+        kept, given = self._kept(key), bytes(row.payload)
+        if kept is None and row.over is not None and given:
+            return Outcome(False, None, gone=True)
+        wanted = row.over if row.half is None or row.over is not None else b""
+        if kept is not None and wanted is not None and bytes(wanted) != kept.payload:
+            again = (kept.half, kept.payload) == (row.half, given)  # of an answer that was lost
+            return Outcome(False, None, kept.at, None if again else kept)
+        if kept is not None:
+            self._db.execute(sql.DROP_HALF, (self._model, key))
+            self._halves -= 1
+            self.wrote = True
+        return self._insert(key, row) if row.half is None else self._keep(key, row)
 
-    def _kept(self, key: bytes) -> tuple[Any, ...] | None:
+    def _kept(self, key: bytes) -> Stored | None:
         if not self._halves:
             return None
-        found: tuple[Any, ...] | None = self._db.execute(
-            sql.KEPT_HALF, (self._model, key)
-        ).fetchone()
-        return found
+        found = self._db.execute(sql.KEPT_HALF, (self._model, key)).fetchone()
+        return Stored(Half(found[0]), *found[1:]) if found else None
 
     def _keep(self, key: bytes, row: NewRow) -> Outcome:
+        at = float(row.at)
+        if not row.payload:  # it only removes what stood
+            return Outcome(False, None, at)
         if self._halves >= self._halves_max:
             return Outcome(False, None)
-        at = float(row.at)
         values = (row.half, row.event_id, row.source, bytes(row.payload), at)
         self._db.execute(sql.KEEP_HALF, (self._model, key, *values))
         self._halves += 1
         self.wrote = True
         return Outcome(False, None, at)
 
-    def _insert(
-        self, key: bytes, row: NewRow, event_id: str, source: str, payload: bytes, since: Any
-    ) -> Outcome:
-        """Write a row, in the place of the half that was kept since then (None: of none)."""
-        if since is not None:
-            self._db.execute(sql.DROP_HALF, (self._model, key))
-            self._halves -= 1
+    def _insert(self, key: bytes, row: NewRow) -> Outcome:
         self.end += 1
         self.wrote = True
-        values = self._columns(self.end, key, row, event_id, source, payload)
-        seq = self._db.execute(sql.INSERT, (self._model, *values, row.half, since)).lastrowid or 0
+        values = self._columns(self.end, key, row)
+        seq = self._db.execute(sql.INSERT, (self._model, *values, None, None)).lastrowid or 0
         self._answered.add(key)
         return Outcome(True, Row(seq, *values))
-
-
-def _writes(rows: Sequence[NewRow], key: bytes, half: str | None) -> bool:
-    return any(bytes(row.key) == key and row.half == half for row in rows)
 
 
 def as_row(found: Sequence[Any]) -> Row:

@@ -39,8 +39,7 @@ CREATE TABLE claims (
 """
 # AUTOINCREMENT: a number is never given twice, also after its row was deleted.
 # models.trimmed: the seq of the newest row that was removed.
-# rows.half and rows.since: which half came second and wrote the row, and when the first was
-# taken, so that a batch whose answer was lost gets the same answer again.
+# rows.half and rows.since: of rows that a format before 4 has joined; no newer row has them.
 
 UPGRADES = {
     1: """
@@ -80,7 +79,7 @@ INSERT = (
     " payload, at, half, since) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 INSERT_COLUMNS, INSERT_ROW = INSERT.split(" VALUES ")
-BY_KEY = f"SELECT {ROW}, half, since FROM rows WHERE model = ? AND key = ?"
+BY_KEY = f"SELECT {ROW} FROM rows WHERE model = ? AND key = ?"
 FIND = f"SELECT {ROW} FROM rows WHERE model = {MODEL} AND key = ?"
 READ = (
     f'SELECT {ROW} FROM rows WHERE partition = ? AND "offset" >= ? AND "offset" < ?'
