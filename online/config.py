@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -21,7 +21,6 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     Discriminator,
     Field,
     SecretStr,
@@ -32,16 +31,13 @@ from pydantic import (
     model_validator,
 )
 
-from online.access import ROLES, WEIGHT_MAX, Grant, Role, check_token, digest, entry_of, text_of
+from online.access import ROLES, WEIGHT_MAX, check_token, digest, entry_of
 from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
+from online.token_settings import WITH_SECRETS, AccessTokens
 
 log = logging.getLogger("online.config")
-
-WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
-"""Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of
-tokens (a replica needs no more to know one)."""
 
 
 def hidden(text: str) -> str:
@@ -76,100 +72,6 @@ def _cluster(value: str) -> str:
     return value
 
 
-def _several(value: object) -> object:
-    """One token, or a list of them while they are being changed."""
-    if isinstance(value, list | tuple):
-        return [_entry(one) for one in value]
-    return [value] if isinstance(value, str) else value
-
-
-_ENTRY = {"source", "token", "weight_max", "labels_for"}
-
-
-def _entry(value: object) -> object:
-    """``{source: NAME, token: TOKEN, …}`` as the text that stands for it."""
-    if not (isinstance(value, dict) and "token" in value and value.keys() <= _ENTRY):
-        return value
-    words = [str(value[name]) for name in ("source", "token") if name in value]
-    if "weight_max" in value:
-        words.append(f"weight_max={value['weight_max']}")
-    if (names := value.get("labels_for")) is not None:
-        several = names if isinstance(names, list | tuple) else [names]
-        words.append(f"labels_for={','.join(map(str, several))}")
-    return " ".join(words)
-
-
-def _token(value: SecretStr) -> SecretStr:
-    entry_of(value.get_secret_value())
-    return value
-
-
-Tokens = Annotated[
-    tuple[Annotated[SecretStr, AfterValidator(_token)], ...], BeforeValidator(_several)
-]
-
-
-def _with_source(entry: SecretStr, show: Callable[[str], str]) -> str:
-    token, grant = entry_of(entry.get_secret_value())
-    return text_of(show(token), grant)
-
-
-class AccessTokens(Tree):
-    """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
-
-    predict: Tokens = Field(
-        (),
-        description="may predict, and read the state; {source: NAME, token: …}: its own ids of "
-        "predictions are of that source",
-    )
-    feedback: Tokens = Field(
-        (),
-        description="may send labels; {source: NAME, token: …, weight_max: …, labels_for: [NAME]} "
-        "is of that source only, may weigh so much, and labels those sources' predictions",
-    )
-    admin: Tokens = Field((), description="may do everything")
-    predict_file: Path | None = Field(None, description="file of tokens, instead of them")
-    feedback_file: Path | None = None
-    admin_file: Path | None = None
-
-    def of(self, role: Role) -> tuple[str, ...]:
-        """The role's tokens, or their digests."""
-        tokens: Tokens = getattr(self, role)
-        return tuple(entry_of(token.get_secret_value())[0] for token in tokens)
-
-    @property
-    def grants(self) -> dict[tuple[Role, str], Grant]:
-        """By role and token what it stands for, of those that have more than a role."""
-        out: dict[tuple[Role, str], Grant] = {}
-        for role in ROLES:
-            entries: Tokens = getattr(self, role)
-            for entry in entries:
-                token, grant = entry_of(entry.get_secret_value())
-                if grant != Grant():
-                    out[role, token] = grant
-        return out
-
-    @property
-    def askers(self) -> frozenset[str]:
-        """Sources that tokens for predictions stand for."""
-        found = (x.source for (role, _), x in self.grants.items() if role == "predict")
-        return frozenset(source for source in found if source is not None)
-
-    @property
-    def vouched(self) -> bool:
-        """Whether feedback tokens stand for sources."""
-        return any(role == "feedback" and x.source for (role, _), x in self.grants.items())
-
-    @field_serializer("predict", "feedback", "admin")
-    def _hide(self, value: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        if info.context == WITH_SECRETS:
-            return [_with_source(token, digest) for token in value]
-        return [_with_source(token, lambda _: "***") for token in value]
-
-    def __bool__(self) -> bool:
-        return any(map(self.of, ROLES))
-
-
 class Limits(Tree):
     """Every bound of the service.  At a bound new work is refused, nothing accepted is dropped."""
 
@@ -190,6 +92,11 @@ class Limits(Tree):
         10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
     )
     feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
+    standstill_s: float | None = Field(
+        10,
+        ge=1,
+        description="a process of the service that stands still and holds the journal is ended",
+    )
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
     adopt_s: float = Field(10, ge=1, description="a dead replica's rows are learned within")
@@ -242,6 +149,9 @@ class Settings(Tree):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
+    start_wait_s: float = Field(
+        180, ge=5, description="a start that is not done after so long gives up"
+    )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
     journal: Annotated[str, AfterValidator(_store)] = Field(

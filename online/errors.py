@@ -86,3 +86,9 @@ def failed() -> RequestError:
     """500: what the log tells of, under the request's id."""
     hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"
     return RequestError(500, "internal", "the service failed at this request", None, hint)
+
+
+def journal_held(message: str) -> RequestError:
+    """503: rows that no commit has begun with; they are never written."""
+    hint = "Nothing was recorded. Send it again after Retry-After"
+    return RequestError(503, "journal_held", message, None, hint, 1)

@@ -13,7 +13,7 @@ import msgspec
 from online.access import sender
 from online.config import Limits
 from online.errors import RequestError, invalid
-from online.features import Door
+from online.features import Door, not_plain
 from online.joins import join_key
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
@@ -29,6 +29,7 @@ from replay.example import (
     WaitingLabel,
 )
 from replay.journal.base import Half, NewRow, Row, Verdict
+from replay.plain import is_plain
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
@@ -141,7 +142,7 @@ class Events:
         event = _of_sender(event, field)
         if event.label is msgspec.UNSET:
             raise invalid(f"{field}label", "no label", "Send the true label")
-        label = self._door.label(event.label, f"{field}label")
+        label = self._door.label(event.label, f"{field}label", recorded=True)
         weight = self._door.weight(event.weight, f"{field}weight")
         if event.id is None:
             return await self._with_features(event, label, weight, field, foreseen)
@@ -157,7 +158,7 @@ class Events:
     ) -> Asked:
         askers = [asker for asker in labels_for(event.source) if asker in self._askers]
         keys = tuple(join_key(asker, own) for asker in (*askers, None))
-        await self._check_weight(weight, keys, field)
+        await self._check_new(event, weight, keys, field)
         now, source = self._now_s(), event.source
         waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
         payload = codec.encode_labels([waiting])
@@ -169,15 +170,15 @@ class Events:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
             raise invalid(f"{field}id", "neither id nor features", hint)
+        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
+        key = event_key("event", event.source, event_id)
+        await self._check_new(event, weight, [key], field)
         if foreseen is None:
-            features = self._door.features(event.features, f"{field}features")
+            features = self._door.features(event.features, f"{field}features", recorded=True)
             answer = self._replica.learner.predict(features)
             foreseen = Foreseen(answer, self._version(), self._now_s())
         else:
             features = event.features
-        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
-        key = event_key("event", event.source, event_id)
-        await self._check_weight(weight, [key], field)
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
             if age_s > window_s and await self._find(key) is None:
@@ -214,7 +215,7 @@ class Events:
         key, age_s = event_key("token", event_id), self._now_s() - predicted.at
         if age_s < 0:
             self._check_ahead(-age_s, field)
-        await self._check_weight(weight, [key], field)
+        await self._check_new(event, weight, [key], field)
         lifetime_s = self._replica.settings.token_lifetime
         if age_s > lifetime_s and await self._find(key) is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
@@ -232,20 +233,37 @@ class Events:
         )
         return self._asked(key, event_id, event.source, codec.encode(example), label)
 
-    async def _check_weight(self, weight: float, keys: Sequence[bytes], field: str) -> None:
-        """One event moves the model so far and no further.  A repeat of an older row is answered.
+    async def _check_new(
+        self, event: Event, weight: float, keys: Sequence[bytes], field: str
+    ) -> None:
+        """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
 
         Raises RequestError 422.
         """
-        most = self._door.weight_max
-        if weight <= most:
+        problem = self._problem(event, weight, field)
+        if problem is None:
             return
         for key in keys:
             if await self._find(key) is not None:
                 return
-        message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
-        hint = "Send less, or raise limits.weight_max or the token's weight_max"
-        raise RequestError(422, "weight_over", message, f"{field}weight", hint)
+        raise problem
+
+    def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
+        """One event moves the model so far and no further, and nothing shows orders for it."""
+        most = self._door.weight_max
+        if weight > most:
+            message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
+            hint = "Send less, or raise limits.weight_max or the token's weight_max"
+            return RequestError(422, "weight_over", message, f"{field}weight", hint)
+        if not is_plain(event.source):
+            return not_plain(f"{field}source", "a source", event.source)
+        if event.event_id is not None and not is_plain(event.event_id):
+            return not_plain(f"{field}event_id", "an id", event.event_id)
+        if isinstance(event.label, str) and not is_plain(event.label):
+            return not_plain(f"{field}label", "a class", event.label)
+        if (odd := self._door.odd_name(event.features)) is not None:
+            return not_plain(f"{field}features", "a name", odd)
+        return None
 
     async def _find(self, key: bytes) -> Row | None:
         """The row that has the key (for repeats of what has expired)."""

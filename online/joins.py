@@ -251,6 +251,11 @@ class Behind:
         self._bytes += size
         return True
 
+    def put_back(self, halves: Sequence[NewRow]) -> None:
+        """What was taken and not written, in its old place."""
+        self._halves.extendleft(reversed(halves))
+        self._bytes += sum(len(half.payload) for half in halves)
+
     def take(self, n: int) -> list[NewRow]:
         """At most ``n``, the oldest first."""
         halves = [self._halves.popleft() for _ in range(min(n, len(self)))]

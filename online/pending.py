@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+
+import msgspec
 
 from online.joins import Entry
-from replay.journal.base import NewRow
+from replay.journal.base import NewRow, Row
+
+
+class Recorded(msgspec.Struct, frozen=True, gc=False):
+    """What became of one event.
+
+    Attributes
+    ----------
+    status
+        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
+        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
+        learn it.
+    row
+        The row that stands; None for a label whose prediction has not come.
+    repeat
+        The row was there before, and ``status`` is what has become of it.
+    since
+        For a label that waits: when the first one was taken (POSIX seconds).  None: the store
+        has no room and kept nothing.
+    learned_as
+        For a repeat that is frozen, undone or released: the row that taught it again, if there
+        is one.
+    """
+
+    status: str
+    row: Row | None
+    version_before: str
+    version: str
+    repeat: bool
+    reason: str | None = None
+    since: float | None = None
+    learned_as: Row | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +49,7 @@ class Waiting:
     rows: tuple[NewRow, ...]
     keys: list[bytes]
     done: asyncio.Future[None]
-    results: list[Any]
+    results: list[Recorded | None]
     open: int
     decided: bool
 

@@ -25,9 +25,9 @@ from online.messages import (
 )
 from online.messages import Row as AnswerRow
 from online.models.base import Prediction as Answer
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.tokens import Tokens
-from online.writer import Recorded
 from replay import codec
 from replay.example import Features
 

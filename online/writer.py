@@ -23,51 +23,26 @@ import msgspec
 
 from online import history
 from online.config import Limits
-from online.errors import RequestError
+from online.errors import RequestError, journal_held
 from online.filtering import Filtering
 from online.joins import ROUNDS_MAX, Behind, entry_of, fate
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
-from online.pending import Waiting, Written
-from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
+from online.pending import Recorded, Waiting, Written
+from replay.errors import (
+    JournalFull,
+    JournalHeld,
+    JournalUnavailable,
+    PartitionSealed,
+    ReplayError,
+)
 from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
 
 _JUDGED_ROWS = 8  # by the filters in one turn of the loop: .1 ms a row
 _BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
-
-
-class Recorded(msgspec.Struct, frozen=True, gc=False):
-    """What became of one event.
-
-    Attributes
-    ----------
-    status
-        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
-        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
-        learn it.
-    row
-        The row that stands; None for a label whose prediction has not come.
-    repeat
-        The row was there before, and ``status`` is what has become of it.
-    since
-        For a label that waits: when the first one was taken (POSIX seconds).  None: the store
-        has no room and kept nothing.
-    learned_as
-        For a repeat that is frozen, undone or released: the row that taught it again, if there
-        is one.
-    """
-
-    status: str
-    row: Row | None
-    version_before: str
-    version: str
-    repeat: bool
-    reason: str | None = None
-    since: float | None = None
-    learned_as: Row | None = None
 
 
 class Writer:
@@ -157,8 +132,8 @@ class Writer:
         ``decided``: by an operator.  The rows are written with the verdicts that they have.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
-        ``journal_full`` (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same
-        id).
+        ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
+        repeat with the same id).
         """
         if self.stopping:
             message = "this replica is stopping"
@@ -182,12 +157,25 @@ class Writer:
             await done  # who goes away cancels it, and nothing else
         except TimeoutError:
             self._counts["feedback_timeouts"] += len(rows)
+            if self._withdraw(waiting):
+                raise journal_held(
+                    self.incident or "the rows before these are not written yet"
+                ) from None
             hint = "It may have been recorded: repeat it with the same id"
             message = "the journal did not answer in time"
             raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
+
+    def _withdraw(self, waiting: Waiting) -> bool:
+        """Take the rows of a request back, if no commit has begun with them: then none will."""
+        if waiting not in self._queue:
+            return False
+        self._queue.remove(waiting)
+        self._uncommitted -= len(waiting.rows)
+        self.waiting -= 1
+        return True
 
     @property
     def queued(self) -> int:
@@ -341,7 +329,7 @@ class Writer:
 
     async def _append(self, rows: Sequence[NewRow]) -> Appended:
         """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
-        pause_s = 0.02
+        pause_s, certain = 0.02, True  # that no attempt so far has written anything
         while True:
             try:
                 appended: Appended = await self._store.write(
@@ -357,6 +345,9 @@ class Writer:
                 self._counts["sealed"] += 1
                 await self._move_on()
             except JournalUnavailable as error:
+                if error.definite and certain:
+                    raise
+                certain = certain and error.definite
                 self._counts["journal_retries"] += 1
                 log.warning("journal: %s", error)
                 await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
@@ -399,10 +390,15 @@ class Writer:
     def _refuse(self, events: Sequence[Written], error: ReplayError) -> None:
         """Nothing more is written of the events; of a request's others something may have been."""
         self.incident = str(error)
+        held = isinstance(error, JournalHeld)
+        behind = [event.half for event in events if event.half is not None]
+        if held:  # the next commit takes them
+            self._halves.put_back(behind)
+        else:
+            self._counts["joins_dropped"] += len(behind)
         full = isinstance(error, JournalFull)
         hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
         refused = Counter(event.waiting for event in events if event.waiting is not None)
-        self._counts["joins_dropped"] += sum(event.half is not None for event in events)
         for waiting, n in refused.items():
             self._counts["refused_journal"] += n
             self.waiting -= 1
@@ -412,6 +408,8 @@ class Writer:
                 if n < len(waiting.rows):
                     again = "A part of it was recorded: repeat it with the same ids"
                     failure = RequestError(503, "journal_unavailable", str(error), None, again, 1)
+                elif held:
+                    failure = journal_held(str(error))
                 waiting.done.set_exception(failure)
                 waiting.done.exception()  # the handler may be gone: that is no surprise
 

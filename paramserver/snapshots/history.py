@@ -9,13 +9,16 @@ count under an older epoch) is not among them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from paramserver.errors import (
+    PublishFailed,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
@@ -27,6 +30,9 @@ from paramserver.snapshots.store import PlaceUnreachable, Retention, kept
 from paramserver.state import Contained, SnapshotState
 from paramserver.wire import Version
 
+_log: Final = logging.getLogger(__name__)
+
+_SHOWN: Final = 3
 _PREFIX_BYTES: Final = 64 * 1024  # holds most manifests, so that one read does
 ASIDE: Final = "aside-"
 """Names of states that were built beside the line begin so; only a control row leads to one."""
@@ -88,6 +94,24 @@ class Listed(msgspec.Struct, frozen=True):
     parent: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """Good snapshots whose files somebody has removed: how many, and what is said of it."""
+
+    files: int = 0
+    incident: str | None = None
+
+    def with_more(self, names: Sequence[str], head: str | None) -> Vanished:
+        """The same with those that were found now; ``head``: the newest one's name."""
+        said = f"snapshots whose files are gone: {', '.join(names[-_SHOWN:])}"
+        if len(names) > _SHOWN:
+            said += f" and {len(names) - _SHOWN} more"
+        if head in names:
+            said += f"; {head}, the newest, is written anew"
+        hint = "look who removes them; a rollback reaches no further than what is left"
+        return Vanished(self.files + len(names), f"{said}: {hint}")
+
+
 class SnapshotHistory:
     """A lineage's snapshots, with their manifests in memory."""
 
@@ -98,6 +122,7 @@ class SnapshotHistory:
         self._sizes: dict[str, int] = {}
         self._head: str | None = None
         self.refused: dict[str, str] = {}
+        self.vanished = Vanished()
 
     def newest_epoch(self) -> int:
         """Newest epoch that any snapshot was published under; 0 without one."""
@@ -191,6 +216,25 @@ class SnapshotHistory:
                 with contextlib.suppress(SnapshotCorrupt, SnapshotFormat, SnapshotMissing):
                     found.append(snapshot_format.read_manifest(self._prefix(name)))
         return found
+
+    def drop_vanished(self, head: str | None) -> list[str]:
+        """Snapshots whose files somebody has removed, oldest first; they are no more known.
+
+        Raises PublishFailed (for the ``head``): the place does not say what is there.
+        """
+        try:
+            there = set(self._snapshots.names())
+        except OSError as error:
+            raise PublishFailed(str(head), str(error)) from error
+        gone = [name for name in self._manifests if name not in there]
+        gone.sort(key=lambda name: self._manifests[name].version)
+        for name in gone:
+            del self._manifests[name]
+            self._sizes.pop(name, None)
+        if gone:
+            self.vanished = self.vanished.with_more(gone, head)
+            _log.error("%s", self.vanished.incident)
+        return gone
 
     def publish(self, name: str, state: SnapshotState) -> None:
         """Make a durable file of a state.  The head does not point to it yet."""
