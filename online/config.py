@@ -115,7 +115,7 @@ class Limits(Tree):
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
-        5.0,
+        2.0,
         ge=1,
         le=WEIGHT_MAX,
         description="largest weight of an event where filters are on; a token may have its own",

@@ -13,7 +13,6 @@ and the prediction takes the first.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -125,7 +124,7 @@ class Labelled:
             self._begin()
             return
         for row, outcome in asked:
-            if outcome.row is not None:
+            if outcome.row is not None or outcome.damaged is not None:
                 self._end(outcome, row.key)
                 return
             if outcome.met is not None and outcome.met.half is Half.PREDICTION:
@@ -226,41 +225,11 @@ def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over:
         label.event_time,
         made.no_change,
         made.notes,
+        raw=made.raw,
     )
+    verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)
-    return NewRow(key, label.event_id, label.source, Verdict.ACCEPTED, payload, at, over=over)
-
-
-class Behind:
-    """Halves of stored joins that nobody waits for, up to a number and to a sum of bytes."""
-
-    def __init__(self, rows_max: int, bytes_max: int) -> None:
-        self._rows_max, self._bytes_max = rows_max, bytes_max
-        self._halves: deque[NewRow] = deque()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._halves)
-
-    def put(self, half: NewRow) -> bool:
-        """Whether there was room for it."""
-        size = len(half.payload)
-        if len(self) >= self._rows_max or self._bytes + size > self._bytes_max:
-            return False
-        self._halves.append(half)
-        self._bytes += size
-        return True
-
-    def put_back(self, halves: Sequence[NewRow]) -> None:
-        """What was taken and not written, in its old place."""
-        self._halves.extendleft(reversed(halves))
-        self._bytes += sum(len(half.payload) for half in halves)
-
-    def take(self, n: int) -> list[NewRow]:
-        """At most ``n``, the oldest first."""
-        halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
-        self._bytes -= sum(len(half.payload) for half in halves)
-        return halves
+    return NewRow(key, label.event_id, label.source, verdict, payload, at, over=over)
 
 
 def fate(half: NewRow, outcome: Outcome) -> str:

@@ -18,10 +18,10 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     ----------
     status
         ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
-        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
-        learn it.
+        ``released``, ``discarded``, ``waiting``, ``damaged``, or ``queued``: on disk, and another
+        process will learn it.
     row
-        The row that stands; None for a label whose prediction has not come.
+        The row that stands; None for a label whose prediction has not come, and if it is damaged.
     repeat
         The row was there before, and ``status`` is what has become of it.
     since

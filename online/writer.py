@@ -22,15 +22,17 @@ from itertools import accumulate, islice
 import msgspec
 
 from online import history
+from online.behind import Behind
 from online.config import Limits
 from online.errors import RequestError, journal_held
 from online.filtering import Filtering
-from online.joins import ROUNDS_MAX, Behind, entry_of, fate
+from online.joins import ROUNDS_MAX, entry_of, fate
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
 from online.pending import Recorded, Waiting, Written
 from replay.errors import (
+    JournalDamaged,
     JournalFull,
     JournalHeld,
     JournalUnavailable,
@@ -242,8 +244,12 @@ class Writer:
             self.writing = self.committing = False
             self._uncommitted -= sum(len(waiting.rows) for waiting in batch)
         for event, outcome in unanswered:
-            if event.waiting is not None:
+            if event.waiting is None:
+                continue
+            try:
                 await self._stand(event.waiting, event.i, outcome)
+            except JournalDamaged as error:  # a row or a decision that it took to answer
+                self._spoil(event.waiting, event.i, error)
 
     async def _write(
         self, events: list[Written], unanswered: list[tuple[Written, Outcome]]
@@ -366,6 +372,9 @@ class Writer:
     async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
         row, now = outcome.row, self._stamp()
+        if outcome.damaged is not None:
+            self._spoil(waiting, i, outcome.damaged)
+            return
         if row is None:
             found = Recorded("waiting", None, now, now, False, None, outcome.since)
             self._answer(waiting, i, found)
@@ -382,6 +391,13 @@ class Writer:
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self._answer(waiting, i, found)
+
+    def _spoil(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
+        """Answer for an event of which the store has something, and nobody can say what."""
+        self.incident = str(error)
+        self._counts["damaged"] += 1
+        now = self._stamp()
+        self._answer(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
 
     async def look(self) -> None:
         """Read the control rows that are new, as often as it takes."""

@@ -15,6 +15,8 @@ from typing import Protocol
 
 import msgspec
 
+from replay.errors import JournalDamaged
+
 
 class Verdict(StrEnum):
     """What was decided about a row before it was written.  It never changes."""
@@ -105,7 +107,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     * ``gone``: ``over`` was given, and no half stands there: nothing was kept or written;
     * none of them: the store has no room for more halves and keeps nothing.
 
-    A half is never ``new``: it gets no offset.
+    Or what stands under the key is ``damaged``: nothing was written for this one, and the others
+    are as they are.  A half is never ``new``: it gets no offset.
     """
 
     new: bool
@@ -113,6 +116,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     since: float | None = None
     met: Stored | None = None
     gone: bool = False
+    damaged: JournalDamaged | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import pytest
 import replica_world as worlds
 from river import linear_model
 
+import online.behind
 import online.replica
 import online.writer
 from online.config import Limits
@@ -482,8 +483,8 @@ _MUTANTS = {
         "test_what_waits_is_written_before_the_replica_stops",
     ),
     "reuse is not noticed": (
-        "outcome.row is not None or",
-        "False and",
+        "outcome.row is not None or (",
+        "False and (",
         "test_the_first_of_two_predictions_of_an_id_wins",
     ),
 }
@@ -494,14 +495,12 @@ def test_mutants_of_the_writer_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     rule, instead, test = _MUTANTS[name]
-    sources = {
-        module: inspect.getsource(sys.modules[module])
-        for module in ("online.joins", "online.writer")
-    }
+    names = ("online.behind", "online.joins", "online.writer")
+    sources = {module: inspect.getsource(sys.modules[module]) for module in names}
     (changed,) = (module for module, source in sources.items() if rule in source)
     assert sources[changed].count(rule) == 1, name
     mutants = {}
-    for module, source in sources.items():  # the writer imports the other one
+    for module, source in sources.items():  # the writer imports the others
         mutants[module] = types.ModuleType(module)
         monkeypatch.setitem(sys.modules, module, mutants[module])
         text = source.replace(rule, instead)
