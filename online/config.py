@@ -179,6 +179,12 @@ class Limits(Tree):
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
+    upload_idle_s: float = Field(
+        60, gt=0, description="an upload ends when no whole line came for so long"
+    )
+    uploads_share: float = Field(
+        0.25, gt=0, le=1, description="of the places for uploads that one token may hold"
+    )
     queue_max: int = Field(
         10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
     )
