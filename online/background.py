@@ -92,6 +92,7 @@ def model_replica(
         model, learner, root, sources_max=limits.sources_max, vouched=settings.tokens.vouched
     )
     learner.evidence.sources_max = limits.sources_max
+    learner.bounds.on = model.filters != "none"
 
     async def ask(question: str, *args: object) -> Any:
         return await client.call(question, _DECIDE_S, *args)

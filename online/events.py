@@ -12,13 +12,14 @@ import msgspec
 
 from online.access import sender
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, damaged, invalid
 from online.features import Door, not_plain
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
 from replay import codec
+from replay.errors import JournalDamaged
 from replay.example import (
     NOTES_BYTES_MAX,
     Example,
@@ -88,7 +89,8 @@ class Events:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
-        predicted = PredictionHalf(features, score, version, now, newest, notes)
+        features, sent = learner.bounds.taught(features)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, sent)
         payload = codec.encode_prediction(predicted)
         key = event_key("join", own)
         half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
@@ -115,7 +117,7 @@ class Events:
                     places.append(i)
         out: list[Foreseen | None] = [None] * len(events)
         if features:
-            answers = self._replica.learner.serving.predict_many(features)
+            answers = self._replica.learner.predict_many(features)
             version, now_s = self._version(), self._now_s()
             for i, answer in zip(places, answers, strict=True):
                 out[i] = Foreseen(answer, version, now_s)
@@ -167,7 +169,7 @@ class Events:
             features = event.features
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
-            if age_s > window_s and await self._find(key) is None:
+            if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
         score = self._score(foreseen.answer)
@@ -183,8 +185,7 @@ class Events:
             _notes(foreseen.answer, score),
         )
         idempotent = event.event_id is not None
-        payload = codec.encode(example)
-        return self._asked(key, event_id, event.source, payload, label, idempotent=idempotent)
+        return self._whole(key, event_id, event.source, example, idempotent=idempotent)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -199,7 +200,7 @@ class Events:
             self._check_ahead(-age_s, field)
         await self._check_new(event, weight, key, field)
         lifetime_s = self._replica.settings.token_lifetime
-        if age_s > lifetime_s and await self._find(key) is None:
+        if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
             return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
         example = Example(
@@ -213,7 +214,7 @@ class Events:
             predicted.no_change,
             predicted.notes,
         )
-        return self._asked(key, event_id, event.source, codec.encode(example), label)
+        return self._whole(key, event_id, event.source, example)
 
     async def _check_new(self, event: Event, weight: float, key: bytes, field: str) -> None:
         """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
@@ -221,7 +222,7 @@ class Events:
         Raises RequestError 422.
         """
         problem = self._problem(event, weight, field)
-        if problem is not None and await self._find(key) is None:
+        if problem is not None and await self._find(key, f"{field}id") is None:
             raise problem
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
@@ -241,10 +242,13 @@ class Events:
             return not_plain(f"{field}features", "a name", odd)
         return None
 
-    async def _find(self, key: bytes) -> Row | None:
-        """The row that has the key (for repeats of what has expired)."""
+    async def _find(self, key: bytes, field: str) -> Row | None:
+        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
         store = self._replica.store
-        row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        try:
+            row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        except JournalDamaged as error:
+            raise damaged(str(error), field) from None
         return row
 
     def _check_ahead(self, ahead_s: float, field: str) -> None:
@@ -255,6 +259,21 @@ class Events:
             raise invalid(f"{field}id", message, hint)
         self._replica.counts["ids_from_the_future"] += 1
 
+    def _whole(
+        self, key: bytes, event_id: str, source: str, example: Example, *, idempotent: bool = True
+    ) -> Asked:
+        """The row of an event whose features are here: they are bounded before they are judged."""
+        verdict = Verdict.ACCEPTED
+        features, sent = self._replica.learner.bounds.taught(example.features)
+        if sent is not None:
+            verdict = Verdict.CLIPPED
+            example = msgspec.structs.replace(example, features=features, raw=sent)
+            self._replica.counts["values_clipped"] += len(sent)
+        payload, label = codec.encode(example), example.label
+        return self._asked(
+            key, event_id, source, payload, label, verdict=verdict, idempotent=idempotent
+        )
+
     def _asked(
         self,
         key: bytes,
@@ -264,10 +283,11 @@ class Events:
         label: Label,
         *,
         half: Half | None = None,
+        verdict: Verdict = Verdict.ACCEPTED,
         idempotent: bool = True,
     ) -> Asked:
         self._replica.note_label(label)
-        row = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, self._now_s(), half=half)
+        row = NewRow(key, event_id, source, verdict, payload, self._now_s(), half=half)
         filters = self._replica.filters
         if filters is not None and (problem := filters.refusal(row)) is not None:
             hint = "Check the values, and their scale, against what the model was trained with"

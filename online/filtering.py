@@ -172,12 +172,12 @@ class Filtering:
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
         effects = self.standings.decided(row.key, row.source, taken=verdict.taken)
-        written = _WRITTEN.get(verdict.verdict, Written.ACCEPTED)
+        written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
         self._batch.add(row.key)
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
         payload = codec.encode(msgspec.structs.replace(example, judged=judged))
-        factor = max(verdict.factor, _FACTOR_MIN) if written is Written.CLIPPED else 1.0
+        factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
         return msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
 
     def _judged_half(self, row: NewRow) -> NewRow:

@@ -320,7 +320,8 @@ class ModelReplica:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
         acted = watched or self._rise.incident
-        return self.exchange.refused or self.writer.incident or self._unexpected or acted
+        damaged = self._follower.incident
+        return self.exchange.refused or self.writer.incident or damaged or self._unexpected or acted
 
     @property
     def age_ms(self) -> float | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import msgspec
 
 from online import history
+from online.behind import Behind
 from online.config import Limits
 from online.errors import RequestError, journal_held
 from online.filtering import Filtering
@@ -27,6 +28,7 @@ from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
 from replay.errors import (
+    JournalDamaged,
     JournalFull,
     JournalHeld,
     JournalUnavailable,
@@ -48,10 +50,10 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     ----------
     status
         ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
-        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
-        learn it.
+        ``released``, ``discarded``, ``waiting``, ``damaged``, or ``queued``: on disk, and another
+        process will learn it.
     row
-        The row that stands; None for a label whose prediction has not come.
+        The row that stands; None for a label whose prediction has not come, and if it is damaged.
     repeat
         The row was there before, and ``status`` is what has become of it.
     since
@@ -81,38 +83,6 @@ class _Waiting:
     results: list[Recorded | None]
     open: int
     decided: bool
-
-
-class _Behind:
-    """Halves of stored joins that nobody waits for, up to a number and to a sum of bytes."""
-
-    def __init__(self, rows_max: int, bytes_max: int) -> None:
-        self._rows_max, self._bytes_max = rows_max, bytes_max
-        self._halves: deque[NewRow] = deque()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._halves)
-
-    def put(self, half: NewRow) -> bool:
-        """Whether there was room for it."""
-        size = len(half.payload)
-        if len(self) >= self._rows_max or self._bytes + size > self._bytes_max:
-            return False
-        self._halves.append(half)
-        self._bytes += size
-        return True
-
-    def put_back(self, halves: Sequence[NewRow]) -> None:
-        """What was taken and not written, in its old place."""
-        self._halves.extendleft(reversed(halves))
-        self._bytes += sum(len(half.payload) for half in halves)
-
-    def take(self, n: int) -> list[NewRow]:
-        """At most ``n``, the oldest first."""
-        halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
-        self._bytes -= sum(len(half.payload) for half in halves)
-        return halves
 
 
 class Writer:
@@ -174,7 +144,7 @@ class Writer:
         self._uncommitted = 0  # rows that were taken and wait for their commit
         self._queue: deque[_Waiting] = deque()
         most = limits.joins_queue_max
-        self._halves = _Behind(most, most * limits.token_bytes_max)
+        self._halves = Behind(most, most * limits.token_bytes_max)
         self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
         self._store_epoch = 0
         self._wake = asyncio.Event()
@@ -325,7 +295,10 @@ class Writer:
         for half, outcome in zip(halves, appended.outcomes, strict=False):
             self._counts[f"joins_{_fate(half, outcome)}"] += 1
         for waiting, i, outcome in others:
-            await self._stand(waiting, i, outcome)
+            try:
+                await self._stand(waiting, i, outcome)
+            except JournalDamaged as error:  # a row or a decision that it took to answer
+                self._spoil(waiting, i, error)
 
     async def _filtered(self, filters: Filtering, rows: Sequence[NewRow]) -> list[NewRow]:
         """What the filters say, a few rows at a time: predictions have a turn in between."""
@@ -385,6 +358,9 @@ class Writer:
     async def _stand(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
         row, now = outcome.row, self._stamp()
+        if outcome.damaged is not None:
+            self._spoil(waiting, i, outcome.damaged)
+            return
         if row is None:
             found = Recorded("waiting", None, now, now, False, None, outcome.since)
             self._answer(waiting, i, found)
@@ -401,6 +377,13 @@ class Writer:
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self._answer(waiting, i, found)
+
+    def _spoil(self, waiting: _Waiting, i: int, error: JournalDamaged) -> None:
+        """Answer for an event of which the store has something, and nobody can say what."""
+        self.incident = str(error)
+        self._counts["damaged"] += 1
+        now = self._stamp()
+        self._answer(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
 
     async def look(self) -> None:
         """Read the control rows that are new, as often as it takes."""

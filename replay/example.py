@@ -120,6 +120,9 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     moved
         A delta of a device: then there are no features, the label is the hash of its content, and
         the weight is what it is multiplied by.
+    raw
+        What was sent under names whose number in ``features`` is another one, because it was far
+        beyond all before it; None: nothing was.
     """
 
     features: Features
@@ -133,6 +136,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     notes: bytes | None = None
     judged: Judged | None = None
     moved: Moved | None = None
+    raw: Features | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -144,6 +148,7 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     predicted_at: float | None = None
     no_change: Label | None = None
     notes: bytes | None = None
+    raw: Features | None = None
 
 
 class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

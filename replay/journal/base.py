@@ -15,6 +15,8 @@ from typing import Protocol
 
 import msgspec
 
+from replay.errors import JournalDamaged
+
 
 class Verdict(StrEnum):
     """What was decided about a row before it was written.  It never changes."""
@@ -84,14 +86,16 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
     ``new`` is True if the row stands in the writer's own partition beyond its last known offset:
     written now, or by an earlier attempt whose answer was lost.  Otherwise ``row`` is the row
-    that had the key first.  ``row`` is None only for a half whose other half has not come:
-    ``since`` is when the half that is kept (the first one given) was taken, in POSIX seconds, or
-    None if the store has no room for more halves and keeps nothing.
+    that had the key first.  ``row`` is None for a half whose other half has not come: ``since`` is
+    when the half that is kept (the first one given) was taken, in POSIX seconds, or None if the
+    store has no room for more halves and keeps nothing.  It is None, too, if what stands under the
+    key is ``damaged``: nothing was written for this one, and the others are as they are.
     """
 
     new: bool
     row: Row | None
     since: float | None = None
+    damaged: JournalDamaged | None = None
 
 
 @dataclass(frozen=True, slots=True)
