@@ -130,6 +130,7 @@ class Learning:
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
         settings = Settings.model_validate(data)
+        os.umask(settings.umask)
         model = next(model for model in settings.models if model.name == name)
         keys = Keys.from_file(settings.key_path)
         loaded = load_model(model, settings, keys.secret, keys.old_secrets)

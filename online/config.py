@@ -21,20 +21,19 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    Discriminator,
     Field,
     SecretStr,
     SerializationInfo,
-    Tag,
     ValidationError,
     field_serializer,
-    model_validator,
 )
 
 from online.access import ROLES, WEIGHT_MAX, check_token, digest, entry_of
 from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
+from online.modes import StateMode, umask_of
+from online.replicas import TAGS, Replicas
 from online.token_settings import WITH_SECRETS, AccessTokens
 
 log = logging.getLogger("online.config")
@@ -88,6 +87,12 @@ class Limits(Tree):
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
+    upload_idle_s: float = Field(
+        60, gt=0, description="an upload ends when no whole line came for so long"
+    )
+    uploads_share: float = Field(
+        0.25, gt=0, le=1, description="of the places for uploads that one token may hold"
+    )
     queue_max: int = Field(
         10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
     )
@@ -120,28 +125,6 @@ class Limits(Tree):
         le=WEIGHT_MAX,
         description="largest weight of an event where filters are on; a token may have its own",
     )
-
-
-class ReplicaRange(Tree):
-    """As many replicas as the load needs: see :mod:`online.scaling`."""
-
-    min: int = Field(1, ge=1, le=64)
-    max: int = Field(ge=1, le=64)
-    up_s: float = Field(10, ge=1, description="more once the load has lasted so long")
-    down_s: float = Field(120, ge=1, description="fewer once it has been gone so long")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> ReplicaRange:
-        if self.min > self.max:
-            raise ValueError(f"min is {self.min}, above max, {self.max}")
-        return self
-
-
-Replicas = Annotated[
-    Annotated[int, Field(ge=1, le=64), Tag("fixed")] | Annotated[ReplicaRange, Tag("range")],
-    Discriminator(lambda value: "range" if isinstance(value, Mapping | ReplicaRange) else "fixed"),
-]
-_TAGS = ("fixed", "range")  # of the line above: in errors they are no part of a setting's name
 
 
 class Settings(Tree):
@@ -190,6 +173,10 @@ class Settings(Tree):
         (),
         description="names by which it may be called, beside loopback; with tokens and none: any",
     )
+    state_mode: StateMode = Field(
+        "700",
+        description="who may use the state folder: 700, 750 (its group reads) or 770 (writes)",
+    )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
     @property
@@ -201,6 +188,11 @@ class Settings(Tree):
     def replicas_max(self) -> int:
         """How many there may be."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
+    def umask(self) -> int:
+        """Permissions that nothing in the state folder has, whoever makes it."""
+        return umask_of(self.state_mode)
 
     @property
     def key_path(self) -> Path:
@@ -310,7 +302,7 @@ def read_token_file(path: Path, field: str) -> list[str]:
 
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    loc = tuple(part for part in first["loc"] if part not in _TAGS)
+    loc = tuple(part for part in first["loc"] if part not in TAGS)
     field = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
         known = _fields(loc[:-1])

@@ -75,6 +75,7 @@ class Replica:
     ) -> None:
         telemetry.log_to_stderr(logging.INFO)
         self._settings = Settings.model_validate(data)
+        os.umask(self._settings.umask)  # in a cluster that was there before, it is another one's
         origin.check_place(self._settings)
         keys = Keys.from_file(self._settings.key_path)
         replica = processes.replica_name()

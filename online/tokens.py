@@ -75,7 +75,7 @@ class Keys:
     def from_file(cls, path: Path) -> Keys:
         """Read the key file; make it first if it is missing."""
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as file:
                 file.write(os.urandom(_KEY_BYTES).hex() + "\n")
