@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import psutil
 
-from online import processes, promotion, rollout, servers
+from online import modes, processes, promotion, rollout, servers
 from online.challengers import Challengers
 from online.config import Settings
 from online.errors import OnlineError, StartRefused
@@ -155,7 +155,11 @@ class Service:
 
     def start(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> None:
         """Start everything; returns when HTTP answers.  Raises StartRefused with the remedy."""
+        os.umask(self._settings.umask)  # of all that is started from here on, too
         self._owner = processes.Owner(self._settings.state_dir)
+        for place in {self._settings.state_dir, Path(snapshots_path(self._settings))}:
+            if (loose := modes.looser(place, self._settings.umask)) is not None:
+                self._progress(loose)
         left = list(processes.leftovers(run_path(self._settings), self._private))
         if left:
             count = processes.end(left)

@@ -19,6 +19,7 @@ from online.commands.base import (
     checked,
     client_of,
     console,
+    in_private,
     load_settings,
     readable,
     service,
@@ -192,7 +193,7 @@ def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = 
     """
     from online.fsck import check
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     with bar("rows", hidden=as_json) as progress:
         results = []
         for model in settings.models:

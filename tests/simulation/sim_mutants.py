@@ -233,7 +233,7 @@ MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "a seal does not stop the writer": Mutant(
-        ((_APPEND, "        if sealed:\n", "        if False:\n"),), within=10
+        ((_APPEND, "        if state.sealed:\n", "        if False:\n"),), within=10
     ),
     "a partition is adopted without a seal": Mutant(
         (
@@ -390,9 +390,8 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _JOURNAL,
-                "            _check_epoch(db, model, spec, epoch)\n"
-                "            db.execute(sql.MOVE_HEAD",
-                "            db.execute(sql.MOVE_HEAD",
+                "change = _check_epoch(db, model, spec, epoch)[spec][1]",
+                "head, change = _heads(db, model)[spec]; epoch = head.epoch",
             ),
         ),
         climate=_only(

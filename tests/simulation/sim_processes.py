@@ -30,7 +30,7 @@ from replay.errors import JournalUnavailable
 if TYPE_CHECKING:
     from sim_world import World
 
-    from online.writer import Recorded
+    from online.pending import Recorded
 
 MODEL, SPEC = "m", "5" * 64
 _WRITES = frozenset(
