@@ -16,6 +16,7 @@ from evaluation.drift.labelfree import LabelFree
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.metrics import add, details, increments
 from evaluation.report.known import Known
+from evaluation.report.limits import Course
 from evaluation.report.panes import Pane, Panes
 from evaluation.report.rows import Column, Floats, Origin, Rows
 from evaluation.report.slices import Slices
@@ -63,6 +64,7 @@ class Tally:
         self.rows = 0
         self.no_answer = self.no_label = self.no_time = self.out_of_order = 0
         self.panes = Panes()
+        self.course = Course(share=origin.task != "regression")
         self.watch = Watch(WatchSettings(regression=origin.task == "regression"))
         self.label_free = LabelFree()
         self.versions: dict[str, dict[str, float]] = {}
@@ -143,6 +145,7 @@ class Tally:
         """Judge rows ``begin … end - 1``, one by one: each knows the labels before it."""
         task, known = self.origin.task, self._known
         wrong_by = "abs_error" if task == "regression" else "correct"
+        first = self.rows + 1
         for i in range(begin, end):
             label, predicted = rows.label[i], rows.predicted[i]
             newest = known.at(float(rows.time[i]))
@@ -166,12 +169,22 @@ class Tally:
                 add(pane.counters, more)
                 self._version(rows, i, more)
                 right[i] = more.get(wrong_by, math.nan)
+                self._judged(first + i, more)
                 for name, comparison in self.comparisons.items():
                     comparison.add(more["correct"], more[BASELINES[name]])
             timed = not math.isnan(rows.time[i])
             known.add(label, float(rows.label_time[i]) if timed else math.nan)
         for name, comparison in self.comparisons.items():
             pane.steps[name] = comparison.now()
+
+    def _judged(self, row: int, more: Mapping[str, float]) -> None:
+        """Give a row to the course of the error, with what rules without a model got wrong."""
+        if not self.comparisons:
+            if "abs_error" in more:
+                self.course.add(row, more["abs_error"])
+            return
+        rules = [1.0 - more[name] for name in BASELINES.values()]
+        self.course.add(row, 1.0 - more["correct"], rules)
 
     def _version(self, rows: Rows, i: int, more: Mapping[str, float]) -> None:
         if rows.version is None or (name := rows.version[i]) is None:
