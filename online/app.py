@@ -32,6 +32,7 @@ from online.bodies import (
     error_body,
     format_of,
 )
+from online.browsers import Browsers
 from online.config import Limits
 from online.edge.pushes import Pushes
 from online.edge.routes import routes as edge_routes
@@ -63,6 +64,8 @@ class App:
         Folder of what is published for devices; None: nothing is.
     pushes
         By model, what takes deltas that devices have learned.
+    browsers
+        Whose pages may ask, and by what name; None: all.
     """
 
     def __init__(
@@ -74,9 +77,11 @@ class App:
         scores: Mapping[str, batch.Reader] | None = None,
         published: Path | None = None,
         pushes: Mapping[str, Pushes] | None = None,
+        browsers: Browsers | None = None,
     ) -> None:
         self._scores = scores or {}
         self._servings, self._limits, self._access = servings, limits, access
+        self._browsers = browsers
         self._under_way = self._uploads = 0
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
@@ -107,8 +112,10 @@ class App:
         else:
             await self._through(scope, receive, send)
 
-    def _admit(self, given: dict[bytes, bytes], action: str) -> None:
-        """Raises RequestError: no token for it, or no room."""
+    def _admit(self, scope: Scope, given: dict[bytes, bytes], action: str) -> None:
+        """Raises RequestError: a foreign page asks, there is no token for it, or no room."""
+        if self._browsers is not None:
+            self._browsers.check(scope["method"], scope["path"], given)
         if self._access is not None:
             self._access.check(given, _ROLES[action])
         if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
@@ -118,7 +125,7 @@ class App:
         given = dict(scope["headers"])
         refused = None
         try:
-            self._admit(given, action)
+            self._admit(scope, given, action)
         except RequestError as error:
             refused = error
         await self._actions(scope, receive, send, self._ids.of(given), refused)
@@ -127,9 +134,11 @@ class App:
         """What is not hot: the same guards, then FastAPI.  Serve has named the request."""
         method, path = scope["method"], scope["path"]
         try:
-            roles = needed(method, path)
+            given, roles = dict(scope["headers"]), needed(method, path)
+            if self._browsers is not None:
+                self._browsers.check(method, path, given)
             if self._access is not None and roles is not None:
-                self._access.check(dict(scope["headers"]), roles)
+                self._access.check(given, roles)
             if method not in ("GET", "HEAD"):
                 receive = _again(await self._arriving.read(scope, receive), receive)
         except RequestError as error:
@@ -148,7 +157,7 @@ class App:
         serving = self._servings.get(model)
         form = JSON
         try:
-            self._admit(given, action)
+            self._admit(scope, given, action)
             if serving is None:
                 raise _unknown(model, self._servings)
             if scope["method"] != "POST":
@@ -184,7 +193,7 @@ class App:
         headers = [(b"x-request-id", self._ids.of(given))]
         takes = "POST" if key is None else "GET"
         try:
-            self._admit(given, "scores")
+            self._admit(scope, given, "scores")
             if (serving := self._servings.get(model)) is None:
                 raise _unknown(model, self._servings)
             if scope["method"] != takes:

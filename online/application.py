@@ -18,6 +18,7 @@ from online import config, rollout, servers
 from online.cluster import check_nodes
 from online.errors import StartRefused
 from online.lineages import Models
+from online.patience import Patience
 
 log = logging.getLogger("online.application")
 
@@ -50,6 +51,6 @@ def build(arguments: Mapping[str, str]) -> Any:
     models = Models(settings, log.info)
     loaded = models.check(fresh=False, relearn=False)
     settings = models.chosen(loaded)
-    servers.start(settings, loaded, log.info)
+    servers.start(settings, loaded, log.info, Patience(settings.start_wait_s))
     specs = {name: model.spec_hash for name, model in loaded.items()}
     return rollout.application(settings, rollout.Origin.here(settings, specs))

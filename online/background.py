@@ -89,7 +89,7 @@ def model_replica(
     if rows and model.root_set is not None:
         root = RootSet(model.root_set, rows, lambda: learner.serving)
     filters = filtering_for(
-        model, learner, root, sources_max=limits.sources_max, vouched=bool(settings.tokens.sources)
+        model, learner, root, sources_max=limits.sources_max, vouched=settings.tokens.vouched
     )
     learner.evidence.sources_max = limits.sources_max
 

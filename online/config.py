@@ -32,7 +32,8 @@ from pydantic import (
     model_validator,
 )
 
-from online.access import ROLES, Role, check_token, digest, named
+from online.access import ROLES, WEIGHT_MAX, Grant, Role, check_token, digest, entry_of, text_of
+from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
 
@@ -82,15 +83,24 @@ def _several(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+_ENTRY = {"source", "token", "weight_max", "labels_for"}
+
+
 def _entry(value: object) -> object:
-    """``{source: NAME, token: TOKEN}`` as the text that stands for it."""
-    if isinstance(value, dict) and value.keys() == {"source", "token"}:
-        return f"{value['source']} {value['token']}"
-    return value
+    """``{source: NAME, token: TOKEN, …}`` as the text that stands for it."""
+    if not (isinstance(value, dict) and "token" in value and value.keys() <= _ENTRY):
+        return value
+    words = [str(value[name]) for name in ("source", "token") if name in value]
+    if "weight_max" in value:
+        words.append(f"weight_max={value['weight_max']}")
+    if (names := value.get("labels_for")) is not None:
+        several = names if isinstance(names, list | tuple) else [names]
+        words.append(f"labels_for={','.join(map(str, several))}")
+    return " ".join(words)
 
 
 def _token(value: SecretStr) -> SecretStr:
-    named(value.get_secret_value())
+    entry_of(value.get_secret_value())
     return value
 
 
@@ -100,17 +110,22 @@ Tokens = Annotated[
 
 
 def _with_source(entry: SecretStr, show: Callable[[str], str]) -> str:
-    source, token = named(entry.get_secret_value())
-    return show(token) if source is None else f"{source} {show(token)}"
+    token, grant = entry_of(entry.get_secret_value())
+    return text_of(show(token), grant)
 
 
 class AccessTokens(Tree):
     """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
 
-    predict: Tokens = Field((), description="may predict, and read the state")
+    predict: Tokens = Field(
+        (),
+        description="may predict, and read the state; {source: NAME, token: …}: its own ids of "
+        "predictions are of that source",
+    )
     feedback: Tokens = Field(
         (),
-        description="may send labels; {source: NAME, token: …} is of that source only",
+        description="may send labels; {source: NAME, token: …, weight_max: …, labels_for: [NAME]} "
+        "is of that source only, may weigh so much, and labels those sources' predictions",
     )
     admin: Tokens = Field((), description="may do everything")
     predict_file: Path | None = Field(None, description="file of tokens, instead of them")
@@ -120,13 +135,24 @@ class AccessTokens(Tree):
     def of(self, role: Role) -> tuple[str, ...]:
         """The role's tokens, or their digests."""
         tokens: Tokens = getattr(self, role)
-        return tuple(named(token.get_secret_value())[1] for token in tokens)
+        return tuple(entry_of(token.get_secret_value())[0] for token in tokens)
 
     @property
-    def sources(self) -> dict[str, str]:
-        """Source by token, of feedback tokens that stand for one."""
-        found = [named(token.get_secret_value()) for token in self.feedback]
-        return {token: source for source, token in found if source is not None}
+    def grants(self) -> dict[tuple[Role, str], Grant]:
+        """By role and token what it stands for, of those that have more than a role."""
+        out: dict[tuple[Role, str], Grant] = {}
+        for role in ROLES:
+            entries: Tokens = getattr(self, role)
+            for entry in entries:
+                token, grant = entry_of(entry.get_secret_value())
+                if grant != Grant():
+                    out[role, token] = grant
+        return out
+
+    @property
+    def vouched(self) -> bool:
+        """Whether feedback tokens stand for sources."""
+        return any(role == "feedback" and x.source for (role, _), x in self.grants.items())
 
     @field_serializer("predict", "feedback", "admin")
     def _hide(self, value: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
@@ -158,6 +184,11 @@ class Limits(Tree):
         10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
     )
     feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
+    standstill_s: float | None = Field(
+        10,
+        ge=1,
+        description="a process of the service that stands still and holds the journal is ended",
+    )
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
     adopt_s: float = Field(10, ge=1, description="a dead replica's rows are learned within")
@@ -172,6 +203,12 @@ class Limits(Tree):
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
+    weight_max: float = Field(
+        5.0,
+        ge=1,
+        le=WEIGHT_MAX,
+        description="largest weight of an event where filters are on; a token may have its own",
+    )
 
 
 class ReplicaRange(Tree):
@@ -201,6 +238,9 @@ class Settings(Tree):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
+    start_wait_s: float = Field(
+        180, ge=5, description="a start that is not done after so long gives up"
+    )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
     journal: Annotated[str, AfterValidator(_store)] = Field(
@@ -231,6 +271,13 @@ class Settings(Tree):
     limits: Limits = Limits()
     tokens: AccessTokens = Field(
         AccessTokens(), description="who may use the HTTP port; none: it is on loopback only"
+    )
+    origins: tuple[Annotated[str, AfterValidator(check_origin)], ...] = Field(
+        (), description="pages that may use the service, beside its own: https://app.example.com"
+    )
+    hosts: tuple[Annotated[str, AfterValidator(check_host)], ...] = Field(
+        (),
+        description="names by which it may be called, beside loopback; with tokens and none: any",
     )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
@@ -342,7 +389,7 @@ def read_token_file(path: Path, field: str) -> list[str]:
     tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     try:
         for token in tokens:
-            named(token)
+            entry_of(token)
     except ValueError as error:
         raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
     if not tokens:
@@ -402,10 +449,13 @@ def _check(settings: Settings) -> None:
                 f"both are called the same: {list(model.classes.values())}",
                 "Give each its own name",
             )
-    for role in ("predict", "admin"):
-        if any(named(t.get_secret_value())[0] for t in getattr(settings.tokens, role)):
-            remedy = "Give sources to feedback tokens only"
-            raise ConfigError(f"tokens.{role}", "a token with a source", remedy)
+    for (role, _), grant in settings.tokens.grants.items():
+        if role == "admin":
+            remedy = "Give sources to tokens for predict and feedback only"
+            raise ConfigError("tokens.admin", "a token with a source or a bound", remedy)
+        if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
+            remedy = "Give weight_max and labels_for to feedback tokens only"
+            raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
     given = [role for role in ROLES if settings.tokens.of(role)]
     if given and len(given) < len(ROLES):
         missing = ", ".join(role for role in ROLES if role not in given)

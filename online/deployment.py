@@ -21,6 +21,7 @@ from online import ingress, processes, rollout, telemetry
 from online.access import ROLES, Access
 from online.app import App
 from online.background import Background, actor_of, learns_here, model_replica
+from online.browsers import Browsers
 from online.config import Settings
 from online.edge.pushes import Pushes, pushes_for
 from online.features import Door
@@ -135,10 +136,14 @@ class Replica:
         tokens = self._settings.tokens
         access = None
         if tokens:
-            access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
+            access = Access({role: tokens.of(role) for role in ROLES}, tokens.grants)
+        browsers = Browsers(
+            self._settings.origins, self._settings.hosts,
+            guarded=access is not None, own=self._settings.host,
+        )  # fmt: skip
         app = App(
             self._servings, self._cluster, self._settings.limits, access, self._readers(),
-            self._settings.state_dir / "edge", self._pushes,
+            self._settings.state_dir / "edge", self._pushes, browsers,
         )  # fmt: skip
         ingress.install(app)
 

@@ -13,7 +13,7 @@ import msgspec
 from online.access import sender
 from online.config import Limits
 from online.errors import RequestError, invalid
-from online.features import Door
+from online.features import Door, not_plain
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
@@ -28,6 +28,7 @@ from replay.example import (
     PredictionHalf,
 )
 from replay.journal.base import Half, NewRow, Row, Verdict
+from replay.plain import is_plain
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
@@ -135,7 +136,7 @@ class Events:
         event = _of_sender(event, field)
         if event.label is msgspec.UNSET:
             raise invalid(f"{field}label", "no label", "Send the true label")
-        label = self._door.label(event.label, f"{field}label")
+        label = self._door.label(event.label, f"{field}label", recorded=True)
         weight = self._door.weight(event.weight, f"{field}weight")
         if event.id is None:
             return await self._with_features(event, label, weight, field, foreseen)
@@ -143,6 +144,7 @@ class Events:
             hint = "The id carries both; send it with the label only"
             raise invalid(f"{field}id", "an id together with features or event_id", hint)
         if is_join_id(event.id):
+            await self._check_new(event, weight, event_key("join", event.id), field)
             payload = codec.encode_label(LabelHalf(label, weight, event.event_time))
             key = event_key("join", event.id)
             return self._asked(key, event.id, event.source, payload, label, half=Half.LABEL)
@@ -154,14 +156,15 @@ class Events:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
             raise invalid(f"{field}id", "neither id nor features", hint)
+        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
+        key = event_key("event", event.source, event_id)
+        await self._check_new(event, weight, key, field)
         if foreseen is None:
-            features = self._door.features(event.features, f"{field}features")
+            features = self._door.features(event.features, f"{field}features", recorded=True)
             answer = self._replica.learner.predict(features)
             foreseen = Foreseen(answer, self._version(), self._now_s())
         else:
             features = event.features
-        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
-        key = event_key("event", event.source, event_id)
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
             if age_s > window_s and await self._find(key) is None:
@@ -194,6 +197,7 @@ class Events:
         key, age_s = event_key("token", event_id), self._now_s() - predicted.at
         if age_s < 0:
             self._check_ahead(-age_s, field)
+        await self._check_new(event, weight, key, field)
         lifetime_s = self._replica.settings.token_lifetime
         if age_s > lifetime_s and await self._find(key) is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
@@ -210,6 +214,32 @@ class Events:
             predicted.notes,
         )
         return self._asked(key, event_id, event.source, codec.encode(example), label)
+
+    async def _check_new(self, event: Event, weight: float, key: bytes, field: str) -> None:
+        """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
+
+        Raises RequestError 422.
+        """
+        problem = self._problem(event, weight, field)
+        if problem is not None and await self._find(key) is None:
+            raise problem
+
+    def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
+        """One event moves the model so far and no further, and nothing shows orders for it."""
+        most = self._door.weight_max
+        if weight > most:
+            message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
+            hint = "Send less, or raise limits.weight_max or the token's weight_max"
+            return RequestError(422, "weight_over", message, f"{field}weight", hint)
+        if not is_plain(event.source):
+            return not_plain(f"{field}source", "a source", event.source)
+        if event.event_id is not None and not is_plain(event.event_id):
+            return not_plain(f"{field}event_id", "an id", event.event_id)
+        if isinstance(event.label, str) and not is_plain(event.label):
+            return not_plain(f"{field}label", "a class", event.label)
+        if (odd := self._door.odd_name(event.features)) is not None:
+            return not_plain(f"{field}features", "a name", odd)
+        return None
 
     async def _find(self, key: bytes) -> Row | None:
         """The row that has the key (for repeats of what has expired)."""
@@ -247,7 +277,7 @@ class Events:
 
 def _of_sender(event: Event, field: str) -> Event:
     """The event with the source that its token stands for; 403 if it names another."""
-    source = sender.get()
+    source = sender.get().source
     if source is None or event.source == source:
         return event
     if event.source != Event().source:

@@ -23,6 +23,7 @@ from math import log, log1p
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from online.evidence import judged_of
 from online.history import is_again
@@ -197,6 +198,8 @@ class Filtering:
         gradient = None
         if self.chain.reference is not None and isinstance(model, Sloped):
             gradient = model.slope(example.features, example.label, example.score)
+            if gradient is not None and example.weight != 1.0:  # how far the event moves the model
+                gradient = gradient * np.float32(example.weight)
         features = codec.encode(Example(example.features, ""))
         label = label_text(example.label)
         count = self._count()
@@ -211,6 +214,7 @@ class Filtering:
             digest=zlib.crc32(label.encode(), zlib.crc32(features)),
             features_digest=zlib.crc32(features),
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
+            weight=example.weight,
         )
 
     # -- after it ----------------------------------------------------------------------------

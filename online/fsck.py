@@ -19,14 +19,23 @@ from typing import Any
 from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.history import LEARNED, Decisions, origin
-from online.names import load_model, open_journal, snapshots_path
+from online.names import load_model, open_journal, running, snapshots_path
 from online.promotion import as_stored
 from online.tally import DIGEST, event_hash
-from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
+from paramserver.errors import (
+    ParamServerError,
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
+)
+from paramserver.errors import StartRefused as Refused
+from paramserver.lineage import Lineage, check_start
 from paramserver.rewrites import Undone
+from paramserver.shortfall import shortfall
 from paramserver.snapshots.format import decode
-from paramserver.snapshots.history import ancestors, parse_name
+from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
 from paramserver.state import SnapshotState
 from replay.journal.base import Journal, Partition, Row, Verdict
 
@@ -61,6 +70,14 @@ class Findings:
         not among them.
     refused, heads
         Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
+    head_missing
+        Whether the file of the newest snapshot is not there.
+    served
+        Whether a service runs on the folder; it writes a file that is missing anew.
+    lacks
+        Rows that snapshots contain and the journal does not have.
+    no_start
+        Why a start on what is there would be refused; None: it would not.
     """
 
     model: str
@@ -79,11 +96,19 @@ class Findings:
     waiting: int
     refused: Mapping[str, str]
     heads: Mapping[str, str | None]
+    head_missing: bool = False
+    served: bool = False
+    lacks: int = 0
+    no_start: str | None = None
 
     @property
     def good(self) -> bool:
-        """No event is missing or counted twice, and no partition has a hole."""
-        return self.digest_equal is not False and self.holes == 0
+        """No event is missing or counted twice, no partition has a hole, and it can start.
+
+        Without a service, a head whose file is missing is as good as the one before it.
+        """
+        whole = self.digest_equal is not False and self.holes == 0
+        return whole and self.no_start is None and not (self.head_missing and self.served)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -108,6 +133,7 @@ class Findings:
             f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
             f"{self.waiting:,} waiting for their other half",
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
+            *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
         ]
         return "\n".join(lines)
@@ -160,13 +186,23 @@ def check(settings: Settings, model: str, progress: Progress | None = None) -> F
     chosen = next(m for m in as_stored(settings).models if m.name == model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
+    served = _served(settings)
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(_Moved):
-                return compare(journal, snapshots, model, spec, progress)
+                return compare(journal, snapshots, model, spec, progress, served=served)
     message = f"model {model}: rows and snapshots were removed while they were checked"
     raise StartRefused(message, "Run it again when less is going on")
+
+
+def _served(settings: Settings) -> bool:
+    """Whether a service runs on the folder, on this machine."""
+    try:
+        running(settings)
+    except StartRefused:
+        return False
+    return True
 
 
 def _check_known(lineages: Sequence[str], model: str, spec: str) -> None:
@@ -188,14 +224,22 @@ def compare(
     model: str,
     spec: str,
     progress: Progress | None = None,
+    *,
+    served: bool = False,
 ) -> Findings:
-    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing."""
+    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing.
+
+    ``served``: whether a service runs on them.
+    """
     head = journal.head(model, spec).snapshot
     views, refused = _views(journal, snapshots, model, spec)
-    if head is not None and head not in {*views, *refused}:
+    if head_missing := head is not None and head not in {*views, *refused}:
         if journal.head(model, spec).snapshot != head:
             raise _Moved
-        refused[head] = "it is the head, and its file is missing"
+        refused[str(head)] = "it is the head, and its file is missing"
+    lacks, no_start = _start(journal, snapshots, model, spec)
+    if no_start is not None and journal.head(model, spec).snapshot != head:
+        raise _Moved
     partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
     now = next((views[name] for name in _line(head, views)), _View(None))
     base = _base(now, views, partitions)
@@ -223,7 +267,7 @@ def compare(
         digest_equal=None if base is None else counts.digest == learned,
         removed=removed,
         holes=holes,
-        not_yet=sum(p.end - max(now.upto(p), p.trimmed) for p in partitions),
+        not_yet=sum(max(p.end - max(now.upto(p), p.trimmed), 0) for p in partitions),
         failed=len(decisions.failed),
         undone=len(counts.undone - counts.standing),
         frozen=len(counts.frozen - counts.standing),
@@ -231,7 +275,24 @@ def compare(
         waiting=journal.usage(model).halves,
         refused=refused,
         heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
+        head_missing=head_missing,
+        served=served,
+        lacks=lacks,
+        no_start=no_start,
     )
+
+
+def _start(journal: Journal, snapshots: Snapshots, model: str, spec: str) -> tuple[int, str | None]:
+    """Rows that snapshots have and the journal lacks; why a start would be refused, or None."""
+    history = SnapshotHistory(snapshots, Retention())
+    lacks = shortfall(journal, history, model, spec).events
+    try:
+        check_start(journal, history, Lineage(model, spec, "", "sum"))
+    except Refused as error:
+        return lacks, str(error)
+    except (OSError, ParamServerError) as error:  # a disk that may do better: the start asks again
+        return lacks, f"{type(error).__name__}: {error}"
+    return lacks, None
 
 
 def _line(head: str | None, names: Mapping[str, _View]) -> list[str]:

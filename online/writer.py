@@ -21,12 +21,18 @@ import msgspec
 
 from online import history
 from online.config import Limits
-from online.errors import RequestError
+from online.errors import RequestError, journal_held
 from online.filtering import Filtering
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
-from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
+from replay.errors import (
+    JournalFull,
+    JournalHeld,
+    JournalUnavailable,
+    PartitionSealed,
+    ReplayError,
+)
 from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
@@ -96,6 +102,11 @@ class _Behind:
         self._halves.append(half)
         self._bytes += size
         return True
+
+    def put_back(self, halves: Sequence[NewRow]) -> None:
+        """What was taken and not written, in its old place."""
+        self._halves.extendleft(reversed(halves))
+        self._bytes += sum(len(half.payload) for half in halves)
 
     def take(self, n: int) -> list[NewRow]:
         """At most ``n``, the oldest first."""
@@ -186,8 +197,8 @@ class Writer:
         ``decided``: by an operator.  The rows are written with the verdicts that they have.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
-        ``journal_full`` (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same
-        id).
+        ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
+        repeat with the same id).
         """
         if self.stopping:
             message = "this replica is stopping"
@@ -210,12 +221,25 @@ class Writer:
             await done  # who goes away cancels it, and nothing else
         except TimeoutError:
             self._counts["feedback_timeouts"] += len(rows)
+            if self._withdraw(waiting):
+                raise journal_held(
+                    self.incident or "the rows before these are not written yet"
+                ) from None
             hint = "It may have been recorded: repeat it with the same id"
             message = "the journal did not answer in time"
             raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
+
+    def _withdraw(self, waiting: _Waiting) -> bool:
+        """Take the rows of a request back, if no commit has begun with them: then none will."""
+        if waiting not in self._queue:
+            return False
+        self._queue.remove(waiting)
+        self._uncommitted -= len(waiting.rows)
+        self.waiting -= 1
+        return True
 
     @property
     def queued(self) -> int:
@@ -324,7 +348,7 @@ class Writer:
 
     async def _append(self, rows: Sequence[NewRow]) -> Appended:
         """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
-        pause_s = 0.02
+        pause_s, certain = 0.02, True  # that no attempt so far has written anything
         while True:
             try:
                 appended: Appended = await self._store.write(
@@ -340,6 +364,9 @@ class Writer:
                 self._counts["sealed"] += 1
                 await self._move_on()
             except JournalUnavailable as error:
+                if error.definite and certain:
+                    raise
+                certain = certain and error.definite
                 self._counts["journal_retries"] += 1
                 log.warning("journal: %s", error)
                 await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
@@ -381,7 +408,11 @@ class Writer:
 
     def _refuse(self, halves: list[NewRow], batch: list[_Waiting], error: ReplayError) -> None:
         self.incident = str(error)
-        self._counts["joins_dropped"] += len(halves)
+        held = isinstance(error, JournalHeld)
+        if held:  # the next commit takes them
+            self._halves.put_back(halves)
+        else:
+            self._counts["joins_dropped"] += len(halves)
         full = isinstance(error, JournalFull)
         hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
         for waiting in batch:
@@ -389,7 +420,8 @@ class Writer:
             self.waiting -= 1
             if not waiting.done.done():
                 code = "journal_full" if full else "journal_refused"
-                waiting.done.set_exception(RequestError(503, code, str(error), None, hint, 30))
+                refusal = RequestError(503, code, str(error), None, hint, 30)
+                waiting.done.set_exception(journal_held(str(error)) if held else refusal)
                 waiting.done.exception()  # the handler may be gone: that is no surprise
 
     async def _move_on(self) -> None:

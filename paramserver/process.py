@@ -348,6 +348,8 @@ class ServerProcess:
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
         """Publish the state as it is now, unless the head holds it, and describe it.
 
+        The files are looked at first: what somebody has removed, the head does not hold.
+
         Raises
         ------
         NotReady
@@ -356,12 +358,14 @@ class ServerProcess:
             The head is where it was.
         """
         with self._publishing:
+            server, store, history = self._serving()
+            head_gone = self._parent in history.drop_vanished(self._parent)
             with self._lock:
-                server, store, history = self._serving()
                 state = None
-                if server.count != self._published:
+                if server.count != self._published or head_gone:
+                    parent = None if head_gone else self._parent
                     metrics = {**self._contacts.metrics(), **server.scores()}
-                    state = server.begin_snapshot(self._host.wall(), self._parent, metrics)
+                    state = server.begin_snapshot(self._host.wall(), parent, metrics)
             if state is not None:
                 try:
                     name = publish(store, history, state, self._base)

@@ -150,6 +150,26 @@ class JournalUnavailable(ReplayError):
         return f"the journal gave no certain answer ({self.reason}); send the same batch again"
 
 
+class JournalHeld(JournalUnavailable):
+    """Another process's write did not end in time.  Definite: nothing of the call was begun.
+
+    ``pid`` is the process's number on this machine, None if it is not known.
+    """
+
+    definite = True
+
+    def __init__(self, holder: str, waited_s: float, pid: int | None = None) -> None:
+        super().__init__(holder)
+        self.args = (holder, waited_s, pid)
+        self.holder, self.waited_s, self.pid = holder, waited_s, pid
+
+    def __str__(self) -> str:
+        return (
+            f"the journal is held by {self.holder}, for longer than {self.waited_s:g} s; "
+            "send the same batch again, nothing was written"
+        )
+
+
 class JournalFormat(ReplayError):
     """The file has a format that this version can't read (``found`` None: not a journal)."""
 

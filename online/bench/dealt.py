@@ -42,9 +42,9 @@ class _Replica:
         self._offset = 0
         self.exchange()
 
-    def step(self, n: int, source: str, features: Features, label: Label) -> NewRow:
+    def step(self, n: int, source: str, features: Features, label: Label, weight: float) -> NewRow:
         answer = self.learner.predict(features)
-        example = Example(features, label, score=score_of(self._task, answer))
+        example = Example(features, label, weight, score_of(self._task, answer))
         key, payload = n.to_bytes(16, "little"), codec.encode(example)
         row = NewRow(key, str(n), source, Verdict.ACCEPTED, payload, float(n))
         self._offset += 1
@@ -90,10 +90,11 @@ class Dealt:
         """What the first one answers from."""
         return self.replicas[0].learner.serving
 
-    def step(self, source: str, features: Features, label: Label) -> NewRow:
+    def step(self, source: str, features: Features, label: Label, weight: float = 1.0) -> NewRow:
         """One event; the row that was written."""
         self.n += 1
-        row = self.replicas[self.n % len(self.replicas)].step(self.n, source, features, label)
+        replica = self.replicas[self.n % len(self.replicas)]
+        row = replica.step(self.n, source, features, label, weight)
         self.counts[row.verdict] += 1
         return row
 

@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    console,
+    load_settings,
+)
 from online.config import Settings, data_dir
 from online.errors import ConfigError, StartRefused
 from online.model_settings import ModelSettings
@@ -289,7 +295,7 @@ def _print(out: Path, made: Exported, *, as_json: bool) -> None:
             f"{parity['max_abs']:.1e}",
         )  # fmt: skip
         table.add_row(*cells)
-    Console().print(table)
+    console().print(table)
     print(f"in {out}, with manifest.json and golden rows")
     for name, reason in made.left_out.items():
         print(f"left out: {name}: {reason}")

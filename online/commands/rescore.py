@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    console,
+    load_settings,
+)
 from online.commands.repeat import in_child, repeat, without
 from online.config import Settings, environment
 from online.errors import ConfigError, OnlineError, StartRefused
@@ -180,7 +186,7 @@ def shown_progress(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], 
     bar = Progress(
         TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
         TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+        console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
     )  # fmt: skip
     with bar:
         task = bar.add_task(what, total=None)

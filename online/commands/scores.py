@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings, span
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    console,
+    load_settings,
+    span,
+)
 from online.commands.rescore import Store, pick_model
 from online.errors import ConfigError
 
@@ -51,7 +58,7 @@ def scores_list(
         mark = "*" if run == current.run else ""
         ages = (f"{span(time.time() - at)} ago" for at in (run.scored_at, run.as_of))
         table.add_row(mark, run.name, run.model, run.version, f"{run.rows:,}", *ages)
-    Console().print(table)
+    console().print(table)
 
 
 @app.command("rollback")

@@ -17,7 +17,9 @@ from online.commands.base import (
     bar,
     checked,
     client_of,
+    console,
     load_settings,
+    readable,
     service,
     span,
 )
@@ -35,10 +37,10 @@ def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson 
     if as_json:
         print(json.dumps({"url": reached.url, "models": models}))
         return
-    console = Console()
-    console.print(reached.url)
-    for model in models:
-        _show_model(console, model)
+    shown = console()
+    shown.print(reached.url)
+    for model in readable(models):
+        _show_model(shown, model)
 
 
 _QUALITY: Final = (

@@ -178,7 +178,7 @@ class Pushes:
     async def _take(self, push: Push) -> tuple[int, Receipt]:
         if self.problem is not None:
             raise not_taken(self._replica.settings.name, self.problem)
-        source = sender.get() or f"device:{push.device}"
+        source = sender.get().source or f"device:{push.device}"
         weights, bias = _tensor(push.weights, "weights"), _tensor(push.bias, "bias")
         name = f"{push.device}:{push.event}"
         key = event_key("delta", source, name)

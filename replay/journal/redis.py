@@ -35,7 +35,7 @@ from replay.journal.base import (
 from replay.journal.batch import check_batch
 from replay.journal.redisserver import Durability, RedisServer
 
-FORMAT = 3
+FORMAT = 4
 """Number of the layout of keys; a newer one is refused, an older one is read as it is.
 
 Rows of a layout before 3 are in no commit order: :meth:`RedisJournal.follow` leaves them out.

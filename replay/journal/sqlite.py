@@ -64,6 +64,9 @@ class SqliteJournal:
         Most rows of one append, ≥ 1.
     wal_mb_max
         Size of the log above which :meth:`checkpoint` also cuts the file, in MB.
+    lock_wait_s
+        How long a write waits for another one, of this process or of another, in seconds; then
+        JournalHeld says who holds the file.
     busy_ms
         How long to wait for a foreign program that holds SQLite's own lock.
 
@@ -88,6 +91,7 @@ class SqliteJournal:
         free_mb: Callable[[], float] | None = None,
         batch_rows_max: int = 1024,
         wal_mb_max: int = 64,
+        lock_wait_s: float = 5.0,
         busy_ms: int = 5000,
     ) -> None:
         if synchronous not in ("FULL", "OFF"):
@@ -105,6 +109,7 @@ class SqliteJournal:
             upgrades=sql.UPGRADES,
             synchronous=synchronous,
             wal_max=wal_mb_max << 20,
+            lock_wait_s=lock_wait_s,
             busy_ms=busy_ms,
         )
 

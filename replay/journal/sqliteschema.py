@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-FORMAT = 3
+FORMAT = 4
 """Format number of the file; a newer one is refused, an older one is upgraded in place."""
 
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE models (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, halves INTEGER NOT NULL DEFAULT 0,
-    trimmed INTEGER NOT NULL DEFAULT 0);
+    trimmed INTEGER NOT NULL DEFAULT 0, running INTEGER NOT NULL DEFAULT 0, checksum INTEGER);
 CREATE TABLE partitions (
     id INTEGER PRIMARY KEY AUTOINCREMENT, model INTEGER NOT NULL, replica TEXT NOT NULL,
     spec TEXT NOT NULL, "end" INTEGER NOT NULL DEFAULT 0, sealed INTEGER NOT NULL DEFAULT 0,
-    at REAL NOT NULL, trimmed INTEGER NOT NULL DEFAULT 0);
+    at REAL NOT NULL, trimmed INTEGER NOT NULL DEFAULT 0, checksum INTEGER);
 CREATE INDEX partitions_model ON partitions (model);
 CREATE TABLE rows (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, model INTEGER NOT NULL, partition INTEGER NOT NULL,
     "offset" INTEGER NOT NULL, key BLOB NOT NULL, event_id TEXT NOT NULL, source TEXT NOT NULL,
     verdict TEXT NOT NULL, factor REAL NOT NULL, payload BLOB NOT NULL, at REAL NOT NULL,
-    half TEXT, since REAL,
+    half TEXT, since REAL, ran INTEGER, checksum INTEGER,
     UNIQUE (partition, "offset"), UNIQUE (model, key));
 CREATE TABLE control (
     model INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
-    payload BLOB NOT NULL, PRIMARY KEY (model, seq), UNIQUE (model, key));
+    payload BLOB NOT NULL, checksum INTEGER, PRIMARY KEY (model, seq), UNIQUE (model, key));
 CREATE TABLE heads (
     model INTEGER NOT NULL, spec TEXT NOT NULL, epoch INTEGER NOT NULL, snapshot TEXT,
-    changed INTEGER NOT NULL, PRIMARY KEY (model, spec)) WITHOUT ROWID;
+    changed INTEGER NOT NULL, checksum INTEGER, PRIMARY KEY (model, spec)) WITHOUT ROWID;
 CREATE TABLE halves (
     id INTEGER PRIMARY KEY, model INTEGER NOT NULL, key BLOB NOT NULL, half TEXT NOT NULL,
     event_id TEXT NOT NULL, source TEXT NOT NULL, payload BLOB NOT NULL, at REAL NOT NULL,
+    ran INTEGER, checksum INTEGER,
     UNIQUE (model, key));
 CREATE INDEX halves_at ON halves (model, at);
 CREATE TABLE claims (
-    partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, n INTEGER NOT NULL,
+    partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, n INTEGER NOT NULL, checksum INTEGER,
     PRIMARY KEY (partition, "offset")) WITHOUT ROWID;
 """
 # AUTOINCREMENT: a number is never given twice, also after its row was deleted.
@@ -57,6 +58,18 @@ CREATE TABLE claims (
     PRIMARY KEY (partition, "offset")) WITHOUT ROWID;
 """,
     2: "ALTER TABLE models ADD COLUMN trimmed INTEGER NOT NULL DEFAULT 0;",
+    3: """
+ALTER TABLE models ADD COLUMN running INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE models ADD COLUMN checksum INTEGER;
+ALTER TABLE partitions ADD COLUMN checksum INTEGER;
+ALTER TABLE rows ADD COLUMN ran INTEGER;
+ALTER TABLE rows ADD COLUMN checksum INTEGER;
+ALTER TABLE control ADD COLUMN checksum INTEGER;
+ALTER TABLE heads ADD COLUMN checksum INTEGER;
+ALTER TABLE halves ADD COLUMN ran INTEGER;
+ALTER TABLE halves ADD COLUMN checksum INTEGER;
+ALTER TABLE claims ADD COLUMN checksum INTEGER;
+""",
 }
 """What makes a file of a format one of the next."""
 

@@ -18,7 +18,7 @@ from replica_world import World, play, until
 
 import online.writer
 from online import history
-from online.access import sender
+from online.access import Grant, sender
 from online.config import Limits
 from online.errors import RequestError
 from online.evidence import effects_of, judged_of
@@ -265,7 +265,7 @@ def test_a_token_s_source_is_the_event_s(tmp_path: Path) -> None:
     async def scene(world: World) -> None:
         replica = await world.replica()
         serving = world.serving(replica)
-        sender.set("shop")
+        sender.set(Grant("shop"))
         event = {"features": {"a": 1.0}, "label": 1.0}
         code, _ = await serving.feedback(FeedbackRequest(**event, event_id="1"))
         assert code == 200
@@ -274,7 +274,7 @@ def test_a_token_s_source_is_the_event_s(tmp_path: Path) -> None:
         assert (error.value.status, error.value.code) == (403, "source_fixed")
         rows = world.journal().read(replica.writer.partition, 1, 9)
         assert [row.source for row in rows] == ["shop"]
-        sender.set(None)
+        sender.set(Grant())
         await serving.feedback(FeedbackRequest(**event, event_id="3", source="other"))
         assert world.journal().read(replica.writer.partition, 2, 9)[0].source == "other"
         await replica.stop(2)
