@@ -33,6 +33,9 @@ from replay.plain import is_plain
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
 
+KNOWN_MAX: Final = 64
+"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
+
 
 class Foreseen(msgspec.Struct, frozen=True, gc=False):
     """What a model of this version answers at ``at`` (POSIX seconds) for an event with features."""
@@ -40,6 +43,7 @@ class Foreseen(msgspec.Struct, frozen=True, gc=False):
     answer: Answer
     version: tuple[int, int, int]
     at: float
+    known: dict[int, int] | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -79,16 +83,16 @@ class Events:
         learner = self._replica.learner
         score, version = self._score(answer), (*learner.version, learner.own)
         now, newest = self._now_s(), self._replica.newest_label
-        notes = _notes(answer, score)
+        notes, known = _notes(answer, score), self._known()
         if own is None:
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, self._spec[:16], notes)
+                Predicted(1, features, score, version, now, newest, self._spec[:16], notes, known)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
-        predicted = PredictionHalf(features, score, version, now, newest, notes)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, known)
         payload = codec.encode_prediction(predicted)
         key = event_key("join", own)
         half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
@@ -116,10 +120,20 @@ class Events:
         out: list[Foreseen | None] = [None] * len(events)
         if features:
             answers = self._replica.learner.serving.predict_many(features)
-            version, now_s = self._version(), self._now_s()
+            version, now_s, known = self._version(), self._now_s(), self._known()
             for i, answer in zip(places, answers, strict=True):
-                out[i] = Foreseen(answer, version, now_s)
+                out[i] = Foreseen(answer, version, now_s, known)
         return out
+
+    def _known(self) -> dict[int, int] | None:
+        """What the model here has learned, for a challenger to be asked as of; None: there is none.
+
+        Empty with more partitions than an id has room for.
+        """
+        if self._replica.settings.challenger is None:
+            return None
+        known = self._replica.learner.known()
+        return known if len(known) <= KNOWN_MAX else {}
 
     def _version(self) -> tuple[int, int, int]:
         learner = self._replica.learner
@@ -162,7 +176,7 @@ class Events:
         if foreseen is None:
             features = self._door.features(event.features, f"{field}features", recorded=True)
             answer = self._replica.learner.predict(features)
-            foreseen = Foreseen(answer, self._version(), self._now_s())
+            foreseen = Foreseen(answer, self._version(), self._now_s(), self._known())
         else:
             features = event.features
         if event.event_id is not None and event.event_time is not None:
@@ -181,6 +195,7 @@ class Events:
             event.event_time,
             self._replica.newest_label,
             _notes(foreseen.answer, score),
+            known=foreseen.known,
         )
         idempotent = event.event_id is not None
         payload = codec.encode(example)
@@ -212,6 +227,7 @@ class Events:
             event.event_time,
             predicted.no_change,
             predicted.notes,
+            known=predicted.known,
         )
         return self._asked(key, event_id, event.source, codec.encode(example), label)
 

@@ -51,6 +51,7 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     no_change: Label | None
     spec: str
     notes: bytes | None = None
+    known: dict[int, int] | None = None
 
 
 class Keys:

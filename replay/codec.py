@@ -82,6 +82,7 @@ def decode(payload: bytes) -> Example:
         event_time=label.event_time,
         no_change=prediction.no_change,
         notes=prediction.notes,
+        known=prediction.known,
     )
 
 

@@ -117,6 +117,9 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         What the model that gave ``score`` wants to be told again; nobody else knows what it means.
     judged
         What the filters found; None if none was asked.
+    known
+        The last offset of each partition, of the rows in the model that gave ``score``: kept for a
+        challenger, which is asked as of that.  None: it was not kept; empty: too many partitions.
     moved
         A delta of a device: then there are no features, the label is the hash of its content, and
         the weight is what it is multiplied by.
@@ -133,6 +136,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     notes: bytes | None = None
     judged: Judged | None = None
     moved: Moved | None = None
+    known: dict[int, int] | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -144,6 +148,7 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     predicted_at: float | None = None
     no_change: Label | None = None
     notes: bytes | None = None
+    known: dict[int, int] | None = None
 
 
 class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

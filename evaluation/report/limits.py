@@ -6,9 +6,10 @@ error, and how much they differ (median absolute deviation, at least what chance
 rows).  A limit is the larger of some deviations and some part of the error, so that neither noise
 nor a change too small to matter is told.
 
-A broken model can't move a limit: its windows are no normal ones, and what is normal never rises
-again, so one that gets worse bit by bit is measured against its best time.  Nor can a limit be
-above what the better of two rules without a model gets wrong.
+A broken model can't move a limit: its windows are no normal ones, and what is normal is the best of
+what it was since a quarter of the normal rows had come, so one that gets worse bit by bit is
+measured against its best time.  Nor can a limit be above what the better of two rules without a
+model gets wrong.
 
 Two windows in a row above a limit raise the level; two that are no further from normal than half of
 the way to the limit to watch end it.  What was raised stays so however much more of the same comes.
@@ -17,6 +18,7 @@ the way to the limit to watch end it.  What was raised stays so however much mor
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -34,7 +36,10 @@ POINTS: Final = 40
 """Windows double in size with the stream, so that it has from so many to twice as many."""
 
 SETTLED: Final = 20
-"""Normal windows from which on what is normal never rises again: a few are no measure of it."""
+"""Normal windows before the best time counts: a few are no measure of one."""
+
+LASTS: Final = 4
+"""A best time is one until so many times as many normal rows have come as it was the best of."""
 
 Level = Literal["ok", "watch", "act"]
 
@@ -63,6 +68,19 @@ class Point:
         n = self.n + other.n
         error = (self.error * self.n + other.error * other.n) / n
         return Point(self.first_row, other.last_row, n, error, self.squares + other.squares)
+
+
+@dataclass(frozen=True, slots=True)
+class _Normal:
+    """What was normal when so many normal rows had come.
+
+    Variance of a window's mean ``beyond`` chance, and of a row.
+    """
+
+    rows: int
+    error: float
+    beyond: float
+    variance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +123,7 @@ class Course:
         self._sum = self._squares = 0.0
         self._rules: list[float] = []  # rows that each rule without a model got wrong
         self._normal: list[Point] = []
-        self._best: tuple[float, float, float] | None = (
-            None  # error, variance beyond chance, of a row
-        )
+        self._best: deque[_Normal] = deque()  # the best first, each after it newer and worse
         self._late: list[Point] = []  # since the first one above the limit to watch
         self._below: list[Point] = []  # the newest ones, after a rise
         self.level: Level = "ok"
@@ -199,16 +215,22 @@ class Course:
         by_chance = variance / self._size
         deviation = math.sqrt(max(spread, by_chance))
         error += _UPPER * deviation / math.sqrt(len(normal))
-        if self._best is None or len(normal) < SETTLED or error < self._best[0]:
-            self._best = error, max(spread - by_chance, 0.0), variance
+        rows, best = sum(p.n for p in normal), self._best
+        if len(normal) < SETTLED:
+            best.clear()
+        while best and (best[-1].error >= error or best[-1].rows > rows):
+            best.pop()
+        best.append(_Normal(rows, error, max(spread - by_chance, 0.0), variance))
+        while best[0].rows * LASTS < rows:
+            best.popleft()
         self._limit()
 
     def _limit(self) -> None:
         """Limits of windows as long as they are now, from the best time so far."""
-        if self._best is None:
+        if not self._best:
             return
-        error, spread, variance = self._best
-        deviation = math.sqrt(spread + variance / self._size)
+        best = self._best[0]
+        error, deviation = best.error, math.sqrt(best.beyond + best.variance / self._size)
         watch, act = (error + self._reach(rule, error, deviation) for rule in (_WATCH, _ACT))
         if self._rules:
             rule = min(self._rules) / self.judged

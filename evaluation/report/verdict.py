@@ -222,7 +222,7 @@ def _change(performance: Performance, course: Course) -> Iterator[Reason]:
 
 
 def _alarms(subject: Subject, performance: Performance, alarms: Alarms | None) -> Iterator[Reason]:
-    """A rise of the error that was found lately, no fall after it, and newest rows that agree."""
+    """A rise of the error that was found lately, and newest rows that agree."""
     recent = error_of(performance.recent)
     limits = performance.limits
     if limits is None or recent is None or recent < (1 + _AGREES) * limits.error:
@@ -235,7 +235,7 @@ def _alarms(subject: Subject, performance: Performance, alarms: Alarms | None) -
         return
     text = (
         f"The error rose near row {last.change_row:,} ({last.detector.replace('_', '-')}), "
-        "and has not fallen since."
+        "further than before, and the newest rows have more errors than is typical."
     )
     yield Reason(
         state="watch",
