@@ -135,8 +135,12 @@ class Judge:
     def report(self) -> dict[str, float]:
         """Numbers that travel to the other replicas; see :func:`of_all`."""
         found = self._watch.state()
-        out = {"drift_state": STATES.index(found.state), "drift_alarms": found.alarms}
-        out |= {"drift_served": found.served, "drift_judged": found.judged}
+        out: dict[str, float] = {"drift_state": STATES.index(found.state)}
+        out |= {
+            "drift_alarms": found.alarms,
+            "drift_served": found.served,
+            "drift_judged": found.judged,
+        }
         alarm = found.since
         if alarm is None or not alarm.worse or alarm.before is None or alarm.after is None:
             return out

@@ -57,7 +57,7 @@ def judge(
     found: list[Reason] = []
     found += _enough(subject, performance, course)
     found += _baselines(subject, performance, comparisons or ())
-    changed = list(_change(performance, course))
+    changed = list(_change(subject, performance, course))
     found += changed
     if all(r.state == "ok" for r in changed):
         found += _alarms(subject, performance, alarms)
@@ -183,12 +183,12 @@ def _delay_known(subject: Subject) -> bool:
     return timed or subject.delay_rows > 0
 
 
-def _change(performance: Performance, course: Course) -> Iterator[Reason]:
+def _change(subject: Subject, performance: Performance, course: Course) -> Iterator[Reason]:
     """Whether the newest windows are worse than what was normal."""
     limits = performance.limits
-    if limits is None:
-        return
     accuracy = performance.metric == "accuracy"
+    if limits is None or (accuracy and len(subject.labels) < 2):
+        return
     began, now = course.since, course.error_since
     state = course.level
     if state == "ok" or began is None or now is None:
