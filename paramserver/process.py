@@ -77,6 +77,8 @@ class ServerSettings:
         Sources that may be banned at once.
     sources_max
         Sources of which evidence is kept.
+    umask
+        Permissions that files of the server's process do not get; None: as it was started.
     """
 
     interval_s: float = 10.0
@@ -93,6 +95,7 @@ class ServerSettings:
     halves_keep_s: float = 8 * DAY_S
     running_s: float = 15.0
     banned_max: int = 1_000
+    umask: int | None = None
 
 
 def _die() -> None:
@@ -150,6 +153,8 @@ class ServerProcess:
         self._settings = ServerSettings() if settings is None else settings
         self._find_gone = find_gone
         self._host = Host() if host is None else host
+        if self._settings.umask is not None:
+            os.umask(self._settings.umask)
         self._identity = ""  # reads files, so the thread does it
 
         now_s = self._host.monotonic()

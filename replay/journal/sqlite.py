@@ -159,6 +159,18 @@ class SqliteJournal:
             db.execute(sql.PROVE_PARTITION, (number,))
         return Partition(number, model, replica, spec, 0, False)
 
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        See :class:`replay.journal.base.Journal`.
+        """
+        with self._file.write() as db:
+            values = (number, _model_id(db, model), spec, end, end)
+            if db.execute(sql.OPEN_LOST, values).rowcount:
+                db.execute(sql.PROVE_PARTITION, (number,))
+            if db.execute(sql.LIFT_SEQ, (seq,)).rowcount == 0:
+                db.execute(sql.FIRST_SEQ, (seq,))
+
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:

@@ -104,6 +104,8 @@ class SqliteFile:
         self._lock: FairLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # SQLite itself lets no group write; what it makes beside the file has the file's mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             self._lock = FairLock(path, lock_wait_s)
             with self._exclusive():
                 self._open()

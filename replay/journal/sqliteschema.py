@@ -43,8 +43,7 @@ CREATE TABLE claims (
 # what it was when the row was written (NULL: before it was counted).
 # checksum: see replay.journal.checksum.  meta.unchecked: rows up to this seq are of a format
 # without one, and have none.
-# rows.half and rows.since: which half came second and wrote the row, and when the first was
-# taken, so that a batch whose answer was lost gets the same answer again.
+# rows.half and rows.since: of rows that a format before 4 has joined; no newer row has them.
 
 UPGRADES = {
     1: """
@@ -124,6 +123,12 @@ PROVE_PARTITION = (
     'UPDATE partitions SET checksum = checksum(id, model, replica, spec, "end", sealed, at,'
     " trimmed) WHERE id = ?"
 )
+OPEN_LOST = (
+    'INSERT INTO partitions (id, model, replica, spec, "end", sealed, at, trimmed)'
+    " VALUES (?, ?, 'lost', ?, ?, 1, 0, ?) ON CONFLICT (id) DO NOTHING"
+)
+LIFT_SEQ = "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'rows'"
+FIRST_SEQ = "INSERT INTO sqlite_sequence (name, seq) VALUES ('rows', ?)"
 PROVE_MODEL = (
     "UPDATE models SET checksum = checksum(id, name, halves, trimmed, running) WHERE id = ?"
 )

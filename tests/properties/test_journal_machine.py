@@ -113,8 +113,12 @@ def test_the_machine_notices_a_trim_that_ignores_before(monkeypatch: pytest.Monk
 SOURCES = [
     ("        self._halves += 1\n", "        self._halves += 1\n        self.end += 1\n", "offset"),
     ("self._halves >= self._halves_max", "False", "no bound of halves"),
-    ("if half == row.half:", "if False:", "a half joins its own side"),
-    ("return Outcome(False, None, since)  # as", "pass  # as", "another outcome after a lost one"),
+    ("wanted is not None and bytes(wanted) != kept.payload", "False", "over any half"),
+    (
+        "again = (kept.half, kept.payload) == (row.half, given)",
+        "again = False",
+        "another outcome after a lost one",
+    ),
 ]
 
 
