@@ -21,6 +21,7 @@ from online import ingress, processes, rollout, telemetry
 from online.access import ROLES, Access
 from online.app import App
 from online.background import Background, actor_of, learns_here, model_replica
+from online.browsers import Browsers
 from online.config import Settings
 from online.edge.pushes import Pushes, pushes_for
 from online.features import Door
@@ -74,6 +75,7 @@ class Replica:
     ) -> None:
         telemetry.log_to_stderr(logging.INFO)
         self._settings = Settings.model_validate(data)
+        os.umask(self._settings.umask)  # in a cluster that was there before, it is another one's
         origin.check_place(self._settings)
         keys = Keys.from_file(self._settings.key_path)
         replica = processes.replica_name()
@@ -104,8 +106,9 @@ class Replica:
             door = Door(model, limits, numeric_only=loaded.model.numeric_only)
             tokens = Tokens(keys, name, nonces)
             self._servings[name] = Serving(
-                self._replicas[name], door, tokens, limits, loaded.spec_hash
-            )
+                self._replicas[name], door, tokens, limits, loaded.spec_hash,
+                self._settings.tokens.askers,
+            )  # fmt: skip
             if model.devices is not None:
                 self._pushes[name] = pushes_for(
                     model, self._settings, model.devices, self._replicas[name], door
@@ -135,10 +138,14 @@ class Replica:
         tokens = self._settings.tokens
         access = None
         if tokens:
-            access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
+            access = Access({role: tokens.of(role) for role in ROLES}, tokens.grants)
+        browsers = Browsers(
+            self._settings.origins, self._settings.hosts,
+            guarded=access is not None, own=self._settings.host,
+        )  # fmt: skip
         app = App(
             self._servings, self._cluster, self._settings.limits, access, self._readers(),
-            self._settings.state_dir / "edge", self._pushes,
+            self._settings.state_dir / "edge", self._pushes, browsers,
         )  # fmt: skip
         ingress.install(app)
 

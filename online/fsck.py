@@ -13,20 +13,29 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.history import LEARNED, Decisions, origin
-from online.names import load_model, open_journal, snapshots_path
+from online.names import load_model, open_journal, running, snapshots_path
 from online.promotion import as_stored
 from online.tally import DIGEST, event_hash
-from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
+from paramserver.errors import (
+    ParamServerError,
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
+)
+from paramserver.errors import StartRefused as Refused
+from paramserver.lineage import Lineage, check_start
 from paramserver.rewrites import Undone
+from paramserver.shortfall import accepted, shortfall
 from paramserver.snapshots.format import decode
-from paramserver.snapshots.history import ancestors, parse_name
+from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
 from paramserver.state import SnapshotState
 from replay.journal.base import Journal, Partition, Row, Verdict
 
@@ -61,6 +70,14 @@ class Findings:
         not among them.
     refused, heads
         Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
+    head_missing
+        Whether the file of the newest snapshot is not there.
+    served
+        Whether a service runs on the folder; it writes a file that is missing anew.
+    lacks
+        Rows that snapshots contain and the journal does not have.
+    no_start
+        Why a start on what is there would be refused; None: it would not.
     """
 
     model: str
@@ -79,11 +96,19 @@ class Findings:
     waiting: int
     refused: Mapping[str, str]
     heads: Mapping[str, str | None]
+    head_missing: bool = False
+    served: bool = False
+    lacks: int = 0
+    no_start: str | None = None
 
     @property
     def good(self) -> bool:
-        """No event is missing or counted twice, and no partition has a hole."""
-        return self.digest_equal is not False and self.holes == 0
+        """No event is missing or counted twice, no partition has a hole, and it can start.
+
+        Without a service, a head whose file is missing is as good as the one before it.
+        """
+        whole = self.digest_equal is not False and self.holes == 0
+        return whole and self.no_start is None and not (self.head_missing and self.served)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -108,6 +133,7 @@ class Findings:
             f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
             f"{self.waiting:,} waiting for their other half",
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
+            *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
         ]
         return "\n".join(lines)
@@ -115,7 +141,11 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """Which rows a snapshot must hold, and the digest of those that it does."""
+    """Which rows a snapshot must hold, and the digest of those that it does.
+
+    ``lost``: rows that it holds and the journal has lost, after the first offset, up to the second.
+    ``usable``: whether others can be compared with it.
+    """
 
     name: str | None
     digest: Digest = (0, 0)
@@ -123,6 +153,8 @@ class _View:
     closed: frozenset[int] = frozenset()
     undone: Undone = field(default_factory=Undone)
     skipped: Mapping[int, int] = field(default_factory=dict)
+    lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    usable: bool = True
 
     def upto(self, partition: Partition) -> int:
         """Its clock."""
@@ -134,14 +166,23 @@ class _View:
         return inside and not self.undone.has(partition.id, offset)
 
     def removed(self, partition: Partition) -> Spans:
-        """What it holds of the rows that were removed, as spans (after, up to)."""
+        """What it holds of the rows that were removed or lost, as spans (after, up to)."""
         at = min(self.skipped.get(partition.id, 0), partition.trimmed)
-        upto, spans = min(self.upto(partition), partition.trimmed), []
+        upto = min(self.upto(partition), partition.trimmed)
+        after, until = self.lost.get(partition.id, (0, 0))
+        return (
+            *self._standing(partition, at, upto),
+            *self._standing(partition, max(after, upto), min(until, self.upto(partition))),
+        )
+
+    def _standing(self, partition: Partition, at: int, upto: int) -> Iterator[tuple[int, int]]:
+        """What is not undone of the rows after ``at``, up to ``upto``."""
         for after, until in self.undone.ranges.get(partition.id, ()):
             if at < min(after, upto):
-                spans.append((at, min(after, upto)))
+                yield at, min(after, upto)
             at = max(at, until)
-        return (*spans, (at, upto)) if at < upto else tuple(spans)
+        if at < upto:
+            yield at, upto
 
 
 class _Moved(OnlineError):
@@ -160,13 +201,23 @@ def check(settings: Settings, model: str, progress: Progress | None = None) -> F
     chosen = next(m for m in as_stored(settings).models if m.name == model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
+    served = _served(settings)
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(_Moved):
-                return compare(journal, snapshots, model, spec, progress)
+                return compare(journal, snapshots, model, spec, progress, served=served)
     message = f"model {model}: rows and snapshots were removed while they were checked"
     raise StartRefused(message, "Run it again when less is going on")
+
+
+def _served(settings: Settings) -> bool:
+    """Whether a service runs on the folder, on this machine."""
+    try:
+        running(settings)
+    except StartRefused:
+        return False
+    return True
 
 
 def _check_known(lineages: Sequence[str], model: str, spec: str) -> None:
@@ -188,17 +239,27 @@ def compare(
     model: str,
     spec: str,
     progress: Progress | None = None,
+    *,
+    served: bool = False,
 ) -> Findings:
-    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing."""
+    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing.
+
+    ``served``: whether a service runs on them.
+    """
     head = journal.head(model, spec).snapshot
     views, refused = _views(journal, snapshots, model, spec)
-    if head is not None and head not in {*views, *refused}:
+    if head_missing := head is not None and head not in {*views, *refused}:
         if journal.head(model, spec).snapshot != head:
             raise _Moved
-        refused[head] = "it is the head, and its file is missing"
+        refused[str(head)] = "it is the head, and its file is missing"
+    lacks, no_start = _start(journal, snapshots, model, spec)
+    if no_start is not None and journal.head(model, spec).snapshot != head:
+        raise _Moved
     partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
     now = next((views[name] for name in _line(head, views)), _View(None))
-    base = _base(now, views, partitions)
+    base = _base(
+        now, (_View(None), *_of_loss(journal, model, spec, partitions), *views.values()), partitions
+    )
     decisions = Decisions(spec)
     decisions.read(journal, model)
     counts = _Counts(decisions, now, base or _View(None))
@@ -223,7 +284,7 @@ def compare(
         digest_equal=None if base is None else counts.digest == learned,
         removed=removed,
         holes=holes,
-        not_yet=sum(p.end - max(now.upto(p), p.trimmed) for p in partitions),
+        not_yet=sum(max(p.end - max(now.upto(p), p.trimmed), 0) for p in partitions),
         failed=len(decisions.failed),
         undone=len(counts.undone - counts.standing),
         frozen=len(counts.frozen - counts.standing),
@@ -231,7 +292,24 @@ def compare(
         waiting=journal.usage(model).halves,
         refused=refused,
         heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
+        head_missing=head_missing,
+        served=served,
+        lacks=lacks,
+        no_start=no_start,
     )
+
+
+def _start(journal: Journal, snapshots: Snapshots, model: str, spec: str) -> tuple[int, str | None]:
+    """Rows that snapshots have and the journal lacks; why a start would be refused, or None."""
+    history = SnapshotHistory(snapshots, Retention())
+    lacks = shortfall(journal, history, model, spec).events
+    try:
+        check_start(journal, history, Lineage(model, spec, "", "sum"))
+    except Refused as error:
+        return lacks, str(error)
+    except (OSError, ParamServerError) as error:  # a disk that may do better: the start asks again
+        return lacks, f"{type(error).__name__}: {error}"
+    return lacks, None
 
 
 def _line(head: str | None, names: Mapping[str, _View]) -> list[str]:
@@ -260,37 +338,111 @@ def _views(
     return views, refused
 
 
-def _view(journal: Journal, name: str, state: SnapshotState) -> _View:
-    digest = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
+def _view(journal: Journal, name: str | None, state: SnapshotState) -> _View:
     decisions = Decisions(state.spec)
     decisions.read(journal, state.model, state.control)
+    loss = accepted(journal.controls(state.model, 0), state.spec)
+    lost, usable = dict[int, tuple[int, int]](), True
+    if loss is not None:
+        for p, (after, upto) in loss.note.rows.items():
+            held = state.clock.get(p, upto if p in state.closed else 0)
+            if state.version < loss.note.version:  # of another line, it may be: not to be told
+                usable = usable and held <= after
+            elif (contained := min(loss.note.clock.get(p, upto), held)) > after:
+                lost[p] = after, contained
     return _View(
         name,
-        (digest["count"], digest["sum"]),
+        digest_of(state),
         dict(state.clock),
         state.closed,
         decisions.undone,
-        _skipped(journal, state),
+        _skipped(journal, state.model, state.spec, state.version[0]),
+        lost,
+        usable,
     )
 
 
-def _skipped(journal: Journal, state: SnapshotState) -> dict[int, int]:
+def digest_of(state: SnapshotState) -> Digest:
+    """The digest in a snapshot's values."""
+    data = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
+    return data["count"], data["sum"]
+
+
+def difference(journal: Journal, state: SnapshotState) -> Digest:
+    """By how much the digest of a snapshot is more than what the journal's rows say of it."""
+    view, decisions = _view(journal, None, state), Decisions(state.spec)
+    decisions.read(journal, state.model, state.control)
+    counts = _Counts(decisions, view, _View(None))
+    for partition in journal.partitions(state.model):
+        for page, _ in _pages(journal, partition):
+            for row in page:
+                counts.add(partition, row)
+    return _minus(view.digest, counts.digest)
+
+
+def _skipped(journal: Journal, model: str, spec: str, epoch: int) -> dict[int, int]:
     """Offsets up to which partitions were left out when the lineage was begun afresh."""
     skipped: dict[int, int] = {}
-    for control in journal.controls(state.model, 0):
+    for control in journal.controls(model, 0):
         if control.kind == "fresh":
             note = json.loads(control.payload)
-            if note["spec"] == state.spec and int(control.key.split(":")[2]) <= state.version[0]:
+            if note["spec"] == spec and int(control.key.split(":")[2]) <= epoch:
                 skipped = {int(p): offset for p, offset in note["clock"].items()}
     return skipped
 
 
-def _base(now: _View, views: Mapping[str, _View], partitions: Sequence[Partition]) -> _View | None:
+def _of_loss(
+    journal: Journal, model: str, spec: str, partitions: Sequence[Partition]
+) -> list[_View]:
+    """What a loss that was accepted is remembered as: to be compared with, as snapshots are.
+
+    The first has nothing but what the journal had lost by then, the second is the snapshot that
+    the lineage went on from.
+    """
+    loss = accepted(journal.controls(model, 0), spec)
+    if loss is None:
+        return []
+    note = loss.note
+    decisions = Decisions(spec)
+    decisions.read(journal, model, loss.seq)
+    name = f"of the loss accepted by control row {loss.seq}"
+    view = _View(
+        name,
+        note.digest,
+        note.clock,
+        frozenset(note.closed),
+        decisions.undone,
+        _skipped(journal, model, spec, note.version[0]),
+        note.rows,
+    )
+    then = {p.id: p.trimmed for p in partitions} == {
+        **{p.id: 0 for p in partitions},
+        **note.trimmed,
+    }
+    return [_Rest(**{**_fields(view), "digest": note.difference, "usable": then}), view]
+
+
+class _Rest(_View):
+    """What a model had and the journal had not, when that was accepted."""
+
+    __slots__ = ()
+
+    def has(self, partition: Partition, offset: int) -> bool:
+        """None of the rows that are there."""
+        return False
+
+
+def _fields(view: _View) -> dict[str, Any]:
+    return {f.name: getattr(view, f.name) for f in fields(view)}
+
+
+def _base(now: _View, views: Sequence[_View], partitions: Sequence[Partition]) -> _View | None:
     """What to compare with: nothing if no row of it was removed, else the oldest that will do."""
-    for view in (_View(None), *views.values()):
+    for view in views:
         if view.name == now.name is not None:
             break  # itself: that would check nothing
-        if all(view.removed(p) == now.removed(p) for p in partitions):
+        same = all(view.removed(p) == now.removed(p) for p in partitions)
+        if view.usable and same:
             return view
     return None
 

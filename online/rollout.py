@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from online import scaling
-from online.config import WITH_SECRETS, Settings
+from online.config import Settings
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
+from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
 
 APP: Final = "online"
@@ -21,7 +22,8 @@ _STOP_REPLICA_S = 2.0
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
 _PACKAGES = ("online", "evaluation", "paramserver", "replay")
-_BY_REPLICAS = ("limits", "tokens")
+_BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
+_AT_ONCE = ("start_wait_s",)  # the process that starts and changes everything alone asks for it
 _BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec
 
 
@@ -49,7 +51,7 @@ def changes(old: Settings, new: Settings) -> Changes:
     restart = [
         name
         for name in Settings.model_fields
-        if name not in ("replicas", "models", *_BY_REPLICAS)
+        if name not in ("replicas", "models", *_AT_ONCE, *_BY_REPLICAS)
         and getattr(old, name) != getattr(new, name)
     ]
     rolling = [name for name in _BY_REPLICAS if getattr(old, name) != getattr(new, name)]
@@ -160,6 +162,15 @@ def application(settings: Settings, origin: Origin, version: int | None = None) 
         # Serve makes up a version at each call, which would replace every replica to scale.
         deployment = deployment.options(version=str(version), _internal=True)
     return deployment.bind(settings.model_dump(mode="json", context=WITH_SECRETS), origin)
+
+
+def be_patient(wait_s: float) -> None:
+    """Let Serve wait so long for its proxies: it has a constant and no setting for that."""
+    from ray.serve._private import api, client
+
+    for module in (api, client):
+        if hasattr(module, "HTTP_PROXY_TIMEOUT"):
+            module.HTTP_PROXY_TIMEOUT = wait_s
 
 
 def deploy(settings: Settings, origin: Origin, version: int) -> None:

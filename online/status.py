@@ -118,7 +118,9 @@ class Cluster(Kept):
             "server": server,
             "rewrites": await self._rewrites(name),
             "journal": journal,
-            "incident": replica.incident or (journal or {}).get("alarm"),
+            "incident": replica.incident
+            or (journal or {}).get("alarm")
+            or (server or {}).get("incident"),
         }
 
     def _quality(self, name: str) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class ServerSettings:
         Sources that may be banned at once.
     sources_max
         Sources of which evidence is kept.
+    umask
+        Permissions that files of the server's process do not get; None: as it was started.
     """
 
     interval_s: float = 10.0
@@ -90,6 +92,7 @@ class ServerSettings:
     keep_rows_s: float = 8 * DAY_S
     halves_keep_s: float = 8 * DAY_S
     banned_max: int = 1_000
+    umask: int | None = None
 
 
 def _die() -> None:
@@ -147,6 +150,8 @@ class ServerProcess:
         self._settings = ServerSettings() if settings is None else settings
         self._find_gone = find_gone
         self._host = Host() if host is None else host
+        if self._settings.umask is not None:
+            os.umask(self._settings.umask)
         self._identity = ""  # reads files, so the thread does it
 
         now_s = self._host.monotonic()
@@ -348,6 +353,8 @@ class ServerProcess:
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
         """Publish the state as it is now, unless the head holds it, and describe it.
 
+        The files are looked at first: what somebody has removed, the head does not hold.
+
         Raises
         ------
         NotReady
@@ -356,12 +363,14 @@ class ServerProcess:
             The head is where it was.
         """
         with self._publishing:
+            server, store, history = self._serving()
+            head_gone = self._parent in history.drop_vanished(self._parent)
             with self._lock:
-                server, store, history = self._serving()
                 state = None
-                if server.count != self._published:
+                if server.count != self._published or head_gone:
+                    parent = None if head_gone else self._parent
                     metrics = {**self._contacts.metrics(), **server.scores()}
-                    state = server.begin_snapshot(self._host.wall(), self._parent, metrics)
+                    state = server.begin_snapshot(self._host.wall(), parent, metrics)
             if state is not None:
                 try:
                     name = publish(store, history, state, self._base)

@@ -50,6 +50,13 @@ class ControlInfo(Protocol):
     def payload(self) -> bytes: ...
 
 
+class FollowedInfo(Protocol):
+    """Rows in commit order, up to the row with the number ``upto``."""
+
+    @property
+    def upto(self) -> int: ...
+
+
 class Store(Protocol):
     """Atomic steps of the store.  Any of them may raise; ``head`` then tells what is so."""
 
@@ -67,6 +74,12 @@ class Store(Protocol):
 
     def partitions(self, model: str) -> Sequence[PartitionInfo]:
         """All partitions of the model, by id."""
+
+    def follow(self, model: str, after: int, n: int) -> FollowedInfo:
+        """At most ``n`` rows of the model after number ``after`` of the store's commit order.
+
+        With an ``after`` behind all rows ``upto`` is the newest number.
+        """
 
     def controls(self, model: str, after: int) -> Sequence[ControlInfo]:
         """Control rows with ``seq > after``, in order."""

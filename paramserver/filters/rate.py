@@ -17,6 +17,7 @@ from paramserver.filters.base import PASS, Event, Opinion, Source
 
 _WINDOW_MIN: Final = 64
 _CHANCE: Final = 3.0
+_LEAST: Final = 0.5  # half of what one arrival counts at least
 _TRUSTED: Final = 4.0
 """Nats that all tests say for a source that may send what it likes: honest ones differ in size."""
 
@@ -26,6 +27,8 @@ EARNED: Final = 8
 
 class Rate:
     """Weigh down who sends more than twice as much as the median source.
+
+    An arrival counts as its weight, and at least as one: each takes a place in the window.
 
     With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the rest is for chance):
     weight 1/r above 1, set aside from ``refuse_at``; not of a source in good standing.  Sources
@@ -49,18 +52,20 @@ class Rate:
         self.window_max = window_max
         self.refuse_at = refuse_at
         self.pool_share = pool_share
-        self._window: deque[tuple[str, bool]] = deque()
-        self._count: dict[str, int] = {}
-        self._pooled = 0
+        self._window: deque[tuple[str, bool, float]] = deque()
+        self._count: dict[str, float] = {}
+        self._pooled = 0.0
+        self._total = 0.0
         self._budget: float | None = None
         self._established = 0
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        own = self._count.get(event.source, 0) + 1
+        size = max(event.weight, 1.0)
+        own = self._count.get(event.source, 0.0) + size
         over = 0.0 if self._budget is None else own / self._budget
         reason = "rate: more than twice the median source"
         if self._is_pooled(source):
-            pool = (self._pooled + 1) / max(self.pool_share * len(self._window), 1.0)
+            pool = (self._pooled + size) / max(self.pool_share * self._total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
         if over <= 1.0 or source.standing >= _TRUSTED:
@@ -75,21 +80,21 @@ class Rate:
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         new = source.taken < EARNED and not source.quarantined
-        self._window.append((event.source, new))
-        self._pooled += new
-        self._move(event.source, +1)
+        self._move(event.source, max(event.weight, 1.0), pooled=new)
+        self._window.append((event.source, new, max(event.weight, 1.0)))
         bound = min(self.window_max, max(8 * len(self._count), _WINDOW_MIN))
         while len(self._window) > bound:
-            gone, was_new = self._window.popleft()
-            self._pooled -= was_new
-            self._move(gone, -1)
+            gone, was_new, size = self._window.popleft()
+            self._move(gone, -size, pooled=was_new)
 
-    def _move(self, source: str, by: int) -> None:
-        new = self._count.get(source, 0) + by
-        if new:
+    def _move(self, source: str, by: float, *, pooled: bool) -> None:
+        self._total += by
+        self._pooled += by if pooled else 0.0
+        new = self._count.get(source, 0.0) + by
+        if new >= _LEAST:  # sums of fractions leave a rest
             self._count[source] = new
         else:
-            del self._count[source]
+            self._count.pop(source, None)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         """The budget anew, by the median source of those that have earned their own, or of all."""

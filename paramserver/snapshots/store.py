@@ -143,7 +143,11 @@ class DirectorySnapshots:
     def _write_whole(self, target: Path, data: bytes) -> None:
         temporary = target.with_name(target.name + _TEMPORARY)
         try:
-            self._disk.write(temporary, data)
+            try:
+                self._disk.write(temporary, data)
+            except FileNotFoundError:  # somebody has removed the whole folder
+                self._disk.make_directory(self._path)
+                self._disk.write(temporary, data)
             self._disk.fsync(temporary)
             self._disk.rename(temporary, target)
         except OSError:  # on a full disk half a file is in the way of everything else
@@ -161,7 +165,10 @@ class DirectorySnapshots:
 
     def names(self) -> list[str]:
         """Names of all snapshots, in no order that means anything."""
-        files = self._disk.list(self._path)
+        try:
+            files = self._disk.list(self._path)
+        except FileNotFoundError:  # somebody has removed the folder
+            return []
         return sorted(f.removesuffix(SUFFIX) for f in files if f.endswith(SUFFIX))
 
     def delete(self, name: str) -> None:

@@ -24,18 +24,20 @@ from replay.journal.base import (
     Appended,
     Control,
     Followed,
+    Half,
     Head,
     NewRow,
     Outcome,
     Partition,
     Row,
+    Stored,
     Usage,
     Verdict,
 )
 from replay.journal.batch import check_batch
 from replay.journal.redisserver import Durability, RedisServer
 
-FORMAT = 3
+FORMAT = 4
 """Number of the layout of keys; a newer one is refused, an older one is read as it is.
 
 Rows of a layout before 3 are in no commit order: :meth:`RedisJournal.follow` leaves them out.
@@ -161,6 +163,13 @@ class RedisJournal:
         bits = secrets.randbits(24)
         number = self._run(scripts.REGISTER, model, replica, spec, repr(float(at)), bits)
         return Partition(int(number), model, replica, spec, 0, False)
+
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        See :class:`replay.journal.base.Journal`.
+        """
+        self._run(scripts.REGISTER_LOST, model, spec, number, end, seq)
 
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
@@ -354,7 +363,8 @@ def _words(row: NewRow) -> tuple[str | bytes, ...]:
     numbers = repr(float(row.factor)), repr(float(row.at))  # which give the same number back
     text = (row.event_id, row.source, row.verdict.value)
     half = "" if row.half is None else row.half.value
-    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half)
+    over = b"" if row.over is None else bytes(row.over)
+    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half, over)
 
 
 def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:
@@ -363,12 +373,15 @@ def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outco
         return Outcome(False, before[int(found[1]) - 1].row)
     if kind == b"half":
         return Outcome(False, None, float(found[1]) if found[1] else None)
+    if kind == b"gone":
+        return Outcome(False, None, gone=True)
+    if kind == b"met":
+        half, event_id, source, payload, at = found[1:]
+        met = Stored(Half(half.decode()), event_id.decode(), source.decode(), payload, float(at))
+        return Outcome(False, None, met.at, met)
     if kind != b"written":
         where, offset = int(found[1]), int(found[2])
         return Outcome(kind == b"own", _row(where, offset, _fields(found[3])))
-    if given.half is not None:  # the other half is in the store only
-        joined = {b"seq": found[2], **_fields(found[3])}
-        return Outcome(True, _row(partition, int(found[1]), joined))
     # What was written needs not travel back.
     row = Row(
         int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,

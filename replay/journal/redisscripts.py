@@ -32,8 +32,8 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 A partition's end is its stream's last id, kept nowhere else: it outlives trimming, and it is gone
 with the stream, so that a journal that lost a stream is seen to be behind.  Likewise what was
 trimmed is what is missing before its first entry, so that trimming only deletes, which a server
-without memory still does.  A joined row says which half came second (``half``) and when the
-first was taken (``since``), so that a batch whose answer was lost gets the same answer again.
+without memory still does.  Rows that a layout before 4 has joined say which half came second
+(``half``) and when the first was taken (``since``).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ return tonumber(ARGV[1])
 
 # ARGV: number, known, '1' if new rows are held, most halves of the model, newest epoch that the
 # writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half
-# ('' of a whole row).
+# ('' of a whole row) and payload of the half that it takes the place of ('': of any, or of none).
 APPEND = (
     _COMMON
     + """
@@ -98,7 +98,7 @@ local ids, halves = P .. ':ids:' .. of[1], P .. ':halves:' .. of[1]
 local waiting = P .. ':waiting:' .. of[1]
 local count = redis.call('HLEN', halves)
 local any = count > 0
-local outcomes, first, fresh, kept, keep = {}, {}, {}, {}, {}
+local outcomes, first, fresh, kept, touched = {}, {}, {}, {}, {}
 
 local function half_of(key)
   if kept[key] == nil then
@@ -107,40 +107,35 @@ local function half_of(key)
   end
   return kept[key]
 end
-local function comes_later(i, key, half)
-  for j = i + 8, #ARGV, 8 do
-    if ARGV[j] == key and ARGV[j + 7] == half then return true end
-  end
-end
 local function take(i, n)
-  local key, event_id, source, payload = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 5]
-  local half, had = ARGV[i + 7], half_of(ARGV[i])
-  if half ~= '' and not had then
-    if count >= most then return {'half', ''} end
-    kept[key] = {half, event_id, source, payload, ARGV[i + 6]}
-    keep[key], count = true, count + 1
-    return {'half', ARGV[i + 6]}
-  elseif half ~= '' and had[1] == half then
-    return {'half', had[5]}
-  elseif half == 'label' then
-    payload = '\\2' .. struct.pack('>I4', #had[4]) .. had[4] .. payload
-  elseif half == 'prediction' then
-    event_id, source = had[2], had[3]
-    payload = '\\2' .. struct.pack('>I4', #payload) .. payload .. had[4]
+  local key, payload, half, over = ARGV[i], ARGV[i + 5], ARGV[i + 7], ARGV[i + 8]
+  local had = half_of(key)
+  if not had and over ~= '' then
+    if payload == '' then return {'half', ARGV[i + 6]} end
+    return {'gone'}
   end
-  local fields = {'key', key, 'event_id', event_id, 'source', source, 'verdict', ARGV[i + 3],
-    'factor', ARGV[i + 4], 'payload', payload, 'at', ARGV[i + 6], 'half', half}
-  if had then
-    fields[17], fields[18] = 'since', had[5]
-    count = count - 1
+  if had and (half ~= '' or over ~= '') and over ~= had[4] then
+    if had[1] == half and had[4] == payload then return {'half', had[5]} end
+    return {'met', had[1], had[2], had[3], had[4], had[5]}
   end
-  fresh[#fresh + 1] = {n = n, key = key, fields = fields, drops = had and not keep[key]}
-  kept[key], keep[key], first[key] = false, nil, n
-  return {'written'}
+  if half ~= '' and not had and count >= most then return {'half', ''} end
+  if had then count = count - 1 end
+  if touched[key] == nil then touched[key] = had end
+  if half == '' then
+    kept[key] = false
+    fresh[#fresh + 1] = {n = n, key = key, fields = {'key', key, 'event_id', ARGV[i + 1],
+      'source', ARGV[i + 2], 'verdict', ARGV[i + 3], 'factor', ARGV[i + 4], 'payload', payload,
+      'at', ARGV[i + 6], 'half', ''}}
+    first[key] = n
+    return {'written'}
+  end
+  kept[key] = payload ~= '' and {half, ARGV[i + 1], ARGV[i + 2], payload, ARGV[i + 6]}
+  if payload ~= '' then count = count + 1 end
+  return {'half', ARGV[i + 6]}
 end
 
-for i = 6, #ARGV, 8 do
-  local key, n = ARGV[i], #outcomes + 1
+for i = 6, #ARGV, 9 do
+  local key, n, half = ARGV[i], #outcomes + 1, ARGV[i + 7]
   local place = not first[key] and redis.call('HGET', ids, key)
   if first[key] then
     outcomes[n] = {'twice', first[key]}
@@ -148,38 +143,30 @@ for i = 6, #ARGV, 8 do
     local where, offset = string.match(place, '^(%d+):(%d+)$')
     local stored = entry(P .. ':rows:' .. where, offset)
     if not stored then return {'behind', where, int(last(P .. ':rows:' .. where)), offset} end
-    local own = where == number and tonumber(offset) > known
-    local half, since = field(stored, 'half') or '', field(stored, 'since') or ''
-    if own and ARGV[i + 7] ~= '' and ARGV[i + 7] ~= half and comes_later(i, key, half) then
-      outcomes[n] = {'half', since}
-    else
-      outcomes[n] = {own and 'own' or 'other', where, offset, stored}
-      first[key] = n
-    end
+    local own = half == '' and where == number and tonumber(offset) > known
+    outcomes[n] = {own and 'own' or 'other', where, offset, stored}
+    if half == '' then first[key] = n end
   else
     outcomes[n] = take(i, n)
   end
 end
-if held and (#fresh > 0 or next(keep)) then return {'held'} end
+if held and next(touched) ~= nil then return {'held'} end
 for _, new in ipairs(fresh) do
   stop = stop + 1
   local seq = int(redis.call('INCR', P .. ':seq'))
   redis.call('XADD', P .. ':order:' .. of[1], seq .. '-0', 'at', number .. ':' .. int(stop))
   redis.call('XADD', rows, int(stop) .. '-0', 'seq', seq, unpack(new.fields))
   redis.call('HSET', ids, new.key, number .. ':' .. int(stop))
-  if new.drops then
-    redis.call('HDEL', halves, new.key)
-    redis.call('ZREM', waiting, new.key)
-  end
   outcomes[new.n] = {'written', int(stop), seq}
-  if new.fields[16] ~= '' then outcomes[new.n][4] = new.fields end
 end
-for i = 6, #ARGV, 8 do
-  local key = ARGV[i]
-  if keep[key] then
-    redis.call('ZADD', waiting, kept[key][5], key)
-    redis.call('HSET', halves, key, cmsgpack.pack(kept[key]))
-    keep[key] = nil
+for key, had in pairs(touched) do
+  local half = kept[key]
+  if half then
+    redis.call('ZADD', waiting, half[5], key)
+    redis.call('HSET', halves, key, cmsgpack.pack(half))
+  elseif had then
+    redis.call('HDEL', halves, key)
+    redis.call('ZREM', waiting, key)
   end
 end
 return {'ok', int(stop), newest, outcomes}
@@ -198,6 +185,37 @@ redis.call('HSET', P .. ':partition:' .. number,
   'model', ARGV[1], 'replica', ARGV[2], 'spec', ARGV[3], 'at', ARGV[4])
 redis.call('RPUSH', P .. ':partitions:' .. ARGV[1], number)
 return number
+"""
+)
+
+# ARGV: model, spec, number, end, seq.  The stream comes last: without it the end would be 0, so a
+# script that failed is given again.
+REGISTER_LOST = (
+    _COMMON
+    + """
+local model, number, stop = ARGV[1], ARGV[3], ARGV[4]
+local rows, known = P .. ':rows:' .. number, P .. ':partition:' .. number
+if tonumber(redis.call('GET', P .. ':seq') or '0') < tonumber(ARGV[5]) then
+  redis.call('SET', P .. ':seq', ARGV[5])
+end
+if redis.call('EXISTS', rows) == 1 then return 0 end
+if redis.call('EXISTS', known) == 1 and redis.call('HGET', known, 'replica') ~= 'lost' then
+  return 0
+end
+local count = math.floor(tonumber(number) / 16777216)
+if tonumber(redis.call('GET', P .. ':partitions') or '0') < count then
+  redis.call('SET', P .. ':partitions', int(count))
+end
+if redis.call('EXISTS', known) == 0 then
+  redis.call('RPUSH', P .. ':partitions:' .. model, number)
+  redis.call('HSET', known,
+    'model', model, 'replica', 'lost', 'spec', ARGV[2], 'at', '0', 'sealed', '1')
+end
+if tonumber(stop) > 0 then
+  redis.call('XADD', rows, stop .. '-0', 'seq', '0')
+  redis.call('XDEL', rows, stop .. '-0')
+end
+return 1
 """
 )
 

@@ -150,6 +150,7 @@ def _check_damage(kind: Kind) -> int:
         for what, damaged in _damages(data):
             world.change(file, damaged)
             history = kind.history(world)
+            history.remove_leftovers()
             found = history.restore("1-2", "prices", SPEC)
             assert found is not None
             assert found[0] == "1-1", f"{file}: {what}: not refused"

@@ -53,8 +53,8 @@ def test_the_redis_journal_keeps_its_promises(url: str) -> None:
 MUTANTS = [
     ("APPEND", "tonumber(offset) > known", "false", "own row is a duplicate"),
     ("APPEND", "tonumber(offset) > known", "true", "old row is an own row"),
-    ("APPEND", "had[1] == half", "false", "a half joins its own side"),
-    ("APPEND", "true, count + 1", "true, count + 1 stop = stop + 1", "offset taken by a half"),
+    ("APPEND", "and over ~= had[4] then", "and false then", "over any half"),
+    ("APPEND", "then count = count + 1 end", "then stop = stop + 1 end", "offset taken by a half"),
     ("CLAIM", "ARGV[2], 1)", "ARGV[2], 0)", "claim not counted"),
     ("TRIM", "if epoch ~= ARGV[3] then", "if false then", "trim without epoch"),
     ("TRIM", "ARGV[i + 1] .. '-0'", "'+'", "trim past the floor"),

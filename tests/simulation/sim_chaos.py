@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sim_loss import OlderJournal
 from sim_network import Weather
 from sim_operator import Operator
 from sim_processes import Actor, Head, Replica, Server
@@ -36,6 +37,7 @@ async def storm(world: World) -> None:
     r, climate = world.r, world.climate
     names = sorted(climate.faults)
     until = world.loop.time() + climate.chaos_s
+    loss = OlderJournal(world) if climate.older else None
     if "kill in a step" in names:
         world.kill_at_work = r.choice((0.002, 0.02))
     if "lost answers" in names:
@@ -45,6 +47,8 @@ async def storm(world: World) -> None:
     while world.loop.time() < until:
         await asyncio.sleep(r.expovariate(1 / climate.fault_s))
         world.check()
+        if loss is not None:
+            loss.turn()
         if names:
             FAULTS[r.choice(names)](world)
         if r.random() < 0.3:

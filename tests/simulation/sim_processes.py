@@ -30,7 +30,7 @@ from replay.errors import JournalUnavailable
 if TYPE_CHECKING:
     from sim_world import World
 
-    from online.writer import Recorded
+    from online.pending import Recorded
 
 MODEL, SPEC = "m", "5" * 64
 _WRITES = frozenset(
@@ -326,6 +326,8 @@ class Learner(Actor):
             world.loop.call_later(delay_s, world.kill, peer, context=world.outside)
 
     def _note_twice(self, event: str) -> None:
+        if event in self.world.oracle.lost:  # a repeat of what the journal has lost
+            return
         self.world.fail(AssertionError(f"{self.name} learns {event}, and has it already"))
 
     def _die(self) -> None:
@@ -471,7 +473,9 @@ class Replica(Learner):
         if partition not in self.world.sealed:
             for name, (offset, x) in self.own.get(partition, {}).items():
                 again = learner.rewrite and learner.tracks[partition].next <= offset
-                if name in oracle.shaken or again:  # after a rollback, until it is learned again
+                if (
+                    name in oracle.shaken or name in oracle.lost or again
+                ):  # after a rollback, until it is learned again
                     continue
                 answer = learner.predict({"event": name}).label
                 assert answer == x, f"{self.name}: its own {name} counts {answer}, not {x}"

@@ -38,6 +38,11 @@ class Control:
     payload: bytes = b""
 
 
+@dataclass(frozen=True)
+class Followed:
+    upto: int
+
+
 @dataclass
 class FakeStore:
     """A store in memory.  ``failing`` names methods that raise, before or after their effect.
@@ -54,6 +59,7 @@ class FakeStore:
     failing: dict[str, str] = field(default_factory=dict)
     trims: list[tuple[dict[int, int], float, int]] = field(default_factory=list)
     expired: list[tuple[float, int]] = field(default_factory=list)
+    newest_seq: int = 10**6
 
     def _maybe_fail(self, method: str, when: str) -> None:
         if self.failing.get(method) == when:
@@ -84,6 +90,9 @@ class FakeStore:
 
     def partitions(self, model: str) -> list[Info]:
         return list(self.rows.values())
+
+    def follow(self, model: str, after: int, n: int) -> Followed:
+        return Followed(self.newest_seq)
 
     def controls(self, model: str, after: int) -> list[Control]:
         self._maybe_fail("controls", "before")

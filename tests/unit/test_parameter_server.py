@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from server_world import LINEAGE, Died, Info, World, sync, value
+from server_world import LINEAGE, Died, Head, Info, World, learned, sync, value
 
 from paramserver import errors, wire
 from paramserver.actor import Host, ParameterServer, ServerSettings
@@ -379,3 +379,47 @@ def test_sqlite_journal_is_a_store(world: World, tmp_path: Path) -> None:
         with pytest.raises(errors.Superseded):
             old.snapshot()
         assert journal.head("prices", LINEAGE.spec).snapshot == "1-1"
+
+
+def test_a_store_that_is_older_than_any_snapshot_refuses_to_start(world: World) -> None:
+    """The head of an older copy is a good snapshot; what stands beside it tells what was lost."""
+    server = learned(world, 10, 20, 30)
+    older = dict(world.store.heads)
+    older["s" * 64] = Head(1, "1-1")
+    newest = dict(world.store.heads)
+    world.store.heads = dict(older)
+    world.store.rows[1] = Info(1, 12)
+    again = world.start()
+    assert not again.restore()
+    reason = again.status()["reason"]
+    assert "it lacks 18 events (partition 1: 30 learned, 12 in the journal)" in reason
+    assert world.store.heads == older, "no epoch was taken"
+    world.store.heads, world.store.rows[1] = newest, Info(1, 30)
+    assert world.serving().status()["clock"] == server.status()["clock"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("control", "knows 0 decisions, a snapshot knows 1"),
+        ("epoch", "knows 1 starts, a snapshot knows 2"),
+        ("partition", "partition 1: 5 learned, 0 in the journal"),
+    ],
+)
+def test_each_thing_that_a_store_can_lack(world: World, lost: str, said: str) -> None:
+    learned(world, 3).freeze()
+    server = world.serving()
+    sync(server, (1, 4, 5))
+    server.snapshot()
+    heads, rows, control = dict(world.store.heads), dict(world.store.rows), world.store.control
+    if lost == "control":
+        world.store.control = []
+    elif lost == "epoch":
+        world.store.heads = {"s" * 64: Head(1, "1-1")}
+    else:
+        del world.store.rows[1]
+    again = world.start()
+    assert not again.restore()
+    assert said in again.status()["reason"]
+    world.store.heads, world.store.rows, world.store.control = heads, rows, control
+    assert world.start().restore(), "nothing was changed"
