@@ -184,10 +184,10 @@ class Access:
                 roles.setdefault(_key(token), set()).add(role)
         self._roles = [(key, frozenset(found)) for key, found in roles.items()]
 
-    def check(self, headers: Headers, roles: frozenset[Role]) -> None:
-        """Refuse a request whose token has none of ``roles``.  RequestError 401 or 403.
+    def check(self, headers: Headers, roles: frozenset[Role]) -> bytes:
+        """Digest of the request's token; refused if that has none of ``roles``.
 
-        From here on :data:`sender` is that of the request.
+        From here on :data:`sender` is that of the request.  RequestError 401 or 403.
         """
         key, held = self._held(headers)
         if held.isdisjoint(roles):
@@ -201,6 +201,7 @@ class Access:
         else:
             found = (self._grants.get((role, key)) for role in roles)
             sender.set(next((grant for grant in found if grant is not None), Grant()))
+        return key
 
     def _held(self, headers: Headers) -> tuple[bytes, frozenset[Role]]:
         """The token's digest, and its roles.  RequestError 401: it is not known."""

@@ -8,6 +8,7 @@ is sent to the replicas.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def build(arguments: Mapping[str, str]) -> Any:
     # Serve makes an object of them only where the annotation is a class, and here it is a text.
     path = Arguments.model_validate(arguments).settings
     settings = config.load(path, {}, config.environment())
+    os.umask(settings.umask)
     if settings.cluster == "local":
         raise StartRefused(
             f"{path} has `cluster: local`, and Ray Serve runs already",

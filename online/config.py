@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -21,27 +21,22 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    Discriminator,
     Field,
     SecretStr,
     SerializationInfo,
-    Tag,
     ValidationError,
     field_serializer,
-    model_validator,
 )
 
-from online.access import ROLES, WEIGHT_MAX, Grant, Role, check_token, digest, entry_of, text_of
+from online.access import ROLES, WEIGHT_MAX, check_token, digest, entry_of
 from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
+from online.modes import StateMode, umask_of
+from online.replicas import TAGS, Replicas
+from online.token_settings import WITH_SECRETS, AccessTokens
 
 log = logging.getLogger("online.config")
-
-WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
-"""Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of
-tokens (a replica needs no more to know one)."""
 
 
 def hidden(text: str) -> str:
@@ -76,94 +71,6 @@ def _cluster(value: str) -> str:
     return value
 
 
-def _several(value: object) -> object:
-    """One token, or a list of them while they are being changed."""
-    if isinstance(value, list | tuple):
-        return [_entry(one) for one in value]
-    return [value] if isinstance(value, str) else value
-
-
-_ENTRY = {"source", "token", "weight_max", "labels_for"}
-
-
-def _entry(value: object) -> object:
-    """``{source: NAME, token: TOKEN, …}`` as the text that stands for it."""
-    if not (isinstance(value, dict) and "token" in value and value.keys() <= _ENTRY):
-        return value
-    words = [str(value[name]) for name in ("source", "token") if name in value]
-    if "weight_max" in value:
-        words.append(f"weight_max={value['weight_max']}")
-    if (names := value.get("labels_for")) is not None:
-        several = names if isinstance(names, list | tuple) else [names]
-        words.append(f"labels_for={','.join(map(str, several))}")
-    return " ".join(words)
-
-
-def _token(value: SecretStr) -> SecretStr:
-    entry_of(value.get_secret_value())
-    return value
-
-
-Tokens = Annotated[
-    tuple[Annotated[SecretStr, AfterValidator(_token)], ...], BeforeValidator(_several)
-]
-
-
-def _with_source(entry: SecretStr, show: Callable[[str], str]) -> str:
-    token, grant = entry_of(entry.get_secret_value())
-    return text_of(show(token), grant)
-
-
-class AccessTokens(Tree):
-    """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
-
-    predict: Tokens = Field(
-        (),
-        description="may predict, and read the state; {source: NAME, token: …}: its own ids of "
-        "predictions are of that source",
-    )
-    feedback: Tokens = Field(
-        (),
-        description="may send labels; {source: NAME, token: …, weight_max: …, labels_for: [NAME]} "
-        "is of that source only, may weigh so much, and labels those sources' predictions",
-    )
-    admin: Tokens = Field((), description="may do everything")
-    predict_file: Path | None = Field(None, description="file of tokens, instead of them")
-    feedback_file: Path | None = None
-    admin_file: Path | None = None
-
-    def of(self, role: Role) -> tuple[str, ...]:
-        """The role's tokens, or their digests."""
-        tokens: Tokens = getattr(self, role)
-        return tuple(entry_of(token.get_secret_value())[0] for token in tokens)
-
-    @property
-    def grants(self) -> dict[tuple[Role, str], Grant]:
-        """By role and token what it stands for, of those that have more than a role."""
-        out: dict[tuple[Role, str], Grant] = {}
-        for role in ROLES:
-            entries: Tokens = getattr(self, role)
-            for entry in entries:
-                token, grant = entry_of(entry.get_secret_value())
-                if grant != Grant():
-                    out[role, token] = grant
-        return out
-
-    @property
-    def vouched(self) -> bool:
-        """Whether feedback tokens stand for sources."""
-        return any(role == "feedback" and x.source for (role, _), x in self.grants.items())
-
-    @field_serializer("predict", "feedback", "admin")
-    def _hide(self, value: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        if info.context == WITH_SECRETS:
-            return [_with_source(token, digest) for token in value]
-        return [_with_source(token, lambda _: "***") for token in value]
-
-    def __bool__(self) -> bool:
-        return any(map(self.of, ROLES))
-
-
 class Limits(Tree):
     """Every bound of the service.  At a bound new work is refused, nothing accepted is dropped."""
 
@@ -180,6 +87,12 @@ class Limits(Tree):
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
+    upload_idle_s: float = Field(
+        60, gt=0, description="an upload ends when no whole line came for so long"
+    )
+    uploads_share: float = Field(
+        0.25, gt=0, le=1, description="of the places for uploads that one token may hold"
+    )
     queue_max: int = Field(
         10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
     )
@@ -198,39 +111,20 @@ class Limits(Tree):
     halves_max: int = Field(
         100_000, ge=1, description="predictions and labels that wait for each other, of a model"
     )
+    waiting_labels_max: int = Field(
+        16, ge=1, le=1_000, description="labels of different sources that wait for one prediction"
+    )
     banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
     sources_max: int = Field(
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
-        5.0,
+        2.0,
         ge=1,
         le=WEIGHT_MAX,
         description="largest weight of an event where filters are on; a token may have its own",
     )
-
-
-class ReplicaRange(Tree):
-    """As many replicas as the load needs: see :mod:`online.scaling`."""
-
-    min: int = Field(1, ge=1, le=64)
-    max: int = Field(ge=1, le=64)
-    up_s: float = Field(10, ge=1, description="more once the load has lasted so long")
-    down_s: float = Field(120, ge=1, description="fewer once it has been gone so long")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> ReplicaRange:
-        if self.min > self.max:
-            raise ValueError(f"min is {self.min}, above max, {self.max}")
-        return self
-
-
-Replicas = Annotated[
-    Annotated[int, Field(ge=1, le=64), Tag("fixed")] | Annotated[ReplicaRange, Tag("range")],
-    Discriminator(lambda value: "range" if isinstance(value, Mapping | ReplicaRange) else "fixed"),
-]
-_TAGS = ("fixed", "range")  # of the line above: in errors they are no part of a setting's name
 
 
 class Settings(Tree):
@@ -279,6 +173,10 @@ class Settings(Tree):
         (),
         description="names by which it may be called, beside loopback; with tokens and none: any",
     )
+    state_mode: StateMode = Field(
+        "700",
+        description="who may use the state folder: 700, 750 (its group reads) or 770 (writes)",
+    )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
     @property
@@ -290,6 +188,11 @@ class Settings(Tree):
     def replicas_max(self) -> int:
         """How many there may be."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
+    def umask(self) -> int:
+        """Permissions that nothing in the state folder has, whoever makes it."""
+        return umask_of(self.state_mode)
 
     @property
     def key_path(self) -> Path:
@@ -399,7 +302,7 @@ def read_token_file(path: Path, field: str) -> list[str]:
 
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    loc = tuple(part for part in first["loc"] if part not in _TAGS)
+    loc = tuple(part for part in first["loc"] if part not in TAGS)
     field = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
         known = _fields(loc[:-1])

@@ -91,6 +91,7 @@ class Replica:
     ) -> None:
         telemetry.log_to_stderr(logging.INFO)
         self._settings = Settings.model_validate(data)
+        os.umask(self._settings.umask)  # in a cluster that was there before, it is another one's
         origin.check_place(self._settings)
         keys = Keys.from_file(self._settings.key_path)
         replica = processes.replica_name()
@@ -121,8 +122,9 @@ class Replica:
             door = Door(model, limits, numeric_only=loaded.model.numeric_only)
             tokens = Tokens(keys, name, nonces)
             self._servings[name] = Serving(
-                self._replicas[name], door, tokens, limits, loaded.spec_hash
-            )
+                self._replicas[name], door, tokens, limits, loaded.spec_hash,
+                self._settings.tokens.askers,
+            )  # fmt: skip
             if model.devices is not None:
                 self._pushes[name] = pushes_for(
                     model, self._settings, model.devices, self._replicas[name], door

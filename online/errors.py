@@ -88,6 +88,12 @@ def failed() -> RequestError:
     return RequestError(500, "internal", "the service failed at this request", None, hint)
 
 
+def damaged(message: str, field: str) -> RequestError:
+    """500: what stands in the journal under the event's id can't be read any more."""
+    hint = "Nothing was recorded now. Whoever runs the service has to put the journal right"
+    return RequestError(500, "journal_damaged", message, field, hint)
+
+
 def journal_held(message: str) -> RequestError:
     """503: rows that no commit has begun with; they are never written."""
     hint = "Nothing was recorded. Send it again after Retry-After"

@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
 
 from online.access import sender
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, damaged, invalid
 from online.features import Door, not_plain
+from online.joins import join_key
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
 from replay import codec
+from replay.errors import JournalDamaged
 from replay.example import (
     NOTES_BYTES_MAX,
     Example,
     Features,
     Label,
-    LabelHalf,
     PredictionHalf,
+    WaitingLabel,
 )
 from replay.journal.base import Half, NewRow, Row, Verdict
 from replay.plain import is_plain
@@ -55,6 +57,8 @@ class Events:
 
     A token is longer than 64 characters, an id of a stored join never is: the length tells them
     apart.
+
+    ``askers``: sources that tokens for predictions stand for.
     """
 
     def __init__(
@@ -65,9 +69,11 @@ class Events:
         limits: Limits,
         spec: str,
         now_s: Callable[[], float],
+        askers: Collection[str] = (),
     ) -> None:
         self._replica, self._door, self._tokens = replica, door, tokens
         self._limits, self._spec, self._now_s = limits, spec, now_s
+        self._askers = frozenset(askers)
 
     # -- predictions -------------------------------------------------------------------------
 
@@ -79,19 +85,21 @@ class Events:
         learner = self._replica.learner
         score, version = self._score(answer), (*learner.version, learner.own)
         now, newest = self._now_s(), self._replica.newest_label
-        notes = _notes(answer, score)
+        notes, asker = _notes(answer, score), sender.get().source
         if own is None:
+            spec = self._spec[:16]
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, self._spec[:16], notes)
+                Predicted(1, features, score, version, now, newest, spec, notes, asker)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
-        predicted = PredictionHalf(features, score, version, now, newest, notes)
+        features, sent = learner.bounds.taught(features)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, sent)
         payload = codec.encode_prediction(predicted)
-        key = event_key("join", own)
-        half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
+        key, source = join_key(asker, own), asker or ""
+        half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
         self._replica.writer.keep(half)
         return own
 
@@ -115,7 +123,7 @@ class Events:
                     places.append(i)
         out: list[Foreseen | None] = [None] * len(events)
         if features:
-            answers = self._replica.learner.serving.predict_many(features)
+            answers = self._replica.learner.predict_many(features)
             version, now_s = self._version(), self._now_s()
             for i, answer in zip(places, answers, strict=True):
                 out[i] = Foreseen(answer, version, now_s)
@@ -144,11 +152,19 @@ class Events:
             hint = "The id carries both; send it with the label only"
             raise invalid(f"{field}id", "an id together with features or event_id", hint)
         if is_join_id(event.id):
-            await self._check_new(event, weight, event_key("join", event.id), field)
-            payload = codec.encode_label(LabelHalf(label, weight, event.event_time))
-            key = event_key("join", event.id)
-            return self._asked(key, event.id, event.source, payload, label, half=Half.LABEL)
+            return await self._with_own_id(event, event.id, label, weight, field)
         return await self._with_token(event, event.id, label, weight, field)
+
+    async def _with_own_id(
+        self, event: Event, own: str, label: Label, weight: float, field: str
+    ) -> Asked:
+        askers = [asker for asker in labels_for(event.source) if asker in self._askers]
+        keys = tuple(join_key(asker, own) for asker in (*askers, None))
+        await self._check_new(event, weight, keys, field)
+        now, source = self._now_s(), event.source
+        waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
+        payload = codec.encode_labels([waiting])
+        return self._asked(keys[0], own, source, payload, label, half=Half.LABEL, at=now)
 
     async def _with_features(
         self, event: Event, label: Label, weight: float, field: str, foreseen: Foreseen | None
@@ -158,7 +174,7 @@ class Events:
             raise invalid(f"{field}id", "neither id nor features", hint)
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
-        await self._check_new(event, weight, key, field)
+        await self._check_new(event, weight, [key], field)
         if foreseen is None:
             features = self._door.features(event.features, f"{field}features", recorded=True)
             answer = self._replica.learner.predict(features)
@@ -167,7 +183,7 @@ class Events:
             features = event.features
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
-            if age_s > window_s and await self._find(key) is None:
+            if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
         score = self._score(foreseen.answer)
@@ -183,8 +199,7 @@ class Events:
             _notes(foreseen.answer, score),
         )
         idempotent = event.event_id is not None
-        payload = codec.encode(example)
-        return self._asked(key, event_id, event.source, payload, label, idempotent=idempotent)
+        return self._whole(key, event_id, event.source, example, idempotent=idempotent)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -194,12 +209,16 @@ class Events:
         except TokenInvalid as error:
             hint = "Send the id exactly as the prediction gave it, to the same model"
             raise RequestError(404, "unknown_id", f"id: {error}", f"{field}id", hint) from None
+        if (asker := predicted.asker) is not None and not may_label(asker, event.source):
+            message = "the prediction is of a source that the token sent may not label"
+            hint = "Send it with that source's token, or name it in the token's labels_for"
+            raise RequestError(403, "not_yours", message, f"{field}id", hint)
         key, age_s = event_key("token", event_id), self._now_s() - predicted.at
         if age_s < 0:
             self._check_ahead(-age_s, field)
-        await self._check_new(event, weight, key, field)
+        await self._check_new(event, weight, [key], field)
         lifetime_s = self._replica.settings.token_lifetime
-        if age_s > lifetime_s and await self._find(key) is None:
+        if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
             return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
         example = Example(
@@ -213,16 +232,22 @@ class Events:
             predicted.no_change,
             predicted.notes,
         )
-        return self._asked(key, event_id, event.source, codec.encode(example), label)
+        return self._whole(key, event_id, event.source, example)
 
-    async def _check_new(self, event: Event, weight: float, key: bytes, field: str) -> None:
+    async def _check_new(
+        self, event: Event, weight: float, keys: Sequence[bytes], field: str
+    ) -> None:
         """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
 
         Raises RequestError 422.
         """
         problem = self._problem(event, weight, field)
-        if problem is not None and await self._find(key) is None:
-            raise problem
+        if problem is None:
+            return
+        for key in keys:
+            if await self._find(key, f"{field}id") is not None:
+                return
+        raise problem
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
         """One event moves the model so far and no further, and nothing shows orders for it."""
@@ -241,10 +266,13 @@ class Events:
             return not_plain(f"{field}features", "a name", odd)
         return None
 
-    async def _find(self, key: bytes) -> Row | None:
-        """The row that has the key (for repeats of what has expired)."""
+    async def _find(self, key: bytes, field: str) -> Row | None:
+        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
         store = self._replica.store
-        row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        try:
+            row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        except JournalDamaged as error:
+            raise damaged(str(error), field) from None
         return row
 
     def _check_ahead(self, ahead_s: float, field: str) -> None:
@@ -255,6 +283,21 @@ class Events:
             raise invalid(f"{field}id", message, hint)
         self._replica.counts["ids_from_the_future"] += 1
 
+    def _whole(
+        self, key: bytes, event_id: str, source: str, example: Example, *, idempotent: bool = True
+    ) -> Asked:
+        """The row of an event whose features are here: they are bounded before they are judged."""
+        verdict = Verdict.ACCEPTED
+        features, sent = self._replica.learner.bounds.taught(example.features)
+        if sent is not None:
+            verdict = Verdict.CLIPPED
+            example = msgspec.structs.replace(example, features=features, raw=sent)
+            self._replica.counts["values_clipped"] += len(sent)
+        payload, label = codec.encode(example), example.label
+        return self._asked(
+            key, event_id, source, payload, label, verdict=verdict, idempotent=idempotent
+        )
+
     def _asked(
         self,
         key: bytes,
@@ -264,10 +307,13 @@ class Events:
         label: Label,
         *,
         half: Half | None = None,
+        verdict: Verdict = Verdict.ACCEPTED,
         idempotent: bool = True,
+        at: float | None = None,
     ) -> Asked:
         self._replica.note_label(label)
-        row = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, self._now_s(), half=half)
+        at = self._now_s() if at is None else at
+        row = NewRow(key, event_id, source, verdict, payload, at, half=half)
         filters = self._replica.filters
         if filters is not None and (problem := filters.refusal(row)) is not None:
             hint = "Check the values, and their scale, against what the model was trained with"
@@ -287,6 +333,25 @@ def _of_sender(event: Event, field: str) -> Event:
         hint = "Leave source out, or send it with a token for admin"
         raise RequestError(403, "source_fixed", message, f"{field}source", hint)
     return msgspec.structs.replace(event, source=source)
+
+
+def labels_for(source: str) -> tuple[str, ...]:
+    """Sources whose predictions the request's sender may label with events of ``source``.
+
+    Beside them those of tokens that name no source.  An admin's labels are those of the source
+    that its event names.
+    """
+    grant = sender.get()
+    if grant.trusted:
+        return (source,)
+    if grant.labels_for is not None:
+        return grant.labels_for
+    return () if grant.source is None else (grant.source,)
+
+
+def may_label(asker: str, source: str) -> bool:
+    """Whether the request's sender may label a sealed id that was given to ``asker``."""
+    return sender.get().trusted or asker in labels_for(source)
 
 
 def _notes(answer: Answer, score: dict[str, float] | None) -> bytes | None:

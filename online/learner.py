@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 from evaluation.metrics import Task, details, increments, majority
+from online.bounds import BOUNDED
 from online.deltas import Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
-from online.tally import TALLIED, Tally
+from online.tally import DIGEST, TALLIED, Tally
 from paramserver.blocks import Touched
 from paramserver.filters.sources import keep_bounds, of_sources
 from paramserver.wire import SyncReply
@@ -81,7 +82,8 @@ class Learner(LocalModel):
 
     def _note_evidence(self, row: Row) -> None:
         """What the row says of its source: it does not depend on what became of the row here."""
-        if row.verdict is Verdict.FROZEN or self.undone.has(row.partition, row.offset):
+        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
+        if asleep or self.undone.has(row.partition, row.offset):
             return
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)
@@ -110,6 +112,7 @@ class Learner(LocalModel):
 
     def _learn(self, row: Row, example: Example, lesson: Lesson) -> None:
         learn_example(self._training, example, row.factor, lesson, self._spec)
+        self.bounds.add(example)
         if example.moved is not None:
             self.tally.add(row.key, {}, None, row.at)
             return
@@ -133,6 +136,7 @@ class Learner(LocalModel):
     def _mend(self, model: Mendable, names: Collection[str]) -> None:
         pending = self._deltas.pending(self.clock)
         model.mend(self._pulled.with_deltas(pending, model.touched(names)), names)
+        self.bounds.mend(self._pulled.with_deltas(pending, self.bounds.touched(names)), names)
         self._reset_tally(pending)
 
     def _reset_tally(self, pending: Sequence[Delta]) -> None:
@@ -142,6 +146,7 @@ class Learner(LocalModel):
         state = self._pulled.with_deltas(self._deltas.pending(self.clock))
         model.reset(state)
         self.tally.reset(state)
+        self.bounds.reset(state)
 
     def _switch(self) -> None:
         """Answer from the copy that learns, as soon as it has all that the old one had."""
@@ -242,6 +247,7 @@ class Learner(LocalModel):
         else:
             fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
             self.tally.rebase(fresh)
+            self.bounds.rebase(fresh)
             self.evidence.rebase(fresh)
             self._training.rebase(fresh)
             self._pending_n = sum(d.n for d in self._deltas.pending(clock))
@@ -297,6 +303,8 @@ class Learner(LocalModel):
             self._training = copy
             copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))
             self._reset_tally(pending)
+            ranged: Touched = {**BOUNDED, DIGEST: None}
+            self.bounds.reset(self._pulled.with_deltas(pending, ranged))
         self._pending_n = sum(d.n for d in pending)
         blocks = (self._pulled.blocks, *(d.blocks for d in pending))
         judged: Touched = {name: None for held in blocks for name in of_sources(held)}

@@ -5,11 +5,12 @@ No rule of merging is here: see :mod:`online.learner`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from evaluation.metrics import Task
 from online.arrival import Arrival
+from online.bounds import Bounds, free_names
 from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, stays
 from online.evidence import Evidence
 from online.models.base import Compensable, Model, Prediction
@@ -77,6 +78,7 @@ class LocalModel:
         self._training = self.serving
         self.mergeable = self.serving.mergeable
         self.tally, self.evidence = Tally(), Evidence()
+        self.bounds = Bounds(free_names(self.serving))
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
@@ -97,7 +99,11 @@ class LocalModel:
 
     def predict(self, features: Features) -> Prediction:
         """Answer of the local model.  Changes nothing."""
-        return self.serving.predict(features)
+        return self.serving.predict(self.bounds.answered(features))
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`, within 1e-12."""
+        return self.serving.predict_many([self.bounds.answered(x) for x in rows])
 
     @property
     def own(self) -> int:
@@ -193,7 +199,7 @@ class LocalModel:
         model, curved = self._training, {}
         if isinstance(model, Compensable):
             curved = model.curved()
-        blocks = {**model.cut(), **self.tally.cut(), **self.evidence.cut()}
+        blocks = {**model.cut(), **self.tally.cut(), **self.evidence.cut(), **self.bounds.cut()}
         curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         size += sum(len(key) + 20 for keys in curved.values() for key in keys)

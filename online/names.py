@@ -149,6 +149,11 @@ def running(settings: Settings) -> dict[str, Any]:
     """Facts of the service that runs on this state folder.  Raises StartRefused if none does."""
     try:
         facts: dict[str, Any] = json.loads(run_path(settings).read_text())
+    except PermissionError:
+        raise StartRefused(
+            f"{settings.state_dir} is not readable by this user",
+            "Be the user that the service runs as, or share the folder with a group: state_mode",
+        ) from None
     except (OSError, ValueError):
         facts = {}
     if not facts.get("url"):

@@ -62,6 +62,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
         sources_max=settings.limits.sources_max,
+        umask=settings.umask,
     )
 
 

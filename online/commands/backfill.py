@@ -23,6 +23,7 @@ from online.commands.base import (
     StateDir,
     checked,
     connect,
+    in_private,
     load_settings,
     pick,
 )
@@ -86,7 +87,7 @@ def backfill(
     """
     from online.promotion import as_stored
 
-    settings = as_stored(load_settings(path, state_dir=state_dir))
+    settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
     chosen = pick_model(settings, model)
     need_packages()
     from online.backfill import Tables

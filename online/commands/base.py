@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -39,6 +40,12 @@ def load_settings(path: Path | None, **overrides: Any) -> config.Settings:
     if path is None and Path("online.yaml").exists():
         path = Path("online.yaml")
     return config.load(path, overrides, config.environment())
+
+
+def in_private(settings: config.Settings) -> config.Settings:
+    """The settings; what this process makes from now on is for those of `state_mode` only."""
+    os.umask(settings.umask)
+    return settings
 
 
 class Reached(NamedTuple):

@@ -25,6 +25,7 @@ from online.commands.base import (
     checked,
     connect,
     console,
+    in_private,
     load_settings,
     pick,
     span,
@@ -159,7 +160,7 @@ class _Work:
 
         self.name, self._client = name, client
         self._wanted = Wanted(source, since)
-        self._settings = as_stored(load_settings(path, state_dir=state_dir))
+        self._settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
         status = self._status()
         chosen = next((m for m in self._settings.models if m.name == name), None)
         remedy = "Name the settings file that the service was started with: --config"

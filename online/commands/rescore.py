@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -22,6 +23,7 @@ from online.commands.base import (
     Model,
     StateDir,
     console,
+    in_private,
     load_settings,
 )
 from online.commands.repeat import in_child, repeat, without
@@ -88,6 +90,9 @@ def rescore(
     from online.promotion import as_stored
 
     settings = as_stored(load_settings(path, state_dir=state_dir))
+    places = (Path(output), Path((store or "").removeprefix("sqlite:")))
+    if any(place.resolve().is_relative_to(settings.state_dir) for place in places):
+        in_private(settings)  # elsewhere it is not for us to say who may read
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
     need_packages()

@@ -16,6 +16,7 @@ from online.commands.base import (
     Model,
     StateDir,
     console,
+    in_private,
     load_settings,
     span,
 )
@@ -140,7 +141,7 @@ def _opened(store: str | None, model: str | None, path: Any, state_dir: Any) -> 
         return None
     from online.rescore.stores import open_store
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     return open_store(store, pick_model(settings, model).name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, Final
 
 import typer
@@ -18,6 +19,7 @@ from online.commands.base import (
     checked,
     client_of,
     console,
+    in_private,
     load_settings,
     readable,
     service,
@@ -123,6 +125,12 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
             f"{rewrites['undone']:,} rows were undone, and kept; which of them were "
             "learned again: online rollback --undone"
         )
+    if (lost := rewrites.get("lost")) is not None:
+        on = time.strftime("%Y-%m-%d %H:%M", time.localtime(lost["at"]))
+        console.print(
+            f"[yellow]{lost['events']:,} events were lost from the journal, accepted on {on}; a "
+            "repeat of one of them is learned again[/yellow]"
+        )
     if banned := rewrites["banned"]:
         more = f" and {len(banned) - 10} more" if banned[10:] else ""
         console.print(f"banned sources: {', '.join(banned[:10])}{more}")
@@ -185,7 +193,7 @@ def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = 
     """
     from online.fsck import check
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     with bar("rows", hidden=as_json) as progress:
         results = []
         for model in settings.models:

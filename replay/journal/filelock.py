@@ -36,6 +36,15 @@ class Holder:
         return f"process {self.pid} ({self.name})"
 
 
+def _mode(path: Path) -> int:
+    """Who may write the file may lock it.  Nobody else: whoever holds the lock stops all others."""
+    try:
+        shared = path.stat().st_mode & 0o020
+    except FileNotFoundError:
+        shared = 0
+    return 0o660 if shared else 0o600
+
+
 class FairLock:
     """An exclusive lock on a file, behind a second one for whoever is next.
 
@@ -52,9 +61,10 @@ class FairLock:
 
     def __init__(self, path: Path, wait_s: float) -> None:
         self._wait_s = wait_s
-        self.lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, 0o600)
+        mode = _mode(path)
+        self.lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, mode)
         try:
-            self.queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, 0o600)
+            self.queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, mode)
         except OSError:
             os.close(self.lock_fd)
             raise

@@ -25,14 +25,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from replay.errors import JournalFormat, JournalHeld, JournalUnavailable, ReplayError
+from replay.journal.checksum import checksum
 from replay.journal.filelock import FairLock, posix_holder
 
 Synchronous = Literal["FULL", "OFF"]
 
+_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
+"""Damaged text is read like any other, so that whoever compares checksums can name its place."""
 _FRAME_HEADER = 24
 """Bytes that the log adds to each page."""
 _USED = (
@@ -100,6 +104,8 @@ class SqliteFile:
         self._lock: FairLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # SQLite itself lets no group write; what it makes beside the file has the file's mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             self._lock = FairLock(path, lock_wait_s)
             with self._exclusive():
                 self._open()
@@ -150,6 +156,8 @@ class SqliteFile:
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("PRAGMA fullfsync = 1")  # macOS: fsync alone does not reach the disk there
         db.execute("PRAGMA cache_size = -16384")
+        db.text_factory = _TEXT
+        db.create_function("checksum", -1, checksum, deterministic=True)
         return db
 
     def _open(self) -> None:

@@ -89,6 +89,18 @@ def test_a_foreign_page_is_refused_by_every_process_that_answers(service: Runnin
     assert status(service, "clicks")["learned"] == count
 
 
+def test_what_it_makes_is_its_owners_alone(service: Running) -> None:
+    """Started with no umask at all, by every process: journal, snapshots, notes, locks, edge."""
+    online("edge", "keygen", "--config", str(service.folder / "online.yaml"))
+    assert online("fsck", "--config", str(service.folder / "online.yaml")).returncode == 0
+    places = [service.state_dir, *service.state_dir.rglob("*")]
+    names = {place.name for place in places}
+    assert {"run.json", "key", "journal.db", "journal.db-wal", "snapshots"} <= names
+    with contextlib.suppress(FileNotFoundError):  # files that come and go
+        assert {str(p): oct(p.stat().st_mode) for p in places if p.stat().st_mode & 0o077} == {}
+    assert not any("is open to others" in line for line in service.lines)
+
+
 def test_traces_are_found_while_it_runs(service: Running) -> None:
     """Control of the tests below: a running service is seen in every way."""
     left = "\n".join(Traces.of(service).left())
