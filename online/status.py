@@ -125,6 +125,7 @@ class Cluster(Kept):
             "rewrites": await self._rewrites(name),
             "journal": journal,
             "incident": replica.incident
+            or await self._missing()
             or (journal or {}).get("alarm")
             or (server or {}).get("incident"),
         }
