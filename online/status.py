@@ -14,6 +14,7 @@ import msgspec
 from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
+from online.judging import of_all
 from online.kept import ASK_TIMEOUT_S, Kept
 from online.promotion import decision
 from online.replica import ModelReplica
@@ -110,7 +111,7 @@ class Cluster(Kept):
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
-            "drift": _drift(replica, alone=len(replicas) == 1),
+            "drift": _drift(replica, replicas),
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
@@ -354,8 +355,10 @@ def _filters(replica: ModelReplica) -> dict[str, Any] | None:
     return None if replica.filters is None else replica.filters.shown()
 
 
-def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:
-    """What this replica's judge says; None if it has none.
+def _drift(
+    replica: ModelReplica, reports: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any] | None:
+    """What the judges of all replicas say; None if there are none.
 
     A label may come to another replica than its prediction did, so with several nobody knows which
     answers are still without one.
@@ -363,4 +366,7 @@ def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:
     if replica.judge is None:
         return None
     shown = replica.judge.shown()
-    return shown if alone else {**shown, "without_labels": None}
+    if len(reports) > 1:
+        shown = {**shown, "without_labels": None}
+    fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}
+    return of_all(replica.replica, shown, {**reports, **fresh})

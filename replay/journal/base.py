@@ -8,6 +8,7 @@ none of them carries safety.  ``tests/conformance`` walks every implementation o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -310,19 +311,40 @@ class Journal(Protocol):
         after JournalUnavailable the claim may count.
         """
 
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add ``ms`` milliseconds to the time for which the model's servers have run; the sum.
+
+        Each row and half is written with the sum of its time, by which its age is known whatever
+        clocks say.  EpochLost (definite) unless ``epoch`` is the lineage's newest; a lineage that
+        is not the model's newest adds nothing.  After JournalUnavailable it may count.
+        """
+
     def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float = math.inf,
+        ran: float = math.inf,
     ) -> int:
         """Remove at most ``n`` rows with their ids, the oldest of each partition; how many.
 
-        Removed are rows of partition ``p`` up to offset ``upto[p]`` that were taken before
-        ``before`` (POSIX seconds), without leaving holes: the first one that must stay ends it.
+        Removed are rows of partition ``p`` up to offset ``upto[p]`` that both clocks call old,
+        without leaving holes: the first one that must stay ends it.  The wall clock does if they
+        were taken before ``before`` (POSIX seconds), or after ``ahead``: then it was wrong, and
+        says nothing.  The running time does if they were written before it was ``ran`` (ms).
         EpochLost (definite) unless ``epoch`` is the lineage's newest.  A lineage that is not the
         model's newest removes nothing.
         """
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+    def expire(
+        self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
+    ) -> int:
+        """Remove at most ``n`` halves that both clocks call old, as for :meth:`trim`; how many."""
 
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""

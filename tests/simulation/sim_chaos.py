@@ -44,6 +44,8 @@ async def storm(world: World) -> None:
         world.lost_answers = r.choice((0.02, 0.15))
     if "cancel" in names:
         world.cancels = r.choice((0.1, 0.5))
+    if climate.ahead and not climate.twice:  # there rows are meant to become old
+        world.loop.call_later(0.6 * climate.chaos_s, lambda: _clock_ahead(world))
     while world.loop.time() < until:
         await asyncio.sleep(r.expovariate(1 / climate.fault_s))
         world.check()
@@ -236,6 +238,18 @@ def _unfreeze(world: World) -> None:
 def _clock_back(world: World) -> None:
     world.counts["clock set back"] += 1
     world.wall_offset_s -= world.r.choice((1.0, 3600.0))
+
+
+def _clock_ahead(world: World) -> None:
+    """For a while it is a month later: nothing becomes old by that."""
+    month_s = 30 * 86_400.0
+    world.counts["clock a month ahead"] += 1
+    world.wall_offset_s += month_s
+
+    def undo() -> None:
+        world.wall_offset_s -= month_s
+
+    world.loop.call_later(0.3 * world.climate.chaos_s, undo, context=world.outside)
 
 
 def _all_the_time(world: World) -> None:

@@ -102,6 +102,7 @@ _PROCESS = "paramserver.process"
 _STORE = "paramserver.snapshots.store"
 _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
+_TRIMMING = "paramserver.trimming"
 _ASIDE = "paramserver.aside"
 _HISTORY = "paramserver.snapshots.history"
 _FORGETTING = "online.forgetting"
@@ -494,6 +495,16 @@ MUTANTS: dict[str, Mutant] = {
         ),
         climate=_only(forgets=True, relearns=1.0),
         within=20,
+    ),
+    "rows go by the wall clock alone": Mutant(
+        ((_TRIMMING, '"ran": self._ran_ms - 1000 * least_s', '"ran": float("inf")'),),
+        climate=_only("kill replica", "lost answers", ahead=True, twice=False, snapshot_s=0.1),
+        within=60,
+    ),
+    "rows go by the running time alone": Mutant(
+        ((_TRIMMING, "remove(now_s - keep_s, STEP", "remove(float('inf'), STEP"),),
+        climate=_only("kill replica", "lost answers", twice=True, old=0.3, snapshot_s=0.1),
+        within=60,
     ),
     "a start removes the state that a forget names": Mutant(
         ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),

@@ -71,6 +71,7 @@ class Climate:
     forgets: bool = False
     peers: bool = False
     relearns: float = 0.4
+    ahead: bool = False
     older: bool = False
 
     @classmethod
@@ -131,6 +132,7 @@ class World:
         self.dice = random.Random(f"background {seed}")  # of its own: other seeds stay as they are
         drawn: dict[str, Any] = {"background": self.dice.random() < 0.2}
         drawn |= {"forgets": self.dice.random() < 0.25}
+        drawn |= {"ahead": random.Random(f"ahead {seed}").random() < 0.25}
         drawn |= {"peers": self.dice.random() < 0.25, **(climate or {})}
         self.climate = replace(Climate.draw(self.r), **drawn)
         older = random.Random(f"older {seed}").random() < 0.1
@@ -181,7 +183,7 @@ class World:
             self._trace(f"{self.loop.time() - 1000:8.4f} {text}")
 
     def wall(self) -> float:
-        """The wall clock, which may be set back."""
+        """The wall clock, which may be set back, and be a month ahead for a while."""
         return 1.7e9 + self.loop.time() + self.wall_offset_s
 
     def chance(self, p: float) -> bool:
