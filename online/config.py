@@ -11,11 +11,9 @@ import difflib
 import ipaddress
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -30,6 +28,7 @@ from pydantic import (
 )
 
 from online.access import ROLES, WEIGHT_MAX, Grant, Role, check_token, digest, entry_of, text_of
+from online.addresses import check_cluster, check_store, hidden
 from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
@@ -41,38 +40,6 @@ log = logging.getLogger("online.config")
 WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
 """Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of
 tokens (a replica needs no more to know one)."""
-
-
-def hidden(text: str) -> str:
-    """The text with the passwords of addresses in it replaced by ``***``."""
-    text = re.sub(r"://([^:/@\s]*):\S*@", r"://\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
-
-
-def _store(value: str) -> str:
-    """``sqlite``, or the address of a Redis server."""
-    if value == "sqlite":
-        return value
-    try:
-        parts = urlsplit(value)
-        place = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
-    except ValueError:  # of the port; it would quote what may be a part of the password
-        place = None
-    if not place or parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(
-            "give sqlite, redis://host:6379/0, rediss://… or unix:///path/to/socket; in a "
-            "password write / as %2F and @ as %40"
-        )
-    database = parts.path.strip("/")
-    if parts.scheme != "unix" and database and not database.isdecimal():
-        raise ValueError("a database is a number, as in redis://host:6379/0")
-    return value
-
-
-def _cluster(value: str) -> str:
-    if value not in ("local", "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
-        raise ValueError("give local, auto or host:port of a running Ray cluster")
-    return value
 
 
 def _several(value: object) -> object:
@@ -169,6 +136,11 @@ class Limits(Tree):
     body_bytes_max: int = Field(1_048_576, ge=1_024)
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     features_max: int = Field(4_096, ge=1, description="features of one row")
+    names_max: int = Field(
+        100_000, ge=1, description="names that a model keeps something of: features, words of text"
+    )
+    names_share: float = Field(0.5, gt=0, le=1, description="of them, brought by one source")
+    classes_max: int = Field(256, ge=2, description="labels of a model; more are refused")
     text_bytes_max: int = Field(1_024, ge=16, description="a feature's name or text value")
     token_bytes_max: int = Field(8_192, ge=256, description="longer ids become stored joins")
     clock_skew_s: float = Field(
@@ -226,7 +198,7 @@ class Settings(Tree):
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
-    journal: Annotated[str, AfterValidator(_store)] = Field(
+    journal: Annotated[str, AfterValidator(check_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )
     journal_prefix: str = Field(
@@ -241,12 +213,12 @@ class Settings(Tree):
     snapshot_dir: str | None = Field(
         None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
     )
-    scores: Annotated[str, AfterValidator(_store)] = Field(
+    scores: Annotated[str, AfterValidator(check_store)] = Field(
         "sqlite",
         repr=False,
         description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
     )
-    cluster: Annotated[str, AfterValidator(_cluster)] = Field(
+    cluster: Annotated[str, AfterValidator(check_cluster)] = Field(
         "local", description="local starts a Ray of its own; auto or host:port joins one"
     )
     key_file: Path | None = Field(None, description="default: state_dir/key, made at first start")
