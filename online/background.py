@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
 from online.canary import Canary
-from online.config import WITH_SECRETS, Settings
+from online.config import Settings
 from online.exchange import ParameterServerClient
 from online.filtering import filtering_for
 from online.learner import Learner
@@ -35,6 +35,7 @@ from online.overlay import OverlayLearner
 from online.relearn_task import fresh_of
 from online.replica import ModelReplica
 from online.rootset import RootSet, root_rows
+from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
 from paramserver.ray_client import ParameterClient
 from paramserver.server import MergeRule

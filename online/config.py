@@ -11,15 +11,16 @@ import difflib
 import ipaddress
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     Field,
     SecretStr,
     SerializationInfo,
@@ -27,107 +28,47 @@ from pydantic import (
     field_serializer,
 )
 
-from online.access import ROLES, WEIGHT_MAX, Grant, Role, check_token, digest, entry_of, text_of
-from online.addresses import check_cluster, check_store, hidden
+from online.access import ROLES, WEIGHT_MAX, check_token, digest, entry_of
 from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
 from online.modes import StateMode, umask_of
 from online.replicas import TAGS, Replicas
+from online.token_settings import WITH_SECRETS, AccessTokens
 
 log = logging.getLogger("online.config")
 
-WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
-"""Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of
-tokens (a replica needs no more to know one)."""
+
+def hidden(text: str) -> str:
+    """The text with the passwords of addresses in it replaced by ``***``."""
+    text = re.sub(r"://([^:/@\s]*):\S*@", r"://\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
 
 
-def _several(value: object) -> object:
-    """One token, or a list of them while they are being changed."""
-    if isinstance(value, list | tuple):
-        return [_entry(one) for one in value]
-    return [value] if isinstance(value, str) else value
-
-
-_ENTRY = {"source", "token", "weight_max", "labels_for"}
-
-
-def _entry(value: object) -> object:
-    """``{source: NAME, token: TOKEN, …}`` as the text that stands for it."""
-    if not (isinstance(value, dict) and "token" in value and value.keys() <= _ENTRY):
+def _store(value: str) -> str:
+    """``sqlite``, or the address of a Redis server."""
+    if value == "sqlite":
         return value
-    words = [str(value[name]) for name in ("source", "token") if name in value]
-    if "weight_max" in value:
-        words.append(f"weight_max={value['weight_max']}")
-    if (names := value.get("labels_for")) is not None:
-        several = names if isinstance(names, list | tuple) else [names]
-        words.append(f"labels_for={','.join(map(str, several))}")
-    return " ".join(words)
-
-
-def _token(value: SecretStr) -> SecretStr:
-    entry_of(value.get_secret_value())
+    try:
+        parts = urlsplit(value)
+        place = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
+    except ValueError:  # of the port; it would quote what may be a part of the password
+        place = None
+    if not place or parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(
+            "give sqlite, redis://host:6379/0, rediss://… or unix:///path/to/socket; in a "
+            "password write / as %2F and @ as %40"
+        )
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError("a database is a number, as in redis://host:6379/0")
     return value
 
 
-Tokens = Annotated[
-    tuple[Annotated[SecretStr, AfterValidator(_token)], ...], BeforeValidator(_several)
-]
-
-
-def _with_source(entry: SecretStr, show: Callable[[str], str]) -> str:
-    token, grant = entry_of(entry.get_secret_value())
-    return text_of(show(token), grant)
-
-
-class AccessTokens(Tree):
-    """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
-
-    predict: Tokens = Field(
-        (),
-        description="may predict, and read the state; {source: NAME, token: …}: its own ids of "
-        "predictions are of that source",
-    )
-    feedback: Tokens = Field(
-        (),
-        description="may send labels; {source: NAME, token: …, weight_max: …, labels_for: [NAME]} "
-        "is of that source only, may weigh so much, and labels those sources' predictions",
-    )
-    admin: Tokens = Field((), description="may do everything")
-    predict_file: Path | None = Field(None, description="file of tokens, instead of them")
-    feedback_file: Path | None = None
-    admin_file: Path | None = None
-
-    def of(self, role: Role) -> tuple[str, ...]:
-        """The role's tokens, or their digests."""
-        tokens: Tokens = getattr(self, role)
-        return tuple(entry_of(token.get_secret_value())[0] for token in tokens)
-
-    @property
-    def grants(self) -> dict[tuple[Role, str], Grant]:
-        """By role and token what it stands for, of those that have more than a role."""
-        out: dict[tuple[Role, str], Grant] = {}
-        for role in ROLES:
-            entries: Tokens = getattr(self, role)
-            for entry in entries:
-                token, grant = entry_of(entry.get_secret_value())
-                if grant != Grant():
-                    out[role, token] = grant
-        return out
-
-    @property
-    def vouched(self) -> bool:
-        """Whether feedback tokens stand for sources."""
-        return any(role == "feedback" and x.source for (role, _), x in self.grants.items())
-
-    @field_serializer("predict", "feedback", "admin")
-    def _hide(self, value: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        if info.context == WITH_SECRETS:
-            return [_with_source(token, digest) for token in value]
-        return [_with_source(token, lambda _: "***") for token in value]
-
-    def __bool__(self) -> bool:
-        return any(map(self.of, ROLES))
+def _cluster(value: str) -> str:
+    if value not in ("local", "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
+        raise ValueError("give local, auto or host:port of a running Ray cluster")
+    return value
 
 
 class Limits(Tree):
@@ -175,13 +116,16 @@ class Limits(Tree):
     halves_max: int = Field(
         100_000, ge=1, description="predictions and labels that wait for each other, of a model"
     )
+    waiting_labels_max: int = Field(
+        16, ge=1, le=1_000, description="labels of different sources that wait for one prediction"
+    )
     banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
     sources_max: int = Field(
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
-        5.0,
+        2.0,
         ge=1,
         le=WEIGHT_MAX,
         description="largest weight of an event where filters are on; a token may have its own",
@@ -198,7 +142,7 @@ class Settings(Tree):
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
-    journal: Annotated[str, AfterValidator(check_store)] = Field(
+    journal: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )
     journal_prefix: str = Field(
@@ -213,12 +157,12 @@ class Settings(Tree):
     snapshot_dir: str | None = Field(
         None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
     )
-    scores: Annotated[str, AfterValidator(check_store)] = Field(
+    scores: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite",
         repr=False,
         description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
     )
-    cluster: Annotated[str, AfterValidator(check_cluster)] = Field(
+    cluster: Annotated[str, AfterValidator(_cluster)] = Field(
         "local", description="local starts a Ray of its own; auto or host:port joins one"
     )
     key_file: Path | None = Field(None, description="default: state_dir/key, made at first start")

@@ -106,8 +106,9 @@ class Replica:
             door = Door(model, limits, numeric_only=loaded.model.numeric_only)
             tokens = Tokens(keys, name, nonces)
             self._servings[name] = Serving(
-                self._replicas[name], door, tokens, limits, loaded.spec_hash
-            )
+                self._replicas[name], door, tokens, limits, loaded.spec_hash,
+                self._settings.tokens.askers,
+            )  # fmt: skip
             if model.devices is not None:
                 self._pushes[name] = pushes_for(
                     model, self._settings, model.devices, self._replicas[name], door

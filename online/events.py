@@ -14,6 +14,7 @@ from online.access import sender
 from online.config import Limits
 from online.errors import RequestError, damaged, invalid
 from online.features import Door, not_plain
+from online.joins import join_key
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
@@ -26,9 +27,9 @@ from replay.example import (
     Example,
     Features,
     Label,
-    LabelHalf,
     PredictionHalf,
     Value,
+    WaitingLabel,
     label_text,
 )
 from replay.journal.base import Half, NewRow, Row, Verdict
@@ -60,6 +61,8 @@ class Events:
 
     A token is longer than 64 characters, an id of a stored join never is: the length tells them
     apart.
+
+    ``askers``: sources that tokens for predictions stand for.
     """
 
     def __init__(
@@ -70,10 +73,12 @@ class Events:
         limits: Limits,
         spec: str,
         now_s: Callable[[], float],
+        askers: Collection[str] = (),
     ) -> None:
         self._replica, self._door, self._tokens = replica, door, tokens
         self._limits, self._spec, self._now_s = limits, spec, now_s
         self._classes = Classes(limits.classes_max)
+        self._askers = frozenset(askers)
 
     # -- predictions -------------------------------------------------------------------------
 
@@ -85,23 +90,24 @@ class Events:
         learner = self._replica.learner
         score, version = self._score(answer), (*learner.version, learner.own)
         now, newest = self._now_s(), self._replica.newest_label
-        notes = _notes(answer, score)
+        notes, asker = _notes(answer, score), sender.get().source
         if own is None:
+            spec = self._spec[:16]
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, self._spec[:16], notes)
+                Predicted(1, features, score, version, now, newest, spec, notes, asker)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
         settings = self._replica.settings
-        features, left = learner.vocabulary.taught(features, "", now, settings.label_wait)
+        features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
         features, far = learner.bounds.taught(features)
         sent = _sent(left, far)
         predicted = PredictionHalf(features, score, version, now, newest, notes, sent)
         payload = codec.encode_prediction(predicted)
-        key = event_key("join", own)
-        half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
+        key, source = join_key(asker, own), asker or ""
+        half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
         self._replica.writer.keep(half)
         return own
 
@@ -154,11 +160,19 @@ class Events:
             hint = "The id carries both; send it with the label only"
             raise invalid(f"{field}id", "an id together with features or event_id", hint)
         if is_join_id(event.id):
-            await self._check_new(event, label, weight, event_key("join", event.id), field)
-            payload = codec.encode_label(LabelHalf(label, weight, event.event_time))
-            key = event_key("join", event.id)
-            return self._asked(key, event.id, event.source, payload, label, half=Half.LABEL)
+            return await self._with_own_id(event, event.id, label, weight, field)
         return await self._with_token(event, event.id, label, weight, field)
+
+    async def _with_own_id(
+        self, event: Event, own: str, label: Label, weight: float, field: str
+    ) -> Asked:
+        askers = [asker for asker in labels_for(event.source) if asker in self._askers]
+        keys = tuple(join_key(asker, own) for asker in (*askers, None))
+        await self._check_new(event, label, weight, keys, field)
+        now, source = self._now_s(), event.source
+        waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
+        payload = codec.encode_labels([waiting])
+        return self._asked(keys[0], own, source, payload, label, half=Half.LABEL, at=now)
 
     async def _with_features(
         self, event: Event, label: Label, weight: float, field: str, foreseen: Foreseen | None
@@ -168,7 +182,7 @@ class Events:
             raise invalid(f"{field}id", "neither id nor features", hint)
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
-        await self._check_new(event, label, weight, key, field)
+        await self._check_new(event, label, weight, [key], field)
         if foreseen is None:
             features = self._door.features(event.features, f"{field}features", recorded=True)
             answer = self._replica.learner.predict(features)
@@ -203,10 +217,14 @@ class Events:
         except TokenInvalid as error:
             hint = "Send the id exactly as the prediction gave it, to the same model"
             raise RequestError(404, "unknown_id", f"id: {error}", f"{field}id", hint) from None
+        if (asker := predicted.asker) is not None and not may_label(asker, event.source):
+            message = "the prediction is of a source that the token sent may not label"
+            hint = "Send it with that source's token, or name it in the token's labels_for"
+            raise RequestError(403, "not_yours", message, f"{field}id", hint)
         key, age_s = event_key("token", event_id), self._now_s() - predicted.at
         if age_s < 0:
             self._check_ahead(-age_s, field)
-        await self._check_new(event, label, weight, key, field)
+        await self._check_new(event, label, weight, [key], field)
         lifetime_s = self._replica.settings.token_lifetime
         if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
@@ -225,15 +243,19 @@ class Events:
         return await self._whole(key, event_id, event.source, example, field)
 
     async def _check_new(
-        self, event: Event, label: Label, weight: float, key: bytes, field: str
+        self, event: Event, label: Label, weight: float, keys: Sequence[bytes], field: str
     ) -> None:
         """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
 
         Raises RequestError 422.
         """
         problem = self._problem(event, weight, field) or self._crowded(label, field)
-        if problem is not None and await self._find(key, f"{field}id") is None:
-            raise problem
+        if problem is None:
+            return
+        for key in keys:
+            if await self._find(key, f"{field}id") is not None:
+                return
+        raise problem
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
         """One event moves the model so far and no further, and nothing shows orders for it."""
@@ -320,9 +342,11 @@ class Events:
         half: Half | None = None,
         verdict: Verdict = Verdict.ACCEPTED,
         idempotent: bool = True,
+        at: float | None = None,
     ) -> Asked:
         self._replica.note_label(label)
-        row = NewRow(key, event_id, source, verdict, payload, self._now_s(), half=half)
+        at = self._now_s() if at is None else at
+        row = NewRow(key, event_id, source, verdict, payload, at, half=half)
         filters = self._replica.filters
         if filters is not None and (problem := filters.refusal(row)) is not None:
             hint = "Check the values, and their scale, against what the model was trained with"
@@ -358,6 +382,25 @@ def _of_sender(event: Event, field: str) -> Event:
         hint = "Leave source out, or send it with a token for admin"
         raise RequestError(403, "source_fixed", message, f"{field}source", hint)
     return msgspec.structs.replace(event, source=source)
+
+
+def labels_for(source: str) -> tuple[str, ...]:
+    """Sources whose predictions the request's sender may label with events of ``source``.
+
+    Beside them those of tokens that name no source.  An admin's labels are those of the source
+    that its event names.
+    """
+    grant = sender.get()
+    if grant.trusted:
+        return (source,)
+    if grant.labels_for is not None:
+        return grant.labels_for
+    return () if grant.source is None else (grant.source,)
+
+
+def may_label(asker: str, source: str) -> bool:
+    """Whether the request's sender may label a sealed id that was given to ``asker``."""
+    return sender.get().trusted or asker in labels_for(source)
 
 
 def _notes(answer: Answer, score: dict[str, float] | None) -> bytes | None:

@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from online.addresses import hidden
-from online.config import Settings
+from online.config import Settings, hidden
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
 from online.processes import died_owner

@@ -116,6 +116,7 @@ class ModelReplica:
         self.counts: Counter[str] = Counter()
         self._newest_target: Label | None = None
         self.store = JournalThreads(journal)
+        self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self.writer = Writer(
             settings.name,
             spec,
@@ -129,6 +130,8 @@ class ModelReplica:
             follows=None if learns else learner,
             filters=filters,
             seen=lambda: learner.version[0],
+            now_s=self.now_s,
+            label_life_s=settings.token_lifetime,
         )
         self.filters = filters
         if filters is not None:
@@ -137,7 +140,6 @@ class ModelReplica:
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._unexpected: str | None = None
         self.spec = spec
-        self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()

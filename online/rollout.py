@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from online import scaling
-from online.config import WITH_SECRETS, Settings
+from online.config import Settings
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
+from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
 
 APP: Final = "online"

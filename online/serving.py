@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -27,10 +27,10 @@ from online.messages import (
 )
 from online.messages import Row as AnswerRow
 from online.models.base import Prediction as Answer
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.tokens import Tokens
 from online.vocabulary import full_reason, left_out
-from online.writer import Recorded
 from replay import codec
 from replay.example import Example, Features
 
@@ -57,12 +57,18 @@ class Serving:
     """Predict and feedback of one model."""
 
     def __init__(
-        self, replica: ModelReplica, door: Door, tokens: Tokens, limits: Limits, spec: str
+        self,
+        replica: ModelReplica,
+        door: Door,
+        tokens: Tokens,
+        limits: Limits,
+        spec: str,
+        askers: Collection[str] = (),
     ) -> None:
         self.replica = replica
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
-        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s)
+        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
 
     # -- predict -----------------------------------------------------------------------------
 

@@ -41,7 +41,10 @@ class TokenInvalid(OnlineError):
 
 
 class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a token remembers of a prediction.  Features are as parsed, before any transform."""
+    """What a token remembers of a prediction.  Features are as parsed, before any transform.
+
+    ``asker``: the source that asked; None: its access token names none, or it is of before.
+    """
 
     format: int
     features: Features
@@ -51,6 +54,7 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     no_change: Label | None
     spec: str
     notes: bytes | None = None
+    asker: str | None = None
 
 
 class Keys:

@@ -151,8 +151,28 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     raw: Features | None = None
 
 
+class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A label that waits for its prediction; the first fields as in :class:`Example`.
+
+    Attributes
+    ----------
+    source, event_id, at
+        Of the row that it will be; when it was taken (POSIX seconds).
+    keys
+        Those under which it waits, one of each prediction that it may label.
+    """
+
+    label: Label
+    weight: float
+    event_time: float | None
+    source: str
+    event_id: str
+    at: float
+    keys: tuple[bytes, ...]
+
+
 class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a stored join keeps of a label; fields as in :class:`Example`."""
+    """What journals of before have of a label that waits alone; fields as in :class:`Example`."""
 
     label: Label
     weight: float = 1.0

@@ -33,11 +33,11 @@ from online.model_settings import Devices, ModelSettings
 from online.models.base import Model
 from online.models.moved import Movable, numbers
 from online.models.slopes import Sloped
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.rootset import RootSet, root_rows
 from online.serving import HTTP
 from online.tokens import event_key
-from online.writer import Recorded
 from paramserver.filters.base import ACCEPTED, CLIPPED, REFUSED, Event
 from paramserver.filters.chain import Chain
 from paramserver.filters.chain import Verdict as Said

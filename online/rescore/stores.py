@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from online.addresses import hidden
+from online.config import hidden
 from online.errors import ConfigError
 from online.rescore import published
 from online.rescore.errors import StoreFailed

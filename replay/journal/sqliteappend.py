@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from replay import codec
 from replay.errors import (
     EpochBehind,
     JournalBehind,
@@ -16,7 +15,7 @@ from replay.errors import (
 )
 from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
-from replay.journal.base import Half, NewRow, Outcome, Row
+from replay.journal.base import Half, NewRow, Outcome, Row, Stored
 from replay.journal.checksum import checksum
 
 _TOGETHER: Final = 64  # rows of one statement
@@ -80,7 +79,7 @@ class Batch:
             if self._all_new(some):
                 outcomes += self._insert_all(some)
             else:
-                outcomes += [self._write(rows, start + i) for i in range(len(some))]
+                outcomes += [self._write(row) for row in some]
         end, halves = self._before
         if self.end != end:
             self._db.execute(sql.SET_END, (self.end, self._partition))
@@ -92,7 +91,7 @@ class Batch:
     def _all_new(self, rows: Sequence[NewRow]) -> bool:
         """Whether they are ordinary rows of which nothing stands: one statement writes them."""
         keys = {bytes(row.key) for row in rows}
-        if len(keys) < len(rows) or any(row.half is not None for row in rows):
+        if len(keys) < len(rows) or any(row.half or row.over is not None for row in rows):
             return False
         if self._halves and self._any(sql.ANY_HALF, keys):
             return False
@@ -109,67 +108,64 @@ class Batch:
         made: list[Row] = []
         values: list[Any] = []
         for row in rows:
-            made.append(self._next(row, bytes(row.key), row.event_id, row.source, row.payload))
-            values += self._columns(made[-1], None, None)
+            made.append(self._next(row, bytes(row.key)))
+            values += self._columns(made[-1])
         statement = f"{sql.INSERT_COLUMNS} VALUES {', '.join([sql.INSERT_ROW] * len(rows))}"
         self._db.execute(statement, values)
         self._answered.update(row.key for row in made)
         return [Outcome(True, row) for row in made]
 
-    def _next(self, row: NewRow, key: bytes, event_id: str, source: str, payload: bytes) -> Row:
+    def _next(self, row: NewRow, key: bytes) -> Row:
         """The row with the partition's next offset and the store's next seq."""
         self.end += 1
         self._seq += 1
         self.wrote = True
         return Row(
-            self._seq, self._partition, self.end, key, event_id, source, row.verdict,
-            float(row.factor), bytes(payload), float(row.at),
+            self._seq, self._partition, self.end, key, row.event_id, row.source, row.verdict,
+            float(row.factor), bytes(row.payload), float(row.at),
         )  # fmt: skip
 
-    def _columns(self, row: Row, half: Half | None, since: float | None) -> tuple[Any, ...]:
+    def _columns(self, row: Row) -> tuple[Any, ...]:
         """The row as it is stored, with its checksum."""
         columns = (
             row.seq, row.partition, row.offset, row.key, row.event_id, row.source, row.verdict,
-            row.factor, row.payload, row.at, self._model, half, since, self._ran,
+            row.factor, row.payload, row.at, self._model, None, None, self._ran,
         )  # fmt: skip
         return (*columns, checksum(*columns))
 
-    def _write(self, rows: Sequence[NewRow], i: int) -> Outcome:
-        row, key = rows[i], bytes(rows[i].key)
+    def _write(self, row: NewRow) -> Outcome:
+        key = bytes(row.key)
         found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
         if found is None:
             return self._new(key, row)
         if not proof.good_row(found, self._unchecked):
             return Outcome(False, None, damaged=JournalDamaged(proof.place(found)))
-        stored, (half, since) = proof.as_row(found, self._unchecked), found[11:13]
+        stored = proof.as_row(found, self._unchecked)
         if stored.partition != self._partition or stored.offset <= self._known:
             return Outcome(False, stored)
-        if key in self._answered:
+        if key in self._answered or row.half is not None:
             return Outcome(False, stored)
-        if row.half is not None and row.half != half and _writes(rows[i + 1 :], key, half):
-            return Outcome(False, None, since)  # as at first: it was kept when the other came
         self._answered.add(key)
         return Outcome(True, stored)
 
     def _new(self, key: bytes, row: NewRow) -> Outcome:
-        """A key without a row: write the row, the joined row, or keep the half."""
-        kept = self._kept(key)
-        if row.half is None:
-            since = kept[6] if kept else None
-            return self._insert(key, row, row.event_id, row.source, row.payload, since)
-        if kept is None:
-            return self._keep(key, row)
-        if not proof.good(kept):
+        """A key without a row: write the row, or keep the half, if what stands there lets it."""
+        found = self._kept(key)
+        if found is not None and (row.half or row.over is not None) and not proof.good(found):
             what = f"the half that was stored for id {row.event_id!a}"
             return Outcome(False, None, damaged=JournalDamaged(what))
-        _, _, half, event_id, source, payload, since, _, _ = kept
-        if half == row.half:
-            return Outcome(False, None, since)
-        given = bytes(row.payload)
-        if row.half is Half.LABEL:
-            joined = codec.join(payload, given)
-            return self._insert(key, row, row.event_id, row.source, joined, since)
-        return self._insert(key, row, event_id, source, codec.join(given, payload), since)
+        kept, given = None if found is None else _stored(found), bytes(row.payload)
+        if kept is None and row.over is not None and given:
+            return Outcome(False, None, gone=True)
+        wanted = row.over if row.half is None or row.over is not None else b""
+        if kept is not None and wanted is not None and bytes(wanted) != kept.payload:
+            again = (kept.half, kept.payload) == (row.half, given)  # of an answer that was lost
+            return Outcome(False, None, kept.at, None if again else kept)
+        if kept is not None:
+            self._db.execute(sql.DROP_HALF, (self._model, key))
+            self._halves -= 1
+            self.wrote = True
+        return self._insert(key, row) if row.half is None else self._keep(key, row)
 
     def _kept(self, key: bytes) -> tuple[Any, ...] | None:
         if not self._halves:
@@ -180,9 +176,11 @@ class Batch:
         return found
 
     def _keep(self, key: bytes, row: NewRow) -> Outcome:
+        at = float(row.at)
+        if not row.payload:  # it only removes what stood
+            return Outcome(False, None, at)
         if self._halves >= self._halves_max:
             return Outcome(False, None)
-        at = float(row.at)
         values = (row.half, row.event_id, row.source, bytes(row.payload), at, self._ran)
         columns = (self._model, key, *values)
         self._db.execute(sql.KEEP_HALF, (*columns, checksum(*columns)))
@@ -190,18 +188,14 @@ class Batch:
         self.wrote = True
         return Outcome(False, None, at)
 
-    def _insert(
-        self, key: bytes, row: NewRow, event_id: str, source: str, payload: bytes, since: Any
-    ) -> Outcome:
-        """Write a row, in the place of the half that was kept since then (None: of none)."""
-        if since is not None:
-            self._db.execute(sql.DROP_HALF, (self._model, key))
-            self._halves -= 1
-        made = self._next(row, key, event_id, source, payload)
-        self._db.execute(sql.INSERT, self._columns(made, row.half, since))
+    def _insert(self, key: bytes, row: NewRow) -> Outcome:
+        made = self._next(row, key)
+        self._db.execute(sql.INSERT, self._columns(made))
         self._answered.add(key)
         return Outcome(True, made)
 
 
-def _writes(rows: Sequence[NewRow], key: bytes, half: str | None) -> bool:
-    return any(bytes(row.key) == key and row.half == half for row in rows)
+def _stored(found: Sequence[Any]) -> Stored:
+    """A half from the columns of :data:`replay.journal.sqliteschema.KEPT_HALF`."""
+    _, _, half, event_id, source, payload, at, _, _ = found
+    return Stored(Half(half), event_id, source, payload, at)

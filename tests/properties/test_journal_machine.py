@@ -102,10 +102,10 @@ def test_the_machine_notices_a_changed_statement(
 
 
 def test_the_machine_notices_a_trim_that_ignores_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, rule = Path(sqlitetrim.__file__).read_text(), "if row.at >= before:"
+    whole, rule = Path(sqlitetrim.__file__).read_text(), "if not is_old("
     assert whole.count(rule) == 1
     changed: dict[str, Any] = {"__name__": "changed"}
-    exec(whole.replace(rule, "if False:"), changed)
+    exec(whole.replace(rule, "if False and ("), changed)
     monkeypatch.setattr(sqlite_module, "trim", changed["trim"])
     notices(SqliteJournal)
 
@@ -113,8 +113,12 @@ def test_the_machine_notices_a_trim_that_ignores_before(monkeypatch: pytest.Monk
 SOURCES = [
     ("        self._halves += 1\n", "        self._halves += 1\n        self.end += 1\n", "offset"),
     ("self._halves >= self._halves_max", "False", "no bound of halves"),
-    ("if half == row.half:", "if False:", "a half joins its own side"),
-    ("return Outcome(False, None, since)  # as", "pass  # as", "another outcome after a lost one"),
+    ("wanted is not None and bytes(wanted) != kept.payload", "False", "over any half"),
+    (
+        "again = (kept.half, kept.payload) == (row.half, given)",
+        "again = False",
+        "another outcome after a lost one",
+    ),
 ]
 
 

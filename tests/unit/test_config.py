@@ -16,10 +16,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from online.config import WITH_SECRETS, Settings, load
+from online.config import Settings, load
 from online.errors import ConfigError, StartRefused
 from online.model_settings import ModelSettings
 from online.names import journal_opener, open_journal, snapshots_path
+from online.token_settings import WITH_SECRETS
 
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}
 

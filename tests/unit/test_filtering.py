@@ -29,10 +29,10 @@ from online.messages import FeedbackRequest, Receipt
 from online.model_settings import ModelSettings, Replay
 from online.models.linear import Linear
 from online.models.load import logreg
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.standings import Standings
 from online.tokens import event_key
-from online.writer import Recorded
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.filters import sources as tables
 from paramserver.filters.base import Event, Opinion, Source

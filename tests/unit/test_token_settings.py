@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from online.access import ROLES, Access, Grant, Role, digest, sender
 from online.cli import app as command_line
-from online.config import WITH_SECRETS, Settings, load, own_token
+from online.config import Settings, load, own_token
 from online.errors import ConfigError, RequestError
+from online.token_settings import WITH_SECRETS
 
 TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
 STRANGE: Final = "nobody-0123456789abcdefghijkl"
