@@ -39,6 +39,9 @@ _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
 _HOLDS: Final = 2.0  # times that a row may wait: for so long its names are promised
 
+KNOWN_MAX: Final = 64
+"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
+
 
 class Foreseen(msgspec.Struct, frozen=True, gc=False):
     """What a model of this version answers at ``at`` (POSIX seconds) for an event with features."""
@@ -46,6 +49,7 @@ class Foreseen(msgspec.Struct, frozen=True, gc=False):
     answer: Answer
     version: tuple[int, int, int]
     at: float
+    known: dict[int, int] | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -91,10 +95,11 @@ class Events:
         score, version = self._score(answer), (*learner.version, learner.own)
         now, newest = self._now_s(), self._replica.newest_label
         notes, asker = _notes(answer, score), sender.get().source
+        known = self._known()
         if own is None:
             spec = self._spec[:16]
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, spec, notes, asker)
+                Predicted(1, features, score, version, now, newest, spec, notes, asker, known)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
@@ -104,7 +109,7 @@ class Events:
         features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
         features, far = learner.bounds.taught(features)
         sent = _sent(left, far)
-        predicted = PredictionHalf(features, score, version, now, newest, notes, sent)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, sent, known=known)
         payload = codec.encode_prediction(predicted)
         key, source = join_key(asker, own), asker or ""
         half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
@@ -132,10 +137,20 @@ class Events:
         out: list[Foreseen | None] = [None] * len(events)
         if features:
             answers = self._replica.learner.predict_many(features)
-            version, now_s = self._version(), self._now_s()
+            version, now_s, known = self._version(), self._now_s(), self._known()
             for i, answer in zip(places, answers, strict=True):
-                out[i] = Foreseen(answer, version, now_s)
+                out[i] = Foreseen(answer, version, now_s, known)
         return out
+
+    def _known(self) -> dict[int, int] | None:
+        """What the model here has learned, for a challenger to be asked as of; None: there is none.
+
+        Empty with more partitions than an id has room for.
+        """
+        if self._replica.settings.challenger is None:
+            return None
+        known = self._replica.learner.known()
+        return known if len(known) <= KNOWN_MAX else {}
 
     def _version(self) -> tuple[int, int, int]:
         learner = self._replica.learner
@@ -186,7 +201,7 @@ class Events:
         if foreseen is None:
             features = self._door.features(event.features, f"{field}features", recorded=True)
             answer = self._replica.learner.predict(features)
-            foreseen = Foreseen(answer, self._version(), self._now_s())
+            foreseen = Foreseen(answer, self._version(), self._now_s(), self._known())
         else:
             features = event.features
         if event.event_id is not None and event.event_time is not None:
@@ -205,6 +220,7 @@ class Events:
             event.event_time,
             self._replica.newest_label,
             _notes(foreseen.answer, score),
+            known=foreseen.known,
         )
         idempotent = event.event_id is not None
         return await self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
@@ -239,6 +255,7 @@ class Events:
             event.event_time,
             predicted.no_change,
             predicted.notes,
+            known=predicted.known,
         )
         return await self._whole(key, event_id, event.source, example, field)
 

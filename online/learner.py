@@ -22,7 +22,7 @@ from itertools import chain
 
 from evaluation.metrics import Task, details, increments, majority
 from online.bounds import BOUNDED
-from online.deltas import Delta, Opened, finish, moved, restart, touched_by
+from online.deltas import CLOSED, Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
@@ -37,7 +37,6 @@ from replay.journal.base import Row, Verdict
 from replay.memory import Lesson
 
 LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
-CLOSED = 2**62  # clock of a closed partition: whatever its end, all of its rows are in
 
 
 @dataclass(frozen=True, slots=True)

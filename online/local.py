@@ -11,7 +11,7 @@ from functools import partial
 from evaluation.metrics import Task
 from online.arrival import Arrival
 from online.bounds import Bounds, free_names
-from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, stays
+from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, open_ones, stays
 from online.evidence import Evidence
 from online.models.base import Compensable, Model, Prediction
 from online.tally import Tally
@@ -126,6 +126,14 @@ class LocalModel:
         track = self.tracks.get(partition)
         learned = 0 if track is None else track.next - 1
         return max(learned, self.clock.get(partition, 0)) >= offset
+
+    def known(self) -> dict[int, int]:
+        """Last offset of each open partition whose rows are in the answers given now."""
+        if self._targets:
+            return open_ones(self._served)
+        own = {p: track.next - 1 for p, track in self.tracks.items()}
+        clock = open_ones(self.clock)
+        return clock | {p: max(last, clock.get(p, 0)) for p, last in own.items()}
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""

@@ -19,9 +19,9 @@ from typing import Final
 from evaluation.metrics import Task
 from online.arrival import Arrival, Arriving
 from online.bounds import Bounds, free_names
-from online.deltas import Track, Tracks
+from online.deltas import CLOSED, Track, Tracks, open_ones
 from online.evidence import Evidence
-from online.learner import CLOSED, LEARNED, Failed, increments_of
+from online.learner import LEARNED, Failed, increments_of
 from online.local import score_of
 from online.models.base import Model, Prediction, learn_example
 from online.models.errors import NothingLearned
@@ -160,6 +160,10 @@ class OrderedLearner:
             return False
         contained = self._served if self._target > self.position else self._learned
         return contained.get(partition, 0) >= offset
+
+    def known(self) -> dict[int, int]:
+        """Last offset of each open partition whose rows are in the answers given now."""
+        return open_ones(self._served if self._target > self.position else self._learned)
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""

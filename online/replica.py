@@ -369,7 +369,7 @@ class ModelReplica:
     def _slow_gauges(self) -> dict[str, float]:
         found: dict[str, float] = {}
         if (judge := self.judge) is not None:
-            found = {"drift_state": judge.level, "drift_alarms": judge.alarms}
+            found = judge.report()
         serving = self.learner.serving
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
             found["average_gap"] = gap

@@ -64,6 +64,23 @@ def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def challenger(
+    runs: Annotated[int, typer.Option(help="of each pair", min=1)] = 20,
+    first: Annotated[int, typer.Option(help="seed of the first one")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """An equal and a better challenger where one replica answers and another takes the labels.
+
+    In this process, with the real parts.  Example: online bench challenger --runs 5
+    """
+    from online.bench import shadowed as bench
+
+    found = bench.run(runs=runs, first=first, progress=lambda x: print(x, file=sys.stderr))
+    show("a challenger where answers lack newer labels", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
 def trees(rows: Rows = 8000, as_json: AsJson = False) -> None:
     """A Hoeffding tree learned in order by three replicas, and a forest of ten by one process.
 
