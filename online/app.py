@@ -32,6 +32,7 @@ from online.bodies import (
     error_body,
     format_of,
 )
+from online.browsers import Browsers
 from online.config import Limits
 from online.edge.pushes import Pushes
 from online.edge.routes import routes as edge_routes
@@ -40,7 +41,7 @@ from online.ingress import SCORES, V1, V2
 from online.operations import operations
 from online.serving import Serving
 from online.status import Cluster
-from online.upload import upload
+from online.upload import Uploads, upload
 
 log = logging.getLogger("online.app")
 
@@ -63,6 +64,8 @@ class App:
         Folder of what is published for devices; None: nothing is.
     pushes
         By model, what takes deltas that devices have learned.
+    browsers
+        Whose pages may ask, and by what name; None: all.
     """
 
     def __init__(
@@ -74,10 +77,15 @@ class App:
         scores: Mapping[str, batch.Reader] | None = None,
         published: Path | None = None,
         pushes: Mapping[str, Pushes] | None = None,
+        browsers: Browsers | None = None,
     ) -> None:
         self._scores = scores or {}
         self._servings, self._limits, self._access = servings, limits, access
-        self._under_way = self._uploads = 0
+        self._browsers = browsers
+        self._under_way = 0
+        self._uploads = Uploads(  # they last: the other half is for what does not
+            limits.ongoing_max // 2, limits.uploads_share, limits.upload_idle_s
+        )
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving)
@@ -107,18 +115,23 @@ class App:
         else:
             await self._through(scope, receive, send)
 
-    def _admit(self, given: dict[bytes, bytes], action: str) -> None:
-        """Raises RequestError: no token for it, or no room."""
-        if self._access is not None:
-            self._access.check(given, _ROLES[action])
+    def _admit(self, scope: Scope, given: dict[bytes, bytes], action: str) -> bytes | None:
+        """Digest of the token that asks; None: there are no tokens.
+
+        Raises RequestError: a foreign page asks, there is no token for it, or no room.
+        """
+        if self._browsers is not None:
+            self._browsers.check(scope["method"], scope["path"], given)
+        token = None if self._access is None else self._access.check(given, _ROLES[action])
         if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
             raise _busy(self._limits.ongoing_max)
+        return token
 
     async def _tensors(self, action: str, scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"])
         refused = None
         try:
-            self._admit(given, action)
+            self._admit(scope, given, action)
         except RequestError as error:
             refused = error
         await self._actions(scope, receive, send, self._ids.of(given), refused)
@@ -127,9 +140,11 @@ class App:
         """What is not hot: the same guards, then FastAPI.  Serve has named the request."""
         method, path = scope["method"], scope["path"]
         try:
-            roles = needed(method, path)
+            given, roles = dict(scope["headers"]), needed(method, path)
+            if self._browsers is not None:
+                self._browsers.check(method, path, given)
             if self._access is not None and roles is not None:
-                self._access.check(dict(scope["headers"]), roles)
+                self._access.check(given, roles)
             if method not in ("GET", "HEAD"):
                 receive = _again(await self._arriving.read(scope, receive), receive)
         except RequestError as error:
@@ -148,14 +163,15 @@ class App:
         serving = self._servings.get(model)
         form = JSON
         try:
-            self._admit(given, action)
+            token = self._admit(scope, given, action)
             if serving is None:
                 raise _unknown(model, self._servings)
             if scope["method"] != "POST":
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             kind = content_type(scope)
             if kind == NDJSON and action == "feedback":
-                await self._upload(serving, receive, send, headers)
+                with self._uploads.place(token) as place:
+                    await upload(serving, receive, send, self._limits, place, headers)
                 return
             form = format_of(kind)
             body = await self._arriving.read(scope, receive)
@@ -184,7 +200,7 @@ class App:
         headers = [(b"x-request-id", self._ids.of(given))]
         takes = "POST" if key is None else "GET"
         try:
-            self._admit(given, "scores")
+            self._admit(scope, given, "scores")
             if (serving := self._servings.get(model)) is None:
                 raise _unknown(model, self._servings)
             if scope["method"] != takes:
@@ -205,19 +221,6 @@ class App:
             log.exception("scores %s, request %s", model, headers[0][1].decode())
             status, answer = 500, JSON.encode(error_body(failed()))
         await _send(send, status, JSON.content_type, answer, headers)
-
-    async def _upload(
-        self, serving: Serving, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]
-    ) -> None:
-        most = self._limits.ongoing_max // 2  # they last: the other half is for what does not
-        if self._uploads >= most:
-            hint = "Send it again after Retry-After; nothing was recorded"
-            raise RequestError(429, "busy", f"{most} uploads are under way here", None, hint, 1)
-        self._uploads += 1
-        try:
-            await upload(serving, receive, send, self._limits, headers)
-        finally:
-            self._uploads -= 1
 
 
 def _head(error: RequestError) -> list[tuple[bytes, bytes]]:

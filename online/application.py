@@ -8,6 +8,7 @@ is sent to the replicas.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from online import config, rollout, servers
 from online.cluster import check_nodes
 from online.errors import StartRefused
 from online.lineages import Models
+from online.patience import Patience
 
 log = logging.getLogger("online.application")
 
@@ -41,6 +43,7 @@ def build(arguments: Mapping[str, str]) -> Any:
     # Serve makes an object of them only where the annotation is a class, and here it is a text.
     path = Arguments.model_validate(arguments).settings
     settings = config.load(path, {}, config.environment())
+    os.umask(settings.umask)
     if settings.cluster == "local":
         raise StartRefused(
             f"{path} has `cluster: local`, and Ray Serve runs already",
@@ -50,6 +53,6 @@ def build(arguments: Mapping[str, str]) -> Any:
     models = Models(settings, log.info)
     loaded = models.check(fresh=False, relearn=False)
     settings = models.chosen(loaded)
-    servers.start(settings, loaded, log.info)
+    servers.start(settings, loaded, log.info, Patience(settings.start_wait_s))
     specs = {name: model.spec_hash for name, model in loaded.items()}
     return rollout.application(settings, rollout.Origin.here(settings, specs))

@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
 from online.canary import Canary
-from online.config import WITH_SECRETS, Settings
+from online.config import Settings
 from online.exchange import ParameterServerClient
 from online.filtering import filtering_for
 from online.learner import Learner
@@ -35,6 +35,7 @@ from online.overlay import OverlayLearner
 from online.relearn_task import fresh_of
 from online.replica import ModelReplica
 from online.rootset import RootSet, root_rows
+from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
 from paramserver.ray_client import ParameterClient
 from paramserver.server import MergeRule
@@ -89,9 +90,12 @@ def model_replica(
     if rows and model.root_set is not None:
         root = RootSet(model.root_set, rows, lambda: learner.serving)
     filters = filtering_for(
-        model, learner, root, sources_max=limits.sources_max, vouched=bool(settings.tokens.sources)
+        model, learner, root, sources_max=limits.sources_max, vouched=settings.tokens.vouched
     )
     learner.evidence.sources_max = limits.sources_max
+    learner.bounds.on = model.filters != "none"
+    learner.vocabulary.most = limits.names_max
+    learner.vocabulary.share = limits.names_share
 
     async def ask(question: str, *args: object) -> Any:
         return await client.call(question, _DECIDE_S, *args)
@@ -128,6 +132,7 @@ class Learning:
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
         settings = Settings.model_validate(data)
+        os.umask(settings.umask)
         model = next(model for model in settings.models if model.name == name)
         keys = Keys.from_file(settings.key_path)
         loaded = load_model(model, settings, keys.secret, keys.old_secrets)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from online.config import WITH_SECRETS, Settings
+from online.config import Settings
 from online.model_settings import ModelSettings
+from online.token_settings import WITH_SECRETS
 from paramserver import rewrites
 from replay.journal.base import Journal
 

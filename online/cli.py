@@ -30,6 +30,7 @@ from online.commands import (
     stream,
 )
 from online.errors import OnlineError
+from replay.plain import PlainStream
 
 app = typer.Typer(
     name="online",
@@ -71,11 +72,17 @@ def main() -> None:
     from paramserver.errors import ParamServerError
     from replay.errors import ReplayError
 
+    sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
     known = (OnlineError, EvaluationError, ModelError, ParamServerError, ReplayError)
     try:
         app()
     except known as error:
         print(f"online: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # of no place that anybody has given
+            raise
+        print(f"online: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except httpx.TransportError as error:
         print(

@@ -10,8 +10,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import resource
-import secrets
 import shutil
 import sys
 import threading
@@ -23,100 +21,29 @@ from typing import Any
 import httpx
 import psutil
 
-from online import processes, promotion, rollout, servers
+from online import modes, processes, promotion, rollout, servers
 from online.challengers import Challengers
 from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import (
-    journal_opener,
-    merge_rule,
-    open_journal,
-    run_path,
-    snapshots_path,
-)
-from replay.errors import ReplayError
+from online.names import journal_opener, merge_rule, open_journal, run_path, snapshots_path
+from online.patience import Patience
+from online.ray_flags import REPLICA_PORTS, port_range, ray_flags
+from online.standstill import Standstill, look
+from replay.errors import JournalHeld, ReplayError
 from replay.journal.base import Journal
 
 log = logging.getLogger("online.cluster")
 
 Progress = Callable[[str], None]
 
-_REPLICA_PORTS = 120  # a stopped replica's port rests for a while
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
 _FOLLOW_S = 2.0
+_TEND_WAIT_S = 0.5  # for the journal's lock, when a part of its log is moved
 _NOTHING = "nothing was changed: the service goes on as it was"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/operations.md, Upgrade"
-_CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
-_FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
-_HEAD_S = 10  # for the head of a request, from the connection's beginning
-_CLIENT_S = 60  # without a byte from a caller whose turn it is
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
-
-
-def port_range(private: Path) -> processes.PortRange:
-    """Ports for one service."""
-    # Not ports that the kernel gives out: Ray opens dozens of those before HAProxy starts.
-    return processes.PortRange(_REPLICA_PORTS + 5, hash(str(private)))
-
-
-def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -> dict[str, str]:
-    """Every flag of Ray and Serve that the service relies on; ports from ``first`` on."""
-    http, grpc, metrics, stats = range(first + _REPLICA_PORTS, first + _REPLICA_PORTS + 4)
-    flags = {
-        "RAY_worker_niceness": "0",  # workers start at 15, which is a long tail at saturation
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # computed before the line above has its effect
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",  # HAProxy has let go by then
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS - 1),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # A record of each push, kept by the head: 12 MB a minute until it holds 100,000.
-        "RAY_task_events_report_interval_ms": "0",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "online.ingress.middlewares",
-        "OMP_NUM_THREADS": "1",
-    }
-    if settings.cluster == "local":  # a cluster that is joined has its own
-        flags |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    if haproxy:
-        head_in_time = f"timeout http-request {_HEAD_S}s"
-        flags |= {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(private / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(private / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(private),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(private / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
-            "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
-            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
-            # A host that is gone says nothing: its replicas are left out after two seconds, and
-            # who is sent to one meanwhile goes on to the next after one (5 s each by default).
-            "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
-            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
-            # Serve has no setting for how long the head of a request may take, and without one
-            # a byte a minute holds a connection for ever.  This one goes into the same section.
-            "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\n    {head_in_time}",
-            "RAY_SERVE_PORT_QUARANTINE_S": "20",
-        }
-    return flags
-
-
-def _connections_max() -> int:
-    """Connections that HAProxy may hold: it does not start without enough files for them."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if files == resource.RLIM_INFINITY:
-        return _CONNECTIONS_MAX
-    return max(min(_CONNECTIONS_MAX, (files - _FILES_BESIDE) * 2 // 5), 100)
 
 
 def balanced(private: Path, replicas: int) -> bool:
@@ -212,7 +139,11 @@ class Service:
         self._ports: processes.PortRange | None = None
         self._vital: list[psutil.Process] = []
         self._journal: Journal | None = None
+        bound_s = settings.limits.standstill_s
+        self._held_by: str | None = None  # the journal, as was said
+        self._standstill = None if bound_s is None else Standstill(bound_s)
         self._started_s = time.monotonic()
+        self._patience = Patience(settings.start_wait_s)
         self._version = 0  # of the replicas' settings
         self._incomplete = False  # a change of them
         self._code = rollout.code()
@@ -222,9 +153,13 @@ class Service:
 
     # -- start -------------------------------------------------------------------------------
 
-    def start(self, *, fresh: bool, relearn: bool) -> None:
+    def start(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> None:
         """Start everything; returns when HTTP answers.  Raises StartRefused with the remedy."""
+        os.umask(self._settings.umask)  # of all that is started from here on, too
         self._owner = processes.Owner(self._settings.state_dir)
+        for place in {self._settings.state_dir, Path(snapshots_path(self._settings))}:
+            if (loose := modes.looser(place, self._settings.umask)) is not None:
+                self._progress(loose)
         left = list(processes.leftovers(run_path(self._settings), self._private))
         if left:
             count = processes.end(left)
@@ -239,11 +174,11 @@ class Service:
         check_scores(self._settings)
         self._settings = self._as_served(self._given, follow=fresh or relearn)
         models = Models(self._settings, self._progress)
-        self._loaded = models.check(fresh=fresh, relearn=relearn)
+        self._loaded = models.check(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
-            servers.start(self._settings, self._loaded, self._progress)
+            servers.start(self._settings, self._loaded, self._progress, self._patience)
             self._start_replicas()
             self._challengers.start(self._settings)
         except OnlineError:
@@ -269,9 +204,10 @@ class Service:
 
         settings = self._settings
         first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
-        port = settings.port or first + _REPLICA_PORTS + 4
+        port = settings.port or first + REPLICA_PORTS + 4
         self._progress("starting Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        rollout.be_patient(self._patience.left_s())
         serve.start(http_options={"host": settings.host, "port": port})
         self._progress(f"starting {settings.replicas_min} replicas")
         self._deploy(settings)
@@ -279,7 +215,7 @@ class Service:
         self._wait_http()
         self._facts = {
             "url": self.url,
-            "replica_ports": [first, first + _REPLICA_PORTS - 1],
+            "replica_ports": [first, first + REPLICA_PORTS - 1],
             "private": str(self._private),
         }
         processes.note(run_path(settings), self._facts)
@@ -326,7 +262,8 @@ class Service:
         self._incomplete = True
         if replace:
             self._version += 1
-            servers.start(settings, self._loaded, self._progress)
+            self._patience = Patience(settings.start_wait_s)
+            servers.start(settings, self._loaded, self._progress, self._patience)
         self._deploy(settings)
         before, self._settings, self._incomplete = self._settings, settings, False
         self._given, self._code = given, code
@@ -367,7 +304,8 @@ class Service:
             self._loaded = loaded
             self._version += 1
             try:
-                servers.start(settings, loaded, self._progress)
+                self._patience = Patience(settings.start_wait_s)
+                servers.start(settings, loaded, self._progress, self._patience, only=changed)
                 self._deploy(settings)
                 self._settings = settings
                 self._wait_http()
@@ -404,15 +342,13 @@ class Service:
 
     def _wait_http(self) -> None:
         """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
-        deadline = time.monotonic() + 30
         while True:
             answers = False
             with contextlib.suppress(httpx.HTTPError):
                 answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
             if answers and balanced(self._private, self._settings.replicas_min):
                 return
-            if time.monotonic() > deadline:
-                raise StartRefused(f"{self.url} does not answer", "See the log in the Ray folder")
+            self._patience.check(f"{self.url} does not answer")
             time.sleep(0.05)
 
     # -- stop --------------------------------------------------------------------------------
@@ -421,10 +357,24 @@ class Service:
         """Move a small part of the journal's log into its file: one process does it for all."""
         try:
             if self._journal is None:
-                self._journal = journal_opener(self._settings)()
+                # Others may wait longer: whoever stands still is noticed here.
+                self._journal = journal_opener(self._settings, lock_wait_s=_TEND_WAIT_S)()
             self._journal.checkpoint()
+        except JournalHeld as error:
+            if error.holder != self._held_by:
+                log.warning("%s", error)
+            self._held_by = error.holder
+            if self._standstill is not None and "replica_ports" in self._facts:
+                first, last = self._facts["replica_ports"]
+                seen = look(error.pid, range(first, last + 1), self._settings.state_dir)
+                if (line := self._standstill.end(seen, time.monotonic())) is not None:
+                    self._progress(line)
         except ReplayError as error:
             log.warning("journal: %s", error)
+        else:
+            self._held_by = None
+            if self._standstill is not None:
+                self._standstill.moved()
 
     def alive(self) -> bool:
         """Whether Ray's own processes run; without them nothing is restarted any more."""
@@ -434,26 +384,30 @@ class Service:
         """Let replicas push and seal, publish a last snapshot, end every process."""
         if self._owner is None:
             return
+        lines = []
         try:
-            self._stop_gently()
+            lines = self._stop_gently()
         except Exception as error:
             log.warning("did not stop gently: %r", error)
+        for line in lines:
+            self._progress(line)
         self.kill()
 
-    def _stop_gently(self) -> None:
+    def _stop_gently(self) -> list[str]:
         import ray
         from ray import serve
 
         if not ray.is_initialized():
-            return
+            return []
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
         with self._quiet():
             serve.shutdown()
             specs = self._specs()
-            servers.last_snapshots(specs)
+            lines = servers.last_snapshots(specs)
             if self._settings.cluster != "local":  # there they would go on without us
                 servers.end(specs)
             ray.shutdown()
+        return lines
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:

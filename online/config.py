@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -21,26 +21,22 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    Discriminator,
     Field,
     SecretStr,
     SerializationInfo,
-    Tag,
     ValidationError,
     field_serializer,
-    model_validator,
 )
 
-from online.access import ROLES, Role, check_token, digest, named
+from online.access import ROLES, WEIGHT_MAX, check_token, digest, entry_of
+from online.browsers import check_host, check_origin
 from online.errors import ConfigError
 from online.model_settings import ModelSettings, Tree
+from online.modes import StateMode, umask_of
+from online.replicas import TAGS, Replicas
+from online.token_settings import WITH_SECRETS, AccessTokens
 
 log = logging.getLogger("online.config")
-
-WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
-"""Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of
-tokens (a replica needs no more to know one)."""
 
 
 def hidden(text: str) -> str:
@@ -75,75 +71,17 @@ def _cluster(value: str) -> str:
     return value
 
 
-def _several(value: object) -> object:
-    """One token, or a list of them while they are being changed."""
-    if isinstance(value, list | tuple):
-        return [_entry(one) for one in value]
-    return [value] if isinstance(value, str) else value
-
-
-def _entry(value: object) -> object:
-    """``{source: NAME, token: TOKEN}`` as the text that stands for it."""
-    if isinstance(value, dict) and value.keys() == {"source", "token"}:
-        return f"{value['source']} {value['token']}"
-    return value
-
-
-def _token(value: SecretStr) -> SecretStr:
-    named(value.get_secret_value())
-    return value
-
-
-Tokens = Annotated[
-    tuple[Annotated[SecretStr, AfterValidator(_token)], ...], BeforeValidator(_several)
-]
-
-
-def _with_source(entry: SecretStr, show: Callable[[str], str]) -> str:
-    source, token = named(entry.get_secret_value())
-    return show(token) if source is None else f"{source} {show(token)}"
-
-
-class AccessTokens(Tree):
-    """Bearer tokens of each role; a file holds one a line.  All three roles have some, or none."""
-
-    predict: Tokens = Field((), description="may predict, and read the state")
-    feedback: Tokens = Field(
-        (),
-        description="may send labels; {source: NAME, token: …} is of that source only",
-    )
-    admin: Tokens = Field((), description="may do everything")
-    predict_file: Path | None = Field(None, description="file of tokens, instead of them")
-    feedback_file: Path | None = None
-    admin_file: Path | None = None
-
-    def of(self, role: Role) -> tuple[str, ...]:
-        """The role's tokens, or their digests."""
-        tokens: Tokens = getattr(self, role)
-        return tuple(named(token.get_secret_value())[1] for token in tokens)
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Source by token, of feedback tokens that stand for one."""
-        found = [named(token.get_secret_value()) for token in self.feedback]
-        return {token: source for source, token in found if source is not None}
-
-    @field_serializer("predict", "feedback", "admin")
-    def _hide(self, value: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        if info.context == WITH_SECRETS:
-            return [_with_source(token, digest) for token in value]
-        return [_with_source(token, lambda _: "***") for token in value]
-
-    def __bool__(self) -> bool:
-        return any(map(self.of, ROLES))
-
-
 class Limits(Tree):
     """Every bound of the service.  At a bound new work is refused, nothing accepted is dropped."""
 
     body_bytes_max: int = Field(1_048_576, ge=1_024)
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     features_max: int = Field(4_096, ge=1, description="features of one row")
+    names_max: int = Field(
+        100_000, ge=1, description="names that a model keeps something of: features, words of text"
+    )
+    names_share: float = Field(0.5, gt=0, le=1, description="of them, brought by one source")
+    classes_max: int = Field(256, ge=2, description="labels of a model; more are refused")
     text_bytes_max: int = Field(1_024, ge=16, description="a feature's name or text value")
     token_bytes_max: int = Field(8_192, ge=256, description="longer ids become stored joins")
     clock_skew_s: float = Field(
@@ -154,10 +92,21 @@ class Limits(Tree):
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
+    upload_idle_s: float = Field(
+        60, gt=0, description="an upload ends when no whole line came for so long"
+    )
+    uploads_share: float = Field(
+        0.25, gt=0, le=1, description="of the places for uploads that one token may hold"
+    )
     queue_max: int = Field(
         10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
     )
     feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
+    standstill_s: float | None = Field(
+        10,
+        ge=1,
+        description="a process of the service that stands still and holds the journal is ended",
+    )
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
     adopt_s: float = Field(10, ge=1, description="a dead replica's rows are learned within")
@@ -167,33 +116,20 @@ class Limits(Tree):
     halves_max: int = Field(
         100_000, ge=1, description="predictions and labels that wait for each other, of a model"
     )
+    waiting_labels_max: int = Field(
+        16, ge=1, le=1_000, description="labels of different sources that wait for one prediction"
+    )
     banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
     sources_max: int = Field(
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
-
-
-class ReplicaRange(Tree):
-    """As many replicas as the load needs: see :mod:`online.scaling`."""
-
-    min: int = Field(1, ge=1, le=64)
-    max: int = Field(ge=1, le=64)
-    up_s: float = Field(10, ge=1, description="more once the load has lasted so long")
-    down_s: float = Field(120, ge=1, description="fewer once it has been gone so long")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> ReplicaRange:
-        if self.min > self.max:
-            raise ValueError(f"min is {self.min}, above max, {self.max}")
-        return self
-
-
-Replicas = Annotated[
-    Annotated[int, Field(ge=1, le=64), Tag("fixed")] | Annotated[ReplicaRange, Tag("range")],
-    Discriminator(lambda value: "range" if isinstance(value, Mapping | ReplicaRange) else "fixed"),
-]
-_TAGS = ("fixed", "range")  # of the line above: in errors they are no part of a setting's name
+    weight_max: float = Field(
+        2.0,
+        ge=1,
+        le=WEIGHT_MAX,
+        description="largest weight of an event where filters are on; a token may have its own",
+    )
 
 
 class Settings(Tree):
@@ -201,6 +137,9 @@ class Settings(Tree):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
+    start_wait_s: float = Field(
+        180, ge=5, description="a start that is not done after so long gives up"
+    )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Path("./state")
     journal: Annotated[str, AfterValidator(_store)] = Field(
@@ -232,6 +171,17 @@ class Settings(Tree):
     tokens: AccessTokens = Field(
         AccessTokens(), description="who may use the HTTP port; none: it is on loopback only"
     )
+    origins: tuple[Annotated[str, AfterValidator(check_origin)], ...] = Field(
+        (), description="pages that may use the service, beside its own: https://app.example.com"
+    )
+    hosts: tuple[Annotated[str, AfterValidator(check_host)], ...] = Field(
+        (),
+        description="names by which it may be called, beside loopback; with tokens and none: any",
+    )
+    state_mode: StateMode = Field(
+        "700",
+        description="who may use the state folder: 700, 750 (its group reads) or 770 (writes)",
+    )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
     @property
@@ -243,6 +193,11 @@ class Settings(Tree):
     def replicas_max(self) -> int:
         """How many there may be."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
+    def umask(self) -> int:
+        """Permissions that nothing in the state folder has, whoever makes it."""
+        return umask_of(self.state_mode)
 
     @property
     def key_path(self) -> Path:
@@ -342,7 +297,7 @@ def read_token_file(path: Path, field: str) -> list[str]:
     tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     try:
         for token in tokens:
-            named(token)
+            entry_of(token)
     except ValueError as error:
         raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
     if not tokens:
@@ -352,7 +307,7 @@ def read_token_file(path: Path, field: str) -> list[str]:
 
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
-    loc = tuple(part for part in first["loc"] if part not in _TAGS)
+    loc = tuple(part for part in first["loc"] if part not in TAGS)
     field = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
         known = _fields(loc[:-1])
@@ -402,10 +357,13 @@ def _check(settings: Settings) -> None:
                 f"both are called the same: {list(model.classes.values())}",
                 "Give each its own name",
             )
-    for role in ("predict", "admin"):
-        if any(named(t.get_secret_value())[0] for t in getattr(settings.tokens, role)):
-            remedy = "Give sources to feedback tokens only"
-            raise ConfigError(f"tokens.{role}", "a token with a source", remedy)
+    for (role, _), grant in settings.tokens.grants.items():
+        if role == "admin":
+            remedy = "Give sources to tokens for predict and feedback only"
+            raise ConfigError("tokens.admin", "a token with a source or a bound", remedy)
+        if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
+            remedy = "Give weight_max and labels_for to feedback tokens only"
+            raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
     given = [role for role in ROLES if settings.tokens.of(role)]
     if given and len(given) < len(ROLES):
         missing = ", ".join(role for role in ROLES if role not in given)

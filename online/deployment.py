@@ -17,10 +17,11 @@ from typing import Any
 
 from ray import serve
 
-from online import ingress, processes, rollout, telemetry
+from online import absent, ingress, processes, rollout, telemetry
 from online.access import ROLES, Access
 from online.app import App
 from online.background import Background, actor_of, learns_here, model_replica
+from online.browsers import Browsers
 from online.config import Settings
 from online.edge.pushes import Pushes, pushes_for
 from online.features import Door
@@ -42,6 +43,7 @@ from replay.journal.base import Journal
 log = logging.getLogger("online.replica")
 
 _STOP_S = 1.5
+_ABSENCE_S = 5.0
 
 
 class Peers:
@@ -65,6 +67,21 @@ class Peers:
         return wire.decode_reply(told)
 
 
+class Absence:
+    """Why another replica does not start, as Serve knows it; asked at most every five seconds."""
+
+    def __init__(self, monotonic_s: Callable[[], float]) -> None:
+        self._monotonic_s, self._asked_s = monotonic_s, -_ABSENCE_S
+        self._reason: str | None = None
+
+    def __call__(self) -> str | None:
+        """The reason; None: nothing is wrong."""
+        if self._monotonic_s() >= self._asked_s + _ABSENCE_S:
+            self._asked_s = self._monotonic_s()
+            self._reason = absent.replicas().reason
+        return self._reason
+
+
 @serve.ingress()
 class Replica:
     """One replica of the service: every model, one HTTP port."""
@@ -74,6 +91,7 @@ class Replica:
     ) -> None:
         telemetry.log_to_stderr(logging.INFO)
         self._settings = Settings.model_validate(data)
+        os.umask(self._settings.umask)  # in a cluster that was there before, it is another one's
         origin.check_place(self._settings)
         keys = Keys.from_file(self._settings.key_path)
         replica = processes.replica_name()
@@ -104,8 +122,9 @@ class Replica:
             door = Door(model, limits, numeric_only=loaded.model.numeric_only)
             tokens = Tokens(keys, name, nonces)
             self._servings[name] = Serving(
-                self._replicas[name], door, tokens, limits, loaded.spec_hash
-            )
+                self._replicas[name], door, tokens, limits, loaded.spec_hash,
+                self._settings.tokens.askers,
+            )  # fmt: skip
             if model.devices is not None:
                 self._pushes[name] = pushes_for(
                     model, self._settings, model.devices, self._replicas[name], door
@@ -122,6 +141,7 @@ class Replica:
         self._cluster = Cluster(
             self._replicas, clients, journals, facts.__getitem__,
             free_bytes=journal_room(self._settings), challengers=challengers,
+            absent=Absence(time.monotonic),
         )  # fmt: skip
         await asyncio.gather(*(model.start() for model in self._replicas.values()))
         for background in self._background.values():
@@ -135,10 +155,14 @@ class Replica:
         tokens = self._settings.tokens
         access = None
         if tokens:
-            access = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
+            access = Access({role: tokens.of(role) for role in ROLES}, tokens.grants)
+        browsers = Browsers(
+            self._settings.origins, self._settings.hosts,
+            guarded=access is not None, own=self._settings.host,
+        )  # fmt: skip
         app = App(
             self._servings, self._cluster, self._settings.limits, access, self._readers(),
-            self._settings.state_dir / "edge", self._pushes,
+            self._settings.state_dir / "edge", self._pushes, browsers,
         )  # fmt: skip
         ingress.install(app)
 

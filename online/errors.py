@@ -65,7 +65,7 @@ class RequestError(OnlineError):
             out["www-authenticate"] = 'Bearer realm="online"'
             if self.code != "no_token":
                 out["www-authenticate"] += ', error="invalid_token"'
-        elif self.status == 403:
+        elif self.code in ("forbidden", "source_fixed"):  # another token may
             out["www-authenticate"] = 'Bearer realm="online", error="insufficient_scope"'
         elif self.status == 405:  # of our own routes
             out["allow"] = "POST"
@@ -86,3 +86,15 @@ def failed() -> RequestError:
     """500: what the log tells of, under the request's id."""
     hint = "It is in the service's log, with the request's id; an event_id makes a repeat safe"
     return RequestError(500, "internal", "the service failed at this request", None, hint)
+
+
+def damaged(message: str, field: str) -> RequestError:
+    """500: what stands in the journal under the event's id can't be read any more."""
+    hint = "Nothing was recorded now. Whoever runs the service has to put the journal right"
+    return RequestError(500, "journal_damaged", message, field, hint)
+
+
+def journal_held(message: str) -> RequestError:
+    """503: rows that no commit has begun with; they are never written."""
+    hint = "Nothing was recorded. Send it again after Retry-After"
+    return RequestError(503, "journal_held", message, None, hint, 1)

@@ -5,32 +5,42 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
 
 from online.access import sender
 from online.config import Limits
-from online.errors import RequestError, invalid
-from online.features import Door
+from online.errors import RequestError, damaged, invalid
+from online.features import Door, not_plain
+from online.joins import join_key
 from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
+from online.vocabulary import Classes
 from replay import codec
+from replay.errors import JournalDamaged
 from replay.example import (
     NOTES_BYTES_MAX,
     Example,
     Features,
     Label,
-    LabelHalf,
     PredictionHalf,
+    Value,
+    WaitingLabel,
+    label_text,
 )
 from replay.journal.base import Half, NewRow, Row, Verdict
+from replay.plain import is_plain, plain
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
+_HOLDS: Final = 2.0  # times that a row may wait: for so long its names are promised
+
+KNOWN_MAX: Final = 64
+"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
 
 
 class Foreseen(msgspec.Struct, frozen=True, gc=False):
@@ -39,6 +49,7 @@ class Foreseen(msgspec.Struct, frozen=True, gc=False):
     answer: Answer
     version: tuple[int, int, int]
     at: float
+    known: dict[int, int] | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -54,6 +65,8 @@ class Events:
 
     A token is longer than 64 characters, an id of a stored join never is: the length tells them
     apart.
+
+    ``askers``: sources that tokens for predictions stand for.
     """
 
     def __init__(
@@ -64,9 +77,12 @@ class Events:
         limits: Limits,
         spec: str,
         now_s: Callable[[], float],
+        askers: Collection[str] = (),
     ) -> None:
         self._replica, self._door, self._tokens = replica, door, tokens
         self._limits, self._spec, self._now_s = limits, spec, now_s
+        self._classes = Classes(limits.classes_max)
+        self._askers = frozenset(askers)
 
     # -- predictions -------------------------------------------------------------------------
 
@@ -78,19 +94,25 @@ class Events:
         learner = self._replica.learner
         score, version = self._score(answer), (*learner.version, learner.own)
         now, newest = self._now_s(), self._replica.newest_label
-        notes = _notes(answer, score)
+        notes, asker = _notes(answer, score), sender.get().source
+        known = self._known()
         if own is None:
+            spec = self._spec[:16]
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, self._spec[:16], notes)
+                Predicted(1, features, score, version, now, newest, spec, notes, asker, known)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
-        predicted = PredictionHalf(features, score, version, now, newest, notes)
+        settings = self._replica.settings
+        features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
+        features, far = learner.bounds.taught(features)
+        sent = _sent(left, far)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, sent, known=known)
         payload = codec.encode_prediction(predicted)
-        key = event_key("join", own)
-        half = NewRow(key, own, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
+        key, source = join_key(asker, own), asker or ""
+        half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
         self._replica.writer.keep(half)
         return own
 
@@ -114,11 +136,21 @@ class Events:
                     places.append(i)
         out: list[Foreseen | None] = [None] * len(events)
         if features:
-            answers = self._replica.learner.serving.predict_many(features)
-            version, now_s = self._version(), self._now_s()
+            answers = self._replica.learner.predict_many(features)
+            version, now_s, known = self._version(), self._now_s(), self._known()
             for i, answer in zip(places, answers, strict=True):
-                out[i] = Foreseen(answer, version, now_s)
+                out[i] = Foreseen(answer, version, now_s, known)
         return out
+
+    def _known(self) -> dict[int, int] | None:
+        """What the model here has learned, for a challenger to be asked as of; None: there is none.
+
+        Empty with more partitions than an id has room for.
+        """
+        if self._replica.settings.challenger is None:
+            return None
+        known = self._replica.learner.known()
+        return known if len(known) <= KNOWN_MAX else {}
 
     def _version(self) -> tuple[int, int, int]:
         learner = self._replica.learner
@@ -135,7 +167,7 @@ class Events:
         event = _of_sender(event, field)
         if event.label is msgspec.UNSET:
             raise invalid(f"{field}label", "no label", "Send the true label")
-        label = self._door.label(event.label, f"{field}label")
+        label = self._door.label(event.label, f"{field}label", recorded=True)
         weight = self._door.weight(event.weight, f"{field}weight")
         if event.id is None:
             return await self._with_features(event, label, weight, field, foreseen)
@@ -143,10 +175,19 @@ class Events:
             hint = "The id carries both; send it with the label only"
             raise invalid(f"{field}id", "an id together with features or event_id", hint)
         if is_join_id(event.id):
-            payload = codec.encode_label(LabelHalf(label, weight, event.event_time))
-            key = event_key("join", event.id)
-            return self._asked(key, event.id, event.source, payload, label, half=Half.LABEL)
+            return await self._with_own_id(event, event.id, label, weight, field)
         return await self._with_token(event, event.id, label, weight, field)
+
+    async def _with_own_id(
+        self, event: Event, own: str, label: Label, weight: float, field: str
+    ) -> Asked:
+        askers = [asker for asker in labels_for(event.source) if asker in self._askers]
+        keys = tuple(join_key(asker, own) for asker in (*askers, None))
+        await self._check_new(event, label, weight, keys, field)
+        now, source = self._now_s(), event.source
+        waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
+        payload = codec.encode_labels([waiting])
+        return self._asked(keys[0], own, source, payload, label, half=Half.LABEL, at=now)
 
     async def _with_features(
         self, event: Event, label: Label, weight: float, field: str, foreseen: Foreseen | None
@@ -154,17 +195,18 @@ class Events:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
             raise invalid(f"{field}id", "neither id nor features", hint)
-        if foreseen is None:
-            features = self._door.features(event.features, f"{field}features")
-            answer = self._replica.learner.predict(features)
-            foreseen = Foreseen(answer, self._version(), self._now_s())
-        else:
-            features = event.features
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
+        await self._check_new(event, label, weight, [key], field)
+        if foreseen is None:
+            features = self._door.features(event.features, f"{field}features", recorded=True)
+            answer = self._replica.learner.predict(features)
+            foreseen = Foreseen(answer, self._version(), self._now_s(), self._known())
+        else:
+            features = event.features
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
-            if age_s > window_s and await self._find(key) is None:
+            if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
         score = self._score(foreseen.answer)
@@ -178,10 +220,10 @@ class Events:
             event.event_time,
             self._replica.newest_label,
             _notes(foreseen.answer, score),
+            known=foreseen.known,
         )
         idempotent = event.event_id is not None
-        payload = codec.encode(example)
-        return self._asked(key, event_id, event.source, payload, label, idempotent=idempotent)
+        return await self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -191,11 +233,16 @@ class Events:
         except TokenInvalid as error:
             hint = "Send the id exactly as the prediction gave it, to the same model"
             raise RequestError(404, "unknown_id", f"id: {error}", f"{field}id", hint) from None
+        if (asker := predicted.asker) is not None and not may_label(asker, event.source):
+            message = "the prediction is of a source that the token sent may not label"
+            hint = "Send it with that source's token, or name it in the token's labels_for"
+            raise RequestError(403, "not_yours", message, f"{field}id", hint)
         key, age_s = event_key("token", event_id), self._now_s() - predicted.at
         if age_s < 0:
             self._check_ahead(-age_s, field)
+        await self._check_new(event, label, weight, [key], field)
         lifetime_s = self._replica.settings.token_lifetime
-        if age_s > lifetime_s and await self._find(key) is None:
+        if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
             return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
         example = Example(
@@ -208,13 +255,61 @@ class Events:
             event.event_time,
             predicted.no_change,
             predicted.notes,
+            known=predicted.known,
         )
-        return self._asked(key, event_id, event.source, codec.encode(example), label)
+        return await self._whole(key, event_id, event.source, example, field)
 
-    async def _find(self, key: bytes) -> Row | None:
-        """The row that has the key (for repeats of what has expired)."""
+    async def _check_new(
+        self, event: Event, label: Label, weight: float, keys: Sequence[bytes], field: str
+    ) -> None:
+        """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
+
+        Raises RequestError 422.
+        """
+        problem = self._problem(event, weight, field) or self._crowded(label, field)
+        if problem is None:
+            return
+        for key in keys:
+            if await self._find(key, f"{field}id") is not None:
+                return
+        raise problem
+
+    def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
+        """One event moves the model so far and no further, and nothing shows orders for it."""
+        most = self._door.weight_max
+        if weight > most:
+            message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
+            hint = "Send less, or raise limits.weight_max or the token's weight_max"
+            return RequestError(422, "weight_over", message, f"{field}weight", hint)
+        if not is_plain(event.source):
+            return not_plain(f"{field}source", "a source", event.source)
+        if event.event_id is not None and not is_plain(event.event_id):
+            return not_plain(f"{field}event_id", "an id", event.event_id)
+        if isinstance(event.label, str) and not is_plain(event.label):
+            return not_plain(f"{field}label", "a class", event.label)
+        if (odd := self._door.odd_name(event.features)) is not None:
+            return not_plain(f"{field}features", "a name", odd)
+        return None
+
+    def _crowded(self, label: Label, field: str) -> RequestError | None:
+        """Each class is numbers for each name, touched by each row, and a line of each answer."""
+        if self._replica.settings.task != "multiclass":
+            return None
+        known, now_s = self._replica.learner.tally.seen, self._now_s()
+        hold_s = _HOLDS * self._limits.feedback_wait_s
+        if self._classes.admit(label_text(label), known, now_s, hold_s):
+            return None
+        message = f"a new class, and the model has {self._classes.most} already"
+        hint = f"Send one of those (limits.classes_max is {self._classes.most}), or raise it"
+        return RequestError(422, "classes_full", message, f"{field}label", hint)
+
+    async def _find(self, key: bytes, field: str) -> Row | None:
+        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
         store = self._replica.store
-        row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        try:
+            row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        except JournalDamaged as error:
+            raise damaged(str(error), field) from None
         return row
 
     def _check_ahead(self, ahead_s: float, field: str) -> None:
@@ -225,6 +320,34 @@ class Events:
             raise invalid(f"{field}id", message, hint)
         self._replica.counts["ids_from_the_future"] += 1
 
+    async def _whole(
+        self,
+        key: bytes,
+        event_id: str,
+        source: str,
+        example: Example,
+        field: str,
+        *,
+        idempotent: bool = True,
+    ) -> Asked:
+        """The row of an event whose features are here: they are bounded before they are judged."""
+        verdict, learner, counts = Verdict.ACCEPTED, self._replica.learner, self._replica.counts
+        hold_s = _HOLDS * self._limits.feedback_wait_s
+        features, left = learner.vocabulary.taught(example.features, source, self._now_s(), hold_s)
+        if left is not None:
+            counts["names_left_out"] += len(left)
+            if not features and await self._find(key, f"{field}event_id") is None:
+                raise _names_full(left, source, self._limits, f"{field}features")
+        features, far = learner.bounds.taught(features)
+        if (sent := _sent(left, far)) is not None:
+            verdict = Verdict.CLIPPED
+            example = msgspec.structs.replace(example, features=features, raw=sent)
+            counts["values_clipped"] += len(far or ())
+        payload, label = codec.encode(example), example.label
+        return self._asked(
+            key, event_id, source, payload, label, verdict=verdict, idempotent=idempotent
+        )
+
     def _asked(
         self,
         key: bytes,
@@ -234,10 +357,13 @@ class Events:
         label: Label,
         *,
         half: Half | None = None,
+        verdict: Verdict = Verdict.ACCEPTED,
         idempotent: bool = True,
+        at: float | None = None,
     ) -> Asked:
         self._replica.note_label(label)
-        row = NewRow(key, event_id, source, Verdict.ACCEPTED, payload, self._now_s(), half=half)
+        at = self._now_s() if at is None else at
+        row = NewRow(key, event_id, source, verdict, payload, at, half=half)
         filters = self._replica.filters
         if filters is not None and (problem := filters.refusal(row)) is not None:
             hint = "Check the values, and their scale, against what the model was trained with"
@@ -245,9 +371,25 @@ class Events:
         return Asked(row, label, idempotent)
 
 
+def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:
+    """What was sent where the row has something else, or nothing."""
+    return None if left is None and far is None else {**(left or {}), **(far or {})}
+
+
+def _names_full(left: Collection[str], source: str, limits: Limits, field: str) -> RequestError:
+    shown = ", ".join(plain(name) for name in list(left)[:3])
+    message = (
+        f"no room for new names ({shown}), and the row has no other: a model has "
+        f"{limits.names_max}, of which source {plain(source)} may bring "
+        f"{int(limits.names_max * limits.names_share)}"
+    )
+    hint = "Send names that were learned before, or raise limits.names_max or limits.names_share"
+    return RequestError(422, "names_full", message, field, hint)
+
+
 def _of_sender(event: Event, field: str) -> Event:
     """The event with the source that its token stands for; 403 if it names another."""
-    source = sender.get()
+    source = sender.get().source
     if source is None or event.source == source:
         return event
     if event.source != Event().source:
@@ -257,6 +399,25 @@ def _of_sender(event: Event, field: str) -> Event:
         hint = "Leave source out, or send it with a token for admin"
         raise RequestError(403, "source_fixed", message, f"{field}source", hint)
     return msgspec.structs.replace(event, source=source)
+
+
+def labels_for(source: str) -> tuple[str, ...]:
+    """Sources whose predictions the request's sender may label with events of ``source``.
+
+    Beside them those of tokens that name no source.  An admin's labels are those of the source
+    that its event names.
+    """
+    grant = sender.get()
+    if grant.trusted:
+        return (source,)
+    if grant.labels_for is not None:
+        return grant.labels_for
+    return () if grant.source is None else (grant.source,)
+
+
+def may_label(asker: str, source: str) -> bool:
+    """Whether the request's sender may label a sealed id that was given to ``asker``."""
+    return sender.get().trusted or asker in labels_for(source)
 
 
 def _notes(answer: Answer, score: dict[str, float] | None) -> bytes | None:

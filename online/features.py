@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from online.access import WEIGHT_MAX, sender
 from online.config import Limits
-from online.errors import invalid
+from online.errors import RequestError, invalid
 from online.model_settings import ModelSettings
 from replay.example import Features, Label, label_text
+from replay.plain import is_plain, plain
 
 _INTEGER_MAX = 2**53  # beyond it a JSON number is not the integer that was written
 _NUMBER_MAX = 1e100  # squares, and sums of squares over all rows, stay finite
@@ -25,14 +27,19 @@ class Door:
         self._limits = limits
         self._numeric_only = numeric_only
         self._task = settings.task
+        self._bounded = settings.filters != "none"
         classes = settings.classes or {"negative": False, "positive": True}
         self._names: dict[bool, Label] = {
             False: classes["negative"],
             True: classes["positive"],
         }
 
-    def features(self, value: Any, field: str) -> Features:
-        """Checked features; the very numbers that were sent."""
+    def features(self, value: Any, field: str, *, recorded: bool = False) -> Features:
+        """Checked features; the very numbers that were sent.
+
+        ``recorded``: they are of a row that the journal has, which may have names that are not
+        taken any more (:meth:`odd_name`).
+        """
         if not isinstance(value, dict):
             raise invalid(
                 field, f"an object is needed, got {_kind(value)}", 'Send {"name": number}'
@@ -57,7 +64,15 @@ class Door:
                 self._check_other(item, f"{field}.{name}")
             if len(name) > self._limits.text_bytes_max:
                 raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
+        if not recorded and (odd := self.odd_name(value)) is not None:
+            raise not_plain(field, "a name", odd)
         return value
+
+    def odd_name(self, features: Any) -> str | None:
+        """A name of the features that a terminal would obey; None if there is none."""
+        if not isinstance(features, dict) or "".join(features).isprintable():
+            return None
+        return next((name for name in features if not is_plain(name)), None)
 
     def many(self, instances: list[dict[str, Any]]) -> list[Features]:
         """Checked features of many rows."""
@@ -81,8 +96,8 @@ class Door:
         elif item is not None:
             raise invalid(field, f"got {_kind(item)}", "Send a number, text, true, false or null")
 
-    def label(self, value: Any, field: str) -> Label:
-        """Label in its canonical form for the model's task."""
+    def label(self, value: Any, field: str, *, recorded: bool = False) -> Label:
+        """Label in its canonical form for the model's task; ``recorded`` as in :meth:`features`."""
         if self._task == "binary":
             return self._binary(value, field)
         if self._task == "regression":
@@ -100,6 +115,8 @@ class Door:
             raise invalid(field, f"{value} is beyond 2^53", "Send it as text")
         if isinstance(value, str) and len(value) > self._limits.text_bytes_max:
             raise invalid(field, f"a class name of {len(value)} characters", "Shorten it")
+        if isinstance(value, str) and not recorded and not is_plain(value):
+            raise not_plain(field, "a class", value)
         return value
 
     def _binary(self, value: Any, field: str) -> bool:
@@ -113,11 +130,23 @@ class Door:
         raise invalid(field, f"not a label of this model: {_show(value)}", f"Send {names}")
 
     def weight(self, value: Any, field: str) -> float:
-        """Importance of an event: finite, > 0, at most 10^6."""
+        """Importance of an event: finite, > 0, at most 10^6.  See :meth:`weight_max`, too."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value <= 1e6:
-            raise invalid(field, f"not a weight: {_show(value)}", "Send a number in (0, 1000000]")
+        if not number or not 0 < value <= WEIGHT_MAX:
+            hint = f"Send a number in (0, {self.weight_max:.15g}]"
+            raise invalid(field, f"not a weight: {_show(value)}", hint)
         return float(value)
+
+    @property
+    def weight_max(self) -> float:
+        """The largest weight of a new event: of its token, else of the settings.
+
+        Without filters any weight is taken: the model is the plain library's then.
+        """
+        if not self._bounded:
+            return WEIGHT_MAX
+        own = sender.get().weight_max
+        return self._limits.weight_max if own is None else own
 
     def show(self, label: Label | None) -> Label | None:
         """Label as the caller knows it."""
@@ -129,6 +158,12 @@ class Door:
         """Key of a label in ``probabilities``: its JSON text, text labels without the quotes."""
         shown = self.show(label)
         return shown if isinstance(shown, str) else label_text(label if shown is None else shown)
+
+
+def not_plain(field: str, what: str, text: str) -> RequestError:
+    """422: the text has characters that terminals and logs would obey."""
+    hint = "Leave control characters out: line breaks, tabs, escapes, marks of direction"
+    return invalid(field, f"{what} with control characters: {plain(text[:80])}", hint)
 
 
 def _kind(value: Any) -> str:

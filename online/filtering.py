@@ -23,6 +23,7 @@ from math import log, log1p
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from online.evidence import judged_of
 from online.history import is_again
@@ -39,7 +40,7 @@ from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
 from paramserver.filters.sources import TAKEN
 from replay import codec
 from replay.example import Example, label_text
-from replay.journal.base import Half, NewRow, Outcome, Row
+from replay.journal.base import NewRow, Outcome, Row
 from replay.journal.base import Verdict as Written
 
 _log = logging.getLogger("online.filtering")
@@ -132,7 +133,7 @@ class Filtering:
         """Why no row may hold this; None if one may.  Changes nothing that is judged by."""
         self._see_others(row.at)
         if not self.active or row.half is not None:
-            return None
+            return None  # a half is looked at when it has met the other
         event = self._event(row, codec.decode(row.payload))
         problem = self.chain.filters[0].judge(event, self.chain.sources.get(row.source))
         if problem.refuse:
@@ -154,20 +155,16 @@ class Filtering:
         return [self._judged(row) for row in rows]
 
     def _judged(self, row: NewRow) -> NewRow:
-        if row.half is Half.PREDICTION or is_again(row) or row.verdict is Written.QUARANTINED:
-            return row  # an operator has decided
+        if row.half is not None or is_again(row) or row.verdict is Written.QUARANTINED:
+            return row  # a half that is kept is judged when it meets the other; or an operator has
         event = self._checked.pop(row.key, None)
         if self._is_repeat(row):
             return row
-        example = None if row.half is not None else codec.decode(row.payload)
-        if example is not None and example.moved is not None:
+        example = codec.decode(row.payload)
+        if example.moved is not None:
             return row  # a delta of a device is judged as it comes: online.pushes
         self._see(row.source, row.at)
-        if not self.active:
-            return row
-        if example is None:
-            return self._judged_half(row)
-        if example.judged is not None:
+        if not self.active or example.judged is not None:
             return row
         if event is None:
             event = self._event(row, example)
@@ -178,17 +175,18 @@ class Filtering:
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
         effects = self.standings.decided(row.key, row.source, taken=verdict.taken)
-        written = _WRITTEN.get(verdict.verdict, Written.ACCEPTED)
+        written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
         self._batch.add(row.key)
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
         payload = codec.encode(msgspec.structs.replace(example, judged=judged))
-        factor = max(verdict.factor, _FACTOR_MIN) if written is Written.CLIPPED else 1.0
+        factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
         return msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
 
-    def _judged_half(self, row: NewRow) -> NewRow:
-        """A label whose features are in the store: by its source's standing alone."""
-        if not self.chain.sources.get(row.source).quarantined:
+    def by_standing(self, row: NewRow) -> NewRow:
+        """A row that no test looks at: what its source's standing alone makes of it."""
+        self._see(row.source, row.at)
+        if not (self.active and self.chain.sources.get(row.source).quarantined):
             return row
         self.counts[Written.QUARANTINED.value] += 1
         return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
@@ -204,6 +202,8 @@ class Filtering:
         gradient = None
         if self.chain.reference is not None and isinstance(model, Sloped):
             gradient = model.slope(example.features, example.label, example.score)
+            if gradient is not None and example.weight != 1.0:  # how far the event moves the model
+                gradient = gradient * np.float32(example.weight)
         features = codec.encode(Example(example.features, ""))
         label = label_text(example.label)
         count = self._count()
@@ -218,6 +218,7 @@ class Filtering:
             digest=zlib.crc32(label.encode(), zlib.crc32(features)),
             features_digest=zlib.crc32(features),
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
+            weight=example.weight,
         )
 
     # -- after it ----------------------------------------------------------------------------
@@ -226,6 +227,11 @@ class Filtering:
         """The rows of :meth:`judge` stand, or were there before: a repeat says nothing twice."""
         for row, outcome in zip(rows, outcomes, strict=True):
             if row.half is not None:
+                continue
+            if outcome.row is None:  # another half stands there: the row is made anew
+                if row.key in self._batch:
+                    self._batch.discard(row.key)
+                    self.standings.take_back(row.key)
                 continue
             self._recent[row.key] = row.at
             self._recent.move_to_end(row.key)

@@ -7,6 +7,7 @@ others on the loop wait no longer than that, or than one row takes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner
 from online.pace import Pace
 from online.writer import Writer
-from replay.errors import JournalUnavailable
+from replay.errors import JournalDamaged, JournalUnavailable
 from replay.journal.base import Row
 
 log = logging.getLogger("online.replica")
@@ -30,6 +31,7 @@ log = logging.getLogger("online.replica")
 _TURN_S = 0.0002
 _READ_ROWS = 256  # rows of one page when the journal is learned again
 _UNREAD_S = 0.2  # between two attempts to read rows
+_DAMAGED_S = 5.0  # between two looks at damaged rows: somebody may have put them right
 _UNWRITTEN_S = 0.2  # between two attempts to write down a failed row
 
 
@@ -62,6 +64,9 @@ class Follower:
     ) -> None:
         self._judge = judge
         self.wake = asyncio.Event()
+        self._damaged: dict[
+            int, str
+        ] = {}  # by partition (0: of all), why its rows can't be learned
         self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace = counts, pace
@@ -80,9 +85,14 @@ class Follower:
         while True:
             try:
                 rows = await self._rows()
+                self._damaged.pop(0, None)
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_UNREAD_S)
+                continue
+            except JournalDamaged as error:  # what lies behind it is not learned without it
+                self._note_damaged(0, error)
+                await asyncio.sleep(_DAMAGED_S)
                 continue
             if not rows:
                 await self._wait()
@@ -122,12 +132,37 @@ class Follower:
                 n = min(n, self._writer.known - offset + 1)
                 if n < 1:
                     continue
-            rows: Sequence[Row] = await self._store.read(
-                self._store.journal.read, partition, offset, n
-            )
+            try:
+                rows: Sequence[Row] = await self._store.read(
+                    self._store.journal.read, partition, offset, n
+                )
+                self._damaged.pop(partition, None)
+            except JournalDamaged as error:
+                self._note_damaged(partition, error)
+                rows = await self._up_to_damage(partition, offset, n)
             if rows:
                 return rows
         return ()
+
+    async def _up_to_damage(self, partition: int, offset: int, n: int) -> Sequence[Row]:
+        """Rows before a damaged one: only it, and what follows it in its partition, has to wait."""
+        while (n := n // 2) > 0:
+            with contextlib.suppress(JournalDamaged):
+                rows: Sequence[Row] = await self._store.read(
+                    self._store.journal.read, partition, offset, n
+                )
+                return rows
+        return ()
+
+    @property
+    def incident(self) -> str | None:
+        """Why rows are not learned although they are there; None if none is."""
+        return next(iter(self._damaged.values()), None)
+
+    def _note_damaged(self, partition: int, error: JournalDamaged) -> None:
+        if self._damaged.get(partition) != str(error):
+            log.error("%s", error)
+        self._damaged[partition] = str(error)
 
     async def _learn(self, row: Row) -> bool:
         """Learn one row; False if a merge has moved the pointer meanwhile."""

@@ -11,24 +11,39 @@ between the newest snapshot and the oldest one that holds the same of them.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from online.config import Settings
-from online.errors import OnlineError, StartRefused
-from online.history import LEARNED, Decisions, origin
-from online.names import load_model, open_journal, snapshots_path
+from online.errors import StartRefused
+from online.history import Decisions
+from online.holdings import (
+    Counts,
+    Holding,
+    Moved,
+    base_of,
+    holding_of,
+    minus,
+    of_loss,
+    pages,
+)
+from online.names import load_model, open_journal, running, snapshots_path
 from online.promotion import as_stored
-from online.tally import DIGEST, event_hash
-from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
-from paramserver.rewrites import Undone
+from paramserver.errors import (
+    ParamServerError,
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
+)
+from paramserver.errors import StartRefused as Refused
+from paramserver.lineage import Lineage, check_start
+from paramserver.shortfall import shortfall
 from paramserver.snapshots.format import decode
-from paramserver.snapshots.history import ancestors, parse_name
+from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
-from paramserver.state import SnapshotState
-from replay.journal.base import Journal, Partition, Row, Verdict
+from paramserver.snapshots.store import Retention
+from replay.journal.base import Journal
 
 _PAGE = 1000
 _MASK = 2**64 - 1
@@ -61,6 +76,14 @@ class Findings:
         not among them.
     refused, heads
         Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
+    head_missing
+        Whether the file of the newest snapshot is not there.
+    served
+        Whether a service runs on the folder; it writes a file that is missing anew.
+    lacks
+        Rows that snapshots contain and the journal does not have.
+    no_start
+        Why a start on what is there would be refused; None: it would not.
     """
 
     model: str
@@ -79,11 +102,19 @@ class Findings:
     waiting: int
     refused: Mapping[str, str]
     heads: Mapping[str, str | None]
+    head_missing: bool = False
+    served: bool = False
+    lacks: int = 0
+    no_start: str | None = None
 
     @property
     def good(self) -> bool:
-        """No event is missing or counted twice, and no partition has a hole."""
-        return self.digest_equal is not False and self.holes == 0
+        """No event is missing or counted twice, no partition has a hole, and it can start.
+
+        Without a service, a head whose file is missing is as good as the one before it.
+        """
+        whole = self.digest_equal is not False and self.holes == 0
+        return whole and self.no_start is None and not (self.head_missing and self.served)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -108,44 +139,10 @@ class Findings:
             f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
             f"{self.waiting:,} waiting for their other half",
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
+            *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
         ]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """Which rows a snapshot must hold, and the digest of those that it does."""
-
-    name: str | None
-    digest: Digest = (0, 0)
-    clock: Mapping[int, int] = field(default_factory=dict)
-    closed: frozenset[int] = frozenset()
-    undone: Undone = field(default_factory=Undone)
-    skipped: Mapping[int, int] = field(default_factory=dict)
-
-    def upto(self, partition: Partition) -> int:
-        """Its clock."""
-        return partition.end if partition.id in self.closed else self.clock.get(partition.id, 0)
-
-    def has(self, partition: Partition, offset: int) -> bool:
-        """Whether the row is to be in it, if it was to be learned at all."""
-        inside = self.skipped.get(partition.id, 0) < offset <= self.upto(partition)
-        return inside and not self.undone.has(partition.id, offset)
-
-    def removed(self, partition: Partition) -> Spans:
-        """What it holds of the rows that were removed, as spans (after, up to)."""
-        at = min(self.skipped.get(partition.id, 0), partition.trimmed)
-        upto, spans = min(self.upto(partition), partition.trimmed), []
-        for after, until in self.undone.ranges.get(partition.id, ()):
-            if at < min(after, upto):
-                spans.append((at, min(after, upto)))
-            at = max(at, until)
-        return (*spans, (at, upto)) if at < upto else tuple(spans)
-
-
-class _Moved(OnlineError):
-    """The service removed meanwhile what was looked at."""
 
 
 def check(settings: Settings, model: str, progress: Progress | None = None) -> Findings:
@@ -160,13 +157,23 @@ def check(settings: Settings, model: str, progress: Progress | None = None) -> F
     chosen = next(m for m in as_stored(settings).models if m.name == model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
+    served = _served(settings)
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)
         for _ in range(_ATTEMPTS):
-            with contextlib.suppress(_Moved):
-                return compare(journal, snapshots, model, spec, progress)
+            with contextlib.suppress(Moved):
+                return compare(journal, snapshots, model, spec, progress, served=served)
     message = f"model {model}: rows and snapshots were removed while they were checked"
     raise StartRefused(message, "Run it again when less is going on")
+
+
+def _served(settings: Settings) -> bool:
+    """Whether a service runs on the folder, on this machine."""
+    try:
+        running(settings)
+    except StartRefused:
+        return False
+    return True
 
 
 def _check_known(lineages: Sequence[str], model: str, spec: str) -> None:
@@ -188,31 +195,43 @@ def compare(
     model: str,
     spec: str,
     progress: Progress | None = None,
+    *,
+    served: bool = False,
 ) -> Findings:
-    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing."""
+    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing.
+
+    ``served``: whether a service runs on them.
+    """
     head = journal.head(model, spec).snapshot
     views, refused = _views(journal, snapshots, model, spec)
-    if head is not None and head not in {*views, *refused}:
+    if head_missing := head is not None and head not in {*views, *refused}:
         if journal.head(model, spec).snapshot != head:
-            raise _Moved
-        refused[head] = "it is the head, and its file is missing"
+            raise Moved
+        refused[str(head)] = "it is the head, and its file is missing"
+    lacks, no_start = _start(journal, snapshots, model, spec)
+    if no_start is not None and journal.head(model, spec).snapshot != head:
+        raise Moved
     partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
-    now = next((views[name] for name in _line(head, views)), _View(None))
-    base = _base(now, views, partitions)
+    now = next((views[name] for name in _line(head, views)), Holding(None))
+    base = base_of(
+        now,
+        (Holding(None), *of_loss(journal, model, spec, partitions), *views.values()),
+        partitions,
+    )
     decisions = Decisions(spec)
     decisions.read(journal, model)
-    counts = _Counts(decisions, now, base or _View(None))
+    counts = Counts(decisions, now, base or Holding(None))
     rows = sum(p.end - p.trimmed for p in partitions)
     done = holes = 0
     for partition in partitions:
-        for page, missing in _pages(journal, partition):
+        for page, missing in pages(journal, partition):
             holes += missing
             done += len(page) + missing
             for row in page:
                 counts.add(partition, row)
             if progress is not None:
                 progress(done, rows)
-    learned = _minus(now.digest, (base or _View(None)).digest)
+    learned = minus(now.digest, (base or Holding(None)).digest)
     removed = sum(p.trimmed for p in partitions)
     return Findings(
         model=model,
@@ -223,7 +242,7 @@ def compare(
         digest_equal=None if base is None else counts.digest == learned,
         removed=removed,
         holes=holes,
-        not_yet=sum(p.end - max(now.upto(p), p.trimmed) for p in partitions),
+        not_yet=sum(max(p.end - max(now.upto(p), p.trimmed), 0) for p in partitions),
         failed=len(decisions.failed),
         undone=len(counts.undone - counts.standing),
         frozen=len(counts.frozen - counts.standing),
@@ -231,17 +250,34 @@ def compare(
         waiting=journal.usage(model).halves,
         refused=refused,
         heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
+        head_missing=head_missing,
+        served=served,
+        lacks=lacks,
+        no_start=no_start,
     )
 
 
-def _line(head: str | None, names: Mapping[str, _View]) -> list[str]:
+def _start(journal: Journal, snapshots: Snapshots, model: str, spec: str) -> tuple[int, str | None]:
+    """Rows that snapshots have and the journal lacks; why a start would be refused, or None."""
+    history = SnapshotHistory(snapshots, Retention())
+    lacks = shortfall(journal, history, model, spec).events
+    try:
+        check_start(journal, history, Lineage(model, spec, "", "sum"))
+    except Refused as error:
+        return lacks, str(error)
+    except (OSError, ParamServerError) as error:  # a disk that may do better: the start asks again
+        return lacks, f"{type(error).__name__}: {error}"
+    return lacks, None
+
+
+def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:
     """Good snapshots of the head's line, newest first."""
     return [] if head is None else [name for name in ancestors(head, names) if name in names]
 
 
 def _views(
     journal: Journal, snapshots: Snapshots, model: str, spec: str
-) -> tuple[dict[str, _View], dict[str, str]]:
+) -> tuple[dict[str, Holding], dict[str, str]]:
     """Every good snapshot, oldest first, and why the others are none."""
     views, refused = {}, {}
     names = [name for name in snapshots.names() if parse_name(name) is not None]
@@ -254,89 +290,7 @@ def _views(
             refused[name] = str(error)
             continue
         if (state.model, state.spec) == (model, spec):
-            views[name] = _view(journal, name, state)
+            views[name] = holding_of(journal, name, state)
         else:
             refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
     return views, refused
-
-
-def _view(journal: Journal, name: str, state: SnapshotState) -> _View:
-    digest = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
-    decisions = Decisions(state.spec)
-    decisions.read(journal, state.model, state.control)
-    return _View(
-        name,
-        (digest["count"], digest["sum"]),
-        dict(state.clock),
-        state.closed,
-        decisions.undone,
-        _skipped(journal, state),
-    )
-
-
-def _skipped(journal: Journal, state: SnapshotState) -> dict[int, int]:
-    """Offsets up to which partitions were left out when the lineage was begun afresh."""
-    skipped: dict[int, int] = {}
-    for control in journal.controls(state.model, 0):
-        if control.kind == "fresh":
-            note = json.loads(control.payload)
-            if note["spec"] == state.spec and int(control.key.split(":")[2]) <= state.version[0]:
-                skipped = {int(p): offset for p, offset in note["clock"].items()}
-    return skipped
-
-
-def _base(now: _View, views: Mapping[str, _View], partitions: Sequence[Partition]) -> _View | None:
-    """What to compare with: nothing if no row of it was removed, else the oldest that will do."""
-    for view in (_View(None), *views.values()):
-        if view.name == now.name is not None:
-            break  # itself: that would check nothing
-        if all(view.removed(p) == now.removed(p) for p in partitions):
-            return view
-    return None
-
-
-def _pages(journal: Journal, partition: Partition) -> Iterator[tuple[Sequence[Row], int]]:
-    """Rows of a partition that should be there, and how many are missing after each page."""
-    first = partition.trimmed + 1
-    while first <= partition.end:
-        n = min(_PAGE, partition.end - first + 1)
-        rows = journal.read(partition.id, first, n)
-        if len(rows) != n:
-            found = journal.partition(partition.id)
-            if found is None or found.trimmed > partition.trimmed:
-                raise _Moved
-        yield rows, n - len(rows)
-        first += n
-
-
-def _minus(a: Digest, b: Digest) -> Digest:
-    return a[0] - b[0], (a[1] - b[1]) & _MASK
-
-
-class _Counts:
-    """Digest of the rows that one view has beyond another; events that are in no model now."""
-
-    def __init__(self, decisions: Decisions, now: _View, base: _View) -> None:
-        self._decisions, self._now, self._base = decisions, now, base
-        self.digest: Digest = (0, 0)
-        self.undone: set[bytes] = set()
-        self.frozen: set[bytes] = set()
-        self.quarantined: set[bytes] = set()
-        self.standing: set[bytes] = set()
-
-    def add(self, partition: Partition, row: Row) -> None:
-        """One row of the journal."""
-        event = origin(row).key
-        if row.verdict is Verdict.FROZEN:
-            self.frozen.add(event)
-        if row.verdict is Verdict.QUARANTINED:
-            self.quarantined.add(event)
-        if row.verdict not in LEARNED or row.key.hex() in self._decisions.failed:
-            return
-        if not self._decisions.stands(row):
-            self.undone.add(event)
-        elif event != row.key or self._decisions.was_undone(row):
-            self.standing.add(event)
-        sign = self._now.has(partition, row.offset) - self._base.has(partition, row.offset)
-        count, total = self.digest
-        self.digest = count + sign, (total + sign * event_hash(row.key)) & _MASK

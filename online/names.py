@@ -32,8 +32,13 @@ def challenger_name(model: str) -> str:
     return f"Challenger:{model}"
 
 
-def journal_opener(settings: Settings) -> Callable[[], Journal]:
+def journal_opener(
+    settings: Settings, *, lock_wait_s: float | None = None
+) -> Callable[[], Journal]:
     """What opens the journal of all models, in any process.
+
+    ``lock_wait_s``: how long a write to the SQLite file waits for another process's; by default
+    a third of ``limits.feedback_wait_s``, so that feedback behind another one hears of it in time.
 
     It pickles as plain values beside a class of ``replay``: a parameter server that is restarted
     imports neither the settings nor a model library for it.  Called, it raises ReplayError.
@@ -50,6 +55,8 @@ def journal_opener(settings: Settings) -> Callable[[], Journal]:
             batch_rows_max=batch_rows_max,
             size_mb_max=limits.journal_mb_max,
             halves_max=limits.halves_max,
+            lock_wait_s=limits.feedback_wait_s / 3 if lock_wait_s is None else lock_wait_s,
+            busy_ms=int(limits.feedback_wait_s * 150),
         )
     try:
         from replay.journal.redis import RedisJournal
@@ -142,6 +149,11 @@ def running(settings: Settings) -> dict[str, Any]:
     """Facts of the service that runs on this state folder.  Raises StartRefused if none does."""
     try:
         facts: dict[str, Any] = json.loads(run_path(settings).read_text())
+    except PermissionError:
+        raise StartRefused(
+            f"{settings.state_dir} is not readable by this user",
+            "Be the user that the service runs as, or share the folder with a group: state_mode",
+        ) from None
     except (OSError, ValueError):
         facts = {}
     if not facts.get("url"):

@@ -18,13 +18,15 @@ from typing import Final
 
 from evaluation.metrics import Task
 from online.arrival import Arrival, Arriving
-from online.deltas import Track, Tracks
+from online.bounds import Bounds, free_names
+from online.deltas import CLOSED, Track, Tracks, open_ones
 from online.evidence import Evidence
-from online.learner import CLOSED, LEARNED, Failed, increments_of
+from online.learner import LEARNED, Failed, increments_of
 from online.local import score_of
 from online.models.base import Model, Prediction, learn_example
 from online.models.errors import NothingLearned
 from online.tally import Tally
+from online.vocabulary import Vocabulary, words_of
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds
@@ -103,6 +105,8 @@ class OrderedLearner:
         self._training = self.serving
         self.mergeable = False
         self.tally, self.evidence = Tally(), Evidence()
+        self.bounds = Bounds(free_names(self.serving))
+        self.vocabulary = Vocabulary(words_of(self.serving))
         self.latest: Example | None = None  # of the row at hand, if it was learned
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
@@ -129,7 +133,11 @@ class OrderedLearner:
 
     def predict(self, features: Features) -> Prediction:
         """Answer of the local model.  Changes nothing."""
-        return self.serving.predict(features)
+        return self.serving.predict(self.bounds.answered(features))
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`, within 1e-12."""
+        return self.serving.predict_many([self.bounds.answered(x) for x in rows])
 
     @property
     def role(self) -> str:
@@ -152,6 +160,10 @@ class OrderedLearner:
             return False
         contained = self._served if self._target > self.position else self._learned
         return contained.get(partition, 0) >= offset
+
+    def known(self) -> dict[int, int]:
+        """Last offset of each open partition whose rows are in the answers given now."""
+        return open_ones(self._served if self._target > self.position else self._learned)
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
@@ -207,7 +219,7 @@ class OrderedLearner:
             if (track := self.tracks.get(row.partition)) is not None:
                 track.next = row.offset + 1
             self._newest = row.seq
-            if row.verdict is not Verdict.FROZEN:
+            if row.verdict not in (Verdict.FROZEN, Verdict.LOST):
                 self._newest_awake = row.seq
         self.pass_to(row.seq)
         if len(self._written.since) >= self._rows_max:
@@ -216,7 +228,8 @@ class OrderedLearner:
 
     def _note_evidence(self, row: Row) -> None:
         """As of :class:`online.learner.Learner`."""
-        if row.verdict is Verdict.FROZEN or self.undone.has(row.partition, row.offset):
+        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
+        if asleep or self.undone.has(row.partition, row.offset):
             return
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)
@@ -242,6 +255,8 @@ class OrderedLearner:
 
     def _learn(self, row: Row, example: Example) -> None:
         learn_example(self._training, example, row.factor, spec=self._spec)
+        self.bounds.add(example)
+        self.vocabulary.add(example, row.source)
         if example.moved is not None:
             self.tally.add(row.key, {}, None, row.at)
             return
@@ -260,12 +275,20 @@ class OrderedLearner:
         """The model as it was before the row at hand: the values, and the rows since again."""
         self._training.reset(self._written.values)
         self.tally.reset(self._written.values)
+        self.bounds.reset(self._written.values)
+        self.vocabulary.reset(self._written.values)
         for row, example in self._written.since:
             self._learn(row, example)
 
     def _write_down(self) -> None:
         """The values as they are now, for whoever puts the model back or starts from them."""
-        done = {**self._training.cut(), **self.tally.cut(), **self.evidence.cut()}
+        done = {
+            **self._training.cut(),
+            **self.tally.cut(),
+            **self.evidence.cut(),
+            **self.bounds.cut(),
+            **self.vocabulary.cut(),
+        }
         self._written.add(self.position, done, self.evidence.sources_max)
 
     # -- exchange -----------------------------------------------------------------------------
@@ -401,6 +424,8 @@ class OrderedLearner:
         if copy is None:
             self._training.reset(values)
         self.tally.reset(values)
+        self.bounds.reset(values)
+        self.vocabulary.reset(values)
         self.evidence.reset(values)
         self._written = _Written(values, reply.position, reply.epoch)
         self._learned, self.position = dict(clock), reply.position

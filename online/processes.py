@@ -32,9 +32,16 @@ class Owner:
     """Lock of a state folder; freed by the kernel when the process ends."""
 
     def __init__(self, state_dir: Path) -> None:
-        state_dir.mkdir(parents=True, exist_ok=True)
         self._path = state_dir / "owner.lock"
-        self._file = self._path.open("a+")
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+")
+        except OSError as error:
+            why = "it is no folder" if state_dir.is_file() else error.strerror
+            raise StartRefused(
+                f"the state folder {state_dir} can't be used: {why}",
+                "Give a folder that can be made and written: --state-dir, or state_dir",
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -38,6 +38,7 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     settings = Settings.model_validate(data)
+    os.umask(settings.umask)
     model = next(model for model in settings.models if model.name == name)
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)

@@ -116,6 +116,7 @@ class ModelReplica:
         self.counts: Counter[str] = Counter()
         self._newest_target: Label | None = None
         self.store = JournalThreads(journal)
+        self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self.writer = Writer(
             settings.name,
             spec,
@@ -129,6 +130,8 @@ class ModelReplica:
             follows=None if learns else learner,
             filters=filters,
             seen=lambda: learner.version[0],
+            now_s=self.now_s,
+            label_life_s=settings.token_lifetime,
         )
         self.filters = filters
         if filters is not None:
@@ -137,7 +140,6 @@ class ModelReplica:
         self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
         self._unexpected: str | None = None
         self.spec = spec
-        self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
@@ -320,7 +322,8 @@ class ModelReplica:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
         acted = watched or self._rise.incident
-        return self.exchange.refused or self.writer.incident or self._unexpected or acted
+        damaged = self._follower.incident
+        return self.exchange.refused or self.writer.incident or damaged or self._unexpected or acted
 
     @property
     def age_ms(self) -> float | None:
@@ -351,6 +354,7 @@ class ModelReplica:
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
         gauges["from_peer"] = self.exchange.peer is not None
+        gauges |= {"names": len(self.learner.vocabulary), "classes": len(self.learner.tally.seen)}
         gauges |= {"served_events": self.served, "served_epoch": self.learner.version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
@@ -365,7 +369,7 @@ class ModelReplica:
     def _slow_gauges(self) -> dict[str, float]:
         found: dict[str, float] = {}
         if (judge := self.judge) is not None:
-            found = {"drift_state": judge.level, "drift_alarms": judge.alarms}
+            found = judge.report()
         serving = self.learner.serving
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
             found["average_gap"] = gap

@@ -23,7 +23,7 @@ from online.filtering import Filtering
 from online.history import is_again
 from online.ordered import OrderedLearner
 from replay import codec
-from replay.journal.base import Half, NewRow, Outcome, Row, Verdict
+from replay.journal.base import NewRow, Outcome, Row, Verdict
 
 JUDGED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED, Verdict.QUARANTINED)
 LISTED_MAX: Final = 1_000
@@ -68,17 +68,15 @@ class Review:
             return  # what an operator had learned again, nobody judges
         example = codec.decode(row.payload)
         judged = example.judged
-        half = None
-        if judged is None:  # a label for a stored prediction, or there were too few sources
-            half = Half.LABEL
-        elif example.score is not None:
+        if judged is not None and example.score is not None:
             score = self._learner.score(self._learner.predict(example.features))
             example = msgspec.structs.replace(example, score=score)
         payload = codec.encode(msgspec.structs.replace(example, judged=None))
-        asked = NewRow(
-            row.key, row.event_id, row.source, Verdict.ACCEPTED, payload, row.at, half=half
-        )
-        (answer,) = self._filtering.judge([asked])
+        asked = NewRow(row.key, row.event_id, row.source, Verdict.ACCEPTED, payload, row.at)
+        if judged is None:  # there were too few sources, or a join of a journal of before
+            answer = self._filtering.by_standing(asked)
+        else:
+            (answer,) = self._filtering.judge([asked])
         self._filtering.committed([asked], [Outcome(True, row)])
         self._filtering.passed(row, {})
         if judged is None and row.verdict is Verdict.QUARANTINED:

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from online import scaling
-from online.config import WITH_SECRETS, Settings
+from online.config import Settings
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
+from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
 
 APP: Final = "online"
 _STOP_REPLICA_S = 2.0
+_HEALTH_S = 2.0  # so soon is a replica that has died replaced
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
 _PACKAGES = ("online", "evaluation", "paramserver", "replay")
-_BY_REPLICAS = ("limits", "tokens")
+_BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
+_AT_ONCE = ("start_wait_s",)  # the process that starts and changes everything alone asks for it
 _BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec
 
 
@@ -49,7 +52,7 @@ def changes(old: Settings, new: Settings) -> Changes:
     restart = [
         name
         for name in Settings.model_fields
-        if name not in ("replicas", "models", *_BY_REPLICAS)
+        if name not in ("replicas", "models", *_AT_ONCE, *_BY_REPLICAS)
         and getattr(old, name) != getattr(new, name)
     ]
     rolling = [name for name in _BY_REPLICAS if getattr(old, name) != getattr(new, name)]
@@ -150,6 +153,7 @@ def application(settings: Settings, origin: Origin, version: int | None = None) 
         max_ongoing_requests=limits.ongoing_max,
         max_queued_requests=2 * limits.ongoing_max,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
+        health_check_period_s=_HEALTH_S,
         graceful_shutdown_timeout_s=_STOP_REPLICA_S,
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options={"num_cpus": 0.01},
@@ -160,6 +164,15 @@ def application(settings: Settings, origin: Origin, version: int | None = None) 
         # Serve makes up a version at each call, which would replace every replica to scale.
         deployment = deployment.options(version=str(version), _internal=True)
     return deployment.bind(settings.model_dump(mode="json", context=WITH_SECRETS), origin)
+
+
+def be_patient(wait_s: float) -> None:
+    """Let Serve wait so long for its proxies: it has a constant and no setting for that."""
+    from ray.serve._private import api, client
+
+    for module in (api, client):
+        if hasattr(module, "HTTP_PROXY_TIMEOUT"):
+            module.HTTP_PROXY_TIMEOUT = wait_s
 
 
 def deploy(settings: Settings, origin: Origin, version: int) -> None:
@@ -174,11 +187,11 @@ def deploy(settings: Settings, origin: Origin, version: int) -> None:
     except RuntimeError as error:
         said = serve.status().applications[APP].deployments["Replica"].message
         raise StartRefused(
-            f"the replicas do not start: {_reason(said) or error}", "Mend what it says"
+            f"the replicas do not start: {reason(said) or error}", "Mend what it says"
         ) from error
 
 
-def _reason(said: str) -> str:
+def reason(said: str) -> str:
     """The error that a replica's constructor raised, out of Serve's message with its traceback."""
     errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", said, re.MULTILINE)
     return errors[-1] if errors else said.strip().rpartition("\n")[2]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from online.config import ReplicaRange
+    from online.replicas import ReplicaRange
 
 BUSY: Final = 0.6
 """Share of a core that a replica may take on average; above it, answers begin to wait."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from online.bounds import clipped_reason
 from online.config import Limits
-from online.errors import RequestError, invalid
+from online.errors import RequestError, damaged, invalid
 from online.events import Asked, Events, is_join_id
 from online.features import Door
 from online.messages import (
@@ -25,11 +27,12 @@ from online.messages import (
 )
 from online.messages import Row as AnswerRow
 from online.models.base import Prediction as Answer
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.tokens import Tokens
-from online.writer import Recorded
+from online.vocabulary import full_reason, left_out
 from replay import codec
-from replay.example import Features
+from replay.example import Example, Features
 
 HTTP = {
     "learned": 200,
@@ -54,12 +57,18 @@ class Serving:
     """Predict and feedback of one model."""
 
     def __init__(
-        self, replica: ModelReplica, door: Door, tokens: Tokens, limits: Limits, spec: str
+        self,
+        replica: ModelReplica,
+        door: Door,
+        tokens: Tokens,
+        limits: Limits,
+        spec: str,
+        askers: Collection[str] = (),
     ) -> None:
         self.replica = replica
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
-        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s)
+        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
 
     # -- predict -----------------------------------------------------------------------------
 
@@ -105,7 +114,7 @@ class Serving:
             hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
             raise invalid("instances", f"{len(instances)} rows", hint)
         features = self._door.many(instances)
-        answers = self.replica.learner.serving.predict_many(features)
+        answers = self.replica.learner.predict_many(features)
         show, text = self._door.show, self._door.text
         rows = []
         for x, answer in zip(features, answers, strict=True):
@@ -221,16 +230,21 @@ class Serving:
             idempotent=asked.idempotent,
         )
         standing = recorded.row
+        if recorded.status == "damaged":
+            raise damaged(recorded.reason or "", f"{field}id")
         if standing is None:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
+        if asked.row.half is not None and recorded.status == "learned":
+            sent = codec.decode(standing.payload).raw  # bounded as it was asked
+            recorded = recorded if sent is None else replace(recorded, status="clipped")
+            receipt.status = recorded.status
         if recorded.status not in _NEVER:
             receipt.seen = f"{standing.partition}:{standing.offset}"
         if recorded.reason:
             receipt.reason = recorded.reason
         elif recorded.status in ("clipped", "quarantined"):
-            judged = codec.decode(standing.payload).judged
-            receipt.reason = "the source is quarantined" if judged is None else judged.reason
+            receipt.reason = _why(codec.decode(standing.payload))
         if recorded.repeat:
             first = codec.decode(standing.payload).label
             receipt.duplicate = True
@@ -255,6 +269,21 @@ class Serving:
             hint = "Send the id of a prediction by this model, or the features with the label"
             raise RequestError(404, "unknown_id", message, f"{field}id", hint)
         return "the prediction with this id has not been recorded yet; the label is kept for it"
+
+
+def _why(example: Example) -> str:
+    """Why a row was clipped, or set aside."""
+    judged, sent = example.judged, example.raw
+    if sent is None:
+        return "the source is quarantined" if judged is None else judged.reason
+    left = left_out(example)
+    far = {name: value for name, value in sent.items() if name not in left}
+    reasons = [
+        full_reason(left) if left else "",
+        clipped_reason(far) if far else "",
+        "" if judged is None else judged.reason,
+    ]
+    return "; ".join(filter(None, reasons))
 
 
 def _check_finite(value: Any) -> None:

@@ -42,6 +42,7 @@ class Shadowing:
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
         settings = Settings.model_validate(data)
+        os.umask(settings.umask)
         model = next(model for model in settings.models if model.name == name)
         challenging = model.challenging
         assert challenging is not None

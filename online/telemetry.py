@@ -10,10 +10,13 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from replay.plain import plain
+
 _GAUGES = (
     "contact_age_s", "unserved_s", "served_events", "served_epoch", "from_peer",
     "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
-    "learn_share", "replay_fill", "average_gap", "drift_state", "filter_sources",
+    "learn_share", "replay_fill", "average_gap", "drift_state", "drift_before",
+    "drift_after", "filter_sources", "names", "classes",
     "filter_quarantined_sources", "filter_drift", "filter_active",
 )  # fmt: skip
 
@@ -72,8 +75,12 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         yield f"server_{key}", f"{key} of the server", server.get(key)
     yield "rollback_reach_s", "age of the oldest snapshot", server.get("reach_s")
     yield "snapshots_refused", "damaged snapshots", len(server["refused"]) if server else None
+    text = "snapshots whose files somebody removed, since the server started"
+    yield "snapshots_vanished", text, server.get("vanished")
     yield "frozen", "1: the model learns nothing, feedback is kept", rewrites.get("frozen")
     yield "undone_rows", "rows that decisions took out of the model", rewrites.get("undone")
+    lost = (rewrites.get("lost") or {}).get("events", 0 if rewrites else None)
+    yield "lost_events", "events in the model that the journal has lost, accepted", lost
     banned = rewrites.get("banned")
     yield "banned_sources", "sources that are banned", None if banned is None else len(banned)
     rival = model.get("challenger") or {}
@@ -104,11 +111,25 @@ def exposition(models: Iterable[Mapping[str, Any]]) -> str:
     return generate_latest(registry).decode()
 
 
+class Lines(logging.Formatter):
+    """One line an entry, whatever the texts in it hold; a traceback's lines stand further right."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The entry as text."""
+        record.message = plain(record.getMessage())
+        record.asctime = self.formatTime(record)
+        text = self.formatMessage(record)
+        if record.exc_info:
+            lines = self.formatException(record.exc_info).split("\n")
+            text = "\n  ".join((text, *map(plain, lines)))
+        return text
+
+
 def log_to_stderr(level: int) -> None:
     """One line a decision, with time, level and name."""
     # Not sys.stderr: in a replica that is Serve's, which keeps the lines in memory by the thousand.
     handler = logging.StreamHandler(sys.__stderr__)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("online", "paramserver", "replay"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -41,7 +41,10 @@ class TokenInvalid(OnlineError):
 
 
 class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a token remembers of a prediction.  Features are as parsed, before any transform."""
+    """What a token remembers of a prediction.  Features are as parsed, before any transform.
+
+    ``asker``: the source that asked; None: its access token names none, or it is of before.
+    """
 
     format: int
     features: Features
@@ -51,6 +54,8 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     no_change: Label | None
     spec: str
     notes: bytes | None = None
+    asker: str | None = None
+    known: dict[int, int] | None = None
 
 
 class Keys:
@@ -71,7 +76,7 @@ class Keys:
     def from_file(cls, path: Path) -> Keys:
         """Read the key file; make it first if it is missing."""
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as file:
                 file.write(os.urandom(_KEY_BYTES).hex() + "\n")

@@ -6,102 +6,45 @@ that goes away changes nothing: learning follows what was committed.
 
 Predictions that a stored join needs are written behind, in the same commits, before the feedback
 that waits: a label finds its prediction if both are here and fit.  Nobody waits for them; beyond
-their bound they are dropped and counted.
+their bound they are dropped and counted.  What a half meets in the store is decided about and
+written in a second step of the same commit (:mod:`online.joins`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from itertools import accumulate, islice
 
 import msgspec
 
 from online import history
+from online.behind import Behind
 from online.config import Limits
-from online.errors import RequestError
+from online.errors import RequestError, journal_held
 from online.filtering import Filtering
+from online.joins import ROUNDS_MAX, entry_of, fate
 from online.journal_threads import JournalThreads
 from online.learner import Learner
 from online.ordered import OrderedLearner
-from replay.errors import JournalFull, JournalUnavailable, PartitionSealed, ReplayError
+from online.pending import Recorded, Waiting, Written
+from replay.errors import (
+    JournalDamaged,
+    JournalFull,
+    JournalHeld,
+    JournalUnavailable,
+    PartitionSealed,
+    ReplayError,
+)
 from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
 
 _JUDGED_ROWS = 8  # by the filters in one turn of the loop: .1 ms a row
 _BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
-
-
-class Recorded(msgspec.Struct, frozen=True, gc=False):
-    """What became of one event.
-
-    Attributes
-    ----------
-    status
-        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
-        ``released``, ``discarded``, ``waiting``, or ``queued``: on disk, and another process will
-        learn it.
-    row
-        The row that stands; None for a label whose prediction has not come.
-    repeat
-        The row was there before, and ``status`` is what has become of it.
-    since
-        For a label that waits: when the first one was taken (POSIX seconds).  None: the store
-        has no room and kept nothing.
-    learned_as
-        For a repeat that is frozen, undone or released: the row that taught it again, if there
-        is one.
-    """
-
-    status: str
-    row: Row | None
-    version_before: str
-    version: str
-    repeat: bool
-    reason: str | None = None
-    since: float | None = None
-    learned_as: Row | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """The rows of one request and what became of each."""
-
-    rows: tuple[NewRow, ...]
-    done: asyncio.Future[None]
-    results: list[Recorded | None]
-    open: int
-    decided: bool
-
-
-class _Behind:
-    """Halves of stored joins that nobody waits for, up to a number and to a sum of bytes."""
-
-    def __init__(self, rows_max: int, bytes_max: int) -> None:
-        self._rows_max, self._bytes_max = rows_max, bytes_max
-        self._halves: deque[NewRow] = deque()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._halves)
-
-    def put(self, half: NewRow) -> bool:
-        """Whether there was room for it."""
-        size = len(half.payload)
-        if len(self) >= self._rows_max or self._bytes + size > self._bytes_max:
-            return False
-        self._halves.append(half)
-        self._bytes += size
-        return True
-
-    def take(self, n: int) -> list[NewRow]:
-        """At most ``n``, the oldest first."""
-        halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
-        self._bytes -= sum(len(half.payload) for half in halves)
-        return halves
 
 
 class Writer:
@@ -127,6 +70,8 @@ class Writer:
     seen
         Epoch of the local model's values: a store that does not know it has lost rows, and a
         partition that is new there would not show it.
+    now_s, label_life_s
+        The wall clock (POSIX seconds), and how long labels wait for their predictions.
     """
 
     def __init__(
@@ -144,6 +89,8 @@ class Writer:
         follows: Learner | OrderedLearner | None = None,
         filters: Filtering | None = None,
         seen: Callable[[], int] = lambda: 0,
+        now_s: Callable[[], float] = lambda: 0.0,
+        label_life_s: float = 0.0,
     ) -> None:
         self.partition = 0
         self.known = 0
@@ -160,11 +107,12 @@ class Writer:
         self._limits, self._store, self._counts = limits, store, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
         self._follows, self._filters, self._seen = follows, filters, seen
+        self._now_s, self._label_life_s = now_s, label_life_s
         self._uncommitted = 0  # rows that were taken and wait for their commit
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         most = limits.joins_queue_max
-        self._halves = _Behind(most, most * limits.token_bytes_max)
-        self._waiters: dict[int, list[tuple[_Waiting, int, bool]]] = {}
+        self._halves = Behind(most, most * limits.token_bytes_max)
+        self._waiters: dict[int, list[tuple[Waiting, int, bool]]] = {}
         self._store_epoch = 0
         self._wake = asyncio.Event()
 
@@ -186,8 +134,8 @@ class Writer:
         ``decided``: by an operator.  The rows are written with the verdicts that they have.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
-        ``journal_full`` (definite), 503 ``journal_unavailable`` (indefinite: repeat with the same
-        id).
+        ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
+        repeat with the same id).
         """
         if self.stopping:
             message = "this replica is stopping"
@@ -200,7 +148,8 @@ class Writer:
         self._check_queue(len(rows))
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        waiting = _Waiting(tuple(rows), done, [None] * len(rows), len(rows), decided)
+        keys = [row.key for row in rows]
+        waiting = Waiting(tuple(rows), keys, done, [None] * len(rows), len(rows), decided)
         self._queue.append(waiting)
         self._uncommitted += len(rows)
         self.waiting += 1
@@ -210,12 +159,25 @@ class Writer:
             await done  # who goes away cancels it, and nothing else
         except TimeoutError:
             self._counts["feedback_timeouts"] += len(rows)
+            if self._withdraw(waiting):
+                raise journal_held(
+                    self.incident or "the rows before these are not written yet"
+                ) from None
             hint = "It may have been recorded: repeat it with the same id"
             message = "the journal did not answer in time"
             raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
+
+    def _withdraw(self, waiting: Waiting) -> bool:
+        """Take the rows of a request back, if no commit has begun with them: then none will."""
+        if waiting not in self._queue:
+            return False
+        self._queue.remove(waiting)
+        self._uncommitted -= len(waiting.rows)
+        self.waiting -= 1
+        return True
 
     @property
     def queued(self) -> int:
@@ -254,7 +216,7 @@ class Writer:
             await self._wake.wait()
             self._wake.clear()
             while self._queue or len(self._halves):
-                batch: list[_Waiting] = []
+                batch: list[Waiting] = []
                 size = 0
                 while self._queue and (not batch or size + len(self._queue[0].rows) <= _BATCH_ROWS):
                     size += len(self._queue[0].rows)
@@ -262,9 +224,44 @@ class Writer:
                 room = max(self._store.journal.batch_rows_max - size, 0)
                 await self._commit(self._halves.take(room), batch)
 
-    async def _commit(self, halves: list[NewRow], batch: list[_Waiting]) -> None:
+    async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
         self.writing, self.judged_by = True, self.decisions.seq  # a thread may read more meanwhile
-        rows = [*halves, *(row for waiting in batch for row in self._judged(waiting))]
+        since = self._now_s() - self._label_life_s
+        most = self._limits.waiting_labels_max
+        events = [Written(entry_of(half, most, since), half=half) for half in halves]
+        for waiting in batch:
+            entries = (entry_of(row, most, since) for row in waiting.rows)
+            events += [Written(entry, waiting, i) for i, entry in enumerate(entries)]
+        unanswered: list[tuple[Written, Outcome]] = []
+        try:
+            for _ in range(ROUNDS_MAX):
+                if not events:
+                    break
+                events = await self._write(events, unanswered)
+            if events:
+                self._refuse(events, JournalUnavailable("other replicas were faster each time"))
+        finally:
+            self.writing = self.committing = False
+            self._uncommitted -= sum(len(waiting.rows) for waiting in batch)
+        for event, outcome in unanswered:
+            if event.waiting is None:
+                continue
+            try:
+                await self._stand(event.waiting, event.i, outcome)
+            except JournalDamaged as error:  # a row or a decision that it took to answer
+                self._spoil(event.waiting, event.i, error)
+
+    async def _write(
+        self, events: list[Written], unanswered: list[tuple[Written, Outcome]]
+    ) -> list[Written]:
+        """Append what the events have to append next; those that are not at an end yet.
+
+        ``unanswered`` gets those that are, and that nobody will learn now.
+        """
+        sizes = list(accumulate(len(event.entry.rows) for event in events))
+        fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
+        events, later = events[:fit], events[fit:]
+        rows = [row for event in events for row in self._judged(event)]
         if self._frozen():
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
@@ -276,32 +273,45 @@ class Writer:
         except ReplayError as error:
             if self._filters is not None:
                 self._filters.dropped()
-            self._refuse(halves, batch, error)
-            return
-        finally:
-            self.writing = self.committing = False
-            self._uncommitted -= len(rows) - len(halves)
+            self._refuse([*events, *later], error)
+            return []
         self.incident = None
         self.known = appended.end
         if self._filters is not None:
             self._filters.committed(rows, appended.outcomes)
-        fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
-        self._take(fresh)
-        places = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
-        others = []
-        for (waiting, i), outcome in zip(places, appended.outcomes[len(halves) :], strict=True):
+        self._take([outcome.row for outcome in appended.outcomes if outcome.new and outcome.row])
+        outcomes = iter(appended.outcomes)
+        left: list[Written] = []
+        for event in events:
             # Without a pause: whoever learns a new row finds who waits for it.
-            if outcome.new and outcome.row and outcome.row.offset in self._waiters:
-                self._waiters[outcome.row.offset].append((waiting, i, False))
-            else:
-                others.append((waiting, i, outcome))
+            left += self._settle(event, list(islice(outcomes, len(event.entry.rows))), unanswered)
         new_server = appended.epoch != self._store_epoch
         self._store_epoch = appended.epoch
         self._moved(new_server)
-        for half, outcome in zip(halves, appended.outcomes, strict=False):
-            self._counts[f"joins_{_fate(half, outcome)}"] += 1
-        for waiting, i, outcome in others:
-            await self._stand(waiting, i, outcome)
+        return left + later
+
+    def _settle(
+        self, event: Written, outcomes: list[Outcome], unanswered: list[tuple[Written, Outcome]]
+    ) -> list[Written]:
+        """What has to be appended next after these outcomes of the event's rows."""
+        entry, waiting = event.entry, event.waiting
+        try:
+            entry.take(outcomes)
+        except ReplayError as error:  # a half that nobody can read
+            self._refuse([event], error)
+            return []
+        if (outcome := entry.outcome) is None:
+            return [event]
+        if event.half is not None:
+            self._counts[f"joins_{fate(event.half, outcome)}"] += 1
+        if waiting is not None:
+            if (row := outcome.row) is not None:
+                waiting.keys[event.i] = row.key
+            if outcome.new and row and row.offset in self._waiters:
+                self._waiters[row.offset].append((waiting, event.i, False))
+            else:
+                unanswered.append((event, outcome))
+        return [Written(after) for after in entry.after]
 
     async def _filtered(self, filters: Filtering, rows: Sequence[NewRow]) -> list[NewRow]:
         """What the filters say, a few rows at a time: predictions have a turn in between."""
@@ -311,20 +321,21 @@ class Writer:
             out += filters.judge(rows[i : i + _JUDGED_ROWS], more=True)
         return out
 
-    def _judged(self, waiting: _Waiting) -> Sequence[NewRow]:
-        """The rows of a request, with their verdicts: final, unless the model is frozen."""
-        if waiting.decided or not self.decisions.sources:
-            return waiting.rows
+    def _judged(self, event: Written) -> Sequence[NewRow]:
+        """What an event has to append, with verdicts: final, unless the model is frozen."""
+        rows = event.entry.rows
+        if event.decided or not self.decisions.sources:
+            return rows
         return [
             msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
             if self.decisions.banned(row.source)
             else row
-            for row in waiting.rows
+            for row in rows
         ]
 
     async def _append(self, rows: Sequence[NewRow]) -> Appended:
         """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
-        pause_s = 0.02
+        pause_s, certain = 0.02, True  # that no attempt so far has written anything
         while True:
             try:
                 appended: Appended = await self._store.write(
@@ -340,6 +351,9 @@ class Writer:
                 self._counts["sealed"] += 1
                 await self._move_on()
             except JournalUnavailable as error:
+                if error.definite and certain:
+                    raise
+                certain = certain and error.definite
                 self._counts["journal_retries"] += 1
                 log.warning("journal: %s", error)
                 await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
@@ -355,9 +369,12 @@ class Writer:
                 self.committed.append(row)
                 self._waiters[row.offset] = []
 
-    async def _stand(self, waiting: _Waiting, i: int, outcome: Outcome) -> None:
+    async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
         row, now = outcome.row, self._stamp()
+        if outcome.damaged is not None:
+            self._spoil(waiting, i, outcome.damaged)
+            return
         if row is None:
             found = Recorded("waiting", None, now, now, False, None, outcome.since)
             self._answer(waiting, i, found)
@@ -375,21 +392,41 @@ class Writer:
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self._answer(waiting, i, found)
 
+    def _spoil(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
+        """Answer for an event of which the store has something, and nobody can say what."""
+        self.incident = str(error)
+        self._counts["damaged"] += 1
+        now = self._stamp()
+        self._answer(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
+
     async def look(self) -> None:
         """Read the control rows that are new, as often as it takes."""
         await self._store.surely(self.decisions.read, self._store.journal, self._model)
 
-    def _refuse(self, halves: list[NewRow], batch: list[_Waiting], error: ReplayError) -> None:
+    def _refuse(self, events: Sequence[Written], error: ReplayError) -> None:
+        """Nothing more is written of the events; of a request's others something may have been."""
         self.incident = str(error)
-        self._counts["joins_dropped"] += len(halves)
+        held = isinstance(error, JournalHeld)
+        behind = [event.half for event in events if event.half is not None]
+        if held:  # the next commit takes them
+            self._halves.put_back(behind)
+        else:
+            self._counts["joins_dropped"] += len(behind)
         full = isinstance(error, JournalFull)
         hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
-        for waiting in batch:
-            self._counts["refused_journal"] += len(waiting.rows)
+        refused = Counter(event.waiting for event in events if event.waiting is not None)
+        for waiting, n in refused.items():
+            self._counts["refused_journal"] += n
             self.waiting -= 1
             if not waiting.done.done():
                 code = "journal_full" if full else "journal_refused"
-                waiting.done.set_exception(RequestError(503, code, str(error), None, hint, 30))
+                failure = RequestError(503, code, str(error), None, hint, 30)
+                if n < len(waiting.rows):
+                    again = "A part of it was recorded: repeat it with the same ids"
+                    failure = RequestError(503, "journal_unavailable", str(error), None, again, 1)
+                elif held:
+                    failure = journal_held(str(error))
+                waiting.done.set_exception(failure)
                 waiting.done.exception()  # the handler may be gone: that is no surprise
 
     async def _move_on(self) -> None:
@@ -402,7 +439,7 @@ class Writer:
         now = self._stamp()
         for waiting, i, repeat in (entry for entries in waiters.values() for entry in entries):
             standing = await self._store.surely(
-                self._store.journal.find, self._model, waiting.rows[i].key
+                self._store.journal.find, self._model, waiting.keys[i]
             )
             if standing is not None:
                 # Its adopter learns it: nobody here can say yet what will become of it.
@@ -430,7 +467,7 @@ class Writer:
             self._store.journal.write_control, self._model, "failed", key, reason.encode()
         )
 
-    def _answer(self, waiting: _Waiting, i: int, recorded: Recorded) -> None:
+    def _answer(self, waiting: Waiting, i: int, recorded: Recorded) -> None:
         waiting.results[i] = recorded
         waiting.open -= 1
         if waiting.open == 0:
@@ -458,12 +495,3 @@ class Writer:
 def _give_up(done: asyncio.Future[None]) -> None:
     if not done.done():
         done.set_exception(TimeoutError())
-
-
-def _fate(half: NewRow, outcome: Outcome) -> str:
-    """What became of a prediction that was written behind."""
-    if outcome.new:
-        return "joined"  # its label was there
-    if outcome.row is not None or (outcome.since is not None and outcome.since != half.at):
-        return "reused"  # the first prediction of that id stands
-    return "dropped" if outcome.since is None else "kept"

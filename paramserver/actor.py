@@ -244,4 +244,6 @@ class ParameterServer(SwappingProcess):
                 "snapshot_age_s": wall_s - listed[0].created_at if listed else None,
                 "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
+                "vanished": 0 if history is None else history.vanished.files,
+                "incident": None if history is None else history.vanished.incident,
             }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from paramserver import bases, rewrites
+from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import COUNT, Block, Blocks
 from paramserver.errors import (
     DecisionUncertain,
@@ -26,7 +26,7 @@ from paramserver.parts import PART_KEYS
 from paramserver.server import MergeRule, Server
 from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.state import SnapshotState
-from paramserver.store import ControlInfo, PartitionInfo, Store
+from paramserver.store import ControlInfo, HeadInfo, PartitionInfo, Store
 from paramserver.wire import Version
 
 _log: Final = logging.getLogger(__name__)
@@ -91,31 +91,62 @@ def recover(
     Superseded
         Another server was faster; try again.
     """
-    _check_epochs(store.head(lineage.model, lineage.spec).epoch, history.newest_epoch(), lineage)
+    shortfall.check(store, history, lineage.model, lineage.spec)
     epoch = begin_epoch(store, lineage)
     # read after the epoch was taken: from now on no earlier server can move the head or decide
     head = store.head(lineage.model, lineage.spec)
     if head.epoch != epoch:
         raise Superseded(epoch, head.epoch)
+    history.remove_leftovers()
+    plan = _plan(store, history, lineage, head)
+    server = Server.restored(
+        plan.state, lineage.rule, epoch, history_max=history_max, part_keys=part_keys
+    )
+    return Recovered(
+        server=server,
+        base=None if plan.name is None else plan.base.version,
+        snapshot=plan.name,
+        at_head=plan.name is not None
+        and plan.name == head.snapshot
+        and plan.state.rewrite == plan.base.rewrite,
+        needed=rewrites.needed(plan.controls, lineage.spec),
+        begun=shortfall.begun(plan.controls, lineage.spec),
+    )
+
+
+def check_start(store: Store, history: SnapshotHistory, lineage: Lineage) -> None:
+    """Whether a server could start on this store and these snapshots; nothing is changed.
+
+    Raises StartRefused: it could not.  Otherwise as :func:`recover`.
+    """
+    shortfall.check(store, history, lineage.model, lineage.spec)
+    _plan(store, history, lineage, store.head(lineage.model, lineage.spec))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a start would serve: the snapshot's name and state, and the state after its rows."""
+
+    name: str | None
+    base: SnapshotState
+    state: SnapshotState
+    controls: Sequence[ControlInfo]
+
+
+def _plan(store: Store, history: SnapshotHistory, lineage: Lineage, head: HeadInfo) -> _Plan:
     controls = store.controls(lineage.model, 0)
     partitions = store.partitions(lineage.model)
     found = history.restore(head.snapshot, lineage.model, lineage.spec)
     name, base = (None, _nothing(lineage, partitions)) if found is None else found
+    if base.banned is None:  # of an older release
+        before = (control for control in controls if control.seq <= base.control)
+        base = replace(base, banned=frozenset(rewrites.banned(before)))
+    shortfall.check_accepted(base, controls)
     after = [control for control in controls if control.seq > base.control]
     state = replayed(base, after, partial(needed, history))
-    server = Server.restored(
-        state, lineage.rule, epoch, history_max=history_max, part_keys=part_keys
-    )
-    _check_clocks(server, partitions)
-    _check_rows(server, partitions)
-    return Recovered(
-        server=server,
-        base=None if name is None else base.version,
-        snapshot=name,
-        at_head=name is not None and name == head.snapshot and state.rewrite == base.rewrite,
-        needed=rewrites.needed(controls, lineage.spec),
-        begun=_begun(controls, lineage.spec),
-    )
+    _check_clocks(state, partitions)
+    _check_rows(state, partitions)
+    return _Plan(name, base, state, controls)
 
 
 def _nothing(lineage: Lineage, partitions: Iterable[PartitionInfo]) -> SnapshotState:
@@ -162,6 +193,8 @@ def replayed(
             base = bases.backfill_of(control)
             if base.spec == state.spec and newest is not None:
                 state = _backfilled(state, control.seq, base, load, newest)
+        elif control.kind == rewrites.SOURCE:
+            state = replace(state, banned=rewrites.banned_after(state.banned or (), control))
         frozen = state.frozen
         if control.kind == rewrites.FREEZE:
             frozen = frozen or control.seq
@@ -244,13 +277,6 @@ def needed(history: SnapshotHistory, name: str) -> SnapshotState:
         ) from error
 
 
-def _begun(controls: Iterable[ControlInfo], spec: str) -> int:
-    """The epoch in which an operator let the lineage begin anew; 0: never."""
-    mark = f"{rewrites.BEGUN}:{spec}:"
-    keys = [c.key for c in controls if c.kind == rewrites.BEGUN and c.key.startswith(mark)]
-    return max((int(key.removeprefix(mark)) for key in keys), default=0)
-
-
 def decide(
     store: Store, server: Server, kind: str, key: str, payload: bytes
 ) -> Sequence[ControlInfo]:
@@ -290,48 +316,37 @@ def _lost(store: Store, server: Server, key: str) -> Superseded | None:
     return Superseded(server.epoch, newest) if newest != server.epoch and not stands else None
 
 
-def _check_epochs(known: int, published: int, lineage: Lineage) -> None:
-    """The store gives an epoch before anything is published under it, so it knows them all."""
-    if published > known:
-        raise StartRefused(
-            f"the journal knows {known} starts of the model {lineage.model!r}, a snapshot is of "
-            f"start {published}: the journal was lost, or is an older copy",
-            "put the journal's newest copy back, "
-            "or move the model's snapshots away to begin without what it has learned",
-        )
-
-
-def _check_clocks(server: Server, partitions: Iterable[PartitionInfo]) -> None:
+def _check_clocks(state: SnapshotState, partitions: Iterable[PartitionInfo]) -> None:
     """The model must contain no row that the journal does not have."""
     known = {p.id: p for p in partitions}
     beyond = [
         f"partition {p}: {clock} learned, {known[p].end if p in known else 0} in the journal"
-        for p, clock in sorted(server.clock.items())
+        for p, clock in sorted(state.clock.items())
         if clock > (known[p].end if p in known else 0)
     ]
     beyond += [
         f"partition {p}: closed, but not sealed in the journal"
-        for p in sorted(server.closed)
+        for p in sorted(state.closed)
         if p not in known or not known[p].sealed
     ]
     if beyond:
         raise StartRefused(
-            f"the journal is older than the model {server.model!r} ({_first(beyond)})",
+            f"the journal is older than the model {state.model!r} ({_first(beyond)})",
             "put the journal's newest copy back, "
             "or learn what it has again from the start with: online serve --relearn",
         )
 
 
-def _check_rows(server: Server, partitions: Iterable[PartitionInfo]) -> None:
+def _check_rows(state: SnapshotState, partitions: Iterable[PartitionInfo]) -> None:
     """The journal must have every row that the model does not contain yet."""
     gone = [
-        f"partition {p.id}: rows {server.clock.get(p.id, 0) + 1} … {p.trimmed}"
+        f"partition {p.id}: rows {state.clock.get(p.id, 0) + 1} … {p.trimmed}"
         for p in partitions
-        if p.id not in server.closed and server.clock.get(p.id, 0) < p.trimmed
+        if p.id not in state.closed and state.clock.get(p.id, 0) < p.trimmed
     ]
     if gone:
         raise StartRefused(
-            f"the snapshot that is left of {server.model!r} does not contain rows that the "
+            f"the snapshot that is left of {state.model!r} does not contain rows that the "
             f"journal has no longer got ({_first(gone)})",
             "put a newer snapshot back, or learn what is left of the journal with: "
             "online serve --relearn, or begin without it with: online serve --fresh",

@@ -71,10 +71,14 @@ class ServerSettings:
         The journal's rows are kept for so many seconds at least, so that a repeat is known.
     halves_keep_s
         Halves of rows whose other half does not come are kept for so many seconds.
+    running_s
+        Seconds between two additions to the running time in the store, by which both are counted.
     banned_max
         Sources that may be banned at once.
     sources_max
         Sources of which evidence is kept.
+    umask
+        Permissions that files of the server's process do not get; None: as it was started.
     """
 
     interval_s: float = 10.0
@@ -89,7 +93,9 @@ class ServerSettings:
     retry_s: float = 0.5
     keep_rows_s: float = 8 * DAY_S
     halves_keep_s: float = 8 * DAY_S
+    running_s: float = 15.0
     banned_max: int = 1_000
+    umask: int | None = None
 
 
 def _die() -> None:
@@ -147,6 +153,8 @@ class ServerProcess:
         self._settings = ServerSettings() if settings is None else settings
         self._find_gone = find_gone
         self._host = Host() if host is None else host
+        if self._settings.umask is not None:
+            os.umask(self._settings.umask)
         self._identity = ""  # reads files, so the thread does it
 
         now_s = self._host.monotonic()
@@ -177,6 +185,7 @@ class ServerProcess:
         self._trimming = Trimming(
             self._settings.keep_rows_s,
             self._settings.halves_keep_s,
+            self._settings.running_s,
             self._host.wall,
             self._host.monotonic,
         )
@@ -336,7 +345,12 @@ class ServerProcess:
                 self._contacts.drop_old(asked_s)
 
     def snapshot_if_due(self) -> None:
-        """Publish if ``interval_s`` have passed since the last time."""
+        """Publish if ``interval_s`` have passed since the last time; count the running time."""
+        server, store, _ = self._serving()
+        try:
+            self._trimming.count(store, self._lineage.model, self._lineage.spec, server.epoch)
+        except Exception as error:  # of whatever store: :meth:`confirm` looks at the epoch
+            _log.warning("the running time could not be counted: %r", error)
         if self._host.monotonic() - self._published_s >= self._settings.interval_s:
             self.snapshot()
 
@@ -348,6 +362,8 @@ class ServerProcess:
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
         """Publish the state as it is now, unless the head holds it, and describe it.
 
+        The files are looked at first: what somebody has removed, the head does not hold.
+
         Raises
         ------
         NotReady
@@ -356,12 +372,14 @@ class ServerProcess:
             The head is where it was.
         """
         with self._publishing:
+            server, store, history = self._serving()
+            head_gone = self._parent in history.drop_vanished(self._parent)
             with self._lock:
-                server, store, history = self._serving()
                 state = None
-                if server.count != self._published:
+                if server.count != self._published or head_gone:
+                    parent = None if head_gone else self._parent
                     metrics = {**self._contacts.metrics(), **server.scores()}
-                    state = server.begin_snapshot(self._host.wall(), self._parent, metrics)
+                    state = server.begin_snapshot(self._host.wall(), parent, metrics)
             if state is not None:
                 try:
                     name = publish(store, history, state, self._base)

@@ -50,6 +50,13 @@ class ControlInfo(Protocol):
     def payload(self) -> bytes: ...
 
 
+class FollowedInfo(Protocol):
+    """Rows in commit order, up to the row with the number ``upto``."""
+
+    @property
+    def upto(self) -> int: ...
+
+
 class Store(Protocol):
     """Atomic steps of the store.  Any of them may raise; ``head`` then tells what is so."""
 
@@ -68,6 +75,12 @@ class Store(Protocol):
     def partitions(self, model: str) -> Sequence[PartitionInfo]:
         """All partitions of the model, by id."""
 
+    def follow(self, model: str, after: int, n: int) -> FollowedInfo:
+        """At most ``n`` rows of the model after number ``after`` of the store's commit order.
+
+        With an ``after`` behind all rows ``upto`` is the newest number.
+        """
+
     def controls(self, model: str, after: int) -> Sequence[ControlInfo]:
         """Control rows with ``seq > after``, in order."""
 
@@ -84,13 +97,27 @@ class Store(Protocol):
         ``fence``: a spec and an epoch; nothing is written unless it is the lineage's newest.
         """
 
-    def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
-    ) -> int:
-        """Remove at most ``n`` rows, none above ``upto`` or taken since ``before``; how many.
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add milliseconds to the time for which the model's servers have run; the sum."""
 
-        Nothing is removed unless ``epoch`` is the newest of the lineage.
+    def trim(
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float,
+        ran: float,
+    ) -> int:
+        """Remove at most ``n`` rows, none above ``upto``; how many.
+
+        They were taken before ``before``, or after ``ahead`` by a clock that was wrong, and
+        written before the running time was ``ran``.  Nothing is removed unless ``epoch`` is the
+        newest of the lineage.
         """
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves of rows that were taken before ``before``; how many."""
+    def expire(self, model: str, before: float, n: int, *, ahead: float, ran: float) -> int:
+        """Remove at most ``n`` halves of rows that are as old as that; how many."""

@@ -1,17 +1,18 @@
 """Examples as the bytes that the journal keeps: one format byte, then msgpack.
 
-A stored join's payload is the two halves as they were given, one behind the other, so that a
-store can write it without knowing what is in them.
+Rows that a stored join has written before journals had format 4 are the two halves as they were
+given, one behind the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 
 from replay.errors import PayloadFormat, PayloadInvalid
-from replay.example import Example, LabelHalf, PredictionHalf
+from replay.example import Example, LabelHalf, PredictionHalf, WaitingLabel
 
 FORMAT = 1
 """First byte of an encoded example or half.  Fields appended with a default keep it."""
@@ -19,14 +20,19 @@ FORMAT = 1
 JOINED = 2
 """First byte of a joined payload: the prediction's length in 4 bytes, big-endian, and both."""
 
+LABELS = 3
+"""First byte of labels that wait for one prediction."""
+
 _PREFIX = bytes([FORMAT])
+_LABELS_PREFIX = bytes([LABELS])
 _JOINED_PREFIX = bytes([JOINED])
 _LENGTH_BYTES = 4
-_Kept = TypeVar("_Kept", Example, PredictionHalf, LabelHalf)
+_Kept = TypeVar("_Kept", Example, PredictionHalf, LabelHalf, list[WaitingLabel])
 _encoder = msgspec.msgpack.Encoder()
 _example = msgspec.msgpack.Decoder(Example)
 _prediction = msgspec.msgpack.Decoder(PredictionHalf)
 _label = msgspec.msgpack.Decoder(LabelHalf)
+_labels = msgspec.msgpack.Decoder(list[WaitingLabel])
 
 
 def encode(example: Example) -> bytes:
@@ -45,14 +51,25 @@ def encode_prediction(half: PredictionHalf) -> bytes:
     return _encode(half)
 
 
-def encode_label(half: LabelHalf) -> bytes:
-    """Bytes of a stored join's label; errors as of :func:`encode`."""
-    return _encode(half)
+def encode_labels(labels: Sequence[WaitingLabel]) -> bytes:
+    """Bytes of the labels that wait for one prediction; errors as of :func:`encode`."""
+    try:
+        return _LABELS_PREFIX + _encoder.encode(labels)
+    except (OverflowError, UnicodeEncodeError, TypeError) as error:
+        raise PayloadInvalid(str(error)) from error
 
 
-def join(prediction: bytes, label: bytes) -> bytes:
-    """Payload of the joined row from the bytes of its halves (prediction: below 4 GiB)."""
-    return _JOINED_PREFIX + len(prediction).to_bytes(_LENGTH_BYTES, "big") + prediction + label
+def decode_labels(payload: bytes) -> list[WaitingLabel]:
+    """The labels that :func:`encode_labels` was given, one or more; errors as of :func:`decode`."""
+    labels = _decode(_labels, payload, _LABELS_PREFIX)
+    if not labels:
+        raise PayloadInvalid("no label waits in it")
+    return labels
+
+
+def decode_prediction(payload: bytes) -> PredictionHalf:
+    """The prediction that :func:`encode_prediction` was given; errors as of :func:`decode`."""
+    return _decode(_prediction, payload)
 
 
 def decode(payload: bytes) -> Example:
@@ -82,24 +99,28 @@ def decode(payload: bytes) -> Example:
         event_time=label.event_time,
         no_change=prediction.no_change,
         notes=prediction.notes,
+        raw=prediction.raw,
+        known=prediction.known,
     )
 
 
 def decode_label(payload: bytes) -> LabelHalf:
-    """The label that :func:`encode_label` was given; errors as of :func:`decode`."""
+    """A label that waits alone in a journal of before; errors as of :func:`decode`."""
     return _decode(_label, payload)
 
 
-def _encode(kept: Example | PredictionHalf | LabelHalf) -> bytes:
+def _encode(kept: Example | PredictionHalf) -> bytes:
     try:
         return _PREFIX + _encoder.encode(kept)
     except (OverflowError, UnicodeEncodeError, TypeError) as error:
         raise PayloadInvalid(str(error)) from error
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[_Kept], payload: bytes) -> _Kept:
-    if payload[:1] != _PREFIX:
-        raise PayloadFormat(payload[0] if payload else None, JOINED)
+def _decode(
+    decoder: msgspec.msgpack.Decoder[_Kept], payload: bytes, prefix: bytes = _PREFIX
+) -> _Kept:
+    if payload[:1] != prefix:
+        raise PayloadFormat(payload[0] if payload else None, LABELS)
     try:
         return decoder.decode(memoryview(payload)[1:])
     except msgspec.MsgspecError as error:

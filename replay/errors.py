@@ -150,6 +150,45 @@ class JournalUnavailable(ReplayError):
         return f"the journal gave no certain answer ({self.reason}); send the same batch again"
 
 
+class JournalDamaged(ReplayError):
+    """Something that the store wrote is no longer what it wrote: a disk or memory has changed it.
+
+    ``what`` names it, ``why`` says how that is known.
+    """
+
+    def __init__(self, what: str, why: str = "it does not match its checksum") -> None:
+        super().__init__(what, why)
+        self.what = what
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"the journal is damaged: {self.what}: {self.why}. Nothing is learned from it; "
+            "`online fsck` says what else is, and docs/operations.md (A damaged journal) what to "
+            "do: put a copy from before the damage in its place"
+        )
+
+
+class JournalHeld(JournalUnavailable):
+    """Another process's write did not end in time.  Definite: nothing of the call was begun.
+
+    ``pid`` is the process's number on this machine, None if it is not known.
+    """
+
+    definite = True
+
+    def __init__(self, holder: str, waited_s: float, pid: int | None = None) -> None:
+        super().__init__(holder)
+        self.args = (holder, waited_s, pid)
+        self.holder, self.waited_s, self.pid = holder, waited_s, pid
+
+    def __str__(self) -> str:
+        return (
+            f"the journal is held by {self.holder}, for longer than {self.waited_s:g} s; "
+            "send the same batch again, nothing was written"
+        )
+
+
 class JournalFormat(ReplayError):
     """The file has a format that this version can't read (``found`` None: not a journal)."""
 

@@ -117,9 +117,15 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         What the model that gave ``score`` wants to be told again; nobody else knows what it means.
     judged
         What the filters found; None if none was asked.
+    known
+        The last offset of each partition, of the rows in the model that gave ``score``: kept for a
+        challenger, which is asked as of that.  None: it was not kept; empty: too many partitions.
     moved
         A delta of a device: then there are no features, the label is the hash of its content, and
         the weight is what it is multiplied by.
+    raw
+        What was sent under names whose number in ``features`` is another one, because it was far
+        beyond all before it; None: nothing was.
     """
 
     features: Features
@@ -133,6 +139,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     notes: bytes | None = None
     judged: Judged | None = None
     moved: Moved | None = None
+    raw: Features | None = None
+    known: dict[int, int] | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -144,10 +152,32 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     predicted_at: float | None = None
     no_change: Label | None = None
     notes: bytes | None = None
+    raw: Features | None = None
+    known: dict[int, int] | None = None
+
+
+class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A label that waits for its prediction; the first fields as in :class:`Example`.
+
+    Attributes
+    ----------
+    source, event_id, at
+        Of the row that it will be; when it was taken (POSIX seconds).
+    keys
+        Those under which it waits, one of each prediction that it may label.
+    """
+
+    label: Label
+    weight: float
+    event_time: float | None
+    source: str
+    event_id: str
+    at: float
+    keys: tuple[bytes, ...]
 
 
 class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a stored join keeps of a label; fields as in :class:`Example`."""
+    """What journals of before have of a label that waits alone; fields as in :class:`Example`."""
 
     label: Label
     weight: float = 1.0

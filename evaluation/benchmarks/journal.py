@@ -1,10 +1,10 @@
 """How two writers share one journal without starving each other.
 
-Five ways are measured with the same batches, each writer as fast as it can: SQLite's busy
-handler, a file lock, a file lock with a queue before it (what
-:class:`replay.journal.sqlite.SqliteJournal` does), a file of rows per writer with a shared index
-of keys, and one process that writes for all.  The decision and its figures are in
-``docs/decisions/journal-lock.md``.
+Six ways are measured with the same batches, each writer as fast as it can: SQLite's busy
+handler, a file lock, a file lock with a queue before it, waited for in the kernel or asked for
+again and again (what :class:`replay.journal.sqlite.SqliteJournal` does), a file of rows per writer
+with a shared index of keys, and one process that writes for all.  The decision and its figures are
+in ``docs/decisions/journal-lock.md``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Unlocked(SqliteFile):
     """Only SQLite's own lock, which a waiting writer polls."""
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self, waited_s: float = 0.0) -> Iterator[None]:
         yield
 
 
@@ -50,12 +50,30 @@ class _NoQueue(SqliteFile):
     """The kernel's lock alone: who gives it back may have it again before the next one wakes."""
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+    def _exclusive(self, waited_s: float = 0.0) -> Iterator[None]:
+        assert self._lock is not None
+        fcntl.flock(self._lock.lock_fd, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            self._lock.release()
+
+
+class _InKernel(SqliteFile):
+    """Lock and queue, both waited for in the kernel: without a bound, and woken at once."""
+
+    @contextmanager
+    def _exclusive(self, waited_s: float = 0.0) -> Iterator[None]:
+        assert self._lock is not None
+        fcntl.flock(self._lock.queue_fd, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._lock.lock_fd, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(self._lock.queue_fd, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            self._lock.release()
 
 
 class _UnlockedJournal(SqliteJournal):
@@ -66,9 +84,14 @@ class _NoQueueJournal(SqliteJournal):
     _file_type = _NoQueue
 
 
+class _InKernelJournal(SqliteJournal):
+    _file_type = _InKernel
+
+
 _ONE_FILE: dict[str, type[SqliteJournal]] = {
     "busy handler": _UnlockedJournal,
     "file lock": _NoQueueJournal,
+    "queued, in the kernel": _InKernelJournal,
     "queued file lock": SqliteJournal,
 }
 _PER_WRITER = "file per writer"

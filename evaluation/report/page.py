@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from evaluation.report import figures
 from evaluation.report.values import Report, to_json
+from replay.plain import plain
 
 _SPARK_WIDTH: Final = 110
 _SPARK_HEIGHT: Final = 24
@@ -31,6 +32,7 @@ def render(report: Report) -> str:
     values = json.loads(data)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     source = (resources.files("evaluation.report") / "page.html").read_text(encoding="utf-8")
+    environment.finalize = _readable
     environment.filters |= {"date": _date, "span": _span, "row": "{:,}".format}
     return environment.from_string(source).render(
         r=values,
@@ -38,10 +40,15 @@ def render(report: Report) -> str:
         num=_numbers(values),
         spark=_spark,
         bar=_bar,
-        fig={name: Markup(svg) for name, svg in _figures(report).items()},
+        fig={name: Markup(plain(svg, keep="\n\t")) for name, svg in _figures(report).items()},
         embedded=Markup(data.decode().replace("<", "\\u003c").replace("&", "\\u0026")),
         download=base64.b64encode(data).decode(),
     )
+
+
+def _readable(value: Any) -> Any:
+    """Texts from outside without what is obeyed; what we have made ourselves as it is."""
+    return plain(value) if type(value) is str else value
 
 
 def _figures(report: Report) -> dict[str, str]:

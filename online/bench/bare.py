@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from online import config
-from online.cluster import port_range, ray_flags, start_ray
+from online.cluster import start_ray
+from online.ray_flags import port_range, ray_flags
 
 
 class Pid:

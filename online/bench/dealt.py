@@ -42,15 +42,18 @@ class _Replica:
             settings, self.learner, None, sources_max=1_000, vouched=vouched
         )
         self.learner.evidence.heard = self.filters
+        self.learner.bounds.on = settings.filters != "none"
         self.learner.open_partition(partition)
         self._offset = 0
         self.exchange()
 
-    def step(self, n: int, source: str, features: Features, label: Label) -> NewRow:
+    def step(self, n: int, source: str, features: Features, label: Label, weight: float) -> NewRow:
         answer = self.learner.predict(features)
-        example = Example(features, label, score=score_of(self._task, answer))
+        features, sent = self.learner.bounds.taught(features)
+        example = Example(features, label, weight, score_of(self._task, answer), raw=sent)
         key, payload = n.to_bytes(16, "little"), codec.encode(example)
-        row = NewRow(key, str(n), source, Verdict.ACCEPTED, payload, float(n))
+        verdict = Verdict.ACCEPTED if sent is None else Verdict.CLIPPED
+        row = NewRow(key, str(n), source, verdict, payload, float(n))
         self._offset += 1
         if self.filters is not None:
             (row,) = self.filters.judge([row])
@@ -94,11 +97,18 @@ class Dealt:
         """What the first one answers from."""
         return self.replicas[0].learner.serving
 
-    def step(self, source: str, features: Features, label: Label, to: int | None = None) -> NewRow:
+    def step(
+        self,
+        source: str,
+        features: Features,
+        label: Label,
+        weight: float = 1.0,
+        to: int | None = None,
+    ) -> NewRow:
         """One event; the row that was written.  ``to``: the replica that gets it, not the next."""
         self.n += 1
         at = self.n % len(self.replicas) if to is None else to
-        row = self.replicas[at].step(self.n, source, features, label)
+        row = self.replicas[at].step(self.n, source, features, label, weight)
         self.counts[row.verdict] += 1
         # one after the other, as often as each would by its own events: an idle one pulls, too
         place = self.n % (EVERY * len(self.replicas))

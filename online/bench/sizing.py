@@ -20,12 +20,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from online import config
 from online.bench.load import Lane, Load, Operation, Report, measure
-from online.commands.base import AsJson, Model, checked, pick
+from online.commands.base import AsJson, Model, checked, console, pick
 from online.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -365,7 +364,7 @@ def _show_report(report: Report, *, as_json: bool) -> None:
             found.what, *(f"{n:,}" for n in counts), *(f"{t:.2f}" for t in (*times, found.max_ms))
         )
     print("latencies in ms, counted from when each request was due")
-    Console().print(table)
+    console().print(table)
     for line in bars(report.total):
         print(line)
     for found in report.operations:
@@ -422,7 +421,7 @@ def _show_found(found: Found, *, as_json: bool) -> int:
             f"{step.p99_ms:.2f}", f"{step.errors:,}", f"{step.unfinished:,}",
             "yes" if step.holds else "no",
         )  # fmt: skip
-    Console().print(table)
+    console().print(table)
     if found.rate:
         print(f"{found.rate:,.0f} requests/s keep p99 ≤ {found.p99_ms_max:g} ms")
     else:

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from online.commands.base import console
 
 app = typer.Typer(help="Measured tables, each beside a peer.", no_args_is_help=True)
 
@@ -34,7 +35,7 @@ def print_table(title: str, data: list[dict[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="left" if name == "what" else "right")
     for row in data:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _cell(value: Any) -> str:

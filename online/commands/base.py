@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -9,11 +10,13 @@ from typing import Annotated, Any, NamedTuple
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online import config
 from online.errors import ConfigError, StartRefused
 from online.http import bearer
+from replay.plain import PlainStream, plain
 
 TOKEN_REMEDY = (
     "Commands send ONLINE_TOKEN, or else the first of tokens.admin in the settings file (--config)"
@@ -37,6 +40,12 @@ def load_settings(path: Path | None, **overrides: Any) -> config.Settings:
     if path is None and Path("online.yaml").exists():
         path = Path("online.yaml")
     return config.load(path, overrides, config.environment())
+
+
+def in_private(settings: config.Settings) -> config.Settings:
+    """The settings; what this process makes from now on is for those of `state_mode` only."""
+    os.umask(settings.umask)
+    return settings
 
 
 class Reached(NamedTuple):
@@ -95,11 +104,26 @@ def checked(response: httpx.Response) -> dict[str, Any]:
     return data
 
 
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """What draws on the terminal; texts from outside go through :func:`readable` first."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream.beneath if isinstance(stream, PlainStream) else stream, width=width)
+
+
+def readable(data: Any) -> Any:
+    """The data of an answer with texts that neither a terminal nor rich takes for orders."""
+    if isinstance(data, str):
+        return escape(plain(data))
+    if isinstance(data, dict):
+        return {readable(key): readable(value) for key, value in data.items()}
+    return [readable(value) for value in data] if isinstance(data, list) else data
+
+
 def bar(what: str, *, hidden: bool) -> Progress:
     """A progress bar on standard error; none if that is no terminal."""
     return Progress(
         TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+        console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
     )  # fmt: skip
 
 

@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings, span
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    in_private,
+    load_settings,
+    span,
+)
 from online.commands.export import (
+    ends_of,
     freshness,
     golden_rows,
     picked,
@@ -80,7 +89,7 @@ def keygen(
 
     from online.edge import roots
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     place = _keys_place(settings, keys)
     chain_path = place / "roots.json"
     if chain_path.exists() != rotate:
@@ -169,7 +178,7 @@ def publish(
         raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
     from online.promotion import as_stored
 
-    settings = as_stored(load_settings(path, state_dir=state_dir))
+    settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
     served = picked(settings, model)
     place = _keys_place(settings, keys)
     signing_key(place / "signing.pem", "--keys")
@@ -256,7 +265,7 @@ def rollback(
     """
     from online.edge.export import with_deltas
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     served = picked(settings, model)
     place = _keys_place(settings, keys)
     key = signing_key(place / "signing.pem", "--keys")
@@ -282,7 +291,7 @@ def status(
 
     Example: online edge status
     """
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     served = picked(settings, model)
     folder = _folder(settings, served)
     channel = folder.channel()
@@ -309,6 +318,7 @@ def _exported(
         targets=targets,
         golden_most=GOLDEN,
         steps=Steps(folder.newest_pack()) if steps else None,
+        ends=ends_of(served, state),
     )
 
 
@@ -350,7 +360,7 @@ def _move(
     model: str | None, path: Path | None, state_dir: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Sign the newest release for other devices."""
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     served = picked(settings, model)
     key = signing_key(_keys_place(settings, keys) / "signing.pem", "--keys")
     folder = _folder(settings, served)

@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    console,
+    load_settings,
+)
 from online.config import Settings, data_dir
 from online.errors import ConfigError, StartRefused
 from online.model_settings import ModelSettings
@@ -91,6 +97,7 @@ def export(
         about=_about(settings, served, state, now, valid_days),
         shown=shown(served),
         targets=wanted,
+        ends=ends_of(served, state),
     )
     if old is not None:
         made = with_delta(made, old)
@@ -152,6 +159,14 @@ def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> 
             last = part.end if part.id in state.closed else state.clock.get(part.id, 0)
             found += journal.read(part.id, last, 1) if last > part.trimmed else ()
     return max(found, key=lambda row: row.seq, default=None)
+
+
+def ends_of(served: ModelSettings, state: SnapshotState) -> dict[str, tuple[float, float]]:
+    """Least and greatest number that the service's answers take as it is, by feature."""
+    from online.bounds import Bounds
+
+    bounds = Bounds.of(state.values, on=served.filters != "none")
+    return bounds.ends(bounds.names)
 
 
 def picked(settings: Settings, model: str | None) -> ModelSettings:
@@ -289,7 +304,7 @@ def _print(out: Path, made: Exported, *, as_json: bool) -> None:
             f"{parity['max_abs']:.1e}",
         )  # fmt: skip
         table.add_row(*cells)
-    Console().print(table)
+    console().print(table)
     print(f"in {out}, with manifest.json and golden rows")
     for name, reason in made.left_out.items():
         print(f"left out: {name}: {reason}")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online.commands.base import (
@@ -25,6 +24,8 @@ from online.commands.base import (
     StateDir,
     checked,
     connect,
+    console,
+    in_private,
     load_settings,
     pick,
     span,
@@ -159,7 +160,7 @@ class _Work:
 
         self.name, self._client = name, client
         self._wanted = Wanted(source, since)
-        self._settings = as_stored(load_settings(path, state_dir=state_dir))
+        self._settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
         status = self._status()
         chosen = next((m for m in self._settings.models if m.name == name), None)
         remedy = "Name the settings file that the service was started with: --config"
@@ -288,7 +289,7 @@ class _Work:
         root = None
         if rows and model.root_set is not None:
             root = RootSet(model.root_set, rows, lambda: learner.serving)
-        sources_max, vouched = settings.limits.sources_max, bool(settings.tokens.sources)
+        sources_max, vouched = settings.limits.sources_max, settings.tokens.vouched
         filters = filtering_for(model, learner, root, sources_max=sources_max, vouched=vouched)
         if filters is None:
             return None
@@ -336,7 +337,7 @@ def _told(what: str, *, hidden: bool) -> Iterator[Told]:
     shown = Progress(
         TextColumn(what), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:,.0f} rows/s"), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+        console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
     )  # fmt: skip
     begun = time.monotonic()
     with shown:

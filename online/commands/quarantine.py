@@ -12,6 +12,7 @@ import typer
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, bar, checked, connect, pick
 from online.commands.rewrites import After, Limit, list_events, patiently
+from replay.plain import plain
 
 _PAGE = 200
 
@@ -62,7 +63,7 @@ def show(
         print(json.dumps(found))
         return
     for key, value in found.items():
-        print(f"{key:>10}  {value if isinstance(value, str) else json.dumps(value)}")
+        print(f"{key:>10}  {plain(value) if isinstance(value, str) else json.dumps(value)}")
 
 
 @app.command()

@@ -10,14 +10,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    console,
+    in_private,
+    load_settings,
+)
 from online.commands.repeat import in_child, repeat, without
 from online.config import Settings, environment
 from online.errors import ConfigError, OnlineError, StartRefused
@@ -82,6 +90,9 @@ def rescore(
     from online.promotion import as_stored
 
     settings = as_stored(load_settings(path, state_dir=state_dir))
+    places = (Path(output), Path((store or "").removeprefix("sqlite:")))
+    if any(place.resolve().is_relative_to(settings.state_dir) for place in places):
+        in_private(settings)  # elsewhere it is not for us to say who may read
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
     need_packages()
@@ -180,7 +191,7 @@ def shown_progress(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], 
     bar = Progress(
         TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
         TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+        console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
     )  # fmt: skip
     with bar:
         task = bar.add_task(what, total=None)

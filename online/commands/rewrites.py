@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from online.commands.base import (
@@ -22,8 +21,10 @@ from online.commands.base import (
     bar,
     checked,
     connect,
+    console,
     load_settings,
     pick,
+    readable,
     span,
 )
 from online.errors import StartRefused
@@ -234,9 +235,11 @@ def list_events(
         taken = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(e["at"]))
         as_row = f" as {e['learned_as']}" if "learned_as" in e else ""
         label = json.dumps(e["label"])
-        table.add_row(e["event_id"], e["source"], label, taken, e["row"], f"{e['status']}{as_row}")
-    console = Console()
-    console.print(table) if events else print(f"no {status} events")
+        table.add_row(
+            readable(e["event_id"]), readable(e["source"]), readable(label), taken, e["row"],
+            f"{e['status']}{as_row}",
+        )  # fmt: skip
+    console().print(table) if events else print(f"no {status} events")
     if removed:
         print(f"{removed:,} older rows were removed by retention")
     if page["cursor"] is not None:

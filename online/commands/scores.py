@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, load_settings, span
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    console,
+    in_private,
+    load_settings,
+    span,
+)
 from online.commands.rescore import Store, pick_model
 from online.errors import ConfigError
 
@@ -51,7 +59,7 @@ def scores_list(
         mark = "*" if run == current.run else ""
         ages = (f"{span(time.time() - at)} ago" for at in (run.scored_at, run.as_of))
         table.add_row(mark, run.name, run.model, run.version, f"{run.rows:,}", *ages)
-    Console().print(table)
+    console().print(table)
 
 
 @app.command("rollback")
@@ -133,7 +141,7 @@ def _opened(store: str | None, model: str | None, path: Any, state_dir: Any) -> 
         return None
     from online.rescore.stores import open_store
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     return open_store(store, pick_model(settings, model).name)
 
 

@@ -16,8 +16,11 @@ import typer
 
 from online import __version__, config
 from online.commands.base import File, Reached, StateDir, load_settings
-from online.errors import ConfigError
+from online.errors import ConfigError, OnlineError
+from paramserver.errors import ParamServerError
+from replay.errors import ReplayError
 
+KNOWN_ERRORS = (OnlineError, ParamServerError, ReplayError, OSError)
 _STOP_S = 4.0  # then everything is ended at once, which takes up to a second
 _TEND_S = 0.25
 
@@ -32,6 +35,12 @@ def serve(
     fresh: Annotated[bool, typer.Option("--fresh", help="begin without what was learned")] = False,
     relearn: Annotated[
         bool, typer.Option("--relearn", help="learn the whole journal again")
+    ] = False,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss", help="go on from the newest snapshot without what the journal lost"
+        ),
     ] = False,
 ) -> None:
     """Start the service and keep it running until Ctrl-C.  SIGHUP: read the settings again.
@@ -68,9 +77,9 @@ def serve(
             raise _GivenUp
 
     print(f"online {__version__}, state in {settings.state_dir}", flush=True)
-    code, failure = 0, None
+    code = 0
     try:
-        running.start(fresh=fresh, relearn=relearn)
+        running.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
         started = True
         _print_urls(settings, running.url)
         if play is not None:
@@ -81,17 +90,19 @@ def serve(
         code = _watch(running, stop, hangup, again)
         if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
             _kill(running, code)
-        print("\nstopping: replicas push, a last snapshot is written", flush=True)
+        print("\nstopping: replicas push what they have learned", flush=True)
     except (_GivenUp, KeyboardInterrupt):
         code = 130
     except Exception as error:
         if started or not stop.is_set():
-            code, failure = 1, error
-            raise
-        code = 130  # given up in the middle of an import, which made another error of it
+            code = _failed(error)
+            if not isinstance(error, KNOWN_ERRORS):  # a mistake of ours
+                raise
+        else:
+            code = 130  # given up in the middle of an import, which made another error of it
     finally:
         stop.set()
-        _stop(running, code, failure)
+        _stop(running, code)
     raise typer.Exit(code)
 
 
@@ -103,6 +114,17 @@ def _token_to_play(settings: config.Settings, play: str | None) -> str | None:
     return token
 
 
+def _failed(error: Exception) -> int:
+    """Say on the terminal why it does not go on, before the end, which may take long, or hang."""
+    text = ". ".join(str(error).splitlines())
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}. Give places that can be read and written"
+    elif not isinstance(error, KNOWN_ERRORS):
+        text = f"{type(error).__name__}: {text}"
+    print(f"online: {text}", file=sys.stderr, flush=True)
+    return 1
+
+
 class _GivenUp(BaseException):
     """A signal came before the service was up.
 
@@ -111,9 +133,9 @@ class _GivenUp(BaseException):
     """
 
 
-def _stop(running: Any, code: int, failure: Exception | None) -> None:
-    """End it gently, and if that takes too long, at once; a failure is said either way."""
-    watchdog = threading.Timer(_STOP_S, _kill, args=(running, code, failure))
+def _stop(running: Any, code: int) -> None:
+    """End it gently, and if that takes too long, at once."""
+    watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
     watchdog.daemon = True
     watchdog.start()
     running.stop()
@@ -140,6 +162,7 @@ def _watch(
     At SIGHUP the settings are read again; a model that was promoted takes its place.
     """
     changing: threading.Thread | None = None
+    tending: threading.Thread | None = None  # a disk that stalls must not hold this loop
     while not stop.wait(_TEND_S):
         if changing is None or not changing.is_alive():
             change = None
@@ -151,16 +174,16 @@ def _watch(
             if change is not None:
                 changing = threading.Thread(target=change, daemon=True)
                 changing.start()
-        running.tend()
+        if tending is None or not tending.is_alive():
+            tending = threading.Thread(target=running.tend, daemon=True)
+            tending.start()
         if not running.alive():
             print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
             return 2
     return 0
 
 
-def _kill(running: Any, code: int, failure: Exception | None = None) -> None:
-    if failure is not None:  # nobody else will say it
-        print(f"online: {failure}", file=sys.stderr, flush=True)
+def _kill(running: Any, code: int) -> None:
     running.kill()
     os._exit(code)
 

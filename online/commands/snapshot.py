@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from online.commands.base import (
@@ -18,6 +17,7 @@ from online.commands.base import (
     StateDir,
     checked,
     connect,
+    console,
     load_settings,
     pick,
 )
@@ -54,7 +54,7 @@ def snapshot_list(
         age = time.time() - s["created_at"]
         pinned = "yes" if s["pinned"] else ""
         table.add_row(s["name"], str(s["version"]), f"{age:,.0f} s", f"{s['size']:,}", pinned)
-    Console().print(table)
+    console().print(table)
 
 
 @app.command("create")

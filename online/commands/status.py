@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, Final
 
 import typer
@@ -17,7 +18,10 @@ from online.commands.base import (
     bar,
     checked,
     client_of,
+    console,
+    in_private,
     load_settings,
+    readable,
     service,
     span,
 )
@@ -35,10 +39,10 @@ def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson 
     if as_json:
         print(json.dumps({"url": reached.url, "models": models}))
         return
-    console = Console()
-    console.print(reached.url)
-    for model in models:
-        _show_model(console, model)
+    shown = console()
+    shown.print(reached.url)
+    for model in readable(models):
+        _show_model(shown, model)
 
 
 _QUALITY: Final = (
@@ -59,7 +63,9 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
     if (drift := model["drift"]) is not None:
         state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
-        console.print(f"drift: {state}: {drift['why']}")
+        many = len(drift["replicas"])
+        rows = f"{drift['judged']:,} labelled rows" + (f" of {many} replicas" if many else "")
+        console.print(f"drift: {state}: {drift['why']} ({rows})")
     if server is None:
         console.print("[red]parameter server: no contact; replicas answer and keep feedback[/red]")
     else:
@@ -120,6 +126,12 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
         console.print(
             f"{rewrites['undone']:,} rows were undone, and kept; which of them were "
             "learned again: online rollback --undone"
+        )
+    if (lost := rewrites.get("lost")) is not None:
+        on = time.strftime("%Y-%m-%d %H:%M", time.localtime(lost["at"]))
+        console.print(
+            f"[yellow]{lost['events']:,} events were lost from the journal, accepted on {on}; a "
+            "repeat of one of them is learned again[/yellow]"
         )
     if banned := rewrites["banned"]:
         more = f" and {len(banned) - 10} more" if banned[10:] else ""
@@ -183,7 +195,7 @@ def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = 
     """
     from online.fsck import check
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = in_private(load_settings(path, state_dir=state_dir))
     with bar("rows", hidden=as_json) as progress:
         results = []
         for model in settings.models:

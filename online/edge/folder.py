@@ -163,13 +163,14 @@ class Folder:
                 report.unlink(missing_ok=True)
 
 
-def write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """A file, whole and durable, or what was there before."""
+def write(path: Path, data: bytes, mode: int | None = None) -> None:
+    """A file, whole and durable, or what was there before; ``mode``: whatever the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode or 0o666)
     with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
+        if mode is not None:
+            os.fchmod(descriptor, mode)
         file.write(data)
         file.flush()
         os.fsync(descriptor)

@@ -33,11 +33,11 @@ from online.model_settings import Devices, ModelSettings
 from online.models.base import Model
 from online.models.moved import Movable, numbers
 from online.models.slopes import Sloped
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.rootset import RootSet, root_rows
 from online.serving import HTTP
 from online.tokens import event_key
-from online.writer import Recorded
 from paramserver.filters.base import ACCEPTED, CLIPPED, REFUSED, Event
 from paramserver.filters.chain import Chain
 from paramserver.filters.chain import Verdict as Said
@@ -178,7 +178,7 @@ class Pushes:
     async def _take(self, push: Push) -> tuple[int, Receipt]:
         if self.problem is not None:
             raise not_taken(self._replica.settings.name, self.problem)
-        source = sender.get() or f"device:{push.device}"
+        source = sender.get().source or f"device:{push.device}"
         weights, bias = _tensor(push.weights, "weights"), _tensor(push.bias, "bias")
         name = f"{push.device}:{push.event}"
         key = event_key("delta", source, name)

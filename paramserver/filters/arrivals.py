@@ -22,6 +22,7 @@ _EACH: Final = 8
 _LEAST: Final = 64
 _MOST_EACH: Final = 64
 _CHANCE: Final = 3.0
+_NONE: Final = (0, 0.0)
 
 
 class Arrivals:
@@ -35,9 +36,11 @@ class Arrivals:
     Attributes
     ----------
     new
-        Those of sources that were not established when they came.
+        Weight of those of sources that were not established when they came.
+    total
+        Weight of all: each counts as its weight, and at least as one.
     budget
-        Arrivals that a source may have among them: twice the median source's, and what is chance;
+        Weight that a source may have among them: twice the median source's, and what is chance;
         None: fewer than ``EARNED`` sources send.
     established
         Sources among them with a budget of their own.
@@ -48,10 +51,10 @@ class Arrivals:
 
     def __init__(self, most: int = 4096) -> None:
         self._most = most
-        self._window: deque[tuple[str, bool]] = deque()
-        self._count: dict[str, int] = {}  # in the order in which they were last seen
+        self._window: deque[tuple[str, bool, float]] = deque()
+        self._count: dict[str, tuple[int, float]] = {}  # in the order in which they were last seen
         self._held = 0  # arrivals, as far as they are no more than twice _EACH of a source
-        self.new = 0
+        self.new = self.total = 0.0
         self.budget: float | None = None
         self.established = 0
         self.flooding: frozenset[str] = frozenset()
@@ -67,18 +70,20 @@ class Arrivals:
         """So many of them."""
         return list(islice(reversed(self._count), most))
 
-    def count(self, source: str) -> int:
-        """Arrivals of this source."""
-        return self._count.get(source, 0)
+    def count(self, source: str) -> float:
+        """Weight of this source's arrivals."""
+        return self._count.get(source, _NONE)[1]
 
-    def add(self, source: str, *, new: bool) -> None:
+    def add(self, source: str, *, new: bool, weight: float = 1.0) -> None:
         """One more, by a source that is established or ``new``."""
-        count = self._count
-        n = count.pop(source, 0)
-        count[source] = n + 1
+        count, weight = self._count, max(weight, 1.0)
+        n, known = count.pop(source, _NONE)
+        count[source] = n + 1, known + weight
         self._held += n < 2 * _EACH
-        self._window.append((source, new))
-        self.new += new
+        self._window.append((source, new, weight))
+        self.total += weight
+        if new:
+            self.new += weight
         few, many = len(count) * _EACH, len(count) * _MOST_EACH
         while len(self._window) > max(min(many, self._most), _LEAST) or (
             self._held > few and len(self._window) > _LEAST
@@ -86,12 +91,14 @@ class Arrivals:
             self._leave()
 
     def _leave(self) -> None:
-        source, new = self._window.popleft()
-        self.new -= new
-        n = self._count[source] - 1
-        self._held -= n < 2 * _EACH
-        if n:
-            self._count[source] = n
+        source, new, weight = self._window.popleft()
+        self.total -= weight
+        if new:
+            self.new -= weight
+        n, known = self._count[source]
+        self._held -= n <= 2 * _EACH
+        if n > 1:
+            self._count[source] = n - 1, known - weight
         else:
             del self._count[source]
 
@@ -101,14 +108,14 @@ class Arrivals:
         earned = [s.name for s in known if s.taken >= EARNED]
         self.established = len(earned)
         names = earned if len(earned) >= EARNED else [s.name for s in known]
-        counts = sorted(self._count.get(name, 0) for name in names)
+        counts = sorted(self.count(name) for name in names)
         if len(counts) < EARNED:
             self.budget, self.flooding = None, frozenset()
             return
         twice = 2.0 * counts[len(counts) // 2]
         self.budget = twice + 2.0 * twice**0.5 + _CHANCE
         total = max(sum(s.taken for s in known), 1)
-        used = 2.0 * len(self._window) / total
+        used = 2.0 * self.total / total
         self.flooding = frozenset(
             s.name for s in known if self.count(s.name) > max(self.budget, used * s.taken)
         )

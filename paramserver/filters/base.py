@@ -58,6 +58,8 @@ class Event:
         Hash of the features alone.
     answer
         JSON text of the label that the model gave; None if nothing was predicted.
+    weight
+        Of the event, > 0: ``gradient`` has it already, budgets count it.
     """
 
     source: str
@@ -70,6 +72,7 @@ class Event:
     digest: int | None = None
     features_digest: int | None = None
     answer: str | None = None
+    weight: float = 1.0
     _squares: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property

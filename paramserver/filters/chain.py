@@ -29,6 +29,7 @@ from paramserver.filters.base import (
 )
 from paramserver.filters.copies import Copies
 from paramserver.filters.direction import Direction
+from paramserver.filters.inputs import Inputs
 from paramserver.filters.losses import LOSSES, Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
@@ -199,7 +200,8 @@ class Chain:
             return
         source = self.sources.touch(event.source)
         self._arrivals += 1
-        self.arrivals.add(event.source, new=source.taken < EARNED and not source.quarantined)
+        new = source.taken < EARNED and not source.quarantined
+        self.arrivals.add(event.source, new=new, weight=event.weight)
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=verdict.taken)
             # what a turning world says of a source is not held against it
@@ -324,6 +326,8 @@ def usual(
         filters.append(Norm(reference))
         if reference is not None and reference.problem is None:
             filters += [Direction(reference), Copies(reference)]
+            if reference.still is not None:
+                filters.append(Inputs(reference.still))
     filters.append(Surprise())
     return Chain(filters, reference=reference, sources_max=sources_max)
 

@@ -23,6 +23,8 @@ _TRUSTED: Final = 4.0
 class Rate:
     """Weigh down who sends more than twice as much as the median source.
 
+    An arrival counts as its weight, and at least as one: each takes a place in the window.
+
     With r = own arrivals / (m + 2 √m + 3) in the window, m = 2 · median (the rest is for chance):
     weight 1/r above 1, set aside from ``refuse_at``; not of a source in good standing.  Sources
     with fewer than ``EARNED`` taken events share the pool: together they get ``pool_share`` of the
@@ -48,12 +50,12 @@ class Rate:
         self.pool_share = pool_share
 
     def judge(self, event: Event, source: Source) -> Opinion:
-        arrivals = self.arrivals
-        own = arrivals.count(event.source) + 1
+        arrivals, size = self.arrivals, max(event.weight, 1.0)
+        own = arrivals.count(event.source) + size
         over = 0.0 if arrivals.budget is None else own / arrivals.budget
         reason = "rate: more than twice the median source"
         if self._is_pooled(source):
-            pool = (arrivals.new + 1) / max(self.pool_share * len(arrivals), 1.0)
+            pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
         if over <= 1.0 or source.standing >= _TRUSTED:

@@ -9,13 +9,16 @@ count under an older epoch) is not among them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from paramserver.errors import (
+    PublishFailed,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
@@ -27,6 +30,9 @@ from paramserver.snapshots.store import PlaceUnreachable, Retention, kept
 from paramserver.state import Contained, SnapshotState
 from paramserver.wire import Version
 
+_log: Final = logging.getLogger(__name__)
+
+_SHOWN: Final = 3
 _PREFIX_BYTES: Final = 64 * 1024  # holds most manifests, so that one read does
 ASIDE: Final = "aside-"
 """Names of states that were built beside the line begin so; only a control row leads to one."""
@@ -88,6 +94,24 @@ class Listed(msgspec.Struct, frozen=True):
     parent: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """Good snapshots whose files somebody has removed: how many, and what is said of it."""
+
+    files: int = 0
+    incident: str | None = None
+
+    def with_more(self, names: Sequence[str], head: str | None) -> Vanished:
+        """The same with those that were found now; ``head``: the newest one's name."""
+        said = f"snapshots whose files are gone: {', '.join(names[-_SHOWN:])}"
+        if len(names) > _SHOWN:
+            said += f" and {len(names) - _SHOWN} more"
+        if head in names:
+            said += f"; {head}, the newest, is written anew"
+        hint = "look who removes them; a rollback reaches no further than what is left"
+        return Vanished(self.files + len(names), f"{said}: {hint}")
+
+
 class SnapshotHistory:
     """A lineage's snapshots, with their manifests in memory."""
 
@@ -98,16 +122,23 @@ class SnapshotHistory:
         self._sizes: dict[str, int] = {}
         self._head: str | None = None
         self.refused: dict[str, str] = {}
+        self.vanished = Vanished()
 
     def newest_epoch(self) -> int:
         """Newest epoch that any snapshot was published under; 0 without one."""
         parsed = map(parse_name, self._snapshots.names())
         return max((name[0][0] for name in parsed if name is not None), default=0)
 
+    def remove_leftovers(self) -> None:
+        """Remove what earlier servers left unfinished.
+
+        For who has taken the epoch: what others have begun can't become the head any more.
+        """
+        with contextlib.suppress(OSError):  # they are in nobody's way; the next start tries again
+            self._snapshots.remove_leftovers()
+
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
         """The head's state, or its nearest ancestor's that is good; None without a head.
-
-        What earlier servers left unfinished is removed.
 
         Raises
         ------
@@ -116,9 +147,6 @@ class SnapshotHistory:
         PlaceUnreachable, OSError
             One may be good, but can't be read now.
         """
-        # whoever restores has taken the epoch: what others have begun can't become the head
-        with contextlib.suppress(OSError):  # they are in nobody's way; the next start tries again
-            self._snapshots.remove_leftovers()
         self._head = head
         if head is None:
             return None
@@ -166,12 +194,53 @@ class SnapshotHistory:
                 self.refused[name] = str(error)
 
     def _index_one(self, name: str) -> None:
-        prefix = self._snapshots.load(name, _PREFIX_BYTES)
-        end = snapshot_format.manifest_end(prefix)
-        if end > len(prefix):
-            prefix = self._snapshots.load(name, end)
+        prefix = self._prefix(name)
         self._manifests[name] = snapshot_format.read_manifest(prefix)
         self._sizes[name] = snapshot_format.whole_size(prefix)
+
+    def _prefix(self, name: str) -> bytes:
+        """The file up to the end of its manifest, at least."""
+        prefix = self._snapshots.load(name, _PREFIX_BYTES)
+        end = snapshot_format.manifest_end(prefix)
+        return prefix if end <= len(prefix) else self._snapshots.load(name, end)
+
+    def manifests(self) -> list[snapshot_format.Manifest]:
+        """What all snapshots say of themselves, states that were built aside too.
+
+        Those that can't be read are left out.  Raises PlaceUnreachable.
+        """
+        self.index()
+        found = list(self._manifests.values())
+        for name in self._snapshots.names():
+            if name.startswith(ASIDE):
+                with contextlib.suppress(SnapshotCorrupt, SnapshotFormat, SnapshotMissing):
+                    found.append(snapshot_format.read_manifest(self._prefix(name)))
+        return found
+
+    def drop_vanished(self, head: str | None) -> list[str]:
+        """Snapshots whose files somebody has removed, oldest first; they are no more known.
+
+        The ``head`` is looked into, too: its beginning has to be what was written.  Raises
+        PublishFailed (of the head): the place does not say what is there.
+        """
+        try:
+            there = set(self._snapshots.names())
+            if head in there:
+                try:
+                    snapshot_format.read_manifest(self._prefix(head))
+                except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing):
+                    there.remove(head)
+        except OSError as error:
+            raise PublishFailed(str(head), str(error)) from error
+        gone = [name for name in self._manifests if name not in there]
+        gone.sort(key=lambda name: self._manifests[name].version)
+        for name in gone:
+            del self._manifests[name]
+            self._sizes.pop(name, None)
+        if gone:
+            self.vanished = self.vanished.with_more(gone, head)
+            _log.error("%s", self.vanished.incident)
+        return gone
 
     def publish(self, name: str, state: SnapshotState) -> None:
         """Make a durable file of a state.  The head does not point to it yet."""

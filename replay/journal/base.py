@@ -8,6 +8,7 @@ none of them carries safety.  ``tests/conformance`` walks every implementation o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,14 +16,21 @@ from typing import Protocol
 
 import msgspec
 
+from replay.errors import JournalDamaged
+
 
 class Verdict(StrEnum):
-    """What was decided about a row before it was written.  It never changes."""
+    """What was decided about a row before it was written.  It never changes.
+
+    ``LOST`` is no row that anybody has sent: it stands where one was, in a store that has come back
+    older than a model that had learned it.
+    """
 
     ACCEPTED = "accepted"
     CLIPPED = "clipped"
     QUARANTINED = "quarantined"
     FROZEN = "frozen"
+    LOST = "lost"
 
 
 class Half(StrEnum):
@@ -48,10 +56,13 @@ class NewRow(msgspec.Struct, frozen=True, gc=False):
     at
         POSIX seconds at which the replica took the event.
     half
-        Set: the store keeps the payload until the other half comes under the same key; whichever
-        is second writes the joined row, in the same step.  The row's payload is
-        ``codec.join(prediction, label)``; its ``event_id`` and ``source`` are the label's,
-        verdict, factor and ``at`` the second one's.
+        Set: the store keeps the payload under the key until a row takes the key.  If another
+        half stands there it keeps nothing and says which (:attr:`Outcome.met`): whoever brings
+        the second half decides about the joined row, and then appends it as a row of its own.
+    over
+        The payload of the half that this one, or this row, takes the place of.  Nothing is
+        written unless exactly that half stands.  With it a half whose own payload is empty
+        removes what stands.
     """
 
     key: bytes
@@ -62,6 +73,17 @@ class NewRow(msgspec.Struct, frozen=True, gc=False):
     at: float
     factor: float = 1.0
     half: Half | None = None
+    over: bytes | None = None
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A half that stands under a key; ``at``: when it was taken (POSIX seconds)."""
+
+    half: Half
+    event_id: str
+    source: str
+    payload: bytes
+    at: float
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -84,14 +106,23 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
     ``new`` is True if the row stands in the writer's own partition beyond its last known offset:
     written now, or by an earlier attempt whose answer was lost.  Otherwise ``row`` is the row
-    that had the key first.  ``row`` is None only for a half whose other half has not come:
-    ``since`` is when the half that is kept (the first one given) was taken, in POSIX seconds, or
-    None if the store has no room for more halves and keeps nothing.
+    that had the key first.  Where ``row`` is None nothing has the key yet:
+
+    * ``since`` is when the half given was taken, which is kept (POSIX seconds);
+    * ``met`` is another half that stands there: nothing was kept or written;
+    * ``gone``: ``over`` was given, and no half stands there: nothing was kept or written;
+    * none of them: the store has no room for more halves and keeps nothing.
+
+    Or what stands under the key is ``damaged``: nothing was written for this one, and the others
+    are as they are.  A half is never ``new``: it gets no offset.
     """
 
     new: bool
     row: Row | None
     since: float | None = None
+    met: Stored | None = None
+    gone: bool = False
+    damaged: JournalDamaged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +203,14 @@ class Journal(Protocol):
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
 
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        For a store that has come back older than it was: partitions that are opened later get
+        other numbers, and rows that are written later a ``seq`` above this one.  A partition that
+        is known stays as it is.
+        """
+
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
@@ -181,10 +220,10 @@ class Journal(Protocol):
         elsewhere, or in this partition at or below ``known``, is a duplicate and gets its row
         back; a key found in this partition beyond ``known`` is the writer's own row.  Offsets
         are given after that check, so they have no holes.  A key twice within ``rows`` is
-        written once; the second outcome is a duplicate.  Halves get no offset until they are
-        joined; both may be in one batch.  A half that stands when an ordinary row takes its key
-        is removed.  The same batch again, after a lost answer, gets the same outcomes, unless
-        somebody else has brought the other half meanwhile.
+        written once; the second outcome is a duplicate.  Halves get no offset.  A half that
+        stands when a row takes its key is removed in the same step.  The same batch again, after
+        a lost answer, gets the same outcomes, unless somebody else has written under the keys of
+        its halves meanwhile; a half in one batch with a row of its key is answered with the row.
 
         Raises
         ------
@@ -272,19 +311,40 @@ class Journal(Protocol):
         after JournalUnavailable the claim may count.
         """
 
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add ``ms`` milliseconds to the time for which the model's servers have run; the sum.
+
+        Each row and half is written with the sum of its time, by which its age is known whatever
+        clocks say.  EpochLost (definite) unless ``epoch`` is the lineage's newest; a lineage that
+        is not the model's newest adds nothing.  After JournalUnavailable it may count.
+        """
+
     def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float = math.inf,
+        ran: float = math.inf,
     ) -> int:
         """Remove at most ``n`` rows with their ids, the oldest of each partition; how many.
 
-        Removed are rows of partition ``p`` up to offset ``upto[p]`` that were taken before
-        ``before`` (POSIX seconds), without leaving holes: the first one that must stay ends it.
+        Removed are rows of partition ``p`` up to offset ``upto[p]`` that both clocks call old,
+        without leaving holes: the first one that must stay ends it.  The wall clock does if they
+        were taken before ``before`` (POSIX seconds), or after ``ahead``: then it was wrong, and
+        says nothing.  The running time does if they were written before it was ``ran`` (ms).
         EpochLost (definite) unless ``epoch`` is the lineage's newest.  A lineage that is not the
         model's newest removes nothing.
         """
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+    def expire(
+        self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
+    ) -> int:
+        """Remove at most ``n`` halves that both clocks call old, as for :meth:`trim`; how many."""
 
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""

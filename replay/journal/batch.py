@@ -26,6 +26,8 @@ def _check(row: NewRow) -> None:
         raise RowInvalid("factor", repr(row.factor), "give a number in (0, 1]")
     if not math.isfinite(row.at):
         raise RowInvalid("at", repr(row.at), "give POSIX seconds")
+    if row.half is not None and not row.payload and row.over is None:
+        raise RowInvalid("payload", "empty", "give a half's payload, or what it removes in over")
     for field in (row.event_id, row.source):
         if not field.isascii() and field.encode(errors="replace").decode() != field:
             raise RowInvalid("event_id or source", ascii(field), "give valid Unicode text")

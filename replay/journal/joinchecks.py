@@ -1,4 +1,7 @@
-"""Checks of the stored join: two halves under one key become one row, whoever brings the second."""
+"""Checks of the stored join: who brings the second half is told of the first, and a row joins them.
+
+The row is appended over the half that it was made of: nothing is written if another one stands.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +11,129 @@ from itertools import product
 
 from msgspec.structs import replace
 
-from replay import codec
-from replay.errors import PartitionSealed
-from replay.journal.base import Half, NewRow, Outcome, Row, Verdict
+from replay.errors import PartitionSealed, RowInvalid
+from replay.journal.base import Half, Journal, NewRow, Outcome, Stored, Verdict
 from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 OTHER = {Half.PREDICTION: Half.LABEL, Half.LABEL: Half.PREDICTION}
 KEPT = (False, 0, 0)
+GONE = Outcome(False, None, gone=True)
 
 
-def _half(name: str, half: Half, at: float = 1.0, verdict: Verdict = Verdict.ACCEPTED) -> NewRow:
+def _half(name: str, half: Half, at: float = 1.0, over: bytes | None = None) -> NewRow:
     """A half whose payload, source and event id say which one it is."""
-    row = new(name, f"{half} of {name} at {at}".encode(), verdict, half=half, at=at)
-    return replace(row, event_id=f"{name}/{half}", source=f"from {half}")
+    row = new(name, f"{half} of {name} at {at}".encode(), half=half, at=at)
+    return replace(row, event_id=f"{name}/{half}", source=f"from {half}", over=over)
 
 
-def the_second_half_writes_the_row(open_: Open) -> None:
-    for first, verdict in product(Half, (Verdict.CLIPPED, Verdict.QUARANTINED)):
+def _row(name: str, over: bytes | None, at: float = 9.0) -> NewRow:
+    """The row that joins two halves, as whoever brings the second has decided about it."""
+    return replace(new(name, f"joined {name}".encode(), Verdict.CLIPPED, at=at), over=over)
+
+
+def _stored(half: NewRow) -> Stored:
+    assert half.half is not None
+    return Stored(half.half, half.event_id, half.source, half.payload, half.at)
+
+
+def _met(half: NewRow) -> Outcome:
+    """What another half is told while this one stands."""
+    return Outcome(False, None, half.at, _stored(half))
+
+
+def _one(journal: Journal, partition: int, known: int, row: NewRow) -> Outcome:
+    return journal.append(partition, known, [row]).outcomes[0]
+
+
+def the_second_half_is_told_of_the_first(open_: Open) -> None:
+    for first in Half:
         with open_() as journal:
-            p, q = register(journal), register(journal)
-            one = _half(f"{first}{verdict}"[:16], first, 3.5)
-            two = replace(_half(one.event_id, OTHER[first], 4.25, verdict), key=one.key)
+            p, q = register(journal, first), register(journal, first)
+            one, two = _half(first, first, 3.5), _half(first, OTHER[first], 4.25)
             answer = journal.append(p, 0, [one])
             same((answer.outcomes, answer.end), ((Outcome(False, None, 3.5),), 0), "the first half")
-            same(journal.find("m", one.key), None, "the row of a half")
         with open_() as journal:  # a restart, and another writer
-            answer = journal.append(q, 0, [*batch("before"), two, *batch("after")])
-            label, prediction = (two, one) if two.half is Half.LABEL else (one, two)
-            row = answer.outcomes[1].row
-            expected = Row(
-                row.seq if row else 0, q, 1 + len([o for o in answer.outcomes[:1] if o.new]),
-                one.key, label.event_id, label.source, verdict, two.factor,
-                codec.join(prediction.payload, label.payload), 4.25,
-            )  # fmt: skip
-            same(answer.outcomes[1], Outcome(True, expected), "the joined row")
-            same(journal.find("m", one.key), expected, "the joined row by its key")
-            same(journal.read(q, expected.offset, 1), (expected,), "the joined row as read")
+            for row in (two, two, replace(two, at=5.0)):
+                answer = journal.append(q, 0, [*batch("before"), row])
+                same(answer.outcomes[1], _met(one), "the second half")
+                same(answer.end, 1, "offsets of the second half")
+            same(journal.find(first, one.key), None, "a row that nobody has decided about")
+            same(journal.usage(first).halves, 1, "halves: the second one is not kept")
+            same(_one(journal, p, 0, one), Outcome(False, None, 3.5), "the first half again")
+            same(_one(journal, p, 0, replace(one, at=7.0)), Outcome(False, None, 3.5), "later")
+
+
+def the_row_takes_the_place_of_its_half(open_: Open) -> None:
+    for first in Half:
+        with open_() as journal:
+            p, q = register(journal), register(journal)
+            one, joined = _half(first, first), _row(first, None)
+            _one(journal, p, 0, one)
+            joined = replace(joined, over=one.payload)
+            answer = journal.append(q, 0, [joined])
+            row = answer.outcomes[0].row
+            same((offsets(answer), answer.end), ([(True, q, 1)], 1), "the joined row")
+            assert row is not None
+            same((row.payload, row.verdict, row.at), (joined.payload, Verdict.CLIPPED, 9.0), "it")
+            same(journal.find("m", one.key), row, "the joined row by its key")
+            same(journal.read(q, 1, 1), (row,), "the joined row as read")
             same(journal.usage("m").halves, 0, "halves after the join")
-            same(journal.append(p, 0, [one, two]).outcomes[0].row, expected, "a repeat of a half")
+            same(journal.append(q, 0, [joined]), answer, "the same again after a lost answer")
+            same(_one(journal, q, 1, joined), Outcome(False, row), "a repeat")
+            for side in Half:
+                same(_one(journal, p, 0, _half(first, side)), Outcome(False, row), "a late half")
             same(journal.usage("m").halves, 0, "halves after repeats")
 
 
-def the_first_half_of_a_side_wins(open_: Open) -> None:
+def a_row_is_written_only_over_the_half_that_it_was_made_of(open_: Open) -> None:
     with open_() as one, open_() as two:
-        p, q = register(one), register(one)
-        first = _half("a", Half.PREDICTION, 1.0)
-        one.append(p, 0, [first])
-        later = _half("a", Half.PREDICTION, 2.0)
+        p, q = register(one), register(two)
+        first, other = _half("a", Half.LABEL), _half("a", Half.LABEL, 2.0)
+        same(_one(one, p, 0, _row("a", first.payload)), GONE, "over nothing")
+        _one(one, p, 0, first)
         for journal, number in ((one, p), (two, q)):
-            answer = journal.append(number, 0, [later, later])
-            same(answer.outcomes, (Outcome(False, None, 1.0),) * 2, "the same half again")
-            same(journal.usage("m").halves, 1, "halves kept")
-        label = _half("a", Half.LABEL, 3.0)
-        row = two.append(q, 0, [label]).outcomes[0].row
-        joined = codec.join(first.payload, label.payload)
-        same(row and row.payload, joined, "the joined payload has the first half")
+            same(_one(journal, number, 0, _row("a", other.payload)), _met(first), "over another")
+        same((one.find("m", first.key), one.usage("m").halves), (None, 1), "what was written")
+        both = [_row("a", first.payload), _row("a", first.payload)]
+        same(offsets(two.append(q, 0, both)), [(True, q, 1), (False, q, 1)], "over it, twice")
+        same(offsets(one.append(p, 0, both[:1])), [(False, q, 1)], "and by another writer")
+
+
+def a_half_takes_the_place_of_exactly_one(open_: Open) -> None:
+    """How several labels wait under one key: whoever adds one has seen the others."""
+    with open_() as one, open_() as two:
+        p, q = register(one), register(two)
+        first = _half("a", Half.LABEL, 1.0)
+        second = _half("a", Half.LABEL, 2.0, first.payload)
+        third = _half("a", Half.LABEL, 3.0, first.payload)
+        same(_one(one, p, 0, second), GONE, "over nothing")
+        _one(one, p, 0, first)
+        same(_one(one, p, 0, replace(second, over=None)), _met(first), "over nothing given")
+        same(_one(two, q, 0, second), Outcome(False, None, 2.0), "over the first")
+        same(_one(two, q, 0, second), Outcome(False, None, 2.0), "again after a lost answer")
+        same(_one(one, p, 0, third), _met(second), "over what stands no more")
+        same(one.usage("m").halves, 1, "halves")
+        prediction = _half("a", Half.PREDICTION, 4.0)
+        same(_one(one, p, 0, prediction), _met(second), "what the other side is told")
+        same(one.expire("m", 2.0, 9), 0, "it is as old as the newest of them")
+        same(one.append(p, 0, [_row("a", second.payload)]).end, 1, "the row")
+
+
+def an_empty_half_removes_what_stands(open_: Open) -> None:
+    with open_() as journal:
+        p = register(journal)
+        first = _half("a", Half.LABEL)
+        refused(
+            RowInvalid, partial(journal.append, p, 0, [replace(first, payload=b"")]), "empty"
+        )  # fmt: skip
+        remove = replace(first, payload=b"", over=first.payload, at=5.0)
+        other = replace(remove, over=b"another")
+        _one(journal, p, 0, first)
+        same(_one(journal, p, 0, other), _met(first), "another")
+        for _ in range(2):
+            same(_one(journal, p, 0, remove), Outcome(False, None, 5.0), "removed")
+            same(journal.usage("m").halves, 0, "halves")
+        same(_one(journal, p, 0, first), Outcome(False, None, 1.0), "kept anew")
 
 
 def halves_take_no_offsets(open_: Open) -> None:
@@ -70,40 +141,39 @@ def halves_take_no_offsets(open_: Open) -> None:
         p = register(journal)
         rows = [
             *batch("x"), _half("a", Half.PREDICTION), _half("b", Half.LABEL), *batch("y"),
-            _half("a", Half.LABEL), _half("b", Half.LABEL), _half("b", Half.PREDICTION),
-            *batch("z"),
+            _half("a", Half.LABEL), _half("b", Half.PREDICTION, 2.0), *batch("z"),
         ]  # fmt: skip
         answer = journal.append(p, 0, rows)
-        expected = [(True, p, 1), KEPT, KEPT, (True, p, 2), (True, p, 3), KEPT]
-        expected += [(True, p, 4), (True, p, 5)]
+        expected = [(True, p, 1), KEPT, KEPT, (True, p, 2), KEPT, KEPT, (True, p, 3)]
         same(offsets(answer), expected, "halves and rows in one batch")
-        same(answer.end, 5, "the end counts rows only")
-        same([r.offset for r in journal.read(p, 1, 9)], [1, 2, 3, 4, 5], "offsets as read")
+        same([bool(o.met) for o in answer.outcomes], [i in (4, 5) for i in range(7)], "met")
+        same(journal.append(p, 0, rows), answer, "the same batch after a lost answer")
+        joined = [_row("a", rows[1].payload), *batch("w"), _row("b", rows[2].payload)]
+        again = journal.append(p, 3, joined)
+        same(offsets(again), [(True, p, n) for n in (4, 5, 6)], "their rows")
+        same(journal.append(p, 3, joined), again, "the same after a lost answer")
+        same([r.offset for r in journal.read(p, 1, 9)], [1, 2, 3, 4, 5, 6], "offsets as read")
         seqs = [r.seq for r in journal.read(p, 1, 9)]
         same(seqs, sorted(set(seqs)), "seq of joined rows")
-        same(journal.append(p, 0, rows), answer, "the same batch after a lost answer")
         same(journal.usage("m").halves, 0, "halves after their joins")
 
 
-def a_lost_join_is_answered_again(open_: Open) -> None:
-    """Every batch of up to three with one key, after each half or none: the same answer twice."""
-    sides = (None, *Half)
+def a_lost_batch_is_answered_again(open_: Open) -> None:
+    """Every batch of up to three halves with one key, after each half or none: the same twice."""
     with open_() as journal:
-        p, q, end = register(journal), register(journal), 0
-        batches = [b for n in (1, 2, 3) for b in product(sides, repeat=n)]
-        for i, (before, chosen) in enumerate(product(sides, batches)):
+        p, q = register(journal), register(journal)
+        batches = [b for n in (1, 2, 3) for b in product(Half, repeat=n)]
+        for i, (before, chosen) in enumerate(product((None, *Half), batches)):
             if before:
                 journal.append(q, 0, [_half(f"k{i}", before, 0.5)])
-            rows = [
-                _half(f"k{i}", side, float(at)) if side else new(f"k{i}", b"whole", at=float(at))
-                for at, side in enumerate(chosen, 1)
-            ]
-            answer = journal.append(p, end, rows)
-            same(journal.append(p, end, rows), answer, f"{chosen} again after {before}")
-            fresh = sum(o.new for o in answer.outcomes)
-            whole = None in chosen or len({before, *chosen} - {None}) == 2
-            same((fresh, answer.end), (int(whole), end + whole), f"new rows of {chosen}, {before}")
-            end = answer.end
+            rows = [_half(f"k{i}", side, float(at)) for at, side in enumerate(chosen, 1)]
+            answer = journal.append(p, 0, rows)
+            same(journal.append(p, 0, rows), answer, f"{chosen} again after {before}")
+            same(answer.end, 0, f"the end after {chosen}, {before}")
+            first = before or chosen[0]
+            told = [o.met.half if o.met else None for o in answer.outcomes]
+            others = [first if side is not first else None for side in chosen]
+            same([t for t, o in zip(told, others, strict=True) if o], [o for o in others if o], "")
 
 
 def a_half_of_a_key_with_a_row_is_a_duplicate(open_: Open) -> None:
@@ -111,9 +181,10 @@ def a_half_of_a_key_with_a_row_is_a_duplicate(open_: Open) -> None:
         p, q = register(journal), register(journal)
         journal.append(p, 0, batch("a"))
         for half in Half:
-            same(offsets(journal.append(q, 0, [_half("a", half)])), [(False, p, 1)], "elsewhere")
-            same(offsets(journal.append(p, 1, [_half("a", half)])), [(False, p, 1)], "known")
-            same(offsets(journal.append(p, 0, [_half("a", half)])), [(True, p, 1)], "own row")
+            for number, known in ((q, 0), (p, 1), (p, 0)):
+                same(
+                    offsets(journal.append(number, known, [_half("a", half)])), [(False, p, 1)], ""
+                )
         same(journal.usage("m").halves, 0, "halves of a key with a row")
         journal.append(q, 0, [_half("b", Half.LABEL)])
         same(offsets(journal.append(p, 1, batch("b"))), [(True, p, 2)], "a whole row beside a half")
@@ -129,9 +200,11 @@ def halves_belong_to_a_model(open_: Open) -> None:
         labels = [_half("b", Half.LABEL), _half("a", Half.LABEL)]
         same(offsets(journal.append(q, 0, labels)), [KEPT, KEPT], "another model")
         same([journal.usage(m).halves for m in ("m", "n", "nobody")], [1, 2, 0], "halves by model")
-        same(offsets(journal.append(p, 0, [_half("a", Half.LABEL)])), [(True, p, 1)], "the model's")
-        predictions = [_half("a", Half.PREDICTION)]
-        same(offsets(journal.append(q, 0, predictions)), [(True, q, 1)], "the other model's")
+        same(_one(journal, p, 0, _half("a", Half.LABEL)).met is None, False, "the model's")
+        over = _half("a", Half.PREDICTION).payload
+        same(offsets(journal.append(p, 0, [_row("a", over)])), [(True, p, 1)], "the model's row")
+        over = _half("a", Half.LABEL).payload
+        same(offsets(journal.append(q, 0, [_row("a", over)])), [(True, q, 1)], "the other model's")
         same((journal.expire("m", 9.0, 9), journal.expire("n", 9.0, 9)), (0, 1), "halves that go")
         journal.seal(p)
         call = partial(journal.append, p, 1, [_half("b", Half.LABEL)])
@@ -150,8 +223,8 @@ def halves_expire(open_: Open) -> None:
         same((journal.expire("m", 3.0, 9), journal.expire("m", 3.0, 9)), (1, 0), "the others")
         same(journal.usage("m").halves, 1, "halves that are left")
         labels = [_half(n, Half.LABEL, 4.0) for n in "abc"]
-        answer = journal.append(p, 0, labels)
-        same(offsets(answer), [KEPT, KEPT, (True, p, 1)], "labels after their predictions went")
+        told = [o.met is not None for o in journal.append(p, 0, labels).outcomes]
+        same(told, [False, False, True], "labels after their predictions went")
         same(journal.expire("nobody", 9.0, 9), 0, "halves of an unknown model")
 
 
@@ -161,7 +234,7 @@ def a_trimmed_join_starts_anew(open_: Open) -> None:
         p = register(journal)
         halves = [_half("a", Half.PREDICTION), _half("b", Half.PREDICTION)]
         journal.append(p, 0, halves)
-        journal.append(p, 0, [_half("a", Half.LABEL), *batch("b")])
+        journal.append(p, 0, [_row("a", halves[0].payload, 17.25), *batch("b")])
         same(journal.trim("m", "spec", 1, {p: 2}, 99.0, 9), 2, "rows that went")
         labels = [_half("a", Half.LABEL, 2.0), _half("b", Half.LABEL, 2.0)]
         answer = journal.append(p, 2, labels)
@@ -170,10 +243,13 @@ def a_trimmed_join_starts_anew(open_: Open) -> None:
 
 
 CHECKS: tuple[Callable[[Open], None], ...] = (
-    the_second_half_writes_the_row,
-    the_first_half_of_a_side_wins,
+    the_second_half_is_told_of_the_first,
+    the_row_takes_the_place_of_its_half,
+    a_row_is_written_only_over_the_half_that_it_was_made_of,
+    a_half_takes_the_place_of_exactly_one,
+    an_empty_half_removes_what_stands,
     halves_take_no_offsets,
-    a_lost_join_is_answered_again,
+    a_lost_batch_is_answered_again,
     a_half_of_a_key_with_a_row_is_a_duplicate,
     halves_belong_to_a_model,
     halves_expire,

@@ -6,8 +6,8 @@ import math
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from replay.errors import (
     EpochLost,
@@ -17,6 +17,7 @@ from replay.errors import (
     RowInvalid,
     SizeFull,
 )
+from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
 from replay.journal.base import (
     Appended,
@@ -29,7 +30,8 @@ from replay.journal.base import (
     Usage,
 )
 from replay.journal.batch import check_batch
-from replay.journal.sqliteappend import Batch, as_row
+from replay.journal.checksum import checksum
+from replay.journal.sqliteappend import Batch
 from replay.journal.sqlitefile import SqliteFile, Synchronous
 from replay.journal.sqlitetrim import trim
 
@@ -64,6 +66,9 @@ class SqliteJournal:
         Most rows of one append, ≥ 1.
     wal_mb_max
         Size of the log above which :meth:`checkpoint` also cuts the file, in MB.
+    lock_wait_s
+        How long a write waits for another one, of this process or of another, in seconds; then
+        JournalHeld says who holds the file.
     busy_ms
         How long to wait for a foreign program that holds SQLite's own lock.
 
@@ -88,6 +93,7 @@ class SqliteJournal:
         free_mb: Callable[[], float] | None = None,
         batch_rows_max: int = 1024,
         wal_mb_max: int = 64,
+        lock_wait_s: float = 5.0,
         busy_ms: int = 5000,
     ) -> None:
         if synchronous not in ("FULL", "OFF"):
@@ -105,8 +111,14 @@ class SqliteJournal:
             upgrades=sql.UPGRADES,
             synchronous=synchronous,
             wal_max=wal_mb_max << 20,
+            lock_wait_s=lock_wait_s,
             busy_ms=busy_ms,
         )
+        found = self._file.query(sql.UNCHECKED, ())
+        self._unchecked = int(found[0][0]) if found else 0
+
+    def _row(self, found: proof.Found) -> Row:
+        return proof.as_row(found, self._unchecked)
 
     @property
     def batch_rows_max(self) -> int:
@@ -141,12 +153,23 @@ class SqliteJournal:
         if not math.isfinite(at):
             raise RowInvalid("at", repr(at), "give POSIX seconds")
         with self._file.write() as db:
-            number = db.execute(
-                "INSERT INTO partitions (model, replica, spec, at) VALUES (?, ?, ?, ?)",
-                (_model_id(db, model), replica, spec, at),
-            ).lastrowid
+            values = (_model_id(db, model), replica, spec, at)
+            number = db.execute(sql.OPEN_PARTITION, values).lastrowid
             assert number is not None
+            db.execute(sql.PROVE_PARTITION, (number,))
         return Partition(number, model, replica, spec, 0, False)
+
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        See :class:`replay.journal.base.Journal`.
+        """
+        with self._file.write() as db:
+            values = (number, _model_id(db, model), spec, end, end)
+            if db.execute(sql.OPEN_LOST, values).rowcount:
+                db.execute(sql.PROVE_PARTITION, (number,))
+            if db.execute(sql.LIFT_SEQ, (seq,)).rowcount == 0:
+                db.execute(sql.FIRST_SEQ, (seq,))
 
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
@@ -184,22 +207,25 @@ class SqliteJournal:
         Raises PartitionUnknown (definite) or JournalUnavailable (seal again).
         """
         with self._file.write() as db:
-            found = db.execute(
-                'UPDATE partitions SET sealed = 1 WHERE id = ? RETURNING "end"', (partition,)
-            ).fetchone()
+            found = db.execute(f"{sql.PARTITION} WHERE p.id = ?", (partition,)).fetchone()
             if found is None:
                 raise PartitionUnknown(partition)
-        return int(found[0])
+            end = proof.as_partition(found).end
+            db.execute(sql.SEAL, (partition,))
+            db.execute(sql.PROVE_PARTITION, (partition,))
+        return end
 
     def partition(self, partition: int) -> Partition | None:
         """The partition, or None if it is unknown."""
         found = self._file.query(f"{sql.PARTITION} WHERE p.id = ?", (partition,))
-        return _partition(found[0]) if found else None
+        return proof.as_partition(found[0]) if found else None
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
         """All partitions of the model, by id."""
-        found = self._file.query(f"{sql.PARTITION} WHERE m.name = ? ORDER BY p.id", (model,))
-        return tuple(map(_partition, found))
+        where = f"WHERE p.model = {sql.MODEL} ORDER BY p.id"
+        return tuple(
+            map(proof.as_partition, self._file.query(f"{sql.PARTITION} {where}", (model,)))
+        )
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
         """Rows ``first … first + n - 1`` as far as they exist.
@@ -212,7 +238,7 @@ class SqliteJournal:
             page = self._file.query(sql.READ, (partition, start, stop))
             if not page or page[0][2] != first + len(rows):
                 break  # what was trimmed is missing: no hole is skipped
-            rows += map(as_row, page)
+            rows += map(self._row, page)
         return tuple(rows)
 
     def follow(self, model: str, after: int, n: int) -> Followed:
@@ -226,28 +252,27 @@ class SqliteJournal:
         while len(rows) < n and after < upto:  # several transactions: none keeps the log long
             size = min(_READ_PAGE, n - len(rows))
             page = self._file.query(sql.FOLLOW, (model, after, upto, size))
-            rows += map(as_row, page)
+            rows += map(self._row, page)
             after = rows[-1].seq if len(page) == size else upto
-        trimmed = self._file.query(sql.TRIMMED_SEQ, (model,))  # after the rows were read
+        state = self._file.query(sql.NAMED, (model,))  # after the rows were read
         last = rows[-1].seq if len(rows) == n else upto
-        return Followed(tuple(rows), last, int(trimmed[0][0]) if trimmed else 0)
+        return Followed(tuple(rows), last, proof.as_model(state[0]).trimmed if state else 0)
 
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""
         found = self._file.query(sql.FIND, (model, key))
-        return as_row(found[0]) if found else None
+        return self._row(found[0]) if found else None
 
     # -- epochs, heads and control rows --------------------------------------------------------
 
     def head(self, model: str, spec: str) -> Head:
         """Epoch and newest snapshot of the lineage (epoch 0 and None before its first server)."""
-        found = self._file.query(sql.HEAD, (model, spec))
-        return Head(*found[0]) if found else Head(0, None)
+        heads = proof.as_heads(model, self._file.query(sql.HEADS, (model,)))
+        return heads[spec][0] if spec in heads else Head(0, None)
 
     def lineages(self, model: str) -> tuple[str, ...]:
         """Spec hashes that have ever had a server, newest epoch change last."""
-        found = self._file.query(sql.LINEAGES, (model,))
-        return tuple(spec for (spec,) in found)
+        return tuple(proof.as_heads(model, self._file.query(sql.HEADS, (model,))))
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
         """Compare-and-set the epoch from ``expected`` to ``expected + 1``; return the new one.
@@ -255,19 +280,21 @@ class SqliteJournal:
         Raises EpochLost (definite) if another server was faster.
         """
         with self._file.write() as db:
-            number = _model_id(db, model)
-            found = db.execute(sql.HEAD, (model, spec)).fetchone()
-            epoch = int(found[0]) if found else 0
-            if epoch != expected:
-                raise EpochLost(model, expected, epoch)
-            db.execute(sql.BEGIN_EPOCH, (number, spec, expected + 1))
+            number, heads = _model_id(db, model), _heads(db, model)
+            head = heads[spec][0] if spec in heads else Head(0, None)
+            if head.epoch != expected:
+                raise EpochLost(model, expected, head.epoch)
+            change = int(db.execute(sql.NEXT_CHANGE).fetchone()[0])
+            columns = (number, spec, expected + 1, head.snapshot, change)
+            db.execute(sql.WRITE_HEAD, (*columns, checksum(*columns)))
         return expected + 1
 
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
         """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
         with self._file.write() as db:
-            _check_epoch(db, model, spec, epoch)
-            db.execute(sql.MOVE_HEAD, (snapshot, _model_id(db, model), spec))
+            change = _check_epoch(db, model, spec, epoch)[spec][1]
+            columns = (_model_id(db, model), spec, epoch, snapshot, change)
+            db.execute(sql.WRITE_HEAD, (*columns, checksum(*columns)))
 
     def write_control(
         self,
@@ -287,28 +314,57 @@ class SqliteJournal:
             if fence is not None:
                 _check_epoch(db, model, *fence)
             number = _model_id(db, model)
-            written = (
-                db.execute(sql.WRITE_CONTROL, (number, kind, key, bytes(payload))).rowcount == 1
-            )
             row = db.execute(f"{sql.CONTROL} AND c.key = ?", (model, key)).fetchone()
-        return Control(*row), written
+            if written := row is None:
+                seq = int(db.execute(sql.NEXT_CONTROL, (number,)).fetchone()[0])
+                columns = (number, seq, kind, key, bytes(payload))
+                row = (*columns, checksum(*columns))
+                db.execute(sql.WRITE_CONTROL, row)
+        return proof.as_control(model, row), written
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
         """Control rows of the model with ``seq > after``, in order."""
         found = self._file.query(f"{sql.CONTROL} AND c.seq > ? ORDER BY c.seq", (model, after))
-        return tuple(Control(*row) for row in found)
+        return tuple(proof.as_control(model, row) for row in found)
 
     # -- claims and retention ------------------------------------------------------------------
 
     def claim(self, partition: int, offset: int) -> int:
-        """Count one more learner that is about to learn the row; how many there were before it."""
+        """Count one more learner that is about to learn the row; how many there were before it.
+
+        A damaged count is begun anew: a good row must not be given up for it.
+        """
         with self._file.write() as db:
             if db.execute("SELECT 1 FROM partitions WHERE id = ?", (partition,)).fetchone() is None:
                 raise PartitionUnknown(partition)
-            return int(db.execute(sql.CLAIM, (partition, offset)).fetchall()[0][0])
+            found = db.execute(sql.CLAIMED, (partition, offset)).fetchone()
+            before = int(found[2]) if found is not None and proof.good(found) else 0
+            columns = (partition, offset, before + 1)
+            db.execute(sql.CLAIM, (*columns, checksum(*columns)))
+            return before
+
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add to the model's running time: see :class:`replay.journal.base.Journal`."""
+        with self._file.write() as db:
+            newest = list(_check_epoch(db, model, spec, epoch))[-1] == spec
+            number = _model_id(db, model)
+            running = proof.model_of(db, number).running
+            if newest:
+                db.execute(sql.RUN, (ms, number))
+                db.execute(sql.PROVE_MODEL, (number,))
+        return running + ms if newest else running
 
     def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float = math.inf,
+        ran: float = math.inf,
     ) -> int:
         """Remove at most ``n`` rows with their ids: see :class:`replay.journal.base.Journal`.
 
@@ -316,17 +372,21 @@ class SqliteJournal:
         small ``n`` often.  Its pages are used again; the file does not shrink.
         """
         with self._file.write() as db:
-            _check_epoch(db, model, spec, epoch)
-            if db.execute(sql.LINEAGES, (model,)).fetchall()[-1][0] != spec:
+            if list(_check_epoch(db, model, spec, epoch))[-1] != spec:
                 return 0
-            return trim(db, _model_id(db, model), upto, before, n)
+            is_old = partial(_is_old, before, ahead, ran)
+            return trim(db, _model_id(db, model), upto, n, is_old, self._unchecked)
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+    def expire(
+        self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
+    ) -> int:
+        """Remove at most ``n`` halves that both clocks call old; how many."""
         with self._file.write() as db:
             number = _model_id(db, model)
-            removed = db.execute(sql.EXPIRE, (number, before, n)).rowcount
+            proof.model_of(db, number)
+            removed = db.execute(sql.EXPIRE, (number, before, ahead, ran, n)).rowcount
             db.execute(sql.COUNT_HALVES, (-removed, number))
+            db.execute(sql.PROVE_MODEL, (number,))
         return removed
 
     def usage(self, model: str) -> Usage:
@@ -338,16 +398,28 @@ class SqliteJournal:
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:
     """The model's small number, given at its first use."""
-    db.execute("INSERT INTO models (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (model,))
-    return int(db.execute("SELECT id FROM models WHERE name = ?", (model,)).fetchone()[0])
+    found = db.execute("SELECT id FROM models WHERE name = ?", (model,)).fetchone()
+    if found is None:
+        made = db.execute("INSERT INTO models (name) VALUES (?)", (model,)).lastrowid
+        db.execute(sql.PROVE_MODEL, (made,))
+        found = (made,)
+    return int(found[0])
 
 
-def _check_epoch(db: sqlite3.Connection, model: str, spec: str, epoch: int) -> None:
-    found = db.execute(sql.HEAD, (model, spec)).fetchone()
-    if found is None or found[0] != epoch:
-        raise EpochLost(model, epoch, found[0] if found else 0)
+def _is_old(before: float, ahead: float, ran: float, row: Row, written: int) -> bool:
+    return written < ran and (row.at < before or row.at > ahead)
 
 
-def _partition(found: tuple[Any, ...]) -> Partition:
-    number, model, replica, spec, end, sealed, trimmed = found
-    return Partition(number, model, replica, spec, end, bool(sealed), trimmed)
+def _heads(db: sqlite3.Connection, model: str) -> dict[str, tuple[Head, int]]:
+    return proof.as_heads(model, db.execute(sql.HEADS, (model,)).fetchall())
+
+
+def _check_epoch(
+    db: sqlite3.Connection, model: str, spec: str, epoch: int
+) -> dict[str, tuple[Head, int]]:
+    """The model's heads; EpochLost unless ``epoch`` is the newest of the lineage."""
+    heads = _heads(db, model)
+    found = heads[spec][0].epoch if spec in heads else 0
+    if spec not in heads or found != epoch:
+        raise EpochLost(model, epoch, found)
+    return heads

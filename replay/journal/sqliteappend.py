@@ -6,12 +6,20 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from replay import codec
-from replay.errors import EpochBehind, JournalBehind, PartitionSealed, PartitionUnknown
+from replay.errors import (
+    EpochBehind,
+    JournalBehind,
+    JournalDamaged,
+    PartitionSealed,
+    PartitionUnknown,
+)
+from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
-from replay.journal.base import Half, NewRow, Outcome, Row, Verdict
+from replay.journal.base import Half, NewRow, Outcome, Row, Stored
+from replay.journal.checksum import checksum
 
 _TOGETHER: Final = 64  # rows of one statement
+_PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
 
 
 class Batch:
@@ -32,6 +40,8 @@ class Batch:
     ------
     PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind
         The partition takes no rows, or not from this writer.
+    JournalDamaged
+        What stands of the partition or its model is not what was written.
     """
 
     def __init__(
@@ -40,14 +50,19 @@ class Batch:
         found = db.execute(sql.ADMIT, (partition,)).fetchone()
         if found is None:
             raise PartitionUnknown(partition)
-        self._model, self.end, sealed, epoch, self._halves, name = found
-        if sealed:
+        state = proof.as_partition((*found[_PARTITION], found[_MODEL][1]))
+        model = proof.as_model(found[_MODEL])
+        self._model, self._halves, self._ran = model.id, model.halves, model.running
+        self.end = state.end
+        if state.sealed:
             raise PartitionSealed(partition, self.end)
         if self.end < known:
             raise JournalBehind(partition, self.end, known)
-        self.epoch = int(epoch or 0)
+        heads = proof.as_heads(model.name, db.execute(sql.HEADS_OF, (model.id,)).fetchall())
+        self.epoch = max((head.epoch for head, _ in heads.values()), default=0)
         if self.epoch < seen:
-            raise EpochBehind(name, self.epoch, seen)
+            raise EpochBehind(model.name, self.epoch, seen)
+        self._unchecked, self._seq = int(found[-2] or 0), int(found[-1])
         self._db = db
         self._partition = partition
         self._known = known
@@ -64,18 +79,19 @@ class Batch:
             if self._all_new(some):
                 outcomes += self._insert_all(some)
             else:
-                outcomes += [self._write(rows, start + i) for i in range(len(some))]
+                outcomes += [self._write(row) for row in some]
         end, halves = self._before
         if self.end != end:
             self._db.execute(sql.SET_END, (self.end, self._partition))
         if self._halves != halves:
             self._db.execute(sql.COUNT_HALVES, (self._halves - halves, self._model))
+            self._db.execute(sql.PROVE_MODEL, (self._model,))
         return tuple(outcomes)
 
     def _all_new(self, rows: Sequence[NewRow]) -> bool:
         """Whether they are ordinary rows of which nothing stands: one statement writes them."""
         keys = {bytes(row.key) for row in rows}
-        if len(keys) < len(rows) or any(row.half is not None for row in rows):
+        if len(keys) < len(rows) or any(row.half or row.over is not None for row in rows):
             return False
         if self._halves and self._any(sql.ANY_HALF, keys):
             return False
@@ -89,60 +105,67 @@ class Batch:
 
     def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome]:
         """Write rows in one statement: each statement hands the interpreter over and back."""
-        made: list[tuple[Any, ...]] = []
+        made: list[Row] = []
         values: list[Any] = []
-        for offset, row in enumerate(rows, self.end + 1):
-            made.append(
-                self._columns(offset, bytes(row.key), row, row.event_id, row.source, row.payload)
-            )
-            values += (self._model, *made[-1], None, None)
+        for row in rows:
+            made.append(self._next(row, bytes(row.key)))
+            values += self._columns(made[-1])
         statement = f"{sql.INSERT_COLUMNS} VALUES {', '.join([sql.INSERT_ROW] * len(rows))}"
-        first = (self._db.execute(statement, values).lastrowid or 0) - len(rows) + 1
-        self.end += len(rows)
-        self.wrote = True
-        self._answered.update(row[2] for row in made)
-        return [Outcome(True, Row(first + i, *row)) for i, row in enumerate(made)]
+        self._db.execute(statement, values)
+        self._answered.update(row.key for row in made)
+        return [Outcome(True, row) for row in made]
 
-    def _columns(
-        self, offset: int, key: bytes, row: NewRow, event_id: str, source: str, payload: bytes
-    ) -> tuple[Any, ...]:
-        """The row as it is stored, from its partition on."""
-        return (
-            self._partition, offset, key, event_id, source, row.verdict, float(row.factor),
-            bytes(payload), float(row.at),
+    def _next(self, row: NewRow, key: bytes) -> Row:
+        """The row with the partition's next offset and the store's next seq."""
+        self.end += 1
+        self._seq += 1
+        self.wrote = True
+        return Row(
+            self._seq, self._partition, self.end, key, row.event_id, row.source, row.verdict,
+            float(row.factor), bytes(row.payload), float(row.at),
         )  # fmt: skip
 
-    def _write(self, rows: Sequence[NewRow], i: int) -> Outcome:
-        row, key = rows[i], bytes(rows[i].key)
+    def _columns(self, row: Row) -> tuple[Any, ...]:
+        """The row as it is stored, with its checksum."""
+        columns = (
+            row.seq, row.partition, row.offset, row.key, row.event_id, row.source, row.verdict,
+            row.factor, row.payload, row.at, self._model, None, None, self._ran,
+        )  # fmt: skip
+        return (*columns, checksum(*columns))
+
+    def _write(self, row: NewRow) -> Outcome:
+        key = bytes(row.key)
         found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
         if found is None:
             return self._new(key, row)
-        stored, (half, since) = as_row(found[:-2]), found[-2:]
+        if not proof.good_row(found, self._unchecked):
+            return Outcome(False, None, damaged=JournalDamaged(proof.place(found)))
+        stored = proof.as_row(found, self._unchecked)
         if stored.partition != self._partition or stored.offset <= self._known:
             return Outcome(False, stored)
-        if key in self._answered:
+        if key in self._answered or row.half is not None:
             return Outcome(False, stored)
-        if row.half is not None and row.half != half and _writes(rows[i + 1 :], key, half):
-            return Outcome(False, None, since)  # as at first: it was kept when the other came
         self._answered.add(key)
         return Outcome(True, stored)
 
     def _new(self, key: bytes, row: NewRow) -> Outcome:
-        """A key without a row: write the row, the joined row, or keep the half."""
-        kept = self._kept(key)
-        if row.half is None:
-            since = kept[4] if kept else None
-            return self._insert(key, row, row.event_id, row.source, row.payload, since)
-        if kept is None:
-            return self._keep(key, row)
-        half, event_id, source, payload, since = kept
-        if half == row.half:
-            return Outcome(False, None, since)
-        given = bytes(row.payload)
-        if row.half is Half.LABEL:
-            joined = codec.join(payload, given)
-            return self._insert(key, row, row.event_id, row.source, joined, since)
-        return self._insert(key, row, event_id, source, codec.join(given, payload), since)
+        """A key without a row: write the row, or keep the half, if what stands there lets it."""
+        found = self._kept(key)
+        if found is not None and (row.half or row.over is not None) and not proof.good(found):
+            what = f"the half that was stored for id {row.event_id!a}"
+            return Outcome(False, None, damaged=JournalDamaged(what))
+        kept, given = None if found is None else _stored(found), bytes(row.payload)
+        if kept is None and row.over is not None and given:
+            return Outcome(False, None, gone=True)
+        wanted = row.over if row.half is None or row.over is not None else b""
+        if kept is not None and wanted is not None and bytes(wanted) != kept.payload:
+            again = (kept.half, kept.payload) == (row.half, given)  # of an answer that was lost
+            return Outcome(False, None, kept.at, None if again else kept)
+        if kept is not None:
+            self._db.execute(sql.DROP_HALF, (self._model, key))
+            self._halves -= 1
+            self.wrote = True
+        return self._insert(key, row) if row.half is None else self._keep(key, row)
 
     def _kept(self, key: bytes) -> tuple[Any, ...] | None:
         if not self._halves:
@@ -153,35 +176,26 @@ class Batch:
         return found
 
     def _keep(self, key: bytes, row: NewRow) -> Outcome:
+        at = float(row.at)
+        if not row.payload:  # it only removes what stood
+            return Outcome(False, None, at)
         if self._halves >= self._halves_max:
             return Outcome(False, None)
-        at = float(row.at)
-        values = (row.half, row.event_id, row.source, bytes(row.payload), at)
-        self._db.execute(sql.KEEP_HALF, (self._model, key, *values))
+        values = (row.half, row.event_id, row.source, bytes(row.payload), at, self._ran)
+        columns = (self._model, key, *values)
+        self._db.execute(sql.KEEP_HALF, (*columns, checksum(*columns)))
         self._halves += 1
         self.wrote = True
         return Outcome(False, None, at)
 
-    def _insert(
-        self, key: bytes, row: NewRow, event_id: str, source: str, payload: bytes, since: Any
-    ) -> Outcome:
-        """Write a row, in the place of the half that was kept since then (None: of none)."""
-        if since is not None:
-            self._db.execute(sql.DROP_HALF, (self._model, key))
-            self._halves -= 1
-        self.end += 1
-        self.wrote = True
-        values = self._columns(self.end, key, row, event_id, source, payload)
-        seq = self._db.execute(sql.INSERT, (self._model, *values, row.half, since)).lastrowid or 0
+    def _insert(self, key: bytes, row: NewRow) -> Outcome:
+        made = self._next(row, key)
+        self._db.execute(sql.INSERT, self._columns(made))
         self._answered.add(key)
-        return Outcome(True, Row(seq, *values))
+        return Outcome(True, made)
 
 
-def _writes(rows: Sequence[NewRow], key: bytes, half: str | None) -> bool:
-    return any(bytes(row.key) == key and row.half == half for row in rows)
-
-
-def as_row(found: Sequence[Any]) -> Row:
-    """A row from the columns of :data:`replay.journal.sqliteschema.ROW`."""
-    seq, partition, offset, key, event_id, source, verdict, factor, payload, at = found
-    return Row(seq, partition, offset, key, event_id, source, Verdict(verdict), factor, payload, at)
+def _stored(found: Sequence[Any]) -> Stored:
+    """A half from the columns of :data:`replay.journal.sqliteschema.KEPT_HALF`."""
+    _, _, half, event_id, source, payload, at, _, _ = found
+    return Stored(Half(half), event_id, source, payload, at)

@@ -4,9 +4,9 @@ Why each part is as it is:
 
 * ``synchronous=FULL`` in WAL mode: a commit returns after the log is synced.
 * A file lock around each write.  SQLite's own busy handler sleeps and polls, and two saturated
-  writers starve each other for seconds; the kernel's lock wakes the next one and is freed on
-  death.  Who waits holds a second lock, the queue, so that the last writer can't take the lock
-  again before the one that waits has woken (figures: ``docs/decisions/journal-lock.md``).
+  writers starve each other for seconds; this one is fair, freed by the kernel on death, and
+  waited for with a bound (:mod:`replay.journal.filelock`; figures:
+  ``docs/decisions/journal-lock.md``).
 * Checkpoints run under the same lock and never by themselves: they do not land inside somebody's
   commit, and no commit can reset the log during one (SQLite 3.7.0 – 3.51.2 can corrupt a file
   there, https://sqlite.org/wal.html#walresetbug).
@@ -19,20 +19,24 @@ Why each part is as it is:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from replay.errors import JournalFormat, JournalUnavailable
+from replay.errors import JournalFormat, JournalHeld, JournalUnavailable, ReplayError
+from replay.journal.checksum import checksum
+from replay.journal.filelock import FairLock, posix_holder
 
 Synchronous = Literal["FULL", "OFF"]
 
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
+"""Damaged text is read like any other, so that whoever compares checksums can name its place."""
 _FRAME_HEADER = 24
 """Bytes that the log adds to each page."""
 _USED = (
@@ -59,6 +63,8 @@ class SqliteFile:
         ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
     wal_max
         Bytes of the log above which :meth:`checkpoint` also cuts its file.
+    lock_wait_s
+        How long a write waits for another one, of this process or of another, in seconds.
     busy_ms
         How long to wait for a foreign program that holds SQLite's own lock.
 
@@ -68,6 +74,8 @@ class SqliteFile:
         The file was written by a newer version or is another program's.
     JournalUnavailable
         The file can't be opened.
+    JournalHeld
+        Another process holds it for too long.
     """
 
     def __init__(
@@ -79,6 +87,7 @@ class SqliteFile:
         upgrades: Mapping[int, str],
         synchronous: Synchronous,
         wal_max: int,
+        lock_wait_s: float,
         busy_ms: int,
     ) -> None:
         self._path = path
@@ -87,44 +96,54 @@ class SqliteFile:
         self._upgrades = upgrades
         self._synchronous = synchronous
         self._wal_max = wal_max
+        self._lock_wait_s = lock_wait_s
         self._busy_ms = busy_ms
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._broken: str | None = None
-        self._lock_fd = self._queue_fd = -1
+        self._lock: FairLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, 0o600)
-            self._queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, 0o600)
+            # SQLite itself lets no group write; what it makes beside the file has the file's mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+            self._lock = FairLock(path, lock_wait_s)
             with self._exclusive():
                 self._open()
         except (sqlite3.Error, OSError) as error:
             self._close_locks()
             raise JournalUnavailable(f"{path}: {error}") from error
-        except JournalFormat:
+        except ReplayError:
             self._close_locks()
             raise
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Hold the file lock; waits without a bound, as the kernel frees it on death."""
-        if self._lock_fd < 0:
+    def _exclusive(self, waited_s: float = 0.0) -> Iterator[None]:
+        """Hold the file lock.  Raises JournalHeld (definite) if another process does not end."""
+        if self._lock is None:
             raise JournalUnavailable("the journal is closed")
-        fcntl.flock(self._queue_fd, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        finally:
-            fcntl.flock(self._queue_fd, fcntl.LOCK_UN)
+        self._lock.take(waited_s)
         try:
             yield
         finally:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            self._lock.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold this process's own lock of writing, and the file lock: whoever writes waits here."""
+        begun_s = time.monotonic()
+        if not self._writing.acquire(timeout=self._lock_wait_s):
+            holder = "a write of this process that the disk has not ended"
+            raise JournalHeld(holder, self._lock_wait_s)
+        try:
+            with self._exclusive(time.monotonic() - begun_s):
+                yield
+        finally:
+            self._writing.release()
 
     def _close_locks(self) -> None:
-        for fd in (self._lock_fd, self._queue_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._lock_fd = self._queue_fd = -1
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = None
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(
@@ -137,6 +156,8 @@ class SqliteFile:
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("PRAGMA fullfsync = 1")  # macOS: fsync alone does not reach the disk there
         db.execute("PRAGMA cache_size = -16384")
+        db.text_factory = _TEXT
+        db.create_function("checksum", -1, checksum, deterministic=True)
         return db
 
     def _open(self) -> None:
@@ -192,7 +213,7 @@ class SqliteFile:
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """One write transaction: committed and synced when the block ends without an error."""
-        with self._writing, self._exclusive():
+        with self._alone():
             if self._broken is not None:
                 self._recover()
                 if self._broken is not None:
@@ -203,18 +224,23 @@ class SqliteFile:
                 yield db
                 db.execute("COMMIT")
             except sqlite3.Error as error:
-                self._failed(error)
+                if self._foreign(error):
+                    found = posix_holder(f"{self._path}-shm")
+                    holder = "a program that reads or copies it" if found is None else str(found)
+                    raise JournalHeld(
+                        holder, self._busy_ms / 1000, None if found is None else found.pid
+                    ) from error
+                self._recover()
                 raise JournalUnavailable(str(error)) from error
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
 
-    def _failed(self, error: sqlite3.Error) -> None:
+    def _foreign(self, error: sqlite3.Error) -> bool:
+        """Whether a foreign program held SQLite's own lock: then nothing was begun."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_BUSY and not self._writer.in_transaction:
-            return  # a foreign program held the lock: nothing was begun
-        self._recover()
+        return code == sqlite3.SQLITE_BUSY and not self._writer.in_transaction
 
     def query(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         """All rows of one SELECT, in a transaction that ends before it returns."""
@@ -253,7 +279,7 @@ class SqliteFile:
         reads.
         """
         bound = self._wal_max if wal_max is None else wal_max
-        with self._writing, self._exclusive():
+        with self._alone():
             try:
                 _, frames, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 page = int(self._writer.execute("PRAGMA page_size").fetchone()[0])
@@ -267,11 +293,18 @@ class SqliteFile:
         return int(frames - moved) * (page + _FRAME_HEADER)
 
     def close(self) -> None:
-        """Release the file; later calls raise JournalUnavailable.  Idempotent."""
-        with self._writing, self._reading:
-            if self._lock_fd < 0:
-                return
-            self._reader.close()
-            with self._exclusive():
+        """Release the file; later calls raise JournalUnavailable.  Idempotent.
+
+        A write that the disk does not end, and another process that does not let go of the file,
+        are waited for as any write waits; then the rest is left to the end of this process.
+        """
+        if self._lock is None or not self._writing.acquire(timeout=self._lock_wait_s):
+            return
+        try:
+            with self._reading:
+                self._reader.close()
+            with suppress(JournalHeld), self._exclusive():
                 self._writer.close()
             self._close_locks()
+        finally:
+            self._writing.release()

@@ -39,8 +39,11 @@ CREATE TABLE claims (
 """
 # AUTOINCREMENT: a number is never given twice, also after its row was deleted.
 # models.trimmed: the seq of the newest row that was removed.
-# rows.half and rows.since: which half came second and wrote the row, and when the first was
-# taken, so that a batch whose answer was lost gets the same answer again.
+# models.running: milliseconds for which servers of the model have run; rows.ran and halves.ran:
+# what it was when the row was written (NULL: before it was counted).
+# checksum: see replay.journal.checksum.  meta.unchecked: rows up to this seq are of a format
+# without one, and have none.
+# rows.half and rows.since: of rows that a format before 4 has joined; no newer row has them.
 
 UPGRADES = {
     1: """
@@ -69,18 +72,28 @@ ALTER TABLE heads ADD COLUMN checksum INTEGER;
 ALTER TABLE halves ADD COLUMN ran INTEGER;
 ALTER TABLE halves ADD COLUMN checksum INTEGER;
 ALTER TABLE claims ADD COLUMN checksum INTEGER;
+UPDATE models SET checksum = checksum(id, name, halves, trimmed, running);
+UPDATE partitions
+    SET checksum = checksum(id, model, replica, spec, "end", sealed, at, trimmed);
+UPDATE control SET checksum = checksum(model, seq, kind, key, payload);
+UPDATE heads SET checksum = checksum(model, spec, epoch, snapshot, changed);
+UPDATE halves SET checksum = checksum(model, key, half, event_id, source, payload, at, ran);
+UPDATE claims SET checksum = checksum(partition, "offset", n);
+INSERT INTO meta
+    SELECT 'unchecked', coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'rows';
 """,
 }
 """What makes a file of a format one of the next."""
 
 MODEL = "(SELECT id FROM models WHERE name = ?)"
-ROW = 'seq, partition, "offset", key, event_id, source, verdict, factor, payload, at'
-INSERT = (
-    'INSERT INTO rows (model, partition, "offset", key, event_id, source, verdict, factor,'
-    " payload, at, half, since) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ROW = (
+    'seq, partition, "offset", key, event_id, source, verdict, factor, payload, at,'
+    " model, half, since, ran, checksum"
 )
+RAN = 13  # place of the running time in these
+INSERT = f"INSERT INTO rows ({ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_COLUMNS, INSERT_ROW = INSERT.split(" VALUES ")
-BY_KEY = f"SELECT {ROW}, half, since FROM rows WHERE model = ? AND key = ?"
+BY_KEY = f"SELECT {ROW} FROM rows WHERE model = ? AND key = ?"
 FIND = f"SELECT {ROW} FROM rows WHERE model = {MODEL} AND key = ?"
 READ = (
     f'SELECT {ROW} FROM rows WHERE partition = ? AND "offset" >= ? AND "offset" < ?'
@@ -92,62 +105,75 @@ FOLLOW = (
 )
 # NOT INDEXED: by an index of the model every look would walk all of its rows.
 NEWEST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'rows'"
-ADMIT = (
-    'SELECT p.model, p."end", p.sealed,'
-    " (SELECT max(epoch) FROM heads h WHERE h.model = p.model),"
-    " m.halves, m.name FROM partitions p JOIN models m ON m.id = p.model WHERE p.id = ?"
-)
-PARTITION = (
-    'SELECT p.id, m.name, p.replica, p.spec, p."end", p.sealed, p.trimmed'
-    " FROM partitions p JOIN models m ON m.id = p.model"
-)
-CONTROL = (
-    "SELECT c.seq, m.name, c.kind, c.key, c.payload"
-    " FROM control c JOIN models m ON m.id = c.model WHERE m.name = ?"
-)
-HEAD = f"SELECT epoch, snapshot FROM heads WHERE model = {MODEL} AND spec = ?"
-LINEAGES = f"SELECT spec FROM heads WHERE model = {MODEL} ORDER BY changed"
-BEGIN_EPOCH = (
-    "INSERT INTO heads (model, spec, epoch, changed)"
-    " VALUES (?, ?, ?, (SELECT coalesce(max(changed), 0) + 1 FROM heads))"
-    " ON CONFLICT (model, spec) DO UPDATE SET epoch = excluded.epoch, changed = excluded.changed"
-)
-MOVE_HEAD = "UPDATE heads SET snapshot = ? WHERE model = ? AND spec = ?"
-WRITE_CONTROL = (
-    "INSERT INTO control (model, seq, kind, key, payload) SELECT m, (SELECT coalesce(max(seq), 0)"
-    " + 1 FROM control WHERE model = m), ?2, ?3, ?4 FROM (SELECT ?1 AS m) WHERE true"
-    " ON CONFLICT (model, key) DO NOTHING"
-)
+UNCHECKED = "SELECT value FROM meta WHERE name = 'unchecked'"
 
-SET_END = 'UPDATE partitions SET "end" = ? WHERE id = ?'
-KEPT_HALF = "SELECT half, event_id, source, payload, at FROM halves WHERE model = ? AND key = ?"
+ENTRY = 'p.id, p.model, p.replica, p.spec, p."end", p.sealed, p.at, p.trimmed, p.checksum'
+OWNER = "m.id, m.name, m.halves, m.trimmed, m.running, m.checksum"
+ADMIT = (
+    f"SELECT {ENTRY}, {OWNER}, ({UNCHECKED}), max(coalesce(({NEWEST_SEQ}), 0),"
+    " coalesce((SELECT max(seq) FROM rows), 0))"
+    " FROM partitions p LEFT JOIN models m ON m.id = p.model WHERE p.id = ?"
+)
+# The seq is given here: the checksum contains it.
+PARTITION = f"SELECT {ENTRY}, m.name FROM partitions p LEFT JOIN models m ON m.id = p.model"
+OWNED = f"SELECT {OWNER} FROM models m WHERE m.id = ?"
+NAMED = f"SELECT {OWNER} FROM models m WHERE m.name = ?"
+OPEN_PARTITION = "INSERT INTO partitions (model, replica, spec, at) VALUES (?, ?, ?, ?)"
+PROVE_PARTITION = (
+    'UPDATE partitions SET checksum = checksum(id, model, replica, spec, "end", sealed, at,'
+    " trimmed) WHERE id = ?"
+)
+OPEN_LOST = (
+    'INSERT INTO partitions (id, model, replica, spec, "end", sealed, at, trimmed)'
+    " VALUES (?, ?, 'lost', ?, ?, 1, 0, ?) ON CONFLICT (id) DO NOTHING"
+)
+LIFT_SEQ = "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'rows'"
+FIRST_SEQ = "INSERT INTO sqlite_sequence (name, seq) VALUES ('rows', ?)"
+PROVE_MODEL = (
+    "UPDATE models SET checksum = checksum(id, name, halves, trimmed, running) WHERE id = ?"
+)
+RUN = "UPDATE models SET running = running + ? WHERE id = ?"
+SEAL = "UPDATE partitions SET sealed = 1 WHERE id = ?"
+
+CONTROL_COLUMNS = "c.model, c.seq, c.kind, c.key, c.payload, c.checksum"
+CONTROL = f"SELECT {CONTROL_COLUMNS} FROM control c WHERE c.model = {MODEL}"
+NEXT_CONTROL = "SELECT coalesce(max(seq), 0) + 1 FROM control WHERE model = ?"
+WRITE_CONTROL = (
+    "INSERT INTO control (model, seq, kind, key, payload, checksum) VALUES (?, ?, ?, ?, ?, ?)"
+)
+HEAD_COLUMNS = "model, spec, epoch, snapshot, changed, checksum"
+HEADS = f"SELECT {HEAD_COLUMNS} FROM heads WHERE model = {MODEL} ORDER BY changed"
+HEADS_OF = f"SELECT {HEAD_COLUMNS} FROM heads WHERE model = ?"
+NEXT_CHANGE = "SELECT coalesce(max(changed), 0) + 1 FROM heads"
+WRITE_HEAD = f"INSERT OR REPLACE INTO heads ({HEAD_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+
+SET_END = (
+    'UPDATE partitions SET "end" = ?1, checksum = checksum(id, model, replica, spec, ?1, sealed,'
+    " at, trimmed) WHERE id = ?2"
+)
+HALF_COLUMNS = "model, key, half, event_id, source, payload, at, ran, checksum"
+KEPT_HALF = f"SELECT {HALF_COLUMNS} FROM halves WHERE model = ? AND key = ?"
 ANY_ROW = "SELECT 1 FROM rows WHERE model = ? AND key IN ({}) LIMIT 1"
 ANY_HALF = "SELECT 1 FROM halves WHERE model = ? AND key IN ({}) LIMIT 1"
-KEEP_HALF = (
-    "INSERT INTO halves (model, key, half, event_id, source, payload, at)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
+KEEP_HALF = f"INSERT INTO halves ({HALF_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 DROP_HALF = "DELETE FROM halves WHERE model = ? AND key = ?"
 EXPIRE = (
     "DELETE FROM halves WHERE id IN"
-    " (SELECT id FROM halves WHERE model = ? AND at < ? ORDER BY at LIMIT ?)"
+    " (SELECT id FROM halves WHERE model = ? AND (at < ? OR at > ?) AND coalesce(ran, 0) < ?"
+    " ORDER BY at LIMIT ?)"
 )
 COUNT_HALVES = "UPDATE models SET halves = halves + ? WHERE id = ?"
 
-CLAIM = (
-    'INSERT INTO claims (partition, "offset", n) VALUES (?, ?, 1)'
-    ' ON CONFLICT (partition, "offset") DO UPDATE SET n = n + 1 RETURNING n - 1'
-)
-TRIMMED = "SELECT trimmed FROM partitions WHERE id = ? AND model = ?"
+CLAIMED = 'SELECT partition, "offset", n, checksum FROM claims WHERE partition = ? AND "offset" = ?'
+CLAIM = 'INSERT OR REPLACE INTO claims (partition, "offset", n, checksum) VALUES (?, ?, ?, ?)'
 OLDEST = (
-    'SELECT "offset", at, seq FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
+    f'SELECT {ROW} FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
     ' ORDER BY "offset" LIMIT ?'
 )
 DROP_ROWS = 'DELETE FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
 DROP_CLAIMS = 'DELETE FROM claims WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
 CLAIM_ENDED = 2**40  # an end of a claim stands so far above it
 SET_TRIMMED_SEQ = "UPDATE models SET trimmed = max(trimmed, ?) WHERE id = ?"
-TRIMMED_SEQ = "SELECT trimmed FROM models WHERE name = ?"
 SET_TRIMMED = "UPDATE partitions SET trimmed = ? WHERE id = ?"
 ROWS_AND_HALVES = (
     'SELECT coalesce(sum(p."end" - p.trimmed), 0), coalesce(max(m.halves), 0)'

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
+from replay.journal.base import Row
 
 
-def trim(db: sqlite3.Connection, model: int, upto: Mapping[int, int], before: float, n: int) -> int:
+def trim(
+    db: sqlite3.Connection,
+    model: int,
+    upto: Mapping[int, int],
+    n: int,
+    is_old: Callable[[Row, int], bool],
+    unchecked: int,
+) -> int:
     """Remove at most ``n`` rows of the model's partitions, with their claims; how many.
 
-    Of partition ``p`` the oldest up to offset ``upto[p]`` go, as far as they were taken before
-    ``before``; the first that was not ends it, so that what stays has no holes.
+    Of partition ``p`` the oldest up to offset ``upto[p]`` go, as far as ``is_old`` says so of the
+    row and of the running time (ms) at which it was written; the first of which it does not ends
+    it, so that what stays has no holes.
     """
     removed = 0
     for partition in sorted(upto):
-        found = db.execute(sql.TRIMMED, (partition, model)).fetchone()
-        if removed == n or found is None:
+        columns = db.execute(f"{sql.PARTITION} WHERE p.id = ?", (partition,)).fetchone()
+        if removed == n or columns is None or columns[1] != model:
             continue
-        first = last = int(found[0])
+        first = last = proof.as_partition(columns).trimmed
         newest = 0
-        for offset, at, seq in db.execute(
+        for found in db.execute(
             sql.OLDEST, (partition, first, upto[partition], n - removed)
         ).fetchall():
-            if at >= before:
+            if not proof.good_row(found, unchecked):
+                continue  # when it was taken is not to be believed: the rows after it decide
+            row = proof.as_row(found, unchecked)
+            if not is_old(row, int(found[sql.RAN] or 0)):
                 break
-            last, newest = int(offset), int(seq)
+            last, newest = row.offset, row.seq
         if last > first:
             db.execute(sql.DROP_ROWS, (partition, first, last))
             for above in (0, sql.CLAIM_ENDED):
                 db.execute(sql.DROP_CLAIMS, (partition, above + first, above + last))
             db.execute(sql.SET_TRIMMED, (last, partition))
+            db.execute(sql.PROVE_PARTITION, (partition,))
+            proof.model_of(db, model)
             db.execute(sql.SET_TRIMMED_SEQ, (newest, model))
+            db.execute(sql.PROVE_MODEL, (model,))
         removed += last - first
     return removed

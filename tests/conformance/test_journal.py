@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
 
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
-from replay.journal import sqliteappend, sqliteschema
+from replay.journal import sqliteappend, sqliteschema, sqlitetrim
 from replay.journal.base import Appended, Control, Followed, NewRow, Row
 from replay.journal.checks import check_journal, yield_checks
 from replay.journal.sqlite import SqliteJournal
@@ -80,20 +81,16 @@ class FenceIgnored(SqliteJournal):
 
 
 class TrimWithoutEpoch(SqliteJournal):
-    def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
-    ) -> int:
-        return super().trim(model, spec, self.head(model, spec).epoch, upto, before, n)
+    def trim(self, model: str, spec: str, epoch: int, *rest: Any, **bounds: Any) -> int:
+        return super().trim(model, spec, self.head(model, spec).epoch, *rest, **bounds)
 
 
 class TrimForAnyLineage(SqliteJournal):
-    def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
-    ) -> int:
+    def trim(self, model: str, spec: str, epoch: int, *rest: Any, **bounds: Any) -> int:
         if self.head(model, spec).epoch == epoch:
             spec = (self.lineages(model) or (spec,))[-1]
             epoch = self.head(model, spec).epoch
-        return super().trim(model, spec, epoch, upto, before, n)
+        return super().trim(model, spec, epoch, *rest, **bounds)
 
 
 class ReadSkipsAHole(SqliteJournal):
@@ -138,7 +135,13 @@ class SealOpensAgain(SqliteJournal):
         end = super().seal(partition)
         with self._file.write() as db:
             db.execute("UPDATE partitions SET sealed = 1 - sealed WHERE id = ?", (partition,))
+            db.execute(sqliteschema.PROVE_PARTITION, (partition,))
         return end
+
+
+class ClaimCountsItself(SqliteJournal):
+    def claim(self, partition: int, offset: int) -> int:
+        return super().claim(partition, offset) + 1
 
 
 @pytest.mark.parametrize(
@@ -157,6 +160,7 @@ class SealOpensAgain(SqliteJournal):
         FollowsToItsOwnNewest,
         EpochSeenIsNothing,
         SealOpensAgain,
+        ClaimCountsItself,
     ],
 )
 def test_the_suite_rejects_a_missing_rule(mutant: type[SqliteJournal]) -> None:
@@ -164,28 +168,33 @@ def test_the_suite_rejects_a_missing_rule(mutant: type[SqliteJournal]) -> None:
         check_journal(lambda path: mutant(path, synchronous="OFF"))
 
 
+_KEY = "CAST(substr(key, 2) || x'00' AS BLOB)"
+ANOTHER_KEY = (
+    f'UPDATE rows SET key = {_KEY}, checksum = checksum(seq, partition, "offset", {_KEY},'
+    " event_id, source, verdict, factor, payload, at, model, half, since, ran)"
+)
+"""What leaves a row in its place under a key that nobody asks for."""
+
 STATEMENTS = [
-    ("ADMIT", "p.sealed", "0", "no seal check"),
-    ("ADMIT", "max(epoch)", "0", "no epoch in the answer"),
-    ("ADMIT", " WHERE h.model = p.model", "", "epoch of another model"),
+    ("HEADS_OF", "model = ?", "? IS NOT NULL", "epoch of another model"),
     ("ADMIT", " ON m.id = p.model", "", "halves of another model"),
     ("READ", ' ORDER BY "offset"', ' ORDER BY "offset" DESC', "order"),
-    ("LINEAGES", "ORDER BY changed", "ORDER BY spec", "lineages unordered"),
-    ("WRITE_CONTROL", "WHERE model = m", "", "control rows count together"),
+    ("HEADS", "ORDER BY changed", "ORDER BY spec", "lineages unordered"),
+    ("NEXT_CONTROL", "model = ?", "? IS NOT NULL", "control rows count together"),
     ("KEPT_HALF", "model = ? AND", "? IS NOT NULL AND", "halves unique in the whole store"),
     ("DROP_HALF", "AND key = ?", "AND key = ? AND 0", "half stays after its join"),
     ("EXPIRE", "at < ?", "at < ? + 1e9", "young halves expire"),
+    ("EXPIRE", "coalesce(ran, 0) < ?", "? IS NOT NULL", "halves expire by the wall clock alone"),
+    ("EXPIRE", " OR at > ?", " AND ? IS NOT NULL", "halves of a wrong future stay"),
+    ("RUN", "running + ?", "max(running, ?)", "running time not summed"),
     ("EXPIRE", "model = ? AND", "? IS NOT NULL AND", "halves of all models expire"),
     ("EXPIRE", " LIMIT ?", " LIMIT 99 + ?", "more halves expire than asked for"),
     ("COUNT_HALVES", "halves + ?", "max(halves, halves + ?)", "halves counted up only"),
-    ("CLAIM", "n = n + 1", "n = n", "claim not counted"),
-    ("CLAIM", "RETURNING n - 1", "RETURNING n", "claim counts itself"),
-    ("TRIMMED", " AND model = ?", " AND ? IS NOT NULL", "trim of other models"),
+    ("CLAIM", "OR REPLACE", "OR IGNORE", "claim not counted"),
     ("OLDEST", '"offset" <= ?', '"offset" <= ? + 9', "trim past the floor"),
-    ("OLDEST", 'SELECT "offset", at', 'SELECT "offset", 0.0', "trim ignores before"),
     ("OLDEST", "LIMIT ?", "LIMIT 99 + ?", "trim of more than asked for"),
     ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET payload = x''", "trim leaves ids"),
-    ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET key = randomblob(16)", "ids only"),
+    ("DROP_ROWS", "DELETE FROM rows", ANOTHER_KEY, "ids only"),
     ("DROP_ROWS", '"offset" > ?', '"offset" > ? + 1', "trim leaves the oldest"),
     ("DROP_CLAIMS", "DELETE", "SELECT * ", "claims stay"),
     ("DROP_CLAIMS", '"offset" > ?', '"offset" >= ?', "claim of the adoption goes"),
@@ -212,25 +221,28 @@ def test_the_suite_rejects_a_changed_statement(
 SOURCES = [
     ("self.end += 1", "self.end += 1 + (self.end > 1)", "holes"),
     ("if self.end < known:", "if False:", "nobody asks what is known"),
-    ("if key in self._answered:", "if False:", "key twice in a batch"),
+    ("if state.sealed:", "if False:", "no seal check"),
+    ("self.epoch = max(", "self.epoch = 0 * max(", "no epoch in the answer"),
+    ("if key in self._answered or row.half", "if row.half", "key twice in a batch"),
+    ("self._answered or row.half is not None:", "self._answered:", "a half is its row's writer"),
     ("stored.offset <= self._known", "False", "old row is an own row"),
-    ("if half == row.half:", "if False:", "a half joins its own side"),
-    ("if half == row.half:\n            return", "if half == row.half:\n            self.end += 1\n"
-     "            return", "offset taken by a half"),
+    ("again = (kept.half, kept.payload) == (row.half, given)", "again = False",
+     "a half is told of itself"),
+    ("again = (kept.half, kept.payload) == (row.half, given)", "again = kept.half == row.half",
+     "a half is told of none of its own side"),
+    ("wanted is not None and bytes(wanted) != kept.payload", "False", "over any half"),
+    ("if row.half is None or row.over is not None else b\"\"", "",
+     "a half takes the place of any other"),
+    ("if kept is None and row.over is not None and given:", "if False:", "over one that has gone"),
+    ("if not row.payload:", "if False:", "an empty half is kept"),
     ("        self._halves += 1\n", "        self._halves += 1\n        self.end += 1\n",
      "offset taken by a half that is kept"),
-    ("return Outcome(False, None, since)  # as", "pass  # as", "another outcome after a lost one"),
-    ("codec.join(payload, given)", "codec.join(given, payload)", "halves the wrong way round"),
-    ("event_id, source, codec.join(given", "row.event_id, row.source, codec.join(given",
-     "event id of the prediction"),
-    ("self._columns(self.end, key, row, event_id, source, payload)",
-     "(*self._columns(self.end, key, row, event_id, source, payload)[:-1], since or row.at)",
-     "time of the first half"),
     ("len(keys) < len(rows) or ", "", "key twice in a statement"),
     ("if self._halves and self._any(sql.ANY_HALF, keys):", "if False:", "half left by many rows"),
     ("return not self._any(sql.ANY_ROW, keys)", "return True", "many rows and nobody looks"),
-    ("self._answered.update(row[2] for row in made)", "pass", "key twice, far apart"),
-    ("if since is not None:", "if since is None:", "half stays"),
+    ("self._answered.update(row.key for row in made)", "pass", "key twice, far apart"),
+    ("        if kept is not None:\n            self._db.execute(sql.DROP",
+     "        if kept is None:\n            self._db.execute(sql.DROP", "half stays"),
 ]  # fmt: skip
 
 
@@ -247,6 +259,31 @@ def test_the_suite_rejects_a_changed_append(
         check_journal(hasty)
     assert "syntax" not in str(failure.value)
     assert "no such" not in str(failure.value)
+
+
+TRIMS = [
+    (" or columns[1] != model:", ":", "trim of other models"),
+    ("if not is_old(row, int(found[sql.RAN] or 0)):", "if False:", "trim ignores both clocks"),
+    ("int(found[sql.RAN] or 0)", "0", "trim ignores the running time"),
+    (
+        "is_old(row,",
+        "is_old(__import__('msgspec').structs.replace(row, at=-9e9),",
+        "the wall clock",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "without"), [pytest.param(*m[:2], id=m[2]) for m in TRIMS])
+def test_the_suite_rejects_a_changed_trim(
+    rule: str, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(sqlitetrim.__file__).read_text()
+    assert whole.count(rule) == 1
+    changed = {"__name__": "changed"}
+    exec(whole.replace(rule, without), changed)
+    monkeypatch.setattr(module, "trim", changed["trim"])
+    with pytest.raises(AssertionError):
+        check_journal(hasty)
 
 
 @pytest.mark.parametrize(

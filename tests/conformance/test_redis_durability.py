@@ -250,12 +250,17 @@ def halves(names: str, side: Half) -> list[NewRow]:
     return [replace(row, half=side, payload=side.encode()) for row in batch(names)]
 
 
+def joined(names: str) -> list[NewRow]:
+    """Rows over the predictions of these names."""
+    return [replace(row, over=Half.PREDICTION.encode()) for row in batch(names)]
+
+
 def test_an_outage_is_indefinite_at_once_and_the_same_batch_goes_on_once(server: Any) -> None:
     with closing(RedisJournal(server.url, timeout_s=0.5)) as journal:
         p = journal.register("m", "r", "x", 1.0).id
         journal.append(p, 0, [*batch("a"), *halves("h", Half.PREDICTION)])
         journal.begin_epoch("m", "x", 0)
-        rows = [*batch("b"), *halves("h", Half.LABEL), *batch("c")]
+        rows = [*batch("b"), *joined("h"), *batch("c")]
         server.kill()
         for call in (
             lambda: journal.append(p, 1, rows),
@@ -368,7 +373,8 @@ def test_halves_above_their_bound_are_not_kept(server: Any) -> None:
         assert [o.since for o in answer.outcomes] == [1.0, 1.0, None, 1.0]
         assert journal.append(p, 0, labels) == answer
         assert journal.append(q, 0, labels[2:3]).outcomes[0].since == 1.0, "each model for itself"
-        both = [*halves("c a", Half.PREDICTION), *halves("c", Half.LABEL)]
+        row = replace(batch("a")[0], over=Half.LABEL.encode())
+        both = [*halves("c", Half.PREDICTION), row, *halves("c", Half.LABEL)]
         answer = journal.append(p, 0, both)
         assert [o.new for o in answer.outcomes] == [False, True, False]
         assert [o.since for o in answer.outcomes] == [None, None, 1.0], "a join makes room"

@@ -146,7 +146,11 @@ def serving(**more: Any) -> Iterator[Running]:
             + "".join(f"{i % 7},{i % 5 - 1.5},{('no', 'yes')[i % 3 == 0]}\n" for i in range(30))
         )
         write_settings(place, {"replicas": 2, "models": [{**MODEL, **more}]})
-        running = launch(place)
+        before = os.umask(0)  # what it makes is its owner's all the same
+        try:
+            running = launch(place)
+        finally:
+            os.umask(before)
         try:
             learn(running, 40)
             yield running

@@ -62,6 +62,45 @@ def test_a_second_service_on_the_folder_is_refused(service: Running) -> None:
     learn(service, 5, first=1000)
 
 
+def test_a_foreign_page_is_refused_by_every_process_that_answers(service: Running) -> None:
+    """The balancer's port and the replicas' own; hot routes past Serve's wrapper and the rest."""
+    count = status(service, "clicks")["learned"]
+    event = '{"features":{"a":1},"label":"yes"}'
+    lines = {"content-type": "application/x-ndjson"}
+    origin, name = {"origin": "http://evil.example"}, {"host": "evil.example"}
+    for url in (service.url, *service.replica_urls().values()):
+        model = f"{url}/v1/models/clicks"
+        with httpx.Client(timeout=20) as client:
+            for headers, code in ((origin, "foreign_origin"), (name, "foreign_host")):
+                tried = [
+                    client.post(f"{model}/feedback", content=event, headers=headers),
+                    client.post(f"{model}/feedback", content=event, headers=headers | lines),
+                    client.post(f"{model}/predict", content=event, headers=headers),
+                    client.post(f"{model}/freeze", headers=headers),
+                    client.post(f"{model}/edge/deltas", content="{}", headers=headers),
+                    client.get(model, headers=headers),
+                ]
+                assert {a.json()["error"]["code"] for a in tried} == {code}
+                infer = client.post(f"{url}/v2/models/clicks/infer", headers=headers)
+                assert infer.status_code == 403
+            for probe in ("livez", "readyz"):
+                pod = {"host": "10.244.1.7:8000"}
+                assert client.get(f"{url}/{probe}", headers=pod).status_code == 200
+    assert status(service, "clicks")["learned"] == count
+
+
+def test_what_it_makes_is_its_owners_alone(service: Running) -> None:
+    """Started with no umask at all, by every process: journal, snapshots, notes, locks, edge."""
+    online("edge", "keygen", "--config", str(service.folder / "online.yaml"))
+    assert online("fsck", "--config", str(service.folder / "online.yaml")).returncode == 0
+    places = [service.state_dir, *service.state_dir.rglob("*")]
+    names = {place.name for place in places}
+    assert {"run.json", "key", "journal.db", "journal.db-wal", "snapshots"} <= names
+    with contextlib.suppress(FileNotFoundError):  # files that come and go
+        assert {str(p): oct(p.stat().st_mode) for p in places if p.stat().st_mode & 0o077} == {}
+    assert not any("is open to others" in line for line in service.lines)
+
+
 def test_traces_are_found_while_it_runs(service: Running) -> None:
     """Control of the tests below: a running service is seen in every way."""
     left = "\n".join(Traces.of(service).left())

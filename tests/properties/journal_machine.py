@@ -8,7 +8,6 @@ tested, with room for ``HALVES`` halves of a model.
 from __future__ import annotations
 
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from hypothesis.stateful import (
     invariant,
     rule,
 )
+from msgspec.structs import replace
 
 from replay.errors import EpochLost, JournalBehind, PartitionSealed
 from replay.journal.base import Half, Head, Journal, NewRow, Outcome, Row, Verdict
@@ -43,20 +43,17 @@ ages = st.integers(0, 9)
 
 @dataclass
 class Event:
-    """A row as the oracle knows it; ``by`` wrote it, ``since`` is what who came before was told."""
+    """A row as the oracle knows it."""
 
     key: int
     content: bytes
     event_id: str
     at: float
-    by: Half | None
-    since: float | None
     gone: bool = False
 
 
-def joined(prediction: NewRow, label: NewRow) -> bytes:
-    """As the payload of a join is written down."""
-    return b"\x02" + struct.pack(">I", len(prediction.payload)) + prediction.payload + label.payload
+Answer = tuple[bool, float | None, bytes | None, bool, tuple[int, int, bytes] | None]
+"""Is it new, since when it waits, what it met there, has that gone, and the row."""
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -92,10 +89,17 @@ class JournalMachine(RuleBasedStateMachine):
             journal.close()
         shutil.rmtree(self.folder)
 
-    def fresh(self, key: int, side: Half | None = None, at: int = 1) -> NewRow:
+    def fresh(
+        self, p: int, key: int, side: Half | None = None, at: int = 1, over: bool = False
+    ) -> NewRow:
+        """A row or a half; ``over``: in the place of what stands now, or of what never stood."""
         self.serial += 1
         content, name = b"%d" % self.serial, f"e{self.serial}"
-        return NewRow(bytes([key]) * 16, name, "s", Verdict.ACCEPTED, content, float(at), half=side)
+        row = NewRow(bytes([key]) * 16, name, "s", Verdict.ACCEPTED, content, float(at), half=side)
+        if not over:
+            return row
+        stands = self.halves.get((self.model_of[p], key))
+        return replace(row, over=stands.payload if stands and self.serial % 4 else b"never")
 
     @initialize(target=writers, model=models)
     def first_writer(self, model: str) -> int:
@@ -116,14 +120,14 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(
         h=handles,
         p=writers,
-        chosen=st.lists(st.tuples(keys, sides, ages), min_size=1, max_size=6),
+        chosen=st.lists(st.tuples(keys, sides, ages, st.booleans()), min_size=1, max_size=6),
         lost=st.booleans(),
     )
     def append(
-        self, h: int, p: int, chosen: list[tuple[int, Half | None, int]], lost: bool
+        self, h: int, p: int, chosen: list[tuple[int, Half | None, int, bool]], lost: bool
     ) -> None:
         """A writer without an answer sends its batch again until it has one."""
-        batch = self.unanswered.get(p) or [self.fresh(*words) for words in chosen]
+        batch = self.unanswered.get(p) or [self.fresh(p, *words) for words in chosen]
         self.send(h, p, self.known[p], batch, lost)
 
     @rule(
@@ -135,7 +139,7 @@ class JournalMachine(RuleBasedStateMachine):
     def append_late(self, h: int, p: int, chosen: list[tuple[int, Half | None]], back: int) -> None:
         """An old message arrives: known is lower than what the writer knows by now."""
         known = max(0, self.known[p] - back)
-        self.send(h, p, known, [self.fresh(*words) for words in chosen], lost=True, late=True)
+        self.send(h, p, known, [self.fresh(p, *words) for words in chosen], lost=True, late=True)
 
     def send(
         self, h: int, p: int, known: int, batch: list[NewRow], lost: bool, late: bool = False
@@ -147,10 +151,16 @@ class JournalMachine(RuleBasedStateMachine):
             assert refusal.value.end == len(mine)
             return
         reported: set[int] = set()
-        expected = [self.expect(p, known, batch, at, reported) for at in range(len(batch))]
+        expected = [self.expect(p, known, row, reported) for row in batch]
         answer = self.open[h].append(p, known, batch)
         got = [
-            (o.new, o.since, o.row and (o.row.partition, o.row.offset, o.row.payload))
+            (
+                o.new,
+                o.since,
+                o.met and o.met.payload,
+                o.gone,
+                o.row and (o.row.partition, o.row.offset, o.row.payload),
+            )
             for o in answer.outcomes
         ]
         assert got == expected
@@ -173,41 +183,32 @@ class JournalMachine(RuleBasedStateMachine):
             if stands:
                 assert (now.new, now.row) == (before.new, before.row)
 
-    def expect(
-        self, p: int, known: int, batch: list[NewRow], at: int, reported: set[int]
-    ) -> tuple[bool, float | None, tuple[int, int, bytes] | None]:
-        """What the row at a place of the batch must be answered; writes it into the oracle."""
-        row, model = batch[at], self.model_of[p]
-        key, mine = row.key[0], self.events[p]
+    def expect(self, p: int, known: int, row: NewRow, reported: set[int]) -> Answer:
+        """What a row of a batch must be answered; writes it into the oracle."""
+        model, key, mine = self.model_of[p], row.key[0], self.events[p]
         waits = self.halves.get((model, key))
         if (model, key) in self.owner:
             where, offset = self.owner[model, key]
             event = self.events[where][offset - 1]
-            own = where == p and offset > known and key not in reported
-            followers = {other.half for other in batch[at + 1 :] if other.key == row.key}
-            if own and row.half and row.half != event.by and event.by in followers:
-                return False, event.since, None
+            own = where == p and offset > known and key not in reported and row.half is None
             if own:
                 reported.add(key)
-            return own, None, (where, offset, event.content)
-        if row.half and waits is None:
-            if sum(m == model for m, _ in self.halves) >= HALVES:
-                return False, None, None
+            return own, None, None, False, (where, offset, event.content)
+        if waits is None and row.over is not None:
+            return False, None, None, True, None
+        if waits is not None and (row.half or row.over) and row.over != waits.payload:
+            same = waits.payload == row.payload
+            return False, waits.at, None if same else waits.payload, False, None
+        if row.half:
+            if waits is None and sum(m == model for m, _ in self.halves) >= HALVES:
+                return False, None, None, False, None
             self.halves[model, key] = row
-            return False, row.at, None
-        if row.half and waits and waits.half is row.half:
-            return False, waits.at, None
-        since = waits.at if waits else None
-        event = Event(key, row.payload, row.event_id, row.at, row.half, since)
-        if row.half is Half.LABEL and waits:
-            event.content = joined(waits, row)
-        elif row.half and waits:
-            event.content, event.event_id = joined(row, waits), waits.event_id
+            return False, row.at, None, False, None
         self.halves.pop((model, key), None)
-        mine.append(event)
+        mine.append(Event(key, row.payload, row.event_id, row.at))
         self.owner[model, key] = (p, len(mine))
         reported.add(key)
-        return True, None, (p, len(mine), event.content)
+        return True, None, None, False, (p, len(mine), row.payload)
 
     @rule(h=handles, model=models, before=ages, n=st.integers(1, 4))
     def expire(self, h: int, model: str, before: int, n: int) -> None:
@@ -287,7 +288,7 @@ class JournalMachine(RuleBasedStateMachine):
     def append_to_a_journal_that_lost_rows(self, h: int, p: int, beyond: int) -> None:
         error = PartitionSealed if p in self.sealed else JournalBehind
         with pytest.raises(error):
-            self.open[h].append(p, len(self.events[p]) + beyond, [self.fresh(0)])
+            self.open[h].append(p, len(self.events[p]) + beyond, [self.fresh(p, 0)])
 
     @rule(h=handles, p=writers)
     def seal(self, h: int, p: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as sqlite_module
-from replay.journal import sqliteappend, sqliteschema
+from replay.journal import sqliteappend, sqliteschema, sqlitetrim
 from replay.journal.sqlite import SqliteJournal
 
 modest: Any = settings(
@@ -72,14 +72,19 @@ def test_the_machine_notices_an_ignored_fence() -> None:
     notices(Open)
 
 
+_KEY = "CAST(substr(key, 2) || x'00' AS BLOB)"
+ANOTHER_KEY = (
+    f'UPDATE rows SET key = {_KEY}, checksum = checksum(seq, partition, "offset", {_KEY},'
+    " event_id, source, verdict, factor, payload, at, model, half, since, ran)"
+)
+
 MUTANTS = [
     ("KEEP_HALF", "VALUES (?, ?,", "VALUES (?, x'00' || ?,", "half under another key"),
     ("COUNT_HALVES", "halves + ?", "max(halves, halves + ?)", "halves counted up only"),
     ("OLDEST", '"offset" <= ?', '"offset" <= ? + 9', "trim past the floor"),
-    ("OLDEST", 'SELECT "offset", at', 'SELECT "offset", 0.0', "trim ignores before"),
-    ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET payload = x''", "trim leaves ids"),
-    ("DROP_ROWS", "DELETE FROM rows", "UPDATE rows SET key = randomblob(16)", "ids only"),
-    ("CLAIM", "n = n + 1", "n = n", "claim not counted"),
+    ("DROP_ROWS", "DELETE FROM rows", f"{ANOTHER_KEY[:11]}seq = seq", "trim leaves ids"),
+    ("DROP_ROWS", "DELETE FROM rows", ANOTHER_KEY, "ids only"),
+    ("CLAIM", "VALUES (?, ?, ?, ?)", "SELECT ?, ?, ?, ? WHERE 0", "claim not counted"),
     ("DROP_HALF", "AND key = ?", "AND key = ? AND 0", "half stays after its join"),
 ]
 
@@ -96,11 +101,24 @@ def test_the_machine_notices_a_changed_statement(
     notices(SqliteJournal)
 
 
+def test_the_machine_notices_a_trim_that_ignores_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, rule = Path(sqlitetrim.__file__).read_text(), "if not is_old("
+    assert whole.count(rule) == 1
+    changed: dict[str, Any] = {"__name__": "changed"}
+    exec(whole.replace(rule, "if False and ("), changed)
+    monkeypatch.setattr(sqlite_module, "trim", changed["trim"])
+    notices(SqliteJournal)
+
+
 SOURCES = [
     ("        self._halves += 1\n", "        self._halves += 1\n        self.end += 1\n", "offset"),
     ("self._halves >= self._halves_max", "False", "no bound of halves"),
-    ("if half == row.half:", "if False:", "a half joins its own side"),
-    ("return Outcome(False, None, since)  # as", "pass  # as", "another outcome after a lost one"),
+    ("wanted is not None and bytes(wanted) != kept.payload", "False", "over any half"),
+    (
+        "again = (kept.half, kept.payload) == (row.half, given)",
+        "again = False",
+        "another outcome after a lost one",
+    ),
 ]
 
 

@@ -19,10 +19,10 @@ from online.model_settings import ModelSettings, Sync
 from online.models.linear import Linear
 from online.ordered import OrderedLearner
 from online.overlay import OverlayLearner
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.serving import Serving
 from online.tokens import Keys, Nonces, Tokens, event_key
-from online.writer import Recorded
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import ServerUnavailable

@@ -14,14 +14,27 @@ from replay import errors
 from replay.codec import (
     FORMAT,
     JOINED,
+    LABELS,
     decode,
     decode_label,
+    decode_labels,
+    decode_prediction,
     encode,
-    encode_label,
+    encode_labels,
     encode_prediction,
-    join,
 )
-from replay.example import Example, LabelHalf, PredictionHalf
+from replay.example import Example, LabelHalf, PredictionHalf, WaitingLabel
+
+
+def encode_label(half: LabelHalf) -> bytes:
+    """As journals before format 4 have a label that waits."""
+    return bytes([FORMAT]) + msgspec.msgpack.encode(half)
+
+
+def join(prediction: bytes, label: bytes) -> bytes:
+    """As they have a row of two halves."""
+    return bytes([JOINED]) + len(prediction).to_bytes(4, "big") + prediction + label
+
 
 integers = st.integers(-(2**63), 2**64 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -101,10 +114,29 @@ def test_a_joined_payload_is_its_halves_behind_each_other() -> None:
         decode_label(join(*halves))
 
 
+@given(example=examples)
+def test_labels_that_wait_read_back(example: Example) -> None:
+    label = (example.label, example.weight, example.event_time)
+    several = [WaitingLabel(*label, source, "a", 2.5, (b"k" * 16,)) for source in ("s", "t")]
+    payload = encode_labels(several)
+    assert payload[0] == LABELS
+    assert decode_labels(payload) == several
+    assert type(decode_labels(payload)[0].label) is type(example.label)
+    assert encode_labels(decode_labels(payload)) == payload, "it is compared by its bytes"
+    for wrong in (encode_labels([]), payload[:-1]):
+        with pytest.raises(errors.PayloadInvalid):
+            decode_labels(wrong)
+    for reads in (decode, decode_label, decode_prediction):
+        with pytest.raises(errors.PayloadFormat):
+            reads(payload)
+    with pytest.raises(errors.PayloadFormat):
+        decode_labels(encode(example))
+
+
 def test_the_first_byte_is_the_format() -> None:
     payload = encode(Example({"a": 1}, True))
     assert payload[0] == FORMAT
-    for found, other in ((JOINED + 1, bytes([JOINED + 1]) + payload[1:]), (None, b"")):
+    for found, other in ((LABELS + 1, bytes([LABELS + 1]) + payload[1:]), (None, b"")):
         with pytest.raises(errors.PayloadFormat, match="format") as refusal:
             decode(other)
         assert refusal.value.found == found

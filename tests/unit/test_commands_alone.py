@@ -88,6 +88,7 @@ def test_commands_when_the_service_was_killed(tmp_path: Path, refused: Run) -> N
 
 
 _FAILS_TO_START = """
+import os
 import sys
 import time
 
@@ -105,6 +106,9 @@ class Service:
         raise StartRefused("Ray did not start", "Start it again")
 
     def stop(self):
+        with open({log!r}, "w") as file:  # as the real one, which keeps Ray's lines away
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
         time.sleep({stops_s})
 
     def kill(self):
@@ -122,8 +126,24 @@ main()
 def test_a_start_that_fails_says_why_however_long_its_end_takes(
     tmp_path: Path, stops_s: int
 ) -> None:
-    script = _FAILS_TO_START.format(stops_s=stops_s, folder=str(tmp_path))
+    log = str(tmp_path / "stop.log")
+    script = _FAILS_TO_START.format(stops_s=stops_s, folder=str(tmp_path), log=log)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=50
     )
-    assert (done.returncode, done.stderr.count("Ray did not start")) == (1, 1), done.stderr
+    said = "online: Ray did not start. Start it again\n"
+    assert (done.returncode, done.stderr) == (1, said), done.stderr
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_state_folder_that_is_a_file_is_refused_in_one_line(
+    tmp_path: Path, refused: Run, below: bool
+) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "state" if below else tmp_path / "file"
+    said = refused("serve", "--state-dir", str(place))
+    assert said.count("\n") == 1
+    assert "can't be used" in said
+    assert "--state-dir" in said
+    for command in (("status",), ("fsck",)):
+        assert "Traceback" not in refused(*command, "--state-dir", str(place))

@@ -16,10 +16,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from online.config import WITH_SECRETS, Settings, load
+from online.config import Settings, load
 from online.errors import ConfigError, StartRefused
 from online.model_settings import ModelSettings
 from online.names import journal_opener, open_journal, snapshots_path
+from online.token_settings import WITH_SECRETS
 
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}
 
@@ -362,11 +363,13 @@ def test_the_dedupe_window_is_no_shorter_than_a_token_lives(file: Path) -> None:
 
 def test_an_opened_journal_has_the_bounds_of_the_settings(tmp_path: Path) -> None:
     limits = {"journal_mb_max": 7, "halves_max": 5, "disk_low_mb": 3, "rows_max": 2000}
+    limits["feedback_wait_s"] = 9
     settings = load(None, {"state_dir": str(tmp_path), "limits": limits}, {})
     opener = journal_opener(settings)
     assert isinstance(opener, partial)
     assert opener.keywords == {
         "disk_low_mb": 3, "batch_rows_max": 2000, "size_mb_max": 7, "halves_max": 5,
+        "lock_wait_s": 3.0, "busy_ms": 1350,
     }  # fmt: skip
     text = pickle.dumps(opener)
     assert b"online" not in text.replace(bytes(tmp_path), b""), "the actor imports no settings"

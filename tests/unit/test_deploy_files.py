@@ -21,8 +21,8 @@ import yaml
 
 from online import cli, config
 from online.application import Arguments, build
-from online.cluster import ray_flags
 from online.errors import StartRefused
+from online.ray_flags import ray_flags
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"

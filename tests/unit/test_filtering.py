@@ -18,7 +18,7 @@ from replica_world import World, play, until
 
 import online.writer
 from online import history
-from online.access import sender
+from online.access import Grant, sender
 from online.config import Limits
 from online.errors import RequestError
 from online.evidence import effects_of, judged_of
@@ -29,10 +29,10 @@ from online.messages import FeedbackRequest, Receipt
 from online.model_settings import ModelSettings, Replay
 from online.models.linear import Linear
 from online.models.load import logreg
+from online.pending import Recorded
 from online.replica import ModelReplica
 from online.standings import Standings
 from online.tokens import event_key
-from online.writer import Recorded
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.filters import sources as tables
 from paramserver.filters.base import Event, Opinion, Source
@@ -265,7 +265,7 @@ def test_a_token_s_source_is_the_event_s(tmp_path: Path) -> None:
     async def scene(world: World) -> None:
         replica = await world.replica()
         serving = world.serving(replica)
-        sender.set("shop")
+        sender.set(Grant("shop"))
         event = {"features": {"a": 1.0}, "label": 1.0}
         code, _ = await serving.feedback(FeedbackRequest(**event, event_id="1"))
         assert code == 200
@@ -274,7 +274,7 @@ def test_a_token_s_source_is_the_event_s(tmp_path: Path) -> None:
         assert (error.value.status, error.value.code) == (403, "source_fixed")
         rows = world.journal().read(replica.writer.partition, 1, 9)
         assert [row.source for row in rows] == ["shop"]
-        sender.set(None)
+        sender.set(Grant())
         await serving.feedback(FeedbackRequest(**event, event_id="3", source="other"))
         assert world.journal().read(replica.writer.partition, 2, 9)[0].source == "other"
         await replica.stop(2)

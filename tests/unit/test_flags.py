@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from online.cluster import ray_flags
 from online.config import load
+from online.ray_flags import ray_flags
 
 MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from online import config, fsck
 from online.errors import StartRefused
 from online.fsck import Findings, compare
 from online.history import Decisions, decide, shown
+from online.holdings import Moved
 from online.names import load_model
 from online.tally import DIGEST, event_hash
 from online.tokens import event_key
@@ -275,6 +277,43 @@ def test_a_damaged_head(world: World) -> None:
     assert "missing" in world.findings().refused[head]
 
 
+def test_snapshots_that_are_gone(world: World) -> None:
+    """Under a service a missing head is not good; without one it is, if another one will do."""
+    world.learn(world.send(3))
+    first = world.publish()
+    world.learn(world.send(3))
+    head = world.publish()
+    (world.folder / f"{head}.snapshot").unlink()
+    assert world.findings().good
+    found = compare(world.journal, world.snapshots, MODEL, SPEC, served=True)
+    assert found.head_missing
+    assert not found.good
+    (world.folder / f"{first}.snapshot").unlink()
+    found = world.findings()
+    assert not found.good
+    assert "no snapshot of 'm' can be used" in (found.no_start or "")
+    assert "a start would be refused" in str(found)
+
+
+def test_an_older_journal(world: World, tmp_path: Path) -> None:
+    """Whatever its head is, the snapshots beside it tell how many events it lacks."""
+    world.learn(world.send(3))
+    world.publish()
+    database = sqlite3.connect
+    with (
+        closing(database(tmp_path / "older.db")) as copy,
+        closing(database(tmp_path / "journal.db")) as now,
+    ):
+        now.backup(copy)
+    world.learn(world.send(4))
+    world.publish()
+    assert world.findings().good
+    with closing(SqliteJournal(tmp_path / "older.db", disk_low_mb=0)) as older:
+        found = compare(older, world.snapshots, MODEL, SPEC)
+    assert (found.lacks, found.good) == (4, False)
+    assert "it lacks 4 events" in str(found)
+
+
 def test_rows_removed_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.learn(world.send(5))
     world.publish()
@@ -283,7 +322,7 @@ def test_rows_removed_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -
     stale = world.journal.partitions(MODEL)
     world.trim(3)
     monkeypatch.setattr(world.journal, "partitions", lambda model: stale)
-    with pytest.raises(fsck._Moved):
+    with pytest.raises(Moved):
         world.findings()
 
 

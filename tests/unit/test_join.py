@@ -12,10 +12,12 @@ from pathlib import Path
 from struct import Struct
 from typing import Any
 
+import msgspec
 import pytest
 import replica_world as worlds
 from river import linear_model
 
+import online.behind
 import online.replica
 import online.writer
 from online.config import Limits
@@ -348,7 +350,8 @@ def test_predictions_do_not_wait_and_are_dropped_beyond_the_bound(tmp_path: Path
         assert Held.batches == [
             [Half.PREDICTION],
             [*[Half.PREDICTION] * 5, Half.LABEL],
-        ], "one commit for all that waits"
+            [None],
+        ], "one commit for all that waits, and one for the row of both halves"
         assert (await label(serving, "p7"))[:2] == (202, "waiting"), "it was dropped"
         assert replica.report()["joins_waiting"] == 0
         await replica.stop(5)
@@ -443,25 +446,29 @@ def test_a_sealed_writer_writes_what_waits_into_its_next_partition(tmp_path: Pat
     worlds.play(tmp_path, scene)
 
 
-def test_what_is_kept_reads_back() -> None:
+def test_a_row_that_a_journal_of_before_has_joined_reads_back() -> None:
     prediction = PredictionHalf({"a": 1.0}, {"": 2.0}, (1, 2, 3), 4.0, None)
-    joined = codec.join(
-        codec.encode_prediction(prediction), codec.encode_label(LabelHalf(3.0, 0.5, 6.0))
-    )
-    example = codec.decode(joined)
+    first = codec.encode_prediction(prediction)
+    second = bytes([codec.FORMAT]) + msgspec.msgpack.encode(LabelHalf(3.0, 0.5, 6.0))
+    example = codec.decode(bytes([codec.JOINED]) + len(first).to_bytes(4, "big") + first + second)
     assert (example.features, example.label, example.weight) == ({"a": 1.0}, 3.0, 0.5)
 
 
 # -- what the tests above would notice -------------------------------------------------------
 
 _MUTANTS = {
+    "what a half meets is not decided about": (
+        "left += self._settle(event,",
+        "self._settle(event,",
+        "test_label_first_is_learned_when_the_prediction_comes_and_nobody_waits",
+    ),
     "labels before predictions": (
-        "rows = [*halves, *(row for waiting in batch for row in self._judged(waiting))]",
-        "rows = [*(row for waiting in batch for row in waiting.rows), *halves]",
+        "events += [Written(entry, waiting, i) for i, entry in enumerate(entries)]",
+        "events = [*(Written(entry, waiting, i) for i, entry in enumerate(entries)), *events]",
         "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
     ),
     "no bound": (
-        "len(self) >= self._rows_max or",
+        "len(self) >= self._rows_max or ",
         "",
         "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
     ),
@@ -476,8 +483,8 @@ _MUTANTS = {
         "test_what_waits_is_written_before_the_replica_stops",
     ),
     "reuse is not noticed": (
-        "outcome.row is not None or",
-        "False and",
+        "outcome.row is not None or (",
+        "False and (",
         "test_the_first_of_two_predictions_of_an_id_wins",
     ),
 }
@@ -488,11 +495,16 @@ def test_mutants_of_the_writer_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     rule, instead, test = _MUTANTS[name]
-    source = inspect.getsource(online.writer)
-    assert source.count(rule) == 1, name
-    mutant = types.ModuleType("online.writer")
-    monkeypatch.setitem(sys.modules, "online.writer", mutant)  # dataclasses look there
-    exec(compile(source.replace(rule, instead), "<mutant>", "exec"), mutant.__dict__)
-    monkeypatch.setattr(online.replica, "Writer", mutant.Writer)
+    names = ("online.behind", "online.joins", "online.writer")
+    sources = {module: inspect.getsource(sys.modules[module]) for module in names}
+    (changed,) = (module for module, source in sources.items() if rule in source)
+    assert sources[changed].count(rule) == 1, name
+    mutants = {}
+    for module, source in sources.items():  # the writer imports the others
+        mutants[module] = types.ModuleType(module)
+        monkeypatch.setitem(sys.modules, module, mutants[module])
+        text = source.replace(rule, instead)
+        exec(compile(text, "<mutant>", "exec"), mutants[module].__dict__)
+    monkeypatch.setattr(online.replica, "Writer", mutants["online.writer"].Writer)
     with pytest.raises((AssertionError, TimeoutError, ValueError)):
         globals()[test](tmp_path)

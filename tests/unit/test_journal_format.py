@@ -114,8 +114,8 @@ def test_a_file_of_format_1_is_upgraded_in_place(path: Path) -> None:
         p = journal.register("m", "r", "spec", 1.0).id
         assert p > 7
         label = replace(rows(3)[0], half=Half.LABEL)
-        prediction = replace(rows(3)[0], half=Half.PREDICTION)
-        answer = journal.append(p, 0, [rows(1)[0], label, prediction])
+        joined = replace(rows(3)[0], over=label.payload)
+        answer = journal.append(p, 0, [rows(1)[0], label, joined])
         assert [o.new for o in answer.outcomes] == [False, False, True]
         assert journal.claim(7, 1) == 0
         assert journal.trim("m", "spec", 3, {7: 2}, 2.0, 9) == 1

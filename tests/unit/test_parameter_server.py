@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from server_world import LINEAGE, Died, Info, World, sync, value
+from server_world import LINEAGE, Died, Head, Info, World, learned, sync, value
 
 from paramserver import errors, wire
 from paramserver.actor import Host, ParameterServer, ServerSettings
@@ -315,6 +315,32 @@ def test_kept_names() -> None:
     assert kept(shifted, Retention()) >= kept(shifted, Retention(), birth=False)
 
 
+def test_new_snapshots_are_spaced_by_their_age() -> None:
+    """One every ten seconds: within the first hour a rollback reaches any age to a factor of 3."""
+    retention, held = Retention(), {}
+    for i in range(360):
+        now = 1_000_003.0 + 10.0 * i
+        held[f"{i}"] = now
+        names = kept(held, retention, birth=False)
+        held = {name: at for name, at in held.items() if name in names}
+        elapsed = 10.0 * i
+        assert len(held) <= retention.keep + 2  # those of the hours
+        age = 60.0
+        while age < elapsed / 3.0:
+            older = [now - at for at in held.values() if now - at >= age]
+            assert older, (i, age)
+            assert min(older) <= 3.0 * age + 20.0, (i, age)
+            age *= 1.3
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 6, 7, 24, 100])
+def test_as_many_new_snapshots_are_kept_as_the_setting_says(keep: int) -> None:
+    made = {f"{i}": 10.0 * i for i in range(500)}
+    names = kept(made, Retention(keep, 0, 0, 0), birth=False)
+    assert len(names) == keep
+    assert {f"{499 - i}" for i in range(min(keep, 2))} <= names
+
+
 def test_ancestors_follow_the_names() -> None:
     names = [
         "1-5",
@@ -379,3 +405,47 @@ def test_sqlite_journal_is_a_store(world: World, tmp_path: Path) -> None:
         with pytest.raises(errors.Superseded):
             old.snapshot()
         assert journal.head("prices", LINEAGE.spec).snapshot == "1-1"
+
+
+def test_a_store_that_is_older_than_any_snapshot_refuses_to_start(world: World) -> None:
+    """The head of an older copy is a good snapshot; what stands beside it tells what was lost."""
+    server = learned(world, 10, 20, 30)
+    older = dict(world.store.heads)
+    older["s" * 64] = Head(1, "1-1")
+    newest = dict(world.store.heads)
+    world.store.heads = dict(older)
+    world.store.rows[1] = Info(1, 12)
+    again = world.start()
+    assert not again.restore()
+    reason = again.status()["reason"]
+    assert "it lacks 18 events (partition 1: 30 learned, 12 in the journal)" in reason
+    assert world.store.heads == older, "no epoch was taken"
+    world.store.heads, world.store.rows[1] = newest, Info(1, 30)
+    assert world.serving().status()["clock"] == server.status()["clock"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("control", "knows 0 decisions, a snapshot knows 1"),
+        ("epoch", "knows 1 starts, a snapshot knows 2"),
+        ("partition", "partition 1: 5 learned, 0 in the journal"),
+    ],
+)
+def test_each_thing_that_a_store_can_lack(world: World, lost: str, said: str) -> None:
+    learned(world, 3).freeze()
+    server = world.serving()
+    sync(server, (1, 4, 5))
+    server.snapshot()
+    heads, rows, control = dict(world.store.heads), dict(world.store.rows), world.store.control
+    if lost == "control":
+        world.store.control = []
+    elif lost == "epoch":
+        world.store.heads = {"s" * 64: Head(1, "1-1")}
+    else:
+        del world.store.rows[1]
+    again = world.start()
+    assert not again.restore()
+    assert said in again.status()["reason"]
+    world.store.heads, world.store.rows, world.store.control = heads, rows, control
+    assert world.start().restore(), "nothing was changed"

@@ -221,7 +221,7 @@ def test_mutants_of_a_ban_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
     if rule == "judged":
-        monkeypatch.setattr(Writer, "_judged", lambda self, waiting: waiting.rows)
+        monkeypatch.setattr(Writer, "_judged", lambda self, event: event.entry.rows)
     else:
         monkeypatch.setattr(
             Writer, "judged_by", property(lambda s: 2**62, lambda s, v: None), False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import replica_world as worlds
 from online.config import Limits
 from online.errors import RequestError
 from online.models.linear import Linear
-from replay.errors import JournalFull, JournalUnavailable
+from replay.errors import JournalFull, JournalHeld, JournalUnavailable
 from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite import SqliteJournal
 
@@ -245,6 +246,87 @@ def test_a_store_that_can_not_be_read_delays_a_repeat_and_costs_no_slot(tmp_path
         assert statuses(await repeat) == [("learned", True)]
         assert replica.writer.idle
         assert replica.counts["internal_errors"] == 0
+        await replica.stop(5)
+
+    play(tmp_path, scene)
+
+
+class Held(SqliteJournal):
+    """Another process holds it, or a commit does not end, as long as the test says so."""
+
+    held = False
+    unsure = False
+    going_on = threading.Event()
+
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
+        if self.unsure:
+            self.unsure = False
+            super().append(partition, known, rows, epoch)
+            raise JournalUnavailable("the answer was lost")
+        if self.held:
+            raise JournalHeld("process 7 (a backup)", 1.0, 7)
+        self.going_on.wait()
+        return super().append(partition, known, rows, epoch)
+
+
+def test_rows_that_no_commit_has_begun_with_are_refused_for_good(tmp_path: Path) -> None:
+    """By name of who holds the journal; what is sent again later is new."""
+
+    async def scene(world: Any) -> None:
+        journal = Held(world.folder / "journal.db", disk_low_mb=0)
+        journal.going_on.set()
+        replica = await world.replica(journal=journal, limits=Limits(feedback_wait_s=0.3))
+        journal.held = True
+        with pytest.raises(RequestError) as refused:
+            await replica.writer.record([row("x")])
+        assert (refused.value.status, refused.value.code) == (503, "journal_held")
+        assert "process 7 (a backup)" in refused.value.message
+        assert "process 7 (a backup)" in replica.incident
+        journal.held = False
+        assert statuses(await replica.writer.record([row("x")])) == [("learned", False)]
+        assert (replica.incident, world.weight(replica, "x")) == (None, 1)
+        await replica.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_a_refusal_is_not_for_good_if_an_attempt_before_may_have_written(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        journal = Held(world.folder / "journal.db", disk_low_mb=0)
+        journal.going_on.set()
+        replica = await world.replica(journal=journal, limits=Limits(feedback_wait_s=0.3))
+        journal.unsure = journal.held = True
+        with pytest.raises(RequestError) as refused:
+            await replica.writer.record([row("x")])
+        assert refused.value.code == "journal_unavailable", "it is on the disk"
+        journal.held = False
+        assert statuses(await replica.writer.record([row("x")])) == [("learned", True)]
+        assert world.weight(replica, "x") == 1
+        await replica.stop(5)
+
+    play(tmp_path, scene)
+
+
+def test_what_waits_behind_a_commit_that_does_not_end_is_taken_back(tmp_path: Path) -> None:
+    """The commit's own rows may be written; those behind it never are."""
+
+    async def scene(world: Any) -> None:
+        journal = Held(world.folder / "journal.db", disk_low_mb=0)
+        journal.going_on.set()
+        replica = await world.replica(journal=journal, limits=Limits(feedback_wait_s=0.3))
+        journal.going_on.clear()
+        first = asyncio.create_task(replica.writer.record([row("first")]))
+        await until(lambda: replica.writer.writing)
+        behind = asyncio.create_task(replica.writer.record([row("behind")]))
+        found = await asyncio.gather(first, behind, return_exceptions=True)
+        assert [error.code for error in found] == ["journal_unavailable", "journal_held"]
+        journal.going_on.set()
+        await until(lambda: world.weight(replica, "first") == 1)
+        await until(lambda: replica.writer.idle)
+        assert world.weight(replica, "behind") == 0
+        assert statuses(await replica.writer.record([row("behind")])) == [("learned", False)]
         await replica.stop(5)
 
     play(tmp_path, scene)

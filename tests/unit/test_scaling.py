@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from online import scaling
-from online.config import ReplicaRange
+from online.replicas import ReplicaRange
 from online.scaling import BUSY, Busy, policy, wanted
 
 

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online.access import ROLES, Access, Role, digest, sender
+from online.access import ROLES, Access, Grant, Role, digest, sender
 from online.cli import app as command_line
-from online.config import WITH_SECRETS, Settings, load, own_token
+from online.config import Settings, load, own_token
 from online.errors import ConfigError, RequestError
+from online.token_settings import WITH_SECRETS
 
 TOKENS: Final[dict[Role, str]] = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
 STRANGE: Final = "nobody-0123456789abcdefghijkl"
@@ -94,25 +95,67 @@ def test_a_feedback_token_may_stand_for_a_source(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, {**TOKENS, "feedback": [*entries, TOKENS["admin"]]})
     data = settings.model_dump(mode="json", context=WITH_SECRETS)
     for tokens in (settings.tokens, Settings.model_validate(data).tokens):
-        guard = Access({role: tokens.of(role) for role in ROLES}, tokens.sources)
+        guard = Access({role: tokens.of(role) for role in ROLES}, tokens.grants)
         found = {}
         for token in (shop, next_shop, plain, TOKENS["admin"]):
             headers = {b"authorization": f"Bearer {token}".encode()}
             guard.check(headers, frozenset[Role]({"feedback"}))
-            found[token] = sender.get()
+            found[token] = sender.get().source
         assert found == {shop: "shop", next_shop: "shop", plain: None, TOKENS["admin"]: None}
     assert "0123456789" not in str(settings.model_dump(mode="json"))
     (tmp_path / "feedback.token").write_text(f"shop {shop}\n{plain}\n")
     tokens = {**TOKENS, "feedback_file": "feedback.token"}
     del tokens["feedback"]
-    assert settings_of(tmp_path, tokens).tokens.sources == {shop: "shop"}
+    assert settings_of(tmp_path, tokens).tokens.grants == {("feedback", shop): Grant("shop")}
     wrongs = (f"{shop} {next_shop}", {"source": "a/b", "token": shop}, {"source": "a" * 24})
     for wrong in wrongs:
         with pytest.raises(ConfigError) as caught:
             settings_of(tmp_path, {**TOKENS, "feedback": [wrong]})
         assert "0123456789" not in str(caught.value)
-    with pytest.raises(ConfigError, match="Give sources to feedback tokens only"):
+    with pytest.raises(ConfigError, match="Give sources to tokens for predict and feedback only"):
         settings_of(tmp_path, {**TOKENS, "admin": [{"source": "shop", "token": shop}]})
+
+
+def test_a_token_may_have_its_own_bound_and_those_it_labels_for(tmp_path: Path) -> None:
+    """In the settings and in a file; what replicas get says the same; nobody else may have them."""
+    shop, plain = (f"{name}-0123456789abcdefghijkl" for name in ("shop", "any"))
+    entries = [
+        {"source": "office", "token": shop, "weight_max": 50, "labels_for": ["app", "till-2"]},
+        {"token": plain, "labels_for": "app"},
+    ]
+    wanted = {
+        ("feedback", shop): Grant("office", 50.0, ("app", "till-2")),
+        ("feedback", plain): Grant(None, None, ("app",)),
+        ("predict", TOKENS["predict"]): Grant("app"),
+    }
+    given = {**TOKENS, "feedback": entries, "predict": f"app {TOKENS['predict']}"}
+    settings = settings_of(tmp_path, given)
+    assert settings.tokens.grants == wanted
+    assert settings.tokens.vouched
+    data = settings.model_dump(mode="json", context=WITH_SECRETS)
+    travelled = Settings.model_validate(data).tokens
+    guard = Access({role: travelled.of(role) for role in ROLES}, travelled.grants)
+    for (role, token), grant in wanted.items():
+        guard.check({b"authorization": f"Bearer {token}".encode()}, frozenset[Role]({role}))
+        assert sender.get() == grant
+    lines = f"office {shop} weight_max=50 labels_for=app,till-2\n{plain} labels_for=app\n"
+    (tmp_path / "feedback.token").write_text(lines)
+    filed = {**given, "feedback_file": "feedback.token"}
+    del filed["feedback"]
+    assert settings_of(tmp_path, filed).tokens.grants == wanted
+    for more in (
+        {"weight_max": 0.5},
+        {"weight_max": "x"},
+        {"weight_max": 1e7},
+        {"weight_max": float("nan")},
+        {"labels_for": ["a/b"]},
+        {"labels_for": []},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            settings_of(tmp_path, {**TOKENS, "feedback": [{"token": shop, **more}]})
+        assert "0123456789" not in str(caught.value)
+    with pytest.raises(ConfigError, match="to feedback tokens only"):
+        settings_of(tmp_path, {**TOKENS, "predict": [{"token": shop, "weight_max": 5}]})
 
 
 SECRET: Final = "hunter2-is-my-secret-token"

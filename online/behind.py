@@ -1,0 +1,40 @@
+"""Predictions that stored joins need, waiting to be written behind the answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from replay.journal.base import NewRow
+
+
+class Behind:
+    """Halves of stored joins that nobody waits for, up to a number and to a sum of bytes."""
+
+    def __init__(self, rows_max: int, bytes_max: int) -> None:
+        self._rows_max, self._bytes_max = rows_max, bytes_max
+        self._halves: deque[NewRow] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._halves)
+
+    def put(self, half: NewRow) -> bool:
+        """Whether there was room for it."""
+        size = len(half.payload)
+        if len(self) >= self._rows_max or self._bytes + size > self._bytes_max:
+            return False
+        self._halves.append(half)
+        self._bytes += size
+        return True
+
+    def put_back(self, halves: Sequence[NewRow]) -> None:
+        """What was taken and not written, in its old place."""
+        self._halves.extendleft(reversed(halves))
+        self._bytes += sum(len(half.payload) for half in halves)
+
+    def take(self, n: int) -> list[NewRow]:
+        """At most ``n``, the oldest first."""
+        halves = [self._halves.popleft() for _ in range(min(n, len(self)))]
+        self._bytes -= sum(len(half.payload) for half in halves)
+        return halves

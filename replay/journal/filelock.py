@@ -1,0 +1,145 @@
+"""A file lock among processes that is fair and that nobody waits for without a bound.
+
+The kernel frees the lock when its holder dies, but not while the holder merely stands still
+(SIGSTOP, a frozen container): whoever waits in the kernel then waits as long as it stands.  So it
+is asked for again and again, at first every 50 µs, until a deadline; then the error names the
+holder, which Linux tells in ``/proc/locks``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from replay.errors import JournalHeld
+
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_FIRST_PAUSE_S: Final = 50e-6
+_BRISK_S: Final = 0.02  # a commit of another process is usually over by then
+_LAST_PAUSE_S: Final = 5e-3
+_NAME_MAX: Final = 80  # letters of a command line in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process of this machine that holds a lock; ``name`` begins its command line."""
+
+    pid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name})"
+
+
+def _mode(path: Path) -> int:
+    """Who may write the file may lock it.  Nobody else: whoever holds the lock stops all others."""
+    try:
+        shared = path.stat().st_mode & 0o020
+    except FileNotFoundError:
+        shared = 0
+    return 0o660 if shared else 0o600
+
+
+class FairLock:
+    """An exclusive lock on a file, behind a second one for whoever is next.
+
+    Who waits for the lock holds the queue, so the process that has just let go of the lock can't
+    take it again before the waiting one has noticed.  One object serves one thread at a time.
+
+    Parameters
+    ----------
+    path
+        ``<path>.lock`` and ``<path>.queue`` are made beside it.
+    wait_s
+        How long to wait for both together, in seconds.
+    """
+
+    def __init__(self, path: Path, wait_s: float) -> None:
+        self._wait_s = wait_s
+        mode = _mode(path)
+        self.lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, mode)
+        try:
+            self.queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, mode)
+        except OSError:
+            os.close(self.lock_fd)
+            raise
+
+    def take(self, waited_s: float = 0.0) -> None:
+        """Wait for the lock.  Raises JournalHeld (definite) if that takes too long.
+
+        ``waited_s``: how long the caller has waited for something else before.
+        """
+        deadline = time.monotonic() + self._wait_s - waited_s
+        self._wait(self.queue_fd, deadline)
+        try:
+            self._wait(self.lock_fd, deadline)
+        finally:
+            fcntl.flock(self.queue_fd, fcntl.LOCK_UN)
+
+    def _wait(self, fd: int, deadline: float) -> None:
+        pause_s, brisk = _FIRST_PAUSE_S, time.monotonic() + _BRISK_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                now = time.monotonic()
+            if now >= deadline:
+                # Whoever is next may wait as we do; nobody holds the lock if that one stands still.
+                found = flock_holder(self.lock_fd) or flock_holder(self.queue_fd)
+                holder = "another process" if found is None else str(found)
+                raise JournalHeld(holder, self._wait_s, None if found is None else found.pid)
+            if now > brisk:
+                pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+            time.sleep(min(pause_s, deadline - now))
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close both files."""
+        os.close(self.lock_fd)
+        os.close(self.queue_fd)
+
+
+def flock_holder(fd: int, locks: Callable[[], str] | None = None) -> Holder | None:
+    """Who holds the ``flock`` of this open file; None where the system does not tell."""
+    return _holder(os.fstat(fd).st_ino, "FLOCK", locks)
+
+
+def posix_holder(path: str, locks: Callable[[], str] | None = None) -> Holder | None:
+    """Who holds a POSIX lock for writing on this file, as SQLite takes them; None: not known."""
+    try:
+        return _holder(os.stat(path).st_ino, "POSIX", locks)
+    except OSError:
+        return None
+
+
+def _holder(inode: int, kind: str, locks: Callable[[], str] | None) -> Holder | None:
+    try:
+        text = (locks or Path("/proc/locks").read_text)()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        # "7: FLOCK  ADVISORY  WRITE 812 fe:00:131081 0 EOF"; who waits has "->" after the number
+        words = line.split()
+        if len(words) < 6 or words[1] != kind or words[3] != "WRITE":
+            continue
+        pid, file = int(words[4]), words[5]
+        if pid > 0 and file.rpartition(":")[2] == str(inode):
+            return Holder(pid, _command(pid))
+    return None
+
+
+def _command(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return "gone"
+    return b" ".join(words).decode(errors="replace").strip()[:_NAME_MAX] or "no command line"

@@ -1,0 +1,101 @@
+"""Rows of the SQLite journal's tables as values, each verified against its checksum when read."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from replay.errors import JournalDamaged
+from replay.journal import sqliteschema as sql
+from replay.journal.base import Control, Head, Partition, Row, Verdict
+from replay.journal.checksum import proves
+
+Found = Sequence[Any]
+
+_COLUMNS: Final = 9  # of a partition, its checksum among them
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model's row: its number, halves kept, seq of the newest row trimmed, and for how many
+    milliseconds its servers have run."""
+
+    id: int
+    name: str
+    halves: int
+    trimmed: int
+    running: int
+
+
+def good(found: Found) -> bool:
+    """Whether the last column is the checksum of the others."""
+    return proves(found[-1], tuple(found[:-1]))
+
+
+def checked(what: str, found: Found) -> Found:
+    """The columns without the checksum.  Raises JournalDamaged."""
+    if not good(found):
+        raise JournalDamaged(what)
+    return found[:-1]
+
+
+def good_row(found: Found, unchecked: int) -> bool:
+    """Whether columns of :data:`sqliteschema.ROW` are as they were written.
+
+    Rows with a seq up to ``unchecked`` are of a format without checksums: nobody can tell.
+    """
+    return good(found) or (found[-1] is None and found[0] <= unchecked)
+
+
+def as_row(found: Found, unchecked: int) -> Row:
+    """A row from the columns of :data:`sqliteschema.ROW`.  Raises JournalDamaged."""
+    if not good_row(found, unchecked):
+        raise JournalDamaged(place(found))
+    seq, partition, offset, key, event_id, source, verdict, factor, payload, at = found[:10]
+    return Row(seq, partition, offset, key, event_id, source, Verdict(verdict), factor, payload, at)
+
+
+def place(found: Found) -> str:
+    """Where a row stands, as far as its columns can still say."""
+    return f"row {found[2]} of partition {found[1]}"
+
+
+def as_partition(found: Found) -> Partition:
+    """A partition from :data:`sqliteschema.PARTITION`.  Raises JournalDamaged."""
+    name = found[_COLUMNS]
+    number, _, replica, spec, end, sealed, _, trimmed = checked(
+        f"partition {found[0]}", found[:_COLUMNS]
+    )
+    if name is None:
+        raise JournalDamaged(f"partition {number}", "its model is missing")
+    return Partition(number, name, replica, spec, end, bool(sealed), trimmed)
+
+
+def as_model(found: Found) -> Model:
+    """A model from :data:`sqliteschema.OWNER`.  Raises JournalDamaged."""
+    return Model(*checked(f"the entry of model {found[1]!a}", found))
+
+
+def model_of(db: sqlite3.Connection, number: int) -> Model:
+    """The model's row, within a transaction.  Raises JournalDamaged."""
+    return as_model(db.execute(sql.OWNED, (number,)).fetchone())
+
+
+def as_heads(model: str, found: Iterable[Found]) -> dict[str, tuple[Head, int]]:
+    """By spec: head and number of its last change of epoch.  Raises JournalDamaged.
+
+    All of a model are read each time: a spec that was changed would else be one without a head.
+    """
+    heads = {}
+    for columns in found:
+        _, spec, epoch, snapshot, changed = checked(f"a head of model {model}", columns)
+        heads[spec] = (Head(epoch, snapshot), changed)
+    return heads
+
+
+def as_control(model: str, found: Found) -> Control:
+    """A control row.  Raises JournalDamaged."""
+    _, seq, kind, key, payload = checked(f"control row {found[1]} of model {model}", found)
+    return Control(seq, model, kind, key, payload)

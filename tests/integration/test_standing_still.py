@@ -1,0 +1,226 @@
+"""What holds the journal and stands still: a replica, somebody else's program, the disk.  And
+replicas that can't come back.
+
+Each event has a feature of its own, whose weight says how often it was learned.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.client import HTTPException
+from pathlib import Path
+
+import psutil
+import pytest
+from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, service, until
+
+from online.bench.service import Running, status
+from online.http import Connection
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs Linux's list of locks"),
+]
+
+STANDSTILL_S = 2.0
+STOPS_IN_A_COMMIT = """
+import os
+import signal
+
+import replay.journal.sqliteappend as module
+
+_write, _flag = module.Batch.write, os.environ["TEST_STAND"]
+
+def write(self, rows):
+    out = _write(self, rows)
+    if any(row.event_id.startswith("stand-") for row in rows):
+        try:
+            os.unlink(_flag)
+        except OSError:
+            return out
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return out
+
+module.Batch.write = write
+"""
+STALLS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <unistd.h>
+static void stall(void) {
+    const char *flag = getenv("TEST_STALL");
+    while (flag && !access(flag, F_OK)) usleep(20000);
+}
+#define SYNC(name) int name(int fd) { stall(); \\
+    return ((int (*)(int))dlsym(RTLD_NEXT, #name))(fd); }
+SYNC(fsync)
+SYNC(fdatasync)
+"""
+LEARNER = "from online.bench.learners import counting\n"
+HOLDS = """
+import fcntl, os, signal, sys
+file = open(sys.argv[1])
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("standing")
+    (folder / "sitecustomize.py").write_text(STOPS_IN_A_COMMIT)
+    environment = {"PYTHONPATH": str(folder), "TEST_STAND": str(folder / "stand")}
+    if compiler := shutil.which("cc"):
+        source, library = folder / "stall.c", folder / "stall.so"
+        source.write_text(STALLS)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+        environment |= {"LD_PRELOAD": str(library), "TEST_STALL": str(folder / "stall")}
+    (folder / "learner.py").write_text(LEARNER)
+    settings = {
+        "limits": {"standstill_s": STANDSTILL_S},
+        "models": [{**MODEL, "learner": "learner.py:counting"}],
+    }
+    with service(folder, environment, **settings) as made:
+        yield made
+
+
+def log(running: Running) -> str:
+    return (running.folder / "serve.log").read_text()
+
+
+def stopped(running: Running) -> psutil.Process | None:
+    """The replica that is stopped, if there is one."""
+    for replica in running.replica_urls():
+        process = psutil.Process(int(replica.partition(":")[0]))
+        if process.status() == psutil.STATUS_STOPPED:
+            return process
+    return None
+
+
+def stop_one(running: Running, name: str) -> None:
+    """One replica stops inside a commit; the others are not held up for long, nothing is lost."""
+    before = [f"{name}-before-{i}" for i in range(10)]
+    learn(running, before)
+    replicas = running.replica_urls()
+    (running.folder / "stand").touch()
+    stands = threading.Thread(target=send, args=(running, f"stand-{name}"))
+    stands.start()
+    holder = until("a replica stands", lambda: stopped(running), 20)
+    (other,) = (url for n, url in replicas.items() if not n.startswith(f"{holder.pid}:"))
+    code, answer = send(Running(running.folder, running.process, other, 0.0), f"{name}-refused")
+    if code != 200:  # else it was ended by then
+        assert (code, answer["error"]["code"]) == (503, "journal_held"), answer
+        assert f"process {holder.pid} " in answer["error"]["message"]
+        assert "Nothing was recorded" in answer["error"]["hint"]
+    assert predicted(other, before) == [1.0] * 10, "predictions go on"
+    until("it is ended", lambda: f"ended process {holder.pid}" in log(running), 30)
+    after = [f"{name}-after-{i}" for i in range(10)]
+    learn(running, [f"stand-{name}", f"{name}-refused", *after])
+    stands.join()
+    until("another one takes its place", lambda: len(running.replica_urls()) == 2)
+    each_once(running, [*before, f"stand-{name}", f"{name}-refused", *after])
+
+
+def test_a_replica_that_stops_inside_a_commit_is_ended(running: Running) -> None:
+    stop_one(running, "once")
+
+
+@pytest.mark.long
+def test_ten_replicas_that_stop_inside_a_commit(running: Running) -> None:
+    for i in range(10):
+        stop_one(running, f"time-{i}")
+
+
+def test_somebody_elses_program_is_named_and_never_ended(running: Running) -> None:
+    replicas, said = set(running.replica_urls()), log(running)
+    lock = running.state_dir / "journal.db.lock"
+    program = subprocess.Popen([sys.executable, "-c", HOLDS, lock], stdout=subprocess.PIPE)
+    try:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"held\n"
+        begun = time.monotonic()
+        while time.monotonic() < begun + 3 * STANDSTILL_S:
+            code, answer = send(running, "behind-a-backup")
+            assert (code, answer["error"]["code"]) == (503, "journal_held"), answer
+            assert f"process {program.pid} " in answer["error"]["message"]
+        assert program.poll() is None
+    finally:
+        os.kill(program.pid, signal.SIGKILL)
+        program.communicate()
+    learn(running, ["behind-a-backup"])
+    each_once(running, ["behind-a-backup"])
+    assert set(running.replica_urls()) == replicas
+    assert "ended process" not in log(running)[len(said) :]
+
+
+def stall_disk(running: Running, for_s: float) -> None:
+    """No sync returns for so long."""
+    replicas, said = set(running.replica_urls()), log(running)
+    before = [f"stall-{for_s:g}-{i}" for i in range(10)]
+    learn(running, before)
+    flag = running.folder / "stall"
+    flag.touch()
+    try:
+        begun = time.monotonic()
+        while time.monotonic() < begun + for_s:
+            code, answer = send(running, f"stall-{for_s:g}-during")
+            assert code == 503, answer
+            assert answer["error"]["code"] in ("journal_held", "journal_unavailable"), answer
+            for url in running.replica_urls().values():
+                assert predicted(url, before) == [1.0] * 10, "predictions go on"
+    finally:
+        flag.unlink()
+    learn(running, [f"stall-{for_s:g}-during"])
+    each_once(running, [*before, f"stall-{for_s:g}-during"])
+    assert set(running.replica_urls()) == replicas, "nobody was ended"
+    assert "ended process" not in log(running)[len(said) :]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_disk_that_stalls_ends_nobody(running: Running) -> None:
+    stall_disk(running, 4 * STANDSTILL_S)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_disk_that_stalls_for_a_minute_ends_nobody(running: Running) -> None:
+    stall_disk(running, 60.0)
+
+
+def test_replicas_whose_model_can_not_be_loaded_say_why(running: Running) -> None:
+    """Not for ever waited for: callers, probes and `status` get the reason."""
+    learn(running, ["loaded"])
+    learner = running.folder / "learner.py"
+    learner.write_text("raise RuntimeError('broken on purpose')\n")
+    one, other = running.named("ServeReplica")
+    one.kill()
+
+    def reason() -> str | None:
+        code, answer = post(running.url, f"{PATH}/predict", {"features": {"loaded": 1.0}})
+        return answer["error"]["message"] if code == 503 and "no_replica" in str(answer) else None
+
+    def incident() -> str:
+        with suppress(OSError, HTTPException, KeyError):
+            return str(status(running, "counting")["incident"])
+        return ""
+
+    until("status says it", lambda: "broken on purpose" in incident(), 240)
+    other.kill()
+    until("callers are told", lambda: "broken on purpose" in (reason() or ""), 240)
+    with closing(Connection(running.url, 20.0)) as client:
+        code, answer = client.get("/readyz")
+    assert (code, answer["error"]["code"]) == (503, "no_replica")
+    learner.write_text(LEARNER)
+    until("they come back", lambda: len(running.replica_urls()) == 2, 240)
+    learn(running, ["mended"])
+    each_once(running, ["loaded", "mended"])
