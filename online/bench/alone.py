@@ -21,6 +21,9 @@ def report(
     peer: Annotated[
         Path | None, typer.Option(help="Python of an environment with evidently and pandas<3")
     ] = None,
+    broken: Annotated[
+        bool, typer.Option("--broken", help="only whether it sees a frozen model break")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The report on Elec2: at most 5 s and 1 MB; memory flat from 10,000 rows on.
@@ -30,6 +33,12 @@ def report(
     from online.bench import report as bench
     from online.config import data_dir
 
+    if broken:
+        from evaluation.benchmarks import broken as frozen
+
+        lines = frozen.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
+        show("the report on a frozen model", lines, as_json=as_json)
+        raise typer.Exit(0 if all(line.good for line in lines) else 1)
     found = bench.run(
         data_dir(),
         runs=runs,

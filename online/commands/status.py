@@ -64,7 +64,9 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
     if (drift := model["drift"]) is not None:
         state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
-        console.print(f"drift: {state}: {drift['why']}")
+        many = len(drift["replicas"])
+        rows = f"{drift['judged']:,} labelled rows" + (f" of {many} replicas" if many else "")
+        console.print(f"drift: {state}: {drift['why']} ({rows})")
     if server is None:
         console.print("[red]parameter server: no contact; replicas answer and keep feedback[/red]")
     else:
