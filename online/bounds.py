@@ -226,7 +226,9 @@ class Bounds:
         if not self.on:
             return
         ranges, sent = self._ranges, example.raw
-        features = example.features if sent is None else {**example.features, **sent}
+        features = example.features
+        if sent is not None:  # of what was left out altogether nothing is kept here, either
+            features = {**features, **{name: sent[name] for name in sent if name in features}}
         if not features.keys() <= ranges.keys():
             self._meet(features)
         if self._n % _SAMPLED == 0:
