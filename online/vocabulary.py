@@ -33,6 +33,8 @@ FULL: Final = "names_full"
 
 MOST: Final = 100_000
 SHARE: Final = 0.5
+A_SECOND: Final = 5_000.0
+_REST_S: Final = 0.005  # shorter ones are put together
 _SHOWN: Final = 5  # names in a reason
 
 
@@ -50,10 +52,13 @@ class Vocabulary:
         Names that there may be.
     share
         Share of them that one source may bring, above 0 and at most 1.
+    a_second
+        New names that are learned in a second: see :meth:`rest_s`.
     """
 
     def __init__(self, words: Words | None = None) -> None:
-        self.most, self.share = MOST, SHARE
+        self.most, self.share, self.a_second = MOST, SHARE, A_SECOND
+        self._grown = 0  # names learned since the last rest
         self._words = words
         self._known: set[str] = set()
         self._brought: Counter[str] = Counter()
@@ -152,12 +157,25 @@ class Vocabulary:
             if key in self._known:
                 continue
             self._known.add(key)
+            self._grown += 1
             self._open_known[key] = 1
             self._brought[source] += 1
             self._open_brought[source] += 1
             for held in self._promised.values():
                 if (promise := held.get(key)) is not None:
                     self._end_promise(held, key, promise[1])
+
+    def rest_s(self) -> float:
+        """How long whoever learns is to rest now, in seconds: other models share its loop.
+
+        New names are work that comes in one piece: they are learned, cut into a delta, and put
+        into every other replica.  So a few are learned at a time, and answers come between.
+        """
+        due_s = self._grown / self.a_second
+        if due_s < _REST_S:
+            return 0.0
+        self._grown = 0
+        return due_s
 
     # -- the verbs of a tally ----------------------------------------------------------------
 

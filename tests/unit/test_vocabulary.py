@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
 from typing import Any, Final
@@ -115,6 +116,18 @@ def test_a_text_without_some_words_is_hashed_as_if_they_had_not_stood_there(valu
                 assert len(hashed.numbers({"body": left})) == len(kept) + 1  # type: ignore[attr-defined]
             else:
                 assert len(absent) == len(everything)
+
+
+def test_growth_rests_in_between() -> None:
+    known = bounded(10_000)
+    known.a_second = 1000.0
+    learned(known, row("a", "b", "c"))
+    assert known.rest_s() == 0.0, "so few are not worth it"
+    learned(known, row(*(f"n{i}" for i in range(97))))
+    assert known.rest_s() == 0.1
+    assert known.rest_s() == 0.0
+    learned(known, row("a", "b", "c"))
+    assert known.rest_s() == 0.0, "known names cost no rest"
 
 
 def test_classes() -> None:
@@ -283,6 +296,21 @@ def test_joins_that_wait_for_their_labels_do_not_pass_it_either(tmp_path: Path) 
         for i in range(20):
             await serving.feedback(FeedbackRequest(id=f"visit-{i}", label=True))
         assert len(replica.learner.vocabulary) == LIMITS.names_max
+        await replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_whoever_grows_waits(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        replica, serving = await replica_of(world)
+        replica.learner.vocabulary.most, replica.learner.vocabulary.a_second = 10_000, 200.0
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        rows = [Event(features=row(f"g{i}"), label=True, event_id=f"g{i}") for i in range(60)]
+        _, receipts = await serving.feedback(FeedbackRequest(events=rows))
+        assert {receipt.status for receipt in receipts.events} == {"learned"}
+        assert loop.time() - begun >= 58 / 200.0
         await replica.stop(1.0)
 
     worlds.play(tmp_path, scene)
