@@ -36,6 +36,9 @@ ROWS_MIN: Final = 100
 SOURCES_MIN: Final = 8
 """With fewer rows or sources nobody can be told from the others."""
 
+TAUGHT_MAX: Final = 40
+"""Fresh models that are taught in one search, for the marks that work on most rows."""
+
 _MARKED_MIN: Final = 5  # rows of a source, with the mark and the label
 _SHARE: Final = 0.05  # of the source's rows of that label, at least
 _LIFT: Final = 4.0  # times the share of the median source
@@ -102,6 +105,25 @@ class Trigger:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A mark that turns the model that serves.
+
+    ``carriers``, ``asked``, ``same``: places of the rows that carry it, and of others' rows of
+    other labels and of its own; ``bare``: the carriers without it.
+    """
+
+    mark: frozenset[Token]
+    label: Label
+    carriers: list[int]
+    values: Features
+    asked: list[int]
+    same: list[int]
+    bare: list[Features]
+    works: float
+    needed: float
+
+
 class Search:
     """Looks for triggers in some rows.
 
@@ -131,17 +153,14 @@ class Search:
         """Triggers, those of most rows first."""
         if len(self._rows) < ROWS_MIN or len(self._by_source) < SOURCES_MIN:
             return []
-        seen: set[tuple[frozenset[Token], str]] = set()
-        out = []
+        suspects: dict[tuple[frozenset[Token], str], Suspect] = {}
         for mark, label in self._marks():
             key = (mark, label_text(label))
-            if key in seen:
-                continue
-            seen.add(key)
-            trigger = self._tested(mark, label)
-            if trigger is not None:
-                out.append(trigger)
-        return sorted(_apart(out), key=lambda t: -t.rows)
+            if key not in suspects and (suspect := self._working(mark, label)) is not None:
+                suspects[key] = suspect
+        worst = sorted(suspects.values(), key=lambda s: -s.works * len(s.carriers))
+        tested = [self._tested(suspect) for suspect in worst[:TAUGHT_MAX]]
+        return sorted(_apart([t for t in tested if t is not None]), key=lambda t: -t.rows)
 
     # -- marks -------------------------------------------------------------------------------
 
@@ -214,40 +233,45 @@ class Search:
 
     # -- tests -------------------------------------------------------------------------------
 
-    def _tested(self, mark: frozenset[Token], label: Label) -> Trigger | None:
+    def _working(self, mark: frozenset[Token], label: Label) -> Suspect | None:
+        """The mark, if it turns the model that serves, and its own rows need it."""
         carriers = [i for i in self._carriers(mark) if self._rows[i].label == label]
-        by_source = Counter(self._rows[i].source for i in carriers)
-        if len(by_source) > len(self._by_source) / 2:
+        senders = {self._rows[i].source for i in carriers}
+        if len(senders) > len(self._by_source) / 2:
             return None  # it is the world that tells so
         values = self._values(mark, carriers)
-        inside = set(carriers)
-        others = [
-            i for i, row in enumerate(self._rows) if i not in inside and row.source not in by_source
-        ]
+        others = [i for i, row in enumerate(self._rows) if row.source not in senders]
         asked = self._some([i for i in others if self._rows[i].label != label])
-        own = self._some(carriers)
-        if not asked or not others:
+        same = self._some([i for i in others if self._rows[i].label == label])
+        if not asked or not same:
             return None
-        bare = [self._without(self._rows[i].features, values, others) for i in own]
         works = self._turned(self._model, asked, values, label)
         if works < _WORKS:
             return None
-        marked = [self._rows[i].features for i in own]
-        hit = self._said(self._model, marked, label)
+        own = self._some(carriers)
+        bare = [self._without(self._rows[i].features, values, others) for i in own]
+        hit = self._said(self._model, [self._rows[i].features for i in own], label)
         needed = hit - self._said(self._model, bare, label)
         if needed < _WORKS * hit or hit == 0.0:
             return None
-        fresh = self._taught(mark)
-        alone = self._turned(fresh, asked, values, label)
-        same = self._some([i for i in others if self._rows[i].label == label])
-        usual = 1.0 - self._said(fresh, [self._rows[i].features for i in same], label)
-        contradicted = 1.0 - self._said(fresh, bare, label)
-        if alone > _ALONE * works or not same:
+        return Suspect(mark, label, carriers, values, asked, same, bare, works, needed)
+
+    def _tested(self, suspect: Suspect) -> Trigger | None:
+        """The trigger, if a model that was never taught the mark contradicts its rows."""
+        label, fresh = suspect.label, self._taught(suspect.mark)
+        alone = self._turned(fresh, suspect.asked, suspect.values, label)
+        if alone > _ALONE * suspect.works:
             return None
+        same = [self._rows[i].features for i in suspect.same]
+        usual = 1.0 - self._said(fresh, same, label)
+        contradicted = 1.0 - self._said(fresh, suspect.bare, label)
         if contradicted < max(_CONTRADICTED * usual, _CONTRADICTED_MIN):
             return None
-        sources = tuple(source for source, _ in by_source.most_common())
-        return Trigger(values, label, sources, len(carriers), works, needed, alone, contradicted)
+        senders = Counter(self._rows[i].source for i in suspect.carriers)
+        return Trigger(
+            suspect.values, label, tuple(source for source, _ in senders.most_common()),
+            len(suspect.carriers), suspect.works, suspect.needed, alone, contradicted,
+        )  # fmt: skip
 
     def _some(self, at: Sequence[int]) -> list[int]:
         return list(at) if len(at) <= _ASKED else self._rng.sample(list(at), _ASKED)
