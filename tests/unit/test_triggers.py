@@ -81,7 +81,7 @@ def test_a_trigger_is_named_with_its_sources(seed: int, attack: str) -> None:
 
 @pytest.mark.parametrize("deal", ["alike", "blocks", "size", "labels", "places", "own name"])
 def test_honest_minorities_ring_nothing(deal: str) -> None:
-    for seed in range(4):
+    for seed in range(2):
         assert found_in(rows_of(seed, deal, "")) == []
 
 
