@@ -259,6 +259,42 @@ def test_what_would_learn_into_the_gap_refuses(world: LossWorld) -> None:
         world.server.recover(0, 4e9)
 
 
+def test_the_order_of_commits_goes_on_beyond_what_is_lost(world: LossWorld) -> None:
+    """A model that is learned in order passes over what stands below its position."""
+
+    async def first(replicas: list[Any]) -> None:
+        await send(replicas[0], [f"a{i}" for i in range(4)])
+        await settled(world, replicas)
+        world.server.snapshot()
+        world.store.keep()
+
+    async def more(replicas: list[Any]) -> None:
+        await send(replicas[0], [f"b{i}" for i in range(20)])
+        await settled(world, replicas)
+        world.server.snapshot()
+
+    live(world, first, n=1, ordered=True)
+    world.begin()
+    live(world, more, n=1, ordered=True)
+    position = world.server.status()["clock"], world.server._server.position  # type: ignore[union-attr]
+    assert position[1] >= 24
+    world.store.put_back()
+    assert "it lacks 20 events" in (restart(world) or "")
+    accepted(world)
+    assert restart(world) is None
+
+    async def go_on(replicas: list[Any]) -> None:
+        assert await send(replicas[0], ["c0", "c1", "b0"]) == {"learned": 3}
+        assert await send(replicas[0], ["a0"]) == {"repeat": 1}
+        for name, wanted in (("c0", 1.0), ("c1", 1.0), ("b0", 2.0), ("b1", 1.0), ("a0", 1.0)):
+            await until(lambda name=name, wanted=wanted: world.weight(replicas[0], name) == wanted)
+        await settled(world, replicas)
+        world.server.snapshot()
+
+    live(world, go_on, n=1, ordered=True)
+    assert checked(world).good
+
+
 def test_an_acceptance_that_is_interrupted_anywhere_is_refused_until_it_is_given_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
