@@ -295,6 +295,38 @@ def test_the_order_of_commits_goes_on_beyond_what_is_lost(world: LossWorld) -> N
     assert checked(world).good
 
 
+@pytest.mark.parametrize("freezes", [True, False])
+def test_a_freeze_is_as_the_snapshot_knows_it(world: LossWorld, freezes: bool) -> None:
+    """Frozen since the copy, or no longer: what was decided stands."""
+    done = {True: "frozen", False: "learned"}
+
+    async def life(replicas: list[Any]) -> None:
+        assert await send(replicas[0], ["a"]) == {"learned": 1}
+        await settled(world, replicas)
+        name = world.server.snapshot()["name"]
+        if not freezes:
+            world.server.freeze()
+            await until(lambda: replicas[0].learner.frozen, 20.0)
+        world.store.keep()
+        world.server.freeze() if freezes else world.server.unfreeze()
+        await until(lambda: replicas[0].learner.frozen is freezes, 20.0)
+        world.server.rollback(name)  # which makes a state that is written
+        world.server.snapshot()
+
+    live(world, life, n=1)
+    world.store.put_back()
+    assert "decisions, a snapshot knows" in (restart(world) or "")
+    accepted(world)
+    assert restart(world) is None
+    assert bool(world.server.status()["frozen"]) is freezes
+
+    async def go_on(replicas: list[Any]) -> None:
+        await until(lambda: replicas[0].learner.frozen is freezes, 20.0)
+        assert await send(replicas[0], ["d"]) == {done[freezes]: 1}
+
+    live(world, go_on, n=1)
+
+
 def test_an_acceptance_that_is_interrupted_anywhere_is_refused_until_it_is_given_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
