@@ -80,6 +80,20 @@ def challenger(
 
 
 @app.command()
+def settled(as_json: AsJson = False) -> None:
+    """The drift state of healthy models on streams in order: at most 3 % of looks above ok.
+
+    Needs Elec2, INSECTS and ACS in ONLINE_DATA_DIR.  Example: online bench settled
+    """
+    from online.bench import settled as bench
+    from online.config import data_dir
+
+    found = bench.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
+    show("looks above ok, in per cent", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
 def trees(rows: Rows = 8000, as_json: AsJson = False) -> None:
     """A Hoeffding tree learned in order by three replicas, and a forest of ten by one process.
 
