@@ -66,6 +66,7 @@ def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
 def challenger(
     runs: Annotated[int, typer.Option(help="of each pair", min=1)] = 20,
     first: Annotated[int, typer.Option(help="seed of the first one")] = 0,
+    http: Annotated[bool, typer.Option("--http", help="only the equal one, over HTTP")] = False,
     as_json: AsJson = False,
 ) -> None:
     """An equal and a better challenger where one replica answers and another takes the labels.
@@ -74,6 +75,10 @@ def challenger(
     """
     from online.bench import shadowed as bench
 
+    if http:
+        line = bench.over_http()
+        show("a challenger where answers lack newer labels", [line], as_json=as_json)
+        raise typer.Exit(0 if line.good else 1)
     found = bench.run(runs=runs, first=first, progress=lambda x: print(x, file=sys.stderr))
     show("a challenger where answers lack newer labels", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)
