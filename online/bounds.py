@@ -226,7 +226,9 @@ class Bounds:
         if not self.on:
             return
         ranges, sent = self._ranges, example.raw
-        features = example.features if sent is None else {**example.features, **sent}
+        features = example.features
+        if sent is not None:  # of what was left out altogether nothing is kept here, either
+            features = {**features, **{name: sent[name] for name in sent if name in features}}
         if not features.keys() <= ranges.keys():
             self._meet(features)
         if self._n % _SAMPLED == 0:
@@ -385,4 +387,4 @@ def clipped_reason(raw: Mapping[str, Value]) -> str:
     """Why a row is answered ``clipped``, for its sender."""
     shown = ", ".join(f"{name} = {value!r:.24}" for name, value in list(raw.items())[:_SHOWN])
     more = f" and {len(raw) - _SHOWN} more" if len(raw) > _SHOWN else ""
-    return f"{FAR} what was sent before, learned as the end of its range: {shown}{more}"
+    return f"{FAR} what was sent before, learned as the end of what came lately: {shown}{more}"

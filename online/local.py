@@ -15,6 +15,7 @@ from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, open_one
 from online.evidence import Evidence
 from online.models.base import Compensable, Model, Prediction
 from online.tally import Tally
+from online.vocabulary import Vocabulary, words_of
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
@@ -79,6 +80,7 @@ class LocalModel:
         self.mergeable = self.serving.mergeable
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving))
+        self.vocabulary = Vocabulary(words_of(self.serving))
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
@@ -208,6 +210,7 @@ class LocalModel:
         if isinstance(model, Compensable):
             curved = model.curved()
         blocks = {**model.cut(), **self.tally.cut(), **self.evidence.cut(), **self.bounds.cut()}
+        blocks |= self.vocabulary.cut()
         curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         size += sum(len(key) + 20 for keys in curved.values() for key in keys)

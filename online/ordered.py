@@ -26,6 +26,7 @@ from online.local import score_of
 from online.models.base import Model, Prediction, learn_example
 from online.models.errors import NothingLearned
 from online.tally import Tally
+from online.vocabulary import Vocabulary, words_of
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds
@@ -105,6 +106,7 @@ class OrderedLearner:
         self.mergeable = False
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving))
+        self.vocabulary = Vocabulary(words_of(self.serving))
         self.latest: Example | None = None  # of the row at hand, if it was learned
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
@@ -254,6 +256,7 @@ class OrderedLearner:
     def _learn(self, row: Row, example: Example) -> None:
         learn_example(self._training, example, row.factor, spec=self._spec)
         self.bounds.add(example)
+        self.vocabulary.add(example, row.source)
         if example.moved is not None:
             self.tally.add(row.key, {}, None, row.at)
             return
@@ -273,6 +276,7 @@ class OrderedLearner:
         self._training.reset(self._written.values)
         self.tally.reset(self._written.values)
         self.bounds.reset(self._written.values)
+        self.vocabulary.reset(self._written.values)
         for row, example in self._written.since:
             self._learn(row, example)
 
@@ -283,6 +287,7 @@ class OrderedLearner:
             **self.tally.cut(),
             **self.evidence.cut(),
             **self.bounds.cut(),
+            **self.vocabulary.cut(),
         }
         self._written.add(self.position, done, self.evidence.sources_max)
 
@@ -420,6 +425,7 @@ class OrderedLearner:
             self._training.reset(values)
         self.tally.reset(values)
         self.bounds.reset(values)
+        self.vocabulary.reset(values)
         self.evidence.reset(values)
         self._written = _Written(values, reply.position, reply.epoch)
         self._learned, self.position = dict(clock), reply.position

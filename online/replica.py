@@ -354,6 +354,7 @@ class ModelReplica:
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
         gauges["from_peer"] = self.exchange.peer is not None
+        gauges |= {"names": len(self.learner.vocabulary), "classes": len(self.learner.tally.seen)}
         gauges |= {"served_events": self.served, "served_epoch": self.learner.version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}

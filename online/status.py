@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -33,6 +34,8 @@ from paramserver.rewrites import promoted
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
+log = logging.getLogger("online.status")
+
 _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0
 _ACT_POLL_S = 0.05
@@ -59,6 +62,8 @@ class Cluster(Kept):
         What the journal's disk may still take before feedback is refused; None: it is on none.
     challengers
         The ways to the challengers, of the models that have one.
+    absent
+        Why another replica does not start, None if nothing is wrong; called on a thread.
     """
 
     def __init__(
@@ -70,11 +75,12 @@ class Cluster(Kept):
         *,
         free_bytes: Callable[[], int] | None = None,
         challengers: Mapping[str, ParameterServerControl] | None = None,
+        absent: Callable[[], str | None] = lambda: None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(replicas, journals, facts)
         self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
-        self._challengers = challengers or {}
+        self._challengers, self._absent = challengers or {}, absent
         self._first_room: dict[str, room.Room] = {}
 
     async def start(self) -> None:
@@ -120,9 +126,19 @@ class Cluster(Kept):
             "rewrites": await self._rewrites(name),
             "journal": journal,
             "incident": replica.incident
+            or await self._missing()
             or (journal or {}).get("alarm")
             or (server or {}).get("incident"),
         }
+
+    async def _missing(self) -> str | None:
+        """Why a replica does not start, if one does not."""
+        try:
+            reason = await asyncio.wait_for(asyncio.to_thread(self._absent), ASK_TIMEOUT_S)
+            return None if reason is None else f"a replica does not start: {reason}"
+        except Exception as error:  # whatever Ray raises: the status is shown without it
+            log.warning("Serve does not say how its replicas are: %r", error)
+            return None
 
     def _quality(self, name: str) -> dict[str, Any]:
         """Prequential metrics of all learned events beside their baselines."""

@@ -396,3 +396,21 @@ def _drills(
             show(name, rows, as_json=as_json)
         good = good and all(row.good for row in rows)
     return good
+
+
+@app.command()
+def outliers(
+    rows: Rows = None,
+    seeds: Annotated[int, typer.Option(help="runs of each", min=1, max=10)] = 3,
+    http: Annotated[bool, typer.Option("--http", help="by services, 1e4 and 1e100 only")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One true event with numbers that are far off, and many: what it costs a model.
+
+    Exits 1 if one of them costs more than half a point.  Example: online bench outliers --seeds 1
+    """
+    from online.bench import outliers as bench
+
+    found = list((bench.over_http if http else bench.run)(seeds=range(seeds), rows=rows))
+    show("outliers", found, as_json=as_json)
+    raise typer.Exit(0 if all(x.good for x in found if x.kind in bench.OVER_HTTP) else 1)

@@ -26,6 +26,7 @@ from online.bench.alone import (
     report,
     robustness,
 )
+from online.bench.growth import growth
 from online.bench.sizing import load
 from online.bench.table import AsJson, Rows, app, print_table, show
 
@@ -487,7 +488,18 @@ def everything() -> None:
     merge()
     journal()
     relearning(rows=None)
-    services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
+    services = (
+        http,
+        push,
+        durability,
+        contention,
+        recovery,
+        rehearsal,
+        judging,
+        rescore,
+        scores,
+        growth,
+    )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))

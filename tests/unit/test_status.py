@@ -114,6 +114,21 @@ def test_a_journal_or_a_server_that_is_away_is_said() -> None:
     assert error.value.status == 503
 
 
+def test_a_replica_that_does_not_start_is_an_incident() -> None:
+    world = World(Server(status=[{}]))
+
+    def away() -> str:
+        raise OSError("Ray does not answer")
+
+    for absent, incident in (
+        (lambda: "its code is broken", "a replica does not start: its code is broken"),
+        (lambda: None, None),
+        (away, None),
+    ):
+        world.cluster._absent = absent
+        assert asyncio.run(world.cluster.model("m"))["incident"] == incident
+
+
 def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
     world = World(Server(status=[serving()], promote=[{"control": 3, "before": A, "after": B}]))
     with pytest.raises(RequestError, match="has no challenger"):
