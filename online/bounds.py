@@ -387,4 +387,4 @@ def clipped_reason(raw: Mapping[str, Value]) -> str:
     """Why a row is answered ``clipped``, for its sender."""
     shown = ", ".join(f"{name} = {value!r:.24}" for name, value in list(raw.items())[:_SHOWN])
     more = f" and {len(raw) - _SHOWN} more" if len(raw) > _SHOWN else ""
-    return f"{FAR} what was sent before, learned as the end of its range: {shown}{more}"
+    return f"{FAR} what was sent before, learned as the end of what came lately: {shown}{more}"

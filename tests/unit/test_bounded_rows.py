@@ -97,7 +97,7 @@ def test_an_outlier_is_clipped_by_every_way(tmp_path: Path, way: str, ordered: b
         receipt = await WAYS[way](serving)
         assert receipt.status == "clipped", receipt
         assert "a = 1e+100" in receipt.reason
-        assert "b" not in receipt.reason.partition("range: ")[2]
+        assert "b =" not in receipt.reason
         again = await WAYS[way](serving)
         if way != "token":  # each prediction has its own
             assert (again.status, again.first_outcome) == ("duplicate", "clipped")
