@@ -1,4 +1,4 @@
-"""A server whose clock is wrong removes nothing that is still promised, and nothing stays for it."""
+"""A server whose clock is wrong removes nothing that is promised, and nothing stays for it."""
 
 from __future__ import annotations
 
