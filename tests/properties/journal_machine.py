@@ -33,8 +33,9 @@ from replay.journal.base import Half, Head, Journal, NewRow, Outcome, Row, Verdi
 HALVES = 4
 MODELS = ("m", "n")
 SPECS = ("x", "y")
-keys = st.integers(0, 24)
-sides = st.sampled_from([None, None, *Half])
+keys = st.integers(0, 20)
+sides = st.sampled_from([None, None, None, None, *Half])
+overs = st.sampled_from([False, False, False, False, True])
 models = st.sampled_from(MODELS)
 specs = st.sampled_from(SPECS)
 handles = st.integers(0, 1)
@@ -120,7 +121,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(
         h=handles,
         p=writers,
-        chosen=st.lists(st.tuples(keys, sides, ages, st.booleans()), min_size=1, max_size=6),
+        chosen=st.lists(st.tuples(keys, sides, ages, overs), min_size=1, max_size=6),
         lost=st.booleans(),
     )
     def append(
