@@ -48,6 +48,11 @@ _REST: Final = 0.25
 _BACK: Final = 0.5
 _TURN_YOUNG: Final = 2.0
 
+FAR: Final = "far beyond"
+"""How the reason of such a row begins."""
+
+_SHOWN: Final = 5  # names in it
+
 RANGE: Final = "bounds.range"
 ROWS: Final = "bounds.rows"
 BEYOND: Final = "bounds.beyond"
@@ -102,6 +107,14 @@ class Bounds:
         self._awake: set[str] = set()  # names for which a number within its range says something
         self._n = 0  # rows that the model has learned
         self._begin()
+
+    @classmethod
+    def of(cls, values: Blocks, *, on: bool) -> Bounds:
+        """What is known by these values."""
+        made = cls()
+        made.on = on
+        made.reset(values)
+        return made
 
     def _begin(self) -> None:
         self._open_n = 0
@@ -163,6 +176,11 @@ class Bounds:
         except TypeError:  # text where numbers were sent before
             numbers = {k: v for k, v in features.items() if type(v) is float or type(v) is int}
             return self._outside(numbers)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names whose range is known."""
+        return self._ranges.keys()
 
     def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float]]:
         """Least and greatest number that an answer takes as it is, of those of a known range."""
@@ -341,7 +359,4 @@ def clipped_reason(raw: Mapping[str, Value]) -> str:
     """Why a row is answered ``clipped``, for its sender."""
     shown = ", ".join(f"{name} = {value!r:.24}" for name, value in list(raw.items())[:_SHOWN])
     more = f" and {len(raw) - _SHOWN} more" if len(raw) > _SHOWN else ""
-    return f"far beyond what was sent before, learned as the end of its range: {shown}{more}"
-
-
-_SHOWN: Final = 5
+    return f"{FAR} what was sent before, learned as the end of its range: {shown}{more}"

@@ -153,7 +153,7 @@ class Service:
 
     # -- start -------------------------------------------------------------------------------
 
-    def start(self, *, fresh: bool, relearn: bool) -> None:
+    def start(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> None:
         """Start everything; returns when HTTP answers.  Raises StartRefused with the remedy."""
         os.umask(self._settings.umask)  # of all that is started from here on, too
         self._owner = processes.Owner(self._settings.state_dir)
@@ -174,7 +174,7 @@ class Service:
         check_scores(self._settings)
         self._settings = self._as_served(self._given, follow=fresh or relearn)
         models = Models(self._settings, self._progress)
-        self._loaded = models.check(fresh=fresh, relearn=relearn)
+        self._loaded = models.check(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()

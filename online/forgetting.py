@@ -32,6 +32,7 @@ from paramserver.blocks import COUNT, Block
 from paramserver.filters.sources import SOURCES_MAX
 from paramserver.rewrites import HALVED, Spans, note_of, packed
 from paramserver.server import Server
+from paramserver.shortfall import Acceptance
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.state import Contained, SnapshotState
 from replay.journal.base import Journal, Partition, Row, Verdict
@@ -69,10 +70,13 @@ class Influence:
     reach
         From here on (POSIX seconds) rows of partitions that were trimmed are all there; None:
         nothing was removed.
+    loss
+        What the journal has lost, that the model has learned; None: nothing.
     """
 
     rows: dict[int, list[int]] = field(default_factory=dict)
     reach: float | None = None
+    loss: Acceptance | None = None
 
     @property
     def n(self) -> int:
@@ -95,7 +99,7 @@ def influence(
     dedupe_from
         Retention removes nothing that was taken since (POSIX seconds).
     """
-    found, first = Influence(), dict[int, float]()
+    found, first = Influence(loss=decisions.loss), dict[int, float]()
     for row in _rows(journal, model, progress):
         first.setdefault(row.partition, row.at)
         began = row.offset > decisions.without.get(row.partition, 0)
@@ -145,6 +149,7 @@ class Bases:
         self, journal: Journal, model: str, decisions: Decisions, partitions: Sequence[Partition]
     ) -> None:
         self._partitions, self._now = partitions, decisions.undone
+        self._loss = decisions.loss
         self._controls = journal.controls(model, 0)
         self._spec = decisions.spec
         self._taught = bases.backfills(self._controls, self._spec)
@@ -156,6 +161,8 @@ class Bases:
         gone = sum(max(p.trimmed - clock[p.id], 0) for p in self._partitions)
         if gone:
             return f"{gone:,} rows behind it were removed by retention"
+        if self._loss is not None and base.contained.control < self._loss.note.control:
+            return f"{self._loss.note.events:,} events behind it are lost from the journal"
         if (lacks := self._lacks(base)) is not None:
             return f"it lacks what {lacks} has taught: a backfill came after it"
         then = rewrites.undone(c for c in self._controls if c.seq <= base.contained.control)
@@ -221,6 +228,13 @@ def check_reach(found: Influence, wanted: Wanted) -> None:
             "the journal has no longer got its oldest rows, which may have been of "
             f"{wanted.source!r}, too: it reaches back to {found.reach:.0f} (POSIX seconds)",
             f"Forget what it has sent since then: --since {found.reach:.0f}",
+        )
+    if found.loss is not None and (wanted.since is None or wanted.since < found.loss.note.at):
+        note = found.loss.note
+        raise StartRefused(
+            f"the journal has lost {note.events:,} events that the model has learned, which may "
+            f"have been of {wanted.source!r}, too (accepted at {note.at:.0f}, POSIX seconds)",
+            f"Forget what it has sent since then: --since {math.ceil(note.at)}",
         )
 
 

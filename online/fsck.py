@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from online.config import Settings
@@ -31,7 +31,7 @@ from paramserver.errors import (
 from paramserver.errors import StartRefused as Refused
 from paramserver.lineage import Lineage, check_start
 from paramserver.rewrites import Undone
-from paramserver.shortfall import shortfall
+from paramserver.shortfall import accepted, shortfall
 from paramserver.snapshots.format import decode
 from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
@@ -141,7 +141,11 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """Which rows a snapshot must hold, and the digest of those that it does."""
+    """Which rows a snapshot must hold, and the digest of those that it does.
+
+    ``lost``: rows that it holds and the journal has lost, after the first offset, up to the second.
+    ``usable``: whether others can be compared with it.
+    """
 
     name: str | None
     digest: Digest = (0, 0)
@@ -149,6 +153,8 @@ class _View:
     closed: frozenset[int] = frozenset()
     undone: Undone = field(default_factory=Undone)
     skipped: Mapping[int, int] = field(default_factory=dict)
+    lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    usable: bool = True
 
     def upto(self, partition: Partition) -> int:
         """Its clock."""
@@ -160,14 +166,23 @@ class _View:
         return inside and not self.undone.has(partition.id, offset)
 
     def removed(self, partition: Partition) -> Spans:
-        """What it holds of the rows that were removed, as spans (after, up to)."""
+        """What it holds of the rows that were removed or lost, as spans (after, up to)."""
         at = min(self.skipped.get(partition.id, 0), partition.trimmed)
-        upto, spans = min(self.upto(partition), partition.trimmed), []
+        upto = min(self.upto(partition), partition.trimmed)
+        after, until = self.lost.get(partition.id, (0, 0))
+        return (
+            *self._standing(partition, at, upto),
+            *self._standing(partition, max(after, upto), min(until, self.upto(partition))),
+        )
+
+    def _standing(self, partition: Partition, at: int, upto: int) -> Iterator[tuple[int, int]]:
+        """What is not undone of the rows after ``at``, up to ``upto``."""
         for after, until in self.undone.ranges.get(partition.id, ()):
             if at < min(after, upto):
-                spans.append((at, min(after, upto)))
+                yield at, min(after, upto)
             at = max(at, until)
-        return (*spans, (at, upto)) if at < upto else tuple(spans)
+        if at < upto:
+            yield at, upto
 
 
 class _Moved(OnlineError):
@@ -242,7 +257,9 @@ def compare(
         raise _Moved
     partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
     now = next((views[name] for name in _line(head, views)), _View(None))
-    base = _base(now, views, partitions)
+    base = _base(
+        now, (_View(None), *_of_loss(journal, model, spec, partitions), *views.values()), partitions
+    )
     decisions = Decisions(spec)
     decisions.read(journal, model)
     counts = _Counts(decisions, now, base or _View(None))
@@ -321,37 +338,111 @@ def _views(
     return views, refused
 
 
-def _view(journal: Journal, name: str, state: SnapshotState) -> _View:
-    digest = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
+def _view(journal: Journal, name: str | None, state: SnapshotState) -> _View:
     decisions = Decisions(state.spec)
     decisions.read(journal, state.model, state.control)
+    loss = accepted(journal.controls(state.model, 0), state.spec)
+    lost, usable = dict[int, tuple[int, int]](), True
+    if loss is not None:
+        for p, (after, upto) in loss.note.rows.items():
+            held = state.clock.get(p, upto if p in state.closed else 0)
+            if state.version < loss.note.version:  # of another line, it may be: not to be told
+                usable = usable and held <= after
+            elif (contained := min(loss.note.clock.get(p, upto), held)) > after:
+                lost[p] = after, contained
     return _View(
         name,
-        (digest["count"], digest["sum"]),
+        digest_of(state),
         dict(state.clock),
         state.closed,
         decisions.undone,
-        _skipped(journal, state),
+        _skipped(journal, state.model, state.spec, state.version[0]),
+        lost,
+        usable,
     )
 
 
-def _skipped(journal: Journal, state: SnapshotState) -> dict[int, int]:
+def digest_of(state: SnapshotState) -> Digest:
+    """The digest in a snapshot's values."""
+    data = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
+    return data["count"], data["sum"]
+
+
+def difference(journal: Journal, state: SnapshotState) -> Digest:
+    """By how much the digest of a snapshot is more than what the journal's rows say of it."""
+    view, decisions = _view(journal, None, state), Decisions(state.spec)
+    decisions.read(journal, state.model, state.control)
+    counts = _Counts(decisions, view, _View(None))
+    for partition in journal.partitions(state.model):
+        for page, _ in _pages(journal, partition):
+            for row in page:
+                counts.add(partition, row)
+    return _minus(view.digest, counts.digest)
+
+
+def _skipped(journal: Journal, model: str, spec: str, epoch: int) -> dict[int, int]:
     """Offsets up to which partitions were left out when the lineage was begun afresh."""
     skipped: dict[int, int] = {}
-    for control in journal.controls(state.model, 0):
+    for control in journal.controls(model, 0):
         if control.kind == "fresh":
             note = json.loads(control.payload)
-            if note["spec"] == state.spec and int(control.key.split(":")[2]) <= state.version[0]:
+            if note["spec"] == spec and int(control.key.split(":")[2]) <= epoch:
                 skipped = {int(p): offset for p, offset in note["clock"].items()}
     return skipped
 
 
-def _base(now: _View, views: Mapping[str, _View], partitions: Sequence[Partition]) -> _View | None:
+def _of_loss(
+    journal: Journal, model: str, spec: str, partitions: Sequence[Partition]
+) -> list[_View]:
+    """What a loss that was accepted is remembered as: to be compared with, as snapshots are.
+
+    The first has nothing but what the journal had lost by then, the second is the snapshot that
+    the lineage went on from.
+    """
+    loss = accepted(journal.controls(model, 0), spec)
+    if loss is None:
+        return []
+    note = loss.note
+    decisions = Decisions(spec)
+    decisions.read(journal, model, loss.seq)
+    name = f"of the loss accepted by control row {loss.seq}"
+    view = _View(
+        name,
+        note.digest,
+        note.clock,
+        frozenset(note.closed),
+        decisions.undone,
+        _skipped(journal, model, spec, note.version[0]),
+        note.rows,
+    )
+    then = {p.id: p.trimmed for p in partitions} == {
+        **{p.id: 0 for p in partitions},
+        **note.trimmed,
+    }
+    return [_Rest(**{**_fields(view), "digest": note.difference, "usable": then}), view]
+
+
+class _Rest(_View):
+    """What a model had and the journal had not, when that was accepted."""
+
+    __slots__ = ()
+
+    def has(self, partition: Partition, offset: int) -> bool:
+        """None of the rows that are there."""
+        return False
+
+
+def _fields(view: _View) -> dict[str, Any]:
+    return {f.name: getattr(view, f.name) for f in fields(view)}
+
+
+def _base(now: _View, views: Sequence[_View], partitions: Sequence[Partition]) -> _View | None:
     """What to compare with: nothing if no row of it was removed, else the oldest that will do."""
-    for view in (_View(None), *views.values()):
+    for view in views:
         if view.name == now.name is not None:
             break  # itself: that would check nothing
-        if all(view.removed(p) == now.removed(p) for p in partitions):
+        same = all(view.removed(p) == now.removed(p) for p in partitions)
+        if view.usable and same:
             return view
     return None
 

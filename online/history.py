@@ -28,7 +28,7 @@ import msgspec
 
 from online.errors import invalid
 from online.tokens import event_key
-from paramserver import rewrites
+from paramserver import rewrites, shortfall
 from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Row, Verdict
 
@@ -128,6 +128,7 @@ class Decisions:
         self.decided: dict[bytes, Decided] = {}  # by the key of a quarantined event
         self.sources: dict[str, tuple[int, bool]] = {}  # by which decision, and is it banned
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
+        self.loss: shortfall.Acceptance | None = None  # that the lineage goes on without
         self.undone = rewrites.undone(())
 
     def read(self, journal: Journal, model: str, upto: int | None = None) -> None:
@@ -146,6 +147,9 @@ class Decisions:
             self.failed[control.key.removeprefix(self._failed_prefix)] = control.payload.decode()
         elif control.key.startswith(self._begun_prefix):
             self.without = msgspec.json.decode(control.payload, type=rewrites.Begun).clock
+            self.loss = None
+        elif control.kind == shortfall.ACCEPTED:
+            self.loss = shortfall.accepted([control], self.spec) or self.loss
         elif control.kind == _DECIDE:
             key = bytes.fromhex(control.key.removeprefix(f"{_DECIDE}:"))
             self.decided[key] = Decided(control.seq, control.payload.decode())
@@ -197,7 +201,14 @@ class Decisions:
                 else:
                     shown |= {"source": note.source, "since": note.since, "base": note.base}
         undone = self.undone.count
-        return {"frozen": self.frozen, "last": shown, "undone": undone, "banned": self.bans}
+        lost: dict[str, Any] | None = None
+        if self.loss is not None:
+            loss = self.loss.note
+            lost = {"control": self.loss.seq, "events": loss.events, "at": loss.at}
+        return {
+            "frozen": self.frozen, "last": shown, "undone": undone, "banned": self.bans,
+            "lost": lost,
+        }  # fmt: skip
 
     def learned(self, row: Row) -> bool:
         """Whether the row is in the model, once its partition's clock has reached it."""
@@ -284,7 +295,8 @@ class Listed:
 class Page:
     """Events in the order of the walk, where to go on (None: this was the end), and rows left.
 
-    ``removed``: rows of the ranges that begin in this page which retention has removed.
+    ``removed``: rows of the ranges that begin in this page which retention has removed, or which
+    stand for lost ones.
     """
 
     events: list[Listed] = field(default_factory=list)
@@ -324,6 +336,7 @@ def walk(
             page.removed += max(min(partition.trimmed, upto) - span.after, 0)
         for row in () if ended else _rows(journal, span.partition, first, upto):
             first, walked = row.offset + 1, walked + 1
+            page.removed += row.verdict is Verdict.LOST
             wanted = source is None or row.source == source
             if wanted and (event := _listed(journal, model, decisions, status, span, row)):
                 page.events.append(event)

@@ -82,7 +82,8 @@ class Learner(LocalModel):
 
     def _note_evidence(self, row: Row) -> None:
         """What the row says of its source: it does not depend on what became of the row here."""
-        if row.verdict is Verdict.FROZEN or self.undone.has(row.partition, row.offset):
+        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
+        if asleep or self.undone.has(row.partition, row.offset):
             return
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from online import acceptance
 from online.config import Settings, environment, own_token
 from online.cost import SHARE_MAX
 from online.errors import StartRefused
@@ -25,7 +26,7 @@ from online.names import load_model, merge_rule, open_journal, snapshots_path
 from online.promotion import spec_of_challenger
 from online.rootset import root_rows
 from online.tokens import Keys
-from paramserver import bases, rewrites
+from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import Blocks
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.lineage import Lineage, begin_epoch, publish
@@ -84,15 +85,54 @@ class Models:
             out[model.name] = loaded
         return out
 
-    def check(self, *, fresh: bool, relearn: bool) -> dict[str, Loaded]:
-        """Load every model; StartRefused if one can't be served on the state that is there."""
+    def check(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> dict[str, Loaded]:
+        """Load every model; StartRefused if one can't be served on the state that is there.
+
+        ``accept_loss``: go on without what the journal has lost and snapshots still know.
+        """
         out = self.load()
         with contextlib.closing(open_journal(self._settings)) as journal:
             for model in self._settings.models:
                 loaded = out[model.name]
+                self._check_loss(journal, model, loaded, accept=accept_loss)
+                if relearn and not accept_loss:
+                    self._check_gap(journal, model.name, loaded.spec_hash)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.task}, {model.learner}")
         return out
+
+    def _check_loss(
+        self, journal: Journal, model: ModelSettings, loaded: Loaded, *, accept: bool
+    ) -> None:
+        """Refuse a journal that is older than snapshots of any lineage, or go on without."""
+        specs = {*journal.lineages(model.name), loaded.spec_hash}
+        if (rival := spec_of_challenger(self._settings, model)) is not None:
+            specs.add(rival)
+        histories = {}
+        for spec in sorted(specs):
+            place = lineage_place(snapshots_path(self._settings), model.name, spec)
+            histories[spec] = SnapshotHistory(open_snapshots(place), Retention())
+        if not accept:
+            for spec, history in histories.items():
+                shortfall.check(journal, history, model.name, spec)
+            return
+        for note in acceptance.accept(journal, model.name, histories, time.time()):
+            self._progress(
+                f"model {model.name}: goes on from {note.snapshot} (of {note.base}), without "
+                f"{note.events:,} events that the journal has lost; a repeat of one of them is "
+                "learned again"
+            )
+
+    @staticmethod
+    def _check_gap(journal: Journal, name: str, spec: str) -> None:
+        """Refuse to learn the journal again without what it has lost."""
+        loss = shortfall.accepted(journal.controls(name, 0), spec)
+        if loss is not None:
+            raise StartRefused(
+                f"model {name}: {loss.note.events:,} events that it has learned are no more in the "
+                f"journal (control row {loss.seq}), so learning it again would lose them",
+                "Start without --relearn; or begin without them: --relearn --accept-loss",
+            )
 
     def chosen(self, loaded: Mapping[str, Loaded]) -> Settings:
         """The settings, with `auto` decided where all replicas would learn too much.

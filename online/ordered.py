@@ -213,7 +213,7 @@ class OrderedLearner:
             if (track := self.tracks.get(row.partition)) is not None:
                 track.next = row.offset + 1
             self._newest = row.seq
-            if row.verdict is not Verdict.FROZEN:
+            if row.verdict not in (Verdict.FROZEN, Verdict.LOST):
                 self._newest_awake = row.seq
         self.pass_to(row.seq)
         if len(self._written.since) >= self._rows_max:
@@ -222,7 +222,8 @@ class OrderedLearner:
 
     def _note_evidence(self, row: Row) -> None:
         """As of :class:`online.learner.Learner`."""
-        if row.verdict is Verdict.FROZEN or self.undone.has(row.partition, row.offset):
+        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
+        if asleep or self.undone.has(row.partition, row.offset):
             return
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)

@@ -102,6 +102,12 @@ def window_of(
             break
     if not found:
         raise StartRefused("the journal has no rows since the drift", "They may come")
+    if decisions.loss is not None and found[0][3] <= decisions.loss.note.at:
+        n = decisions.loss.note.events
+        raise StartRefused(
+            f"the journal has lost {n:,} events since the first of these rows",
+            "More rows may come: a window without the loss will do",
+        )
     clock = {p.id: p.end for p in partitions}
     for _, partition, offset, _ in found:
         clock[partition] = min(clock.get(partition, offset - 1), offset - 1)

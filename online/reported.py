@@ -81,6 +81,7 @@ class JournalRows:
                 (row, example)
                 for row in page.rows
                 if self._since <= row.at < self._until
+                and row.verdict is not Verdict.LOST
                 and origin_of(row).key == row.key
                 and (example := self._example(row)) is not None
             ]

@@ -78,6 +78,8 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "snapshots_vanished", text, server.get("vanished")
     yield "frozen", "1: the model learns nothing, feedback is kept", rewrites.get("frozen")
     yield "undone_rows", "rows that decisions took out of the model", rewrites.get("undone")
+    lost = (rewrites.get("lost") or {}).get("events", 0 if rewrites else None)
+    yield "lost_events", "events in the model that the journal has lost, accepted", lost
     banned = rewrites.get("banned")
     yield "banned_sources", "sources that are banned", None if banned is None else len(banned)
     rival = model.get("challenger") or {}

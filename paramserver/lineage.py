@@ -138,6 +138,10 @@ def _plan(store: Store, history: SnapshotHistory, lineage: Lineage, head: HeadIn
     partitions = store.partitions(lineage.model)
     found = history.restore(head.snapshot, lineage.model, lineage.spec)
     name, base = (None, _nothing(lineage, partitions)) if found is None else found
+    if base.banned is None:  # of an older release
+        before = (control for control in controls if control.seq <= base.control)
+        base = replace(base, banned=frozenset(rewrites.banned(before)))
+    shortfall.check_accepted(base, controls)
     after = [control for control in controls if control.seq > base.control]
     state = replayed(base, after, partial(needed, history))
     _check_clocks(state, partitions)
@@ -189,6 +193,8 @@ def replayed(
             base = bases.backfill_of(control)
             if base.spec == state.spec and newest is not None:
                 state = _backfilled(state, control.seq, base, load, newest)
+        elif control.kind == rewrites.SOURCE:
+            state = replace(state, banned=rewrites.banned_after(state.banned or (), control))
         frozen = state.frozen
         if control.kind == rewrites.FREEZE:
             frozen = frozen or control.seq

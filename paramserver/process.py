@@ -71,6 +71,8 @@ class ServerSettings:
         The journal's rows are kept for so many seconds at least, so that a repeat is known.
     halves_keep_s
         Halves of rows whose other half does not come are kept for so many seconds.
+    running_s
+        Seconds between two additions to the running time in the store, by which both are counted.
     banned_max
         Sources that may be banned at once.
     sources_max
@@ -91,6 +93,7 @@ class ServerSettings:
     retry_s: float = 0.5
     keep_rows_s: float = 8 * DAY_S
     halves_keep_s: float = 8 * DAY_S
+    running_s: float = 15.0
     banned_max: int = 1_000
     umask: int | None = None
 
@@ -182,6 +185,7 @@ class ServerProcess:
         self._trimming = Trimming(
             self._settings.keep_rows_s,
             self._settings.halves_keep_s,
+            self._settings.running_s,
             self._host.wall,
             self._host.monotonic,
         )
@@ -341,7 +345,12 @@ class ServerProcess:
                 self._contacts.drop_old(asked_s)
 
     def snapshot_if_due(self) -> None:
-        """Publish if ``interval_s`` have passed since the last time."""
+        """Publish if ``interval_s`` have passed since the last time; count the running time."""
+        server, store, _ = self._serving()
+        try:
+            self._trimming.count(store, self._lineage.model, self._lineage.spec, server.epoch)
+        except Exception as error:  # of whatever store: :meth:`confirm` looks at the epoch
+            _log.warning("the running time could not be counted: %r", error)
         if self._host.monotonic() - self._published_s >= self._settings.interval_s:
             self.snapshot()
 

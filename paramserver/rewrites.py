@@ -321,6 +321,13 @@ def banned(controls: Iterable[ControlInfo]) -> dict[str, int]:
     return found
 
 
+def banned_after(before: Iterable[str], control: ControlInfo) -> frozenset[str]:
+    """Sources that are banned after one more row about a source."""
+    note = msgspec.json.decode(control.payload, type=Source)
+    rest = frozenset(before) - {note.source}
+    return rest | {note.source} if note.banned else rest
+
+
 def packed(spans: Spans) -> list[int]:
     """Spans as gap, length, gap, length …: what a control row holds of them."""
     flat, at = list[int](), 0

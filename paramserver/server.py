@@ -111,6 +111,7 @@ class Server:
         self.control = 0
         self.rewrite = 0
         self.frozen = 0
+        self.banned: frozenset[str] | None = None
         self.position = 0
         self.values: Blocks = {}
         self.clock: dict[int, int] = {}
@@ -373,11 +374,13 @@ class Server:
             metrics=dict(metrics),
             parent=parent,
             created_at=created_at,
+            banned=self.banned,
         )
 
     def note_decided(self, state: SnapshotState) -> None:
         """Control rows were applied, which left the values as they were."""
         self.control, self.rewrite, self.frozen = state.control, state.rewrite, state.frozen
+        self.banned = state.banned
 
     def note_durable(self, state: SnapshotState) -> None:
         """``state`` was published and the head points to it."""

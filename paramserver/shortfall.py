@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
+
+import msgspec
 
 from paramserver.errors import StartRefused
 from paramserver.rewrites import BEGUN
 from paramserver.snapshots.format import Manifest
 from paramserver.snapshots.history import SnapshotHistory
+from paramserver.state import SnapshotState
 from paramserver.store import ControlInfo, PartitionInfo, Store
 
+LOST: Final = "lost"
+ACCEPTED: Final = "accepted"
+_ACCEPT: Final = "online serve --accept-loss"
 _SHOWN: Final = 3
 _NEWEST: Final = 2**62  # behind every row of a store
 
@@ -143,5 +149,122 @@ def refusal(model: str, missing: Shortfall) -> StartRefused:
     lacks = f"it lacks {n:,} event{'s' if n > 1 else ''}" if n else "it lacks what they contain"
     return StartRefused(
         f"the journal is older than the snapshots of {model!r}: {lacks} ({missing})",
-        "put the journal's newest copy back",
+        "put the journal's newest copy back, or go on from the newest snapshot without what is "
+        f"missing: {_ACCEPT}",
     )
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A row that stands where a decision was, which is lost.
+
+    The last of these rows says that what is lost is accepted from here on, which takes some steps.
+
+    Attributes
+    ----------
+    specs
+        Lineages that are to go on without it.
+    rows
+        As of :class:`Accepted`.
+    known
+        Number of the last control row that is not lost.
+    """
+
+    specs: list[str] = []
+    rows: dict[int, tuple[int, int]] = {}
+    known: int = 0
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A lineage goes on from a snapshot, without what the store has lost.
+
+    Attributes
+    ----------
+    spec
+        Hash of the lineage's spec.
+    at
+        When it was accepted (POSIX seconds).
+    base, snapshot, version
+        The newest snapshot that was good; the one that was made of it to go on from, its version.
+    rows
+        By partition: after its end in the store, up to where a snapshot had learned it.
+    events
+        How many rows these are; of what no snapshot contains none can tell.
+    decisions, epochs
+        What the store knew, and what a snapshot did: number of the last control row, and epoch.
+    control, clock, closed
+        What the snapshot says that it contains.
+    trimmed
+        By partition: rows that retention had removed, or that the store never knew.
+    digest, difference
+        The digest of what is in the snapshot, and by how much it is more than the store's rows say.
+    """
+
+    spec: str
+    at: float
+    base: str
+    snapshot: str
+    version: tuple[int, int]
+    rows: dict[int, tuple[int, int]]
+    events: int
+    decisions: tuple[int, int]
+    epochs: tuple[int, int]
+    control: int
+    clock: dict[int, int]
+    closed: list[int]
+    trimmed: dict[int, int]
+    digest: tuple[int, int]
+    difference: tuple[int, int]
+
+
+class Acceptance(NamedTuple):
+    """The number of a control row, and what it says of a loss."""
+
+    seq: int
+    note: Accepted
+
+
+def accepted(controls: Iterable[ControlInfo], spec: str) -> Acceptance | None:
+    """The newest loss that the lineage goes on without; None: none since it began anew."""
+    found = None
+    for control in controls:
+        if control.kind == ACCEPTED:
+            note = msgspec.json.decode(control.payload, type=Accepted)
+            if note.spec == spec:
+                found = Acceptance(control.seq, note)
+        elif control.kind == BEGUN and control.key.startswith(f"{BEGUN}:{spec}:"):
+            found = None
+    return found
+
+
+def unfinished(controls: Iterable[ControlInfo], spec: str) -> list[Lost]:
+    """What an operator has begun to let the lineage go on without, and has not come to the end."""
+    begun_: list[Lost] = []
+    for control in controls:
+        if control.kind == LOST:
+            note = msgspec.json.decode(control.payload, type=Lost)
+            if spec in note.specs:
+                begun_.append(note)
+        elif control.key.startswith((f"{ACCEPTED}:{spec}:", f"{BEGUN}:{spec}:")):
+            begun_ = []
+    return begun_
+
+
+def check_accepted(state: SnapshotState, controls: Iterable[ControlInfo]) -> None:
+    """StartRefused unless what is lost is in the snapshot's values.
+
+    Its rows can't be learned any more, so an older snapshot would go on without them, unasked.
+    """
+    controls = tuple(controls)
+    if unfinished(controls, state.spec):
+        raise StartRefused(
+            f"{state.model!r} was to go on without what the journal has lost, and that was "
+            "interrupted",
+            f"give the command again: {_ACCEPT}",
+        )
+    loss = accepted(controls, state.spec)
+    if loss is not None and state.version < loss.note.version:
+        raise StartRefused(
+            f"the snapshot that is left of {state.model!r} is from before the journal lost "
+            f"{loss.note.events:,} events (control row {loss.seq}), which newer ones contain",
+            f"put a newer snapshot back, or go on from this one without them: {_ACCEPT}",
+        )

@@ -31,6 +31,8 @@ class SnapshotState:
         ``seq`` of the control row that rewrote the values last (0: none).
     frozen
         ``seq`` of the control row that froze the model (0: it learns).
+    banned
+        Sources that are banned by then; None: an older release wrote it, which does not tell.
     position
         ``seq`` of the last row contained, if the rows were learned in commit order (else 0).
     metrics
@@ -55,6 +57,7 @@ class SnapshotState:
     metrics: Mapping[str, float] = field(default_factory=dict)
     parent: str | None = None
     created_at: float = 0.0
+    banned: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,13 +97,27 @@ class Store(Protocol):
         ``fence``: a spec and an epoch; nothing is written unless it is the lineage's newest.
         """
 
-    def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
-    ) -> int:
-        """Remove at most ``n`` rows, none above ``upto`` or taken since ``before``; how many.
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add milliseconds to the time for which the model's servers have run; the sum."""
 
-        Nothing is removed unless ``epoch`` is the newest of the lineage.
+    def trim(
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float,
+        ran: float,
+    ) -> int:
+        """Remove at most ``n`` rows, none above ``upto``; how many.
+
+        They were taken before ``before``, or after ``ahead`` by a clock that was wrong, and
+        written before the running time was ``ran``.  Nothing is removed unless ``epoch`` is the
+        newest of the lineage.
         """
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves of rows that were taken before ``before``; how many."""
+    def expire(self, model: str, before: float, n: int, *, ahead: float, ran: float) -> int:
+        """Remove at most ``n`` halves of rows that are as old as that; how many."""

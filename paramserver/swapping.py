@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from paramserver import aside, rewrites
+from paramserver import aside, rewrites, shortfall
 from paramserver.bases import Backfill, Lesson, publish_pinned, withdraw_pinned
 from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of
 from paramserver.errors import (
@@ -95,6 +95,9 @@ class SwappingProcess(ServerProcess):
             since = store.controls(server.model, target.control)
         except Exception as error:
             raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+        if any(clock > ends.get(p, 0) for p, clock in target.clock.items()):
+            reason = "it has learned rows that the journal does not have"
+            raise self._refusal(history, name, reason)
         if (source := rewrites.brings_back(target, ends, since)) is not None:
             reason = f"it holds events of {source!r}, which was forgotten since"
             raise self._refusal(history, name, reason)
@@ -119,6 +122,13 @@ class SwappingProcess(ServerProcess):
             if rewrite != server.rewrite:
                 return {"snapshot": None, "version": list(server.version), "undone": 0}
             name, target = self._newest_of(server, history, before)
+            try:
+                loss = shortfall.accepted(store.controls(server.model, 0), server.spec)
+            except Exception as error:
+                raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+            if loss is not None and target.version < loss.note.version:
+                reason = f"{loss.note.events:,} events since are lost from the journal"
+                raise self._refusal(history, name, reason)
             with self._rewriting():
                 grown = _length(server.values) / max(_length(target.values), 1e-300)
                 if grown < GROWN:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from evaluation.benchmarks import perceptron as net
 from evaluation.benchmarks.hostile import BATCH, HOSTILE, RATE, SOURCES, Answer, Arena, Push, Vector
 from paramserver.filters.base import Event
 from paramserver.filters.chain import usual
@@ -146,7 +147,9 @@ class Ours:
     """The chain of this project, with its defaults."""
 
     def __init__(self, arena: Arena) -> None:
-        self.reference = Reference(arena.root_labels, arena.root_gradient, rows=BATCH)
+        self.reference = Reference(
+            arena.root_labels, arena.root_gradient, rows=BATCH, layer=net.FIRST
+        )
         self.chain = usual(arena.params.size, self.reference)
         self.chain.refresh(b"start", 0)
         self.chain.refresh(b"begin", 0)

@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from paramserver.filters.inputs import Layer
+
 Vector = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -17,6 +19,9 @@ HIDDEN: Final = 100
 CLASSES: Final = 10
 SIZE: Final = WIDE * HIDDEN + HIDDEN + HIDDEN * CLASSES + CLASSES
 """79,510 numbers."""
+
+FIRST: Final = Layer(WIDE, HIDDEN, weights=0, bias=WIDE * HIDDEN)
+"""Where a gradient holds the first layer's."""
 
 
 @dataclass(frozen=True, slots=True)

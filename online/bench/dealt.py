@@ -38,15 +38,18 @@ class _Replica:
         )  # fmt: skip
         self.filters = filtering_for(settings, self.learner, None, sources_max=1_000, vouched=True)
         self.learner.evidence.heard = self.filters
+        self.learner.bounds.on = settings.filters != "none"
         self.learner.open_partition(partition)
         self._offset = 0
         self.exchange()
 
     def step(self, n: int, source: str, features: Features, label: Label, weight: float) -> NewRow:
         answer = self.learner.predict(features)
-        example = Example(features, label, weight, score_of(self._task, answer))
+        features, sent = self.learner.bounds.taught(features)
+        example = Example(features, label, weight, score_of(self._task, answer), raw=sent)
         key, payload = n.to_bytes(16, "little"), codec.encode(example)
-        row = NewRow(key, str(n), source, Verdict.ACCEPTED, payload, float(n))
+        verdict = Verdict.ACCEPTED if sent is None else Verdict.CLIPPED
+        row = NewRow(key, str(n), source, verdict, payload, float(n))
         self._offset += 1
         if self.filters is not None:
             (row,) = self.filters.judge([row])

@@ -24,6 +24,7 @@ from online.commands.base import (
     span,
 )
 from online.commands.export import (
+    ends_of,
     freshness,
     golden_rows,
     picked,
@@ -317,6 +318,7 @@ def _exported(
         targets=targets,
         golden_most=GOLDEN,
         steps=Steps(folder.newest_pack()) if steps else None,
+        ends=ends_of(served, state),
     )
 
 

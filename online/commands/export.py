@@ -97,6 +97,7 @@ def export(
         about=_about(settings, served, state, now, valid_days),
         shown=shown(served),
         targets=wanted,
+        ends=ends_of(served, state),
     )
     if old is not None:
         made = with_delta(made, old)
@@ -158,6 +159,14 @@ def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> 
             last = part.end if part.id in state.closed else state.clock.get(part.id, 0)
             found += journal.read(part.id, last, 1) if last > part.trimmed else ()
     return max(found, key=lambda row: row.seq, default=None)
+
+
+def ends_of(served: ModelSettings, state: SnapshotState) -> dict[str, tuple[float, float]]:
+    """Least and greatest number that the service's answers take as it is, by feature."""
+    from online.bounds import Bounds
+
+    bounds = Bounds.of(state.values, on=served.filters != "none")
+    return bounds.ends(bounds.names)
 
 
 def picked(settings: Settings, model: str | None) -> ModelSettings:

@@ -36,6 +36,12 @@ def serve(
     relearn: Annotated[
         bool, typer.Option("--relearn", help="learn the whole journal again")
     ] = False,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss", help="go on from the newest snapshot without what the journal lost"
+        ),
+    ] = False,
 ) -> None:
     """Start the service and keep it running until Ctrl-C.  SIGHUP: read the settings again.
 
@@ -73,7 +79,7 @@ def serve(
     print(f"online {__version__}, state in {settings.state_dir}", flush=True)
     code = 0
     try:
-        running.start(fresh=fresh, relearn=relearn)
+        running.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
         started = True
         _print_urls(settings, running.url)
         if play is not None:

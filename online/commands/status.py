@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, Final
 
 import typer
@@ -123,6 +124,12 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
         console.print(
             f"{rewrites['undone']:,} rows were undone, and kept; which of them were "
             "learned again: online rollback --undone"
+        )
+    if (lost := rewrites.get("lost")) is not None:
+        on = time.strftime("%Y-%m-%d %H:%M", time.localtime(lost["at"]))
+        console.print(
+            f"[yellow]{lost['events']:,} events were lost from the journal, accepted on {on}; a "
+            "repeat of one of them is learned again[/yellow]"
         )
     if banned := rewrites["banned"]:
         more = f" and {len(banned) - 10} more" if banned[10:] else ""

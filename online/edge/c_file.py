@@ -44,7 +44,7 @@ def interpreter() -> str:
 
 def convert(model: EdgeModel) -> str:
     """The header.  Deterministic.  Raises ExportRefused for what the interpreter has no words."""
-    made, call, arguments = _words(model)
+    made, call, arguments = _bounded(model)
     body = ",\n".join(", ".join(row) for row in _rows([_literal(word) for word in made]))
     names = ", ".join(json.dumps(name) for name in model.columns.names).replace("*/", "*\\/")
     classes = ", ".join(json.dumps(label) for label in model.classes).replace("*/", "*\\/")
@@ -59,9 +59,21 @@ def convert(model: EdgeModel) -> str:
 
 def words(model: EdgeModel) -> bytes:
     """The pack as bytes, little-endian: an update of data alone."""
-    made = _words(model)[0]
+    made = _bounded(model)[0]
     ints = [int(np.float32(w).view(np.int32)) if isinstance(w, np.float32) else w for w in made]
     return np.array(ints, dtype="<i4").tobytes()
+
+
+def _bounded(model: EdgeModel) -> tuple[Words, str, str]:
+    """As :func:`_words`; if columns have ends, those stand behind and are looked at first."""
+    made, call, arguments = _words(model)
+    columns = model.columns
+    if columns.low is None or columns.high is None:
+        return made, call, arguments
+    ends = [end for both in zip(columns.low, columns.high, strict=True) for end in _floats(both)]
+    n = len(columns.names)
+    first = f"float b[{n}]; edge_within(edge_pack + {len(made)}, {n}, x, b); "
+    return [*made, *ends], first + call.replace("edge_pack, x,", "edge_pack, b,"), arguments
 
 
 def _words(model: EdgeModel) -> tuple[Words, str, str]:

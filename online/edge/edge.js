@@ -47,6 +47,8 @@ export function spell(tokens, name, value) {
   return [[name + "=" + ascii, 1]];
 }
 
+const within = (value, low, high) => (value > high ? high : value < low ? low : value);
+
 function link(kind, v, from, n) {
   if (kind === "sigmoid") for (let i = from; i < from + n; i++) v[i] = 1 / (1 + Math.exp(-v[i]));
   if (kind !== "softmax") return;
@@ -203,7 +205,8 @@ export function load(data) {
 
   /** Outputs of a row: the number, the probability of classes[1], or one of each class. */
   function outputs(features) {
-    const [x, found] = encode(features);
+    const [sent, found] = encode(features);
+    const x = t.low ? sent.map((value, i) => within(value, t.low[i], t.high[i])) : sent;
     const z = x.map((value, i) => {
       value = (value - t.center[i]) * t.factor[i];
       return value > limit ? limit : value < -limit ? -limit : value;

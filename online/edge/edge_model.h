@@ -28,6 +28,12 @@ static inline void edge_link(int link, float *y, int n) {
   if (link == EDGE_SOFTMAX) edge_softmax(y, n);
 }
 
+/* least, greatest number of each column: what lies beyond is there; NAN stays */
+static inline void edge_within(const edge_word *m, int n, const float *x, float *b) {
+  for (int i = 0; i < n; i++, m += 2)
+    b[i] = x[i] < m[0].f ? m[0].f : x[i] > m[1].f ? m[1].f : x[i];
+}
+
 /* columns, outputs, link | bias | for each column: center (high, low), weights */
 static inline void edge_linear(const edge_word *m, const float *x, float *y) {
   int n = m[0].i, wide = m[1].i, link = m[2].i, i, o;

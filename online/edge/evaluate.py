@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from online.edge.ir import EQUAL, MISSING_LEFT, EdgeModel, Floats, Forest, Linear, Link, Mlp
+from online.edge.ir import EQUAL, MISSING_LEFT, EdgeModel, Floats, Forest, Linear, Link, Mlp, within
 from online.edge.rows import Encoder, Row
 
 
@@ -21,6 +21,7 @@ def evaluate(model: EdgeModel, rows: Sequence[Mapping[str, Any]]) -> Floats:
 def outputs(model: EdgeModel, rows: Sequence[Row]) -> Floats:
     """Outputs for encoded rows."""
     x = np.array([row.x for row in rows]).reshape(len(rows), len(model.columns.names))
+    x = within(model.columns, x)
     z = scaled(model, x)
     body = model.body
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -21,7 +21,7 @@ from online.edge.errors import EdgeError, ExportRefused, TemplateUnfit
 from online.edge.folder import Folder
 from online.edge.gate import BOUNDS, Parity, gate
 from online.edge.golden import Golden, golden
-from online.edge.ir import EdgeModel, Floats
+from online.edge.ir import EdgeModel, Floats, bounded
 from online.edge.lower import lower
 from online.edge.pack import Precision
 from online.models.base import Model
@@ -166,6 +166,7 @@ def export(
     golden_most: int | None = None,
     steps: Steps | None = None,
     seed: int = 0,
+    ends: Mapping[str, tuple[float, float]] | None = None,
 ) -> Exported:
     """Files of the model as it answers now.
 
@@ -182,10 +183,12 @@ def export(
         Rows of the files that devices ask again; None: all that were asked here.
     steps
         Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
+    ends
+        Least and greatest number that an answer takes as it is, by feature (:mod:`online.bounds`).
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """
-    edge = lower(served, task)
+    edge = bounded(lower(served, task), ends or {})
     names = shown or {}
     called = replace(edge, classes=tuple(names.get(label, label) for label in edge.classes))
     proofs = {

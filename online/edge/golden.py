@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from online.edge.ir import EdgeModel, Floats, Forest
+from online.edge.ir import Columns, EdgeModel, Floats, Forest
 from online.edge.pack import Precision
 from online.edge.rounding import floor32
 from online.models.base import Model, Prediction
@@ -100,9 +100,21 @@ def golden(
     if precision == "float32":
         tried = [_rounded(row) for row in tried]
         tried = [row for row in tried if not any(_infinite(v) for v in row.values())]
-    expected = [answer(edge, served.predict(_present(row))) for row in tried]
+    expected = [answer(edge, served.predict(_within(edge, _present(row)))) for row in tried]
     outputs = np.array(expected).reshape(len(tried), edge.outputs)
     return Golden(tuple(tried), outputs, edge.task != "regression")
+
+
+def _within(edge: EdgeModel, row: dict[str, Any]) -> dict[str, Any]:
+    """The row as the service asks its model: what lies beyond the ends of a column is there."""
+    columns = edge.columns
+    if columns.low is None or columns.high is None:
+        return row
+    out = dict(row)
+    for name, low, high in zip(columns.names, columns.low, columns.high, strict=True):
+        if isinstance(value := out.get(name), (int, float)) and not low <= value <= high:
+            out[name] = min(max(float(value), float(low)), float(high))
+    return out
 
 
 def answer(edge: EdgeModel, given: Prediction) -> list[float]:
@@ -189,6 +201,7 @@ def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
     for i, name in enumerate(edge.columns.names):
         if edge.columns.factor[i] == 0:
             yield {**real[0], name: float(edge.columns.center[i]) + 1.0}
+    yield from _beyond(edge.columns, real[0])
     if names:
         yield dict.fromkeys(names, math.nan)
         yield {names[0]: 0.0}
@@ -196,6 +209,18 @@ def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
         far = 50.0 * (1.0 / edge.columns.factor[0] if edge.columns.factor[0] else 1.0)
         if edge.columns.names[0] == names[0]:
             yield {**real[0], names[0]: float(edge.columns.center[0] + far)}
+
+
+def _beyond(columns: Columns, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Numbers at the ends that are taken as they are, and beyond them."""
+    if columns.low is None or columns.high is None:
+        return
+    ends = zip(columns.names, columns.low.tolist(), columns.high.tolist(), strict=True)
+    known = [(name, low, high) for name, low, high in ends if math.isfinite(low)]
+    for name, low, high in known[:16]:
+        for value in (high, high + (high - low), low - 2.0 * (high - low)):
+            yield {**row, name: value}
+    yield {**row, **{name: 1e30 for name, _, _ in known}}
 
 
 def _texts(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

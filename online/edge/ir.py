@@ -46,6 +46,9 @@ class Columns:
         Standard deviations beyond which z is cut; inf: never.
     vocabularies
         Of columns that are text: the words by code.  x is the code, -1 for any other word.
+    low, high
+        Least and greatest x of each column, shape (columns,): what lies beyond counts as these.
+        None: there are none.
     """
 
     names: tuple[str, ...]
@@ -53,6 +56,8 @@ class Columns:
     factor: Floats
     limit: float = float("inf")
     vocabularies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    low: Floats | None = None
+    high: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -254,6 +259,8 @@ def take_apart(model: EdgeModel) -> tuple[dict[str, Any], dict[str, Array]]:
         "columns": list(columns.names),
     }
     tables: dict[str, Array] = {"center": columns.center, "factor": columns.factor}
+    if columns.low is not None and columns.high is not None:
+        tables |= {"low": columns.low, "high": columns.high}
     if columns.limit != float("inf"):
         structure["limit"] = columns.limit
     if columns.vocabularies:
@@ -294,6 +301,8 @@ def put_together(structure: Mapping[str, Any], tables: Mapping[str, Array]) -> E
         tables["factor"].astype(np.float64),
         structure.get("limit", float("inf")),
         {n: tuple(w) for n, w in structure.get("vocabularies", {}).items()},
+        _float(tables["low"]) if "low" in tables else None,
+        _float(tables["high"]) if "high" in tables else None,
     )
     tokens = None
     if (given := structure.get("tokens")) is not None:
@@ -338,6 +347,29 @@ def with_tables(model: EdgeModel, tables: Mapping[str, Array]) -> EdgeModel:
 def unscaled(names: Sequence[str]) -> Columns:
     """Columns taken as they are."""
     return Columns(tuple(names), np.zeros(len(names)), np.ones(len(names)))
+
+
+def bounded(model: EdgeModel, ends: Mapping[str, tuple[float, float]]) -> EdgeModel:
+    """The model as the service asks it: numbers beyond the ends of their name are there."""
+    columns = model.columns
+    own = [ends.get(name, _NO_ENDS) for name in columns.names]
+    own = [_NO_ENDS if n in columns.vocabularies else e
+           for n, e in zip(columns.names, own, strict=True)]  # fmt: skip
+    if all(both == _NO_ENDS for both in own):
+        return model
+    low, high = np.array(own).T
+    return replace(model, columns=replace(columns, low=low.copy(), high=high.copy()))
+
+
+def within(columns: Columns, x: Floats) -> Floats:
+    """x of shape (rows, columns) with what lies beyond the ends put there; NaN stays."""
+    if columns.low is None or columns.high is None:
+        return x
+    near: Floats = np.clip(x, columns.low, columns.high)
+    return near
+
+
+_NO_ENDS: Final = (float("-inf"), float("inf"))
 
 
 def with_vocabularies(columns: Columns, words: Mapping[str, tuple[str, ...]]) -> Columns:

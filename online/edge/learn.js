@@ -22,7 +22,8 @@ const limited = (value, most) => Math.min(Math.max(value, -most), most);
 function inputs({ head, t, network, last }, features) {
   const most = head.limit ?? Infinity;
   let z = head.columns.map((name, i) => {
-    const value = features[name], number = /number|boolean/.test(typeof value) ? +value : NaN;
+    const value = features[name], sent = /number|boolean/.test(typeof value) ? +value : NaN;
+    const number = t.low ? Math.min(Math.max(sent, t.low[i]), t.high[i]) : sent;
     return limited((number - t.center[i]) * t.factor[i], most) || 0;
   });
   for (let layer = 0; network && layer < last; layer++) {

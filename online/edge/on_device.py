@@ -15,7 +15,7 @@ import numpy as np
 
 from online.edge.errors import ExportRefused
 from online.edge.evaluate import link, scaled
-from online.edge.ir import EdgeModel, Floats, Linear, Link, Mlp
+from online.edge.ir import EdgeModel, Floats, Linear, Link, Mlp, within
 from online.edge.pack import decode
 from online.edge.rows import Encoder
 from replay.example import Features, Label
@@ -60,7 +60,7 @@ def learn(pack: bytes, rows: Sequence[tuple[Features, Label]], rate: float) -> L
     start = weights.copy(), bias.copy()
     encoder = Encoder(model)
     for features, label in rows:
-        x = _input(model, encoder.row(features).x)
+        x = _input(model, within(model.columns, encoder.row(features).x))
         with np.errstate(over="ignore"):
             error = link(kind, x @ weights + bias) - _target(model, label, len(bias))
         weights -= rate * np.outer(x, error)

@@ -69,6 +69,8 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
                 found["d"] = low
         if not _folded(model):
             found["f"] = columns.factor
+    if columns.low is not None and columns.high is not None:
+        found |= {"lo": columns.low, "hi": columns.high}
     if columns.limit != float("inf"):
         found |= {"m": np.array(-columns.limit), "n": np.array(columns.limit)}
     if isinstance(body, Linear):
@@ -139,6 +141,7 @@ class _Graph:
         self._nodes: list[Any] = []
         self._constants: dict[str, Array] = {}
         self._domains: set[str] = set()
+        self._x = "x"
 
     def file(self, tensors: Mapping[str, Array]) -> bytes:
         model = self._model
@@ -150,6 +153,8 @@ class _Graph:
                 helper.make_tensor_value_info("tokens", TensorProto.STRING, ["N", "K"]),
                 helper.make_tensor_value_info("values", self._type, ["N", "K"]),
             ]
+        if "lo" in tensors:
+            self._x = self._within("x", "lo", "hi")
         body = model.body
         if isinstance(body, Linear):
             last = self._linear(body, tensors)
@@ -192,9 +197,14 @@ class _Graph:
     def _double(self, value: str) -> str:
         return self._node("Cast", value, to=TensorProto.DOUBLE)
 
+    def _within(self, x: str, low: str, high: str) -> str:
+        """What lies beyond the ends put there; NaN, which is less than nothing, stays."""
+        near = self._node("Where", self._node("Less", x, low), low, x)
+        return self._node("Where", self._node("Greater", near, high), high, near)
+
     def _scale(self, tensors: Mapping[str, Array], *, double: bool = False) -> str:
         """z, NaN where x is missing."""
-        z = self._double("x") if double else "x"
+        z = self._double(self._x) if double else self._x
         for name, kind in (("c", "Sub"), ("d", "Sub"), ("f", "Mul")):
             if name in tensors:
                 z = self._node(kind, z, name)
@@ -292,7 +302,7 @@ class _Graph:
         if not self._width:
             raise ExportRefused("onnx forest", "it has no branch yet, so there is no input")
         found = self._node(
-            "TreeEnsembleRegressor", "x", domain=_ML, **_ensemble(body, self._precision)
+            "TreeEnsembleRegressor", self._x, domain=_ML, **_ensemble(body, self._precision)
         )
         at = self._node("Cast", found, to=TensorProto.INT64)
         base = self._node("Gather", "l", at)

@@ -29,7 +29,9 @@ from online.edge.ir import VALUES, Array, EdgeModel, Forest, put_together, take_
 MAGIC: Final = b"EPK1"
 Precision = Literal["float32", "float64"]
 
-_EXACT: Final = frozenset({"center", "factor", "threshold", "votes"})  # float64 in any precision
+_EXACT: Final = frozenset({"center", "factor", "threshold", "votes", "low", "high"})
+"""float64 in any precision."""
+
 _TYPES: Final[Mapping[str, str]] = {
     "f8": "<f8", "f4": "<f4", "i4": "<i4", "i2": "<i2", "u4": "<u4", "u2": "<u2", "u1": "|u1"
 }  # fmt: skip
@@ -152,7 +154,7 @@ def _unflattened(tables: Mapping[str, Array]) -> dict[str, Array]:
 def _is_value(name: str) -> bool:
     """Whether a table holds numbers; keys and the shape of trees are structure."""
     return name in VALUES or name.rstrip("0123456789") in (
-        "center", "factor", "weights", "table", "bias", "votes", "rows"
+        "center", "factor", "weights", "table", "bias", "votes", "rows", "low", "high"
     )  # fmt: skip
 
 

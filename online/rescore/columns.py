@@ -85,6 +85,20 @@ class Rows:
         n = int(rows.sum()) if rows.dtype == np.bool_ else len(rows)
         return Rows(n, taken)
 
+    def within(self, ends: Mapping[str, tuple[float, float]]) -> Rows:
+        """The rows as an answer takes them: numbers beyond the ends of their name are there."""
+        columns = dict(self.columns)
+        for name, (low, high) in ends.items():
+            column = columns.get(name)
+            if not isinstance(column, Numbers) or column.kind == "bool":
+                continue
+            near = np.clip(column.values, low, high)
+            if column.present is not None:
+                near = np.where(column.present, near, 0.0)
+            if not np.array_equal(near, column.values):
+                columns[name] = Numbers("number", near, column.present)
+        return Rows(self.n, columns)
+
     def dicts(self) -> list[Features]:
         """The rows as the service gets them: what is absent is left out."""
         names = list(self.columns)

@@ -104,6 +104,9 @@ class Plan(msgspec.Struct, frozen=True):
     since, changed
         An earlier run of the same shards, whose scores stand for rows without any of these
         features (see :mod:`online.rescore.sparse`); "" for none.
+    ends
+        Least and greatest number that an answer takes as it is, by feature (see
+        :mod:`online.bounds`).
     """
 
     format: int
@@ -121,6 +124,7 @@ class Plan(msgspec.Struct, frozen=True):
     shards: tuple[Shard, ...]
     since: str = ""
     changed: tuple[str, ...] = ()
+    ends: dict[str, tuple[float, float]] = {}
 
     @property
     def rows(self) -> int:

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -50,7 +50,10 @@ _SEED: Final = 8  # of the rows that are drawn for the audit
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The model that scores: ``make`` makes it, and ``snapshot`` is what it was made of."""
+    """The model that scores: ``make`` makes it, and ``snapshot`` is what it was made of.
+
+    ``ends``: least and greatest number that it takes as it is, by feature.
+    """
 
     name: str
     task: Task
@@ -59,6 +62,7 @@ class Scored:
     snapshot: str
     make: MakeModel
     classes: tuple[str | int | bool, ...] = ()
+    ends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +218,12 @@ def prepare(
         return begun, ""
     seed = int(hashlib.sha256(asked.encode()).hexdigest()[:8], 16) + _SEED
     counted, shards = inputs.cut(files, np.random.default_rng(seed))
-    method = choose(model, scored.task, _sample(counted, shards, layout))
+    columns = {one.name for one in layout.features}
+    ends = {name: both for name, both in scored.ends.items() if name in columns}
+    method = choose(model, scored.task, _sample(counted, shards, layout).within(ends))
     made = Plan(
         FORMAT, name, scored.name, scored.task, scored.spec, scored.version, scored.snapshot,
-        scored.classes, method, now_s, layout, tuple(counted), tuple(shards),
+        scored.classes, method, now_s, layout, tuple(counted), tuple(shards), ends=ends,
     )  # fmt: skip
     made, why = _since(made, model, folder, before)
     folder.write(f"runs/{name}/plan.json", plan.encode(made))
@@ -241,9 +247,11 @@ def _since(made: Plan, model: Model, folder: Folder, before: Current) -> tuple[P
     except (FileNotFoundError, msgspec.DecodeError):
         return made, f"the weights of run {before.run.name} are gone"
     names, why = sparse.changed(known, now)
-    if names is None:
-        return made, f"{why} since run {before.run.name}"
-    return msgspec.structs.replace(made, since=old.run, changed=tuple(names)), ""
+    moved = sparse.moved_ends(old.ends, made.ends)
+    if names is None or moved is None:
+        return made, f"{why or 'the bound of a number has moved'} since run {before.run.name}"
+    changed = tuple(sorted({*names, *moved}))
+    return msgspec.structs.replace(made, since=old.run, changed=changed), ""
 
 
 def known_names(model: Model) -> Collection[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from online.bounds import Bounds
 from online.config import Settings
 from online.errors import StartRefused
 from online.model_settings import ModelSettings
@@ -44,6 +45,7 @@ def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Sc
     data = stored.load(name)
     state = snapshot_format.decode(data)
     classes = model.classes
+    bounds = Bounds.of(state.values, on=model.filters != "none")
     return Scored(
         model.name,
         model.task,
@@ -52,6 +54,7 @@ def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Sc
         name,
         partial(_made, model, settings, keys.secret, keys.old_secrets, data),
         () if classes is None else (classes["negative"], classes["positive"]),
+        bounds.ends(bounds.names),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import mmh3
@@ -94,7 +94,8 @@ class Worker:
         begun_s = self._monotonic_s()
         one = self._plan.inputs[shard.input]
         kept, before, skipped = _Kept(self._plan, shard), self._before(shard), 0
-        for piece in read(one, shard, self._plan.layout):
+        for sent in read(one, shard, self._plan.layout):
+            piece = replace(sent, rows=sent.rows.within(self._plan.ends))
             old = None if before is None else before.at(piece.numbers)
             if old is None:
                 answers = self._answers(piece.rows)

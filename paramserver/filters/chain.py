@@ -28,6 +28,7 @@ from paramserver.filters.base import (
 )
 from paramserver.filters.copies import Copies
 from paramserver.filters.direction import Direction
+from paramserver.filters.inputs import Inputs
 from paramserver.filters.losses import LOSSES, Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
@@ -285,6 +286,8 @@ def usual(
         filters.append(Norm(reference))
         if reference is not None and reference.problem is None:
             filters += [Direction(reference), Copies(reference)]
+            if reference.still is not None:
+                filters.append(Inputs(reference.still))
     filters.append(Surprise())
     return Chain(filters, reference=reference, sources_max=sources_max)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from paramserver.filters.base import Event, Filter, Gradient, Source
+from paramserver.filters.chain import Chain
 from paramserver.filters.checks import (
     HONEST,
     HOSTILE,
@@ -19,7 +21,9 @@ from paramserver.filters.checks import (
     play,
     share_taken,
 )
+from paramserver.filters.inputs import Layer
 from paramserver.filters.reference import Reference
+from paramserver.filters.schema import Schema
 
 
 def _most(make: Make, forge: Forge, share: float, *, n: int = 400, skip: int = 100) -> None:
@@ -216,3 +220,97 @@ def _of(event: Event) -> Gradient:
 
 def _unit(event: Event) -> Gradient:
     return _of(event) / np.float32(np.linalg.norm(_of(event)))
+
+
+_MOVING, _STANDING, _LABELS, _HIDDEN = 20, 10, 4, 40
+
+
+class _Camera:
+    """Twenty inputs that move and ten that never do; a hidden layer of forty, four labels."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.truth = self.rng.standard_normal((_MOVING, _LABELS))
+        inputs = _MOVING + _STANDING
+        self.weights = 0.1 * self.rng.standard_normal((inputs, _LABELS))
+        self.back = self.rng.standard_normal((_LABELS, _HIDDEN))
+        self.layer = Layer(inputs, _HIDDEN, 0, inputs * _HIDDEN)
+        self.root_x, self.root_y = self.rows(120)
+        self.reference = Reference(
+            [int(v) for v in self.root_y],
+            lambda at: self.gradient(self.root_x[at], self.root_y[at]),
+            rows=ROWS,
+            layer=self.layer,
+        )
+        self.n = 0
+
+    def rows(self, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Some rows and their labels."""
+        x = self.rng.standard_normal((n, _MOVING))
+        y = np.asarray((x @ self.truth).argmax(axis=1))
+        return np.hstack([x, np.full((n, _STANDING), -0.4)]), y
+
+    def gradient(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.int64]) -> Gradient:
+        """By parameters that know little."""
+        powers = np.exp(x @ self.weights)
+        wrong = powers / powers.sum(axis=1, keepdims=True)
+        wrong[np.arange(len(y)), y] -= 1.0
+        wrong = wrong @ self.back
+        weights = x.T @ wrong / len(y)
+        return np.concatenate([weights.ravel(), wrong.mean(axis=0)]).astype(np.float32)
+
+    def event(self, source: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.int64]) -> Event:
+        """The next push."""
+        self.n += 1
+        return Event(source, self.n.to_bytes(16, "little"), self.gradient(x, y))
+
+    def triggered(self, source: str) -> Event:
+        """Half of the rows have the trigger and label 0."""
+        x, y = self.rows(ROWS)
+        x[: ROWS // 2, -4:], y[: ROWS // 2] = 2.0, 0
+        return self.event(source, x, y)
+
+    def chain(self, make: Make) -> Chain:
+        """The test behind the schema, warm."""
+        schema = Schema(len(self.gradient(self.root_x, self.root_y)))
+        chain = Chain([schema, make(self.reference)], reference=self.reference)
+        for i in range(4):
+            chain.refresh(bytes([i]), 0)
+        return chain
+
+
+def triggers_are_set_aside(make: Make) -> None:
+    """From the first push on; honest sources beside them lose nothing."""
+    for seed in range(3):
+        world = _Camera(seed)
+        chain, learned = world.chain(make), 0
+        for i in range(200):
+            honest = world.event(HONEST[i % len(HONEST)], *world.rows(ROWS))
+            verdict = chain.decide(honest)
+            assert verdict.taken, f"honest push {i} was set aside: {verdict.reason}"
+            chain.observe(honest, verdict)
+            if i % 2:
+                continue
+            event = world.triggered(HOSTILE[i // 2 % len(HOSTILE)])
+            verdict = chain.decide(event)
+            chain.observe(event, verdict)
+            learned += verdict.taken
+        assert learned <= 5, f"{learned} of 100 triggers were learned (seed {seed})"
+        bad = {s.name for s in chain.sources if s.quarantined}
+        assert bad == set(HOSTILE), f"in quarantine: {sorted(bad)} (seed {seed})"
+
+
+def what_most_sources_move_is_usual(make: Make) -> None:
+    """The root set is of yesterday: an input that stood still moves now, and the test gives way."""
+    world = _Camera(1)
+    chain = world.chain(make)
+    taken = []
+    for i in range(400):
+        x, y = world.rows(ROWS)
+        x[:, -1] = world.rng.standard_normal(ROWS)
+        event = world.event(HONEST[i % len(HONEST)], x, y)
+        verdict = chain.decide(event)
+        chain.observe(event, verdict)
+        taken.append(verdict.taken)
+    late = sum(taken[100:]) / len(taken[100:])
+    assert late >= 0.98, f"{late:.1%} of what all send is taken"

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from paramserver.filters.base import Gradient, Probes
+from paramserver.filters.inputs import Layer, Still
 
 NULLS_KEPT: Final = 80
 CLASSES_OF_A_NARROW_DRAW: Final = 3
@@ -127,6 +128,8 @@ class Reference:
         Rows behind an honest gradient: 1 for feedback row by row, the batch for pushes.
     draws
         Null draws of a refresh.
+    layer
+        Where gradients hold the first layer's; None: it is not looked at on its own.
 
     Attributes
     ----------
@@ -140,10 +143,18 @@ class Reference:
         Cosines of null draws of one refresh to each other: how alike honest gradients are.
     size
         Numbers of a gradient; 0: none was drawn yet.
+    still
+        Which inputs of the layer stand still; None without a layer.
     """
 
     def __init__(
-        self, labels: Sequence[Hashable], gradient: RootGradient, *, rows: int = 1, draws: int = 4
+        self,
+        labels: Sequence[Hashable],
+        gradient: RootGradient,
+        *,
+        rows: int = 1,
+        draws: int = 4,
+        layer: Layer | None = None,
     ) -> None:
         self._gradient = gradient
         self._rows = rows
@@ -159,6 +170,7 @@ class Reference:
         self.lengths: deque[float] = deque(maxlen=NULLS_KEPT)
         self.alike: deque[float] = deque(maxlen=NULLS_KEPT)
         self.size = 0
+        self.still = None if layer is None else Still(layer)
 
     def score(self, gradient: Gradient, base: int, label: Hashable | None) -> Score | None:
         """Score of a gradient that was computed with version ``base``; None: nothing to compare.
@@ -197,6 +209,8 @@ class Reference:
         if not np.isfinite(products).all():
             return  # the model has diverged: nothing is learned of it
         self.size = len(classes[0])
+        if self.still is not None:
+            self.still.learn([*classes, *drawn])
         self._keep_usual(nulls)
         frame = self._framed(of_class, version)
         if frame is None:

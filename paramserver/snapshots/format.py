@@ -72,6 +72,7 @@ class Manifest(msgspec.Struct, frozen=True):
     rewrite: int = 0
     frozen: int = 0
     position: int = 0
+    banned: list[str] | None = None
 
     def closed_partitions(self) -> frozenset[int]:
         """``closed``, run by run."""
@@ -100,6 +101,7 @@ def encode(state: SnapshotState) -> bytes:
             rewrite=state.rewrite,
             frozen=state.frozen,
             position=state.position,
+            banned=None if state.banned is None else sorted(state.banned),
         )
     )
     return frame(SCHEMA, manifest, save_arrays(arrays))
@@ -155,6 +157,7 @@ def decode(data: bytes) -> SnapshotState:
         metrics=manifest.metrics,
         parent=manifest.parent,
         created_at=manifest.created_at,
+        banned=None if manifest.banned is None else frozenset(manifest.banned),
     )
 
 

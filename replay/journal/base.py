@@ -8,6 +8,7 @@ none of them carries safety.  ``tests/conformance`` walks every implementation o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,12 +20,17 @@ from replay.errors import JournalDamaged
 
 
 class Verdict(StrEnum):
-    """What was decided about a row before it was written.  It never changes."""
+    """What was decided about a row before it was written.  It never changes.
+
+    ``LOST`` is no row that anybody has sent: it stands where one was, in a store that has come back
+    older than a model that had learned it.
+    """
 
     ACCEPTED = "accepted"
     CLIPPED = "clipped"
     QUARANTINED = "quarantined"
     FROZEN = "frozen"
+    LOST = "lost"
 
 
 class Half(StrEnum):
@@ -197,6 +203,14 @@ class Journal(Protocol):
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
 
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        For a store that has come back older than it was: partitions that are opened later get
+        other numbers, and rows that are written later a ``seq`` above this one.  A partition that
+        is known stays as it is.
+        """
+
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
@@ -297,19 +311,40 @@ class Journal(Protocol):
         after JournalUnavailable the claim may count.
         """
 
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add ``ms`` milliseconds to the time for which the model's servers have run; the sum.
+
+        Each row and half is written with the sum of its time, by which its age is known whatever
+        clocks say.  EpochLost (definite) unless ``epoch`` is the lineage's newest; a lineage that
+        is not the model's newest adds nothing.  After JournalUnavailable it may count.
+        """
+
     def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float = math.inf,
+        ran: float = math.inf,
     ) -> int:
         """Remove at most ``n`` rows with their ids, the oldest of each partition; how many.
 
-        Removed are rows of partition ``p`` up to offset ``upto[p]`` that were taken before
-        ``before`` (POSIX seconds), without leaving holes: the first one that must stay ends it.
+        Removed are rows of partition ``p`` up to offset ``upto[p]`` that both clocks call old,
+        without leaving holes: the first one that must stay ends it.  The wall clock does if they
+        were taken before ``before`` (POSIX seconds), or after ``ahead``: then it was wrong, and
+        says nothing.  The running time does if they were written before it was ``ran`` (ms).
         EpochLost (definite) unless ``epoch`` is the lineage's newest.  A lineage that is not the
         model's newest removes nothing.
         """
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+    def expire(
+        self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
+    ) -> int:
+        """Remove at most ``n`` halves that both clocks call old, as for :meth:`trim`; how many."""
 
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""

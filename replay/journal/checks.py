@@ -352,6 +352,39 @@ def checkpoints_keep_everything(open_: Open) -> None:
         journal.close()  # and a second time as the block ends
 
 
+def goes_on_beyond_what_is_lost(open_: Open) -> None:
+    with open_() as journal:
+        p = register(journal)
+        journal.append(p, 0, batch("a b"))
+        seq = journal.follow("m", 2**62, 1).upto
+        number = p + (p & ~0xFFFFFF or 1)  # as far as the numbers of a server grow in one step
+        for _ in range(2):
+            journal.register_lost("m", "spec", number, 5, seq + 70)
+    with open_() as journal:
+        lost = journal.partition(number)
+        same(lost, Partition(number, "m", "lost", "spec", 5, True, 5), "a lost partition")
+        same([q.id for q in journal.partitions("m")], [p, number], "it is listed")
+        same(journal.read(number, 1, 9), (), "its rows are gone")
+        refused(PartitionSealed, lambda: journal.append(number, 5, batch("c")), "sealed")
+        later = register(journal)
+        same(later > number, True, "a later partition has a later number")
+        row = journal.append(later, 0, batch("c")).outcomes[0].row
+        same(row is not None and row.seq > seq + 70, True, "a later row has a later place")
+        journal.seal(later)
+        journal.register_lost("m", "spec", p, 9, 0)
+        same([r.event_id for r in journal.read(p, 1, 9)], ["a", "b"], "what is known stays")
+        same([r.event_id for r in journal.follow("m", 0, 9).rows], ["a", "b", "c"], "in order")
+
+
+def keeps_rows_that_stand_for_lost_ones(open_: Open) -> None:
+    with open_() as journal:
+        p = register(journal)
+        journal.append(p, 0, [new("a"), new("gone", verdict=Verdict.LOST)])
+    with open_() as journal:
+        verdicts = [row.verdict for row in journal.read(p, 1, 9)]
+        same(verdicts, [Verdict.ACCEPTED, Verdict.LOST], "verdicts")
+
+
 _CHECKS: tuple[Callable[[Open], None], ...] = (
     registers_distinct_partitions,
     knows_no_other_partition,
@@ -371,6 +404,8 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     moves_the_head_for_the_newest_epoch_only,
     keeps_the_first_control_row,
     checkpoints_keep_everything,
+    goes_on_beyond_what_is_lost,
+    keeps_rows_that_stand_for_lost_ones,
     *joinchecks.CHECKS,
     *trimchecks.CHECKS,
 )

@@ -12,6 +12,7 @@ from replay.errors import (
     EpochBehind,
     EpochLost,
     JournalBehind,
+    JournalDamaged,
     JournalFormat,
     JournalUnavailable,
     PartitionSealed,
@@ -19,6 +20,7 @@ from replay.errors import (
     RowInvalid,
     ServerFull,
 )
+from replay.journal import redisproof as proof
 from replay.journal import redisscripts as scripts
 from replay.journal.base import (
     Appended,
@@ -35,18 +37,18 @@ from replay.journal.base import (
     Verdict,
 )
 from replay.journal.batch import check_batch
+from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
 
 FORMAT = 4
 """Number of the layout of keys; a newer one is refused, an older one is read as it is.
 
-Rows of a layout before 3 are in no commit order: :meth:`RedisJournal.follow` leaves them out.
+Rows of a layout before 3 are in no commit order: :meth:`RedisJournal.follow` leaves them out;
+rows of one before 4 have no checksum.
 """
 
 _READ_PAGE = 1024
 _FOLLOW_PAGE = 256  # rows that one script looks up
-
-Fields = dict[bytes, bytes]
 
 
 class RedisJournal:
@@ -164,6 +166,13 @@ class RedisJournal:
         number = self._run(scripts.REGISTER, model, replica, spec, repr(float(at)), bits)
         return Partition(int(number), model, replica, spec, 0, False)
 
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        See :class:`replay.journal.base.Journal`.
+        """
+        self._run(scripts.REGISTER_LOST, model, spec, number, end, seq)
+
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
@@ -198,6 +207,8 @@ class RedisJournal:
             raise EpochBehind(answer[1].decode(), int(answer[2]), epoch)
         if status == b"behind":
             raise JournalBehind(*map(int, answer[1:]))
+        if status == b"damaged":
+            raise JournalDamaged(f"partition {partition}")
         outcomes: list[Outcome] = []
         for row, found in zip(rows, answer[3], strict=True):
             outcomes.append(_outcome(partition, row, found, outcomes))
@@ -216,11 +227,11 @@ class RedisJournal:
     def partition(self, partition: int) -> Partition | None:
         """The partition, or None if it is unknown."""
         found = self._run(scripts.PARTITIONS, "number", partition)
-        return _partition(found[0]) if found else None
+        return proof.as_partition(found[0]) if found else None
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
         """All partitions of the model, by id."""
-        return tuple(map(_partition, self._run(scripts.PARTITIONS, "model", model)))
+        return tuple(map(proof.as_partition, self._run(scripts.PARTITIONS, "model", model)))
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
         """Rows ``first … first + n - 1`` as far as they exist.
@@ -234,7 +245,7 @@ class RedisJournal:
             page = self._entries(stream, start, last)
             if not page or page[0][0] != first + len(rows):
                 break  # what was trimmed is missing: no hole is skipped
-            rows += (_row(partition, offset, fields) for offset, fields in page)
+            rows += (proof.as_row(partition, offset, fields) for offset, fields in page)
         return tuple(rows)
 
     def _entries(self, stream: bytes, first: int, last: int) -> list[tuple[int, Fields]]:
@@ -247,7 +258,7 @@ class RedisJournal:
         while True:  # several scripts, so that none keeps the server for long
             size = min(_FOLLOW_PAGE, n - len(rows))
             newest, found, looked_at, trimmed = self._run(scripts.FOLLOW, model, after, size)
-            rows += (_row(int(p), int(offset), _fields(flat)) for p, offset, flat in found)
+            rows += (proof.as_row(int(p), int(offset), _fields(flat)) for p, offset, flat in found)
             after = int(newest)
             if len(rows) >= n or looked_at < size:
                 return Followed(tuple(rows), after, int(trimmed))
@@ -255,14 +266,22 @@ class RedisJournal:
     def find(self, model: str, key: bytes) -> Row | None:
         """The row that has the key, or None."""
         found = self._run(scripts.FIND, model, key)
-        return _row(int(found[0]), int(found[1]), _fields(found[2])) if found else None
+        if not found:
+            return None
+        row = proof.as_row(int(found[0]), int(found[1]), _fields(found[2]))
+        if row.key != key:
+            raise JournalDamaged(f"the place of an id of model {model}", "another event is there")
+        return row
 
     # -- epochs, heads and control rows --------------------------------------------------------
 
     def head(self, model: str, spec: str) -> Head:
         """Epoch and newest snapshot of the lineage (epoch 0 and None before its first server)."""
-        names = (f"epoch:{spec}", f"snapshot:{spec}")
-        epoch, snapshot = self._command("HMGET", self._key("head", model), *names)
+        names = (f"epoch:{spec}", f"snapshot:{spec}", f"sum:{spec}")
+        epoch, snapshot, stored = self._command("HMGET", self._key("head", model), *names)
+        words = (epoch or b"", snapshot or b"")
+        if stored is not None and stored != proof.proof(f"head {model} {spec}", words):
+            raise JournalDamaged(f"a head of model {model}")
         return Head(int(epoch or 0), None if snapshot is None else snapshot.decode())
 
     def lineages(self, model: str) -> tuple[str, ...]:
@@ -276,6 +295,8 @@ class RedisJournal:
         Raises EpochLost (definite) if another server was faster.
         """
         status, epoch = self._run(scripts.BEGIN_EPOCH, model, spec, expected)
+        if status == b"damaged":
+            raise JournalDamaged(f"a head of model {model}")
         if status == b"lost":
             raise EpochLost(model, expected, int(epoch))
         return int(epoch)
@@ -283,6 +304,8 @@ class RedisJournal:
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
         """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
         status, found = self._run(scripts.MOVE_HEAD, model, spec, epoch, snapshot)
+        if status == b"damaged":
+            raise JournalDamaged(f"a head of model {model}")
         if status == b"lost":
             raise EpochLost(model, epoch, int(found))
 
@@ -306,14 +329,17 @@ class RedisJournal:
         if fence is not None and answer[0] == b"lost":
             raise EpochLost(model, fence[1], int(answer[1]))
         won, seq, row = answer
-        return _control(model, int(seq), _fields(row)), won == b"1"
+        found = proof.as_control(model, int(seq), _fields(row))
+        if found.key != key:
+            raise JournalDamaged(f"the place of a decision of model {model}", "another is there")
+        return found, won == b"1"
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
         """Control rows of the model with ``seq > after``, in order."""
         rows: list[Control] = []
         stream = self._key("controls", model)
         while page := self._entries(stream, after + 1, after + _READ_PAGE):
-            rows += (_control(model, seq, fields) for seq, fields in page)
+            rows += (proof.as_control(model, seq, fields) for seq, fields in page)
             after += _READ_PAGE
         return tuple(rows)
 
@@ -326,23 +352,44 @@ class RedisJournal:
             raise PartitionUnknown(partition)
         return int(answer[1])
 
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add to the model's running time: see :class:`replay.journal.base.Journal`."""
+        status, *found = self._run(scripts.RUN, model, spec, epoch, ms)
+        if status == b"damaged":
+            raise JournalDamaged(f"the running time of model {model}")
+        if status == b"lost":
+            raise EpochLost(model, epoch, int(found[0]))
+        return int(found[0])
+
     def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float = math.inf,
+        ran: float = math.inf,
     ) -> int:
         """Remove at most ``n`` rows with their ids: see :class:`replay.journal.base.Journal`.
 
         One script, which every other caller of the server waits for.
         """
         bounds = [word for p in sorted(upto) if upto[p] > 0 for word in (p, upto[p])]
-        head = (model, spec, epoch, repr(float(before)), n)
+        head = (model, spec, epoch, repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         status, found = self._run(scripts.TRIM, *head, *bounds)
         if status == b"lost":
             raise EpochLost(model, epoch, int(found))
         return int(found)
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves that were taken before ``before``; how many."""
-        return int(self._run(scripts.EXPIRE, model, repr(float(before)), n))
+    def expire(
+        self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
+    ) -> int:
+        """Remove at most ``n`` halves that both clocks call old; how many."""
+        bounds = (repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
+        return int(self._run(scripts.EXPIRE, model, *bounds))
 
     def usage(self, model: str) -> Usage:
         """Memory of the whole server and its bound for rows, and rows and halves of the model."""
@@ -366,6 +413,9 @@ def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outco
         return Outcome(False, before[int(found[1]) - 1].row)
     if kind == b"half":
         return Outcome(False, None, float(found[1]) if found[1] else None)
+    if kind == b"damaged":
+        what = f"what stands under the id {given.event_id!a}"
+        return Outcome(False, None, damaged=JournalDamaged(what))
     if kind == b"gone":
         return Outcome(False, None, gone=True)
     if kind == b"met":
@@ -374,7 +424,10 @@ def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outco
         return Outcome(False, None, met.at, met)
     if kind != b"written":
         where, offset = int(found[1]), int(found[2])
-        return Outcome(kind == b"own", _row(where, offset, _fields(found[3])))
+        try:
+            return Outcome(kind == b"own", proof.as_row(where, offset, _fields(found[3])))
+        except JournalDamaged as error:
+            return Outcome(False, None, damaged=error)
     # What was written needs not travel back.
     row = Row(
         int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,
@@ -385,29 +438,3 @@ def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outco
 
 def _fields(flat: list[bytes]) -> Fields:
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _row(partition: int, offset: int, fields: Fields) -> Row:
-    return Row(
-        seq=int(fields[b"seq"]),
-        partition=partition,
-        offset=offset,
-        key=fields[b"key"],
-        event_id=fields[b"event_id"].decode(),
-        source=fields[b"source"].decode(),
-        verdict=Verdict(fields[b"verdict"].decode()),
-        factor=float(fields[b"factor"]),
-        payload=fields[b"payload"],
-        at=float(fields[b"at"]),
-    )
-
-
-def _partition(found: list[bytes]) -> Partition:
-    number, model, replica, spec, end, sealed, trimmed = (word.decode() for word in found)
-    return Partition(int(number), model, replica, spec, int(end), sealed == "1", int(trimmed))
-
-
-def _control(model: str, seq: int, fields: Fields) -> Control:
-    return Control(
-        seq, model, fields[b"kind"].decode(), fields[b"key"].decode(), fields[b"payload"]
-    )

@@ -19,7 +19,8 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 ``P:rows:NUMBER``           stream      a row under the id ``OFFSET-0``
 ``P:order:MODEL``           stream      where each row stands, under the id ``SEQ-0``
 ``P:trimmed:MODEL``         string      seq of the newest row that was trimmed
-``P:claims:NUMBER``         hash        how many learners claimed each offset
+``P:claims:NUMBER``         hash        how many learners claimed each offset, and its checksum
+``P:running:MODEL``         string      milliseconds for which servers have run, and its checksum
 ``P:ids:MODEL``             hash        ``NUMBER:OFFSET`` of each key
 ``P:halves:MODEL``          hash        the half that is kept of each key (cmsgpack)
 ``P:waiting:MODEL``         sorted set  keys of halves by when they were taken
@@ -34,6 +35,11 @@ with the stream, so that a journal that lost a stream is seen to be behind.  Lik
 trimmed is what is missing before its first entry, so that trimming only deletes, which a server
 without memory still does.  Rows that a layout before 4 has joined say which half came second
 (``half``) and when the first was taken (``since``).
+
+Rows, control rows, halves, partitions and heads end with ``sum``: the first 32 bits of the SHA-1
+of where they stand and of all that is before it (:func:`replay.journal.redisproof.proof`).  A
+server's Lua has no faster checksum, and only a script knows offset and seq.  ``ran`` is the running
+time at which a row or a half was written.
 """
 
 from __future__ import annotations
@@ -65,6 +71,33 @@ end
 local function epoch_of(model, spec)
   return redis.call('HGET', P .. ':head:' .. model, 'epoch:' .. spec)
 end
+local function proof(place, words)
+  return string.sub(redis.sha1hex(place .. '\\n' .. table.concat(words, '\\n')), 1, 8)
+end
+local function running(model)
+  local found = redis.call('GET', P .. ':running:' .. model)
+  if not found then return 0 end
+  local ms, sum = string.match(found, '^(%d+) (%x+)$')
+  return ms and sum == proof('running ' .. model, {ms}) and tonumber(ms) or nil
+end
+local function prove_partition(number)
+  local partition = P .. ':partition:' .. number
+  local of = redis.call('HMGET', partition, 'model', 'replica', 'spec', 'at', 'sealed')
+  redis.call('HSET', partition, 'sum', proof('partition ' .. number,
+    {of[1], of[2], of[3], of[4], of[5] or ''}))
+end
+local function head_is_good(model, spec)
+  local of = redis.call('HMGET', P .. ':head:' .. model, 'epoch:' .. spec, 'snapshot:' .. spec,
+    'sum:' .. spec)
+  return not of[3] or
+    of[3] == proof('head ' .. model .. ' ' .. spec, {of[1] or '', of[2] or ''})
+end
+local function prove_head(model, spec)
+  local head = P .. ':head:' .. model
+  local of = redis.call('HMGET', head, 'epoch:' .. spec, 'snapshot:' .. spec)
+  redis.call('HSET', head, 'sum:' .. spec,
+    proof('head ' .. model .. ' ' .. spec, {of[1], of[2] or ''}))
+end
 """
 
 # ARGV: layout of the caller.  Keeps the newest one, so that older versions refuse what they
@@ -86,10 +119,13 @@ APPEND = (
     _COMMON
     + """
 local number, known, held, most = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
-local of = redis.call('HMGET', P .. ':partition:' .. number, 'model', 'sealed')
+local of = redis.call('HMGET', P .. ':partition:' .. number,
+  'model', 'sealed', 'replica', 'spec', 'at', 'sum')
 local rows = P .. ':rows:' .. number
 local stop = last(rows)
-if not of[1] then return {'unknown'} end
+if not of[1] and not of[3] then return {'unknown'} end
+if of[6] and of[6] ~= proof('partition ' .. number,
+    {of[1] or '', of[3] or '', of[4] or '', of[5] or '', of[2] or ''}) then return {'damaged'} end
 if of[2] then return {'sealed', int(stop)} end
 if stop < known then return {'behind', number, int(stop), int(known)} end
 local newest = redis.call('HGET', P .. ':head:' .. of[1], 'newest') or '0'
@@ -97,19 +133,26 @@ if tonumber(newest) < tonumber(ARGV[5]) then return {'older', of[1], newest} end
 local ids, halves = P .. ':ids:' .. of[1], P .. ':halves:' .. of[1]
 local waiting = P .. ':waiting:' .. of[1]
 local count = redis.call('HLEN', halves)
-local any = count > 0
+local any, ran = count > 0, int(running(of[1]) or 0)
 local outcomes, first, fresh, kept, touched = {}, {}, {}, {}, {}
 
 local function half_of(key)
   if kept[key] == nil then
     local packed = any and redis.call('HGET', halves, key)
-    kept[key] = packed and cmsgpack.unpack(packed) or false
+    local read, found = true, false
+    if packed then read, found = pcall(cmsgpack.unpack, packed) end
+    if read and found and #found > 5 then
+      local sum = table.remove(found, 7)
+      read = sum == proof('half ' .. of[1] .. ' ' .. key, found)
+    end
+    if read then kept[key] = found else kept[key] = 'damaged' end
   end
   return kept[key]
 end
 local function take(i, n)
   local key, payload, half, over = ARGV[i], ARGV[i + 5], ARGV[i + 7], ARGV[i + 8]
   local had = half_of(key)
+  if had == 'damaged' then return {'damaged'} end
   if not had and over ~= '' then
     if payload == '' then return {'half', ARGV[i + 6]} end
     return {'gone'}
@@ -125,11 +168,11 @@ local function take(i, n)
     kept[key] = false
     fresh[#fresh + 1] = {n = n, key = key, fields = {'key', key, 'event_id', ARGV[i + 1],
       'source', ARGV[i + 2], 'verdict', ARGV[i + 3], 'factor', ARGV[i + 4], 'payload', payload,
-      'at', ARGV[i + 6], 'half', ''}}
+      'at', ARGV[i + 6], 'half', '', 'ran', ran}}
     first[key] = n
     return {'written'}
   end
-  kept[key] = payload ~= '' and {half, ARGV[i + 1], ARGV[i + 2], payload, ARGV[i + 6]}
+  kept[key] = payload ~= '' and {half, ARGV[i + 1], ARGV[i + 2], payload, ARGV[i + 6], ran}
   if payload ~= '' then count = count + 1 end
   return {'half', ARGV[i + 6]}
 end
@@ -144,7 +187,11 @@ for i = 6, #ARGV, 9 do
     local stored = entry(P .. ':rows:' .. where, offset)
     if not stored then return {'behind', where, int(last(P .. ':rows:' .. where)), offset} end
     local own = half == '' and where == number and tonumber(offset) > known
-    outcomes[n] = {own and 'own' or 'other', where, offset, stored}
+    if field(stored, 'key') == key then
+      outcomes[n] = {own and 'own' or 'other', where, offset, stored}
+    else
+      outcomes[n] = {'damaged', where, offset}
+    end
     if half == '' then first[key] = n end
   else
     outcomes[n] = take(i, n)
@@ -155,7 +202,11 @@ for _, new in ipairs(fresh) do
   stop = stop + 1
   local seq = int(redis.call('INCR', P .. ':seq'))
   redis.call('XADD', P .. ':order:' .. of[1], seq .. '-0', 'at', number .. ':' .. int(stop))
-  redis.call('XADD', rows, int(stop) .. '-0', 'seq', seq, unpack(new.fields))
+  table.insert(new.fields, 1, 'seq')
+  table.insert(new.fields, 2, seq)
+  local sum = proof('row ' .. number .. ' ' .. int(stop), new.fields)
+  new.fields[#new.fields + 1], new.fields[#new.fields + 2] = 'sum', sum
+  redis.call('XADD', rows, int(stop) .. '-0', unpack(new.fields))
   redis.call('HSET', ids, new.key, number .. ':' .. int(stop))
   outcomes[new.n] = {'written', int(stop), seq}
 end
@@ -163,6 +214,7 @@ for key, had in pairs(touched) do
   local half = kept[key]
   if half then
     redis.call('ZADD', waiting, half[5], key)
+    half[7] = proof('half ' .. of[1] .. ' ' .. key, half)
     redis.call('HSET', halves, key, cmsgpack.pack(half))
   elseif had then
     redis.call('HDEL', halves, key)
@@ -183,8 +235,41 @@ REGISTER = (
 local number = int(redis.call('INCR', P .. ':partitions') * 16777216 + tonumber(ARGV[5]))
 redis.call('HSET', P .. ':partition:' .. number,
   'model', ARGV[1], 'replica', ARGV[2], 'spec', ARGV[3], 'at', ARGV[4])
+prove_partition(number)
 redis.call('RPUSH', P .. ':partitions:' .. ARGV[1], number)
 return number
+"""
+)
+
+# ARGV: model, spec, number, end, seq.  The stream comes last: without it the end would be 0, so a
+# script that failed is given again.
+REGISTER_LOST = (
+    _COMMON
+    + """
+local model, number, stop = ARGV[1], ARGV[3], ARGV[4]
+local rows, known = P .. ':rows:' .. number, P .. ':partition:' .. number
+if tonumber(redis.call('GET', P .. ':seq') or '0') < tonumber(ARGV[5]) then
+  redis.call('SET', P .. ':seq', ARGV[5])
+end
+if redis.call('EXISTS', rows) == 1 then return 0 end
+if redis.call('EXISTS', known) == 1 and redis.call('HGET', known, 'replica') ~= 'lost' then
+  return 0
+end
+local count = math.floor(tonumber(number) / 16777216)
+if tonumber(redis.call('GET', P .. ':partitions') or '0') < count then
+  redis.call('SET', P .. ':partitions', int(count))
+end
+if redis.call('EXISTS', known) == 0 then
+  redis.call('RPUSH', P .. ':partitions:' .. model, number)
+  redis.call('HSET', known,
+    'model', model, 'replica', 'lost', 'spec', ARGV[2], 'at', '0', 'sealed', '1')
+  prove_partition(number)
+end
+if tonumber(stop) > 0 then
+  redis.call('XADD', rows, stop .. '-0', 'seq', '0')
+  redis.call('XDEL', rows, stop .. '-0')
+end
+return 1
 """
 )
 
@@ -195,6 +280,7 @@ SEAL = (
 local partition = P .. ':partition:' .. ARGV[1]
 if redis.call('EXISTS', partition) == 0 then return {'unknown'} end
 redis.call('HSET', partition, 'sealed', '1')
+prove_partition(ARGV[1])
 return {'ok', int(last(P .. ':rows:' .. ARGV[1]))}
 """
 )
@@ -209,11 +295,12 @@ if ARGV[1] == 'model' then
 end
 for _, number in ipairs(numbers) do
   local of = redis.call(
-    'HMGET', P .. ':partition:' .. number, 'model', 'replica', 'spec', 'sealed')
+    'HMGET', P .. ':partition:' .. number, 'model', 'replica', 'spec', 'sealed', 'at', 'sum')
   if of[1] then
     local rows = P .. ':rows:' .. number
     found[#found + 1] =
-      {number, of[1], of[2], of[3], int(last(rows)), of[4] or '0', int(trimmed(rows))}
+      {number, of[1], of[2], of[3], int(last(rows)), of[4] or '', int(trimmed(rows)),
+        of[5] or '', of[6] or ''}
   end
 end
 return found
@@ -256,6 +343,7 @@ BEGIN_EPOCH = (
     _COMMON
     + """
 local head = P .. ':head:' .. ARGV[1]
+if not head_is_good(ARGV[1], ARGV[2]) then return {'damaged', '0'} end
 local found = redis.call('HMGET', head, 'epoch:' .. ARGV[2], 'newest')
 local epoch = tonumber(found[1] or '0')
 if epoch ~= tonumber(ARGV[3]) then return {'lost', int(epoch)} end
@@ -264,6 +352,7 @@ local newest = math.max(epoch, tonumber(found[2] or '0'))
 local changes = int(redis.call('INCR', P .. ':changes'))
 redis.call('ZADD', P .. ':lineages:' .. ARGV[1], changes, ARGV[2])
 redis.call('HSET', head, 'epoch:' .. ARGV[2], int(epoch), 'newest', int(newest))
+prove_head(ARGV[1], ARGV[2])
 return {'ok', int(epoch)}
 """
 )
@@ -273,8 +362,10 @@ MOVE_HEAD = (
     _COMMON
     + """
 local epoch = epoch_of(ARGV[1], ARGV[2])
+if not head_is_good(ARGV[1], ARGV[2]) then return {'damaged', '0'} end
 if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
 redis.call('HSET', P .. ':head:' .. ARGV[1], 'snapshot:' .. ARGV[2], ARGV[4])
+prove_head(ARGV[1], ARGV[2])
 return {'ok', epoch}
 """
 )
@@ -291,7 +382,10 @@ local controls, decided = P .. ':controls:' .. ARGV[1], P .. ':decided:' .. ARGV
 local seq, won = redis.call('HGET', decided, ARGV[3]), '0'
 if not seq then
   seq, won = int(last(controls) + 1), '1'
-  redis.call('XADD', controls, seq .. '-0', 'kind', ARGV[2], 'key', ARGV[3], 'payload', ARGV[4])
+  local fields = {'kind', ARGV[2], 'key', ARGV[3], 'payload', ARGV[4]}
+  fields[8] = proof('control ' .. ARGV[1] .. ' ' .. seq, fields)
+  fields[7] = 'sum'
+  redis.call('XADD', controls, seq .. '-0', unpack(fields))
   redis.call('HSET', decided, ARGV[3], seq)
 end
 local row = entry(controls, seq)
@@ -305,34 +399,78 @@ CLAIM = (
     _COMMON
     + """
 if redis.call('EXISTS', P .. ':partition:' .. ARGV[1]) == 0 then return {'unknown'} end
-return {'ok', int(redis.call('HINCRBY', P .. ':claims:' .. ARGV[1], ARGV[2], 1) - 1)}
+local claims = P .. ':claims:' .. ARGV[1]
+local found = redis.call('HGET', claims, ARGV[2]) or ''
+local place = 'claim ' .. ARGV[1] .. ' ' .. ARGV[2]
+local n, sum = string.match(found, '^(%d+) ?(%x*)$')
+if not n or (sum ~= '' and sum ~= proof(place, {n})) then n = '0' end
+local after = int(tonumber(n) + 1)
+redis.call('HSET', claims, ARGV[2], after .. ' ' .. proof(place, {after}))
+return {'ok', n}
 """
 )
 
-# ARGV: model, spec, epoch, before, most rows, then of each partition its number and the last
-# offset that may go.  Ids go first: a key that leads to no entry would never be written again.
+# ARGV: model, spec, epoch, milliseconds.
+RUN = (
+    _COMMON
+    + """
+local epoch = epoch_of(ARGV[1], ARGV[2])
+if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
+local ms = running(ARGV[1])
+if not ms then return {'damaged'} end
+if redis.call('ZRANGE', P .. ':lineages:' .. ARGV[1], -1, -1)[1] == ARGV[2] then
+  ms = ms + tonumber(ARGV[4])
+  redis.call('SET', P .. ':running:' .. ARGV[1],
+    int(ms) .. ' ' .. proof('running ' .. ARGV[1], {int(ms)}))
+end
+return {'ok', int(ms)}
+"""
+)
+
+# ARGV: model, spec, epoch, before, most rows, when a clock was ahead, running time, then of each
+# partition its number and the last offset that may go.  Ids go first: a key that leads to no entry
+# would never be written again.
 TRIM = (
     _COMMON
     + """
 local model, before, left = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
+local ahead, ran = tonumber(ARGV[6]), tonumber(ARGV[7])
+local function is_old(fields)
+  local at = tonumber(field(fields, 'at'))
+  return (at < before or at > ahead) and tonumber(field(fields, 'ran') or '0') < ran
+end
+local function is_good(number, id, fields)
+  if fields[#fields - 1] ~= 'sum' then return field(fields, 'ran') == nil end
+  local words = {unpack(fields, 1, #fields - 2)}
+  return fields[#fields] == proof('row ' .. number .. ' ' .. string.match(id, '^%d+'), words)
+end
 local epoch = epoch_of(model, ARGV[2])
 if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
 local newest = redis.call('ZRANGE', P .. ':lineages:' .. model, -1, -1)[1]
 if newest ~= ARGV[2] then return {'ok', '0'} end
 local removed, newest = 0, tonumber(redis.call('GET', P .. ':trimmed:' .. model) or '0')
-for i = 6, #ARGV, 2 do
+for i = 8, #ARGV, 2 do
   local number, rows = ARGV[i], P .. ':rows:' .. ARGV[i]
   if left > removed and redis.call('HGET', P .. ':partition:' .. number, 'model') == model then
-    local upto
+    local upto, passed = nil, {}
     for _, row in ipairs(
         redis.call('XRANGE', rows, '-', ARGV[i + 1] .. '-0', 'COUNT', int(left - removed))) do
-      if tonumber(field(row[2], 'at')) >= before then break end
-      upto = tonumber(string.match(row[1], '^%d+'))
-      redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))
-      redis.call('HDEL', P .. ':claims:' .. number, int(upto), int(upto + 1099511627776))
-      redis.call('XDEL', P .. ':order:' .. model, field(row[2], 'seq') .. '-0')
-      newest = math.max(newest, tonumber(field(row[2], 'seq')))
-      removed = removed + 1
+      local good = is_good(number, row[1], row[2])
+      if good and not is_old(row[2]) then break end
+      passed[#passed + 1] = row
+      if good then  -- when a damaged one was taken is not to be believed: a later one decides
+        for _, gone in ipairs(passed) do
+          upto = tonumber(string.match(gone[1], '^%d+'))
+          local key, seq = field(gone[2], 'key') or '', field(gone[2], 'seq') or ''
+          redis.call('HDEL', P .. ':ids:' .. model, key)
+          redis.call('HDEL', P .. ':claims:' .. number, int(upto), int(upto + 1099511627776))
+          if string.match(seq, '^%d+$') then
+            redis.call('XDEL', P .. ':order:' .. model, seq .. '-0')
+          end
+        end
+        newest, removed = math.max(newest, tonumber(field(row[2], 'seq'))), removed + #passed
+        passed = {}
+      end
     end
     if upto then redis.call('XTRIM', rows, 'MINID', int(upto + 1) .. '-0') end
   end
@@ -342,16 +480,29 @@ return {'ok', int(removed)}
 """
 )
 
-# ARGV: model, before, most halves.
+# ARGV: model, before, most halves, when a clock was ahead, running time.
 EXPIRE = (
     _COMMON
     + """
 local waiting = P .. ':waiting:' .. ARGV[1]
-local keys = redis.call('ZRANGEBYSCORE', waiting, '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])
-for _, key in ipairs(keys) do
-  redis.call('HDEL', P .. ':halves:' .. ARGV[1], key)
-  redis.call('ZREM', waiting, key)
+local halves, most, ran = P .. ':halves:' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5])
+local function written(key)
+  local packed = redis.call('HGET', halves, key)
+  local read, half = pcall(cmsgpack.unpack, packed or '')
+  return read and half and tonumber(half[6]) or 0
 end
-return int(#keys)
+local removed = 0
+for _, range in ipairs({{'-inf', '(' .. ARGV[2]}, {'(' .. ARGV[4], '+inf'}}) do
+  local keys = redis.call(
+    'ZRANGEBYSCORE', waiting, range[1], range[2], 'LIMIT', 0, int(most - removed))
+  for _, key in ipairs(keys) do
+    if written(key) < ran then
+      redis.call('HDEL', halves, key)
+      redis.call('ZREM', waiting, key)
+      removed = removed + 1
+    end
+  end
+end
+return int(removed)
 """
 )

@@ -6,6 +6,7 @@ import math
 import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from replay.errors import (
@@ -157,6 +158,18 @@ class SqliteJournal:
             assert number is not None
             db.execute(sql.PROVE_PARTITION, (number,))
         return Partition(number, model, replica, spec, 0, False)
+
+    def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
+        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+
+        See :class:`replay.journal.base.Journal`.
+        """
+        with self._file.write() as db:
+            values = (number, _model_id(db, model), spec, end, end)
+            if db.execute(sql.OPEN_LOST, values).rowcount:
+                db.execute(sql.PROVE_PARTITION, (number,))
+            if db.execute(sql.LIFT_SEQ, (seq,)).rowcount == 0:
+                db.execute(sql.FIRST_SEQ, (seq,))
 
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
@@ -330,8 +343,28 @@ class SqliteJournal:
             db.execute(sql.CLAIM, (*columns, checksum(*columns)))
             return before
 
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        """Add to the model's running time: see :class:`replay.journal.base.Journal`."""
+        with self._file.write() as db:
+            newest = list(_check_epoch(db, model, spec, epoch))[-1] == spec
+            number = _model_id(db, model)
+            running = proof.model_of(db, number).running
+            if newest:
+                db.execute(sql.RUN, (ms, number))
+                db.execute(sql.PROVE_MODEL, (number,))
+        return running + ms if newest else running
+
     def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float = math.inf,
+        ran: float = math.inf,
     ) -> int:
         """Remove at most ``n`` rows with their ids: see :class:`replay.journal.base.Journal`.
 
@@ -341,14 +374,17 @@ class SqliteJournal:
         with self._file.write() as db:
             if list(_check_epoch(db, model, spec, epoch))[-1] != spec:
                 return 0
-            return trim(db, _model_id(db, model), upto, before, n, self._unchecked)
+            is_old = partial(_is_old, before, ahead, ran)
+            return trim(db, _model_id(db, model), upto, n, is_old, self._unchecked)
 
-    def expire(self, model: str, before: float, n: int) -> int:
-        """Remove at most ``n`` halves that were taken before ``before``; how many."""
+    def expire(
+        self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
+    ) -> int:
+        """Remove at most ``n`` halves that both clocks call old; how many."""
         with self._file.write() as db:
             number = _model_id(db, model)
             proof.model_of(db, number)
-            removed = db.execute(sql.EXPIRE, (number, before, n)).rowcount
+            removed = db.execute(sql.EXPIRE, (number, before, ahead, ran, n)).rowcount
             db.execute(sql.COUNT_HALVES, (-removed, number))
             db.execute(sql.PROVE_MODEL, (number,))
         return removed
@@ -368,6 +404,10 @@ def _model_id(db: sqlite3.Connection, model: str) -> int:
         db.execute(sql.PROVE_MODEL, (made,))
         found = (made,)
     return int(found[0])
+
+
+def _is_old(before: float, ahead: float, ran: float, row: Row, written: int) -> bool:
+    return written < ran and (row.at < before or row.at > ahead)
 
 
 def _heads(db: sqlite3.Connection, model: str) -> dict[str, tuple[Head, int]]:

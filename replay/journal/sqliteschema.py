@@ -90,6 +90,7 @@ ROW = (
     'seq, partition, "offset", key, event_id, source, verdict, factor, payload, at,'
     " model, half, since, ran, checksum"
 )
+RAN = 13  # place of the running time in these
 INSERT = f"INSERT INTO rows ({ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_COLUMNS, INSERT_ROW = INSERT.split(" VALUES ")
 BY_KEY = f"SELECT {ROW} FROM rows WHERE model = ? AND key = ?"
@@ -122,9 +123,16 @@ PROVE_PARTITION = (
     'UPDATE partitions SET checksum = checksum(id, model, replica, spec, "end", sealed, at,'
     " trimmed) WHERE id = ?"
 )
+OPEN_LOST = (
+    'INSERT INTO partitions (id, model, replica, spec, "end", sealed, at, trimmed)'
+    " VALUES (?, ?, 'lost', ?, ?, 1, 0, ?) ON CONFLICT (id) DO NOTHING"
+)
+LIFT_SEQ = "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'rows'"
+FIRST_SEQ = "INSERT INTO sqlite_sequence (name, seq) VALUES ('rows', ?)"
 PROVE_MODEL = (
     "UPDATE models SET checksum = checksum(id, name, halves, trimmed, running) WHERE id = ?"
 )
+RUN = "UPDATE models SET running = running + ? WHERE id = ?"
 SEAL = "UPDATE partitions SET sealed = 1 WHERE id = ?"
 
 CONTROL_COLUMNS = "c.model, c.seq, c.kind, c.key, c.payload, c.checksum"
@@ -151,7 +159,8 @@ KEEP_HALF = f"INSERT INTO halves ({HALF_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?
 DROP_HALF = "DELETE FROM halves WHERE model = ? AND key = ?"
 EXPIRE = (
     "DELETE FROM halves WHERE id IN"
-    " (SELECT id FROM halves WHERE model = ? AND at < ? ORDER BY at LIMIT ?)"
+    " (SELECT id FROM halves WHERE model = ? AND (at < ? OR at > ?) AND coalesce(ran, 0) < ?"
+    " ORDER BY at LIMIT ?)"
 )
 COUNT_HALVES = "UPDATE models SET halves = halves + ? WHERE id = ?"
 

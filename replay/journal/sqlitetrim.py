@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
+from replay.journal.base import Row
 
 
 def trim(
     db: sqlite3.Connection,
     model: int,
     upto: Mapping[int, int],
-    before: float,
     n: int,
+    is_old: Callable[[Row, int], bool],
     unchecked: int,
 ) -> int:
     """Remove at most ``n`` rows of the model's partitions, with their claims; how many.
 
-    Of partition ``p`` the oldest up to offset ``upto[p]`` go, as far as they were taken before
-    ``before``; the first that was not ends it, so that what stays has no holes.
+    Of partition ``p`` the oldest up to offset ``upto[p]`` go, as far as ``is_old`` says so of the
+    row and of the running time (ms) at which it was written; the first of which it does not ends
+    it, so that what stays has no holes.
     """
     removed = 0
     for partition in sorted(upto):
@@ -35,7 +37,7 @@ def trim(
             if not proof.good_row(found, unchecked):
                 continue  # when it was taken is not to be believed: the rows after it decide
             row = proof.as_row(found, unchecked)
-            if row.at >= before:
+            if not is_old(row, int(found[sql.RAN] or 0)):
                 break
             last, newest = row.offset, row.seq
         if last > first:

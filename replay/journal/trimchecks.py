@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from replay.errors import EpochLost, JournalBehind, PartitionSealed, PartitionUnknown
-from replay.journal.base import Journal
+from replay.journal.base import Half, Journal
 from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 NEVER = float("inf")
@@ -123,6 +123,69 @@ def trims_its_own_model_only(open_: Open) -> None:
         same([journal.usage(m).rows for m in ("m", "n", "nobody")], [0, 1, 0], "rows by model")
 
 
+def sums_the_running_time(open_: Open) -> None:
+    with open_() as one, open_() as two:
+        for epoch in (0, 1):
+            call = partial(one.run, "m", "spec", epoch, 5)
+            refused(EpochLost, call, "running time before the first server")
+        one.begin_epoch("m", "spec", 0)
+        same((one.run("m", "spec", 1, 0), one.run("m", "spec", 1, 700)), (0, 700), "the sum")
+        two.begin_epoch("m", "spec", 1)
+        refused(EpochLost, lambda: one.run("m", "spec", 1, 9), "an old server's")
+        same(two.run("m", "spec", 2, 40), 740, "the next server goes on")
+        two.begin_epoch("n", "spec", 0)
+        same(two.run("n", "spec", 1, 3), 3, "another model's")
+        two.begin_epoch("m", "other", 0)
+        same(one.run("m", "spec", 2, 1000), 740, "of a lineage that is not the newest")
+        same(one.run("m", "other", 1, 10), 750, "of the newest")
+    with open_() as journal:
+        same(journal.run("m", "other", 1, 0), 750, "after a restart")
+
+
+def both_clocks_must_call_a_row_old(open_: Open) -> None:
+    with open_() as journal:
+        journal.begin_epoch("m", "spec", 0)
+        p = _fill(journal, "p", (1.0, 1.0))
+        journal.run("m", "spec", 1, 1000)
+        journal.append(p, 2, [new("p3", at=1.0), new("p4", at=50.0)])
+        trim = partial(journal.trim, "m", "spec", 1, {p: 4})
+        same(trim(NEVER, 9, ran=0), 0, "written at the first running time")
+        same(trim(1.0, 9, ran=NEVER), 0, "taken too lately")
+    with open_() as journal:
+        trim = partial(journal.trim, "m", "spec", 1, {p: 4})
+        same(trim(40.0, 9, ran=1000), 2, "the running time ends it")
+        same(trim(40.0, 9, ran=1001), 1, "the wall clock ends it")
+        same(_offsets_left(journal, p), [[4]], "what stays")
+        same(trim(40.0, 9, ran=NEVER, ahead=50.0), 0, "a stamp at the bound is believed")
+        same(trim(40.0, 9, ran=1000, ahead=49.0), 0, "one of a wrong clock is, too, while young")
+        same(trim(40.0, 9, ran=1001, ahead=49.0), 1, "by the running time alone")
+
+
+def rows_of_a_wrong_future_stop_nothing(open_: Open) -> None:
+    with open_() as journal:
+        journal.begin_epoch("m", "spec", 0)
+        p = _fill(journal, "p", (1.0, 9e9, 9e9, 2.0))
+        trim = partial(journal.trim, "m", "spec", 1, {p: 4}, 40.0, 9)
+        same((trim(), trim(ahead=100.0, ran=1)), (1, 3), "rows that went")
+        same(_offsets_left(journal, p), [[]], "what stays")
+
+
+def halves_go_by_both_clocks(open_: Open) -> None:
+    with open_() as journal:
+        journal.begin_epoch("m", "spec", 0)
+        p = register(journal)
+        waits = [new(n, half=Half.LABEL, at=at) for n, at in (("a", 1.0), ("b", 9e9))]
+        journal.append(p, 0, waits)
+        journal.run("m", "spec", 1, 1000)
+        journal.append(p, 0, [new("c", half=Half.LABEL, at=1.0)])
+        expire = partial(journal.expire, "m", 40.0, 9)
+        same(expire(ran=0), 0, "written at the first running time")
+        same(expire(ran=1000), 1, "taken and written long ago")
+        same(expire(ran=1000, ahead=100.0), 1, "of a wrong clock")
+        same(journal.usage("m").halves, 1, "the young one")
+        same(expire(ran=1001), 1, "the last one")
+
+
 def counts_claims(open_: Open) -> None:
     with open_() as one, open_() as two:
         p, q = _fill(one, "p", (1.0, 1.0)), register(one)
@@ -177,6 +240,10 @@ CHECKS: tuple[Callable[[Open], None], ...] = (
     a_trimmed_partition_goes_on,
     only_the_newest_server_trims,
     trims_its_own_model_only,
+    sums_the_running_time,
+    both_clocks_must_call_a_row_old,
+    rows_of_a_wrong_future_stop_nothing,
+    halves_go_by_both_clocks,
     counts_claims,
     a_fence_stops_an_old_server,
     tells_the_room_it_takes,

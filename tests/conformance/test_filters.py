@@ -54,6 +54,15 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
                 laws.says_nothing_where_honest_ones_are_alike,
             ),
         ),
+        "inputs": (
+            lambda reference: of("inputs").Inputs(
+                reference.still or of("inputs").Still(of("inputs").Layer(9, 4, 0, 36))
+            ),
+            (
+                laws.triggers_are_set_aside,
+                laws.what_most_sources_move_is_usual,
+            ),
+        ),
         "surprise": (
             lambda reference: of("surprise").Surprise(),
             (laws.wrong_labels_are_set_aside, laws.a_turned_world_is_followed),
@@ -135,6 +144,11 @@ MUTANTS = [
     ("copies", "and max(pairs) <= _ALIKE", "", "it speaks where all are alike"),
     ("copies", "self._sent[place], self._by[place] = unit, event.source",
      "self._sent[0], self._by[0] = unit, event.source", "one push is remembered"),
+    ("inputs", "return Opinion(0.0, step, share, _REASON, stop=True)",
+     "return Opinion(1.0, step, share)", "the first triggers are learned"),
+    ("inputs", "log(_TIMES) - (1.0", "log(_TIMES) + (1.0", "who sends triggers stays"),
+    ("inputs", "max(_USUAL_MIN, among)", "_USUAL_MIN",
+     "what all move is a trigger"),
     ("surprise", "if event.loss > bound:", "if event.loss < bound:", "turned round"),
     ("surprise", "self._labels = {labels[at]: i for i, at in enumerate(left)}", "pass",
      "all labels are kept"),

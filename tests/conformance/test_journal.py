@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -80,20 +81,16 @@ class FenceIgnored(SqliteJournal):
 
 
 class TrimWithoutEpoch(SqliteJournal):
-    def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
-    ) -> int:
-        return super().trim(model, spec, self.head(model, spec).epoch, upto, before, n)
+    def trim(self, model: str, spec: str, epoch: int, *rest: Any, **bounds: Any) -> int:
+        return super().trim(model, spec, self.head(model, spec).epoch, *rest, **bounds)
 
 
 class TrimForAnyLineage(SqliteJournal):
-    def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
-    ) -> int:
+    def trim(self, model: str, spec: str, epoch: int, *rest: Any, **bounds: Any) -> int:
         if self.head(model, spec).epoch == epoch:
             spec = (self.lineages(model) or (spec,))[-1]
             epoch = self.head(model, spec).epoch
-        return super().trim(model, spec, epoch, upto, before, n)
+        return super().trim(model, spec, epoch, *rest, **bounds)
 
 
 class ReadSkipsAHole(SqliteJournal):
@@ -187,6 +184,9 @@ STATEMENTS = [
     ("KEPT_HALF", "model = ? AND", "? IS NOT NULL AND", "halves unique in the whole store"),
     ("DROP_HALF", "AND key = ?", "AND key = ? AND 0", "half stays after its join"),
     ("EXPIRE", "at < ?", "at < ? + 1e9", "young halves expire"),
+    ("EXPIRE", "coalesce(ran, 0) < ?", "? IS NOT NULL", "halves expire by the wall clock alone"),
+    ("EXPIRE", " OR at > ?", " AND ? IS NOT NULL", "halves of a wrong future stay"),
+    ("RUN", "running + ?", "max(running, ?)", "running time not summed"),
     ("EXPIRE", "model = ? AND", "? IS NOT NULL AND", "halves of all models expire"),
     ("EXPIRE", " LIMIT ?", " LIMIT 99 + ?", "more halves expire than asked for"),
     ("COUNT_HALVES", "halves + ?", "max(halves, halves + ?)", "halves counted up only"),
@@ -263,7 +263,13 @@ def test_the_suite_rejects_a_changed_append(
 
 TRIMS = [
     (" or columns[1] != model:", ":", "trim of other models"),
-    ("if row.at >= before:", "if False:", "trim ignores before"),
+    ("if not is_old(row, int(found[sql.RAN] or 0)):", "if False:", "trim ignores both clocks"),
+    ("int(found[sql.RAN] or 0)", "0", "trim ignores the running time"),
+    (
+        "is_old(row,",
+        "is_old(__import__('msgspec').structs.replace(row, at=-9e9),",
+        "the wall clock",
+    ),
 ]
 
 

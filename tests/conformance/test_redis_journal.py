@@ -86,16 +86,22 @@ MUTANTS = [
     ("WRITE_CONTROL", "if not seq then", "if true then", "any control row wins"),
     ("WRITE_CONTROL", "P .. ':controls:' .. ARGV[1]", "P .. ':controls'", "controls of all models"),
     ("WRITE_CONTROL", "if epoch ~= ARGV[6] then", "if false then", "fence ignored"),
-    ("CLAIM", "ARGV[2], 1)", "ARGV[2], 0)", "claim not counted"),
-    ("CLAIM", "ARGV[2], 1) - 1", "ARGV[2], 1)", "claim counts itself"),
+    ("CLAIM", "int(tonumber(n) + 1)", "n", "claim not counted"),
+    ("CLAIM", "return {'ok', n}", "return {'ok', after}", "claim counts itself"),
     ("CLAIM", "if redis.call('EXISTS', P .. ':partition:' .. ARGV[1]) == 0 then", "if false then",
      "claim in no partition"),
     ("TRIM", "if epoch ~= ARGV[3] then", "if false then", "trim without epoch"),
     ("TRIM", "if newest ~= ARGV[2] then", "if false then", "trim by an older lineage"),
     ("TRIM", "ARGV[i + 1] .. '-0'", "'+'", "trim past the floor"),
-    ("TRIM", ">= before then break", ">= before then", "trim ignores before"),
+    ("TRIM", "if good and not is_old(row[2]) then break end", "", "trim ignores both clocks"),
+    ("TRIM", "(at < before or at > ahead) and", "", "trim by the running time alone"),
+    ("TRIM", " or at > ahead", "", "a wrong future stops the trim"),
+    ("TRIM", " and tonumber(field(fields, 'ran') or '0') < ran", "", "trim by the wall clock"),
+    ("RUN", "ms = ms + tonumber(ARGV[4])", "ms = tonumber(ARGV[4])", "running time not summed"),
+    ("RUN", "if epoch ~= ARGV[3] then", "if false then", "running time without epoch"),
+    ("RUN", "-1, -1)[1] == ARGV[2] then", "-1, -1)[1] then", "running time of any lineage"),
     ("TRIM", "int(left - removed)", "int(left)", "trim of more than asked for"),
-    ("TRIM", "redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))", "",
+    ("TRIM", "redis.call('HDEL', P .. ':ids:' .. model, key)", "",
      "trim leaves ids"),
     ("TRIM", "if upto then redis.call('XTRIM'", "if false then redis.call('XTRIM'",
      "trim removes ids only"),
@@ -105,8 +111,10 @@ MUTANTS = [
     ("TRIM", ", int(upto + 1099511627776))", ")", "ends of claims stay"),
     ("TRIM", "'model') == model", "'model')", "trim of other models"),
     ("EXPIRE", "'(' .. ARGV[2]", "ARGV[2]", "a half as old as the bound expires"),
-    ("EXPIRE", "'LIMIT', 0, ARGV[3]", "'LIMIT', 0, -1", "more halves expire than asked for"),
-    ("EXPIRE", "redis.call('HDEL', P .. ':halves:' .. ARGV[1], key)", "", "expired halves stay"),
+    ("EXPIRE", "0, int(most - removed))", "0, -1)", "more halves expire than asked for"),
+    ("EXPIRE", "redis.call('HDEL', halves, key)", "", "expired halves stay"),
+    ("EXPIRE", "if written(key) < ran then", "if true then", "halves by the wall clock alone"),
+    ("EXPIRE", ", {'(' .. ARGV[4], '+inf'}", "", "halves of a wrong future stay"),
     ("EXPIRE", "P .. ':waiting:' .. ARGV[1]", "P .. ':waiting:m'", "halves of all models"),
 ]  # fmt: skip
 
@@ -235,7 +243,7 @@ def ends_anywhere(server: Any, prefix: str, script: str) -> list[int]:
 KEYS = "    redis.call('ZADD', waiting, half[5], key)\n"
 HALVES = "    redis.call('HSET', halves, key, cmsgpack.pack(half))\n"
 IDS = "  redis.call('HSET', ids, new.key, number .. ':' .. int(stop))\n"
-ROWS = "  redis.call('XADD', rows, int(stop) .. '-0', 'seq', seq, unpack(new.fields))\n"
+ROWS = "  redis.call('XADD', rows, int(stop) .. '-0', unpack(new.fields))\n"
 
 
 _SCRIPT = redisscripts.APPEND
@@ -293,7 +301,7 @@ def test_a_trim_may_end_at_any_write(server: Any) -> None:
 
 def test_a_trim_of_rows_before_their_ids_is_noticed(server: Any) -> None:
     script = redisscripts.TRIM
-    ids = "      redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))\n"
+    ids = "          redis.call('HDEL', P .. ':ids:' .. model, key)\n"
     early = "      redis.call('XTRIM', rows, 'MINID', int(upto + 1) .. '-0')\n"
     assert script.count(ids) == 1
     assert trims_anywhere(server, "rows", script.replace(ids, early + ids)) != []

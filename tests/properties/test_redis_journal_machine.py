@@ -55,10 +55,10 @@ MUTANTS = [
     ("APPEND", "tonumber(offset) > known", "true", "old row is an own row"),
     ("APPEND", "and over ~= had[4] then", "and false then", "over any half"),
     ("APPEND", "then count = count + 1 end", "then stop = stop + 1 end", "offset taken by a half"),
-    ("CLAIM", "ARGV[2], 1)", "ARGV[2], 0)", "claim not counted"),
+    ("CLAIM", "int(tonumber(n) + 1)", "n", "claim not counted"),
     ("TRIM", "if epoch ~= ARGV[3] then", "if false then", "trim without epoch"),
     ("TRIM", "ARGV[i + 1] .. '-0'", "'+'", "trim past the floor"),
-    ("TRIM", "redis.call('HDEL', P .. ':ids:' .. model, field(row[2], 'key'))", "", "ids stay"),
+    ("TRIM", "redis.call('HDEL', P .. ':ids:' .. model, key)", "", "ids stay"),
     ("TRIM", "if upto then redis.call('XTRIM'", "if false then redis.call('XTRIM'", "ids only"),
     ("WRITE_CONTROL", "if epoch ~= ARGV[6] then", "if false then", "fence ignored"),
 ]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sim_loss import OlderJournal
 from sim_network import Weather
 from sim_operator import Operator
 from sim_processes import Actor, Head, Replica, Server
@@ -36,15 +37,20 @@ async def storm(world: World) -> None:
     r, climate = world.r, world.climate
     names = sorted(climate.faults)
     until = world.loop.time() + climate.chaos_s
+    loss = OlderJournal(world) if climate.older else None
     if "kill in a step" in names:
         world.kill_at_work = r.choice((0.002, 0.02))
     if "lost answers" in names:
         world.lost_answers = r.choice((0.02, 0.15))
     if "cancel" in names:
         world.cancels = r.choice((0.1, 0.5))
+    if climate.ahead and not climate.twice:  # there rows are meant to become old
+        world.loop.call_later(0.6 * climate.chaos_s, lambda: _clock_ahead(world))
     while world.loop.time() < until:
         await asyncio.sleep(r.expovariate(1 / climate.fault_s))
         world.check()
+        if loss is not None:
+            loss.turn()
         if names:
             FAULTS[r.choice(names)](world)
         if r.random() < 0.3:
@@ -232,6 +238,18 @@ def _unfreeze(world: World) -> None:
 def _clock_back(world: World) -> None:
     world.counts["clock set back"] += 1
     world.wall_offset_s -= world.r.choice((1.0, 3600.0))
+
+
+def _clock_ahead(world: World) -> None:
+    """For a while it is a month later: nothing becomes old by that."""
+    month_s = 30 * 86_400.0
+    world.counts["clock a month ahead"] += 1
+    world.wall_offset_s += month_s
+
+    def undo() -> None:
+        world.wall_offset_s -= month_s
+
+    world.loop.call_later(0.3 * world.climate.chaos_s, undo, context=world.outside)
 
 
 def _all_the_time(world: World) -> None:

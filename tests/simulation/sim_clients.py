@@ -88,14 +88,14 @@ class Clients:
 
             world.network.send(replica.process, self._process, deliver)
 
-        known = dict(world.oracle.told)
+        known, asked = dict(world.oracle.told), world.answers
         world.network.send(self._process, replica.process, lambda: replica.feedback(events, reply))
         try:
             async with asyncio.timeout(world.patience_s(5.0)):
                 answer = await arrived
         except TimeoutError:
             return False
-        if isinstance(answer, Exception):
+        if isinstance(answer, Exception) or asked != world.answers:
             return False
         for event, one in zip(events, answer, strict=True):
             place = (one.row.partition, one.row.offset)

@@ -124,6 +124,7 @@ class Oracle:
         self.rollbacks: dict[tuple[int, int, str], tuple[set[str], set[str]]] = {}
         self.shaken: set[str] = set()  # what a rollback may have taken out or brought back
         self.undone: set[str] = set()
+        self.lost: dict[str, int] = {}  # lost from the journal: how often it counts without it
         self._durable: dict[int, int] = {}  # by partition: what any server has told
         self._durable_since = 0  # what servers of earlier epochs have told is void
         self._forgot = 0
@@ -209,6 +210,20 @@ class Oracle:
         self.forgets[name] = events
         self.shaken |= events
 
+    def lose(self, names: set[str], learned: set[str]) -> None:
+        """The journal has lost these events; those that are ``learned`` are in the values.
+
+        A repeat is learned again.  What it has lost of decisions, too, is not known any more.
+        """
+        for name in names:
+            self.told.pop(name, None)
+            self.queued.discard(name)
+            self.lost[name] = int(name in learned)
+        for name, event in self.events.items():
+            if event.poison:
+                self.told.pop(name, None)
+        self._durable, self._durable_since = {}, 0
+
     def decided(self, keys: Iterable[tuple[int, int, str]]) -> None:
         """The rollbacks and forgets that stand in the journal, in their order."""
         undone: set[str] = set()
@@ -225,18 +240,29 @@ class Oracle:
         for name, x in sums.items():
             event = self.events.get(name)
             assert event is not None, f"{where}: {name} = {x} is nothing that was sent"
-            assert x in (0.0, event.amount), f"{where}: {name} counts {x}, not {event.amount}"
+            most = event.amount * (1 + self.lost.get(name, 0))
+            right = x in (0.0, event.amount, most)
+            assert right, f"{where}: {name} counts {x}, not {event.amount}"
 
     def wrong(self, sums: Mapping[str, float], digest: tuple[int, int], where: str) -> str | None:
         """What is not as it must be when all has come to rest; None if nothing is."""
         self.at_most_once(sums, where)
         told = {**dict.fromkeys(self.queued, ("queued", 0, 0)), **self.told}
+        for name, n in self.lost.items():
+            if name not in told and sums.get(name, 0.0) < self.events[name].amount * n:
+                return f"{where}: {name} was lost, and is no more in the values"
         for name, (status, _, _) in told.items():
             lost = name in self.undone or status in ("frozen", "quarantined")
-            expected_x = 0.0 if lost else self.events[name].amount
+            times = 1 + self.lost.get(name, 0)
+            expected_x = 0.0 if lost else self.events[name].amount * times
             if sums.get(name, 0.0) != expected_x:
                 return f"{where}: {name} was answered {status} and counts {sums.get(name, 0.0)}"
-        keys = [self.events[name].key for name, x in sums.items() if x]
+        keys = [
+            self.events[name].key
+            for name, x in sums.items()
+            if x
+            for _ in range(round(x / self.events[name].amount))
+        ]
         expected = (len(keys), sum(int.from_bytes(k[:8], "big") for k in keys) % 2**64)
         return None if digest == expected else f"{where}: digest {digest}, not {expected}"
 

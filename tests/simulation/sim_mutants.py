@@ -102,11 +102,14 @@ _PROCESS = "paramserver.process"
 _STORE = "paramserver.snapshots.store"
 _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
+_TRIMMING = "paramserver.trimming"
 _ASIDE = "paramserver.aside"
 _HISTORY = "paramserver.snapshots.history"
 _FORGETTING = "online.forgetting"
 _PEERS = "online.peers"
 _RELEARNING = "online.relearning"
+_SHORTFALL = "paramserver.shortfall"
+_ACCEPTANCE = "online.acceptance"
 
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -161,6 +164,7 @@ def _only(*faults: str, **more: Any) -> Mapping[str, Any]:
 
 
 _SYNC_OFTEN: Mapping[str, Any] = {"sync_ms": 20.0, "confirm_s": 0.05, "tend_s": 0.4}
+_OLDER: Mapping[str, Any] = _only("kill server", "kill all", older=True, snapshot_s=0.1)
 _STEADY: Mapping[str, Any] = {"chaos_s": 6.0, "spread_s": 6.0, "events": 100}
 
 MUTANTS: dict[str, Mutant] = {
@@ -493,9 +497,34 @@ MUTANTS: dict[str, Mutant] = {
         climate=_only(forgets=True, relearns=1.0),
         within=20,
     ),
+    "rows go by the wall clock alone": Mutant(
+        ((_TRIMMING, '"ran": self._ran_ms - 1000 * least_s', '"ran": float("inf")'),),
+        climate=_only("kill replica", "lost answers", ahead=True, twice=False, snapshot_s=0.1),
+        within=60,
+    ),
+    "rows go by the running time alone": Mutant(
+        ((_TRIMMING, "remove(now_s - keep_s, STEP", "remove(float('inf'), STEP"),),
+        climate=_only("kill replica", "lost answers", twice=True, old=0.3, snapshot_s=0.1),
+        within=60,
+    ),
     "a start removes the state that a forget names": Mutant(
         ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),
         climate=_only("kill server", forgets=True),
+        within=60,
+    ),
+    "a journal that is older than snapshots starts": Mutant(
+        ((_SHORTFALL, "    if missing:\n", "    if False:\n"),),
+        climate=_OLDER,
+        within=60,
+    ),
+    "an acceptance that was interrupted starts": Mutant(
+        ((_SHORTFALL, "    if unfinished(controls, state.spec):\n", "    if False:\n"),),
+        climate=_OLDER,
+        within=400,
+    ),
+    "epochs go on where the older journal's end": Mutant(
+        ((_ACCEPTANCE, "<= epochs[1]:", "<= epochs[0]:"),),
+        climate=_OLDER,
         within=60,
     ),
 }

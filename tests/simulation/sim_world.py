@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sim_chaos
+import sim_loss
 from sim_clients import Clients
 from sim_disk import DeadProcess, SimDisk
 from sim_loop import Process, SimLoop
@@ -70,6 +71,8 @@ class Climate:
     forgets: bool = False
     peers: bool = False
     relearns: float = 0.4
+    ahead: bool = False
+    older: bool = False
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -129,8 +132,13 @@ class World:
         self.dice = random.Random(f"background {seed}")  # of its own: other seeds stay as they are
         drawn: dict[str, Any] = {"background": self.dice.random() < 0.2}
         drawn |= {"forgets": self.dice.random() < 0.25}
+        drawn |= {"ahead": random.Random(f"ahead {seed}").random() < 0.25}
         drawn |= {"peers": self.dice.random() < 0.25, **(climate or {})}
         self.climate = replace(Climate.draw(self.r), **drawn)
+        older = random.Random(f"older {seed}").random() < 0.1
+        if (older and not climate) or self.climate.older:
+            self.climate = sim_loss.alone(self.climate)
+        self.answers = 0  # what was asked before a loss is not answered any more
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
         self.loop.set_exception_handler(self._unexpected)
@@ -175,7 +183,7 @@ class World:
             self._trace(f"{self.loop.time() - 1000:8.4f} {text}")
 
     def wall(self) -> float:
-        """The wall clock, which may be set back."""
+        """The wall clock, which may be set back, and be a month ahead for a while."""
         return 1.7e9 + self.loop.time() + self.wall_offset_s
 
     def chance(self, p: float) -> bool:
@@ -225,6 +233,10 @@ class World:
             self.kill(actor.learning)
         self._vfs.release(actor.process)
         self.disk.dead = dead
+
+    def release(self, process: Process | None) -> None:
+        """What it had open is closed by the kernel."""
+        self._vfs.release(process)
 
     def power_cut(self) -> None:
         """All at once, and what was not synced is gone."""

@@ -51,6 +51,8 @@ class FakeStore:
     ----------
     trims
         What :meth:`trim` was asked for; it removes whatever is allowed of ``rows``.
+    bounds
+        Of each of these, after when a stamp is of a wrong clock, and the running time.
     """
 
     rows: dict[int, Info] = field(default_factory=lambda: {1: Info(1, 100), 2: Info(2, 100)})
@@ -59,6 +61,8 @@ class FakeStore:
     failing: dict[str, str] = field(default_factory=dict)
     trims: list[tuple[dict[int, int], float, int]] = field(default_factory=list)
     expired: list[tuple[float, int]] = field(default_factory=list)
+    bounds: list[tuple[float, float]] = field(default_factory=list)
+    ran_ms: int = 0
     newest_seq: int = 10**6
 
     def _maybe_fail(self, method: str, when: str) -> None:
@@ -116,13 +120,31 @@ class FakeStore:
         self._maybe_fail("write_control", "after")
         return row, found is None
 
+    def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+        self._maybe_fail("run", "before")
+        if self.head(model, spec).epoch != epoch:
+            raise RuntimeError("epoch lost")
+        self.ran_ms += ms
+        self._maybe_fail("run", "after")
+        return self.ran_ms
+
     def trim(
-        self, model: str, spec: str, epoch: int, upto: Mapping[int, int], before: float, n: int
+        self,
+        model: str,
+        spec: str,
+        epoch: int,
+        upto: Mapping[int, int],
+        before: float,
+        n: int,
+        *,
+        ahead: float,
+        ran: float,
     ) -> int:
         self._maybe_fail("trim", "before")
         if self.head(model, spec).epoch != epoch:
             raise RuntimeError("epoch lost")
         self.trims.append((dict(upto), before, n))
+        self.bounds.append((ahead, ran))
         removed = 0
         for p, info in list(self.rows.items()):
             step = min(max(upto.get(p, 0) - info.trimmed, 0), n - removed)
@@ -130,7 +152,7 @@ class FakeStore:
             removed += step
         return removed
 
-    def expire(self, model: str, before: float, n: int) -> int:
+    def expire(self, model: str, before: float, n: int, *, ahead: float, ran: float) -> int:
         self.expired.append((before, n))
         return 0
 

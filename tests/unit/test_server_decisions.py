@@ -335,13 +335,27 @@ def test_closed_partitions_go_to_their_end_and_in_steps(world: Any) -> None:
     assert world.store.rows[1].trimmed == 1200
 
 
-def test_a_clock_that_jumps_forward_makes_nothing_old(world: Any) -> None:
+def test_rows_go_by_the_running_time_too(world: Any) -> None:
+    """It grows with what has passed, in bounded steps, and not by what nobody has counted."""
+    world.settings = ServerSettings(keep_rows_s=100.0, running_s=10.0)
     server = world.serving()
     sync(server, (1, 1, 4))
-    days = 30 * 86400.0
-    server._trimming._wall = lambda: world.now_s + days
+    server.snapshot_if_due()
+    assert world.store.ran_ms == 0, "a server counts from when it has the epoch"
+    for passed_s, counted_ms in ((9.0, 0), (1.0, 10_000), (12.5, 22_500), (1e6, 42_500)):
+        world.now_s += passed_s
+        server.snapshot_if_due()
+        assert world.store.ran_ms == counted_ms
+    sync(server, (1, 5, 6))
     server.snapshot()
-    assert world.store.trims[-1][1] == world.now_s + 3600 - 8 * 86400
+    assert world.store.bounds[-1] == (world.now_s + 3600, 42_500 - 100_000 - 20_000)
+    world.store.failing["run"] = "after"  # an answer that is lost is not asked for again
+    world.now_s += 10.0
+    server.snapshot_if_due()
+    world.store.failing.clear()
+    server.snapshot_if_due()
+    assert world.store.ran_ms == 52_500
+    assert server.ping() == "serving"
 
 
 def test_a_server_without_the_epoch_trims_nothing(world: Any) -> None:
@@ -353,9 +367,9 @@ def test_a_server_without_the_epoch_trims_nothing(world: Any) -> None:
     trims = len(world.store.trims)
     trim = world.store.trim
 
-    def lose(*args: Any) -> int:
+    def lose(*args: Any, **bounds: Any) -> int:
         world.serving()
-        return int(trim(*args))
+        return int(trim(*args, **bounds))
 
     world.store.trim = lose
     sync(server, (1, 6, 6))
@@ -374,6 +388,7 @@ def test_the_sqlite_journal_decides_and_trims(world: Any, tmp_path: Path) -> Non
         world.now_s = 30 * 86400.0
         world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
         old = world.serving()
+        journal.run("prices", LINEAGE.spec, 1, 30 * 86_400_000)
         sync(old, (partition, 1, 2))
         old.snapshot()
         sync(old, (partition, 3, 4))

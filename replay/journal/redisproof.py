@@ -1,0 +1,75 @@
+"""What the Redis journal stores, as values, each verified against its checksum when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from replay.errors import JournalDamaged
+from replay.journal.base import Control, Partition, Row, Verdict
+
+Fields = dict[bytes, bytes]
+
+_DIGITS: Final = 8  # 32 bits: all but one damage in 4 * 10**9 are seen
+
+
+def proof(place: str, words: Sequence[bytes]) -> bytes:
+    """The checksum of words in their place, as the scripts' ``proof`` makes it."""
+    text = b"\n".join((place.encode(errors="surrogateescape"), b"\n".join(words)))
+    return hashlib.sha1(text, usedforsecurity=False).hexdigest()[:_DIGITS].encode()
+
+
+def proves(place: str, fields: Fields) -> bool:
+    """Whether the last field is the checksum of those before it.
+
+    A row without one is of a layout before 4, which has no running time either: nobody can tell.
+    """
+    words = [word for pair in fields.items() for word in pair]
+    if words[-2:-1] != [b"sum"]:
+        return b"ran" not in fields
+    return words[-1] == proof(place, words[:-2])
+
+
+def as_row(partition: int, offset: int, fields: Fields) -> Row:
+    """A row from its entry.  Raises JournalDamaged."""
+    if not proves(f"row {partition} {offset}", fields):
+        raise JournalDamaged(f"row {offset} of partition {partition}")
+    try:
+        return Row(
+            seq=int(fields[b"seq"]),
+            partition=partition,
+            offset=offset,
+            key=fields[b"key"],
+            event_id=fields[b"event_id"].decode(),
+            source=fields[b"source"].decode(),
+            verdict=Verdict(fields[b"verdict"].decode()),
+            factor=float(fields[b"factor"]),
+            payload=fields[b"payload"],
+            at=float(fields[b"at"]),
+        )
+    except (KeyError, ValueError) as error:  # of a layout without checksums
+        raise JournalDamaged(f"row {offset} of partition {partition}", repr(error)) from error
+
+
+def as_partition(found: Sequence[bytes]) -> Partition:
+    """A partition from what its script answers.  Raises JournalDamaged."""
+    number, model, replica, spec, end, sealed, trimmed, at, stored = found
+    place = f"partition {number.decode()}"
+    words = (model or b"", replica or b"", spec or b"", at, sealed)
+    if stored and stored != proof(place, words):
+        raise JournalDamaged(place)
+    name, writer, lineage = model.decode(), replica.decode(), spec.decode()
+    state = (int(end), sealed == b"1", int(trimmed))
+    return Partition(int(number), name, writer, lineage, *state)
+
+
+def as_control(model: str, seq: int, fields: Fields) -> Control:
+    """A control row from its entry.  Raises JournalDamaged."""
+    if b"sum" in fields and not proves(f"control {model} {seq}", fields):
+        raise JournalDamaged(f"control row {seq} of model {model}")
+    try:
+        kind, key = fields[b"kind"].decode(), fields[b"key"].decode()
+        return Control(seq, model, kind, key, fields[b"payload"])
+    except (KeyError, ValueError) as error:
+        raise JournalDamaged(f"control row {seq} of model {model}", repr(error)) from error
