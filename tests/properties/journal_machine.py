@@ -32,8 +32,8 @@ from replay.journal.base import Half, Head, Journal, NewRow, Outcome, Row, Verdi
 HALVES = 4
 MODELS = ("m", "n")
 SPECS = ("x", "y")
-keys = st.integers(0, 20)
-sides = st.sampled_from([None, None, None, None, *Half])
+keys = st.integers(0, 24)
+sides = st.sampled_from([None, None, None, *Half])
 models = st.sampled_from(MODELS)
 specs = st.sampled_from(SPECS)
 handles = st.integers(0, 1)
@@ -115,7 +115,7 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(
         h=handles,
         p=writers,
-        chosen=st.lists(st.tuples(keys, sides, ages), min_size=1, max_size=6),
+        chosen=st.lists(st.tuples(keys, sides, ages), min_size=3, max_size=8),
         lost=st.booleans(),
     )
     def append(
@@ -139,18 +139,19 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(
         h=handles,
         p=writers,
-        side=st.sampled_from([None, None, *Half]),
-        wrong=st.booleans(),
+        side=st.sampled_from([None, *Half]),
+        wrong=st.sampled_from([False, False, True]),
         n=st.integers(0, HALVES - 1),
     )
     def take_a_place(self, h: int, p: int, side: Half | None, wrong: bool, n: int) -> None:
         """A row or a half over what stands, or over what has never stood there."""
         model = self.model_of[p]
-        waiting = [key for m, key in self.halves if m == model] or [24]
+        waiting = [key for m, key in self.halves if m == model]
+        if not waiting:
+            return
         key = waiting[n % len(waiting)]
-        stands = self.halves.get((model, key))
-        over = b"never" if wrong or stands is None else stands.payload
-        batch = self.unanswered.get(p) or [self.fresh(p, key, side, 2, over)]
+        over = b"never" if wrong else self.halves[model, key].payload
+        batch = self.unanswered.get(p) or [self.fresh(p, key, side, 5, over)]
         self.send(h, p, self.known[p], batch, lost=wrong)
 
     @rule(h=handles, p=writers, n=st.integers(0, 9))
@@ -158,7 +159,7 @@ class JournalMachine(RuleBasedStateMachine):
         """An event that this partition has comes again."""
         left = [event.key for event in self.events[p] if not event.gone]
         if left:
-            batch = self.unanswered.get(p) or [self.fresh(p, left[n % len(left)])]
+            batch = self.unanswered.get(p) or [self.fresh(p, left[n % len(left)], at=5)]
             self.send(h, p, self.known[p], batch, lost=False)
 
     def send(
