@@ -27,7 +27,7 @@ from typing import Final
 import msgspec
 
 from online.errors import StartRefused
-from online.fsck import difference, digest_of
+from online.holdings import difference, digest_of
 from online.tokens import event_key
 from paramserver import rewrites, shortfall
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing

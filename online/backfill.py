@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from online.bounds import UNTIL, Bounds, free_names
 from online.errors import OnlineError, RequestError
 from online.features import Door
 from online.models.base import Model, learn_example
@@ -111,11 +112,15 @@ class Cut:
 
 @dataclass(slots=True)
 class Learned:
-    """How many rows were learned, refused, and left out because the service has learned them."""
+    """How many rows were learned, refused, and left out because the service has learned them.
+
+    ``clipped`` of the learned ones have a number that was bounded.
+    """
 
     learned: int = 0
     quarantined: int = 0
     known: int = 0
+    clipped: int = 0
 
 
 def look(tables: Tables, model: Model) -> Cut:
@@ -157,21 +162,37 @@ class Teacher:
     ----------
     values
         What it begins with; not changed.
+    bounded
+        Whether numbers that are far beyond all before are bounded (:mod:`online.bounds`).
+
+    Attributes
+    ----------
+    clipped
+        Rows of which a number was.
     """
 
-    def __init__(self, model: Model, values: Blocks) -> None:
+    def __init__(self, model: Model, values: Blocks, *, bounded: bool = True) -> None:
         self._model, self._values = model, algebra.copy(values)
         self._open: list[Example] = []
+        self._bounds = Bounds(free_names(model))
+        self._bounds.on = bounded
+        self.clipped = 0
         model.reset(algebra.copy(values))
+        self._bounds.reset(values)
 
     def learn(self, example: Example) -> str | None:
         """Learn a row, and None; or why the model has not, which is then as it was before."""
+        features, sent = self._bounds.taught(example.features)
+        if sent is not None:
+            example = msgspec.structs.replace(example, features=features, raw=sent)
         try:
             learn_example(self._model, example)
         except Exception as error:  # whatever the model raises: it is a stranger's code
             if not isinstance(error, NothingLearned):
                 self._put_back()
             return f"{type(error).__name__}: {error}"[:_REASON_CHARS]
+        self._bounds.add(example)
+        self.clipped += sent is not None
         self._open.append(example)
         if len(self._open) >= _CUT_ROWS:
             self._cut()
@@ -179,12 +200,16 @@ class Teacher:
 
     def _put_back(self) -> None:
         self._model.reset(algebra.copy(self._values))
+        self._bounds.reset(self._values)
         for example in self._open:
             learn_example(self._model, example)
+            self._bounds.add(example)
         self._cut()  # so that rows are learned again once, however many raise
 
     def _cut(self) -> None:
-        algebra.merge(self._values, self._model.cut())
+        done = {**self._model.cut(), **self._bounds.cut()}
+        done.pop(UNTIL, None)  # by the tables' rows, which the service does not count
+        algebra.merge(self._values, done)
         self._open.clear()
 
     def values(self) -> Blocks:
@@ -232,6 +257,7 @@ def teach(
     now = [(one.path, one.size, one.changed_at) for one in inputs.found(tables.files)]
     if now != [(one.path, one.size, one.changed_at) for one in cut.files]:
         raise InputRefused(cut.files[0].path, "it was changed meanwhile", "Begin again")
+    found.clipped = teacher.clipped
     if not found.learned and not found.known:
         where = aside.path(cut.id)
         raise InputRefused(cut.files[0].path, "no row could be learned", f"See why in {where}")

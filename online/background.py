@@ -94,6 +94,9 @@ def model_replica(
     )
     learner.evidence.sources_max = limits.sources_max
     learner.bounds.on = model.filters != "none"
+    learner.vocabulary.most = limits.names_max
+    learner.vocabulary.share = limits.names_share
+    learner.vocabulary.a_second = limits.names_s
 
     async def ask(question: str, *args: object) -> Any:
         return await client.call(question, _DECIDE_S, *args)

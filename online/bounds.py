@@ -4,8 +4,9 @@ One number that is far from all others ruins a scaler for good: after 1e4 among 
 the others look all alike.  So each name has a *range*, the least and the greatest number that were
 learned, and what lies further beyond it than :data:`REACH` times its width is *clipped*:
 
-* a row that is learned has the nearest end of the range instead: of a number that is so far off
-  only the side is believed.  The row holds both, so whoever learns it later bounds nothing anew;
+* a row that is learned has the nearest end of what came lately instead: of a number that is so far
+  off only the side is believed.  The row holds both, so whoever learns it later bounds nothing
+  anew;
 * an answer is given as if the number were :data:`REACH` widths away.
 
 In a row that is learned, numbers share the reach: eight that are far off together say the same
@@ -47,6 +48,8 @@ _STOP: Final = 6.0  # widenings after which next to none is left
 _REST: Final = 0.25
 _BACK: Final = 0.5
 _TURN_YOUNG: Final = 2.0
+_SAMPLED: Final = 8  # rows of which one is looked at for what came lately
+_LATELY: Final = 16  # of those, at least, and twice as many at most
 
 FAR: Final = "far beyond"
 """How the reason of such a row begins."""
@@ -106,6 +109,7 @@ class Bounds:
         self._ranges: dict[str, _Range] = {}
         self._awake: set[str] = set()  # names for which a number within its range says something
         self._n = 0  # rows that the model has learned
+        self._lately = [dict[str, tuple[float, float]](), dict[str, tuple[float, float]]()]
         self._begin()
 
     @classmethod
@@ -159,8 +163,28 @@ class Bounds:
             return features, None
         out = dict(features)
         for name, held in clipped.items():
-            out[name] = held.high if float(features[name]) > held.high else held.low  # type: ignore[arg-type]
+            low, high = self._near(name, held)
+            out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
         return out, {name: features[name] for name in clipped}
+
+    def _near(self, name: str, held: _Range) -> tuple[float, float]:
+        """The ends of what came lately under the name, within its range."""
+        spans = [span[name] for span in self._lately if name in span]
+        if not spans:
+            return held.low, held.high
+        low, high = min(low for low, _ in spans), max(high for _, high in spans)
+        return min(max(low, held.low), held.high), max(min(high, held.high), held.low)
+
+    def _look(self, features: Features) -> None:
+        """Note one row of some as what came lately: only whoever clips a row asks for it."""
+        spans = self._lately[0]
+        for name, value in features.items():
+            if (type(value) is float or type(value) is int) and name in self._ranges:
+                number = float(value)
+                low, high = spans.get(name, (number, number))
+                spans[name] = (min(low, number), max(high, number))
+        if self._n % (_SAMPLED * _LATELY) == 0:
+            self._lately = [{}, spans]
 
     def _outside(self, features: Mapping[str, Value]) -> list[tuple[str, _Range]]:
         """Names whose number is not within its range."""
@@ -202,9 +226,13 @@ class Bounds:
         if not self.on:
             return
         ranges, sent = self._ranges, example.raw
-        features = example.features if sent is None else {**example.features, **sent}
+        features = example.features
+        if sent is not None:  # of what was left out altogether nothing is kept here, either
+            features = {**features, **{name: sent[name] for name in sent if name in features}}
         if not features.keys() <= ranges.keys():
             self._meet(features)
+        if self._n % _SAMPLED == 0:
+            self._look(example.features)
         outside = self._outside(features)
         for name, held in outside:
             value = float(features[name])  # type: ignore[arg-type]  # outside: a number
@@ -359,4 +387,4 @@ def clipped_reason(raw: Mapping[str, Value]) -> str:
     """Why a row is answered ``clipped``, for its sender."""
     shown = ", ".join(f"{name} = {value!r:.24}" for name, value in list(raw.items())[:_SHOWN])
     more = f" and {len(raw) - _SHOWN} more" if len(raw) > _SHOWN else ""
-    return f"{FAR} what was sent before, learned as the end of its range: {shown}{more}"
+    return f"{FAR} what was sent before, learned as the end of what came lately: {shown}{more}"

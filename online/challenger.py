@@ -2,12 +2,13 @@
 
 The rows of the journal are learned in commit order (:mod:`online.ordered`).  What is compared are
 two answers to the same row: the *champion's*, which stands in the row, and the *challenger's*,
-which may know no label that came after the question.  So the challenger learns some seconds behind
-the journal, and rows are read ahead of it::
+which may know no label that the champion did not know.  With several replicas that is less than
+what had come: a replica hears of what others have taken some time later.  So the row says what was
+known, the challenger learns some seconds behind the journal, and rows are read ahead of it::
 
-    journal   … learned │ read ahead: asked when it has learned all that came before the question │
+    journal   … learned │ read ahead: asked before the first row that the champion did not know │
 
-A row whose label came later than that after its question can't be asked in time any more: it is
+A row whose label came later than that can't be asked in time any more: it is
 learned and counted as late, never compared.  The score of a row is right or wrong, in regression
 which of the two errors is smaller, as a share of both; :mod:`evaluation.comparison` says when a
 difference is one.  All counters are part of the challenger's state, like its parameters: a row is
@@ -18,6 +19,7 @@ No Ray, no I/O, no clock: the shell is :mod:`online.shadow`.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from collections import deque
@@ -233,6 +235,8 @@ class Ahead:
         known by then.
     by_champion
         Whether what serves now has answered the row: before it another model may have served.
+    sealed
+        Whether a partition takes no rows any more.
     """
 
     def __init__(
@@ -240,12 +244,16 @@ class Ahead:
         learner: Challenger,
         delay_s: float,
         by_champion: Callable[[Row, Example], bool],
+        sealed: Callable[[int], bool],
         rows_max: int = AHEAD_ROWS,
     ) -> None:
         self._learner, self._delay_s, self._rows_max = learner, delay_s, rows_max
-        self._by_champion = by_champion
+        self._by_champion, self._sealed = by_champion, sealed
         self.rows: deque[Row] = deque()
-        self._asks: list[tuple[float, int, Example, bool]] = []
+        self._asks: list[tuple[int, int, Example, bool]] = []  # before which seq, and of which
+        self._asks_at: list[tuple[float, int, Example, bool]] = []  # the same, by time
+        self._ahead: dict[int, list[tuple[int, int]]] = {}  # offset and seq, by partition
+        self._last = learner.known()  # offset of what is learned, by partition
         self._learned_at: float | None = None if learner.position else -math.inf
         self._seen_at = -math.inf  # who was taken before this has been read
 
@@ -265,16 +273,50 @@ class Ahead:
             self.rows.append(row)
             if row.verdict not in LEARNED:
                 continue
+            self._ahead.setdefault(row.partition, []).append((row.offset, row.seq))
             example = codec.decode(row.payload)
-            if example.score is None or example.predicted_at is None:
-                continue
-            assert self._learned_at is not None
-            compare = self._by_champion(row, example)
-            if example.predicted_at > self._learned_at:
-                asked_at = min(example.predicted_at, row.at)  # a clock may be set back
-                heapq.heappush(self._asks, (asked_at, row.seq, example, compare))
+            if example.score is not None and example.predicted_at is not None:
+                self._note(row, example)
+
+    def _note(self, row: Row, example: Example) -> None:
+        """When the row is to be asked, if it still can be."""
+        compare = self._by_champion(row, example)
+        if example.known is not None:
+            before = self._first_unknown(example.known, row)
+            if before is not None:
+                heapq.heappush(self._asks, (before, row.seq, example, compare))
             elif compare:
                 self._learner.too_late(row.seq)
+            return
+        assert self._learned_at is not None
+        assert example.predicted_at is not None
+        if example.predicted_at > self._learned_at:  # what the champion knew was not written down
+            asked_at = min(example.predicted_at, row.at)  # a clock may be set back
+            heapq.heappush(self._asks_at, (asked_at, row.seq, example, compare))
+        elif compare:
+            self._learner.too_late(row.seq)
+
+    def _first_unknown(self, known: Mapping[int, int], row: Row) -> int | None:
+        """Place of the first row that the champion did not know when it answered ``row``.
+
+        None: one of them is learned already, or nobody wrote down what the champion knew.
+        """
+        newest, first = max(known, default=-1), row.seq
+        if newest < 0:
+            return None
+        for partition in self._ahead.keys() | self._last.keys():
+            last = known.get(partition)
+            if last is None:
+                if partition < newest and self._sealed(partition):
+                    continue  # it was closed: every model has all of it
+                last = 0
+            if self._last.get(partition, 0) > last:
+                return None
+            ahead = self._ahead.get(partition, [])
+            at = bisect.bisect_right(ahead, (last, math.inf))
+            if at < len(ahead):
+                first = min(first, ahead[at][1])
+        return first
 
     def due(self) -> bool:
         """Whether the next row may be learned: who was asked before it came is known."""
@@ -285,9 +327,15 @@ class Ahead:
     def learn(self, give_up: Callable[[Row], str | None]) -> Failed | None:
         """Learn the next row; who was asked before it came is asked first, and it itself."""
         row = self.rows.popleft()
-        while self._asks and self._asks[0][0] <= row.at:
+        while self._asks and self._asks[0][0] <= row.seq:
             _, seq, example, compare = heapq.heappop(self._asks)
             self._learner.ask(seq, example, compare=compare)
+        while self._asks_at and self._asks_at[0][0] <= row.at:
+            _, seq, example, compare = heapq.heappop(self._asks_at)
+            self._learner.ask(seq, example, compare=compare)
+        if row.verdict in LEARNED:
+            del self._ahead[row.partition][0]
+            self._last[row.partition] = row.offset
         failed = self._learner.learn(row, give_up(row))
         self._learned_at = max(self._learned_at or -math.inf, row.at)
         return failed

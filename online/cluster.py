@@ -305,7 +305,7 @@ class Service:
             self._version += 1
             try:
                 self._patience = Patience(settings.start_wait_s)
-                servers.start(settings, loaded, self._progress, self._patience)
+                servers.start(settings, loaded, self._progress, self._patience, only=changed)
                 self._deploy(settings)
                 self._settings = settings
                 self._wait_http()

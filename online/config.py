@@ -77,6 +77,14 @@ class Limits(Tree):
     body_bytes_max: int = Field(1_048_576, ge=1_024)
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     features_max: int = Field(4_096, ge=1, description="features of one row")
+    names_max: int = Field(
+        100_000, ge=1, description="names that a model keeps something of: features, words of text"
+    )
+    names_share: float = Field(0.5, gt=0, le=1, description="of them, brought by one source")
+    names_s: float = Field(
+        5_000, gt=0, description="new names that a replica learns a second: others share its time"
+    )
+    classes_max: int = Field(256, ge=2, description="labels of a model; more are refused")
     text_bytes_max: int = Field(1_024, ge=16, description="a feature's name or text value")
     token_bytes_max: int = Field(8_192, ge=256, description="longer ids become stored joins")
     clock_skew_s: float = Field(

@@ -32,6 +32,14 @@ class Track:
 
 Tracks: TypeAlias = dict[int, Track]
 
+CLOSED: Final = 2**62
+"""Clock of a closed partition: whatever its end, all of its rows are in."""
+
+
+def open_ones(clock: Mapping[int, int]) -> dict[int, int]:
+    """The clock without closed partitions."""
+    return {partition: last for partition, last in clock.items() if last < CLOSED}
+
 
 def restart(tracks: Tracks, clock: Mapping[int, int]) -> int:
     """Go on right after the clock; how many rows will be learned again."""

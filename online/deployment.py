@@ -17,7 +17,7 @@ from typing import Any
 
 from ray import serve
 
-from online import ingress, processes, rollout, telemetry
+from online import absent, ingress, processes, rollout, telemetry
 from online.access import ROLES, Access
 from online.app import App
 from online.background import Background, actor_of, learns_here, model_replica
@@ -43,6 +43,7 @@ from replay.journal.base import Journal
 log = logging.getLogger("online.replica")
 
 _STOP_S = 1.5
+_ABSENCE_S = 5.0
 
 
 class Peers:
@@ -64,6 +65,21 @@ class Peers:
         if told is None:
             raise ServerUnavailable("a peer", "it has no values that it could give")
         return wire.decode_reply(told)
+
+
+class Absence:
+    """Why another replica does not start, as Serve knows it; asked at most every five seconds."""
+
+    def __init__(self, monotonic_s: Callable[[], float]) -> None:
+        self._monotonic_s, self._asked_s = monotonic_s, -_ABSENCE_S
+        self._reason: str | None = None
+
+    def __call__(self) -> str | None:
+        """The reason; None: nothing is wrong."""
+        if self._monotonic_s() >= self._asked_s + _ABSENCE_S:
+            self._asked_s = self._monotonic_s()
+            self._reason = absent.replicas().reason
+        return self._reason
 
 
 @serve.ingress()
@@ -125,6 +141,7 @@ class Replica:
         self._cluster = Cluster(
             self._replicas, clients, journals, facts.__getitem__,
             free_bytes=journal_room(self._settings), challengers=challengers,
+            absent=Absence(time.monotonic),
         )  # fmt: skip
         await asyncio.gather(*(model.start() for model in self._replicas.values()))
         for background in self._background.values():

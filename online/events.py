@@ -19,6 +19,7 @@ from online.messages import Event, Receipt
 from online.models.base import Prediction as Answer
 from online.replica import ModelReplica
 from online.tokens import Predicted, TokenInvalid, Tokens, event_key
+from online.vocabulary import Classes
 from replay import codec
 from replay.errors import JournalDamaged
 from replay.example import (
@@ -27,13 +28,19 @@ from replay.example import (
     Features,
     Label,
     PredictionHalf,
+    Value,
     WaitingLabel,
+    label_text,
 )
 from replay.journal.base import Half, NewRow, Row, Verdict
-from replay.plain import is_plain
+from replay.plain import is_plain, plain
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SCORE_MAX = 1e100
+_HOLDS: Final = 2.0  # times that a row may wait: for so long its names are promised
+
+KNOWN_MAX: Final = 64
+"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
 
 
 class Foreseen(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +49,7 @@ class Foreseen(msgspec.Struct, frozen=True, gc=False):
     answer: Answer
     version: tuple[int, int, int]
     at: float
+    known: dict[int, int] | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -73,6 +81,7 @@ class Events:
     ) -> None:
         self._replica, self._door, self._tokens = replica, door, tokens
         self._limits, self._spec, self._now_s = limits, spec, now_s
+        self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
 
     # -- predictions -------------------------------------------------------------------------
@@ -86,17 +95,21 @@ class Events:
         score, version = self._score(answer), (*learner.version, learner.own)
         now, newest = self._now_s(), self._replica.newest_label
         notes, asker = _notes(answer, score), sender.get().source
+        known = self._known()
         if own is None:
             spec = self._spec[:16]
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, spec, notes, asker)
+                Predicted(1, features, score, version, now, newest, spec, notes, asker, known)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
             self._replica.counts["tokens_too_long"] += 1
             own = f"join-{uuid.uuid4().hex}"
-        features, sent = learner.bounds.taught(features)
-        predicted = PredictionHalf(features, score, version, now, newest, notes, sent)
+        settings = self._replica.settings
+        features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
+        features, far = learner.bounds.taught(features)
+        sent = _sent(left, far)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, sent, known=known)
         payload = codec.encode_prediction(predicted)
         key, source = join_key(asker, own), asker or ""
         half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
@@ -124,10 +137,20 @@ class Events:
         out: list[Foreseen | None] = [None] * len(events)
         if features:
             answers = self._replica.learner.predict_many(features)
-            version, now_s = self._version(), self._now_s()
+            version, now_s, known = self._version(), self._now_s(), self._known()
             for i, answer in zip(places, answers, strict=True):
-                out[i] = Foreseen(answer, version, now_s)
+                out[i] = Foreseen(answer, version, now_s, known)
         return out
+
+    def _known(self) -> dict[int, int] | None:
+        """What the model here has learned, for a challenger to be asked as of; None: there is none.
+
+        Empty with more partitions than an id has room for.
+        """
+        if self._replica.settings.challenger is None:
+            return None
+        known = self._replica.learner.known()
+        return known if len(known) <= KNOWN_MAX else {}
 
     def _version(self) -> tuple[int, int, int]:
         learner = self._replica.learner
@@ -160,7 +183,7 @@ class Events:
     ) -> Asked:
         askers = [asker for asker in labels_for(event.source) if asker in self._askers]
         keys = tuple(join_key(asker, own) for asker in (*askers, None))
-        await self._check_new(event, weight, keys, field)
+        await self._check_new(event, label, weight, keys, field)
         now, source = self._now_s(), event.source
         waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
         payload = codec.encode_labels([waiting])
@@ -174,11 +197,11 @@ class Events:
             raise invalid(f"{field}id", "neither id nor features", hint)
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
-        await self._check_new(event, weight, [key], field)
+        await self._check_new(event, label, weight, [key], field)
         if foreseen is None:
             features = self._door.features(event.features, f"{field}features", recorded=True)
             answer = self._replica.learner.predict(features)
-            foreseen = Foreseen(answer, self._version(), self._now_s())
+            foreseen = Foreseen(answer, self._version(), self._now_s(), self._known())
         else:
             features = event.features
         if event.event_id is not None and event.event_time is not None:
@@ -197,9 +220,10 @@ class Events:
             event.event_time,
             self._replica.newest_label,
             _notes(foreseen.answer, score),
+            known=foreseen.known,
         )
         idempotent = event.event_id is not None
-        return self._whole(key, event_id, event.source, example, idempotent=idempotent)
+        return await self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -216,7 +240,7 @@ class Events:
         key, age_s = event_key("token", event_id), self._now_s() - predicted.at
         if age_s < 0:
             self._check_ahead(-age_s, field)
-        await self._check_new(event, weight, [key], field)
+        await self._check_new(event, label, weight, [key], field)
         lifetime_s = self._replica.settings.token_lifetime
         if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
             reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
@@ -231,17 +255,18 @@ class Events:
             event.event_time,
             predicted.no_change,
             predicted.notes,
+            known=predicted.known,
         )
-        return self._whole(key, event_id, event.source, example)
+        return await self._whole(key, event_id, event.source, example, field)
 
     async def _check_new(
-        self, event: Event, weight: float, keys: Sequence[bytes], field: str
+        self, event: Event, label: Label, weight: float, keys: Sequence[bytes], field: str
     ) -> None:
         """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
 
         Raises RequestError 422.
         """
-        problem = self._problem(event, weight, field)
+        problem = self._problem(event, weight, field) or self._crowded(label, field)
         if problem is None:
             return
         for key in keys:
@@ -266,6 +291,18 @@ class Events:
             return not_plain(f"{field}features", "a name", odd)
         return None
 
+    def _crowded(self, label: Label, field: str) -> RequestError | None:
+        """Each class is numbers for each name, touched by each row, and a line of each answer."""
+        if self._replica.settings.task != "multiclass":
+            return None
+        known, now_s = self._replica.learner.tally.seen, self._now_s()
+        hold_s = _HOLDS * self._limits.feedback_wait_s
+        if self._classes.admit(label_text(label), known, now_s, hold_s):
+            return None
+        message = f"a new class, and the model has {self._classes.most} already"
+        hint = f"Send one of those (limits.classes_max is {self._classes.most}), or raise it"
+        return RequestError(422, "classes_full", message, f"{field}label", hint)
+
     async def _find(self, key: bytes, field: str) -> Row | None:
         """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
         store = self._replica.store
@@ -283,16 +320,29 @@ class Events:
             raise invalid(f"{field}id", message, hint)
         self._replica.counts["ids_from_the_future"] += 1
 
-    def _whole(
-        self, key: bytes, event_id: str, source: str, example: Example, *, idempotent: bool = True
+    async def _whole(
+        self,
+        key: bytes,
+        event_id: str,
+        source: str,
+        example: Example,
+        field: str,
+        *,
+        idempotent: bool = True,
     ) -> Asked:
         """The row of an event whose features are here: they are bounded before they are judged."""
-        verdict = Verdict.ACCEPTED
-        features, sent = self._replica.learner.bounds.taught(example.features)
-        if sent is not None:
+        verdict, learner, counts = Verdict.ACCEPTED, self._replica.learner, self._replica.counts
+        hold_s = _HOLDS * self._limits.feedback_wait_s
+        features, left = learner.vocabulary.taught(example.features, source, self._now_s(), hold_s)
+        if left is not None:
+            counts["names_left_out"] += len(left)
+            if not features and await self._find(key, f"{field}event_id") is None:
+                raise _names_full(left, source, self._limits, f"{field}features")
+        features, far = learner.bounds.taught(features)
+        if (sent := _sent(left, far)) is not None:
             verdict = Verdict.CLIPPED
             example = msgspec.structs.replace(example, features=features, raw=sent)
-            self._replica.counts["values_clipped"] += len(sent)
+            counts["values_clipped"] += len(far or ())
         payload, label = codec.encode(example), example.label
         return self._asked(
             key, event_id, source, payload, label, verdict=verdict, idempotent=idempotent
@@ -319,6 +369,22 @@ class Events:
             hint = "Check the values, and their scale, against what the model was trained with"
             raise RequestError(422, "value_refused", problem, None, hint)
         return Asked(row, label, idempotent)
+
+
+def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:
+    """What was sent where the row has something else, or nothing."""
+    return None if left is None and far is None else {**(left or {}), **(far or {})}
+
+
+def _names_full(left: Collection[str], source: str, limits: Limits, field: str) -> RequestError:
+    shown = ", ".join(plain(name) for name in list(left)[:3])
+    message = (
+        f"no room for new names ({shown}), and the row has no other: a model has "
+        f"{limits.names_max}, of which source {plain(source)} may bring "
+        f"{int(limits.names_max * limits.names_share)}"
+    )
+    hint = "Send names that were learned before, or raise limits.names_max or limits.names_share"
+    return RequestError(422, "names_full", message, field, hint)
 
 
 def _of_sender(event: Event, field: str) -> Event:

@@ -102,6 +102,10 @@ class Follower:
             for row in rows:
                 if not await self._learn(row):
                     break
+                rest_s = self._learner.vocabulary.rest_s()
+                if rest_s and row.partition == self._writer.partition:  # not what a dead one left
+                    await asyncio.sleep(rest_s)
+                    turn_s = now()
                 if now() - turn_s >= _TURN_S:
                     await asyncio.sleep(0)
                     turn_s = now()

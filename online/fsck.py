@@ -11,17 +11,25 @@ between the newest snapshot and the oldest one that holds the same of them.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from online.config import Settings
-from online.errors import OnlineError, StartRefused
-from online.history import LEARNED, Decisions, origin
+from online.errors import StartRefused
+from online.history import Decisions
+from online.holdings import (
+    Counts,
+    Holding,
+    Moved,
+    base_of,
+    holding_of,
+    minus,
+    of_loss,
+    pages,
+)
 from online.names import load_model, open_journal, running, snapshots_path
 from online.promotion import as_stored
-from online.tally import DIGEST, event_hash
 from paramserver.errors import (
     ParamServerError,
     SnapshotCorrupt,
@@ -30,14 +38,12 @@ from paramserver.errors import (
 )
 from paramserver.errors import StartRefused as Refused
 from paramserver.lineage import Lineage, check_start
-from paramserver.rewrites import Undone
-from paramserver.shortfall import accepted, shortfall
+from paramserver.shortfall import shortfall
 from paramserver.snapshots.format import decode
 from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
-from replay.journal.base import Journal, Partition, Row, Verdict
+from replay.journal.base import Journal
 
 _PAGE = 1000
 _MASK = 2**64 - 1
@@ -139,56 +145,6 @@ class Findings:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    """Which rows a snapshot must hold, and the digest of those that it does.
-
-    ``lost``: rows that it holds and the journal has lost, after the first offset, up to the second.
-    ``usable``: whether others can be compared with it.
-    """
-
-    name: str | None
-    digest: Digest = (0, 0)
-    clock: Mapping[int, int] = field(default_factory=dict)
-    closed: frozenset[int] = frozenset()
-    undone: Undone = field(default_factory=Undone)
-    skipped: Mapping[int, int] = field(default_factory=dict)
-    lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    usable: bool = True
-
-    def upto(self, partition: Partition) -> int:
-        """Its clock."""
-        return partition.end if partition.id in self.closed else self.clock.get(partition.id, 0)
-
-    def has(self, partition: Partition, offset: int) -> bool:
-        """Whether the row is to be in it, if it was to be learned at all."""
-        inside = self.skipped.get(partition.id, 0) < offset <= self.upto(partition)
-        return inside and not self.undone.has(partition.id, offset)
-
-    def removed(self, partition: Partition) -> Spans:
-        """What it holds of the rows that were removed or lost, as spans (after, up to)."""
-        at = min(self.skipped.get(partition.id, 0), partition.trimmed)
-        upto = min(self.upto(partition), partition.trimmed)
-        after, until = self.lost.get(partition.id, (0, 0))
-        return (
-            *self._standing(partition, at, upto),
-            *self._standing(partition, max(after, upto), min(until, self.upto(partition))),
-        )
-
-    def _standing(self, partition: Partition, at: int, upto: int) -> Iterator[tuple[int, int]]:
-        """What is not undone of the rows after ``at``, up to ``upto``."""
-        for after, until in self.undone.ranges.get(partition.id, ()):
-            if at < min(after, upto):
-                yield at, min(after, upto)
-            at = max(at, until)
-        if at < upto:
-            yield at, upto
-
-
-class _Moved(OnlineError):
-    """The service removed meanwhile what was looked at."""
-
-
 def check(settings: Settings, model: str, progress: Progress | None = None) -> Findings:
     """Compare the newest snapshot of the model's lineage with the journal up to its clock.
 
@@ -205,7 +161,7 @@ def check(settings: Settings, model: str, progress: Progress | None = None) -> F
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)
         for _ in range(_ATTEMPTS):
-            with contextlib.suppress(_Moved):
+            with contextlib.suppress(Moved):
                 return compare(journal, snapshots, model, spec, progress, served=served)
     message = f"model {model}: rows and snapshots were removed while they were checked"
     raise StartRefused(message, "Run it again when less is going on")
@@ -250,30 +206,32 @@ def compare(
     views, refused = _views(journal, snapshots, model, spec)
     if head_missing := head is not None and head not in {*views, *refused}:
         if journal.head(model, spec).snapshot != head:
-            raise _Moved
+            raise Moved
         refused[str(head)] = "it is the head, and its file is missing"
     lacks, no_start = _start(journal, snapshots, model, spec)
     if no_start is not None and journal.head(model, spec).snapshot != head:
-        raise _Moved
+        raise Moved
     partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
-    now = next((views[name] for name in _line(head, views)), _View(None))
-    base = _base(
-        now, (_View(None), *_of_loss(journal, model, spec, partitions), *views.values()), partitions
+    now = next((views[name] for name in _line(head, views)), Holding(None))
+    base = base_of(
+        now,
+        (Holding(None), *of_loss(journal, model, spec, partitions), *views.values()),
+        partitions,
     )
     decisions = Decisions(spec)
     decisions.read(journal, model)
-    counts = _Counts(decisions, now, base or _View(None))
+    counts = Counts(decisions, now, base or Holding(None))
     rows = sum(p.end - p.trimmed for p in partitions)
     done = holes = 0
     for partition in partitions:
-        for page, missing in _pages(journal, partition):
+        for page, missing in pages(journal, partition):
             holes += missing
             done += len(page) + missing
             for row in page:
                 counts.add(partition, row)
             if progress is not None:
                 progress(done, rows)
-    learned = _minus(now.digest, (base or _View(None)).digest)
+    learned = minus(now.digest, (base or Holding(None)).digest)
     removed = sum(p.trimmed for p in partitions)
     return Findings(
         model=model,
@@ -312,14 +270,14 @@ def _start(journal: Journal, snapshots: Snapshots, model: str, spec: str) -> tup
     return lacks, None
 
 
-def _line(head: str | None, names: Mapping[str, _View]) -> list[str]:
+def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:
     """Good snapshots of the head's line, newest first."""
     return [] if head is None else [name for name in ancestors(head, names) if name in names]
 
 
 def _views(
     journal: Journal, snapshots: Snapshots, model: str, spec: str
-) -> tuple[dict[str, _View], dict[str, str]]:
+) -> tuple[dict[str, Holding], dict[str, str]]:
     """Every good snapshot, oldest first, and why the others are none."""
     views, refused = {}, {}
     names = [name for name in snapshots.names() if parse_name(name) is not None]
@@ -332,163 +290,7 @@ def _views(
             refused[name] = str(error)
             continue
         if (state.model, state.spec) == (model, spec):
-            views[name] = _view(journal, name, state)
+            views[name] = holding_of(journal, name, state)
         else:
             refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
     return views, refused
-
-
-def _view(journal: Journal, name: str | None, state: SnapshotState) -> _View:
-    decisions = Decisions(state.spec)
-    decisions.read(journal, state.model, state.control)
-    loss = accepted(journal.controls(state.model, 0), state.spec)
-    lost, usable = dict[int, tuple[int, int]](), True
-    if loss is not None:
-        for p, (after, upto) in loss.note.rows.items():
-            held = state.clock.get(p, upto if p in state.closed else 0)
-            if state.version < loss.note.version:  # of another line, it may be: not to be told
-                usable = usable and held <= after
-            elif (contained := min(loss.note.clock.get(p, upto), held)) > after:
-                lost[p] = after, contained
-    return _View(
-        name,
-        digest_of(state),
-        dict(state.clock),
-        state.closed,
-        decisions.undone,
-        _skipped(journal, state.model, state.spec, state.version[0]),
-        lost,
-        usable,
-    )
-
-
-def digest_of(state: SnapshotState) -> Digest:
-    """The digest in a snapshot's values."""
-    data = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
-    return data["count"], data["sum"]
-
-
-def difference(journal: Journal, state: SnapshotState) -> Digest:
-    """By how much the digest of a snapshot is more than what the journal's rows say of it."""
-    view, decisions = _view(journal, None, state), Decisions(state.spec)
-    decisions.read(journal, state.model, state.control)
-    counts = _Counts(decisions, view, _View(None))
-    for partition in journal.partitions(state.model):
-        for page, _ in _pages(journal, partition):
-            for row in page:
-                counts.add(partition, row)
-    return _minus(view.digest, counts.digest)
-
-
-def _skipped(journal: Journal, model: str, spec: str, epoch: int) -> dict[int, int]:
-    """Offsets up to which partitions were left out when the lineage was begun afresh."""
-    skipped: dict[int, int] = {}
-    for control in journal.controls(model, 0):
-        if control.kind == "fresh":
-            note = json.loads(control.payload)
-            if note["spec"] == spec and int(control.key.split(":")[2]) <= epoch:
-                skipped = {int(p): offset for p, offset in note["clock"].items()}
-    return skipped
-
-
-def _of_loss(
-    journal: Journal, model: str, spec: str, partitions: Sequence[Partition]
-) -> list[_View]:
-    """What a loss that was accepted is remembered as: to be compared with, as snapshots are.
-
-    The first has nothing but what the journal had lost by then, the second is the snapshot that
-    the lineage went on from.
-    """
-    loss = accepted(journal.controls(model, 0), spec)
-    if loss is None:
-        return []
-    note = loss.note
-    decisions = Decisions(spec)
-    decisions.read(journal, model, loss.seq)
-    name = f"of the loss accepted by control row {loss.seq}"
-    view = _View(
-        name,
-        note.digest,
-        note.clock,
-        frozenset(note.closed),
-        decisions.undone,
-        _skipped(journal, model, spec, note.version[0]),
-        note.rows,
-    )
-    then = {p.id: p.trimmed for p in partitions} == {
-        **{p.id: 0 for p in partitions},
-        **note.trimmed,
-    }
-    return [_Rest(**{**_fields(view), "digest": note.difference, "usable": then}), view]
-
-
-class _Rest(_View):
-    """What a model had and the journal had not, when that was accepted."""
-
-    __slots__ = ()
-
-    def has(self, partition: Partition, offset: int) -> bool:
-        """None of the rows that are there."""
-        return False
-
-
-def _fields(view: _View) -> dict[str, Any]:
-    return {f.name: getattr(view, f.name) for f in fields(view)}
-
-
-def _base(now: _View, views: Sequence[_View], partitions: Sequence[Partition]) -> _View | None:
-    """What to compare with: nothing if no row of it was removed, else the oldest that will do."""
-    for view in views:
-        if view.name == now.name is not None:
-            break  # itself: that would check nothing
-        same = all(view.removed(p) == now.removed(p) for p in partitions)
-        if view.usable and same:
-            return view
-    return None
-
-
-def _pages(journal: Journal, partition: Partition) -> Iterator[tuple[Sequence[Row], int]]:
-    """Rows of a partition that should be there, and how many are missing after each page."""
-    first = partition.trimmed + 1
-    while first <= partition.end:
-        n = min(_PAGE, partition.end - first + 1)
-        rows = journal.read(partition.id, first, n)
-        if len(rows) != n:
-            found = journal.partition(partition.id)
-            if found is None or found.trimmed > partition.trimmed:
-                raise _Moved
-        yield rows, n - len(rows)
-        first += n
-
-
-def _minus(a: Digest, b: Digest) -> Digest:
-    return a[0] - b[0], (a[1] - b[1]) & _MASK
-
-
-class _Counts:
-    """Digest of the rows that one view has beyond another; events that are in no model now."""
-
-    def __init__(self, decisions: Decisions, now: _View, base: _View) -> None:
-        self._decisions, self._now, self._base = decisions, now, base
-        self.digest: Digest = (0, 0)
-        self.undone: set[bytes] = set()
-        self.frozen: set[bytes] = set()
-        self.quarantined: set[bytes] = set()
-        self.standing: set[bytes] = set()
-
-    def add(self, partition: Partition, row: Row) -> None:
-        """One row of the journal."""
-        event = origin(row).key
-        if row.verdict is Verdict.FROZEN:
-            self.frozen.add(event)
-        if row.verdict is Verdict.QUARANTINED:
-            self.quarantined.add(event)
-        if row.verdict not in LEARNED or row.key.hex() in self._decisions.failed:
-            return
-        if not self._decisions.stands(row):
-            self.undone.add(event)
-        elif event != row.key or self._decisions.was_undone(row):
-            self.standing.add(event)
-        sign = self._now.has(partition, row.offset) - self._base.has(partition, row.offset)
-        count, total = self.digest
-        self.digest = count + sign, (total + sign * event_hash(row.key)) & _MASK

@@ -4,7 +4,8 @@ Serve lets a middleware in front of each replica's HTTP server.  What it does be
 request (two tasks, a queue, a semaphore, a dozen context managers) costs more than an answer; the
 application has its own bounds.  Whatever is not hot goes on to Serve, its health checks too.
 
-Serve imports this module in each of its processes, so it imports nothing heavy.
+Serve imports this module in each of its processes, so it imports nothing heavy.  In its proxy,
+which answers while no replica does, the middleware sees to it that waiting has an end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from starlette.middleware import Middleware
+
+from online.absent import Bounded
 
 Scope = dict[str, Any]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -38,12 +41,16 @@ class Ingress:
     """The middleware."""
 
     def __init__(self, behind: Application) -> None:
-        self._behind = behind
+        self._behind, self._proxied = behind, Bounded(behind)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve one connection event."""
         application = _installed
-        if application is None or scope["type"] != "http" or not _is_hot(scope["path"]):
+        if scope["type"] != "http":
+            application = self._behind
+        elif application is None:  # this is Serve's proxy, or a replica that is not built yet
+            application = self._proxied
+        elif not _is_hot(scope["path"]):
             application = self._behind
         await application(scope, receive, send)
 

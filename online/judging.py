@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
 from typing import Any, Final
@@ -28,6 +28,9 @@ log = logging.getLogger("online.judging")
 
 STATES: Final = ("not enough data", "ok", "watch", "act")
 """As numbers in the replica's gauges: their places."""
+
+HEARD_S: Final = 30.0
+"""A replica that was not heard of for so long is gone; its state is none any more."""
 
 _TIMES_EVERY: Final = 32
 _TIMES_MAX: Final = 4096
@@ -122,20 +125,26 @@ class Judge:
         share, right = score[said], said == label_text(example.label)
         watched = score.get("true", share) if self._task == "binary" else share
         alarms = self._watch.served(example.features, watched, at=at)
-        alarms += self._watch.judged(float(not right), at=at)
+        same = example.no_change
+        rule = None if same is None else float(same != example.label)
+        alarms += self._watch.judged(float(not right), rule=rule, at=at)
         if self._without is not None:
             self._without.judged(share, right, was_open=example.predicted_at is not None)
         return alarms
 
-    @property
-    def level(self) -> int:
-        """The state as a number, see :data:`STATES`."""
-        return STATES.index(self._watch.state().state)
-
-    @property
-    def alarms(self) -> int:
-        """Alarms so far."""
-        return self._watch.alarm_count
+    def report(self) -> dict[str, float]:
+        """Numbers that travel to the other replicas; see :func:`of_all`."""
+        found = self._watch.state()
+        out: dict[str, float] = {"drift_state": STATES.index(found.state)}
+        out |= {
+            "drift_alarms": found.alarms,
+            "drift_served": found.served,
+            "drift_judged": found.judged,
+        }
+        alarm = found.since
+        if alarm is None or not alarm.worse or alarm.before is None or alarm.after is None:
+            return out
+        return out | {"drift_before": alarm.before, "drift_after": alarm.after}
 
     def shown(self) -> dict[str, Any]:
         """For operators; plain data."""
@@ -150,3 +159,52 @@ class Judge:
             "without_labels": without,
             "canary_loss": None if self._canary is None else self._canary.loss,
         }
+
+
+def of_all(
+    here: str, shown: Mapping[str, Any], reports: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """What all replicas know, each of its own rows: the state of the one that is worst off.
+
+    Parameters
+    ----------
+    here, shown
+        Name of the replica that answers, and what its judge shows.
+    reports
+        Newest numbers of every replica, by name; those without a judge's are left out, and so is
+        one that was not heard of for ``HEARD_S``.
+
+    Returns
+    -------
+        As ``shown``, with rows and alarms of all added up; ``of`` is the replica whose state and
+        reason it is, and ``replicas`` has the numbers of each.  Alarms and features are those of
+        the one that answers.
+    """
+    known = {
+        name: report
+        for name, report in reports.items()
+        if "drift_judged" in report and report.get("contact_age_s", 0.0) <= HEARD_S
+    }
+    if len(known) < 2:
+        return {**shown, "of": here, "replicas": {}}
+    worst = max(known, key=lambda name: (known[name]["drift_state"], name == here))
+    each = {
+        name: {
+            "state": STATES[int(report["drift_state"])],
+            **{key: int(report[f"drift_{key}"]) for key in ("served", "judged", "alarms")},
+        }
+        for name, report in sorted(known.items())
+    }
+    found = dict(shown)
+    if worst != here:
+        state, before = each[worst]["state"], known[worst].get("drift_before")
+        why = f"replica {worst} says so of its {each[worst]['judged']:,} labelled rows"
+        if before is not None:
+            after = known[worst]["drift_after"]
+            why = f"the error rose from {before:.3f} to {after:.3f} in the rows of replica {worst}"
+        found |= {"state": state, "why": why, "since": None}
+    for key in ("served", "judged", "alarms"):
+        found[key] = sum(one[key] for one in each.values())
+    if found["state"] == STATES[0]:
+        found["why"] = f"{found['judged']} labelled rows, of {len(each)} replicas; each needs some"
+    return {**found, "of": worst, "replicas": each}

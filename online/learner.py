@@ -22,11 +22,12 @@ from itertools import chain
 
 from evaluation.metrics import Task, details, increments, majority
 from online.bounds import BOUNDED
-from online.deltas import Delta, Opened, finish, moved, restart, touched_by
+from online.deltas import CLOSED, Delta, Opened, finish, moved, restart, touched_by
 from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
 from online.tally import DIGEST, TALLIED, Tally
+from online.vocabulary import NAMED
 from paramserver.blocks import Touched
 from paramserver.filters.sources import keep_bounds, of_sources
 from paramserver.wire import SyncReply
@@ -36,7 +37,6 @@ from replay.journal.base import Row, Verdict
 from replay.memory import Lesson
 
 LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
-CLOSED = 2**62  # clock of a closed partition: whatever its end, all of its rows are in
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class Learner(LocalModel):
     def _learn(self, row: Row, example: Example, lesson: Lesson) -> None:
         learn_example(self._training, example, row.factor, lesson, self._spec)
         self.bounds.add(example)
+        self.vocabulary.add(example, row.source)
         if example.moved is not None:
             self.tally.add(row.key, {}, None, row.at)
             return
@@ -137,6 +138,8 @@ class Learner(LocalModel):
         pending = self._deltas.pending(self.clock)
         model.mend(self._pulled.with_deltas(pending, model.touched(names)), names)
         self.bounds.mend(self._pulled.with_deltas(pending, self.bounds.touched(names)), names)
+        named = self.vocabulary.touched()
+        self.vocabulary.mend(self._pulled.with_deltas(pending, named))
         self._reset_tally(pending)
 
     def _reset_tally(self, pending: Sequence[Delta]) -> None:
@@ -147,6 +150,7 @@ class Learner(LocalModel):
         model.reset(state)
         self.tally.reset(state)
         self.bounds.reset(state)
+        self.vocabulary.reset(state)
 
     def _switch(self) -> None:
         """Answer from the copy that learns, as soon as it has all that the old one had."""
@@ -248,6 +252,7 @@ class Learner(LocalModel):
             fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
             self.tally.rebase(fresh)
             self.bounds.rebase(fresh)
+            self.vocabulary.rebase(fresh)
             self.evidence.rebase(fresh)
             self._training.rebase(fresh)
             self._pending_n = sum(d.n for d in self._deltas.pending(clock))
@@ -305,6 +310,7 @@ class Learner(LocalModel):
             self._reset_tally(pending)
             ranged: Touched = {**BOUNDED, DIGEST: None}
             self.bounds.reset(self._pulled.with_deltas(pending, ranged))
+            self.vocabulary.reset(self._pulled.with_deltas(pending, NAMED))
         self._pending_n = sum(d.n for d in pending)
         blocks = (self._pulled.blocks, *(d.blocks for d in pending))
         judged: Touched = {name: None for held in blocks for name in of_sources(held)}

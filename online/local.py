@@ -11,10 +11,11 @@ from functools import partial
 from evaluation.metrics import Task
 from online.arrival import Arrival
 from online.bounds import Bounds, free_names
-from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, stays
+from online.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, open_ones, stays
 from online.evidence import Evidence
 from online.models.base import Compensable, Model, Prediction
 from online.tally import Tally
+from online.vocabulary import Vocabulary, words_of
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
@@ -79,6 +80,7 @@ class LocalModel:
         self.mergeable = self.serving.mergeable
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving))
+        self.vocabulary = Vocabulary(words_of(self.serving))
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
@@ -124,6 +126,14 @@ class LocalModel:
         track = self.tracks.get(partition)
         learned = 0 if track is None else track.next - 1
         return max(learned, self.clock.get(partition, 0)) >= offset
+
+    def known(self) -> dict[int, int]:
+        """Last offset of each open partition whose rows are in the answers given now."""
+        if self._targets:
+            return open_ones(self._served)
+        own = {p: track.next - 1 for p, track in self.tracks.items()}
+        clock = open_ones(self.clock)
+        return clock | {p: max(last, clock.get(p, 0)) for p, last in own.items()}
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
@@ -200,6 +210,7 @@ class LocalModel:
         if isinstance(model, Compensable):
             curved = model.curved()
         blocks = {**model.cut(), **self.tally.cut(), **self.evidence.cut(), **self.bounds.cut()}
+        blocks |= self.vocabulary.cut()
         curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         size += sum(len(key) + 20 for keys in curved.values() for key in keys)

@@ -49,7 +49,9 @@ class Snapshots(Tree):
     """How often the server's state is written, and how many are kept."""
 
     interval_s: float = Field(10, ge=0.1, le=86_400)
-    keep: int = Field(24, ge=2, le=10_000, description="newest ones kept")
+    keep: int = Field(
+        24, ge=2, le=10_000, description="new ones kept: the newest, and some spaced over an hour"
+    )
     hourly: int = Field(24, ge=0, le=10_000)
     daily: int = Field(7, ge=0, le=10_000)
     weekly: int = Field(4, ge=0, le=10_000)

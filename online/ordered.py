@@ -19,13 +19,14 @@ from typing import Final
 from evaluation.metrics import Task
 from online.arrival import Arrival, Arriving
 from online.bounds import Bounds, free_names
-from online.deltas import Track, Tracks
+from online.deltas import CLOSED, Track, Tracks, open_ones
 from online.evidence import Evidence
-from online.learner import CLOSED, LEARNED, Failed, increments_of
+from online.learner import LEARNED, Failed, increments_of
 from online.local import score_of
 from online.models.base import Model, Prediction, learn_example
 from online.models.errors import NothingLearned
 from online.tally import Tally
+from online.vocabulary import Vocabulary, words_of
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds
@@ -105,6 +106,7 @@ class OrderedLearner:
         self.mergeable = False
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving))
+        self.vocabulary = Vocabulary(words_of(self.serving))
         self.latest: Example | None = None  # of the row at hand, if it was learned
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
@@ -158,6 +160,10 @@ class OrderedLearner:
             return False
         contained = self._served if self._target > self.position else self._learned
         return contained.get(partition, 0) >= offset
+
+    def known(self) -> dict[int, int]:
+        """Last offset of each open partition whose rows are in the answers given now."""
+        return open_ones(self._served if self._target > self.position else self._learned)
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
@@ -250,6 +256,7 @@ class OrderedLearner:
     def _learn(self, row: Row, example: Example) -> None:
         learn_example(self._training, example, row.factor, spec=self._spec)
         self.bounds.add(example)
+        self.vocabulary.add(example, row.source)
         if example.moved is not None:
             self.tally.add(row.key, {}, None, row.at)
             return
@@ -269,6 +276,7 @@ class OrderedLearner:
         self._training.reset(self._written.values)
         self.tally.reset(self._written.values)
         self.bounds.reset(self._written.values)
+        self.vocabulary.reset(self._written.values)
         for row, example in self._written.since:
             self._learn(row, example)
 
@@ -279,6 +287,7 @@ class OrderedLearner:
             **self.tally.cut(),
             **self.evidence.cut(),
             **self.bounds.cut(),
+            **self.vocabulary.cut(),
         }
         self._written.add(self.position, done, self.evidence.sources_max)
 
@@ -416,6 +425,7 @@ class OrderedLearner:
             self._training.reset(values)
         self.tally.reset(values)
         self.bounds.reset(values)
+        self.vocabulary.reset(values)
         self.evidence.reset(values)
         self._written = _Written(values, reply.position, reply.epoch)
         self._learned, self.position = dict(clock), reply.position

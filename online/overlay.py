@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from online.arrival import Arriving
-from online.learner import CLOSED
+from online.deltas import CLOSED
 from online.models.base import Model, Stepwise
 from online.ordered import OrderedLearner
 from paramserver import blocks as algebra

@@ -354,6 +354,7 @@ class ModelReplica:
         gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
         gauges["from_peer"] = self.exchange.peer is not None
+        gauges |= {"names": len(self.learner.vocabulary), "classes": len(self.learner.tally.seen)}
         gauges |= {"served_events": self.served, "served_epoch": self.learner.version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
@@ -368,7 +369,7 @@ class ModelReplica:
     def _slow_gauges(self) -> dict[str, float]:
         found: dict[str, float] = {}
         if (judge := self.judge) is not None:
-            found = {"drift_state": judge.level, "drift_alarms": judge.alarms}
+            found = judge.report()
         serving = self.learner.serving
         if isinstance(serving, Trainable) and (gap := serving.gap) is not None:
             found["average_gap"] = gap

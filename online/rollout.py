@@ -19,6 +19,7 @@ from online.tokens import Keys
 
 APP: Final = "online"
 _STOP_REPLICA_S = 2.0
+_HEALTH_S = 2.0  # so soon is a replica that has died replaced
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
 _PACKAGES = ("online", "evaluation", "paramserver", "replay")
@@ -152,6 +153,7 @@ def application(settings: Settings, origin: Origin, version: int | None = None) 
         max_ongoing_requests=limits.ongoing_max,
         max_queued_requests=2 * limits.ongoing_max,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
+        health_check_period_s=_HEALTH_S,
         graceful_shutdown_timeout_s=_STOP_REPLICA_S,
         graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options={"num_cpus": 0.01},
@@ -185,11 +187,11 @@ def deploy(settings: Settings, origin: Origin, version: int) -> None:
     except RuntimeError as error:
         said = serve.status().applications[APP].deployments["Replica"].message
         raise StartRefused(
-            f"the replicas do not start: {_reason(said) or error}", "Mend what it says"
+            f"the replicas do not start: {reason(said) or error}", "Mend what it says"
         ) from error
 
 
-def _reason(said: str) -> str:
+def reason(said: str) -> str:
     """The error that a replica's constructor raised, out of Serve's message with its traceback."""
     errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", said, re.MULTILINE)
     return errors[-1] if errors else said.strip().rpartition("\n")[2]

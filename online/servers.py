@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from online import processes
@@ -31,11 +31,18 @@ def start(
     loaded: Mapping[str, Loaded],
     progress: Callable[[str], None],
     patience: Patience,
+    *,
+    only: Collection[str] | None = None,
 ) -> None:
-    """Start the server of each model, or find it running.  Raises StartRefused with the remedy."""
+    """Start the server of each model, or find it running.  Raises StartRefused with the remedy.
+
+    ``only``: of these models; the others' servers are left alone.
+    """
     from paramserver.ray_client import start_or_get
 
     for model in settings.models:
+        if only is not None and model.name not in only:
+            continue
         one = loaded[model.name]
         rule = merge_rule(model, one.model)
         progress(f"starting the parameter server of {model.name} (merge: {rule})")

@@ -30,6 +30,7 @@ from online.models.base import Prediction as Answer
 from online.pending import Recorded
 from online.replica import ModelReplica
 from online.tokens import Tokens
+from online.vocabulary import full_reason, left_out
 from replay import codec
 from replay.example import Example, Features
 
@@ -275,7 +276,13 @@ def _why(example: Example) -> str:
     judged, sent = example.judged, example.raw
     if sent is None:
         return "the source is quarantined" if judged is None else judged.reason
-    reasons = [clipped_reason(sent), "" if judged is None else judged.reason]
+    left = left_out(example)
+    far = {name: value for name, value in sent.items() if name not in left}
+    reasons = [
+        full_reason(left) if left else "",
+        clipped_reason(far) if far else "",
+        "" if judged is None else judged.reason,
+    ]
     return "; ".join(filter(None, reasons))
 
 

@@ -101,7 +101,7 @@ class Shadow:
             and promoted[1].before == self._loaded.spec_hash
             and promoted[1].why in ("back", "failed")
         )
-        self._specs = {p.id: p.spec for p in self._journal.partitions(self._model.name)}
+        self._partitions = {p.id: p for p in self._journal.partitions(self._model.name)}
         self.learner = Challenger(
             self._loaded.build,
             task=self._model.task,
@@ -114,7 +114,7 @@ class Shadow:
             self._exchange(None)
             if not self.learner.catching_up:
                 break
-        self.ahead = Ahead(self.learner, self._given.delay, self._by_champion)
+        self.ahead = Ahead(self.learner, self._given.delay, self._by_champion, self._sealed)
         self._cursor = self.learner.position
         self._publish_due_s = self._monotonic_s() + self._model.snapshots.interval_s
 
@@ -124,10 +124,16 @@ class Shadow:
         A replica writes what it answered, and labels of answers from before it served; versions of
         what was promoted are above those of what served before.
         """
-        if row.partition not in self._specs:
-            self._specs |= {p.id: p.spec for p in self._journal.partitions(self._model.name)}
+        if row.partition not in self._partitions:
+            self._partitions = {p.id: p for p in self._journal.partitions(self._model.name)}
         epoch = 0 if example.version is None else example.version[0]
-        return self._specs.get(row.partition) == self._rival and epoch > self._epoch
+        found = self._partitions.get(row.partition)
+        return found is not None and found.spec == self._rival and epoch > self._epoch
+
+    def _sealed(self, partition: int) -> bool:
+        """As the journal said at the last look, which is later than the champion's answer."""
+        found = self._partitions.get(partition)
+        return found is not None and found.sealed
 
     def _start_server(self) -> ParameterServer:
         snapshots = self._model.snapshots
@@ -206,7 +212,9 @@ class Shadow:
         self.decisions.read(self._journal, name)
         spec, seen = self._loaded.spec_hash, self.learner.rewrite
         undone = rewrites.undoing(self._journal.controls(name, 0), spec, seen)
-        trimmed = self.learner.lacks(self._journal.partitions(name))
+        partitions = self._journal.partitions(name)
+        self._partitions = {p.id: p for p in partitions}
+        trimmed = self.learner.lacks(partitions)
         if undone or trimmed:
             why = f"control row {undone} undid rows" if undone else "rows are gone that it lacks"
             log.warning("challenger of %s learns the journal again: %s", name, why)

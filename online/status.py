@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import msgspec
 from evaluation.summary import summary
 from online import room
 from online.errors import RequestError
+from online.judging import of_all
 from online.kept import ASK_TIMEOUT_S, Kept
 from online.promotion import decision
 from online.replica import ModelReplica
@@ -31,6 +33,8 @@ from paramserver.errors import (
 from paramserver.rewrites import promoted
 from replay.errors import ReplayError
 from replay.journal.base import Journal
+
+log = logging.getLogger("online.status")
 
 _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0
@@ -58,6 +62,8 @@ class Cluster(Kept):
         What the journal's disk may still take before feedback is refused; None: it is on none.
     challengers
         The ways to the challengers, of the models that have one.
+    absent
+        Why another replica does not start, None if nothing is wrong; called on a thread.
     """
 
     def __init__(
@@ -69,11 +75,12 @@ class Cluster(Kept):
         *,
         free_bytes: Callable[[], int] | None = None,
         challengers: Mapping[str, ParameterServerControl] | None = None,
+        absent: Callable[[], str | None] = lambda: None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(replicas, journals, facts)
         self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
-        self._challengers = challengers or {}
+        self._challengers, self._absent = challengers or {}, absent
         self._first_room: dict[str, room.Room] = {}
 
     async def start(self) -> None:
@@ -110,7 +117,7 @@ class Cluster(Kept):
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
-            "drift": _drift(replica, alone=len(replicas) == 1),
+            "drift": _drift(replica, replicas),
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
@@ -119,9 +126,19 @@ class Cluster(Kept):
             "rewrites": await self._rewrites(name),
             "journal": journal,
             "incident": replica.incident
+            or await self._missing()
             or (journal or {}).get("alarm")
             or (server or {}).get("incident"),
         }
+
+    async def _missing(self) -> str | None:
+        """Why a replica does not start, if one does not."""
+        try:
+            reason = await asyncio.wait_for(asyncio.to_thread(self._absent), ASK_TIMEOUT_S)
+            return None if reason is None else f"a replica does not start: {reason}"
+        except Exception as error:  # whatever Ray raises: the status is shown without it
+            log.warning("Serve does not say how its replicas are: %r", error)
+            return None
 
     def _quality(self, name: str) -> dict[str, Any]:
         """Prequential metrics of all learned events beside their baselines."""
@@ -354,8 +371,10 @@ def _filters(replica: ModelReplica) -> dict[str, Any] | None:
     return None if replica.filters is None else replica.filters.shown()
 
 
-def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:
-    """What this replica's judge says; None if it has none.
+def _drift(
+    replica: ModelReplica, reports: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any] | None:
+    """What the judges of all replicas say; None if there are none.
 
     A label may come to another replica than its prediction did, so with several nobody knows which
     answers are still without one.
@@ -363,4 +382,7 @@ def _drift(replica: ModelReplica, *, alone: bool) -> dict[str, Any] | None:
     if replica.judge is None:
         return None
     shown = replica.judge.shown()
-    return shown if alone else {**shown, "without_labels": None}
+    if len(reports) > 1:
+        shown = {**shown, "without_labels": None}
+    fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}
+    return of_all(replica.replica, shown, {**reports, **fresh})

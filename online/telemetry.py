@@ -15,7 +15,8 @@ from replay.plain import plain
 _GAUGES = (
     "contact_age_s", "unserved_s", "served_events", "served_epoch", "from_peer",
     "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
-    "learn_share", "replay_fill", "average_gap", "drift_state", "filter_sources",
+    "learn_share", "replay_fill", "average_gap", "drift_state", "drift_before",
+    "drift_after", "filter_sources", "names", "classes",
     "filter_quarantined_sources", "filter_drift", "filter_active",
 )  # fmt: skip
 

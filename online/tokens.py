@@ -55,6 +55,7 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     spec: str
     notes: bytes | None = None
     asker: str | None = None
+    known: dict[int, int] | None = None
 
 
 class Keys:

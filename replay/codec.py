@@ -100,6 +100,7 @@ def decode(payload: bytes) -> Example:
         no_change=prediction.no_change,
         notes=prediction.notes,
         raw=prediction.raw,
+        known=prediction.known,
     )
 
 

@@ -117,6 +117,9 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         What the model that gave ``score`` wants to be told again; nobody else knows what it means.
     judged
         What the filters found; None if none was asked.
+    known
+        The last offset of each partition, of the rows in the model that gave ``score``: kept for a
+        challenger, which is asked as of that.  None: it was not kept; empty: too many partitions.
     moved
         A delta of a device: then there are no features, the label is the hash of its content, and
         the weight is what it is multiplied by.
@@ -137,6 +140,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     judged: Judged | None = None
     moved: Moved | None = None
     raw: Features | None = None
+    known: dict[int, int] | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -149,6 +153,7 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     no_change: Label | None = None
     notes: bytes | None = None
     raw: Features | None = None
+    known: dict[int, int] | None = None
 
 
 class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -179,7 +179,7 @@ def _alarms(
         watch, found = Watch(WatchSettings(window_rows=WINDOW), reference), []
         for i, x, wrong in trial.rows:
             alarms = (watch.served(x) if seen else []) + watch.judged(wrong)
-            if any(not alarm.recovery for alarm in alarms):
+            if alarms:
                 found.append(i)
         yield name, "error", found
 

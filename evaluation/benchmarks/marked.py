@@ -90,13 +90,12 @@ def run(
 
 
 def _watched(rows: list[Features], wrong: list[float]) -> list[tuple[int, Direction]]:
-    """Alarms of the error, without recoveries, and of ADWIN on the features: these count as up."""
+    """Alarms of the error, and of ADWIN on the features: these count as up."""
     watch, found = Watch(WatchSettings(features=("adwin",))), []
     for i, (x, error) in enumerate(zip(rows, wrong, strict=True), 1):
         for alarm in watch.served(x) + watch.judged(error):
-            if not alarm.recovery:
-                way: Direction = alarm.direction if alarm.signal == "error" else "up"
-                found.append((i, way))
+            way: Direction = alarm.direction if alarm.signal == "error" else "up"
+            found.append((i, way))
     return found
 
 

@@ -61,9 +61,6 @@ class Alarm:
         Number of rows of each.
     effect
         What ``window`` measured: PSI of a feature.  None for detectors.
-    recovery
-        An error that fell after it had risen: the model gets over the change of which there was an
-        alarm before; no further change.
     """
 
     row: int
@@ -78,7 +75,6 @@ class Alarm:
     n_before: int
     n_after: int
     effect: float | None = None
-    recovery: bool = False
 
     @property
     def worse(self) -> bool:

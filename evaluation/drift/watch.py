@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from random import Random
@@ -16,6 +16,7 @@ from evaluation.drift.alarm import Alarm, Change, Signal
 from evaluation.drift.bins import Bins, fit
 from evaluation.drift.detectors import Detector, detector
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
+from evaluation.drift.past import Past
 from evaluation.drift.profile import Reference, Shift, State, Window, build, compare_one, ranked
 from replay.example import Features, Value
 
@@ -23,10 +24,11 @@ ROWS_MIN: Final = 200
 """Judged rows before a state other than `not enough data`."""
 BACKWARD_MAX: Final = 0.25
 """A larger share of rows that are older than the row before them: the order means nothing."""
-LEVEL_ROWS: Final = 200
-"""Rows of the mean that says whether an error that rose is back: half of the way."""
-RECOVERY_ROWS: Final = 10_000
-"""Rows after an error rose, or fell after that, in which its fall is a recovery."""
+LEVEL_ROWS: Final = 32
+"""Rows of the mean that says whether an error that rose is back, half of the way; at least as many
+as those in which it rose."""
+LABELLED_MIN: Final = 0.1
+"""Share of a window's rows whose labels came; with fewer only features and scores tell anything."""
 EACH_ROW: Final = 64
 """Features that are counted at each row; of more (and of those with detectors, each of which costs
 as much as ``DETECTOR_COST`` counts) rows are drawn, so that a row costs the same."""
@@ -84,9 +86,11 @@ class Watched:
     Attributes
     ----------
     state, why
-        ``act``: the error rose and is not back, or a feature's distribution in the last window is
-        another one; ``watch``: less than that, in the last window; ``ok``: no alarm, which is not
-        the same as no drift.
+        ``act``: the error rose, further than the stream's own past and the no-change rule explain,
+        and is not back.  Where hardly any labels come, too: a feature's distribution in the last
+        window is another one; ``watch``: less than that, in the last window.  ``ok``: none of
+        these, which is not the same as no drift.  A distribution that moved while labels say that
+        the error is as before is shown in ``shifts`` and is no state; nor is a score's an alarm.
     served, judged
         Rows so far.
     since
@@ -153,8 +157,10 @@ class Watch:
         self._was: dict[str, State] = {}
         self._order = _Order()
         self._raised: Alarm | None = None
+        self._noted: Alarm | None = None
         self._level = 0.0
-        self._recovers_until = 0
+        self._past = Past()
+        self._closed_at, self._blind = (0, 0), False  # rows served and judged at the last window
         if reference is not None:
             self._begin(reference)
 
@@ -190,7 +196,8 @@ class Watch:
         alarms: list[Alarm] = []
         row = self.served_rows + 1
         if score is not None:
-            alarms += self._ask("score", "", self._score, score, row, at)
+            moved = self._ask("score", "", self._score, score, row, at)
+            alarms += moved if self._unlabelled else []
         self.served_rows = row
         self._order.see(at)
         if self._coming is not None:
@@ -217,11 +224,14 @@ class Watch:
             alarms += self._compare(self._closed)
         return self._kept(alarms)
 
-    def judged(self, error: float, *, at: float | None = None) -> list[Alarm]:
+    def judged(
+        self, error: float, *, rule: float | None = None, at: float | None = None
+    ) -> list[Alarm]:
         """A label came: ``error`` is 1 for a wrong answer and 0 for a right one.
 
         Any share does (a cost, 1 − the probability of the label); in regression the absolute
-        error.  Labels are taken in the order in which they come.
+        error.  ``rule`` is what the no-change rule has for the row, 0 or 1; None: it is not known.
+        Labels are taken in the order in which they come.  An error that falls is no alarm.
 
         Raises
         ------
@@ -230,10 +240,11 @@ class Watch:
         """
         if self.settings.regression:
             return self._measured(error, at)
-        return self._judged(error, at)
+        return self._judged(error, rule, at)
 
     def note(self, alarm: Alarm) -> None:
-        """Count an alarm that somebody else has raised about the same rows."""
+        """Count an alarm that somebody else has raised about the same labelled rows."""
+        self._noted = alarm
         self.alarms.append(alarm)
         self.alarm_count += 1
 
@@ -269,32 +280,27 @@ class Watch:
                 self._error_bins = fit(self._first_errors, bins=100)
                 self._first_errors = []
             return []
-        return self._judged(self._error_bins.ranks[self._error_bins.place(error)], at)
+        return self._judged(self._error_bins.ranks[self._error_bins.place(error)], None, at)
 
-    def _judged(self, error: float, at: float | None) -> list[Alarm]:
-        row = self.judged_rows + 1
-        found = self._ask("error", "", self._error, error, row, at)
-        if not found and self._raised is None:
-            self.judged_rows = row
-            return found
-        alarms = self._kept([self._recovers(alarm) for alarm in found])
+    def _judged(self, error: float, rule: float | None, at: float | None) -> list[Alarm]:
+        row, past = self.judged_rows + 1, self._past
+        changes = [(who, one.update(error)) for who, one in self._error]
+        past.add(error, rule)
         self.judged_rows = row
-        if self._raised is not None:
-            self._level += (error - self._level) / LEVEL_ROWS
-            back = (self._raised.before or 0.0) + (self._raised.after or 0.0)
-            if self._level < back / 2.0 or any(a.direction == "down" for a in alarms):
+        if (raised := self._raised) is not None:
+            self._level += (error - self._level) / max(LEVEL_ROWS, raised.n_after)
+            back = (raised.before or 0.0) + (raised.after or 0.0)
+            if self._level < back / 2.0:
                 self._raised = None
-        for alarm in alarms:
-            if alarm.worse and self._raised is None:
-                self._raised, self._level = alarm, alarm.after or 0.0
+        rises = [
+            _alarm(found, row, at, "error", "", who, max(row - found.n_after + 1, 1))
+            for who, found in changes
+            if found is not None and found.direction == "up" and past.surpassed(found)
+        ]
+        alarms = self._kept(rises)
+        if alarms and self._raised is None:
+            self._raised, self._level = alarms[0], alarms[0].after or 0.0
         return alarms
-
-    def _recovers(self, alarm: Alarm) -> Alarm:
-        """The alarm, marked if it is a fall after a rise."""
-        fell = alarm.direction == "down" and alarm.row <= self._recovers_until
-        if fell or alarm.worse:
-            self._recovers_until = alarm.row + RECOVERY_ROWS
-        return replace(alarm, recovery=True) if fell else alarm
 
     def _ask(
         self,
@@ -335,6 +341,8 @@ class Watch:
         assert self.reference is not None
         assert self.window is not None
         self._closed = _Closed(self.window, self._window_begun, row, at)
+        served, judged = row - self._closed_at[0], self.judged_rows - self._closed_at[1]
+        self._blind, self._closed_at = judged < LABELLED_MIN * served, (row, self.judged_rows)
         self.window, self._window_begun = Window(self.reference), row + 1
 
     def _compare(self, closed: _Closed) -> list[Alarm]:
@@ -364,6 +372,13 @@ class Watch:
         self.alarm_count += len(alarms)
         return alarms
 
+    @property
+    def _unlabelled(self) -> bool:
+        """Whether too few labels come to say what became of the error."""
+        if self.shifts:
+            return self._blind
+        return self.judged_rows < LABELLED_MIN * self.served_rows
+
     def _verdict(self) -> tuple[State, str, Alarm | None]:
         if self._order.broken:
             return "not enough data", "the rows are not in the order of their time: sort them", None
@@ -374,14 +389,21 @@ class Watch:
             rose = self._raised
             why = f"the error rose from {rose.before:.3f} to {rose.after:.3f} ({rose.detector})"
             return "act", why, rose
+        noted = self._noted
+        if noted is not None and self.judged_rows - noted.row < self.settings.window_rows:
+            return "watch", f"{noted.signal} {noted.direction} ({noted.detector})", noted
+        if not self._unlabelled:
+            why = "the error has not risen beyond its own past; that is not the same as no drift"
+            return "ok", why, None
         for state in ("act", "watch"):
             shift = next((s for s in self.shifts if s.state == state), None)
             if shift is not None:
                 first = next((a for a in reversed(self.alarms) if a.name == shift.name), None)
                 return shift.state, f"{shift.name}: {shift.why}", first
         for alarm in reversed(self.alarms):
-            seen = self.judged_rows if alarm.signal == "error" else self.served_rows
-            if seen - alarm.row < self.settings.window_rows:
+            if alarm.signal != "error" and (
+                self.served_rows - alarm.row < self.settings.window_rows
+            ):
                 what = f"{alarm.signal} {alarm.name}".strip()
                 return "watch", f"{what} {alarm.direction} ({alarm.detector})", alarm
         return "ok", "no alarm in the last window; that is not the same as no drift", None

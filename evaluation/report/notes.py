@@ -31,10 +31,11 @@ NOTES: Final = (
     ),
     Note(
         term="Limits",
-        text="Typical error and its spread come from the first half of the windows (median, median "
-        "absolute deviation). Watch: 2 deviations and a fifth of the error above; act: 3 and a "
-        "half, in two windows in a row (some forty in all). Two below the first limit, or one as "
-        "good as typical, end it.",
+        text="Typical error and its spread are those of windows that were normal when they came "
+        "(median at its upper bound, median absolute deviation), of the best time so far. Watch: "
+        "2.75 deviations and a fifth of the error above; act: 3.5 and a half, in two windows in a "
+        "row. Neither is above what the better rule without a model gets wrong. Two windows as "
+        "before end it.",
     ),
     Note(
         term="Then and now",

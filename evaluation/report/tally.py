@@ -16,6 +16,7 @@ from evaluation.drift.labelfree import LabelFree
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.metrics import add, details, increments
 from evaluation.report.known import Known
+from evaluation.report.limits import Course
 from evaluation.report.panes import Pane, Panes
 from evaluation.report.rows import Column, Floats, Origin, Rows
 from evaluation.report.slices import Slices
@@ -63,6 +64,7 @@ class Tally:
         self.rows = 0
         self.no_answer = self.no_label = self.no_time = self.out_of_order = 0
         self.panes = Panes()
+        self.course = Course(share=origin.task != "regression")
         self.watch = Watch(WatchSettings(regression=origin.task == "regression"))
         self.label_free = LabelFree()
         self.versions: dict[str, dict[str, float]] = {}
@@ -92,19 +94,19 @@ class Tally:
             return
         self._times(rows)
         score = self._scores(rows)
-        right = np.full(n, np.nan)
+        right, rule = np.full(n, np.nan), np.full(n, np.nan)
         first = self.rows + 1
         features = self._features(rows)
         begin = 0
         while begin < n:
             pane, room = self.panes.room(first + begin)
             end = min(n, begin + room)
-            self._pane(pane, rows, right, begin, end)
+            self._pane(pane, rows, right, rule, begin, end)
             self._span(pane, rows, score, begin, end)
             self._feature_sums(pane, features, begin, end)
             begin = end
         self.rows += n
-        self._watch(rows, features, score, right)
+        self._watch(rows, features, score, right, rule)
         self.slices.add(features, self.kinds, rows.source, right)
         self._keep(Part(first, score, right, features))
         for verdict in rows.verdict or ():
@@ -139,10 +141,13 @@ class Tally:
             ]
         return np.array(values, dtype=np.float64)
 
-    def _pane(self, pane: Pane, rows: Rows, right: Floats, begin: int, end: int) -> None:
+    def _pane(
+        self, pane: Pane, rows: Rows, right: Floats, rule: Floats, begin: int, end: int
+    ) -> None:
         """Judge rows ``begin … end - 1``, one by one: each knows the labels before it."""
         task, known = self.origin.task, self._known
         wrong_by = "abs_error" if task == "regression" else "correct"
+        first = self.rows + 1
         for i in range(begin, end):
             label, predicted = rows.label[i], rows.predicted[i]
             newest = known.at(float(rows.time[i]))
@@ -166,12 +171,23 @@ class Tally:
                 add(pane.counters, more)
                 self._version(rows, i, more)
                 right[i] = more.get(wrong_by, math.nan)
+                rule[i] = 1.0 - more.get("no_change_correct", math.nan)
+                self._judged(first + i, more)
                 for name, comparison in self.comparisons.items():
                     comparison.add(more["correct"], more[BASELINES[name]])
             timed = not math.isnan(rows.time[i])
             known.add(label, float(rows.label_time[i]) if timed else math.nan)
         for name, comparison in self.comparisons.items():
             pane.steps[name] = comparison.now()
+
+    def _judged(self, row: int, more: Mapping[str, float]) -> None:
+        """Give a row to the course of the error, with what rules without a model got wrong."""
+        if not self.comparisons:
+            if "abs_error" in more:
+                self.course.add(row, more["abs_error"])
+            return
+        rules = [1.0 - more[name] for name in BASELINES.values()]
+        self.course.add(row, 1.0 - more["correct"], rules)
 
     def _version(self, rows: Rows, i: int, more: Mapping[str, float]) -> None:
         if rows.version is None or (name := rows.version[i]) is None:
@@ -197,20 +213,27 @@ class Tally:
             pane.version = rows.version[end - 1]
 
     def _watch(
-        self, rows: Rows, features: Mapping[str, Column], score: Floats, right: Floats
+        self,
+        rows: Rows,
+        features: Mapping[str, Column],
+        score: Floats,
+        right: Floats,
+        rule: Floats,
     ) -> None:
         """Give each row to the detectors, and its confidence to the label-free estimate."""
         classes = self.origin.task != "regression"
         columns = [v.tolist() if isinstance(v, np.ndarray) else v for v in features.values()]
         names, values = list(features), zip(*columns, strict=True) if columns else None
-        ats, scores, rights = rows.time.tolist(), score.tolist(), right.tolist()
-        for at, p, hit, said in zip(ats, scores, rights, rows.predicted, strict=True):
+        ats, scores = rows.time.tolist(), score.tolist()
+        judged = zip(right.tolist(), rule.tolist(), strict=True)
+        for at, p, (hit, same), said in zip(ats, scores, judged, rows.predicted, strict=True):
             row = dict(zip(names, next(values), strict=True)) if values is not None else {}
             share = p if classes and 0.0 <= p <= 1.0 else None
             when = at if at == at else None
             self.watch.served(row, share, at=when)
             if hit == hit:
-                self.watch.judged(1.0 - hit if classes else hit, at=when)
+                no_change = same if same == same else None
+                self.watch.judged(1.0 - hit if classes else hit, rule=no_change, at=when)
             if share is not None:
                 sure = 1.0 - share if said is False else share
                 if hit == hit:

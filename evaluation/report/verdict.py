@@ -9,15 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from evaluation.report.limits import (
-    WINDOW_N_MIN,
-    WINDOWS_MIN,
-    Point,
-    episodes,
-    error_of,
-    level,
-    points,
-)
+from evaluation.report.limits import Course, Point, error_of
 from evaluation.report.values import (
     EXIT_CODES,
     Alarms,
@@ -55,6 +47,7 @@ _SETTLED: Final = 0.2  # of the rows: an alarm so old is history
 def judge(
     subject: Subject,
     performance: Performance,
+    course: Course,
     comparisons: tuple[Comparison, ...] | None,
     calibration: Calibration | None,
     features: FeatureDrift | None,
@@ -62,9 +55,9 @@ def judge(
 ) -> Verdict:
     """The verdict and every reason for it, worst first."""
     found: list[Reason] = []
-    found += _enough(subject, performance)
+    found += _enough(subject, performance, course)
     found += _baselines(subject, performance, comparisons or ())
-    changed = list(_change(performance))
+    changed = list(_change(subject, performance, course))
     found += changed
     if all(r.state == "ok" for r in changed):
         found += _alarms(subject, performance, alarms)
@@ -101,7 +94,7 @@ def _reason(state: State, section: str, text: str, do: str, at: Point | None = N
     )
 
 
-def _enough(subject: Subject, performance: Performance) -> Iterator[Reason]:
+def _enough(subject: Subject, performance: Performance, course: Course) -> Iterator[Reason]:
     """Why there is too little to judge by."""
     judged = performance.overall.n
     if not subject.rows:
@@ -134,8 +127,7 @@ def _enough(subject: Subject, performance: Performance) -> Iterator[Reason]:
         text = (
             f"{judged:,} rows have a label: enough for a score, too few to tell whether it changes."
         )
-        windows = len(points(performance.windows)) or 1
-        rows = WINDOWS_MIN * max(judged // windows + 1, WINDOW_N_MIN)
+        rows = judged + course.missing
         yield _reason(
             "not_enough_data", "performance", text, f"Come back when {rows:,} rows have labels."
         )
@@ -191,23 +183,25 @@ def _delay_known(subject: Subject) -> bool:
     return timed or subject.delay_rows > 0
 
 
-def _change(performance: Performance) -> Iterator[Reason]:
-    """Whether the newest windows are worse than the first half."""
+def _change(subject: Subject, performance: Performance, course: Course) -> Iterator[Reason]:
+    """Whether the newest windows are worse than what was normal."""
     limits = performance.limits
-    if limits is None:
-        return
     accuracy = performance.metric == "accuracy"
-    found = points(performance.windows)
-    state, began = level(found, limits)
-    if state == "ok" or began is None:
-        for first, last, error in episodes(found, limits)[-1:]:
+    if limits is None or (accuracy and len(subject.labels) < 2):
+        return
+    began, now = course.since, course.error_since
+    state = course.level
+    if state == "ok" or began is None or now is None:
+        if (over := course.over) is not None:
+            error = over.error
             shown = f"accuracy was {per_cent(1 - error)}" if accuracy else f"MAE was {error:.4g}"
-            text = f"In rows {first.first_row:,} to {last.last_row:,} {shown}; it has come back."
+            text = f"In rows {over.first_row:,} to {over.last_row:,} {shown}; it has come back."
             yield _reason("ok", "performance", text, "If it may happen again: see section 7.")
         return
-    late = [p for p in found if p.first_row >= began.first_row]
-    now = sum(p.error * p.n for p in late) / sum(p.n for p in late)
-    if accuracy:
+    if now <= limits.error:
+        shown = f"right in {per_cent(1 - now)}" if accuracy else f"wrong by {now:.4g}"
+        text = f"Since row {began.first_row:,} the model is no better than no model: {shown}."
+    elif accuracy:
         text = (
             f"Accuracy fell by {_points(now - limits.error)}: {per_cent(1 - now)} since row "
             f"{began.first_row:,}, {per_cent(1 - limits.error)} before."
@@ -228,7 +222,7 @@ def _change(performance: Performance) -> Iterator[Reason]:
 
 
 def _alarms(subject: Subject, performance: Performance, alarms: Alarms | None) -> Iterator[Reason]:
-    """A rise of the error that was found lately, no fall after it, and newest rows that agree."""
+    """A rise of the error that was found lately, and newest rows that agree."""
     recent = error_of(performance.recent)
     limits = performance.limits
     if limits is None or recent is None or recent < (1 + _AGREES) * limits.error:
@@ -241,7 +235,7 @@ def _alarms(subject: Subject, performance: Performance, alarms: Alarms | None) -
         return
     text = (
         f"The error rose near row {last.change_row:,} ({last.detector.replace('_', '-')}), "
-        "and has not fallen since."
+        "further than before, and the newest rows have more errors than is typical."
     )
     yield Reason(
         state="watch",

@@ -21,6 +21,9 @@ def report(
     peer: Annotated[
         Path | None, typer.Option(help="Python of an environment with evidently and pandas<3")
     ] = None,
+    broken: Annotated[
+        bool, typer.Option("--broken", help="only whether it sees a frozen model break")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The report on Elec2: at most 5 s and 1 MB; memory flat from 10,000 rows on.
@@ -30,6 +33,12 @@ def report(
     from online.bench import report as bench
     from online.config import data_dir
 
+    if broken:
+        from evaluation.benchmarks import broken as frozen
+
+        lines = frozen.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
+        show("the report on a frozen model", lines, as_json=as_json)
+        raise typer.Exit(0 if all(line.good for line in lines) else 1)
     found = bench.run(
         data_dir(),
         runs=runs,
@@ -423,3 +432,21 @@ def _drills(
             show(name, rows, as_json=as_json)
         good = good and all(row.good for row in rows)
     return good
+
+
+@app.command()
+def outliers(
+    rows: Rows = None,
+    seeds: Annotated[int, typer.Option(help="runs of each", min=1, max=10)] = 3,
+    http: Annotated[bool, typer.Option("--http", help="by services, 1e4 and 1e100 only")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One true event with numbers that are far off, and many: what it costs a model.
+
+    Exits 1 if one of them costs more than half a point.  Example: online bench outliers --seeds 1
+    """
+    from online.bench import outliers as bench
+
+    found = list((bench.over_http if http else bench.run)(seeds=range(seeds), rows=rows))
+    show("outliers", found, as_json=as_json)
+    raise typer.Exit(0 if all(x.good for x in found if x.kind in bench.OVER_HTTP) else 1)

@@ -26,6 +26,7 @@ from online.bench.alone import (
     report,
     robustness,
 )
+from online.bench.growth import growth
 from online.bench.sizing import load
 from online.bench.table import AsJson, Rows, app, print_table, show
 
@@ -60,6 +61,23 @@ def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
                 bench.spread(rows, case=case, replicas=4, clients=8, interval_ms=interval_ms)
             )
     show("replicas", found, as_json=as_json)
+
+
+@app.command()
+def challenger(
+    runs: Annotated[int, typer.Option(help="of each pair", min=1)] = 20,
+    first: Annotated[int, typer.Option(help="seed of the first one")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """An equal and a better challenger where one replica answers and another takes the labels.
+
+    In this process, with the real parts.  Example: online bench challenger --runs 5
+    """
+    from online.bench import shadowed as bench
+
+    found = bench.run(runs=runs, first=first, progress=lambda x: print(x, file=sys.stderr))
+    show("a challenger where answers lack newer labels", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
 
 
 @app.command()
@@ -451,7 +469,18 @@ def everything() -> None:
     merge()
     journal()
     relearning(rows=None)
-    services = (http, push, durability, contention, recovery, rehearsal, judging, rescore, scores)
+    services = (
+        http,
+        push,
+        durability,
+        contention,
+        recovery,
+        rehearsal,
+        judging,
+        rescore,
+        scores,
+        growth,
+    )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))

@@ -156,7 +156,7 @@ def settings_of(port: int, journal: str = "sqlite") -> dict[str, Any]:
         "port": port,
         "replicas": 2,
         "journal": journal,
-        "limits": {"adopt_s": 4},
+        "limits": {"adopt_s": 4, "names_max": 1_000_000},
         "models": [
             {
                 "name": "counting",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -42,6 +42,7 @@ STREAMS: Final[dict[str, tuple[Task, str, int]]] = {
 
 KINDS: Final = ("1e4", "1e100", "-1e4", "one name", "in turn", "five", "1 %", "10 %", "known")
 OVER_HTTP: Final = ("1e4", "1e100")
+FILTERS: Final = ("none", "default")
 
 POINTS: Final = 0.5
 """Of accuracy that one event may cost."""
@@ -111,20 +112,14 @@ def _outliers(
     return [dict.fromkeys(names, 10.0 ** draw.randrange(3, 101))] if due.get(kind) else []
 
 
-Play = Callable[[str, Sequence[Sent], str, int], tuple[float, int]]
-"""Stream, what is sent, filters, replicas: accuracy behind the first outlier; honest clipped."""
-
-
 def run(
     kinds: Sequence[str] = KINDS,
     seeds: Sequence[int] = (0, 1, 2),
     streams: Sequence[str] = tuple(STREAMS),
     replicas: Sequence[int] = (1, 2),
     rows: int | None = None,
-    play: Play | None = None,
 ) -> Iterator[Outlying]:
-    """Each attack on each stream, by each seed and number of replicas."""
-    play = play or served
+    """Each attack on each stream, by each seed and number of replicas, in this process."""
     for stream in streams:
         for many in replicas:
             for seed in seeds:
@@ -133,14 +128,58 @@ def run(
                     events = sent(stream, kind, seed, rows)
                     clean = [one for one in events if not one[3]]
                     if not honest:
-                        honest = {f: play(stream, clean, f, many) for f in ("none", "default")}
-                    none, _ = play(stream, events, "none", many)
-                    kept, clipped = play(stream, events, "default", many)
-                    off, lost = honest["default"][0], honest["default"][0] - kept
-                    yield Outlying(
-                        stream, kind, seed, many, honest["none"][0], none, off, kept, clipped,
-                        lost, lost <= POINTS,
-                    )  # fmt: skip
+                        honest = {f: alone(stream, clean, f, many) for f in FILTERS}
+                    found = {f: alone(stream, events, f, many) for f in FILTERS}
+                    yield _line(stream, kind, seed, many, honest, found)
+
+
+def over_http(
+    kinds: Sequence[str] = OVER_HTTP,
+    seeds: Sequence[int] = (0, 1, 2),
+    streams: Sequence[str] = tuple(STREAMS)[:3],
+    replicas: Sequence[int] = (1, 2),
+    rows: int | None = None,
+) -> Iterator[Outlying]:
+    """The same by services: one for each seed and number of replicas, a model for each run."""
+    for many in replicas:
+        for seed in seeds:
+            wanted = {
+                (stream, kind, f): f"{stream}-{i}-{f}"
+                for stream in streams
+                for i, kind in enumerate(("", *kinds))
+                for f in FILTERS
+            }
+            models = [
+                {**_settings(stream, f), "name": name} for (stream, _, f), name in wanted.items()
+            ]
+            settings = {"replicas": many, "models": models}
+            found: dict[tuple[str, str, str], tuple[float, int]] = {}
+            with service(settings) as running, contextlib.closing(Connection(running.url)) as way:
+                for (stream, kind, f), name in wanted.items():
+                    events = sent(stream, kind or kinds[0], seed, rows)
+                    events = events if kind else [one for one in events if not one[3]]
+                    found[stream, kind, f] = _served(way, name, events)
+            for stream in streams:
+                honest = {f: found[stream, "", f] for f in FILTERS}
+                for kind in kinds:
+                    attacked = {f: found[stream, kind, f] for f in FILTERS}
+                    yield _line(stream, kind, seed, many, honest, attacked)
+
+
+def _line(
+    stream: str,
+    kind: str,
+    seed: int,
+    replicas: int,
+    honest: Mapping[str, tuple[float, int]],
+    found: Mapping[str, tuple[float, int]],
+) -> Outlying:
+    off, (kept, clipped) = honest["default"][0], found["default"]
+    lost = off - kept
+    return Outlying(
+        stream, kind, seed, replicas, honest["none"][0], found["none"][0], off, kept, clipped,
+        lost, lost <= POINTS,
+    )  # fmt: skip
 
 
 def _settings(stream: str, filters: str) -> dict[str, Any]:
@@ -163,29 +202,27 @@ def alone(stream: str, events: Sequence[Sent], filters: str, replicas: int) -> t
     return 100.0 * right / asked, clipped
 
 
-def served(stream: str, events: Sequence[Sent], filters: str, replicas: int) -> tuple[float, int]:
-    """By a service, over HTTP: blocks of rows are asked, and then fed back."""
-    settings = {"replicas": replicas, "models": [_settings(stream, filters)]}
+def _served(way: Connection, model: str, events: Sequence[Sent]) -> tuple[float, int]:
+    """Blocks of rows are asked, and then fed back."""
     right = asked = clipped = 0
     begin = sum(not one[3] for one in events) // _BEGIN
-    with service(settings) as running, contextlib.closing(Connection(running.url)) as client:
-        for at in range(0, len(events), _BLOCK):
-            block = events[at : at + _BLOCK]
-            rows = [features for _, features, _, outlier in block if not outlier]
-            code, answer = client.post("/v1/models/m/predict", {"instances": rows})
+    for at in range(0, len(events), _BLOCK):
+        block = events[at : at + _BLOCK]
+        rows = [features for _, features, _, outlier in block if not outlier]
+        labels = [label for _, _, label, outlier in block if not outlier]
+        if at > begin and rows:
+            code, answer = way.post(f"/v1/models/{model}/predict", {"instances": rows})
             assert code == 200, answer
-            labels = [label for _, _, label, outlier in block if not outlier]
-            if at > begin:
-                answers = [row["prediction"] for row in answer["predictions"]]
-                right += sum(a == b for a, b in zip(answers, labels, strict=True))
-                asked += len(labels)
-            told = [
-                {"features": x, "label": y, "source": source, "event_id": f"{at + i}"}
-                for i, (source, x, y, _) in enumerate(block)
-            ]
-            code, receipts = client.post("/v1/models/m/feedback", {"events": told})
-            assert code == 200, receipts
-            reasons = [one.get("reason") or "" for one in receipts["events"]]
-            pairs = zip(reasons, block, strict=True)
-            clipped += sum(why.startswith(FAR) and not one[3] for why, one in pairs)
+            answers = [row["prediction"] for row in answer["predictions"]]
+            right += sum(a == b for a, b in zip(answers, labels, strict=True))
+            asked += len(labels)
+        told = [
+            {"features": x, "label": y, "source": source, "event_id": f"{at + i}"}
+            for i, (source, x, y, _) in enumerate(block)
+        ]
+        code, receipts = way.post(f"/v1/models/{model}/feedback", {"events": told})
+        assert code == 200, receipts
+        reasons = [one.get("reason") or "" for one in receipts["events"]]
+        pairs = zip(reasons, block, strict=True)
+        clipped += sum(why.startswith(FAR) and not one[3] for why, one in pairs)
     return 100.0 * right / asked, clipped

@@ -67,7 +67,9 @@ def run(*, large: int = LARGE, rounds: int = 9, progress: Progress = lambda line
     """Fill both models, then ``rounds`` times 100 events on each in turn."""
     sizes = (SMALL, large)
     times: dict[int, list[float]] = {size: [] for size in sizes}
-    with service({"replicas": 1, "models": [_settings(size) for size in sizes]}) as running:
+    limits = {"names_max": 4 * large, "names_s": 1e6}  # they are to be filled at once
+    models = [_settings(size) for size in sizes]
+    with service({"replicas": 1, "models": models, "limits": limits}) as running:
         for size in sizes:
             progress(f"a model of {size:,} weights")
             _fill(running, size)

@@ -125,7 +125,8 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
     print(
         f"{model}: {facts['learned']:,} rows learned in {facts['seconds']:.1f} s "
         f"({facts['rows_per_s']:,.0f} rows/s), {facts['quarantined']:,} in quarantine, "
-        f"{facts['known']:,} left out because the service has learned them\n"
+        f"{facts['known']:,} left out because the service has learned them, "
+        f"{facts['clipped']:,} with numbers far beyond all before, which were bounded\n"
         f"base snapshot {facts['snapshot']} is pinned, control row {facts['control']}; "
         f"{facts['next']}"
     )
@@ -249,7 +250,8 @@ class _Work:
         from online.features import Door
         from online.tokens import event_key
 
-        teacher, name = Teacher(self._loaded.model, values), self._model.name
+        bounded, name = self._model.filters != "none", self._model.name
+        teacher = Teacher(self._loaded.model, values, bounded=bounded)
         numeric_only = self._loaded.model.numeric_only
         door = Door(self._model, self._settings.limits, numeric_only=numeric_only)
 

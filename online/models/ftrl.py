@@ -20,7 +20,7 @@ from river import preprocessing
 from evaluation.metrics import Task
 from online.models.base import Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.hashed import Hashed, check_hashing
+from online.models.hashed import Hashed, Words, check_hashing
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
 from paramserver.blocks import ADDITIVE, Block, Blocks
@@ -85,6 +85,7 @@ class FtrlModel(Hashing):
     def __init__(self, recipe: Ftrl, task: Task) -> None:
         self._recipe, self._task = recipe, task
         scaler = Standard(preprocessing.StandardScaler(), "scaler") if recipe.scale else None
+        self.words = Words(recipe.text)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, scaler)
         self._outputs: dict[Label, _Output] = {}
         self._new: dict[Label, None] = {}  # classes that no delta has named yet

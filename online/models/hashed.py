@@ -13,9 +13,10 @@ null                name, as missing                 1
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -24,10 +25,12 @@ import mmh3
 from online.models.errors import LearnerUnusable
 from online.models.scalers import Limited, Standard
 from paramserver.blocks import Blocks
-from replay.example import Features
+from replay.example import Features, Value
 
 _WORD: Final = re.compile(r"\w+")
 _BIAS: Final = "bias"
+_KEY_CHARS_MAX: Final = 256
+"""Longer names stand in blocks by their hash."""
 
 
 def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
@@ -36,6 +39,32 @@ def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
         raise LearnerUnusable(model, f"text is {text!r}", "Give a list of names")
     if not 1 <= bits <= 31:
         raise LearnerUnusable(model, f"bits is {bits!r}", "Give 1 to 31")
+
+
+class Words:
+    """How models that hash text make names of values; ``text`` are their bags of words."""
+
+    def __init__(self, text: Collection[str]) -> None:
+        self._text = frozenset(text)
+
+    def keys(self, name: str, value: Value) -> Sequence[str]:
+        """The names in one value."""
+        if value is None:
+            return (_short(f"{name}\0"),)
+        if isinstance(value, str) and name in self._text:
+            words = dict.fromkeys(_WORD.findall(value.lower()))
+            return [_short(f"{name}\1{word}") for word in words]
+        if isinstance(value, (str, bool)):
+            return (_short(f"{name}={json.dumps(value)}"),)
+        return (name,)
+
+    def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:
+        """The value without some of its names; None if none of them is left."""
+        if not isinstance(value, str) or name not in self._text:
+            return None
+        words = dict.fromkeys(_WORD.findall(value.lower()))
+        left = [word for word in words if _short(f"{name}\1{word}") not in absent]
+        return " ".join(left) or None
 
 
 class Hashed:
@@ -101,6 +130,12 @@ class Hashed:
         """Become exactly ``values``."""
         if self._scaler is not None:
             self._scaler.reset(values)
+
+
+def _short(key: str) -> str:
+    if len(key) <= _KEY_CHARS_MAX:
+        return key
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _place(feature: str, seed: int, mask: int) -> str:

@@ -50,7 +50,7 @@ from online.models.experts import (
     OneOutput,
     OutputPerClass,
 )
-from online.models.hashed import Hashed, check_hashing
+from online.models.hashed import Hashed, Words, check_hashing
 from online.models.scalers import Limited, Standard
 from online.models.slopes import Hashing
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
@@ -109,6 +109,7 @@ class SelfRateModel(Hashing):
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
         self._recipe = recipe
+        self.words = Words(recipe.text)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
         self._mixture = _Mixture()
         self._experts = self._untrained()

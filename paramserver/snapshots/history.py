@@ -220,10 +220,16 @@ class SnapshotHistory:
     def drop_vanished(self, head: str | None) -> list[str]:
         """Snapshots whose files somebody has removed, oldest first; they are no more known.
 
-        Raises PublishFailed (for the ``head``): the place does not say what is there.
+        The ``head`` is looked into, too: its beginning has to be what was written.  Raises
+        PublishFailed (of the head): the place does not say what is there.
         """
         try:
             there = set(self._snapshots.names())
+            if head in there:
+                try:
+                    snapshot_format.read_manifest(self._prefix(head))
+                except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing):
+                    there.remove(head)
         except OSError as error:
             raise PublishFailed(str(head), str(error)) from error
         gone = [name for name in self._manifests if name not in there]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
 HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
 WEEK_S: Final = 7 * DAY_S
+SPACED_S: Final = tuple(HOUR_S / 2**i for i in range(1, 6))
+"""Within the last hour: each of these lengths of time has some of the newest snapshots."""
 
 
 class PlaceUnreachable(ParamServerError, OSError):
@@ -198,7 +200,7 @@ class DirectorySnapshots:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many snapshots are kept: the newest ``keep`` (≥ 1), one an hour, a day, a week."""
+    """How many snapshots are kept: ``keep`` (≥ 1) new ones, one an hour, a day, a week."""
 
     keep: int = 24
     hourly: int = 24
@@ -215,9 +217,13 @@ def kept(
 ) -> set[str]:
     """Names that retention keeps.
 
-    These are the newest ``keep``; the newest of each of the last ``hourly`` hours, ``daily``
+    These are ``keep`` new ones; the newest of each of the last ``hourly`` hours, ``daily``
     days and ``weekly`` weeks that have one; the first of all (unless ``birth`` is False); and
     the pinned.
+
+    A third of the new ones are the newest, the others are spaced by their age: with one every ten
+    seconds the newest 24 would reach back four minutes, and with the first hour not over there
+    would be nothing between those and the first of all.
 
     Parameters
     ----------
@@ -225,7 +231,8 @@ def kept(
         POSIX seconds by name.  Of equal ones the later in order is the newer.
     """
     newest = sorted(reversed(created_at), key=created_at.__getitem__, reverse=True)
-    names = set(newest[: max(1, retention.keep)]) | (set(pinned) & created_at.keys())
+    names = _new_ones(created_at, newest, max(1, retention.keep))
+    names |= set(pinned) & created_at.keys()
     if birth:
         names.update(newest[-1:])
     for width, periods in (
@@ -233,8 +240,33 @@ def kept(
         (DAY_S, retention.daily),
         (WEEK_S, retention.weekly),
     ):
-        newest_of: dict[int, str] = {}
-        for name in newest:
-            newest_of.setdefault(int(created_at[name] // width), name)
-        names.update(list(newest_of.values())[:periods])
+        names.update(_newest_of_each(created_at, newest, width)[:periods])
     return names
+
+
+def _new_ones(created_at: Mapping[str, float], newest: Sequence[str], keep: int) -> set[str]:
+    """So many, or all: the newest, and some of each spacing, filled up with the newest.
+
+    Times are cut at multiples of a spacing, each of which is two of the next smaller one: what is
+    the newest of the longer time was that of the shorter one, so it is still there.
+    """
+    dense = max(2, keep // 3)
+    names = set(newest[: min(dense, keep)])
+    each = max(keep - dense, 0) // len(SPACED_S)
+    for width in SPACED_S:
+        names.update(_newest_of_each(created_at, newest, width)[:each])
+    for name in newest:
+        if len(names) >= keep:
+            break
+        names.add(name)
+    return names
+
+
+def _newest_of_each(
+    created_at: Mapping[str, float], newest: Sequence[str], width: float
+) -> list[str]:
+    """The newest of each time of that width that has one; the newest time first."""
+    found: dict[int, str] = {}
+    for name in newest:
+        found.setdefault(int(created_at[name] // width), name)
+    return list(found.values())

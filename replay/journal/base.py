@@ -9,7 +9,7 @@ none of them carries safety.  ``tests/conformance`` walks every implementation o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -172,6 +172,19 @@ class Usage:
     size_max: int | None
     rows: int
     halves: int
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a look at everything in a store has shown.
+
+    ``damage``: what is not as it was written, in words.  ``good``: entries that match their
+    checksum.  ``unchecked``: rows of a format without one, of which nobody can tell.
+    """
+
+    damage: tuple[str, ...]
+    good: int
+    unchecked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +361,12 @@ class Journal(Protocol):
 
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""
+
+    def examine(self, progress: Callable[[int, int], None]) -> Examined:
+        """Verify all that is stored, of all models; changes nothing.
+
+        ``progress`` is called with how many rows were looked at, and of how many.
+        """
 
     def checkpoint(self) -> int:
         """Move committed pages out of the write-ahead log in a small step; its bytes left."""

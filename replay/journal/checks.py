@@ -228,6 +228,9 @@ def survives_a_restart(open_: Open) -> None:
         same(answer.epoch, 1, "epoch after a restart")
         same(journal.head("m", "spec"), Head(1, "snap-1"), "head after a restart")
         same([c.key for c in journal.controls("m", 0)], ["k"], "control rows after a restart")
+        found = journal.examine(lambda done, total: None)
+        same((found.damage, found.unchecked), ((), 0), "what is damaged or unchecked")
+        same(found.good >= 6, True, "rows, partition, model or running time, head, control row")
     with open_() as one, open_() as two:
         same(one.append(p, 3, batch("d")).end, 4, "append beside another process")
         same([r.offset for r in two.read(p, 4, 9)], [4], "its row as the other one reads it")

@@ -25,6 +25,7 @@ from replay.journal import redisscripts as scripts
 from replay.journal.base import (
     Appended,
     Control,
+    Examined,
     Followed,
     Half,
     Head,
@@ -37,6 +38,7 @@ from replay.journal.base import (
     Verdict,
 )
 from replay.journal.batch import check_batch
+from replay.journal.redischeck import Examination
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
 
@@ -390,6 +392,10 @@ class RedisJournal:
         """Remove at most ``n`` halves that both clocks call old; how many."""
         bounds = (repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         return int(self._run(scripts.EXPIRE, model, *bounds))
+
+    def examine(self, progress: Callable[[int, int], None]) -> Examined:
+        """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
+        return Examination(self._command, self._run, self._tag).all(progress)
 
     def usage(self, model: str) -> Usage:
         """Memory of the whole server and its bound for rows, and rows and halves of the model."""

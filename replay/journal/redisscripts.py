@@ -141,6 +141,7 @@ local function half_of(key)
     local packed = any and redis.call('HGET', halves, key)
     local read, found = true, false
     if packed then read, found = pcall(cmsgpack.unpack, packed) end
+    if type(found) ~= 'table' then read = read and found == false end
     if read and found and #found > 5 then
       local sum = table.remove(found, 7)
       read = sum == proof('half ' .. of[1] .. ' ' .. key, found)
@@ -506,3 +507,36 @@ end
 return int(removed)
 """
 )
+
+# ARGV: number, offset after which, most rows.  Each row with where its id and its seq lead to.
+LOOK = (
+    _COMMON
+    + """
+local model, found = redis.call('HGET', P .. ':partition:' .. ARGV[1], 'model') or '', {}
+for _, row in ipairs(redis.call(
+    'XRANGE', P .. ':rows:' .. ARGV[1], '(' .. ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])) do
+  local key, seq = field(row[2], 'key') or '', field(row[2], 'seq') or ''
+  local order = string.match(seq, '^%d+$') and entry(P .. ':order:' .. model, seq) or {}
+  found[#found + 1] = {row[1], row[2], redis.call('HGET', P .. ':ids:' .. model, key) or '',
+    field(order, 'at') or ''}
+end
+return found
+"""
+)
+
+# ARGV: model, key.  Whether the half is as it was written; one of a layout before 4 is.
+HALF = (
+    _COMMON
+    + """
+local packed = redis.call('HGET', P .. ':halves:' .. ARGV[1], ARGV[2])
+if not packed then return 'gone' end
+local read, half = pcall(cmsgpack.unpack, packed)
+if not read or type(half) ~= 'table' then return 'bad' end
+if #half <= 5 then return 'good' end
+local sum = table.remove(half, 7)
+return sum == proof('half ' .. ARGV[1] .. ' ' .. ARGV[2], half) and 'good' or 'bad'
+"""
+)
+
+# ARGV: model.
+RUNNING = _COMMON + "return running(ARGV[1]) and 1 or 0"

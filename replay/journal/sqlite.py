@@ -22,6 +22,7 @@ from replay.journal import sqliteschema as sql
 from replay.journal.base import (
     Appended,
     Control,
+    Examined,
     Followed,
     Head,
     NewRow,
@@ -32,6 +33,7 @@ from replay.journal.base import (
 from replay.journal.batch import check_batch
 from replay.journal.checksum import checksum
 from replay.journal.sqliteappend import Batch
+from replay.journal.sqlitecheck import examine
 from replay.journal.sqlitefile import SqliteFile, Synchronous
 from replay.journal.sqlitetrim import trim
 
@@ -109,6 +111,7 @@ class SqliteJournal:
             schema=sql.SCHEMA,
             format=sql.FORMAT,
             upgrades=sql.UPGRADES,
+            prove=sql.PROVE_SCHEMA,
             synchronous=synchronous,
             wal_max=wal_mb_max << 20,
             lock_wait_s=lock_wait_s,
@@ -388,6 +391,10 @@ class SqliteJournal:
             db.execute(sql.COUNT_HALVES, (-removed, number))
             db.execute(sql.PROVE_MODEL, (number,))
         return removed
+
+    def examine(self, progress: Callable[[int, int], None]) -> Examined:
+        """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
+        return examine(self._file.examine, self._unchecked, progress)
 
     def usage(self, model: str) -> Usage:
         """Bytes in use and their bound, and rows and halves of the model, without a walk."""

@@ -29,9 +29,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from replay.errors import JournalFormat, JournalHeld, JournalUnavailable, ReplayError
+from replay.errors import (
+    JournalDamaged,
+    JournalFormat,
+    JournalHeld,
+    JournalUnavailable,
+    ReplayError,
+)
 from replay.journal.checksum import checksum
 from replay.journal.filelock import FairLock, posix_holder
+from replay.journal.sqlitelog import broken
 
 Synchronous = Literal["FULL", "OFF"]
 
@@ -59,6 +66,8 @@ class SqliteFile:
     upgrades
         Statements that make a file of a lower format, the key, one of the next format; all that
         a file needs are one transaction.
+    prove
+        The statement that writes down what the tables are, after they were made or changed.
     synchronous
         ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
     wal_max
@@ -85,6 +94,7 @@ class SqliteFile:
         schema: str,
         format: int,
         upgrades: Mapping[int, str],
+        prove: str,
         synchronous: Synchronous,
         wal_max: int,
         lock_wait_s: float,
@@ -94,6 +104,7 @@ class SqliteFile:
         self._schema = schema
         self._format = format
         self._upgrades = upgrades
+        self._prove = prove
         self._synchronous = synchronous
         self._wal_max = wal_max
         self._lock_wait_s = lock_wait_s
@@ -108,10 +119,12 @@ class SqliteFile:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             self._lock = FairLock(path, lock_wait_s)
             with self._exclusive():
+                if (why := broken(Path(f"{path}-wal"))) is not None:
+                    raise JournalDamaged(f"{path}-wal", why)
                 self._open()
         except (sqlite3.Error, OSError) as error:
             self._close_locks()
-            raise JournalUnavailable(f"{path}: {error}") from error
+            raise _refusal(error, path) from error
         except ReplayError:
             self._close_locks()
             raise
@@ -183,7 +196,7 @@ class SqliteFile:
             if found < self._format:
                 steps = "".join(self._upgrades[i] for i in range(found, self._format))
                 db.executescript(
-                    f"BEGIN IMMEDIATE; {steps}"
+                    f"BEGIN IMMEDIATE; {steps} {self._prove}"
                     f"UPDATE meta SET value = {self._format} WHERE name = 'format'; COMMIT;"
                 )
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -191,7 +204,7 @@ class SqliteFile:
             raise sqlite3.OperationalError(f"no write-ahead log on this disk (mode {mode})")
         if not tables:
             db.executescript(
-                f"BEGIN IMMEDIATE; {self._schema}"
+                f"BEGIN IMMEDIATE; {self._schema} {self._prove}"
                 f"INSERT INTO meta VALUES ('format', {self._format}); COMMIT;"
             )
 
@@ -231,7 +244,7 @@ class SqliteFile:
                         holder, self._busy_ms / 1000, None if found is None else found.pid
                     ) from error
                 self._recover()
-                raise JournalUnavailable(str(error)) from error
+                raise _refusal(error, self._path) from error
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
@@ -250,11 +263,15 @@ class SqliteFile:
             with self.write():
                 pass  # recovers: who only reads would else be shut out for ever
         except sqlite3.Error as error:
-            raise JournalUnavailable(str(error)) from error
+            raise _refusal(error, self._path) from error
         try:
             return self._select(sql, values)
         except sqlite3.Error as error:
-            raise JournalUnavailable(str(error)) from error
+            raise _refusal(error, self._path) from error
+
+    def examine(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """As :meth:`query`, for whoever wants to know what SQLite says.  Raises sqlite3.Error."""
+        return self._select(sql, values)
 
     def _select(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._reading:
@@ -308,3 +325,11 @@ class SqliteFile:
             self._close_locks()
         finally:
             self._writing.release()
+
+
+def _refusal(error: sqlite3.Error | OSError, path: Path) -> ReplayError:
+    """Pages that make no sense stay so: that is no reason to send the same again."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return JournalDamaged(str(path), str(error))
+    return JournalUnavailable(f"{path}: {error}")

@@ -54,7 +54,11 @@ def as_row(found: Found, unchecked: int) -> Row:
     if not good_row(found, unchecked):
         raise JournalDamaged(place(found))
     seq, partition, offset, key, event_id, source, verdict, factor, payload, at = found[:10]
-    return Row(seq, partition, offset, key, event_id, source, Verdict(verdict), factor, payload, at)
+    try:
+        judged = Verdict(verdict)
+    except ValueError as error:  # of a row without a checksum
+        raise JournalDamaged(place(found), str(error)) from error
+    return Row(seq, partition, offset, key, event_id, source, judged, factor, payload, at)
 
 
 def place(found: Found) -> str:

@@ -37,6 +37,12 @@ CREATE TABLE claims (
     partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, n INTEGER NOT NULL, checksum INTEGER,
     PRIMARY KEY (partition, "offset")) WITHOUT ROWID;
 """
+SCHEMA_SUM = (
+    "SELECT checksum(group_concat(line, char(10))) FROM (SELECT type || ' ' || name || ' ' ||"
+    " tbl_name || ' ' || coalesce(sql, '') AS line FROM sqlite_schema ORDER BY type, name)"
+)
+PROVE_SCHEMA = f"INSERT OR REPLACE INTO meta SELECT 'schema', ({SCHEMA_SUM});"
+"""Written with each new format: a definition that changes by a bit may still be one."""
 # AUTOINCREMENT: a number is never given twice, also after its row was deleted.
 # models.trimmed: the seq of the newest row that was removed.
 # models.running: milliseconds for which servers of the model have run; rows.ran and halves.ran:

@@ -89,10 +89,16 @@ class _RawDisk(ForgetfulDisk):
     def contents(self) -> dict[str, bytes]:
         return {file: self.read(PLACE / file) for file in self.files()}
 
+    def take_away(self, file: str) -> None:
+        self.remove(PLACE / file)
+
 
 class _RawObjects(object_store.ObjectWorld):  # type: ignore[misc]
     def change(self, file: str, data: bytes) -> None:
         self.write(file, data)
+
+    def take_away(self, file: str) -> None:
+        self.inner.delete_file(file)
 
 
 def _objects() -> Any:
@@ -337,6 +343,24 @@ def test_a_superseded_server_takes_its_snapshot_back(kind: Kind) -> None:
     with pytest.raises(Superseded):
         publish(store, history, state(3), None)  # type: ignore[arg-type]
     assert set(world.files()) == files
+
+
+def test_what_somebody_has_removed_is_no_more_known(kind: Kind) -> None:
+    """Any file of a snapshot: what is left of it is no snapshot."""
+    for removed in range(len(_two(kind)[2])):
+        world, _, newest = _two(kind)
+        history = kind.history(world)
+        history.index()
+        assert history.drop_vanished("1-2") == []
+        assert history.vanished.incident is None
+        world.take_away(sorted(newest)[removed])
+        assert history.drop_vanished("1-2") == ["1-2"]
+        assert [row.name for row in history.listed()] == ["1-1"]
+        assert history.vanished.files == 1
+        assert "1-2, the newest, is written anew" in (history.vanished.incident or "")
+        history.publish("1-2", state(2))
+        assert history.drop_vanished("1-2") == []
+        assert kind.history(world).restore("1-2", "prices", SPEC) == ("1-2", state(2))
 
 
 def test_damaged_pins_are_refused_with_the_remedy() -> None:

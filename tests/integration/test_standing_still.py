@@ -1,4 +1,5 @@
-"""What holds the journal and stands still: a replica, somebody else's program, the disk.
+"""What holds the journal and stands still: a replica, somebody else's program, the disk.  And
+replicas that can't come back.
 
 Each event has a feature of its own, whose weight says how often it was learned.
 """
@@ -13,13 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
 import pytest
-from test_faults import each_once, learn, predicted, send, service, until
+from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, service, until
 
-from online.bench.service import Running
+from online.bench.service import Running, status
+from online.http import Connection
 
 pytestmark = [
     pytest.mark.ray,
@@ -61,6 +65,7 @@ static void stall(void) {
 SYNC(fsync)
 SYNC(fdatasync)
 """
+LEARNER = "from online.bench.learners import counting\n"
 HOLDS = """
 import fcntl, os, signal, sys
 file = open(sys.argv[1])
@@ -80,8 +85,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         source.write_text(STALLS)
         subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         environment |= {"LD_PRELOAD": str(library), "TEST_STALL": str(folder / "stall")}
-    limits = {"standstill_s": STANDSTILL_S}
-    with service(folder, environment, limits=limits) as made:
+    (folder / "learner.py").write_text(LEARNER)
+    settings = {
+        "limits": {"standstill_s": STANDSTILL_S},
+        "models": [{**MODEL, "learner": "learner.py:counting"}],
+    }
+    with service(folder, environment, **settings) as made:
         yield made
 
 
@@ -186,3 +195,32 @@ def test_a_disk_that_stalls_ends_nobody(running: Running) -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_a_disk_that_stalls_for_a_minute_ends_nobody(running: Running) -> None:
     stall_disk(running, 60.0)
+
+
+def test_replicas_whose_model_can_not_be_loaded_say_why(running: Running) -> None:
+    """Not for ever waited for: callers, probes and `status` get the reason."""
+    learn(running, ["loaded"])
+    learner = running.folder / "learner.py"
+    learner.write_text("raise RuntimeError('broken on purpose')\n")
+    one, other = running.named("ServeReplica")
+    one.kill()
+
+    def reason() -> str | None:
+        code, answer = post(running.url, f"{PATH}/predict", {"features": {"loaded": 1.0}})
+        return answer["error"]["message"] if code == 503 and "no_replica" in str(answer) else None
+
+    def incident() -> str:
+        with suppress(OSError, HTTPException, KeyError):
+            return str(status(running, "counting")["incident"])
+        return ""
+
+    until("status says it", lambda: "broken on purpose" in incident(), 240)
+    other.kill()
+    until("callers are told", lambda: "broken on purpose" in (reason() or ""), 240)
+    with closing(Connection(running.url, 20.0)) as client:
+        code, answer = client.get("/readyz")
+    assert (code, answer["error"]["code"]) == (503, "no_replica")
+    learner.write_text(LEARNER)
+    until("they come back", lambda: len(running.replica_urls()) == 2, 240)
+    learn(running, ["mended"])
+    each_once(running, ["loaded", "mended"])

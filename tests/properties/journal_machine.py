@@ -84,9 +84,11 @@ class JournalMachine(RuleBasedStateMachine):
         return type(self).open_journal(self.folder)
 
     def teardown(self) -> None:
+        damage = self.open[0].examine(lambda done, total: None).damage if self.open else ()
         for journal in self.open:
             journal.close()
         shutil.rmtree(self.folder)
+        assert damage == ()
 
     def fresh(
         self, p: int, key: int, side: Half | None = None, at: int = 1, over: bytes | None = None

@@ -289,7 +289,7 @@ _MAX = "max(now.clock.get(p, 0), target.clock.get(p, 0))"
 # the first seed of each is the first of all that notices
 REWRITES = {
     "a rollback takes the clock back": Mutant(
-        (_rewrites(_MAX, "target.clock.get(p, 0)"),), (2, 7, 9), operators=True
+        (_rewrites(_MAX, "target.clock.get(p, 0)"),), (2, 9, 13), operators=True
     ),
     "a rollback's clock is the server's": Mutant(
         (_rewrites(_MAX, "now.clock.get(p, 0)"),), (18, 28, 117), operators=True

@@ -61,7 +61,7 @@ PARTS = {
     ),
     "own deltas are not put on top of what came in parts": Mutant(
         (_learner("copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))", "pass"),),
-        (17, 37, 48),
+        (17, 30, 37),
         parts=True,
     ),
     "the tally stays behind what came in parts": Mutant(
@@ -71,7 +71,7 @@ PARTS = {
     ),
     "keys that came after the first reader's are not listed": Mutant(
         (_parts("if begin == 0 or self._listed is None or", "if self._listed is None or"),),
-        (0, 5, 20),
+        (0, 41, 68),
         parts=True,
     ),
     "a piece that was not the last one ends its part": Mutant(
@@ -81,7 +81,7 @@ PARTS = {
                 "            coming = Arriving(", "            coming = self.values = Arriving("
             ),
         ),
-        (6, 14, 24),
+        (14, 26, 33),
         parts=True,
     ),
 }

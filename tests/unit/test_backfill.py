@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from online import fsck
 from online.backfill import TaughtAlready, Teacher
+from online.bounds import RANGE, Bounds
 from online.cli import app
 from online.errors import StartRefused
 from online.forgetting import Base, Bases
@@ -279,6 +280,28 @@ def test_a_row_that_the_model_raises_on_changes_nothing(folder: Folder) -> None:
     expected, found = good.cut(), teacher.values()
     assert found["weights"].data == pytest.approx(expected["weights"].data, rel=1e-12)
     assert found["scaler0"].data["a"] == pytest.approx(expected["scaler0"].data["a"], rel=1e-12)
+
+
+def test_a_number_far_beyond_all_before_is_bounded_unless_nothing_is() -> None:
+    def taught(*, bounded: bool) -> Teacher:
+        model = Linear(
+            preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(0.1))
+        )
+        teacher = Teacher(model, {}, bounded=bounded)
+        for i in range(500):
+            x = {"a": 1e9 if i == 400 else float(i % 20)}
+            assert teacher.learn(Example(x, label=i % 3 == 0)) is None
+        return teacher
+
+    teacher = taught(bounded=True)
+    values = teacher.values()
+    assert teacher.clipped == 1
+    assert values["scaler0"].data["a"][1] < 20.0
+    assert Bounds.of(values, on=True).taught({"a": 1e9})[1] == {"a": 1e9}, "the service goes on so"
+    control = taught(bounded=False)
+    assert control.clipped == 0
+    assert control.values()["scaler0"].data["a"][1] > 1e6
+    assert RANGE not in control.values()
 
 
 # -- what stops it ---------------------------------------------------------------------------------

@@ -97,14 +97,14 @@ def test_an_outlier_is_clipped_by_every_way(tmp_path: Path, way: str, ordered: b
         receipt = await WAYS[way](serving)
         assert receipt.status == "clipped", receipt
         assert "a = 1e+100" in receipt.reason
-        assert "b" not in receipt.reason.partition("range: ")[2]
+        assert "b =" not in receipt.reason
         again = await WAYS[way](serving)
         if way != "token":  # each prediction has its own
             assert (again.status, again.first_outcome) == ("duplicate", "clipped")
         found = next(r for r in rows_of(world, replica.writer.partition)[::-1])
         example = codec.decode(found.payload)
         assert example.raw == {"a": 1e100}
-        assert 0.9 < float(example.features["a"] or 0) <= 1.0
+        assert 0.7 < float(example.features["a"] or 0) <= 1.0
         assert example.features["b"] == 0.5
         if not ordered:
             twin = plain()

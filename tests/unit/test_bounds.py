@@ -39,7 +39,7 @@ def test_a_number_far_beyond_all_before_is_learned_as_the_end_of_its_range(value
     bounds = known()
     row: Features = {"a": value, "b": 0.5, "c": 1e100, "t": "text"}
     taken, sent = bounds.taught(row)
-    low, high = (0.0, 0.01), (0.99, 1.0)
+    low, high = (0.0, 0.2), (0.8, 1.0)
     between = high if value > 0 else low
     assert between[0] <= taken["a"] <= between[1]  # type: ignore[operator]
     assert sent == {"a": value}, "what was sent is in the row, of what was bounded only"
@@ -47,6 +47,13 @@ def test_a_number_far_beyond_all_before_is_learned_as_the_end_of_its_range(value
     assert row["a"] == value, "the caller's row stays as it is"
     (answered,) = (bounds.answered(row)["a"],)
     assert abs(float(answered)) <= REACH + 1.0  # type: ignore[arg-type]
+
+
+def test_it_is_the_end_of_what_came_lately_not_of_the_widest_ever() -> None:
+    bounds = known()
+    assert not learn(bounds, {"a": 12.0})
+    clipped(bounds, [0.5] * 600)
+    assert bounds.taught({"a": 1e4}) == ({"a": 0.5}, {"a": 1e4})
 
 
 def test_what_is_within_the_reach_is_taken_as_it_is() -> None:
@@ -250,7 +257,7 @@ def test_a_new_replica_begins_with_what_the_others_know() -> None:
     new = Bounds()
     new.reset(values)
     assert new.ends("ab") == old.ends("ab")
-    assert new.taught({"a": 1e4, "b": 0.5}) == old.taught({"a": 1e4, "b": 0.5})
+    assert new.taught({"a": 1e4, "b": 0.5})[1] == old.taught({"a": 1e4, "b": 0.5})[1]
     assert [clipped(new, [1e4] * 30), clipped(new, [0.1])] == [
         clipped(old, [1e4] * 30),
         clipped(old, [0.1]),

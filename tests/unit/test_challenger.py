@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from online.bench.shadowed import BETTER, EQUAL, Apart, turning
 from online.challenger import Ahead, Challenger, Standing
 from online.config import Settings
 from online.local import score_of
@@ -61,6 +62,7 @@ class World:
         self.n = 0
         self.proposed: list[Standing] = []
         self.open: list[tuple[Features, Any, Example]] = []
+        self.known: dict[int, int] | None = None
 
     def load(self, model: ModelSettings) -> Loaded:
         return load_model(model, self.settings, KEY)
@@ -71,8 +73,9 @@ class World:
         answer = self.serving.predict(features)
         score = score_of(self.model.task, answer)
         example = Example(
-            features, label, 1.0, score, (self.epoch, 0, 0), self.now_s, notes=answer.notes
-        )
+            features, label, 1.0, score, (self.epoch, 0, 0), self.now_s, notes=answer.notes,
+            known=self.known,
+        )  # fmt: skip
         self.open.append((features, label, example))
         while len(self.open) > labels_late:
             self.label()
@@ -162,7 +165,7 @@ class WhenTheLabelComes(Ahead):
     def read(self, rows: Sequence[Row], ended_s: float | None) -> None:
         super().read(rows, ended_s)
         at = {row.seq: row.at for row in self.rows}
-        self._asks = sorted((at[seq], seq, *rest) for _, seq, *rest in self._asks)
+        self._asks_at = sorted((at[seq], seq, *rest) for _, seq, *rest in self._asks_at)
 
 
 def test_one_that_is_asked_later_than_the_champion_is_found_out(
@@ -350,3 +353,66 @@ def test_what_the_other_lineage_undoes_is_learned_around(tmp_path: Path, kind: s
     world.catch_up(shadow)
     assert shadow.superseded, "another process took the lineage since"
     assert shadow.learner.arrival.met == version
+
+
+def apart(
+    tmp_path: Path, pair: tuple[dict[str, Any], dict[str, Any]], rows: int, **more: Any
+) -> Apart:
+    """One replica answers, another takes the labels: both models have come so far."""
+    world = Apart(tmp_path / "apart", *pair, **more)
+    world.play(turning(rows, 5))
+    return world
+
+
+def test_an_equal_challenger_is_not_promoted_for_labels_that_the_answer_could_not_have(
+    tmp_path: Path,
+) -> None:
+    """What a replica hears of others' rows is some time old: that is what both are asked as of."""
+    world = apart(tmp_path, EQUAL, 900)
+    now = world.shadow.standing()
+    assert (now.rows, now.late, world.proposed) == (900, 0, [])
+    assert now.champion == pytest.approx(now.challenger, abs=0.002)
+    world.close()
+
+
+def test_without_what_the_answer_knew_an_equal_challenger_would_be_promoted(tmp_path: Path) -> None:
+    world = apart(tmp_path, EQUAL, 900, writes=False)
+    now = world.shadow.standing()
+    assert now.champion is not None
+    assert now.challenger is not None
+    assert now.challenger > now.champion + 0.01
+    world.close()
+
+
+def test_a_better_challenger_is_promoted_where_answers_know_less_than_has_come(
+    tmp_path: Path,
+) -> None:
+    world = apart(tmp_path, BETTER, 1_800)
+    assert world.proposed
+    assert world.proposed[0].verdict == "better"
+    world.close()
+
+
+def test_a_row_of_which_nobody_wrote_down_what_was_known_is_learned_and_not_compared(
+    tmp_path: Path,
+) -> None:
+    """An id has no room for the offsets of more than so many partitions."""
+    world = equal_pair(tmp_path)
+    for i, (features, label) in enumerate(stream(60)):
+        world.known = {} if i % 2 else {world.partition: world.n}
+        world.feed(features, label)
+    now = world.catch_up(world.shadow())
+    assert (now.rows, now.late) == (30, 30)
+    assert now.difference == 0.0
+
+
+def test_what_a_model_knows_is_what_its_answers_include(tmp_path: Path) -> None:
+    world = Apart(tmp_path / "apart", *EQUAL)
+    world.play(turning(130, 5))
+    (asked, _), (taught, partition) = world.replicas
+    for learner, at_least in ((asked, 60), (taught, 130)):
+        known = learner.known()[partition]
+        assert known >= at_least
+        assert learner.includes(partition, known)
+        assert not learner.includes(partition, known + 1)
+    world.close()

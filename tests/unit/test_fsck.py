@@ -14,6 +14,7 @@ from online import config, fsck
 from online.errors import StartRefused
 from online.fsck import Findings, compare
 from online.history import Decisions, decide, shown
+from online.holdings import Moved
 from online.names import load_model
 from online.tally import DIGEST, event_hash
 from online.tokens import event_key
@@ -321,7 +322,7 @@ def test_rows_removed_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -
     stale = world.journal.partitions(MODEL)
     world.trim(3)
     monkeypatch.setattr(world.journal, "partitions", lambda model: stale)
-    with pytest.raises(fsck._Moved):
+    with pytest.raises(Moved):
         world.findings()
 
 

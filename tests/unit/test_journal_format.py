@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from replay.errors import (
+    JournalDamaged,
     JournalFormat,
     JournalUnavailable,
 )
@@ -110,6 +111,8 @@ def test_a_file_of_format_1_is_upgraded_in_place(path: Path) -> None:
             (old, *_) = journal.partitions("m")
             assert (old.id, old.end, old.sealed, old.trimmed) == (7, 2, True, 0)
             assert journal.usage("m").rows == 2
+            looked_at = journal.examine(lambda done, total: None)
+            assert (looked_at.damage, looked_at.unchecked) == ((), 2)
     with closing(SqliteJournal(path)) as journal:
         p = journal.register("m", "r", "spec", 1.0).id
         assert p > 7
@@ -145,6 +148,6 @@ def test_another_programs_file_is_refused_and_left_alone(path: Path) -> None:
     with pytest.raises(JournalFormat, match="another program"):
         SqliteJournal(path)
     path.write_bytes(b"no database at all, but a text of some length" * 99)
-    with pytest.raises(JournalUnavailable, match="not a database"):
+    with pytest.raises(JournalDamaged, match="not a database"):
         SqliteJournal(path)
     assert before[:16] == b"SQLite format 3\x00"

@@ -41,13 +41,13 @@ def test_an_error_that_rises_is_told_once_and_is_a_state() -> None:
 
     judge = Judge(SETTINGS, "binary", risen)
     assert judge.shown()["state"] == "not enough data"
-    assert judge.level == 0
+    assert judge.report()["drift_state"] == 0
     n = teach(judge, 1_000, 0.85)
     assert judge.shown()["state"] == "ok"
     teach(judge, 1_000, 0.4, first=n)
     shown = judge.shown()
     assert shown["state"] == "act"
-    assert STATES[judge.level] == "act"
+    assert STATES[int(judge.report()["drift_state"])] == "act"
     assert [alarm.signal for alarm in seen] == ["error"]
     assert n <= seen[0].row <= n + 200
     assert seen[0].since - 33 <= since[0] < seen[0].since, "rows are taken at their numbers"

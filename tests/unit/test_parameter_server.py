@@ -315,6 +315,32 @@ def test_kept_names() -> None:
     assert kept(shifted, Retention()) >= kept(shifted, Retention(), birth=False)
 
 
+def test_new_snapshots_are_spaced_by_their_age() -> None:
+    """One every ten seconds: within the first hour a rollback reaches any age to a factor of 3."""
+    retention, held = Retention(), {}
+    for i in range(360):
+        now = 1_000_003.0 + 10.0 * i
+        held[f"{i}"] = now
+        names = kept(held, retention, birth=False)
+        held = {name: at for name, at in held.items() if name in names}
+        elapsed = 10.0 * i
+        assert len(held) <= retention.keep + 2  # those of the hours
+        age = 60.0
+        while age < elapsed / 3.0:
+            older = [now - at for at in held.values() if now - at >= age]
+            assert older, (i, age)
+            assert min(older) <= 3.0 * age + 20.0, (i, age)
+            age *= 1.3
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 6, 7, 24, 100])
+def test_as_many_new_snapshots_are_kept_as_the_setting_says(keep: int) -> None:
+    made = {f"{i}": 10.0 * i for i in range(500)}
+    names = kept(made, Retention(keep, 0, 0, 0), birth=False)
+    assert len(names) == keep
+    assert {f"{499 - i}" for i in range(min(keep, 2))} <= names
+
+
 def test_ancestors_follow_the_names() -> None:
     names = [
         "1-5",

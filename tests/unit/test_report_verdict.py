@@ -71,6 +71,54 @@ def test_a_bad_start_is_no_reason_for_lax_limits() -> None:
     assert report.verdict.state == "act"
 
 
+@pytest.mark.parametrize("begins", [900, 2000, 4000])
+def test_a_failure_in_the_half_that_was_taken_for_normal_is_acted_on(begins: int) -> None:
+    """Six labels, of which a broken model knows the commonest a little better than the rules do.
+
+    Median and spread of the first half were those of the failure: watch, exit code 0.
+    """
+    labels = "abcdef"
+    rng = random.Random(1)
+    truth = [rng.choice(labels) for _ in range(6000)]
+    said = [
+        y if rng.random() < (0.9 if i < begins else 0.1) else rng.choice(labels)
+        for i, y in enumerate(truth)
+    ]
+    none = np.full(6000, np.nan)
+    table = Rows(
+        label=list(truth), predicted=list(said), probabilities=[None] * 6000, time=none,
+        label_time=none, features={},
+    )  # fmt: skip
+    report = report_on(Origin("file", "f.csv", "multiclass", delay=5), [table], made_at=0.0)
+    assert (report.verdict.state, report.verdict.exit_code) == ("act", 1), report.verdict
+    assert report.performance.limits is not None
+    assert report.performance.limits.act < 0.3
+    assert report.verdict.since_row == pytest.approx(begins, abs=150)
+
+
+def test_a_limit_is_never_above_what_no_model_at_all_gets_wrong() -> None:
+    """Broken from its first row on: there is no good time that it could be measured against."""
+
+    def step(i: int, rng: random.Random) -> tuple[bool, float, float]:
+        label = rng.random() < 0.5
+        return label, 0.9 if (rng.random() < 0.3) == label else 0.1, rng.random()
+
+    report = judged(step)
+    assert report.performance.limits is not None
+    assert report.performance.limits.act < 0.7
+    assert report.verdict.state == "act"
+
+
+def test_a_window_that_is_cut_off_draws_no_fall() -> None:
+    """Six rows, four of them wrong, after 6,016 right ones in whole windows."""
+    report = judged(lambda i, r: (True, 0.9 if i < 6018 else 0.1, r.random()), n=6022)
+    windows = report.performance.windows
+    assert windows[-1].last_row == 6022
+    assert windows[-1].rows == report.performance.window_rows + 6022 % 128
+    assert min(w.scores.accuracy or 0.0 for w in windows) > 0.9
+    assert sum(w.rows for w in windows) == 6022
+
+
 def test_one_bad_window_is_none() -> None:
     report = judged(lambda i, r: right(i, r, 0.5 if i >= 5900 else 0.9))
     assert report.verdict.state in ("ok", "watch")

@@ -13,7 +13,7 @@ from online import rollout
 from online.cluster import check_nodes
 from online.config import Settings, load
 from online.errors import StartRefused
-from online.rollout import Changes, Origin, _reason, changes
+from online.rollout import Changes, Origin, changes, reason
 
 MODEL: dict[str, Any] = {"name": "m", "task": "binary", "learner": "logreg"}
 REDIS = "redis://:secret@127.0.0.1:6379/0"
@@ -79,14 +79,14 @@ def test_a_change_of_the_state_folder_needs_a_restart(tmp_path: Path) -> None:
     assert "state_dir" in found.restart
 
 
-def test_the_reason_of_a_replica_that_does_not_start_is_found() -> None:
+def test_thereason_of_a_replica_that_does_not_start_is_found() -> None:
     said = (
         "The deployment failed to start 3 times in a row. Error:\nTraceback (most recent call "
         'last):\n  File "x.py", line 1, in y\nonline.errors.StartRefused: model m: changed\n'
         "Restart the service\n"
     )
-    assert _reason(said) == "online.errors.StartRefused: model m: changed"
-    assert _reason("one line") == "one line"
+    assert reason(said) == "online.errors.StartRefused: model m: changed"
+    assert reason("one line") == "one line"
 
 
 # -- nodes -----------------------------------------------------------------------------------

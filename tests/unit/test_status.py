@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from online import promotion, room, status, telemetry
 from online.app import build_rest
 from online.errors import RequestError
 from online.history import Decisions
-from online.model_settings import ModelSettings
+from online.judging import Judge
+from online.model_settings import Drift, ModelSettings
 from online.status import Cluster
 from paramserver.errors import (
     DecisionUncertain,
@@ -24,6 +26,7 @@ from paramserver.errors import (
     SnapshotMissing,
 )
 from replay.errors import JournalUnavailable
+from replay.example import Example
 from replay.journal.base import Control, Usage
 
 A, B = "a" * 64, "b" * 64
@@ -109,6 +112,21 @@ def test_a_journal_or_a_server_that_is_away_is_said() -> None:
     with pytest.raises(RequestError, match="does not answer") as error:
         asyncio.run(world.cluster.events("m", "undone", None, 10))
     assert error.value.status == 503
+
+
+def test_a_replica_that_does_not_start_is_an_incident() -> None:
+    world = World(Server(status=[{}]))
+
+    def away() -> str:
+        raise OSError("Ray does not answer")
+
+    for absent, incident in (
+        (lambda: "its code is broken", "a replica does not start: its code is broken"),
+        (lambda: None, None),
+        (away, None),
+    ):
+        world.cluster._absent = absent
+        assert asyncio.run(world.cluster.model("m"))["incident"] == incident
 
 
 def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
@@ -269,7 +287,37 @@ def test_nothing_is_learned_again_while_frozen() -> None:
 def test_with_several_replicas_nobody_knows_which_labels_are_to_come(
     alone: bool, shown: Any
 ) -> None:
-    judge = SimpleNamespace(shown=lambda: {"state": "ok", "without_labels": {"n": 3}})
-    replica: Any = SimpleNamespace(judge=judge)
-    assert status._drift(replica, alone=alone) == {"state": "ok", "without_labels": shown}
-    assert status._drift(SimpleNamespace(judge=None), alone=alone) is None  # type: ignore[arg-type]
+    judge = SimpleNamespace(
+        shown=lambda: {"state": "ok", "without_labels": {"n": 3}}, report=lambda: {}
+    )
+    replica: Any = SimpleNamespace(judge=judge, replica="r1")
+    reports: dict[str, dict[str, float]] = {"r1": {}} if alone else {"r1": {}, "r2": {}}
+    found = status._drift(replica, reports)
+    assert found == {"state": "ok", "without_labels": shown, "of": "r1", "replicas": {}}
+    none: Any = SimpleNamespace(judge=None)
+    assert status._drift(none, reports) is None
+
+
+def test_the_drift_is_what_all_replicas_know_whichever_answers() -> None:
+    """One has all the labels: the other one, asked, said "0 labelled rows" after 5,000."""
+    busy, quiet = (Judge(Drift(reference_rows=200, window_rows=200), "binary") for _ in range(2))
+    draw = random.Random(1)
+    for i in range(1, 1_501):
+        right = draw.random() < (0.9 if i < 1_000 else 0.3)
+        score = {"true": 0.8, "false": 0.2}
+        busy.learned(1, i, Example({"x": 1.0}, right, score=score, predicted_at=1.0), float(i))
+    reports: dict[str, dict[str, float]] = {"busy": busy.report(), "quiet": {"contact_age_s": 1.0}}
+    for name, judge in (("busy", busy), ("quiet", quiet)):
+        replica: Any = SimpleNamespace(judge=judge, replica=name)
+        found = status._drift(replica, reports)
+        assert found is not None
+        assert (found["state"], found["judged"]) == ("act", 1_500)
+        assert found["why"].startswith("the error rose from 0.")
+        if name == "quiet":
+            assert found["of"] == "busy"
+            assert found["replicas"]["busy"]["judged"] == 1_500
+            assert found["replicas"]["quiet"]["state"] == "not enough data"
+    gone = {**reports, "busy": {**reports["busy"], "contact_age_s": 60.0}}
+    alone = status._drift(SimpleNamespace(judge=quiet, replica="quiet"), gone)  # type: ignore[arg-type]
+    assert alone is not None
+    assert alone["state"] == "not enough data", "one that is gone says nothing any more"

@@ -1,0 +1,260 @@
+"""Names that a model keeps something of, and how many there may be.
+
+Each new name is memory in every replica, in the server and in snapshots, for as long as the model
+lives, and text brings new words for ever.  So a model has room for :attr:`Vocabulary.most` names,
+of which one source may bring a share.  At the bound a row is learned without its new names.  It
+holds what it is learned with and what was sent: whoever learns it later leaves nothing out anew.
+
+A *name* is what the model keeps something of: a feature with numbers by its name, and in models
+that hash text each text, and each word of a bag of words.
+
+Which names there are is a view of the learned rows and adds up over replicas: its blocks are pushed
+with the rows' range.  Names of rows that are decided and not learned yet are *promised*, so that
+many rows at once do not pass the bound together; a promise that nobody keeps ends by itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from online.models.hashed import Words
+from paramserver.blocks import COUNT, Block, Blocks, Touched
+from replay.example import Example, Features, Value
+
+NAMES: Final = "names.known"
+BROUGHT: Final = "names.brought"
+NAMED: Final[Touched] = {NAMES: None, BROUGHT: None}
+"""Blocks, each as a whole: how often each name was new, once a replica; new names by source."""
+
+FULL: Final = "names_full"
+"""How the reason of a row that was learned without some of its names begins."""
+
+MOST: Final = 100_000
+SHARE: Final = 0.5
+A_SECOND: Final = 5_000.0
+_REST_S: Final = 0.005  # shorter ones are put together
+_SHOWN: Final = 5  # names in a reason
+
+
+class Vocabulary:
+    """Names of one model, with an open delta; the verbs of a tally.
+
+    Parameters
+    ----------
+    words
+        How the model makes names of values; None: it keeps features by their names only.
+
+    Attributes
+    ----------
+    most
+        Names that there may be.
+    share
+        Share of them that one source may bring, above 0 and at most 1.
+    a_second
+        New names that are learned in a second: see :meth:`rest_s`.
+    """
+
+    def __init__(self, words: Words | None = None) -> None:
+        self.most, self.share, self.a_second = MOST, SHARE, A_SECOND
+        self._grown = 0  # names learned since the last rest
+        self._words = words
+        self._known: set[str] = set()
+        self._brought: Counter[str] = Counter()
+        self._promised: dict[float, dict[str, tuple[float, str]]] = {}  # by how long they hold
+        self._promised_to: Counter[str] = Counter()
+        self._open_known: dict[str, int] = {}
+        self._open_brought: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def taught(
+        self, features: Features, source: str, now_s: float, hold_s: float
+    ) -> tuple[Features, dict[str, Value] | None]:
+        """The row as it is to be learned, and what was sent under names that are left out.
+
+        The very row, and None, if there is room for all of its names.  They are promised for
+        ``hold_s`` seconds from ``now_s``, a POSIX time.
+        """
+        keys = self._keys(features)
+        if self._known.issuperset(keys):
+            return features, None
+        self._end_promises(now_s)
+        held = self._promised.setdefault(hold_s, {})
+        fresh = [key for key in keys if key not in self._known and not self._is_promised(key)]
+        room = self._room(source)
+        for key in fresh[:room]:
+            held[key] = (now_s + hold_s, source)
+            self._promised_to[source] += 1
+        absent = frozenset(fresh[room:])
+        return self._without(features, absent) if absent else (features, None)
+
+    def _room(self, source: str) -> int:
+        """New names that the source may bring."""
+        left = self.most - len(self._known) - self._promised_to.total()
+        own = int(self.most * self.share) - self._brought[source] - self._promised_to[source]
+        return max(min(left, own), 0)
+
+    def _keys(self, features: Features) -> Collection[str]:
+        if (words := self._words) is None:
+            return features.keys()
+        keys: list[str] = []
+        for name, value in features.items():
+            if type(value) is float or type(value) is int:
+                keys.append(name)
+            else:
+                keys.extend(words.keys(name, value))
+        return keys
+
+    def _without(
+        self, features: Features, absent: Collection[str]
+    ) -> tuple[Features, dict[str, Value]]:
+        out, left = {}, {}
+        for name, value in features.items():
+            keys = (name,) if self._words is None else self._words.keys(name, value)
+            if absent.isdisjoint(keys):  # type: ignore[attr-defined]
+                out[name] = value
+                continue
+            left[name] = value
+            if self._words is not None:
+                rest = self._words.without(name, value, absent)
+                if rest is not None:
+                    out[name] = rest
+        return out, left
+
+    # -- promises ----------------------------------------------------------------------------
+
+    def _is_promised(self, key: str) -> bool:
+        return any(key in held for held in self._promised.values())
+
+    def _end_promises(self, now_s: float) -> None:
+        for held in self._promised.values():
+            while held:
+                key = next(iter(held))  # all of them hold equally long: the oldest first
+                until, source = held[key]
+                if until > now_s:
+                    break
+                self._end_promise(held, key, source)
+
+    def _end_promise(self, held: dict[str, tuple[float, str]], key: str, source: str) -> None:
+        del held[key]
+        self._promised_to[source] -= 1
+        if not self._promised_to[source]:
+            del self._promised_to[source]
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def add(self, example: Example, source: str) -> None:
+        """Count the names of one learned row of the source."""
+        keys = self._keys(example.features)
+        if self._known.issuperset(keys):
+            return
+        for key in keys:
+            if key in self._known:
+                continue
+            self._known.add(key)
+            self._grown += 1
+            self._open_known[key] = 1
+            self._brought[source] += 1
+            self._open_brought[source] += 1
+            for held in self._promised.values():
+                if (promise := held.get(key)) is not None:
+                    self._end_promise(held, key, promise[1])
+
+    def rest_s(self) -> float:
+        """How long whoever learns is to rest now, in seconds: other models share its loop.
+
+        New names are work that comes in one piece: they are learned, cut into a delta, and put
+        into every other replica.  So a few are learned at a time, and answers come between.
+        """
+        due_s = self._grown / self.a_second
+        if due_s < _REST_S:
+            return 0.0
+        self._grown = 0
+        return due_s
+
+    # -- the verbs of a tally ----------------------------------------------------------------
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        out: Blocks = {}
+        if self._open_known:
+            out[NAMES] = Block(COUNT, self._open_known)
+        if self._open_brought:
+            out[BROUGHT] = Block(COUNT, dict(self._open_brought))
+        self._open_known, self._open_brought = {}, Counter()
+        return out
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values for the keys given, with the open delta on top."""
+        if NAMES in values:
+            self._known.update(values[NAMES].data)
+        if BROUGHT in values:
+            for source, n in values[BROUGHT].data.items():
+                self._brought[source] = n + self._open_brought[source]
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._known, self._brought = set(), Counter()
+        self._open_known, self._open_brought = {}, Counter()
+        self.rebase(values)
+
+    def touched(self) -> Touched:
+        """All that rows since the cut may have changed."""
+        return {NAMES: set(self._open_known), BROUGHT: set(self._open_brought)}
+
+    def mend(self, values: Blocks) -> None:
+        """Become what ``reset`` would make of all values, given those touched."""
+        self._known.difference_update(self._open_known)
+        for source in self._open_brought:
+            self._brought[source] = 0
+        self._open_known, self._open_brought = {}, Counter()
+        self.rebase(values)
+
+
+class Classes:
+    """Labels that a model may have.  Which it has is known from the rows that it has learned."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._promised: dict[str, float] = {}
+
+    def admit(self, label: str, known: Collection[str], now_s: float, hold_s: float) -> bool:
+        """Whether the label (its JSON text) is known, or there is room: it is promised then."""
+        if label in known or label in self._promised:
+            return True
+        if len(known) + len(self._promised) >= self.most:
+            self._promised = {
+                text: until
+                for text, until in self._promised.items()
+                if until > now_s and text not in known
+            }
+        if len(known) + len(self._promised) >= self.most:
+            return False
+        self._promised[label] = now_s + hold_s
+        return True
+
+
+def words_of(model: object) -> Words | None:
+    """How a model makes names of values; None: by the names of its features only."""
+    words: Words | None = getattr(model, "words", None)
+    return words
+
+
+def left_out(example: Example) -> Mapping[str, Value]:
+    """What was sent under names that the row is learned without, or with less of a text."""
+    if example.raw is None:
+        return {}
+    kept = example.features
+    return {n: v for n, v in example.raw.items() if n not in kept or isinstance(v, str)}
+
+
+def full_reason(left: Collection[str]) -> str:
+    """Why a row is answered ``clipped``, for its sender."""
+    shown = ", ".join(list(left)[:_SHOWN])
+    more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+    return f"{FULL}: learned without what is new in {shown}{more}: there is no room for it"

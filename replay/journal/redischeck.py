@@ -1,0 +1,175 @@
+"""All that a Redis journal stores, verified: checksums, and that each key leads where it should."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from replay.errors import JournalDamaged
+from replay.journal import redisproof as proof
+from replay.journal import redisscripts as scripts
+from replay.journal.base import Examined
+
+_PAGE: Final = 256  # entries of one script or command: no other caller waits for long
+_SHOWN: Final = 100
+
+
+class Examination:
+    """One look at a journal; ``command`` and ``run`` ask its server, ``tag`` is its prefix."""
+
+    def __init__(self, command: Callable[..., Any], run: Callable[..., Any], tag: bytes) -> None:
+        self._command, self._run, self._tag = command, run, tag
+        self._damage: list[str] = []
+        self._good = self._old = 0
+
+    def all(self, progress: Callable[[int, int], None]) -> Examined:
+        """Everything, of all models.  What changes meanwhile is seen before or after."""
+        keys = sorted(self._keys())
+        streams = [key for key in keys if key.startswith(b"rows:")]
+        total = sum(int(self._command("XLEN", self._key(key))) for key in streams)
+        done = 0
+        for key in keys:
+            kind, _, name = key.partition(b":")
+            if kind == b"partition":
+                self._partition(name.decode())
+            elif kind == b"rows":
+                done = self._rows(name, done, lambda n: progress(n, max(n, total)))
+            elif kind == b"halves":
+                self._halves(name.decode())
+            elif kind == b"controls":
+                self._controls(name.decode())
+            elif kind == b"head":
+                self._heads(name.decode())
+            elif kind == b"claims":
+                self._claims(name.decode())
+            elif kind == b"running":
+                self._note(self._run(scripts.RUNNING, name), f"the running time of {name!r}")
+        if len(self._damage) > _SHOWN:
+            self._damage[_SHOWN:] = [f"and {len(self._damage) - _SHOWN:,} more"]
+        return Examined(tuple(self._damage), self._good, self._old)
+
+    def _key(self, name: bytes) -> bytes:
+        return self._tag + b":" + name
+
+    def _keys(self) -> Iterator[bytes]:
+        start, cursor = self._key(b""), b"0"
+        pattern = re.sub(rb"([\[\]*?\\])", rb"\\\1", start) + b"*"
+        seen: set[bytes] = set()
+        while True:
+            cursor, found = self._command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            seen.update(key[len(start) :] for key in found)
+            if int(cursor) == 0:
+                return iter(seen)
+
+    def _note(self, good: object, what: str, why: str = "it does not match its checksum") -> None:
+        if good:
+            self._good += 1
+        else:
+            self._damage.append(f"{what}: {why}")
+
+    def _partition(self, number: str) -> None:
+        for found in self._run(scripts.PARTITIONS, "number", number):
+            try:
+                partition = proof.as_partition(found)
+            except (JournalDamaged, ValueError):
+                self._note(False, f"partition {number}")
+                continue
+            listed = self._command(
+                "LRANGE", self._key(f"partitions:{partition.model}".encode()), 0, -1
+            )
+            self._note(
+                number.encode() in listed, f"partition {number}", "its model does not list it"
+            )
+
+    def _rows(self, number: bytes, done: int, progress: Callable[[int], None]) -> int:
+        after = 0
+        while page := self._run(scripts.LOOK, number, after, _PAGE):
+            for id_, flat, place, order in page:
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
+                offset = int(id_.split(b"-")[0])
+                self._row(number.decode(), offset, fields, place, order)
+                after = offset
+            done += len(page)
+            progress(done)
+        return done
+
+    def _row(
+        self, number: str, offset: int, fields: proof.Fields, place: bytes, order: bytes
+    ) -> None:
+        what, here = f"row {offset} of partition {number}", f"{number}:{offset}".encode()
+        try:
+            proof.as_row(int(number), offset, fields)
+        except JournalDamaged:
+            self._note(False, what)
+            return
+        if place != here:
+            self._note(False, what, "its id leads elsewhere, or nowhere")
+        elif b"sum" not in fields:
+            self._old += 1
+        else:
+            self._note(order == here, what, "the order of commits does not have it")
+
+    def _halves(self, model: str) -> None:
+        cursor: Any = b"0"
+        while True:
+            key = self._key(f"halves:{model}".encode())
+            cursor, found = self._command("HSCAN", key, cursor, "COUNT", _PAGE)
+            for one in _pairs(found):
+                good = self._run(scripts.HALF, model, one[0])
+                if good != b"gone":
+                    self._note(good == b"good", f"half {one[0].hex()} of model {model!a}")
+            if int(cursor) == 0:
+                return
+
+    def _controls(self, model: str) -> None:
+        stream, after = self._key(f"controls:{model}".encode()), 0
+        decided = self._key(f"decided:{model}".encode())
+        while page := self._command("XRANGE", stream, f"({after}-0", "+", "COUNT", _PAGE):
+            for id_, fields in page:
+                seq = int(id_.split(b"-")[0])
+                what = f"decision {seq} of model {model!a}"
+                self._note(seq == after + 1, what, "those before it are missing")
+                after = seq
+                try:
+                    control = proof.as_control(model, seq, fields)
+                except JournalDamaged:
+                    self._note(False, what)
+                    continue
+                place = self._command("HGET", decided, control.key)
+                self._note(place == str(seq).encode(), what, "its key leads elsewhere, or nowhere")
+
+    def _heads(self, model: str) -> None:
+        found = self._command("HGETALL", self._key(f"head:{model}".encode()))
+        fields = found if isinstance(found, dict) else dict(_pairs(found))
+        epochs = []
+        for name in {n.partition(b":")[2] for n in fields if b":" in n}:
+            epoch = fields.get(b"epoch:" + name, b"")
+            words = (epoch, fields.get(b"snapshot:" + name, b""))
+            stored, spec = fields.get(b"sum:" + name), name.decode(errors="surrogateescape")
+            good = stored == proof.proof(f"head {model} {spec}", words)
+            if stored is None and epoch:
+                self._old += 1
+            else:
+                self._note(good, f"head {name!r} of model {model!a}")
+            epochs.append(int(epoch) if epoch.isdigit() else -1)
+        newest = fields.get(b"newest", b"")
+        if newest != str(max(epochs, default=0)).encode():
+            self._note(False, f"the newest epoch of model {model!a}", "no head has it")
+
+    def _claims(self, number: str) -> None:
+        found = self._command("HGETALL", self._key(f"claims:{number}".encode()))
+        for offset, value in (found if isinstance(found, dict) else dict(_pairs(found))).items():
+            n, _, stored = value.partition(b" ")
+            if not stored and n.isdigit():
+                self._old += 1
+                continue
+            good = stored == proof.proof(f"claim {number} {offset.decode('latin-1')}", (n,))
+            self._note(good, f"claim {offset!r} of partition {number}")
+
+
+def _pairs(found: Any) -> list[tuple[bytes, bytes]]:
+    """What a hash has, as this client answers it."""
+    if isinstance(found, dict):
+        return list(found.items())
+    return list(zip(found[::2], found[1::2], strict=True))
