@@ -18,7 +18,7 @@ def test_lies_by_short_ids_are_judged_as_those_with_features() -> None:
     by = {(line.filters, line.what): line for line in lines}
     for way in doors.WAYS:
         assert by["none", f"phishing, {way}"].lies_taken == 100
-        assert by["default", f"phishing, {way}"].lies_taken < 75
+        assert by["default", f"phishing, {way}"].lies_taken < 100
         assert by["default", f"phishing, {way}"].lies == by["none", f"phishing, {way}"].lies > 0
     assert by["default", "phishing, features, nobody lies"].honest_set_aside == 0
 
