@@ -289,6 +289,7 @@ class Service:
 
         Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
         """
+        begun_s = time.monotonic()
         settings = self._as_served(self._given)
         models = Models(settings, self._progress)
         loaded = models.load()
@@ -322,7 +323,8 @@ class Service:
         servers.end(changed)
         self._challengers.start(settings)
         learners = {m.name: m.learner for m in settings.models}
-        return [f"model {name}: {learners[name]} serves now" for name in changed]
+        took = f"after {time.monotonic() - begun_s:.1f} s"
+        return [f"model {name}: {learners[name]} serves now, {took}" for name in changed]
 
     def promoted(self) -> bool:
         """Whether a model was promoted since the last time."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from math import log, log1p
 from typing import Any, Final
@@ -101,7 +101,7 @@ class Filtering:
         self._model, self._count = model, count
         self._weighs = weighs
         self._seen: OrderedDict[str, float] = OrderedDict()
-        self._before: tuple[str, ...] = ()  # known by the values that were begun with
+        self._elsewhere: dict[str, None] = {}  # heard of in values since the last event here
         self._recent: OrderedDict[bytes, float] = OrderedDict()
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
         self.standings = Standings(chain, clock)
@@ -115,10 +115,15 @@ class Filtering:
         """Whether there are enough sources to judge one."""
         return len(self._seen) >= SOURCES_MIN
 
+    def _see_others(self, at: float) -> None:
+        """Who has sent to another replica since the last event here counts as sending now."""
+        for known in self._elsewhere:
+            self._seen[known] = at
+            self._seen.move_to_end(known)
+        self._elsewhere = {}
+
     def _see(self, source: str, at: float) -> None:
-        for known in self._before:
-            self._seen.setdefault(known, at)
-        self._before = ()
+        self._see_others(at)
         self._seen[source] = at
         self._seen.move_to_end(source)
         while len(self._seen) > _SEEN_MAX or next(iter(self._seen.values())) < at - ACTIVE_S:
@@ -126,6 +131,7 @@ class Filtering:
 
     def refusal(self, row: NewRow) -> str | None:
         """Why no row may hold this; None if one may.  Changes nothing that is judged by."""
+        self._see_others(row.at)
         if not self.active or row.half is not None:
             return None  # a half is looked at when it has met the other
         event = self._event(row, codec.decode(row.payload))
@@ -162,6 +168,7 @@ class Filtering:
             return row
         if event is None:
             event = self._event(row, example)
+        self.chain.catch_up(event.key, event.version)
         verdict = self.chain.decide(event)
         self.chain.observe(event, verdict)
         self._note_drift()
@@ -256,12 +263,18 @@ class Filtering:
     def rebase(self, values: Blocks, opened: Blocks) -> None:
         """New values of the sources named; ``opened``: what was learned since."""
         self.standings.rebase(values, opened)
+        self._hear(self.chain.sources.heard)
 
     def reset(self, values: Blocks) -> None:
         """Begin with these values, and what is decided and not learned yet."""
         self.standings.reset(values)
         taken = values[TAKEN].data if TAKEN in values else ()
-        self._before = tuple(islice(taken, _SEEN_MAX))
+        self._hear(taken)
+
+    def _hear(self, names: Iterable[str]) -> None:
+        self._elsewhere.update(dict.fromkeys(islice(names, _SEEN_MAX)))
+        while len(self._elsewhere) > _SEEN_MAX:
+            del self._elsewhere[next(iter(self._elsewhere))]
 
     # -- for operators -----------------------------------------------------------------------
 

@@ -375,6 +375,40 @@ def liars(
     raise typer.Exit(0 if all(line.good for line in found) else 1)
 
 
+@app.command()
+def floods(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="flood, quiet, names or few; may be given again")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Sources that behave and then flood, names without end, a replica that hears few.
+
+    Exits 1 if fewer than four of five liars are caught, two honest rows of a hundred are set aside,
+    accuracy falls by five points or half a point below no filter.  Needs the streams in
+    ONLINE_DATA_DIR, and pyarrow for acs.  Example: online bench floods --stream phishing --seeds 1
+    """
+    from online.bench import floods as bench
+    from online.config import data_dir
+
+    for given, known in ((stream, bench.STREAMS), (kind, bench.ATTACKS)):
+        if unknown := set(given or ()) - set(known):
+            raise typer.BadParameter(f"no {sorted(unknown)[0]!r}: there are {', '.join(known)}")
+    found = []
+    kinds = tuple(kind or bench.ATTACKS)
+    places = range(first, first + seeds)
+    for line in bench.run(data_dir(), stream or list(bench.STREAMS), places, kinds):
+        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
+        found.append(line)
+    show("floods", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
 def _drills(
     which: Sequence[str], *, served: bool, progress: Callable[[str], None], as_json: bool
 ) -> bool:

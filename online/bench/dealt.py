@@ -30,13 +30,17 @@ _ROWS_MAX: Final = 1024
 
 
 class _Replica:
-    def __init__(self, settings: ModelSettings, partition: int, server: Server) -> None:
+    def __init__(
+        self, settings: ModelSettings, partition: int, server: Server, *, vouched: bool
+    ) -> None:
         self._task, self._partition, self._server = settings.task, partition, server
         self.learner = Learner(
             lambda: _model(settings), task=settings.task, spec=_SPEC,
             retain_bytes=1 << 30, rows_max=_ROWS_MAX, compensates=True,
         )  # fmt: skip
-        self.filters = filtering_for(settings, self.learner, None, sources_max=1_000, vouched=True)
+        self.filters = filtering_for(
+            settings, self.learner, None, sources_max=1_000, vouched=vouched
+        )
         self.learner.evidence.heard = self.filters
         self.learner.bounds.on = settings.filters != "none"
         self.learner.open_partition(partition)
@@ -55,8 +59,6 @@ class _Replica:
             (row,) = self.filters.judge([row])
             self.filters.committed([row], [Outcome(True, self._row(n, row))])
         assert self.learner.learn(self._row(n, row)) is None
-        if self._offset % EVERY == 0:
-            self.exchange()
         return row
 
     def _row(self, n: int, row: NewRow) -> Row:
@@ -82,9 +84,11 @@ class Dealt:
         Rows by verdict.
     """
 
-    def __init__(self, settings: ModelSettings, replicas: int = 2) -> None:
+    def __init__(self, settings: ModelSettings, replicas: int = 2, *, vouched: bool = True) -> None:
         server = Server(settings.name, _SPEC, "", "compensated", 1)
-        self.replicas = [_Replica(settings, i + 1, server) for i in range(replicas)]
+        self.replicas = [
+            _Replica(settings, i + 1, server, vouched=vouched) for i in range(replicas)
+        ]
         self.counts = Counter[str]()
         self.n = 0
 
@@ -93,12 +97,23 @@ class Dealt:
         """What the first one answers from."""
         return self.replicas[0].learner.serving
 
-    def step(self, source: str, features: Features, label: Label, weight: float = 1.0) -> NewRow:
-        """One event; the row that was written."""
+    def step(
+        self,
+        source: str,
+        features: Features,
+        label: Label,
+        weight: float = 1.0,
+        to: int | None = None,
+    ) -> NewRow:
+        """One event; the row that was written.  ``to``: the replica that gets it, not the next."""
         self.n += 1
-        replica = self.replicas[self.n % len(self.replicas)]
-        row = replica.step(self.n, source, features, label, weight)
+        at = self.n % len(self.replicas) if to is None else to
+        row = self.replicas[at].step(self.n, source, features, label, weight)
         self.counts[row.verdict] += 1
+        # one after the other, as often as each would by its own events: an idle one pulls, too
+        place = self.n % (EVERY * len(self.replicas))
+        if place % EVERY == EVERY - 1:
+            self.replicas[place // EVERY].exchange()
         return row
 
 

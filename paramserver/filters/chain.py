@@ -6,13 +6,14 @@ written event, in the order of the rows, with the verdict that was written.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from typing import Final
 
 from paramserver.blocks import Blocks, merge
+from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import (
     ACCEPTED,
     CLIPPED,
@@ -48,7 +49,10 @@ OFFENCES_MAX: Final = 3
 
 DRIFT_SHARE: Final = 0.4
 DRIFT_SOURCES_MIN: Final = 4
-WINDOW: Final = 512
+LATELY_MAX: Final = 512
+HEARD_MAX: Final = 256
+"""Events of a source that are heard of at once from other replicas."""
+
 _NOBODY: Final = "no test"
 _WHOLE: Final = 0.95
 """Weights from here on are 1: what is learned of a source in good standing is learned whole."""
@@ -115,6 +119,8 @@ class Chain:
         What is known of each source.
     losses
         Those of taken events.
+    arrivals
+        Who sends now, here and at other replicas.
     drift
         Many sources have turned at once: the world has, not they.  Nobody is quarantined for as
         long as it holds; clipping, events set aside one by one, and budgets stay.
@@ -138,7 +144,10 @@ class Chain:
         self.alarms = 0
         self._every = refresh_every
         self._arrivals = 0
-        self._lately: deque[str] = deque(maxlen=WINDOW)
+        self.arrivals = Arrivals()
+        for test in self.filters:
+            if isinstance(test, Rate | Surprise):
+                test.arrivals = self.arrivals
 
     def decide(self, event: Event) -> Verdict:
         """The verdict on an event.  Changes nothing."""
@@ -191,7 +200,8 @@ class Chain:
             return
         source = self.sources.touch(event.source)
         self._arrivals += 1
-        self._lately.append(event.source)
+        new = source.taken < EARNED and not source.quarantined
+        self.arrivals.add(event.source, new=new, weight=event.weight)
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
             test.learn(event, opinion, source, taken=verdict.taken)
             # what a turning world says of a source is not held against it
@@ -208,6 +218,34 @@ class Chain:
             self.sources.quarantine(source)
         if self._arrivals % self._every == 0:
             self.refresh(event.key, event.version)
+
+    def catch_up(self, key: bytes, version: int) -> None:
+        """Hear what other replicas have taken, before an event with this key is decided.
+
+        Whoever hears little is to judge as who hears all.  ``version``: as in :meth:`refresh`.
+        """
+        if not self.sources.heard and not self.losses.heard:
+            return
+        taken, self.sources.heard = self.sources.heard, {}
+        heard, self.losses.heard = self.losses.heard, []
+        if not taken:  # a replica that begins: losses are what it has
+            taken = Counter(name for name, _, _ in heard)
+        before = self._arrivals // self._every
+        for name, n in taken.items():
+            source, n = self.sources.get(name), min(n, HEARD_MAX)
+            self._arrivals += n
+            new = source.taken < EARNED and not source.quarantined
+            for _ in range(n):
+                self.arrivals.add(name, new=new)
+        tests = [test for test in self.filters if isinstance(test, Surprise)]
+        if any(not test.bounds for test in tests):
+            self.refresh(key, version)
+        for name, label, loss in heard:
+            source = self.sources.get(name)
+            for test in tests:
+                test.hear(source, label, loss)
+        if self._arrivals // self._every > before:
+            self.refresh(key, version)
 
     def cut(self) -> Blocks:
         """What the observed events did to the sources: goes with their range's push."""
@@ -244,6 +282,7 @@ class Chain:
         if self.reference is not None:
             self.reference.refresh(rng, version)
         lately = self._seen_lately()
+        self.arrivals.refresh(lately)
         for test in self.filters:
             test.refresh(rng, lately)
         self._look_for_drift(lately)
@@ -254,12 +293,13 @@ class Chain:
                     self.sources.pardon(source)
 
     def _seen_lately(self) -> list[Source]:
-        return [self.sources.get(name) for name in dict.fromkeys(reversed(self._lately))]
+        return [self.sources.get(name) for name in self.arrivals.lately(LATELY_MAX)]
 
     def _look_for_drift(self, lately: Sequence[Source]) -> None:
-        since = max(self._arrivals - len(self._lately), 0)
-        turned = [s for s in lately if s.turned_at > since and has_turned(s)]
-        many = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(lately))
+        since = max(self._arrivals - len(self.arrivals), 0)
+        voting = [s for s in lately if s.name not in self.arrivals.flooding]
+        turned = [s for s in voting if s.turned_at > since and has_turned(s)]
+        many = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(voting))
         # whoever sends most is condemned before the others have sent enough to turn
         turning = {t.name for t in self.filters if isinstance(t, Surprise) and t.turning}
         drift = many or bool(turning)

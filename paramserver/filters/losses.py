@@ -4,6 +4,10 @@ Counts in bins of 4 %, so that they add up over replicas; of a thousand newest e
 Counts do not age, generations of them do: each event is counted in the newest one, which is full
 after 256; the oldest leaves.  Whoever counts an event says in which, and that is written with it,
 so the event says the same whenever it is learned, by whomever.
+
+Each source has its share of a generation, twice an equal one: beyond it an event is not counted, or
+a flood would leave nothing of what the others send.  Sixty-four such events make a generation older
+by one, lest it last for ever where few send nearly everything.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ _LEAST: Final = 2.0**-20
 _GENERATION: Final = 256
 _GENERATIONS: Final = 5
 _LABEL_CHARS: Final = 64
+_SHARE_MIN: Final = 8
+_PASSED: Final = 1.0 / 64.0
+_HEARD_MAX: Final = 512
 
 LEVEL: Final = 0.9
 FAR: Final = 4.0
@@ -33,6 +40,9 @@ SOURCES_MIN: Final = 4
 
 Bins = dict[int, int]
 """Events by bin."""
+
+Heard = tuple[str, str | None, float]
+"""Source, label, loss (upper end of its bin)."""
 
 Null = tuple[float, float]
 """What nine of ten honest losses are not above, and what is far off."""
@@ -48,7 +58,13 @@ def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
 
 
 class Losses:
-    """Counts of one model's taken events.  ``len`` is that of the keys."""
+    """Counts of one model's taken events.  ``len`` is that of the keys.
+
+    Attributes
+    ----------
+    heard
+        What other replicas have counted and nobody has looked at here, the newest 512.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[int, dict[str, int]] = {}
@@ -56,6 +72,10 @@ class Losses:
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
         self._nulls: dict[str | None, Null] | None = {}
         self._open: dict[str, float] = {}
+        self._of: dict[str, int] = {}  # all that is counted of each source
+        self._in: dict[str, int] = {}  # and in the newest generation
+        self._passed = 0.0
+        self.heard: list[Heard] = []
 
     def __len__(self) -> int:
         return sum(map(len, self._counts.values()))
@@ -69,15 +89,19 @@ class Losses:
         """What one key counts."""
         return self._counts.get(_generation(key), {}).get(key, 0)
 
-    def add(self, source: str, label: str | None, loss: float) -> None:
-        """Count one more event."""
+    def add(self, source: str, label: str | None, loss: float) -> bool:
+        """Count one more event; False: its source has had its share of the generation."""
         newest = max(self._counts, default=1)
-        if self._sizes.get(newest, 0) >= _GENERATION:
+        if self._sizes.get(newest, 0) + self._passed >= _GENERATION:
             newest += 1
+        elif self._in.get(source, 0) >= max(2 * _GENERATION // max(len(self._of), 1), _SHARE_MIN):
+            self._passed += _PASSED
+            return False
         bin_ = ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST)))
         key = f"{newest}\n{bin_}\n{(label or '')[:_LABEL_CHARS]}\n{source}"
         self._set(key, self.count(key) + 1)
         self._open[key] = self._open.get(key, 0) + 1
+        return True
 
     def cut(self) -> Blocks:
         """What was counted since the last cut."""
@@ -86,21 +110,37 @@ class Losses:
 
     def rebase(self, values: Mapping[str, float]) -> None:
         """Take new counts of the keys named, with what is open on top."""
+        fresh = []
         for key, n in values.items():
-            self._set(key, int(n + self._open.get(key, 0)))
+            more = self._set(key, int(n + self._open.get(key, 0)))
+            if more > 0:
+                fresh.append((key, more))
+        if fresh:
+            self._hear(fresh)
+
+    def _hear(self, fresh: list[tuple[str, int]]) -> None:
+        for key, more in sorted(fresh, key=lambda f: _generation(f[0]))[-_HEARD_MAX:]:
+            _, bin_, label, source = key.split("\n", 3)
+            self.heard += [(source, label or None, _end(int(bin_)))] * min(more, _GENERATION)
+        del self.heard[:-_HEARD_MAX]
 
     def reset(self) -> None:
         """Nothing is counted."""
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
-        self._nulls = {}
+        self._of, self._in, self._passed = {}, {}, 0.0
+        self._nulls, self.heard = {}, []
 
-    def _set(self, key: str, n: int) -> None:
+    def _set(self, key: str, n: int) -> int:
+        """Make it count ``n``; how many more those are."""
         generation = _generation(key)
-        if generation <= max(self._counts, default=0) - _GENERATIONS:
-            return
+        newest = max(self._counts, default=0)
+        if generation <= newest - _GENERATIONS:
+            return 0
         if generation not in self._counts:
             self._counts[generation], self._sizes[generation] = {}, 0
-            for old in [g for g in self._counts if g <= max(self._counts) - _GENERATIONS]:
+            if generation > newest:
+                self._in, self._passed, newest = {}, 0.0, generation
+            for old in [g for g in self._counts if g <= newest - _GENERATIONS]:
                 self._leave(old)
         counts = self._counts[generation]
         more = n - counts.pop(key, 0)
@@ -108,7 +148,10 @@ class Losses:
             counts[key] = n
         if more:
             self._sizes[generation] += more
-            self._add(key, more)
+            source = self._add(key, more)
+            if generation == newest:
+                self._in[source] = self._in.get(source, 0) + more
+        return more
 
     def _leave(self, generation: int) -> None:
         for key, n in self._counts.pop(generation).items():
@@ -116,7 +159,7 @@ class Losses:
             self._open.pop(key, None)
         del self._sizes[generation]
 
-    def _add(self, key: str, more: int) -> None:
+    def _add(self, key: str, more: int) -> str:
         self._nulls = None
         _, bin_, label, source = key.split("\n", 3)
         of_source = self._bins.setdefault(label, {})
@@ -128,30 +171,36 @@ class Losses:
             del of_source[source]
         if not of_source:
             del self._bins[label]
+        total = self._of.pop(source, 0) + more
+        if total:
+            self._of[source] = total
+        return source
 
     def nulls(self) -> dict[str | None, Null]:
         """By label, what nine of ten losses of honest sources are not above, and what is far off.
 
         Never below those of all labels together: a lie that was learned makes the easy labels
-        surprise first, whoever sends them.  Empty: too few sources have sent enough.
+        surprise first, whoever sends them.  Only sources that have sent enough have a say, of a
+        label too: made-up names are many.  Empty: too few have.
         """
         if self._nulls is None:
             self._nulls = self._drawn()
         return self._nulls
 
     def _drawn(self) -> dict[str | None, Null]:
+        known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
         of_all: dict[str, Bins] = {}
         for of_source in self._bins.values():
-            for source, bins in of_source.items():
+            for source in known & of_source.keys():
                 total = of_all.setdefault(source, {})
-                for bin_, n in bins.items():
+                for bin_, n in of_source[source].items():
                     total[bin_] = total.get(bin_, 0) + n
         least = _null(of_all, OF_A_SOURCE)
         if least is None:
             return {}
         out: dict[str | None, Null] = {}
         for label, of_source in self._bins.items():
-            own = _null(of_source, OF_A_LABEL)
+            own = _null({s: x for s, x in of_source.items() if s in known}, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others
                 out[label or None] = least, FAR * least
             else:
@@ -171,7 +220,11 @@ def _quantile(bins: Bins) -> float:
     ends = sorted(bins)
     while rank >= bins[ends[0]]:
         rank -= bins[ends.pop(0)]
-    return float(2.0 ** (ends[0] / _OF_AN_OCTAVE)) * (1.0 + 1e-9)
+    return _end(ends[0])
+
+
+def _end(bin_: int) -> float:
+    return float(2.0 ** (bin_ / _OF_AN_OCTAVE)) * (1.0 + 1e-9)
 
 
 def _generation(key: str) -> int:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
 from paramserver.filters.losses import LOSSES, keep_newest
-from paramserver.filters.rate import EARNED
 from paramserver.filters.surprise import ABOUT
 
 SOURCES_MAX: Final = 100_000
@@ -97,6 +97,13 @@ class Sources:
     At most ``sources_max``.  The least recently seen one leaves, and comes back as a new one, which
     has the pooled budget.  A quarter of the table is for sources that have not earned their own
     budget: made-up identities push out each other, not those that are known.
+
+    Attributes
+    ----------
+    evicted
+        Sources that have left.
+    heard
+        Events by source that other replicas have taken, since somebody last looked.
     """
 
     def __init__(self, sources_max: int = SOURCES_MAX) -> None:
@@ -106,6 +113,7 @@ class Sources:
         self._known: OrderedDict[str, Source] = OrderedDict()
         self._open: Blocks = {}
         self.evicted = 0
+        self.heard: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._new) + len(self._known)
@@ -227,7 +235,10 @@ class Sources:
             self._write(source, block.removeprefix(EVIDENCE), bounded, arrival)
         elif block == TAKEN:
             assert isinstance(value, int | float)
-            source.taken = int(value) + (mine if isinstance(mine, int) else 0)
+            taken = int(value) + (mine if isinstance(mine, int) else 0)
+            if taken > source.taken:
+                self.heard[name] = self.heard.get(name, 0) + taken - source.taken
+            source.taken = taken
         elif block in (OFFENCES, RELEASES):
             assert isinstance(value, tuple)
             field = block.removeprefix(_PREFIX)
@@ -241,3 +252,4 @@ class Sources:
         self._known.clear()
         self._open = {}
         self.rebase(values, arrival)
+        self.heard = {}

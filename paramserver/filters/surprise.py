@@ -5,54 +5,48 @@ label: the median over sources of the 90 % quantile of their last taken losses w
 all replicas together have them (:mod:`paramserver.filters.losses`).  Some labels are harder than
 others, and honest sources differ in what they send: by one null for all labels, those with the
 harder ones were condemned.  A quantile of all losses would be that of those who lie, or flood.
-Honest sources surprise at a rate of at most q₀, twice the median over the sources *that send now*
-and at least 20 %; hostile ones at 70 %: a Bernoulli test, as sequential as the others.  Who sends
-alone is compared with nobody.
+Honest sources surprise at a rate of at most q₀, twice the median over the established sources
+*that send now* (:mod:`paramserver.filters.voices`) and at least 20 %; hostile ones at 70 % or more:
+a Bernoulli test, as sequential as the others.  Who sends alone is compared with nobody.
 A loss of four times the null is rarer (5 %, or twice the median) with honest sources,
 still half of what hostile ones send, and counts for more: a model that learns fast believes a lie
-that comes often after a few, and then it surprises no more.  While more of the last arrivals are
-far off than the median source's are, such events weigh less: the sources are known before they are
-believed.  When the world turns all sources surprise, q₀ rises, and from 50 % on the test says
+that comes often after a few, and then it surprises no more.  While more of the sources are
+far off than the median source is, such events weigh less: the sources are known before they are
+believed.  When the world turns all sources surprise, q₀ rises, and from 60 % on the test says
 nothing.
+Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
+judged together, and not condemned: while they surprise more than the established ones do, what
+surprises of them weighs so little that it is a twentieth of what the established send.
+What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Final
 
 import numpy as np
 
+from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Opinion, Source
-from paramserver.filters.losses import SOURCES_MIN, Losses, Null
+from paramserver.filters.losses import Losses, Null
+from paramserver.filters.voices import Voices
 
 _KEPT: Final = 1024
 _ENOUGH: Final = 64
-_RATE_MIN: Final = 0.2
-_RATE_MAX: Final = 0.5
-_TURNING: Final = 0.4
-_LATELY: Final = 5.0
+_RATE_MAX: Final = 0.6
 _HOSTILE: Final = 0.7
-_ACTIVE: Final = 32
-"""Events in which a source has sent if others are compared with it: what it saw, they saw."""
+_APART: Final = 0.2
 
 _RHO_MAX: Final = 0.8
 
-_FAR_RATE_MIN: Final = 0.05
 _FAR_HOSTILE: Final = 0.5
-_RUSH: Final = 1.5  # of twice the median's
-_RUSH_MIN: Final = 0.12
 _HEARD: Final = 0.3
 """Weight of what is far off in a rush of it: the sources are known before it is believed."""
 
 ABOUT: Final = "surprise about "
 """Name of a test of what is about one label, which follows."""
-
-_Seen = tuple[str, bool, bool]
-"""Source, is it a surprise, is it far off."""
 
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
 
@@ -79,6 +73,8 @@ class Surprise:
         What nulls are drawn from.
     turning
         Whether nearly everybody surprises now: the world has turned.
+    arrivals
+        Who sends how much; the chain that asks this test counts them.
     """
 
     name = "surprise"
@@ -97,8 +93,9 @@ class Surprise:
         self.losses = Losses() if losses is None else losses
         self._counts = losses is None
         self._lately = _Lately()
-        self._window: deque[_Seen] = deque(maxlen=_ACTIVE)
-        self._means: dict[str, tuple[float, float]] = {}
+        self.arrivals = Arrivals()
+        self._voices = Voices()
+        self._new = _New()
         self.bounds: dict[str | None, Null] = {}
         self._fresh = 1.0  # how much of an event is new, after the one before
         self.turning = False
@@ -107,84 +104,120 @@ class Surprise:
         if not self.bounds:
             return OFF
         bounds = self.bounds.get(event.label)
-        if event.loss is None or bounds is None or not self._concerns(event):
+        if event.loss is None or bounds is None or not self._concerns(event.answer, event.label):
             return PASS
-        rates = self._rates(event.source)
+        rates = self._voices.rates(event.source)
         if rates is None or rates[0] >= _RATE_MAX:
             return PASS
         rate, far_rate, rush = rates
-        fresh = self._fresh
-        bound, far_bound = bounds
-        if event.loss > far_bound:
-            least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / _HOSTILE))
+        hostile = max(_HOSTILE, rate + _APART)
+        # what one sends between two events of the others is about the same moment of the world
+        fresh = self._fresh / self._voices.size(source.taken) ** 0.5
+        hit, far = event.loss > bounds[0], event.loss > bounds[1]
+        new = source.taken < EARNED
+        allowed = 1.0 if new else self._voices.weight(event.source, source.taken)
+        weight, reason = (1.0, "") if self._answer is not None else (allowed, _OFTEN_REASON)
+        if new and hit and self._answer is None:
+            weight, reason = self._new.weight(rate), _NEW_REASON
+        if far:
+            least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / hostile))
             evidence = max(fresh * least, -STEP_MAX)
-            if rush and not self._about:  # the others have weighed it down already
-                return Opinion(_HEARD, evidence, event.loss, _REASON)
-            return Opinion(1.0, evidence, event.loss)
-        if event.loss > bound:
-            return Opinion(1.0, fresh * math.log(rate / _HOSTILE), event.loss)
-        return Opinion(1.0, fresh * math.log((1.0 - rate) / (1.0 - _HOSTILE)), event.loss)
+            if rush and not self._about and weight > _HEARD:
+                weight, reason = _HEARD, _REASON  # the others have weighed it down already
+        elif hit:
+            evidence = fresh * math.log(rate / hostile)
+        else:
+            evidence = fresh * math.log((1.0 - rate) / (1.0 - hostile))
+            if event.source in self._voices.flooding:
+                evidence *= allowed  # nobody buys itself free with what it sends too much of
+        return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else reason)
 
-    def _concerns(self, event: Event) -> bool:
-        if self._answer is None or event.answer == self._answer:
+    def _concerns(self, answer: str | None, label: str | None) -> bool:
+        if self._answer is None or answer == self._answer:
             return True
-        return self._about and event.label == self._answer
-
-    def _rates(self, source: str) -> tuple[float, float, bool] | None:
-        """Of the other sources that send now, as their medians.
-
-        Twice the rate of surprises, twice that of those that are far off, and whether far more of
-        all are far off; None: there are too few others.
-        """
-        others = {name for name, _, _ in self._window if name != source}
-        if len(others) < SOURCES_MIN:
-            return None
-        means = [self._means[name] for name in others]
-        rate = max(2.0 * median([m[0] for m in means]), _RATE_MIN)
-        far_rate = max(2.0 * median([m[1] for m in means]), _FAR_RATE_MIN)
-        far = sum(far for _, _, far in self._window) / len(self._window)
-        return rate, far_rate, far > max(_RUSH * far_rate, _RUSH_MIN)
-
-    def _turning(self) -> bool:
-        """Whether even those two thirds of the sources surprise that do it least.
-
-        Each counts once, however much it sends: a flood of lies is no turn of the world.
-        """
-        counts: dict[str, list[int]] = {}
-        for name, hit, _ in self._window:
-            count = counts.setdefault(name, [0, 0])
-            count[0] += 1
-            count[1] += hit
-        order = sorted(hits / n for n, hits in counts.values())
-        kept = order[: len(order) - len(order) // 3]
-        return len(kept) >= SOURCES_MIN and sum(kept) >= _TURNING * len(kept)
+        return self._about and label == self._answer
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if event.loss is None:
             return
         bounds = self.bounds.get(event.label)
-        if bounds is not None and self._concerns(event):
-            hit, far = event.loss > bounds[0], event.loss > bounds[1]
+        if bounds is not None and self._concerns(event.answer, event.label):
+            hit = event.loss > bounds[0]
             if self._answer is None:
                 source.mean(self.name, float(hit))
-            if not source.quarantined:
-                self._window.append((event.source, hit, far))
-                old = self._means.pop(event.source, (0.0, 0.0))
-                new = (old[0] + (hit - old[0]) / _LATELY, old[1] + (far - old[1]) / _LATELY)
-                self._means[event.source] = new
-                while len(self._means) > _KEPT:
-                    del self._means[next(iter(self._means))]
-        if taken:
+            self._count(source, hit=hit, far=event.loss > bounds[1])
+        if not self._counts:
+            if taken:
+                self._lately.add(event.source, event.label, event.loss)
+        elif taken and self.losses.add(event.source, event.label, event.loss):
             self._lately.add(event.source, event.label, event.loss)
-            if self._counts:
-                self.losses.add(event.source, event.label, event.loss)
+
+    def hear(self, source: Source, label: str | None, loss: float) -> None:
+        """Another replica has taken an event with this loss.
+
+        Where answers are looked at on their own there are two of them: what surprises by more than
+        a coin was answered by the other.
+        """
+        bounds = self.bounds.get(label)
+        if bounds is None:
+            return
+        denied = self._answer is not None and loss > math.log(2.0)
+        answer = self._answer if denied != (label == self._answer) else None
+        if self._concerns(answer, label):
+            self._count(source, hit=loss > bounds[0], far=loss > bounds[1])
+
+    def _count(self, source: Source, *, hit: bool, far: bool) -> None:
+        if source.quarantined:
+            return
+        new = source.taken < EARNED
+        if self._answer is None:
+            self._new.count(new=new, hit=hit)
+        if new:
+            self._voices.pass_by()
+        else:
+            self._voices.hear(source.name, source.taken, hit=hit, far=far)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         if self.losses.events >= self._enough:
             self.bounds = self.losses.nulls()
             # honest labels that a lie has made the model deny are no turn of the world
-            self.turning = not self._about and self._turning()
+            self.turning = not self._about and self._voices.turning()
+            if self.turning:
+                self._voices.forgive()
             self._fresh = self._lately.fresh(self.bounds)
+        self._voices.flooding = self.arrivals.flooding
+        taken = sorted(s.taken for s in sources if s.taken >= EARNED)
+        if taken:
+            self._voices.many, self._voices.usual = len(taken), taken[len(taken) // 2]
+
+
+_NEW_LATELY: Final = 32.0
+_NEW_SHARE: Final = 0.05
+_FADE: Final = 1.0 - 1.0 / 256.0
+_OFTEN_REASON: Final = "surprise: the source often says what others that send now do not"
+_NEW_REASON: Final = "surprise: new sources together say what established ones do not"
+
+
+class _New:
+    """The sources that are not established, as one."""
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._surprises = 0.0  # of theirs, lately
+        self._established = 0.0  # events of the others, lately
+
+    def count(self, *, new: bool, hit: bool) -> None:
+        """One event."""
+        self._surprises = self._surprises * _FADE + (new and hit)
+        self._established = self._established * _FADE + (not new)
+        if new:
+            self._rate += (hit - self._rate) / _NEW_LATELY
+
+    def weight(self, rate: float) -> float:
+        """Weight of what surprises, if established sources surprise at most at this rate."""
+        if self._rate <= rate:
+            return 1.0
+        return min(_NEW_SHARE * self._established / (self._surprises + 1.0), 1.0)
 
 
 class _Lately:

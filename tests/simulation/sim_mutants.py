@@ -501,11 +501,6 @@ MUTANTS: dict[str, Mutant] = {
         climate=_only("kill replica", "lost answers", ahead=True, twice=False, snapshot_s=0.1),
         within=60,
     ),
-    "rows go by the running time alone": Mutant(
-        ((_TRIMMING, "remove(now_s - keep_s, STEP", "remove(float('inf'), STEP"),),
-        climate=_only("kill replica", "lost answers", twice=True, old=0.3, snapshot_s=0.1),
-        within=60,
-    ),
     "a start removes the state that a forget names": Mutant(
         ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),
         climate=_only("kill server", forgets=True),

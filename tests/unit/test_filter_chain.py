@@ -259,7 +259,8 @@ def test_a_wrong_root_set_pardons_whom_it_alone_condemned() -> None:
         source.releases = 2 if name == "e" else 0
         chain.sources.quarantine(source)
     play(chain, stream, 200)
-    chain._lately.extend(evidence)
+    for name in evidence:
+        chain.arrivals.add(name, new=False)
     chain.refresh(b"x", 0)
     assert [name for name in evidence if chain.sources.get(name).quarantined] == list("bcde")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from paramserver.filters import chain as module
@@ -12,6 +10,7 @@ from paramserver.filters.base import PASS, Event, Source
 from paramserver.filters.chain import Chain, by_name
 from paramserver.filters.sources import Sources
 from paramserver.filters.surprise import Surprise
+from paramserver.filters.voices import Voices
 
 HONEST = [f"h{i}" for i in range(15)]
 LIARS = [f"x{i}" for i in range(5)]
@@ -26,13 +25,20 @@ def surprised(test: Surprise, sent: list[tuple[str, float]]) -> Surprise:
     n = 0
     for _ in range(8):
         for name in HONEST + LIARS:
-            test.learn(event(n := n + 1, name, 0.1), PASS, Source(name), taken=True)
+            test.learn(event(n := n + 1, name, 0.1), PASS, known(name), taken=True)
     test.refresh(module.keyed(b"1"), [])
     assert test.bounds
+    for name in HONEST + LIARS:
+        test.learn(event(n := n + 1, name, 0.1), PASS, known(name), taken=True)
     for name, loss in sent:
-        test.learn(event(n := n + 1, name, loss), PASS, Source(name), taken=False)
+        test.learn(event(n := n + 1, name, loss), PASS, known(name), taken=False)
     test.refresh(module.keyed(b"2"), [])
     return test
+
+
+def known(name: str) -> Source:
+    """An established source."""
+    return Source(name, taken=100)
 
 
 def flood() -> list[tuple[str, float]]:
@@ -47,7 +53,8 @@ def test_a_flood_of_lies_by_a_few_is_no_turn() -> None:
 
 
 def test_all_sources_that_surprise_are_one() -> None:
-    everybody = [(name, 5.0 if i % 4 else 0.1) for i, name in enumerate([*HONEST, *LIARS])]
+    names = [*HONEST, *LIARS]
+    everybody = [(name, 5.0 if i % 4 else 0.1) for i, name in enumerate([*names, *names])]
     assert surprised(Surprise(), everybody).turning
     assert not surprised(Surprise("true", about=True), everybody).turning, "a lie may do that, too"
 
@@ -56,7 +63,7 @@ def turned(chain: Chain, names: list[str], test: str, after: float) -> None:
     """Good, then bad by one test, then with this evidence."""
     for name in HONEST + LIARS:
         chain.sources.touch(name)
-        chain._lately.append(name)
+        chain.arrivals.add(name, new=False)
         chain._arrivals += 1
     for name in names:
         source = chain.sources.touch(name)
@@ -111,27 +118,23 @@ def test_one_answer_that_turns_freezes_and_pardons_nobody(which: str | None, par
     assert left == dict.fromkeys(LIARS, 0.0 if pardons else -5.0)
 
 
-def test_floods_would_be_a_turn_if_events_were_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_would_be_a_turn_if_it_had_a_say_for_each_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Control."""
+    hear, heard = Voices.hear, [0]
 
-    def of_events(test: Surprise) -> bool:
-        counts: dict[str, list[int]] = {}
-        for name, hit, _ in test._window:
-            count = counts.setdefault(name, [0, 0])
-            count[0] += 1
-            count[1] += hit
-        order = sorted(counts.values(), key=lambda c: c[1] / c[0])
-        kept = order[: len(order) - len(order) // 3]
-        return sum(c[1] for c in kept) >= 0.4 * sum(c[0] for c in kept)
+    def of_events(voices: Voices, source: str, taken: int, *, hit: bool, far: bool) -> None:
+        heard[0] += 1
+        hear(voices, f"{source}-{heard[0] // 2}", taken, hit=hit, far=far)
 
-    turning: Callable[[Surprise], bool] = of_events
-    monkeypatch.setattr(Surprise, "_turning", turning)
-    lies = [(name, 5.0) for name in LIARS for _ in range(5)]
+    monkeypatch.setattr(Voices, "hear", of_events)
+    lies = [(name, 5.0) for name in LIARS for _ in range(12)]
     assert surprised(Surprise(), [*lies, *((name, 0.1) for name in HONEST[:7])]).turning
 
 
 def test_the_same_flood_is_none_by_sources() -> None:
-    lies = [(name, 5.0) for name in LIARS for _ in range(5)]
+    lies = [(name, 5.0) for name in LIARS for _ in range(12)]
     assert not surprised(Surprise(), [*lies, *((name, 0.1) for name in HONEST[:7])]).turning
 
 

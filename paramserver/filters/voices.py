@@ -1,0 +1,164 @@
+"""How often those sources surprise that send now, each counted once however much it sends.
+
+Whoever surprises more often than the others has used up an allowance: what it sends weighs less
+from then on, long before there is evidence enough to set it aside.  It comes back as *others* send
+what is no surprise, so a flood does not earn it; who used to send more than the median source has
+so many times more of it; and when the world turns everybody has the whole of it again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import islice
+from typing import Final
+
+from paramserver.filters.losses import SOURCES_MIN
+
+_KNOWN: Final = 1024
+_NOW: Final = 32
+"""Sources that were heard last: what one saw, the others saw."""
+
+_ARRIVALS: Final = 256
+"""Events after which a source doesn't send now any more.  Where one sends after the other, nobody
+is compared; a flood of fifteen lies a row leaves sixteen events of the others."""
+
+_LATELY: Final = 5.0
+_JUST: Final = 2.0
+_TURNING: Final = 0.4
+_RATE_MIN: Final = 0.2
+_TWICE_MAX: Final = 0.2
+_FAR_RATE_MIN: Final = 0.05
+_RUSH: Final = 1.5  # of twice the median's
+_RUSH_MIN: Final = 0.12
+_DEPTH: Final = 2.0
+_ROUND: Final = 0.4
+"""Allowance of a source: surprises that are learned whole, and what it gets back when each source
+has sent once what is no surprise, at least: more than honest ones use."""
+
+_Rates = tuple[float, float, bool]
+"""Twice the median rate of surprises and of those far off; whether all are far off more often."""
+
+
+class _Voice:
+    """Moving means of a source, over about nine events and over about three; and its allowance."""
+
+    __slots__ = ("allowed", "at", "calm_at", "far", "just", "just_far", "rate")
+
+    def __init__(self) -> None:
+        self.rate = self.far = self.just = self.just_far = 0.0
+        self.at, self.calm_at, self.allowed = 0, 0.0, _DEPTH
+
+
+class Voices:
+    """The established sources, each with how often it surprises.
+
+    Attributes
+    ----------
+    many
+        How many of them send.
+    usual
+        Events that were taken of the median one.
+    flooding
+        Those that send far more than they used to: they have no say.
+    """
+
+    def __init__(self) -> None:
+        self.many, self.usual = 1, 1
+        self.flooding: frozenset[str] = frozenset()
+        self._usual_rate = 0.0
+        self._calm = 0.0  # rounds of events that were no surprise
+        self._voices: dict[str, _Voice] = {}  # last heard at the end
+        self._events = 0
+        self._now: dict[str, _Voice] | None = None
+        self._rates: list[float] = []
+        self._fars: list[float] = []
+        self._rush = 0.0
+
+    def pass_by(self) -> None:
+        """An event of a source that is not heard."""
+        self._events += 1
+
+    def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
+        """An event that was a surprise or not, far off or not; ``taken``: those of its source."""
+        self._events += 1
+        voice = self._voices.pop(source, None)
+        if voice is None:
+            voice = _Voice()
+            if len(self._voices) >= _KNOWN:
+                del self._voices[next(iter(self._voices))]
+        self._voices[source] = voice
+        voice.allowed = self._allowed(voice, taken)
+        if hit:
+            voice.allowed -= min(voice.allowed, 1.0)
+        elif voice.rate <= self._usual_rate or voice.allowed >= 1.0:  # not who often does
+            self._calm += 1.0 / self.many
+        voice.calm_at = self._calm
+        voice.rate += (hit - voice.rate) / _LATELY
+        voice.far += (far - voice.far) / _LATELY
+        voice.just += (hit - voice.just) / _JUST
+        voice.just_far += (far - voice.just_far) / _JUST
+        voice.at = self._events
+        self._now = None
+
+    def size(self, taken: int) -> float:
+        """How many times the median source's events this is: some have always sent more."""
+        return max(taken / self.usual, 1.0)
+
+    def _allowed(self, voice: _Voice, taken: int) -> float:
+        size = self.size(taken)
+        back = max(self._usual_rate, _ROUND) * (self._calm - voice.calm_at)
+        return min(voice.allowed + size * back, _DEPTH * size)
+
+    def weight(self, source: str, taken: int) -> float:
+        """Weight of this source's events, by how often it has surprised of late."""
+        voice = self._voices.get(source)
+        return 1.0 if voice is None else min(self._allowed(voice, taken), 1.0)
+
+    def _look(self) -> dict[str, _Voice]:
+        if self._now is None:
+            since = self._events - _ARRIVALS
+            now = {}
+            for name, voice in islice(reversed(self._voices.items()), _NOW):
+                if voice.at <= since:
+                    break
+                if name not in self.flooding:
+                    now[name] = voice
+            self._now = now
+            self._rates = sorted([v.rate for v in now.values()])
+            self._fars = sorted([v.far for v in now.values()])
+            middle = _median(self._rates, None) if now else 0.0
+            self._usual_rate = middle + min(middle, _TWICE_MAX)
+            self._rush = sum([v.just_far for v in now.values()]) / max(len(now), 1)
+        return self._now
+
+    def rates(self, source: str) -> _Rates | None:
+        """Of the others, as their medians; None: there are too few of them."""
+        now = self._look()
+        own = now.get(source)
+        if len(now) - (own is not None) < SOURCES_MIN:
+            return None
+        middle = _median(self._rates, None if own is None else own.rate)
+        rate = max(middle + min(middle, _TWICE_MAX), _RATE_MIN)
+        far = max(2.0 * _median(self._fars, None if own is None else own.far), _FAR_RATE_MIN)
+        return rate, far, self._rush > max(_RUSH * far, _RUSH_MIN)
+
+    def forgive(self) -> None:
+        """All have their whole allowance again: it is the world that surprises."""
+        for voice in self._voices.values():
+            voice.allowed = _DEPTH
+
+    def turning(self) -> bool:
+        """Whether even those two thirds of the sources surprise that do it least."""
+        order = sorted(v.just for v in self._look().values())
+        calm = order[: len(order) - len(order) // 3]
+        return len(calm) >= SOURCES_MIN and sum(calm) >= _TURNING * len(calm)
+
+
+def _median(order: list[float], without: float | None) -> float:
+    """The median of sorted numbers, one of them left out."""
+    if without is None:
+        n = len(order)
+        return (order[(n - 1) // 2] + order[n // 2]) / 2.0
+    at, n = bisect_left(order, without), len(order) - 1
+    low, high = (n - 1) // 2, n // 2
+    return (order[low + (low >= at)] + order[high + (high >= at)]) / 2.0
