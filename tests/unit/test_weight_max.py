@@ -24,7 +24,7 @@ from online.models.linear import Linear
 from online.models.load import logreg
 from online.openinference import feedback as tensors
 from online.tensors import InferRequest
-from online.upload import upload
+from online.upload import Uploads, upload
 from paramserver.filters.base import PASS, Source
 from paramserver.filters.base import Event as Judged
 from paramserver.filters.rate import Rate
@@ -86,7 +86,8 @@ async def _upload(serving: Any, weight: Any, n: int = 0) -> str:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message.get("body", b""))
 
-    await upload(serving, receive, send, LIMITS)
+    with Uploads(1, 1.0, 5.0).place(None) as place:
+        await upload(serving, receive, send, LIMITS, place)
     answer = json.loads(b"".join(sent).splitlines()[0])
     return _of(answer["status"], answer.get("error"))
 
