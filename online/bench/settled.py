@@ -71,7 +71,8 @@ def run(
     for stream in streams:
         task, rows = _rows(stream, data_dir)
         for learner in learners:
-            lines.append(judged(stream, learner, task, rows))
+            taken = rows if learner == "linear" else [(_numbers(x), y) for x, y in rows]
+            lines.append(judged(stream, learner, task, taken))
             progress(str(lines[-1]))
     return lines
 
@@ -107,6 +108,17 @@ def judged(stream: str, learner: str, task: Task, rows: list[tuple[Features, Lab
         but=100.0 * apart[True] / apart.total(), rises=seen["error"], features=seen["feature"],
         good=apart[True] <= ABOVE_MAX * apart.total(),
     )  # fmt: skip
+
+
+def _numbers(features: Features) -> Features:
+    """Of text, which only ``linear`` takes, each value is a feature of its own, 1 where it is."""
+    return {
+        (f"{name}={value}" if isinstance(value, str) else name): (
+            1.0 if isinstance(value, str) else value
+        )
+        for name, value in features.items()
+        if value is not None
+    }
 
 
 def _model(learner: str, task: Task) -> Model:
