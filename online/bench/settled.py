@@ -111,13 +111,9 @@ def judged(stream: str, learner: str, task: Task, rows: list[tuple[Features, Lab
 
 
 def _numbers(features: Features) -> Features:
-    """Of text, which only ``linear`` takes, each value is a feature of its own, 1 where it is."""
+    """The codes of the census as numbers: only ``linear`` takes text."""
     return {
-        (f"{name}={value}" if isinstance(value, str) else name): (
-            1.0 if isinstance(value, str) else value
-        )
-        for name, value in features.items()
-        if value is not None
+        name: float(value) if isinstance(value, str) else value for name, value in features.items()
     }
 
 
