@@ -37,6 +37,7 @@ from online.replica import ModelReplica
 from online.rootset import RootSet, root_rows
 from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
+from online.trigger_task import Looked, looking
 from paramserver.ray_client import ParameterClient
 from paramserver.server import MergeRule
 from replay.journal.base import Journal
@@ -105,6 +106,11 @@ def model_replica(
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
         return str(await fresh_of(data, model.name, rewrite, since))
 
+    async def searched() -> Looked:
+        data = settings.model_dump(mode="json", context=WITH_SECRETS)
+        looked: Looked = await looking(data, model.name)
+        return looked
+
     made = ModelReplica(
         model, limits, learner, journal, client,
         replica=replica, spec=loaded.spec_hash, learns=learns,
@@ -114,6 +120,7 @@ def model_replica(
         canary=Canary(rows, lambda: learner.serving) if rows else None,
         peers=peers,
         relearn=relearned,
+        search=searched if learns else None,
     )  # fmt: skip
     return made, client
 

@@ -7,6 +7,7 @@ predictions change nothing, and feedback always goes with an id that makes a rep
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,23 @@ T = TypeVar("T")
 _RECEIPTS: Final = (409, 410, 422)  # or an error: the body says
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
 _MAYBE_RECORDED: Final = frozenset({"internal", "journal_unavailable"})  # docs/errors.md
-_IN_VAIN: Final = frozenset({"not_finite", "journal_full", "journal_refused"})  # an operator's
+_IN_VAIN: Final = frozenset(  # an operator's, but for too_old, which the caller has to decide
+    {"not_finite", "journal_full", "journal_refused", "too_old"}
+)
 _ROW_AGAIN: Final = frozenset(
-    {"busy", "queue_full", "joins_full", "journal_unavailable", "stopping", "internal"}
+    {
+        "busy",
+        "queue_full",
+        "joins_full",
+        "journal_held",
+        "journal_unavailable",
+        "stopping",
+        "internal",
+    }
 )
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
-_encode: Final = msgspec.json.Encoder().encode
+_json: Final = msgspec.json.Encoder().encode
 
 
 class ClientError(OnlineError):
@@ -63,6 +74,17 @@ class ServiceRefused(ClientError):
         at = f" (field {self.field})" if self.field else ""
         hint = f". {self.hint}" if self.hint else ""
         return f"{self.status} {self.code}: {self.message}{at}{hint}"
+
+
+class NotANumber(ClientError):
+    """A number that JSON can't say; nothing was sent.  ``field`` is its place in the body."""
+
+    def __init__(self, field: str, value: float) -> None:
+        super().__init__(field, value)
+        self.field, self.value = field, value
+
+    def __str__(self) -> str:
+        return f"{self.field} is {self.value}, which is no number: leave it out"
 
 
 class ServiceUnavailable(ClientError):
@@ -142,6 +164,24 @@ class Reply:
 
 
 Steps = Generator[Request | float, Reply | None, T]  # a float is a pause in seconds
+
+
+def _encode(body: Any) -> bytes:
+    """The body as JSON, which would say null for NaN and infinity.  Raises NotANumber."""
+    _check("", body)
+    return _json(body)
+
+
+def _check(field: str, value: Any) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise NotANumber(field, value)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check(f"{field}.{name}" if field else str(name), inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check(f"{field}[{i}]", inner)
 
 
 def reply_of(response: httpx.Response) -> Reply:

@@ -237,6 +237,8 @@ class Ahead:
         Whether what serves now has answered the row: before it another model may have served.
     sealed
         Whether a partition takes no rows any more.
+    alone
+        Whether one replica serves: it knows all that came before a question.
     """
 
     def __init__(
@@ -245,10 +247,11 @@ class Ahead:
         delay_s: float,
         by_champion: Callable[[Row, Example], bool],
         sealed: Callable[[int], bool],
+        alone: Callable[[], bool],
         rows_max: int = AHEAD_ROWS,
     ) -> None:
         self._learner, self._delay_s, self._rows_max = learner, delay_s, rows_max
-        self._by_champion, self._sealed = by_champion, sealed
+        self._by_champion, self._sealed, self._alone = by_champion, sealed, alone
         self.rows: deque[Row] = deque()
         self._asks: list[tuple[int, int, Example, bool]] = []  # before which seq, and of which
         self._asks_at: list[tuple[float, int, Example, bool]] = []  # the same, by time
@@ -290,7 +293,8 @@ class Ahead:
             return
         assert self._learned_at is not None
         assert example.predicted_at is not None
-        if example.predicted_at > self._learned_at:  # what the champion knew was not written down
+        # What the champion knew was not written down: of one replica it is all that had come.
+        if self._alone() and example.predicted_at > self._learned_at:
             asked_at = min(example.predicted_at, row.at)  # a clock may be set back
             heapq.heappush(self._asks_at, (asked_at, row.seq, example, compare))
         elif compare:

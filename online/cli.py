@@ -28,6 +28,7 @@ from online.commands import (
     snapshot,
     status,
     stream,
+    triggers,
 )
 from online.errors import OnlineError
 from replay.plain import PlainStream
@@ -43,7 +44,7 @@ app = typer.Typer(
 for command in (
     serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
     backfill.backfill, export.export, rewrites.rollback, forget.forget, rewrites.freeze,
-    rewrites.unfreeze, promote.promote,
+    rewrites.unfreeze, promote.promote, triggers.triggers,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")

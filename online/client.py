@@ -27,6 +27,7 @@ from online.calls import (
     Calls,
     ClientError,
     Label,
+    NotANumber,
     NotIncluded,
     Reply,
     Retry,
@@ -44,8 +45,8 @@ from online.http import bearer
 from online.messages import Event, Prediction, Predictions, Receipt
 
 __all__ = [
-    "AsyncClient", "Client", "ClientError", "Event", "NotIncluded", "Prediction", "Predictions",
-    "Receipt", "Retry", "ServiceRefused", "ServiceUnavailable",
+    "AsyncClient", "Client", "ClientError", "Event", "NotANumber", "NotIncluded", "Prediction",
+    "Predictions", "Receipt", "Retry", "ServiceRefused", "ServiceUnavailable",
 ]  # fmt: skip
 
 T = TypeVar("T")

@@ -146,16 +146,20 @@ class Judge:
             return out
         return out | {"drift_before": alarm.before, "drift_after": alarm.after}
 
+    def newest(self, n: int) -> list[dict[str, Any]]:
+        """Alarms, at most so many, the newest first."""
+        return [alarm.data() for alarm in list(self._watch.alarms)[-n:]][::-1]
+
     def shown(self) -> dict[str, Any]:
         """For operators; plain data."""
         found = self._watch.state().data()
         shifts = found.pop("shifts")
-        newest = [alarm.data() for alarm in list(self._watch.alarms)[-_SHOWN:]]
+        newest = self.newest(_SHOWN)
         without = None if self._without is None else asdict(self._without.estimate())
         return {
             **found,
             "shifts": shifts[:_SHOWN],
-            "newest": newest[::-1],
+            "newest": newest,
             "without_labels": without,
             "canary_loss": None if self._canary is None else self._canary.loss,
         }

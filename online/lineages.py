@@ -193,11 +193,18 @@ class Models:
             self._again[name] = rows
 
     def check_for_backfill(self, journal: Journal, model: str, loaded: Loaded) -> None:
-        """StartRefused: the journal's events were learned with another model."""
+        """StartRefused: the journal's events were learned with another model, or some are lost."""
+        chosen = next(one for one in self._settings.models if one.name == model)
+        self._check_loss(journal, chosen, loaded, accept=False)
         self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
 
     def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
-        """Begin the lineage anew, with nothing: the next start learns the journal's events."""
+        """Begin the lineage anew, with nothing: the next start learns the journal's events.
+
+        Raises StartRefused: the journal has lost some.
+        """
+        chosen = next(one for one in self._settings.models if one.name == model)
+        self._check_loss(journal, chosen, loaded, accept=False)
         self._begin_again(journal, model, loaded, None, without=False)
 
     def _begin_again(

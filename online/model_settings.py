@@ -156,6 +156,26 @@ class Drift(Tree):
     )
 
 
+class Triggers(Tree):
+    """Searches for values that only some sources send and that turn the model to one label."""
+
+    every: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description="a search in a process of its own after so many rows of each replica; 0: none",
+    )
+    rows: int = Field(4_000, ge=100, le=100_000, description="newest rows that it looks at")
+    pause: Seconds = Field(
+        600, description="seconds from the end of a search to the next, at least"
+    )
+    on_trigger: Literal["tell", "forget"] = Field(
+        "tell",
+        description="tell: an incident names the trigger and its sources; forget: they are banned "
+        "and forgotten, too, as by online forget",
+    )
+
+
 class Devices(Tree):
     """Deltas that devices send instead of their rows: what one of them may do to the model."""
 
@@ -236,6 +256,7 @@ class ModelSettings(Tree):
     )
     training: Training = Training()
     drift: Drift = Drift()
+    triggers: Triggers = Triggers()
     challenger: Challenge | None = Field(
         None, description="a second learner in shadow, which learns the same rows"
     )

@@ -50,6 +50,7 @@ from online.peers import Peer
 from online.remembering import Remembering
 from online.rise import Relearn, Rise
 from online.tokens import forward_clock
+from online.trigger_watch import Looked, TriggerWatch
 from online.writer import Writer
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
@@ -89,6 +90,8 @@ class ModelReplica:
         Other replicas, asked for values by one that starts while the server can't be reached.
     relearn
         Has a fresh model taught by recent rows (:mod:`online.relearning`); None: nobody does.
+    search
+        Has triggers searched for (:mod:`online.trigger_task`); None: nobody does.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class ModelReplica:
         canary: Canary | None = None,
         peers: ParameterServerClient | None = None,
         relearn: Relearn | None = None,
+        search: Callable[[], Awaitable[Looked]] | None = None,
     ) -> None:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
@@ -167,6 +171,12 @@ class ModelReplica:
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
         self._rise = Rise(settings.name, settings.drift, learner, ask, relearn)
+        self._triggers: TriggerWatch | None = None
+        if search is not None and settings.triggers.every:
+            self._triggers = TriggerWatch(
+                settings.name, settings.triggers, lambda: self.counts["learned"], search,
+                self.counts, monotonic_s,
+            )  # fmt: skip
         self._watch, self._watch_due_s = None, 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
         if ask is not None and guarded and isinstance(learner, Learner):
@@ -215,6 +225,8 @@ class ModelReplica:
         loops = [self.writer.run, self._follower.run, self._sync_loop]
         if not self._learns:
             loops.remove(self._follower.run)
+        if self._triggers is not None:
+            loops.append(self._triggers.run)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
         if isinstance(self._follower, OrderedFollower):  # the rows since the last snapshot
             with contextlib.suppress(TimeoutError):
@@ -322,6 +334,8 @@ class ModelReplica:
         """What an operator has to look at; None if nothing."""
         watched = None if self._watch is None else self._watch.incident
         acted = watched or self._rise.incident
+        if acted is None and self._triggers is not None:
+            acted = self._triggers.incident
         damaged = self._follower.incident
         return self.exchange.refused or self.writer.incident or damaged or self._unexpected or acted
 
@@ -362,6 +376,8 @@ class ModelReplica:
             self._slow, self._slow_due_s = self._slow_gauges(), self._monotonic_s() + _SLOW_S
         gauges |= self._slow
         gauges |= {} if self.filters is None else self.filters.report()
+        if self._triggers is not None:
+            gauges |= self._triggers.report()
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
         return {name: float(value) for name, value in {**self.counts, **gauges}.items()}

@@ -114,7 +114,9 @@ class Shadow:
             self._exchange(None)
             if not self.learner.catching_up:
                 break
-        self.ahead = Ahead(self.learner, self._given.delay, self._by_champion, self._sealed)
+        self.ahead = Ahead(
+            self.learner, self._given.delay, self._by_champion, self._sealed, self._alone
+        )
         self._cursor = self.learner.position
         self._publish_due_s = self._monotonic_s() + self._model.snapshots.interval_s
 
@@ -134,6 +136,10 @@ class Shadow:
         """As the journal said at the last look, which is later than the champion's answer."""
         found = self._partitions.get(partition)
         return found is not None and found.sealed
+
+    def _alone(self) -> bool:
+        """Whether one partition of what serves takes rows."""
+        return sum(p.spec == self._rival and not p.sealed for p in self._partitions.values()) < 2
 
     def _start_server(self) -> ParameterServer:
         snapshots = self._model.snapshots

@@ -17,7 +17,7 @@ _GAUGES = (
     "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
     "learn_share", "replay_fill", "average_gap", "drift_state", "drift_before",
     "drift_after", "filter_sources", "names", "classes",
-    "filter_quarantined_sources", "filter_drift", "filter_active",
+    "filter_quarantined_sources", "filter_drift", "filter_active", "triggers",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ of which one source may bring a share.  At the bound a row is learned without it
 holds what it is learned with and what was sent: whoever learns it later leaves nothing out anew.
 
 A *name* is what the model keeps something of: a feature with numbers by its name, and in models
-that hash text each text, and each word of a bag of words.
+that hash text each place that a text, or a word of a bag of words, is hashed to.
 
 Which names there are is a view of the learned rows and adds up over replicas: its blocks are pushed
 with the rows' range.  Names of rows that are decided and not learned yet are *promised*, so that

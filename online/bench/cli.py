@@ -67,6 +67,7 @@ def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
 def challenger(
     runs: Annotated[int, typer.Option(help="of each pair", min=1)] = 20,
     first: Annotated[int, typer.Option(help="seed of the first one")] = 0,
+    http: Annotated[bool, typer.Option("--http", help="only the equal one, over HTTP")] = False,
     as_json: AsJson = False,
 ) -> None:
     """An equal and a better challenger where one replica answers and another takes the labels.
@@ -75,8 +76,26 @@ def challenger(
     """
     from online.bench import shadowed as bench
 
+    if http:
+        line = bench.over_http()
+        show("a challenger where answers lack newer labels", [line], as_json=as_json)
+        raise typer.Exit(0 if line.good else 1)
     found = bench.run(runs=runs, first=first, progress=lambda x: print(x, file=sys.stderr))
     show("a challenger where answers lack newer labels", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
+def settled(as_json: AsJson = False) -> None:
+    """The drift state of healthy models on streams in order: at most 3 % of looks above ok.
+
+    Needs Elec2, INSECTS and ACS in ONLINE_DATA_DIR.  Example: online bench settled
+    """
+    from online.bench import settled as bench
+    from online.config import data_dir
+
+    found = bench.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
+    show("looks above ok, in per cent", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)
 
 

@@ -8,16 +8,20 @@ challenger that is no better must not be promoted for knowing them, a better one
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from online.bench.service import service, status
 from online.challenger import Standing
 from online.config import Settings
+from online.http import Connection
 from online.learner import Learner
 from online.local import score_of
 from online.model_settings import ModelSettings
@@ -38,6 +42,8 @@ ROWS: Final = 3_000
 LAG_ROWS: Final = 40
 """Rows between two exchanges of a replica with the server."""
 _KEY: Final = b"0" * 32
+_SETTLE_S: Final = 120.0
+_LOOKS_S: Final = 3.0
 _STEP_S: Final = 0.002
 
 
@@ -202,3 +208,42 @@ def run(
             )
         )  # fmt: skip
     return lines
+
+
+def over_http(rows: int = 2_000, seed: int = 0) -> Line:
+    """The equal pair as a service of two replicas: predictions to one of them, labels to the other.
+
+    They exchange twice a second, which at this rate is more rows behind than the replicas above.
+    """
+    champion, challenger = EQUAL
+    challenge = {**champion, "params": challenger, "promote": "auto", "delay": 2, "rows_min": 500}
+    model = {
+        "name": "m", "task": "binary", **champion, "challenger": challenge,
+        "sync": {"interval_ms": 500}, "filters": "none",
+    }  # fmt: skip
+    with service({"replicas": 2, "models": [model]}) as running:
+        first = status(running, "m")["spec"]
+        asked, taught = sorted(running.replica_urls().values())
+        with (
+            contextlib.closing(Connection(asked)) as ask,
+            contextlib.closing(Connection(taught)) as teach,
+        ):
+            for features, label in turning(rows, seed):
+                _, answer = ask.post("/v1/models/m/predict", {"features": features})
+                code, receipt = teach.post(
+                    "/v1/models/m/feedback", {"id": answer["id"], "label": label}
+                )
+                assert code == 200, receipt
+        deadline = time.monotonic() + _SETTLE_S
+        while (found := status(running, "m"))["challenger"].get("learned") != rows:
+            assert time.monotonic() < deadline, found["challenger"]
+            time.sleep(0.5)
+        time.sleep(_LOOKS_S)  # it is judged once a second
+        found = status(running, "m")
+    one = found["challenger"]
+    promoted = int(found["spec"] != first)
+    return Line(
+        what="an equal one, over HTTP", runs=1, promoted=promoted, compared=one["rows"],
+        late=one["late"], difference=100.0 * (one["difference"] or 0.0),
+        good=promoted == 0 and one["rows"] > rows / 2,
+    )  # fmt: skip

@@ -85,7 +85,7 @@ class FtrlModel(Hashing):
     def __init__(self, recipe: Ftrl, task: Task) -> None:
         self._recipe, self._task = recipe, task
         scaler = Standard(preprocessing.StandardScaler(), "scaler") if recipe.scale else None
-        self.words = Words(recipe.text)
+        self.words = Words(recipe.text, recipe.bits, recipe.seed)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, scaler)
         self._outputs: dict[Label, _Output] = {}
         self._new: dict[Label, None] = {}  # classes that no delta has named yet

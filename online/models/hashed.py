@@ -13,7 +13,6 @@ null                name, as missing                 1
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Sequence
@@ -29,8 +28,6 @@ from replay.example import Features, Value
 
 _WORD: Final = re.compile(r"\w+")
 _BIAS: Final = "bias"
-_KEY_CHARS_MAX: Final = 256
-"""Longer names stand in blocks by their hash."""
 
 
 def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
@@ -42,20 +39,24 @@ def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
 
 
 class Words:
-    """How models that hash text make names of values; ``text`` are their bags of words."""
+    """How models that hash text make names of values: as the places that they hash them to.
 
-    def __init__(self, text: Collection[str]) -> None:
-        self._text = frozenset(text)
+    Numbers stay under the names of their features, which the scaler keeps.  ``text``, ``bits`` and
+    ``seed`` are those of :class:`Hashed`.
+    """
+
+    def __init__(self, text: Collection[str], bits: int, seed: int) -> None:
+        self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
         """The names in one value."""
         if value is None:
-            return (_short(f"{name}\0"),)
+            return (self._place(f"{name}\0"),)
         if isinstance(value, str) and name in self._text:
             words = dict.fromkeys(_WORD.findall(value.lower()))
-            return [_short(f"{name}\1{word}") for word in words]
+            return [self._place(f"{name}\1{word}") for word in words]
         if isinstance(value, (str, bool)):
-            return (_short(f"{name}={json.dumps(value)}"),)
+            return (self._place(f"{name}={json.dumps(value)}"),)
         return (name,)
 
     def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:
@@ -63,8 +64,10 @@ class Words:
         if not isinstance(value, str) or name not in self._text:
             return None
         words = dict.fromkeys(_WORD.findall(value.lower()))
-        left = [word for word in words if _short(f"{name}\1{word}") not in absent]
-        return " ".join(left) or None
+        return " ".join(w for w in words if self._place(f"{name}\1{w}") not in absent) or None
+
+    def _place(self, feature: str) -> str:
+        return _place(feature, self._seed, self._mask)
 
 
 class Hashed:
@@ -130,12 +133,6 @@ class Hashed:
         """Become exactly ``values``."""
         if self._scaler is not None:
             self._scaler.reset(values)
-
-
-def _short(key: str) -> str:
-    if len(key) <= _KEY_CHARS_MAX:
-        return key
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _place(feature: str, seed: int, mask: int) -> str:

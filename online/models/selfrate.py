@@ -109,7 +109,7 @@ class SelfRateModel(Hashing):
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
         self._recipe = recipe
-        self.words = Words(recipe.text)
+        self.words = Words(recipe.text, recipe.bits, recipe.seed)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
         self._mixture = _Mixture()
         self._experts = self._untrained()

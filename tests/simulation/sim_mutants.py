@@ -142,6 +142,7 @@ _DECIDE = (
 )
 _FRESH = "fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]"
 _LOSE = (
+    "        batch = [e.waiting for e in events if e.waiting is not None]\n"
     "        gone = {r.key for w in batch if w.done.cancelled() for r in w.rows}\n"
     "        lost = {(r.partition, r.offset) for r in fresh if r.key in gone}\n"
     "        self.lost = lost.union(getattr(self, 'lost', ()))\n"
@@ -499,11 +500,6 @@ MUTANTS: dict[str, Mutant] = {
     "rows go by the wall clock alone": Mutant(
         ((_TRIMMING, '"ran": self._ran_ms - 1000 * least_s', '"ran": float("inf")'),),
         climate=_only("kill replica", "lost answers", ahead=True, twice=False, snapshot_s=0.1),
-        within=60,
-    ),
-    "rows go by the running time alone": Mutant(
-        ((_TRIMMING, "remove(now_s - keep_s, STEP", "remove(float('inf'), STEP"),),
-        climate=_only("kill replica", "lost answers", twice=True, old=0.3, snapshot_s=0.1),
         within=60,
     ),
     "a start removes the state that a forget names": Mutant(

@@ -173,14 +173,19 @@ async def settled(world: LossWorld, replicas: list[ModelReplica]) -> None:
 
 
 def live(
-    world: LossWorld, scene: Callable[[list[ModelReplica]], Awaitable[Any]], n: int = 2
+    world: LossWorld,
+    scene: Callable[[list[ModelReplica]], Awaitable[Any]],
+    n: int = 2,
+    *,
+    ordered: bool = False,
 ) -> Any:
     """A life of ``n`` replicas, which ends without a goodbye."""
 
     async def run() -> Any:
         journals = [world.journal() for _ in range(n)]
         replicas = [
-            await world.replica(f"r{i}", build=counting, journal=journals[i]) for i in range(n)
+            await world.replica(f"r{i}", build=counting, journal=journals[i], ordered=ordered)
+            for i in range(n)
         ]
         try:
             return await scene(replicas)

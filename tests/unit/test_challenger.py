@@ -375,7 +375,21 @@ def test_an_equal_challenger_is_not_promoted_for_labels_that_the_answer_could_no
     world.close()
 
 
-def test_without_what_the_answer_knew_an_equal_challenger_would_be_promoted(tmp_path: Path) -> None:
+def test_rows_of_several_replicas_that_do_not_say_what_was_known_are_not_compared(
+    tmp_path: Path,
+) -> None:
+    """They are from before it was written down."""
+    world = apart(tmp_path, EQUAL, 60, writes=False)
+    now = world.shadow.standing()
+    assert (now.rows, now.late) == (0, 60)
+    assert world.shadow.learner.tally.digest[0] == 60
+    world.close()
+
+
+def test_asked_as_of_the_question_an_equal_challenger_would_be_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shadow, "_alone", lambda self: True)
     world = apart(tmp_path, EQUAL, 900, writes=False)
     now = world.shadow.standing()
     assert now.champion is not None

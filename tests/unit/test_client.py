@@ -18,6 +18,7 @@ from online.client import (
     AsyncClient,
     Client,
     Event,
+    NotANumber,
     NotIncluded,
     Receipt,
     Retry,
@@ -178,7 +179,7 @@ def test_giving_up_says_whether_it_may_be_recorded(answer: Answer, definite: boo
 
 @pytest.mark.parametrize(
     "answer", [error(422, "invalid_value"), error(401, "no_token"), error(404, "unknown_id"),
-               error(503, "not_finite"), error(503, "journal_full")],
+               error(503, "not_finite"), error(503, "journal_full"), error(503, "too_old")],
 )  # fmt: skip
 def test_what_would_be_refused_again_is_not_sent_again(call: Call, answer: Answer) -> None:
     service = Service(answer)
@@ -186,6 +187,23 @@ def test_what_would_be_refused_again_is_not_sent_again(call: Call, answer: Answe
         call(service, "feedback", ("m", True), {"id": "t"})
     assert caught.value.definite
     assert len(service.bodies) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_named_and_not_sent(call: Call, value: float) -> None:
+    """JSON would say null, which is another thing: a value that is missing."""
+    service = Service()
+    features = {"a": 1.0, "v": [0.0, value]}
+    for verb, args, kwargs in (
+        ("predict", ("m", features), {}),
+        ("predict_many", ("m", [{"a": 1.0}, {"a": value}]), {}),
+        ("feedback", ("m", True), {"features": features}),
+    ):
+        with pytest.raises(NotANumber, match="leave it out") as caught:
+            call(service, verb, args, kwargs)
+        assert caught.value.definite
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert service.bodies == []
 
 
 @pytest.mark.parametrize(("status", "said"), [(409, "conflict"), (410, "expired"), (422, "failed")])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import os
 import re
 import shlex
 import subprocess
@@ -249,3 +250,51 @@ def test_the_image_has_what_the_package_needs() -> None:
     compose = load("deploy/compose.yaml")["services"]
     assert compose["online"]["image"] == compose["online"]["build"].get("image", "online:0.1.0")
     assert set(compose["online"]["depends_on"]) <= compose.keys()
+
+
+# -- what the image and the checkout hold ---------------------------------------------------------
+
+
+def test_a_worker_is_alive_while_its_raylet_is(tmp_path: Path) -> None:
+    """The probe's own command, with a process of that name; control: of another name."""
+    groups = named("RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = groups[0]["template"]["spec"]["containers"]
+    command = container["livenessProbe"]["exec"]["command"]
+    assert "pgrep" not in " ".join(command), "the image has none"
+    for name, code in (("raylet-asked-fo", 0), ("another", 1)):
+        program = tmp_path / name
+        program.write_bytes(Path("/bin/sleep").read_bytes())
+        program.chmod(0o700)
+        asked = [part.replace("raylet", "raylet-asked-fo") for part in command]
+        with subprocess.Popen([program, "60"]) as process:
+            try:
+                while (Path("/proc") / str(process.pid) / "comm").read_text().strip() != name:
+                    os.sched_yield()  # it is not what it will be yet
+                assert subprocess.run(asked, capture_output=True).returncode == code
+            finally:
+                process.kill()
+
+
+def test_the_composed_service_gets_the_token_files_that_its_page_makes() -> None:
+    compose = load("deploy/compose.yaml")
+    mounted = {s["target"]: s["source"] for s in compose["services"]["online"]["secrets"]}
+    for role in ("predict", "feedback", "admin"):
+        source = mounted[f"/etc/online/{role}.token"]
+        assert compose["secrets"][source]["file"] == f"./{role}.token"
+
+
+def test_no_secret_that_the_documents_make_can_be_committed_or_get_into_an_image() -> None:
+    made = ["redis.password", "predict.token", "feedback.token", "admin.token", "key"]
+    asked = [f"{folder}{name}" for folder in ("", "deploy/") for name in made]
+    found = subprocess.run(
+        ["git", "-C", ROOT, "check-ignore", "--no-index", *asked], capture_output=True, text=True
+    )
+    if found.returncode == 128:
+        pytest.skip("this is no git checkout")
+    assert set(found.stdout.split()) == set(asked)
+    lines = (ROOT / ".dockerignore").read_text().split("\n")
+    assert lines[1] == "*", "what is not named stays out"
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
+        for name in line.split():
+            assert f"!{name}" in lines, f"{name} is copied and left out"

@@ -259,6 +259,74 @@ def test_what_would_learn_into_the_gap_refuses(world: LossWorld) -> None:
         world.server.recover(0, 4e9)
 
 
+def test_the_order_of_commits_goes_on_beyond_what_is_lost(world: LossWorld) -> None:
+    """A model that is learned in order passes over what stands below its position."""
+
+    async def first(replicas: list[Any]) -> None:
+        await send(replicas[0], [f"a{i}" for i in range(4)])
+        await settled(world, replicas)
+        world.server.snapshot()
+        world.store.keep()
+
+    async def more(replicas: list[Any]) -> None:
+        await send(replicas[0], [f"b{i}" for i in range(20)])
+        await settled(world, replicas)
+        world.server.snapshot()
+
+    live(world, first, n=1, ordered=True)
+    world.begin()
+    live(world, more, n=1, ordered=True)
+    position = world.server.status()["clock"], world.server._server.position  # type: ignore[union-attr]
+    assert position[1] >= 24
+    world.store.put_back()
+    assert "it lacks 20 events" in (restart(world) or "")
+    accepted(world)
+    assert restart(world) is None
+
+    async def go_on(replicas: list[Any]) -> None:
+        assert await send(replicas[0], ["c0", "c1", "b0"]) == {"learned": 3}
+        assert await send(replicas[0], ["a0"]) == {"repeat": 1}
+        for name, wanted in (("c0", 1.0), ("c1", 1.0), ("b0", 2.0), ("b1", 1.0), ("a0", 1.0)):
+            await until(lambda name=name, wanted=wanted: world.weight(replicas[0], name) == wanted)
+        await settled(world, replicas)
+        world.server.snapshot()
+
+    live(world, go_on, n=1, ordered=True)
+    assert checked(world).good
+
+
+@pytest.mark.parametrize("freezes", [True, False])
+def test_a_freeze_is_as_the_snapshot_knows_it(world: LossWorld, freezes: bool) -> None:
+    """Frozen since the copy, or no longer: what was decided stands."""
+    done = {True: "frozen", False: "learned"}
+
+    async def life(replicas: list[Any]) -> None:
+        assert await send(replicas[0], ["a"]) == {"learned": 1}
+        await settled(world, replicas)
+        name = world.server.snapshot()["name"]
+        if not freezes:
+            world.server.freeze()
+            await until(lambda: replicas[0].learner.frozen, 20.0)
+        world.store.keep()
+        world.server.freeze() if freezes else world.server.unfreeze()
+        await until(lambda: replicas[0].learner.frozen is freezes, 20.0)
+        world.server.rollback(name)  # which makes a state that is written
+        world.server.snapshot()
+
+    live(world, life, n=1)
+    world.store.put_back()
+    assert "decisions, a snapshot knows" in (restart(world) or "")
+    accepted(world)
+    assert restart(world) is None
+    assert bool(world.server.status()["frozen"]) is freezes
+
+    async def go_on(replicas: list[Any]) -> None:
+        await until(lambda: replicas[0].learner.frozen is freezes, 20.0)
+        assert await send(replicas[0], ["d"]) == {done[freezes]: 1}
+
+    live(world, go_on, n=1)
+
+
 def test_an_acceptance_that_is_interrupted_anywhere_is_refused_until_it_is_given_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

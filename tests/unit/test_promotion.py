@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from online import promotion
+from online import promotion, servers
 from online.challengers import Challengers
 from online.config import Settings
 from online.errors import StartRefused
 from online.lineages import Models
 from online.model_settings import ModelSettings
 from online.names import load_model, open_journal
+from online.patience import Patience
 from paramserver import rewrites
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import PromoteRefused
@@ -135,3 +136,24 @@ def test_a_promotion_that_failed_is_taken_back(tmp_path: Path, journal: Journal)
 def test_a_challenger_that_is_the_same_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartRefused, match="its challenger is the same model"):
         Models(settings(tmp_path, A, A), lambda line: None).load()
+
+
+def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(
+        "paramserver.ray_client.start_or_get", lambda name, *rest: started.append(name)
+    )
+    monkeypatch.setattr(servers, "_wait_serving", lambda *given: None)
+    models = tuple(
+        ModelSettings.model_validate({"name": name, "task": "binary", "learner": "logreg"})
+        for name in ("prices", "mails")
+    )
+    settings = Settings(state_dir=tmp_path, models=models)
+    loaded = {model.name: load_model(model, settings, b"0" * 32) for model in models}
+    for only, wanted in ((None, 2), ({"mails"}, 1)):
+        started.clear()
+        servers.start(settings, loaded, lambda line: None, Patience(1.0), only=only)
+        assert len(started) == wanted
+        assert any("mails" in name for name in started)

@@ -92,7 +92,7 @@ def test_no_source_brings_more_than_its_share() -> None:
 
 
 def test_words_of_a_text_are_names_and_the_rest_of_it_is_learned() -> None:
-    known = bounded(4, words=Words(["body"]))
+    known = bounded(4, words=Words(["body"], 22, 0))
     assert learned(known, {"body": "Free money", "n": 2.0}) == {"body": "Free money", "n": 2.0}
     taught, left = known.taught({"body": "free prize money, free!", "k": "v"}, "a", 0.0, HOLD_S)
     assert (taught, left) == ({"body": "free prize money, free!"}, {"k": "v"})
@@ -104,7 +104,7 @@ def test_words_of_a_text_are_names_and_the_rest_of_it_is_learned() -> None:
 
 @pytest.mark.parametrize("value", ["Free money, free", "", "é Ä_b 1", "x" * 2000])
 def test_a_text_without_some_words_is_hashed_as_if_they_had_not_stood_there(value: str) -> None:
-    words, model = Words(["body"]), Ftrl(0.5, 0.0, 0.0, 0.0, 22, 0, ("body",), True)
+    words, model = Words(["body"], 22, 0), Ftrl(0.5, 0.0, 0.0, 0.0, 22, 0, ("body",), True)
     hashed = load._wrap("ftrl", model, "binary", b"", ())
     everything = words.keys("body", value)
     for n in range(len(everything) + 1):
