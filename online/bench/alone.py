@@ -376,6 +376,40 @@ def liars(
 
 
 @app.command()
+def doors(
+    only: Annotated[str, typer.Argument(help="weight, joins or ids")],
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each case", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
+    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    http: Annotated[bool, typer.Option(help="over HTTP, a service for each stream")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A heavy weight, lies by short ids, guessed ids: what each costs, and who is caught.
+
+    In this process; with --http by a running service.  Needs Elec2 and INSECTS in ONLINE_DATA_DIR.
+    Example: online bench doors joins --stream phishing --seeds 1 --rows 600
+    """
+    from online.bench import doors as bench
+    from online.config import data_dir
+
+    if only not in ("weight", "joins", "ids"):
+        raise typer.BadParameter("give weight, joins or ids")
+    if unknown := set(stream or ()) - set(bench.STREAMS):
+        known = ", ".join(bench.STREAMS)
+        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    make = bench.served if http else bench.tables
+    found, asked = [], (stream or list(bench.STREAMS), range(first, first + seeds))
+    for line in make(only, *asked, replicas or [1, 2], data_dir(), rows):
+        print(line, file=sys.stderr)
+        found.append(line)
+    show(only, found, as_json=as_json)
+
+
+@app.command()
 def floods(
     stream: Annotated[
         list[str] | None, typer.Option(help="a stream of the table; may be given again")
