@@ -7,7 +7,7 @@ learned, and what lies further beyond it than :data:`REACH` times its width is *
 * a row that is learned has the nearest end of what came lately instead: of a number that is so far
   off only the side is believed.  The row holds both, so whoever learns it later bounds nothing
   anew;
-* an answer is given as if the number were :data:`REACH` widths away.
+* an answer is given as if the number were the nearest end of the range.
 
 In a row that is learned, numbers share the reach: eight that are far off together say the same
 nonsense eight times.  A number within the reach is taken as it is, and widens the range, at most to
@@ -133,12 +133,9 @@ class Bounds:
         """The row as it is answered; the same object if nothing in it is beyond the reach."""
         out = features
         for name, held in self._outside(features):
-            reach = held.reach(self._n) * held.width
-            value = float(features[name])  # type: ignore[arg-type]  # outside: a number
-            near = min(max(value, held.low - reach), held.high + reach)
-            if near != value:
+            if _widths(held, features[name]) > held.reach(self._n):
                 out = dict(out) if out is features else out
-                out[name] = near
+                out[name] = held.high if float(features[name]) > held.high else held.low  # type: ignore[arg-type]
         return out
 
     def taught(self, features: Features) -> tuple[Features, dict[str, Value] | None]:
@@ -206,15 +203,18 @@ class Bounds:
         """Names whose range is known."""
         return self._ranges.keys()
 
-    def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float]]:
-        """Least and greatest number that an answer takes as it is, of those of a known range."""
+    def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float, float, float]]:
+        """What an answer takes as it is, of those names whose range is known.
+
+        Least and greatest number, and what it takes instead of one below, and of one above.
+        """
         if not self.on:
             return {}
         out = {}
         for name in names:
             if (held := self._ranges.get(name)) is not None:
                 reach = held.reach(self._n) * held.width
-                out[name] = (held.low - reach, held.high + reach)
+                out[name] = (held.low - reach, held.high + reach, held.low, held.high)
         return out
 
     # -- learning ----------------------------------------------------------------------------

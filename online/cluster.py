@@ -27,7 +27,14 @@ from online.config import Settings
 from online.errors import OnlineError, StartRefused
 from online.lineages import Models
 from online.models.load import Loaded
-from online.names import journal_opener, merge_rule, open_journal, run_path, snapshots_path
+from online.names import (
+    cut_log,
+    journal_opener,
+    merge_rule,
+    open_journal,
+    run_path,
+    snapshots_path,
+)
 from online.patience import Patience
 from online.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.standstill import Standstill, look
@@ -172,6 +179,8 @@ class Service:
                 "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
             )
         check_scores(self._settings)
+        if accept_loss and (why := cut_log(self._settings)) is not None:
+            self._progress(f"the journal's log is damaged and was cut there: {why}")
         self._settings = self._as_served(self._given, follow=fresh or relearn)
         models = Models(self._settings, self._progress)
         self._loaded = models.check(fresh=fresh, relearn=relearn, accept_loss=accept_loss)

@@ -367,6 +367,9 @@ def _check(settings: Settings) -> None:
         if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
             remedy = "Give weight_max and labels_for to feedback tokens only"
             raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
+    named = {x for grant in settings.tokens.grants.values() for x in grant.labels_for or ()}
+    if unknown := named - settings.tokens.askers:
+        log.warning("tokens: labels_for names %s: no token for predict is theirs", sorted(unknown))
     given = [role for role in ROLES if settings.tokens.of(role)]
     if given and len(given) < len(ROLES):
         missing = ", ".join(role for role in ROLES if role not in given)

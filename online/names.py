@@ -77,6 +77,22 @@ def journal_opener(
     )
 
 
+def cut_log(settings: Settings) -> str | None:
+    """Cut a damaged write-ahead log where the damage begins; what was wrong, None if nothing was.
+
+    Raises StartRefused if what is left does not fit together.
+    """
+    path = settings.state_dir / "journal.db"
+    if settings.journal != "sqlite" or not path.exists():
+        return None
+    from replay.journal.sqlitefile import cut_log as cut
+
+    try:
+        return cut(path, settings.limits.feedback_wait_s)
+    except ReplayError as error:
+        raise StartRefused(str(error), "Put a copy from before the damage in its place") from None
+
+
 def open_journal(settings: Settings) -> Journal:
     """The journal of all models, for a command.  Raises StartRefused with the remedy."""
     try:

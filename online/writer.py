@@ -279,7 +279,8 @@ class Writer:
         self.known = appended.end
         if self._filters is not None:
             self._filters.committed(rows, appended.outcomes)
-        self._take([outcome.row for outcome in appended.outcomes if outcome.new and outcome.row])
+        fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
+        self._take(fresh)
         outcomes = iter(appended.outcomes)
         left: list[Written] = []
         for event in events:

@@ -103,6 +103,26 @@ def journal(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def checksums(
+    turns: Annotated[int, typer.Option(help="pairs of each size of batch", min=1)] = 12,
+    seconds: Annotated[float, typer.Option(help="of each half of a pair")] = 2.0,
+    folder: Annotated[Path | None, typer.Option(help="on the disk that is meant")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What checksums cost the journal: durable appends with and without, turn by turn.
+
+    Exit code 1 if the 95 % interval of the ratio does not reach .97.
+
+    Example: online bench checksums --folder /var/lib
+    """
+    from evaluation.benchmarks import checksums as bench
+
+    found = bench.run(turns, seconds, folder=folder, progress=lambda x: print(x, file=sys.stderr))
+    show("checksums", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
 def buffers(
     peer: Annotated[
         Path | None, typer.Option(help="Python of an environment with avalanche-lib==0.6.0")
@@ -373,6 +393,40 @@ def liars(
         found.append(line)
     show("liars", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
+def doors(
+    only: Annotated[str, typer.Argument(help="weight, joins or ids")],
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each case", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
+    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    http: Annotated[bool, typer.Option(help="over HTTP, a service for each stream")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A heavy weight, lies by short ids, guessed ids: what each costs, and who is caught.
+
+    In this process; with --http by a running service.  Needs Elec2 and INSECTS in ONLINE_DATA_DIR.
+    Example: online bench doors joins --stream phishing --seeds 1 --rows 600
+    """
+    from online.bench import doors as bench
+    from online.config import data_dir
+
+    if only not in ("weight", "joins", "ids"):
+        raise typer.BadParameter("give weight, joins or ids")
+    if unknown := set(stream or ()) - set(bench.STREAMS):
+        known = ", ".join(bench.STREAMS)
+        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    make = bench.served if http else bench.tables
+    found, asked = [], (stream or list(bench.STREAMS), range(first, first + seeds))
+    for line in make(only, *asked, replicas or [1, 2], data_dir(), rows):
+        print(line, file=sys.stderr)
+        found.append(line)
+    show(only, found, as_json=as_json)
 
 
 @app.command()

@@ -71,7 +71,8 @@ def run(
     for stream in streams:
         task, rows = _rows(stream, data_dir)
         for learner in learners:
-            lines.append(judged(stream, learner, task, rows))
+            taken = rows if learner == "linear" else [(_numbers(x), y) for x, y in rows]
+            lines.append(judged(stream, learner, task, taken))
             progress(str(lines[-1]))
     return lines
 
@@ -107,6 +108,13 @@ def judged(stream: str, learner: str, task: Task, rows: list[tuple[Features, Lab
         but=100.0 * apart[True] / apart.total(), rises=seen["error"], features=seen["feature"],
         good=apart[True] <= ABOVE_MAX * apart.total(),
     )  # fmt: skip
+
+
+def _numbers(features: Features) -> Features:
+    """The codes of the census as numbers: only ``linear`` takes text."""
+    return {
+        name: float(value) if isinstance(value, str) else value for name, value in features.items()
+    }
 
 
 def _model(learner: str, task: Task) -> Model:

@@ -161,8 +161,10 @@ def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> 
     return max(found, key=lambda row: row.seq, default=None)
 
 
-def ends_of(served: ModelSettings, state: SnapshotState) -> dict[str, tuple[float, float]]:
-    """Least and greatest number that the service's answers take as it is, by feature."""
+def ends_of(
+    served: ModelSettings, state: SnapshotState
+) -> dict[str, tuple[float, float, float, float]]:
+    """What the service's answers take numbers for, by feature: see ``Bounds.ends``."""
     from online.bounds import Bounds
 
     bounds = Bounds.of(state.values, on=served.filters != "none")

@@ -68,9 +68,9 @@ def _bounded(model: EdgeModel) -> tuple[Words, str, str]:
     """As :func:`_words`; if columns have ends, those stand behind and are looked at first."""
     made, call, arguments = _words(model)
     columns = model.columns
-    if columns.low is None or columns.high is None:
+    if columns.ends is None:
         return made, call, arguments
-    ends = [end for both in zip(columns.low, columns.high, strict=True) for end in _floats(both)]
+    ends = _floats(columns.ends.T)
     n = len(columns.names)
     first = f"float b[{n}]; edge_within(edge_pack + {len(made)}, {n}, x, b); "
     return [*made, *ends], first + call.replace("edge_pack, x,", "edge_pack, b,"), arguments

@@ -47,7 +47,8 @@ export function spell(tokens, name, value) {
   return [[name + "=" + ascii, 1]];
 }
 
-const within = (value, low, high) => (value > high ? high : value < low ? low : value);
+// Rows of e: least, greatest of n columns; what stands for a smaller, for a greater number.
+const within = (value, e, n, i) => value < e[i] ? e[2 * n + i] : value > e[n + i] ? e[3 * n + i] : value;
 
 function link(kind, v, from, n) {
   if (kind === "sigmoid") for (let i = from; i < from + n; i++) v[i] = 1 / (1 + Math.exp(-v[i]));
@@ -206,7 +207,7 @@ export function load(data) {
   /** Outputs of a row: the number, the probability of classes[1], or one of each class. */
   function outputs(features) {
     const [sent, found] = encode(features);
-    const x = t.low ? sent.map((value, i) => within(value, t.low[i], t.high[i])) : sent;
+    const x = t.ends ? sent.map((value, i) => within(value, t.ends, sent.length, i)) : sent;
     const z = x.map((value, i) => {
       value = (value - t.center[i]) * t.factor[i];
       return value > limit ? limit : value < -limit ? -limit : value;

@@ -28,10 +28,10 @@ static inline void edge_link(int link, float *y, int n) {
   if (link == EDGE_SOFTMAX) edge_softmax(y, n);
 }
 
-/* least, greatest number of each column: what lies beyond is there; NAN stays */
+/* for each column: least, greatest number, what stands for a smaller, for a greater one; NAN stays */
 static inline void edge_within(const edge_word *m, int n, const float *x, float *b) {
-  for (int i = 0; i < n; i++, m += 2)
-    b[i] = x[i] < m[0].f ? m[0].f : x[i] > m[1].f ? m[1].f : x[i];
+  for (int i = 0; i < n; i++, m += 4)
+    b[i] = x[i] < m[0].f ? m[2].f : x[i] > m[1].f ? m[3].f : x[i];
 }
 
 /* columns, outputs, link | bias | for each column: center (high, low), weights */

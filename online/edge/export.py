@@ -166,7 +166,7 @@ def export(
     golden_most: int | None = None,
     steps: Steps | None = None,
     seed: int = 0,
-    ends: Mapping[str, tuple[float, float]] | None = None,
+    ends: Mapping[str, tuple[float, float, float, float]] | None = None,
 ) -> Exported:
     """Files of the model as it answers now.
 
@@ -184,7 +184,8 @@ def export(
     steps
         Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
     ends
-        Least and greatest number that an answer takes as it is, by feature (:mod:`online.bounds`).
+        By feature, least and greatest number that an answer takes as it is, and what it takes
+        instead of one below and one above (:mod:`online.bounds`).
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """

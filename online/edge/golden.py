@@ -106,14 +106,15 @@ def golden(
 
 
 def _within(edge: EdgeModel, row: dict[str, Any]) -> dict[str, Any]:
-    """The row as the service asks its model: what lies beyond the ends of a column is there."""
-    columns = edge.columns
-    if columns.low is None or columns.high is None:
+    """The row as the service asks its model."""
+    if edge.columns.ends is None:
         return row
     out = dict(row)
-    for name, low, high in zip(columns.names, columns.low, columns.high, strict=True):
+    for name, (low, high, least, most) in zip(
+        edge.columns.names, edge.columns.ends.T.tolist(), strict=True
+    ):
         if isinstance(value := out.get(name), (int, float)) and not low <= value <= high:
-            out[name] = min(max(float(value), float(low)), float(high))
+            out[name] = most if value > high else least
     return out
 
 
@@ -213,12 +214,12 @@ def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
 
 def _beyond(columns: Columns, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Numbers at the ends that are taken as they are, and beyond them."""
-    if columns.low is None or columns.high is None:
+    if columns.ends is None:
         return
-    ends = zip(columns.names, columns.low.tolist(), columns.high.tolist(), strict=True)
-    known = [(name, low, high) for name, low, high in ends if math.isfinite(low)]
+    ends = zip(columns.names, columns.ends.T.tolist(), strict=True)
+    known = [(name, both[0], both[1]) for name, both in ends if math.isfinite(both[0])]
     for name, low, high in known[:16]:
-        for value in (high, high + (high - low), low - 2.0 * (high - low)):
+        for value in (low + 0.99 * (high - low), high + (high - low), low - 2.0 * (high - low)):
             yield {**row, name: value}
     yield {**row, **{name: 1e30 for name, _, _ in known}}
 

@@ -130,7 +130,7 @@ def _scaled(model: EdgeModel, held: Columns | None, off: _Off) -> EdgeModel:
     tried = [_short(own, digits) for digits in _DIGITS]
     for columns in tried if held is None else [held, *tried]:
         if not ((columns.factor == 0) & (own.factor != 0)).any():
-            near = behind(model, replace(columns, low=own.low, high=own.high))
+            near = behind(model, replace(columns, ends=own.ends))
             if off(near) <= _SCALER:
                 return near
     return model

@@ -46,9 +46,9 @@ class Columns:
         Standard deviations beyond which z is cut; inf: never.
     vocabularies
         Of columns that are text: the words by code.  x is the code, -1 for any other word.
-    low, high
-        Least and greatest x of each column, shape (columns,): what lies beyond counts as these.
-        None: there are none.
+    ends
+        Least and greatest x, and what stands for a smaller and for a greater one, shape (4,
+        columns).  None: there are none.
     """
 
     names: tuple[str, ...]
@@ -56,8 +56,7 @@ class Columns:
     factor: Floats
     limit: float = float("inf")
     vocabularies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    low: Floats | None = None
-    high: Floats | None = None
+    ends: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -259,8 +258,8 @@ def take_apart(model: EdgeModel) -> tuple[dict[str, Any], dict[str, Array]]:
         "columns": list(columns.names),
     }
     tables: dict[str, Array] = {"center": columns.center, "factor": columns.factor}
-    if columns.low is not None and columns.high is not None:
-        tables |= {"low": columns.low, "high": columns.high}
+    if columns.ends is not None:
+        tables["ends"] = columns.ends
     if columns.limit != float("inf"):
         structure["limit"] = columns.limit
     if columns.vocabularies:
@@ -301,8 +300,7 @@ def put_together(structure: Mapping[str, Any], tables: Mapping[str, Array]) -> E
         tables["factor"].astype(np.float64),
         structure.get("limit", float("inf")),
         {n: tuple(w) for n, w in structure.get("vocabularies", {}).items()},
-        _float(tables["low"]) if "low" in tables else None,
-        _float(tables["high"]) if "high" in tables else None,
+        _float(tables["ends"]) if "ends" in tables else None,
     )
     tokens = None
     if (given := structure.get("tokens")) is not None:
@@ -349,27 +347,28 @@ def unscaled(names: Sequence[str]) -> Columns:
     return Columns(tuple(names), np.zeros(len(names)), np.ones(len(names)))
 
 
-def bounded(model: EdgeModel, ends: Mapping[str, tuple[float, float]]) -> EdgeModel:
-    """The model as the service asks it: numbers beyond the ends of their name are there."""
+def bounded(model: EdgeModel, ends: Mapping[str, tuple[float, float, float, float]]) -> EdgeModel:
+    """The model as the service asks it: ``ends`` by name, as of :class:`Columns`."""
     columns = model.columns
-    own = [ends.get(name, _NO_ENDS) for name in columns.names]
-    own = [_NO_ENDS if n in columns.vocabularies else e
-           for n, e in zip(columns.names, own, strict=True)]  # fmt: skip
-    if all(both == _NO_ENDS for both in own):
+    own = [
+        _NO_ENDS if name in columns.vocabularies else ends.get(name, _NO_ENDS)
+        for name in columns.names
+    ]
+    if all(one == _NO_ENDS for one in own):
         return model
-    low, high = np.array(own).T
-    return replace(model, columns=replace(columns, low=low.copy(), high=high.copy()))
+    return replace(model, columns=replace(columns, ends=np.array(own).T.copy()))
 
 
 def within(columns: Columns, x: Floats) -> Floats:
-    """x of shape (rows, columns) with what lies beyond the ends put there; NaN stays."""
-    if columns.low is None or columns.high is None:
+    """x of shape (rows, columns) as an answer takes it; NaN stays."""
+    if columns.ends is None:
         return x
-    near: Floats = np.clip(x, columns.low, columns.high)
+    low, high, least, most = columns.ends
+    near: Floats = np.where(x < low, least, np.where(x > high, most, x))
     return near
 
 
-_NO_ENDS: Final = (float("-inf"), float("inf"))
+_NO_ENDS: Final = (float("-inf"), float("inf"), float("-inf"), float("inf"))
 
 
 def with_vocabularies(columns: Columns, words: Mapping[str, tuple[str, ...]]) -> Columns:

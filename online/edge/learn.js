@@ -23,7 +23,8 @@ function inputs({ head, t, network, last }, features) {
   const most = head.limit ?? Infinity;
   let z = head.columns.map((name, i) => {
     const value = features[name], sent = /number|boolean/.test(typeof value) ? +value : NaN;
-    const number = t.low ? Math.min(Math.max(sent, t.low[i]), t.high[i]) : sent;
+    const e = t.ends, n = head.columns.length;
+    const number = !e ? sent : sent < e[i] ? e[2 * n + i] : sent > e[n + i] ? e[3 * n + i] : sent;
     return limited((number - t.center[i]) * t.factor[i], most) || 0;
   });
   for (let layer = 0; network && layer < last; layer++) {

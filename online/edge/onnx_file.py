@@ -69,8 +69,8 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
                 found["d"] = low
         if not _folded(model):
             found["f"] = columns.factor
-    if columns.low is not None and columns.high is not None:
-        found |= {"lo": columns.low, "hi": columns.high}
+    if columns.ends is not None:
+        found |= dict(zip(("lo", "hi", "le", "mo"), columns.ends, strict=True))
     if columns.limit != float("inf"):
         found |= {"m": np.array(-columns.limit), "n": np.array(columns.limit)}
     if isinstance(body, Linear):
@@ -154,7 +154,7 @@ class _Graph:
                 helper.make_tensor_value_info("values", self._type, ["N", "K"]),
             ]
         if "lo" in tensors:
-            self._x = self._within("x", "lo", "hi")
+            self._x = self._within("x")
         body = model.body
         if isinstance(body, Linear):
             last = self._linear(body, tensors)
@@ -197,10 +197,10 @@ class _Graph:
     def _double(self, value: str) -> str:
         return self._node("Cast", value, to=TensorProto.DOUBLE)
 
-    def _within(self, x: str, low: str, high: str) -> str:
-        """What lies beyond the ends put there; NaN, which is less than nothing, stays."""
-        near = self._node("Where", self._node("Less", x, low), low, x)
-        return self._node("Where", self._node("Greater", near, high), high, near)
+    def _within(self, x: str) -> str:
+        """Numbers beyond the ends as others; NaN, which is less than nothing, stays."""
+        near = self._node("Where", self._node("Less", x, "lo"), "le", x)
+        return self._node("Where", self._node("Greater", x, "hi"), "mo", near)
 
     def _scale(self, tensors: Mapping[str, Array], *, double: bool = False) -> str:
         """z, NaN where x is missing."""

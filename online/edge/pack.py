@@ -29,7 +29,7 @@ from online.edge.ir import VALUES, Array, EdgeModel, Forest, put_together, take_
 MAGIC: Final = b"EPK1"
 Precision = Literal["float32", "float64"]
 
-_EXACT: Final = frozenset({"center", "factor", "threshold", "votes", "low", "high"})
+_EXACT: Final = frozenset({"center", "factor", "threshold", "votes", "ends"})
 """float64 in any precision."""
 
 _TYPES: Final[Mapping[str, str]] = {
@@ -154,7 +154,7 @@ def _unflattened(tables: Mapping[str, Array]) -> dict[str, Array]:
 def _is_value(name: str) -> bool:
     """Whether a table holds numbers; keys and the shape of trees are structure."""
     return name in VALUES or name.rstrip("0123456789") in (
-        "center", "factor", "weights", "table", "bias", "votes", "rows", "low", "high"
+        "center", "factor", "weights", "table", "bias", "votes", "rows", "ends"
     )  # fmt: skip
 
 

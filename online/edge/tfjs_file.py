@@ -95,7 +95,7 @@ def dense(model: EdgeModel, target: str = "tfjs") -> Iterator[tuple[Floats, Floa
     body = model.body
     if model.tokens is not None or model.columns.vocabularies:
         raise ExportRefused(target, "there is no layer for hashing or words")
-    if model.columns.limit != float("inf") or model.columns.low is not None:
+    if model.columns.limit != float("inf") or model.columns.ends is not None:
         raise ExportRefused(target, "there is no layer that cuts numbers off")
     if not model.columns.names:
         raise ExportRefused(target, "it has learned no feature yet, so there is no input")

@@ -85,14 +85,18 @@ class Rows:
         n = int(rows.sum()) if rows.dtype == np.bool_ else len(rows)
         return Rows(n, taken)
 
-    def within(self, ends: Mapping[str, tuple[float, float]]) -> Rows:
-        """The rows as an answer takes them: numbers beyond the ends of their name are there."""
+    def within(self, ends: Mapping[str, tuple[float, float, float, float]]) -> Rows:
+        """The rows as an answer takes them.
+
+        ``ends``: least and greatest number by name, and what stands for one below and one above.
+        """
         columns = dict(self.columns)
-        for name, (low, high) in ends.items():
+        for name, (low, high, least, most) in ends.items():
             column = columns.get(name)
             if not isinstance(column, Numbers) or column.kind == "bool":
                 continue
-            near = np.clip(column.values, low, high)
+            near = np.where(column.values < low, least, column.values)
+            near = np.where(column.values > high, most, near)
             if column.present is not None:
                 near = np.where(column.present, near, 0.0)
             if not np.array_equal(near, column.values):

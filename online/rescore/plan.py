@@ -105,8 +105,8 @@ class Plan(msgspec.Struct, frozen=True):
         An earlier run of the same shards, whose scores stand for rows without any of these
         features (see :mod:`online.rescore.sparse`); "" for none.
     ends
-        Least and greatest number that an answer takes as it is, by feature (see
-        :mod:`online.bounds`).
+        By feature, least and greatest number that an answer takes as it is, and what it takes
+        instead of one below and one above (see :mod:`online.bounds`).
     """
 
     format: int
@@ -124,7 +124,7 @@ class Plan(msgspec.Struct, frozen=True):
     shards: tuple[Shard, ...]
     since: str = ""
     changed: tuple[str, ...] = ()
-    ends: dict[str, tuple[float, float]] = {}
+    ends: dict[str, tuple[float, float, float, float]] = {}
 
     @property
     def rows(self) -> int:

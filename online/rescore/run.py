@@ -52,7 +52,7 @@ _SEED: Final = 8  # of the rows that are drawn for the audit
 class Scored:
     """The model that scores: ``make`` makes it, and ``snapshot`` is what it was made of.
 
-    ``ends``: least and greatest number that it takes as it is, by feature.
+    ``ends``: what it takes numbers for, by feature; as of the plan.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Scored:
     snapshot: str
     make: MakeModel
     classes: tuple[str | int | bool, ...] = ()
-    ends: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    ends: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

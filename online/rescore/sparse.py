@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -93,12 +93,12 @@ def changed(before: Weights, now: Weights) -> tuple[list[str] | None, str]:
 
 
 def moved_ends(
-    before: Mapping[str, tuple[float, float]], now: Mapping[str, tuple[float, float]]
+    before: Mapping[str, Sequence[float]], now: Mapping[str, Sequence[float]]
 ) -> list[str] | None:
     """Features whose bounds moved; None: those of one of them leave out 0, which was no term."""
     names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     both = [held[name] for held in (before, now) for name in names if name in held]
-    return names if all(low <= 0.0 <= high for low, high in both) else None
+    return names if all(low <= 0.0 <= high for low, high, *_ in both) else None
 
 
 def touched(rows: Rows, names: Collection[str], *, scaled: bool) -> Mask:

@@ -24,7 +24,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -333,3 +333,26 @@ def _refusal(error: sqlite3.Error | OSError, path: Path) -> ReplayError:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return JournalDamaged(str(path), str(error))
     return JournalUnavailable(f"{path}: {error}")
+
+
+def cut_log(path: Path, lock_wait_s: float) -> str | None:
+    """Go on without what lies behind the damage in a log; what was wrong, None if nothing was.
+
+    Nobody else may have the file open.  Raises JournalDamaged if what is left does not fit
+    together, JournalHeld, or JournalUnavailable.
+    """
+    lock = FairLock(path, lock_wait_s)
+    try:
+        lock.take()
+        if (why := broken(Path(f"{path}-wal"))) is None:
+            return None
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise JournalDamaged(f"{path} without what is behind the damage in its log", found)
+    except sqlite3.Error as error:
+        raise _refusal(error, path) from error
+    finally:
+        lock.close()
+    return why

@@ -25,7 +25,6 @@ from hypothesis.stateful import (
     invariant,
     rule,
 )
-from msgspec.structs import replace
 
 from replay.errors import EpochLost, JournalBehind, PartitionSealed
 from replay.journal.base import Half, Head, Journal, NewRow, Outcome, Row, Verdict
@@ -34,7 +33,7 @@ HALVES = 4
 MODELS = ("m", "n")
 SPECS = ("x", "y")
 keys = st.integers(0, 24)
-sides = st.sampled_from([None, None, *Half])
+sides = st.sampled_from([None, None, None, *Half])
 models = st.sampled_from(MODELS)
 specs = st.sampled_from(SPECS)
 handles = st.integers(0, 1)
@@ -92,16 +91,12 @@ class JournalMachine(RuleBasedStateMachine):
         assert damage == ()
 
     def fresh(
-        self, p: int, key: int, side: Half | None = None, at: int = 1, over: bool = False
+        self, p: int, key: int, side: Half | None = None, at: int = 1, over: bytes | None = None
     ) -> NewRow:
-        """A row or a half; ``over``: in the place of what stands now, or of what never stood."""
         self.serial += 1
         content, name = b"%d" % self.serial, f"e{self.serial}"
-        row = NewRow(bytes([key]) * 16, name, "s", Verdict.ACCEPTED, content, float(at), half=side)
-        if not over:
-            return row
-        stands = self.halves.get((self.model_of[p], key))
-        return replace(row, over=stands.payload if stands and self.serial % 4 else b"never")
+        key_ = bytes([key]) * 16
+        return NewRow(key_, name, "s", Verdict.ACCEPTED, content, float(at), half=side, over=over)
 
     @initialize(target=writers, model=models)
     def first_writer(self, model: str) -> int:
@@ -122,11 +117,11 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(
         h=handles,
         p=writers,
-        chosen=st.lists(st.tuples(keys, sides, ages, st.booleans()), min_size=1, max_size=6),
+        chosen=st.lists(st.tuples(keys, sides, ages), min_size=3, max_size=8),
         lost=st.booleans(),
     )
     def append(
-        self, h: int, p: int, chosen: list[tuple[int, Half | None, int, bool]], lost: bool
+        self, h: int, p: int, chosen: list[tuple[int, Half | None, int]], lost: bool
     ) -> None:
         """A writer without an answer sends its batch again until it has one."""
         batch = self.unanswered.get(p) or [self.fresh(p, *words) for words in chosen]
@@ -142,6 +137,32 @@ class JournalMachine(RuleBasedStateMachine):
         """An old message arrives: known is lower than what the writer knows by now."""
         known = max(0, self.known[p] - back)
         self.send(h, p, known, [self.fresh(p, *words) for words in chosen], lost=True, late=True)
+
+    @rule(
+        h=handles,
+        p=writers,
+        side=st.sampled_from([None, *Half]),
+        wrong=st.sampled_from([False, False, True]),
+        n=st.integers(0, HALVES - 1),
+    )
+    def take_a_place(self, h: int, p: int, side: Half | None, wrong: bool, n: int) -> None:
+        """A row or a half over what stands, or over what has never stood there."""
+        model = self.model_of[p]
+        waiting = [key for m, key in self.halves if m == model]
+        if not waiting:
+            return
+        key = waiting[n % len(waiting)]
+        over = b"never" if wrong else self.halves[model, key].payload
+        batch = self.unanswered.get(p) or [self.fresh(p, key, side, 5, over)]
+        self.send(h, p, self.known[p], batch, lost=wrong)
+
+    @rule(h=handles, p=writers, n=st.integers(0, 9))
+    def repeat(self, h: int, p: int, n: int) -> None:
+        """An event that this partition has comes again."""
+        left = [event.key for event in self.events[p] if not event.gone]
+        if left:
+            batch = self.unanswered.get(p) or [self.fresh(p, left[n % len(left)], at=5)]
+            self.send(h, p, self.known[p], batch, lost=False)
 
     def send(
         self, h: int, p: int, known: int, batch: list[NewRow], lost: bool, late: bool = False

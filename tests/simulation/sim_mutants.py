@@ -142,6 +142,7 @@ _DECIDE = (
 )
 _FRESH = "fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]"
 _LOSE = (
+    "        batch = [e.waiting for e in events if e.waiting is not None]\n"
     "        gone = {r.key for w in batch if w.done.cancelled() for r in w.rows}\n"
     "        lost = {(r.partition, r.offset) for r in fresh if r.key in gone}\n"
     "        self.lost = lost.union(getattr(self, 'lost', ()))\n"

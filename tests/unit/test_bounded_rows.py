@@ -124,8 +124,8 @@ def test_an_answer_is_bounded_as_what_is_learned(tmp_path: Path) -> None:
         replica = await world.replica(build=plain, task="binary")
         serving = world.serving(replica)
         await teach(serving, 150)
-        low, high = replica.learner.bounds.ends(["a"])["a"]
-        for value, near in ((1e100, high), (-1e4, low), (high, high)):
+        _, high, least, most = replica.learner.bounds.ends(["a"])["a"]
+        for value, near in ((1e100, most), (-1e4, least), (high * 0.99, high * 0.99)):
             one = serving.predict(PredictRequest(features={"a": value, "b": 0.5}))
             many = serving.predict(PredictRequest(instances=[{"a": value, "b": 0.5}] * 2))
             asked = plain_answer(replica.learner, {"a": near, "b": 0.5})

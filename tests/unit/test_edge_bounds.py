@@ -109,9 +109,9 @@ def test_without_ends_the_file_is_what_it_was(made: Any) -> None:
     model = made[1]
     plain = lower(model, "binary")
     assert bounded(plain, {}) is plain
-    assert bounded(plain, {"another": (0.0, 1.0)}) is plain
+    assert bounded(plain, {"another": (0.0, 1.0, 0.0, 1.0)}) is plain
     assert pack.encode(bounded(plain, {})) == pack.encode(plain)
-    assert pack.decode(pack.encode(plain)).columns.low is None
+    assert pack.decode(pack.encode(plain)).columns.ends is None
 
 
 def test_the_control_a_file_without_ends_answers_otherwise() -> None:
@@ -149,7 +149,7 @@ def test_weights_in_steps_keep_the_ends_of_now() -> None:
         model, "binary", rows, about=ABOUT, targets=["edgepack"], steps=Steps(held),
         ends=bounds.ends(bounds.names),
     )  # fmt: skip
-    high = pack.decode(again.files["m.edgepack"]).columns.high
-    assert high is not None
+    ends = pack.decode(again.files["m.edgepack"]).columns.ends
+    assert ends is not None
     names = pack.decode(held).columns.names
-    assert high[names.index("a")] == bounds.ends(["a"])["a"][1]
+    assert tuple(ends[:, names.index("a")]) == bounds.ends(["a"])["a"]

@@ -13,9 +13,10 @@ from typing import Any
 import flipped_world as worlds
 import pytest
 
-from replay.errors import ReplayError
+from replay.errors import JournalDamaged, ReplayError
 from replay.journal import sqliteproof
 from replay.journal.sqlite import SqliteJournal
+from replay.journal.sqlitefile import cut_log
 
 SUFFIXES = ("", "-wal")
 
@@ -113,6 +114,30 @@ def test_a_flipped_bit_is_seen_or_harmless(made: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_many_flipped_bits_are_seen_or_harmless(made: Any, tmp_path: Path, seed: int) -> None:
     print(dict(flip(made, tmp_path, anywhere(made, 300, seed))))
+
+
+def test_a_damaged_log_is_refused_and_cut_if_an_operator_says_so(made: Any, tmp_path: Path) -> None:
+    main = 8 * (made[0] / "journal.db").stat().st_size
+    path = opened(made, tmp_path / "one", main + 8 * 5000)
+    for _ in range(2):
+        with pytest.raises(JournalDamaged, match="commits stand there") as refusal:
+            SqliteJournal(path)
+        assert refusal.value.definite
+    assert cut_log(path, 5.0) is not None
+    assert cut_log(path, 5.0) is None
+    with closing(SqliteJournal(path)) as journal:
+        assert journal.examine(lambda done, total: None).damage == ()
+
+
+@pytest.mark.parametrize("cut", [1, 511, 512, 4096, 4120, 9000])
+def test_a_commit_that_a_power_cut_tore_is_no_damage(made: Any, tmp_path: Path, cut: int) -> None:
+    """Its end is missing, or was never written over what the file system had there."""
+    for filled in (b"", bytes(cut)) if cut > 1 else (b"",):
+        path = opened(made, tmp_path / "one")
+        log = path.with_name("journal.db-wal")
+        log.write_bytes(log.read_bytes()[:-cut] + filled)
+        with closing(SqliteJournal(path)) as journal:
+            assert journal.examine(lambda done, total: None).damage == ()
 
 
 def test_a_bit_of_a_row_is_seen_and_without_checksums_it_is_not(

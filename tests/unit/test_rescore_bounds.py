@@ -22,7 +22,9 @@ from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.state import SnapshotState
 from replay.example import Example
 
-ENDS = {"a": (-4.0, 4.0), "b": (-3.0, 5.0), "absent": (0.0, 1.0)}
+ENDS = {
+    "a": (-4.0, 4.0, -1.5, 1.5), "b": (-3.0, 5.0, -2.0, 2.5), "absent": (0.0, 1.0, 0.1, 0.9)
+}  # fmt: skip
 
 
 def outlying() -> pa.Table:
@@ -33,6 +35,10 @@ def outlying() -> pa.Table:
     b[5], b[9] = 10**9, -(10**9)
     found = found.set_column(1, "a", pa.array(a, pa.float64()))
     return found.set_column(2, "b", pa.array(b, pa.int64()))
+
+
+def near_of(value: float, low: float, high: float, least: float, most: float) -> float:
+    return least if value < low else most if value > high else value
 
 
 def scores(output: Path, run: str) -> list[dict[str, Any]]:
@@ -48,7 +54,7 @@ def test_each_row_is_scored_as_an_answer_is_given(tmp_path: Path) -> None:
     for row, x in zip(scores(tmp_path / "out", outcome.run), found.to_pylist(), strict=True):
         del x["id"]
         near = {
-            k: min(max(v, ENDS[k][0]), ENDS[k][1]) if k in ENDS else v
+            k: near_of(v, *ENDS[k]) if k in ENDS else v
             for k, v in x.items() if v is not None
         }  # fmt: skip
         assert abs(row["score"] - model.predict(near).probabilities[True]) <= 1e-12
@@ -90,11 +96,11 @@ def test_the_ends_of_a_snapshot_are_those_of_the_service(tmp_path: Path) -> None
 def test_what_is_absent_stays_absent() -> None:
     present = np.array([True, False, True])
     rows = Rows(3, {"a": Numbers("number", np.array([9.0, 0.0, 1.0]), present)})
-    near = rows.within({"a": (2.0, 4.0)})
-    assert near.dicts() == [{"a": 4.0}, {}, {"a": 2.0}]
+    near = rows.within({"a": (2.0, 4.0, 2.5, 3.5)})
+    assert near.dicts() == [{"a": 3.5}, {}, {"a": 2.5}]
     assert near.columns["a"].items()[1] == 0.0
     same = Rows(2, {"n": Numbers("integer", np.array([1.0, 2.0]))})
-    assert same.within({"n": (0.0, 5.0)}).dicts() == [{"n": 1}, {"n": 2}]
+    assert same.within({"n": (0.0, 5.0, 0.0, 5.0)}).dicts() == [{"n": 1}, {"n": 2}]
 
 
 def test_scores_of_before_stand_where_bounds_have_not_moved() -> None:

@@ -116,7 +116,9 @@ def test_a_feedback_token_may_stand_for_a_source(tmp_path: Path) -> None:
         settings_of(tmp_path, {**TOKENS, "admin": [{"source": "shop", "token": shop}]})
 
 
-def test_a_token_may_have_its_own_bound_and_those_it_labels_for(tmp_path: Path) -> None:
+def test_a_token_may_have_its_own_bound_and_those_it_labels_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """In the settings and in a file; what replicas get says the same; nobody else may have them."""
     shop, plain = (f"{name}-0123456789abcdefghijkl" for name in ("shop", "any"))
     entries = [
@@ -132,6 +134,7 @@ def test_a_token_may_have_its_own_bound_and_those_it_labels_for(tmp_path: Path) 
     settings = settings_of(tmp_path, given)
     assert settings.tokens.grants == wanted
     assert settings.tokens.vouched
+    assert "labels_for names ['till-2']" in caplog.text
     data = settings.model_dump(mode="json", context=WITH_SECRETS)
     travelled = Settings.model_validate(data).tokens
     guard = Access({role: travelled.of(role) for role in ROLES}, travelled.grants)
