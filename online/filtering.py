@@ -57,6 +57,7 @@ _RECENT_S: Final = 3600.0
 _CHECKED_MAX: Final = 4096
 _SHOWN: Final = 20
 _FACTOR_MIN: Final = 1e-3
+_WHOLE_MIN: Final = 0.25
 _SHARE_MIN: Final = 1e-15
 
 
@@ -76,7 +77,8 @@ class Filtering:
     root
         The root set; None: there is none.
     weighs
-        Whether rows may weigh other than 1; else what would weigh less is taken whole.
+        Whether rows may weigh other than 1; else what would weigh less is taken whole, and what
+        would weigh less than a quarter is set aside.
 
     Attributes
     ----------
@@ -170,10 +172,10 @@ class Filtering:
             event = self._event(row, example)
         self.chain.catch_up(event.key, event.version)
         verdict = self.chain.decide(event)
+        if verdict.verdict == CLIPPED and not self._weighs:
+            verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
         self._note_drift()
-        if verdict.verdict == CLIPPED and not self._weighs:
-            verdict = Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
         effects = self.standings.decided(row.key, row.source, taken=verdict.taken)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
         self._batch.add(row.key)
@@ -353,6 +355,13 @@ def filtering_for(
         root=root,
         weighs=getattr(serving, "takes_weight", True),
     )
+
+
+def _unweighed(verdict: Verdict) -> Verdict:
+    """The verdict where a row is learned whole or not at all."""
+    if verdict.factor < _WHOLE_MIN:
+        return Verdict(QUARANTINED, 0.0, 0.0, verdict.score, verdict.reason, verdict.opinions)
+    return Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
 
 
 def loss_of(example: Example) -> float | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from paramserver.filters.base import Event, Filter, Gradient, Source
 from paramserver.filters.chain import usual
+from paramserver.filters.inputs import Layer
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
 from paramserver.rules import stacked
@@ -49,6 +50,13 @@ def _timed(call: Callable[[], object], rounds: int) -> float:
     return 1e6 * statistics.median(times)
 
 
+def _layer(size: int) -> Layer:
+    """A first layer of nearly all numbers; a third of its inputs will stand still."""
+    outputs = min(100, size // 10)
+    inputs = size // outputs - 1
+    return Layer(inputs, outputs, 0, inputs * outputs)
+
+
 def costs(size: int, rounds: int = 201) -> list[Cost]:
     """Parts of the chain at this size."""
     rng = np.random.default_rng(0)
@@ -56,7 +64,11 @@ def costs(size: int, rounds: int = 201) -> list[Cost]:
     drawn: list[Gradient] = [base + rng.standard_normal(size).astype(np.float32) for _ in range(40)]
     labels = [i % 10 for i in range(100)]
     turn = cycle(drawn)  # no draw is another's copy, or the test on copies would be off
-    reference = Reference(labels, lambda rows: next(turn), rows=16)
+    layer = _layer(size)
+    for gradient in drawn:
+        weights, bias = layer.parts(gradient)
+        weights[: layer.inputs // 3] = np.float32(-0.4) * bias
+    reference = Reference(labels, lambda rows: next(turn), rows=16, layer=layer)
     chain = usual(size, reference)
     for i in range(6):
         chain.refresh(bytes([i]), 0)

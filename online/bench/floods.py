@@ -34,7 +34,7 @@ STREAMS: Final[dict[str, tuple[str, str, int, int]]] = {
     "phishing": ("binary", "logreg", 700, 550),
     "image_segments": ("multiclass", "softmax", 1_300, 1_000),
     "gas": ("multiclass", "softmax", 2_000, 1_000),
-    "acs": ("binary", "logreg", 2_000, 1_000),
+    "acs": ("binary", "linear", 2_000, 1_000),
 }
 """Task, learner, rows before the lies, rows among them."""
 

@@ -45,8 +45,8 @@ class Arrivals:
     established
         Sources among them with a budget of their own.
     flooding
-        Those that send more than their budget, and than twice what they used to.  Who has always
-        sent much is no flood.
+        Those that send more than their budget, and than twice what they used to, until they send no
+        more than that.  Who has always sent much is no flood.
     """
 
     def __init__(self, most: int = 4096) -> None:
@@ -116,6 +116,9 @@ class Arrivals:
         self.budget = twice + 2.0 * twice**0.5 + _CHANCE
         total = max(sum(s.taken for s in known), 1)
         used = 2.0 * self.total / total
+        floods = self.flooding  # what a flood has sent does not make it usual
         self.flooding = frozenset(
-            s.name for s in known if self.count(s.name) > max(self.budget, used * s.taken)
+            s.name
+            for s in known
+            if (n := self.count(s.name)) > self.budget and (s.name in floods or n > used * s.taken)
         )

@@ -116,6 +116,8 @@ class Surprise:
         hit, far = event.loss > bounds[0], event.loss > bounds[1]
         new = source.taken < EARNED
         allowed = 1.0 if new else self._voices.weight(event.source, source.taken)
+        if event.source in self._voices.flooding and self.arrivals.budget is not None:
+            allowed = min(allowed, self.arrivals.budget / self.arrivals.count(event.source))
         weight, reason = (1.0, "") if self._answer is not None else (allowed, _OFTEN_REASON)
         if new and hit and self._answer is None:
             weight, reason = self._new.weight(rate), _NEW_REASON

@@ -87,7 +87,7 @@ class Voices:
             if len(self._voices) >= _KNOWN:
                 del self._voices[next(iter(self._voices))]
         self._voices[source] = voice
-        voice.allowed = self._allowed(voice, taken)
+        voice.allowed = self._allowed(source, voice, taken)
         if hit:
             voice.allowed -= min(voice.allowed, 1.0)
         elif voice.rate <= self._usual_rate or voice.allowed >= 1.0:  # not who often does
@@ -104,15 +104,15 @@ class Voices:
         """How many times the median source's events this is: some have always sent more."""
         return max(taken / self.usual, 1.0)
 
-    def _allowed(self, voice: _Voice, taken: int) -> float:
-        size = self.size(taken)
+    def _allowed(self, source: str, voice: _Voice, taken: int) -> float:
+        size = 1.0 if source in self.flooding else self.size(taken)
         back = max(self._usual_rate, _ROUND) * (self._calm - voice.calm_at)
         return min(voice.allowed + size * back, _DEPTH * size)
 
     def weight(self, source: str, taken: int) -> float:
         """Weight of this source's events, by how often it has surprised of late."""
         voice = self._voices.get(source)
-        return 1.0 if voice is None else min(self._allowed(voice, taken), 1.0)
+        return 1.0 if voice is None else min(self._allowed(source, voice, taken), 1.0)
 
     def _look(self) -> dict[str, _Voice]:
         if self._now is None:

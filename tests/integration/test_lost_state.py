@@ -64,7 +64,8 @@ def copied(source: Path, target: Path) -> None:
 
 
 def test_a_service_whose_files_are_taken_away(tmp_path: Path) -> None:
-    settings = {"replicas": 2, "models": [operated.MODEL]}
+    seldom = {**operated.MODEL, "snapshots": {"interval_s": 3600}}  # else it mends before we look
+    settings = {"replicas": 2, "models": [seldom]}
     path = write_settings(tmp_path, settings)
     running = launch(tmp_path)
     try:

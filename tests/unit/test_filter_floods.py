@@ -7,10 +7,10 @@ import random
 import pytest
 
 from online.bench import floods
-from online.filtering import Filtering
+from online.filtering import Filtering, _unweighed
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import Source
-from paramserver.filters.chain import Chain
+from paramserver.filters.chain import Chain, Verdict
 from paramserver.filters.losses import Losses
 from paramserver.filters.surprise import _New
 from paramserver.filters.voices import Voices
@@ -180,3 +180,25 @@ def test_a_flood_does_not_buy_its_allowance_back() -> None:
         for name in ("x1", "x2"):
             voices.hear(name, 50, hit=False, far=False)
     assert voices.weight("x1", 50) < 0.1
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(0.1, "quarantined"), (0.5, "accepted")])
+def test_a_model_that_takes_no_weight_learns_whole_or_not_at_all(
+    factor: float, verdict: str
+) -> None:
+    """What a flood sends too much of would be learned whole, or else."""
+    given = Verdict("clipped", 1.0, factor, 3.0, "surprise: often", ())
+    made = _unweighed(given)
+    assert (made.verdict, made.factor) == (verdict, float(verdict == "accepted"))
+    assert made.reason == ("surprise: often" if verdict == "quarantined" else "")
+
+
+def test_a_flood_does_not_turn_round_a_model_that_takes_no_weight() -> None:
+    name, before = "image_segments", 600
+    rows = floods.rows_of(name, None, 0)[: before + 60]
+    groups = floods.flood(rows, before, 6, 15, 35)
+    found = floods.play(name, groups, before, "default")
+    liars = {event[0] for group in groups for event in group if event[3]}
+    assert len(found.quarantined & liars) >= 5
+    assert found.taken < 0.15 * 900
+    assert sum(found.set_aside.values()) <= 0.02 * 60
