@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import threading
@@ -82,11 +83,19 @@ class Proxy:
 
     def _serve(self, caller: socket.socket) -> None:
         with caller, socket.create_connection(("127.0.0.1", self._server)) as server:
-            while asked := caller.recv(1 << 20):
-                server.sendall(asked)
+            asked = b""
+            while True:
+                ready, _, _ = select.select([caller, server], [], [])
+                if caller in ready:  # a long script comes in several pieces
+                    if not (piece := caller.recv(1 << 20)):
+                        return
+                    server.sendall(piece)
+                    asked += piece
+                    continue
                 answer = server.recv(1 << 20)
                 if b"EVAL" in asked:
                     self.scripts += 1
                     if self.losing:
                         return
                 caller.sendall(answer)
+                asked = b""

@@ -143,7 +143,7 @@ def test_a_label_that_waits_across_a_clock_set_back_is_not_forgotten(tmp_path: P
 _MUTANTS = {
     "expired before known": (
         "_with_features",
-        "age_s > window_s and await self._find(key) is None",
+        'age_s > window_s and await self._find(key, f"{field}event_id") is None',
         "age_s > window_s",
         "test_duplicates_are_looked_up_before_the_window",
     ),
