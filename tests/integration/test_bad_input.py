@@ -213,7 +213,7 @@ def test_oversize_with_a_length(client: Client, path: str) -> None:
     before = client.steady("clicks")
     size = _LIMIT + 1
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {size}\r\n\r\n"
     )
     body = b'{"features":{"a":1}' + b" " * (size - 20) + b"}"
@@ -227,7 +227,7 @@ def test_oversize_with_a_length(client: Client, path: str) -> None:
 def test_oversize_in_chunks_without_a_length(client: Client, path: str) -> None:
     before = client.steady("clicks")
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         "Transfer-Encoding: chunked\r\n\r\n"
     )
     chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"

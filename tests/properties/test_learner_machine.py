@@ -240,8 +240,8 @@ MUTANTS = {
     "includes is told of the copy that does not answer": Mutant(
         (
             _learner(
-                "        if self._targets:\n            return",
-                "        if False:\n            return",
+                "        if self._targets:\n            return self._served.get",
+                "        if False:\n            return self._served.get",
             ),
         ),
         (0, 1, 2),

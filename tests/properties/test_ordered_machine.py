@@ -144,7 +144,7 @@ class World:
     def start_server(self) -> ParameterServer:
         server = ParameterServer(
             Lineage("m", SPEC, "{}", "ordered"), lambda: self.journal, str(self.folder / "s"),
-            ServerSettings(retention=Retention(keep=2), lease_s=1.0, keep_rows_s=0.0),
+            ServerSettings(retention=Retention(keep=2), lease_s=1.0, keep_rows_s=0.0, running_s=0.001),
             host=Host(monotonic=lambda: self.clock_s, wall=lambda: 1e9, die=lambda: None),
             background=False,
         )  # fmt: skip
@@ -297,11 +297,14 @@ MUTANTS: dict[str, tuple[str, str]] = {
     ),
 }
 
+RARE = {"rows that were trimmed are passed over": (175,)}
+"""Seeds that find what few do: rows go only after two additions to the running time."""
+
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_rule_that_is_missing_is_found(name: str) -> None:
     made = mutant(*MUTANTS[name])
-    for seed in range(20):
+    for seed in (*RARE.get(name, ()), *range(20)):
         try:
             run(seed, made)
         except AssertionError:
