@@ -101,6 +101,8 @@ class Arrival:
             return None
         if reply.since != coming.since or reply.epoch != coming.since[0]:
             return None
+        if (reply.epoch, reply.count) < coming.since:
+            return None  # of a replica that was not as far: what came is newer than its clock
         coming.finish(reply)
         return coming
 

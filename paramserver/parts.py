@@ -50,6 +50,8 @@ class Parts:
         since, after = request.since, request.after
         if not request.values:
             return {"kind": "none", "blocks": {}}
+        if since is not None and since > version:
+            since = after = None  # begun with a replica that was further: begin anew here
         if since is not None and since[0] == version[0] and after and after[0] in values:
             return self._part(values, since, after)
         if (touched := changes_since(since)) is not None:

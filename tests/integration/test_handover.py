@@ -338,7 +338,7 @@ def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> It
 
 def both_have(running: Running, n: int) -> None:
     """Wait until champion and challenger have learned so many events, each once."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while True:
         found = status(running, "counting")
         have = found["learned"], (found["challenger"] or {}).get("learned")

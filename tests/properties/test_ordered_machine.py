@@ -144,7 +144,9 @@ class World:
     def start_server(self) -> ParameterServer:
         server = ParameterServer(
             Lineage("m", SPEC, "{}", "ordered"), lambda: self.journal, str(self.folder / "s"),
-            ServerSettings(retention=Retention(keep=2), lease_s=1.0, keep_rows_s=0.0, running_s=0.001),
+            ServerSettings(
+                retention=Retention(keep=2), lease_s=1.0, keep_rows_s=0.0, running_s=0.001
+            ),
             host=Host(monotonic=lambda: self.clock_s, wall=lambda: 1e9, die=lambda: None),
             background=False,
         )  # fmt: skip

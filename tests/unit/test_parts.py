@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from online.arrival import Arrival
 from paramserver import wire
-from paramserver.blocks import Block, Blocks, from_wire, merge
+from paramserver.blocks import Block, Blocks, from_wire, merge, to_wire
 from paramserver.parts import PART_KEYS, Parts
 from paramserver.server import Server
 
@@ -153,3 +154,34 @@ def test_parts_and_the_changes_since_are_the_values_of_one_version(history: int)
         assert reader.values == server.values, f"seed {seed}"
         parts += reader.parts
     assert parts > 60
+
+
+def test_what_was_begun_with_a_replica_that_was_further_begins_anew() -> None:
+    """Else values of the newer version would get the older one's clock, and count twice."""
+    behind = {"w0": Block("additive", {f"k{i}": 1.0 for i in range(9)})}
+    ahead = {"w0": Block("additive", {f"k{i}": 2.0 for i in range(9)})}
+    first = Parts(4).told(_request(), ahead, (1, 5), lambda since: None)
+    assert (first["kind"], first["since"]) == ("part", (1, 5))
+    for after in (first["after"], None):
+        asked = _request(since=first["since"], after=after)
+        told = Parts(4).told(asked, behind, (1, 3), lambda since: None if since is None else {})
+        assert (told["kind"], told["since"], told["start"]) == ("part", (1, 3), None)
+        same = Parts(4).told(asked, ahead, (1, 5), lambda since: None if since is None else {})
+        assert same["since"] == (1, 5), "of one that is as far it goes on"
+
+
+def test_changes_of_a_replica_that_was_not_as_far_complete_nothing() -> None:
+    arrival = Arrival(None)
+    values = {"w0": Block("additive", {"k": 2.0})}
+    part = _reply("part", 5, pieces=[wire.encode_piece(to_wire(values))])
+    for _ in arrival.take(part):
+        pass
+    assert arrival.complete(_reply("changes", 3)) is None
+    assert arrival.complete(_reply("changes", 5)) is not None
+
+
+def _reply(kind: str, count: int, **more: Any) -> wire.SyncReply:
+    """An answer of version (1, count), about values of version (1, 5)."""
+    return wire.SyncReply(
+        wire.FORMAT, SPEC, 1, count, [], kind, {}, {}, [], {}, [], 0.0, since=(1, 5), **more
+    )
