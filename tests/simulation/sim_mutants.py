@@ -308,7 +308,7 @@ MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "the new copy answers at once": Mutant(
-        ((_LEARNER, "if all(map(self._caught_up, self._targets)):", "if True:"),), within=30
+        ((_LEARNER, "if all(map(self._caught_up, self._targets)):", "if True:"),), within=100
     ),
     "counts of two epochs are compared": Mutant(
         (
