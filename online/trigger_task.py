@@ -20,7 +20,6 @@ from online.config import Settings
 from online.history import Decisions
 from online.model_settings import ModelSettings
 from online.names import load_model, open_journal
-from online.rescore.snapshot import scored
 from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
 from online.triggers import Search, Told, Trigger
@@ -53,6 +52,8 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
 
     Raises StartRefused: there is no snapshot; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
     """
+    from online.rescore.snapshot import scored  # needs pyarrow, which serving does not
+
     made = scored(model, settings)
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
