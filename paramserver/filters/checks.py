@@ -46,8 +46,8 @@ def check_filter(make: Make, laws: Iterable[Check] = ()) -> None:
 def yield_checks(
     make: Make, laws: Iterable[Check] = ()
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and body of each check."""
-    for check in (*_CHECKS, *laws):
+    """Name and body of each check; the laws first, which say most of what a filter is."""
+    for check in (*laws, *_CHECKS):
         yield getattr(check, "__name__", repr(check)), partial(check, make)
 
 

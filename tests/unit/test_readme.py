@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,9 +51,15 @@ def commands(text: str) -> Iterator[list[str]]:
             yield shlex.split(line, comments=True)[1:]
 
 
+@cache
+def tree() -> Any:
+    """The command line, every command below it; to make it takes a while."""
+    return typer.main.get_command(cli.app)
+
+
 def check_command(words: list[str]) -> None:
     """Each word that should be a command or an option is one."""
-    command: Any = typer.main.get_command(cli.app)
+    command = tree()
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, f"no command {words[0]!r}"
         command, words = command.commands[words[0]], words[1:]
@@ -90,7 +97,7 @@ def test_options_named_in_the_text_exist() -> None:
 
 
 def _all_options() -> set[str]:
-    todo: list[Any] = [typer.main.get_command(cli.app)]
+    todo: list[Any] = [tree()]
     found: set[str] = set()
     while todo:
         command = todo.pop()
