@@ -51,7 +51,7 @@ check: $(TESTS)  ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(TESTS)  ## the measured tables of the README, and 20,000 simulated seeds (long)
+bench: $(TESTS)  ## the measured tables, and 20,000 simulated seeds (long)
 	$(PYTEST) -m long tests
 	EXPLORE=1 $(PYTEST) tests/unit $(COMPUTED)
 	$(BIN)/python tests/simulation/run.py --seeds 20100

@@ -197,6 +197,7 @@ class Exchange:
         if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
             await self._writer.look()
             learner.undone = self._writer.decisions.undone
+        learner.tally.answers_after = self._writer.decisions.answers_after
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock

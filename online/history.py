@@ -130,6 +130,7 @@ class Decisions:
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
         self.loss: shortfall.Acceptance | None = None  # that the lineage goes on without
         self.undone = rewrites.undone(())
+        self.answers_after = 0  # newest epoch of what served before: such answers are another's
 
     def read(self, journal: Journal, model: str, upto: int | None = None) -> None:
         """Take what was decided since the last time, up to control row ``upto``."""
@@ -153,6 +154,9 @@ class Decisions:
         elif control.kind == _DECIDE:
             key = bytes.fromhex(control.key.removeprefix(f"{_DECIDE}:"))
             self.decided[key] = Decided(control.seq, control.payload.decode())
+        elif control.kind == rewrites.PROMOTE:
+            note = msgspec.json.decode(control.payload, type=rewrites.Promote)
+            self.answers_after = max(self.answers_after, note.epoch)
         elif control.kind == rewrites.SOURCE:
             source = msgspec.json.decode(control.payload, type=rewrites.Source)
             self.sources[source.source] = (control.seq, source.banned)

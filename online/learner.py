@@ -26,7 +26,7 @@ from online.deltas import CLOSED, Delta, Opened, finish, moved, restart, touched
 from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
-from online.tally import DIGEST, TALLIED, Tally
+from online.tally import ANOTHERS, COSTS, DIGEST, TALLIED, Tally
 from online.vocabulary import NAMED
 from paramserver.blocks import Touched
 from paramserver.filters.sources import keep_bounds, of_sources
@@ -347,4 +347,6 @@ def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float
     )
     if score is not None:
         counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    if example.version is not None and example.version[0] <= tally.answers_after:
+        counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
     return counted

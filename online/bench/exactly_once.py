@@ -144,7 +144,8 @@ class Client(threading.Thread):
                 return
             self.failed += 1
             with self._sent.lock:
-                self._sent.statuses[f"retried after {code or 'no answer'}"] += 1
+                why = (answer.get("error") or {}).get("code", "")
+                self._sent.statuses[f"retried after {code or 'no answer'} {why}".strip()] += 1
             if self._stop_event.is_set() and self._rng.random() < 0.2:
                 return  # this one stays unanswered
             time.sleep(0.05)

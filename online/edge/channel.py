@@ -101,7 +101,9 @@ class Release:
         """SHA-256 of every file that the document names, and of itself."""
         named = {sha256(self.document()).hexdigest()}
         for target in self.about["targets"].values():
-            named |= {target["sha256"], target["parity"]["sha256"]}
+            parity = target["parity"]
+            named |= {target["sha256"], parity["sha256"]}
+            named |= {part["sha256"] for part in parity.get("parts", {}).values()}
             named |= {delta["sha256"] for delta in target.get("deltas", ())}
             named |= {target["weights"]["sha256"]} if "weights" in target else set()
         return named

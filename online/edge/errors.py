@@ -79,6 +79,28 @@ class TemplateUnfit(EdgeError):
         return f"template for {self.target}: {self.reason}. Make a new one of this model"
 
 
+class StepsUnfit(EdgeError):
+    """Weights that can't be put on a grid: the release answers exactly, in larger updates."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}. The file is exact, and a difference from it is larger"
+
+
+class DifferenceUnfit(EdgeError):
+    """Two packs between which there is no difference: the newer one is sent whole."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}. The file is sent whole, once; the next difference is from it"
+
+
 class ManifestRefused(EdgeError):
     """A manifest that a client must not follow."""
 

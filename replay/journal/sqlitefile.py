@@ -58,7 +58,7 @@ class SqliteFile:
     Parameters
     ----------
     path
-        ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` appear beside it.
+        ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
     schema
         Statements that make the tables; one of them makes ``meta (name, value)``.
     format
