@@ -9,7 +9,7 @@ COMPUTED := tests/properties tests/simulation tests/conformance
 # Else each process of each service of the tests compiles the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup serve test check bench clean
+.PHONY: setup serve test check docs bench clean
 
 setup: $(TESTS)  ## virtual environment with everything the service and its tests need
 
@@ -45,11 +45,15 @@ test: $(TESTS)  ## everything but the long tests and benchmarks
 	wait $$unit || failed=1; cat $$out/unit; \
 	lanes=; exit $$failed
 
-check: $(TESTS)  ## format, lint, types, import contracts
+check: $(TESTS)  ## format, lint, types, import contracts, links of the documents
 	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
 	$(BIN)/ruff check online paramserver replay evaluation examples tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }
+
+docs: $(TESTS)  ## the documents as a site, in the folder site
+	$(BIN)/zensical build --strict --clean
 
 bench: $(TESTS)  ## the measured tables, and 20,000 simulated seeds (long)
 	$(PYTEST) -m long tests
