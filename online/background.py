@@ -13,123 +13,51 @@ import contextlib
 import gc
 import logging
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
-from online.canary import Canary
+from online.composition import model_replica
 from online.config import Settings
-from online.exchange import ParameterServerClient
-from online.filtering import filtering_for
-from online.learner import Learner
-from online.memories import memory_for
-from online.model_settings import ModelSettings
-from online.models.load import Loaded
-from online.names import journal_opener, load_model, merge_rule, server_name
-from online.ordered import OrderedLearner
+from online.names import journal_opener, load_model, server_name
 from online.overlay import OverlayLearner
 from online.relearn_task import fresh_of
 from online.replica import ModelReplica
-from online.rootset import RootSet, root_rows
+from online.rise import Relearn
 from online.token_settings import WITH_SECRETS
 from online.tokens import Keys
 from online.trigger_task import Looked, looking
 from paramserver.ray_client import ParameterClient
-from paramserver.server import MergeRule
-from replay.journal.base import Journal
 
 log = logging.getLogger("online.background")
 
 _LOOK_S: Final = 0.5  # between two looks at the actor
 _STOP_S: Final = 1.0
-_DECIDE_S: Final = 30.0  # a server that writes down what it decides
 _NICENESS: Final = 5  # predictions first, where cores are few
 
 
-def model_replica(
-    model: ModelSettings,
-    settings: Settings,
-    loaded: Loaded,
-    journal: Journal,
-    replica: str,
-    *,
-    for_others: bool = False,
-    peers: ParameterServerClient | None = None,
-) -> tuple[ModelReplica, ParameterClient]:
-    """One model of the settings in this process, and its way to the parameter server.
-
-    ``for_others``: it learns what other processes write.  ``peers``: of whom a new one takes values
-    while the server can't be reached.
-    """
-    limits = settings.limits
-    client = ParameterClient(server_name(model.name, loaded.spec_hash))
-    rows_max = max(model.sync.updates * 16, 1024)
-    rule = merge_rule(model, loaded.model)
-    learns = for_others or learns_here(model, rule)
-    learner: Learner | OrderedLearner
-    whole: dict[str, Any] = {"task": model.task, "spec": loaded.spec_hash, "rows_max": rows_max}
-    if rule == "ordered" or (rule in ("overlay", "lagging") and for_others):
-        learner = OrderedLearner(loaded.build, **whole)
-    elif rule in ("overlay", "lagging"):
-        learner = OverlayLearner(loaded.build, own_rows=rule == "overlay", **whole)
-    else:
-        learner = Learner(
-            loaded.build,
-            task=model.task,
-            spec=loaded.spec_hash,
-            retain_bytes=limits.retain_mb << 20,
-            rows_max=rows_max,
-            compensates=settings.replicas_max > 1 and rule == "compensated",
-            memory=memory_for(model, loaded.model, rule) if learns else None,
-        )
-
-    rows, root = root_rows(model, settings, numeric_only=loaded.model.numeric_only), None
-    if rows and model.root_set is not None:
-        root = RootSet(model.root_set, rows, lambda: learner.serving)
-    filters = filtering_for(
-        model, learner, root, sources_max=limits.sources_max, vouched=settings.tokens.vouched
-    )
-    learner.evidence.sources_max = limits.sources_max
-    learner.bounds.on = model.filters != "none"
-    learner.vocabulary.most = limits.names_max
-    learner.vocabulary.share = limits.names_share
-    learner.vocabulary.a_second = limits.names_s
-
-    async def ask(question: str, *args: object) -> Any:
-        return await client.call(question, _DECIDE_S, *args)
+def relearning(settings: Settings, model: str) -> Relearn:
+    """Has a fresh model taught by a task of Ray."""
 
     async def relearned(rewrite: int, since: float) -> str:
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
-        return str(await fresh_of(data, model.name, rewrite, since))
+        return str(await fresh_of(data, model, rewrite, since))
+
+    return relearned
+
+
+def searching(settings: Settings, model: str) -> Callable[[], Awaitable[Looked]]:
+    """Has triggers searched for by a task of Ray."""
 
     async def searched() -> Looked:
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
-        looked: Looked = await looking(data, model.name)
+        looked: Looked = await looking(data, model)
         return looked
 
-    made = ModelReplica(
-        model, limits, learner, journal, client,
-        replica=replica, spec=loaded.spec_hash, learns=learns,
-        cpu_s=time.thread_time,
-        ask=ask if learns else None,
-        filters=filters,
-        canary=Canary(rows, lambda: learner.serving) if rows else None,
-        peers=peers,
-        relearn=relearned,
-        search=searched if learns else None,
-    )  # fmt: skip
-    return made, client
-
-
-def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
-    """Whether a replica learns what is written to it."""
-    if rule in ("overlay", "lagging"):
-        return rule == "overlay"
-    return model.learn == "inline"
+    return searched
 
 
 class Learning:
@@ -144,9 +72,12 @@ class Learning:
         model = next(model for model in settings.models if model.name == name)
         keys = Keys.from_file(settings.key_path)
         loaded = load_model(model, settings, keys.secret, keys.old_secrets)
-        self._replica, _ = model_replica(
+        self._replica = model_replica(
             model, settings, loaded, journal_opener(settings)(), processes.replica_name(),
+            ParameterClient(server_name(name, loaded.spec_hash)),
             for_others=True,
+            relearn=relearning(settings, name),
+            search=searching(settings, name),
         )  # fmt: skip
         self._starting: asyncio.Task[None] | None = None
 

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from paramserver import wire
 from paramserver.actor import FindGone, ParameterServer, ServerSettings, identity
-from paramserver.errors import FormatRefused, ParamServerError, ServerUnavailable
+from paramserver.client import Client
+from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.lineage import Lineage
 from paramserver.store import Store
 
@@ -94,8 +93,8 @@ def _exists(name: str, namespace: str) -> bool:
     return True
 
 
-class ParameterClient:
-    """A replica's way to its server.  Use from one event loop.
+class ParameterClient(Client):
+    """A replica's way to a server that is an actor.  Use from one event loop.
 
     Parameters
     ----------
@@ -104,36 +103,9 @@ class ParameterClient:
     """
 
     def __init__(self, name: str, namespace: str = NAMESPACE) -> None:
-        self._name = name
+        super().__init__(name)
         self._namespace = namespace
         self._handle: Any = None
-
-    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        """Push and pull.
-
-        Raises
-        ------
-        ServerUnavailable
-            Indefinite: no answer in ``timeout_s``.  Send the same pushes again.
-        NotReady, FormatRefused, RequestRefused, BlockError, PushRefused, StoreUnavailable
-            As the server raised them.
-        """
-        answer = await self.call("sync", timeout_s, wire.encode(request))
-        try:
-            reply = wire.decode_reply(answer)
-        except msgspec.DecodeError as error:
-            raise ServerUnavailable(self._name, f"an answer that is none: {error}") from error
-        if reply.format != wire.FORMAT:
-            raise FormatRefused(reply.format, wire.FORMAT)
-        return reply
-
-    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
-        """Result of another method of :class:`paramserver.actor.ParameterServer`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._call(method, args)
-        except TimeoutError as error:
-            raise ServerUnavailable(self._name, f"none within {timeout_s} s") from error
 
     async def _call(self, method: str, args: tuple[object, ...]) -> Any:
         for last in (False, True):
