@@ -65,9 +65,13 @@ def _store(value: str) -> str:
     return value
 
 
+EMBEDDED = "embedded"
+"""The cluster that is none: everything in one process, without Ray."""
+
+
 def _cluster(value: str) -> str:
-    if value not in ("local", "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
-        raise ValueError("give local, auto or host:port of a running Ray cluster")
+    if value not in ("local", "auto", EMBEDDED) and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
+        raise ValueError("give local, embedded, auto or host:port of a running Ray cluster")
     return value
 
 
@@ -166,7 +170,9 @@ class Settings(Tree):
         description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
     )
     cluster: Annotated[str, AfterValidator(_cluster)] = Field(
-        "local", description="local starts a Ray of its own; auto or host:port joins one"
+        "local",
+        description="local starts a Ray of its own; auto or host:port joins one; embedded: one "
+        "process without Ray, of one replica",
     )
     key_file: Path | None = Field(None, description="default: state_dir/key, made at first start")
     models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
@@ -237,8 +243,12 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         settings = Settings.model_validate(data)
     except ValidationError as error:
         raise _explain(error) from None
+    if settings.cluster == EMBEDDED and "replicas" not in data:
+        settings = settings.model_copy(update={"replicas": 1})
     settings = settings.model_copy(update={"tokens": _read_tokens(settings)})
     _check(settings)
+    if settings.cluster == EMBEDDED:
+        _check_embedded(settings)
     resolved: dict[str, Any] = {name: getattr(settings, name).resolve() for name in _PATHS}
     if settings.snapshot_dir is not None and "://" not in settings.snapshot_dir:
         resolved["snapshot_dir"] = str(Path(settings.snapshot_dir).resolve())
@@ -384,6 +394,32 @@ def _check(settings: Settings) -> None:
             f"{settings.host} is not a loopback address, and there are no access tokens",
             "Give tokens for predict, feedback and admin, or use 127.0.0.1",
         )
+
+
+def _check_embedded(settings: Settings) -> None:
+    """Refuse what needs processes beside the one that is all of the service."""
+    other = "or take `cluster: local`, which starts Ray"
+    if settings.replicas != 1:
+        raise ConfigError(
+            "replicas",
+            f"with `cluster: embedded` there is one, got {settings.replicas}",
+            f"Give 1 or leave it out, {other}",
+        )
+    for model in settings.models:
+        wanted = {
+            "challenger": model.challenger is not None,
+            "learn": model.learn == "background",
+            "sync.merge": model.sync.merge in ("overlay", "lagging"),
+            "drift.on_rise": model.drift.on_rise == "relearn",
+            "triggers.every": model.triggers.every > 0,
+        }
+        for name in (name for name, on in wanted.items() if on):
+            raise ConfigError(
+                f"models.{model.name}.{name}",
+                "what is asked for runs in a process of its own, and `cluster: embedded` has one "
+                "process in all",
+                f"Leave it out, {other}",
+            )
 
 
 def _loopback(host: str) -> bool:

@@ -57,6 +57,8 @@ class Snapshots(Tree):
     weekly: int = Field(4, ge=0, le=10_000)
 
 
+StateOf = Literal["code", "structure"]
+
 Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
 
@@ -224,6 +226,11 @@ class ModelSettings(Tree):
     params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
     artifact: Path | None = Field(
         None, description="a file handed to the factory: what was trained before"
+    )
+    state_of: StateOf = Field(
+        "code",
+        description="which model takes up the state that is there: code: of the same source and "
+        "params; structure: any that is built alike, as an object served in its own process was",
     )
     classes: dict[Literal["negative", "positive"], str | int | bool] | None = Field(
         None, description="binary only: what the two labels are called"

@@ -147,6 +147,7 @@ def load_model(
         artifact=model.artifact,
         training=model.training,
         rehearses=model.replay.on,
+        state_of=model.state_of,
     )
 
 

@@ -154,10 +154,13 @@ def listening(ports: Sequence[int]) -> list[psutil.Process]:
     return list(found.values())
 
 
-def note(path: Path, facts: dict[str, Any]) -> None:
-    """Write ``run.json`` whole: facts for the other commands and pids for cleaning up."""
+def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:
+    """Write ``run.json`` whole: facts for the other commands and pids for cleaning up.
+
+    ``children``: whether what this process has started is the service's.
+    """
     processes = []
-    for process in own_processes():
+    for process in own_processes() if children else ():
         with contextlib.suppress(psutil.Error):
             processes.append({"pid": process.pid, "started": process.create_time()})
     data = {**facts, "pid": os.getpid(), "processes": processes}

@@ -25,7 +25,7 @@ _SURGE_PERCENT = 50  # rounded up: replacements that start before what they repl
 _PACKAGES = ("online", "evaluation", "paramserver", "replay")
 _BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
 _AT_ONCE = ("start_wait_s",)  # the process that starts and changes everything alone asks for it
-_BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec
+_BY_RESTART = ("task", "learner", "params", "classes", "state_of")  # of a model: they make its spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,15 @@ Old state is taken only by a model of the same spec.  The spec is what decides h
 state: source and name of the factory, its parameters, task, classes and the estimator's
 structure, and river's version where the state is a pickle.  It covers the factory's own file,
 not what that file imports.
+
+With ``state_of: structure`` source, name and parameters are left out of it: whatever is built
+alike takes the state.  An object that a program hands over (:mod:`online.models.handed_over`) has
+no source, so its spec is always that one.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import importlib
@@ -25,7 +30,8 @@ import river
 from river import base, linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
-from online.model_settings import Training
+from online.model_settings import StateOf, Training
+from online.models import handed_over
 from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
@@ -178,6 +184,7 @@ def load(
     artifact: Path | None = None,
     training: Training = PLAIN,
     rehearses: bool = False,
+    state_of: StateOf = "code",
 ) -> Loaded:
     """The model that ``learner`` names.
 
@@ -188,7 +195,8 @@ def load(
         The factory is called with ``params`` and returns a river estimator, an object with
         ``predict`` or ``predict_one`` (and ``learn_one``), a
         :class:`~online.models.network.Network`, an :class:`~online.models.estimator.Estimator`,
-        or a :class:`~online.models.base.Model`.
+        or a :class:`~online.models.base.Model`.  Instead of a factory it may be such an object
+        itself, which is copied.
     classes
         What the two labels of a binary task are called; part of the spec.
     artifact
@@ -200,6 +208,8 @@ def load(
         How a torch network learns; part of the spec.  Other models have their own parameters.
     rehearses
         Whether rows are learned again beside fresh ones: the defaults of ``training`` differ.
+    state_of
+        Whether the spec has the factory's code and parameters, or only what they build.
 
     Raises LearnerUnusable: names the value, what is wrong and what to write instead.
     """
@@ -225,12 +235,10 @@ def load(
             raise LearnerUnusable(learner, "its factory builds something else each time", remedy)
         return again
 
-    spec = {
-        **origin,
-        "params": dict(params),
-        "task": task,
-        "classes": None if classes is None else dict(classes),
-    }
+    spec: dict[str, Any] = {**origin, "params": dict(params)}
+    if state_of == "structure" or origin["kind"] == "object":
+        spec = {"kind": "structure"}
+    spec |= {"task": task, "classes": None if classes is None else dict(classes)}
     text = _spec_text(learner, spec, model)
     return Loaded(model, hashlib.sha256(text.encode()).hexdigest(), text, build)
 
@@ -245,7 +253,7 @@ def _spec_text(learner: str, given: Mapping[str, object], model: Model) -> str:
     try:
         return json.dumps(spec, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        problem = f"params {given['params']!r:.200}: {error}"
+        problem = f"params {given.get('params')!r:.200}: {error}"
         raise LearnerUnusable(learner, problem, "Give text, numbers, lists and maps") from error
 
 
@@ -262,6 +270,8 @@ def _hash(learner: str, artifact: Path) -> str:
 
 def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, str]]:
     place, colon, name = learner.rpartition(":")
+    if place == handed_over.PLACE:
+        return handed_over.factory(name), {"kind": "object"}
     if not colon:
         if learner not in BUILT_IN:
             near = difflib.get_close_matches(learner, BUILT_IN, n=1)
@@ -279,6 +289,8 @@ def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, s
         module, source = _load_module(learner, place)
         kind = f"module {place}"
     factory = getattr(module, name, None)
+    if not callable(factory) and hasattr(factory, "learn_one"):
+        factory = partial(copy.deepcopy, factory)
     if not callable(factory):
         known = [
             n
@@ -384,6 +396,8 @@ def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[by
         except Exception as error:  # its module, loss, optimizer or estimator may raise anything
             problem = _raised("what its factory returned raises", error)
             raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
+    if (recipe := handed_over.recipe_of(made)) is not None:
+        raise LearnerUnusable(learner, *recipe)
     if all(hasattr(made, verb) for verb in ("predict", "learn", "cut", "rebase", "reset")):
         model: Model = made
         return model

@@ -1,0 +1,219 @@
+"""The whole service in this process, without Ray: the same promises on the same state folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from river import linear_model, optim, preprocessing, tree
+
+import online
+from online.config import load
+from online.embedded import Embedded
+from online.errors import ConfigError, StartRefused
+from online.models.errors import LearnerUnusable
+
+HERE = Path(__file__).parent
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def model(lr: float = 0.1) -> Any:
+    return preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(lr))
+
+
+def teach(service: Embedded, name: str, rows: int = 30) -> None:
+    for i in range(rows):
+        service.client.feedback(name, i % 3 > 0, features={"x": float(i % 3), "y": i / rows})
+
+
+def answers(service: Embedded, name: str) -> list[Any]:
+    rows = [{"x": float(i), "y": 1.0 - i / 4} for i in range(5)]
+    return [service.client.predict(name, x).probabilities for x in rows]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    """A folder of states; nothing of a service outlives the test."""
+    yield tmp_path / "state"
+    left = [t.name for t in threading.enumerate() if t.name.startswith(("online", "parameter"))]
+    assert left == []
+
+
+def test_an_object_is_served_learns_and_is_there_again_after_a_restart(state: Path) -> None:
+    given = model()
+    with online.serve(given, name="clicks", state_dir=state, say=quiet) as service:
+        asked = service.client.predict("clicks", {"x": 1.0})
+        assert asked.probabilities == {"false": 0.5, "true": 0.5}
+        receipt = service.client.feedback("clicks", True, id=asked.id)
+        assert receipt.status == "learned"
+        assert service.client.predict("clicks", {"x": 1.0}, after=receipt.seen).includes
+        teach(service, "clicks")
+        before = answers(service, "clicks")
+        status = service.client.status("clicks")
+        assert (status["learned"], len(status["replicas"]), status["incident"]) == (31, 1, None)
+    assert not service.alive()
+    assert not (state / "run.json").exists()
+    assert given["LogisticRegression"].weights == {}  # what is served is a copy
+    lines: list[str] = []
+    with online.serve(model(), name="clicks", state_dir=state, say=lines.append) as service:
+        assert answers(service, "clicks") == before
+        assert service.client.status("clicks")["learned"] == 31
+    assert any(f"the state stored in {state} serves, not what the object" in x for x in lines), (
+        lines
+    )
+
+
+def test_a_repeat_of_an_event_is_known_after_a_restart(state: Path) -> None:
+    for duplicate in (False, True):
+        with online.serve(model(), state_dir=state, say=quiet) as service:
+            receipt = service.client.feedback("model", True, features={"x": 1.0}, event_id="a")
+            assert receipt.duplicate is duplicate
+            assert service.client.status("model")["learned"] == 1
+
+
+def test_a_second_service_of_the_name_replaces_the_first(state: Path) -> None:
+    first = online.serve(model(), name="cell", state_dir=state, say=quiet)
+    teach(first, "cell")
+    before = answers(first, "cell")
+    with online.serve(model(), name="cell", state_dir=state, say=quiet) as second:
+        assert not first.alive()
+        assert answers(second, "cell") == before
+    with online.serve(model(), name="cell", state_dir=state, say=quiet) as third:
+        assert third.client.status("cell")["learned"] == 30
+        with pytest.raises(StartRefused, match="in use by another service"):
+            online.serve(model(), name="other", state_dir=state, say=quiet)
+        assert answers(third, "cell") == before
+
+
+def test_it_runs_beside_the_event_loop_of_a_notebook(state: Path) -> None:
+    async def cell() -> float:
+        with online.serve(model(), state_dir=state, say=quiet) as service:
+            receipt = await asyncio.to_thread(
+                service.client.feedback, "model", True, features={"x": 1.0}
+            )
+            assert receipt.status == "learned"
+            return float(service.client.status("model")["learned"])  # blocks this loop, not its own
+
+    assert asyncio.run(cell()) == 1
+
+
+def test_another_structure_is_refused_and_begins_anew_if_asked(state: Path) -> None:
+    with online.serve(model(), state_dir=state, say=quiet) as service:
+        teach(service, "model")
+    with pytest.raises(StartRefused, match="code or settings have changed") as refused:
+        online.serve(model(lr=0.5), state_dir=state, say=quiet)
+    assert "--relearn" in str(refused.value)
+    with online.serve(model(lr=0.5), state_dir=state, relearn=True, say=quiet) as service:
+        assert service.client.status("model")["learned"] == 30
+
+
+def test_what_needs_other_processes_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    one = {"name": "a", "task": "binary", "learner": "logreg"}
+    for service, of_model, field in (
+        ({"replicas": 2}, {}, "replicas"),
+        ({"replicas": {"min": 1, "max": 4}}, {}, "replicas"),
+        ({}, {"challenger": {"learner": "softmax"}}, "models.a.challenger"),
+        ({}, {"learn": "background"}, "models.a.learn"),
+        ({}, {"sync": {"merge": "overlay"}}, "models.a.sync.merge"),
+        ({}, {"drift": {"on_rise": "relearn"}}, "models.a.drift.on_rise"),
+        ({}, {"triggers": {"every": 1000}}, "models.a.triggers.every"),
+    ):
+        data = {"cluster": "embedded", "models": [{**one, **of_model}], **service}
+        with pytest.raises(ConfigError, match="cluster: local") as refused:
+            load(None, data, {})
+        assert refused.value.field == field
+        load(None, {**data, "cluster": "local"}, {})
+    assert load(None, {"cluster": "embedded", "models": [one]}, {}).replicas == 1
+    assert load(None, {"models": [one]}, {}).replicas == 2
+
+
+def test_a_model_for_several_tasks_needs_one(state: Path) -> None:
+    with pytest.raises(ConfigError, match="multiclass"):
+        online.serve(tree.HoeffdingTreeClassifier(), state_dir=state, say=quiet)
+    made = tree.HoeffdingTreeClassifier()
+    with online.serve(made, task="multiclass", state_dir=state, say=quiet) as service:
+        service.client.feedback("model", "red", features={"x": 1.0})
+        assert service.client.predict("model", {"x": 1.0}).prediction == "red"
+    with online.serve(made, task="multiclass", state_dir=state, say=quiet) as service:
+        assert service.client.predict("model", {"x": 1.0}).prediction == "red"
+
+
+class Counting:
+    """A class of one's own: answers how many rows it has learned."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def learn_one(self, x: dict[str, Any], y: float) -> None:
+        self.rows += 1
+
+    def predict_one(self, x: dict[str, Any]) -> float:
+        return float(self.rows)
+
+
+def test_a_class_of_ones_own_is_served(state: Path) -> None:
+    for rows in (1, 2):
+        with online.serve(Counting(), task="regression", state_dir=state, say=quiet) as service:
+            receipt = service.client.feedback("model", 1.0, features={"x": 1.0})
+            assert service.client.predict("model", {"x": 0.0}, after=receipt.seen).prediction == rows
+
+
+def test_what_can_not_be_served_leaves_nothing_behind(state: Path) -> None:
+    with pytest.raises(LearnerUnusable):
+        online.serve(object(), task="binary", state_dir=state, say=quiet)
+    with online.serve(model(), state_dir=state, say=quiet) as service:
+        port = int(service.url.rpartition(":")[2])
+        with pytest.raises(StartRefused, match="can't be listened on"):
+            online.serve(model(), name="b", state_dir=state / "b", port=port, say=quiet)
+    with online.serve(model(), name="b", state_dir=state / "b", say=quiet) as service:
+        with urllib.request.urlopen(f"{service.url}/readyz") as answer:
+            assert answer.status == 200
+        assert json.loads((state / "b" / "run.json").read_text())["url"] == service.url
+
+
+COLD = """
+import time
+import fastapi, uvicorn
+from river import linear_model
+import psutil
+bare = psutil.Process().memory_full_info().pss
+begun = time.monotonic()
+import online
+service = online.serve(linear_model.LogisticRegression(), name="clicks", state_dir=STATE)
+asked = service.client.predict("clicks", {"x": 1.0})
+answered = time.monotonic() - begun
+service.client.feedback("clicks", True, id=asked.id)
+more = (psutil.Process().memory_full_info().pss - bare) / 2**20
+processes = 1 + len(psutil.Process().children(recursive=True))
+learned = service.client.status("clicks")["learned"]
+service.stop()
+import sys, json
+ray = sorted(name for name in sys.modules if name.partition(".")[0] == "ray")
+print(json.dumps([answered, more, processes, learned, ray]))
+"""
+
+
+def test_a_fresh_process_serves_without_ray_and_without_other_processes(tmp_path: Path) -> None:
+    """Prints the seconds to the first answer and the memory above that of the bare imports."""
+    code = COLD.replace("STATE", repr(str(tmp_path / "state")))
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    answered, more, processes, learned, ray = json.loads(ended.stdout.splitlines()[-1])
+    print(f"first answer after {answered:.2f} s, {more:.0f} MB above the imports")
+    assert (processes, learned, ray) == (1, 1, [])
