@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from river import base, multiclass
+from river import base
 
 from evaluation.metrics import Task
 from online.models.errors import LearnerUnusable
 from online.models.structure import steps
 
 PLACE: Final = "object"
+_MANY: Final = ("SoftmaxRegression", "OneVsRestClassifier", "OneVsOneClassifier")
 
 _given: dict[str, Callable[[], Any]] = {}
 _TASKS: Final[dict[str, Task]] = {
@@ -61,7 +62,7 @@ def task_of(model: Any) -> Task | None:
     if isinstance(final, base.Regressor):
         return "regression"
     if isinstance(final, base.Classifier):
-        if isinstance(final, multiclass.OneVsRestClassifier) or "Softmax" in type(final).__name__:
+        if type(final).__name__ in _MANY:
             return "multiclass"
         return None if final._multiclass else "binary"
     return None
