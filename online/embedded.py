@@ -279,6 +279,8 @@ class Embedded:
         assembly = Assembly(settings, keys, lambda model: self._loaded[model.name], around)
         await assembly.start()
         try:
+            if self._stopping.is_set():  # the start was given up
+                return
             made = uvicorn.Config(
                 assembly.app(), lifespan="off", log_config=None, access_log=False,
                 timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=_DRAIN_S,
@@ -328,6 +330,10 @@ class Embedded:
                         "rest of the journal"
                     )
             self._release()
+
+    def kill(self) -> None:
+        """Leave everything as it is: this process ends now, and the next start takes over."""
+        run_path(self._settings).unlink(missing_ok=True)
 
     def _end_replica(self) -> None:
         if self._client is not None:

@@ -36,9 +36,17 @@ Model = Annotated[str | None, typer.Option("--model", help="which model, if seve
 
 
 def load_settings(path: Path | None, **overrides: Any) -> config.Settings:
-    """Settings from the file named, else from ./online.yaml if it is there, else the defaults."""
+    """Settings from the file named, else from ./online.yaml if it is there, else the defaults.
+
+    Of a file of Python: one process that serves the model in it.
+    """
     if path is None and Path("online.yaml").exists():
         path = Path("online.yaml")
+    if path is not None and path.suffix == ".py":
+        from online.models.model_file import settings_of
+
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return config.load(None, {**settings_of(path), **given}, config.environment())
     return config.load(path, overrides, config.environment())
 
 

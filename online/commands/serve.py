@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from online import __version__, config
-from online.commands.base import File, Reached, StateDir, load_settings
+from online.commands.base import File, Reached, StateDir, in_private, load_settings
 from online.errors import ConfigError, OnlineError
 from paramserver.errors import ParamServerError
 from replay.errors import ReplayError
@@ -45,10 +45,10 @@ def serve(
 ) -> None:
     """Start the service and keep it running until Ctrl-C.  SIGHUP: read the settings again.
 
+    Of a file model.py its model is served, in one process: see docs/embedded.md.
+
     Example: online serve online.yaml
     """
-    from online.cluster import Service
-
     settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
     token = _token_to_play(settings, play)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -66,7 +66,15 @@ def serve(
                 signal.signal(number, on_signal)
         print(f"  {line}", flush=True)  # whoever reads it may send a signal
 
-    running = Service(settings, said)
+    running: Any
+    if embedded := settings.cluster == config.EMBEDDED:
+        from online.embedded import Embedded
+
+        running = Embedded(in_private(settings), said)
+    else:
+        from online.cluster import Service
+
+        running = Service(settings, said)
 
     def on_signal(number: int, frame: object) -> None:
         if stop.is_set():  # the second one: at once
@@ -87,7 +95,11 @@ def serve(
             threading.Thread(
                 target=_play_forever, args=(reached, settings, play, rate, stop), daemon=True
             ).start()
-        code = _watch(running, stop, hangup, again)
+        code = (
+            _watch_embedded(running, stop, hangup)
+            if embedded
+            else _watch(running, stop, hangup, again)
+        )
         if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
             _kill(running, code)
         print("\nstopping: replicas push what they have learned", flush=True)
@@ -179,6 +191,18 @@ def _watch(
             tending.start()
         if not running.alive():
             print("Ray has stopped: the service can't go on; start it again", file=sys.stderr)
+            return 2
+    return 0
+
+
+def _watch_embedded(running: Any, stop: threading.Event, hangup: threading.Event) -> int:
+    """Until a signal (0), or until the service has ended by itself (2)."""
+    while not stop.wait(_TEND_S):
+        if hangup.is_set():
+            hangup.clear()
+            print("  with `cluster: embedded` new settings need a restart", flush=True)
+        if not running.alive():
+            print("the service has ended; start it again", file=sys.stderr)
             return 2
     return 0
 

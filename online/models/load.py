@@ -283,7 +283,7 @@ def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, s
             )
         return BUILT_IN[learner], {"kind": "built-in", "name": learner}
     if place.endswith(".py"):
-        module, source = _load_file(learner, base_dir / place)
+        module, source = load_file(learner, base_dir / place)
         kind = "file"
     else:
         module, source = _load_module(learner, place)
@@ -306,8 +306,8 @@ def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, s
     return factory, {"kind": kind, "name": name, "source": hashlib.sha256(source).hexdigest()}
 
 
-def _load_file(learner: str, path: Path) -> tuple[types.ModuleType, bytes]:
-    """The file as a module whose name comes from its content.
+def load_file(learner: str, path: Path) -> tuple[types.ModuleType, bytes]:
+    """The file as a module whose name comes from its content, and its bytes.
 
     So pickles made by one process are read by another, whichever directory it runs in, and what
     is hashed is what runs.
