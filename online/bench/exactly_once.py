@@ -154,11 +154,14 @@ class Client(threading.Thread):
             time.sleep(0.05)
 
 
-def settings_of(port: int, journal: str = "sqlite") -> dict[str, Any]:
-    """Two replicas of the counting model, exact sums, frequent snapshots."""
+def settings_of(port: int, journal: str = "sqlite", *, embedded: bool = False) -> dict[str, Any]:
+    """Two replicas of the counting model, exact sums, frequent snapshots.
+
+    ``embedded``: one in the process of everything.
+    """
     return {
         "port": port,
-        "replicas": 2,
+        **({"cluster": "embedded"} if embedded else {"replicas": 2}),
         "journal": journal,
         "limits": {"adopt_s": 4, "names_max": 1_000_000},
         "models": [
@@ -238,9 +241,13 @@ def run(
     seed: int = 0,
     clients: int = 12,
     environment: Mapping[str, str] | None = None,
+    embedded: bool = False,
     progress: Callable[[str], None] = print,
 ) -> Result:
-    """A campaign of ``rounds`` kills, every fourth of every process at once."""
+    """A campaign of ``rounds`` kills, every fourth of every process at once.
+
+    ``embedded``: of a service that is one process, so each kill is of all.
+    """
     rng = random.Random(seed)
     begun = time.monotonic()
     with (
@@ -248,7 +255,8 @@ def run(
         _store(Path(name) / "store", journal) as store,
     ):
         folder = Path(name)
-        path = write_settings(folder, settings_of(free_port(), store.url if store else journal))
+        place = store.url if store else journal
+        path = write_settings(folder, settings_of(free_port(), place, embedded=embedded))
         site = Site(folder, store, environment)
         sent, stop = Sent(), threading.Event()
         threads = [
@@ -260,8 +268,8 @@ def run(
         in_flight = clients
         try:
             for i in range(rounds):
-                last = i % _ALL_EVERY == _ALL_EVERY - 1
-                target = "all" if last else rng.choice(site.targets())
+                whole = embedded or i % _ALL_EVERY == _ALL_EVERY - 1
+                target = "all" if whole else rng.choice(site.targets())
                 time.sleep(rng.uniform(*_PAUSE_S))
                 in_flight = min(in_flight, _wait_in_flight(threads, min(8, clients)))
                 killed = site.kill(target)

@@ -37,6 +37,15 @@ def test_every_acknowledged_event_is_learned_exactly_once(
     assert result.statuses["duplicate"] > 0
 
 
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.long)])
+def test_so_it_is_in_one_process_without_ray(rounds: int) -> None:
+    result = exactly_once.run(rounds, seed=8, embedded=True, progress=print)
+    assert result.good, result
+    assert result.rounds == {"all": rounds}
+    assert result.in_flight_min >= 8
+    assert result.acknowledged > 20 * rounds
+
+
 @pytest.mark.ray
 def test_the_harness_fails_without_dedupe(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_DEDUPE)
