@@ -181,6 +181,13 @@ class Models:
             if not relearn:
                 raise StartRefused(message, remedy)
             self._progress(f"{message}: it begins without their {n:,} rows (online backfill)")
+        elif rows and loaded.alike in known and loaded.spec_hash not in known and not relearn:
+            raise StartRefused(
+                f"model {name}: the state in {self._settings.state_dir} was learned by a model "
+                "that is built alike, from other code (as an object that a program served)",
+                "Take it up with `state_of: structure` in the model's settings, or learn the "
+                f"{rows:,} events of the journal again: --relearn",
+            )
         elif rows and known and loaded.spec_hash not in known and not relearn:
             raise StartRefused(
                 f"model {name}: its code or settings have changed since the state in "

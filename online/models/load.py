@@ -56,12 +56,15 @@ class Loaded:
         The spec as canonical JSON.
     build
         Makes another untrained model from the same loaded code.
+    alike
+        Hash of the spec that it would have with ``state_of: structure``.
     """
 
     model: Model
     spec_hash: str
     spec_text: str
     build: Callable[[], Model]
+    alike: str
 
 
 def logreg(lr: float = 0.05, l2: float = 0.0, scale: bool = True) -> Any:
@@ -235,12 +238,16 @@ def load(
             raise LearnerUnusable(learner, "its factory builds something else each time", remedy)
         return again
 
-    spec: dict[str, Any] = {**origin, "params": dict(params)}
-    if state_of == "structure" or origin["kind"] == "object":
-        spec = {"kind": "structure"}
-    spec |= {"task": task, "classes": None if classes is None else dict(classes)}
-    text = _spec_text(learner, spec, model)
-    return Loaded(model, hashlib.sha256(text.encode()).hexdigest(), text, build)
+    told = {"task": task, "classes": None if classes is None else dict(classes)}
+    alike = _spec_text(learner, {"kind": "structure", **told}, model)
+    text = alike
+    if state_of == "code" and origin["kind"] != "object":
+        text = _spec_text(learner, {**origin, "params": dict(params), **told}, model)
+    return Loaded(model, _hash_of(text), text, build, _hash_of(alike))
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _spec_text(learner: str, given: Mapping[str, object], model: Model) -> str:

@@ -17,9 +17,12 @@ import pytest
 from river import linear_model, optim, preprocessing, tree
 
 import online
+from online.bench.service import launch, settle, write_settings
+from online.client import Client
 from online.config import load
 from online.embedded import Embedded
 from online.errors import ConfigError, StartRefused
+from online.lineages import Models
 from online.models.errors import LearnerUnusable
 
 HERE = Path(__file__).parent
@@ -38,9 +41,13 @@ def teach(service: Embedded, name: str, rows: int = 30) -> None:
         service.client.feedback(name, i % 3 > 0, features={"x": float(i % 3), "y": i / rows})
 
 
-def answers(service: Embedded, name: str) -> list[Any]:
+def answers_of(client: Client, name: str) -> list[Any]:
     rows = [{"x": float(i), "y": 1.0 - i / 4} for i in range(5)]
-    return [service.client.predict(name, x).probabilities for x in rows]
+    return [client.predict(name, x).probabilities for x in rows]
+
+
+def answers(service: Embedded, name: str) -> list[Any]:
+    return answers_of(service.client, name)
 
 
 @pytest.fixture
@@ -167,7 +174,9 @@ def test_a_class_of_ones_own_is_served(state: Path) -> None:
     for rows in (1, 2):
         with online.serve(Counting(), task="regression", state_dir=state, say=quiet) as service:
             receipt = service.client.feedback("model", 1.0, features={"x": 1.0})
-            assert service.client.predict("model", {"x": 0.0}, after=receipt.seen).prediction == rows
+            assert (
+                service.client.predict("model", {"x": 0.0}, after=receipt.seen).prediction == rows
+            )
 
 
 def test_what_can_not_be_served_leaves_nothing_behind(state: Path) -> None:
@@ -217,3 +226,66 @@ def test_a_fresh_process_serves_without_ray_and_without_other_processes(tmp_path
     answered, more, processes, learned, ray = json.loads(ended.stdout.splitlines()[-1])
     print(f"first answer after {answered:.2f} s, {more:.0f} MB above the imports")
     assert (processes, learned, ray) == (1, 1, [])
+
+
+MODEL_FILE = """
+from river import linear_model, optim, preprocessing
+
+
+def make():
+    return preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(0.1))
+"""
+
+
+def settings_of(folder: Path, **of_model: Any) -> dict[str, Any]:
+    """A service that builds the model of this file's `model` from a file."""
+    (folder / "model.py").write_text(MODEL_FILE)
+    one = {"name": "clicks", "task": "binary", "learner": "model.py:make", **of_model}
+    return {"models": [one], "state_dir": str(folder / "state"), "base_dir": str(folder)}
+
+
+def test_other_code_takes_up_the_state_of_an_object_only_if_it_is_asked_to(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
+        teach(service, "clicks")
+    checks = {"fresh": False, "relearn": False}
+    with pytest.raises(StartRefused, match="state_of: structure"):
+        Models(load(None, settings_of(tmp_path), {}), quiet).check(**checks)
+    alike = settings_of(tmp_path, state_of="structure")
+    assert "clicks" in Models(load(None, alike, {}), quiet).check(**checks)
+    (tmp_path / "model.py").write_text(MODEL_FILE.replace("0.1", "0.2"))
+    other = {**alike, "models": [{**alike["models"][0], "params": {}}]}
+    with pytest.raises(StartRefused, match="code or settings have changed"):
+        Models(load(None, other, {}), quiet).check(**checks)
+    object_of_nobody = {**alike["models"][0], "learner": "object:absent"}
+    with pytest.raises(LearnerUnusable, match=r"Write model\.py"):
+        Models(load(None, {**alike, "models": [object_of_nobody]}, {}), quiet).load()
+
+
+@pytest.mark.ray
+def test_a_folder_goes_to_ray_and_back_by_a_start(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
+        teach(service, "clicks")
+        before = answers(service, "clicks")
+        asked = service.client.predict("clicks", {"x": 2.0})
+        receipt = service.client.feedback("clicks", True, features={"x": 1.0}, event_id="once")
+        again = answers(service, "clicks")
+    assert (receipt.duplicate, again != before) == (False, True)
+    write_settings(tmp_path, settings_of(tmp_path, state_of="structure"))
+    running = launch(tmp_path)
+    try:
+        with Client(running.url) as client:
+            assert answers_of(client, "clicks") == again
+            assert client.feedback("clicks", True, id=asked.id).status == "learned"
+            twice = client.feedback("clicks", True, features={"x": 1.0}, event_id="once")
+            assert twice.duplicate
+        settle(running, "clicks", 32)
+        with Client(running.url) as client:
+            after = answers_of(client, "clicks")
+    finally:
+        running.stop()
+    with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
+        assert answers(service, "clicks") == after
+        assert service.client.status("clicks")["learned"] == 32
+        assert service.client.feedback("clicks", True, id=asked.id).duplicate
