@@ -219,7 +219,7 @@ def _needed(controls: Sequence[Control], spec: str, one: _Found) -> bool:
 def _lost(
     journal: Journal, controls: Sequence[Control], model: str, found: Mapping[str, _Found]
 ) -> Lost:
-    """What is lost: now, at a time when this did not come to its end, and before.
+    """Return what is lost now, what an unfinished run has recorded, and what was accepted before.
 
     Raises StartRefused: the snapshots are of another journal.
     """

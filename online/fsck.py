@@ -56,7 +56,7 @@ Spans = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the newest snapshot holds, and what the journal says that it must hold.
+    """The result of comparing the newest snapshot with what the journal says that it must hold.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ class Findings:
         return whole and self.no_start is None and not (self.head_missing and self.served)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the findings as plain data, ``good`` included."""
         return {**asdict(self), "good": self.good}
 
     def __str__(self) -> str:
@@ -202,7 +202,9 @@ def compare(
     *,
     served: bool = False,
 ) -> Findings:
-    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing.
+    """Compare one lineage with the journal, as :func:`check` does.
+
+    It reads every row and every snapshot, and changes nothing.
 
     ``served``: whether a service runs on them.
     """

@@ -79,7 +79,7 @@ class Models:
         self._again: dict[str, int] = {}  # events to learn again, by model
 
     def load(self) -> dict[str, Loaded]:
-        """Every model, untrained."""
+        """Load every model of the settings, untrained."""
         keys = Keys.from_file(self._settings.key_path)
         out = {}
         for model in self._settings.models:

@@ -31,7 +31,7 @@ from online.play import short
 
 
 def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """What runs: version, freshness, quality and replicas of each model.
+    """Show what runs: version, freshness, quality and replicas of each model.
 
     Example: online status --json
     """
@@ -109,7 +109,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
 
 
 def _canary(unserved_s: float | None) -> str:
-    """What of the server's values a replica does not serve, and for how long."""
+    """Say whether a replica lacks values of the server, and for how long."""
     if unserved_s is None:
         return "–"
     return f"[red]lacks {unserved_s:.1f} s[/red]" if unserved_s > _LACKS_S else "served"

@@ -1,4 +1,4 @@
-"""What every journal has to pass: plain functions over a factory, for any test runner.
+"""Every journal has to pass these checks: plain functions over a factory, for any test runner.
 
 ``make(path)`` opens the journal that is kept at ``path`` (which does not exist at first) and
 opens the same journal again when it is called again, as after a restart.  Each check raises
