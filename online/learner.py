@@ -81,7 +81,7 @@ class Learner(LocalModel):
         return failed
 
     def _note_evidence(self, row: Row) -> None:
-        """What the row says of its source: it does not depend on what became of the row here."""
+        """Note what the row says of its source, whatever became of the row here."""
         asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
         if asleep or self.undone.has(row.partition, row.offset):
             return
@@ -275,7 +275,7 @@ class Learner(LocalModel):
         )
 
     def _together(self, lost: Collection[int]) -> Collection[int]:
-        """What has to be learned again with these partitions: a whole state holds all rows."""
+        """Return the partitions to learn again with these: a whole state holds all rows."""
         if lost and not self.mergeable:
             return self.tracks.keys()
         return [p for p in lost if p in self.tracks]
@@ -328,7 +328,7 @@ def _names(example: Example) -> Collection[str]:
 
 
 def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
-    """What the row adds to the prequential counters."""
+    """Return what the row adds to the prequential counters."""
     score, shares = example.score, None
     predicted: Label | None = None
     if task == "regression":

@@ -1,4 +1,6 @@
-"""What is counted beside the parameters: the digest of learned events and prequential counters.
+"""This module counts two things beside the parameters.
+
+They are the digest of learned events and the prequential counters.
 
 Labels are kept with the time of their newest event, so that every replica knows the newest label:
 the no-change rule needs it.  All are blocks like the model's own, pushed with the same ranges, so

@@ -291,7 +291,7 @@ def status(
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is published, for how many devices, and until when.
+    """Show what is published, for how many devices, and until when.
 
     Example: online edge status
     """

@@ -32,7 +32,10 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def smallest(old: bytes, new: bytes) -> bytes:
-    """What makes ``new`` of ``old``.  Raises DifferenceUnfit if they are of different length."""
+    """Return the smallest difference that makes ``new`` of ``old``.
+
+    Raises DifferenceUnfit if they are of different length.
+    """
     ways = [exact(old, new)]
     with contextlib.suppress(DifferenceUnfit):
         ways.append(steps(old, new))

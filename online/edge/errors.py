@@ -1,4 +1,4 @@
-"""What can go wrong with an export, as types (see :mod:`online.errors`)."""
+"""These errors say what can go wrong with an export (see :mod:`online.errors`)."""
 
 from __future__ import annotations
 

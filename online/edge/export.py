@@ -325,7 +325,7 @@ def with_deltas(
 
 
 def _difference(old: bytes, new: bytes) -> bytes:
-    """What makes ``new`` of ``old``, if that pays.  Raises DifferenceUnfit."""
+    """Return what turns ``old`` into ``new``, if that pays.  Raises DifferenceUnfit."""
     delta = deltas.smallest(old, new)
     if len(delta) > DELTA_SHARE_MAX * len(new):
         smaller = (
@@ -350,7 +350,7 @@ def _in_steps(
 
 
 def _companions(targets: Iterable[str]) -> dict[str, bytes]:
-    """What reads the files, beside them."""
+    """Return, by name, the files that read the targets and are put beside them."""
     found: dict[str, bytes] = {}
     if any(t.startswith("edgepack") for t in targets):
         found["edge.js"] = runners.runtime_js()
@@ -362,7 +362,7 @@ def _companions(targets: Iterable[str]) -> dict[str, bytes]:
 def _tried(
     name: str, make: Callable[[], tuple[bytes, Parity, Golden]], left_out: dict[str, str]
 ) -> tuple[bytes, Parity, Golden] | None:
-    """What is made; None if that is refused, which is noted."""
+    """Return what ``make`` makes; None if that is refused, which is noted in ``left_out``."""
     try:
         return make()
     except EdgeError as error:

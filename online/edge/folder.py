@@ -37,7 +37,7 @@ REPORTS_BYTES_MAX: Final = 1 << 20
 
 
 class Folder:
-    """Of one model; made when something is published."""
+    """The folder of one model's releases, which is made when something is published."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class Folder:
             yield
 
     def channel(self) -> Channel:
-        """What is published; an empty channel if nothing is."""
+        """Return what is published; an empty channel if nothing is."""
         try:
             made = json.loads((self.path / "channel.json").read_bytes())
         except FileNotFoundError:
@@ -118,7 +118,7 @@ class Folder:
         return True
 
     def reports(self, sequence: int) -> Reports:
-        """What devices say of a release; each counts once, with the last that it said."""
+        """Count what devices say of a release; each counts once, with the last that it said."""
         try:
             lines = (self.path / "reports" / str(sequence)).read_bytes().splitlines()
         except FileNotFoundError:

@@ -51,7 +51,10 @@ class Golden:
     labels: bool
 
     def file(self) -> bytes:
-        """As canonical JSON, where NaN is named beside the row: JSON has none."""
+        """Return rows and answers as canonical JSON.
+
+        NaN is named beside the row: JSON has none.
+        """
         return _json({"rows": self._spelled(), "expected": self.expected.tolist()})
 
     def parts(self) -> dict[str, bytes]:

@@ -225,7 +225,7 @@ def _on(model: EdgeModel, steps: _Steps) -> EdgeModel:
 
 
 def _off(found: Floats, expected: Floats) -> float:
-    """As a share of what is allowed."""
+    """Return the largest difference as a share of what is allowed."""
     off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
     return float(off.max(initial=0.0)) / OFF_MAX
 

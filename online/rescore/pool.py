@@ -133,7 +133,7 @@ def _private(owner: str) -> Path:
 
 
 class Scoring:
-    """What an actor does: one shard a call."""
+    """An actor that scores one shard a call."""
 
     def __init__(self, output: str, run: str, make: MakeModel) -> None:
         # Read here: what travels with an actor's making should be small, so that it stays at hand.
@@ -144,7 +144,7 @@ class Scoring:
         """Answered once it can score."""
 
     def score(self, number: int) -> str:
-        """What became of the shard of this number, as JSON."""
+        """Score the shard of this number, and return what became of it, as JSON."""
         try:
             return msgspec.json.encode(self._worker.score(self._plan.shards[number])).decode()
         except OnlineError as error:  # Ray would make it a wall of text
@@ -152,7 +152,10 @@ class Scoring:
 
 
 def deal(plan: Plan, output: str, make: MakeModel, workers: int) -> Deal:
-    """What scores shards of the plan on the Ray that runs.  Its iteration raises OnlineError."""
+    """Return a function that scores shards of the plan on the Ray that runs.
+
+    Iterating over what that function returns raises OnlineError.
+    """
 
     def dealt(shards: Sequence[Shard]) -> Iterator[Done]:
         import ray

@@ -86,7 +86,7 @@ class Losses:
         return sum(self._sizes.values())
 
     def count(self, key: str) -> int:
-        """What one key counts."""
+        """Return how many events one key counts."""
         return self._counts.get(_generation(key), {}).get(key, 0)
 
     def add(self, source: str, label: str | None, loss: float) -> bool:
@@ -104,7 +104,7 @@ class Losses:
         return True
 
     def cut(self) -> Blocks:
-        """What was counted since the last cut."""
+        """Return what was counted since the last cut."""
         out, self._open = self._open, {}
         return {LOSSES: Block(COUNT, out)} if out else {}
 
@@ -125,7 +125,7 @@ class Losses:
         del self.heard[:-_HEARD_MAX]
 
     def reset(self) -> None:
-        """Nothing is counted."""
+        """Forget everything that has been counted."""
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
         self._of, self._in, self._passed = {}, {}, 0.0
         self._nulls, self.heard = {}, []
@@ -215,7 +215,7 @@ def _null(of_source: Mapping[str, Bins], least: int) -> float | None:
 
 
 def _quantile(bins: Bins) -> float:
-    """What this share of the losses is not above: the upper end of its bin."""
+    """Return what the share ``LEVEL`` of the losses is not above: the upper end of its bin."""
     rank = round(LEVEL * (sum(bins.values()) - 1))
     ends = sorted(bins)
     while rank >= bins[ends[0]]:

@@ -123,7 +123,7 @@ class FairLock:
         fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the three files of the lock."""
         for fd in (self.lock_fd, self.queue_fd, self._elder_fd):
             os.close(fd)
 

@@ -270,7 +270,7 @@ class SqliteFile:
             raise _refusal(error, self._path) from error
 
     def examine(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """As :meth:`query`, for whoever wants to know what SQLite says.  Raises sqlite3.Error."""
+        """Query like :meth:`query`, to know what SQLite says.  Raises sqlite3.Error."""
         return self._select(sql, values)
 
     def _select(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
