@@ -9,7 +9,7 @@ COMPUTED := tests/properties tests/simulation tests/conformance
 # Else each process of each service of the tests compiles the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup serve test check bench clean
+.PHONY: setup serve test check docs bench clean
 
 setup: $(TESTS)  ## virtual environment with everything the service and its tests need
 
@@ -45,13 +45,17 @@ test: $(TESTS)  ## everything but the long tests and benchmarks
 	wait $$unit || failed=1; cat $$out/unit; \
 	lanes=; exit $$failed
 
-check: $(TESTS)  ## format, lint, types, import contracts
+check: $(TESTS)  ## format, lint, types, import contracts, links of the documents
 	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
 	$(BIN)/ruff check online paramserver replay evaluation examples tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }
 
-bench: $(TESTS)  ## the measured tables of the README, and 20,000 simulated seeds (long)
+docs: $(TESTS)  ## the documents as a site, in the folder site
+	$(BIN)/zensical build --strict --clean
+
+bench: $(TESTS)  ## the measured tables, and 20,000 simulated seeds (long)
 	$(PYTEST) -m long tests
 	EXPLORE=1 $(PYTEST) tests/unit $(COMPUTED)
 	$(BIN)/python tests/simulation/run.py --seeds 20100

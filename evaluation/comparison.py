@@ -107,7 +107,7 @@ class Comparison:
             self.counters[name] += counters.get(name, 0)
 
     def now(self) -> Compared:
-        """What can be said now."""
+        """Return what can be said of the two models now."""
         n = int(self.counters["pairs"])
         if not n:
             return Compared(0, None, None, None, ("no row was compared",))

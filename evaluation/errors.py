@@ -1,4 +1,4 @@
-"""What can go wrong when learners are judged."""
+"""These errors say what can go wrong when learners are judged."""
 
 from __future__ import annotations
 

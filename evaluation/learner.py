@@ -1,4 +1,4 @@
-"""What is judged: anything that answers for a row and then learns its label, as river's models do.
+"""Anything is judged that answers for a row and then learns its label, as river's models do.
 
 A classifier has ``predict_proba_one(x)``, or ``predict_one(x)`` alone if it knows no probabilities;
 a regressor has ``predict_one(x)``.  All have ``learn_one(x, y)``.
@@ -17,7 +17,7 @@ from replay.example import Features, Label
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a learner answered for a row.
+    """An answer is what a learner answered for a row.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Learner(Protocol):
     """The least that is judged; the verbs that answer are looked up by task."""
 
     def learn_one(self, x: Features, y: Label) -> object:
-        """Learn a row."""
+        """Learn a row with its label."""
 
 
 @runtime_checkable

@@ -79,7 +79,7 @@ def increments(
     majority: Label | None,
     asked: bool | None = None,
 ) -> dict[str, float]:
-    """What one row adds to the counters.
+    """Return what one row adds to the counters.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def details(
     predicted: Label | None,
     probabilities: Mapping[str, float] | None,
 ) -> dict[str, float]:
-    """What one row that was asked adds beside :func:`increments`; parameters as there."""
+    """Return what one asked row adds beside :func:`increments`; parameters as there."""
     if task == "regression":
         out: dict[str, float] = {"asked": 1}
         if predicted is None:
@@ -194,7 +194,7 @@ class Majority:
         self._best, self._most = "", 0
 
     def add(self, label: Label) -> None:
-        """Count a label."""
+        """Count one more label."""
         text = label_text(label)
         if text not in self._counts and len(self._counts) >= COUNTERS_MAX:
             return

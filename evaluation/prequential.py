@@ -57,7 +57,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a run, or a table of answers and labels, came to.
+    """The result that a run, or a table of answers and labels, came to.
 
     Attributes
     ----------
@@ -309,7 +309,7 @@ class _Row:
 
 
 class _Known:
-    """What the labels that have come tell: the baselines' knowledge."""
+    """The baselines' knowledge: what the labels that have come tell."""
 
     def __init__(self) -> None:
         self.newest: Label | None = None

@@ -39,7 +39,7 @@ Shares = Mapping[Label, float]
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What each learner noted, and what it answered; labels known by then."""
+    """Notes hold what each learner noted and answered, and how many labels were known by then."""
 
     inner: list[object]
     answers: list[Any]

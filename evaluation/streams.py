@@ -156,7 +156,7 @@ _UP_DOWN: Final[Mapping[Label, str]] = {True: "UP", False: "DOWN"}
 
 
 def _elec2(path: Path) -> Iterator[Row]:
-    """As ``river.datasets.Elec2`` gives it (Harries 1999): ``day`` whole, the rest floats."""
+    """Yield rows like ``river.datasets.Elec2`` (Harries 1999): ``day`` whole, the rest floats."""
     with _text(path) as lines:
         for row in csv.DictReader(lines):
             label = row.pop("class") == "UP"

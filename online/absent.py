@@ -1,4 +1,4 @@
-"""What is answered while no replica does: 503 with the reason, in Serve's own proxy.
+"""Serve's own proxy answers 503 with the reason while no replica answers.
 
 When every replica has died, HAProxy hands requests to Serve's proxy, which waits for a replica
 without a bound.  If one can't start, because the model's code was broken meanwhile for example,
@@ -29,7 +29,10 @@ class Replicas:
 
 
 def replicas() -> Replicas:
-    """What Ray Serve's controller knows; takes some 20 ms.  Raises what Ray raises."""
+    """Ask Ray Serve's controller how many replicas run, and why another one does not start.
+
+    It takes some 20 ms.  Raises what Ray raises.
+    """
     from ray import serve
 
     from online import rollout
@@ -58,7 +61,7 @@ class Bounded:
         self._look_s, self._wait_s = look_s, wait_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one request."""
+        """Pass on one request, or answer it with 503 if no replica is there to do so."""
         answered = refused = False
 
         async def noting(message: Any) -> None:

@@ -42,7 +42,7 @@ _OPTION: Final = re.compile(r"(weight_max|labels_for)=(.+)")
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a token stands for, and may do beyond its role.
+    """A grant says which source a token stands for, and what it may do beyond its role.
 
     Attributes
     ----------

@@ -137,7 +137,10 @@ class App:
         await self._actions(scope, receive, send, self._ids.of(given), refused)
 
     async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is not hot: the same guards, then FastAPI.  Serve has named the request."""
+        """Check a request that is not on a hot path by the same guards, then hand it to FastAPI.
+
+        Serve has named the request.
+        """
         method, path = scope["method"], scope["path"]
         try:
             given, roles = dict(scope["headers"]), needed(method, path)
@@ -320,7 +323,10 @@ def build_rest(
 
 
 def _methods(app: FastAPI, scope: Scope) -> str:
-    """What the path takes, by all of its routes: the framework names those of the first one."""
+    """Return the methods that the path takes, by all of its routes.
+
+    The framework names those of the first one.
+    """
     taken = (
         method
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")

@@ -1,4 +1,4 @@
-"""What a replica has heard of the server beyond the values that its model stands on.
+"""This module holds what a replica has heard of the server beyond its own model's values.
 
 A server that was restarted tells its epoch and clock at once: own deltas are pushed to it from
 then on.  Its values may be many; they come in parts, a piece a turn, into a second copy of the
@@ -36,7 +36,7 @@ class Arriving:
             self.model.rebase(blocks)
 
     def finish(self, changes: SyncReply) -> None:
-        """What has changed since the first part."""
+        """Apply what has changed on the server since the first part."""
         touched = self.pulled.take(changes, ())
         if self.model is not None:
             self.model.rebase(algebra.select(self.pulled.blocks, touched))

@@ -56,7 +56,7 @@ class TaughtAlready(OnlineError):
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What is to be learned.
+    """The files that a model is to learn from, and the columns that say what a row is.
 
     Attributes
     ----------

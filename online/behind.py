@@ -29,7 +29,7 @@ class Behind:
         return True
 
     def put_back(self, halves: Sequence[NewRow]) -> None:
-        """What was taken and not written, in its old place."""
+        """Put back into their old place the halves that were taken and not written."""
         self._halves.extendleft(reversed(halves))
         self._bytes += sum(len(half.payload) for half in halves)
 

@@ -180,7 +180,10 @@ def decode_event(line: bytes) -> Event:
 
 
 def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
-    """What ``decoder`` makes of the body.  RequestError: 400 malformed, 422 naming the field."""
+    """Return what ``decoder`` makes of the body.
+
+    Raises RequestError: 400 if it is malformed, 422 that names a wrong field.
+    """
     if not body:
         raise RequestError(400, "no_body", "the body is missing", None, "Send a JSON object")
     try:

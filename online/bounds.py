@@ -66,7 +66,7 @@ lay beyond the reach lately; the number of rows at which it has all of its reach
 
 
 class _Range:
-    """What is known of one name's numbers."""
+    """The range of one name's numbers, and what else is known of them."""
 
     __slots__ = ("beyond", "high", "low", "rows", "until")
 
@@ -114,7 +114,7 @@ class Bounds:
 
     @classmethod
     def of(cls, values: Blocks, *, on: bool) -> Bounds:
-        """What is known by these values."""
+        """Make bounds with what these values say of the ranges."""
         made = cls()
         made.on = on
         made.reset(values)
@@ -204,7 +204,7 @@ class Bounds:
         return self._ranges.keys()
 
     def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float, float, float]]:
-        """What an answer takes as it is, of those names whose range is known.
+        """Return what an answer takes as it is, of those names whose range is known.
 
         Least and greatest number, and what it takes instead of one below, and of one above.
         """

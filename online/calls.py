@@ -1,8 +1,9 @@
-"""What a client of the service sends, and what it takes for an outcome; time comes as argument.
+"""This module says what a client of the service sends, and what it takes for an outcome.
 
-An operation is a generator: a request goes out of it, a reply goes in, until there is an outcome or
-an exception that says whether something may have been recorded.  What is sent twice is safe to be:
-predictions change nothing, and feedback always goes with an id that makes a repeat count once.
+Time comes as argument.  An operation is a generator: a request goes out of it, a reply goes in,
+until there is an outcome or an exception that says whether something may have been recorded.  What
+is sent twice is safe to be: predictions change nothing, and feedback always goes with an id that
+makes a repeat count once.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _json: Final = msgspec.json.Encoder().encode
 
 
 class ClientError(OnlineError):
-    """What a call can raise.  ``definite``: nothing was recorded and nothing will be."""
+    """An error that a call can raise.  ``definite``: nothing was recorded and nothing will be."""
 
 
 class ServiceRefused(ClientError):
@@ -298,7 +299,7 @@ def _feedback(model: str) -> str:
 
 
 def _body(event: Event) -> dict[str, Any]:
-    """What is said of an event: what is left out is what the service takes it for."""
+    """Return the event as plain data, without what the service takes for granted."""
     said = {name: getattr(event, name) for name in event.__struct_fields__}
     return {k: v for k, v in said.items() if v is not None and v is not msgspec.UNSET}
 

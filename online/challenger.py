@@ -82,7 +82,7 @@ class Standing:
     lacking: tuple[str, ...]
 
     def shown(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the standing as plain data."""
         return {**asdict(self), "lacking": list(self.lacking)}
 
     def held_back(self, task: Task) -> str | None:
@@ -152,7 +152,7 @@ class Challenger(OrderedLearner):
     def _versus(
         self, champion: Mapping[str, float], own: Mapping[str, float], label: Label
     ) -> dict[str, float]:
-        """What a row adds to the comparison.  Who answers nothing is wrong."""
+        """Return what a row adds to the comparison.  A model that answers nothing is wrong."""
         ours, theirs = _gain(self._task, own, label), _gain(self._task, champion, label)
         a, b = ours, theirs
         if self._task == "regression":
@@ -178,7 +178,7 @@ class Challenger(OrderedLearner):
         return self.tally.counters.get(self._prefix + name, 0.0)
 
     def standing(self, *, rows_min: int, alpha: float = 0.05) -> Standing:
-        """What can be said now."""
+        """Return what can be said now of the challenger beside the champion."""
         comparison = Comparison(alpha)
         comparison.merge({name: self._seen(name) for name in _PAIR})
         now = comparison.now()

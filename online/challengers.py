@@ -13,7 +13,7 @@ from replay.journal.base import Journal
 
 
 class Challengers:
-    """Of the models that have one, a process each; this process owns them."""
+    """The challengers of the models that have one, a process each; this process owns them."""
 
     def __init__(self) -> None:
         self._running: dict[str, tuple[ModelSettings, Any]] = {}

@@ -97,7 +97,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the client's connections to the service."""
         self._http.close()
 
     def predict(
@@ -159,7 +159,7 @@ class Client:
         return self._run(self._calls.many(model, events))
 
     def status(self, model: str) -> dict[str, Any]:
-        """What the service says of the model: see docs/operations.md.  Raises ClientError."""
+        """Return what the service says of the model (docs/operations.md).  Raises ClientError."""
         found: dict[str, Any] = self._run(self._calls.get(f"/v1/models/{quote(model, '')}"))
         return found
 
@@ -215,7 +215,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Close the client's connections to the service."""
         await self._http.aclose()
 
     async def predict(
@@ -228,7 +228,7 @@ class AsyncClient:
         after: str | None = None,
         until_included: bool = False,
     ) -> Prediction:
-        """See :meth:`Client.predict`."""
+        """Return the answer to one row, as :meth:`Client.predict` does."""
         body = row(features, id, max_age_ms, after)
         if until_included and after is not None:
             return await self._run(self._calls.included(model, body))
@@ -242,7 +242,7 @@ class AsyncClient:
         ids: bool = False,
         max_age_ms: float | None = None,
     ) -> Predictions:
-        """See :meth:`Client.predict_many`."""
+        """Return the answers to many rows, as :meth:`Client.predict_many` does."""
         body = rows_of(instances, ids, max_age_ms)
         return await self._run(self._calls.predict(model, body, Predictions))
 
@@ -256,21 +256,21 @@ class AsyncClient:
         event_id: str | None = None,
         **more: Any,
     ) -> Receipt:
-        """See :meth:`Client.feedback`."""
+        """Send the label of a prediction or of features, as :meth:`Client.feedback` does."""
         event = event_of(label, id, features, event_id, more)
         return await self._run(self._calls.feedback(model, event))
 
     async def feedback_many(self, model: str, events: Sequence[Event]) -> list[Receipt]:
-        """See :meth:`Client.feedback_many`."""
+        """Send many events in one body, as :meth:`Client.feedback_many` does."""
         return await self._run(self._calls.many(model, events))
 
     async def status(self, model: str) -> dict[str, Any]:
-        """See :meth:`Client.status`."""
+        """Return what the service says of the model, as :meth:`Client.status` does."""
         found: dict[str, Any] = await self._run(self._calls.get(f"/v1/models/{quote(model, '')}"))
         return found
 
     def batch(self, model: str, *, rows: int = 100, kept_max: int = 10_000) -> AsyncBatch:
-        """See :meth:`Client.batch`."""
+        """Return a place to put events, as :meth:`Client.batch` does."""
         return AsyncBatch(self, model, Pending(self._calls, rows, kept_max))
 
     async def _run(self, steps: Steps[T]) -> T:
@@ -371,13 +371,13 @@ class AsyncBatch:
             await self.flush()
 
     async def add(self, event: Event) -> list[Receipt]:
-        """See :meth:`Batch.add`."""
+        """Take an event and return receipts, as :meth:`Batch.add` does."""
         if len(self.pending) >= self.pending.kept_max:
             await self.flush()
         return await self.flush() if self.pending.put(event) else []
 
     async def flush(self) -> list[Receipt]:
-        """See :meth:`Batch.flush`."""
+        """Send all events and return their receipts, as :meth:`Batch.flush` does."""
         found: list[Receipt] = []
         while events := self.pending.next():
             receipts = await self._client.feedback_many(self._model, events)

@@ -422,7 +422,7 @@ class Service:
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
-        """What Ray and Serve print while they end goes into ``stop.log``."""
+        """Write to ``stop.log`` what Ray and Serve print while they end."""
         sys.stdout.flush()
         kept = {stream: os.dup(stream) for stream in (1, 2)}
         try:

@@ -136,7 +136,7 @@ class Limits(Tree):
 
 
 class Settings(Tree):
-    """The whole service."""
+    """These are the settings of the whole service."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
@@ -264,7 +264,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _place(error: yaml.YAMLError) -> str:
-    """What is wrong and where; not the line itself, which may hold a secret."""
+    """Say what is wrong and where, without the line itself, which may hold a secret."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it can't be read as text"
     mark = error.problem_mark

@@ -1,4 +1,4 @@
-"""What learning costs: microseconds a row, and the share of a core that it takes."""
+"""This module counts what learning costs: microseconds a row, and the share of a core."""
 
 from __future__ import annotations
 

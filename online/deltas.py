@@ -1,4 +1,4 @@
-"""What a replica has from the server, and owes to it: values pulled, partitions, deltas."""
+"""This module has a replica's side of the server: values pulled, partitions, deltas to push."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def finish(
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What rows ``first … last`` of a partition did; ``n`` of them were learned."""
+    """A delta says what rows ``first … last`` of a partition did; ``n`` of them were learned."""
 
     partition: int
     first: int
@@ -205,7 +205,7 @@ class Pulled:
             self._from, _ = self._changes.popleft()
 
     def changes_since(self, since: Version | None) -> Touched | None:
-        """What was touched after that version; None if it is not known."""
+        """Return what was touched after that version; None if it is not known."""
         if since is None or since < self._from:
             return None
         touched: Touched = {}
@@ -252,7 +252,7 @@ class Pulled:
 
 
 def touched_by(deltas: Iterable[Delta]) -> Touched:
-    """What the deltas have changed."""
+    """Return which blocks and keys the deltas have changed."""
     touched: Touched = {}
     for delta in deltas:
         for name, block in delta.blocks.items():

@@ -189,7 +189,7 @@ class Replica:
         return self._busy()
 
     def _readers(self) -> dict[str, Reader]:
-        """What reads the scores of the settings; opened when they are asked for."""
+        """Return what reads each model's scores; the stores are opened when they are asked for."""
         if self._settings.scores != "sqlite":
             url = self._settings.scores
             return {name: Reader(RedisReads(url, name).get, time.time) for name in self._servings}

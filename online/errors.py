@@ -1,4 +1,4 @@
-"""What can go wrong, as types: each carries the value, the bound and the remedy.
+"""The service's errors are types that carry the value, the bound and the remedy.
 
 ``definite`` says that nothing was recorded and nothing will be: the caller may change the request
 and send it again.  An indefinite error may have been recorded: repeat it with the same id.
@@ -57,7 +57,7 @@ class RequestError(OnlineError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the answer's head says beside the body."""
+        """Return what the answer's head says beside the body."""
         out = {}
         if self.retry_after_s is not None:
             out["retry-after"] = str(self.retry_after_s)

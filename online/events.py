@@ -44,7 +44,7 @@ KNOWN_MAX: Final = 64
 
 
 class Foreseen(msgspec.Struct, frozen=True, gc=False):
-    """What a model of this version answers at ``at`` (POSIX seconds) for an event with features."""
+    """A model's answer to an event with features, at ``at`` (POSIX seconds) and of this version."""
 
     answer: Answer
     version: tuple[int, int, int]
@@ -126,7 +126,10 @@ class Events:
     # -- feedback ----------------------------------------------------------------------------
 
     def foresee(self, events: Sequence[Event]) -> list[Foreseen | None]:
-        """What the model answers for each; None for those without features that it can take."""
+        """Return what the model answers to each event.
+
+        None stands for those without features that it can take.
+        """
         features: list[Features] = []
         places = []
         for i, event in enumerate(events):
@@ -143,9 +146,9 @@ class Events:
         return out
 
     def _known(self) -> dict[int, int] | None:
-        """What the model here has learned, for a challenger to be asked as of; None: there is none.
+        """Return what the model here has learned, for a challenger to be asked as of then.
 
-        Empty with more partitions than an id has room for.
+        None: there is no challenger.  Empty with more partitions than an id has room for.
         """
         if self._replica.settings.challenger is None:
             return None
@@ -372,7 +375,7 @@ class Events:
 
 
 def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:
-    """What was sent where the row has something else, or nothing."""
+    """Return what was sent for the names of which the row has something else, or nothing."""
     return None if left is None and far is None else {**(left or {}), **(far or {})}
 
 

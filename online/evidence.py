@@ -1,4 +1,4 @@
-"""What the rows say of their sources, beside the parameters: evidence of the filters as blocks.
+"""Rows carry the filters' evidence about sources; it stands beside the parameters, as blocks.
 
 It was worked out before the row was written (:mod:`online.filtering`) and stands in it, so whoever
 learns the row, at whatever time, says the same.  It is pushed with the row's range, like all else
@@ -80,7 +80,7 @@ class Evidence:
 
 
 def effects_of(judged: Judged, source: str, verdict: Verdict) -> Blocks:
-    """What a row does to what is known of sources."""
+    """Return what a row does to what is known of sources."""
     blocks = {EVIDENCE + test: Block(COUNT, {source: x}) for test, x in judged.evidence.items()}
     if verdict in _LEARNED:
         blocks[TAKEN] = Block(COUNT, {source: 1})

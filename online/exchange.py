@@ -142,7 +142,7 @@ class Exchange:
             return self._learner.pushes(_PUSHES)
 
     def _due_state(self) -> OrderedState | None:
-        """What was learned in order, if this replica is asked for it and it is time."""
+        """Return what was learned in order, if this replica is asked for it and it is time."""
         learner = self._learner
         if not isinstance(learner, OrderedLearner) or self._follower.unsaid:
             return None
@@ -197,6 +197,7 @@ class Exchange:
         if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
             await self._writer.look()
             learner.undone = self._writer.decisions.undone
+        learner.tally.answers_after = self._writer.decisions.answers_after
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock
@@ -229,7 +230,7 @@ class Exchange:
         return changed or bool(reply.orphans)
 
     async def _ask(self, request: SyncRequest) -> SyncReply | None:
-        """What the server answers, or, if there is nothing to begin with, a peer; None: nobody."""
+        """Ask the server or, if there is nothing to begin with, a peer; None: nobody answered."""
         coming, self._coming = self._coming, False
         if not coming:
             try:

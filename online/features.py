@@ -21,7 +21,7 @@ _NUMBER_MAX = 1e100  # squares, and sums of squares over all rows, stay finite
 
 
 class Door:
-    """What one model takes: names, types and ranges of features and labels."""
+    """The door checks what one model takes: names, types and ranges of features and labels."""
 
     def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
         self._limits = limits

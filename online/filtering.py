@@ -365,7 +365,7 @@ def _unweighed(verdict: Verdict) -> Verdict:
 
 
 def loss_of(example: Example) -> float | None:
-    """Of the answer that was given before the label was known; None if none was.
+    """Return the loss of the answer given before the label was known; None if none was given.
 
     Log loss, or the log of 1 + the error in regression: any measure that grows with it will do.  A
     label that the model did not know is no surprise.

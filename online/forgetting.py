@@ -61,7 +61,9 @@ NOBODY: Final = Wanted("", math.inf)
 
 @dataclass(slots=True)
 class Influence:
-    """What a source has taught: rows by partition, in order, and since when the journal has all.
+    """The rows by which a source has taught a model.
+
+    They are listed by partition, in order, with the time since when the journal has all of them.
 
     Attributes
     ----------
@@ -329,7 +331,7 @@ class Rebuild:
                 return
 
     def _read(self, rows: Sequence[Row]) -> None:
-        """These come next."""
+        """Look at the rows that come next; the base class does nothing with them."""
 
     def _look(self) -> None:
         """Which rows have failed since; StartRefused if a decision has rewritten the values."""
@@ -369,7 +371,7 @@ class Rebuild:
         self._out.setdefault(row.partition, []).append(row.offset)
 
     def built(self, version: wire.Version, rewrite: int, created_at: float) -> Built:
-        """What was learned, as a state to publish aside.
+        """Return what was learned, as a state that is to be published aside.
 
         ``version`` and ``rewrite`` are those of the state that it is to take the place of.
         """

@@ -56,7 +56,7 @@ Spans = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the newest snapshot holds, and what the journal says that it must hold.
+    """The result of comparing the newest snapshot with what the journal says that it must hold.
 
     Attributes
     ----------
@@ -84,6 +84,8 @@ class Findings:
         Rows that snapshots contain and the journal does not have.
     no_start
         Why a start on what is there would be refused; None: it would not.
+    lost
+        Rows that stand for events which the journal has lost, or which were given up.
     """
 
     model: str
@@ -106,6 +108,7 @@ class Findings:
     served: bool = False
     lacks: int = 0
     no_start: str | None = None
+    lost: int = 0
 
     @property
     def good(self) -> bool:
@@ -117,7 +120,7 @@ class Findings:
         return whole and self.no_start is None and not (self.head_missing and self.served)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the findings as plain data, ``good`` included."""
         return {**asdict(self), "good": self.good}
 
     def __str__(self) -> str:
@@ -138,6 +141,7 @@ class Findings:
             f"  not in the model: {self.undone:,} undone, {self.frozen:,} frozen, "
             f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
             f"{self.waiting:,} waiting for their other half",
+            *([f"  {self.lost:,} lost or given up, their repeats new"] if self.lost else []),
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
             *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
@@ -198,7 +202,9 @@ def compare(
     *,
     served: bool = False,
 ) -> Findings:
-    """As :func:`check`, of one lineage.  Reads every row and every snapshot, changes nothing.
+    """Compare one lineage with the journal, as :func:`check` does.
+
+    It reads every row and every snapshot, and changes nothing.
 
     ``served``: whether a service runs on them.
     """
@@ -254,6 +260,7 @@ def compare(
         served=served,
         lacks=lacks,
         no_start=no_start,
+        lost=counts.lost,
     )
 
 

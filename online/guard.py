@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from evaluation.metrics import Task
 from online.learner import Learner
+from online.tally import ANOTHERS
 from paramserver.errors import ParamServerError
 
 log = logging.getLogger("online.guard")
@@ -62,11 +63,16 @@ class Guard:
         """Rows, their loss, and the loss of answers without a model."""
         if self._task == "regression":
             names = ("n", "abs_error", "mean_abs_error")
-            n, loss, none = (counters.get(name, 0.0) for name in names)
+            n, loss, none = (_own(counters, name) for name in names)
             return n, loss, none
         labels = sum(name.startswith("label/") for name in counters)
-        n = counters.get("log_n", 0.0)
-        return n, counters.get("log_loss", 0.0), n * math.log(max(labels, 2))
+        n = _own(counters, "log_n")
+        return n, _own(counters, "log_loss"), n * math.log(max(labels, 2))
+
+
+def _own(counters: Mapping[str, float], name: str) -> float:
+    """The counter without answers of a model that served before: they say nothing of this one."""
+    return counters.get(name, 0.0) - counters.get(ANOTHERS + name, 0.0)
 
 
 class Watch:

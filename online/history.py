@@ -93,7 +93,7 @@ class Range:
 
 
 class Decided(NamedTuple):
-    """What was decided about a quarantined event, and by which control row."""
+    """The decision that was made about a quarantined event, and the control row that made it."""
 
     seq: int
     choice: str
@@ -110,7 +110,7 @@ def decide(journal: Journal, model: str, key: bytes, choice: Choice) -> Decided:
 
 
 class Decisions:
-    """What the control rows of a model decide about its events.
+    """This class holds what the control rows of a model decide about its events.
 
     They are for every lineage of the model.  ``spec`` says which rows failed: those that this
     lineage's model could not learn.
@@ -130,6 +130,7 @@ class Decisions:
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
         self.loss: shortfall.Acceptance | None = None  # that the lineage goes on without
         self.undone = rewrites.undone(())
+        self.answers_after = 0  # newest epoch of what served before: such answers are another's
 
     def read(self, journal: Journal, model: str, upto: int | None = None) -> None:
         """Take what was decided since the last time, up to control row ``upto``."""
@@ -153,6 +154,9 @@ class Decisions:
         elif control.kind == _DECIDE:
             key = bytes.fromhex(control.key.removeprefix(f"{_DECIDE}:"))
             self.decided[key] = Decided(control.seq, control.payload.decode())
+        elif control.kind == rewrites.PROMOTE:
+            note = msgspec.json.decode(control.payload, type=rewrites.Promote)
+            self.answers_after = max(self.answers_after, note.epoch)
         elif control.kind == rewrites.SOURCE:
             source = msgspec.json.decode(control.payload, type=rewrites.Source)
             self.sources[source.source] = (control.seq, source.banned)
@@ -181,7 +185,7 @@ class Decisions:
         return sorted(name for name in self.sources if self.banned(name))
 
     def choice(self, event: Origin) -> str | None:
-        """What was decided about a quarantined event; None: nothing yet."""
+        """Return what was decided about a quarantined event; None if nothing is decided yet."""
         decided = self.decided.get(event.key)
         return None if decided is None else decided.choice
 
@@ -256,7 +260,7 @@ class Listed:
     choice: str | None = None
 
     def shown(self, status: str, label: Any) -> dict[str, Any]:
-        """As operators see it, in the list of that status."""
+        """Return the event as operators see it, in the list of that status."""
         out = {
             "event_id": self.event.event_id,
             "source": self.row.source,
@@ -361,7 +365,7 @@ def _cursor(text: str | None) -> tuple[int, int, int]:
 
 
 def _ranges(decisions: Decisions, status: str, partitions: Iterable[int]) -> list[Range]:
-    """What is walked, in an order that later decisions do not change."""
+    """Return the ranges that are walked, in an order that later decisions do not change."""
     if status == UNDONE:
         return [
             Range(seq, p, *span)
@@ -425,7 +429,7 @@ def standing(journal: Journal, model: str, decisions: Decisions, row: Row) -> Ro
 def _copies(
     journal: Journal, model: str, decisions: Decisions, event: Origin, row: Row
 ) -> tuple[Row | None, Row | None, int | None]:
-    """Of an event: the copy that stands, the first that is undone, the first decision without."""
+    """Return an event's standing copy, its first undone one, and the first decision without one."""
     own = row if event.key == row.key else journal.find(model, event.key)
     kept = own is not None and own.verdict is Verdict.QUARANTINED
     if kept and decisions.choice(event) != RELEASED:

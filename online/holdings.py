@@ -1,4 +1,4 @@
-"""What a snapshot holds of the journal's rows, as far as it can be said: for `online fsck`.
+"""This module tells `online fsck`, as far as it can, which of the journal's rows a snapshot has.
 
 Rows that retention has removed, and those that the journal has lost, can't be counted any more: two
 snapshots that hold the same of them can be compared with each other.
@@ -48,7 +48,7 @@ class Holding:
     usable: bool = True
 
     def upto(self, partition: Partition) -> int:
-        """Its clock."""
+        """Return the snapshot's clock for the partition, which is the end of a closed one."""
         return partition.end if partition.id in self.closed else self.clock.get(partition.id, 0)
 
     def has(self, partition: Partition, offset: int) -> bool:
@@ -57,7 +57,7 @@ class Holding:
         return inside and not self.undone.has(partition.id, offset)
 
     def removed(self, partition: Partition) -> Spans:
-        """What it holds of the rows that were removed or lost, as spans (after, up to)."""
+        """Return which removed or lost rows the snapshot holds, as spans (after, up to)."""
         at = min(self.skipped.get(partition.id, 0), partition.trimmed)
         upto = min(self.upto(partition), partition.trimmed)
         after, until = self.lost.get(partition.id, (0, 0))
@@ -67,7 +67,7 @@ class Holding:
         )
 
     def _standing(self, partition: Partition, at: int, upto: int) -> Iterator[tuple[int, int]]:
-        """What is not undone of the rows after ``at``, up to ``upto``."""
+        """Yield the rows after ``at``, up to ``upto``, that are not undone, as spans."""
         for after, until in self.undone.ranges.get(partition.id, ()):
             if at < min(after, upto):
                 yield at, min(after, upto)
@@ -77,7 +77,7 @@ class Holding:
 
 
 def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Holding:
-    """What a snapshot of this name and state holds."""
+    """Return what a snapshot of this name and state holds."""
     decisions = Decisions(state.spec)
     decisions.read(journal, state.model, state.control)
     loss = accepted(journal.controls(state.model, 0), state.spec)
@@ -87,7 +87,7 @@ def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Hold
             held = state.clock.get(p, upto if p in state.closed else 0)
             if state.version < loss.note.version:  # of another line, it may be: not to be told
                 usable = usable and held <= after
-            elif (contained := min(loss.note.clock.get(p, upto), held)) > after:
+            elif (contained := min(upto, loss.note.clock.get(p, upto), held)) > after:
                 lost[p] = after, contained
     return Holding(
         name,
@@ -133,7 +133,7 @@ def _skipped(journal: Journal, model: str, spec: str, epoch: int) -> dict[int, i
 def of_loss(
     journal: Journal, model: str, spec: str, partitions: Sequence[Partition]
 ) -> list[Holding]:
-    """What a loss that was accepted is remembered as: to be compared with, as snapshots are.
+    """Return holdings for a loss that was accepted, to be compared with as snapshots are.
 
     The first has nothing but what the journal had lost by then, the second is the snapshot that
     the lineage went on from.
@@ -162,7 +162,7 @@ def of_loss(
 
 
 class _Rest(Holding):
-    """What a model had and the journal had not, when that was accepted."""
+    """The rows that a model had and the journal had not, when the loss was accepted."""
 
     __slots__ = ()
 
@@ -178,7 +178,10 @@ def _fields(view: Holding) -> dict[str, Any]:
 def base_of(
     now: Holding, views: Sequence[Holding], partitions: Sequence[Partition]
 ) -> Holding | None:
-    """What to compare with: nothing if no row of it was removed, else the oldest that will do."""
+    """Return the oldest view that the snapshot can be compared with; None if there is none.
+
+    If no row of the snapshot was removed, that is the view that holds nothing.
+    """
     for view in views:
         if view.name == now.name is not None:
             break  # itself: that would check nothing
@@ -216,9 +219,13 @@ class Counts:
         self.frozen: set[bytes] = set()
         self.quarantined: set[bytes] = set()
         self.standing: set[bytes] = set()
+        self.lost = 0
 
     def add(self, partition: Partition, row: Row) -> None:
         """One row of the journal."""
+        if row.verdict is Verdict.LOST:
+            self.lost += 1
+            return
         event = origin(row).key
         if row.verdict is Verdict.FROZEN:
             self.frozen.add(event)

@@ -64,5 +64,5 @@ class Connection:
         return self.request("GET", path)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the HTTP connection to the service."""
         self._http.close()

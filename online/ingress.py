@@ -38,7 +38,7 @@ def install(application: Application) -> None:
 
 
 class Ingress:
-    """The middleware."""
+    """The middleware that lets hot requests past the wrapper of Ray Serve."""
 
     def __init__(self, behind: Application) -> None:
         self._behind, self._proxied = behind, Bounded(behind)
@@ -60,5 +60,5 @@ def _is_hot(path: str) -> bool:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for."""
+    """Return the middlewares that Ray Serve asks for."""
     return [Middleware(Ingress)]

@@ -50,11 +50,11 @@ class Entry(Protocol):
     after: Sequence[Entry]
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
-        """What the store answered to ``rows``."""
+        """Take what the store answered to ``rows``."""
 
 
 class Whole:
-    """An ordinary row."""
+    """An ordinary row that is no half of a stored join."""
 
     after: Sequence[Entry] = ()
 
@@ -143,7 +143,7 @@ class Labelled:
             self.outcome = Outcome(False, None, min(self._waits, default=None))
 
     def _wait(self, row: NewRow, outcome: Outcome) -> NewRow | None:
-        """What is to be sent once more so that the label waits under the row's key."""
+        """Return what is to be sent once more so that the label waits under the row's key."""
         replace = msgspec.structs.replace
         if outcome.gone:
             return replace(self._half, key=row.key)
@@ -233,7 +233,7 @@ def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over:
 
 
 def fate(half: NewRow, outcome: Outcome) -> str:
-    """What became of a prediction that was written behind."""
+    """Return what became of a prediction that was written after it was answered."""
     if outcome.new:
         return "joined"  # its label was there
     if outcome.row is not None or (outcome.since is not None and outcome.since != half.at):

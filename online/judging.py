@@ -168,7 +168,7 @@ class Judge:
 def of_all(
     here: str, shown: Mapping[str, Any], reports: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """What all replicas know, each of its own rows: the state of the one that is worst off.
+    """Return what all replicas know, each of its own rows, with the state of the one worst off.
 
     Parameters
     ----------

@@ -183,7 +183,7 @@ class Kept:
         return page
 
     async def _decided(self, model: str) -> Decisions:
-        """What control rows say, those of just now too."""
+        """Return what the control rows say, those of just now included."""
         writer = self._replicas[model].writer
         try:
             await asyncio.wait_for(writer.look(), ASK_TIMEOUT_S)

@@ -26,7 +26,7 @@ from online.deltas import CLOSED, Delta, Opened, finish, moved, restart, touched
 from online.local import LocalModel
 from online.models.base import Mendable, Model, learn_example
 from online.models.errors import NothingLearned
-from online.tally import DIGEST, TALLIED, Tally
+from online.tally import ANOTHERS, COSTS, DIGEST, TALLIED, Tally
 from online.vocabulary import NAMED
 from paramserver.blocks import Touched
 from paramserver.filters.sources import keep_bounds, of_sources
@@ -81,7 +81,7 @@ class Learner(LocalModel):
         return failed
 
     def _note_evidence(self, row: Row) -> None:
-        """What the row says of its source: it does not depend on what became of the row here."""
+        """Note what the row says of its source, whatever became of the row here."""
         asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
         if asleep or self.undone.has(row.partition, row.offset):
             return
@@ -275,7 +275,7 @@ class Learner(LocalModel):
         )
 
     def _together(self, lost: Collection[int]) -> Collection[int]:
-        """What has to be learned again with these partitions: a whole state holds all rows."""
+        """Return the partitions to learn again with these: a whole state holds all rows."""
         if lost and not self.mergeable:
             return self.tracks.keys()
         return [p for p in lost if p in self.tracks]
@@ -328,7 +328,7 @@ def _names(example: Example) -> Collection[str]:
 
 
 def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
-    """What the row adds to the prequential counters."""
+    """Return what the row adds to the prequential counters."""
     score, shares = example.score, None
     predicted: Label | None = None
     if task == "regression":
@@ -347,4 +347,6 @@ def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float
     )
     if score is not None:
         counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    if example.version is not None and example.version[0] <= tally.answers_after:
+        counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
     return counted

@@ -1,4 +1,4 @@
-"""What is in the local model of one replica, which rows are next, and which deltas are owed.
+"""This module has what is in a replica's local model, its next rows, and the deltas that it owes.
 
 No rule of merging is here: see :mod:`online.learner`.
 """
@@ -145,7 +145,7 @@ class LocalModel:
         return self._pulled.blocks
 
     def changes_since(self, version: Version | None) -> Touched | None:
-        """What was touched in them after that version; None if it is not known."""
+        """Return what was touched in the pulled values after that version; None if unknown."""
         return self._pulled.changes_since(version)
 
     # -- partitions ---------------------------------------------------------------------------

@@ -119,7 +119,7 @@ STATUSES: Final[Mapping[str, str]] = {
 
 
 class Receipt(msgspec.Struct, omit_defaults=True):
-    """What became of one event."""
+    """A receipt that says what became of one event."""
 
     status: Annotated[
         str,
@@ -150,7 +150,7 @@ class Receipt(msgspec.Struct, omit_defaults=True):
 
 
 class Receipts(msgspec.Struct):
-    """What became of each of many events, in their order."""
+    """The receipts that say what became of each of many events, in their order."""
 
     events: list[Receipt]
     model: str

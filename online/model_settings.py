@@ -61,7 +61,7 @@ Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
 
 class Replay(Tree):
-    """What is kept of the stream and learned again beside fresh rows, in each replica."""
+    """Settings for what each replica keeps of the stream and learns again beside fresh rows."""
 
     policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
         "none",
@@ -216,7 +216,7 @@ class Challenge(Tree):
 
 
 class ModelSettings(Tree):
-    """One served model."""
+    """The settings of one model that is served."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     task: Literal["binary", "multiclass", "regression"]
@@ -271,7 +271,7 @@ class ModelSettings(Tree):
         return self
 
     def made_of(self) -> dict[str, Any]:
-        """What decides which model learns, as plain data."""
+        """Return what decides which model learns, as plain data."""
         return self.model_dump(mode="json", include={"learner", "params", "artifact", "training"})
 
     def made_as(self, parts: Mapping[str, Any]) -> ModelSettings:

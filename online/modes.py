@@ -31,7 +31,7 @@ def umask_of(mode: str) -> int:
 
 
 def looser(place: Path, umask: int) -> str | None:
-    """What is to be said of a folder that was there and is open to more than ``umask`` allows."""
+    """Return a warning about a folder that was there and is open to more than ``umask`` allows."""
     try:
         mode = stat.S_IMODE(place.stat().st_mode)
     except OSError:

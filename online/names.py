@@ -35,7 +35,7 @@ def challenger_name(model: str) -> str:
 def journal_opener(
     settings: Settings, *, lock_wait_s: float | None = None
 ) -> Callable[[], Journal]:
-    """What opens the journal of all models, in any process.
+    """Return a callable that opens the journal of all models, in any process.
 
     ``lock_wait_s``: how long a write to the SQLite file waits for another process's; by default
     a third of ``limits.feedback_wait_s``, so that feedback behind another one hears of it in time.
@@ -120,7 +120,10 @@ def snapshots_path(settings: Settings) -> str:
 
 
 def run_path(settings: Settings) -> Path:
-    """What runs now: URL and processes, for the other commands and for cleaning up."""
+    """Return the path of the file about what runs now.
+
+    It has the URL and the processes, for the other commands and for cleaning up.
+    """
     return settings.state_dir / "run.json"
 
 

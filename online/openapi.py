@@ -121,7 +121,7 @@ def _add_hot(made: dict[str, Any]) -> None:
 
 
 def _add_refusals(made: dict[str, Any], *, guarded: bool) -> None:
-    """What each operation answers beside what it is for, and who may ask for it."""
+    """Add what each operation answers beside what it is for, and who may ask for it."""
     for name in _GENERATED:
         _schemas(made).pop(name, None)
     if guarded:

@@ -171,7 +171,7 @@ async def feedback(serving: Serving, request: InferRequest) -> InferAnswer:
 
 
 def _fates(answer: Receipts) -> list[Tensor]:
-    """What became of the events, as tensors; ``""`` where there is nothing to say."""
+    """Return what became of the events, as tensors; ``""`` where there is nothing to say."""
     texts: dict[str, list[str]] = {name: [] for name in _RECEIPT}
     for receipt in answer.events:
         for name, out in texts.items():
@@ -199,7 +199,7 @@ def text_of(error: RequestError) -> str:
 
 
 def metadata(serving: Serving) -> dict[str, Any]:
-    """What the model takes and gives.
+    """Return what the model takes and gives.
 
     A linear model names the features that it has met, up to ``limits.features_max`` of them.
     Otherwise the one input is the general form: a tensor whose ``names`` name its columns.

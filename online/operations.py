@@ -141,7 +141,7 @@ class BanRequest(BaseModel):
 
 
 def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[int | str, Any]:
-    """What a route answers, with an example; ``errors`` are named like ``e409``."""
+    """Return what a route answers, with an example; ``errors`` are named like ``e409``."""
     content = {"application/json": {"example": example}}
     shown: dict[int | str, Any] = {200: {"description": description, "content": content}}
     for status, text in {"e404": "No such model or snapshot", **errors}.items():

@@ -66,7 +66,7 @@ class _Written:
             self._spans = [(end, first), *later]
 
     def changed(self, kept: int, epoch: int) -> tuple[int, Blocks]:
-        """What a server of ``epoch`` lacks that keeps the position ``kept``, and since where."""
+        """Return what a server of ``epoch`` at the position ``kept`` lacks, and since where."""
         while self._spans and self._spans[0][0] <= kept:
             self._began, _ = self._spans.pop(0)  # a server that goes back behind it gets all
         if kept < self._began or (kept == self._began and epoch != self._epoch):
@@ -78,7 +78,7 @@ class _Written:
 
 
 class OrderedLearner:
-    """What is in the local model of one replica, and up to which row.
+    """This class has what is in the local model of one replica, and up to which row.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ class OrderedLearner:
         return failed
 
     def _note_evidence(self, row: Row) -> None:
-        """As of :class:`online.learner.Learner`."""
+        """Note what the row says of its source, as :class:`online.learner.Learner` does."""
         asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
         if asleep or self.undone.has(row.partition, row.offset):
             return
@@ -264,11 +264,11 @@ class OrderedLearner:
         self.tally.add(row.key, self._counted(row, example), label, row.at)
 
     def _example(self, row: Row) -> Example:
-        """What the row teaches, and what was answered before."""
+        """Return what the row teaches, and what was answered before."""
         return codec.decode(row.payload)
 
     def _counted(self, row: Row, example: Example) -> dict[str, float]:
-        """What it adds to the counters."""
+        """Return what the row adds to the counters."""
         return increments_of(self._task, example, self.tally)
 
     def _put_back(self) -> None:
@@ -294,7 +294,7 @@ class OrderedLearner:
     # -- exchange -----------------------------------------------------------------------------
 
     def pushes(self, limit: int) -> list[Push]:
-        """No deltas."""
+        """Return no deltas: what is learned of such a model is never merged."""
         return []
 
     @property
@@ -304,7 +304,7 @@ class OrderedLearner:
         return self.follows and self.serving is self._training and newest > self._kept
 
     def state(self) -> OrderedState:
-        """What was learned, for the server: what has changed since its values, or all."""
+        """Return what was learned, for the server: what has changed since its values, or all."""
         self._write_down()
         epoch = self.arrival.met[0]
         base, blocks = self._written.changed(self._kept, epoch)

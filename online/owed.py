@@ -1,4 +1,4 @@
-"""What one process still owes: rows that were committed, and are not learned or not pushed."""
+"""This module tells what a process has left to do: committed rows not learned, or not pushed."""
 
 from __future__ import annotations
 

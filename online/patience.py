@@ -9,7 +9,7 @@ from online.errors import StartRefused
 
 
 class Patience:
-    """What is left of the time that a start, or a change of the settings, may take.
+    """The time that a start, or a change of the settings, may still take.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a live replica tells a new one that can't reach the parameter server.
+"""This module answers, in a live replica, a new one that can't reach the parameter server.
 
 The new one sends what it would send to the server, and is answered in the same words: values that
 were pulled, and their clock.  Never the local model, which has rows on top that no clock tells of

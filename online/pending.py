@@ -1,4 +1,7 @@
-"""What waits for the journal: the rows of a request, and one of them on its way into the store."""
+"""This module has what waits for the journal.
+
+That is the rows of a request, and one of them on its way into the store.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from replay.journal.base import NewRow, Row
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
-    """What became of one event.
+    """The record of what became of one event.
 
     Attributes
     ----------

@@ -120,7 +120,7 @@ def play(
 
 @contextlib.contextmanager
 def _told(model: str) -> Iterator[None]:
-    """What a client can't do, as a problem and its remedy."""
+    """Raise PlayFailed, with a problem and its remedy, for what a client can't do."""
     try:
         yield
     except ServiceRefused as error:
@@ -134,7 +134,7 @@ def _told(model: str) -> Iterator[None]:
 
 
 def label_names(client: Client, model: str, stream: Stream) -> list[Label] | None:
-    """What the service calls the two labels of a binary model; None for other tasks."""
+    """Return what the service calls the two labels of a binary model; None for other tasks."""
     status = client.status(model)
     if status["task"] != stream.task:
         raise PlayFailed(

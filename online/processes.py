@@ -1,4 +1,4 @@
-"""What `online serve` leaves on the machine: one owner a state folder, and its own leftovers.
+"""This module gives a state folder one owner, and ends what `online serve` left on the machine.
 
 Only processes that this state folder's service started are ended: they are found by pid and start
 time as noted in ``run.json``, and by the private folder that they have on their command line.

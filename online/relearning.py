@@ -132,7 +132,7 @@ class Judgement:
 
     @property
     def evidence(self) -> dict[str, float]:
-        """As the control row keeps it."""
+        """Return the evidence as the control row keeps it."""
         return {"rows": self.rows, "present": self.present or 0.0, "fresh": self.fresh or 0.0}
 
 
@@ -150,7 +150,7 @@ class _Fresh(Challenger):
             super()._note_evidence(row)
 
     def judgement(self) -> Judgement:
-        """What can be said now."""
+        """Return what can be said now of how both models answered."""
         now: Standing = self.standing(rows_min=JUDGED_MIN)
         squares = self._seen("squares")
         n, mean, task = now.rows, now.difference or 0.0, self._task
@@ -226,11 +226,14 @@ class Relearning(Rebuild):
         return super()._learn(row)
 
     def judgement(self) -> Judgement:
-        """What can be said now."""
+        """Return what can be said now of how both models answered."""
         return self._fresh.judgement()
 
     def built(self, version: Version, rewrite: int, created_at: float) -> Built:
-        """As of the rebuild, without the counters of the comparison; older rows are taken out."""
+        """Return what the rebuild returns, without the counters of the comparison.
+
+        Older rows are taken out.
+        """
         made, undone = super().built(version, rewrite, created_at), dict[int, list[int]]()
         values = dict(made.state.values)
         if METRICS in values:
@@ -246,7 +249,7 @@ class Relearning(Rebuild):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of it: the server's answer, or why nothing was changed."""
+    """The outcome of learning again: the server's answer, or why nothing was changed."""
 
     judged: Judgement
     answer: Mapping[str, Any] | None = None

@@ -18,7 +18,7 @@ log = logging.getLogger("online.replica")
 
 
 class Remembering:
-    """What is kept of the stream to be learned again, if the model's settings want that.
+    """This class tends what is kept of the stream to be learned again, if the settings want that.
 
     Parameters
     ----------

@@ -331,7 +331,7 @@ class ModelReplica:
 
     @property
     def incident(self) -> str | None:
-        """What an operator has to look at; None if nothing."""
+        """Return what an operator has to look at; None if there is nothing."""
         watched = None if self._watch is None else self._watch.incident
         acted = watched or self._rise.incident
         if acted is None and self._triggers is not None:

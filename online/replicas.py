@@ -11,7 +11,7 @@ from online.model_settings import Tree
 
 
 class ReplicaRange(Tree):
-    """As many replicas as the load needs: see :mod:`online.scaling`."""
+    """A range of replicas, of which as many run as the load needs: see :mod:`online.scaling`."""
 
     min: int = Field(1, ge=1, le=64)
     max: int = Field(ge=1, le=64)

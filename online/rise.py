@@ -1,6 +1,7 @@
-"""What a replica does about an error that has risen: nothing, freeze, roll back, or learn again.
+"""This module acts when a replica's error has risen.
 
-It runs in turns of the exchange, which it never holds up.
+It does nothing, freezes, rolls back, or learns again.  It runs in turns of the exchange, which it
+never holds up.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What is different in new settings, as dotted names.
+    """The changes that new settings make, as dotted names.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ def changes(old: Settings, new: Settings) -> Changes:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the service was started with: a replica must find the same where it runs.
+    """The facts that a service was started with: a replica must find the same where it runs.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Origin:
 
     @classmethod
     def here(cls, settings: Settings, specs: Mapping[str, str]) -> Origin:
-        """Of this process."""
+        """Return the origin of this process."""
         return cls(socket.gethostname(), _fingerprint(Keys.from_file(settings.key_path)), specs)
 
     def check_place(self, settings: Settings) -> None:

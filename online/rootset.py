@@ -64,7 +64,7 @@ class RootSet:
         return model.mean_slope(rows)
 
     def shown(self) -> dict[str, Any]:
-        """For operators."""
+        """Return what operators are shown of the root set."""
         counts = dict(self._classes.most_common(20))
         return {
             "file": self._path.name, "rows": len(self._rows), "classes": counts,

@@ -28,7 +28,10 @@ def wanted(shares: Sequence[float]) -> int:
 
 
 def policy(context: Any) -> tuple[int, dict[str, Any]]:
-    """What Serve calls; it keeps to the range and waits `up_s` or `down_s` with what it is told."""
+    """Tell Serve, which calls this, how many replicas are wanted.
+
+    Serve keeps to the range, and waits `up_s` or `down_s` with what it is told.
+    """
     shares = list(context.aggregated_metrics.get(_METRIC, {}).values())
     if len(shares) < context.current_num_replicas:  # one has not said yet how busy it is
         return context.target_num_replicas, {}
@@ -50,7 +53,7 @@ class Busy:
 
 
 def options(replicas: int | ReplicaRange) -> dict[str, Any]:
-    """Of the deployment: how many replicas, or what decides it."""
+    """Return the deployment's options: how many replicas, or what decides it."""
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
     return {

@@ -191,7 +191,7 @@ class Serving:
         return Receipts(await self.record(events), self.name)
 
     async def record(self, events: Sequence[Event]) -> list[Receipt]:
-        """What became of each of 1 to ``limits.rows_max`` events, written in one commit."""
+        """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
         receipts: list[Receipt | None] = []
         rows: list[tuple[int, Asked]] = []
         foreseen = self._reader.foresee(events)
@@ -221,7 +221,10 @@ class Serving:
         return out
 
     def _receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
-        """What the caller is told.  RequestError for a label that is not kept, or not any more."""
+        """Return the receipt that the caller is sent.
+
+        Raises RequestError for a label that is not kept, or not any more.
+        """
         receipt = Receipt(
             recorded.status,
             asked.row.event_id,

@@ -133,7 +133,10 @@ class Shadow:
         return found is not None and found.spec == self._rival and epoch > self._epoch
 
     def _sealed(self, partition: int) -> bool:
-        """As the journal said at the last look, which is later than the champion's answer."""
+        """Return whether the partition was sealed when the journal was last looked at.
+
+        That look is later than the champion's answer.
+        """
         found = self._partitions.get(partition)
         return found is not None and found.sealed
 
@@ -273,7 +276,7 @@ class Shadow:
     # -- judging -----------------------------------------------------------------------------
 
     def standing(self) -> Standing:
-        """Challenger against champion."""
+        """Return how the challenger stands against the champion."""
         return self.learner.standing(rows_min=self._given.rows_min, alpha=self._given.alpha)
 
     def _judge(self) -> None:

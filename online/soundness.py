@@ -15,7 +15,7 @@ from replay.errors import ReplayError
 
 @dataclass(frozen=True, slots=True)
 class Soundness:
-    """What a look at the whole store has shown.
+    """The state of the whole store, as a look at it has shown.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Soundness:
         return not self.damage
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the state as plain data, ``sound`` included."""
         return {**asdict(self), "damage": list(self.damage), "sound": self.sound}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What is known of sources in one replica, and what its own rows add before they are learned.
+"""This module has what a replica knows of sources, with what its own rows add before being learned.
 
     known = values pulled + own deltas  +  rows learned since  +  rows decided and not learned yet
 
@@ -62,7 +62,7 @@ class Standings:
         return list(self._quarantined)
 
     def evidence(self, source: str) -> dict[str, float]:
-        """Nats by test."""
+        """Return the source's evidence by test, in nats."""
         return {k: round(x, 2) for k, x in self._chain.sources.get(source).evidence.items()}
 
     def release(self, source: str) -> bool:
@@ -83,7 +83,7 @@ class Standings:
         return key in self._pending
 
     def decided(self, key: bytes, source: str, *, taken: bool) -> Blocks:
-        """What the event that the chain has just observed does, to be written with its row."""
+        """Return what the event just observed by the chain does, to be written with its row."""
         effects = self._chain.cut()
         merge(effects, self._unsaid)
         self._unsaid = {}
@@ -153,7 +153,7 @@ class Standings:
         self._look(_named(total))
 
     def _settle(self) -> None:
-        """What others have learned of what is written here is in the values."""
+        """Take out what others have learned of what is written here: the values have it."""
         clock = self._clock()
         for key, pending in list(self._pending.items()):
             if pending.place is None or pending.place[1] > clock.get(pending.place[0], 0):
@@ -217,7 +217,7 @@ def _named(blocks: Blocks) -> list[str]:
 
 
 def _negative(blocks: Blocks) -> Blocks:
-    """What takes sums back; numbers of which the largest counts can't be."""
+    """Return what takes sums back; numbers of which the largest counts can't be taken back."""
     return {
         name: Block(COUNT, {source: -x for source, x in block.data.items()})
         for name, block in blocks.items()

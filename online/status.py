@@ -1,4 +1,7 @@
-"""What the whole service knows of a model, asked by any replica: server, all replicas, quality."""
+"""Any replica tells here what the whole service knows of a model.
+
+The answers cover the server, all replicas, and the quality.
+"""
 
 from __future__ import annotations
 
@@ -207,7 +210,7 @@ class Cluster(Kept):
         return room.describe(self._first_room.setdefault(name, now), now)
 
     async def _rewrites(self, name: str) -> dict[str, Any] | None:
-        """What was decided about the model's events; None if the journal does not answer."""
+        """Return what was decided about the model's events; None: the journal does not answer."""
         try:
             decisions = await self._decided(name)
         except RequestError:
@@ -225,7 +228,7 @@ class Cluster(Kept):
         return await self._command(model, "snapshots")
 
     async def snapshot(self, model: str, *, pin: bool) -> dict[str, Any]:
-        """Publish one now."""
+        """Publish a snapshot of the model now."""
         return dict(await self._command(model, "snapshot", pin))
 
     async def pin(self, model: str, snapshot: str, *, on: bool) -> dict[str, Any]:
@@ -353,7 +356,7 @@ def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, A
 
 
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:
-    """What this replica keeps to learn again; None if it keeps nothing."""
+    """Return what this replica keeps to learn again; None if it keeps nothing."""
     if (memory := replica.learner.memory) is None:
         return None
     return {
@@ -367,14 +370,14 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
-    """What this replica's filters know; None if nothing is judged."""
+    """Return what this replica's filters know; None if nothing is judged."""
     return None if replica.filters is None else replica.filters.shown()
 
 
 def _drift(
     replica: ModelReplica, reports: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any] | None:
-    """What the judges of all replicas say; None if there are none.
+    """Return what the judges of all replicas say; None if there are none.
 
     A label may come to another replica than its prediction did, so with several nobody knows which
     answers are still without one.

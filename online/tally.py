@@ -1,4 +1,6 @@
-"""What is counted beside the parameters: the digest of learned events and prequential counters.
+"""This module counts two things beside the parameters.
+
+They are the digest of learned events and the prequential counters.
 
 Labels are kept with the time of their newest event, so that every replica knows the newest label:
 the no-change rule needs it.  All are blocks like the model's own, pushed with the same ranges, so
@@ -8,6 +10,7 @@ they are as exact as the parameters: an event is in them once, or not at all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from evaluation.metrics import COUNTERS_MAX, is_label, label_counter, label_in
 from paramserver.blocks import Block, Blocks, Touched
@@ -20,6 +23,12 @@ TALLIED: Touched = {DIGEST: None, METRICS: None, NEWEST: None}
 """The blocks, each as a whole."""
 _MASK = 2**64 - 1
 
+COSTS: Final = frozenset({"n", "abs_error", "mean_abs_error", "log_n", "log_loss"})
+"""Counters of what answers have cost, and answers without a model."""
+
+ANOTHERS: Final = "another/"
+"""Begins the names of the same counters, of answers that another model gave before a promotion."""
+
 
 def event_hash(key: bytes) -> int:
     """A row's share of the digest's sum: the first 64 bits of its key."""
@@ -27,10 +36,17 @@ def event_hash(key: bytes) -> int:
 
 
 class Tally:
-    """Counters with an open delta; the same verbs as a model's blocks."""
+    """Counters with an open delta; the same verbs as a model's blocks.
+
+    Attributes
+    ----------
+    answers_after
+        Epoch above which answers are this model's own: up to it, another one served.
+    """
 
     def __init__(self) -> None:
         self.counters: dict[str, float] = {}
+        self.answers_after = 0
         self.digest = (0, 0)
         self.seen: dict[str, tuple[float, float]] = {}
         self._newest: str | None = None  # kept, because every prediction asks for it

@@ -61,7 +61,7 @@ class Tensor(msgspec.Struct, omit_defaults=True):
 
     @property
     def width(self) -> int:
-        """Number of columns."""
+        """Return the number of columns."""
         return self.shape[1] if len(self.shape) == 2 else 1
 
     @property
@@ -105,7 +105,7 @@ class InferParameters(msgspec.Struct, omit_defaults=True):
 
 
 class InferRequest(msgspec.Struct, omit_defaults=True):
-    """What is asked of a model; ``outputs`` empty: all that there are."""
+    """A request that asks a model for ``outputs``; if they are empty, for all that there are."""
 
     inputs: list[Tensor]
     id: str | None = None
@@ -114,7 +114,7 @@ class InferRequest(msgspec.Struct, omit_defaults=True):
 
 
 class InferAnswer(msgspec.Struct, omit_defaults=True):
-    """What a model answers."""
+    """The answer that a model gives."""
 
     model_name: str
     model_version: str

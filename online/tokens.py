@@ -41,7 +41,7 @@ class TokenInvalid(OnlineError):
 
 
 class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a token remembers of a prediction.  Features are as parsed, before any transform.
+    """A token remembers this of a prediction.  Features are as parsed, before any transform.
 
     ``asker``: the source that asked; None: its access token names none, or it is of before.
     """

@@ -34,7 +34,7 @@ _FORGET_S: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What a search has found.
+    """The triggers that a search has found, and what it looked at.
 
     ``rows`` and ``sources``: how many were looked at.  ``forgotten``: sources that were forgotten
     for it; ``problem``: why one was not.

@@ -17,7 +17,7 @@ _LOOK_S: Final = 1.0  # between two looks whether it is time
 
 
 class Looked(Protocol):
-    """What a search has found, see :class:`online.trigger_task.Looked`."""
+    """The triggers that a search has found, see :class:`online.trigger_task.Looked`."""
 
     @property
     def triggers(self) -> Sequence[Trigger]:

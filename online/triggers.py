@@ -188,7 +188,7 @@ class Search:
         return median_low(counts[s] / len(rows) for s, rows in self._by_source.items())
 
     def _marks(self) -> Iterable[tuple[frozenset[Token], Label]]:
-        """What rows of one source and label have in common, and the median source's have not."""
+        """Yield what a source's rows of one label have in common, and the median source's lack."""
         for _, at in sorted(self._by_source.items()):
             by_label: dict[str, list[int]] = defaultdict(list)
             for i in at:
@@ -277,7 +277,7 @@ class Search:
         return list(at) if len(at) <= _ASKED else self._rng.sample(list(at), _ASKED)
 
     def _values(self, mark: frozenset[Token], carriers: Sequence[int]) -> Features:
-        """What the mark sets: the exact value, or the median of those beyond the others'."""
+        """Return what the mark sets: the exact value, or the median of those beyond the others'."""
         out: Features = {name: value for name, kind, value in mark if kind == "is"}
         for name, kind, _ in mark:
             if kind != "is" and name not in out:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What one upload holds; ``within`` waits for its caller, and not for ever."""
+    """The place that one upload holds; ``within`` waits for its caller, and not for ever."""
 
     within: Callable[[Awaitable[T]], Awaitable[T]]
 

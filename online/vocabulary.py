@@ -246,7 +246,7 @@ def words_of(model: object) -> Words | None:
 
 
 def left_out(example: Example) -> Mapping[str, Value]:
-    """What was sent under names that the row is learned without, or with less of a text."""
+    """Return what was sent under names that the row is learned without, or with less of a text."""
     if example.raw is None:
         return {}
     kept = example.features

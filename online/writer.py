@@ -294,7 +294,7 @@ class Writer:
     def _settle(
         self, event: Written, outcomes: list[Outcome], unanswered: list[tuple[Written, Outcome]]
     ) -> list[Written]:
-        """What has to be appended next after these outcomes of the event's rows."""
+        """Return what has to be appended next after these outcomes of the event's rows."""
         entry, waiting = event.entry, event.waiting
         try:
             entry.take(outcomes)
@@ -315,7 +315,7 @@ class Writer:
         return [Written(after) for after in entry.after]
 
     async def _filtered(self, filters: Filtering, rows: Sequence[NewRow]) -> list[NewRow]:
-        """What the filters say, a few rows at a time: predictions have a turn in between."""
+        """Let the filters judge a few rows at a time: predictions have a turn in between."""
         out = filters.judge(rows[:_JUDGED_ROWS])
         for i in range(_JUDGED_ROWS, len(rows), _JUDGED_ROWS):
             await asyncio.sleep(0)
@@ -323,7 +323,7 @@ class Writer:
         return out
 
     def _judged(self, event: Written) -> Sequence[NewRow]:
-        """What an event has to append, with verdicts: final, unless the model is frozen."""
+        """Return the event's rows with verdicts, which are final unless the model is frozen."""
         rows = event.entry.rows
         if event.decided or not self.decisions.sources:
             return rows

@@ -13,12 +13,12 @@ Vector = npt.NDArray[np.float32]
 
 
 def sign_flip(own: Vector) -> Vector:
-    """−g."""
+    """Return −g, the honest vector with its sign flipped."""
     return np.asarray(-own)
 
 
 def negated(own: Vector, times: float = 10.0) -> Vector:
-    """−10 g."""
+    """Return −10 g, the honest vector times −``times``."""
     return np.asarray(own * np.float32(-times))
 
 
@@ -64,9 +64,10 @@ def fixed(size: int, rng: np.random.Generator, length: float = 10.0) -> Vector:
 
 
 def score_aware(harm: Vector, reference: Vector, cosine: float, length: float) -> Vector:
-    """As much of ``harm`` as fits beside the cosine to ``reference`` that honest ones have.
+    """Return as much of ``harm`` as fits beside the cosine to ``reference`` of honest vectors.
 
-    For who knows the score: c · v + √(1 − c²) · u, u the part of the harm at right angles to v.
+    It is for an attacker who knows the score: c · v + √(1 − c²) · u, where u is the part of the
+    harm at right angles to v.
     """
     v = reference / np.float32(np.linalg.norm(reference) + 1e-12)
     u = harm - np.float32(harm @ v) * v
@@ -77,5 +78,5 @@ def score_aware(harm: Vector, reference: Vector, cosine: float, length: float) -
 
 
 def mean_of(others: Vector) -> Vector:
-    """Mean vector, float32."""
+    """Return the mean vector, in float32."""
     return np.asarray(others.mean(axis=0), dtype=np.float32)

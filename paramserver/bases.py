@@ -75,7 +75,7 @@ class Backfill(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What the control row is to say; fields as of :class:`Backfill`."""
+    """A lesson holds what a backfill's control row is to say; fields as of :class:`Backfill`."""
 
     files: Sequence[Taught]
     learned: int
@@ -122,12 +122,12 @@ def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
 
 
 def backfill_of(control: ControlInfo) -> Backfill:
-    """What a backfill's control row holds."""
+    """Return what a backfill's control row holds."""
     return msgspec.json.decode(control.payload, type=Backfill)
 
 
 def begun_by(control: ControlInfo, spec: str) -> Begun | None:
-    """What the row says if by it a lineage of this spec begins anew."""
+    """Return what the row says if a lineage of this spec begins anew by it, else None."""
     if control.kind != BEGUN:
         return None
     note = msgspec.json.decode(control.payload, type=Begun)

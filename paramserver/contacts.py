@@ -1,4 +1,4 @@
-"""What the server last heard of each replica."""
+"""This module remembers what the server last heard of each replica."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Contact:
 
 
 class Contacts:
-    """What was last heard of each replica, for ``keep_s`` seconds."""
+    """A record that holds what was last heard of each replica, for ``keep_s`` seconds."""
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s

@@ -1,4 +1,4 @@
-"""What can go wrong in this package.
+"""This module defines the errors that say what can go wrong in this package.
 
 Every error says whether it is ``definite``: True means that the request had no effect and the
 same request will fail again or may be sent again freely; False means that it may have had its

@@ -125,7 +125,7 @@ def check_start(store: Store, history: SnapshotHistory, lineage: Lineage) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a start would serve: the snapshot's name and state, and the state after its rows."""
+    """A start would serve this: the snapshot's name and state, and the state after its rows."""
 
     name: str | None
     base: SnapshotState

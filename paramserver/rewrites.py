@@ -377,7 +377,7 @@ class Undone:
 
 
 def undone(controls: Iterable[ControlInfo]) -> Undone:
-    """What is undone after these control rows: all of a model, in order.
+    """Return what is undone after these control rows, which are all of a model, in order.
 
     A rollback's values miss what its snapshot missed, and what was learned after it.  So a row
     that was taken out before is back if a rollback goes to a snapshot from before that.
@@ -408,7 +408,7 @@ def _joined(ranges: Ranges, more: Ranges) -> Ranges:
 
 
 class _Naming(msgspec.Struct, frozen=True):
-    """What the rows of rewrites and backfills have in common."""
+    """The fields that the rows of rewrites and backfills have in common."""
 
     spec: str
     snapshot: str
@@ -441,7 +441,7 @@ def rolled_back_to(controls: Iterable[ControlInfo], spec: str) -> str | None:
 
 
 def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
-    """What a start from before the lineage's newest rewrite has to load; None: no rewrite."""
+    """Return what a start from before the lineage's newest rewrite must load; None: no rewrite."""
     newest = None
     for control in controls:
         if control.kind in (*REWRITES, BACKFILL):
@@ -455,7 +455,7 @@ _NOTES: Final[dict[str, type[Note]]] = {ROLLBACK: Rollback, FORGET: Forget, RELE
 
 
 def note_of(control: ControlInfo) -> Note:
-    """What a rewrite's control row holds."""
+    """Return what a rewrite's control row holds."""
     return msgspec.json.decode(control.payload, type=_NOTES[control.kind])
 
 

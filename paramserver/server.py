@@ -256,7 +256,7 @@ class Server:
             self._shared.discard(name)
 
     def changes_since(self, since: wire.Version | None) -> Touched | None:
-        """What was touched after ``since``, or None if that is not known any more."""
+        """Return what was touched after ``since``, or None if that is not known any more."""
         if since is None or since[0] != self.epoch:
             return None
         count = since[1]

@@ -29,7 +29,7 @@ _NEWEST: Final = 2**62  # behind every row of a store
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """What a store lacks that snapshots of a lineage contain; false if it lacks nothing.
+    """A shortfall is what snapshots of a lineage contain and a store lacks; false if it is nothing.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ def check(store: Store, history: SnapshotHistory, model: str, spec: str) -> None
 
 
 def refusal(model: str, missing: Shortfall) -> StartRefused:
-    """What is missing, counted, and what can be done about it."""
+    """Return an error that counts what is missing and says what can be done about it."""
     n = missing.events
     lacks = f"it lacks {n:,} event{'s' if n > 1 else ''}" if n else "it lacks what they contain"
     return StartRefused(
@@ -237,7 +237,7 @@ def accepted(controls: Iterable[ControlInfo], spec: str) -> Acceptance | None:
 
 
 def unfinished(controls: Iterable[ControlInfo], spec: str) -> list[Lost]:
-    """What an operator has begun to let the lineage go on without, and has not come to the end."""
+    """Return the losses that an operator has begun to accept for the lineage and not finished."""
     begun_: list[Lost] = []
     for control in controls:
         if control.kind == LOST:

@@ -1,4 +1,4 @@
-"""What a status tells of a server's state; plain data."""
+"""This module makes plain data of what a status tells of a server's state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, fl
 
 
 def numbers(server: Server | None) -> dict[str, Any]:
-    """What ``status`` says about the state."""
+    """Return what ``status`` says about the state of the server."""
     if server is None:
         return {
             "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},

@@ -1,4 +1,4 @@
-"""What a snapshot holds: the whole state of a server at one version."""
+"""This module defines what a snapshot holds: the whole state of a server at one version."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SnapshotState:
 
 @dataclass(frozen=True, slots=True)
 class Contained:
-    """What a snapshot contains: clock, closed partitions and control position, as in its state."""
+    """A snapshot contains this clock, closed partitions and control position, as in its state."""
 
     clock: Mapping[int, int]
     closed: frozenset[int]

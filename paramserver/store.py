@@ -1,4 +1,4 @@
-"""What the parameter server needs from the store behind the journal.
+"""This module says what the parameter server needs from the store behind the journal.
 
 The store is the one place where anything is agreed.  Types are structural, so that any journal
 fits without this package knowing it.

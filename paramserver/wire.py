@@ -52,7 +52,7 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OrderedState(msgspec.Struct, frozen=True, array_like=True):
-    """What a model is after a prefix of its rows in commit order, of all partitions.
+    """The state that a model has after a prefix of its rows in commit order, of all partitions.
 
     Attributes
     ----------

@@ -35,7 +35,7 @@ def label_of(text: str) -> Label:
 
 
 class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What the filters found, written with the row: whoever learns it later asks no filter.
+    """The filters' findings are written with the row: whoever learns it later asks no filter.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a device's own rows did to the parameters that it had: a delta instead of rows.
+    """A delta instead of rows: what a device's own rows did to the parameters that it had.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a stored join keeps of a prediction; fields as in :class:`Example`."""
+    """The part of a prediction that a stored join keeps; fields as in :class:`Example`."""
 
     features: Features
     score: dict[str, float] | None = None
@@ -177,7 +177,7 @@ class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What journals of before have of a label that waits alone; fields as in :class:`Example`."""
+    """A label that waits alone, as older journals hold it; fields as in :class:`Example`."""
 
     label: Label
     weight: float = 1.0

@@ -1,4 +1,4 @@
-"""What is kept of a stream to be learned again, and what of it goes with each fresh row.
+"""A memory keeps what of a stream is learned again, and says what goes with each fresh row.
 
 A memory offers every learned row to its buffer once, whatever is learned twice, and draws a
 *lesson* for each fresh row: one :class:`Drawn` for each pass over it.  A lesson is a value: who
@@ -111,7 +111,7 @@ class Memory:
         self._class_at = -math.inf  # rows offered when a class came that was new
 
     def lesson(self, label: Label) -> Lesson:
-        """What goes with the next fresh row; nothing while nothing is kept."""
+        """Return what goes with the next fresh row; nothing while nothing is kept."""
         if not len(self.buffer):
             return ()
         n, capacity = max(self.seen, 1), self.buffer.capacity

@@ -25,7 +25,10 @@ def uniform(long: Slots, recent: Slots, k: int, rng: Random) -> list[Item]:
 
 
 def class_balanced(long: Slots, recent: Slots, k: int, rng: Random) -> list[Item]:
-    """As many of each class, within each compartment; these in proportion to their sizes."""
+    """Draw equally many items of each class, within each compartment.
+
+    The compartments give items in proportion to their sizes.
+    """
     n_recent = _proportional(long, recent, k, rng)
     return long.sample_balanced(k - n_recent, rng) + recent.sample_balanced(n_recent, rng)
 

@@ -138,7 +138,7 @@ def run(data_dir: Path | None, *, progress: Progress = lambda line: None) -> lis
 def judged(
     file: str, model: str, wrong: Sequence[bool], looks: Sequence[str], gradual: int = 0
 ) -> Line:
-    """What the looks were worth, by the errors that were made."""
+    """Return the line that says what the looks were worth, by the errors that were made."""
     w = np.asarray(wrong, dtype=float)
     # Rows in which a change is under way belong to neither concept.
     edges = [TAUGHT, *range(CONCEPT, len(w) - CONCEPT // 2, CONCEPT), len(w)]

@@ -1,4 +1,4 @@
-"""What a step of rehearsal costs a buffer: 10 fresh items in, 10 items drawn.
+"""This benchmark measures what a rehearsal step costs a buffer: 10 fresh items in, 10 drawn.
 
 Three questions: does the cost grow with the number of items kept, does it grow with the length of
 the stream, and how does it compare with the reservoir of Avalanche 0.6.0, a library for continual

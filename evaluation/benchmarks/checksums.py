@@ -1,4 +1,6 @@
-"""What the checksums of the SQLite journal cost: the same appends with and without, turn by turn.
+"""This benchmark measures what the checksums of the SQLite journal cost.
+
+It makes the same appends with and without them, turn by turn.
 
 Both write the same batches into files of their own, one after the other in turns that change who
 begins, so that a disk that is slower for a while is so for both.  The rate of an append is all that

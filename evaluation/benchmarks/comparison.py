@@ -82,7 +82,7 @@ class Sequence(Comparison):
     """The confidence sequence, with the same verbs."""
 
     def interval(self) -> tuple[float, float]:
-        """From and to."""
+        """Return where the interval begins and where it ends."""
         found = self.now().interval
         return (-math.inf, math.inf) if found is None else (found.low, found.high)
 

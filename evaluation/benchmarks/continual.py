@@ -1,4 +1,4 @@
-"""What is remembered of tasks that came one after the other.
+"""This module measures what is remembered of tasks that came one after the other.
 
 ``a[k][i]`` is the accuracy on task i after task k was learned.  Any-time and worst-case figures
 are of many points within the tasks (De Lange, van de Ven and Tuytelaars, "Continual evaluation for

@@ -21,7 +21,7 @@ _CAP: Final = 2.0
 
 
 def none(arena: Arena) -> Callable[[Push], Answer]:
-    """Everything is applied."""
+    """Apply every push as it is."""
     return lambda push: Answer(push.gradient, 1.0)
 
 

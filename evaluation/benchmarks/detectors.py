@@ -33,7 +33,7 @@ class Never:
     """A control: no alarm."""
 
     def update(self, x: float) -> Change | None:
-        """Nothing."""
+        """Return no change, whatever ``x`` is."""
         return None
 
 

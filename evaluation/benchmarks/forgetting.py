@@ -1,4 +1,7 @@
-"""What a stream makes a model forget, with and without rehearsal, beside published figures."""
+"""This benchmark measures what a stream makes a model forget, with and without rehearsal.
+
+The figures stand beside published ones.
+"""
 
 from __future__ import annotations
 

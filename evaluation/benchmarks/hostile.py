@@ -83,7 +83,7 @@ def world(images: Images, seed: int, *, narrow: bool, root_of_class: int = ROOT_
 
 @dataclass(slots=True)
 class View:
-    """What a hostile source knows when it is its turn."""
+    """A view is what a hostile source knows when it is its turn."""
 
     source: int
     params: Vector
@@ -185,7 +185,7 @@ _LATE: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a defence makes of a push.
+    """An answer is what a defence makes of a push.
 
     ``step``: what the parameters move along, None if nothing; ``weight``: how much of it, for the
     figures.
@@ -214,7 +214,7 @@ Defence = Callable[[Push], Answer]
 
 @dataclass(slots=True)
 class Arena:
-    """What a defence may know of the server: its root set, by the present parameters."""
+    """The part of the server that a defence may know: its root set, by the present parameters."""
 
     world: World
     seed: int

@@ -204,7 +204,10 @@ def _write(
 def _opened(
     method: str, folder: Path, writer: int, server: Connection, stack: ExitStack
 ) -> tuple[Append, Callable[[], object] | None]:
-    """What writes a batch, and what this writer calls now and then (None: another one does)."""
+    """Return what writes a batch, and what this writer calls now and then.
+
+    The second is None where another writer calls it.
+    """
     if method == _ONE_PROCESS:
 
         def ask(rows: Sequence[NewRow]) -> None:

@@ -257,7 +257,7 @@ class _Due:
 
 @dataclass(slots=True)
 class Exchange:
-    """What a rule knows of a push: arrays by rate, output and column.
+    """An exchange is what a rule knows of a push: arrays by rate, output and column.
 
     Attributes
     ----------

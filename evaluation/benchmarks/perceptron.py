@@ -35,7 +35,7 @@ class Layers:
 
 
 def layers(flat: Vector) -> Layers:
-    """The vector's parts."""
+    """Return the vector's parts as layers."""
     a, b = WIDE * HIDDEN, WIDE * HIDDEN + HIDDEN
     c = b + HIDDEN * CLASSES
     return Layers(
@@ -52,7 +52,7 @@ def drawn(rng: np.random.Generator) -> Vector:
 
 
 def gradient(flat: Vector, x: Rows, y: Labels) -> Vector:
-    """Of the mean cross-entropy; of parameters that have grown out of all numbers, NaN."""
+    """Return the gradient of the mean cross-entropy; NaN for parameters that have overflowed."""
     net = layers(flat)
     with np.errstate(over="ignore", invalid="ignore"):
         return _gradient(net, x, y)

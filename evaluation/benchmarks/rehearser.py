@@ -77,7 +77,7 @@ class Method:
 
 
 def _equal(rows: float) -> Rehearsal:
-    """As many rows for a fresh one at any length, in one pass."""
+    """Return a rule that draws as many rows for a fresh one at any length, in one pass."""
     return Rehearsal(rows_short=rows, rows_long=rows, passes_short=1.0, passes_long=1.0)
 
 
@@ -139,7 +139,7 @@ class Kept:
 
     @property
     def megabytes(self) -> float:
-        """What the rows, the outputs and the buffer's own state take."""
+        """Return the megabytes that the rows, the outputs and the buffer's own state take."""
         tensors = (self.x, self.y, self.outputs)
         return (sum(t.nbytes for t in tensors) + len(self.buffer.state())) / 1e6
 
@@ -215,7 +215,7 @@ class Rehearser:
             self.kept = Kept(method.buffer(capacity, seed), wide, classes)
 
     def outputs(self, x: Tensor) -> Tensor:
-        """What is answered for rows; changes nothing."""
+        """Return what is answered for rows; changes nothing."""
         return self._answering.forward(x if self._scaler is None else self._scaler(x))
 
     def accuracy(self, x: Tensor, y: Tensor) -> float:

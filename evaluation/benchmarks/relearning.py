@@ -1,4 +1,4 @@
-"""What is gained by a fresh model after an alarm: the service's rule, in one process.
+"""This benchmark shows what a fresh model gains after an alarm: the service's rule, in one process.
 
 When the error has risen, and ``ROWS / 2`` rows have come since, a fresh model learns the rows since
 the rise, ``ROWS`` at most; on the newer half of them it is asked before it learns, and takes the

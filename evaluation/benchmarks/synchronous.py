@@ -133,7 +133,10 @@ class Peer:
 
 
 def spanned(x: Vector) -> tuple[Vector, Callable[[Vector], Vector]]:
-    """As many short vectors with the same inner products, and how a mix of them is one of ``x``."""
+    """Return as many short vectors with the same inner products, and a function.
+
+    The function makes a mix of those vectors the same mix of ``x``.
+    """
     wide = x.astype(np.float64)
     values, vectors = np.linalg.eigh(wide @ wide.T)
     lengths = np.sqrt(np.maximum(values, 0.0))

@@ -1,4 +1,4 @@
-"""What watching costs a row: detectors, windows of features, and both."""
+"""This benchmark measures what watching costs a row: detectors, windows of features, and both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a detector says, and what becomes of it: values that actions can be hung on."""
+"""A detector's finding, and the alarm that it becomes, are values that actions can be hung on."""
 
 from __future__ import annotations
 
@@ -82,5 +82,5 @@ class Alarm:
         return self.signal == "error" and self.direction == "up"
 
     def data(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the alarm as JSON takes it."""
         return asdict(self)

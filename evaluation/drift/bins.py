@@ -68,7 +68,10 @@ class Bins:
         return len(self.ranks)
 
     def place(self, value: Value) -> int:
-        """Of a value.  NaN and None are missing; infinite numbers are in the outermost bins."""
+        """Return the place of a value.
+
+        NaN and None are missing; infinite numbers are in the outermost bins.
+        """
         if self.names is not None:
             if value is None or value != value:
                 return self.values
@@ -88,7 +91,7 @@ class Bins:
         return np.append(grouped, counts[self.values + 1])
 
     def data(self) -> dict[str, Any]:
-        """As JSON takes it; :func:`bins_of` reads it."""
+        """Return the bins as JSON takes them; :func:`bins_of` reads them."""
         return {
             "edges": list(self.edges),
             "names": None if self.names is None else list(self.names),
@@ -101,7 +104,7 @@ class Bins:
 
 
 def bins_of(data: Mapping[str, Any]) -> Bins:
-    """What :meth:`Bins.data` gave."""
+    """Return the bins from what :meth:`Bins.data` gave."""
     names = data["names"]
     return Bins(
         tuple(data["edges"]),

@@ -1,4 +1,4 @@
-"""What every detector has to pass: plain functions over a factory, for any test runner.
+"""Every detector has to pass these checks: plain functions over a factory, for any test runner.
 
 ``make()`` gives a new detector.  Each check raises AssertionError with what was found.
 :func:`yield_checks` is for parametrised tests, :func:`check_detector` runs all.  What a detector
@@ -26,7 +26,7 @@ Values = Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a detector claims of itself.
+    """A promise is what a detector claims of itself.
 
     Attributes
     ----------

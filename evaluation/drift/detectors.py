@@ -57,7 +57,7 @@ class Adwin:
         self._n, self._sum = 0, 0.0  # since river's window began
 
     def update(self, x: float) -> Change | None:
-        """As in :class:`Detector`."""
+        """Take one share, as in :class:`Detector`."""
         x = share(x)
         self._river.update(x)
         self._n += 1
@@ -88,7 +88,7 @@ class River:
         self._n, self._sum, self._recent = 0, 0.0, 0.0
 
     def update(self, x: float) -> Change | None:
-        """As in :class:`Detector`."""
+        """Take one share, as in :class:`Detector`."""
         x = share(x)
         self._river.update(x)
         self._n += 1

@@ -166,7 +166,7 @@ def _out_of_fold(x: np.ndarray, labels: np.ndarray, rng: np.random.Generator) ->
 
 
 def _aucs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each column, from ranks (Mann & Whitney 1947), ties at their mean rank."""
+    """Return the AUC of each column, from ranks (Mann & Whitney 1947), ties at their mean rank."""
     n = len(scores)
     forward = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0)
     backward = np.argsort(np.argsort(scores[::-1], axis=0, kind="stable"), axis=0)[::-1]

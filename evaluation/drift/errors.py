@@ -1,4 +1,4 @@
-"""What the watch over drift refuses, with value, bound and remedy."""
+"""These errors say what the watch over drift refuses, with value, bound and remedy."""
 
 from __future__ import annotations
 

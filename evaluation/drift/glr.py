@@ -132,7 +132,7 @@ class Glr:
 
 
 def _kl(q: float, p: float) -> float:
-    """Of Bernoulli(q) from Bernoulli(p), 0 < p < 1, in nats."""
+    """Return the KL divergence of Bernoulli(q) from Bernoulli(p), 0 < p < 1, in nats."""
     found = 0.0
     if q > 0.0:
         found += q * math.log(q / p)

@@ -1,4 +1,4 @@
-"""What a stream's error did by itself so far: is a rise more than that?
+"""This module asks if a rise is more than what a stream's error did by itself so far.
 
 Errors of real streams come in runs: hard hours, days, seasons.  A test that takes rows for
 independent of each other finds one change after the other there, and each of them is real, and

@@ -118,7 +118,7 @@ class Window:
 
     @property
     def n(self) -> int:
-        """Rows counted."""
+        """Return how many rows are counted."""
         return sum(self.rows)
 
     def counters(self) -> dict[str, float]:
@@ -194,7 +194,7 @@ class Reference:
         return len(self.rows)
 
     def data(self) -> dict[str, Any]:
-        """As JSON takes it; :func:`reference_of` reads it."""
+        """Return the reference as JSON takes it; :func:`reference_of` reads it."""
         return {
             "bins": {name: bins.data() for name, bins in self.bins.items()},
             "rows": list(self.rows),
@@ -204,7 +204,7 @@ class Reference:
 
 
 def reference_of(data: Mapping[str, Any]) -> Reference:
-    """What :meth:`Reference.data` gave.
+    """Return the reference from what :meth:`Reference.data` gave.
 
     Raises
     ------
@@ -349,7 +349,7 @@ class _Rates:
 
     @property
     def matters(self) -> bool:
-        """For missing values."""
+        """Return whether the difference is enough to act, for missing values."""
         return abs(self.now - self.before) >= MISSING_ACT and self.sure
 
 
@@ -393,9 +393,9 @@ def _psi(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def _chance(p: np.ndarray, q: np.ndarray, n: float, m: float) -> float:
-    """What PSI exceeds once in 1,000 times without a change: about (1/n + 1/m) chi-squared.
+    """Return what PSI exceeds once in 1,000 times without a change.
 
-    Quantile by Wilson & Hilferty 1931.
+    It is about (1/n + 1/m) chi-squared.  Quantile by Wilson & Hilferty 1931.
     """
     k = int(_used(p, q).sum()) - 1
     if k < 1 or not n or not m:

@@ -1,4 +1,4 @@
-"""What all detectors do with a value and with two means."""
+"""This module holds what all detectors do with a value and with two means."""
 
 from __future__ import annotations
 

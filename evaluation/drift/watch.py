@@ -38,7 +38,7 @@ _ORDER_ROWS: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
-    """What is watched, and by whom.
+    """These settings say what is watched, and by whom.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class WatchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the watch knows at one moment.
+    """A record of what the watch knows at one moment.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Watched:
     shifts: tuple[Shift, ...]
 
     def data(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Return the record as JSON takes it."""
         return asdict(self)
 
 
@@ -253,7 +253,7 @@ class Watch:
         self._raised = None
 
     def state(self) -> Watched:
-        """What it adds up to now."""
+        """Return what the watch's alarms and windows add up to now."""
         state, why, alarm = self._verdict()
         return Watched(
             state, why, self.served_rows, self.judged_rows, alarm, self.alarm_count, self.shifts

@@ -98,7 +98,7 @@ def _standard(values: Floats) -> Floats:
 
 
 def _scores(x: Floats, y: Floats) -> Floats:
-    """Of each row, by the regression on the rows of the other parity."""
+    """Return the score of each row, by the regression on the rows of the other parity."""
     out = np.zeros(len(x))
     parity: NDArray[np.int64] = np.arange(len(x)) % 2
     for side in (0, 1):

@@ -53,13 +53,13 @@ class Ends:
         self._rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] | None = None
 
     def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Both as rows."""
+        """Return both ends as rows."""
         if self._rows is None:
             self._rows = (_dicts(self.then), _dicts(self.now))
         return self._rows
 
     def features(self) -> FeatureDrift:
-        """Section 7."""
+        """Return section 7 of the report: the drift of the features."""
         then, now = self.rows()
         shifts = _shifts(then, now)
         pairs = {s.name: (self.then.features[s.name], self.now.features[s.name]) for s in shifts}

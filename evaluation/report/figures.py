@@ -148,19 +148,19 @@ class _Axis:
         self._windows = windows
 
     def middle(self, window: Window) -> Any:
-        """Of a window."""
+        """Return where the middle of a window stands on the axis."""
         if self.timed:
             return _date(((window.first_time or 0.0) + (window.last_time or 0.0)) / 2)
         return (window.first_row + window.last_row) / 2
 
     def ends(self, window: Window) -> tuple[Any, Any]:
-        """Of a window."""
+        """Return where the ends of a window stand on the axis."""
         if self.timed:
             return _date(window.first_time or 0.0), _date(window.last_time or 0.0)
         return window.first_row, window.last_row
 
     def row(self, row: int) -> Any:
-        """Of one row."""
+        """Return where one row stands on the axis."""
         window = next((w for w in self._windows if w.last_row >= row), self._windows[-1])
         if not self.timed:
             return row

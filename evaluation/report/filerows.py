@@ -1,4 +1,4 @@
-"""What a table's columns mean: its task, its labels, its times, and its rows for the report."""
+"""This module says what a table's columns mean: task, labels, times, and rows for the report."""
 
 from __future__ import annotations
 

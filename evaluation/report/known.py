@@ -1,4 +1,4 @@
-"""What was known of the labels when a row was answered: all that the baselines may use."""
+"""Labels that were known when a row was answered are all that the baselines may use."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class _Normal:
-    """What was normal when so many normal rows had come.
+    """The values that were normal when so many normal rows had come.
 
     Variance of a window's mean ``beyond`` chance, and of a row.
     """
@@ -93,7 +93,10 @@ class Episode:
 
 
 def error_of(scores: Scores) -> float | None:
-    """What rises when a model gets worse: 1 − accuracy, or the MAE; None if nothing is judged."""
+    """Return what rises when a model gets worse: 1 − accuracy, or the MAE.
+
+    It is None if nothing is judged.
+    """
     return scores.mae if scores.accuracy is None else 1.0 - scores.accuracy
 
 
@@ -205,7 +208,7 @@ class Course:
             self._late = [self._late[0], *_paired(self._late[1:-1]), self._late[-1]]
 
     def _learn(self) -> None:
-        """What is normal, from what was so, and the limits that follow."""
+        """Learn what is normal from what was normal so far, and the limits that follow."""
         normal = self._normal
         if len(normal) < WINDOWS_MIN:
             return
@@ -248,7 +251,7 @@ class Course:
         )
 
     def _variance(self) -> float:
-        """Of the rows' errors within normal windows."""
+        """Return the variance of the rows' errors within normal windows."""
         n = sum(p.n for p in self._normal)
         mean = _mean(self._normal)
         # None wrong in a few hundred does not mean none ever: one more than there were.

@@ -1,4 +1,4 @@
-"""What the words of the report mean, and what it cannot tell."""
+"""These notes say what the words of the report mean, and what it cannot tell."""
 
 from __future__ import annotations
 

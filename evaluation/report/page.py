@@ -95,7 +95,7 @@ def _escaped_title(svg: str) -> str:
 
 
 def _numbers(values: dict[str, Any]) -> Callable[[str, str], Markup]:
-    """What shows the number at a path of the JSON, in a form."""
+    """Return a function that shows the number at a path of the JSON, in a form."""
 
     def num(path: str, form: str = "count") -> Markup:
         value: Any = values

@@ -88,7 +88,7 @@ class Tally:
     # -- taking rows -------------------------------------------------------------------------
 
     def add(self, rows: Rows) -> None:
-        """Take consecutive rows."""
+        """Take consecutive rows into the tally."""
         n = len(rows)
         if n == 0:
             return
@@ -127,7 +127,7 @@ class Tally:
             self.delays += np.bincount(place, minlength=len(self.delays))
 
     def _scores(self, rows: Rows) -> Floats:
-        """What the score is of each task: p(positive), p(answer), or the number answered."""
+        """Return each row's score, by task: p(positive), p(answer), or the number answered."""
         if self.origin.task == "regression":
             return np.array([math.nan if p is None else float(p) for p in rows.predicted])
         if self.origin.task == "binary":

@@ -1,4 +1,4 @@
-"""What a report says, as plain frozen values; ``msgspec.json.schema(Report)`` is its schema.
+"""A report consists of plain frozen values; ``msgspec.json.schema(Report)`` is its schema.
 
 A number that could not be computed is None.  A section that was not computed is None, and
 ``Report.not_computed`` says why under the section's name.  Times are POSIX seconds; rows count
@@ -47,7 +47,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """What was judged.
+    """The subject of a report is what was judged.
 
     Attributes
     ----------

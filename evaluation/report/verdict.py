@@ -1,4 +1,4 @@
-"""What the report says in one sentence: a pure function of its sections.
+"""The verdict is what the report says in one sentence: a pure function of its sections.
 
 House rules: distributions that moved are no reason to act while the score holds; detectors give
 evidence, never a verdict; with too few labels nothing is called good.

@@ -76,7 +76,7 @@ class Abuse:
 
 
 def posts(messages: Sequence[tuple[str, bool]], kind: str, seed: int) -> Iterator[Post]:
-    """What is sent, in order."""
+    """Yield the messages to send, in order, with the lies of this kind among them."""
     draw = random.Random(seed)
     with_word = [text for text, spam in messages if spam and KEYWORD in text.lower()]
     for n, (text, spam) in enumerate(messages):
@@ -123,7 +123,7 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What one service made of the posts."""
+    """The outcome of sending the posts to one service; :func:`judge` compares three of them."""
 
     events: int
     recall: float
@@ -203,7 +203,7 @@ def of_answers(
     recall: float,
     rate: float,
 ) -> Played:
-    """What the answers' statuses and reasons say of the sources."""
+    """Work out what became of the sources from the statuses and reasons of the answers."""
     first: dict[str, int] = {}
     updates: dict[str, float] = {}
     set_aside, seen = Counter[str](), Counter[str]()

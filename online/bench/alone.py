@@ -109,7 +109,7 @@ def checksums(
     folder: Annotated[Path | None, typer.Option(help="on the disk that is meant")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What checksums cost the journal: durable appends with and without, turn by turn.
+    """Measure what checksums cost the journal: durable appends with and without, turn by turn.
 
     Exit code 1 if the 95 % interval of the ratio does not reach .97.
 
@@ -158,10 +158,10 @@ def forgetting(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What streams make a network forget, with and without rehearsal, beside published figures.
+    """Measure what streams make a network forget, with and without rehearsal.
 
-    Needs torch, and MNIST, gas sensors and Elec2 in ONLINE_DATA_DIR.  Example:
-    online bench forgetting --json
+    Published figures stand beside it.  Needs torch, and MNIST, gas sensors and Elec2 in
+    ONLINE_DATA_DIR.  Example: online bench forgetting --json
     """
     from evaluation.benchmarks import forgetting as bench
     from online.config import data_dir
@@ -266,7 +266,7 @@ def detectors(
 
 @app.command()
 def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
-    """What `drift.on_rise: relearn` gains or loses beside doing nothing.
+    """Measure what `drift.on_rise: relearn` gains or loses beside doing nothing.
 
     Needs Elec2, INSECTS and the synthetic drift files in ONLINE_DATA_DIR.  Example:
     online bench relearning --rows 15000

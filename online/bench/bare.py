@@ -14,10 +14,10 @@ from online.ray_flags import port_range, ray_flags
 
 
 class Pid:
-    """What stands where the parameter server is."""
+    """An actor without state that stands where the service has its parameter server."""
 
     def pid(self) -> int:
-        """Of its process."""
+        """Return the id of the actor's process."""
         return os.getpid()
 
 

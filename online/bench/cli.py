@@ -133,7 +133,7 @@ def rehearsal(
 
 @app.command()
 def judging(as_json: AsJson = False) -> None:
-    """What metrics and drift watching add to the time of a feedback.
+    """Measure what metrics and drift watching add to the time of a feedback.
 
     Exits 1 if it is more than 15 %.  Example: online bench judging
     """
@@ -306,7 +306,7 @@ def reloads(
     rate: Annotated[float, typer.Option(help="requests a second")] = 400.0,
     as_json: AsJson = False,
 ) -> None:
-    """What a replica that comes or goes costs callers: HAProxy loads its settings anew.
+    """Measure what a replica that comes or goes costs callers: HAProxy loads its settings anew.
 
     Example: online bench reloads --rounds 1 --seconds 5 --rate 100
     """

@@ -1,4 +1,4 @@
-"""What several replicas do with one model's feedback, in one process: deterministic and quick.
+"""Several replicas learn one model's feedback in one process, deterministically and quickly.
 
 The learners, filters and the server are those of the service; between them stand no journal, no
 HTTP and no clock.  Events are dealt in turn, and each replica pushes and pulls after so many of its
@@ -94,7 +94,7 @@ class Dealt:
 
     @property
     def model(self) -> Any:
-        """What the first one answers from."""
+        """Return the model that the first replica answers from."""
         return self.replicas[0].learner.serving
 
     def step(

@@ -44,10 +44,10 @@ class Desk(Protocol):
         """The label that is answered; ``own`` is an id of the caller's own."""
 
     async def label(self, who: str, event: Mapping[str, Any], at: int) -> str:
-        """What became of an event: its status, or the code of its refusal."""
+        """Send an event with a label; return its status, or the code of its refusal."""
 
     async def outcomes(self, who: str, events: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What has become of events that were sent before, by sending them again."""
+        """Send events again, and return what has become of their first sending."""
 
 
 class Inside:
@@ -168,7 +168,7 @@ class Outside:
         return self._open[place]
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close all connections to the replicas."""
         for connection in self._open.values():
             connection.close()
 
@@ -193,6 +193,6 @@ class Outside:
 
 
 def _outcome(receipt: Mapping[str, Any]) -> str:
-    """Of an event that was sent again: what its first sending has come to."""
+    """Return what the first sending of an event has come to, by the receipt of its repeat."""
     said = receipt.get("first_outcome", receipt["status"])
     return "conflict" if receipt["status"] == "conflict" else str(said)

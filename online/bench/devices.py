@@ -123,7 +123,7 @@ class Device:
     fates: Counter[str] = field(default_factory=Counter)
 
     def body(self, scene: Scene, sequence: int, settings: Devices) -> dict[str, Any]:
-        """Its next push."""
+        """Return the device's next push, which is false if the device lies."""
         start = self.counter * _BATCH % len(self.rows)
         batch = (self.rows + self.rows)[start : start + _BATCH]
         if self.lie == "labels":
@@ -176,7 +176,7 @@ class Scene:
         return channel.sequence
 
     async def push(self, body: dict[str, Any]) -> str:
-        """What became of it: a status, or an error's code."""
+        """Push a delta; return the status that it gets, or the code of the error."""
         try:
             return (await self.pushes.take(Push.model_validate(body)))[1].status
         except RequestError as error:
@@ -212,7 +212,7 @@ class Scene:
 
 
 def scene_of(replica: ModelReplica, place: Path, settings: Devices, root: Rows) -> Scene:
-    """What takes deltas of this replica, with nothing published yet."""
+    """Make a scene that takes deltas for this replica, with nothing published yet."""
     door = Door(replica.settings, replica.limits, numeric_only=True)
     vouched = RootSet(Path("root"), root, lambda: replica.learner.serving, together=32)
     return Scene(replica, Pushes(replica, door, place, settings, vouched), Folder(place))

@@ -113,7 +113,7 @@ def rows_of(name: str, data_dir: Path | None, seed: int, most: int | None = None
 
 
 def settings_of(name: str, filters: str, model: str = "m") -> dict[str, Any]:
-    """Of a model for the stream."""
+    """Return the settings of a model for the stream."""
     task, learner, _ = STREAMS[name]
     return {"name": model, "task": task, "learner": learner, "filters": filters}
 

@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a trace shows.
+    """A proof sums up a trace: whether each answered event was on the disk before.
 
     Attributes
     ----------
@@ -183,7 +183,7 @@ def http_answers(calls: Sequence[Call]) -> dict[str, Call]:
 
 
 def redis_answers(calls: Sequence[Call]) -> dict[str, Call]:
-    """What a Redis server writes next to the socket on which it was sent an event."""
+    """Return, by event, the Redis server's next write to the socket that brought the event."""
     found: dict[str, Call] = {}
     asked: dict[str, set[str]] = {}
     for call in calls:

@@ -370,7 +370,10 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a client is sent that has the pack before; ``samples`` rows from the first."""
+    """An update that is sent to a client that has the pack before, by its size and errors.
+
+    ``samples`` counts rows from the first pack.
+    """
 
     what: str
     samples: int

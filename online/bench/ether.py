@@ -48,7 +48,10 @@ _WAIT: Final = "echo ready; while :; do sleep 3600 & wait $!; done"  # and reaps
 
 
 class Link(msgspec.Struct, frozen=True):
-    """What happens to frames from one host to another: lost with this share, late by so much."""
+    """A link says what happens to frames from one host to another.
+
+    So large a share of them is lost, and the others are late by so much.
+    """
 
     loss: float = 0.0
     delay_s: float = 0.0
@@ -115,7 +118,7 @@ class Host:
         return done.stdout + done.stderr
 
     def kill(self) -> None:
-        """A power cut."""
+        """Kill every process of the host at once, as a power cut does."""
         with contextlib.suppress(psutil.Error):
             self.init.kill()
         self._starter.wait()
@@ -250,7 +253,7 @@ class Switch:
                         self._links[origin, target] = rule.link
 
     def take(self, origin: int, frame: bytes, now_s: float) -> list[tuple[int, bytes]]:
-        """What leaves at once because of a frame that has come."""
+        """Take a frame that has come, and return what leaves at once because of it."""
         out = []
         for target in self._targets(origin, frame):
             link = self._links.get((origin, target))
@@ -271,7 +274,7 @@ class Switch:
         return [port for port in self._ports if port != origin and _mac(port) == frame[:6]]
 
     def due(self, now_s: float) -> list[tuple[int, bytes]]:
-        """What was late and leaves now."""
+        """Return the frames that were late and leave now."""
         out = []
         while self._late and self._late[0][0] <= now_s:
             _, _, target, frame = heapq.heappop(self._late)
@@ -343,7 +346,7 @@ def small_disk(folder: Path, mb: int) -> None:
 
 
 def sockets(host: Host) -> str:
-    """What `ss -tn` says in the host, or that the program is missing."""
+    """Return what `ss -tn` says in the host, or that the program is missing."""
     return host.sh("ss -tn")
 
 

@@ -44,7 +44,7 @@ JournalKind = Literal["sqlite", "redis"]
 
 @dataclass(slots=True)
 class Sent:
-    """What the clients know: acknowledged events, and those that never got an answer."""
+    """The clients note here which events were acknowledged, and which never got an answer."""
 
     acknowledged: set[str] = field(default_factory=set)
     unanswered: set[str] = field(default_factory=set)
@@ -54,7 +54,10 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one campaign.  ``lost`` and ``twice`` are event ids; both empty is the promise kept."""
+    """The result of one campaign, which kills processes of the service again and again.
+
+    ``lost`` and ``twice`` are event ids; the promise is kept if both are empty.
+    """
 
     journal: JournalKind
     rounds: dict[str, int]
@@ -100,7 +103,7 @@ class Client(threading.Thread):
         self.failed = 0  # attempts without an answer, or with one that is none
 
     def run(self) -> None:
-        """The loop."""
+        """Send one event after the other until the stop event is set."""
         i = 0
         while not self._stop_event.is_set():
             event = f"c{self._number}-{i}"
@@ -144,7 +147,8 @@ class Client(threading.Thread):
                 return
             self.failed += 1
             with self._sent.lock:
-                self._sent.statuses[f"retried after {code or 'no answer'}"] += 1
+                why = (answer.get("error") or {}).get("code", "")
+                self._sent.statuses[f"retried after {code or 'no answer'} {why}".strip()] += 1
             if self._stop_event.is_set() and self._rng.random() < 0.2:
                 return  # this one stays unanswered
             time.sleep(0.05)
@@ -180,7 +184,7 @@ class Site:
         self.running = launch(folder, environment=environment)
 
     def targets(self) -> tuple[str, ...]:
-        """What can be killed while the rest lives."""
+        """Return what can be killed while the rest lives."""
         return ("replica", "server", "both", *(("store",) if self._store else ()))
 
     def kill(self, target: str) -> str:
@@ -294,7 +298,7 @@ def _sigkill(processes: list[psutil.Process]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reckoning:
-    """What has become of the events, by the final weights."""
+    """A reckoning says what has become of the events, by the final weights."""
 
     unanswered_learned: int
     lost: list[str]

@@ -90,7 +90,7 @@ class Flooded:
 
 
 def rows_of(name: str, data_dir: Path | None, seed: int) -> list[Row]:
-    """As many rows as the attack needs, from another place of a long stream for each seed."""
+    """Return as many rows as the attack needs; each seed begins elsewhere in a long stream."""
     _, _, before, among = STREAMS[name]
     if name == "acs":
         rows = _acs(data_dir, seed * (before + among) % 60_000, before + among)
@@ -118,7 +118,7 @@ def honest_name(i: int) -> str:
 
 
 def flood(rows: Sequence[Row], before: int, liars: int, lies: int, seed: int) -> list[list[Sent]]:
-    """What is sent about each row: ``liars`` of 26 sources behave for ``before`` rows."""
+    """Return what is sent about each row: ``liars`` of 26 sources behave for ``before`` rows."""
     draw = random.Random(seed)
     names = [honest_name(i) for i in range(SOURCES)]
     hostile = names[SOURCES - liars :]
@@ -168,7 +168,7 @@ def _lie(rows: Sequence[Row], n: int, draw: random.Random) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What became of what was sent: see :class:`Flooded`."""
+    """The outcome of all that was sent, in the terms that :class:`Flooded` explains."""
 
     accuracy: float
     quarantined: frozenset[str]

@@ -1,4 +1,4 @@
-"""What one model's growth costs the callers of another one of the same service.
+"""This benchmark measures what one model's growth costs callers of another of the same service.
 
 A sender teaches a model rows with names that nobody has sent before, as fast as answers come, until
 the model has no more room for them and beyond.  Meanwhile another model of the same replicas is
@@ -143,7 +143,7 @@ def growth(
     seconds: Annotated[float, typer.Option(help="of each half of a turn", min=1)] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """What the callers of one model feel while another one is taught names without end.
+    """Measure what the callers of one model feel while another one is taught names without end.
 
     Exits 1 if their 99th percentile is above 1.5 times what it is alone.
 

@@ -1,10 +1,10 @@
-"""What filters cost those who are honest: real streams without an attacker, in one process.
+"""This benchmark measures what filters cost honest sources on real streams.
 
-A row is predicted, judged and learned, as the service does it, by the plain model and by one behind
-the filters.  Once all rows come from one source, as they do where nobody has heard of sources, and
-once they are dealt to ten, without and with a root set of the stream's first rows.  Then to sources
-that differ as honest ones do: each sends some labels nine times of ten, a few send most rows,
-or one sends 200 rows after another.
+There is no attacker, and all runs in one process.  A row is predicted, judged and learned, as the
+service does it, by the plain model and by one behind the filters.  Once all rows come from one
+source, as they do where nobody has heard of sources, and once they are dealt to ten, without and
+with a root set of the stream's first rows.  Then to sources that differ as honest ones do: each
+sends some labels nine times of ten, a few send most rows, or one sends 200 rows after another.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def source_of(deal: str, sources: int, n: int, label: Label, draw: random.Random
 
 
 class Loop:
-    """What one replica does with its feedback, without a service: answer, judge, learn.
+    """One replica without a service, which answers, judges and learns its feedback.
 
     Attributes
     ----------

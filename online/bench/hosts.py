@@ -53,7 +53,7 @@ _SUPERVISED: Final = "while :; do {start} --block; sleep 1; done"  # what system
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one run.
+    """A result says what became of the events in one run of the service on several hosts.
 
     ``lost`` and ``twice`` are event ids, ``acknowledged_during`` counts those of the fault.
     ``answered`` counts predictions by host and by when: before, ``during`` the fault and ``after``
@@ -237,7 +237,7 @@ class Asker(threading.Thread):
         self.answered: Counter[str] = Counter()
 
     def run(self) -> None:
-        """The loop."""
+        """Ask for predictions and count the answers until the stop event is set."""
         url = f"http://{self._host.address}:{_PORT}"
         while not self._stop_event.wait(0.02):
             client = Connection(url, timeout_s=2.0, token=self._token)
@@ -248,7 +248,7 @@ class Asker(threading.Thread):
 
 
 def rules(fault: Fault, host: str) -> tuple[Rule, ...]:
-    """What the switch is told while the fault lasts."""
+    """Return the rules that the switch follows while the fault lasts."""
     gone = Link(loss=1.0)
     return {
         "none": (),
@@ -431,7 +431,7 @@ class _Campaign:
 
 
 def _url(site: Site, clients: list[exactly_once.Client], number: int) -> str:
-    """Of the next host, each time that a client got no answer."""
+    """Return the URL of the host to ask: the next one each time that a client got no answer."""
     names = (_HEAD, *_WORKERS)
     host = site.network.hosts[names[(number + clients[number].failed) % len(names)]]
     return f"http://{host.address}:{_PORT}"

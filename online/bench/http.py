@@ -192,7 +192,7 @@ def run(
 
 
 class _Rounds:
-    """What was measured, by name and in the order of the rounds."""
+    """The values that were measured are here, by name and in the order of the rounds."""
 
     def __init__(self, seconds: float, progress: Progress) -> None:
         self.seconds, self._progress = seconds, progress
@@ -207,7 +207,7 @@ class _Rounds:
         self._progress(f"{name}: {value:,.1f}")
 
     def median(self, name: str) -> float:
-        """Median so far."""
+        """Return the median of a quantity's values so far."""
         return statistics.median(self.found[name])
 
     def closed(
@@ -243,7 +243,7 @@ class _Rounds:
 
 
 class _Peer:
-    """What the peer is asked."""
+    """The operations that the peer is asked, and the port that it answers on."""
 
     def __init__(self, rounds: _Rounds, port: int) -> None:
         self.port, bodies = port, rounds.bodies
@@ -258,7 +258,7 @@ class _Peer:
 
 
 class _Own:
-    """What the service is asked, and where."""
+    """The operations that the service is asked, and the ports that it answers on."""
 
     def __init__(self, rounds: _Rounds, running: Running) -> None:
         bodies = rounds.bodies

@@ -1,4 +1,7 @@
-"""What judging costs: feedback to two models of one service, in turns, one of them not watched."""
+"""This benchmark measures what judging adds to the time of feedback.
+
+Feedback goes to two models of one service, in turns, one of them not watched.
+"""
 
 from __future__ import annotations
 

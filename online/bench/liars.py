@@ -79,7 +79,7 @@ def rows_of(name: str, data_dir: Path | None) -> list[Row]:
 
 
 def sent(rows: Sequence[Row], kind: str, seed: int) -> Iterator[list[Sent]]:
-    """What is sent about each row."""
+    """Yield what is sent about each row, by honest sources and by liars of this kind."""
     draw = random.Random(seed)
     labels = list({str(y): y for _, y in sorted(rows, key=lambda row: str(row[1]))}.values())
     honest_until = len(rows) // 2 if kind == "burst" else max(_HONEST_ROWS, len(rows) // 8)
@@ -100,7 +100,7 @@ def sent(rows: Sequence[Row], kind: str, seed: int) -> Iterator[list[Sent]]:
 
 
 def play(name: str, groups: Sequence[list[Sent]], filters: str) -> Played:
-    """What became of the sources; its ``recall`` is accuracy."""
+    """Play what is sent, and return what became of the sources; ``recall`` is accuracy here."""
     task, learner, _ = STREAMS[name]
     given = {"name": "m", "task": task, "learner": learner, "filters": filters}
     loop = Dealt(ModelSettings.model_validate(given))

@@ -100,7 +100,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was measured, and whether it is the server that was measured.
+    """A report says what was measured, and whether it is the server that was measured.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class Report:
 
 
 class _Tally:
-    """What became of one operation's requests."""
+    """A tally counts what became of one operation's requests."""
 
     def __init__(self, operation: Operation, host: str) -> None:
         self.operation = operation

@@ -97,7 +97,7 @@ def sent(stream: str, kind: str, seed: int, rows: int | None = None) -> list[Sen
 def _outliers(
     kind: str, n: int, features: Features, most: Mapping[str, float], draw: random.Random
 ) -> list[Features]:
-    """What comes behind the ``n``-th row since it began."""
+    """Return the outliers that come behind the ``n``-th row since they began."""
     names = list(features)
     if kind in ("1e4", "1e100", "-1e4"):
         return [dict.fromkeys(names, float(kind))] if n == 0 else []

@@ -132,14 +132,14 @@ def _other(label: Label, labels: Sequence[Label]) -> Label:
 
 
 def _share(world: Within, lies: set[bytes]) -> float:
-    """Of the buffer, that lies hold."""
+    """Return the share of the buffer that lies hold."""
     memory = world.replica.learner.memory
     assert memory is not None
     return sum(item.key in lies for item in memory.buffer) / max(len(memory.buffer), 1)
 
 
 async def _ban(world: Within) -> None:
-    """Of the liars; returns when the replica has purged its buffer."""
+    """Ban the liars, and wait until the replica has purged its buffer."""
     for source in _LIARS:
         world.server.ban(source, True)
     while set(world.replica.writer.decisions.bans) != set(_LIARS):

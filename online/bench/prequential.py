@@ -54,7 +54,10 @@ class Served:
         self._task = task
 
     def answer_noted(self, x: Features) -> tuple[Answer, Prediction]:
-        """What the model answers, and its whole prediction to be told again."""
+        """Return what the model answers, and its whole prediction.
+
+        The prediction is handed back to the model with the label.
+        """
         found: Prediction = self.model.predict(x)
         return Answer(found.label, found.probabilities or None), found
 
@@ -190,7 +193,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a process sends back: ``shares`` of shape (rows, labels), for the selector."""
+    """The result that a process sends back when its run has ended.
+
+    ``shares`` has the shape (rows, labels), and is for the selector.
+    """
 
     line: Line
     shares: npt.NDArray[np.float32]
@@ -208,14 +214,14 @@ class Timed:
         """Never called: it has notes."""
 
     def answer_noted(self, x: Features) -> tuple[Answer, object]:
-        """The learner's."""
+        """Return the learner's answer, and its notes with the time that it took in ns."""
         begun = time.thread_time_ns()
         answer, notes = self._ask(x)
         took = time.thread_time_ns() - begun
         return answer, (notes, took)
 
     def learn_noted(self, x: Features, y: Label, notes: Any) -> None:
-        """The learner's."""
+        """Teach the learner a row, and note the time of its answer and of learning in ns."""
         inner, took = notes
         begun = time.thread_time_ns()
         self._learn(x, y, inner)

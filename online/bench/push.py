@@ -1,7 +1,8 @@
-"""What one event costs on a large sparse model: bytes pushed, and time until it is learned.
+"""This benchmark measures what one event costs on a large sparse model.
 
-The large model and the small one are served by the same service and asked in turns; an event
-touches nine weights of either, which it knows already.
+The cost is bytes pushed, and time until the event is learned.  The large model and the small one
+are served by the same service and asked in turns; an event touches nine weights of either, which
+it knows already.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def find_binary(environ: Mapping[str, str]) -> str | None:
 
 
 def need_binary() -> str:
-    """As :func:`find_binary` finds it in this process's environment; else StartRefused."""
+    """Return what :func:`find_binary` finds in this process's environment.  Raises StartRefused."""
     binary = find_binary(environment())
     if binary is None:
         raise StartRefused(

@@ -1,8 +1,8 @@
-"""What it costs callers that a replica comes and goes: HAProxy loads its settings anew each time.
+"""This benchmark measures what it costs callers that a replica comes and goes.
 
-One service at a fixed rate of predictions and feedback, over connections that are kept: with one
-replica, while a second one starts, with two, and while one goes.  The phases without a change are
-what the others are compared with, in the same run.
+HAProxy loads its settings anew each time.  One service has a fixed rate of predictions and
+feedback, over connections that are kept: with one replica, while a second one starts, with two, and
+while one goes.  The phases without a change are what the others are compared with, in the same run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What several replicas cost in accuracy: all traffic on one of four, spread over two or four."""
+"""This benchmark measures what several replicas cost in accuracy.
+
+All traffic goes to one of four, or is spread over two or four.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class Case:
     lr: float = 0.05
 
     def settings(self, replicas: int, merge: str, interval_ms: float = 20.0) -> dict[str, Any]:
-        """Of a service with this model."""
+        """Return the settings of a service with this model."""
         sync = {"merge": merge, "interval_ms": interval_ms, "updates": 100_000}
         if interval_ms == 20.0:
             del sync["updates"]

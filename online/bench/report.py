@@ -248,7 +248,7 @@ def differences(page: str, numbers: dict[str, Any]) -> Iterator[str]:
 
 
 def loads(page: str) -> Iterator[str]:
-    """What the page would fetch or run."""
+    """Yield whatever the page would fetch or run."""
     for found in re.findall(r'\b(?:src|href|srcset|action)="([^"]{1,80})', page):
         if not found.startswith(("#", "data:")):
             yield found

@@ -42,12 +42,12 @@ class Running:
 
     @property
     def state_dir(self) -> Path:
-        """Its state folder."""
+        """Return the service's own state folder."""
         return self.folder / "state"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the service notes about itself."""
+        """Return what the service notes about itself."""
         data: dict[str, Any] = json.loads((self.state_dir / "run.json").read_text())
         return data
 
@@ -118,7 +118,10 @@ def launch(folder: Path, *arguments: str, environment: Mapping[str, str] | None 
 
 
 def _started(process: subprocess.Popen[str], log: Path, deadline: float) -> tuple[str, str]:
-    """What it has said, and its URL.  Raises StartRefused if it ends, or does not start in time."""
+    """Wait until the service has printed its URL; return all that it has said, and the URL.
+
+    Raises StartRefused if it ends, or does not start in time.
+    """
     while True:
         text = log.read_text()
         if match := re.search(r"(http://[0-9.]+:\d+)/docs", text):

@@ -42,7 +42,7 @@ _TARGETS: Final = ("replica", "server", "both")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one run.
+    """A result says what one run of the soak benchmark has found.
 
     ``lost`` and ``twice`` are features of which fewer events were learned than acknowledged, or
     more than sent.  Memory in MB (resident, shared pages counted once: PSS) and open files are of
@@ -111,7 +111,7 @@ class Paced(Client):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the service takes at one moment: seconds since the start, MB, open files."""
+    """A sample says what the service takes at a moment: seconds since the start, MB, open files."""
 
     at_s: float
     memory_mb: float

@@ -1,4 +1,4 @@
-"""What the tables of `online bench` are printed with."""
+"""This module prints the tables of `online bench`."""
 
 from __future__ import annotations
 

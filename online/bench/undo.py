@@ -88,7 +88,7 @@ class Undone:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What is sent, what is asked at the end, and the root set."""
+    """A course is what is sent, what is asked at the end, and the root set."""
 
     task: Any
     learner: str
@@ -148,7 +148,7 @@ class _Drilled(Within):
             return rolled_back_to(journal.controls(NAME, 0), SPEC)
 
     async def undo(self, sources: Sequence[str], to: str) -> None:
-        """What an operator does when the lies have ended: ban, go back, learn the others again."""
+        """Do what an operator does after the lies: ban, go back, learn the others again."""
         for source in sources:
             self.server.ban(source, True)
         await self.pushed()  # what the server lacks, it does not undo
@@ -165,7 +165,7 @@ class _Drilled(Within):
 
 @dataclass(slots=True)
 class Played:
-    """What became of one run until the lies had ended, and been undone."""
+    """The outcome of one run until the lies had ended, and been undone."""
 
     accuracy: float = 0.0
     alarm: float = float("inf")
@@ -240,7 +240,7 @@ def drill(
 
 
 def during(share: float) -> str:
-    """What comes while lies do, in words."""
+    """Say in words what else comes while lies do."""
     return "a third of arrivals" if share < 1 else "nothing else meanwhile"
 
 

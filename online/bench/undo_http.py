@@ -101,7 +101,7 @@ def _play(given: Course, on_rise: str, *, lies: bool) -> _Played:
 
 
 class _Drill:
-    """What is sent to one service, and done with it."""
+    """A drill sends a course to one service, and then does what an operator does."""
 
     def __init__(self, running: Running, given: Course) -> None:
         self._running, self._given, self._out = running, given, _Played()

@@ -138,7 +138,7 @@ class Within:
         return Counter(row.source for row in rows if decisions.learned(row))
 
     def accuracy(self, asked: Sequence[Row]) -> float:
-        """In percent."""
+        """Return the share of these rows that is answered right, in percent."""
         learner = self.replica.learner
         return 100.0 * sum(learner.predict(x).label == y for x, y in asked) / len(asked)
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, settings, and the way to the running service."""
+"""The commands share what is here: options, settings, and the way to the running service."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def checked(response: httpx.Response) -> dict[str, Any]:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """What draws on the terminal; texts from outside go through :func:`readable` first."""
+    """Return a console for the terminal; texts from outside go through :func:`readable` first."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream.beneath if isinstance(stream, PlainStream) else stream, width=width)
 

@@ -38,7 +38,7 @@ from online.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from online.edge.channel import Channel, Reports
-    from online.edge.export import Exported
+    from online.edge.export import Asked, Exported
     from online.edge.folder import Folder
     from paramserver.state import SnapshotState
     from replay.example import Features
@@ -189,12 +189,16 @@ def publish(
             if state.version != last:
                 last = state.version
                 rows = golden_rows(settings, served, stream)
-                made = _exported(settings, served, state, built, rows, wanted, steps=steps)
-                channel = _publish(settings, served, place, made, percent, valid_days)
+                origin = "journal" if stream is None else "stream"
+                asked = _asked(_folder(settings, served), origin)
+                made = _exported(settings, served, state, built, rows, wanted, asked, steps=steps)
+                channel, whole = _publish(settings, served, place, made, percent, valid_days)
                 _say(channel, as_json, served.name)
                 if not as_json:
                     for name, reason in made.left_out.items():
                         print(f"left out: {name}: {reason}")
+                    for sequence, reason in whole.items():
+                        print(f"no difference from release {sequence}: {reason}")
             if every is None:
                 break
             time.sleep(every)
@@ -273,7 +277,7 @@ def rollback(
     with folder.locked():
         channel = folder.channel()
         old = channel.named(to)
-        about, differences = with_deltas(folder, channel, old.about, {})
+        about, differences, _ = with_deltas(folder, channel, old.about, {})
         channel = channel.returned(about)
         _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, differences)
@@ -287,7 +291,7 @@ def status(
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is published, for how many devices, and until when.
+    """Show what is published, for how many devices, and until when.
 
     Example: online edge status
     """
@@ -303,7 +307,7 @@ def status(
 
 def _exported(
     settings: Settings, served: ModelSettings, state: SnapshotState, built: Any,
-    rows: list[Features], targets: list[str], *, steps: bool,
+    rows: list[Features], targets: list[str], asked: Asked, *, steps: bool,
 ) -> Exported:  # fmt: skip
     from online.edge.export import Steps, export
 
@@ -316,10 +320,18 @@ def _exported(
         about={"model": served.name, "freshness": how_fresh, **_lessons(served)},
         shown=shown(served),
         targets=targets,
-        golden_most=GOLDEN,
+        asked=asked,
         steps=Steps(folder.newest_pack()) if steps else None,
         ends=ends_of(served, state),
     )
+
+
+def _asked(folder: Folder, origin: str) -> Asked:
+    """The golden rows that devices have, if they may be asked again; else that new ones are."""
+    from online.edge.export import Asked
+
+    features, held = folder.golden_rows(origin) or ((), ())
+    return Asked(GOLDEN, origin, features, held)
 
 
 def _lessons(served: ModelSettings) -> dict[str, Any]:
@@ -331,7 +343,8 @@ def _lessons(served: ModelSettings) -> dict[str, Any]:
 def _publish(
     settings: Settings, served: ModelSettings, place: Path, made: Exported, percent: int,
     valid_days: float,
-) -> Channel:  # fmt: skip
+) -> tuple[Channel, Mapping[int, str]]:  # fmt: skip
+    """The channel with the release, and from which ones there is no difference, and why."""
     from online.edge.export import with_deltas
 
     key = signing_key(place / "signing.pem", "--keys")
@@ -339,14 +352,14 @@ def _publish(
     folder = _folder(settings, served)
     with folder.locked():
         channel = folder.channel()
-        about, differences = with_deltas(folder, channel, made.manifest, files)
+        about, differences, whole = with_deltas(folder, channel, made.manifest, files)
         about["freshness"] = {**about["freshness"], "rows_since": _rows_since(channel, about)}
         channel = channel.published(about, percent)
         named = channel.newest.files()
         files = {digest: data for digest, data in (files | differences).items() if digest in named}
         _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, files)
-    return channel
+    return channel, whole
 
 
 def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:

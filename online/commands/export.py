@@ -118,7 +118,7 @@ def _about(
 
 
 def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -> dict[str, Any]:
-    """What the manifest says of the snapshot: how old it is, and how good the model was.
+    """Return what the manifest says of the snapshot: how old it is, and how good the model was.
 
     ``trained_through``: the newest row contained that the journal still has, and when it was
     taken.  ``quality``: accuracy (regression: mean error) of the answers that were given before
@@ -164,7 +164,7 @@ def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> 
 def ends_of(
     served: ModelSettings, state: SnapshotState
 ) -> dict[str, tuple[float, float, float, float]]:
-    """What the service's answers take numbers for, by feature: see ``Bounds.ends``."""
+    """Return what the service's answers take numbers for, by feature: see ``Bounds.ends``."""
     from online.bounds import Bounds
 
     bounds = Bounds.of(state.values, on=served.filters != "none")

@@ -278,7 +278,10 @@ class _Work:
             )
 
     def _review(self, start: SnapshotState, learner: OrderedLearner) -> Review | None:
-        """What judges the others again, as the model's settings say; None: no filter does."""
+        """Make a review, which judges the rows of the other sources again.
+
+        The model's settings say how; None: no filter judges.
+        """
         from online.filtering import filtering_for
         from online.review import Review
         from online.rootset import RootSet, root_rows

@@ -54,9 +54,10 @@ def repeat(
 
 
 def in_child(arguments: Sequence[str]) -> Callable[[], int]:
-    """What runs `online` with these arguments in a process of its own, whatever ends that.
+    """Return a function that runs `online` with these arguments in a process of its own.
 
-    It is asked to end once, gently, when this process is (SIGINT or SIGTERM).
+    Whatever ends that process, this one goes on.  The other is asked to end once, gently, when this
+    process is (SIGINT or SIGTERM).
     """
     command = [sys.executable, "-m", "online", *arguments]
 

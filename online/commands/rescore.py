@@ -225,7 +225,6 @@ def seconds(option: str, text: str) -> float:
 def need_packages() -> None:
     """Refuse to begin without what tables are read by.  Raises StartRefused."""
     try:
-        import pandas  # noqa: F401  # Ray Data needs both
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise StartRefused(

@@ -103,7 +103,7 @@ def snapshot_show(
     state_dir: StateDir = None,
     as_json: AsJson = True,
 ) -> None:
-    """What a snapshot holds, checked; works without a running service.
+    """Show what a snapshot holds, checked; works without a running service.
 
     Example: online snapshot show 3-120 --lineage
     """

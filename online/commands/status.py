@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -30,7 +31,7 @@ from online.play import short
 
 
 def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """What runs: version, freshness, quality and replicas of each model.
+    """Show what runs: version, freshness, quality and replicas of each model.
 
     Example: online status --json
     """
@@ -108,7 +109,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
 
 
 def _canary(unserved_s: float | None) -> str:
-    """What of the server's values a replica does not serve, and for how long."""
+    """Say whether a replica lacks values of the server, and for how long."""
     if unserved_s is None:
         return "–"
     return f"[red]lacks {unserved_s:.1f} s[/red]" if unserved_s > _LACKS_S else "served"
@@ -187,13 +188,27 @@ def _show_room(console: Console, journal: dict[str, Any] | None) -> None:
     console.print(f"  growth: {grown} over the last {span(journal['measured_s'])}; {left}")
 
 
-def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+def fsck(
+    given_up: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--give-up", help="PARTITION:OFFSET of a damaged row to go on without; service stopped"
+        ),
+    ] = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Verify all that the journal stores, compare the events in the newest snapshot with it, and
     read every snapshot.
 
-    Works with the service running or stopped.  Exit code 1 if something is not good.
+    Works with the service running or stopped.  Exit code 1 if something is not good.  With
+    --give-up, once for each damaged row, the models go on without these rows, for good: keep a copy
+    of the state folder first.
 
     Example: online fsck
+
+    Example: online fsck --give-up 3:1042
     """
     from online.errors import OnlineError
     from online.fsck import check
@@ -201,6 +216,11 @@ def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = 
     from replay.errors import ReplayError
 
     settings = in_private(load_settings(path, state_dir=state_dir))
+    if given_up:
+        from online.giving_up import give_up, places_of
+
+        for line in give_up(settings, places_of(given_up)):
+            print(line, file=sys.stderr if as_json else sys.stdout)
     with bar("rows", hidden=as_json) as progress:
         results: list[dict[str, Any]] = []
         texts: list[str] = []

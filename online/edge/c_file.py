@@ -65,7 +65,10 @@ def words(model: EdgeModel) -> bytes:
 
 
 def _bounded(model: EdgeModel) -> tuple[Words, str, str]:
-    """As :func:`_words`; if columns have ends, those stand behind and are looked at first."""
+    """Return what :func:`_words` does, with the columns' ends behind the words if there are any.
+
+    Ends are looked at first.
+    """
     made, call, arguments = _words(model)
     columns = model.columns
     if columns.ends is None:

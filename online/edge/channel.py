@@ -1,4 +1,4 @@
-"""What a model's devices are to use: releases, and to how many of them the newest one goes.
+"""A channel says which releases a model's devices use, and how many devices take the newest.
 
 The head manifest is the newest release, and says which devices take it (``cohort``) and which
 release the others keep (``before``, by hash).  Two numbers order heads: ``sequence`` counts
@@ -47,7 +47,7 @@ def bucket(device: str, sequence: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """What devices say of a release.
+    """These counts say what devices report of a release.
 
     Attributes
     ----------
@@ -101,7 +101,9 @@ class Release:
         """SHA-256 of every file that the document names, and of itself."""
         named = {sha256(self.document()).hexdigest()}
         for target in self.about["targets"].values():
-            named |= {target["sha256"], target["parity"]["sha256"]}
+            parity = target["parity"]
+            named |= {target["sha256"], parity["sha256"]}
+            named |= {part["sha256"] for part in parity.get("parts", {}).values()}
             named |= {delta["sha256"] for delta in target.get("deltas", ())}
             named |= {target["weights"]["sha256"]} if "weights" in target else set()
         return named
@@ -136,7 +138,7 @@ class Channel:
 
     @property
     def before(self) -> Release | None:
-        """What devices outside the cohort use: the newest release that all had."""
+        """Return what devices outside the cohort use: the newest release that all had."""
         return _stable(self.releases[:-1])
 
     def published(self, about: Mapping[str, Any], percent: int) -> Channel:

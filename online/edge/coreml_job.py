@@ -90,7 +90,7 @@ def make(job: Any) -> bytes:
 
 
 def ask(file: bytes, x: Any) -> Any:
-    """What the program in the package gives, computed in NumPy and float32."""
+    """Return what the program in the package gives, computed in NumPy and float32."""
     ct = import_module("coremltools")
     loader = import_module("coremltools.converters.mil.frontend.milproto.load")
     with TemporaryDirectory() as place:
@@ -110,7 +110,7 @@ def ask(file: bytes, x: Any) -> Any:
 
 
 def computed(op: Any, values: dict[str, Any]) -> Any:
-    """One operation."""
+    """Return the result of one operation of the program."""
 
     def of(name: str) -> Any:
         given = op.inputs[name]

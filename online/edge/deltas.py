@@ -19,11 +19,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from online.edge.errors import PackCorrupt, TemplateUnfit
+from online.edge.errors import DifferenceUnfit, PackCorrupt
 from online.edge.pack import tensors_of
 
 _BYTES: Final = b"EPD0"
-_STEPS: Final = b"EPD8"
+STEPS: Final = b"EPD8"
 _PLANES: Final = 4
 _UP, _DOWN = 127, -128  # a byte that goes on
 _LONG_MAX: Final = 2  # bytes of steps a number, on average
@@ -32,15 +32,18 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def smallest(old: bytes, new: bytes) -> bytes:
-    """What makes ``new`` of ``old``.  Raises TemplateUnfit if they are of different length."""
+    """Return the smallest difference that makes ``new`` of ``old``.
+
+    Raises DifferenceUnfit if they are of different length.
+    """
     ways = [exact(old, new)]
-    with contextlib.suppress(TemplateUnfit):
+    with contextlib.suppress(DifferenceUnfit):
         ways.append(steps(old, new))
     return min(ways, key=len)
 
 
 def exact(old: bytes, new: bytes) -> bytes:
-    """The difference of any two packs of one length.  Raises TemplateUnfit if they are not."""
+    """The difference of any two packs of one length.  Raises DifferenceUnfit if they are not."""
     a, b = _pair(old, new)
     return _BYTES + _deflate(_planes(a ^ b))
 
@@ -48,11 +51,11 @@ def exact(old: bytes, new: bytes) -> bytes:
 def steps(old: bytes, new: bytes) -> bytes:
     """The difference of two packs on a grid.
 
-    Raises TemplateUnfit if they are of two structures, or if their difference is no whole steps.
+    Raises DifferenceUnfit if they are of two structures, or if their difference is no whole steps.
     """
     a, b = _pair(old, new)
     if tensors_of(old) != tensors_of(new):
-        raise TemplateUnfit("edgepack", "the structures differ")
+        raise DifferenceUnfit("the structures differ")
     scales, taken = [], []
     moved = a.copy()
     for at, count in _float32(old):
@@ -61,12 +64,12 @@ def steps(old: bytes, new: bytes) -> bytes:
         scale = step_of(there - here)
         q = (there - here) / scale
         if np.abs(q).sum() > _UP * _LONG_MAX * count:
-            raise TemplateUnfit("edgepack", "the weights stand on no common grid")
+            raise DifferenceUnfit("the weights stand on no common grid")
         scales.append(scale)
         taken.append(_written(q.astype(np.int64)))
         moved[at : at + 4 * count] = (here + q * scale).astype("<f4").view(np.uint8)
     payload = [np.array(scales, "<f4").tobytes(), *taken, _planes(moved ^ b)]
-    return _STEPS + _deflate(b"".join(payload))
+    return STEPS + _deflate(b"".join(payload))
 
 
 def apply(old: bytes, delta: bytes) -> bytes:
@@ -74,10 +77,10 @@ def apply(old: bytes, delta: bytes) -> bytes:
 
     Raises PackCorrupt for bytes that are no difference to ``old``.
     """
-    if delta[:4] not in (_BYTES, _STEPS):
+    if delta[:4] not in (_BYTES, STEPS):
         raise PackCorrupt("it is no difference")
     out = np.frombuffer(old, np.uint8).copy()
-    places = _float32(old) if delta[:4] == _STEPS else []
+    places = _float32(old) if delta[:4] == STEPS else []
     numbers = sum(count for _, count in places)
     raw = _inflate(delta[4:], len(old) + 4 * len(places) + (1 + _LONG_MAX) * numbers)
     try:
@@ -139,7 +142,7 @@ def step_of(numbers: npt.NDArray[Any]) -> float:
 
 def _pair(old: bytes, new: bytes) -> tuple[Bytes, Bytes]:
     if len(old) != len(new):
-        raise TemplateUnfit("edgepack", f"{len(old)} bytes became {len(new)}: send it whole")
+        raise DifferenceUnfit(f"{len(old)} bytes became {len(new)}, other names or sizes")
     return np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with an export, as types (see :mod:`online.errors`)."""
+"""These errors say what can go wrong with an export (see :mod:`online.errors`)."""
 
 from __future__ import annotations
 
@@ -77,6 +77,28 @@ class TemplateUnfit(EdgeError):
 
     def __str__(self) -> str:
         return f"template for {self.target}: {self.reason}. Make a new one of this model"
+
+
+class StepsUnfit(EdgeError):
+    """Weights that can't be put on a grid: the release answers exactly, in larger updates."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}. The file is exact, and a difference from it is larger"
+
+
+class DifferenceUnfit(EdgeError):
+    """Two packs between which there is no difference: the newer one is sent whole."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}. The file is sent whole, once; the next difference is from it"
 
 
 class ManifestRefused(EdgeError):

@@ -121,7 +121,7 @@ def _forest(body: Forest, x: Floats, z: Floats, *, normalise: bool) -> Floats:
 
 
 def _leaf(body: Forest, tree: int, leaf: int, z: Floats) -> Floats:
-    """What a leaf adds for rows that come to it."""
+    """Return what a leaf adds for rows that come to it."""
     terms = slice(int(body.term_start[leaf]), int(body.term_start[leaf + 1]))
     value = z[:, body.term_feature[terms], None]
     slope, base = body.slope[terms], body.base[leaf]

@@ -17,7 +17,7 @@ import numpy as np
 from evaluation.metrics import Task
 from online.edge import c_file, deltas, foreign, grid, manifest, pack, runners, tfjs_file
 from online.edge.channel import Channel
-from online.edge.errors import EdgeError, ExportRefused, TemplateUnfit
+from online.edge.errors import DifferenceUnfit, EdgeError, ExportRefused
 from online.edge.folder import Folder
 from online.edge.gate import BOUNDS, Parity, gate
 from online.edge.golden import Golden, golden
@@ -28,7 +28,7 @@ from online.models.base import Model
 from replay.example import Features, Label
 
 DELTA_SHARE_MAX: Final = 0.7
-"""Of the file: a larger difference does not pay."""
+"""Largest part of the file that a difference may take: a larger one does not pay."""
 
 DELTAS: Final = 3
 """Releases that a client may come from with a difference."""
@@ -147,6 +147,26 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Golden rows that devices ask a release.
+
+    Attributes
+    ----------
+    most
+        How many, if they are new ones.
+    origin
+        Whence rows come, for the manifest: ``journal`` or ``stream``.
+    features, held
+        The rows that devices have, which are asked again while the features have these names.
+    """
+
+    most: int
+    origin: str
+    features: Sequence[str] = ()
+    held: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
 class Exported:
     """Files by name, what is said of them, and which targets were left out and why."""
 
@@ -163,7 +183,7 @@ def export(
     about: Mapping[str, Any],
     shown: Mapping[Label, Label] | None = None,
     targets: Sequence[str] = EXACT,
-    golden_most: int | None = None,
+    asked: Asked | None = None,
     steps: Steps | None = None,
     seed: int = 0,
     ends: Mapping[str, tuple[float, float, float, float]] | None = None,
@@ -179,8 +199,8 @@ def export(
         ``expires``, ``freshness``.
     shown
         Labels as callers know them, by the model's own.
-    golden_most
-        Rows of the files that devices ask again; None: all that were asked here.
+    asked
+        Which rows devices ask again; None: all that were asked here, for whoever reads the files.
     steps
         Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
     ends
@@ -192,8 +212,10 @@ def export(
     edge = bounded(lower(served, task), ends or {})
     names = shown or {}
     called = replace(edge, classes=tuple(names.get(label, label) for label in edge.classes))
+    same = asked is not None and list(asked.features) == list(edge.columns.names)
+    held = asked.held if asked is not None and same else ()
     proofs = {
-        precision: golden(served, edge, rows, precision, np.random.default_rng(seed))
+        precision: golden(served, edge, rows, precision, np.random.default_rng(seed), held=held)
         for precision in {TARGETS[name].precision for name in targets}
     }
     files: dict[str, bytes] = {}
@@ -212,14 +234,22 @@ def export(
         data, parity, proof = made
         file = f"{about['model']}{target.suffix}"
         files[file] = data
-        again = proof if golden_most is None else proof.some(golden_most)
+        again = proof
+        if asked is not None:
+            again = proof.last(len(held)) if held else proof.some(asked.most)
         files[again.name()] = again.file()
         described[name] = _described(file, data, target, again, parity)
+        if asked is not None and name == "edgepack":
+            parts = again.parts()
+            files |= parts
+            described[name]["parity"] |= {
+                "origin": asked.origin,
+                "parts": {n: _named(data) for n, data in parts.items()},
+            }
         if target.beside is not None:
             weights, content = target.beside(called)
             files[weights] = content
-            held = {"size": len(content), "sha256": sha256(content).hexdigest()}
-            described[name]["weights"] = {"file": weights, **held}
+            described[name]["weights"] = {"file": weights, **_named(content)}
     if not described:
         raise ExportRefused(str(about["model"]), f"no target is left: {left_out}")
     files |= _companions(described)
@@ -240,12 +270,9 @@ def with_delta(made: Exported, since: bytes) -> Exported:
         return made
     new = made.files[target["file"]]
     try:
-        delta = deltas.smallest(since, new)
+        delta = _difference(since, new)
     except EdgeError as error:
         return replace(made, left_out={**made.left_out, "difference": str(error)})
-    if len(delta) > DELTA_SHARE_MAX * len(new):
-        why = f"{len(delta)} bytes of {len(new)}: the file is sent whole"
-        return replace(made, left_out={**made.left_out, "difference": why})
     name = f"{target['file']}.{sha256(since).hexdigest()[:16]}.delta"
     told = {
         "from_sha256": sha256(since).hexdigest(), "file": name, "size": len(delta),
@@ -261,8 +288,10 @@ def with_delta(made: Exported, since: bytes) -> Exported:
 
 def with_deltas(
     folder: Folder, channel: Channel, manifest: Mapping[str, Any], files: Mapping[str, bytes]
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+) -> tuple[dict[str, Any], dict[str, bytes], dict[int, str]]:
     """The document of a release with differences from the newest ones, and those by their hash.
+
+    Last, by sequence, why there is none from a release.
 
     Parameters
     ----------
@@ -274,24 +303,36 @@ def with_deltas(
     about = {name: value for name, value in manifest.items() if name != "sequence"}
     target = about["targets"].get("edgepack")
     if target is None:
-        return about, {}
+        return about, {}, {}
     new = files.get(target["sha256"]) or folder.file(target["sha256"])
     told: list[dict[str, Any]] = []
     made: dict[str, bytes] = {}
+    whole: dict[int, str] = {}
     for release in reversed(channel.releases[-DELTAS:]):
         base = release.about["targets"].get("edgepack", {}).get("sha256")
         if base in (None, target["sha256"], *(one["from_sha256"] for one in told)):
             continue
         try:
-            delta = deltas.smallest(folder.file(base), new)
-        except TemplateUnfit:  # another structure: it travels whole
+            delta = _difference(folder.file(base), new)
+        except DifferenceUnfit as error:
+            whole[release.sequence] = str(error)
             continue
-        if len(delta) <= DELTA_SHARE_MAX * len(new):
-            digest = sha256(delta).hexdigest()
-            made[digest] = delta
-            told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
+        digest = sha256(delta).hexdigest()
+        made[digest] = delta
+        told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
     about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
-    return about, made
+    return about, made, whole
+
+
+def _difference(old: bytes, new: bytes) -> bytes:
+    """Return what turns ``old`` into ``new``, if that pays.  Raises DifferenceUnfit."""
+    delta = deltas.smallest(old, new)
+    if len(delta) > DELTA_SHARE_MAX * len(new):
+        smaller = (
+            "" if delta[:4] == deltas.STEPS else " (weights in steps make it smaller: --steps)"
+        )
+        raise DifferenceUnfit(f"it takes {len(delta):,} bytes of {len(new):,}{smaller}")
+    return delta
 
 
 def _in_steps(
@@ -309,7 +350,7 @@ def _in_steps(
 
 
 def _companions(targets: Iterable[str]) -> dict[str, bytes]:
-    """What reads the files, beside them."""
+    """Return, by name, the files that read the targets and are put beside them."""
     found: dict[str, bytes] = {}
     if any(t.startswith("edgepack") for t in targets):
         found["edge.js"] = runners.runtime_js()
@@ -321,7 +362,7 @@ def _companions(targets: Iterable[str]) -> dict[str, bytes]:
 def _tried(
     name: str, make: Callable[[], tuple[bytes, Parity, Golden]], left_out: dict[str, str]
 ) -> tuple[bytes, Parity, Golden] | None:
-    """What is made; None if that is refused, which is noted."""
+    """Return what ``make`` makes; None if that is refused, which is noted in ``left_out``."""
     try:
         return make()
     except EdgeError as error:
@@ -347,14 +388,16 @@ def _described(
     measured = {k: v for k, v in asdict(parity).items() if k != "worst"}
     return {
         "file": file,
-        "size": len(data),
-        "sha256": sha256(data).hexdigest(),
+        **_named(data),
         "dtype": target.nearly[0] if target.nearly else target.precision,
         "runtime": dict(target.runtime),
         "parity": {
             "golden": proof.name(),
-            "size": len(rows := proof.file()),
-            "sha256": sha256(rows).hexdigest(),
+            **_named(proof.file()),
             **measured,
         },
     }
+
+
+def _named(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": sha256(data).hexdigest()}

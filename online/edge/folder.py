@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from online.edge import manifest
-from online.edge.channel import COMPARED_LEAST, DIFFER_SHARE, Channel, Release, Reports
+from online.edge import golden, manifest
+from online.edge.channel import COMPARED_LEAST, DIFFER_SHARE, KEEP, Channel, Release, Reports
 from online.edge.errors import PublishRefused
 
 FILE_BYTES_MAX: Final = 8 << 20
@@ -37,7 +37,7 @@ REPORTS_BYTES_MAX: Final = 1 << 20
 
 
 class Folder:
-    """Of one model; made when something is published."""
+    """The folder of one model's releases, which is made when something is published."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +56,7 @@ class Folder:
             yield
 
     def channel(self) -> Channel:
-        """What is published; an empty channel if nothing is."""
+        """Return what is published; an empty channel if nothing is."""
         try:
             made = json.loads((self.path / "channel.json").read_bytes())
         except FileNotFoundError:
@@ -78,6 +78,18 @@ class Folder:
         releases = self.channel().releases
         target = releases[-1].about["targets"].get("edgepack") if releases else None
         return None if target is None else self.file(target["sha256"])
+
+    def golden_rows(self, origin: str) -> tuple[list[str], tuple[Mapping[str, Any], ...]] | None:
+        """Names of the features, and the golden rows that devices of the newest release have.
+
+        None if there are none of this ``origin``, or if every release that is kept has them: rows
+        of callers do not stay for ever.
+        """
+        releases = self.channel().releases
+        had = [_golden_rows(release) for release in releases]
+        if not had or had[-1] is None or had[-1][0] != origin or had.count(had[-1]) >= KEEP:
+            return None
+        return list(releases[-1].about["features"]), golden.rows_of(self.file(had[-1][1]))
 
     def head(self) -> tuple[bytes, bytes]:
         """The manifest's bytes and their signature.  FileNotFoundError."""
@@ -106,7 +118,7 @@ class Folder:
         return True
 
     def reports(self, sequence: int) -> Reports:
-        """What devices say of a release; each counts once, with the last that it said."""
+        """Count what devices say of a release; each counts once, with the last that it said."""
         try:
             lines = (self.path / "reports" / str(sequence)).read_bytes().splitlines()
         except FileNotFoundError:
@@ -161,6 +173,12 @@ class Folder:
         for report in (self.path / "reports").glob("*"):
             if report.name not in {str(release.sequence) for release in channel.releases}:
                 report.unlink(missing_ok=True)
+
+
+def _golden_rows(release: Release) -> tuple[str, str] | None:
+    """Whence the golden rows of a release come, and their hash."""
+    parity = release.about["targets"].get("edgepack", {}).get("parity", {})
+    return (parity["origin"], parity["parts"]["rows"]["sha256"]) if "parts" in parity else None
 
 
 def write(path: Path, data: bytes, mode: int | None = None) -> None:

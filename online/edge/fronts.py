@@ -1,4 +1,4 @@
-"""What stands in front of a model: scalers of river, a hasher, a one-hot encoder."""
+"""This module reads what stands before a model: scalers of river, a hasher, a one-hot encoder."""
 
 from __future__ import annotations
 

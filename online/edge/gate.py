@@ -50,7 +50,8 @@ def compare(found: Floats, golden: Golden) -> Parity:
     off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
     off = np.where(np.isnan(off), np.inf, off)
     worst = int(off.max(axis=1).argmax())
-    return Parity(len(expected), float(off.max()), _agreement(found, golden), worst)
+    agree = agreement(found, expected) if golden.labels else 1.0
+    return Parity(len(expected), float(off.max()), agree, worst)
 
 
 def gate(
@@ -65,10 +66,14 @@ def gate(
     return parity
 
 
-def _agreement(found: Floats, golden: Golden) -> float:
-    expected = golden.expected
-    if not golden.labels:
-        return 1.0
+def agreement(found: Floats, expected: Floats) -> float:
+    """Share of the rows outside ties with the expected label; 1.0 if all are ties.
+
+    Parameters
+    ----------
+    found, expected
+        Probabilities, shape (rows, classes); of two classes those of the second, (rows, 1).
+    """
     if expected.shape[1] == 1:
         clear = np.abs(expected[:, 0] - 0.5) > TIE
         same = (found[:, 0] > 0.5) == (expected[:, 0] > 0.5)

@@ -51,16 +51,28 @@ class Golden:
     labels: bool
 
     def file(self) -> bytes:
-        """As canonical JSON, where NaN is named beside the row: JSON has none."""
-        rows = [
+        """Return rows and answers as canonical JSON.
+
+        NaN is named beside the row: JSON has none.
+        """
+        return _json({"rows": self._spelled(), "expected": self.expected.tolist()})
+
+    def parts(self) -> dict[str, bytes]:
+        """The rows and what they must give, each as canonical JSON: ``rows`` and ``expected``."""
+        return {"rows": _json(self._spelled()), "expected": _json(self.expected.tolist())}
+
+    def _spelled(self) -> list[dict[str, Any]]:
+        return [
             {
                 "x": {n: v for n, v in row.items() if not _nan(v)},
                 "nan": [n for n, v in row.items() if _nan(v)],
             }
             for row in self.rows
         ]
-        made = {"rows": rows, "expected": self.expected.tolist()}
-        return json.dumps(made, sort_keys=True, separators=(",", ":")).encode()
+
+    def last(self, count: int) -> Golden:
+        """So many of the rows from the end."""
+        return Golden(self.rows[-count:], self.expected[-count:], self.labels)
 
     def some(self, most: int) -> Golden:
         """At most so many of the rows, evenly: real ones and those that look for trouble."""
@@ -72,6 +84,13 @@ class Golden:
         return f"golden-{sha256(self.file()).hexdigest()[:32]}.json"
 
 
+def rows_of(part: bytes) -> tuple[Mapping[str, Any], ...]:
+    """The rows that :meth:`Golden.parts` has written."""
+    return tuple(
+        {**row["x"], **dict.fromkeys(row["nan"], math.nan)} for row in json.loads(part)
+    )  # fmt: skip
+
+
 def golden(
     served: Model,
     edge: EdgeModel,
@@ -80,8 +99,9 @@ def golden(
     rng: np.random.Generator,
     *,
     thresholds: int = THRESHOLDS_MAX,
+    held: Sequence[Mapping[str, Any]] = (),
 ) -> Golden:
-    """The rows given, and those that look for trouble.
+    """The rows given, those that look for trouble, and those held.
 
     Parameters
     ----------
@@ -93,6 +113,8 @@ def golden(
         ``float32``: numbers are rounded to it first, since such a target is given float32.
     thresholds
         Branches that are tried, drawn by ``rng``.
+    held
+        Rows that devices have: they come last, all of them.
     """
     real: list[dict[str, Any]] = [dict(row) for row in rows] or list(_drawn(edge, rng))
     beside = _at_thresholds(edge, real, rng, thresholds)
@@ -100,6 +122,7 @@ def golden(
     if precision == "float32":
         tried = [_rounded(row) for row in tried]
         tried = [row for row in tried if not any(_infinite(v) for v in row.values())]
+    tried += map(dict, held)
     expected = [answer(edge, served.predict(_within(edge, _present(row)))) for row in tried]
     outputs = np.array(expected).reshape(len(tried), edge.outputs)
     return Golden(tuple(tried), outputs, edge.task != "regression")
@@ -240,6 +263,10 @@ def _texts(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[
 
 def _present(row: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in row.items() if not _nan(v)}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _nan(value: Any) -> bool:

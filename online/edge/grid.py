@@ -21,8 +21,9 @@ from typing import Any, Final
 import numpy as np
 
 from online.edge import deltas, pack
-from online.edge.errors import ExportRefused
+from online.edge.errors import StepsUnfit
 from online.edge.evaluate import outputs
+from online.edge.gate import agreement
 from online.edge.ir import (
     Array,
     Columns,
@@ -41,7 +42,7 @@ OFF_MAX: Final = 5e-3
 """Largest difference from the model's own answer; of a number above 1, its share."""
 
 AGREE_LEAST: Final = 0.999
-"""Share of rows with the model's own label."""
+"""Share of rows with the model's own label, ties left out (:data:`online.edge.gate.TIE`)."""
 
 _CROSSED: Final = 7
 """Rows that are made for each one given, of two of them: more is looked at than what came."""
@@ -87,10 +88,10 @@ def on_grid(
     rows
         Features to compare answers by; rows crossed of two of them, drawn by ``rng``, are added.
 
-    Raises ExportRefused for trees, and if no grid is fine enough.
+    Raises StepsUnfit for trees, and if no grid is fine enough.
     """
     if isinstance(model.body, Forest):
-        raise ExportRefused("steps", "trees have no weights that move a little")
+        raise StepsUnfit("trees have no weights that move a little")
     encoder = Encoder(model)
     asked = [encoder.row(row) for row in (*rows, *_crossed(rows, rng))]
     expected = outputs(model, asked)
@@ -98,21 +99,24 @@ def on_grid(
     def off(candidate: EdgeModel) -> float:
         return _off(outputs(candidate, asked), expected)
 
-    def allowed(candidate: EdgeModel) -> bool:
+    def allowed(candidate: EdgeModel, most: float = 1.0) -> bool:
         found = outputs(candidate, asked)
         given = slice(len(rows))  # in these alone, too: a gate counts them
         agree = not model.classes or (
-            _same_label(found, expected) >= AGREE_LEAST
-            and _same_label(found[given], expected[given]) >= AGREE_LEAST
+            agreement(found, expected) >= AGREE_LEAST
+            and agreement(found[given], expected[given]) >= AGREE_LEAST
         )
-        return agree and _off(found, expected) <= 1.0
+        return agree and _off(found, expected) <= most
+
+    def near(candidate: EdgeModel) -> bool:
+        return allowed(candidate, _SCALER)
 
     before = None if held is None else pack.decode(held)
     if held is None or before is None or _shape(before) != _shape(model):
-        model = _scaled(model, None, off)
+        model = _scaled(model, None, near)
         coarse = _fine(model, _searched(model, off), allowed)
         return pack.encode(_on(model, {name: step / _FIRST for name, step in coarse.items()}))
-    model = _scaled(model, before.columns, off)
+    model = _scaled(model, before.columns, near)
 
     theirs = {name: deltas.step_of(table) for name, table in _weights(before).items()}
     kept = pack.encode(_on(model, _fine(model, theirs, allowed)))
@@ -124,15 +128,19 @@ def on_grid(
     return kept if len(deltas.smallest(held, kept)) <= most else other
 
 
-def _scaled(model: EdgeModel, held: Columns | None, off: _Off) -> EdgeModel:
-    """The model behind the scaler that clients have, or one of few digits, or its own."""
+def _scaled(model: EdgeModel, held: Columns | None, near: _Allowed) -> EdgeModel:
+    """The model behind the scaler that clients have, or one of few digits, or its own.
+
+    Labels count here, too: no step of the weights, however small, gives back one that the scaler
+    has changed.
+    """
     own = model.columns
     tried = [_short(own, digits) for digits in _DIGITS]
     for columns in tried if held is None else [held, *tried]:
         if not ((columns.factor == 0) & (own.factor != 0)).any():
-            near = behind(model, replace(columns, ends=own.ends))
-            if off(near) <= _SCALER:
-                return near
+            moved = behind(model, replace(columns, ends=own.ends))
+            if near(moved):
+                return moved
     return model
 
 
@@ -198,7 +206,7 @@ def _fine(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float
         if allowed(_on(model, found)):
             return found
         found = {name: step / 2.0 for name, step in found.items()}
-    raise ExportRefused("steps", "no step is small enough for the answers that are allowed")
+    raise StepsUnfit("no step is small enough for the answers that are allowed")
 
 
 def _wider(model: EdgeModel, steps: _Steps, allowed: _Allowed) -> dict[str, float]:
@@ -217,15 +225,9 @@ def _on(model: EdgeModel, steps: _Steps) -> EdgeModel:
 
 
 def _off(found: Floats, expected: Floats) -> float:
-    """As a share of what is allowed."""
+    """Return the largest difference as a share of what is allowed."""
     off = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
     return float(off.max(initial=0.0)) / OFF_MAX
-
-
-def _same_label(found: Floats, expected: Floats) -> float:
-    if found.shape[1] == 1:
-        return float(((found > 0.5) == (expected > 0.5)).mean())
-    return float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
 
 
 def _crossed(

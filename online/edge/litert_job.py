@@ -64,7 +64,7 @@ class Graph:
         return out
 
     def model(self, x: int, y: int) -> Any:
-        """All of it."""
+        """Return the whole model, from tensor ``x`` to tensor ``y``."""
         graph = self.s.SubGraphT()
         graph.tensors, graph.operators = self.tensors, self.operators
         graph.inputs, graph.outputs, graph.name = [x], [y], b"main"
@@ -99,7 +99,7 @@ def make(job: Any) -> bytes:
 
 
 def ask(file: bytes, x: Any) -> Any:
-    """What the interpreter answers to the rows."""
+    """Return what the interpreter answers to the rows."""
     module = import_module("ai_edge_litert.interpreter")
     interpreter = module.Interpreter(model_content=file, num_threads=1)
     (given,), (found,) = interpreter.get_input_details(), interpreter.get_output_details()

@@ -1,4 +1,4 @@
-"""What a client is told of an export: canonical JSON, signed with Ed25519.
+"""A manifest tells a client of an export, in canonical JSON that is signed with Ed25519.
 
 The signature is over the exact bytes of the manifest.  A client checks in the order of The Update
 Framework (TUF 1.0, section 5): length, signature, expiry, sequence, then each file's hash.  Going

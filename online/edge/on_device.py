@@ -1,4 +1,4 @@
-"""What a device does to learn from an edgepack, in NumPy: the reference of ``learn.js``.
+"""This module learns from an edgepack as a device does, in NumPy: the reference of ``learn.js``.
 
 One step a row at the manifest's rate, on the weights (linear) or the last layer (a network), by the
 gradient of the log loss (answer − target) · input; then the delta is clipped to a length.
@@ -51,7 +51,7 @@ def as_int8(values: Floats) -> dict[str, Any]:
 
 
 def learn(pack: bytes, rows: Sequence[tuple[Features, Label]], rate: float) -> Learned:
-    """What one step of each row does to the pack's numbers.
+    """Return what one step for each row does to the pack's numbers.
 
     Raises ExportRefused for a pack that has no weights of one layer to be moved.
     """
@@ -87,7 +87,7 @@ def _table(model: EdgeModel) -> tuple[Floats, Floats, Link, bool]:
 
 
 def _input(model: EdgeModel, x: Floats) -> Floats:
-    """What the weights that learn are multiplied with."""
+    """Return the numbers that the learning weights are multiplied with."""
     z: Floats = np.nan_to_num(scaled(model, x), nan=0.0)
     if not isinstance(model.body, Mlp):
         return z

@@ -76,7 +76,7 @@ class Sent(BaseModel):
 
 
 class Push(BaseModel):
-    """What a device's rows did to the release that it has."""
+    """A push says what a device's rows did to the release that it has."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True,
@@ -112,7 +112,7 @@ class Paces:
         return times[0] + HOUR_S - now_s if times and len(times) >= self._hourly else 0.0
 
     def took(self, source: str, now_s: float) -> None:
-        """One was taken."""
+        """Count one delta of the source as taken."""
         self._times.setdefault(source, deque()).append(now_s)
         self._times.move_to_end(source)
         while len(self._times) > DEVICES_KNOWN_MAX:
@@ -270,7 +270,7 @@ class Pushes:
     def _judge(
         self, source: str, key: bytes, push: Push, moved: Moved, base: list[int]
     ) -> tuple[Event, Said]:
-        """What the filters say.  Raises RequestError for what no row may hold."""
+        """Return what the filters say of a push.  Raises RequestError for what no row may hold."""
         model, learner = self._replica.learner.serving, self._replica.learner
         assert isinstance(model, Movable)
         count = learner.version[1]
@@ -311,7 +311,10 @@ class Pushes:
 def pushes_for(
     model: ModelSettings, settings: Settings, devices: Devices, replica: ModelReplica, door: Door
 ) -> Pushes:
-    """What takes deltas of this model, by the settings.  Raises StartRefused (its root set)."""
+    """Make what takes deltas of this model, by the settings.
+
+    Raises StartRefused (its root set).
+    """
     assert model.root_set is not None, "the settings are checked"
     served = replica.learner.serving
     rows = root_rows(model, settings, numeric_only=served.numeric_only)

@@ -52,7 +52,7 @@ PARTS: Final = {
 
 
 class Report(BaseModel):
-    """What became of a release on a device."""
+    """A report says what became of a release on a device."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -61,7 +61,7 @@ def weights_file(model: EdgeModel) -> tuple[str, bytes]:
 def evaluate(
     data: bytes, weights: bytes, model: EdgeModel, rows: Sequence[Mapping[str, Any]]
 ) -> Floats:
-    """What the two files answer: their layers in NumPy, in float32."""
+    """Return what the two files answer; their layers are computed in NumPy, in float32."""
     told = json.loads(data)
     tables: dict[str, Array] = {}
     at = 0

@@ -240,7 +240,10 @@ class _Maker:
         return _Leaf(base, empty=not base.any())
 
     def _answers_by_bayes(self, node: Any, one: Any) -> bool:
-        """As the leaf's ``prediction`` decides; an adaptive tree's leaf asks the tree."""
+        """Return whether a leaf answers by naive Bayes, as its ``prediction`` decides.
+
+        An adaptive tree's leaf asks the tree.
+        """
         if not node.is_active():
             return False
         mode = type(node)

@@ -103,8 +103,9 @@ export function selfTest(pack, golden, most) {
   const model = load(pack);
   let off = 0;
   golden.rows.forEach(({ x, nan }, i) => {
-    for (const name of nan) x[name] = NaN;
-    const found = model.outputs(x), wanted = golden.expected[i];
+    const row = { ...x };
+    for (const name of nan) row[name] = NaN;
+    const found = model.outputs(row), wanted = golden.expected[i];
     wanted.forEach((y, k) => (off = Math.max(off, Math.abs(found[k] - y) / Math.max(1, Math.abs(y)))));
     insist(off <= most, "self_test", `golden row ${i} differs by ${off}, ${most} is allowed`);
     if (!model.header.classes.length) return;
@@ -119,8 +120,8 @@ export function selfTest(pack, golden, most) {
 
 /**
  * What this device is to use now. `get(path, most)` fetches bytes under …/edge/. `held` is what it
- * holds: { root, head, packs: [{ sha256, bytes }], bad }. Returns the same, with `release`, and the
- * pack to use first: the `same` as so far, or `how` it came. What is thrown has `seen`: what to hold all the same, so that
+ * holds: { root, head, packs: [{ sha256, bytes }], asked: { sha256, rows }, bad }. Returns the same, with `release`, and the
+ * pack to use first: the `same` as so far, or `how` it came and how many bytes of files it `took`. What is thrown has `seen`: what to hold all the same, so that
  * nobody can take the device back behind what it has seen.
  */
 export async function follow(get, held, { model, device, now, target = "edgepack" }) {
@@ -145,9 +146,12 @@ async function choose(get, seen, { model, device, now, target }) {
   });
   const { sequence, revision, expires } = made;
   seen.head = { sequence, revision, expires, key };
+  let took = 0;
   const fetched = async (named) => {
     insist(named.size <= FILE_MAX, "too_long", `${named.size} bytes, at most ${FILE_MAX} are read`);
-    return checked(await get("files/" + named.sha256, named.size), named);
+    const bytes = await get("files/" + named.sha256, named.size);
+    took += bytes.length;
+    return checked(bytes, named);
   };
   let release = made;
   if ((await bucket(device, sequence)) >= made.cohort.percent * 100) {
@@ -160,18 +164,23 @@ async function choose(get, seen, { model, device, now, target }) {
   const packs = seen.packs.filter((one) => one.sha256 !== file.sha256);
   const same = seen.packs.find((one) => one.sha256 === file.sha256);
   if (same) return { ...seen, release, packs: [same, ...packs], same: true };
-  let bytes, how = "delta", took = 0;
+  let bytes, how = "delta";
   for (const delta of file.deltas ?? []) {
     const base = packs.find((one) => one.sha256 === delta.from_sha256);
     if (!base || bytes) continue;
     // If it fails, the whole file is asked for instead.
     try {
       bytes = await checked(await update(base.bytes, await fetched(delta)), file);
-      took = delta.size;
     } catch {}
   }
-  if (!bytes) [how, took, bytes] = ["full", file.size, await fetched(file)];
-  const golden = JSON.parse(TEXT.decode(await fetched(file.parity)));
+  if (!bytes) [how, bytes] = ["full", await fetched(file)];
+  const parsed = async (named) => JSON.parse(TEXT.decode(await fetched(named)));
+  const { parts } = file.parity;
+  // The rows are the same over some releases: then only what they are to give is fetched.
+  let asked = seen.asked;
+  if (parts && asked?.sha256 !== parts.rows.sha256)
+    asked = { sha256: parts.rows.sha256, rows: await parsed(parts.rows) };
+  const golden = parts ? { rows: asked.rows, expected: await parsed(parts.expected) } : await parsed(file.parity);
   try {
     selfTest(bytes, golden, file.dtype === "float64" ? 1e-12 : 1e-6);
   } catch (error) {
@@ -181,5 +190,5 @@ async function choose(get, seen, { model, device, now, target }) {
   }
   // The one before stays: a release that is taken back costs nothing.
   packs.unshift({ sha256: file.sha256, bytes });
-  return { ...seen, release, packs: packs.slice(0, 2), same: false, how, took };
+  return { ...seen, release, packs: packs.slice(0, 2), asked, same: false, how, took };
 }

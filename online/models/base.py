@@ -1,4 +1,4 @@
-"""What the learner needs from a model.
+"""This module defines what the learner needs from a model.
 
 A model holds its parameters and answers with them; it also knows what the rows since the last
 cut did to them (its open delta).  It never sees the journal, the network or a clock.
@@ -139,7 +139,7 @@ class Noting(Protocol):
     """
 
     def learn_noted(self, example: Example, weight: float) -> None:
-        """As :meth:`Model.learn`; notes that can't be the model's own count as none."""
+        """Learn as :meth:`Model.learn` does; notes that can't be the model's own count as none."""
 
 
 @runtime_checkable
@@ -147,7 +147,7 @@ class Repeating(Protocol):
     """A model that learns a kept row again, so that it counts in no number of rows or moment."""
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """As :meth:`Model.learn`; what describes the rows themselves stays as it is."""
+        """Learn as :meth:`Model.learn` does, but leave what describes the rows as it is."""
 
 
 @runtime_checkable
@@ -155,7 +155,7 @@ class Rehearsing(Protocol):
     """A model that learns a fresh row and the drawn ones of a pass in one step."""
 
     def rehearse(self, example: Example, weight: float, lesson: Lesson) -> None:
-        """As :meth:`Model.learn`, one step for each pass of the lesson, at least one."""
+        """Learn as :meth:`Model.learn` does, one step for each pass of the lesson, at least one."""
 
 
 @runtime_checkable

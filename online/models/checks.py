@@ -1,4 +1,4 @@
-"""What every model must keep, as plain functions: a new model is tested by being passed in.
+"""Plain functions check here what every model must keep: a new model is tested by being passed in.
 
 Each check takes ``make``, which builds an untrained model, and ``rows`` of (features, label) that
 it can learn: some dozens, with at least two labels, and features that are not all alike.  It
@@ -112,7 +112,7 @@ def check_many_is_one_by_one(make: Make, rows: Rows) -> None:
 
 
 def check_delta_composes(make: Make, rows: Rows) -> None:
-    """What was cut, merged in order, is the model."""
+    """The deltas that were cut, merged in order, are the model."""
     model, values = make(), Blocks()
     for i in range(0, len(rows), 7):
         _learn(model, rows[i : i + 7])

@@ -1,4 +1,4 @@
-"""What can go wrong with a model, as types (see :mod:`online.errors`)."""
+"""These types say what can go wrong with a model (see :mod:`online.errors`)."""
 
 from __future__ import annotations
 

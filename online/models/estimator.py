@@ -31,7 +31,7 @@ _PARTS: Final = ("coef", "intercept")
 
 @dataclass(frozen=True)
 class Estimator:
-    """What a factory returns to serve a scikit-learn estimator.
+    """A recipe that a factory returns to serve a scikit-learn estimator.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class RowByRow:
         )
 
     def learn_one(self, x: Features, y: Label) -> None:
-        """One ``partial_fit``."""
+        """Learn one row by one ``partial_fit``."""
         target = self.target(y)
         self.fit(self.inputs.learn(x), target, None)
 
@@ -187,7 +187,7 @@ class LinearEstimator:
         return Prediction(max(shares, key=shares.__getitem__), shares)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`."""
+        """Return the answer that :meth:`predict` gives to each row."""
         return [self.predict(x) for x in rows]
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
@@ -196,7 +196,7 @@ class LinearEstimator:
         self._fit(self._rows.inputs.learn(features), target, weight)
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """As :meth:`learn`, with the standardisation as it is."""
+        """Learn as :meth:`learn` does, with the standardisation left as it is."""
         self._fit(self._rows.inputs.row(features), self._rows.target(label), weight)
 
     def _fit(self, row: list[float], target: Any, weight: float) -> None:

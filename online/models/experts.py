@@ -56,7 +56,7 @@ class OneOutput:
         self._start: dict[str, list[float]] = {}  # at the first touch since the cut
 
     def outputs(self, row: Mapping[str, float]) -> tuple[float, float, float, float]:
-        """What each expert makes of the row."""
+        """Return what each expert makes of the row."""
         a = b = c = d = 0.0
         now = self._now
         for key, x in row.items():
@@ -127,7 +127,7 @@ class Taken(NamedTuple):
     held: Floats
 
     def outputs(self) -> Floats:
-        """What each expert makes of the row, for each class: shape (EXPERTS, classes)."""
+        """Return what each expert makes of the row, for each class: shape (EXPERTS, classes)."""
         sums: Floats = (self.x @ self.held.reshape(len(self.x), -1)).reshape(_NUMBERS, -1)
         return sums[:EXPERTS]
 
@@ -237,5 +237,5 @@ _NORMALISED: Final[Floats] = np.array(NORMALISED)[:, None]
 
 
 def _wider(held: Floats) -> Floats:
-    """One class more."""
+    """Return the numbers with one class more, whose numbers are 0."""
     return np.concatenate([held, np.zeros((*held.shape[:-1], 1))], axis=-1)

@@ -34,7 +34,7 @@ _ONE: Final = ""  # the only output of a binary task and of regression
 
 @dataclass(frozen=True, slots=True)
 class Ftrl:
-    """What a factory returns to serve FTRL.
+    """A recipe that a factory returns to serve FTRL.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class FtrlModel(Hashing):
         return self._answer(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`."""
+        """Return the answer that :meth:`predict` gives to each row."""
         return [self.predict(x) for x in rows]
 
     def _answer(self, row: Mapping[str, float]) -> Prediction:
@@ -131,7 +131,7 @@ class FtrlModel(Hashing):
         self._step(self._rows.row(features, learns=True), label, weight)
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """As :meth:`learn`, of a label that was learned, with the standardisation as it is."""
+        """Learn a label learned before as :meth:`learn` does, the standardisation left as it is."""
         self._step(self._rows.row(features, learns=False), label, weight)
 
     def _step(self, row: Mapping[str, float], label: Label, weight: float) -> None:
@@ -193,7 +193,7 @@ class FtrlModel(Hashing):
 
 
 class _Output:
-    """One linear output."""
+    """A linear output that computes its weights from its sums ``z`` and ``n``."""
 
     def __init__(self, recipe: Ftrl) -> None:
         self._alpha, self._beta = recipe.alpha, recipe.beta
@@ -233,13 +233,13 @@ class _Sums:
         self._start: dict[str, float] = {}
 
     def put(self, key: str, number: float) -> None:
-        """A new number."""
+        """Put a new number under the key."""
         if key not in self._start:
             self._start[key] = self.now.get(key, 0.0)
         self.now[key] = number
 
     def cut(self) -> dict[str, float]:
-        """What has changed, and begin anew."""
+        """Return what has changed since the last cut, and begin anew."""
         delta = {key: self.now[key] - s for key, s in self._start.items() if self.now[key] != s}
         self._start = {}
         return delta

@@ -130,7 +130,7 @@ class Hashed:
             self._scaler.rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``."""
+        """Reset the moments to exactly those of ``values``."""
         if self._scaler is not None:
             self._scaler.reset(values)
 

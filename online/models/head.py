@@ -1,4 +1,4 @@
-"""What a torch module's outputs mean: labels, loss, targets and answers."""
+"""This module tells what a torch module's outputs mean: labels, loss, targets and answers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Head:
         return by_scores(dict(zip(self.labels, outputs, strict=True)))
 
     def target(self, label: Label, dtype: torch.dtype) -> torch.Tensor:
-        """What the loss compares the outputs with.  Raises LabelUnknown."""
+        """Return what the loss compares the outputs with.  Raises LabelUnknown."""
         targets = self.targets([label], dtype)
         return targets if self.labels is None else targets[0]
 

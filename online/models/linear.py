@@ -152,7 +152,7 @@ class Linear(Hashing):
         return self._final.predict_many(names, x)
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """What river's ``Pipeline.learn_one`` does, step by step.
+        """Learn one row as river's ``Pipeline.learn_one`` does, step by step.
 
         Raises StateNotFinite when the weights have left the finite numbers: river goes on with
         NaN, but no merge could take it.
@@ -173,7 +173,7 @@ class Linear(Hashing):
         return None
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """As :meth:`learn`, with the scalers as they are."""
+        """Learn as :meth:`learn` does, with the scalers left as they are."""
         x = self.numbers(features)
         self._final.learn(x, label, weight)
         if not isfinite(total := self._final.total(x)):

@@ -26,7 +26,7 @@ def numbers(tensor: Tensor) -> Floats:
 
 
 def by_output(moved: Moved) -> dict[str, Mapping[str, float]]:
-    """What is added to a linear model's weights: by output, by column."""
+    """Return what is added to a linear model's weights, by output and by column."""
     table = numbers(moved.weights).reshape(len(moved.columns), len(moved.outputs))
     return {
         output: dict(zip(moved.columns, table[:, i].tolist(), strict=True))

@@ -59,7 +59,7 @@ SGD: Final = partial(torch.optim.SGD, lr=0.05)
 
 @dataclass(frozen=True)
 class Network:
-    """What a factory returns to serve a torch module.
+    """A recipe that a factory returns to serve a torch module.
 
     Attributes
     ----------
@@ -299,7 +299,7 @@ class NetworkModel:
             self._optimizer.step()
 
     def _follow(self) -> None:
-        """What follows on a step: the average's, and all numbers are found to be finite."""
+        """Do what follows on a step: move the average, and check that all numbers are finite."""
         with torch.no_grad():
             for average, tensor in self._averages:
                 average.lerp_(tensor, self._follows)
@@ -448,7 +448,7 @@ def _outputs(name: str, module: nn.Module, wide: int, dtype: torch.dtype) -> int
 
 
 def _tensors_of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-    """What a module learns and keeps, by the name of its block."""
+    """Return what a module learns and keeps, by the name of its block."""
     learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
     floats = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
     return {prefix + name: tensor for name, tensor in {**learned, **floats}.items()}

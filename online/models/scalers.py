@@ -130,7 +130,7 @@ def _moments(scaler: Any) -> dict[str, tuple[float, float, float]]:
 def _on_top(
     kind: str, given: dict[str, Any], built: dict[str, Any], mine: dict[str, Any]
 ) -> dict[str, Any]:
-    """As built, plus the values given, plus the open delta, for the keys given."""
+    """Merge the state as built, the values given and the open delta, for the keys given."""
     state = {"": Block(kind, {name: built[name] for name in given if name in built})}
     merge(state, {"": Block(kind, given)})
     merge(state, {"": Block(kind, {name: mine[name] for name in given if name in mine})})

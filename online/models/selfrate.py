@@ -72,7 +72,7 @@ _TARGET: Final = "target"
 
 @dataclass(frozen=True, slots=True)
 class SelfRate:
-    """What a factory returns to serve it.
+    """A recipe that a factory returns to serve the linear model that needs no learning rate.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class SelfRateModel(Hashing):
         return self._answer(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`."""
+        """Return the answer that :meth:`predict` gives to each row."""
         return [self.predict(x) for x in rows]
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
@@ -191,7 +191,7 @@ class _Binary(SelfRateModel):
         return Prediction(answer.label, answer.probabilities, _SHARES.pack(*shares))
 
     def _shares(self, row: dict[str, float]) -> list[float]:
-        """Of each expert the probability of True."""
+        """Return the probability of True that each expert gives."""
         return [_logistic(z) for z in self._experts.outputs(row)]
 
     def _step(
@@ -236,10 +236,10 @@ class _Multiclass(SelfRateModel):
         return self._experts.step(taken, shares * weight)
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
-        """What the experts answered, and the label's place in it (None: it was not known then).
+        """Return what the experts answered, and the label's place in it.
 
-        The classes are those of the score, in its order: another replica may have met them in
-        another one.
+        The place is None if the label was not known then.  The classes are those of the score, in
+        its order: another replica may have met them in another one.
         """
         if served is None or not served.score or served.notes is None:
             return None
@@ -277,7 +277,7 @@ class _Regression(SelfRateModel):
         return Prediction(self._mixture.of(numbers), None, _NUMBERS.pack(*numbers))
 
     def _numbers(self, row: dict[str, float]) -> list[float]:
-        """Of each expert the target."""
+        """Return the target that each expert predicts."""
         mean, spread = self._targets.means.get("", 0.0), self._spread()
         return [mean + spread * z for z in self._experts.outputs(row)]
 
@@ -338,7 +338,7 @@ class _Mixture:
 
 
 def _unpack(form: Struct, served: Example | None) -> Sequence[float] | None:
-    """What the experts answered; None if the row does not say it."""
+    """Return what the experts answered; None if the row does not say it."""
     if served is None or served.notes is None or len(served.notes) != form.size:
         return None
     return form.unpack(served.notes)
@@ -352,7 +352,7 @@ def _logistic(x: float) -> float:
 
 
 def _softmax(outputs: Floats) -> Floats:
-    """Of each expert the probability of each class: shape (EXPERTS, classes)."""
+    """Return the probability that each expert gives each class: shape (EXPERTS, classes)."""
     powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     shares: Floats = powers / powers.sum(axis=1, keepdims=True)
     return shares

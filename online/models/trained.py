@@ -27,6 +27,6 @@ class Trained:
             self.rows, self._start = n + self.rows - self._start, n
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``."""
+        """Reset the number of steps to exactly that of ``values``."""
         self.rows = self._start = 0
         self.rebase(values)

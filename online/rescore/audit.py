@@ -33,7 +33,7 @@ _RANGE: Final = 1e100
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the audit found.
+    """A report that says what the audit found.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ def stability(before: Mapping[str, int], now: Mapping[str, int], *, ordered: boo
 
 
 class _Found:
-    """What reading the files has shown so far."""
+    """The findings that reading the files has given so far."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -109,7 +109,7 @@ class _Found:
         self.digests: dict[str, str] = {}
 
     def add(self, number: int, data: bytes) -> None:
-        """One shard's file."""
+        """Add one shard's file to the findings."""
         shard = self._plan.shards[number]
         where = f"{SHARDS}/{shard.name}"
         try:

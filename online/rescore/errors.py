@@ -1,4 +1,4 @@
-"""What can go wrong in batch re-scoring; nothing is published when one of these is raised."""
+"""These errors say what can go wrong in batch re-scoring; nothing is published if one is raised."""
 
 from __future__ import annotations
 

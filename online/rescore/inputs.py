@@ -183,7 +183,7 @@ def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
 
 
 def json_kind(value: object) -> Kind | str:
-    """What a value of JSON is, as a column has it."""
+    """Return the kind that a value of JSON has in a column."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, (int, float)):

@@ -20,7 +20,7 @@ _TEMPORARY = ".tmp"
 
 @contextlib.contextmanager
 def failures(place: str) -> Iterator[None]:
-    """What pyarrow and the system raise, as PlaceFailed; FileNotFoundError as it is."""
+    """Raise as PlaceFailed what pyarrow and the system raise; FileNotFoundError stays as it is."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a run is going to do, decided once, so that a resumed run does the same."""
+"""A plan says what a run is going to do; it is made once, so that a resumed run does the same."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Shard(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Of its file among the run's."""
+        """Return the name of the shard's file among the run's files."""
         return f"{self.number:06d}.parquet"
 
 

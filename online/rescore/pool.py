@@ -1,7 +1,7 @@
-"""Shards dealt to a pool of actors by Ray Data: the only module here that imports Ray.
+"""Shards dealt to a pool of Ray actors: the only module here that imports Ray.
 
-A shard is one block and one task, so what a killed worker had under way is one shard, which
-another gets.  Rows never travel: actors read and write files themselves.
+A shard is one task, so what a killed worker had under way is one shard, which Ray gives to the
+process that follows it.  Rows never travel: actors read and write files themselves.
 """
 
 from __future__ import annotations
@@ -133,47 +133,49 @@ def _private(owner: str) -> Path:
 
 
 class Scoring:
-    """What an actor does: one shard a call."""
+    """An actor that scores one shard a call."""
 
     def __init__(self, output: str, run: str, make: MakeModel) -> None:
         # Read here: what travels with an actor's making should be small, so that it stays at hand.
         self._plan = decode(Folder(Place(output)).read(f"runs/{run}/plan.json"))
         self._worker = Worker(self._plan, output, make, time.monotonic)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        said = []
-        for number in batch["shard"].tolist():
-            try:
-                done = self._worker.score(self._plan.shards[number])
-                said.append(msgspec.json.encode(done).decode())
-            except OnlineError as error:  # Ray would make it a wall of text
-                said.append(json.dumps({"error": type(error).__name__, "args": error.args}))
-        return {"said": said}
+    def ready(self) -> None:
+        """Answered once it can score."""
+
+    def score(self, number: int) -> str:
+        """Score the shard of this number, and return what became of it, as JSON."""
+        try:
+            return msgspec.json.encode(self._worker.score(self._plan.shards[number])).decode()
+        except OnlineError as error:  # Ray would make it a wall of text
+            return json.dumps({"error": type(error).__name__, "args": error.args})
 
 
 def deal(plan: Plan, output: str, make: MakeModel, workers: int) -> Deal:
-    """What scores shards of the plan on the Ray that runs.  Its iteration raises OnlineError."""
+    """Return a function that scores shards of the plan on the Ray that runs.
+
+    Iterating over what that function returns raises OnlineError.
+    """
 
     def dealt(shards: Sequence[Shard]) -> Iterator[Done]:
-        import ray.data
+        import ray
+        from ray.util import ActorPool
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.wait_for_min_actors_s = _ACTORS_S  # no shard is read before all can be
-        items = [{"shard": shard.number} for shard in shards]
-        data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Scoring,
-            fn_constructor_kwargs={"output": output, "run": plan.run, "make": make},
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
-            num_cpus=1,
-        )  # fmt: skip
-        for batch in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            for said in batch["said"]:
+        made = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Scoring)
+        actors = [made.remote(output, plan.run, make) for _ in range(min(workers, len(shards)))]
+        try:
+            asked = {actor.ready.remote(): actor for actor in actors}
+            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ACTORS_S)
+            if not ready:
+                raise errors.RayFailed(f"none of {len(actors)} workers came up in {_ACTORS_S} s")
+            ray.get(ready)  # raises what a worker could not be made for
+            pool = ActorPool([asked[one] for one in ready])
+            numbers = [shard.number for shard in shards]
+            for said in pool.map_unordered(lambda actor, n: actor.score.remote(n), numbers):
                 yield _heard(said)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
     return dealt
 

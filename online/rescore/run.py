@@ -67,7 +67,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to do.
+    """A request that says what a run is to do.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class Request:
 
 @dataclass(slots=True)
 class Outcome:
-    """What was done.
+    """The outcome that says what a run has done.
 
     ``scored`` rows now, of ``rows``; ``skipped`` of them have the score of the run published
     before, which can't have changed, or ``all_because`` says why every one was scored; ``first_s``

@@ -247,7 +247,7 @@ def _linear(estimator: Any) -> _Raw:
 
 
 def _sums(x: Floats, w: Floats) -> Floats:
-    """Of each row its terms added up, in one order, whatever other rows there are.
+    """Add up the terms of each row, in one order, whatever other rows there are.
 
     A matrix product would be another in the last bits for a batch of another size, and then a row
     that is left out of a batch (see :mod:`online.rescore.sparse`) would change the others.

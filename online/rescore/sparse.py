@@ -48,7 +48,7 @@ class Weights(msgspec.Struct, frozen=True):
 
 
 def weights_of(model: Model) -> Weights | None:
-    """Of a linear model; None: it is none."""
+    """Return the weights of a linear model; None if the model is none."""
     if not isinstance(model, Linear):
         return None
     *scalers, final = steps(model.estimator)

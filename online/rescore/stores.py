@@ -314,7 +314,7 @@ class RedisScores:
         return _read(run, keys, answers[1] if len(answers) > 1 else (), now_s)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to Redis."""
         self._client.close()
 
     @contextlib.contextmanager
@@ -363,7 +363,7 @@ class RedisReads:
             raise StoreFailed(self.url, f"{type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to Redis."""
         await self._client.aclose()
 
 

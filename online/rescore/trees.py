@@ -231,8 +231,10 @@ class _Bayes:
             votes[:, c] += log_p if here is None else np.where(here, log_p, 0.0)
 
     def _table(self, feature: str, values: Sequence[str]) -> list[Floats]:
-        """Of each class the log likelihood of each text, then that of none; kept while the texts
-        are the same ones, as they are within a row group."""
+        """Return for each class the log likelihood of each text, then that of none.
+
+        The table is kept while the texts are the same ones, as they are within a row group.
+        """
         known_values, made = self._tables.get(feature, (None, []))
         if known_values == values:
             return made

@@ -38,7 +38,7 @@ MakeModel = Callable[[], Model]
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What a shard's file says about itself, in its footer.
+    """The note that a shard's file has about itself, in its footer.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class Worker:
         return Answers(np.array(texts, dtype=object)[scores.codes], scores.score)
 
     def _before(self, shard: Shard) -> _Before | None:
-        """What an earlier run has of the shard; None: there is none, or it was removed."""
+        """Return what an earlier run has of the shard; None: there is none, or it was removed."""
         if not self._plan.since:
             return None
         try:
@@ -181,7 +181,7 @@ class _Before:
 
 
 class _Kept:
-    """What was scored of a shard so far."""
+    """The part of a shard that was scored so far."""
 
     def __init__(self, plan: Plan, shard: Shard) -> None:
         self._plan, self._file = plan, plan.file_of(shard)
@@ -258,7 +258,10 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def note_of(file: pq.ParquetFile) -> Note:
-    """What a shard's file says about itself.  KeyError, msgspec.DecodeError: it is none."""
+    """Return what a shard's file says about itself.
+
+    Raises KeyError or msgspec.DecodeError if it is no such file.
+    """
     return msgspec.json.decode(file.schema_arrow.metadata[_NOTE], type=Note)
 
 

@@ -1,4 +1,4 @@
-"""What a filter is told, what it answers, and what it may keep of a source.
+"""This module says what a filter is told, what it answers, and what it may keep of a source.
 
 A filter never sees models, clocks or networks.  It judges an :class:`Event` without changing
 anything; what it has measured comes back to it in :meth:`Filter.learn` once the event's row is
@@ -82,8 +82,11 @@ class Event:
 
     @property
     def square(self) -> float:
-        """Of the gradient's length, float32's: ∞ from 10³⁸ on, NaN if a number is none; 0 if there
-        is no gradient.  A walk over all numbers, once."""
+        """Return the square of the gradient's length, in float32.
+
+        It is ∞ from 10³⁸ on, NaN if a number of the gradient is NaN, and 0 if there is no gradient.
+        All numbers are walked over, once.
+        """
         if not self._squares:
             x = self.gradient
             with np.errstate(over="ignore", invalid="ignore"):
@@ -93,7 +96,7 @@ class Event:
 
 @dataclass(slots=True)
 class Source:
-    """What is known of a source.  Bounded: a few hundred bytes.
+    """A record of what is known of a source.  It is bounded: a few hundred bytes.
 
     Attributes
     ----------

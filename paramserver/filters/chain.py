@@ -61,7 +61,7 @@ _WHOLE: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is written beside the event.
+    """A verdict is what is written beside an event.
 
     Attributes
     ----------
@@ -249,7 +249,7 @@ class Chain:
             self.refresh(key, version)
 
     def cut(self) -> Blocks:
-        """What the observed events did to the sources: goes with their range's push."""
+        """Return what the observed events did to the sources; it goes with their range's push."""
         out = self.sources.cut()
         merge(out, self.losses.cut())
         return out

@@ -1,4 +1,4 @@
-"""What every filter has to pass: plain functions over a factory, for any test runner.
+"""Every filter has to pass these checks: plain functions over a factory, for any test runner.
 
 ``make(reference)`` gives a new filter.  What a filter is there to catch is a law of its own and is
 handed over with it, see :mod:`paramserver.filters.laws`.  Each check raises AssertionError with
@@ -46,8 +46,8 @@ def check_filter(make: Make, laws: Iterable[Check] = ()) -> None:
 def yield_checks(
     make: Make, laws: Iterable[Check] = ()
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and body of each check."""
-    for check in (*_CHECKS, *laws):
+    """Name and body of each check; the laws first, which say most of what a filter is."""
+    for check in (*laws, *_CHECKS):
         yield getattr(check, "__name__", repr(check)), partial(check, make)
 
 
@@ -71,12 +71,12 @@ class Stream:
         return x, 1.0 - y if self.turned else y
 
     def gradient(self, x: Any, y: Any) -> Gradient:
-        """Of the mean log loss."""
+        """Return the gradient of the mean log loss."""
         p = 1.0 / (1.0 + np.exp(-x @ self.weights))
         return np.asarray(((p - y)[:, None] * x).mean(axis=0), dtype=np.float32)
 
     def root_gradient(self, rows: npt.NDArray[np.intp]) -> Gradient:
-        """Of these rows of the root set."""
+        """Return the gradient of these rows of the root set."""
         return self.gradient(self.root_x[rows], self.root_y[rows])
 
     def event(self, source: str, *, wrong: bool = False, rows: int = ROWS) -> Event:

@@ -1,4 +1,4 @@
-"""What single filters are there to catch; see :mod:`paramserver.filters.checks`."""
+"""Laws say what single filters are there to catch; see :mod:`paramserver.filters.checks`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wrong_labels_are_set_aside(make: Make) -> None:
 
 
 def long_ones_are_scaled(make: Make) -> None:
-    """What is learned of a long gradient is no longer than the longest honest ones."""
+    """Check that what is learned of a long gradient is no longer than the longest honest ones."""
     stream = Stream(1)
     chain = chain_of(make, stream)
     honest = [float(np.linalg.norm(_of(e))) for e, _ in play(chain, stream, 200)]
@@ -260,7 +260,7 @@ class _Camera:
         return np.concatenate([weights.ravel(), wrong.mean(axis=0)]).astype(np.float32)
 
     def event(self, source: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.int64]) -> Event:
-        """The next push."""
+        """Return the next push of the source, made from these rows."""
         self.n += 1
         return Event(source, self.n.to_bytes(16, "little"), self.gradient(x, y))
 

@@ -50,7 +50,7 @@ Heard = tuple[str, str | None, float]
 
 
 class Null(NamedTuple):
-    """What honest losses with one label are.
+    """The sizes of honest losses with one label.
 
     ``high``: nine of ten are not above it; ``far``: what is far off; ``unlikely``: four of five are
     not above it, or it is that of a label that is as likely as not, if that is less; ``share``: of
@@ -101,7 +101,7 @@ class Losses:
         return sum(self._sizes.values())
 
     def count(self, key: str) -> int:
-        """What one key counts."""
+        """Return how many events one key counts."""
         return self._counts.get(_generation(key), {}).get(key, 0)
 
     def add(self, source: str, label: str | None, loss: float) -> bool:
@@ -119,7 +119,7 @@ class Losses:
         return True
 
     def cut(self) -> Blocks:
-        """What was counted since the last cut."""
+        """Return what was counted since the last cut."""
         out, self._open = self._open, {}
         return {LOSSES: Block(COUNT, out)} if out else {}
 
@@ -140,7 +140,7 @@ class Losses:
         del self.heard[:-_HEARD_MAX]
 
     def reset(self) -> None:
-        """Nothing is counted."""
+        """Forget everything that has been counted."""
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
         self._of, self._in, self._passed = {}, {}, 0.0
         self._nulls, self.heard = {}, []
@@ -234,7 +234,7 @@ class Losses:
 
 
 def _null(of_source: Mapping[str, Bins], least: int) -> tuple[float, float] | None:
-    """The medians over sources of two quantiles of their losses; None: too few have ``least``."""
+    """Return the medians over sources of two quantiles of their losses; None: too few."""
     found = [_quantiles(x, n) for x in of_source.values() if (n := sum(x.values())) >= least]
     if len(found) < SOURCES_MIN:
         return None
@@ -242,7 +242,7 @@ def _null(of_source: Mapping[str, Bins], least: int) -> tuple[float, float] | No
 
 
 def _share_above(of_source: Mapping[str, Bins], loss: float) -> float:
-    """The median over sources of the share of their losses that are above this one."""
+    """Return the median over sources of the share of their losses that are above this one."""
     last = floor(_OF_AN_OCTAVE * log2(loss))
     shares = []
     for bins in of_source.values():
@@ -253,7 +253,7 @@ def _share_above(of_source: Mapping[str, Bins], loss: float) -> float:
 
 
 def _quantiles(bins: Bins, n: int) -> tuple[float, float]:
-    """What nine and four of five of ``n`` losses are not above: the upper ends of their bins."""
+    """Return what nine and four of five of ``n`` losses are not above: ends of bins."""
     nine, mild = round(LEVEL * (n - 1)), round(MILD * (n - 1))
     at, passed = iter(sorted(bins)), 0
     bin_ = next(at)

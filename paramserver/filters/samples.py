@@ -1,4 +1,6 @@
-"""What a source says of its rows: the same row again, two labels for one row, a mix of labels.
+"""This module judges a source by what it says of its rows.
+
+It looks for the same row again, two labels for one row, and a mix of labels.
 
 None of it condemns anybody: honest sensors repeat themselves and honest users know three classes
 of ten.  Repeats weigh less; a source that contradicts itself, and one with a mix of labels unlike

@@ -1,4 +1,4 @@
-"""What can't be judged is refused: the wrong shape, numbers that are none, names without end."""
+"""The schema refuses what can't be judged: wrong shapes, non-finite numbers, overlong names."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Schema:
         return None
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        """Nothing is kept."""
+        """Do nothing: this filter keeps nothing of an event."""
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        """Nothing is drawn."""
+        """Do nothing: this filter draws nothing at random."""

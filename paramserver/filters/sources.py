@@ -1,4 +1,4 @@
-"""What is known of every source, bounded, and as blocks that add up over replicas.
+"""This module keeps what is known of every source, bounded, as blocks that add up over replicas.
 
 Evidence travels as increases: an attacker who spreads over replicas is one attacker.  Bounds on a
 sum are kept by whoever adds (what would lead beyond is not added), so two replicas at once may
@@ -123,7 +123,7 @@ class Sources:
         yield from self._new.values()
 
     def get(self, name: str) -> Source:
-        """What is known of it; of an unknown one, an unchanged new one.  Changes nothing."""
+        """Return what is known of a source, a new one if it is unknown.  Changes nothing."""
         return self._known.get(name) or self._new.get(name) or Source(name)
 
     def touch(self, name: str) -> Source:
@@ -205,7 +205,10 @@ class Sources:
         data[key] = (0.0, float(number))
 
     def cut(self) -> Blocks:
-        """What the events since the last cut did, and begin anew: goes with the range's push."""
+        """Return what the events since the last cut did, and begin anew.
+
+        It goes with the range's push.
+        """
         out, self._open = self._open, {}
         return out
 

@@ -220,7 +220,7 @@ class _New:
         self._established = 0.0  # events of the others, lately
 
     def count(self, *, new: bool, hit: bool) -> None:
-        """One event."""
+        """Count one event, of a ``new`` source or not, that was a surprise (``hit``) or not."""
         self._surprises = self._surprises * _FADE + (new and hit)
         self._established = self._established * _FADE + (not new)
         if new:

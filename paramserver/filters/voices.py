@@ -132,7 +132,7 @@ class Voices:
         return self._now
 
     def rates(self, source: str) -> _Rates | None:
-        """Of the others, as their medians; None: there are too few of them."""
+        """Return the rates of the others, as their medians; None: there are too few of them."""
         now = self._look()
         own = now.get(source)
         if len(now) - (own is not None) < SOURCES_MIN:

@@ -34,12 +34,12 @@ def checked(x: npt.ArrayLike, f: int, *, factor: int = 2) -> Vectors:
 
 
 def median(x: npt.ArrayLike) -> Vector:
-    """Of each number the median.  Yin et al. 2018."""
+    """Return the median of each number.  Yin et al. 2018."""
     return np.asarray(np.median(checked(x, 0), axis=0))
 
 
 def trimmed_mean(x: npt.ArrayLike, f: int) -> Vector:
-    """Of each number the mean without the f largest and f smallest.  Yin et al. 2018."""
+    """Return the mean of each number without the f largest and f smallest.  Yin et al. 2018."""
     rows = np.sort(checked(x, f), axis=0)
     return np.asarray(rows[f : len(rows) - f].mean(axis=0))
 

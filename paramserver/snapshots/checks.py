@@ -1,4 +1,4 @@
-"""What every snapshot store and format must keep to, as plain functions.
+"""These plain functions check what every snapshot store and format must keep to.
 
 A store is walked in a world: the disk or object store below it, which can crash before any step
 and tells what may be found after that.  The disk used here forgets what was not synced: after a
@@ -25,7 +25,7 @@ _SHARES: Final[tuple[Share, ...]] = ("none", "half", "all")
 
 
 class World(Protocol):
-    """What a store stands on.
+    """A world is what a store stands on: a disk or an object store.
 
     ``crash_at`` is the number of changing steps that are done before the crash (None: never);
     ``replaces_whole`` tells whether a name that is written again is the old or the new one.
@@ -45,7 +45,7 @@ class World(Protocol):
 
 
 class Crash(Exception):
-    """The machine stopped."""
+    """The machine below a store has stopped."""
 
 
 class _File:
@@ -241,7 +241,7 @@ def check_crash_while_deleting(
 def check_power_cut_after_publishing(
     new_world: Callable[[], _World], open_store: Callable[[_World], Snapshots]
 ) -> None:
-    """What was published stays published."""
+    """Check that what was published stays published after a power cut."""
     world = new_world()
     store = open_store(world)
     store.publish("a", _OLD)

@@ -51,7 +51,7 @@ class _Tensor(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a snapshot says about itself; see :class:`paramserver.state.SnapshotState`.
+    """A manifest is what a snapshot says of itself; see :class:`paramserver.state.SnapshotState`.
 
     ``closed`` holds runs ``(first, last)`` of partition numbers; ``blocks`` name and kind of
     each block, whose arrays are named after its position.

@@ -205,7 +205,7 @@ class SnapshotHistory:
         return prefix if end <= len(prefix) else self._snapshots.load(name, end)
 
     def manifests(self) -> list[snapshot_format.Manifest]:
-        """What all snapshots say of themselves, states that were built aside too.
+        """Return what all snapshots say of themselves, states that were built aside too.
 
         Those that can't be read are left out.  Raises PlaceUnreachable.
         """

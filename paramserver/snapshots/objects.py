@@ -188,7 +188,7 @@ class ObjectSnapshots:
         return f"{self._prefix}/{file}"
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes by object."""
+        """Return the size of each object in bytes."""
         selector = fs.FileSelector(self._prefix, allow_not_found=True)
         with _failures(self._place):
             found = self._filesystem.get_file_info(selector)

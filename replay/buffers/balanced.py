@@ -1,4 +1,4 @@
-"""As many items of each class as the stream has, up to an equal part of the buffer.
+"""Each class has as many items in the buffer as in the stream, up to an equal part of the buffer.
 
 Class-balancing reservoir sampling (CBRS): Chrysakis and Moens, "Online Continual Learning from
 Imbalanced Data", ICML 2020, algorithm 1.  An item of a class that is not full takes the slot of a

@@ -1,4 +1,4 @@
-"""What a buffer promises, and the form in which its state is kept.
+"""This module says what a buffer promises, and in which form its state is kept.
 
 A buffer is a view of the journal: the same items inserted in the same order into a buffer with
 the same settings and seed give the same buffer, bit for bit.  It is made again by doing so, or
@@ -62,7 +62,7 @@ class Buffer(ABC):
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Most items."""
+        """Return how many items the buffer holds at most."""
 
     @abstractmethod
     def insert(self, item: Item) -> Item | None:
@@ -112,7 +112,7 @@ class Buffer(ABC):
 
     @abstractmethod
     def _body(self) -> object:
-        """What msgpack writes of this policy."""
+        """Return what msgpack writes of this policy."""
 
     @abstractmethod
     def _restore(self, body: msgspec.Raw) -> None:
@@ -131,7 +131,7 @@ class Buffer(ABC):
 def unpacked(
     decoder: msgspec.msgpack.Decoder[_Body], data: bytes | memoryview | msgspec.Raw
 ) -> _Body:
-    """What ``data`` holds; StateInvalid if it is something else."""
+    """Return what ``data`` holds; raise StateInvalid if it is something else."""
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -154,7 +154,7 @@ def rng_of(state: list[int]) -> Random:
 
 
 def checked_capacity(capacity: int) -> int:
-    """``capacity``, or SettingInvalid."""
+    """Return ``capacity``, or raise SettingInvalid if it is not from 1 to ``CAPACITY_MAX``."""
     if not 1 <= capacity <= CAPACITY_MAX:
         raise SettingInvalid("capacity", str(capacity), f"give 1 to {CAPACITY_MAX} items")
     return capacity

@@ -1,4 +1,4 @@
-"""What every buffer has to pass: plain functions over a factory, for any test runner.
+"""Every buffer has to pass these checks: plain functions over a factory, for any test runner.
 
 ``make(capacity, seed, source_share_max)`` gives a new buffer.  Which items a policy keeps is a law
 of its own: those in :mod:`replay.buffers.laws` are handed over with it.  Each check raises
@@ -310,7 +310,7 @@ def takes_the_same_steps_at_any_size(make: Make) -> None:
 
 
 def purges_in_steps_of_the_items_of_the_source(make: Make) -> None:
-    """As above, for a source that has few items among many."""
+    """Count the lines run by a purge for each item of a source that has few among many."""
     steps = []
     for capacity in (50, 800):
         buffer, most = make(capacity, 1, 1.0), 0.0

@@ -1,4 +1,4 @@
-"""What a buffer keeps of one event."""
+"""An item is what a buffer keeps of one event."""
 
 from __future__ import annotations
 

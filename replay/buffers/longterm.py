@@ -1,4 +1,4 @@
-"""What the policies that keep a sample of the whole stream have in common."""
+"""This module holds what the policies that keep a sample of the whole stream have in common."""
 
 from __future__ import annotations
 

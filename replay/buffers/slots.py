@@ -103,7 +103,7 @@ class Groups:
         self.ranked[rank], group.rank = group, rank
 
     def state(self) -> list[GroupState]:
-        """Groups by rank."""
+        """Return the state of the groups by rank."""
         return [(g.members.tolist(), g.seen, g.full) for g in self.ranked]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a journal promises: rows, partitions, control rows, epochs and heads.
+"""This module says what a journal promises: rows, partitions, control rows, epochs and heads.
 
 The store behind a journal (a SQLite file, a Redis server) is the only place where anything is
 agreed.  Every method below is one atomic step of that store.  Leases and clocks say when to act;
@@ -20,7 +20,7 @@ from replay.errors import JournalDamaged
 
 
 class Verdict(StrEnum):
-    """What was decided about a row before it was written.  It never changes.
+    """A verdict is what was decided about a row before it was written.  It never changes.
 
     ``LOST`` is no row that anybody has sent: it stands where one was, in a store that has come back
     older than a model that had learned it.
@@ -102,7 +102,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of one row of an append.
+    """An outcome says what became of one row of an append.
 
     ``new`` is True if the row stands in the writer's own partition beyond its last known offset:
     written now, or by an earlier attempt whose answer was lost.  Otherwise ``row`` is the row
@@ -176,7 +176,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a look at everything in a store has shown.
+    """The result that a look at everything in a store has shown.
 
     ``damage``: what is not as it was written, in words.  ``good``: entries that match their
     checksum.  ``unchecked``: rows of a format without one, of which nobody can tell.
@@ -362,6 +362,13 @@ class Journal(Protocol):
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""
 
+    def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
+        """Put ``row`` where a damaged one stands, in one step, at its place in every order.
+
+        What led to the damaged one by its id leads there no more.  False: what stands there is
+        good, and nothing is changed.  Raises JournalDamaged: nothing stands there.
+        """
+
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored, of all models; changes nothing.
 
@@ -372,4 +379,4 @@ class Journal(Protocol):
         """Move committed pages out of the write-ahead log in a small step; its bytes left."""
 
     def close(self) -> None:
-        """Release the store."""
+        """Release the store behind the journal."""

@@ -1,4 +1,4 @@
-"""What every journal refuses about a batch before it asks its store."""
+"""This module checks what every journal refuses about a batch before it asks its store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every journal has to pass: plain functions over a factory, for any test runner.
+"""Every journal has to pass these checks: plain functions over a factory, for any test runner.
 
 ``make(path)`` opens the journal that is kept at ``path`` (which does not exist at first) and
 opens the same journal again when it is called again, as after a restart.  Each check raises
@@ -19,6 +19,7 @@ from replay.errors import (
     EpochBehind,
     EpochLost,
     JournalBehind,
+    JournalDamaged,
     PartitionSealed,
     PartitionUnknown,
     RowInvalid,
@@ -388,6 +389,22 @@ def keeps_rows_that_stand_for_lost_ones(open_: Open) -> None:
         same(verdicts, [Verdict.ACCEPTED, Verdict.LOST], "verdicts")
 
 
+def keeps_a_good_row_whatever_is_to_stand_there(open_: Open) -> None:
+    with open_() as journal:
+        p = register(journal)
+        journal.append(p, 0, batch("a b"))
+        rows = journal.read(p, 1, 9)
+        same(journal.stand_in(p, 1, new("gone", verdict=Verdict.LOST)), False, "a good row")
+        same(journal.read(p, 1, 9), rows, "rows")
+        try:
+            journal.stand_in(p, 3, new("gone", verdict=Verdict.LOST))
+        except JournalDamaged:
+            pass
+        else:
+            raise AssertionError("a row was put where none has been")
+        same(journal.read(p, 1, 9), rows, "rows")
+
+
 _CHECKS: tuple[Callable[[Open], None], ...] = (
     registers_distinct_partitions,
     knows_no_other_partition,
@@ -409,6 +426,7 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     checkpoints_keep_everything,
     goes_on_beyond_what_is_lost,
     keeps_rows_that_stand_for_lost_ones,
+    keeps_a_good_row_whatever_is_to_stand_there,
     *joinchecks.CHECKS,
     *trimchecks.CHECKS,
 )

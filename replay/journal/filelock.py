@@ -49,12 +49,15 @@ class FairLock:
     """An exclusive lock on a file, behind a second one for whoever is next.
 
     Who waits for the lock holds the queue, so the process that has just let go of the lock can't
-    take it again before the waiting one has noticed.  One object serves one thread at a time.
+    take it again before the waiting one has noticed.  Who has waited long tries to hold a third
+    one, and whoever comes meanwhile asks for the queue only when it has waited long itself: else
+    those who have just come, and ask often, would always be next.  One object serves one thread at
+    a time.
 
     Parameters
     ----------
     path
-        ``<path>.lock`` and ``<path>.queue`` are made beside it.
+        ``<path>.lock``, ``<path>.queue`` and ``<path>.elder`` are made beside it.
     wait_s
         How long to wait for both together, in seconds.
     """
@@ -62,50 +65,76 @@ class FairLock:
     def __init__(self, path: Path, wait_s: float) -> None:
         self._wait_s = wait_s
         mode = _mode(path)
-        self.lock_fd = os.open(f"{path}.lock", _LOCK_FLAGS, mode)
+        opened: list[int] = []
         try:
-            self.queue_fd = os.open(f"{path}.queue", _LOCK_FLAGS, mode)
+            for name in ("lock", "queue", "elder"):
+                opened.append(os.open(f"{path}.{name}", _LOCK_FLAGS, mode))
         except OSError:
-            os.close(self.lock_fd)
+            for fd in opened:
+                os.close(fd)
             raise
+        self.lock_fd, self.queue_fd, self._elder_fd = opened
 
     def take(self, waited_s: float = 0.0) -> None:
         """Wait for the lock.  Raises JournalHeld (definite) if that takes too long.
 
         ``waited_s``: how long the caller has waited for something else before.
         """
-        deadline = time.monotonic() + self._wait_s - waited_s
-        self._wait(self.queue_fd, deadline)
+        begun_s = time.monotonic() - waited_s
+        self._take_queue(begun_s)
         try:
-            self._wait(self.lock_fd, deadline)
+            pause_s = _FIRST_PAUSE_S
+            while not _taken(self.lock_fd):
+                pause_s = self._pause(begun_s, pause_s)
         finally:
             fcntl.flock(self.queue_fd, fcntl.LOCK_UN)
 
-    def _wait(self, fd: int, deadline: float) -> None:
-        pause_s, brisk = _FIRST_PAUSE_S, time.monotonic() + _BRISK_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                now = time.monotonic()
-            if now >= deadline:
-                # Whoever is next may wait as we do; nobody holds the lock if that one stands still.
-                found = flock_holder(self.lock_fd) or flock_holder(self.queue_fd)
-                holder = "another process" if found is None else str(found)
-                raise JournalHeld(holder, self._wait_s, None if found is None else found.pid)
-            if now > brisk:
-                pause_s = min(2 * pause_s, _LAST_PAUSE_S)
-            time.sleep(min(pause_s, deadline - now))
+    def _take_queue(self, begun_s: float) -> None:
+        """Become the next one."""
+        elder, pause_s = False, _FIRST_PAUSE_S
+        try:
+            while True:
+                old = time.monotonic() - begun_s > _BRISK_S
+                free = elder or _taken(self._elder_fd)
+                if free and not elder:
+                    elder = old
+                    if not old:
+                        fcntl.flock(self._elder_fd, fcntl.LOCK_UN)  # nobody has waited long
+                if (free or old) and _taken(self.queue_fd):
+                    return
+                pause_s = self._pause(begun_s, _FIRST_PAUSE_S if elder else pause_s)
+        finally:
+            if elder:
+                fcntl.flock(self._elder_fd, fcntl.LOCK_UN)
+
+    def _pause(self, begun_s: float, pause_s: float) -> float:
+        """Sleep a while; how long to sleep next.  Raises JournalHeld at the deadline."""
+        waited_s = time.monotonic() - begun_s
+        if waited_s >= self._wait_s:
+            # Whoever is next may wait as we do; nobody holds the lock if that one stands still.
+            found = flock_holder(self.lock_fd) or flock_holder(self.queue_fd)
+            holder = "another process" if found is None else str(found)
+            raise JournalHeld(holder, self._wait_s, None if found is None else found.pid)
+        time.sleep(min(pause_s, self._wait_s - waited_s))
+        return min(2 * pause_s, _LAST_PAUSE_S) if waited_s > _BRISK_S else pause_s
 
     def release(self) -> None:
         """Let the next one have it."""
         fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Close both files."""
-        os.close(self.lock_fd)
-        os.close(self.queue_fd)
+        """Close the three files of the lock."""
+        for fd in (self.lock_fd, self.queue_fd, self._elder_fd):
+            os.close(fd)
+
+
+def _taken(fd: int) -> bool:
+    """Whether the lock of the open file is ours now."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def flock_holder(fd: int, locks: Callable[[], str] | None = None) -> Holder | None:

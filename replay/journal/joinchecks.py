@@ -37,7 +37,7 @@ def _stored(half: NewRow) -> Stored:
 
 
 def _met(half: NewRow) -> Outcome:
-    """What another half is told while this one stands."""
+    """Return the outcome that another half gets while this one stands."""
     return Outcome(False, None, half.at, _stored(half))
 
 

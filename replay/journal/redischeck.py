@@ -169,7 +169,7 @@ class Examination:
 
 
 def _pairs(found: Any) -> list[tuple[bytes, bytes]]:
-    """What a hash has, as this client answers it."""
+    """Return the fields and values of a hash, as this client answers it."""
     if isinstance(found, dict):
         return list(found.items())
     return list(zip(found[::2], found[1::2], strict=True))

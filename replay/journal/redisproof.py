@@ -1,4 +1,4 @@
-"""What the Redis journal stores, as values, each verified against its checksum when it is read."""
+"""The Redis journal's stored values are each verified against their checksum when they are read."""
 
 from __future__ import annotations
 

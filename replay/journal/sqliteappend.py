@@ -23,7 +23,7 @@ _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
 
 
 class Batch:
-    """What an append writes into one partition.
+    """A batch is what an append writes into one partition.
 
     Parameters
     ----------

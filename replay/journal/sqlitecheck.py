@@ -69,7 +69,7 @@ def _guarded(step: Callable[[Query], Iterator[str]], query: Query) -> list[str]:
 
 
 def _pages(query: Query) -> Iterator[str]:
-    """Pages and indexes."""
+    """SQLite verifies its pages and indexes."""
     for (line,) in query(f"PRAGMA integrity_check({_SHOWN})", ()):
         if line != "ok":
             yield " ".join(str(line).split())
@@ -86,7 +86,7 @@ def _schema(query: Query) -> Iterator[str]:
 
 
 def _together(query: Query) -> Iterator[str]:
-    """What must fit together."""
+    """The counts and numbers in the tables must fit together."""
     for name, counted, found in query(
         "SELECT name, halves, (SELECT count(*) FROM halves h WHERE h.model = m.id) FROM models m",
         (),

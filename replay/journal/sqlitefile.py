@@ -58,7 +58,7 @@ class SqliteFile:
     Parameters
     ----------
     path
-        ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` appear beside it.
+        ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
     schema
         Statements that make the tables; one of them makes ``meta (name, value)``.
     format
@@ -270,7 +270,7 @@ class SqliteFile:
             raise _refusal(error, self._path) from error
 
     def examine(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """As :meth:`query`, for whoever wants to know what SQLite says.  Raises sqlite3.Error."""
+        """Query like :meth:`query`, to know what SQLite says.  Raises sqlite3.Error."""
         return self._select(sql, values)
 
     def _select(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:

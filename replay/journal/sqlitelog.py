@@ -42,7 +42,7 @@ class _Weights:
 
 
 def broken(log: Path) -> str | None:
-    """What is wrong with the log at this path; None if nothing is, or if there is none.
+    """Return what is wrong with the log at this path; None if nothing is, or if there is none.
 
     Nobody may write it meanwhile.
     """

@@ -35,8 +35,11 @@ def machine(journal_type: type[SqliteJournal]) -> Any:
     return SqliteMachine
 
 
-def test_the_journal_keeps_its_promises() -> None:
-    run_state_machine_as_test(machine(SqliteJournal), settings=modest)
+@pytest.mark.parametrize("examples", [50, pytest.param(100, marks=pytest.mark.long)])
+def test_the_journal_keeps_its_promises(examples: int) -> None:
+    run_state_machine_as_test(
+        machine(SqliteJournal), settings=settings(modest, max_examples=examples)
+    )
 
 
 def notices(journal_type: type[SqliteJournal]) -> None:

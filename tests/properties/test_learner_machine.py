@@ -60,7 +60,9 @@ MET = {"adopted", "relearned", "failed", "epochs", "closed"}
 DECIDED = {"rollbacks", "undone", "freezes", "frozen", "held", "skipped"}
 
 
-@pytest.mark.parametrize("first", range(0, 200, 50))
+@pytest.mark.parametrize(
+    "first", [0, 50, *(pytest.param(n, marks=pytest.mark.long) for n in (100, 150))]
+)
 def test_each_event_counts_once(journal: SqliteJournal, first: int) -> None:
     stats = run_all(journal, range(first, first + 50))
     met = {"sealed alive", "old replies", *MET, *DECIDED}
@@ -68,11 +70,11 @@ def test_each_event_counts_once(journal: SqliteJournal, first: int) -> None:
 
 
 def test_each_event_counts_once_without_operators(journal: SqliteJournal) -> None:
-    stats = run_all(journal, range(50), operators=False)
+    stats = run_all(journal, range(25), operators=False)
     assert not {name for name in DECIDED if stats[name]}, stats
 
 
-@pytest.mark.parametrize("first", range(0, 80, 40))
+@pytest.mark.parametrize("first", [0, pytest.param(40, marks=pytest.mark.long)])
 def test_each_event_counts_once_in_a_state_that_travels_whole(
     journal: SqliteJournal, first: int
 ) -> None:

@@ -46,8 +46,9 @@ def machine(url: str) -> Any:
     return RedisMachine
 
 
-def test_the_redis_journal_keeps_its_promises(url: str) -> None:
-    run_state_machine_as_test(machine(url), settings=modest)
+@pytest.mark.parametrize("examples", [15, pytest.param(40, marks=pytest.mark.long)])
+def test_the_redis_journal_keeps_its_promises(url: str, examples: int) -> None:
+    run_state_machine_as_test(machine(url), settings=settings(modest, max_examples=examples))
 
 
 MUTANTS = [

@@ -332,11 +332,14 @@ DIRECTORY = (_Directory, open_directory)
 OBJECTS = (new_objects, object_store.open_store)
 
 
+@pytest.mark.parametrize("examples", [60, pytest.param(200, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("new_world", "open_store"), [DIRECTORY, OBJECTS], ids=["directory", "objects"]
 )
-def test_snapshots_keep_their_promises(new_world: Any, open_store: Any) -> None:
-    run_state_machine_as_test(machine(new_world, open_store, SnapshotHistory), settings=modest(200))
+def test_snapshots_keep_their_promises(new_world: Any, open_store: Any, examples: int) -> None:
+    run_state_machine_as_test(
+        machine(new_world, open_store, SnapshotHistory), settings=modest(examples)
+    )
 
 
 class _NoFsync(DirectorySnapshots):

@@ -172,8 +172,12 @@ def run_many(first: int, n: int, jobs: int, progress: bool = False) -> Outcome:
 
 
 def find(name: str, n: int) -> tuple[int, str] | None:
-    """The first seed that notices a mutant, and how."""
-    found = run_seeds(range(n), name).failures
+    """The first of the seeds below ``n`` that notices a mutant, and how.
+
+    They go on from the one that the mutant names, and then from 0.
+    """
+    begin = min(MUTANTS[name].begin, n)
+    found = run_seeds([*range(begin, n), *range(begin)], name).failures
     return found[0] if found else None
 
 

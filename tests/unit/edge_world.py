@@ -58,9 +58,14 @@ class World:
         self._put_roots()
 
     def publish(
-        self, seed: int, now: float, percent: int = 100, *, wrong: float = 0.0, steps: bool = False
-    ) -> None:
-        """The next release; ``wrong`` is added to what the golden rows expect."""
+        self, seed: int, now: float, percent: int = 100, *, wrong: float = 0.0, steps: bool = False,
+        rows_of: int = 0, parts: bool = True,
+    ) -> None:  # fmt: skip
+        """The next release.
+
+        ``wrong`` is added to what the golden rows expect, ``rows_of`` draws them; without ``parts``
+        they are one file only, as in releases of older services.
+        """
         data = pack.encode(network(seed))
         if steps:
             rng = np.random.default_rng(seed)  # every weight moves
@@ -73,17 +78,25 @@ class World:
             data = grid.on_grid(model, self.folder.newest_pack(), asked, rng)
         rows: list[Mapping[str, Any]] = [
             dict(zip(COLUMNS, row, strict=True))
-            for row in np.random.default_rng(seed).normal(size=(6, 4)).astype("f4").tolist()
+            for row in np.random.default_rng(rows_of).normal(size=(6, 4)).astype("f4").tolist()
         ]
         rows.append({"a": float("nan"), "b": 1.0})
-        golden = Golden(tuple(rows), runners.run_pack(data, rows) + wrong, labels=True).file()
+        proof = Golden(tuple(rows), runners.run_pack(data, rows) + wrong, labels=True)
+        told = {"golden": proof.file(), **(proof.parts() if parts else {})}
+        named = {
+            name: {"size": len(data), "sha256": sha256(data).hexdigest()}
+            for name, data in told.items()
+        }
+        parity: dict[str, Any] = named.pop("golden")
+        if parts:
+            parity |= {"origin": "journal", "parts": named}
         target = {
             "file": f"{self.model}.edgepack",
             "size": len(data),
             "sha256": sha256(data).hexdigest(),
             "dtype": "float32",
             "runtime": {"name": "edge.js", "min": "ES2020"},
-            "parity": {"size": len(golden), "sha256": sha256(golden).hexdigest()},
+            "parity": parity,
         }
         about = {
             "spec": 1, "model": self.model, "task": "multiclass", "classes": ["x", "y", "z"],
@@ -94,9 +107,9 @@ class World:
             },
             "learn": {"rate": 0.1, "clip": 1.0},
         }  # fmt: skip
-        files = {sha256(one).hexdigest(): one for one in (data, golden)}
+        files = {sha256(one).hexdigest(): one for one in (data, *told.values())}
         channel = self.folder.channel()
-        about, differences = with_deltas(self.folder, channel, about, files)
+        about, differences, _ = with_deltas(self.folder, channel, about, files)
         self._sign(channel.published(about, percent), now, files | differences)
 
     def change(self, how: Callable[[Channel], Channel], now: float) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online.edge import deltas, grid, pack, runners
-from online.edge.errors import ExportRefused, PackCorrupt, TemplateUnfit
+from online.edge.errors import DifferenceUnfit, PackCorrupt, StepsUnfit
 from online.edge.evaluate import evaluate
 from online.edge.ir import Columns, EdgeModel, Layer, Mlp
 
@@ -123,7 +123,7 @@ def test_a_difference_on_a_grid_is_a_fraction_of_an_exact_one() -> None:
     exact = deltas.exact(pack.encode(model), pack.encode(after))
     small = deltas.smallest(held, gridded(after, held))
     assert len(small) < 0.55 * len(exact)
-    with pytest.raises(TemplateUnfit, match="no common grid"):
+    with pytest.raises(DifferenceUnfit, match="no common grid"):
         deltas.steps(pack.encode(model), pack.encode(after))
 
 
@@ -152,7 +152,7 @@ def test_a_scaler_that_has_moved_far_is_sent() -> None:
 
 def test_trees_and_answers_that_no_grid_gives_are_refused(monkeypatch: Any) -> None:
     monkeypatch.setattr(grid, "OFF_MAX", 1e-30)
-    with pytest.raises(ExportRefused, match="no step is small enough"):
+    with pytest.raises(StepsUnfit, match="no step is small enough"):
         gridded(network(1))
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_difference_is_refused_or_another_file(
 
 def test_a_difference_of_other_packs_is_refused() -> None:
     old, other = pack.encode(network(1)), pack.encode(network(1, hidden=9))
-    with pytest.raises(TemplateUnfit, match="send it whole"):
+    with pytest.raises(DifferenceUnfit, match="sent whole"):
         deltas.exact(old, other)
     delta = deltas.exact(old, pack.encode(moved(network(1), 2)))
     for bad in (b"", b"EPD1" + delta[4:], delta[:-3], delta + b"\0"):

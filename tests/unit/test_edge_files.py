@@ -200,6 +200,7 @@ def test_errors_survive_pickling() -> None:
     made: list[Exception] = [
         ExportRefused("n", "r"), PackCorrupt("r"), ParityFailed("t", 0.1, 0.01, 3),
         errors.TargetUnavailable("t", "p"), TemplateUnfit("t", "r"), ManifestRefused("r"),
+        errors.StepsUnfit("r"), errors.DifferenceUnfit("r"),
     ]  # fmt: skip
     for error in made:
         again = pickle.loads(pickle.dumps(error))

@@ -295,6 +295,25 @@ def test_updates_by_difference_and_what_is_done_if_one_is_damaged(
     assert [one["how"] for one in second] == ["full", "full", "delta"]
 
 
+def test_golden_rows_are_fetched_once_and_counted(world: Any, tmp_path: Path) -> None:
+    """Only what they are to give comes with each release; all bytes of files are in ``took``."""
+    served = []
+    for seed, rows_of in ((1, 0), (2, 0), (3, 7)):
+        world.publish(seed, NOW, rows_of=rows_of)
+        served.append(world.served())
+    world.publish(4, NOW, parts=False)
+    served.append(world.served())
+    out = run(tmp_path / "device", [step(one) for one in served])["out"]
+    for release, told in zip(served, out, strict=True):
+        parity = json.loads(release["manifest.json"])["targets"]["edgepack"]["parity"]
+        files = [path for path in told["asked"] if path.startswith("files/")]
+        assert told["took"] == sum(len(release[path]) for path in files)
+        for name, part in parity.get("parts", {}).items():
+            asked = f"files/{part['sha256']}" in files
+            assert asked == (name == "expected" or told in (out[0], out[2]))
+        assert (f"files/{parity['sha256']}" in files) == ("parts" not in parity)
+
+
 def test_a_device_follows_releases_in_steps(world: Any, tmp_path: Path) -> None:
     """From any of the three before, to the very bytes that are signed, and their golden rows."""
     served = []

@@ -30,7 +30,7 @@ def rows(n: int) -> list[tuple[Features, Label]]:
 
 
 def targets() -> list[tuple[Features, Label]]:
-    return [(x, 3.0 * float(x["1"]) - float(x["2"])) for x, _ in rows(90)]  # type: ignore[arg-type]
+    return [(x, 3.0 * float(x["1"]) - float(x["2"])) for x, _ in rows(42)]  # type: ignore[arg-type]
 
 
 def sgd(**options: Any) -> SGDClassifier:
@@ -40,17 +40,17 @@ def sgd(**options: Any) -> SGDClassifier:
 
 
 MERGEABLE: dict[str, tuple[Callable[[], Estimator], Any, Callable[[], Any]]] = {
-    "logistic": (lambda: Estimator(sgd(), INPUTS), "binary", lambda: rows(90)),
+    "logistic": (lambda: Estimator(sgd(), INPUTS), "binary", lambda: rows(42)),
     "hinge, elastic net": (
         lambda: Estimator(sgd(loss="hinge", penalty="elasticnet"), INPUTS), "binary",
-        lambda: rows(90),
+        lambda: rows(42),
     ),
     "perceptron": (
-        lambda: Estimator(Perceptron(), INPUTS, scale=False), "binary", lambda: rows(90),
+        lambda: Estimator(Perceptron(), INPUTS, scale=False), "binary", lambda: rows(42),
     ),
     "three classes": (
         lambda: Estimator(sgd(), INPUTS, labels=["a", "b", 3]), "multiclass",
-        lambda: [(x, ("a", "b", 3)[i % 3]) for i, (x, _) in enumerate(rows(90))],
+        lambda: [(x, ("a", "b", 3)[i % 3]) for i, (x, _) in enumerate(rows(42))],
     ),
     "regression": (
         lambda: Estimator(SGDRegressor(learning_rate="constant"), INPUTS), "regression", targets,
@@ -78,7 +78,7 @@ def test_others_travel_whole(build: Callable[[], Estimator]) -> None:
     assert isinstance(learner, RowByRow)
     assert learner.why_not_mergeable is not None
     key = {"key": b"k" * 32, "why_not_mergeable": learner.why_not_mergeable}
-    check_model(lambda: Opaque(build().model_for("binary"), task="binary", **key), rows(60))  # type: ignore[arg-type]
+    check_model(lambda: Opaque(build().model_for("binary"), task="binary", **key), rows(42))  # type: ignore[arg-type]
 
 
 def test_scikit_learn_itself_gives_the_very_same_probabilities() -> None:
@@ -105,7 +105,7 @@ def test_an_estimator_that_was_fitted_before_is_the_base() -> None:
     answer = served.predict({"1": 1.0, "2": 0.5})
     assert answer.probabilities[True] != 0.5
     assert served.cut() == {}
-    check_model(lambda: fitted().model_for("binary"), rows(60))
+    check_model(lambda: fitted().model_for("binary"), rows(42))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +21,7 @@ from online.model_settings import Drift
 from online.models.linear import Linear
 from online.models.network import Network
 from online.tokens import event_key
+from paramserver import rewrites
 from paramserver.blocks import ADDITIVE, COUNT, Block
 from paramserver.errors import RollbackRefused
 from paramserver.rewrites import HALVED
@@ -274,6 +277,50 @@ def test_a_replica_goes_back_learns_all_again_and_stays_finite(tmp_path: Path) -
         assert replica.learner.tally.digest[0] == n  # each event once
         assert replica.learner.serving._rates[0][0].learning_rate == 0.15
         assert abs(replica.learner.predict({"x": 1.0}).label - 2.0) < 0.01
+        await replica.stop(5)
+
+    world.play(tmp_path, scene)
+
+
+def _learned(replica: Any, n: int) -> bool:
+    learned: int = replica.learner.tally.digest[0]
+    return learned == n
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_answers_of_the_model_that_served_before_a_promotion_say_nothing_of_this_one(
+    tmp_path: Path, before: bool
+) -> None:
+    """Labels of its answers come later; control: without the promotion they are its own."""
+
+    async def scene(w: Any) -> None:
+        asked = []
+
+        async def ask(question: str, *args: Any) -> Any:
+            asked.append(args)
+            return {"snapshot": None}
+
+        if before:
+            note = rewrites.Promote("a" * 64, world.SPEC, {}, {}, epoch=7)
+            with contextlib.closing(w.journal()) as journal:
+                journal.write_control("m", rewrites.PROMOTE, "promote:1", msgspec.json.encode(note))
+        replica = await w.replica(ask=ask)
+        if before:  # a server that starts after the row tells of it; this one runs already
+            await replica.writer.look()
+            await world.until(lambda: replica.learner.tally.answers_after == 7)
+        n = 0
+        for epoch, answer in ((7, 0.0), (7, 0.0), (8, 90.0), (8, 90.0), (8, 90.0)):
+            rows = []
+            for _ in range(WINDOW_ROWS + 5):
+                n += 1
+                example = Example({"x": 1.0}, 2.0, score={"": 2.0 + answer}, version=(epoch, n, 0))
+                key = event_key("event", "test", str(n))
+                row = (key, str(n), "test", Verdict.ACCEPTED, codec.encode(example), 1.0)
+                rows.append(NewRow(*row))
+            await replica.writer.record(rows)
+            await world.until(partial(_learned, replica, n))
+            await replica._watch.look()
+        assert bool(asked) is not before
         await replica.stop(5)
 
     world.play(tmp_path, scene)

@@ -73,7 +73,7 @@ def test_no_file_is_forgotten(tmp_path: Path, mode: str) -> None:
     files = {"700": 0o600, "750": 0o640, "770": 0o660}[mode]
     for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
         assert found[name] == files & (0o644 if mode == "750" else 0o666), (name, oct(found[name]))
-    for name in ("journal.db.lock", "journal.db.queue"):
+    for name in ("journal.db.lock", "journal.db.queue", "journal.db.elder"):
         assert found[name] == (0o660 if mode == "770" else 0o600), "who may lock it stops the rest"
 
 

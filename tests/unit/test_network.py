@@ -223,7 +223,7 @@ def test_an_optimizer_whose_state_leaves_the_numbers_is_put_back(optimizer: Any)
     ],
 )
 def test_optimizers_with_state_keep_the_promises(optimizer: Any) -> None:
-    check_model(lambda: model(2, 4, 1, optimizer=optimizer), rows(60))
+    check_model(lambda: model(2, 4, 1, optimizer=optimizer), rows(42))
 
 
 def test_a_copy_that_gets_its_values_in_parts_has_the_optimizers_state() -> None:

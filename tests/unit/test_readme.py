@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ DOCUMENTS: Final = (
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+REQUESTS: Final = (ROOT / "docs" / "requests.md").read_text(encoding="utf-8")
+REFERENCE: Final = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+README_LINES_MAX: Final = 150
 
 _FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _MACHINE: Final = re.compile(r"(?<![\w.])/(?:work|root|home|Users|tmp)/\w")
@@ -50,9 +54,15 @@ def commands(text: str) -> Iterator[list[str]]:
             yield shlex.split(line, comments=True)[1:]
 
 
+@cache
+def tree() -> Any:
+    """The command line, every command below it; to make it takes a while."""
+    return typer.main.get_command(cli.app)
+
+
 def check_command(words: list[str]) -> None:
     """Each word that should be a command or an option is one."""
-    command: Any = typer.main.get_command(cli.app)
+    command = tree()
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, f"no command {words[0]!r}"
         command, words = command.commands[words[0]], words[1:]
@@ -90,7 +100,7 @@ def test_options_named_in_the_text_exist() -> None:
 
 
 def _all_options() -> set[str]:
-    todo: list[Any] = [typer.main.get_command(cli.app)]
+    todo: list[Any] = [tree()]
     found: set[str] = set()
     while todo:
         command = todo.pop()
@@ -162,6 +172,10 @@ def test_machine_paths_are_found() -> None:
 # -- the example model and the first requests ------------------------------------------------------
 
 
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert len(README.splitlines()) <= README_LINES_MAX
+
+
 def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     (code,) = fenced(README, "python")
     (settings,) = fenced(README, "yaml")
@@ -185,7 +199,7 @@ def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
     assert model.predict({"x": 0.0}).label is False
 
 
-def test_settings_in_the_readme_have_the_defaults_named() -> None:
+def test_settings_in_the_reference_have_the_defaults_named() -> None:
     plain = config.load(None, {}, {})
     assert (plain.host, plain.port, plain.replicas) == ("127.0.0.1", 8000, 2)
     sync, snapshots = plain.models[0].sync, plain.models[0].snapshots
@@ -193,7 +207,7 @@ def test_settings_in_the_readme_have_the_defaults_named() -> None:
     assert (snapshots.interval_s, snapshots.keep) == (10, 24)
     assert plain.models[0].token_lifetime == 7 * 86_400
     for row in ("| 127.0.0.1, 8000 |", "| 20, 64 |", "| 10, 24 |", "| `7d` |"):
-        assert row in README
+        assert row in REFERENCE
 
 
 def requests(text: str) -> list[tuple[str, str, Any]]:
@@ -214,7 +228,7 @@ _VERSIONS: Final = {"predict": "v1", "feedback": "v1", "infer": "v2"}
 
 
 def test_first_requests_fit_what_make_serve_serves() -> None:
-    found = requests(README)
+    found = requests(README + REQUESTS)
     assert [action for _, action, _ in found] == [
         "predict", "feedback", "feedback", "predict", "feedback", "predict", "feedback", "infer",
     ]  # fmt: skip
@@ -238,7 +252,7 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
 
 
 def test_uploaded_lines_are_events() -> None:
-    (block,) = [b for b in fenced(README, "sh") if "events.ndjson" in b]
+    (block,) = [b for b in fenced(REQUESTS, "sh") if "events.ndjson" in b]
     lines = [word for word in shlex.split(block.replace("\\\n", " ")) if word.startswith("{")]
     assert len(lines) == 2
     for line in lines:
@@ -257,7 +271,7 @@ def test_shown_answers_have_the_fields_that_answers_have() -> None:
 
 
 def test_fields_and_statuses_explained_exist() -> None:
-    table = README.split("## What an answer says")[1].split("## Promises")[0]
+    table = REQUESTS.split("## What an answer says")[1]
     named = set(re.findall(r"^\| `(\w+)` \| (?:predict|feedback|both) ", table, re.M))
     structs = (Prediction, Receipt)
     assert named <= {f.name for s in structs for f in msgspec.structs.fields(s)}

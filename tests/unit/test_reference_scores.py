@@ -23,7 +23,7 @@ from online.models.opaque import Opaque
 from paramserver.blocks import Blocks, copy, merge, select
 from replay.example import Features, Label
 
-ROWS = 10_000
+ROWS = 4_000
 MERGE_EVERY = 16
 
 
@@ -86,9 +86,9 @@ def test_ftrl_on_texts_beside_rivers_bag_of_words() -> None:
     ("stream", "build", "accuracy"),
     [
         ("elec2", lambda: logistic(0.005), 0.8221),
-        ("elec2", logistic, 0.8768),
-        ("elec2", alma, 0.9064),
-        ("insects", softmax, 0.7743),
+        pytest.param("elec2", logistic, 0.8768, marks=pytest.mark.long),
+        pytest.param("elec2", alma, 0.9064, marks=pytest.mark.long),
+        pytest.param("insects", softmax, 0.7743, marks=pytest.mark.long),
     ],
     ids=["logistic .005", "logistic .05", "alma", "softmax"],
 )

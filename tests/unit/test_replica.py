@@ -296,7 +296,7 @@ def test_a_refusal_is_not_for_good_if_an_attempt_before_may_have_written(tmp_pat
     async def scene(world: Any) -> None:
         journal = Held(world.folder / "journal.db", disk_low_mb=0)
         journal.going_on.set()
-        replica = await world.replica(journal=journal, limits=Limits(feedback_wait_s=0.3))
+        replica = await world.replica(journal=journal, limits=Limits(feedback_wait_s=1))
         journal.unsure = journal.held = True
         with pytest.raises(RequestError) as refused:
             await replica.writer.record([row("x")])

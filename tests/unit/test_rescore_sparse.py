@@ -166,7 +166,7 @@ def test_which_features_have_changed() -> None:
     assert sparse.decode(sparse.encode(now)) == now
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 700), share=st.floats(0.01, 1.0))
 def test_a_row_is_added_up_by_itself(seed: int, n: int, share: float) -> None:
     """What the whole rests on: a score does not depend on which other rows are asked for."""

@@ -278,13 +278,21 @@ def test_it_is_no_worse_than_the_best_rate(stream: str) -> None:
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("stream", "late", "least"), [("elec2", 1, 0.915), ("elec2", 48, 0.78), ("insects", 1, 0.785)]
+    ("stream", "late", "rows", "least"),
+    [
+        ("elec2", 1, 10_000, 0.935),  # the best of eight rates on these rows, less .01
+        ("elec2", 48, 10_000, 0.809),
+        ("insects", 1, 6_000, 0.858),
+        pytest.param("elec2", 1, None, 0.915, marks=pytest.mark.long),
+        pytest.param("elec2", 48, None, 0.78, marks=pytest.mark.long),
+        pytest.param("insects", 1, None, 0.785, marks=pytest.mark.long),
+    ],
 )
 def test_it_is_as_good_as_the_best_rate_on_real_streams(
-    stream: str, late: int, least: float
+    stream: str, late: int, rows: int | None, least: float
 ) -> None:
     data = _real(stream)
-    assert accuracy(data.task, data.rows, late) >= least
+    assert accuracy(data.task, islice(data.rows, rows), late) >= least
 
 
 @pytest.mark.data
@@ -348,7 +356,11 @@ class _Replica:
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("stream", "rule", "least"),
-    [("elec2", "compensated", 0.91), ("elec2", "sum", 0.87), ("insects", "compensated", 0.84)],
+    [
+        ("elec2", "compensated", 0.91),
+        ("elec2", "sum", 0.87),
+        pytest.param("insects", "compensated", 0.84, marks=pytest.mark.long),
+    ],
 )
 def test_two_replicas_that_merge(stream: str, rule: MergeRule, least: float) -> None:
     """Rows dealt in turns, an exchange after sixteen own rows."""
