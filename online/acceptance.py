@@ -20,6 +20,7 @@ Each step can be given again.  No clock, no HTTP, no Ray.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -36,6 +37,7 @@ from paramserver.shortfall import ACCEPTED, LOST, Accepted, Lost, Shortfall
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.state import SnapshotState
 from replay import codec
+from replay.errors import JournalDamaged
 from replay.example import Example
 from replay.journal.base import Control, Journal, NewRow, Partition, Verdict
 
@@ -69,17 +71,7 @@ def accept(
     StartRefused
         It can't be gone on from what is there.
     """
-    found = {}
-    for spec, history in histories.items():
-        missing = shortfall.shortfall(journal, history, model, spec)
-        newest = _newest(journal, history, model, spec)
-        if newest is not None:
-            found[spec] = _Found(history, *newest, missing)
-        elif missing:
-            raise StartRefused(
-                f"no snapshot of {model!r} can be used, and {shortfall.refusal(model, missing)}",
-                "Put a good copy of a snapshot back",
-            )
+    found = _look(journal, model, histories)
     controls = journal.controls(model, 0)
     if not any(_needed(controls, spec, one) for spec, one in found.items()):
         return []
@@ -95,6 +87,109 @@ def accept(
         journal.write_control(model, ACCEPTED, key, msgspec.json.encode(note))
         notes.append(note)
     return notes
+
+
+def give_up(
+    journal: Journal,
+    model: str,
+    histories: Mapping[str, SnapshotHistory],
+    places: Sequence[tuple[int, int]],
+    now_s: float,
+) -> list[Accepted]:
+    """Let the model go on without damaged rows: others stand for them, of which nothing is learned.
+
+    What is behind them in their partitions can be learned again.  A snapshot that has learned one
+    keeps it; the row of its lineage says by how much that is more.  All of it can be given again,
+    if it was interrupted.
+
+    Parameters
+    ----------
+    places
+        Partition and offset of each; all that are damaged of the model.
+
+    Raises
+    ------
+    StartRefused
+        One is not damaged, or none of the model's; the journal lacks rows that snapshots have.
+    JournalDamaged
+        There are others.
+    """
+    for place in places:
+        _check_damaged(journal, model, *place)
+    found = _look(journal, model, histories)
+    for one in found.values():
+        if one.missing:
+            raise shortfall.refusal(model, one.missing)
+    lost, seq = Lost(), 0
+    if found:
+        controls = journal.controls(model, 0)
+        spans = _spans(places)
+        for spec in found:
+            if (loss := shortfall.accepted(controls, spec)) is not None:
+                spans = _joined(spans, loss.note.rows)
+        lost = Lost(list(found), spans, controls[-1].seq if controls else 0)
+        key = f"{LOST}:{lost.known + 1}"
+        seq = journal.write_control(model, LOST, key, msgspec.json.encode(lost))[0].seq
+    for p, offset in places:
+        journal.stand_in(p, offset, _stands_for(p, offset, now_s))
+    notes = []
+    for one in found.values():
+        controls = journal.controls(model, 0)
+        loss = shortfall.accepted(controls, one.state.spec)
+        events = len(places) + (0 if loss is None else loss.note.events)
+        note = _go_on(journal, model, one, lost, seq, now_s, events)
+        key = f"{ACCEPTED}:{note.spec}:{note.version[0]}"
+        journal.write_control(model, ACCEPTED, key, msgspec.json.encode(note))
+        notes.append(note)
+    return notes
+
+
+def _check_damaged(journal: Journal, model: str, p: int, offset: int) -> None:
+    partition, place = journal.partition(p), f"row {p}:{offset}"
+    if partition is None or partition.model != model or not 0 < offset <= partition.end:
+        raise StartRefused(f"model {model} has no {place}", "`online fsck` names damaged rows")
+    with contextlib.suppress(JournalDamaged):
+        rows = journal.read(p, offset, 1)
+        if not rows:
+            raise StartRefused(f"{place} is not there any more", "Nothing has to be given up")
+        if rows[0].verdict is not Verdict.LOST:
+            raise StartRefused(f"{place} is as it was written", "Nothing has to be given up")
+
+
+def _spans(places: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """By partition, as of :class:`Accepted`: from before the first of them up to the last."""
+    spans: dict[int, tuple[int, int]] = {}
+    for p, offset in places:
+        spans = _joined(spans, {p: (offset - 1, offset)})
+    return spans
+
+
+def _joined(
+    one: Mapping[int, tuple[int, int]], other: Mapping[int, tuple[int, int]]
+) -> dict[int, tuple[int, int]]:
+    out = dict(one)
+    for p, (after, upto) in other.items():
+        at = out.get(p, (after, upto))
+        out[p] = min(after, at[0]), max(upto, at[1])
+    return dict(sorted(out.items()))
+
+
+def _look(
+    journal: Journal, model: str, histories: Mapping[str, SnapshotHistory]
+) -> dict[str, _Found]:
+    """Look at each lineage that has a good snapshot.  Raises StartRefused: none, and rows lack."""
+    found = {}
+    for spec, history in histories.items():
+        missing = shortfall.shortfall(journal, history, model, spec)
+        newest = _newest(journal, history, model, spec)
+        if newest is not None:
+            found[spec] = _Found(history, *newest, missing)
+        elif missing:
+            raise StartRefused(
+                f"no snapshot of {model!r} can be used, and {shortfall.refusal(model, missing)}",
+                "Put a good copy of a snapshot back",
+            )
+    return found
 
 
 def _newest(
@@ -132,8 +227,7 @@ def _lost(
     rows: dict[int, tuple[int, int]] = {}
 
     def add(p: int, after: int, upto: int) -> None:
-        at = rows.get(p, (after, upto))
-        rows[p] = min(after, at[0]), max(upto, at[1])
+        rows.update(_joined(rows, {p: (after, upto)}))
 
     for spec, one in found.items():
         before = shortfall.unfinished(controls, spec)
@@ -207,9 +301,13 @@ def _stands_for(partition: int, offset: int, now_s: float) -> NewRow:
 
 
 def _go_on(
-    journal: Journal, model: str, one: _Found, lost: Lost, seq: int, now_s: float
-) -> Accepted:
-    """Publish the lineage's newest good snapshot under an epoch beyond all others."""
+    journal: Journal, model: str, one: _Found, lost: Lost, seq: int, now_s: float,
+    events: int | None = None,
+) -> Accepted:  # fmt: skip
+    """Publish the lineage's newest good snapshot under an epoch beyond all others.
+
+    ``events``: how many are lost; None: as many as the rows.
+    """
     state = one.state
     lineage = Lineage(model, state.spec, state.spec_text, "sum")
     epochs = journal.head(model, state.spec).epoch, one.history.newest_epoch()
@@ -238,7 +336,9 @@ def _go_on(
         snapshot=name,
         version=state.version,
         rows={p: span for p, span in lost.rows.items() if span[1] > span[0]},
-        events=sum(upto - after for after, upto in lost.rows.values()),
+        events=sum(upto - after for after, upto in lost.rows.values())
+        if events is None
+        else events,
         decisions=(lost.known, max(lost.known, one.state.control)),
         epochs=(epochs[0], max(epochs)),
         control=seq,

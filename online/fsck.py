@@ -84,6 +84,8 @@ class Findings:
         Rows that snapshots contain and the journal does not have.
     no_start
         Why a start on what is there would be refused; None: it would not.
+    lost
+        Rows that stand for events which the journal has lost, or which were given up.
     """
 
     model: str
@@ -106,6 +108,7 @@ class Findings:
     served: bool = False
     lacks: int = 0
     no_start: str | None = None
+    lost: int = 0
 
     @property
     def good(self) -> bool:
@@ -138,6 +141,7 @@ class Findings:
             f"  not in the model: {self.undone:,} undone, {self.frozen:,} frozen, "
             f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
             f"{self.waiting:,} waiting for their other half",
+            *([f"  {self.lost:,} lost or given up, their repeats new"] if self.lost else []),
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
             *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
@@ -256,6 +260,7 @@ def compare(
         served=served,
         lacks=lacks,
         no_start=no_start,
+        lost=counts.lost,
     )
 
 

@@ -87,7 +87,7 @@ def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Hold
             held = state.clock.get(p, upto if p in state.closed else 0)
             if state.version < loss.note.version:  # of another line, it may be: not to be told
                 usable = usable and held <= after
-            elif (contained := min(loss.note.clock.get(p, upto), held)) > after:
+            elif (contained := min(upto, loss.note.clock.get(p, upto), held)) > after:
                 lost[p] = after, contained
     return Holding(
         name,
@@ -219,9 +219,13 @@ class Counts:
         self.frozen: set[bytes] = set()
         self.quarantined: set[bytes] = set()
         self.standing: set[bytes] = set()
+        self.lost = 0
 
     def add(self, partition: Partition, row: Row) -> None:
         """One row of the journal."""
+        if row.verdict is Verdict.LOST:
+            self.lost += 1
+            return
         event = origin(row).key
         if row.verdict is Verdict.FROZEN:
             self.frozen.add(event)

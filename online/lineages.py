@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -61,6 +61,15 @@ def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> Snapshot
         ) from error
 
 
+def histories_of(
+    settings: Settings, model: str, specs: Collection[str]
+) -> dict[str, SnapshotHistory]:
+    """Snapshots of these lineages of a model, by the hash of the spec."""
+    path = snapshots_path(settings)
+    places = {spec: lineage_place(path, model, spec) for spec in sorted(specs)}
+    return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
+
+
 class Models:
     """The models of the settings against the journal and snapshots of the state folder."""
 
@@ -108,10 +117,7 @@ class Models:
         specs = {*journal.lineages(model.name), loaded.spec_hash}
         if (rival := spec_of_challenger(self._settings, model)) is not None:
             specs.add(rival)
-        histories = {}
-        for spec in sorted(specs):
-            place = lineage_place(snapshots_path(self._settings), model.name, spec)
-            histories[spec] = SnapshotHistory(open_snapshots(place), Retention())
+        histories = histories_of(self._settings, model.name, specs)
         if not accept:
             for spec, history in histories.items():
                 shortfall.check(journal, history, model.name, spec)

@@ -42,6 +42,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
+    return left(tmp_path)
+
+
+def left(tmp_path: Path) -> Path:
     """A folder that a service has left, with rows that no snapshot has."""
     settings = config.load(None, {"state_dir": str(tmp_path / "state")}, {})
     (model,) = settings.models

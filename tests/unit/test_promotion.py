@@ -12,6 +12,7 @@ import pytest
 
 from online import promotion, servers
 from online.challengers import Challengers
+from online.cluster import Service
 from online.config import Settings
 from online.errors import StartRefused
 from online.lineages import Models
@@ -157,3 +158,72 @@ def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
         servers.start(settings, loaded, lambda line: None, Patience(1.0), only=only)
         assert len(started) == wanted
         assert any("mails" in name for name in started)
+
+
+def two(folder: Path, learner: str, challenger: str) -> Settings:
+    """Models m, which has a challenger, and n, which has none."""
+    one = settings(folder, learner, challenger).models[0]
+    other = ModelSettings.model_validate({"name": "n", "task": "binary", "learner": A})
+    return Settings(state_dir=folder, base_dir=folder, models=(one, other))
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Models whose servers were started, in order, without Ray."""
+    names: list[str] = []
+
+    def start_or_get(name: str, lineage: Lineage, *_: object) -> str:
+        names.append(lineage.model)
+        return name
+
+    monkeypatch.setattr("paramserver.ray_client.start_or_get", start_or_get)
+    monkeypatch.setattr(servers, "_wait_serving", lambda *_: None)
+    return names
+
+
+def test_servers_of_some_models_are_started(tmp_path: Path, started: list[str]) -> None:
+    given = two(tmp_path, A, B)
+    loaded = Models(given, lambda _: None).load()
+    servers.start(given, loaded, lambda _: None, Patience(1.0), only={"m"})
+    assert started == ["m"]
+    servers.start(given, loaded, lambda _: None, Patience(1.0), only=())
+    assert started == ["m"], "none of them"
+    servers.start(given, loaded, lambda _: None, Patience(1.0))
+    assert started == ["m", "m", "n"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_promotion_leaves_the_servers_of_other_models_alone(
+    tmp_path: Path, journal: Journal, started: list[str], monkeypatch: pytest.MonkeyPatch,
+    fails: bool,
+) -> None:  # fmt: skip
+    """Whether it comes to its end, or is taken back."""
+    given = two(tmp_path, A, B)
+    ended: list[dict[str, str]] = []
+    deployed: list[str] = []
+
+    def deploy(settings: Settings, *_: object) -> None:
+        deployed.append(settings.models[0].learner)
+        if fails and len(deployed) == 1:
+            raise StartRefused("no replica starts", "Mend it")
+
+    monkeypatch.setattr(servers, "end", lambda specs: ended.append(dict(specs)))
+    monkeypatch.setattr(servers, "last_snapshots", lambda specs: [])
+    monkeypatch.setattr("online.rollout.deploy", deploy)
+    monkeypatch.setattr(Service, "_wait_http", lambda self: None)
+    monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
+    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    service = Service(given, lambda _: None)
+    service._loaded = Models(given, lambda _: None).load()
+    promote(tmp_path, journal, A, B)
+    if fails:
+        with pytest.raises(StartRefused, match="no replica starts"):
+            service.go_over()
+        assert deployed == [B, A]
+    else:
+        (line,) = service.go_over()
+        assert "model m: linear serves now" in line
+        assert deployed == [B]
+    assert started == ["m"]
+    assert ended == [{"m": spec(tmp_path, B if fails else A)}], "of the one that does not serve"
+    assert service._specs()["m"] == spec(tmp_path, A if fails else B)
