@@ -177,7 +177,7 @@ def _joined(
 def _look(
     journal: Journal, model: str, histories: Mapping[str, SnapshotHistory]
 ) -> dict[str, _Found]:
-    """What there is of each lineage.  StartRefused: rows are missing, and no snapshot is good."""
+    """Look at each lineage that has a good snapshot.  Raises StartRefused: none, and rows lack."""
     found = {}
     for spec, history in histories.items():
         missing = shortfall.shortfall(journal, history, model, spec)

@@ -43,15 +43,12 @@ _REASON_CHARS: Final = 300
 class TaughtAlready(OnlineError):
     """A file whose content has taught the model before; learning it twice needs to be asked for."""
 
-    def __init__(self, file: str, snapshot: str) -> None:
-        super().__init__(file, snapshot)
-        self.file, self.snapshot = file, snapshot
-
-    def __str__(self) -> str:
-        return (
-            f"{self.file}: the model has learned these very bytes (base snapshot {self.snapshot}). "
-            "Nothing was learned; leave the file out, or learn it twice with --again"
-        )
+    file: str
+    snapshot: str
+    text = (
+        "{file}: the model has learned these very bytes (base snapshot {snapshot}). Nothing was "
+        "learned; leave the file out, or learn it twice with --again"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,12 +64,11 @@ class ServiceRefused(ClientError):
     ``code``, ``field`` and ``hint`` are the answer's; see docs/errors.md.
     """
 
-    def __init__(
-        self, status: int, code: str, message: str, field: str | None, hint: str | None
-    ) -> None:
-        super().__init__(status, code, message, field, hint)
-        self.status, self.code, self.message = status, code, message
-        self.field, self.hint = field, hint
+    status: int
+    code: str
+    message: str
+    field: str | None
+    hint: str | None
 
     def __str__(self) -> str:
         at = f" (field {self.field})" if self.field else ""
@@ -80,12 +79,9 @@ class ServiceRefused(ClientError):
 class NotANumber(ClientError):
     """A number that JSON can't say; nothing was sent.  ``field`` is its place in the body."""
 
-    def __init__(self, field: str, value: float) -> None:
-        super().__init__(field, value)
-        self.field, self.value = field, value
-
-    def __str__(self) -> str:
-        return f"{self.field} is {self.value}, which is no number: leave it out"
+    field: str
+    value: float
+    text = "{field} is {value}, which is no number: leave it out"
 
 
 class ServiceUnavailable(ClientError):
@@ -95,10 +91,10 @@ class ServiceUnavailable(ClientError):
     the same ``event_id``, later; it counts once.
     """
 
-    def __init__(self, attempts: int, seconds: float, last: str, definite: bool) -> None:
-        super().__init__(attempts, seconds, last, definite)
-        self.attempts, self.seconds, self.last = attempts, seconds, last
-        self.definite = definite
+    attempts: int
+    seconds: float
+    last: str
+    definite: bool
 
     def __str__(self) -> str:
         remedy = (
@@ -112,12 +108,9 @@ class ServiceUnavailable(ClientError):
 class NotIncluded(ClientError):
     """No replica that answered had learned the row of ``after`` within the policy's time."""
 
-    def __init__(self, after: str, attempts: int) -> None:
-        super().__init__(after, attempts)
-        self.after, self.attempts = after, attempts
-
-    def __str__(self) -> str:
-        return f"row {self.after} is in no model that answered, {self.attempts} tries"
+    after: str
+    attempts: int
+    text = "row {after} is in no model that answered, {attempts} tries"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,9 @@ class PlayFailed(OnlineError):
     """The service refused a row, or was gone for too long."""
 
     definite = False
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem, remedy)
-        self.problem, self.remedy = problem, remedy
-
-    def __str__(self) -> str:
-        return f"{self.problem}. {self.remedy}"
+    problem: str
+    remedy: str
+    text = "{problem}. {remedy}"
 
 
 @dataclass(slots=True)

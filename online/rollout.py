@@ -22,7 +22,7 @@ _STOP_REPLICA_S = 2.0
 _HEALTH_S = 2.0  # so soon is a replica that has died replaced
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
-_PACKAGES = ("online", "evaluation", "paramserver", "replay")
+_PACKAGES = ("online", "evaluation", "paramserver", "replay", "refusals")
 _BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
 _AT_ONCE = ("start_wait_s",)  # the process that starts and changes everything alone asks for it
 _BY_RESTART = ("task", "learner", "params", "classes")  # of a model: they make its spec

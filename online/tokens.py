@@ -32,12 +32,8 @@ _FORMAT = 1
 class TokenInvalid(OnlineError):
     """Not a token that one of our keys made for this model."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
+    reason: str
+    text = "{reason}"
 
 
 class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):

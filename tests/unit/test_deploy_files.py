@@ -243,7 +243,7 @@ def test_the_image_has_what_the_package_needs() -> None:
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M):
         for name in source.split():
             assert (ROOT / name).exists(), name
-    for package in ("online", "evaluation", "paramserver", "replay"):
+    for package in ("online", "evaluation", "paramserver", "replay", "refusals"):
         assert f"COPY {package} {package}" in text
     entry, command = re.search(r'^ENTRYPOINT \["(\w+)"\]\nCMD \["(\w+)"', text, re.M).groups()  # type: ignore[union-attr]
     assert (entry, command) == ("online", "serve")

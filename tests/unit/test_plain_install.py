@@ -23,7 +23,7 @@ import paramserver
 import replay
 
 ROOT: Final = Path(__file__).parents[2]
-PRODUCT: Final = {"online", "paramserver", "replay", "evaluation"}
+PRODUCT: Final = {"online", "paramserver", "replay", "evaluation", "refusals"}
 EXTRAS: Final = {"torch", "sklearn", "onnx", "onnxruntime", "redis", "pyarrow", "pandas"}
 BLOCK: Final = """
 import sys
