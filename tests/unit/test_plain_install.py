@@ -13,6 +13,7 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import pytest
 from packaging.requirements import Requirement
@@ -72,9 +73,13 @@ def _brought() -> set[str]:
 def _absent() -> set[str]:
     """The top-level modules installed here that a plain installation would not have."""
     brought = _brought()
+    # Ray puts a folder of its own copies there once it is imported; they are no installation.
+    installed = [place for place in sys.path if "thirdparty_files" not in place]
+    with mock.patch.object(sys, "path", installed):
+        owned = packages_distributions()
     return {
         module
-        for module, owners in packages_distributions().items()
+        for module, owners in owned.items()
         if module not in PRODUCT and not {canonicalize_name(o) for o in owners} & brought
     }
 
