@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from online import __version__, config
+from online import __version__
 from online.commands.base import File, Reached, StateDir, load_settings
 from online.errors import ConfigError, OnlineError
+from online.settings import config
 from paramserver.errors import ParamServerError
 from replay.errors import ReplayError
 
@@ -47,7 +48,7 @@ def serve(
 
     Example: online serve online.yaml
     """
-    from online.cluster import Service
+    from online.service.service import Service
 
     settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
     token = _token_to_play(settings, play)
@@ -202,7 +203,7 @@ def _play_forever(
     reached: Reached, settings: config.Settings, name: str, rate: float, stop: threading.Event
 ) -> None:
     from evaluation.streams import open_stream
-    from online.play import PlayFailed, line, play
+    from online.client.play import PlayFailed, line, play
 
     stream = open_stream(name, config.data_dir())
     model = settings.models[0].name

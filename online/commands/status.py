@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
+from online.client.play import short
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -27,7 +28,6 @@ from online.commands.base import (
     service,
     span,
 )
-from online.play import short
 
 
 def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
@@ -211,13 +211,14 @@ def fsck(
     Example: online fsck --give-up 3:1042
     """
     from online.errors import OnlineError
-    from online.fsck import check
-    from online.soundness import examine
+    from online.rebuild.fsck import check
+    from online.rebuild.soundness import examine
+    from online.service.run_file import is_served
     from replay.errors import ReplayError
 
     settings = in_private(load_settings(path, state_dir=state_dir))
     if given_up:
-        from online.giving_up import give_up, places_of
+        from online.service.giving_up import give_up, places_of
 
         for line in give_up(settings, places_of(given_up)):
             print(line, file=sys.stderr if as_json else sys.stdout)
@@ -232,7 +233,8 @@ def fsck(
         journal = examine(settings, shown())
         for model in settings.models:
             try:
-                found = check(settings, model.name, shown())
+                served = is_served(settings)
+                found = check(settings, model.name, shown(), served=served)
             except (OnlineError, ReplayError) as error:
                 if journal.sound:
                     raise

@@ -25,7 +25,6 @@ import river
 from river import base, linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
-from online.model_settings import Training
 from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
@@ -34,6 +33,7 @@ from online.models.opaque import Opaque
 from online.models.sealed import sealed
 from online.models.selfrate import SelfRate
 from online.models.structure import steps
+from online.settings.model import Training
 
 
 @dataclass(frozen=True, slots=True)

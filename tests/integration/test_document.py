@@ -18,8 +18,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from online.access import ROLES
 from online.bench.service import Running, service
+from online.settings.tokens import ROLES
 
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 

@@ -16,7 +16,7 @@ import pytest
 from river import datasets, tree
 
 from online.bench.service import Running, launch, settle, write_settings
-from online.http import Connection
+from online.client.connection import Connection
 from replay import codec
 from replay.journal.sqlite import SqliteJournal
 

@@ -26,8 +26,13 @@ BASES = {
     "replay": "ReplayError",
     "evaluation": "EvaluationError",
 }
-# The first runs, the other two import Ray, whose flags the rest of a test run should not inherit.
-SKIPPED = ("online.__main__", "online.deployment", "paramserver.ray_client")
+# The first runs, the others import Ray, whose flags the rest of a test run should not inherit.
+SKIPPED = (
+    "online.__main__",
+    "online.service.deployment",
+    "online.service.serve_peers",
+    "paramserver.ray_client",
+)
 NO_ERRORS = ("Crash",)  # a stopped machine in the checks for snapshot stores: nobody catches it
 SAMPLES: dict[str, object] = {
     "str": "text",
