@@ -46,8 +46,8 @@ test: $(TESTS)  ## everything but the long tests and benchmarks
 	lanes=; exit $$failed
 
 check: $(TESTS)  ## format, lint, types, import contracts, links of the documents
-	$(BIN)/ruff format --check online paramserver replay evaluation examples tests
-	$(BIN)/ruff check online paramserver replay evaluation examples tests
+	$(BIN)/ruff format --check online paramserver replay evaluation refusals examples tests
+	$(BIN)/ruff check online paramserver replay evaluation refusals examples tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }

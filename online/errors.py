@@ -6,33 +6,28 @@ and send it again.  An indefinite error may have been recorded: repeat it with t
 
 from __future__ import annotations
 
+from refusals import Refusal
 
-class OnlineError(Exception):
+
+class OnlineError(Refusal):
     """Base of the service's errors."""
-
-    definite = True
 
 
 class ConfigError(OnlineError):
     """A setting that can't be used.  ``field`` names it, ``remedy`` says what to write."""
 
-    def __init__(self, field: str, problem: str, remedy: str) -> None:
-        super().__init__(field, problem, remedy)
-        self.field, self.problem, self.remedy = field, problem, remedy
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.problem}. {self.remedy}"
+    field: str
+    problem: str
+    remedy: str
+    text = "{field}: {problem}. {remedy}"
 
 
 class StartRefused(OnlineError):
     """The service does not start, and what the operator can do about it."""
 
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem, remedy)
-        self.problem, self.remedy = problem, remedy
-
-    def __str__(self) -> str:
-        return f"{self.problem}\n{self.remedy}"
+    problem: str
+    remedy: str
+    text = "{problem}\n{remedy}"
 
 
 class RequestError(OnlineError):
@@ -42,18 +37,13 @@ class RequestError(OnlineError):
     value in the body; ``retry_after_s`` is sent as ``Retry-After``.
     """
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        field: str | None = None,
-        hint: str | None = None,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(status, code, message, field, hint, retry_after_s)
-        self.status, self.code, self.message = status, code, message
-        self.field, self.hint, self.retry_after_s = field, hint, retry_after_s
+    status: int
+    code: str
+    message: str
+    field: str | None = None
+    hint: str | None = None
+    retry_after_s: int | None = None
+    text = "{message}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -72,9 +62,6 @@ class RequestError(OnlineError):
         elif self.status == 408:  # the rest of the body may still come
             out["connection"] = "close"
         return out
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def invalid(field: str, message: str, hint: str) -> RequestError:

@@ -33,7 +33,7 @@ class Closable(Protocol):
     """A store that holds a file or a connection."""
 
     def close(self) -> None:
-        """Release it."""
+        """Release the file or connection."""
 
 
 class InProcess:

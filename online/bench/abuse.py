@@ -25,9 +25,9 @@ from typing import Any, Final
 from online.bench.dealt import Dealt
 from online.bench.edge import sms
 from online.bench.service import Running, service
-from online.config import data_dir
-from online.http import Connection
-from online.model_settings import ModelSettings
+from online.client.connection import Connection
+from online.settings.config import data_dir
+from online.settings.model import ModelSettings
 from replay import codec
 
 HONEST: Final = tuple(f"user-{i:02}" for i in range(15))

@@ -31,7 +31,7 @@ def report(
     Needs Elec2 in ONLINE_DATA_DIR.  Example: online bench report --peer ../evidently/bin/python
     """
     from online.bench import report as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     if broken:
         from evaluation.benchmarks import broken as frozen
@@ -72,7 +72,7 @@ def merge(
     Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: online bench merge --stream elec2
     """
     from evaluation.benchmarks import merge as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     names = stream or (["phishing"] if quick else list(bench.STREAMS))
     cells = bench.QUICK if quick else bench.FULL
@@ -164,7 +164,7 @@ def forgetting(
     ONLINE_DATA_DIR.  Example: online bench forgetting --json
     """
     from evaluation.benchmarks import forgetting as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     found = bench.run(data_dir(), long=long, progress=lambda x: print(x, file=sys.stderr))
     if as_json:
@@ -194,7 +194,7 @@ def prequential(
     """
     from evaluation.streams import open_stream
     from online.bench import prequential as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     names = [open_stream(name, data_dir()).name for name in stream or bench.STREAMS]
     found = bench.run(
@@ -244,7 +244,7 @@ def detectors(
     online bench detectors --trials 10
     """
     from evaluation.benchmarks import drift as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     found = bench.run(
         None if quick else data_dir(),
@@ -272,7 +272,7 @@ def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
     online bench relearning --rows 15000
     """
     from evaluation.benchmarks import relearning as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     found = bench.run(data_dir(), rows=rows, progress=lambda x: print(x, file=sys.stderr))
     show("a fresh model after an alarm", found, as_json=as_json)
@@ -286,7 +286,7 @@ def edge(as_json: AsJson = False) -> None:
     (Node, gcc, onnxruntime, a Cortex-M0 compiler) is left out.  Example: online bench edge
     """
     from online.bench import edge as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     good = True
     tables = {}
@@ -325,7 +325,7 @@ def robustness(
     """
     from evaluation.benchmarks import filtercost, synchronous
     from evaluation.benchmarks import robustness as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
@@ -382,7 +382,7 @@ def liars(
     online bench liars --stream phishing --seeds 1
     """
     from online.bench import liars as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     if unknown := set(stream or ()) - set(bench.STREAMS):
         known = ", ".join(bench.STREAMS)
@@ -414,7 +414,7 @@ def doors(
     Example: online bench doors joins --stream phishing --seeds 1 --rows 600
     """
     from online.bench import doors as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     if only not in ("weight", "joins", "ids"):
         raise typer.BadParameter("give weight, joins or ids")
@@ -448,7 +448,7 @@ def floods(
     ONLINE_DATA_DIR, and pyarrow for acs.  Example: online bench floods --stream phishing --seeds 1
     """
     from online.bench import floods as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     for given, known in ((stream, bench.STREAMS), (kind, bench.ATTACKS)):
         if unknown := set(given or ()) - set(known):
@@ -468,7 +468,7 @@ def _drills(
 ) -> bool:
     """Show these; whether all is as it is asked."""
     from online.bench import poisoned, turning, undo, undo_http
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     folder = data_dir()
     tables: dict[str, Callable[[], Iterable[Any]]] = {

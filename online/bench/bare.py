@@ -8,9 +8,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from online import config
-from online.cluster import start_ray
-from online.ray_flags import port_range, ray_flags
+from online.service.ray_flags import port_range, ray_flags
+from online.service.service import start_ray
+from online.settings import config
 
 
 class Pid:

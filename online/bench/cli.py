@@ -92,7 +92,7 @@ def settled(as_json: AsJson = False) -> None:
     Needs Elec2, INSECTS and ACS in ONLINE_DATA_DIR.  Example: online bench settled
     """
     from online.bench import settled as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     found = bench.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
     show("looks above ok, in per cent", found, as_json=as_json)
@@ -439,7 +439,7 @@ def rescore(
     Needs KDD99 and ACS employment in ONLINE_DATA_DIR.  Example: online bench rescore --runs 5
     """
     from online.bench import rescore as bench
-    from online.config import data_dir
+    from online.settings.config import data_dir
 
     speeds, memory = bench.run(
         data_dir(), runs=runs, rows=rows, progress=lambda x: print(x, file=sys.stderr)

@@ -11,11 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from online.filtering import filtering_for
-from online.learner import Learner
-from online.local import score_of
-from online.model_settings import ModelSettings
+from online.learning.local_model import score_of
+from online.learning.merged import Learner
 from online.models.load import load
+from online.settings.model import ModelSettings
+from online.trust.filtering import filtering_for
 from paramserver import wire
 from paramserver.server import Server
 from replay import codec

@@ -13,20 +13,21 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from online.access import Grant, sender
 from online.bench.service import Running
-from online.config import Limits
+from online.client.connection import Connection
 from online.errors import RequestError
-from online.features import Door
-from online.filtering import filtering_for
-from online.http import Connection
-from online.learner import Learner
-from online.messages import Event, FeedbackRequest, PredictRequest
-from online.model_settings import ModelSettings
+from online.learning.merged import Learner
+from online.messages.sender import sender
+from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.load import load
-from online.replica import ModelReplica
-from online.serving import Serving
-from online.tokens import Keys, Nonces, Tokens
+from online.replica.replica import ModelReplica
+from online.rows.door import Door
+from online.rows.prediction_ids import Keys, Nonces, Tokens
+from online.serving.serving import Serving
+from online.settings.config import Limits
+from online.settings.model import ModelSettings
+from online.settings.tokens import Grant
+from online.trust.filtering import filtering_for
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.lineage import Lineage

@@ -29,20 +29,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.config import Limits, data_dir
 from online.edge import on_device, pack
 from online.edge.folder import Folder
 from online.edge.lower import lower
-from online.edge.pushes import Push, Pushes
 from online.errors import RequestError
-from online.features import Door
-from online.learner import Learner
-from online.model_settings import Devices, ModelSettings
+from online.learning.merged import Learner
 from online.models.base import Model
 from online.models.load import load
-from online.replica import ModelReplica
-from online.rootset import RootSet
-from online.tokens import event_key
+from online.replica.replica import ModelReplica
+from online.rows.door import Door
+from online.rows.prediction_ids import event_key
+from online.serving.device_pushes import Push, Pushes
+from online.settings.config import Limits, data_dir
+from online.settings.model import Devices, ModelSettings
+from online.trust.root_set import RootSet
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.filters.chain import Chain

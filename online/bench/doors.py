@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from evaluation.streams import open_stream
-from online.access import WEIGHT_MAX, Grant
 from online.bench.abuse import HONEST, HOSTILE
 from online.bench.dealt import Dealt
 from online.bench.desk import Desk, Outside, inside
 from online.bench.liars import sent
 from online.bench.service import Running, service
-from online.config import Limits
-from online.model_settings import ModelSettings
+from online.settings.config import Limits
+from online.settings.model import ModelSettings
+from online.settings.tokens import WEIGHT_MAX, Grant
 from replay.example import Features, Label
 
 STREAMS: Final = {

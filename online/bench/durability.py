@@ -24,8 +24,8 @@ from pathlib import Path
 
 from online.bench.learners import COUNT_LABEL
 from online.bench.service import Running, launch, write_settings
+from online.client.connection import Connection
 from online.errors import StartRefused
-from online.http import Connection
 
 _WRITES = ("write", "writev", "pwrite64", "sendto", "sendmsg")
 _READS = ("read", "recvfrom")

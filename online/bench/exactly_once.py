@@ -24,14 +24,14 @@ from typing import Any, Literal
 
 import psutil
 
-from online import fsck
 from online.bench.learners import COUNT_LABEL
 from online.bench.redis_server import Server, need_binary
 from online.bench.service import Running, launch, status, write_settings
-from online.config import Settings, load
-from online.http import Connection
-from online.names import snapshots_path
+from online.client.connection import Connection
 from online.processes import free_port
+from online.rebuild import fsck
+from online.settings.config import Settings, load
+from online.settings.places import snapshots_path
 from paramserver.snapshots.format import decode
 from paramserver.snapshots.places import lineage_place, open_snapshots
 
@@ -378,7 +378,7 @@ def _wait_complete(running: Running, settings: Settings) -> fsck.Findings:
             client = Connection(running.url, token=running.token)
             client.post("/v1/models/counting/snapshots", None)
             client.close()
-        findings = fsck.check(settings, "counting")
+        findings = fsck.check(settings, "counting", served=True)
         if findings.not_yet == 0 or time.monotonic() > deadline:
             return findings
         time.sleep(0.2)

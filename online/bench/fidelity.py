@@ -10,9 +10,9 @@ from typing import Any
 
 from evaluation.streams import open_stream
 from online.bench.service import Running, service
-from online.config import data_dir
-from online.http import Connection
+from online.client.connection import Connection
 from online.models.load import load
+from online.settings.config import data_dir
 from replay.example import Label
 
 MODELS: dict[str, dict[str, Any]] = {

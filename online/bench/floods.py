@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from evaluation.streams import open_stream
 from online.bench.dealt import Dealt
-from online.model_settings import ModelSettings
+from online.settings.model import ModelSettings
 from replay.example import Features, Label
 from replay.journal.base import Verdict
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from online.bench.exactly_once import settings_of
 from online.bench.learners import COUNT_LABEL
 from online.bench.service import Running, service
-from online.http import Connection
+from online.client.connection import Connection
 from online.processes import free_port
 
 

@@ -23,7 +23,7 @@ from online.bench.bodies import Bodies
 from online.bench.load import Lane, Operation, measure
 from online.bench.service import Running, service, status
 from online.bench.table import AsJson, app, show
-from online.http import Connection
+from online.client.connection import Connection
 
 RATIO_MAX: Final = 1.5
 """Times that the 99th percentile of the neighbour's answers may be what it is alone."""

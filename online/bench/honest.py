@@ -21,14 +21,14 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from evaluation.streams import open_stream
-from online.config import data_dir
-from online.evidence import Evidence
-from online.filtering import filtering_for
-from online.local import score_of
-from online.model_settings import ModelSettings
+from online.learning.local_model import score_of
+from online.learning.source_evidence import Evidence
 from online.models.base import learn_example
 from online.models.load import load
-from online.rootset import RootSet
+from online.settings.config import data_dir
+from online.settings.model import ModelSettings
+from online.trust.filtering import filtering_for
+from online.trust.root_set import RootSet
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Outcome, Row, Verdict

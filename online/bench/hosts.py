@@ -25,13 +25,13 @@ from typing import Any, Final, Literal, cast, get_args
 
 import psutil
 
-from online import config
 from online.bench import exactly_once
 from online.bench.ether import Host, Link, Network, Rule, fill, small_disk, sockets
 from online.bench.redis_server import Server, need_binary
 from online.bench.service import Running, status, write_settings
+from online.client.connection import Connection
 from online.errors import StartRefused
-from online.http import Connection
+from online.settings import config
 
 Fault = Literal["none", "kill", "cut", "one-way", "delay", "loss", "full", "full-journal"]
 

@@ -25,8 +25,8 @@ import psutil
 from online.bench.bodies import Bodies
 from online.bench.load import Lane, Operation, Report, measure
 from online.bench.service import Running, service
+from online.client.connection import Connection
 from online.errors import StartRefused
-from online.http import Connection
 from online.processes import free_port
 
 PEER_MIN: Final = 4000.0

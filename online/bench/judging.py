@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from evaluation.streams import open_stream
 from online.bench.service import service
-from online.http import Connection
+from online.client.connection import Connection
 from replay.example import Features, Label
 
 COST_MAX = 1.15

@@ -24,7 +24,7 @@ from evaluation.streams import open_stream
 from online.bench import turning
 from online.bench.abuse import BURST, HONEST, HOSTILE, Played, of_answers
 from online.bench.dealt import Dealt
-from online.model_settings import ModelSettings
+from online.settings.model import ModelSettings
 from replay import codec
 from replay.example import Features, Label
 

@@ -24,10 +24,10 @@ from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.bench.dealt import Dealt
 from online.bench.service import service
-from online.bounds import FAR, REACH
-from online.config import data_dir
-from online.http import Connection
-from online.model_settings import ModelSettings
+from online.client.connection import Connection
+from online.learning.bounds import FAR, REACH
+from online.settings.config import data_dir
+from online.settings.model import ModelSettings
 from replay import codec
 from replay.example import Features, Label
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 from evaluation.streams import open_stream
 from online.bench.turning import digits
 from online.bench.within import NAME, Row, Within
-from online.model_settings import ModelSettings, Replay, Sync
+from online.settings.model import ModelSettings, Replay, Sync
 from replay.example import Label
 from replay.journal.base import Verdict
 

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from online.bench.learners import COUNT_LABEL, counting
 from online.bench.service import Running, service
-from online.config import Limits
-from online.http import Connection
-from online.learner import Learner
+from online.client.connection import Connection
+from online.learning.merged import Learner
 from online.models.linear import Linear
+from online.settings.config import Limits
 from paramserver import wire
 from replay import codec
 from replay.example import Example

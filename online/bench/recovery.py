@@ -28,7 +28,7 @@ import psutil
 from online.bench.http import Figure
 from online.bench.learners import COUNT_LABEL
 from online.bench.service import Running, service, settle, status, write_settings
-from online.http import Connection
+from online.client.connection import Connection
 from online.processes import end, free_port
 
 ACKNOWLEDGED_S = 3.0

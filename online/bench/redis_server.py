@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from online.config import environment
 from online.errors import StartRefused
 from online.processes import free_port
+from online.settings.config import environment
 
 DURABLE: Mapping[str, str] = {
     "appendonly": "yes",

@@ -25,9 +25,9 @@ from evaluation.benchmarks import digits as data
 from evaluation.benchmarks.forgetting import F1, Protocol, run_one
 from evaluation.benchmarks.rehearser import OURS, TWICE
 from online.bench.service import Running, launch, service, settle, write_settings
-from online.config import data_dir
-from online.http import Connection
+from online.client.connection import Connection
 from online.processes import end
+from online.settings.config import data_dir
 from replay.example import Features
 
 NEAR = 1.0

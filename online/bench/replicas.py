@@ -19,10 +19,10 @@ from typing import Any
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.bench.service import Running, service, settle
-from online.config import data_dir
-from online.http import Connection
+from online.client.connection import Connection
 from online.models.base import Model
 from online.models.load import load
+from online.settings.config import data_dir
 from replay.example import Features, Label
 
 _BACK = (1, 2, 4, 8, 16, 32, 64, 128, 256)

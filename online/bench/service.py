@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import yaml
 
-from online import config
+from online.client.connection import Connection
 from online.errors import StartRefused
-from online.http import Connection
+from online.settings import config
 
 _START_S = 180.0  # 10 to 15 on two idle cores
 _STOP_S = 30.0

@@ -15,11 +15,11 @@ from typing import Final
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.judging import Judge
-from online.local import score_of
-from online.model_settings import Drift
+from online.learning.local_model import score_of
 from online.models.base import Model, learn_example
 from online.models.load import load
+from online.settings.model import Drift
+from online.watch.drift import Judge
 from replay.example import Example, Features, Label, Value
 
 STREAMS: Final = ("elec2", "insects", "acs")

@@ -19,16 +19,17 @@ from random import Random
 from typing import Any, Final
 
 from online.bench.service import service, status
-from online.challenger import Standing
-from online.config import Settings
-from online.http import Connection
-from online.learner import Learner
-from online.local import score_of
-from online.model_settings import ModelSettings
+from online.challenger.comparison import Standing
+from online.challenger.shadow import Shadow
+from online.client.connection import Connection
+from online.learning.local_model import score_of
+from online.learning.merged import Learner
+from online.models.from_settings import load_model
 from online.models.load import Loaded
-from online.names import load_model, open_journal
-from online.shadow import Shadow
-from online.tokens import event_key
+from online.rows.prediction_ids import event_key
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.places import open_journal
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.lineage import Lineage

@@ -22,10 +22,10 @@ import httpx
 import typer
 from rich.table import Table
 
-from online import config
 from online.bench.load import Lane, Load, Operation, Report, measure
 from online.commands.base import AsJson, Model, checked, console, pick
 from online.errors import ConfigError
+from online.settings import config
 
 if TYPE_CHECKING:
     from evaluation.streams import Stream

@@ -25,9 +25,9 @@ import psutil
 
 from online.bench.exactly_once import Client, Sent, Site, learned, settings_of
 from online.bench.service import Running, write_settings
-from online.config import load
-from online.http import Connection
+from online.client.connection import Connection
 from online.processes import free_port
+from online.settings.config import load
 
 FEATURES: Final = 500
 GROWTH_MB: Final = 60.0

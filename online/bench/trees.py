@@ -19,8 +19,8 @@ from river import forest, tree
 
 from evaluation.streams import open_stream
 from online.bench.service import Running, service, settle
-from online.config import data_dir
-from online.http import Connection
+from online.client.connection import Connection
+from online.settings.config import data_dir
 from replay import codec
 from replay.example import Features, Label
 from replay.journal.sqlite import SqliteJournal

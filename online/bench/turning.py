@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluation.streams import open_stream
 from online.bench.honest import Loop, first_of_each, source_of
-from online.model_settings import ModelSettings
+from online.settings.model import ModelSettings
 from replay.example import Features, Label
 
 REJECTED_MAX: Final = 0.05

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 from evaluation.streams import open_stream
 from online.bench.within import NAME, SPEC, Row, Within
-from online.config import data_dir
-from online.model_settings import Drift, ModelSettings, Sync
+from online.settings.config import data_dir
+from online.settings.model import Drift, ModelSettings, Sync
 from paramserver.rewrites import rolled_back_to
 from replay.example import Features, Label
 

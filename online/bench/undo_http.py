@@ -25,7 +25,7 @@ from online.bench.undo import (
     during,
 )
 from online.bench.within import Row
-from online.http import Connection
+from online.client.connection import Connection
 
 _NAME: Final = "m"
 _PATH: Final = f"/v1/models/{_NAME}"

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from online.canary import Canary
-from online.config import Limits
-from online.filtering import filtering_for
-from online.history import Decisions
-from online.kept import Kept
-from online.learner import Learner
-from online.local import score_of
-from online.memories import memory_for
-from online.model_settings import ModelSettings
+from online.learning.local_model import score_of
+from online.learning.merged import Learner
 from online.models.load import load
-from online.replica import ModelReplica
-from online.tokens import event_key
+from online.replica.memory_settings import memory_for
+from online.replica.replica import ModelReplica
+from online.rows.history import Decisions
+from online.rows.prediction_ids import event_key
+from online.serving.held_events import Kept
+from online.settings.config import Limits
+from online.settings.model import ModelSettings
+from online.trust.filtering import filtering_for
+from online.watch.canary import Canary
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.lineage import Lineage

@@ -28,12 +28,12 @@ from online.commands.base import (
     pick,
 )
 from online.commands.rescore import need_packages, pick_model, shown_progress
-from online.config import Settings
 from online.errors import StartRefused
-from online.model_settings import ModelSettings
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
-    from online.backfill import Learned, Tables
+    from online.rebuild.backfill import Learned, Tables
     from paramserver.bases import Lesson
     from paramserver.blocks import Blocks
     from paramserver.state import SnapshotState
@@ -85,14 +85,14 @@ def backfill(
 
     Example: online backfill --input 2025.csv --label y --event-id id --time at
     """
-    from online.promotion import as_stored
+    from online.challenger.promotion import as_stored
 
     settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
     chosen = pick_model(settings, model)
     need_packages()
-    from online.backfill import Tables
-    from online.names import open_journal
     from online.processes import Owner
+    from online.rebuild.backfill import Tables
+    from online.settings.places import open_journal
 
     limits = settings.limits
     tables = Tables(
@@ -138,7 +138,7 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
 
 def _running(path: Path | None, state_dir: Path | None, settings: Settings) -> httpx.Client | None:
     """The way to the service that runs on the state folder; None: there is none."""
-    from online.names import running
+    from online.service.run_file import running
 
     try:
         running(settings)
@@ -161,10 +161,11 @@ class _Work:
         *,
         again: bool,
     ) -> None:
-        from online.backfill import look
-        from online.lineages import Models
-        from online.names import merge_rule, snapshots_path
-        from online.rescore.places import Folder, Place
+        from online.models.from_settings import merge_rule
+        from online.rebuild.backfill import look
+        from online.service.check_state import Models
+        from online.settings.places import snapshots_path
+        from online.tables.places import Folder, Place
         from paramserver import rewrites
         from paramserver.lineage import Lineage
         from paramserver.snapshots.history import SnapshotHistory
@@ -236,7 +237,7 @@ class _Work:
         return self._facts(done, took_s, checked(answer), "the service goes on from it")
 
     def _refuse_repeats(self) -> None:
-        from online.backfill import refuse_repeats
+        from online.rebuild.backfill import refuse_repeats
         from paramserver import bases
 
         if not self._again:
@@ -246,9 +247,9 @@ class _Work:
 
     def _taught(self, values: Blocks) -> tuple[Blocks, Learned, float]:
         """These values with the tables on top, what became of the rows, and seconds."""
-        from online.backfill import Teacher, teach
-        from online.features import Door
-        from online.tokens import event_key
+        from online.rebuild.backfill import Teacher, teach
+        from online.rows.door import Door
+        from online.rows.prediction_ids import event_key
 
         bounded, name = self._model.filters != "none", self._model.name
         teacher = Teacher(self._loaded.model, values, bounded=bounded)
@@ -267,8 +268,8 @@ class _Work:
 
     def _on_top(self, start: SnapshotState, values: Blocks) -> SnapshotState:
         """The state with what the service has learned since the start."""
-        from online.forgetting import NOBODY, Rebuild
-        from online.history import Decisions
+        from online.rebuild.forget import NOBODY, Rebuild
+        from online.rows.history import Decisions
 
         decisions = Decisions(start.spec)
         decisions.read(self._journal, start.model)

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from online import config
 from online.errors import ConfigError, StartRefused
-from online.http import bearer
+from online.messages.bearer import bearer
+from online.settings import config
 from replay.plain import PlainStream, plain
 
 TOKEN_REMEDY = (
@@ -68,7 +68,7 @@ def service(path: Path | None, state_dir: Path | None, url: str | None = None) -
 
     Raises StartRefused if none runs.
     """
-    from online.names import running
+    from online.service.run_file import running
 
     if url is not None:  # whoever answers there is not to be told the tokens of these settings
         return Reached(url, config.own_token(None, config.environment()))

@@ -32,9 +32,9 @@ from online.commands.export import (
     shown,
     signing_key,
 )
-from online.config import Settings
 from online.errors import ConfigError
-from online.model_settings import ModelSettings
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from online.edge.channel import Channel, Reports
@@ -176,7 +176,7 @@ def publish(
         raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
     if snapshot is not None and every is not None:
         raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
-    from online.promotion import as_stored
+    from online.challenger.promotion import as_stored
 
     settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
     served = picked(settings, model)

@@ -13,17 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    console,
-    load_settings,
-)
-from online.config import Settings, data_dir
+from online.commands.base import AsJson, FileOption, Model, StateDir, console, load_settings
 from online.errors import ConfigError, StartRefused
-from online.model_settings import ModelSettings
+from online.settings.config import Settings, data_dir
+from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -77,9 +70,9 @@ def export(
 
     Example: online export 3-120 --stream elec2 --sign key.pem --since edge/prices.edgepack
     """
+    from online.challenger.promotion import as_stored
     from online.edge.export import EXACT, TARGETS, with_delta
     from online.edge.export import export as make
-    from online.promotion import as_stored
 
     wanted = list(EXACT) if targets == "all" else [t.strip() for t in targets.split(",")]
     if odd := [t for t in wanted if t not in TARGETS]:
@@ -125,8 +118,8 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
     the label was known, over so many rows.  ``drift``: state of the stream, if one watched it.
     """
     from evaluation.metrics import summarise
-    from online.judging import STATES
-    from online.tally import DIGEST, METRICS
+    from online.learning.counters import DIGEST, METRICS
+    from online.watch.drift import STATES
     from paramserver.contacts import DRIFT
 
     values = state.values
@@ -149,7 +142,7 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
 
 def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> Row | None:
     """The newest row that the snapshot has learned; None if the journal has none of them."""
-    from online.names import open_journal
+    from online.settings.places import open_journal
 
     if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
         return None
@@ -165,7 +158,7 @@ def ends_of(
     served: ModelSettings, state: SnapshotState
 ) -> dict[str, tuple[float, float, float, float]]:
     """Return what the service's answers take numbers for, by feature: see ``Bounds.ends``."""
-    from online.bounds import Bounds
+    from online.learning.bounds import Bounds
 
     bounds = Bounds.of(state.values, on=served.filters != "none")
     return bounds.ends(bounds.names)
@@ -187,8 +180,9 @@ def restored(
     settings: Settings, served: ModelSettings, snapshot: str | None
 ) -> tuple[SnapshotState, Any]:
     """The snapshot, and the model in its state."""
-    from online.names import load_model, snapshots_path
-    from online.tokens import Keys
+    from online.models.from_settings import load_model
+    from online.rows.prediction_ids import Keys
+    from online.settings.places import snapshots_path
     from paramserver.snapshots.format import decode
     from paramserver.snapshots.history import parse_name
     from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -229,7 +223,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
         from evaluation.streams import open_stream
 
         return [x for x, _ in islice(open_stream(stream, data_dir()).rows, _GOLDEN_ROWS)]
-    from online.names import open_journal
+    from online.settings.places import open_journal
     from replay import codec
 
     rows: list[Features] = []

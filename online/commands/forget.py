@@ -33,9 +33,9 @@ from online.commands.base import (
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
-    from online.forgetting import Progress as Told
-    from online.ordered import OrderedLearner
-    from online.review import Review
+    from online.learning.ordered import OrderedLearner
+    from online.rebuild.forget import Progress as Told
+    from online.rebuild.verdicts_again import Review
     from paramserver.state import SnapshotState
 
 _SHOWN = 10  # rows that a command line names
@@ -150,10 +150,11 @@ class _Work:
         source: str,
         since: float | None,
     ) -> None:
-        from online.forgetting import Wanted
-        from online.names import load_model, merge_rule, snapshots_path
-        from online.promotion import as_stored
-        from online.tokens import Keys
+        from online.challenger.promotion import as_stored
+        from online.models.from_settings import load_model, merge_rule
+        from online.rebuild.forget import Wanted
+        from online.rows.prediction_ids import Keys
+        from online.settings.places import snapshots_path
         from paramserver.snapshots.history import SnapshotHistory
         from paramserver.snapshots.places import lineage_place, open_snapshots
         from paramserver.snapshots.store import Retention
@@ -185,9 +186,9 @@ class _Work:
     @contextlib.contextmanager
     def prepared(self, to: str | None, *, as_json: bool) -> Iterator[None]:
         """Find what the source has taught, and where to begin; the journal is open meanwhile."""
-        from online.forgetting import Bases, check_reach, influence
-        from online.history import Decisions
-        from online.names import open_journal
+        from online.rebuild.forget import Bases, check_reach, influence
+        from online.rows.history import Decisions
+        from online.settings.places import open_journal
 
         spec, wanted = self._loaded.spec_hash, self._wanted
         with contextlib.closing(open_journal(self._settings)) as journal:
@@ -282,9 +283,9 @@ class _Work:
 
         The model's settings say how; None: no filter judges.
         """
-        from online.filtering import filtering_for
-        from online.review import Review
-        from online.rootset import RootSet, root_rows
+        from online.rebuild.verdicts_again import Review
+        from online.trust.filtering import filtering_for
+        from online.trust.root_set import RootSet, root_rows
         from paramserver.filters.sources import of_sources
 
         model, settings = self._model, self._settings
@@ -300,7 +301,7 @@ class _Work:
         return Review(filters, learner)
 
     def _built(self, version: list[int], rewrite: int, *, as_json: bool) -> Any:
-        from online.forgetting import Rebuild, nothing
+        from online.rebuild.forget import Rebuild, nothing
         from paramserver.rewrites import SPANS_MAX
 
         base, loaded = self._base, self._loaded

@@ -12,9 +12,9 @@ import typer
 
 from evaluation.metrics import Task
 from online.commands.base import AsJson, load_settings
-from online.config import data_dir
 from online.errors import ConfigError
 from online.models.base import Model
+from online.settings.config import data_dir
 from replay.example import Features, Label
 
 app = typer.Typer(
@@ -114,7 +114,7 @@ def seal(
     Example: online models seal model.pkl model.sealed --settings online.yaml
     """
     from online.models.sealed import seal as sealed
-    from online.tokens import Keys
+    from online.rows.prediction_ids import Keys
 
     try:
         data = pickled.read_bytes()

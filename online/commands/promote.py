@@ -10,15 +10,7 @@ from typing import Annotated, Any, Final
 import httpx
 import typer
 
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    checked,
-    connect,
-    pick,
-)
+from online.commands.base import AsJson, FileOption, Model, StateDir, checked, connect, pick
 from online.errors import StartRefused
 
 _PATIENCE_S: Final = 120.0

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from online.commands.base import AsJson, FileOption, Model, StateDir, bar, load_settings
-from online.config import Settings
 from online.errors import ConfigError, StartRefused
-from online.model_settings import ModelSettings
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from evaluation.report.rows import Origin, Rows
@@ -128,7 +128,7 @@ def _of_file(
 def _of_journal(
     settings: Settings, model: ModelSettings, since: str | None, until: str | None, *, quiet: bool
 ) -> Report:
-    from online.reported import JournalRows, open_for_report, origin
+    from online.rows.journal_rows import JournalRows, open_for_report, origin
 
     now = time.time()
     with contextlib.closing(open_for_report(settings)) as journal:

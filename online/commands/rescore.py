@@ -27,9 +27,9 @@ from online.commands.base import (
     load_settings,
 )
 from online.commands.repeat import in_child, repeat, without
-from online.config import Settings, environment
 from online.errors import ConfigError, OnlineError, StartRefused
-from online.model_settings import ModelSettings
+from online.settings.config import Settings, environment
+from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from online.rescore.plan import Plan
@@ -87,7 +87,7 @@ def rescore(
     Example: online rescore --input s3://lake/day/ --key id --output s3://lake/scores
     --store sqlite:./state/scores --ttl 7d
     """
-    from online.promotion import as_stored
+    from online.challenger.promotion import as_stored
 
     settings = as_stored(load_settings(path, state_dir=state_dir))
     places = (Path(output), Path((store or "").removeprefix("sqlite:")))

@@ -157,7 +157,7 @@ def _what_goes(
     path: Path | None, state_dir: Path | None, client: httpx.Client, model: str, name: str
 ) -> dict[str, Any]:
     """Rows that a rollback would undo, and since when: from the snapshot's own manifest."""
-    from online.names import open_journal, snapshots_path
+    from online.settings.places import open_journal, snapshots_path
     from paramserver.snapshots.format import read_manifest
     from paramserver.snapshots.places import lineage_place, open_snapshots
 

@@ -76,8 +76,8 @@ def scores_rollback(
     Example: online scores rollback --output ./scores --store sqlite:./state/scores
     """
     from online.rescore import published
-    from online.rescore.places import Folder, Place
     from online.rescore.run import POINTER, pointer
+    from online.tables.places import Folder, Place
 
     opened = _opened(store, model, path, state_dir)
     _one_of(output, opened)
@@ -120,8 +120,8 @@ def scores_gc(
 
 def _gc_folder(output: str, keep: int, unfinished: bool) -> list[str]:
     from online.rescore import published
-    from online.rescore.places import Folder, Place
     from online.rescore.run import POINTER, pointer
+    from online.tables.places import Folder, Place
 
     folder = Folder(Place(output))
     current = pointer(folder)
@@ -146,8 +146,8 @@ def _opened(store: str | None, model: str | None, path: Any, state_dir: Any) -> 
 
 
 def _current(output: str | None, opened: Scores | None) -> Current:
-    from online.rescore.places import Folder, Place
     from online.rescore.run import pointer
+    from online.tables.places import Folder, Place
 
     _one_of(output, opened)
     return opened.current() if opened is not None else pointer(Folder(Place(str(output))))

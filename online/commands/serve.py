@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from online import __version__, config
+from online import __version__
 from online.commands.base import File, Reached, StateDir, in_private, load_settings
 from online.errors import ConfigError, OnlineError
+from online.settings import config
 from paramserver.errors import ParamServerError
 from replay.errors import ReplayError
 
@@ -68,11 +69,11 @@ def serve(
 
     running: Any
     if embedded := settings.cluster == config.EMBEDDED:
-        from online.embedded import Embedded
+        from online.service.embedded import Embedded
 
         running = Embedded(in_private(settings), said)
     else:
-        from online.cluster import Service
+        from online.service.service import Service
 
         running = Service(settings, said)
 
@@ -226,7 +227,7 @@ def _play_forever(
     reached: Reached, settings: config.Settings, name: str, rate: float, stop: threading.Event
 ) -> None:
     from evaluation.streams import open_stream
-    from online.play import PlayFailed, line, play
+    from online.client.play import PlayFailed, line, play
 
     stream = open_stream(name, config.data_dir())
     model = settings.models[0].name

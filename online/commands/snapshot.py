@@ -21,8 +21,8 @@ from online.commands.base import (
     load_settings,
     pick,
 )
-from online.config import Settings
 from online.errors import ConfigError
+from online.settings.config import Settings
 
 if TYPE_CHECKING:
     from paramserver.snapshots.places import Snapshots
@@ -133,8 +133,9 @@ def snapshot_show(
 
 def _stored(settings: Settings, model: str | None) -> Snapshots:
     """The snapshots of a model as the settings have it."""
-    from online.names import load_model, snapshots_path
-    from online.promotion import as_stored
+    from online.challenger.promotion import as_stored
+    from online.models.from_settings import load_model
+    from online.settings.places import snapshots_path
     from paramserver.snapshots.places import lineage_place, open_snapshots
 
     settings = as_stored(settings)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
+from online.client.play import short
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -26,7 +28,6 @@ from online.commands.base import (
     service,
     span,
 )
-from online.play import short
 
 
 def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
@@ -187,20 +188,40 @@ def _show_room(console: Console, journal: dict[str, Any] | None) -> None:
     console.print(f"  growth: {grown} over the last {span(journal['measured_s'])}; {left}")
 
 
-def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+def fsck(
+    given_up: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--give-up", help="PARTITION:OFFSET of a damaged row to go on without; service stopped"
+        ),
+    ] = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Verify all that the journal stores, compare the events in the newest snapshot with it, and
     read every snapshot.
 
-    Works with the service running or stopped.  Exit code 1 if something is not good.
+    Works with the service running or stopped.  Exit code 1 if something is not good.  With
+    --give-up, once for each damaged row, the models go on without these rows, for good: keep a copy
+    of the state folder first.
 
     Example: online fsck
+
+    Example: online fsck --give-up 3:1042
     """
     from online.errors import OnlineError
-    from online.fsck import check
-    from online.soundness import examine
+    from online.rebuild.fsck import check
+    from online.rebuild.soundness import examine
+    from online.service.run_file import is_served
     from replay.errors import ReplayError
 
     settings = in_private(load_settings(path, state_dir=state_dir))
+    if given_up:
+        from online.service.giving_up import give_up, places_of
+
+        for line in give_up(settings, places_of(given_up)):
+            print(line, file=sys.stderr if as_json else sys.stdout)
     with bar("rows", hidden=as_json) as progress:
         results: list[dict[str, Any]] = []
         texts: list[str] = []
@@ -212,7 +233,8 @@ def fsck(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = 
         journal = examine(settings, shown())
         for model in settings.models:
             try:
-                found = check(settings, model.name, shown())
+                served = is_served(settings)
+                found = check(settings, model.name, shown(), served=served)
             except (OnlineError, ReplayError) as error:
                 if journal.sound:
                     raise

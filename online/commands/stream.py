@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from online import config
 from online.commands.base import AsJson, FileOption, Model, StateDir, client_of, pick, service
 from online.errors import ConfigError, StartRefused
+from online.settings import config
 
 
 def stream(
@@ -36,7 +36,7 @@ def stream(
     Example: online stream phishing --rate max
     """
     from evaluation.streams import open_stream
-    from online.play import line, play
+    from online.client.play import line, play
 
     per_s = None if rate == "max" else _rate(rate)
     played = open_stream(name, config.data_dir(), label=label)

@@ -31,7 +31,7 @@ def triggers(
 
     Example: online triggers --rows 10000
     """
-    from online.trigger_task import forgotten, look, shown
+    from online.service.trigger_task import forgotten, look, shown
 
     settings = in_private(load_settings(path, state_dir=state_dir))
     by_name = {one.name: one for one in settings.models}

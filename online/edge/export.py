@@ -205,7 +205,7 @@ def export(
         Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
     ends
         By feature, least and greatest number that an answer takes as it is, and what it takes
-        instead of one below and one above (:mod:`online.bounds`).
+        instead of one below and one above (:mod:`online.learning.bounds`).
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """

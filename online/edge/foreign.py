@@ -17,11 +17,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from online.config import edge_python
 from online.edge import tfjs_file
 from online.edge.errors import TargetUnavailable
 from online.edge.ir import EdgeModel, Floats
 from online.edge.runners import Rows
+from online.settings.config import edge_python
 
 Kind = Literal["litert", "coreml"]
 

@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from online.model_settings import Training
 from online.models.moved import Movable
+from online.settings.model import Training
 from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved
 from replay.example import Example, Features, Label

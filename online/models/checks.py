@@ -27,12 +27,9 @@ TOLERANCE: Final = 1e-9
 class CheckFailed(ModelError):
     """A model breaks a promise: ``check`` is its name, ``reason`` what was seen."""
 
-    def __init__(self, check: str, reason: str) -> None:
-        super().__init__(check, reason)
-        self.check, self.reason = check, reason
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.reason}"
+    check: str
+    reason: str
+    text = "{check}: {reason}"
 
 
 def check_model(make: Make, rows: Rows) -> None:

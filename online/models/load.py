@@ -30,7 +30,6 @@ import river
 from river import base, linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
-from online.model_settings import StateOf, Training
 from online.models import handed_over
 from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
@@ -40,6 +39,7 @@ from online.models.opaque import Opaque
 from online.models.sealed import sealed
 from online.models.selfrate import SelfRate
 from online.models.structure import steps
+from online.settings.model import StateOf, Training
 
 
 @dataclass(frozen=True, slots=True)

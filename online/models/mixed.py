@@ -1,6 +1,6 @@
 """Gradients of a step that learns a fresh row together with kept ones.
 
-The loss is that of :mod:`evaluation.benchmarks.rehearser`, where its parts were chosen:
+The loss of a step has three parts:
 
     loss of the fresh row + mean loss of the drawn ones
     + distil · mean squared distance of the drawn ones' outputs from those kept with them

@@ -34,7 +34,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from evaluation.dense import DenseLayers
 from evaluation.metrics import Task
-from online.model_settings import Training
 from online.models.base import Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.head import Head, made
@@ -43,6 +42,7 @@ from online.models.last_layer import LastLayer
 from online.models.mixed import pull_of, slope_of
 from online.models.slopes import Score, Slope
 from online.models.trained import Trained
+from online.settings.model import Training
 from paramserver.blocks import DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.rewrites import HALVED, halvings
 from replay.example import Example, Features, Label, Moved

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from online.rescore.places import Folder
 from online.rescore.plan import Plan
 from online.rescore.scorer import TOLERANCE
 from online.rescore.work import QUARANTINE, SHARDS, key_sum, note_of
+from online.tables.places import Folder
 
 PSI_WARN: Final = 0.1
 PSI_BLOCK: Final = 0.25

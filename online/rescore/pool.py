@@ -24,9 +24,10 @@ import msgspec
 from online import processes
 from online.errors import OnlineError, StartRefused
 from online.rescore import errors
-from online.rescore.places import Folder, Place
-from online.rescore.plan import Plan, Shard, decode
+from online.rescore.plan import Plan, decode
 from online.rescore.work import Done, MakeModel, Worker
+from online.tables.layout import Shard
+from online.tables.places import Folder, Place
 
 _STORE_BYTES: Final = 100 << 20
 _ACTORS_S: Final = 120

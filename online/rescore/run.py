@@ -30,16 +30,19 @@ from evaluation.metrics import Task
 from online.models.base import Model
 from online.models.linear import Linear
 from online.models.structure import steps
-from online.rescore import audit, inputs, plan, published, readers, sparse
-from online.rescore.columns import Rows
-from online.rescore.errors import AuditFailed, InputRefused, RunRefused
-from online.rescore.places import Folder, Place
-from online.rescore.plan import FORMAT, Input, Plan, Shard
+from online.rescore import audit, plan, published, sparse
+from online.rescore.errors import AuditFailed, RunRefused
+from online.rescore.plan import FORMAT, Plan
 from online.rescore.pool import Deal
 from online.rescore.published import Current, Run
 from online.rescore.scorer import choose
 from online.rescore.stores import Part, Scores
 from online.rescore.work import SHARDS, MakeModel
+from online.tables import inputs, readers
+from online.tables.columns import Rows
+from online.tables.errors import InputRefused
+from online.tables.layout import Input, Layout, Shard
+from online.tables.places import Folder, Place
 
 POINTER: Final = "current.json"
 WEIGHTS: Final = "weights.msgpack"
@@ -269,7 +272,7 @@ def known_names(model: Model) -> Collection[str]:
     return set(first.weights)
 
 
-def _sample(files: Sequence[Input], shards: Sequence[Shard], layout: plan.Layout) -> Rows:
+def _sample(files: Sequence[Input], shards: Sequence[Shard], layout: Layout) -> Rows:
     """The first good rows of the first shard."""
     first = shards[0]
     for piece in readers.read(files[first.input], first, layout):

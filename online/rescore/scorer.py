@@ -27,8 +27,8 @@ from online.models.linear import Linear
 from online.models.opaque import Opaque
 from online.models.scalers import MinMax, Standard
 from online.models.structure import steps
-from online.rescore.columns import Floats, Mask, Rows
 from online.rescore.trees import Forest, Unlowerable, lower
+from online.tables.columns import Floats, Mask, Rows
 from replay.example import Label
 
 Method = Literal["columns", "trees", "batches", "rows"]
@@ -200,7 +200,7 @@ def _transformed(
 
 
 def _scaled_trees(scalers: Sequence[Standard | MinMax], trees: Forest) -> _Raw:
-    from online.rescore.columns import Numbers
+    from online.tables.columns import Numbers
 
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:
         if scalers:

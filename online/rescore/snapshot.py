@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from online.bounds import Bounds
-from online.config import Settings
 from online.errors import StartRefused
-from online.model_settings import ModelSettings
+from online.learning.bounds import Bounds
 from online.models.base import Model
-from online.names import load_model, snapshots_path
+from online.models.from_settings import load_model
 from online.rescore.run import Scored
-from online.tokens import Keys
+from online.rows.prediction_ids import Keys
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.places import snapshots_path
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots

@@ -20,7 +20,7 @@ from river import linear_model, preprocessing
 from online.models.base import Model
 from online.models.linear import Linear
 from online.models.structure import steps
-from online.rescore.columns import Mask, Rows, Text
+from online.tables.columns import Mask, Rows, Text
 from replay.example import label_text
 
 FORMAT: Final = 1

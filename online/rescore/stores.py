@@ -16,11 +16,11 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from online.config import hidden
 from online.errors import ConfigError
 from online.rescore import published
 from online.rescore.errors import StoreFailed
 from online.rescore.published import Current, Run
+from online.settings.config import hidden
 
 Score: TypeAlias = tuple[str | None, float]
 """Prediction of a classifier (its text; None in regression), and score."""

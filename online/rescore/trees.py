@@ -28,7 +28,7 @@ from river.tree.splitter import GaussianSplitter
 from river.tree.splitter.nominal_splitter_classif import NominalSplitterClassif
 
 from online.errors import OnlineError
-from online.rescore.columns import ABSENT, Floats, Index, Mask, Numbers, Rows, Text
+from online.tables.columns import ABSENT, Floats, Index, Mask, Numbers, Rows, Text
 
 _HALF_LOG_TAU: Final = 0.5 * math.log(math.tau)
 _ADAPTIVE: Final = (LeafNaiveBayesAdaptive, RandomLeafNaiveBayesAdaptive)

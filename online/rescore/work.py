@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from online.models.base import Model
-from online.rescore.columns import Floats, Index, Rows
-from online.rescore.places import Folder, Place
-from online.rescore.plan import Plan, Shard
-from online.rescore.readers import Bad, Piece, read
+from online.rescore.plan import Plan
 from online.rescore.scorer import Scorer, Scores
 from online.rescore.sparse import touched, weights_of
+from online.tables.columns import Floats, Index, Rows
+from online.tables.layout import Shard
+from online.tables.places import Folder, Place
+from online.tables.readers import Bad, Piece, read
 from replay.example import Label, label_text
 
 SHARDS: Final = "shards"

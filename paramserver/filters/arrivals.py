@@ -114,11 +114,15 @@ class Arrivals:
             return
         twice = 2.0 * counts[len(counts) // 2]
         self.budget = twice + 2.0 * twice**0.5 + _CHANCE
-        total = max(sum(s.taken for s in known), 1)
-        used = 2.0 * self.total / total
-        floods = self.flooding  # what a flood has sent does not make it usual
+        # what it used to send is by events before these: a flood that is taken does not become
+        # usual; while there are few before, by all
+        total = sum(s.taken for s in known)
+        early = total < 2.0 * self.total
+        used = 2.0 * self.total / max(total if early else total - self.total, 1.0)
+        floods = self.flooding
         self.flooding = frozenset(
             s.name
             for s in known
-            if (n := self.count(s.name)) > self.budget and (s.name in floods or n > used * s.taken)
+            if (n := self.count(s.name)) > self.budget
+            and (s.name in floods or n > used * (s.taken if early else s.taken - n))
         )

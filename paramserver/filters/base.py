@@ -28,6 +28,11 @@ EVIDENCE_MAX: Final = 8.0
 STEP_MAX: Final = 2.0
 """Most that one event adds to it."""
 
+UNLIKELY: Final = "unlikely"
+"""Name of the test on unlikely labels, which keeps little for a source."""
+
+_DOUBTED: Final = -1.0
+
 
 _LINE: Final = 16
 
@@ -138,6 +143,16 @@ class Source:
     def standing(self) -> float:
         """The worst of the tests' evidence; 0 if there is none."""
         return min(self.evidence.values(), default=0.0)
+
+    @property
+    def trust(self) -> float:
+        """The same of the tests that keep much for a source."""
+        return min((e for test, e in self.evidence.items() if test != UNLIKELY), default=0.0)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether its labels are so often unlikely that nobody is to be measured by them."""
+        return self.evidence.get(UNLIKELY, 0.0) < _DOUBTED
 
     def mean(self, test: str, x: float) -> None:
         """Take one more measurement of a test into its moving mean."""

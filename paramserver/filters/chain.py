@@ -38,6 +38,7 @@ from paramserver.filters.samples import Samples
 from paramserver.filters.schema import Schema
 from paramserver.filters.sources import SOURCES_MAX, Sources, condemned_by, has_turned
 from paramserver.filters.surprise import Surprise
+from paramserver.filters.unlikely import Unlikely
 
 QUARANTINE_AT: Final = -6.0
 """Wald: an honest source is condemned with probability of about e⁻⁶ = .25 %."""
@@ -237,7 +238,7 @@ class Chain:
             new = source.taken < EARNED and not source.quarantined
             for _ in range(n):
                 self.arrivals.add(name, new=new)
-        tests = [test for test in self.filters if isinstance(test, Surprise)]
+        tests = [test for test in self.filters if isinstance(test, Surprise | Unlikely)]
         if any(not test.bounds for test in tests):
             self.refresh(key, version)
         for name, label, loss in heard:
@@ -379,6 +380,7 @@ def by_name(
                 for about in (False, True)
                 for answer in answers
             ]
+            filters.append(Unlikely(of_all))
         elif reference is not None and reference.problem is None:
             filters.append(Direction(reference, alone=False))
     return Chain(

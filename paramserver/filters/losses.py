@@ -13,9 +13,9 @@ by one, lest it last for ever where few send nearly everything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, log2
+from math import ceil, floor, log, log2
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from paramserver.blocks import COUNT, Block, Blocks
 
@@ -32,6 +32,10 @@ _PASSED: Final = 1.0 / 64.0
 _HEARD_MAX: Final = 512
 
 LEVEL: Final = 0.9
+MILD: Final = 0.8
+DENIED: Final = log(2.0)
+"""Levels of high and of unlikely losses; loss of a label that is as likely as not."""
+
 FAR: Final = 4.0
 FAR_LABEL: Final = 1.5
 OF_A_SOURCE: Final = 8
@@ -44,8 +48,19 @@ Bins = dict[int, int]
 Heard = tuple[str, str | None, float]
 """Source, label, loss (upper end of its bin)."""
 
-Null = tuple[float, float]
-"""What nine of ten honest losses are not above, and what is far off."""
+
+class Null(NamedTuple):
+    """The sizes of honest losses with one label.
+
+    ``high``: nine of ten are not above it; ``far``: what is far off; ``unlikely``: four of five are
+    not above it, or it is that of a label that is as likely as not, if that is less; ``share``: of
+    them that are above this, in the median source.
+    """
+
+    high: float
+    far: float
+    unlikely: float
+    share: float
 
 
 def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
@@ -198,29 +213,57 @@ class Losses:
         least = _null(of_all, OF_A_SOURCE)
         if least is None:
             return {}
+        high, mild = least
         out: dict[str | None, Null] = {}
         for label, of_source in self._bins.items():
-            own = _null({s: x for s, x in of_source.items() if s in known}, OF_A_LABEL)
+            of_known = {s: x for s, x in of_source.items() if s in known}
+            own = _null(of_known, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others
-                out[label or None] = least, FAR * least
-            else:
-                out[label or None] = max(own, least), max(FAR_LABEL * own, FAR * least)
+                unlikely, share = min(mild, DENIED), 0.5
+                out[label or None] = Null(high, FAR * high, unlikely, share)
+                continue
+            far, unlikely, share = (
+                max(FAR_LABEL * own[0], FAR * high),
+                max(own[1], mild),
+                1.0 - MILD,
+            )
+            if unlikely > DENIED:
+                unlikely, share = DENIED, _share_above(of_known, DENIED)
+            out[label or None] = Null(max(own[0], high), far, unlikely, share)
         return out
 
 
-def _null(of_source: Mapping[str, Bins], least: int) -> float | None:
-    """The median over sources of the quantile of their losses; None: too few have ``least``."""
-    found = [_quantile(x) for x in of_source.values() if sum(x.values()) >= least]
-    return median(found) if len(found) >= SOURCES_MIN else None
+def _null(of_source: Mapping[str, Bins], least: int) -> tuple[float, float] | None:
+    """Return the medians over sources of two quantiles of their losses; None: too few."""
+    found = [_quantiles(x, n) for x in of_source.values() if (n := sum(x.values())) >= least]
+    if len(found) < SOURCES_MIN:
+        return None
+    return median([nine for nine, _ in found]), median([mild for _, mild in found])
 
 
-def _quantile(bins: Bins) -> float:
-    """Return what the share ``LEVEL`` of the losses is not above: the upper end of its bin."""
-    rank = round(LEVEL * (sum(bins.values()) - 1))
-    ends = sorted(bins)
-    while rank >= bins[ends[0]]:
-        rank -= bins[ends.pop(0)]
-    return _end(ends[0])
+def _share_above(of_source: Mapping[str, Bins], loss: float) -> float:
+    """Return the median over sources of the share of their losses that are above this one."""
+    last = floor(_OF_AN_OCTAVE * log2(loss))
+    shares = []
+    for bins in of_source.values():
+        n = sum(bins.values())
+        if n >= OF_A_LABEL:
+            shares.append(sum([k for bin_, k in bins.items() if bin_ > last]) / n)
+    return median(shares)
+
+
+def _quantiles(bins: Bins, n: int) -> tuple[float, float]:
+    """Return what nine and four of five of ``n`` losses are not above: ends of bins."""
+    nine, mild = round(LEVEL * (n - 1)), round(MILD * (n - 1))
+    at, passed = iter(sorted(bins)), 0
+    bin_ = next(at)
+    while mild >= (passed := passed + bins[bin_]):
+        bin_ = next(at)
+    low = bin_
+    while nine >= passed:
+        bin_ = next(at)
+        passed += bins[bin_]
+    return _end(bin_), _end(low)
 
 
 def _end(bin_: int) -> float:

@@ -58,7 +58,7 @@ class Rate:
             pool = (arrivals.new + size) / max(self.pool_share * arrivals.total, 1.0)
             if pool > over:
                 over, reason = pool, "rate: new sources together are over their share"
-        if over <= 1.0 or source.standing >= _TRUSTED:
+        if over <= 1.0 or source.trust >= _TRUSTED:
             return PASS if over == 0.0 else Opinion(score=over)
         if over >= self.refuse_at:
             return Opinion(0.0, score=over, reason=reason, stop=True)

@@ -71,6 +71,12 @@ class Surprise:
     ----------
     losses
         What nulls are drawn from.
+    voices
+        How often each source surprises.
+    bounds
+        The nulls, by label.
+    again
+        Correlation of surprises, one and the next of another source.
     turning
         Whether nearly everybody surprises now: the world has turned.
     arrivals
@@ -94,9 +100,10 @@ class Surprise:
         self._counts = losses is None
         self._lately = _Lately()
         self.arrivals = Arrivals()
-        self._voices = Voices()
+        self.voices = Voices()
         self._new = _New()
         self.bounds: dict[str | None, Null] = {}
+        self.again = 0.0
         self._fresh = 1.0  # how much of an event is new, after the one before
         self.turning = False
 
@@ -106,17 +113,17 @@ class Surprise:
         bounds = self.bounds.get(event.label)
         if event.loss is None or bounds is None or not self._concerns(event.answer, event.label):
             return PASS
-        rates = self._voices.rates(event.source)
+        rates = self.voices.rates(event.source)
         if rates is None or rates[0] >= _RATE_MAX:
             return PASS
         rate, far_rate, rush = rates
         hostile = max(_HOSTILE, rate + _APART)
         # what one sends between two events of the others is about the same moment of the world
-        fresh = self._fresh / self._voices.size(source.taken) ** 0.5
-        hit, far = event.loss > bounds[0], event.loss > bounds[1]
+        fresh = self._fresh / self.voices.size(source.taken) ** 0.5
+        hit, far = event.loss > bounds.high, event.loss > bounds.far
         new = source.taken < EARNED
-        allowed = 1.0 if new else self._voices.weight(event.source, source.taken)
-        if event.source in self._voices.flooding and self.arrivals.budget is not None:
+        allowed = 1.0 if new else self.voices.weight(event.source, source.taken)
+        if event.source in self.voices.flooding and self.arrivals.budget is not None:
             allowed = min(allowed, self.arrivals.budget / self.arrivals.count(event.source))
         weight, reason = (1.0, "") if self._answer is not None else (allowed, _OFTEN_REASON)
         if new and hit and self._answer is None:
@@ -130,7 +137,7 @@ class Surprise:
             evidence = fresh * math.log(rate / hostile)
         else:
             evidence = fresh * math.log((1.0 - rate) / (1.0 - hostile))
-            if event.source in self._voices.flooding:
+            if event.source in self.voices.flooding:
                 evidence *= allowed  # nobody buys itself free with what it sends too much of
         return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else reason)
 
@@ -144,10 +151,11 @@ class Surprise:
             return
         bounds = self.bounds.get(event.label)
         if bounds is not None and self._concerns(event.answer, event.label):
-            hit = event.loss > bounds[0]
+            hit = event.loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
-            self._count(source, hit=hit, far=event.loss > bounds[1])
+            self._count(source, hit=hit, far=event.loss > bounds.far)
+        taken = taken and not source.doubted
         if not self._counts:
             if taken:
                 self._lately.add(event.source, event.label, event.loss)
@@ -166,7 +174,7 @@ class Surprise:
         denied = self._answer is not None and loss > math.log(2.0)
         answer = self._answer if denied != (label == self._answer) else None
         if self._concerns(answer, label):
-            self._count(source, hit=loss > bounds[0], far=loss > bounds[1])
+            self._count(source, hit=loss > bounds.high, far=loss > bounds.far)
 
     def _count(self, source: Source, *, hit: bool, far: bool) -> None:
         if source.quarantined:
@@ -175,22 +183,25 @@ class Surprise:
         if self._answer is None:
             self._new.count(new=new, hit=hit)
         if new:
-            self._voices.pass_by()
+            self.voices.pass_by()
         else:
-            self._voices.hear(source.name, source.taken, hit=hit, far=far)
+            self.voices.hear(source.name, source.taken, hit=hit, far=far)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         if self.losses.events >= self._enough:
             self.bounds = self.losses.nulls()
             # honest labels that a lie has made the model deny are no turn of the world
-            self.turning = not self._about and self._voices.turning()
+            self.turning = not self._about and self.voices.turning()
             if self.turning:
-                self._voices.forgive()
-            self._fresh = self._lately.fresh(self.bounds)
-        self._voices.flooding = self.arrivals.flooding
+                self.voices.forgive()
+            self.again = self._lately.again(self.bounds)
+            # where surprises come in runs, so many events say what one would: the effective sample
+            # size of an autoregressive series
+            self._fresh = (1.0 - self.again) / (1.0 + self.again)
+        self.voices.flooding = self.arrivals.flooding
         taken = sorted(s.taken for s in sources if s.taken >= EARNED)
         if taken:
-            self._voices.many, self._voices.usual = len(taken), taken[len(taken) // 2]
+            self.voices.many, self.voices.usual = len(taken), taken[len(taken) // 2]
 
 
 _NEW_LATELY: Final = 32.0
@@ -251,15 +262,10 @@ class _Lately:
         self._loss[at], self._source[at] = loss, hash(source)
         self._label[at] = self._labels.setdefault(label, len(self._labels))
 
-    def fresh(self, bounds: Mapping[str | None, Null]) -> float:
-        """(1 − ρ) / (1 + ρ) by the correlation ρ of surprises, one and the next of another source.
-
-        Where surprises come in runs, so many events say what one would (the effective sample size
-        of an autoregressive series).  ρ is taken within 0 … .8.
-        """
+    def again(self, bounds: Mapping[str | None, Null]) -> float:
+        """The correlation ρ of surprises, one and the next of another source, within 0 … .8."""
         lately = slice(max(self._n - _KEPT, 0), self._n)
-        no_bound = (math.nan, math.nan)
-        bound = np.array([bounds.get(label, no_bound)[0] for label in self._labels])
+        bound = np.array([bounds[x].high if x in bounds else math.nan for x in self._labels])
         of = bound[self._label[lately]]
         known = ~np.isnan(of)
         hit = (self._loss[lately][known] > of[known]).astype(np.float64)
@@ -267,6 +273,5 @@ class _Lately:
         source, off = self._source[lately][known], hit - mean
         pairs = (off[1:] * off[:-1])[source[1:] != source[:-1]]
         if not len(pairs) or not 0.0 < mean < 1.0:
-            return 1.0
-        rho = min(max(float(pairs.mean()) / (mean * (1.0 - mean)), 0.0), _RHO_MAX)
-        return (1.0 - rho) / (1.0 + rho)
+            return 0.0
+        return min(max(float(pairs.mean()) / (mean * (1.0 - mean)), 0.0), _RHO_MAX)

@@ -142,6 +142,19 @@ class Voices:
         far = max(2.0 * _median(self._fars, None if own is None else own.far), _FAR_RATE_MIN)
         return rate, far, self._rush > max(_RUSH * far, _RUSH_MIN)
 
+    def middle(self, source: str) -> float | None:
+        """Median rate of the others' surprises; None: there are too few of them."""
+        now = self._look()
+        own = now.get(source)
+        if len(now) - (own is not None) < SOURCES_MIN:
+            return None
+        return _median(self._rates, None if own is None else own.rate)
+
+    def gap(self, source: str) -> int:
+        """Events since this source's last one, counting the next."""
+        voice = self._voices.get(source)
+        return _ARRIVALS if voice is None else self._events + 1 - voice.at
+
     def forgive(self) -> None:
         """All have their whole allowance again: it is the world that surprises."""
         for voice in self._voices.values():

@@ -34,17 +34,12 @@ class PlaceUnreachable(ParamServerError, OSError):
     """
 
     definite = False
-
-    def __init__(self, place: str, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place = place
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return (
-            f"{self.place}: {self.reason}; check that it can be reached, that the bucket is there, "
-            "and that the credentials allow to list, read, write and delete"
-        )
+    place: str
+    reason: str
+    text = (
+        "{place}: {reason}; check that it can be reached, that the bucket is there, and that the "
+        "credentials allow to list, read, write and delete"
+    )
 
 
 class Disk:

@@ -362,6 +362,13 @@ class Journal(Protocol):
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""
 
+    def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
+        """Put ``row`` where a damaged one stands, in one step, at its place in every order.
+
+        What led to the damaged one by its id leads there no more.  False: what stands there is
+        good, and nothing is changed.  Raises JournalDamaged: nothing stands there.
+        """
+
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored, of all models; changes nothing.
 

@@ -393,6 +393,16 @@ class RedisJournal:
         bounds = (repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         return int(self._run(scripts.EXPIRE, model, *bounds))
 
+    def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
+        """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`.
+
+        One script that copies the partition, which every other caller of the server waits for.
+        """
+        status = self._run(scripts.STAND_IN, partition, offset, *_words(row)[:7])
+        if status == b"missing":
+            raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
+        return bool(status == b"ok")
+
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
         return Examination(self._command, self._run, self._tag).all(progress)

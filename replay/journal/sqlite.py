@@ -35,6 +35,7 @@ from replay.journal.checksum import checksum
 from replay.journal.sqliteappend import Batch
 from replay.journal.sqlitecheck import examine
 from replay.journal.sqlitefile import SqliteFile, Synchronous
+from replay.journal.sqlitestand import stand_in
 from replay.journal.sqlitetrim import trim
 
 _READ_PAGE = 1024
@@ -391,6 +392,11 @@ class SqliteJournal:
             db.execute(sql.COUNT_HALVES, (-removed, number))
             db.execute(sql.PROVE_MODEL, (number,))
         return removed
+
+    def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
+        """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`."""
+        with self._file.write() as db:
+            return stand_in(db, partition, offset, row, self._unchecked)
 
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored: see :class:`replay.journal.base.Journal`."""

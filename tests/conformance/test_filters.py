@@ -146,8 +146,8 @@ MUTANTS = [
     ("inputs", "log(_TIMES) - (1.0", "log(_TIMES) + (1.0", "who sends triggers stays"),
     ("inputs", "max(_USUAL_MIN, among)", "_USUAL_MIN",
      "what all move is a trigger"),
-    ("surprise", "event.loss > bounds[0], event.loss > bounds[1]",
-     "event.loss < bounds[0], event.loss < bounds[1]", "turned round"),
+    ("surprise", "event.loss > bounds.high, event.loss > bounds.far",
+     "event.loss < bounds.high, event.loss < bounds.far", "turned round"),
     ("surprise", "self._labels = {labels[at]: i for i, at in enumerate(left)}", "pass",
      "all labels are kept"),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis_server
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "worlds"))
 
 import flipped_world as worlds
 

@@ -14,10 +14,10 @@ import pytest
 
 from online.bench import exactly_once
 from online.bench.service import Running, launch, status, write_settings
-from online.config import load
-from online.http import Connection
-from online.names import open_journal
+from online.client.connection import Connection
 from online.processes import free_port
+from online.settings.config import load
+from online.settings.places import open_journal
 
 pytestmark = pytest.mark.ray
 

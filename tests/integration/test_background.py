@@ -14,7 +14,7 @@ import pytest
 
 from online.bench.learners import COUNT_LABEL
 from online.bench.service import Running, service, settle, status
-from online.http import Connection
+from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray
 

@@ -20,7 +20,7 @@ import pytest
 from bad_requests import CASES, FEEDBACK, GOOD, PREDICT, Case
 
 from online.bench.service import Running, launch, write_settings
-from online.tokens import Keys, Nonces, Predicted, Tokens
+from online.rows.prediction_ids import Keys, Nonces, Predicted, Tokens
 
 pytestmark = pytest.mark.ray
 

@@ -15,7 +15,7 @@ import pytest
 
 from online.bench import http as bench
 from online.bench import peer as peer_module
-from online.http import Connection
+from online.client.connection import Connection
 from online.processes import free_port
 
 _ROW = {"features": {"x": 1.0}, "label": True}

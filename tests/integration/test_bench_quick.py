@@ -10,7 +10,7 @@ import pytest
 
 from online.bench import push, recovery, reloads, scores, soak
 from online.bench.redis_server import find_binary
-from online.config import environment
+from online.settings.config import environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 

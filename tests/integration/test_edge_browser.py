@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from online.edge import manifest, pack, runners
-from online.edge.routes import routes
+from online.http.edge import routes
 
 BROWSER: Final = Path(__file__).parent.parent / "browser"
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")

@@ -19,11 +19,11 @@ from river import linear_model, optim, preprocessing, tree
 import online
 from online.bench.service import launch, settle, write_settings
 from online.client import Client
-from online.config import load
-from online.embedded import Embedded
 from online.errors import ConfigError, StartRefused
-from online.lineages import Models
 from online.models.errors import LearnerUnusable
+from online.service.check_state import Models
+from online.service.embedded import Embedded
+from online.settings.config import load
 
 HERE = Path(__file__).parent
 

@@ -8,12 +8,12 @@ import pytest
 
 from online.bench import exactly_once, redis_server
 from online.bench.exactly_once import JournalKind
-from online.config import environment
+from online.settings.config import environment
 
 WITHOUT_DEDUPE = """
 import os
-import online.tokens
-online.tokens.event_key = lambda kind, *parts: os.urandom(16)
+import online.rows.prediction_ids
+online.rows.prediction_ids.event_key = lambda kind, *parts: os.urandom(16)
 """
 
 

@@ -21,12 +21,13 @@ from typing import Any
 import psutil
 import pytest
 
-from online import config, fsck
 from online.bench import redis_server
 from online.bench.exactly_once import STEP
 from online.bench.learners import COUNT_LABEL
 from online.bench.service import Running, launch, status, write_settings
-from online.http import Connection
+from online.client.connection import Connection
+from online.rebuild import fsck
+from online.settings import config
 
 pytestmark = pytest.mark.ray
 
@@ -108,7 +109,7 @@ def each_once(running: Running, events: Iterable[str]) -> None:
 
     def complete() -> fsck.Findings | None:
         post(running.url, f"{PATH}/snapshots", None)
-        findings = fsck.check(settings, "counting")
+        findings = fsck.check(settings, "counting", served=True)
         return None if findings.not_yet else findings
 
     assert until("a snapshot has every row", complete).good
@@ -248,7 +249,7 @@ def test_a_read_only_disk(shared: Running) -> None:
 # -- the parameter server ------------------------------------------------------------------------
 
 READY_WHEN_EMPTY = """
-import online.learner as module
+import online.learning.merged as module
 
 class Hasty(module.Learner):
     def __init__(self, *args, **kwargs):

@@ -19,9 +19,9 @@ import pytest
 import replica_world as worlds
 import uvicorn
 
-from online.app import App
-from online.browsers import Browsers
-from online.config import Limits
+from online.http.app import App
+from online.http.browsers import Browsers
+from online.settings.config import Limits
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

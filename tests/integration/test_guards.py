@@ -27,8 +27,8 @@ import httpx
 import psutil
 import pytest
 
-from online.access import ROLES
 from online.bench.service import Running, launch, write_settings
+from online.settings.tokens import ROLES
 
 pytestmark = pytest.mark.ray
 

@@ -61,7 +61,7 @@ def service(settings: dict[str, Any], *, own_code: bool = False) -> Iterator[Run
         write_settings(Path(name), settings)
         environment = {}
         if own_code:
-            for package in ("online", "evaluation", "paramserver", "replay"):
+            for package in ("online", "evaluation", "paramserver", "replay", "refusals"):
                 shutil.copytree(
                     _SOURCE / package,
                     Path(name) / "code" / package,

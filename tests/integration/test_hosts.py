@@ -15,7 +15,7 @@ import pytest
 
 from online.bench import ether, hosts, redis_server
 from online.bench.ether import Link, Network, Rule
-from online.config import environment
+from online.settings.config import environment
 
 _WHY_NOT = ether.permitted()
 _BINARY = redis_server.find_binary(environment())

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from online.bench.service import Running, launch, settle, write_settings
-from online.http import Connection
+from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray
 

@@ -1,4 +1,4 @@
-"""A tree in three replicas over HTTP: each is the plain library's tree, bit for bit."""
+"""A tree in several replicas over HTTP: each is the plain library's tree, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from river import datasets, tree
 
 from online.bench.service import Running, launch, settle, write_settings
-from online.http import Connection
+from online.client.connection import Connection
 from replay import codec
 from replay.journal.sqlite import SqliteJournal
 
@@ -87,12 +87,19 @@ def wait_equal(running: Running, model: Any) -> None:
                 raise
 
 
-@pytest.mark.parametrize("killed", [True, pytest.param(False, marks=pytest.mark.long)])
-def test_each_replica_is_the_plain_tree(killed: bool) -> None:
+@pytest.mark.parametrize(
+    ("replicas", "killed"),
+    [
+        (2, True),
+        pytest.param(3, True, marks=pytest.mark.long),
+        pytest.param(3, False, marks=pytest.mark.long),
+    ],
+)
+def test_each_replica_is_the_plain_tree(replicas: int, killed: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="online-ordered-") as name:
         place = Path(name)
         (place / "model.py").write_text(CODE)
-        write_settings(place, {"replicas": 3, "models": [MODEL]})
+        write_settings(place, {"replicas": replicas, "models": [MODEL]})
         running = launch(place)
         try:
             unsure: list[int] = []
@@ -111,7 +118,7 @@ def test_each_replica_is_the_plain_tree(killed: bool) -> None:
                 sender.join()
             assert settle(running, "tree", len(STREAM))["learned"] == len(STREAM)
             model, partitions = plain(place)
-            assert partitions >= 3
+            assert partitions >= replicas
             assert model.n_branches > 5, "a tree, not a leaf"
             wait_equal(running, model)
         finally:

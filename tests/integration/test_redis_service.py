@@ -20,10 +20,10 @@ from online.bench.exactly_once import settings_of
 from online.bench.learners import COUNT_LABEL
 from online.bench.redis_server import Server, find_binary
 from online.bench.service import Running, launch, settle, status, write_settings
-from online.config import environment, load
 from online.errors import StartRefused
-from online.lineages import Models
-from online.names import open_journal
+from online.service.check_state import Models
+from online.settings.config import environment, load
+from online.settings.places import open_journal
 
 _BINARY = find_binary(environment())
 _PASSWORD = "s3cr3t-of-the-test"

@@ -23,9 +23,9 @@ import rescore_world as worlds
 
 import online
 from online.processes import PortRange
-from online.rescore.places import Folder, Place
 from online.rescore.run import pointer
 from online.rescore.snapshot import scored
+from online.tables.places import Folder, Place
 
 pytestmark = pytest.mark.ray
 

@@ -17,10 +17,11 @@ import rescore_world as worlds
 from typer.testing import CliRunner
 
 from online.cli import app
-from online.rescore.errors import PlaceFailed, RunRefused, StoreFailed
-from online.rescore.places import Folder, Place
+from online.rescore.errors import RunRefused, StoreFailed
 from online.rescore.run import pointer
 from online.rescore.stores import open_store
+from online.tables.errors import PlaceFailed
+from online.tables.places import Folder, Place
 
 TESTS = Path(__file__).parents[1]
 

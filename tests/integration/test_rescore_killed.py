@@ -40,8 +40,8 @@ def whole(place: Path) -> dict[str, str]:
 
 
 def _scored(place: Path) -> Any:
-    from online import config
     from online.rescore.snapshot import scored
+    from online.settings import config
 
     settings = config.load(place / "online.yaml", {}, {})
     return scored(settings.models[0], settings)

@@ -20,7 +20,7 @@ import pytest
 
 from online.bench.service import Running, service
 from online.client import Client, Event
-from online.config import environment
+from online.settings.config import environment
 
 pytestmark = pytest.mark.ray
 

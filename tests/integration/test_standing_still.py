@@ -23,7 +23,7 @@ import pytest
 from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, service, until
 
 from online.bench.service import Running, status
-from online.http import Connection
+from online.client.connection import Connection
 
 pytestmark = [
     pytest.mark.ray,

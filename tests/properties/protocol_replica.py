@@ -17,7 +17,7 @@ NOTHING: frozenset[tuple[int, int]] = frozenset()
 
 
 class Replica:
-    """What the shell in ``online.replica`` does, one step at a time."""
+    """What the shell in ``online.replica.replica`` does, one step at a time."""
 
     def __init__(self, world: Any) -> None:
         self.world, self.alive = world, True

@@ -24,9 +24,9 @@ import protocol_ledger as _ledger
 import protocol_replica as _replica
 import protocol_served as _served
 
-from online.learner import Learner
+from online.learning.counters import DIGEST, event_hash
+from online.learning.merged import Learner
 from online.models.base import Model
-from online.tally import DIGEST, event_hash
 from paramserver import lineage, rewrites
 from paramserver.server import Server
 from paramserver.snapshots import format as snapshot_format

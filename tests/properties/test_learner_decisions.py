@@ -9,7 +9,7 @@ import pytest
 import test_learner_machine as machine
 from msgspec.structs import replace
 
-from online.learner import Learner
+from online.learning.merged import Learner
 from paramserver.rewrites import Undone
 from replay.journal.base import Verdict
 

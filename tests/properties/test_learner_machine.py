@@ -17,15 +17,15 @@ from typing import Any
 import protocol_world
 import pytest
 
-import online.arrival
-import online.deltas
-import online.learner
-import online.local
+import online.learning.deltas
+import online.learning.local_model
+import online.learning.merged
+import online.learning.values_in_parts
 import paramserver.lineage
 import paramserver.parts
 import paramserver.rewrites
 import paramserver.server
-from online.learner import Learner
+from online.learning.merged import Learner
 from paramserver.server import Server
 from paramserver.wire import FORMAT, SyncReply
 from replay.journal.base import Row, Verdict
@@ -153,17 +153,26 @@ def _changed(module: ModuleType, changes: tuple[Change, ...]) -> dict[str, Any]:
     return names
 
 
-_LEARNERS = (online.deltas, online.arrival, online.local, online.learner)
+_LEARNERS = (
+    online.learning.deltas,
+    online.learning.values_in_parts,
+    online.learning.local_model,
+    online.learning.merged,
+)
 
 
 def _learner(old: str, new: str) -> Change:
     """Of the learner or of what it is made of: wherever the text stands."""
-    (standing,) = (m for m in (online.local, online.learner) if old in inspect.getsource(m))
+    (standing,) = (
+        m
+        for m in (online.learning.local_model, online.learning.merged)
+        if old in inspect.getsource(m)
+    )
     return Change(standing, old, new)
 
 
 def _deltas(old: str, new: str) -> Change:
-    return Change(online.deltas, old, new)
+    return Change(online.learning.deltas, old, new)
 
 
 def _server(old: str, new: str) -> Change:

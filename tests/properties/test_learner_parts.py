@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import test_learner_machine as machine
 
-import online.arrival
+import online.learning.values_in_parts
 import paramserver.parts
-from online.learner import Learner
+from online.learning.merged import Learner
 from paramserver.wire import WireBlock, encode_piece
 from replay.journal.sqlite import SqliteJournal
 
@@ -46,7 +46,7 @@ def test_each_event_counts_once_of_a_whole_state_among_parts(journal: SqliteJour
 
 
 def _arrival(old: str, new: str) -> Any:
-    return Change(online.arrival, old, new)
+    return Change(online.learning.values_in_parts, old, new)
 
 
 def _parts(old: str, new: str) -> Any:

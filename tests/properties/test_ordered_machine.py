@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from test_ordered import Sequenced
 
-import online.ordered
-from online.ordered import OrderedLearner
-from online.tokens import event_key
+import online.learning.ordered
+from online.learning.ordered import OrderedLearner
+from online.rows.prediction_ids import event_key
 from paramserver import rewrites
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import ParamServerError
@@ -267,7 +267,7 @@ def test_replicas_learn_the_journal_in_its_order(seed: int) -> None:
 
 def mutant(old: str, new: str) -> type[OrderedLearner]:
     """The learner with a piece of its text changed."""
-    source = inspect.getsource(online.ordered)
+    source = inspect.getsource(online.learning.ordered)
     assert source.count(old) == 1, old
     source = source.replace(old, new)
     names: dict[str, Any] = {"__name__": "mutant"}

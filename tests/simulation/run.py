@@ -33,7 +33,7 @@ from sim_mutants import MUTANTS, Mutant
 from sim_vfs import Vfs
 from sim_world import World
 
-import online.follower
+import online.replica.follower
 import paramserver.process
 from paramserver.snapshots import format as snapshot_format
 from paramserver.state import SnapshotState
@@ -66,7 +66,7 @@ def machine() -> Vfs:
         raise RuntimeError(reason)
     # it hashes source files, which are no part of the simulated machine
     paramserver.process.identity = lambda *_: "simulated"
-    online.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
+    online.replica.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
     encode = snapshot_format.encode
 
     def meanwhile(state: SnapshotState) -> bytes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sim_disk import DeadProcess, Inode, SnapshotDisk
 from sim_processes import MODEL, SPEC, Observer, Server
 
-import online.acceptance
+import online.rebuild.acceptance
 from paramserver.errors import PublishFailed
 from paramserver.shortfall import Acceptance, accepted
 from paramserver.snapshots.history import SnapshotHistory
@@ -120,7 +120,7 @@ class OlderJournal:
         try:
             journal = self._journal()
             history = self._history()
-            online.acceptance.accept(journal, MODEL, {SPEC: history}, world.wall())
+            online.rebuild.acceptance.accept(journal, MODEL, {SPEC: history}, world.wall())
         except (DeadProcess, JournalUnavailable, PublishFailed):
             if not world.disk.dead:
                 raise

@@ -17,9 +17,9 @@ from sim_model import SOURCES, Ledger
 from sim_processes import MODEL, SPEC, Actor, Server
 
 import online.errors
-import online.forgetting
-import online.history
-import online.relearning
+import online.rebuild.forget
+import online.rebuild.relearn
+import online.rows.history
 from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -92,18 +92,18 @@ class Operator(Actor):
         place = lineage_place("/simulated/snapshots", MODEL, SPEC)
         history = SnapshotHistory(open_snapshots(place, SnapshotDisk(self.world.disk)), Retention())
         history.index()
-        decisions = online.history.Decisions(SPEC)
+        decisions = online.rows.history.Decisions(SPEC)
         decisions.read(journal, MODEL)
-        wanted = online.forgetting.Wanted(source)
-        found = online.forgetting.influence(journal, MODEL, decisions, wanted, 0.0)
-        online.forgetting.check_reach(found, wanted)
-        bases = online.forgetting.Bases(journal, MODEL, decisions, journal.partitions(MODEL))
+        wanted = online.rebuild.forget.Wanted(source)
+        found = online.rebuild.forget.influence(journal, MODEL, decisions, wanted, 0.0)
+        online.rebuild.forget.check_reach(found, wanted)
+        bases = online.rebuild.forget.Bases(journal, MODEL, decisions, journal.partitions(MODEL))
         head = journal.head(MODEL, SPEC).snapshot
         base = bases.before(history, head, 0, found)
-        start = online.forgetting.nothing(MODEL, SPEC, "{}", {})
+        start = online.rebuild.forget.nothing(MODEL, SPEC, "{}", {})
         if base.name is not None:
             start = history.load(base.name)
-        rebuild = online.forgetting.Rebuild(
+        rebuild = online.rebuild.forget.Rebuild(
             journal, decisions, wanted, start, partial(Ledger, _deadly),
             task="regression", rows_max=self.world.climate.rows_max, ordered=False,
         )  # fmt: skip
@@ -141,13 +141,13 @@ class Operator(Actor):
         """The state aside, and, found out in another way, the events that are older."""
         place = lineage_place("/simulated/snapshots", MODEL, SPEC)
         history = SnapshotHistory(open_snapshots(place, SnapshotDisk(self.world.disk)), Retention())
-        decisions = online.history.Decisions(SPEC)
+        decisions = online.rows.history.Decisions(SPEC)
         decisions.read(journal, MODEL)
         head = journal.head(MODEL, SPEC).snapshot
         state = None if head is None else history.load(head)
         rows = self.dice.randint(1, 40)
-        window = online.relearning.window_of(journal, MODEL, decisions, -math.inf, rows)
-        work = online.relearning.Relearning(
+        window = online.rebuild.relearn.window_of(journal, MODEL, decisions, -math.inf, rows)
+        work = online.rebuild.relearn.Relearning(
             journal, decisions, window, state, partial(Ledger, _deadly),
             model=MODEL, spec_text="{}", task="regression", ordered=False,
         )  # fmt: skip

@@ -11,15 +11,15 @@ from sim_disk import DeadProcess, SnapshotDisk
 from sim_loop import Process
 from sim_model import KEEP_ROWS_S, Event, Ledger, sums_of
 
-import online.config
 import online.errors
-import online.learner
-import online.replica
+import online.learning.merged
+import online.replica.replica
+import online.settings.config
 import paramserver.actor
 import paramserver.lineage
 import replay.journal.sqlite
-from online.config import Limits
-from online.model_settings import ModelSettings, Sync
+from online.settings.config import Limits
+from online.settings.model import ModelSettings, Sync
 from paramserver import wire
 from paramserver.actor import Host, ServerSettings
 from paramserver.errors import ParamServerError, ServerUnavailable
@@ -30,7 +30,7 @@ from replay.errors import JournalUnavailable
 if TYPE_CHECKING:
     from sim_world import World
 
-    from online.pending import Recorded
+    from online.replica.pending import Recorded
 
 MODEL, SPEC = "m", "5" * 64
 _WRITES = frozenset(
@@ -289,7 +289,7 @@ class Learner(Actor):
         """Build the model and begin."""
         world, climate = self.world, self.world.climate
         journal = await self.thread("main", self.open_journal)
-        learner = online.learner.Learner(
+        learner = online.learning.merged.Learner(
             lambda: Ledger(self._die, self._note_twice),
             task="regression",
             spec=SPEC,
@@ -303,7 +303,7 @@ class Learner(Actor):
             sync=Sync(interval_ms=climate.sync_ms, updates=climate.updates),
         )
         limits = Limits(feedback_wait_s=climate.feedback_wait_s, ongoing_max=climate.ongoing_max)
-        self.model = online.replica.ModelReplica(
+        self.model = online.replica.replica.ModelReplica(
             settings,
             limits,
             learner,

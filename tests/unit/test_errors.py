@@ -1,4 +1,7 @@
-"""Every error survives pickling (it crosses processes) and says whether it is definite."""
+"""Every error survives pickling (it crosses processes) and says whether it is definite.
+
+Its sentence names nothing that it does not carry.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import inspect
 import pickle
 import pkgutil
 from collections.abc import Iterator
+from string import Formatter
 
 import pytest
 
@@ -14,6 +18,7 @@ import evaluation
 import online
 import paramserver
 import replay
+from refusals import Refusal
 
 BASES = {
     "online": "OnlineError",
@@ -21,8 +26,13 @@ BASES = {
     "replay": "ReplayError",
     "evaluation": "EvaluationError",
 }
-# The first runs, the other two import Ray, whose flags the rest of a test run should not inherit.
-SKIPPED = ("online.__main__", "online.deployment", "paramserver.ray_client")
+# The first runs, the others import Ray, whose flags the rest of a test run should not inherit.
+SKIPPED = (
+    "online.__main__",
+    "online.service.deployment",
+    "online.service.serve_peers",
+    "paramserver.ray_client",
+)
 NO_ERRORS = ("Crash",)  # a stopped machine in the checks for snapshot stores: nobody catches it
 SAMPLES: dict[str, object] = {
     "str": "text",
@@ -55,10 +65,20 @@ CLASSES = sorted(set(error_classes()), key=lambda c: f"{c.__module__}.{c.__name_
 
 def arguments(error: type[Exception]) -> list[object]:
     """A value for each parameter of the constructor, by its annotation."""
+    return [SAMPLES[str(p.annotation)] for p in fields(error)]
+
+
+def fields(error: type[Exception]) -> list[inspect.Parameter]:
+    """The parameters of the constructor; none where Exception's takes anything."""
     if error.__init__ is Exception.__init__:
         return []
-    parameters = list(inspect.signature(error.__init__).parameters.values())[1:]
-    return [SAMPLES[str(p.annotation)] for p in parameters]
+    return list(inspect.signature(error).parameters.values())
+
+
+def unknown(error: type[Refusal]) -> list[str]:
+    """Names in the sentence that are no fields of the class."""
+    names = [name for _, name, _, _ in Formatter().parse(error.text) if name is not None]
+    return sorted(set(names) - {p.name for p in fields(error)})
 
 
 def assert_survives(error: Exception) -> None:
@@ -79,6 +99,7 @@ def test_classes_are_found() -> None:
 def test_round_trip(error: type[Exception]) -> None:
     package = error.__module__.partition(".")[0]
     assert BASES[package] in {c.__name__ for c in error.__mro__}
+    assert issubclass(error, Refusal)
     made = error(*arguments(error))
     assert isinstance(made.definite, bool)  # type: ignore[attr-defined]
     assert_survives(made)
@@ -97,3 +118,65 @@ class _Lossy(Exception):
 def test_a_constructor_that_swallows_its_arguments_is_found() -> None:
     with pytest.raises(TypeError):
         assert_survives(_Lossy("rows", 3))
+
+
+@pytest.mark.parametrize("error", CLASSES, ids=lambda c: c.__name__)
+def test_the_sentence_names_what_the_error_carries(error: type[Refusal]) -> None:
+    assert unknown(error) == []
+    assert not fields(error) or error.text or "__str__" in vars(error)
+
+
+@pytest.mark.parametrize("error", CLASSES, ids=lambda c: c.__name__)
+def test_arguments_may_be_named(error: type[Exception]) -> None:
+    values = arguments(error)
+    named = error(**{p.name: v for p, v in zip(fields(error), values, strict=True)})
+    placed = error(*values)
+    assert (named.args, vars(named), str(named)) == (placed.args, vars(placed), str(placed))
+    assert_survives(named)
+
+
+class _Sealed(Refusal):
+    partition: int
+    end: int = 7
+    remedy: str = "register a new one"
+    text = "partition {partition} is sealed at {end:03d}; {remedy!s:.8}"
+
+
+def test_a_sentence_has_fields_defaults_and_formats() -> None:
+    assert unknown(_Sealed) == []
+    error = _Sealed(3, remedy="wait for another")
+    assert str(error) == "partition 3 is sealed at 007; wait for"
+    assert error.args == (3, 7, "wait for another")
+    assert_survives(error)
+
+
+@pytest.mark.parametrize("text", ["at {ends}", "{partition.real}", "{args[0]}", "{} rows"])
+def test_a_sentence_that_names_something_else_is_noticed(text: str) -> None:
+    assert len(unknown(type("Misspelt", (_Sealed,), {"text": text}))) == 1
+
+
+@pytest.mark.parametrize("named", [{}, {"partition": 1, "ends": 2}])
+def test_arguments_that_are_no_fields_are_refused(named: dict[str, int]) -> None:
+    with pytest.raises(TypeError, match=r"partition|ends"):
+        _Sealed(**named)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="too many"):
+        _Sealed(1, 2, "r", "more")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="partition"):
+        _Sealed(1, partition=1)  # type: ignore[misc]
+
+
+def test_fields_of_the_base_come_first() -> None:
+    class Adopted(_Sealed):
+        by: str = "nobody"
+        text = "partition {partition}, adopted by {by}"
+
+    assert [p.name for p in fields(Adopted)] == ["partition", "end", "remedy", "by"]
+    assert str(Adopted(3, by="r1")) == "partition 3, adopted by r1"
+
+
+def test_without_fields_an_error_says_what_it_is_given() -> None:
+    class Lowered(Refusal):
+        """A model that is asked row by row."""
+
+    assert str(Lowered("a forest")) == "a forest"
+    assert Lowered("a", 2).args == ("a", 2)

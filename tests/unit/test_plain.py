@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 
 import online.cli
 from evaluation.report import page as report_page
-from online import events as events_module
 from online.commands import base, rewrites
 from online.commands import status as status_command
-from online.config import Limits
 from online.errors import RequestError
-from online.features import Door
-from online.messages import FeedbackRequest, PredictRequest
-from online.model_settings import ModelSettings
+from online.messages.structs import FeedbackRequest, PredictRequest
+from online.rows.door import Door
+from online.serving import events as events_module
+from online.settings.config import Limits
+from online.settings.model import ModelSettings
 from online.telemetry import Lines
 from replay import codec
 from replay.example import Example
@@ -253,7 +253,7 @@ def test_the_report_shows_names() -> None:
 
 
 def test_the_page_knows_the_same_characters() -> None:
-    text = resources.files("online").joinpath("page.html").read_text("utf-8")
+    text = resources.files("online.http").joinpath("page.html").read_text("utf-8")
     found = re.search(r"const ODD = /(\[.*\])/g", text)
     assert found is not None
     odd = re.compile(json.loads(f'"{found[1]}"'.replace("\\x", "\\u00")))

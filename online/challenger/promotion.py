@@ -1,0 +1,137 @@
+"""Which model serves: the settings file says one, and a promotion since may say another.
+
+A promotion is a control row of the journal, so it holds after a restart whatever the settings file
+says, until that names a third model or the journal is learned again (``--relearn``, ``--fresh``).
+The model that served before becomes the challenger, and may be promoted back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+
+import msgspec
+
+from online.errors import StartRefused
+from online.models.from_settings import load_model
+from online.rows.prediction_ids import Keys
+from online.settings.config import Settings
+from online.settings.model import Challenge, ModelSettings
+from online.settings.places import open_journal
+from paramserver import rewrites
+from paramserver.rewrites import Promote
+from replay.journal.base import Journal
+
+
+def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]]:
+    """The settings with the models that serve, and what there is to say of it.
+
+    Raises StartRefused if a model that was promoted is not what it was.
+    """
+    models, lines = [], []
+    for model in settings.models:
+        found = rewrites.promoted(journal.controls(model.name, 0))
+        served = model if found is None else _served(settings, model, *found)
+        models.append(served)
+        if found is not None and served is not model:
+            lines += _told(model, served, found[0])
+    return settings.model_copy(update={"models": tuple(models)}), lines
+
+
+def as_stored(settings: Settings) -> Settings:
+    """The same for a command that reads the state folder; of one without a journal, unchanged."""
+    if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
+        return settings  # opening it would make one
+    with contextlib.closing(open_journal(settings)) as journal:
+        return as_served(settings, journal)[0]
+
+
+def _served(settings: Settings, model: ModelSettings, seq: int, note: Promote) -> ModelSettings:
+    spec = _spec(settings, model)
+    if spec != note.before:
+        return model  # it is the one that was promoted, or a third one
+    challenger = model.challenger
+    if challenger is not None and spec_of_challenger(settings, model) == note.after:
+        parts = {**challenger.model_dump(mode="json"), **note.was}
+        challenger = Challenge.model_validate(parts)
+    served = model.made_as(note.now).model_copy(update={"challenger": challenger})
+    if _spec(settings, served) != note.after:
+        raise StartRefused(
+            f"model {model.name}: {served.learner} was promoted (control row {seq}), and its code, "
+            "artifact or libraries have changed since",
+            "Put them back, or learn the journal again with the learner of the settings file: "
+            "online serve --relearn",
+        )
+    return served
+
+
+def spec_of_challenger(settings: Settings, model: ModelSettings) -> str | None:
+    """Hash of the challenger's spec; None: there is none."""
+    challenging = model.challenging
+    return None if challenging is None else _spec(settings, challenging)
+
+
+def _spec(settings: Settings, model: ModelSettings) -> str:
+    """Hash of a model's spec; no key changes it, but sealed artifacts are opened with theirs."""
+    if not settings.key_path.exists():
+        return load_model(model, settings, b"\0" * 32).spec_hash
+    keys = Keys.from_file(settings.key_path)
+    return load_model(model, settings, keys.secret, keys.old_secrets).spec_hash
+
+
+def _told(model: ModelSettings, served: ModelSettings, seq: int) -> list[str]:
+    parts = {"learner": served.learner, "params": json.dumps(served.params)}
+    if served.artifact is not None:
+        parts["artifact"] = str(served.artifact)
+    permanent = ", ".join(f"{key}: {value}" for key, value in parts.items())
+    return [
+        f"model {model.name}: {served.learner} serves, promoted by control row {seq}; the settings "
+        f"file says {model.learner}",
+        f"model {model.name}: to make it permanent, write `{permanent}` into the settings file; "
+        "`online promote --back` takes it back",
+    ]
+
+
+def follow_file(settings: Settings, journal: Journal) -> list[str]:
+    """Let the models of the settings file serve again; what there is to say of it.
+
+    Only while no service runs on the journal.
+    """
+    lines = []
+    for model in settings.models:
+        found = rewrites.promoted(journal.controls(model.name, 0))
+        if found is None:
+            continue
+        spec = _spec(settings, model)
+        if spec == found[1].before:
+            take_back(journal, model.name, found[0], found[1], "settings")
+            lines.append(f"model {model.name}: {model.learner} serves again, as the settings say")
+    return lines
+
+
+def take_back(journal: Journal, name: str, seq: int, note: Promote, why: str) -> None:
+    """Write that the model before a promotion serves again."""
+    epoch = 0  # of one that failed nobody has heard, and its server's rival runs
+    if why == "settings":
+        epoch = journal.head(name, note.after).epoch
+        lift_epoch(journal, name, note.after, note.before)
+    back = Promote(note.after, note.before, note.now, note.was, why, epoch=epoch)
+    journal.write_control(
+        name, rewrites.PROMOTE, f"{rewrites.PROMOTE}:{why}:{seq}", msgspec.json.encode(back)
+    )
+
+
+def take_back_all(journal: Journal, changed: Mapping[str, str]) -> None:
+    """Take back what led away from these specs, by model: the replicas do not start otherwise."""
+    for name, spec in changed.items():
+        found = rewrites.promoted(journal.controls(name, 0))
+        if found is not None and found[1].before == spec:
+            take_back(journal, name, found[0], found[1], "failed")
+
+
+def lift_epoch(journal: Journal, name: str, before: str, after: str) -> None:
+    """Let versions of the lineage that is to serve be newer than all of the one that did."""
+    newest = journal.head(name, before).epoch
+    while (epoch := journal.head(name, after).epoch) < newest:
+        journal.begin_epoch(name, after, epoch)

@@ -1,0 +1,323 @@
+"""The process of a challenger, without Ray: it follows the journal, learns, publishes, is judged.
+
+It has a parameter server of its own lineage within the process, which nobody else asks: epoch,
+snapshots and clock are those of any model, so that it goes on where it was, and a promotion is no
+more than that another process serves the lineage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from online.challenger.begin_anew import begin_anew
+from online.challenger.comparison import Ahead, Challenger, Standing
+from online.models.load import Loaded
+from online.rows.history import Decisions
+from online.settings.config import Settings
+from online.settings.model import Challenge, ModelSettings
+from online.settings.places import journal_opener, snapshots_path
+from paramserver import rewrites, wire
+from paramserver.actor import Host, ParameterServer, ServerSettings
+from paramserver.lineage import Lineage
+from paramserver.snapshots.store import Retention
+from paramserver.wire import FORMAT, OrderedState, SyncRequest
+from replay.errors import ReplayError
+from replay.example import Example
+from replay.journal.base import Journal, Row
+
+log = logging.getLogger("online.challenger")
+
+PAGE_ROWS: Final = 256
+_FOR_EVER_S: Final = 1e11  # the rows of the model are the champion's to remove
+_LOOK_S: Final = 1.0  # between two looks at what was decided
+_PARTS_MAX: Final = 1_000_000
+
+
+class Shadow:
+    """A challenger on one journal, a step at a time.
+
+    Parameters
+    ----------
+    model
+        The served model with its challenger.
+    loaded
+        The challenger's model.
+    rival
+        Hash of the spec that serves.
+    propose
+        Asks for the promotion, with how the two stand; called if the settings say ``auto``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ModelSettings,
+        loaded: Loaded,
+        journal: Journal,
+        *,
+        rival: str,
+        now_s: Callable[[], float],
+        monotonic_s: Callable[[], float],
+        propose: Callable[[Standing], None],
+    ) -> None:
+        assert model.challenger is not None
+        self._settings, self._model, self._loaded = settings, model, loaded
+        self._given: Challenge = model.challenger
+        self._journal, self._rival, self._propose = journal, rival, propose
+        self._now_s, self._monotonic_s = now_s, monotonic_s
+        self._server: ParameterServer | None = None
+        self.superseded = False
+        self.incident: str | None = None
+        self.behind = 0
+        self.failed = 0
+        self._look_due_s = self._publish_due_s = 0.0
+        self._cursor = 0
+
+    # -- beginning ---------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Go on from the newest snapshot, or from the journal's first row.
+
+        Raises whatever the journal raises, and RuntimeError if the lineage can't be begun.
+        """
+        server = self._start_server()
+        if not server.restore():
+            why = server.status()["reason"]
+            log.warning("challenger of %s: learns the journal again: %s", self._model.name, why)
+            begin_anew(self._journal, self._settings, self._model.name, self._loaded)
+            server = self._start_server()
+            if not server.restore():
+                raise RuntimeError(server.status()["reason"])
+        self._server = server
+        self.decisions = Decisions(self._loaded.spec_hash)
+        self.decisions.read(self._journal, self._model.name)
+        promoted = rewrites.promoted(self._journal.controls(self._model.name, 0))
+        since = 0 if promoted is None else promoted[0]
+        self._epoch = 0 if promoted is None else promoted[1].epoch
+        self._taken_back = (
+            promoted is not None
+            and promoted[1].before == self._loaded.spec_hash
+            and promoted[1].why in ("back", "failed")
+        )
+        self._partitions = {p.id: p for p in self._journal.partitions(self._model.name)}
+        self.learner = Challenger(
+            self._loaded.build,
+            task=self._model.task,
+            spec=self._loaded.spec_hash,
+            rows_max=max(self._model.sync.updates * 16, 1024),
+            rival=f"{self._rival[:16]}@{since}",
+        )
+        self.learner.undone = self.decisions.undone
+        for _ in range(_PARTS_MAX):
+            self._exchange(None)
+            if not self.learner.catching_up:
+                break
+        self.ahead = Ahead(
+            self.learner, self._given.delay, self._by_champion, self._sealed, self._alone
+        )
+        self._cursor = self.learner.position
+        self._publish_due_s = self._monotonic_s() + self._model.snapshots.interval_s
+
+    def _by_champion(self, row: Row, example: Example) -> bool:
+        """Whether what serves now has answered the row.
+
+        A replica writes what it answered, and labels of answers from before it served; versions of
+        what was promoted are above those of what served before.
+        """
+        if row.partition not in self._partitions:
+            self._partitions = {p.id: p for p in self._journal.partitions(self._model.name)}
+        epoch = 0 if example.version is None else example.version[0]
+        found = self._partitions.get(row.partition)
+        return found is not None and found.spec == self._rival and epoch > self._epoch
+
+    def _sealed(self, partition: int) -> bool:
+        """Return whether the partition was sealed when the journal was last looked at.
+
+        That look is later than the champion's answer.
+        """
+        found = self._partitions.get(partition)
+        return found is not None and found.sealed
+
+    def _alone(self) -> bool:
+        """Whether one partition of what serves takes rows."""
+        return sum(p.spec == self._rival and not p.sealed for p in self._partitions.values()) < 2
+
+    def _start_server(self) -> ParameterServer:
+        snapshots = self._model.snapshots
+        keep = Retention(snapshots.keep, snapshots.hourly, snapshots.daily, snapshots.weekly)
+        loaded = self._loaded
+        return ParameterServer(
+            Lineage(self._model.name, loaded.spec_hash, loaded.spec_text, "ordered"),
+            journal_opener(self._settings),
+            snapshots_path(self._settings),
+            ServerSettings(
+                interval_s=snapshots.interval_s,
+                retention=keep,
+                keep_rows_s=_FOR_EVER_S,
+                halves_keep_s=_FOR_EVER_S,
+            ),
+            host=Host(self._monotonic_s, self._now_s, self._end),
+            background=False,
+        )
+
+    def _end(self) -> None:
+        """Another process serves the lineage: whatever is here is of no use any more."""
+        self.superseded = True
+
+    def _exchange(self, state: OrderedState | None) -> None:
+        learner = self.learner
+        request = SyncRequest(
+            format=FORMAT,
+            replica="challenger",
+            partition=0,
+            pushes=[],
+            since=learner.since,
+            values=learner.catching_up,
+            adopting=[],
+            after=learner.arrival.after,
+            adopts=False,
+            role=learner.role,
+            state=state,
+        )
+        assert self._server is not None
+        reply = wire.decode_reply(self._server.sync(wire.encode(request)))
+        if reply.kind == "part":
+            for _ in learner.take_part(reply):
+                pass
+        else:
+            learner.on_reply(reply)
+        for _ in learner.drop_old():
+            pass
+
+    # -- going on ----------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """Learn what is due; how many rows that were.  Raises whatever the journal raises."""
+        now_s = self._monotonic_s()
+        if now_s >= self._look_due_s:
+            self._look_due_s = now_s + _LOOK_S
+            if self._look():
+                return 0
+        self._read()
+        learned = 0
+        while learned < PAGE_ROWS and self.ahead.due():
+            self._learn()
+            learned += 1
+        if not self.ahead.rows:
+            self.learner.pass_to(self._cursor)
+        if now_s >= self._publish_due_s:
+            self.publish()
+        return learned
+
+    def _look(self) -> bool:
+        """Act on what was decided; whether all begins anew by it."""
+        name, server = self._model.name, self._server
+        assert server is not None
+        server.confirm()
+        if self.superseded:
+            return True
+        self.decisions.read(self._journal, name)
+        spec, seen = self._loaded.spec_hash, self.learner.rewrite
+        undone = rewrites.undoing(self._journal.controls(name, 0), spec, seen)
+        partitions = self._journal.partitions(name)
+        self._partitions = {p.id: p for p in partitions}
+        trimmed = self.learner.lacks(partitions)
+        if undone or trimmed:
+            why = f"control row {undone} undid rows" if undone else "rows are gone that it lacks"
+            log.warning("challenger of %s learns the journal again: %s", name, why)
+            begin_anew(self._journal, self._settings, name, self._loaded)
+            self.begin()
+            return True
+        self._judge()
+        return False
+
+    def _read(self) -> None:
+        """Rows that come next, ahead of what is learned."""
+        if self.ahead.room < 1:
+            return
+        asked_s, wanted = self._now_s(), min(PAGE_ROWS, self.ahead.room)
+        page = self._journal.follow(self._model.name, self._cursor, wanted)
+        ended = len(page.rows) < wanted
+        self.ahead.read(page.rows, asked_s if ended else None)
+        self._cursor = max(self._cursor, page.upto)
+        self.behind = len(self.ahead.rows)
+        if not ended:
+            newest = self._journal.follow(self._model.name, 2**62, 1).upto
+            self.behind += newest - self._cursor
+
+    def _learn(self) -> None:
+        failed = self.ahead.learn(self._given_up)
+        self.behind = max(self.behind - 1, 0)
+        if failed is None:
+            return
+        self.failed += 1
+        key = failed.row.key.hex()
+        if key not in self.decisions.failed:
+            self.decisions.failed[key] = failed.reason
+            spec = self._loaded.spec_hash[:16]
+            self._journal.write_control(
+                self._model.name, "failed", f"failed:{spec}:{key}", failed.reason.encode()
+            )
+
+    def _given_up(self, row: Row) -> str | None:
+        return self.decisions.failed.get(row.key.hex())
+
+    def publish(self) -> None:
+        """Hand what is learned to the lineage's server, and let it write a snapshot."""
+        self._publish_due_s = self._monotonic_s() + self._model.snapshots.interval_s
+        if self.superseded or self._server is None:
+            return
+        if self.learner.unsent:
+            self._exchange(self.learner.state())
+        self._server.snapshot()
+
+    # -- judging -----------------------------------------------------------------------------
+
+    def standing(self) -> Standing:
+        """Return how the challenger stands against the champion."""
+        return self.learner.standing(rows_min=self._given.rows_min, alpha=self._given.alpha)
+
+    def _judge(self) -> None:
+        if self._given.promote != "auto":
+            return
+        now = self.standing()
+        if self.held_back(now) is None:
+            self._propose(now)
+
+    def held_back(self, now: Standing) -> str | None:
+        """Why it is not promoted by itself; None: it is."""
+        if self.incident is not None:
+            return self.incident
+        if self._taken_back:  # or it would go to and fro
+            return "it has served and was taken back, or did not start: promote it by hand"
+        if unusable := int(self.learner.tally.counters.get("unusable", 0)):
+            return f"{unusable} of its answers were no numbers"
+        if self.behind > PAGE_ROWS * 4:
+            return f"it is {self.behind} rows behind"
+        return now.held_back(self._model.task)
+
+    def status(self) -> dict[str, Any]:
+        """All that is shown of it; plain data."""
+        learner = self.learner
+        now = self.standing()
+        return {
+            "state": "superseded" if self.superseded else "learning",
+            "spec": self._loaded.spec_hash[:16],
+            "spec_hash": self._loaded.spec_hash,
+            "version": list(learner.version),
+            "learned": learner.tally.digest[0],
+            "failed": self.failed,
+            "behind_rows": self.behind,
+            **now.shown(),
+            "held_back": self.held_back(now),
+            "incident": self.incident,
+        }
+
+    def close(self) -> None:
+        """Publish a last time."""
+        try:
+            self.publish()
+        except (ReplayError, OSError) as error:
+            log.warning("challenger of %s: no last snapshot: %r", self._model.name, error)

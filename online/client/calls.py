@@ -1,0 +1,354 @@
+"""This module says what a client of the service sends, and what it takes for an outcome.
+
+Time comes as argument.  An operation is a generator: a request goes out of it, a reply goes in,
+until there is an outcome or an exception that says whether something may have been recorded.  What
+is sent twice is safe to be: predictions change nothing, and feedback always goes with an id that
+makes a repeat count once.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+from msgspec.structs import replace
+
+from online.errors import OnlineError
+from online.messages.structs import ErrorAnswer, ErrorBody, Event, Prediction, Receipt, Receipts
+
+Label = str | bool | int | float
+T = TypeVar("T")
+
+_RECEIPTS: Final = (409, 410, 422)  # or an error: the body says
+_AGAIN: Final = (408, 429, 500, 502, 503, 504)
+_MAYBE_RECORDED: Final = frozenset({"internal", "journal_unavailable"})  # docs/errors.md
+_IN_VAIN: Final = frozenset(  # an operator's, but for too_old, which the caller has to decide
+    {"not_finite", "journal_full", "journal_refused", "too_old"}
+)
+_ROW_AGAIN: Final = frozenset(
+    {
+        "busy",
+        "queue_full",
+        "joins_full",
+        "journal_held",
+        "journal_unavailable",
+        "stopping",
+        "internal",
+    }
+)
+_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+_json: Final = msgspec.json.Encoder().encode
+
+
+class ClientError(OnlineError):
+    """An error that a call can raise.  ``definite``: nothing was recorded and nothing will be."""
+
+
+class ServiceRefused(ClientError):
+    """The service has answered, and the same request again would be refused again.
+
+    ``code``, ``field`` and ``hint`` are the answer's; see docs/errors.md.
+    """
+
+    status: int
+    code: str
+    message: str
+    field: str | None
+    hint: str | None
+
+    def __str__(self) -> str:
+        at = f" (field {self.field})" if self.field else ""
+        hint = f". {self.hint}" if self.hint else ""
+        return f"{self.status} {self.code}: {self.message}{at}{hint}"
+
+
+class NotANumber(ClientError):
+    """A number that JSON can't say; nothing was sent.  ``field`` is its place in the body."""
+
+    field: str
+    value: float
+    text = "{field} is {value}, which is no number: leave it out"
+
+
+class ServiceUnavailable(ClientError):
+    """No outcome within the policy's attempts and time.
+
+    ``definite`` is false if one of the attempts may have been recorded: send the same event, with
+    the same ``event_id``, later; it counts once.
+    """
+
+    attempts: int
+    seconds: float
+    last: str
+    definite: bool
+
+    def __str__(self) -> str:
+        remedy = (
+            "Nothing was recorded"
+            if self.definite
+            else "It may have been recorded: send it again with the same id, it counts once"
+        )
+        return f"gave up after {self.attempts} tries, {self.seconds:.1f} s: {self.last}. {remedy}"
+
+
+class NotIncluded(ClientError):
+    """No replica that answered had learned the row of ``after`` within the policy's time."""
+
+    after: str
+    attempts: int
+    text = "row {after} is in no model that answered, {attempts} tries"
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How long a call goes on.
+
+    Attributes
+    ----------
+    attempts
+        Sendings of one request, the first one included (≥ 1).
+    give_up_s
+        No sending begins later than this after the first one, in seconds.
+    base_s, cap_s
+        The pause before the n-th repeat is drawn evenly from 0 to ``base_s`` · 2ⁿ⁻¹, at most
+        ``cap_s``: callers that failed together do not come back together.  It is never shorter
+        than the answer's ``Retry-After``.
+    """
+
+    attempts: int = 8
+    give_up_s: float = 30.0
+    base_s: float = 0.1
+    cap_s: float = 5.0
+
+    def pause_s(self, repeat: int, share: float, retry_after_s: float) -> float:
+        """Seconds before the ``repeat``-th repeat (from 1); ``share`` is drawn from 0 to 1."""
+        return max(share * min(self.cap_s, self.base_s * 2.0 ** (repeat - 1)), retry_after_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    path: str
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``failure`` instead of an answer; ``sent`` is false if the request never left."""
+
+    status: int = 0
+    body: bytes = b""
+    retry_after_s: float = 0.0
+    failure: str | None = None
+    sent: bool = True
+
+
+Steps = Generator[Request | float, Reply | None, T]  # a float is a pause in seconds
+
+
+def _encode(body: Any) -> bytes:
+    """The body as JSON, which would say null for NaN and infinity.  Raises NotANumber."""
+    _check("", body)
+    return _json(body)
+
+
+def _check(field: str, value: Any) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise NotANumber(field, value)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check(f"{field}.{name}" if field else str(name), inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check(f"{field}[{i}]", inner)
+
+
+def reply_of(response: httpx.Response) -> Reply:
+    try:
+        after = max(float(response.headers.get("retry-after", 0)), 0.0)
+    except ValueError:  # a date: of what stands in front
+        after = 0.0
+    return Reply(response.status_code, response.content, after)
+
+
+def failure_of(error: httpx.TransportError) -> Reply:
+    return Reply(failure=repr(error), sent=not isinstance(error, _NOT_SENT))
+
+
+def _error(reply: Reply) -> ErrorBody | None:
+    """The error that the service itself has answered; None if something in front of it did."""
+    try:
+        return msgspec.json.decode(reply.body, type=ErrorAnswer).error
+    except msgspec.DecodeError:
+        return None
+
+
+class Calls:
+    """Operations as steps: a request goes out, a reply comes in, until there is an outcome."""
+
+    def __init__(
+        self,
+        retry: Retry,
+        rng: random.Random,
+        monotonic_s: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._retry, self._rng = retry, rng
+        self._monotonic_s, self.new_id = monotonic_s, new_id
+
+    def send(self, request: Request, receipts: bool = False) -> Steps[Reply]:
+        """The reply that is an outcome.  Only for what may be sent twice."""
+        begun = self._monotonic_s()
+        definite = True
+        for attempt in range(1, self._retry.attempts + 1):
+            reply = yield request
+            assert reply is not None
+            error = None if reply.failure else _error(reply)
+            if reply.failure is None:
+                if reply.status < 400 or (receipts and error is None and _is_receipt(reply)):
+                    return reply
+                if not _again(reply, error):
+                    raise _refused(reply, error)
+            definite &= _not_recorded(reply, error)
+            said = reply.failure or f"{reply.status} {error.code if error else 'no error body'}"
+            pause = self._retry.pause_s(attempt, self._rng.random(), reply.retry_after_s)
+            elapsed = self._monotonic_s() - begun
+            if attempt == self._retry.attempts or elapsed + pause > self._retry.give_up_s:
+                raise ServiceUnavailable(attempt, elapsed, said, definite)
+            yield pause
+        raise AssertionError("attempts is below 1")
+
+    def get(self, path: str) -> Steps[Any]:
+        reply = yield from self.send(Request("GET", path, None))
+        return msgspec.json.decode(reply.body)
+
+    def predict(self, model: str, body: dict[str, Any], kind: type[T]) -> Steps[T]:
+        request = Request("POST", f"/v1/models/{quote(model, '')}/predict", _encode(body))
+        reply = yield from self.send(request)
+        return msgspec.json.decode(reply.body, type=kind)
+
+    def included(self, model: str, body: dict[str, Any]) -> Steps[Prediction]:
+        """Ask until the replica that answers has learned the row."""
+        begun = self._monotonic_s()
+        for attempt in range(1, self._retry.attempts + 1):
+            answer = yield from self.predict(model, body, Prediction)
+            if answer.includes is True:
+                return answer
+            pause = self._retry.pause_s(attempt, self._rng.random(), 0.0)
+            if self._monotonic_s() - begun + pause > self._retry.give_up_s:
+                break
+            yield pause
+        raise NotIncluded(body["after"], attempt)
+
+    def named(self, event: Event) -> Event:
+        """The event with an id of its own, if it has none: what makes a repeat safe."""
+        if event.id is not None or event.event_id is not None:
+            return event
+        return replace(event, event_id=self.new_id())
+
+    def feedback(self, model: str, event: Event) -> Steps[Receipt]:
+        request = Request("POST", _feedback(model), _encode(_body(self.named(event))))
+        reply = yield from self.send(request, receipts=True)
+        return msgspec.json.decode(reply.body, type=Receipt)
+
+    def many(self, model: str, events: Sequence[Event]) -> Steps[list[Receipt]]:
+        """Receipts in the order of the events.  Those that were only too many are sent again."""
+        named = [self.named(event) for event in events]
+        found: list[Receipt | None] = [None] * len(named)
+        left = list(range(len(named)))
+        begun = self._monotonic_s()
+        for attempt in range(1, self._retry.attempts + 1):
+            body = _encode({"events": [_body(named[i]) for i in left]})
+            reply = yield from self.send(Request("POST", _feedback(model), body))
+            receipts = msgspec.json.decode(reply.body, type=Receipts).events
+            for i, receipt in zip(left, receipts, strict=True):
+                found[i] = receipt
+            left = [i for i, r in zip(left, receipts, strict=True) if waits(r)]
+            pause = self._retry.pause_s(attempt, self._rng.random(), 0.0)
+            if not left or self._monotonic_s() - begun + pause > self._retry.give_up_s:
+                break
+            if attempt < self._retry.attempts:
+                yield pause
+        return [receipt for receipt in found if receipt is not None]
+
+
+def _feedback(model: str) -> str:
+    return f"/v1/models/{quote(model, '')}/feedback"
+
+
+def _body(event: Event) -> dict[str, Any]:
+    """Return the event as plain data, without what the service takes for granted."""
+    said = {name: getattr(event, name) for name in event.__struct_fields__}
+    return {k: v for k, v in said.items() if v is not None and v is not msgspec.UNSET}
+
+
+def _is_receipt(reply: Reply) -> bool:
+    if reply.status not in _RECEIPTS:
+        return False
+    try:
+        msgspec.json.decode(reply.body, type=Receipt)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def waits(receipt: Receipt) -> bool:
+    """Whether there was no room for the event: it is to be sent again."""
+    return isinstance(receipt.error, dict) and receipt.error.get("code") in _ROW_AGAIN
+
+
+def _again(reply: Reply, error: ErrorBody | None) -> bool:
+    if error is None:  # of what stands in front: 404 until the application is behind it
+        return reply.status in (*_AGAIN, 404)
+    return reply.status in _AGAIN and error.code not in _IN_VAIN
+
+
+def _not_recorded(reply: Reply, error: ErrorBody | None) -> bool:
+    """Whether it is sure that nothing was recorded: as docs/errors.md has it, else no."""
+    if reply.failure is not None:
+        return not reply.sent
+    return error is not None and error.code not in _MAYBE_RECORDED
+
+
+def _refused(reply: Reply, error: ErrorBody | None) -> ServiceRefused:
+    if error is None:
+        text = reply.body[:200].decode("latin-1")
+        hint = "It is not the service that answers there: check the URL and what stands in front"
+        return ServiceRefused(reply.status, "not_ours", text, None, hint)
+    return ServiceRefused(reply.status, error.code, error.message, error.field, error.hint)
+
+
+def row(
+    features: Mapping[str, Any],
+    id: str | None,
+    max_age_ms: float | None,
+    after: str | None,
+) -> dict[str, Any]:
+    given = {"features": features, "id": id, "max_age_ms": max_age_ms, "after": after}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def rows_of(
+    instances: Sequence[Mapping[str, Any]], ids: bool, max_age_ms: float | None
+) -> dict[str, Any]:
+    body: dict[str, Any] = {"instances": instances, "ids": ids}
+    return body if max_age_ms is None else {**body, "max_age_ms": max_age_ms}
+
+
+def event_of(
+    label: Label,
+    id: str | None,
+    features: Mapping[str, Any] | None,
+    event_id: str | None,
+    more: Mapping[str, Any],
+) -> Event:
+    given = None if features is None else dict(features)
+    return Event(label=label, id=id, features=given, event_id=event_id, **more)

@@ -1,0 +1,162 @@
+"""Playing a stream against a running service, test then learn, with honest baselines beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from evaluation.metrics import Task, increments, majority, summarise
+from evaluation.streams import Stream
+from online.client.client import Client, ClientError, Prediction, Retry, ServiceRefused
+from online.errors import OnlineError
+from replay.example import Label
+
+_RETRY: Final = Retry(attempts=1000, give_up_s=30.0, cap_s=0.5)  # a restart, and more
+TOKEN_REMEDY: Final = "Set ONLINE_TOKEN to a token with the roles predict and feedback"
+
+
+class PlayFailed(OnlineError):
+    """The service refused a row, or was gone for too long."""
+
+    definite = False
+    problem: str
+    remedy: str
+    text = "{problem}. {remedy}"
+
+
+@dataclass(slots=True)
+class Score:
+    """Prequential score of what was played so far."""
+
+    task: Task
+    counters: dict[str, float] = field(default_factory=dict)
+    newest: Label | None = None
+    rows: int = 0
+    retries: int = 0
+
+    def add(self, label: Label, answer: Prediction) -> None:
+        """Count one answer and then the label: the label must not be known before."""
+        shown = answer.probabilities
+        probabilities = None
+        if not isinstance(shown, msgspec.UnsetType):
+            quote = isinstance(label, str)
+            probabilities = {json.dumps(k) if quote else k: p for k, p in shown.items()}
+        added = increments(
+            self.task,
+            label=label,
+            predicted=answer.prediction,
+            probabilities=probabilities,
+            no_change=self.newest,
+            majority=majority(self.task, self.counters),
+        )
+        for key, value in added.items():
+            self.counters[key] = self.counters.get(key, 0) + value
+        self.newest = label
+        self.rows += 1
+
+    def summary(self) -> dict[str, float | None]:
+        """The metrics, with their baselines."""
+        return dict(summarise(self.task, self.counters))
+
+
+def play(
+    stream: Stream,
+    url: str,
+    model: str,
+    *,
+    rate: float | None,
+    rows: int | None,
+    times: int,
+    source: str,
+    stopped: Callable[[], bool],
+    token: str | None = None,
+) -> Iterator[Score]:
+    """Predict each row, post its label, and yield the score after each.
+
+    ``rate`` is in rows a second (None: as fast as it goes).  Each label is posted with the
+    prediction's id, so a repeat after a lost answer is counted once.  The stream is played up to
+    ``times`` times, ``rows`` rows each.  A ``token`` needs the roles predict and feedback.
+    """
+    score = Score(stream.task)
+    begun = time.monotonic()
+
+    def pause(seconds: float) -> None:
+        if stopped():
+            raise PlayFailed(f"model {model}: no answer before the end", "Play it again")
+        score.retries += 1
+        time.sleep(seconds)
+
+    with _told(model), Client(url, token=token, retry=_RETRY, sleep=pause) as client:
+        names = label_names(client, model, stream)
+        for _ in range(times):
+            for i, (features, canonical) in enumerate(stream.rows):
+                label = names[bool(canonical)] if names else canonical
+                if stopped() or (rows is not None and i >= rows):
+                    break
+                if rate is not None:
+                    ahead = begun + score.rows / rate - time.monotonic()
+                    if ahead > 0:
+                        time.sleep(ahead)
+                answer = client.predict(model, features)
+                score.add(label, answer)
+                receipt = client.feedback(model, label, id=answer.id, source=source)
+                if receipt.status in ("conflict", "expired", "failed"):
+                    said = f"model {model}: a label was answered {receipt.status}"
+                    raise PlayFailed(said, "Check that model and stream fit")
+                yield score
+            if stopped():
+                return
+
+
+@contextlib.contextmanager
+def _told(model: str) -> Iterator[None]:
+    """Raise PlayFailed, with a problem and its remedy, for what a client can't do."""
+    try:
+        yield
+    except ServiceRefused as error:
+        remedy = "Check that model and stream fit"
+        if error.status in (401, 403):
+            remedy = TOKEN_REMEDY
+        raise PlayFailed(f"model {model}: {error}", remedy) from error
+    except ClientError as error:
+        problem = f"model {model}: {error}"
+        raise PlayFailed(problem, "Is the service running? See `online status`") from error
+
+
+def label_names(client: Client, model: str, stream: Stream) -> list[Label] | None:
+    """Return what the service calls the two labels of a binary model; None for other tasks."""
+    status = client.status(model)
+    if status["task"] != stream.task:
+        raise PlayFailed(
+            f"{stream.name} is a {stream.task} stream, model {model} is {status['task']}",
+            "Serve a model of that task",
+        )
+    names: list[Label] | None = status["labels"]
+    return names
+
+
+def line(score: Score, n_rows: int) -> str:
+    """One line of progress: the score beside its baselines, and which time it is played."""
+    s = score.summary()
+    turn, row = divmod(max(score.rows - 1, 0), n_rows)
+    again = "" if turn == 0 else f"  (rows seen before: time {turn + 1} through)"
+    if score.task == "regression":
+        values = {"MAE": "mae", "mean so far": "mean_mae", "last": "last_mae"}
+    else:
+        values = {"accuracy": "accuracy", "majority": "majority", "no-change": "no_change",
+                  "kappa-M": "kappa_m", "kappa-T": "kappa_t"}  # fmt: skip
+    text = "  ".join(f"{name} {short(s[key])}" for name, key in values.items())
+    return f"row {row + 1:>6,}/{n_rows:,}  {text}{again}"
+
+
+def short(value: float | None) -> str:
+    """A score in a few characters."""
+    if value is None:
+        return "  –  "
+    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""HTTP: routes, access and the protocols that requests may come by."""

@@ -1,0 +1,142 @@
+"""Who may do what: bearer tokens, and the roles that each path needs.
+
+A token has one role or several.  ``predict`` may ask for predictions and read the state of the
+models; ``feedback`` may send labels, and read nothing; ``admin`` may do everything.  What is not
+listed here needs ``admin``: a new path is closed until somebody opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from online.errors import RequestError
+from online.messages.sender import sender
+from online.settings.tokens import Grant, Role, digest
+
+Headers = Mapping[bytes, bytes]
+
+PREDICT: Final = frozenset[Role]({"predict", "admin"})
+FEEDBACK: Final = frozenset[Role]({"feedback", "admin"})
+READ: Final = PREDICT
+ADMIN: Final = frozenset[Role]({"admin"})
+
+_HEADER_BYTES_MAX: Final = 600
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+_OPEN: Final = re.compile(
+    r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json"
+    r"|/static-offline-docs/.*|/edge/[^/]+"
+)
+_ANSWER: Final = re.compile(
+    r"/v1/models/[^/]+/(predict|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+)
+_LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/edge/deltas")
+_SHOW: Final = re.compile(
+    r"/metrics|/v1/models(/[^/]+)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
+    r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
+)
+
+
+def needed(method: str, path: str) -> frozenset[Role] | None:
+    """Roles of which one is enough for the request; None: it is open to everybody."""
+    if method in ("GET", "HEAD"):
+        if _OPEN.fullmatch(path):
+            return None
+        if _SHOW.fullmatch(path):
+            return READ
+    elif method == "POST":
+        if _ANSWER.fullmatch(path):
+            return PREDICT
+        if _LEARN.fullmatch(path):
+            return FEEDBACK
+    return ADMIN
+
+
+class Access:
+    """The configured tokens.  It knows their digests only.
+
+    Parameters
+    ----------
+    tokens
+        Tokens or digests of each role.  The same one under two roles has both.
+    grants
+        By role and token (or digest) what it stands for, of those that have more than a role.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[Role, Sequence[str]],
+        grants: Mapping[tuple[Role, str], Grant] | None = None,
+    ) -> None:
+        self._grants = {(role, _key(token)): x for (role, token), x in (grants or {}).items()}
+        roles: dict[bytes, set[Role]] = {}
+        for role, several in tokens.items():
+            for token in several:
+                roles.setdefault(_key(token), set()).add(role)
+        self._roles = [(key, frozenset(found)) for key, found in roles.items()]
+
+    def check(self, headers: Headers, roles: frozenset[Role]) -> bytes:
+        """Digest of the request's token; refused if that has none of ``roles``.
+
+        From here on :data:`sender` is that of the request.  RequestError 401 or 403.
+        """
+        key, held = self._held(headers)
+        if held.isdisjoint(roles):
+            needs = " or ".join(sorted(roles))
+            message = (
+                f"this needs a token for {needs}; the one sent is for {', '.join(sorted(held))}"
+            )
+            raise RequestError(403, "forbidden", message, None, "Send a token of that role")
+        if "admin" in held:
+            sender.set(Grant(trusted=True))
+        else:
+            found = (self._grants.get((role, key)) for role in roles)
+            sender.set(next((grant for grant in found if grant is not None), Grant()))
+        return key
+
+    def _held(self, headers: Headers) -> tuple[bytes, frozenset[Role]]:
+        """The token's digest, and its roles.  RequestError 401: it is not known."""
+        value = headers.get(b"authorization")
+        if value is None:
+            hint = "Send the header Authorization: Bearer TOKEN"
+            raise RequestError(401, "no_token", "a token is needed", None, hint)
+        scheme, _, token = value.partition(b" ")
+        held: frozenset[Role] = frozenset()
+        sent = b""
+        if scheme.lower() == b"bearer" and len(value) <= _HEADER_BYTES_MAX:
+            sent = hashlib.sha256(token.strip()).digest()
+            for key, roles in self._roles:  # all of them: how long it takes says nothing
+                if hmac.compare_digest(sent, key):
+                    held = roles
+        if not held:
+            hint = "Send the header Authorization: Bearer TOKEN, with a token of the settings"
+            raise RequestError(401, "unknown_token", "the token sent is not known", None, hint)
+        return sent, held
+
+
+def _key(token: str) -> bytes:
+    return bytes.fromhex(digest(token).removeprefix("sha256:"))
+
+
+class RequestIds:
+    """A name for each request, to find it in the logs: the caller's ``X-Request-ID`` or a new one.
+
+    ``prefix`` is of one process; a counter follows it, which costs less than a random number.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix.encode() + b"-"
+        self._numbers = itertools.count(1)
+
+    def of(self, headers: Headers) -> bytes:
+        """Id of a request; one sent that is not 1 to 128 letters, digits and ._:- is replaced."""
+        sent = headers.get(b"x-request-id")
+        if sent is not None and _REQUEST_ID.fullmatch(sent):
+            return sent
+        return self._prefix + b"%d" % next(self._numbers)

@@ -1,0 +1,378 @@
+"""HTTP: routes, bodies and the error table.  Pure ASGI for the hot routes, FastAPI for the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from online import __version__, telemetry
+from online.errors import RequestError, failed, invalid
+from online.http import openapi, openinference
+from online.http.access import FEEDBACK, PREDICT, Access, RequestIds, needed
+from online.http.browsers import Browsers
+from online.http.edge import routes as edge_routes
+from online.http.ingress import SCORES, V1, V2
+from online.http.operations import operations
+from online.http.upload import Uploads, upload
+from online.messages.bodies import (
+    JSON,
+    NDJSON,
+    Arriving,
+    Receive,
+    Scope,
+    Send,
+    content_type,
+    decode,
+    error_body,
+    format_of,
+)
+from online.serving import scores as batch
+from online.serving.device_pushes import Pushes
+from online.serving.serving import Serving
+from online.serving.status import Cluster
+from online.settings.config import Limits
+
+log = logging.getLogger("online.app")
+
+_ROLES = {"predict": PREDICT, "infer": PREDICT, "scores": PREDICT, "feedback": FEEDBACK}
+
+
+class App:
+    """The ASGI application of one replica.
+
+    It bounds the requests that are under way, since predict and feedback come past Serve's own
+    count (:mod:`online.http.ingress`).
+
+    Parameters
+    ----------
+    access
+        Who may do what; None: everybody may do everything.
+    scores
+        By model, what reads scores that were computed ahead of time.
+    published
+        Folder of what is published for devices; None: nothing is.
+    pushes
+        By model, what takes deltas that devices have learned.
+    browsers
+        Whose pages may ask, and by what name; None: all.
+    """
+
+    def __init__(
+        self,
+        servings: Mapping[str, Serving],
+        cluster: Cluster,
+        limits: Limits,
+        access: Access | None = None,
+        scores: Mapping[str, batch.Reader] | None = None,
+        published: Path | None = None,
+        pushes: Mapping[str, Pushes] | None = None,
+        browsers: Browsers | None = None,
+    ) -> None:
+        self._scores = scores or {}
+        self._servings, self._limits, self._access = servings, limits, access
+        self._browsers = browsers
+        self._under_way = 0
+        self._uploads = Uploads(  # they last: the other half is for what does not
+            limits.ongoing_max // 2, limits.uploads_share, limits.upload_idle_s
+        )
+        self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
+        self._ids = RequestIds(secrets.token_hex(4))
+        self._actions = openinference.Actions(servings, self._arriving)
+        self._rest = build_rest(
+            servings, cluster, published, guarded=access is not None, pushes=pushes
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)  # type: ignore[arg-type]
+        elif match := V1.fullmatch(scope["path"]) or V2.fullmatch(scope["path"]):
+            self._under_way += 1
+            try:
+                if match.re is V1:
+                    await self._hot(match[1], match[2], scope, receive, send)
+                else:
+                    await self._tensors(match[3], scope, receive, send)
+            finally:
+                self._under_way -= 1
+        elif match := SCORES.fullmatch(scope["path"]):
+            self._under_way += 1
+            try:
+                await self._given(match[1], match[2], scope, receive, send)
+            finally:
+                self._under_way -= 1
+        else:
+            await self._through(scope, receive, send)
+
+    def _admit(self, scope: Scope, given: dict[bytes, bytes], action: str) -> bytes | None:
+        """Digest of the token that asks; None: there are no tokens.
+
+        Raises RequestError: a foreign page asks, there is no token for it, or no room.
+        """
+        if self._browsers is not None:
+            self._browsers.check(scope["method"], scope["path"], given)
+        token = None if self._access is None else self._access.check(given, _ROLES[action])
+        if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
+            raise _busy(self._limits.ongoing_max)
+        return token
+
+    async def _tensors(self, action: str, scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope["headers"])
+        refused = None
+        try:
+            self._admit(scope, given, action)
+        except RequestError as error:
+            refused = error
+        await self._actions(scope, receive, send, self._ids.of(given), refused)
+
+    async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request that is not on a hot path by the same guards, then hand it to FastAPI.
+
+        Serve has named the request.
+        """
+        method, path = scope["method"], scope["path"]
+        try:
+            given, roles = dict(scope["headers"]), needed(method, path)
+            if self._browsers is not None:
+                self._browsers.check(method, path, given)
+            if self._access is not None and roles is not None:
+                self._access.check(given, roles)
+            if method not in ("GET", "HEAD"):
+                receive = _again(await self._arriving.read(scope, receive), receive)
+        except RequestError as error:
+            said = {"error": openinference.text_of(error)}
+            body = JSON.encode(said if openinference.speaks(path) else error_body(error))
+            await _send(send, error.status, JSON.content_type, body, _head(error))
+            return
+        await self._rest(scope, receive, send)  # type: ignore[arg-type]
+
+    async def _hot(
+        self, model: str, action: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        given = dict(scope["headers"])
+        request_id = self._ids.of(given)
+        headers = [(b"x-request-id", request_id)]
+        serving = self._servings.get(model)
+        form = JSON
+        try:
+            token = self._admit(scope, given, action)
+            if serving is None:
+                raise _unknown(model, self._servings)
+            if scope["method"] != "POST":
+                raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
+            kind = content_type(scope)
+            if kind == NDJSON and action == "feedback":
+                with self._uploads.place(token) as place:
+                    await upload(serving, receive, send, self._limits, place, headers)
+                return
+            form = format_of(kind)
+            body = await self._arriving.read(scope, receive)
+            if action == "predict":
+                status, answer = 200, form.encode(serving.predict(decode(form.predict, body)))
+            else:
+                status, receipt = await serving.feedback(decode(form.feedback, body))
+                answer = form.encode(receipt)
+        except RequestError as error:
+            if serving is not None:
+                serving.replica.counts[f"{action}_refused_{error.code}"] += 1
+            if error.status >= 500:
+                log.warning("%s %s, request %s: %s", action, model, request_id.decode(), error)
+            headers += _head(error)
+            status, answer = error.status, form.encode(error_body(error))
+        except Exception:
+            log.exception("%s %s, request %s", action, model, request_id.decode())
+            status, answer = 500, form.encode(error_body(failed()))
+        await _send(send, status, form.content_type, answer, headers)
+
+    async def _given(
+        self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Scores of one key (GET) or many (POST)."""
+        given = dict(scope["headers"])
+        headers = [(b"x-request-id", self._ids.of(given))]
+        takes = "POST" if key is None else "GET"
+        try:
+            self._admit(scope, given, "scores")
+            if (serving := self._servings.get(model)) is None:
+                raise _unknown(model, self._servings)
+            if scope["method"] != takes:
+                raise RequestError(405, "method", f"this path takes {takes}", None, f"Send {takes}")
+            reader, answer = self._scores.get(model), None
+            if key is not None:
+                answer = JSON.encode(await batch.one(reader, serving, key))
+            else:
+                request = decode(batch.Decode, await self._arriving.read(scope, receive))
+                most = self._limits.rows_max
+                answer = JSON.encode(await batch.many(reader, serving, request, most))
+            status = 200
+        except RequestError as error:
+            told = {**error.headers, **({"allow": takes} if error.status == 405 else {})}
+            headers += [(name.encode(), value.encode()) for name, value in told.items()]
+            status, answer = error.status, JSON.encode(error_body(error))
+        except Exception:
+            log.exception("scores %s, request %s", model, headers[0][1].decode())
+            status, answer = 500, JSON.encode(error_body(failed()))
+        await _send(send, status, JSON.content_type, answer, headers)
+
+
+def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives a body that was read already, and then what comes after it."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def given() -> dict[str, Any]:
+        return left.pop() if left else await receive()
+
+    return given
+
+
+def _busy(limit: int) -> RequestError:
+    hint = "Send it again after Retry-After; nothing was recorded"
+    return RequestError(429, "busy", f"{limit} requests are under way here", None, hint, 1)
+
+
+def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
+    hint = f"Served here: {', '.join(sorted(known))}"
+    return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
+
+
+async def _send(
+    send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    head = [
+        (b"content-type", kind),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+def build_rest(
+    servings: Mapping[str, Serving],
+    cluster: Cluster,
+    published: Path | None = None,
+    *,
+    guarded: bool = False,
+    pushes: Mapping[str, Pushes] | None = None,
+) -> FastAPI:
+    """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
+    app: FastAPI = FastAPIOffline(
+        title="Online learning service",
+        version=__version__,
+        description="Models that answer over HTTP and learn from every piece of feedback.",
+    )
+    page = resources.files("online.http").joinpath("page.html").read_text()
+
+    _answer_errors(app)
+
+    def known(model: str) -> None:
+        if model not in servings:
+            raise _unknown(model, servings)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.get("/livez", tags=["health"], summary="The process answers")
+    async def livez() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/readyz", tags=["health"], summary="Every model can answer")
+    async def readyz() -> dict[str, Any]:
+        return {"ready": True, "models": sorted(servings)}
+
+    text = PlainTextResponse
+
+    @app.get(
+        "/metrics", tags=["health"], summary="Prometheus, for all replicas", response_class=text
+    )
+    async def metrics() -> Response:
+        statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
+        shown = telemetry.exposition(statuses)
+        return PlainTextResponse(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models", tags=["models"], summary="What is served")
+    async def models() -> dict[str, Any]:
+        return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}
+
+    @app.get("/v1/models/{model}", tags=["models"], summary="Version, freshness, quality, replicas")
+    async def model(model: str) -> dict[str, Any]:
+        known(model)
+        return await cluster.model(model)
+
+    app.include_router(operations(known, cluster))
+    app.include_router(edge_routes(known, published, guarded=guarded, pushes=pushes))
+    openinference.add_routes(app, servings)
+    openapi.document(app, list(servings), guarded=guarded)
+    return app
+
+
+def _methods(app: FastAPI, scope: Scope) -> str:
+    """Return the methods that the path takes, by all of its routes.
+
+    The framework names those of the first one.
+    """
+    taken = (
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        for route in app.routes
+        if route.matches({**scope, "method": method})[0] is Match.FULL
+    )
+    return ", ".join(dict.fromkeys(taken))
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error has the error body, whoever raised it."""
+
+    @app.exception_handler(RequestError)
+    async def on_error(request: Request, error: RequestError) -> JSONResponse:
+        if error.status >= 500:
+            name = request.headers.get("x-request-id")
+            log.warning("%s %s, request %s: %s", request.method, request.url.path, name, error)
+        return JSONResponse(error_body(error), error.status, error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_failure(request: Request, error: Exception) -> JSONResponse:
+        name = request.headers.get("x-request-id")
+        log.error("%s %s, request %s: %r", request.method, request.url.path, name, error)
+        return JSONResponse(error_body(failed()), 500)
+
+    @app.exception_handler(HTTPException)
+    async def on_route(request: Request, error: HTTPException) -> JSONResponse:
+        status, path, headers = error.status_code, request.url.path, dict(error.headers or {})
+        if status == 404:
+            body = RequestError(404, "unknown_path", f"no {path}", None, "See /docs")
+        elif status == 405:
+            message = f"{request.method}: {error.detail}"
+            body = RequestError(405, "method", message, None, "See /docs")
+            headers["Allow"] = _methods(app, dict(request.scope))
+        else:
+            body = RequestError(400, "malformed", str(error.detail), None, "See /docs")
+        return JSONResponse(error_body(body), body.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        if isinstance(first.get("input"), bytes):  # nobody has read it
+            kind = request.headers.get("content-type", "")[:80]
+            hint = "Send it as Content-Type: application/json"
+            unread = RequestError(415, "media_type", f"content type {kind}", None, hint)
+            return JSONResponse(error_body(unread), unread.status)
+        got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
+        return JSONResponse(error_body(invalid(str(first["loc"][-1]), got, "See /docs")), 422)

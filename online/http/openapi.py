@@ -1,0 +1,208 @@
+"""The OpenAPI document: what FastAPI does not route, every error, and the tokens.
+
+FastAPI documents its own routes.  The rest is put in here: predict and feedback, what a refusal
+looks like, and who may ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+
+from online.http.access import needed
+from online.messages.structs import (
+    ErrorAnswer,
+    FeedbackRequest,
+    Prediction,
+    Predictions,
+    PredictRequest,
+    Receipt,
+    Receipts,
+)
+from online.messages.tensors import InferError
+from online.serving.scores import GivenMany, GivenOne, ScoresRequest
+
+_REFS: Final = "#/components/schemas/{name}"
+_BINARY: Final = ("application/msgpack", {"type": "string", "format": "binary"})
+_LINES: Final = ("application/x-ndjson", {"type": "string", "description": "one event a line"})
+_ROW: Final = {"a": 1.0, "b": -2.0}
+_ASK: Final = {"features": _ROW}
+_TEACH: Final = {"features": _ROW, "label": True, "event_id": "order-17"}
+_GIVEN: Final[dict[str, dict[str, Any]]] = {
+    "features": {"type": "object"},
+    "instances": {"type": "array", "minItems": 1},
+    "events": {"type": "array", "minItems": 1},
+    "id": {"type": "string"},
+    "label": {"type": ["boolean", "number", "string"]},
+}
+_REFUSED: Final = "Refused: code, field, value and remedy; see errors.md"
+_GENERATED: Final = ("HTTPValidationError", "ValidationError")  # FastAPI's own errors: not ours
+
+
+def document(app: FastAPI, models: Sequence[str], *, guarded: bool) -> None:
+    """Complete the app's document: which models there are; ``guarded``: it takes tokens."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = plain()
+            _add_hot(made)
+            _add_refusals(made, guarded=guarded)
+            _name_models(made, models)
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_hot(made: dict[str, Any]) -> None:
+    (predict, one, many, feedback, receipt, receipts, keys, score, scores, _), components = (
+        msgspec.json.schema_components(
+            [
+                PredictRequest,
+                Prediction,
+                Predictions,
+                FeedbackRequest,
+                Receipt,
+                Receipts,
+                ScoresRequest,
+                GivenOne,
+                GivenMany,
+                ErrorAnswer,
+            ],
+            ref_template=_REFS,
+        )
+    )
+    components["PredictRequest"]["oneOf"] = _one_of(["features"], ["instances"])
+    one_event = (["id", "label"], ["features", "label"])
+    components["FeedbackRequest"]["oneOf"] = _one_of(*one_event, ["events"])
+    _schemas(made).update(components)
+    refused = {"$ref": _REFS.format(name="ErrorAnswer")}
+    made["paths"]["/v1/models/{model}/predict"] = {
+        "post": _operation(
+            "Predict one row or many",
+            _content("Rows", predict, _BINARY, example=_ASK),
+            {"200": _content("The answer", {"anyOf": [one, many]})},
+        )
+    }
+    late = "An invalid value, or the model could not learn the row"
+    statuses = {
+        "200": _content("Durable and learned (or a repeat of it)", {"anyOf": [receipt, receipts]}),
+        "202": _content(
+            "Kept, not learned yet: queued, frozen, or a label before its prediction", receipt
+        ),
+        "409": _content("Another label was recorded first", receipt),
+        "410": _content("Older than its id is known for", receipt),
+        "422": _content(late, {"anyOf": [receipt, refused]}),
+    }
+    made["paths"]["/v1/models/{model}/feedback"] = {
+        "post": _operation(
+            "Send the true label: it is learned",
+            _content("Labels", feedback, _BINARY, _LINES, example=_TEACH),
+            statuses,
+        )
+    }
+
+    made["paths"]["/v1/models/{model}/scores"] = {
+        "post": _operation(
+            "Scores computed ahead of time, of many keys",
+            _content("Keys", keys, example={"keys": ["order-17"]}),
+            {"200": _content("The scores, in the order of the keys", scores)},
+        )
+    }
+    key = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
+    by_key = _operation("The score of a key", {}, {"200": _content("The score", score)})
+    del by_key["requestBody"]
+    by_key["parameters"].append(key)
+    made["paths"]["/v1/models/{model}/scores/{key}"] = {"get": by_key}
+
+
+def _add_refusals(made: dict[str, Any], *, guarded: bool) -> None:
+    """Add what each operation answers beside what it is for, and who may ask for it."""
+    for name in _GENERATED:
+        _schemas(made).pop(name, None)
+    if guarded:
+        description = "A token of the settings, for predict, feedback or admin"
+        scheme = {"type": "http", "scheme": "bearer", "description": description}
+        made["components"]["securitySchemes"] = {"token": scheme}
+    for path, operations in made["paths"].items():
+        schema = {"$ref": _REFS.format(name=_error_of(path))}
+        for method, operation in operations.items():
+            answers = operation["responses"]
+            for status, text in _refusals(path, method, operation).items():
+                answers.setdefault(status, _content(text, schema))
+            for status, answer in answers.items():
+                if not status.startswith("2") and "Receipt" not in str(answer):
+                    answers[status] = _content(answer["description"], schema)
+            roles = needed(method.upper(), path)
+            if guarded and roles is not None:
+                who = " or ".join(sorted(roles))
+                answers["401"] = _content("No token, or an unknown one", schema)
+                answers["403"] = _content(f"The token is not for {who}", schema)
+                operation["security"] = [{"token": []}]
+
+
+def _name_models(made: dict[str, Any], models: Sequence[str]) -> None:
+    schema = {"type": "string", "enum": sorted(models)}
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "model":
+                    parameter["schema"] = schema
+
+
+def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, str]:
+    out = {"400": "The request can't be read"} if "requestBody" in operation else {}
+    if "{" in path:
+        out["404"] = "No such model, or nothing of that name"
+    if method != "get":
+        out |= {"408": "The body did not arrive in time", "413": "The body is too large"}
+    if "requestBody" in operation:
+        out["422"] = "An invalid value"
+    if path.endswith(("/predict", "/feedback", "/infer")):
+        out["415"] = "A content type that is not read here"
+        out["429"] = "Too much is under way or waits; Retry-After says when to send it again"
+    if "{" in path:
+        out["503"] = "Something that is needed does not answer, or the model is too old"
+    return out | {"default": _REFUSED}
+
+
+def _error_of(path: str) -> str:
+    """Name of the schema of its errors."""
+    return InferError.__name__ if path.startswith("/v2") else ErrorAnswer.__name__
+
+
+def _schemas(made: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = made.setdefault("components", {}).setdefault("schemas", {})
+    return found
+
+
+def _one_of(*choices: list[str]) -> list[dict[str, Any]]:
+    """The fields of one choice are needed, and those of no other."""
+    return [{"required": c, "properties": {name: _GIVEN[name] for name in c}} for c in choices]
+
+
+def _content(
+    description: str,
+    schema: dict[str, Any],
+    *others: tuple[str, dict[str, Any]],
+    example: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    kinds = {kind: {"schema": of} for kind, of in [("application/json", schema), *others]}
+    if example is not None:
+        kinds["application/json"]["example"] = example
+    return {"description": description, "content": kinds}
+
+
+def _operation(summary: str, body: dict[str, Any], responses: dict[str, Any]) -> dict[str, Any]:
+    name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {
+        "tags": ["serving"],
+        "summary": summary,
+        "parameters": [name],
+        "requestBody": {"required": True, **body},
+        "responses": responses,
+    }

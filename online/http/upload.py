@@ -1,0 +1,160 @@
+"""Long uploads: one event a line in, one receipt a line out, as long as the caller likes.
+
+They hold a place each.  Whoever sends nothing, or takes no receipts, loses it; and one token can't
+hold them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import msgspec
+
+from online.errors import RequestError, failed
+from online.messages.bodies import NDJSON, Receive, Send, decode_event, error_body, read_lines
+from online.messages.structs import Event, Receipt
+from online.serving.serving import Serving, refused
+from online.settings.config import Limits
+
+log = logging.getLogger("online.app")
+_encode = msgspec.json.Encoder().encode_lines
+_PATIENCE_S: Final = 5.0  # whoever sends nothing for longer gives way when others want the place
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place that one upload holds; ``within`` waits for its caller, and not for ever."""
+
+    within: Callable[[Awaitable[T]], Awaitable[T]]
+
+    async def timely(self, lines: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+        """The lines as they come.  RequestError 408 when none comes for too long."""
+        while True:
+            try:
+                got = await self.within(anext(lines))
+            except StopAsyncIteration:
+                return
+            yield got
+
+
+class Uploads:
+    """The places for uploads: how many, whose, and who has been silent for how long.
+
+    Parameters
+    ----------
+    most
+        How many there are.
+    share
+        Share of them that one token may hold, above 0 and at most 1.
+    idle_s
+        How long to wait for the caller's next line, or for it to take a receipt, in seconds.
+    """
+
+    def __init__(self, most: int, share: float, idle_s: float) -> None:
+        self._most, self._share, self._idle_s = most, max(1, int(most * share)), idle_s
+        self._held: Counter[bytes | None] = Counter()
+        self._silent: dict[asyncio.Timeout, bytes | None] = {}  # the longest first
+
+    @contextlib.contextmanager
+    def place(self, token: bytes | None) -> Iterator[Place]:
+        """Hold a place for the token (its digest; None: there are none).  RequestError 429."""
+        if token is not None and self._held[token] >= self._share:
+            if not self._push_out(of=token):
+                raise _busy(f"this token has {self._held[token]} uploads under way here")
+        elif self._held.total() >= self._most and not self._push_out():
+            raise _busy(f"{self._most} uploads are under way here")
+        self._held[token] += 1
+        try:
+            yield Place(lambda work: self._within(token, work))
+        finally:
+            self._held[token] -= 1
+            self._held += Counter()  # without zeros: tokens that are gone take no memory
+
+    async def _within(self, token: bytes | None, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._idle_s) as clock:
+                self._silent[clock] = token
+                try:
+                    return await work
+                finally:
+                    self._silent.pop(clock, None)
+        except TimeoutError:
+            message = "nothing came, or no receipt was taken, for too long"
+            hint = (
+                f"Send a line within {self._idle_s:g} s (limits.upload_idle_s), sooner when all "
+                "places are taken, or begin another upload; what has a receipt is recorded"
+            )
+            raise RequestError(408, "upload_idle", message, None, hint) from None
+
+    def _push_out(self, of: bytes | None = None) -> bool:
+        """End the upload that is silent for longest; False if none is for longer than it may."""
+        now = asyncio.get_running_loop().time()
+        for clock, token in self._silent.items():
+            if of is None or token == of:
+                if now < (clock.when() or now) - self._idle_s + _PATIENCE_S:
+                    return False
+                del self._silent[clock]
+                clock.reschedule(now)
+                return True
+        return False
+
+
+def _busy(message: str) -> RequestError:
+    hint = "Send it again after Retry-After; nothing was recorded"
+    return RequestError(429, "busy", message, None, hint, 1)
+
+
+async def upload(
+    serving: Serving,
+    receive: Receive,
+    send: Send,
+    limits: Limits,
+    place: Place,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Record events as their lines arrive; the receipts go out in the same order.
+
+    Rows that arrive together are one commit, of at most ``limits.rows_max`` events; the next ones
+    are read when they are answered, so a sender that is too fast is held back by its connection.
+    A line that can't be taken gets a receipt that says so, and the rest goes on.  What ends the
+    upload (the journal is full, a line above ``limits.body_bytes_max``, none that comes) is the
+    last line, as an error body.
+    """
+    head = [(b"content-type", NDJSON), *headers]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    last = b""
+    try:
+        async for lines in place.timely(read_lines(receive, limits.body_bytes_max)):
+            for i in range(0, len(lines), limits.rows_max):
+                receipts = await _record(serving, lines[i : i + limits.rows_max])
+                body = _encode(receipts)
+                part = {"type": "http.response.body", "body": body, "more_body": True}
+                await place.within(send(part))
+    except RequestError as error:
+        serving.replica.counts[f"feedback_refused_{error.code}"] += 1
+        last = _encode([error_body(error)])
+    except Exception:  # the status is sent already: only the last line can say it
+        log.exception("an upload of feedback, %s", serving.name)
+        last = _encode([error_body(failed())])
+    with contextlib.suppress(RequestError):  # who takes no receipts takes no last line, either
+        await place.within(send({"type": "http.response.body", "body": last}))
+
+
+async def _record(serving: Serving, lines: list[bytes]) -> list[Receipt]:
+    events: list[Event | RequestError] = []
+    for line in lines:
+        try:
+            events.append(decode_event(line))
+        except RequestError as error:
+            events.append(error)
+    good = [event for event in events if isinstance(event, Event)]
+    receipts = iter(await serving.record(good) if good else [])
+    return [refused(e) if isinstance(e, RequestError) else next(receipts) for e in events]

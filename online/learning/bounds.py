@@ -1,0 +1,390 @@
+"""Values are bounded before they move a model, by what was sent under the same name before.
+
+One number that is far from all others ruins a scaler for good: after 1e4 among numbers of about 1,
+the others look all alike.  So each name has a *range*, the least and the greatest number that were
+learned, and what lies further beyond it than :data:`REACH` times its width is *clipped*:
+
+* a row that is learned has the nearest end of what came lately instead: of a number that is so far
+  off only the side is believed.  The row holds both, so whoever learns it later bounds nothing
+  anew;
+* an answer is given as if the number were the nearest end of the range.
+
+In a row that is learned, numbers share the reach: eight that are far off together say the same
+nonsense eight times.  A number within the reach is taken as it is, and widens the range, at most to
+twice its width.  Who widens it again and again finds less and less reach, until rows have passed.
+
+If most numbers of a name lie beyond the reach it is the world that has changed (a counter, another
+unit): after some rows the range goes there.
+
+All of this is a view of the learned rows, and adds up over replicas: its blocks are pushed with
+the rows' range.  Nothing is written while numbers stay within their ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from math import inf, log2
+from typing import Any, Final
+
+from online.learning.counters import DIGEST
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from replay.example import Example, Features, Value
+
+REACH: Final = 16.0
+"""Widths of the range beyond its ends.  Elec2 and INSECTS, in their order, need 14."""
+
+YOUNG: Final = 32
+"""Numbers that differ after which a range stands for its name.  Until then it is at least as wide
+as its numbers are large, and widens to whatever is within the reach."""
+
+EASE_ROWS: Final = 512
+"""Rows of the model after which one widening to twice the width counts no more."""
+
+TURN: Final = 24
+"""Clipped numbers of a name, less half of those that were not, after which its range moves."""
+
+_FREE: Final = 2.0  # widenings that cost no reach
+_STOP: Final = 6.0  # widenings after which next to none is left
+_REST: Final = 0.25
+_BACK: Final = 0.5
+_TURN_YOUNG: Final = 2.0
+_SAMPLED: Final = 8  # rows of which one is looked at for what came lately
+_LATELY: Final = 16  # of those, at least, and twice as many at most
+
+FAR: Final = "far beyond"
+"""How the reason of such a row begins."""
+
+_SHOWN: Final = 5  # names in it
+
+RANGE: Final = "bounds.range"
+ROWS: Final = "bounds.rows"
+BEYOND: Final = "bounds.beyond"
+UNTIL: Final = "bounds.until"
+BOUNDED: Final[Touched] = {RANGE: None, ROWS: None, BEYOND: None, UNTIL: None}
+"""Blocks, each as a whole: by name its range; numbers that differ, up to :data:`YOUNG`; how many
+lay beyond the reach lately; the number of rows at which it has all of its reach again."""
+
+
+class _Range:
+    """The range of one name's numbers, and what else is known of them."""
+
+    __slots__ = ("beyond", "high", "low", "rows", "until")
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.rows, self.beyond, self.until = 0, 0.0, 0.0
+
+    @property
+    def width(self) -> float:
+        width = self.high - self.low
+        if self.rows < YOUNG or width <= 0.0:
+            width = max(width, abs(self.high), abs(self.low))
+        return width if width > 0.0 else 1.0
+
+    def reach(self, n: int) -> float:
+        """Widths beyond the range that are believed at the model's ``n``-th row."""
+        strained = (self.until - n) / EASE_ROWS
+        if strained < _FREE:
+            return REACH
+        return REACH * 2.0 ** (1.0 - strained) if strained < _STOP else _REST
+
+
+class Bounds:
+    """Ranges of the numbers of one model, with an open delta; the verbs of a tally.
+
+    Parameters
+    ----------
+    free
+        Names that are never bounded: their numbers stand for something.
+
+    Attributes
+    ----------
+    on
+        False: nothing is bounded, and nothing is learned of ranges.
+    """
+
+    def __init__(self, free: Collection[str] = ()) -> None:
+        self.on = True
+        self._free = frozenset(free)
+        self._ranges: dict[str, _Range] = {}
+        self._awake: set[str] = set()  # names for which a number within its range says something
+        self._n = 0  # rows that the model has learned
+        self._lately = [dict[str, tuple[float, float]](), dict[str, tuple[float, float]]()]
+        self._begin()
+
+    @classmethod
+    def of(cls, values: Blocks, *, on: bool) -> Bounds:
+        """Make bounds with what these values say of the ranges."""
+        made = cls()
+        made.on = on
+        made.reset(values)
+        return made
+
+    def _begin(self) -> None:
+        self._open_n = 0
+        self._open_ranges: dict[str, tuple[float, float]] = {}
+        self._open_rows: dict[str, int] = {}
+        self._open_beyond: dict[str, float] = {}
+        self._open_until: dict[str, tuple[float, float]] = {}
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def answered(self, features: Features) -> Features:
+        """The row as it is answered; the same object if nothing in it is beyond the reach."""
+        out = features
+        for name, held in self._outside(features):
+            if _widths(held, features[name]) > held.reach(self._n):
+                out = dict(out) if out is features else out
+                out[name] = held.high if float(features[name]) > held.high else held.low  # type: ignore[arg-type]
+        return out
+
+    def taught(self, features: Features) -> tuple[Features, dict[str, Value] | None]:
+        """The row as it is to be learned, and what was sent of the numbers that it has others of.
+
+        The very row, and None, if nothing in it is beyond the reach.
+        """
+        outside = self._outside(features)
+        if not outside:
+            return features, None
+        far: dict[str, float] = {}
+        shared = 0.0
+        for name, held in outside:
+            far[name] = _widths(held, features[name]) / held.reach(self._n)
+            shared += far[name] if held.rows >= YOUNG else 0.0
+        clipped = {
+            name: held
+            for name, held in outside
+            if far[name] > 1.0 or (shared > 1.0 and held.rows >= YOUNG)
+        }
+        if not clipped:
+            return features, None
+        out = dict(features)
+        for name, held in clipped.items():
+            low, high = self._near(name, held)
+            out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
+        return out, {name: features[name] for name in clipped}
+
+    def _near(self, name: str, held: _Range) -> tuple[float, float]:
+        """The ends of what came lately under the name, within its range."""
+        spans = [span[name] for span in self._lately if name in span]
+        if not spans:
+            return held.low, held.high
+        low, high = min(low for low, _ in spans), max(high for _, high in spans)
+        return min(max(low, held.low), held.high), max(min(high, held.high), held.low)
+
+    def _look(self, features: Features) -> None:
+        """Note one row of some as what came lately: only whoever clips a row asks for it."""
+        spans = self._lately[0]
+        for name, value in features.items():
+            if (type(value) is float or type(value) is int) and name in self._ranges:
+                number = float(value)
+                low, high = spans.get(name, (number, number))
+                spans[name] = (min(low, number), max(high, number))
+        if self._n % (_SAMPLED * _LATELY) == 0:
+            self._lately = [{}, spans]
+
+    def _outside(self, features: Mapping[str, Value]) -> list[tuple[str, _Range]]:
+        """Names whose number is not within its range."""
+        if not self.on:
+            return []
+        get = self._ranges.get
+        try:
+            return [
+                (name, held)
+                for name, value in features.items()
+                if (held := get(name)) is not None and not held.low <= value <= held.high  # type: ignore[operator]
+            ]
+        except TypeError:  # text where numbers were sent before
+            numbers = {k: v for k, v in features.items() if type(v) is float or type(v) is int}
+            return self._outside(numbers)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names whose range is known."""
+        return self._ranges.keys()
+
+    def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float, float, float]]:
+        """Return what an answer takes as it is, of those names whose range is known.
+
+        Least and greatest number, and what it takes instead of one below, and of one above.
+        """
+        if not self.on:
+            return {}
+        out = {}
+        for name in names:
+            if (held := self._ranges.get(name)) is not None:
+                reach = held.reach(self._n) * held.width
+                out[name] = (held.low - reach, held.high + reach, held.low, held.high)
+        return out
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def add(self, example: Example) -> None:
+        """Count one learned row, with what was sent of the numbers that it has others of."""
+        self._n += 1
+        self._open_n += 1
+        if not self.on:
+            return
+        ranges, sent = self._ranges, example.raw
+        features = example.features
+        if sent is not None:  # of what was left out altogether nothing is kept here, either
+            features = {**features, **{name: sent[name] for name in sent if name in features}}
+        if not features.keys() <= ranges.keys():
+            self._meet(features)
+        if self._n % _SAMPLED == 0:
+            self._look(example.features)
+        outside = self._outside(features)
+        for name, held in outside:
+            value = float(features[name])  # type: ignore[arg-type]  # outside: a number
+            self._widen(name, held, value, clipped=sent is not None and name in sent)
+            self._note(name, held)
+        if self._awake:
+            far = dict(outside)
+            for name in [name for name in self._awake if name in features and name not in far]:
+                held = ranges[name]
+                if held.beyond and features[name]:
+                    self._ease(name, held)
+                if held.rows < YOUNG and held.low < held.high:
+                    self._age(name, held)
+                self._note(name, held)
+
+    def _meet(self, features: Features) -> None:
+        """Begin a range for each number of a new name."""
+        for name in features.keys() - self._ranges.keys():
+            value = features[name]
+            if name not in self._free and (type(value) is float or type(value) is int):
+                number = float(value)
+                self._ranges[name] = _Range(number, number)
+                self._open_ranges[name] = (number, number)
+
+    def _note(self, name: str, held: _Range) -> None:
+        """Whether numbers within the range say something of it from now on."""
+        if held.beyond > 0.0 or (held.rows < YOUNG and held.low < held.high):
+            self._awake.add(name)
+        else:
+            self._awake.discard(name)
+
+    def _ease(self, name: str, held: _Range) -> None:
+        by = -min(_BACK, held.beyond)
+        held.beyond += by
+        self._open_beyond[name] = self._open_beyond.get(name, 0.0) + by
+
+    def _age(self, name: str, held: _Range) -> None:
+        held.rows += 1
+        self._open_rows[name] = self._open_rows.get(name, 0) + 1
+
+    def _widen(self, name: str, held: _Range, value: float, *, clipped: bool) -> None:
+        width, far = held.width, _widths(held, value)
+        young = held.rows < YOUNG
+        if young:
+            self._age(name, held)
+        if clipped:
+            self._open_beyond[name] = self._open_beyond.get(name, 0.0) + 1.0
+            held.beyond += 1.0
+            turn = min(TURN, max(_TURN_YOUNG, 0.75 * held.rows)) if young else TURN
+            if held.beyond < turn:
+                return
+            self._open_beyond[name] -= held.beyond
+            held.beyond = 0.0
+            most = REACH
+        else:
+            if held.beyond:
+                self._ease(name, held)
+            most = inf if young else 1.0
+            if not young:
+                if held.until - self._n >= _STOP * EASE_ROWS:
+                    return
+                held.until = max(held.until, self._n) + EASE_ROWS * log2(1.0 + min(far, most))
+                self._open_until[name] = (0.0, held.until)
+        if far <= most:
+            held.low, held.high = min(held.low, value), max(held.high, value)
+        elif value > held.high:
+            held.high += most * width
+        else:
+            held.low -= most * width
+        self._open_ranges[name] = (held.low, held.high)
+
+    # -- the verbs of a tally ----------------------------------------------------------------
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        out: Blocks = {}
+        if self._open_ranges:
+            out[RANGE] = Block(EXTREMA, self._open_ranges)
+        if self._open_rows:
+            out[ROWS] = Block(COUNT, self._open_rows)
+        if self._open_beyond:
+            out[BEYOND] = Block(COUNT, self._open_beyond)
+        if self._open_until:
+            out[UNTIL] = Block(EXTREMA, self._open_until)
+        self._begin()
+        return out
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values for the keys given, with the open delta on top."""
+        ranges = self._ranges
+        if DIGEST in values:
+            self._n = values[DIGEST].data["count"] + self._open_n
+        for name, (low, high) in _data(values, RANGE).items():
+            own = self._open_ranges.get(name, (low, high))
+            low, high = min(low, own[0]), max(high, own[1])
+            held = ranges.get(name)
+            if held is None:
+                ranges[name] = _Range(low, high)
+            else:
+                held.low, held.high = low, high
+        for name, n in _data(values, ROWS).items():
+            if (held := ranges.get(name)) is not None:
+                held.rows = n + self._open_rows.get(name, 0)
+        for name, x in _data(values, BEYOND).items():
+            if (held := ranges.get(name)) is not None:
+                held.beyond = max(x + self._open_beyond.get(name, 0.0), 0.0)
+        for name, (_, until) in _data(values, UNTIL).items():
+            if (held := ranges.get(name)) is not None:
+                held.until = max(until, self._open_until.get(name, (0.0, 0.0))[1])
+        for block in (RANGE, ROWS, BEYOND):
+            for name in _data(values, block):
+                if (held := ranges.get(name)) is not None:
+                    self._note(name, held)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._ranges, self._n = {}, 0
+        self._awake.clear()
+        self._begin()
+        self.rebase(values)
+
+    def touched(self, names: Collection[str]) -> Touched:
+        """All that learning rows of these features may have changed."""
+        return {DIGEST: None, **{block: set(names) for block in BOUNDED}}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        """Become what ``reset`` would make of all values, given those touched."""
+        self._begin()
+        for name in names:
+            self._ranges.pop(name, None)
+            self._awake.discard(name)
+        self.rebase(values)
+
+
+def _widths(held: _Range, value: Value) -> float:
+    """How far a number is beyond the range, in its widths."""
+    number = float(value)  # type: ignore[arg-type]  # outside: a number
+    return (number - held.high if number > held.high else held.low - number) / held.width
+
+
+def _data(values: Blocks, name: str) -> Mapping[str, Any]:
+    return values[name].data if name in values else {}
+
+
+def free_names(model: object) -> Collection[str]:
+    """Names of a model's features that are whole numbers of a table, not measures."""
+    named: Collection[str] = getattr(model, "ids", ())
+    return named
+
+
+def clipped_reason(raw: Mapping[str, Value]) -> str:
+    """Why a row is answered ``clipped``, for its sender."""
+    shown = ", ".join(f"{name} = {value!r:.24}" for name, value in list(raw.items())[:_SHOWN])
+    more = f" and {len(raw) - _SHOWN} more" if len(raw) > _SHOWN else ""
+    return f"{FAR} what was sent before, learned as the end of what came lately: {shown}{more}"

@@ -1,0 +1,352 @@
+"""The learner of one model in one replica: what is in the local model, and what is owed.
+
+Learning follows the offsets of committed rows, never requests.  The local model is always
+
+    values pulled  +  own deltas that the pulled clock does not contain  +  the open delta
+
+so each own row counts once, whatever was lost, repeated or restarted.  At a merge, if the deltas
+of a partition are no unbroken chain from its clock to what was learned (the server restarted,
+somebody else pushed, a bound was reached), they are dropped and the rows are learned again, while
+the old copy goes on predicting.  If the server's values were rewritten (a rollback), everything
+above them is learned again, and the old copy does not go on.
+
+No Ray, no I/O, no clock: the shell in :mod:`online.replica.replica` feeds rows, sends and receives.
+Protocol: "Exactly once, in detail" in the project's design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from evaluation.metrics import Task, details, increments, majority
+from online.learning.bounds import BOUNDED
+from online.learning.counters import ANOTHERS, COSTS, DIGEST, TALLIED, Tally
+from online.learning.deltas import CLOSED, Delta, Opened, finish, moved, restart, touched_by
+from online.learning.local_model import LocalModel
+from online.learning.vocabulary import NAMED
+from online.models.base import Mendable, Model, learn_example
+from online.models.errors import NothingLearned
+from paramserver.blocks import Touched
+from paramserver.filters.sources import keep_bounds, of_sources
+from paramserver.wire import SyncReply
+from replay import codec
+from replay.example import Example, Label, label_of, label_text
+from replay.journal.base import Row, Verdict
+from replay.memory import Lesson
+
+LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row that the model could not learn; the model is as it was before it."""
+
+    row: Row
+    reason: str
+
+
+class Learner(LocalModel):
+    """Learns rows, and merges what the server replies.
+
+    Parameters as of :class:`online.learning.local_model.LocalModel`.
+    """
+
+    # -- learning -----------------------------------------------------------------------------
+
+    def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
+        """Learn the next row of its partition, one of :meth:`wanted`.
+
+        A row that the model raises on leaves it as it was before, and is reported; the pointer
+        goes on.  With ``give_up``, the reason why, the model is not asked; undone is passed over.
+        """
+        assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
+        opened = self._open
+        if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
+            self._cut()
+        if self._open is None:
+            self._open = Opened(row.partition, row.offset, row.offset, self.version)
+        failed = None
+        self.latest = None
+        learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
+        if learned and give_up is not None:
+            failed = Failed(row, give_up)
+        elif learned:
+            failed = self._try(row, self._open)
+        self._note_evidence(row)
+        self._open.last = row.offset
+        self.tracks[row.partition].next += 1
+        self._switch()
+        return failed
+
+    def _note_evidence(self, row: Row) -> None:
+        """Note what the row says of its source, whatever became of the row here."""
+        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
+        if asleep or self.undone.has(row.partition, row.offset):
+            return
+        example = self.latest or codec.decode(row.payload)
+        self.evidence.add(row, example.judged)
+
+    def _try(self, row: Row, opened: Opened) -> Failed | None:
+        example, memory = codec.decode(row.payload), self.memory
+        lesson: Lesson = ()
+        score = example.score
+        if example.moved is not None:
+            memory = None  # no row to be kept, and none that others are learned with
+        if memory is not None:
+            lesson = memory.lesson(example.label)
+            if score is None and memory.distil:
+                score = self.score(self.serving.predict(example.features))
+        try:
+            self._learn(row, example, lesson)
+        except Exception as error:  # whatever the model raises: it is a stranger's code
+            if not isinstance(error, NothingLearned):
+                self._put_back(example, lesson)
+            return Failed(row, f"{type(error).__name__}: {error}"[:500])
+        opened.rows.append((row, example, lesson))
+        self.latest = example
+        if memory is not None:
+            memory.keep(row, example, score)
+        return None
+
+    def _learn(self, row: Row, example: Example, lesson: Lesson) -> None:
+        learn_example(self._training, example, row.factor, lesson, self._spec)
+        self.bounds.add(example)
+        self.vocabulary.add(example, row.source)
+        if example.moved is not None:
+            self.tally.add(row.key, {}, None, row.at)
+            return
+        label = None if self._task == "regression" else label_text(example.label)
+        counted = increments_of(self._task, example, self.tally)
+        self.tally.add(row.key, counted, label, row.at)
+
+    def _put_back(self, failed: Example, lesson: Lesson) -> None:
+        """The model as it was before the row at hand: values, kept deltas, the open rows again."""
+        rows = self._open.rows if self._open else []
+        if isinstance(self._training, Mendable):  # not all values, which may be many
+            names = {name for e in (failed, *(e for _, e, _ in rows)) for name in _names(e)}
+            for drawn in chain(lesson, *(again for _, _, again in rows)):
+                names.update(x for item in drawn.items for x in item.features)
+            self._mend(self._training, names)
+        else:
+            self._reset(self._training)
+        for row, example, again in rows:
+            self._learn(row, example, again)
+
+    def _mend(self, model: Mendable, names: Collection[str]) -> None:
+        pending = self._deltas.pending(self.clock)
+        model.mend(self._pulled.with_deltas(pending, model.touched(names)), names)
+        self.bounds.mend(self._pulled.with_deltas(pending, self.bounds.touched(names)), names)
+        named = self.vocabulary.touched()
+        self.vocabulary.mend(self._pulled.with_deltas(pending, named))
+        self._reset_tally(pending)
+
+    def _reset_tally(self, pending: Sequence[Delta]) -> None:
+        self.tally.reset(self._pulled.with_deltas(pending, TALLIED))
+
+    def _reset(self, model: Model) -> None:
+        state = self._pulled.with_deltas(self._deltas.pending(self.clock))
+        model.reset(state)
+        self.tally.reset(state)
+        self.bounds.reset(state)
+        self.vocabulary.reset(state)
+
+    def _switch(self) -> None:
+        """Answer from the copy that learns, as soon as it has all that the old one had."""
+        if all(map(self._caught_up, self._targets)):
+            self._targets = {}
+            self.serving = self._training
+
+    def abandon(self, partition: int) -> None:
+        """Drop what is held of a partition that was sealed by somebody else."""
+        if partition not in self.tracks:
+            return
+        served = self._contained()
+        del self.tracks[partition]
+        if self._open and self._open.partition == partition:
+            self._open = None
+        self._deltas.drop([partition])
+        self._rebuild(self._together([partition]), served)
+
+    # -- merging ------------------------------------------------------------------------------
+
+    def take_part(self, reply: SyncReply) -> Iterator[None]:
+        """Take a part of the values, a piece a step; the copy at hand goes on meanwhile.
+
+        Its server is pushed to from now on, if what deltas do adds to whatever its values are.
+        """
+        if self._is_old(reply):
+            return
+        if self.mergeable and reply.rewrite == self.rewrite:
+            self.arrival.note(reply, _clock(reply))
+            self._note_decided(reply)
+        else:
+            self.want_all = True
+        yield from self.arrival.take(reply)
+
+    def drop_old(self) -> Iterator[None]:
+        """Let go of copies that answer no more, a piece a step."""
+        if self.serving is self._training:
+            yield from self.arrival.drop()
+
+    def _is_old(self, reply: SyncReply) -> bool:
+        """Whether a newer version is here, or a newer server is known."""
+        if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):
+            return True
+        self.arrival.epoch = reply.epoch
+        return False
+
+    def _note_decided(self, reply: SyncReply) -> None:
+        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
+            self.control, self.frozen = reply.control, reply.frozen
+
+    def on_reply(self, reply: SyncReply) -> bool:
+        """Take the server's state; returns whether anything changed.
+
+        Replies of an older epoch (a server that lost its place) or version are ignored.
+        """
+        if self._is_old(reply):
+            return False
+        coming = self.arrival.complete(reply)
+        whole = reply.kind == "all" or coming is not None
+        if not whole and (self.want_all or reply.epoch != self.version[0]):
+            self.want_all = True
+            return False
+        if not whole and reply.since is not None and reply.since > self.version:
+            return False  # changes of values that are not here
+        clock = _clock(reply)
+        if reply.rewrite != self.rewrite:
+            self._forget(clock)
+        explain = self._deltas.explain
+        if reply.kind == "none" and not explain(self.clock, clock, self.tracks.keys()):
+            self.want_all = True
+            return False
+        changed = (reply.epoch, reply.count) != self.version or whole
+        served, opened = self._contained(), self._open
+        if opened and (whole or clock.get(opened.partition, 0) >= opened.first):
+            self._cut()
+        own = [d for d in self._deltas.pending(self.clock) if d.last <= clock.get(d.partition, 0)]
+        touched: Touched = {}
+        if coming is None:
+            touched = self._pulled.take(reply, own)
+        else:
+            self.arrival.leave(self._pulled, self._training)
+            self._pulled = coming.pulled
+        keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max)
+        self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
+        others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
+        self.version, self.clock = (reply.epoch, reply.count), clock
+        self.durable, self.rewrite = dict(reply.durable), reply.rewrite
+        self.arrival.note(reply, clock, taken=whole)
+        self._note_decided(reply)
+        self.want_all = False
+        finish(self.tracks, self.clock, self.durable, reply.closed)
+        self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
+        lost = self._broken()
+        if whole and others and not self.mergeable:
+            lost = self.tracks.keys()  # states that were cut hold other rows than the values
+        if whole or lost:
+            self._rebuild(lost, served, None if coming is None else coming.model)
+        else:
+            fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
+            self.tally.rebase(fresh)
+            self.bounds.rebase(fresh)
+            self.vocabulary.rebase(fresh)
+            self.evidence.rebase(fresh)
+            self._training.rebase(fresh)
+            self._pending_n = sum(d.n for d in self._deltas.pending(clock))
+            self._switch()
+        self.ready = True
+        return changed
+
+    def _forget(self, clock: Mapping[int, int]) -> None:
+        """The values were rewritten: drop what was learned on others, go on from the clock."""
+        self._open = None
+        self._deltas.drop(self.tracks.keys())
+        self._targets = {}
+        self.relearned += restart(self.tracks, clock)
+
+    def _broken(self) -> Collection[int]:
+        """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
+        unbroken = self._deltas.unbroken
+        return self._together(
+            [p for p, t in self.tracks.items() if not unbroken(p, t.next, self.clock, self._open)]
+        )
+
+    def _together(self, lost: Collection[int]) -> Collection[int]:
+        """Return the partitions to learn again with these: a whole state holds all rows."""
+        if lost and not self.mergeable:
+            return self.tracks.keys()
+        return [p for p in lost if p in self.tracks]
+
+    def _rebuild(
+        self, lost: Collection[int], served: dict[int, int], copy: Model | None = None
+    ) -> None:
+        """A new copy from values and kept deltas; rows of ``lost`` partitions are learned again.
+
+        Until they are, the old copy, which has the rows of ``served``, goes on predicting.
+        ``copy``: a new one that has the values already.
+        """
+        if not self._targets:
+            self._served = served
+        if self._open and self._open.partition in lost:
+            self._open = None
+        self._cut()
+        self._deltas.drop(lost)
+        for partition in lost:
+            track = self.tracks[partition]
+            self._targets[partition] = max(track.next, self._targets.get(partition, 0))
+            restart = self.clock.get(partition, 0) + 1
+            self.relearned += max(track.next - restart, 0)
+            track.next = restart
+        pending = self._deltas.pending(self.clock)
+        if copy is None:
+            self._training = self._build()
+            self._reset(self._training)
+        else:
+            self._training = copy
+            copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))
+            self._reset_tally(pending)
+            ranged: Touched = {**BOUNDED, DIGEST: None}
+            self.bounds.reset(self._pulled.with_deltas(pending, ranged))
+            self.vocabulary.reset(self._pulled.with_deltas(pending, NAMED))
+        self._pending_n = sum(d.n for d in pending)
+        blocks = (self._pulled.blocks, *(d.blocks for d in pending))
+        judged: Touched = {name: None for held in blocks for name in of_sources(held)}
+        self.evidence.reset(self._pulled.with_deltas(pending, judged))
+        self._switch()
+
+
+def _clock(reply: SyncReply) -> dict[int, int]:
+    return {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
+
+
+def _names(example: Example) -> Collection[str]:
+    """Names of the features that learning it touches."""
+    return example.features if example.moved is None else example.moved.columns
+
+
+def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
+    """Return what the row adds to the prequential counters."""
+    score, shares = example.score, None
+    predicted: Label | None = None
+    if task == "regression":
+        mean = majority(task, tally.counters)
+        predicted = score.get("") if score else None
+    else:
+        mean, shares = tally.majority(), score
+        predicted = label_of(max(score, key=score.__getitem__)) if score else None
+    counted = increments(
+        task,
+        label=example.label,
+        predicted=predicted,
+        probabilities=shares,
+        no_change=example.no_change,
+        majority=mean,
+    )
+    if score is not None:
+        counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    if example.version is not None and example.version[0] <= tally.answers_after:
+        counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
+    return counted

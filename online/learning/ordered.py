@@ -1,0 +1,438 @@
+"""The learner of a model that every replica learns whole, in the journal's commit order.
+
+What replicas learn of such a model is never merged.  Each replica learns all committed rows of the
+model, of all partitions, in the order of their ``seq``; so replicas that have learned up to the
+same row are equal, and one that has learned as far as its own newest row reads its own writes.
+The parameter server keeps clocks and snapshots: one replica, whom it names the keeper, sends what
+it has learned now and then, and whoever starts begins there.
+
+    local model = values at a position of the order  +  the rows after it, in order
+
+No Ray, no I/O, no clock, as of :mod:`online.learning.merged`, whose verbs it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from evaluation.metrics import Task
+from online.learning.bounds import Bounds, free_names
+from online.learning.counters import Tally
+from online.learning.deltas import CLOSED, Track, Tracks, open_ones
+from online.learning.local_model import score_of
+from online.learning.merged import LEARNED, Failed, increments_of
+from online.learning.source_evidence import Evidence
+from online.learning.values_in_parts import Arrival, Arriving
+from online.learning.vocabulary import Vocabulary, words_of
+from online.models.base import Model, Prediction, learn_example
+from online.models.errors import NothingLearned
+from paramserver import blocks as algebra
+from paramserver.blocks import Blocks, Touched
+from paramserver.filters.sources import keep_bounds
+from paramserver.rewrites import Undone
+from paramserver.wire import OrderedState, Push, SyncReply, Version
+from replay import codec
+from replay.example import Example, Features, label_text
+from replay.journal.base import Partition, Row, Verdict
+
+BEGIN: Final = 0
+"""The position before every row."""
+_SPANS: Final = 64
+
+
+class _Written:
+    """Values of a position of the order, and what has changed since those that were begun with.
+
+    ``since``: rows that the copy that learns has on top of ``values``.
+    """
+
+    def __init__(self, values: Blocks, began: int, epoch: int) -> None:
+        self.values = values
+        self.since: list[tuple[Row, Example]] = []
+        self._epoch = epoch  # of the server whose values were begun with
+        self._began = began  # a position, and what has changed since, up to others
+        self._spans: list[tuple[int, Touched]] = []
+
+    def add(self, position: int, done: Blocks, sources_max: int) -> None:
+        """The rows since are in the values from here on: ``done`` is what they changed."""
+        touched = algebra.merge(self.values, done, 1.0)
+        keep_bounds(self.values, touched, sources_max)
+        self.since = []
+        self._spans.append((position, touched))
+        if len(self._spans) > _SPANS:
+            (_, first), (end, second), *later = self._spans
+            algebra.add_touched(first, second)
+            self._spans = [(end, first), *later]
+
+    def changed(self, kept: int, epoch: int) -> tuple[int, Blocks]:
+        """Return what a server of ``epoch`` at the position ``kept`` lacks, and since where."""
+        while self._spans and self._spans[0][0] <= kept:
+            self._began, _ = self._spans.pop(0)  # a server that goes back behind it gets all
+        if kept < self._began or (kept == self._began and epoch != self._epoch):
+            return BEGIN, algebra.copy(self.values)
+        changed = Touched()
+        for _, touched in self._spans:
+            algebra.add_touched(changed, touched)
+        return kept, algebra.copy(algebra.select(self.values, changed))
+
+
+class OrderedLearner:
+    """This class has what is in the local model of one replica, and up to which row.
+
+    Parameters
+    ----------
+    build, task, spec
+        As of :class:`online.learning.local_model.LocalModel`.
+    rows_max
+        Rows that are learned again at most if the model raises on one: after so many the state is
+        written down in memory.
+
+    Attributes
+    ----------
+    position
+        ``seq`` up to which the copy that learns has every row.
+    keeper
+        Whether the server asks this replica for what it has learned.
+    """
+
+    open_rows: Final = 0  # nothing is owed that another replica does not have too
+    memory: None = None  # rows are not learned again: replicas would differ
+
+    def __init__(self, build: Callable[[], Model], *, task: Task, spec: str, rows_max: int) -> None:
+        self._build, self._task, self._spec, self._rows_max = build, task, spec, rows_max
+        self.serving = build()
+        self._training = self.serving
+        self.mergeable = False
+        self.tally, self.evidence = Tally(), Evidence()
+        self.bounds = Bounds(free_names(self.serving))
+        self.vocabulary = Vocabulary(words_of(self.serving))
+        self.latest: Example | None = None  # of the row at hand, if it was learned
+        self.version: Version = (0, 0)
+        self.clock: dict[int, int] = {}
+        self.durable: dict[int, int] = {}
+        self.tracks: Tracks = {}
+        self.position = BEGIN
+        self.ready, self.want_all, self.keeper = False, True, False
+        self.relearned = 0
+        self.rewrite, self.control, self.frozen = 0, 0, False
+        self.undone = Undone()
+        self.arrival = Arrival(None)
+        self.began = 0  # how often values were begun with
+        self._rewritten = False  # what is undone is known already, the values are to come
+        self._learned: dict[int, int] = {}  # last offset of each partition, of what learns
+        self._served: dict[int, int] = {}  # the same of what answers, while rows are learned again
+        self._target = BEGIN  # until here they are
+        self._newest = self._newest_awake = BEGIN  # ``seq`` of the last row; of one not frozen
+        self._kept = BEGIN  # position of the server's values
+        self._known: tuple[int, Version, int] = (BEGIN, (0, 0), 0)  # position, version, learned
+        self._standing = 0  # rows learned by the values of ``version``
+        self._written = _Written({}, BEGIN, 0)
+
+    # -- answering ----------------------------------------------------------------------------
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer of the local model.  Changes nothing."""
+        return self.serving.predict(self.bounds.answered(features))
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Answers of :meth:`predict`, within 1e-12."""
+        return self.serving.predict_many([self.bounds.answered(x) for x in rows])
+
+    @property
+    def role(self) -> str:
+        """One of the replicas of this role is asked for what it has learned."""
+        return "ordered"
+
+    @property
+    def own(self) -> int:
+        """Rows in the local model on top of ``version``, whoever wrote them."""
+        return max(self.tally.digest[0] - self._standing, 0)
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether what answers is the copy that learns."""
+        return self.serving is self._training
+
+    def includes(self, partition: int, offset: int) -> bool:
+        """Whether the answers given now count the row."""
+        if self._rewritten or self.undone.has(partition, offset):
+            return False
+        contained = self._served if self._target > self.position else self._learned
+        return contained.get(partition, 0) >= offset
+
+    def known(self) -> dict[int, int]:
+        """Last offset of each open partition whose rows are in the answers given now."""
+        return open_ones(self._served if self._target > self.position else self._learned)
+
+    def score(self, prediction: Prediction) -> dict[str, float] | None:
+        """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
+        return score_of(self._task, prediction)
+
+    # -- partitions ---------------------------------------------------------------------------
+
+    def open_partition(self, partition: int) -> None:
+        """An own, empty partition."""
+        self.tracks[partition] = Track(next=1, end=None)
+
+    def adopt(self, partition: int, end: int | None) -> None:
+        """A partition was sealed here; its rows are learned in their turn, as by everybody."""
+        self.tracks[partition] = Track(self._learned.get(partition, 0) + 1, end)
+
+    def abandon(self, partition: int) -> None:
+        """Somebody sealed a partition of this process."""
+        self.tracks.pop(partition, None)
+
+    # -- learning -----------------------------------------------------------------------------
+
+    @property
+    def follows(self) -> bool:
+        """Whether rows can be learned now: there are values to begin with."""
+        return self.ready and not self.want_all
+
+    def wants(self, row: Row) -> bool:
+        """Whether the row can be learned, or passed over, as the next one of the order.
+
+        Whoever reads the rows asks :meth:`lacks` before, if some were trimmed.
+        """
+        return self.follows and row.seq > self.position
+
+    def lacks(self, partitions: Sequence[Partition]) -> bool:
+        """Whether rows were removed that are not in the values: newer ones are wanted then."""
+        gone = any(p.trimmed > self._learned.get(p.id, 0) for p in partitions)
+        self.want_all |= gone
+        return gone
+
+    def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
+        """Learn the next row of the order; see :meth:`online.learning.merged.Learner.learn`."""
+        assert self.wants(row), f"row {row.seq} is not the next one after {self.position}"
+        failed = self.latest = None
+        fresh = row.offset > self._learned.get(row.partition, 0)
+        wanted = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
+        if fresh and wanted and give_up is not None:
+            failed = Failed(row, give_up)
+        elif fresh and wanted:
+            failed = self._try(row)
+        if fresh:
+            self._note_evidence(row)
+            self._learned[row.partition] = row.offset
+            if (track := self.tracks.get(row.partition)) is not None:
+                track.next = row.offset + 1
+            self._newest = row.seq
+            if row.verdict not in (Verdict.FROZEN, Verdict.LOST):
+                self._newest_awake = row.seq
+        self.pass_to(row.seq)
+        if len(self._written.since) >= self._rows_max:
+            self._write_down()
+        return failed
+
+    def _note_evidence(self, row: Row) -> None:
+        """Note what the row says of its source, as :class:`online.learning.merged.Learner` does."""
+        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
+        if asleep or self.undone.has(row.partition, row.offset):
+            return
+        example = self.latest or codec.decode(row.payload)
+        self.evidence.add(row, example.judged)
+
+    def pass_to(self, position: int) -> None:
+        """No row of the model is left up to here."""
+        self.position = max(self.position, position)
+        if self.position >= self._target and self.serving is not self._training:
+            self.serving, self._served = self._training, {}
+        self._stand()
+
+    def _try(self, row: Row) -> Failed | None:
+        example = self._example(row)
+        try:
+            self._learn(row, example)
+        except Exception as error:  # whatever the model raises: it is a stranger's code
+            if not isinstance(error, NothingLearned):
+                self._put_back()
+            return Failed(row, f"{type(error).__name__}: {error}"[:500])
+        self._written.since.append((row, example))
+        self.latest = example
+        return None
+
+    def _learn(self, row: Row, example: Example) -> None:
+        learn_example(self._training, example, row.factor, spec=self._spec)
+        self.bounds.add(example)
+        self.vocabulary.add(example, row.source)
+        if example.moved is not None:
+            self.tally.add(row.key, {}, None, row.at)
+            return
+        label = None if self._task == "regression" else label_text(example.label)
+        self.tally.add(row.key, self._counted(row, example), label, row.at)
+
+    def _example(self, row: Row) -> Example:
+        """Return what the row teaches, and what was answered before."""
+        return codec.decode(row.payload)
+
+    def _counted(self, row: Row, example: Example) -> dict[str, float]:
+        """Return what the row adds to the counters."""
+        return increments_of(self._task, example, self.tally)
+
+    def _put_back(self) -> None:
+        """The model as it was before the row at hand: the values, and the rows since again."""
+        self._training.reset(self._written.values)
+        self.tally.reset(self._written.values)
+        self.bounds.reset(self._written.values)
+        self.vocabulary.reset(self._written.values)
+        for row, example in self._written.since:
+            self._learn(row, example)
+
+    def _write_down(self) -> None:
+        """The values as they are now, for whoever puts the model back or starts from them."""
+        done = {
+            **self._training.cut(),
+            **self.tally.cut(),
+            **self.evidence.cut(),
+            **self.bounds.cut(),
+            **self.vocabulary.cut(),
+        }
+        self._written.add(self.position, done, self.evidence.sources_max)
+
+    # -- exchange -----------------------------------------------------------------------------
+
+    def pushes(self, limit: int) -> list[Push]:
+        """Return no deltas: what is learned of such a model is never merged."""
+        return []
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the server's values lack rows that are here; of a frozen model, learned ones."""
+        newest = self._newest_awake if self.frozen else self._newest
+        return self.follows and self.serving is self._training and newest > self._kept
+
+    def state(self) -> OrderedState:
+        """Return what was learned, for the server: what has changed since its values, or all."""
+        self._write_down()
+        epoch = self.arrival.met[0]
+        base, blocks = self._written.changed(self._kept, epoch)
+        return OrderedState(
+            epoch,
+            self._spec,
+            base,
+            self.position,
+            {p: last for p, last in self._learned.items() if last < CLOSED},
+            algebra.to_wire(blocks),
+        )
+
+    @property
+    def since(self) -> Version | None:
+        """Version to ask changes from; None asks for everything."""
+        if (coming := self.arrival.values) is not None:
+            return coming.since
+        return None if self.want_all else self.version
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether values are missing, or on their way."""
+        return self.want_all or self.arrival.values is not None
+
+    def take_part(self, reply: SyncReply) -> Iterator[None]:
+        """Take a part of the values, a piece a step; the copy at hand goes on meanwhile."""
+        if self._is_old(reply):
+            return
+        if self.ready and reply.rewrite != self.rewrite:
+            self.want_all = True
+        yield from self.arrival.take(reply)
+
+    def drop_old(self) -> Iterator[None]:
+        """Let go of copies that answer no more, a piece a step."""
+        yield from self.arrival.drop()
+
+    def _is_old(self, reply: SyncReply) -> bool:
+        if (reply.epoch, reply.count) < max(self._known[1], (self.arrival.epoch, 0)):
+            return True
+        self.arrival.epoch = reply.epoch
+        return False
+
+    def on_reply(self, reply: SyncReply) -> bool:
+        """Take what the server says; returns whether anything changed.
+
+        Its values are taken only to begin with, or after a decision that rewrote them.
+        """
+        if self._is_old(reply):
+            return False
+        coming = self.arrival.complete(reply)
+        values = self._values_of(reply, coming)
+        whole = values is not None
+        if not whole and (self.want_all or reply.rewrite != self.rewrite):
+            self.want_all = True
+            self._rewritten = self.ready and reply.rewrite != self.rewrite
+            return False
+        changed = whole or (reply.epoch, reply.count) != self._known[1]
+        clock = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
+        if values is not None:
+            self._begin_at(reply, values, clock)
+        self.clock, self.durable, self._kept = clock, dict(reply.durable), reply.position
+        self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
+        self.keeper = reply.keeper
+        self.arrival.note(reply, clock, taken=whole)
+        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
+            self.control, self.frozen = reply.control, reply.frozen
+        self._settle(reply)
+        self._stand()
+        self.ready = True
+        return changed
+
+    def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
+        """The values to begin with that have come; None: none have, or not all."""
+        if coming is not None:
+            return coming.pulled.blocks
+        return algebra.from_wire(reply.blocks) if reply.kind == "all" else None
+
+    def _stand(self) -> None:
+        """State the server's newest version, once all of its rows are here."""
+        position, version, learned = self._known
+        if version != self.version and self.position >= position:
+            self.version, self._standing = version, learned
+
+    def _settle(self, reply: SyncReply) -> None:
+        """Drop adopted partitions that every copy has."""
+        for partition, track in list(self.tracks.items()):
+            durable = min(self.clock.get(partition, 0), self.durable.get(partition, 0))
+            if partition in reply.closed or (track.end is not None and durable >= track.end):
+                del self.tracks[partition]
+
+    def _begin_at(
+        self,
+        reply: SyncReply,
+        values: Blocks,
+        clock: Mapping[int, int],
+        copy: Model | None = None,
+    ) -> None:
+        """A new copy from the server's values; until it has caught up the old one answers.
+
+        ``copy``: one that has the values already.
+
+        If the values were rewritten, the old one does not go on.
+        """
+        self.began += 1
+        rewritten = reply.rewrite != self.rewrite
+        self.rewrite = reply.rewrite
+        ahead = max(self.position, self._target) > reply.position
+        goes_on = self.ready and not rewritten and ahead
+        if goes_on and self.serving is self._training:
+            self._served, self._target = dict(self._learned), self.position
+        elif not goes_on:
+            self._served, self._target = {}, BEGIN
+        if self.ready:
+            told = self._learned.keys() & clock.keys()
+            self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in told)
+        self._training = copy or self._build()
+        if copy is None:
+            self._training.reset(values)
+        self.tally.reset(values)
+        self.bounds.reset(values)
+        self.vocabulary.reset(values)
+        self.evidence.reset(values)
+        self._written = _Written(values, reply.position, reply.epoch)
+        self._learned, self.position = dict(clock), reply.position
+        self._newest = self._newest_awake = reply.position
+        for partition, track in self.tracks.items():
+            track.next = self._learned.get(partition, 0) + 1
+        self.want_all = self._rewritten = False
+        self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
+        if not goes_on:
+            self.serving = self._training

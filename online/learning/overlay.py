@@ -1,0 +1,108 @@
+"""The learner of a replica whose model another process learns whole: it learns its own rows on top.
+
+For models that take long to learn a row.  One process learns all rows in commit order
+(:mod:`online.learning.ordered`) and publishes what it has learned at the parameter server now and
+then; each replica learns its own rows again on every copy that comes, so that it reads its own
+writes, while the copy before goes on answering.  Without own rows, answers lag behind the feedback.
+
+    local model = values as published  +  own rows that they do not contain
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from online.learning.deltas import CLOSED
+from online.learning.ordered import OrderedLearner
+from online.learning.values_in_parts import Arriving
+from online.models.base import Model, Stepwise
+from paramserver import blocks as algebra
+from paramserver.blocks import Blocks
+from paramserver.wire import SyncReply
+from replay.journal.base import Row
+
+
+class OverlayLearner(OrderedLearner):
+    """Values that another process publishes, and own rows on top.
+
+    Parameters
+    ----------
+    own_rows
+        Whether they are learned here, too.
+    """
+
+    def __init__(self, *args: Any, own_rows: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._own_rows = own_rows
+        self._pulled: Blocks = {}
+        self._coming: tuple[SyncReply, Blocks, Mapping[int, int]] | None = None
+
+    @property
+    def role(self) -> str:
+        """One of the replicas of this role is asked to run the process that learns."""
+        return "host"
+
+    def is_newest(self, reply: SyncReply) -> bool:
+        """Whether the values here are those that the server has."""
+        return self.version == (reply.epoch, reply.count)
+
+    @property
+    def unsent(self) -> bool:
+        """The server has from somebody else what is here."""
+        return False
+
+    def wanted(self) -> list[tuple[int, int]]:
+        """``(partition, offset)`` of the next own row."""
+        if not (self.follows and self._own_rows):
+            return []
+        own = [p for p, track in self.tracks.items() if track.end is None]
+        return [(p, self._learned.get(p, 0) + 1) for p in own]
+
+    def wants(self, row: Row) -> bool:
+        """Whether the row is the next own one."""
+        return (row.partition, row.offset) in self.wanted()
+
+    def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
+        if reply.kind != "changes" or coming is not None:
+            return super()._values_of(reply, coming)
+        if self.want_all or reply.since != self.version:
+            return None
+        if not reply.blocks:  # rows that have changed nothing: these values are the newest
+            self.version, self._standing = (reply.epoch, reply.count), reply.learned
+            told = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
+            for partition, last in told.items():
+                self._learned[partition] = max(last, self._learned.get(partition, 0))
+            return None
+        values = algebra.copy(self._pulled)
+        algebra.put(values, algebra.from_wire(reply.blocks))
+        return values
+
+    def prepared(self) -> Iterator[None]:
+        """Make the copy of values that have come, a step at a time, and go over to it."""
+        coming, self._coming = self._coming, None
+        if coming is None:
+            return
+        copy = self._build()
+        if isinstance(copy, Stepwise):
+            yield from copy.resetting(coming[1])
+        else:
+            copy.reset(coming[1])
+        self._begin_at(*coming, copy)
+
+    def _begin_at(
+        self,
+        reply: SyncReply,
+        values: Blocks,
+        clock: Mapping[int, int],
+        copy: Model | None = None,
+    ) -> None:
+        if copy is None and self.ready and reply.rewrite == self.rewrite:
+            self._coming = reply, values, clock
+            return
+        super()._begin_at(reply, algebra.copy(values), clock, copy)
+        self._pulled = values
+        self.version, self._standing = (reply.epoch, reply.count), reply.learned
+
+    def _stand(self) -> None:
+        """The version is that of the values that were taken."""

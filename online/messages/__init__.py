@@ -1,0 +1,1 @@
+"""Messages: requests and answers as structs, and who sends them."""

@@ -1,0 +1,216 @@
+"""Bodies of requests and answers: JSON, msgpack, and lines of JSON that need not end soon."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from online.errors import RequestError
+from online.messages.structs import Event, FeedbackRequest, PredictRequest
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+# Only to say what was wrong in a body that the decoder has refused: the name before the value.
+_NO_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?(?:NaN|Infinity|inf|nan)\b)')
+_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?\d+(?:\.\d+)?[eE]\+?\d+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One content type: how its bodies are read and written."""
+
+    content_type: bytes
+    predict: Callable[[bytes], PredictRequest]
+    feedback: Callable[[bytes], FeedbackRequest]
+    encode: Callable[[Any], bytes]
+
+
+JSON: Final = Format(
+    b"application/json",
+    msgspec.json.Decoder(PredictRequest).decode,
+    msgspec.json.Decoder(FeedbackRequest).decode,
+    msgspec.json.Encoder().encode,
+)
+MSGPACK: Final = Format(
+    b"application/msgpack",
+    msgspec.msgpack.Decoder(PredictRequest).decode,
+    msgspec.msgpack.Decoder(FeedbackRequest).decode,
+    msgspec.msgpack.Encoder().encode,
+)
+NDJSON: Final = b"application/x-ndjson"
+_PATIENCE_S: Final = 1.0  # a body that takes longer has to give way
+_LINE: Final = msgspec.json.Decoder(Event)
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """Body of an error answer."""
+    body = {"code": error.code, "message": error.message, "field": error.field, "hint": error.hint}
+    return {"error": body}
+
+
+def content_type(scope: Scope) -> bytes:
+    """Type of the body in small letters, without its parameters; empty if none is stated."""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            kind: bytes = value.partition(b";")[0].strip().lower()
+            return kind
+    return b""
+
+
+def format_of(kind: bytes) -> Format:
+    """How a body of this type is read, and its answer written.  RequestError 415."""
+    # curl --data sends a form's type when none is given: the body decides then.
+    if b"json" in kind or kind in (b"", b"application/x-www-form-urlencoded", b"text/plain"):
+        return JSON
+    if kind in (b"application/msgpack", b"application/x-msgpack", b"application/vnd.msgpack"):
+        return MSGPACK
+    hint = "Send application/json or application/msgpack; many events: application/x-ndjson"
+    raise RequestError(415, "media_type", f"content type {kind[:80].decode('latin-1')}", None, hint)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body; 413 as soon as it is known to be longer than ``limit`` bytes."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > limit:
+            raise _too_large(int(value), limit)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(len(body), limit)
+        return body
+    parts, size = [], 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise _gone()
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:  # counted: a chunked body states no length
+            raise _too_large(size, limit)
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+
+
+class Arriving:
+    """Bodies on their way: each has so long, and the slowest makes room when it is needed.
+
+    Parameters
+    ----------
+    limit
+        Bytes of a body.
+    wait_s
+        How long a body may take from its head to its end, in seconds.
+    """
+
+    def __init__(self, limit: int, wait_s: float) -> None:
+        self._limit, self._wait_s = limit, wait_s
+        self._clocks: dict[asyncio.Timeout, None] = {}  # the oldest first
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body.  RequestError: 408, 413, or 400 if the caller went away."""
+        try:
+            async with asyncio.timeout(self._wait_s) as clock:
+                self._clocks[clock] = None
+                try:
+                    return await read_body(scope, receive, self._limit)
+                finally:
+                    self._clocks.pop(clock, None)
+        except TimeoutError:
+            hint = f"Send it within {self._wait_s:g} s, or raise limits.body_wait_s"
+            raise RequestError(
+                408, "body_late", "the body did not arrive in time", None, hint
+            ) from None
+
+    def push_out(self) -> bool:
+        """Give up the slowest body; False if none has taken longer than a good one may."""
+        clock = next(iter(self._clocks), None)
+        now = asyncio.get_running_loop().time()
+        if clock is None or now < (clock.when() or now) - self._wait_s + _PATIENCE_S:
+            return False
+        del self._clocks[clock]
+        clock.reschedule(now)
+        return True
+
+
+async def read_lines(receive: Receive, limit: int) -> AsyncIterator[list[bytes]]:
+    """Lines that are not empty, as many at once as have arrived; 413 for one above ``limit``."""
+    rest, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _gone()
+        more = bool(message.get("more_body"))
+        *lines, rest = (rest + message.get("body", b"")).split(b"\n")
+        if not more:
+            lines.append(rest)
+        for line in lines:
+            if len(line) > limit:
+                raise _too_large(len(line), limit)
+        if len(rest) > limit:
+            raise _too_large(len(rest), limit)
+        if lines := [line for line in lines if line.strip()]:
+            yield lines
+
+
+def _gone() -> RequestError:
+    return RequestError(400, "disconnected", "the body did not arrive")
+
+
+def _too_large(size: int, limit: int) -> RequestError:
+    message = f"a body of {size} bytes or more, at most {limit}"
+    return RequestError(
+        413, "too_large", message, None, "Send fewer rows, or raise limits.body_bytes_max"
+    )
+
+
+def decode_event(line: bytes) -> Event:
+    """One line of an upload.  RequestError naming the field."""
+    event: Event = decode(_LINE.decode, line)
+    return event
+
+
+def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
+    """Return what ``decoder`` makes of the body.
+
+    Raises RequestError: 400 if it is malformed, 422 that names a wrong field.
+    """
+    if not body:
+        raise RequestError(400, "no_body", "the body is missing", None, "Send a JSON object")
+    try:
+        return decoder(body)
+    except msgspec.ValidationError as error:
+        raise _wrong_value(str(error), body) from None
+    except RecursionError:
+        hint = "Send features as an object of numbers and texts"
+        raise RequestError(400, "malformed", "nested too deeply", None, hint) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        field, message = None, str(error)
+        if match := _NO_NUMBER.search(body):
+            field, message = match[1].decode(errors="replace")[:80], f"{match[2].decode()}: {error}"
+        hint = "Send JSON; NaN and Infinity are no JSON numbers: leave missing values out"
+        raise RequestError(400, "malformed", message, field, hint) from None
+
+
+def _wrong_value(text: str, body: bytes) -> RequestError:
+    """422 from the decoder's message, which names neither an unknown field nor a huge number."""
+    message, _, path = text.partition(" - at `$")
+    field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"
+    if match := re.search(r"unknown field `(.*)`", message):
+        field = f"{field}.{match[1]}".lstrip(".")
+        hint = "Leave it out; see /docs for the fields"
+    elif message == "Number out of range":
+        huge = [m for m in _NUMBER.finditer(body) if math.isinf(float(m[2]))]
+        if huge:
+            field = field.replace("[...]", "." + huge[0][1].decode(errors="replace")[:80])
+            message, hint = f"{huge[0][2].decode()[:80]} is out of range", "Send at most 1e100"
+    return RequestError(422, "invalid_value", message, field or None, hint)

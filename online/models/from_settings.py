@@ -1,0 +1,52 @@
+"""The model that the settings describe, and how its parts are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from paramserver.server import MergeRule
+
+if TYPE_CHECKING:
+    from online.models.base import Model
+    from online.models.load import Loaded
+
+
+def load_model(
+    model: ModelSettings, settings: Settings, secret: bytes, old_secrets: Sequence[bytes] = ()
+) -> Loaded:
+    """The model that the settings describe, untrained.
+
+    ``secret`` seals pickled state, ``old_secrets`` open what was sealed before it.
+    """
+    from online.models.load import load  # river takes a second, which most commands need not wait
+
+    return load(
+        model.learner,
+        model.params,
+        task=model.task,
+        classes=None if model.classes is None else {k: v for k, v in model.classes.items()},
+        key=secret,
+        base_dir=settings.base_dir,
+        old_keys=old_secrets,
+        artifact=model.artifact,
+        training=model.training,
+        rehearses=model.replay.on,
+        state_of=model.state_of,
+    )
+
+
+def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
+    """How what several replicas learn comes together.
+
+    What can't be merged is learned in order by each replica, or, in the background, by one process
+    for all.
+    """
+    asked = model.sync.merge
+    if asked in ("ordered", "overlay", "lagging") or not built.mergeable:
+        if model.learn == "background":
+            return "lagging"
+        return asked if asked in ("overlay", "lagging") else "ordered"
+    return "compensated" if asked == "auto" else asked

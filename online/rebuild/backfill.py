@@ -1,0 +1,353 @@
+"""Teaching a model from tables of the past, row by row in their order.
+
+The rows are not written into the journal.  What they have taught becomes a snapshot, and one
+control row says which files they were (see :mod:`paramserver.backfill`).  A row is checked as at
+the service's door; one that is not learned goes aside with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from online.errors import OnlineError, RequestError
+from online.learning.bounds import UNTIL, Bounds, free_names
+from online.models.base import Model, learn_example
+from online.models.errors import NothingLearned
+from online.models.linear import Linear
+from online.rescore.run import known_names
+from online.rescore.work import quarantined
+from online.rows.door import Door
+from online.tables import inputs, readers
+from online.tables.columns import Rows
+from online.tables.errors import InputRefused
+from online.tables.inputs import opened
+from online.tables.layout import Input, Layout, Shard
+from online.tables.places import Folder, failures, shown
+from online.tables.readers import Bad, Piece
+from paramserver import blocks as algebra
+from paramserver.bases import Taught
+from paramserver.blocks import Blocks
+from replay.example import Example, Label
+
+_CUT_ROWS: Final = 1_024  # learned again if the model raises at a later one
+_HASHED: Final = 1 << 20
+_REASON_CHARS: Final = 300
+
+
+class TaughtAlready(OnlineError):
+    """A file whose content has taught the model before; learning it twice needs to be asked for."""
+
+    file: str
+    snapshot: str
+    text = (
+        "{file}: the model has learned these very bytes (base snapshot {snapshot}). Nothing was "
+        "learned; leave the file out, or learn it twice with --again"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The files that a model is to learn from, and the columns that say what a row is.
+
+    Attributes
+    ----------
+    files
+        Paths or URIs of files and folders, in the order in which they are learned.
+    label
+        Column of the labels; one of them has to be there in a row.
+    event_id
+        Column of the ids that the events have, or would have, at the service; None: there is none.
+    time
+        Column of when they happened: no row may be older than one before it.
+    ignored, missing_ok, text_bytes_max, features_max
+        As of :class:`online.rescore.run.Request`, and the most features that a row may have.
+    """
+
+    files: tuple[str, ...]
+    label: str
+    event_id: str | None = None
+    time: str | None = None
+    ignored: frozenset[str] = frozenset()
+    missing_ok: bool = False
+    text_bytes_max: int = 1_024
+    features_max: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Tables that were looked at: their files, how columns are taken, and shards in order."""
+
+    files: tuple[Input, ...]
+    layout: Layout
+    shards: tuple[Shard, ...]
+    hashes: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files, bad ones included."""
+        return sum(one.rows for one in self.files)
+
+    @property
+    def id(self) -> str:
+        """The same for files of the same content."""
+        return hashlib.sha256("".join(self.hashes).encode()).hexdigest()[:16]
+
+    def taught(self) -> list[Taught]:
+        """The files, as the journal notes them."""
+        names = [shown(one.path).rpartition("/")[2] for one in self.files]
+        return [
+            Taught(name, one.size, digest, one.rows)
+            for name, one, digest in zip(names, self.files, self.hashes, strict=True)
+        ]
+
+
+@dataclass(slots=True)
+class Learned:
+    """How many rows were learned, refused, and left out because the service has learned them.
+
+    ``clipped`` of the learned ones have a number that was bounded.
+    """
+
+    learned: int = 0
+    quarantined: int = 0
+    known: int = 0
+    clipped: int = 0
+
+
+def look(tables: Tables, model: Model) -> Cut:
+    """Find the files, check their columns, count their rows, and hash them.
+
+    Raises InputRefused, naming file and column; PlaceFailed.
+    """
+    files = inputs.found(tables.files)
+    if tables.label in (tables.event_id, tables.time):
+        place = f"{files[0].path}, column {tables.label}"
+        raise InputRefused(place, "it is the label, and more", "Name another column")
+    layout = inputs.layout(
+        files, key=tables.event_id, time=tables.time, ignored=tables.ignored,
+        known=() if isinstance(model, Linear) else known_names(model),
+        numeric_only=model.numeric_only, missing_ok=tables.missing_ok,
+        text_bytes_max=tables.text_bytes_max, label=tables.label,
+    )  # fmt: skip
+    features = len(layout.features) - 1
+    if not features or features > tables.features_max:
+        problem = f"{features} columns to learn from, at most {tables.features_max}"
+        raise InputRefused(files[0].path, problem, "Leave some out: --ignore COLUMN")
+    counted, shards = inputs.cut(files, np.random.default_rng(0))
+    return Cut(tuple(counted), layout, tuple(shards), tuple(map(_sha256, counted)))
+
+
+def _sha256(one: Input) -> str:
+    digest = hashlib.sha256()
+    plain = msgspec.structs.replace(one, compressed=False)
+    with failures(one.path), opened(plain) as file:
+        while data := file.read(_HASHED):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+class Teacher:
+    """A model that learns, and its values up to the last cut.
+
+    Parameters
+    ----------
+    values
+        What it begins with; not changed.
+    bounded
+        Whether numbers that are far beyond all before are bounded (:mod:`online.learning.bounds`).
+
+    Attributes
+    ----------
+    clipped
+        Rows of which a number was.
+    """
+
+    def __init__(self, model: Model, values: Blocks, *, bounded: bool = True) -> None:
+        self._model, self._values = model, algebra.copy(values)
+        self._open: list[Example] = []
+        self._bounds = Bounds(free_names(model))
+        self._bounds.on = bounded
+        self.clipped = 0
+        model.reset(algebra.copy(values))
+        self._bounds.reset(values)
+
+    def learn(self, example: Example) -> str | None:
+        """Learn a row, and None; or why the model has not, which is then as it was before."""
+        features, sent = self._bounds.taught(example.features)
+        if sent is not None:
+            example = msgspec.structs.replace(example, features=features, raw=sent)
+        try:
+            learn_example(self._model, example)
+        except Exception as error:  # whatever the model raises: it is a stranger's code
+            if not isinstance(error, NothingLearned):
+                self._put_back()
+            return f"{type(error).__name__}: {error}"[:_REASON_CHARS]
+        self._bounds.add(example)
+        self.clipped += sent is not None
+        self._open.append(example)
+        if len(self._open) >= _CUT_ROWS:
+            self._cut()
+        return None
+
+    def _put_back(self) -> None:
+        self._model.reset(algebra.copy(self._values))
+        self._bounds.reset(self._values)
+        for example in self._open:
+            learn_example(self._model, example)
+            self._bounds.add(example)
+        self._cut()  # so that rows are learned again once, however many raise
+
+    def _cut(self) -> None:
+        done = {**self._model.cut(), **self._bounds.cut()}
+        done.pop(UNTIL, None)  # by the tables' rows, which the service does not count
+        algebra.merge(self._values, done)
+        self._open.clear()
+
+    def values(self) -> Blocks:
+        """All that it knows."""
+        self._cut()
+        return self._values
+
+
+def teach(
+    cut: Cut,
+    tables: Tables,
+    teacher: Teacher,
+    door: Door,
+    *,
+    aside: Folder,
+    known: Callable[[str], bool],
+    progress: Callable[[int, int], None],
+) -> Learned:
+    """Learn all rows, in order.
+
+    Parameters
+    ----------
+    aside
+        Where rows that are not learned go, ``ID/NNNNNN.parquet`` a shard.
+    known
+        Whether the service has an event of this id.
+    progress
+        Told the rows done, and all.
+
+    Raises InputRefused: a file is damaged, was changed meanwhile, or is not in order of time, or
+    no row could be learned; PlaceFailed.
+    """
+    teaching = _Teaching(cut, tables, teacher, door, known)
+    found, done = Learned(), 0
+    progress(0, cut.rows)
+    aside.remove(cut.id)
+    for shard in cut.shards:
+        bad = teaching.shard(shard, found)
+        if bad:
+            file = cut.files[shard.input].path
+            aside.write(f"{cut.id}/{shard.number:06d}.parquet", quarantined(file, bad))
+        found.quarantined += len(bad)
+        done += shard.rows
+        progress(done, cut.rows)
+    now = [(one.path, one.size, one.changed_at) for one in inputs.found(tables.files)]
+    if now != [(one.path, one.size, one.changed_at) for one in cut.files]:
+        raise InputRefused(cut.files[0].path, "it was changed meanwhile", "Begin again")
+    found.clipped = teacher.clipped
+    if not found.learned and not found.known:
+        where = aside.path(cut.id)
+        raise InputRefused(cut.files[0].path, "no row could be learned", f"See why in {where}")
+    return found
+
+
+class _Teaching:
+    """One pass over the tables."""
+
+    def __init__(
+        self, cut: Cut, tables: Tables, teacher: Teacher, door: Door, known: Callable[[str], bool]
+    ) -> None:
+        self._cut, self._tables, self._teacher, self._door = cut, tables, teacher, door
+        self._known = known
+        self._latest = -np.inf
+        self._ids: set[int] = set()
+
+    def shard(self, shard: Shard, found: Learned) -> list[Bad]:
+        """Learn the rows of a shard; those that were not."""
+        one, bad = self._cut.files[shard.input], list[Bad]()
+        for piece in readers.read(one, shard, self._cut.layout):
+            bad += piece.bad
+            self._check_order(one, piece)
+            columns = dict(piece.rows.columns)
+            labels = columns.pop(self._tables.label)
+            present = labels.present
+            values = labels.items()
+            for i, features in enumerate(Rows(piece.rows.n, columns).dicts()):
+                value = values[i] if present is None or present[i] else None
+                refused = self._row(piece, i, features, value, found)
+                if refused is not None:
+                    bad.append(Bad(int(piece.numbers[i]), *refused))
+        return bad
+
+    def _check_order(self, one: Input, piece: Piece) -> None:
+        if piece.times is None or not len(piece.times):
+            return
+        before = np.concatenate([[self._latest], piece.times[:-1]])
+        if (back := np.flatnonzero(piece.times < before)).size:
+            row = int(piece.numbers[back[0]])
+            raise InputRefused(
+                f"{one.path}, row {row}, column {self._tables.time}",
+                "it is older than the row before it, and rows are learned in order",
+                "Sort the table by time, or leave --time out to learn it as it is",
+            )
+        self._latest = float(piece.times[-1])
+
+    def _row(
+        self, piece: Piece, i: int, features: dict[str, Any], value: Any, found: Learned
+    ) -> tuple[str, str] | None:
+        """Learn one row; column and reason if it is refused."""
+        column = self._tables.label
+        if value is None:
+            return column, "no label"
+        if not features:
+            return "", "no features"
+        try:
+            label = self._label(value)
+        except RequestError as error:
+            return column, error.message
+        if piece.keys is not None:
+            key = piece.keys[i]
+            mark = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+            if mark in self._ids:
+                return str(self._tables.event_id), "an event of this id stands before it"
+            self._ids.add(mark)
+            if self._known(key):
+                found.known += 1
+                return None
+        at = None if piece.times is None else float(piece.times[i])
+        reason = self._teacher.learn(Example(features, label, event_time=at))
+        if reason is not None:
+            return "", reason
+        found.learned += 1
+        return None
+
+    def _label(self, value: Any) -> Label:
+        """A whole number of a table is one, however it is written: text files have but numbers."""
+        whole = isinstance(value, float) and value.is_integer()
+        try:
+            return self._door.label(value, self._tables.label)
+        except RequestError:
+            if not whole:
+                raise
+            return self._door.label(int(value), self._tables.label)
+
+
+def refuse_repeats(cut: Cut, taught: Sequence[tuple[str, str]]) -> None:
+    """Refuse a file that is among those learned: pairs of SHA-256 and base snapshot.
+
+    Raises TaughtAlready.
+    """
+    known = dict(taught)
+    for file in cut.taught():
+        if (snapshot := known.get(file.sha256)) is not None:
+            raise TaughtAlready(file.name, snapshot)

@@ -1,0 +1,298 @@
+"""Is every accepted event of the journal in the model exactly once?  The digest tells.
+
+The digest is an integer block: the count of learned events and the sum of their keys' hashes
+modulo 2^64.  It is pushed with the deltas and never scaled, so it checks the set of events, not
+only their number, with any model and merge rule.
+
+Rows that retention has removed can't be counted any more.  What is checked then is the difference
+between the newest snapshot and the oldest one that holds the same of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from online.challenger.promotion import as_stored
+from online.errors import StartRefused
+from online.models.from_settings import load_model
+from online.rebuild.holdings import (
+    Counts,
+    Holding,
+    Moved,
+    base_of,
+    holding_of,
+    minus,
+    of_loss,
+    pages,
+)
+from online.rows.history import Decisions
+from online.settings.config import Settings
+from online.settings.places import open_journal, snapshots_path
+from paramserver.errors import (
+    ParamServerError,
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
+)
+from paramserver.errors import StartRefused as Refused
+from paramserver.lineage import Lineage, check_start
+from paramserver.shortfall import shortfall
+from paramserver.snapshots.format import decode
+from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
+from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from replay.journal.base import Journal
+
+_PAGE = 1000
+_MASK = 2**64 - 1
+_ATTEMPTS = 5  # a running service removes rows and snapshots meanwhile
+
+Progress = Callable[[int, int], None]
+Digest = tuple[int, int]
+Spans = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The result of comparing the newest snapshot with what the journal says that it must hold.
+
+    Attributes
+    ----------
+    snapshot, base
+        The newest good snapshot; the one that it was compared with, if rows were removed.
+    learned, expected
+        Events in it (beyond ``base``), and those that the journal says.
+    digest_equal
+        Whether they are the same events; None: no snapshot tells what was removed.
+    removed, holes
+        Rows that retention removed, and rows that are missing without it.
+    not_yet
+        Rows after the snapshot: a start learns them.
+    failed, undone, frozen, quarantined, waiting
+        Events that are in no model: the model raised; rolled back or forgotten; kept back by a
+        freeze; set aside, and not released; halves of stored joins.  What was learned again is
+        not among them.
+    refused, heads
+        Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
+    head_missing
+        Whether the file of the newest snapshot is not there.
+    served
+        Whether a service runs on the folder; it writes a file that is missing anew.
+    lacks
+        Rows that snapshots contain and the journal does not have.
+    no_start
+        Why a start on what is there would be refused; None: it would not.
+    lost
+        Rows that stand for events which the journal has lost, or which were given up.
+    """
+
+    model: str
+    snapshot: str | None
+    base: str | None
+    learned: int
+    expected: int
+    digest_equal: bool | None
+    removed: int
+    holes: int
+    not_yet: int
+    failed: int
+    undone: int
+    frozen: int
+    quarantined: int
+    waiting: int
+    refused: Mapping[str, str]
+    heads: Mapping[str, str | None]
+    head_missing: bool = False
+    served: bool = False
+    lacks: int = 0
+    no_start: str | None = None
+    lost: int = 0
+
+    @property
+    def good(self) -> bool:
+        """No event is missing or counted twice, no partition has a hole, and it can start.
+
+        Without a service, a head whose file is missing is as good as the one before it.
+        """
+        whole = self.digest_equal is not False and self.holes == 0
+        return whole and self.no_start is None and not (self.head_missing and self.served)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the findings as plain data, ``good`` included."""
+        return {**asdict(self), "good": self.good}
+
+    def __str__(self) -> str:
+        verdict = "good" if self.good else "NOT GOOD"
+        if self.digest_equal is None:
+            verdict += ", as far as it can be checked"
+            told = f"not checkable: {self.removed:,} rows were removed by retention"
+        else:
+            since = f" since snapshot {self.base}" if self.base else ""
+            told = (
+                f"{self.learned:,} events{since}; the journal up to its clock: {self.expected:,}; "
+                f"digests {'equal' if self.digest_equal else 'DIFFER'}"
+            )
+        lines = [
+            f"{self.model}: {verdict}",
+            f"  snapshot {self.snapshot}: {told}",
+            f"  {self.not_yet:,} rows after it, {self.holes:,} holes, {self.removed:,} removed",
+            f"  not in the model: {self.undone:,} undone, {self.frozen:,} frozen, "
+            f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
+            f"{self.waiting:,} waiting for their other half",
+            *([f"  {self.lost:,} lost or given up, their repeats new"] if self.lost else []),
+            *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
+            *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
+            *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
+        ]
+        return "\n".join(lines)
+
+
+def check(
+    settings: Settings, model: str, progress: Progress | None = None, *, served: bool = False
+) -> Findings:
+    """Compare the newest snapshot of the model's lineage with the journal up to its clock.
+
+    ``served``: whether a service runs on the folder, on this machine.
+
+    Raises StartRefused if the journal can't be opened, is of other models than the settings name,
+    or is changed too fast by the service.
+    """
+    path = settings.state_dir / "journal.db"
+    if settings.journal == "sqlite" and not path.exists():  # opening it would make one
+        raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
+    chosen = next(m for m in as_stored(settings).models if m.name == model)
+    spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
+    snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
+    with contextlib.closing(open_journal(settings)) as journal:
+        _check_known(journal.lineages(model), model, spec)
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(Moved):
+                return compare(journal, snapshots, model, spec, progress, served=served)
+    message = f"model {model}: rows and snapshots were removed while they were checked"
+    raise StartRefused(message, "Run it again when less is going on")
+
+
+def _check_known(lineages: Sequence[str], model: str, spec: str) -> None:
+    """Nothing is good of a model that the journal does not know."""
+    if not lineages:
+        message = f"the journal has nothing of a model {model!r}"
+        raise StartRefused(message, "Name its settings file with --config")
+    if spec not in lineages:
+        raise StartRefused(
+            f"model {model}: its code or settings are not those that any of its events in the "
+            "journal was learned with",
+            "Name the settings file that it is served with: --config",
+        )
+
+
+def compare(
+    journal: Journal,
+    snapshots: Snapshots,
+    model: str,
+    spec: str,
+    progress: Progress | None = None,
+    *,
+    served: bool = False,
+) -> Findings:
+    """Compare one lineage with the journal, as :func:`check` does.
+
+    It reads every row and every snapshot, and changes nothing.
+
+    ``served``: whether a service runs on them.
+    """
+    head = journal.head(model, spec).snapshot
+    views, refused = _views(journal, snapshots, model, spec)
+    if head_missing := head is not None and head not in {*views, *refused}:
+        if journal.head(model, spec).snapshot != head:
+            raise Moved
+        refused[str(head)] = "it is the head, and its file is missing"
+    lacks, no_start = _start(journal, snapshots, model, spec)
+    if no_start is not None and journal.head(model, spec).snapshot != head:
+        raise Moved
+    partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
+    now = next((views[name] for name in _line(head, views)), Holding(None))
+    base = base_of(
+        now,
+        (Holding(None), *of_loss(journal, model, spec, partitions), *views.values()),
+        partitions,
+    )
+    decisions = Decisions(spec)
+    decisions.read(journal, model)
+    counts = Counts(decisions, now, base or Holding(None))
+    rows = sum(p.end - p.trimmed for p in partitions)
+    done = holes = 0
+    for partition in partitions:
+        for page, missing in pages(journal, partition):
+            holes += missing
+            done += len(page) + missing
+            for row in page:
+                counts.add(partition, row)
+            if progress is not None:
+                progress(done, rows)
+    learned = minus(now.digest, (base or Holding(None)).digest)
+    removed = sum(p.trimmed for p in partitions)
+    return Findings(
+        model=model,
+        snapshot=now.name,
+        base=None if base is None else base.name,
+        learned=learned[0],
+        expected=counts.digest[0],
+        digest_equal=None if base is None else counts.digest == learned,
+        removed=removed,
+        holes=holes,
+        not_yet=sum(max(p.end - max(now.upto(p), p.trimmed), 0) for p in partitions),
+        failed=len(decisions.failed),
+        undone=len(counts.undone - counts.standing),
+        frozen=len(counts.frozen - counts.standing),
+        quarantined=len(counts.quarantined - counts.standing),
+        waiting=journal.usage(model).halves,
+        refused=refused,
+        heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
+        head_missing=head_missing,
+        served=served,
+        lacks=lacks,
+        no_start=no_start,
+        lost=counts.lost,
+    )
+
+
+def _start(journal: Journal, snapshots: Snapshots, model: str, spec: str) -> tuple[int, str | None]:
+    """Rows that snapshots have and the journal lacks; why a start would be refused, or None."""
+    history = SnapshotHistory(snapshots, Retention())
+    lacks = shortfall(journal, history, model, spec).events
+    try:
+        check_start(journal, history, Lineage(model, spec, "", "sum"))
+    except Refused as error:
+        return lacks, str(error)
+    except (OSError, ParamServerError) as error:  # a disk that may do better: the start asks again
+        return lacks, f"{type(error).__name__}: {error}"
+    return lacks, None
+
+
+def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:
+    """Good snapshots of the head's line, newest first."""
+    return [] if head is None else [name for name in ancestors(head, names) if name in names]
+
+
+def _views(
+    journal: Journal, snapshots: Snapshots, model: str, spec: str
+) -> tuple[dict[str, Holding], dict[str, str]]:
+    """Every good snapshot, oldest first, and why the others are none."""
+    views, refused = {}, {}
+    names = [name for name in snapshots.names() if parse_name(name) is not None]
+    for name in sorted(names, key=lambda n: (parse_name(n), n)):
+        try:
+            state = decode(snapshots.load(name))
+        except SnapshotMissing:
+            continue  # retention removed it just now
+        except (SnapshotCorrupt, SnapshotFormat) as error:
+            refused[name] = str(error)
+            continue
+        if (state.model, state.spec) == (model, spec):
+            views[name] = holding_of(journal, name, state)
+        else:
+            refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
+    return views, refused

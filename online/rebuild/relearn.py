@@ -1,0 +1,304 @@
+"""Learning again from the recent journal: a fresh model of the same spec, taught aside, and judged.
+
+1. After a drift the journal's newest rows are read: from the drift on, but so many at most.
+2. A model that begins with nothing learns them in commit order.  On the newer half it is asked
+   before it learns, as of when the model that serves was asked: what that one answered stands in
+   the rows (:class:`online.challenger.comparison.Challenger`).
+3. Only if it is better, the state is published aside, and a control row of the parameter server
+   lets it take the place of what is served (:mod:`online.rebuild.forget` does the same).
+
+Rows from before the first one are undone by that row, and kept.  What was found out about sources
+is no part of the drift: it is carried over.  Pure over a journal and snapshots: no clock, no Ray.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from evaluation.metrics import Task
+from online.challenger.comparison import Challenger, Standing
+from online.errors import StartRefused
+from online.learning.counters import METRICS
+from online.learning.merged import Failed
+from online.models.base import Model
+from online.rebuild.forget import NOBODY, Built, Rebuild, runs
+from online.rows.history import Decisions
+from paramserver.blocks import Block
+from paramserver.errors import ParamServerError, RelearnRefused
+from paramserver.filters.sources import SOURCES_MAX, of_sources
+from paramserver.rewrites import packed
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.state import SnapshotState
+from paramserver.wire import Version
+from replay import codec
+from replay.example import Example
+from replay.journal.base import Journal, Row
+
+JUDGED_MIN: Final = 100
+"""Rows that both have answered; on fewer nothing is decided."""
+DEVIATIONS: Final = 2.0
+"""By how many standard errors of the mean difference the fresh model has to be better."""
+
+_PAGE_ROWS: Final = 1_000
+_ROWS_MAX: Final = 4096  # learned again at most, in memory, if the model raises on a row
+_RIVAL: Final = "relearn"
+_PREFIX: Final = f"versus/{_RIVAL}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The rows to learn from: those with a ``seq`` above ``after``.
+
+    Attributes
+    ----------
+    clock
+        By partition: the last row that is not one of them.
+    half
+        ``seq`` in the middle: rows above it are judged.
+    since
+        When the first one was taken (POSIX seconds).
+    rows
+        How many they were when it was looked.
+    """
+
+    after: int
+    clock: Mapping[int, int]
+    half: int
+    since: float
+    rows: int
+
+    def judges(self, seq: int) -> bool:
+        """Whether the row is of the newer half."""
+        return seq > self.half
+
+
+def window_of(
+    journal: Journal, model: str, decisions: Decisions, since: float, rows_max: int
+) -> Window:
+    """The journal's newest rows: taken since then (POSIX seconds), ``rows_max`` at most.
+
+    Raises StartRefused if there are none.
+    """
+    low, high = 0, journal.follow(model, 2**62, 1).upto
+    while low < high:  # the last row from before it
+        middle = (low + high) // 2
+        rows = journal.follow(model, middle, 1).rows
+        if rows and rows[0].at < since:
+            low = rows[0].seq
+        else:
+            high = middle
+    partitions = journal.partitions(model)
+    found = deque[tuple[int, int, int, float]](maxlen=rows_max)
+    while True:
+        page = journal.follow(model, low, _PAGE_ROWS)
+        found.extend((row.seq, row.partition, row.offset, row.at) for row in page.rows)
+        low = page.upto
+        if len(page.rows) < _PAGE_ROWS:
+            break
+    if not found:
+        raise StartRefused("the journal has no rows since the drift", "They may come")
+    if decisions.loss is not None and found[0][3] <= decisions.loss.note.at:
+        n = decisions.loss.note.events
+        raise StartRefused(
+            f"the journal has lost {n:,} events since the first of these rows",
+            "More rows may come: a window without the loss will do",
+        )
+    clock = {p.id: p.end for p in partitions}
+    for _, partition, offset, _ in found:
+        clock[partition] = min(clock.get(partition, offset - 1), offset - 1)
+    trimmed = {p.id: p.trimmed for p in partitions}
+    for p in clock:
+        clock[p] = max(clock[p], trimmed.get(p, 0), decisions.without.get(p, 0))
+    half = found[(len(found) - 1) // 2][0]
+    return Window(found[0][0] - 1, clock, half, found[0][3], len(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How both have answered the same rows: accuracies, in regression mean absolute errors.
+
+    ``held_back``: why the fresh one must not serve; None: it is better.
+    """
+
+    rows: int
+    present: float | None
+    fresh: float | None
+    held_back: str | None
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """Return the evidence as the control row keeps it."""
+        return {"rows": self.rows, "present": self.present or 0.0, "fresh": self.fresh or 0.0}
+
+
+class _Fresh(Challenger):
+    """The fresh model.  ``told``: by partition, the row up to which sources are known already."""
+
+    def __init__(
+        self, build: Callable[[], Model], task: Task, spec: str, told: Mapping[int, int]
+    ) -> None:
+        super().__init__(build, task=task, spec=spec, rows_max=_ROWS_MAX, rival=_RIVAL)
+        self._told_upto = told
+
+    def _note_evidence(self, row: Row) -> None:
+        if row.offset > self._told_upto.get(row.partition, 0):
+            super()._note_evidence(row)
+
+    def judgement(self) -> Judgement:
+        """Return what can be said now of how both models answered."""
+        now: Standing = self.standing(rows_min=JUDGED_MIN)
+        squares = self._seen("squares")
+        n, mean, task = now.rows, now.difference or 0.0, self._task
+        both = f"{now.challenger or 0.0:.4g} to {now.champion or 0.0:.4g} on {n:,} rows"
+        held: str | None = None
+        if n < JUDGED_MIN:
+            held = f"{n:,} rows had an answer to compare with, {JUDGED_MIN} are needed"
+        elif mean * n <= DEVIATIONS * math.sqrt(squares):
+            held = f"it is not better: {both}"
+        elif why := replace(now, verdict="better").held_back(task):
+            held = f"it is not better, {why}: {both}"
+        return Judgement(n, now.champion, now.challenger, held)
+
+
+class Relearning(Rebuild):
+    """A fresh model that learns the rows of a window, and what has come since.
+
+    Parameters
+    ----------
+    window
+        See :func:`window_of`.
+    head
+        The newest snapshot, which has what is known of sources; None: there is none.
+    build, task, ordered, sources_max
+        As of :class:`online.rebuild.forget.Rebuild`.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        decisions: Decisions,
+        window: Window,
+        head: SnapshotState | None,
+        build: Callable[[], Model],
+        *,
+        model: str,
+        spec_text: str,
+        task: Task,
+        ordered: bool,
+        sources_max: int = SOURCES_MAX,
+    ) -> None:
+        self._window = window
+        partitions = journal.partitions(model)
+        self._own = {p.id for p in partitions if p.spec == decisions.spec}
+        known, sources = dict[int, int](), dict[str, Block]()
+        if head is not None:
+            closed = {p.id: p.end for p in partitions if p.id in head.closed}
+            known, sources = {**head.clock, **closed}, of_sources(head.values)
+        base = SnapshotState(model, decisions.spec, spec_text, (1, 0), sources, dict(window.clock))
+        self._fresh = _Fresh(build, task, decisions.spec, known)
+        super().__init__(
+            journal, decisions, NOBODY, base, build,
+            task=task, rows_max=_ROWS_MAX, ordered=ordered, sources_max=sources_max,
+            learner=self._fresh,
+        )  # fmt: skip
+        self._after, self._page_rows = window.after, max(window.rows, self._page_rows)
+        self._asks: list[tuple[float, int, Example]] = []
+
+    def _read(self, rows: Sequence[Row]) -> None:
+        """Rows that come next: when those that are judged were asked."""
+        for row in rows:
+            if not self._window.judges(row.seq) or row.partition not in self._own:
+                continue
+            example = codec.decode(row.payload)
+            if example.score:
+                asked_at = row.at if example.predicted_at is None else example.predicted_at
+                heapq.heappush(self._asks, (min(asked_at, row.at), row.seq, example))
+
+    def _learn(self, row: Row) -> Failed | None:
+        while self._asks and self._asks[0][0] <= row.at:
+            _, seq, example = heapq.heappop(self._asks)
+            self._fresh.ask(seq, example, compare=True)
+        return super()._learn(row)
+
+    def judgement(self) -> Judgement:
+        """Return what can be said now of how both models answered."""
+        return self._fresh.judgement()
+
+    def built(self, version: Version, rewrite: int, created_at: float) -> Built:
+        """Return what the rebuild returns, without the counters of the comparison.
+
+        Older rows are taken out.
+        """
+        made, undone = super().built(version, rewrite, created_at), dict[int, list[int]]()
+        values = dict(made.state.values)
+        if METRICS in values:
+            kept = {k: x for k, x in values[METRICS].data.items() if not k.startswith(_PREFIX)}
+            values[METRICS] = Block(values[METRICS].kind, kept)
+        for p, upto in sorted(self._at.items()):
+            before = min(self._window.clock.get(p, 0), upto)
+            spans = (((0, before),) if before else ()) + runs(self._out.get(p, ()))
+            if spans:
+                undone[p] = packed(spans)
+        return replace(made, state=replace(made.state, values=values), undone=undone)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The outcome of learning again: the server's answer, or why nothing was changed."""
+
+    judged: Judgement
+    answer: Mapping[str, Any] | None = None
+    left: str | None = None
+
+    def __str__(self) -> str:
+        now = self.judged
+        if self.answer is None:
+            return f"its error had risen; taught again by recent rows, {self.left}"
+        return (
+            f"its error had risen: it goes on as recent rows alone have taught it, "
+            f"{now.fresh or 0.0:.4g} to {now.present or 0.0:.4g} on {now.rows:,} rows; "
+            f"{self.answer['undone']:,} older rows undone (online rollback --undone)"
+        )
+
+
+Swap = Callable[[str, float, dict[int, list[int]], dict[str, float]], Mapping[str, Any]]
+"""Asks the parameter server for :meth:`paramserver.swapping.SwappingProcess.relearn`."""
+
+
+def relearn(
+    work: Relearning, window: Window, history: SnapshotHistory, swap: Swap, name: str,
+    rewrite: int, now_s: float,
+) -> Outcome:  # fmt: skip
+    """Teach, judge, and let the state take the place of what is served if it is better.
+
+    Parameters
+    ----------
+    name
+        Of the state, new for each call.
+    rewrite
+        The newest one, as whoever asks knows it: after another the state is refused.
+    now_s
+        POSIX seconds.
+
+    Raises StartRefused if the model was rewritten meanwhile, OSError, and whatever the swap raises.
+    """
+    work.run()
+    judged = work.judgement()
+    if judged.held_back is not None:
+        return Outcome(judged, left=judged.held_back)
+    work.run()  # what has come meanwhile; replicas learn what comes from here on
+    made = work.built((1, 0), rewrite, now_s)
+    history.publish(name, made.state)
+    try:
+        return Outcome(judged, swap(name, window.since, made.undone, judged.evidence))
+    except ParamServerError as error:
+        if error.definite:  # no control row names it
+            history.withdraw(name)
+        if isinstance(error, RelearnRefused):
+            return Outcome(judged, left=error.reason)
+        raise

@@ -1,0 +1,68 @@
+"""Is what the journal stores still what was written?  Of all models together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from online.errors import StartRefused
+from online.settings.config import Settings
+from online.settings.places import open_journal
+from replay.errors import ReplayError
+
+
+@dataclass(frozen=True, slots=True)
+class Soundness:
+    """The state of the whole store, as a look at it has shown.
+
+    Attributes
+    ----------
+    damage
+        What is not as it was written, in words.
+    good
+        Rows, halves, decisions, partitions, heads and counts that match their checksums.
+    unchecked
+        Rows of a version that wrote none: nobody can tell.
+    """
+
+    damage: tuple[str, ...]
+    good: int
+    unchecked: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.damage
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as plain data, ``sound`` included."""
+        return {**asdict(self), "damage": list(self.damage), "sound": self.sound}
+
+    def __str__(self) -> str:
+        lines = [f"journal: {'sound' if self.sound else 'DAMAGED'}"]
+        lines.append(f"  {self.good:,} entries match their checksums")
+        if self.unchecked:
+            lines[-1] += f"; {self.unchecked:,} rows unchecked: an older version wrote them"
+        lines += [f"  {what}" for what in self.damage]
+        if not self.sound:
+            lines.append("  keep a copy of all of it, then: docs/operations.md, A damaged journal")
+        return "\n".join(lines)
+
+
+def examine(settings: Settings, progress: Callable[[int, int], None]) -> Soundness:
+    """Verify all that the journal stores; changes nothing.
+
+    A journal that can't be opened is damaged, and the reason is in the verdict.  Raises
+    StartRefused if there is none.
+    """
+    path = settings.state_dir / "journal.db"
+    if settings.journal == "sqlite" and not path.exists():  # opening it would make one
+        raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
+    try:
+        with contextlib.closing(open_journal(settings)) as journal:
+            found = journal.examine(progress)
+    except (ReplayError, StartRefused) as error:
+        return Soundness((f"it can't be looked at: {' '.join(str(error).split())}",), 0, 0)
+    return Soundness(found.damage, found.good, found.unchecked)

@@ -1,0 +1,1 @@
+"""One model in one replica: journal, learning and exchange; no Ray and no HTTP."""

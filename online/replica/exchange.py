@@ -1,0 +1,306 @@
+"""The exchange of one model in one replica with the parameter server: deltas out, values in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
+from online.learning.overlay import OverlayLearner
+from online.replica.backlog import Owed
+from online.replica.follower import Follower
+from online.replica.journal_threads import JournalThreads
+from online.replica.pace import Pace
+from online.replica.writer import Writer
+from paramserver.errors import (
+    BlockError,
+    FormatRefused,
+    ParamServerError,
+    PushRefused,
+    RequestRefused,
+)
+from paramserver.wire import FORMAT, OrderedState, SyncReply, SyncRequest
+from replay.errors import ReplayError
+
+log = logging.getLogger("online.exchange")
+
+_PUSHES: Final = 64  # deltas of one exchange
+_DROPS: Final = 16  # pieces of old copies let go of after one
+_SYNC_TIMEOUT_S: Final = 5.0
+_PEER_TIMEOUT_S: Final = 1.0  # there may be none, and the server may be back meanwhile
+_PUBLISH_S: Final = 0.2  # between two states of a process that learns for others, at least
+_UNREACHED_S: Final = 0.1  # between two attempts to reach the parameter server
+_WHOLE_SHARE: Final = (
+    0.005  # of the time may go into writing down or loading a model: that stops it
+)
+_STEPS_SHARE: Final = 0.05  # the same, in steps of some milliseconds, or where nobody waits
+
+
+class ParameterServerClient(Protocol):
+    """The way to the parameter server."""
+
+    async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
+        """Push and pull in one step.  Raises ParamServerError, which says if it is definite."""
+
+
+class Exchange:
+    """Pushes what was learned and pulls what others did, as often as the pace says.
+
+    Parameters
+    ----------
+    replica, spec
+        Name of this process, and hash of its model's spec.
+    interval_s
+        Of snapshots: a state that travels whole is sent twice in it at most.
+    learns
+        False: another process learns what is written here.
+    report
+        Counters and gauges that go with each request.
+    rewritten
+        Awaited when the values were rewritten (a rollback), once the learner has them.
+    monotonic_s, cpu_s
+        The time, and what tells the cost of writing down and loading a model.
+    peers
+        Asked for values while there are none and the server does not answer; None: nobody is.
+
+    Attributes
+    ----------
+    control
+        Newest control row that is acted on.
+    fresh_at
+        Monotonic time of the sending of the last pull that was confirmed as current; None: never.
+    versions_behind
+        Versions that the server is ahead; None without contact.
+    peer
+        The replica whose copy of the values is here, until the server has answered; None: none.
+    refused
+        Why the server takes no push; None if it does.
+    publishes
+        Whether this process learns for others, and nobody waits for it.
+    """
+
+    def __init__(
+        self,
+        learner: Learner | OrderedLearner,
+        writer: Writer,
+        follower: Follower,
+        owed: Owed,
+        store: JournalThreads,
+        client: ParameterServerClient,
+        pace: Pace,
+        counts: Counter[str],
+        *,
+        replica: str,
+        spec: str,
+        interval_s: float,
+        learns: bool,
+        report: Callable[[], dict[str, float]],
+        rewritten: Callable[[], Awaitable[None]],
+        monotonic_s: Callable[[], float],
+        cpu_s: Callable[[], float],
+        peers: ParameterServerClient | None = None,
+    ) -> None:
+        self._peers, self._spec = peers, spec
+        self.peer: str | None = None
+        self._learner, self._writer, self._follower = learner, writer, follower
+        self._owed, self._store, self.client = owed, store, client
+        self._pace, self._counts = pace, counts
+        self._replica, self._interval_s, self._learns = replica, interval_s, learns
+        self._report, self._rewritten = report, rewritten
+        self._monotonic_s, self._cpu_s = monotonic_s, cpu_s
+        self.control = 0
+        self.fresh_at: float | None = None
+        self.versions_behind: int | None = None
+        self.refused: str | None = None
+        self.publishes = False
+        self._take_due_s = 0.0
+        self._coming = False  # a peer's values
+        self._cut_cost_s, self._cut_at = 0.0, 0.0
+
+    async def turn(self) -> None:
+        """Wait until it is time, and exchange."""
+        await self._pace.wait(lambda: self._learner.open_rows + self._writer.queued > 0)
+        pushes = self._due_pushes()
+        moved = await self.once(pushes, self._due_state())
+        if moved is None:
+            await asyncio.sleep(_UNREACHED_S)
+        self._pace.idle(not (pushes or moved))
+
+    def _due_pushes(self) -> list[Any]:
+        if self._follower.unsaid or isinstance(self._learner, OrderedLearner):
+            return []
+        now = self._learner.mergeable or self._learner.frozen or self._writer.stopping
+        if not now and self._monotonic_s() - self._cut_at < self._cut_due_s:
+            return []
+        with self._cutting():
+            return self._learner.pushes(_PUSHES)
+
+    def _due_state(self) -> OrderedState | None:
+        """Return what was learned in order, if this replica is asked for it and it is time."""
+        learner = self._learner
+        if not isinstance(learner, OrderedLearner) or self._follower.unsaid:
+            return None
+        if not (learner.keeper and learner.unsent):
+            return None
+        hurry = learner.frozen or self._writer.stopping
+        if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
+            return None
+        with self._cutting():
+            return learner.state()
+
+    @property
+    def _cut_due_s(self) -> float:
+        """A state travels whole: not more often than its cost allows, or the snapshots need."""
+        if self.publishes:  # nobody waits for this process
+            return max(_PUBLISH_S, self._cut_cost_s / _STEPS_SHARE)
+        return max(self._interval_s / 2, self._cut_cost_s / _WHOLE_SHARE)
+
+    @contextlib.contextmanager
+    def _cutting(self) -> Iterator[None]:
+        begun = self._cpu_s()
+        yield
+        self._cut_at = self._monotonic_s()
+        self._cut_cost_s = self._cpu_s() - begun
+
+    async def once(self, pushes: list[Any], state: OrderedState | None = None) -> bool | None:
+        """One push and pull.  None: no contact; otherwise whether anything changed."""
+        learner = self._learner
+        self._act_on(pushes)
+        request = SyncRequest(
+            format=FORMAT,
+            replica=self._replica,
+            partition=self._writer.partition,
+            pushes=[] if learner.want_all else pushes,
+            since=learner.since,
+            values=self._wants_values(),
+            adopting=[p for p in learner.tracks if p != self._writer.partition],
+            report=self._report(),
+            control=self.control,
+            after=learner.arrival.after,
+            adopts=self._learns,
+            role=learner.role if isinstance(learner, OrderedLearner) else "",
+            state=state,
+        )
+        sent_at = self._monotonic_s()
+        reply = await self._ask(request)
+        if reply is None:
+            return None
+        part = reply.kind == "part"
+        if reply.control > self._writer.decisions.seq:  # know it before it is acted on
+            await self._writer.look()
+        if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
+            await self._writer.look()
+            learner.undone = self._writer.decisions.undone
+        learner.tally.answers_after = self._writer.decisions.answers_after
+        if not {request.partition, *request.adopting}.issuperset(learner.tracks):
+            self._pace.now.set()
+            return True  # a new incarnation since: the reply may leave out its clock
+        if part:
+            for _ in learner.take_part(reply):
+                await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
+        rewritten = reply.rewrite != learner.rewrite
+        changed = part or learner.on_reply(reply)
+        if rewritten and reply.rewrite == learner.rewrite:
+            await self._rewritten()
+        if isinstance(learner, OverlayLearner):
+            await self._prepare(learner)
+        for _ in islice(learner.drop_old(), _DROPS):
+            await asyncio.sleep(0)
+        if learner.control != self.control:
+            self._pace.now.set()
+        if learner.catching_up:
+            self._pace.now.set()
+        else:
+            if not isinstance(learner, OverlayLearner) or learner.is_newest(reply):
+                self.fresh_at = sent_at - reply.confirmed_ms / 1e3
+            self.peer = reply.peer or None
+            behind = max(reply.count - learner.version[1], 0)
+            self.versions_behind = None if self.peer else behind
+        for partition in reply.orphans:
+            await self._adopt(partition)
+        if len(pushes) == _PUSHES:
+            self._pace.now.set()
+        self._follower.wake.set()
+        return changed or bool(reply.orphans)
+
+    async def _ask(self, request: SyncRequest) -> SyncReply | None:
+        """Ask the server or, if there is nothing to begin with, a peer; None: nobody answered."""
+        coming, self._coming = self._coming, False
+        if not coming:
+            try:
+                reply = await self.client.sync(request, _SYNC_TIMEOUT_S)
+                self.refused = None
+                return reply
+            except ParamServerError as error:
+                self._counts["server_unreachable"] += 1
+                self.versions_behind = None
+                if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
+                    self.refused = f"the parameter server refuses a push: {error}"
+                log.info("parameter server: %s", error)
+        if self._learner.ready or self._peers is None:
+            return None
+        try:
+            reply = await self._peers.sync(request, _PEER_TIMEOUT_S)
+        except ParamServerError as error:
+            log.info("peers: %s", error)
+            return None
+        if reply.spec != self._spec:
+            log.info("peers: %s serves another spec", reply.peer)
+            return None
+        self._coming = reply.kind == "part"  # the next one, too, is this side's to give
+        log.info("%s of version %d.%d of %s", reply.kind, reply.epoch, reply.count, reply.peer)
+        return reply
+
+    def _wants_values(self) -> bool:
+        """Whether the next reply should have some."""
+        learner = self._learner
+        if learner.catching_up:
+            return True
+        if isinstance(learner, OverlayLearner):
+            return self._monotonic_s() >= self._take_due_s
+        return not isinstance(learner, OrderedLearner) and (learner.mergeable or not self._learns)
+
+    async def _prepare(self, learner: OverlayLearner) -> None:
+        """Load the values that have come: each step stops everything else, so not too often."""
+        version, costs_s, begun_s = learner.version, list[float](), self._cpu_s()
+        for _ in learner.prepared():
+            costs_s.append(self._cpu_s() - begun_s)
+            await asyncio.sleep(0)
+            begun_s = self._cpu_s()
+        costs_s.append(self._cpu_s() - begun_s)
+        if learner.version != version:
+            share = min(_WHOLE_SHARE * len(costs_s), _STEPS_SHARE)
+            self._take_due_s = self._monotonic_s() + sum(costs_s) / share
+
+    async def _adopt(self, partition: int) -> None:
+        if partition == self._writer.partition or partition in self._learner.tracks:
+            return
+        try:
+            end = await self._store.write(self._store.journal.seal, partition)
+            await self._writer.look()  # which rows have failed already
+        except ReplayError as error:
+            log.warning("could not seal partition %d: %s", partition, error)
+            return
+        self._counts["adopted"] += 1
+        log.info("adopting partition %d up to %d", partition, end)
+        self._learner.adopt(partition, end)
+        self._pace.now.set()
+
+    def _act_on(self, pushes: list[Any]) -> None:
+        """A decision is acted on once no row is on its way that was judged before it.
+
+        A freeze: once all that was written before it is learned and pushed, too.
+        """
+        writer = self._writer
+        owes = pushes or self._follower.unsaid or writer.committing or self._owed.learning
+        if self._learner.frozen and owes:
+            return
+        if writer.committing and writer.judged_by < self._learner.control:
+            return
+        self.control = self._learner.control

@@ -1,0 +1,238 @@
+"""Learning follows the journal: committed rows in the order of their offsets.
+
+A turn of the loop learns one row, or as many as take no longer than ``_TURN_S`` together: the
+others on the loop wait no longer than that, or than one row takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from online.learning.merged import LEARNED, Learner
+from online.learning.ordered import OrderedLearner
+from online.learning.overlay import OverlayLearner
+from online.replica.journal_threads import JournalThreads
+from online.replica.killing_rows import Claims
+from online.replica.learning_cost import Cost
+from online.replica.pace import Pace
+from online.replica.writer import Writer
+from online.rows.history import is_again
+from online.watch.drift import Judge
+from replay.errors import JournalDamaged, JournalUnavailable
+from replay.journal.base import Row
+
+log = logging.getLogger("online.replica")
+
+_TURN_S = 0.0002
+_READ_ROWS = 256  # rows of one page when the journal is learned again
+_UNREAD_S = 0.2  # between two attempts to read rows
+_DAMAGED_S = 5.0  # between two looks at damaged rows: somebody may have put them right
+_UNWRITTEN_S = 0.2  # between two attempts to write down a failed row
+
+
+class Follower:
+    """Feeds the learner of one model in one replica.
+
+    Parameters
+    ----------
+    stamp
+        The local model's version as answers state it.
+    updates
+        Rows in the open delta that start an exchange with the parameter server.
+    judge
+        Is shown the replica's own rows once they are learned; None: nobody is.
+    """
+
+    _patience_s = 0.0  # with claims of others: nobody else adopts a partition of ours
+
+    def __init__(
+        self,
+        learner: Learner | OrderedLearner,
+        writer: Writer,
+        store: JournalThreads,
+        counts: Counter[str],
+        pace: Pace,
+        *,
+        stamp: Callable[[], str],
+        updates: int,
+        judge: Judge | None = None,
+    ) -> None:
+        self._judge = judge
+        self.wake = asyncio.Event()
+        self._damaged: dict[
+            int, str
+        ] = {}  # by partition (0: of all), why its rows can't be learned
+        self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
+        self._learner, self._writer, self._store = learner, writer, store
+        self._counts, self._pace = counts, pace
+        self._stamp, self._updates = stamp, updates
+        self.cost = Cost(time.monotonic)
+        # what the process that learns for all can learn is not what this one can
+        self._decides = not isinstance(learner, OverlayLearner)
+        self._claims = Claims(
+            lambda *place: store.write(store.journal.claim, *place), patience_s=self._patience_s
+        )
+
+    async def run(self) -> None:
+        """Learn whatever is committed, for ever."""
+        now = asyncio.get_running_loop().time
+        turn_s = now()
+        while True:
+            try:
+                rows = await self._rows()
+                self._damaged.pop(0, None)
+            except JournalUnavailable as error:
+                log.warning("journal: %s", error)
+                await asyncio.sleep(_UNREAD_S)
+                continue
+            except JournalDamaged as error:  # what lies behind it is not learned without it
+                self._note_damaged(0, error)
+                await asyncio.sleep(_DAMAGED_S)
+                continue
+            if not rows:
+                await self._wait()
+                self.wake.clear()
+                turn_s = now()
+                continue
+            for row in rows:
+                if not await self._learn(row):
+                    break
+                rest_s = self._learner.vocabulary.rest_s()
+                if rest_s and row.partition == self._writer.partition:  # not what a dead one left
+                    await asyncio.sleep(rest_s)
+                    turn_s = now()
+                if now() - turn_s >= _TURN_S:
+                    await asyncio.sleep(0)
+                    turn_s = now()
+
+    async def stop(self) -> None:
+        """After :meth:`run` was cancelled: this process has not died at the row at hand."""
+        await self._claims.end()
+
+    async def _wait(self) -> None:
+        """Until there may be rows to learn."""
+        await self.wake.wait()
+
+    async def _rows(self) -> Sequence[Row]:
+        """The next rows to learn: from memory if they are there, else from the journal."""
+        committed = self._writer.committed
+        assert isinstance(self._learner, (Learner, OverlayLearner))
+        for partition, offset in self._learner.wanted():
+            n = _READ_ROWS
+            if partition == self._writer.partition:
+                while committed and committed[0].offset < offset:
+                    committed.popleft()
+                run: list[Row] = []
+                while committed and committed[0].offset == offset + len(run):
+                    run.append(committed.popleft())
+                if run:
+                    return run
+                # not those whose answer is still to come: nobody waits for them yet
+                n = min(n, self._writer.known - offset + 1)
+                if n < 1:
+                    continue
+            try:
+                rows: Sequence[Row] = await self._store.read(
+                    self._store.journal.read, partition, offset, n
+                )
+                self._damaged.pop(partition, None)
+            except JournalDamaged as error:
+                self._note_damaged(partition, error)
+                rows = await self._up_to_damage(partition, offset, n)
+            if rows:
+                return rows
+        return ()
+
+    async def _up_to_damage(self, partition: int, offset: int, n: int) -> Sequence[Row]:
+        """Rows before a damaged one: only it, and what follows it in its partition, has to wait."""
+        while (n := n // 2) > 0:
+            with contextlib.suppress(JournalDamaged):
+                rows: Sequence[Row] = await self._store.read(
+                    self._store.journal.read, partition, offset, n
+                )
+                return rows
+        return ()
+
+    @property
+    def incident(self) -> str | None:
+        """Why rows are not learned although they are there; None if none is."""
+        return next(iter(self._damaged.values()), None)
+
+    def _note_damaged(self, partition: int, error: JournalDamaged) -> None:
+        if self._damaged.get(partition) != str(error):
+            log.error("%s", error)
+        self._damaged[partition] = str(error)
+
+    async def _learn(self, row: Row) -> bool:
+        """Learn one row; False if a merge has moved the pointer meanwhile."""
+        given_up = await self._given_up(row)
+        if self._moved() or not self._learner.wants(row):
+            await self._claims.end()
+            return False
+        before = self._stamp()
+        begun_s = time.perf_counter()
+        failed = self._learner.learn(row, given_up)
+        self.cost.note(time.perf_counter() - begun_s)
+        if failed is not None:
+            self._counts["failed"] += 1
+            if given_up is None and self._decides:
+                await self._write_failed(row, failed.reason)
+        self._counts["learned"] += failed is None and row.verdict in LEARNED
+        if owed := self._learner.open_rows:
+            self._pace.first_row.set()
+        if owed >= self._updates:
+            self._pace.now.set()
+        if self._judge is not None and failed is None:
+            self._show_judge(self._judge, row)
+        if row.partition == self._writer.partition:
+            reason = failed.reason if failed else None
+            undecided = reason is not None and given_up is None and not self._decides
+            self._writer.note_learned(row, before, reason, undecided=undecided)
+        await self._claims.end()
+        return True
+
+    def _show_judge(self, judge: Judge, row: Row) -> None:
+        """Rows of this replica; those that it adopted were another's.
+
+        Nor those that an operator has learned again: what was answered to them then, perhaps by a
+        model that had learned lies, is no sign of what is wrong now, and an action on it would undo
+        what the operator has just done.
+        """
+        if is_again(row):
+            return
+        track, example = self._learner.tracks.get(row.partition), self._learner.latest
+        if example is None or example.moved is not None:
+            return
+        if track is not None and track.end is None:
+            judge.learned(row.partition, row.offset, example, row.at)
+
+    def _moved(self) -> bool:
+        """Whether other values were begun with since the rows at hand were asked for."""
+        return False
+
+    async def _given_up(self, row: Row) -> str | None:
+        """Why the row must not be learned: the journal says so, or learners have died at it."""
+        if (reason := self._writer.decisions.failure(row)) is not None:
+            return reason
+        if row.partition == self._writer.partition:
+            return None
+        if (reason := await self._claims.begin(row)) is not None:
+            await self._write_failed(row, reason)
+        return reason
+
+    async def _write_failed(self, row: Row, reason: str) -> None:
+        """Neither answered nor pushed before it is written: a repeat has to get the same answer."""
+        self.unsaid = True
+        while True:
+            try:
+                await self._writer.write_failed(row, reason)
+                break
+            except JournalUnavailable as error:
+                log.warning("journal: %s", error)
+                await asyncio.sleep(_UNWRITTEN_S)
+        self.unsaid = False

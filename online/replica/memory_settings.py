@@ -1,0 +1,112 @@
+"""The memory of a model in one replica: made from its settings, filled again from the journal."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from evaluation.metrics import Task
+from online.errors import StartRefused
+from online.models.base import Model, Rehearsing, Repeating
+from online.rows.history import Decisions
+from online.settings.model import ModelSettings, Replay
+from paramserver.server import MergeRule
+from replay import codec
+from replay.buffers.balanced import ClassBalanced
+from replay.buffers.base import Buffer
+from replay.buffers.compartments import TwoCompartments
+from replay.buffers.longterm import LongTerm
+from replay.buffers.reservoir import Reservoir
+from replay.buffers.ring import Ring
+from replay.journal.base import Journal
+from replay.memory import Memory
+from replay.rehearsal import Rehearsal
+
+_RECENT_SHARE: Final = 0.2
+_PAGE_ROWS: Final = 1_000
+
+
+def memory_for(settings: ModelSettings, model: Model, rule: MergeRule) -> Memory | None:
+    """The empty memory of a model in one replica; None if it learns no row again.
+
+    Raises StartRefused if the settings want one for a model that can't.
+    """
+    replay, task, name = settings.replay, settings.task, settings.name
+    if not replay.on:
+        return None
+    if (why := why_no_replay(model, rule)) is not None:
+        raise StartRefused(
+            f"model {name}: replay is {replay.policy}, and {why}",
+            "Leave replay out, or serve a torch network, a linear model by SGD, or ftrl",
+        )
+    if replay.policy == "balanced" and task == "regression":
+        raise StartRefused(
+            f"model {name}: replay is balanced, and regression has no classes",
+            "Take `policy: reservoir` or `policy: mixed`",
+        )
+    rule_of = Rehearsal()
+    if (rows := replay.rows) is not None:
+        rule_of = replace(rule_of, rows_short=rows, rows_long=rows)
+    if (passes := replay.passes) is not None:
+        rule_of = replace(rule_of, passes_short=passes, passes_long=passes)
+    seed = zlib.crc32(name.encode())
+    return Memory(
+        partial(_buffer, replay, task, seed),
+        rule=rule_of,
+        seed=seed,
+        balanced=task != "regression",
+        classes=task != "regression",
+        distil=replay.distil if isinstance(model, Rehearsing) else 0.0,
+    )
+
+
+def why_no_replay(model: Model, rule: MergeRule) -> str | None:
+    """Why the model learns no row again; None if it can."""
+    if rule in ("ordered", "overlay", "lagging") and not model.mergeable:
+        return (
+            "it does not forget what the stream stops showing: it counts rows, or keeps them, "
+            f"and would count those that are learned again twice ({model.why_not_mergeable})"
+        )
+    if rule in ("ordered", "overlay", "lagging"):
+        return f"merge is {rule}: all replicas have to learn the same, and each draws for itself"
+    why: str | None = getattr(model, "why_no_replay", None)
+    if why is None and not isinstance(model, (Rehearsing, Repeating)):
+        why = "it learns a row once"
+    return why
+
+
+def _buffer(replay: Replay, task: Task, seed: int) -> Buffer:
+    capacity, cap = replay.capacity, replay.source_share_max
+    if replay.policy == "recent":
+        return Ring(capacity, source_share_max=cap)
+    recent = int(capacity * _RECENT_SHARE) if replay.policy == "mixed" else 0
+    long: LongTerm
+    if replay.policy == "reservoir" or task == "regression":
+        long = Reservoir(capacity - recent, seed, source_share_max=cap)
+    else:
+        long = ClassBalanced(capacity - recent, seed, source_share_max=cap)
+    return TwoCompartments(long, Ring(recent, source_share_max=cap)) if recent else long
+
+
+def fill(memory: Memory, journal: Journal, model: str, rows: int, decisions: Decisions) -> int:
+    """Offer the newest rows of the journal that the model has learned, in commit order; how many.
+
+    About ``rows`` are read, less where other models share the journal.  Rows that retention has
+    removed are not there to be offered; what a row's prediction said is kept with it.
+    """
+    after = max(journal.follow(model, 2**62, 1).upto - rows, 0)
+    offered = 0
+    while rows:
+        page = journal.follow(model, after, _PAGE_ROWS)
+        for row in filter(decisions.learned, page.rows):
+            if row.offset > decisions.without.get(row.partition, 0):
+                example = codec.decode(row.payload)
+                if example.moved is None:
+                    memory.keep(row, example, example.score)
+                    offered += 1
+        after = page.upto
+        if len(page.rows) < _PAGE_ROWS:
+            break
+    return offered

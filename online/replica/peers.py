@@ -1,0 +1,72 @@
+"""This module answers, in a live replica, a new one that can't reach the parameter server.
+
+The new one sends what it would send to the server, and is answered in the same words: values that
+were pulled, and their clock.  Never the local model, which has rows on top that no clock tells of
+yet: whoever took them for the server's would count them again when their partition is adopted.
+Nothing is pushed here, and nothing is durable by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
+from paramserver import wire
+from paramserver.parts import Parts
+
+_KEYS: Final = 2_048  # of one answer: predictions go on beside it
+
+
+class Peer:
+    """Answers of one model in one replica.
+
+    Parameters
+    ----------
+    replica, spec
+        Name of this process, and hash of its model's spec.
+    age_ms
+        Since the server confirmed the values that are here; None: never.
+    """
+
+    def __init__(
+        self,
+        learner: Learner | OrderedLearner,
+        replica: str,
+        spec: str,
+        age_ms: Callable[[], float | None],
+    ) -> None:
+        self._learner, self._replica, self._spec, self._age_ms = learner, replica, spec, age_ms
+        self._parts = Parts(_KEYS)
+
+    def sync(self, data: bytes) -> bytes | None:
+        """A :class:`wire.SyncReply` to a request; None: there is nothing to tell here.
+
+        A model that is learned in order is not told: its values are written down too rarely.
+        """
+        learner, age_ms = self._learner, self._age_ms()
+        request = wire.decode_request(data)
+        if isinstance(learner, OrderedLearner) or not learner.ready or age_ms is None:
+            return None
+        if request.format != wire.FORMAT:
+            return None
+        told = self._parts.told(request, learner.pulled, learner.version, learner.changes_since)
+        reply = wire.SyncReply(
+            format=wire.FORMAT,
+            spec=self._spec,
+            epoch=learner.version[0],
+            count=learner.version[1],
+            acks=[],
+            clock=learner.clock,
+            closed=[],
+            durable={},
+            orphans=[],
+            confirmed_ms=age_ms,
+            rewrite=learner.rewrite,
+            control=learner.control,
+            frozen=learner.frozen,
+            peer=self._replica,
+            **told,
+        )
+        return wire.encode(reply)

@@ -1,0 +1,72 @@
+"""This module has what waits for the journal.
+
+That is the rows of a request, and one of them on its way into the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+
+from online.rows.joins import Entry
+from replay.journal.base import NewRow, Row
+
+
+class Recorded(msgspec.Struct, frozen=True, gc=False):
+    """The record of what became of one event.
+
+    Attributes
+    ----------
+    status
+        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
+        ``released``, ``discarded``, ``waiting``, ``damaged``, or ``queued``: on disk, and another
+        process will learn it.
+    row
+        The row that stands; None for a label whose prediction has not come, and if it is damaged.
+    repeat
+        The row was there before, and ``status`` is what has become of it.
+    since
+        For a label that waits: when the first one was taken (POSIX seconds).  None: the store
+        has no room and kept nothing.
+    learned_as
+        For a repeat that is frozen, undone or released: the row that taught it again, if there
+        is one.
+    """
+
+    status: str
+    row: Row | None
+    version_before: str
+    version: str
+    repeat: bool
+    reason: str | None = None
+    since: float | None = None
+    learned_as: Row | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """The rows of one request, the key that each has got, and what became of it."""
+
+    rows: tuple[NewRow, ...]
+    keys: list[bytes]
+    done: asyncio.Future[None]
+    results: list[Recorded | None]
+    open: int
+    decided: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Written:
+    """One row of a request, or (``waiting`` is None) a half that nobody waits for."""
+
+    entry: Entry
+    waiting: Waiting | None = None
+    i: int = 0
+    half: NewRow | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether an operator has."""
+        return self.waiting is not None and self.waiting.decided

@@ -1,0 +1,498 @@
+"""The journal writer of one partition: many requests, one commit, one answer each.
+
+Rows that wait are written together on a thread of its own.  What was committed is handed to the
+learner in order; a request is answered when the last of its rows has been learned.  A handler
+that goes away changes nothing: learning follows what was committed.
+
+Predictions that a stored join needs are written behind, in the same commits, before the feedback
+that waits: a label finds its prediction if both are here and fit.  Nobody waits for them; beyond
+their bound they are dropped and counted.  What a half meets in the store is decided about and
+written in a second step of the same commit (:mod:`online.rows.joins`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import accumulate, islice
+
+import msgspec
+
+from online.errors import RequestError, journal_held
+from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
+from online.replica.journal_threads import JournalThreads
+from online.replica.pending import Recorded, Waiting, Written
+from online.replica.written_behind import Behind
+from online.rows import history
+from online.rows.joins import ROUNDS_MAX, entry_of, fate
+from online.settings.config import Limits
+from online.trust.filtering import Filtering
+from replay.errors import (
+    JournalDamaged,
+    JournalFull,
+    JournalHeld,
+    JournalUnavailable,
+    PartitionSealed,
+    ReplayError,
+)
+from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
+
+log = logging.getLogger("online.writer")
+
+_JUDGED_ROWS = 8  # by the filters in one turn of the loop: .1 ms a row
+_BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
+
+
+class Writer:
+    """Writes one model's feedback into this process's partition.
+
+    Parameters
+    ----------
+    model, spec
+        Its name, and the hash of its spec: a row that one model fails on another may learn.
+    stamp
+        The local model's version as answers state it.
+    frozen
+        Whether the model is: rows are then written as such, and answered without being learned.
+    moved
+        Called when rows were committed; True: the store knows a server that is new.
+    sealed
+        Awaited when somebody sealed the partition: it opens another and returns its number.
+    follows
+        The local model if another process learns the rows: they are answered ``queued`` at their
+        commit, and at most ``limits.queue_max`` of them may be missing in it.
+    filters
+        Judge rows before they are written, unless the model is frozen; None: all are accepted.
+    seen
+        Epoch of the local model's values: a store that does not know it has lost rows, and a
+        partition that is new there would not show it.
+    now_s, label_life_s
+        The wall clock (POSIX seconds), and how long labels wait for their predictions.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        spec: str,
+        limits: Limits,
+        store: JournalThreads,
+        counts: Counter[str],
+        *,
+        stamp: Callable[[], str],
+        frozen: Callable[[], bool],
+        moved: Callable[[bool], None],
+        sealed: Callable[[int], Awaitable[int]],
+        follows: Learner | OrderedLearner | None = None,
+        filters: Filtering | None = None,
+        seen: Callable[[], int] = lambda: 0,
+        now_s: Callable[[], float] = lambda: 0.0,
+        label_life_s: float = 0.0,
+    ) -> None:
+        self.partition = 0
+        self.known = 0
+        self.stopping = False
+        self.incident: str | None = None
+        self.committed: deque[Row] = deque()
+        self.waiting = 0
+        self.to_learn = 0  # the last row of the partition that is not frozen
+        self.writing = False
+        self.committing = False  # rows that are not frozen
+        self.judged_by = 0  # these: newest control row that was known
+        self.decisions = history.Decisions(spec)
+        self._model, self._spec = model, spec
+        self._limits, self._store, self._counts = limits, store, counts
+        self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
+        self._follows, self._filters, self._seen = follows, filters, seen
+        self._now_s, self._label_life_s = now_s, label_life_s
+        self._uncommitted = 0  # rows that were taken and wait for their commit
+        self._queue: deque[Waiting] = deque()
+        most = limits.joins_queue_max
+        self._halves = Behind(most, most * limits.token_bytes_max)
+        self._waiters: dict[int, list[tuple[Waiting, int, bool]]] = {}
+        self._store_epoch = 0
+        self._wake = asyncio.Event()
+
+    @property
+    def halves(self) -> int:
+        """Predictions that wait to be written."""
+        return len(self._halves)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for a commit."""
+        return not (self._queue or self.waiting or len(self._halves) or self.writing)
+
+    # -- feedback ----------------------------------------------------------------------------
+
+    async def record(self, rows: Sequence[NewRow], *, decided: bool = False) -> list[Recorded]:
+        """Write rows durably in one step, wait until they are learned, say what became of each.
+
+        ``decided``: by an operator.  The rows are written with the verdicts that they have.
+
+        Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
+        ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
+        repeat with the same id).
+        """
+        if self.stopping:
+            message = "this replica is stopping"
+            raise RequestError(503, "stopping", message, None, "Send it again", 1)
+        if self.waiting >= self.waiting_max:
+            self._counts["refused_busy"] += len(rows)
+            hint = "Send it again after Retry-After; nothing was recorded"
+            message = "too much feedback waits for the journal"
+            raise RequestError(429, "busy", message, None, hint, 1)
+        self._check_queue(len(rows))
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        keys = [row.key for row in rows]
+        waiting = Waiting(tuple(rows), keys, done, [None] * len(rows), len(rows), decided)
+        self._queue.append(waiting)
+        self._uncommitted += len(rows)
+        self.waiting += 1
+        self._wake.set()
+        late = loop.call_later(self._limits.feedback_wait_s, _give_up, done)
+        try:
+            await done  # who goes away cancels it, and nothing else
+        except TimeoutError:
+            self._counts["feedback_timeouts"] += len(rows)
+            if self._withdraw(waiting):
+                raise journal_held(
+                    self.incident or "the rows before these are not written yet"
+                ) from None
+            hint = "It may have been recorded: repeat it with the same id"
+            message = "the journal did not answer in time"
+            raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
+        finally:
+            late.cancel()
+        return [result for result in waiting.results if result is not None]
+
+    def _withdraw(self, waiting: Waiting) -> bool:
+        """Take the rows of a request back, if no commit has begun with them: then none will."""
+        if waiting not in self._queue:
+            return False
+        self._queue.remove(waiting)
+        self._uncommitted -= len(waiting.rows)
+        self.waiting -= 1
+        return True
+
+    @property
+    def queued(self) -> int:
+        """Rows committed here that the model lacks, because another process learns them."""
+        if self._follows is None:
+            return 0
+        return max(self.known - self._follows.clock.get(self.partition, 0), 0)
+
+    def _check_queue(self, n: int) -> None:
+        most = self._limits.queue_max
+        if self._follows is None or self.queued + self._uncommitted + n <= most:
+            return
+        self._counts["refused_queue"] += n
+        hint = "Send it again after Retry-After; nothing was recorded"
+        message = f"the model is {self.queued} rows behind here, and {most} may wait for it"
+        raise RequestError(429, "queue_full", message, None, hint, 1)
+
+    def keep(self, half: NewRow) -> None:
+        """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
+
+        The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
+        """
+        if self._halves.put(half):
+            self._wake.set()
+        else:
+            self._counts["joins_dropped"] += 1
+
+    @property
+    def waiting_max(self) -> int:
+        """Requests that may wait for the journal: half of the slots, the rest can predict."""
+        return self._limits.ongoing_max // 2
+
+    async def run(self) -> None:
+        """Commit whatever waits, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue or len(self._halves):
+                batch: list[Waiting] = []
+                size = 0
+                while self._queue and (not batch or size + len(self._queue[0].rows) <= _BATCH_ROWS):
+                    size += len(self._queue[0].rows)
+                    batch.append(self._queue.popleft())
+                room = max(self._store.journal.batch_rows_max - size, 0)
+                await self._commit(self._halves.take(room), batch)
+
+    async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
+        self.writing, self.judged_by = True, self.decisions.seq  # a thread may read more meanwhile
+        since = self._now_s() - self._label_life_s
+        most = self._limits.waiting_labels_max
+        events = [Written(entry_of(half, most, since), half=half) for half in halves]
+        for waiting in batch:
+            entries = (entry_of(row, most, since) for row in waiting.rows)
+            events += [Written(entry, waiting, i) for i, entry in enumerate(entries)]
+        unanswered: list[tuple[Written, Outcome]] = []
+        try:
+            for _ in range(ROUNDS_MAX):
+                if not events:
+                    break
+                events = await self._write(events, unanswered)
+            if events:
+                self._refuse(events, JournalUnavailable("other replicas were faster each time"))
+        finally:
+            self.writing = self.committing = False
+            self._uncommitted -= sum(len(waiting.rows) for waiting in batch)
+        for event, outcome in unanswered:
+            if event.waiting is None:
+                continue
+            try:
+                await self._stand(event.waiting, event.i, outcome)
+            except JournalDamaged as error:  # a row or a decision that it took to answer
+                self._spoil(event.waiting, event.i, error)
+
+    async def _write(
+        self, events: list[Written], unanswered: list[tuple[Written, Outcome]]
+    ) -> list[Written]:
+        """Append what the events have to append next; those that are not at an end yet.
+
+        ``unanswered`` gets those that are, and that nobody will learn now.
+        """
+        sizes = list(accumulate(len(event.entry.rows) for event in events))
+        fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
+        events, later = events[:fit], events[fit:]
+        rows = [row for event in events for row in self._judged(event)]
+        if self._frozen():
+            rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
+        else:
+            self.committing = True
+            if self._filters is not None:
+                rows = await self._filtered(self._filters, rows)
+        try:
+            appended = await self._append(rows)
+        except ReplayError as error:
+            if self._filters is not None:
+                self._filters.dropped()
+            self._refuse([*events, *later], error)
+            return []
+        self.incident = None
+        self.known = appended.end
+        if self._filters is not None:
+            self._filters.committed(rows, appended.outcomes)
+        fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
+        self._take(fresh)
+        outcomes = iter(appended.outcomes)
+        left: list[Written] = []
+        for event in events:
+            # Without a pause: whoever learns a new row finds who waits for it.
+            left += self._settle(event, list(islice(outcomes, len(event.entry.rows))), unanswered)
+        new_server = appended.epoch != self._store_epoch
+        self._store_epoch = appended.epoch
+        self._moved(new_server)
+        return left + later
+
+    def _settle(
+        self, event: Written, outcomes: list[Outcome], unanswered: list[tuple[Written, Outcome]]
+    ) -> list[Written]:
+        """Return what has to be appended next after these outcomes of the event's rows."""
+        entry, waiting = event.entry, event.waiting
+        try:
+            entry.take(outcomes)
+        except ReplayError as error:  # a half that nobody can read
+            self._refuse([event], error)
+            return []
+        if (outcome := entry.outcome) is None:
+            return [event]
+        if event.half is not None:
+            self._counts[f"joins_{fate(event.half, outcome)}"] += 1
+        if waiting is not None:
+            if (row := outcome.row) is not None:
+                waiting.keys[event.i] = row.key
+            if outcome.new and row and row.offset in self._waiters:
+                self._waiters[row.offset].append((waiting, event.i, False))
+            else:
+                unanswered.append((event, outcome))
+        return [Written(after) for after in entry.after]
+
+    async def _filtered(self, filters: Filtering, rows: Sequence[NewRow]) -> list[NewRow]:
+        """Let the filters judge a few rows at a time: predictions have a turn in between."""
+        out = filters.judge(rows[:_JUDGED_ROWS])
+        for i in range(_JUDGED_ROWS, len(rows), _JUDGED_ROWS):
+            await asyncio.sleep(0)
+            out += filters.judge(rows[i : i + _JUDGED_ROWS], more=True)
+        return out
+
+    def _judged(self, event: Written) -> Sequence[NewRow]:
+        """Return the event's rows with verdicts, which are final unless the model is frozen."""
+        rows = event.entry.rows
+        if event.decided or not self.decisions.sources:
+            return rows
+        return [
+            msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
+            if self.decisions.banned(row.source)
+            else row
+            for row in rows
+        ]
+
+    async def _append(self, rows: Sequence[NewRow]) -> Appended:
+        """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
+        pause_s, certain = 0.02, True  # that no attempt so far has written anything
+        while True:
+            try:
+                appended: Appended = await self._store.write(
+                    self._store.journal.append,
+                    self.partition,
+                    self.known,
+                    rows,
+                    max(self._store_epoch, self._seen()),
+                )
+                return appended
+            except PartitionSealed:
+                # Somebody thought this replica dead and learns its rows.
+                self._counts["sealed"] += 1
+                await self._move_on()
+            except JournalUnavailable as error:
+                if error.definite and certain:
+                    raise
+                certain = certain and error.definite
+                self._counts["journal_retries"] += 1
+                log.warning("journal: %s", error)
+                await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
+                pause_s = min(pause_s * 2, 1.0)
+
+    def _take(self, fresh: Sequence[Row]) -> None:
+        """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
+        for row in fresh:
+            if row.verdict is Verdict.FROZEN:
+                continue
+            self.to_learn = max(self.to_learn, row.offset)
+            if self._follows is None and row.offset not in self._waiters:
+                self.committed.append(row)
+                self._waiters[row.offset] = []
+
+    async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
+        """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
+        row, now = outcome.row, self._stamp()
+        if outcome.damaged is not None:
+            self._spoil(waiting, i, outcome.damaged)
+            return
+        if row is None:
+            found = Recorded("waiting", None, now, now, False, None, outcome.since)
+            self._answer(waiting, i, found)
+            return
+        if row.partition == self.partition and row.offset in self._waiters:
+            self._waiters[row.offset].append((waiting, i, True))  # learned together with it
+            return
+        if not outcome.new or self._is_there(row):  # what failed was written before it counted
+            await self.look()
+        reason, again = self.decisions.failure(row), None
+        status = self._status(row, reason)
+        if not outcome.new and status in ("frozen", "undone", "released"):
+            place = (self._store.journal, self._model, self.decisions, row)
+            again = await self._store.surely(history.standing, *place)
+        found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
+        self._answer(waiting, i, found)
+
+    def _spoil(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
+        """Answer for an event of which the store has something, and nobody can say what."""
+        self.incident = str(error)
+        self._counts["damaged"] += 1
+        now = self._stamp()
+        self._answer(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
+
+    async def look(self) -> None:
+        """Read the control rows that are new, as often as it takes."""
+        await self._store.surely(self.decisions.read, self._store.journal, self._model)
+
+    def _refuse(self, events: Sequence[Written], error: ReplayError) -> None:
+        """Nothing more is written of the events; of a request's others something may have been."""
+        self.incident = str(error)
+        held = isinstance(error, JournalHeld)
+        behind = [event.half for event in events if event.half is not None]
+        if held:  # the next commit takes them
+            self._halves.put_back(behind)
+        else:
+            self._counts["joins_dropped"] += len(behind)
+        full = isinstance(error, JournalFull)
+        hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
+        refused = Counter(event.waiting for event in events if event.waiting is not None)
+        for waiting, n in refused.items():
+            self._counts["refused_journal"] += n
+            self.waiting -= 1
+            if not waiting.done.done():
+                code = "journal_full" if full else "journal_refused"
+                failure = RequestError(503, code, str(error), None, hint, 30)
+                if n < len(waiting.rows):
+                    again = "A part of it was recorded: repeat it with the same ids"
+                    failure = RequestError(503, "journal_unavailable", str(error), None, again, 1)
+                elif held:
+                    failure = journal_held(str(error))
+                waiting.done.set_exception(failure)
+                waiting.done.exception()  # the handler may be gone: that is no surprise
+
+    async def _move_on(self) -> None:
+        """A new partition.  Rows of the old one that are committed are the adopter's to learn."""
+        old, waiters = self.partition, self._waiters
+        self.committed.clear()
+        self._waiters = {}
+        self.partition, self.known = await self._sealed(old), 0
+        self.to_learn = 0
+        now = self._stamp()
+        for waiting, i, repeat in (entry for entries in waiters.values() for entry in entries):
+            standing = await self._store.surely(
+                self._store.journal.find, self._model, waiting.keys[i]
+            )
+            if standing is not None:
+                # Its adopter learns it: nobody here can say yet what will become of it.
+                self._answer(waiting, i, Recorded("queued", standing, now, now, repeat))
+
+    def note_learned(
+        self, row: Row, before: str, reason: str | None, *, undecided: bool = False
+    ) -> None:
+        """A row of this partition was learned (``reason``: why it could not be).
+
+        ``undecided``: another process has the last word, and has not said it.
+        """
+        if waiters := self._waiters.pop(row.offset, ()):
+            status, now = self._status(row, reason), self._stamp()
+            if undecided:
+                status, reason = "queued", None
+            for waiting, i, repeat in waiters:
+                self._answer(waiting, i, Recorded(status, row, before, now, repeat, reason))
+
+    async def write_failed(self, row: Row, reason: str) -> None:
+        """Say in the journal that the row could not be learned; the first to say so wins."""
+        self.decisions.failed[row.key.hex()] = reason
+        key = f"failed:{self._spec[:16]}:{row.key.hex()}"
+        await self._store.write(
+            self._store.journal.write_control, self._model, "failed", key, reason.encode()
+        )
+
+    def _answer(self, waiting: Waiting, i: int, recorded: Recorded) -> None:
+        waiting.results[i] = recorded
+        waiting.open -= 1
+        if waiting.open == 0:
+            self.waiting -= 1
+            if not waiting.done.done():
+                waiting.done.set_result(None)
+
+    def _status(self, row: Row, reason: str | None) -> str:
+        if reason:
+            return "failed"
+        if row.verdict is Verdict.FROZEN:
+            return "frozen"
+        if row.verdict is Verdict.QUARANTINED:
+            return self.decisions.choice(history.origin(row)) or "quarantined"
+        if self.decisions.undone.has(row.partition, row.offset):
+            return "undone"
+        learned = "clipped" if row.verdict is Verdict.CLIPPED else "learned"
+        return learned if self._follows is None or self._is_there(row) else "queued"
+
+    def _is_there(self, row: Row) -> bool:
+        """Whether another process has learned the row, and the answers here count it."""
+        return self._follows is not None and self._follows.includes(row.partition, row.offset)
+
+
+def _give_up(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_exception(TimeoutError())

@@ -1,0 +1,1 @@
+"""Rows: values become canonical, labels find their prediction, decisions are read."""

@@ -1,0 +1,180 @@
+"""The door: values of a request become canonical features and labels, or a clear refusal.
+
+river changes a scaler before a later step finds a value that it can't use, and learns NaN in
+silence, so everything is checked here, before anything is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from online.errors import RequestError, invalid
+from online.messages.sender import sender
+from online.settings.config import Limits
+from online.settings.model import ModelSettings
+from online.settings.tokens import WEIGHT_MAX
+from replay.example import Features, Label, label_text
+from replay.plain import is_plain, plain
+
+_INTEGER_MAX = 2**53  # beyond it a JSON number is not the integer that was written
+_NUMBER_MAX = 1e100  # squares, and sums of squares over all rows, stay finite
+
+
+class Door:
+    """The door checks what one model takes: names, types and ranges of features and labels."""
+
+    def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
+        self._limits = limits
+        self._numeric_only = numeric_only
+        self._task = settings.task
+        self._bounded = settings.filters != "none"
+        classes = settings.classes or {"negative": False, "positive": True}
+        self._names: dict[bool, Label] = {
+            False: classes["negative"],
+            True: classes["positive"],
+        }
+
+    def features(self, value: Any, field: str, *, recorded: bool = False) -> Features:
+        """Checked features; the very numbers that were sent.
+
+        ``recorded``: they are of a row that the journal has, which may have names that are not
+        taken any more (:meth:`odd_name`).
+        """
+        if not isinstance(value, dict):
+            raise invalid(
+                field, f"an object is needed, got {_kind(value)}", 'Send {"name": number}'
+            )
+        if not value:
+            raise invalid(field, "no features", "Send at least one name and value")
+        if len(value) > self._limits.features_max:
+            raise invalid(
+                field,
+                f"{len(value)} features, at most {self._limits.features_max}",
+                "Send fewer, or raise limits.features_max",
+            )
+        for name, item in value.items():
+            if type(item) is float:
+                if not -_NUMBER_MAX <= item <= _NUMBER_MAX:  # NaN too
+                    raise invalid(
+                        f"{field}.{name}",
+                        f"{item} is not a number in ±{_NUMBER_MAX:g}",
+                        "Scale it, or leave it out",
+                    )
+            else:
+                self._check_other(item, f"{field}.{name}")
+            if len(name) > self._limits.text_bytes_max:
+                raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
+        if not recorded and (odd := self.odd_name(value)) is not None:
+            raise not_plain(field, "a name", odd)
+        return value
+
+    def odd_name(self, features: Any) -> str | None:
+        """A name of the features that a terminal would obey; None if there is none."""
+        if not isinstance(features, dict) or "".join(features).isprintable():
+            return None
+        return next((name for name in features if not is_plain(name)), None)
+
+    def many(self, instances: list[dict[str, Any]]) -> list[Features]:
+        """Checked features of many rows."""
+        return [self.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
+
+    def _check_other(self, item: Any, field: str) -> None:
+        if isinstance(item, int):  # bool too: river computes with it as 0 or 1
+            if abs(item) > _INTEGER_MAX:
+                raise invalid(field, f"{item} is beyond 2^53", "Send it as text, or scale it")
+            return
+        if self._numeric_only:
+            hint = "Leave a missing value out" if item is None else "This model takes numbers only"
+            raise invalid(field, f"a number is needed, got {_kind(item)}", hint)
+        if isinstance(item, str):
+            if len(item) > self._limits.text_bytes_max:
+                raise invalid(
+                    field,
+                    f"text of {len(item)} characters, at most {self._limits.text_bytes_max}",
+                    "Shorten it, or raise limits.text_bytes_max",
+                )
+        elif item is not None:
+            raise invalid(field, f"got {_kind(item)}", "Send a number, text, true, false or null")
+
+    def label(self, value: Any, field: str, *, recorded: bool = False) -> Label:
+        """Label in its canonical form for the model's task; ``recorded`` as in :meth:`features`."""
+        if self._task == "binary":
+            return self._binary(value, field)
+        if self._task == "regression":
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not -_NUMBER_MAX <= value <= _NUMBER_MAX:
+                hint = f"Send a number in ±{_NUMBER_MAX:g}"
+                raise invalid(field, f"a number is needed, got {_show(value)}", hint)
+            return float(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 3 and 3.0 are one class
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            hint = "Send text or a whole number; for two classes use task: binary"
+            raise invalid(field, f"not a class: {_show(value)}", hint)
+        if isinstance(value, int) and abs(value) > _INTEGER_MAX:
+            raise invalid(field, f"{value} is beyond 2^53", "Send it as text")
+        if isinstance(value, str) and len(value) > self._limits.text_bytes_max:
+            raise invalid(field, f"a class name of {len(value)} characters", "Shorten it")
+        if isinstance(value, str) and not recorded and not is_plain(value):
+            raise not_plain(field, "a class", value)
+        return value
+
+    def _binary(self, value: Any, field: str) -> bool:
+        for canonical, name in self._names.items():
+            if type(value) is type(name) and value == name:
+                return canonical
+        default_names = all(isinstance(name, bool) for name in self._names.values())
+        if default_names and type(value) in (int, float) and value in (0, 1):
+            return bool(value)
+        names = " or ".join(json.dumps(name) for name in self._names.values())
+        raise invalid(field, f"not a label of this model: {_show(value)}", f"Send {names}")
+
+    def weight(self, value: Any, field: str) -> float:
+        """Importance of an event: finite, > 0, at most 10^6.  See :meth:`weight_max`, too."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= WEIGHT_MAX:
+            hint = f"Send a number in (0, {self.weight_max:.15g}]"
+            raise invalid(field, f"not a weight: {_show(value)}", hint)
+        return float(value)
+
+    @property
+    def weight_max(self) -> float:
+        """The largest weight of a new event: of its token, else of the settings.
+
+        Without filters any weight is taken: the model is the plain library's then.
+        """
+        if not self._bounded:
+            return WEIGHT_MAX
+        own = sender.get().weight_max
+        return self._limits.weight_max if own is None else own
+
+    def show(self, label: Label | None) -> Label | None:
+        """Label as the caller knows it."""
+        if self._task == "binary" and isinstance(label, bool):
+            return self._names[label]
+        return label
+
+    def text(self, label: Label) -> str:
+        """Key of a label in ``probabilities``: its JSON text, text labels without the quotes."""
+        shown = self.show(label)
+        return shown if isinstance(shown, str) else label_text(label if shown is None else shown)
+
+
+def not_plain(field: str, what: str, text: str) -> RequestError:
+    """422: the text has characters that terminals and logs would obey."""
+    hint = "Leave control characters out: line breaks, tabs, escapes, marks of direction"
+    return invalid(field, f"{what} with control characters: {plain(text[:80])}", hint)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "true or false", str: "text", dict: "an object", list: "an array"}
+    return names.get(type(value), "a number")
+
+
+def _show(value: Any) -> str:
+    # As the caller has spelled it; msgpack has types that JSON has not.
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,241 @@
+"""Stored joins: a prediction and its label, decided about by whoever brings the second half.
+
+The store keeps the first half, and tells whoever brings the second one what stands there.  That
+replica makes the row of both, which is judged like any other before it is written, and appends it
+over the half that it was made of: if another replica was faster the store writes nothing, and what
+stands by then is looked at.
+
+Ids are by who asks: a prediction's key is made of its id and of the source that its access token
+stands for, so that nobody takes the id of somebody else's.  A label names the predictions that its
+sender may label, and waits under the key of each.  The labels of several sources wait side by side,
+and the prediction takes the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from online.rows.prediction_ids import event_key
+from replay import codec
+from replay.example import Example, PredictionHalf, WaitingLabel
+from replay.journal.base import Half, NewRow, Outcome, Stored, Verdict
+
+ROUNDS_MAX: Final = 64
+"""Appends that an event may take: each further one means that another replica was faster."""
+
+
+def join_key(asker: str | None, own: str) -> bytes:
+    """Key of the prediction that ``asker`` gave the id ``own``; None: its token names no source."""
+    return event_key("join", own) if asker is None else event_key("join", asker, own)
+
+
+class Entry(Protocol):
+    """One event on its way into the store.
+
+    Attributes
+    ----------
+    rows
+        What is to be appended next; nothing once ``outcome`` is there.
+    outcome
+        What became of it.
+    after
+        What is to be appended behind it, and nobody waits for.
+    """
+
+    rows: Sequence[NewRow]
+    outcome: Outcome | None
+    after: Sequence[Entry]
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        """Take what the store answered to ``rows``."""
+
+
+class Whole:
+    """An ordinary row that is no half of a stored join."""
+
+    after: Sequence[Entry] = ()
+
+    def __init__(self, row: NewRow) -> None:
+        self.rows: Sequence[NewRow] = (row,)
+        self.outcome: Outcome | None = None
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        self.rows, self.outcome = (), outcomes[0]
+
+
+class Predicted:
+    """A prediction: it is kept, or it takes the first label that waits."""
+
+    def __init__(self, half: NewRow) -> None:
+        self._half = half
+        self._label: WaitingLabel | None = None
+        self.rows: Sequence[NewRow] = (half,)
+        self.outcome: Outcome | None = None
+        self.after: Sequence[Entry] = ()
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        outcome, half = outcomes[0], self._half
+        if outcome.gone:
+            self.rows = (half,)
+            return
+        if outcome.met is not None and outcome.met.half is Half.LABEL:
+            self._label = labels_of(outcome.met)[0]
+            made = codec.decode_prediction(half.payload)
+            self.rows = (_row(half.key, made, self._label, half.at, outcome.met.payload),)
+            return
+        self.rows, self.outcome = (), outcome
+        if outcome.new and self._label is not None:
+            self.after = _elsewhere(half.key, self._label)
+
+
+class Labelled:
+    """A label: it joins the first prediction that it may, or waits for each of them.
+
+    Parameters
+    ----------
+    half
+        Its payload is one :class:`replay.example.WaitingLabel`.
+    most
+        Labels that may wait under one key.
+    since
+        Labels taken before (POSIX seconds) wait no longer.
+    """
+
+    def __init__(self, half: NewRow, most: int, since: float) -> None:
+        self._half, self._most, self._since = half, most, since
+        (self._label,) = codec.decode_labels(half.payload)
+        self._waits: list[float] = []
+        self.outcome: Outcome | None = None
+        self.after: Sequence[Entry] = ()
+        self.rows: Sequence[NewRow] = ()
+        self._begin()
+
+    def _begin(self) -> None:
+        replace = msgspec.structs.replace
+        self._waits = []
+        self.rows = [replace(self._half, key=key) for key in self._label.keys]
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        asked = list(zip(self.rows, outcomes, strict=True))
+        if any(row.half is None and outcome.gone for row, outcome in asked):
+            self._begin()
+            return
+        for row, outcome in asked:
+            if outcome.row is not None or outcome.damaged is not None:
+                self._end(outcome, row.key)
+                return
+            if outcome.met is not None and outcome.met.half is Half.PREDICTION:
+                made = codec.decode_prediction(outcome.met.payload)
+                over = outcome.met.payload
+                self.rows = (_row(row.key, made, self._label, self._half.at, over),)
+                return
+        if asked[0][0].half is None:  # the prediction has gone, and labels wait there
+            self._begin()
+            return
+        more = [again for row, o in asked if (again := self._wait(row, o)) is not None]
+        if more:
+            self.rows = more
+        else:
+            self.rows = ()
+            self.outcome = Outcome(False, None, min(self._waits, default=None))
+
+    def _wait(self, row: NewRow, outcome: Outcome) -> NewRow | None:
+        """Return what is to be sent once more so that the label waits under the row's key."""
+        replace = msgspec.structs.replace
+        if outcome.gone:
+            return replace(self._half, key=row.key)
+        if outcome.met is None:
+            if outcome.since is not None:
+                self._waits.append(outcome.since)
+            return None
+        others = [x for x in labels_of(outcome.met) if x.at >= self._since]
+        mine = next((x for x in others if x.source == self._label.source), None)
+        if mine is not None:  # the first of a source stands
+            self._waits.append(mine.at)
+            return None
+        if len(others) >= self._most:
+            return None
+        payload = codec.encode_labels([*others, self._label])
+        return replace(self._half, key=row.key, payload=payload, over=outcome.met.payload)
+
+    def _end(self, outcome: Outcome, key: bytes) -> None:
+        self.rows, self.outcome = (), outcome
+        self.after = _elsewhere(key, self._label)
+
+
+class Removed:
+    """A label that has found its prediction, and waits under another key no longer."""
+
+    after: Sequence[Entry] = ()
+
+    def __init__(self, key: bytes, label: WaitingLabel) -> None:
+        self._label = label
+        alone = codec.encode_labels([label])
+        self.rows: Sequence[NewRow] = (self._over(key, [], alone, label.at),)
+        self.outcome: Outcome | None = None
+
+    def _over(self, key: bytes, left: list[WaitingLabel], over: bytes, at: float) -> NewRow:
+        label, payload = self._label, codec.encode_labels(left) if left else b""
+        half, verdict = Half.LABEL, Verdict.ACCEPTED
+        return NewRow(key, label.event_id, label.source, verdict, payload, at, 1.0, half, over)
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        met = outcomes[0].met
+        if met is not None and met.half is Half.LABEL:
+            labels = labels_of(met)
+            if self._label in labels:
+                left = [label for label in labels if label != self._label]
+                self.rows = (self._over(self.rows[0].key, left, met.payload, met.at),)
+                return
+        self.rows, self.outcome = (), outcomes[0]
+
+
+def entry_of(row: NewRow, most: int, since: float) -> Entry:
+    """How a row gets into the store; ``most`` and ``since`` as of :class:`Labelled`."""
+    if row.half is Half.LABEL:
+        return Labelled(row, most, since)
+    return Whole(row) if row.half is None else Predicted(row)
+
+
+def labels_of(stored: Stored) -> list[WaitingLabel]:
+    """The labels that wait in a stored half, the first one first.  Raises ReplayError."""
+    if stored.payload[:1] == bytes([codec.LABELS]):
+        return codec.decode_labels(stored.payload)
+    one = codec.decode_label(stored.payload)  # of a journal of before: it waits alone
+    given = (one.label, one.weight, one.event_time)
+    return [WaitingLabel(*given, stored.source, stored.event_id, stored.at, ())]
+
+
+def _elsewhere(key: bytes, label: WaitingLabel) -> list[Entry]:
+    return [Removed(other, label) for other in label.keys if other != key]
+
+
+def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over: bytes) -> NewRow:
+    """The row of both halves, to be judged; ``at`` is when the second one came."""
+    example = Example(
+        made.features,
+        label.label,
+        label.weight,
+        made.score,
+        made.version,
+        made.predicted_at,
+        label.event_time,
+        made.no_change,
+        made.notes,
+        raw=made.raw,
+    )
+    verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded
+    payload = codec.encode(example)
+    return NewRow(key, label.event_id, label.source, verdict, payload, at, over=over)
+
+
+def fate(half: NewRow, outcome: Outcome) -> str:
+    """Return what became of a prediction that was written after it was answered."""
+    if outcome.new:
+        return "joined"  # its label was there
+    if outcome.row is not None or (outcome.since is not None and outcome.since != half.at):
+        return "reused"  # the first prediction of that id stands
+    return "dropped" if outcome.since is None else "kept"

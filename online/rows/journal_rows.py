@@ -1,0 +1,170 @@
+"""A model's journal as rows for the report: what was answered, and the label that came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from evaluation.report.rows import Column, Origin, Rows
+from online.errors import StartRefused
+from online.rows.history import origin as origin_of
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.places import open_journal
+from replay.codec import decode
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.example import Example, Label, Value, label_of
+from replay.journal.base import Journal, Row, Verdict
+
+PAGE_ROWS: Final = 2048
+
+
+def open_for_report(settings: Settings) -> Journal:
+    """The journal, which must be there.  Raises StartRefused with the remedy."""
+    path = settings.state_dir / "journal.db"
+    if settings.journal == "sqlite" and not path.exists():  # opening it would make one
+        raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
+    return open_journal(settings)
+
+
+def origin(model: ModelSettings) -> Origin:
+    """How the report is to read the model's rows."""
+    names: dict[bool, str] = {}
+    if model.task == "binary":
+        classes = model.classes or {"negative": "false", "positive": "true"}
+        names = {False: str(classes["negative"]), True: str(classes["positive"])}
+    return Origin("journal", model.name, model.task, names=names)
+
+
+class JournalRows:
+    """Rows of a model in the order in which their labels were recorded; nothing is written.
+
+    A row that teaches an event again is left out: the event is in the report once.  Quarantined
+    rows are counted, but their labels are not believed.
+
+    Parameters
+    ----------
+    since, until
+        POSIX seconds of recording: from ``since``, before ``until``.
+
+    Attributes
+    ----------
+    version
+        Of the model that gave the newest answer, as ``epoch.count``; None before the first.
+    damaged
+        Rows that can't be read.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        model: ModelSettings,
+        *,
+        since: float = -math.inf,
+        until: float = math.inf,
+    ) -> None:
+        self._journal, self._model = journal, model
+        self._since, self._until = since, until
+        self._kinds: dict[str, str] = {}
+        self.version: str | None = None
+        self.damaged = 0
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Pages of rows; those that are recorded meanwhile may be in the last one."""
+        after = 0
+        while True:
+            page = self._journal.follow(self._model.name, after, PAGE_ROWS)
+            found = [
+                (row, example)
+                for row in page.rows
+                if self._since <= row.at < self._until
+                and row.verdict is not Verdict.LOST
+                and origin_of(row).key == row.key
+                and (example := self._example(row)) is not None
+            ]
+            if found:
+                yield self._rows([row for row, _ in found], [example for _, example in found])
+            if len(page.rows) < PAGE_ROWS:
+                return
+            after = page.upto
+
+    def _example(self, row: Row) -> Example | None:
+        try:
+            example = decode(row.payload)
+            return example if example.moved is None else None
+        except (PayloadFormat, PayloadInvalid):
+            self.damaged += 1
+            return None
+
+    def _rows(self, rows: Sequence[Row], examples: Sequence[Example]) -> Rows:
+        regression = self._model.task == "regression"
+        for example in reversed(examples):
+            if example.version is not None:
+                self.version = f"{example.version[0]}.{example.version[1]}"
+                break
+        return Rows(
+            label=[
+                None if row.verdict is Verdict.QUARANTINED else _label(example, regression)
+                for row, example in zip(rows, examples, strict=True)
+            ],
+            predicted=[_predicted(example.score, regression=regression) for example in examples],
+            probabilities=[None if regression else example.score for example in examples],
+            time=np.array([row.at for row in rows]),
+            label_time=np.full(len(rows), np.nan),
+            delay=np.array(
+                [
+                    math.nan if e.predicted_at is None else row.at - e.predicted_at
+                    for row, e in zip(rows, examples, strict=True)
+                ]
+            ),
+            no_change=[example.no_change for example in examples],
+            version=[None if e.version is None else f"epoch {e.version[0]}" for e in examples],
+            source=[row.source or None for row in rows],
+            verdict=[str(row.verdict) for row in rows],
+            features=self._features([example.features for example in examples]),
+        )
+
+    def _features(self, rows: Sequence[Mapping[str, Value]]) -> dict[str, Column]:
+        """By name; a feature is a number if the first values of it are."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        out: dict[str, Column] = {}
+        for name in (*self._kinds, *(n for n in names if n not in self._kinds)):
+            values = [row.get(name) for row in rows]
+            kind = self._kinds.get(name)
+            if kind is None:
+                kind = self._kinds[name] = (
+                    "number" if all(_is_number(v) for v in values if v is not None) else "category"
+                )
+            if kind == "number":
+                out[name] = np.array([_number(v) for v in values], dtype=np.float64)
+            else:
+                out[name] = [None if v is None else _text(v) for v in values]
+        return out
+
+
+def _label(example: Example, regression: bool) -> Label:
+    return float(example.label) if regression else example.label
+
+
+def _predicted(score: Mapping[str, float] | None, *, regression: bool) -> Label | None:
+    """The answer as the service counts it: see :func:`online.learning.merged.increments_of`."""
+    if not score:
+        return None
+    if regression:
+        return score.get("")
+    return label_of(max(score, key=score.__getitem__))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Value) -> float:
+    return float(value) if _is_number(value) else math.nan  # type: ignore[arg-type]
+
+
+def _text(value: Value) -> str:
+    return value if isinstance(value, str) else str(value).lower()

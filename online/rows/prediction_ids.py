@@ -1,0 +1,180 @@
+"""Label tokens: the prediction's id carries everything that learning from its label needs.
+
+A token is ``base64url(key id · nonce · AES-GCM(prediction))``; the model's name is associated
+data.  It can be neither read nor forged, it expires, and it has exactly one spelling: decoding
+re-encodes and compares, because ordinary base64 decoders accept several texts for the same bytes
+and each would be another event.  The nonce is unique, so it also is the event's identity.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from online.errors import ConfigError, OnlineError
+from replay.example import Features, Label
+
+_KEY_ID_BYTES = 4
+_NONCE_BYTES = 12
+_KEY_BYTES = 32
+_FORMAT = 1
+
+
+class TokenInvalid(OnlineError):
+    """Not a token that one of our keys made for this model."""
+
+    reason: str
+    text = "{reason}"
+
+
+class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token remembers this of a prediction.  Features are as parsed, before any transform.
+
+    ``asker``: the source that asked; None: its access token names none, or it is of before.
+    """
+
+    format: int
+    features: Features
+    score: dict[str, float] | None
+    version: tuple[int, int, int]
+    at: float
+    no_change: Label | None
+    spec: str
+    notes: bytes | None = None
+    asker: str | None = None
+    known: dict[int, int] | None = None
+
+
+class Keys:
+    """AES-256 keys, the first of which seals; all of them open.
+
+    The file holds one key a line, in hexadecimal, mode 600.  To change keys, add the new one as
+    the last line on every node, then move it to the top, then drop the old one after the tokens'
+    lifetime.
+    """
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self.secret, self.old_secrets = keys[0], tuple(keys[1:])
+        self._sealer_id = _key_id(keys[0])
+        self._ciphers = {_key_id(key): AESGCM(key) for key in keys}
+        self._sealer = self._ciphers[self._sealer_id]
+
+    @classmethod
+    def from_file(cls, path: Path) -> Keys:
+        """Read the key file; make it first if it is missing."""
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(os.urandom(_KEY_BYTES).hex() + "\n")
+        try:
+            keys = [bytes.fromhex(line) for line in path.read_text().split()]
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "key_file", f"{path}: {error}", "One hexadecimal key a line"
+            ) from None
+        if not keys or any(len(key) != _KEY_BYTES for key in keys):
+            raise ConfigError(
+                "key_file", f"{path} is not 32-byte keys", "One key a line, 64 digits"
+            )
+        return cls(keys)
+
+    def seal(self, nonce: bytes, data: bytes, model: bytes) -> str:
+        """Token text for ``data``."""
+        sealed = self._sealer.encrypt(nonce, data, model)
+        return base64.urlsafe_b64encode(self._sealer_id + nonce + sealed).rstrip(b"=").decode()
+
+    def open(self, token: str, model: bytes) -> tuple[bytes, bytes]:
+        """Nonce and data of a token.  Raises TokenInvalid."""
+        try:
+            raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        except (binascii.Error, ValueError):
+            raise TokenInvalid("not base64url") from None
+        if base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != token:
+            raise TokenInvalid("not the spelling that was given out")
+        head = _KEY_ID_BYTES + _NONCE_BYTES
+        cipher = self._ciphers.get(raw[:_KEY_ID_BYTES])
+        if cipher is None:
+            raise TokenInvalid("sealed with a key that is not in the key file")
+        nonce = raw[_KEY_ID_BYTES:head]
+        try:
+            return nonce, cipher.decrypt(nonce, raw[head:], model)
+        except (InvalidTag, ValueError):
+            raise TokenInvalid("forged, damaged, or given out for another model") from None
+
+
+def _key_id(key: bytes) -> bytes:
+    return hashlib.sha256(b"key id" + key).digest()[:_KEY_ID_BYTES]
+
+
+class Nonces:
+    """Nonces that no other process gives out: a random prefix of its own and a counter."""
+
+    def __init__(self, prefix: bytes) -> None:
+        assert len(prefix) == 6
+        self._prefix = prefix
+        self._count = 0
+
+    def __call__(self) -> bytes:
+        """The next nonce, 12 bytes."""
+        self._count += 1
+        return self._prefix + struct.pack(">Q", self._count)[2:]
+
+
+class Tokens:
+    """Tokens of one model."""
+
+    def __init__(self, keys: Keys, model: str, nonces: Nonces) -> None:
+        self._keys = keys
+        self._model = f"label token of {model}".encode()
+        self._nonces = nonces
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(Predicted).decode
+
+    def issue(self, predicted: Predicted) -> str:
+        """A token that this very prediction's label can be posted with."""
+        return self._keys.seal(self._nonces(), self._encode(predicted), self._model)
+
+    def read(self, token: str) -> tuple[str, Predicted]:
+        """Event id and prediction.  Raises TokenInvalid; expiry is the caller's business."""
+        nonce, data = self._keys.open(token, self._model)
+        try:
+            predicted = self._decode(data)
+        except msgspec.DecodeError:
+            raise TokenInvalid(
+                "written by a version of the service that this one can't read"
+            ) from None
+        if predicted.format != _FORMAT:
+            raise TokenInvalid(f"format {predicted.format}, this version reads {_FORMAT}")
+        return nonce.hex(), predicted
+
+
+def event_key(kind: str, *parts: str) -> bytes:
+    """16 bytes that make a repeat a repeat: a hash over (kind, parts), length-prefixed."""
+    digest = hashlib.blake2b(digest_size=16, person=kind.encode())
+    for part in parts:
+        data = part.encode()
+        digest.update(struct.pack(">I", len(data)) + data)
+    return digest.digest()
+
+
+def forward_clock(
+    wall_s: Callable[[], float], monotonic_s: Callable[[], float]
+) -> Callable[[], float]:
+    """A wall clock that goes on when the machine's is set back, as long as the process lives.
+
+    The later of the wall clock and the one at the start plus what has passed since.  After a
+    restart the clock's own time holds: ids may then come from the future, up to
+    ``limits.clock_skew_s``.
+    """
+    start_s = wall_s() - monotonic_s()
+    return lambda: max(wall_s(), start_s + monotonic_s())

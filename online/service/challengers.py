@@ -1,0 +1,53 @@
+"""The challengers of a running service: their processes, and who was promoted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from online.settings.access_tokens import WITH_SECRETS
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from paramserver import rewrites
+from replay.journal.base import Journal
+
+
+class Challengers:
+    """The challengers of the models that have one, a process each; this process owns them."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, tuple[ModelSettings, Any]] = {}
+        self._seen: dict[str, int] = {}  # newest control row, by model
+        self._promoted: dict[str, str] = {}  # what the newest promotion lets serve
+
+    def start(self, settings: Settings) -> None:
+        """Bring the processes to these settings; returns before they have begun."""
+        from online.service.challenger_process import start_shadow
+
+        data = settings.model_dump(mode="json", context=WITH_SECRETS)
+        wanted = {m.name: m for m in settings.models if m.challenger is not None}
+        old = [name for name, (was, _) in self._running.items() if wanted.get(name) != was]
+        self.make_way(old)
+        for name in wanted.keys() - self._running.keys():
+            self._running[name] = wanted[name], start_shadow(data, name)
+
+    def make_way(self, models: Iterable[str]) -> None:
+        """End the challengers of these models; they publish what they have learned."""
+        from online.service.challenger_process import end_shadow
+
+        for name in list(models):
+            if self._running.pop(name, None) is not None:
+                end_shadow(name)
+
+    def promoted(self, journal: Journal, serving: Mapping[str, str]) -> bool:
+        """Whether another lineage than the one that serves, by model, is to do so."""
+        for name in serving:
+            for control in journal.controls(name, self._seen.get(name, 0)):
+                self._seen[name] = control.seq
+                if (found := rewrites.promoted([control])) is not None:
+                    self._promoted[name] = (
+                        found[1].after if found[1].before == serving[name] else ""
+                    )
+        return any(
+            self._promoted.get(name) not in (None, "", spec) for name, spec in serving.items()
+        )

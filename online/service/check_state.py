@@ -1,0 +1,321 @@
+"""Does the state on disk belong to the models of the settings?  Checked before anything starts.
+
+A changed model is another lineage over the same journal: it learns the journal again, or begins
+without it, as the operator says.  Old state is never loaded for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+
+from online.challenger.promotion import spec_of_challenger
+from online.errors import StartRefused
+from online.messages.bearer import bearer
+from online.models.from_settings import load_model, merge_rule
+from online.models.load import Loaded
+from online.rebuild import acceptance
+from online.replica.learning_cost import SHARE_MAX
+from online.replica.memory_settings import memory_for
+from online.rows.prediction_ids import Keys
+from online.settings.config import Settings, environment, own_token
+from online.settings.model import ModelSettings
+from online.settings.places import open_journal, snapshots_path
+from online.trust.root_set import root_rows
+from paramserver import bases, rewrites, shortfall
+from paramserver.blocks import Blocks
+from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
+from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from paramserver.state import SnapshotState
+from replay.journal.base import Control, Journal
+
+_FOLLOW_S = 2.0
+
+
+def _lost(controls: Sequence[Control]) -> int:
+    """Rows of tables that the newest lineage has learned that has learned any."""
+    specs = [
+        bases.backfill_of(control).spec for control in controls if control.kind == rewrites.BACKFILL
+    ]
+    taught = bases.backfills(controls, specs[-1]) if specs else ()
+    return sum(based.note.learned for based in taught)
+
+
+def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> SnapshotState:
+    """The state that a backfill has left.  Raises StartRefused: it can't be used."""
+    try:
+        return history.load(base.snapshot)
+    except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
+        files = ", ".join(file.name for file in base.files)
+        raise StartRefused(
+            f"model {name} begins with what {files} has taught it, and the snapshot "
+            f"{base.snapshot} of that can't be used ({error})",
+            "Put a good copy of it back, or learn the tables again: online backfill --relearn",
+        ) from error
+
+
+def histories_of(
+    settings: Settings, model: str, specs: Collection[str]
+) -> dict[str, SnapshotHistory]:
+    """Snapshots of these lineages of a model, by the hash of the spec."""
+    path = snapshots_path(settings)
+    places = {spec: lineage_place(path, model, spec) for spec in sorted(specs)}
+    return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
+
+
+class Models:
+    """The models of the settings against the journal and snapshots of the state folder."""
+
+    def __init__(self, settings: Settings, progress: Callable[[str], None]) -> None:
+        self._settings, self._progress = settings, progress
+        self._last_partition = 0
+        self._again: dict[str, int] = {}  # events to learn again, by model
+
+    def load(self) -> dict[str, Loaded]:
+        """Load every model of the settings, untrained."""
+        keys = Keys.from_file(self._settings.key_path)
+        out = {}
+        for model in self._settings.models:
+            loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
+            memory_for(model, loaded.model, merge_rule(model, loaded.model))  # refused here
+            if spec_of_challenger(self._settings, model) == loaded.spec_hash:
+                raise StartRefused(
+                    f"model {model.name}: its challenger is the same model",
+                    "Name another learner or other params in `challenger`, or leave it out",
+                )
+            root_rows(model, self._settings, numeric_only=loaded.model.numeric_only)  # and this
+            out[model.name] = loaded
+        return out
+
+    def check(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> dict[str, Loaded]:
+        """Load every model; StartRefused if one can't be served on the state that is there.
+
+        ``accept_loss``: go on without what the journal has lost and snapshots still know.
+        """
+        out = self.load()
+        with contextlib.closing(open_journal(self._settings)) as journal:
+            for model in self._settings.models:
+                loaded = out[model.name]
+                self._check_loss(journal, model, loaded, accept=accept_loss)
+                if relearn and not accept_loss:
+                    self._check_gap(journal, model.name, loaded.spec_hash)
+                self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
+                self._progress(f"model {model.name}: {model.task}, {model.learner}")
+        return out
+
+    def _check_loss(
+        self, journal: Journal, model: ModelSettings, loaded: Loaded, *, accept: bool
+    ) -> None:
+        """Refuse a journal that is older than snapshots of any lineage, or go on without."""
+        specs = {*journal.lineages(model.name), loaded.spec_hash}
+        if (rival := spec_of_challenger(self._settings, model)) is not None:
+            specs.add(rival)
+        histories = histories_of(self._settings, model.name, specs)
+        if not accept:
+            for spec, history in histories.items():
+                shortfall.check(journal, history, model.name, spec)
+            return
+        for note in acceptance.accept(journal, model.name, histories, time.time()):
+            self._progress(
+                f"model {model.name}: goes on from {note.snapshot} (of {note.base}), without "
+                f"{note.events:,} events that the journal has lost; a repeat of one of them is "
+                "learned again"
+            )
+
+    @staticmethod
+    def _check_gap(journal: Journal, name: str, spec: str) -> None:
+        """Refuse to learn the journal again without what it has lost."""
+        loss = shortfall.accepted(journal.controls(name, 0), spec)
+        if loss is not None:
+            raise StartRefused(
+                f"model {name}: {loss.note.events:,} events that it has learned are no more in the "
+                f"journal (control row {loss.seq}), so learning it again would lose them",
+                "Start without --relearn; or begin without them: --relearn --accept-loss",
+            )
+
+    def chosen(self, loaded: Mapping[str, Loaded]) -> Settings:
+        """The settings, with `auto` decided where all replicas would learn too much.
+
+        What learning took is in the newest snapshot: above ``SHARE_MAX`` of a core, one process
+        learns for all.
+        """
+        models = tuple(self._chosen(model, loaded[model.name]) for model in self._settings.models)
+        return self._settings.model_copy(update={"models": models})
+
+    def _chosen(self, model: ModelSettings, loaded: Loaded) -> ModelSettings:
+        if model.sync.merge != "auto" or merge_rule(model, loaded.model) != "ordered":
+            return model
+        place = lineage_place(snapshots_path(self._settings), model.name, loaded.spec_hash)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        history.index()
+        listed = history.listed()
+        share = listed[0].metrics.get("learn_share", 0.0) if listed else 0.0
+        if share <= SHARE_MAX:
+            return model
+        self._progress(
+            f"model {model.name}: learning took {share:.0%} of a core in each replica; "
+            "now one process learns for all (merge: overlay)"
+        )
+        sync = model.sync.model_copy(update={"merge": "overlay"})
+        return model.model_copy(update={"sync": sync})
+
+    def _check_lineage(
+        self, journal: Journal, name: str, loaded: Loaded, *, fresh: bool, relearn: bool
+    ) -> None:
+        known = journal.lineages(name)
+        partitions = journal.partitions(name)
+        self._last_partition = max((p.id for p in partitions), default=self._last_partition)
+        rows = sum(p.end for p in partitions)
+        controls = journal.controls(name, 0)
+        taught = bases.backfills(controls, loaded.spec_hash)
+        if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
+            base = taught[-1].note if taught and not fresh else None
+            self._begin_again(journal, name, loaded, base, without=fresh)
+        elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
+            message = f"model {name}: its code or settings have changed since tables were learned"
+            remedy = (
+                f"Teach it the {n:,} rows again: online backfill --relearn; or begin without them: "
+                "online serve --fresh; or put the old model back"
+            )
+            if not relearn:
+                raise StartRefused(message, remedy)
+            self._progress(f"{message}: it begins without their {n:,} rows (online backfill)")
+        elif rows and loaded.alike in known and loaded.spec_hash not in known and not relearn:
+            raise StartRefused(
+                f"model {name}: the state in {self._settings.state_dir} was learned by a model "
+                "that is built alike, from other code (as an object that a program served)",
+                "Take it up with `state_of: structure` in the model's settings, or learn the "
+                f"{rows:,} events of the journal again: --relearn",
+            )
+        elif rows and known and loaded.spec_hash not in known and not relearn:
+            raise StartRefused(
+                f"model {name}: its code or settings have changed since the state in "
+                f"{self._settings.state_dir} was learned",
+                f"Start with --relearn to learn the {rows:,} events of the journal again, with "
+                "--fresh to begin without them, or put the old model back",
+            )
+        if rows and relearn and not fresh:
+            self._progress(f"model {name}: learning {rows:,} events of the journal again")
+            self._again[name] = rows
+
+    def check_for_backfill(self, journal: Journal, model: str, loaded: Loaded) -> None:
+        """StartRefused: the journal's events were learned with another model, or some are lost."""
+        chosen = next(one for one in self._settings.models if one.name == model)
+        self._check_loss(journal, chosen, loaded, accept=False)
+        self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
+
+    def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
+        """Begin the lineage anew, with nothing: the next start learns the journal's events.
+
+        Raises StartRefused: the journal has lost some.
+        """
+        chosen = next(one for one in self._settings.models if one.name == model)
+        self._check_loss(journal, chosen, loaded, accept=False)
+        self._begin_again(journal, model, loaded, None, without=False)
+
+    def _begin_again(
+        self,
+        journal: Journal,
+        name: str,
+        loaded: Loaded,
+        base: bases.Backfill | None,
+        *,
+        without: bool,
+    ) -> None:
+        """Publish a snapshot that holds nothing but what the ``base`` does.
+
+        Its clock stands before every row that the journal has, or (``without``) after them.
+        """
+        lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
+        place = lineage_place(snapshots_path(self._settings), name, loaded.spec_hash)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        epoch = begin_epoch(journal, lineage)
+        ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
+        gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
+        clock = ends if without else gone
+        controls = journal.controls(name, 0)
+        values: Blocks = {}
+        skipped, closed, position = clock, frozenset[int](), 0
+        rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
+        if base is not None:
+            values = _base(history, name, base).values
+            skipped = self._skipped(controls, loaded.spec_hash)
+            skipped |= {p: n for p, n in gone.items() if p not in base.clock}
+            closed, position = frozenset(base.closed), base.position
+            clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
+            clock = {p: n for p, n in clock.items() if p not in closed}
+            rewrite = max(rewrite, bases.backfills(controls, loaded.spec_hash)[-1].seq)
+        if without:
+            position = journal.follow(name, 2**62, 1).upto
+        empty = SnapshotState(
+            model=name,
+            spec=loaded.spec_hash,
+            spec_text=loaded.spec_text,
+            version=(epoch, 0),
+            values=values,
+            clock=clock,
+            closed=closed,
+            control=controls[-1].seq if controls else 0,
+            rewrite=rewrite,
+            frozen=rewrites.frozen_by(controls),
+            position=position,
+            created_at=time.time(),
+        )
+        begun = rewrites.Begun(loaded.spec_hash, skipped, None if base is None else base.snapshot)
+        key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
+        journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
+        publish(journal, history, empty, None)
+        if without:
+            before = sum(ends.values())
+            self._progress(f"model {name}: begins without the {before:,} events before")
+        if base is not None:
+            self._progress(
+                f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
+            )
+
+    @staticmethod
+    def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+        """Rows that the lineage was begun without, the last time that it was begun."""
+        begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
+        return dict(begun[-1].clock) if begun else {}
+
+    def follow(self, url: str) -> None:
+        """Say how far learning again has come, until it is done; the service answers meanwhile."""
+        token = own_token(self._settings, environment())
+        with httpx.Client(base_url=url, timeout=10, headers=bearer(token)) as client:
+            for name, rows in self._again.items():
+                self._follow(client, name, rows)
+
+    def _follow(self, client: httpx.Client, name: str, rows: int) -> None:
+        shown = 0.0
+        while True:
+            answer = client.get(f"/v1/models/{name}")
+            if answer.status_code in (401, 403):
+                self._progress(f"model {name}: learns again; ONLINE_TOKEN would show how far")
+                return
+            status = answer.json()
+            learned, behind = status["learned"], self._behind(name, status["server"] or {})
+            if behind == 0:
+                self._progress(f"model {name}: learned {learned:,} events again")
+                return
+            if time.monotonic() - shown >= _FOLLOW_S:
+                shown = time.monotonic()
+                done = rows - behind
+                self._progress(f"model {name}: {done:,} of {rows:,} rows ({done / rows:.0%})")
+            time.sleep(0.05)
+
+    def _behind(self, name: str, server: dict[str, Any]) -> int:
+        """Rows of earlier partitions that the server has not got yet."""
+        clock = {int(p): c for p, c in server.get("clock", {}).items()}
+        with contextlib.closing(open_journal(self._settings)) as journal:
+            old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
+        closed = server.get("closed", ())
+        return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)

@@ -1,0 +1,113 @@
+"""One model in one process, put together from its settings: learner, filters, bounds, replica.
+
+Whoever runs the process hands in the way to the parameter server and how rebuilds are started.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
+from online.learning.overlay import OverlayLearner
+from online.models.from_settings import merge_rule
+from online.models.load import Loaded
+from online.replica.exchange import ParameterServerClient
+from online.replica.memory_settings import memory_for
+from online.replica.replica import ModelReplica
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.trust.filtering import filtering_for
+from online.trust.root_set import RootSet, root_rows
+from online.trust.trigger_watch import Looked
+from online.watch.canary import Canary
+from online.watch.on_rise import Relearn
+from paramserver.client import Client
+from paramserver.server import MergeRule
+from replay.journal.base import Journal
+
+_DECIDE_S: Final = 30.0  # a server that writes down what it decides
+
+
+def model_replica(
+    model: ModelSettings,
+    settings: Settings,
+    loaded: Loaded,
+    journal: Journal,
+    replica: str,
+    client: Client,
+    *,
+    for_others: bool = False,
+    peers: ParameterServerClient | None = None,
+    relearn: Relearn | None = None,
+    search: Callable[[], Awaitable[Looked]] | None = None,
+) -> ModelReplica:
+    """One model of the settings in this process; its learner follows from the merge rule.
+
+    Parameters
+    ----------
+    client
+        The way to the model's parameter server.
+    for_others
+        It learns what other processes write.
+    peers
+        Of whom a new one takes values while the server can't be reached.
+    relearn, search
+        As of :class:`online.replica.replica.ModelReplica`.
+    """
+    limits = settings.limits
+    rows_max = max(model.sync.updates * 16, 1024)
+    rule = merge_rule(model, loaded.model)
+    learns = for_others or learns_here(model, rule)
+    learner: Learner | OrderedLearner
+    whole: dict[str, Any] = {"task": model.task, "spec": loaded.spec_hash, "rows_max": rows_max}
+    if rule == "ordered" or (rule in ("overlay", "lagging") and for_others):
+        learner = OrderedLearner(loaded.build, **whole)
+    elif rule in ("overlay", "lagging"):
+        learner = OverlayLearner(loaded.build, own_rows=rule == "overlay", **whole)
+    else:
+        learner = Learner(
+            loaded.build,
+            task=model.task,
+            spec=loaded.spec_hash,
+            retain_bytes=limits.retain_mb << 20,
+            rows_max=rows_max,
+            compensates=settings.replicas_max > 1 and rule == "compensated",
+            memory=memory_for(model, loaded.model, rule) if learns else None,
+        )
+
+    rows, root = root_rows(model, settings, numeric_only=loaded.model.numeric_only), None
+    if rows and model.root_set is not None:
+        root = RootSet(model.root_set, rows, lambda: learner.serving)
+    filters = filtering_for(
+        model, learner, root, sources_max=limits.sources_max, vouched=settings.tokens.vouched
+    )
+    learner.evidence.sources_max = limits.sources_max
+    learner.bounds.on = model.filters != "none"
+    learner.vocabulary.most = limits.names_max
+    learner.vocabulary.share = limits.names_share
+    learner.vocabulary.a_second = limits.names_s
+
+    async def ask(question: str, *args: object) -> Any:
+        return await client.call(question, _DECIDE_S, *args)
+
+    return ModelReplica(
+        model, limits, learner, journal, client,
+        replica=replica, spec=loaded.spec_hash, learns=learns,
+        cpu_s=time.thread_time,
+        ask=ask if learns else None,
+        filters=filters,
+        canary=Canary(rows, lambda: learner.serving) if rows else None,
+        peers=peers,
+        relearn=relearn,
+        search=search if learns else None,
+    )  # fmt: skip
+
+
+def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
+    """Whether a replica learns what is written to it."""
+    if rule in ("overlay", "lagging"):
+        return rule == "overlay"
+    return model.learn == "inline"

@@ -1,0 +1,112 @@
+"""The Ray Serve replica: builds everything from its settings, in its own process.
+
+It is the shell of :mod:`online.service.assembly`, which knows no Ray.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from ray import serve
+
+from online import processes, telemetry
+from online.http import ingress
+from online.models.from_settings import load_model
+from online.models.load import Loaded
+from online.rows.prediction_ids import Keys
+from online.service.assembly import Around, Assembly
+from online.service.learner_process import Background, actor_of, relearning, searching
+from online.service.origin import Origin
+from online.service.scaling import Busy
+from online.service.serve_middleware import replicas
+from online.service.serve_peers import Peers
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.places import challenger_name, server_name
+from paramserver.ray_client import ParameterClient
+
+log = logging.getLogger("online.replica")
+
+_ABSENCE_S = 5.0
+
+
+class Absence:
+    """Why another replica does not start, as Serve knows it; asked at most every five seconds."""
+
+    def __init__(self, monotonic_s: Callable[[], float]) -> None:
+        self._monotonic_s, self._asked_s = monotonic_s, -_ABSENCE_S
+        self._reason: str | None = None
+
+    def __call__(self) -> str | None:
+        """The reason; None: nothing is wrong."""
+        if self._monotonic_s() >= self._asked_s + _ABSENCE_S:
+            self._asked_s = self._monotonic_s()
+            self._reason = replicas().reason
+        return self._reason
+
+
+@serve.ingress()
+class Replica:
+    """One replica of the service: every model, one HTTP port."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, data: dict[str, Any], origin: Origin
+    ) -> None:
+        telemetry.log_to_stderr(logging.INFO)
+        settings = Settings.model_validate(data)
+        os.umask(settings.umask)  # in a cluster that was there before, it is another one's
+        origin.check_place(settings)
+        keys = Keys.from_file(settings.key_path)
+
+        def load(model: ModelSettings) -> Loaded:
+            loaded = load_model(model, settings, keys.secret, keys.old_secrets)
+            origin.check_spec(model.name, loaded.spec_hash)
+            return loaded
+
+        around = Around(
+            processes.replica_name(),
+            lambda name, spec: ParameterClient(server_name(name, spec)),
+            lambda name, replica: Background(partial(actor_of, data, name), replica),
+            relearn=partial(relearning, settings),
+            search=partial(searching, settings),
+            peers=Peers,
+            challenger=lambda name: ParameterClient(challenger_name(name)),
+            absent=Absence(time.monotonic),
+        )
+        self._assembly = Assembly(settings, keys, load, around)
+        await self._assembly.start()
+        self._busy = Busy(time.process_time, time.monotonic)
+        gc.collect()
+        gc.freeze()
+
+    def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
+        app = self._assembly.app()
+        ingress.install(app)
+
+        async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "lifespan":
+                await app(scope, receive, send)
+                return
+            while True:
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    await self._assembly.stop()
+                await send({"type": f"{message['type']}.complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+
+        return with_lifespan
+
+    async def tell_peer(self, model: str, request: bytes) -> bytes | None:
+        """Values for a replica that starts and can't reach the parameter server."""
+        return self._assembly.replicas[model].tell(request)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """How busy this replica is; Serve asks if their number follows the load."""
+        return self._busy()

@@ -1,0 +1,136 @@
+"""The parameter servers of a service as actors: started, asked for a last snapshot, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+from online import processes
+from online.errors import StartRefused
+from online.models.from_settings import merge_rule
+from online.models.load import Loaded
+from online.service.patience import Patience
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.places import journal_opener, server_name, snapshots_path
+from paramserver.actor import ServerSettings
+from paramserver.lineage import Lineage
+from paramserver.snapshots.store import Retention
+
+log = logging.getLogger("online.cluster")
+
+_LAST_SNAPSHOTS_S: Final = 1.0  # of all models together
+_CONFIRM_S: Final = 0.25  # ages in answers count from here: the server saw its epoch to be newest
+_RETRY_WINDOW_S: Final = 86_400.0  # rows are known so much longer than a repeat is promised to be
+
+
+def start(
+    settings: Settings,
+    loaded: Mapping[str, Loaded],
+    progress: Callable[[str], None],
+    patience: Patience,
+    *,
+    only: Collection[str] | None = None,
+) -> None:
+    """Start the server of each model, or find it running.  Raises StartRefused with the remedy.
+
+    ``only``: of these models; the others' servers are left alone.
+    """
+    from paramserver.ray_client import start_or_get
+
+    for model in settings.models:
+        if only is not None and model.name not in only:
+            continue
+        one = loaded[model.name]
+        rule = merge_rule(model, one.model)
+        progress(f"starting the parameter server of {model.name} (merge: {rule})")
+        handle = start_or_get(
+            server_name(model.name, one.spec_hash),
+            Lineage(model.name, one.spec_hash, one.spec_text, rule),
+            journal_opener(settings),
+            snapshots_path(settings),
+            settings_of(model, settings),
+            processes.gone,
+        )
+        _wait_serving(model.name, handle, progress, patience)
+
+
+def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
+    """How the server of a model works."""
+    kept = model.snapshots
+    return ServerSettings(
+        interval_s=kept.interval_s,
+        retention=Retention(kept.keep, kept.hourly, kept.daily, kept.weekly),
+        lease_s=settings.limits.adopt_s / 2,
+        confirm_s=_CONFIRM_S,
+        keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,
+        halves_keep_s=max(model.token_lifetime, model.label_wait),
+        banned_max=settings.limits.banned_max,
+        sources_max=settings.limits.sources_max,
+        umask=settings.umask,
+    )
+
+
+def _wait_serving(
+    name: str, handle: Any, progress: Callable[[str], None], patience: Patience
+) -> None:
+    """Until the server has restored its state; what it restored is said."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    reason = "its process has not begun"
+    while True:
+        with contextlib.suppress(GetTimeoutError):
+            status = ray.get(handle.status.remote(), timeout=max(patience.left_s(), 0.1))
+            if status["state"] == "serving":
+                break
+            reason = status["reason"] or status["state"]
+            if status["state"] == "refused":
+                raise StartRefused(f"model {name}: {reason}", "Nothing was started")
+        patience.check(f"model {name}: its parameter server is not ready ({reason})")
+        time.sleep(0.02)
+    text = f"model {name}: version {status['epoch']}.{status['count']}"
+    if status["refused"]:
+        text += f", after refusing {status['refused']}"
+    progress(text)
+
+
+def last_snapshots(specs: Mapping[str, str]) -> list[str]:
+    """Have the servers of these specs, by model, publish what they have; what came of it."""
+    import ray
+
+    wanted, lines = {}, []
+    for name, spec in specs.items():
+        try:
+            handle = ray.get_actor(server_name(name, spec), "online")
+        except ValueError:
+            lines.append(_none(name, "its server does not run"))
+        else:
+            wanted[handle.snapshot.remote()] = name
+    if not wanted:
+        return lines
+    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
+    for ref in done:
+        try:
+            lines.append(f"model {wanted[ref]}: its state is in snapshot {ray.get(ref)['name']}")
+        except Exception as error:
+            lines.append(_none(wanted[ref], (str(error).strip().splitlines() or [repr(error)])[-1]))
+    lines += [_none(wanted[ref], f"not written in {_LAST_SNAPSHOTS_S:g} s") for ref in late]
+    return lines
+
+
+def _none(name: str, why: str) -> str:
+    log.warning("no last snapshot of %s: %s", name, why)
+    return f"model {name}: no last snapshot ({why}); the next start learns the rest of the journal"
+
+
+def end(specs: Mapping[str, str]) -> None:
+    """End the servers of these specs, by model."""
+    import ray
+
+    for name, spec in specs.items():
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(server_name(name, spec), "online"), no_restart=True)

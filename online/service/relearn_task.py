@@ -1,0 +1,75 @@
+"""A fresh model taught by recent rows in a process of its own, as a task of Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayTaskError
+
+from online.errors import StartRefused
+from online.models.from_settings import load_model, merge_rule
+from online.rebuild.relearn import Relearning, relearn, window_of
+from online.rows.history import Decisions
+from online.rows.prediction_ids import Keys
+from online.settings.config import Settings
+from online.settings.places import open_journal, server_name, snapshots_path
+from paramserver.errors import ParamServerError
+from paramserver.ray_client import NAMESPACE
+from paramserver.snapshots.history import ASIDE, SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+
+_NICENESS: Final = 10
+_DECIDE_S: Final = 30.0
+
+
+def fresh_of(data: dict[str, Any], model: str, rewrite: int, since: float) -> Any:
+    """Begin to teach one; the reference of what became of it.  It ends with this process."""
+    task = ray.remote(_taught).options(num_cpus=0, max_retries=0)
+    return task.remote(data, model, rewrite, since)
+
+
+def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    settings = Settings.model_validate(data)
+    os.umask(settings.umask)
+    model = next(model for model in settings.models if model.name == name)
+    keys = Keys.from_file(settings.key_path)
+    loaded = load_model(model, settings, keys.secret, keys.old_secrets)
+    spec = loaded.spec_hash
+    place = lineage_place(snapshots_path(settings), name, spec)
+    history = SnapshotHistory(open_snapshots(place), Retention())
+    with contextlib.closing(open_journal(settings)) as journal:
+        decisions = Decisions(spec)
+        decisions.read(journal, name)
+        head = journal.head(name, spec).snapshot
+        window = window_of(journal, name, decisions, since, model.drift.relearn_rows)
+        work = Relearning(
+            journal, decisions, window, None if head is None else history.load(head),
+            loaded.build, model=name, spec_text=loaded.spec_text, task=model.task,
+            ordered=merge_rule(model, loaded.model) in ("ordered", "overlay", "lagging"),
+            sources_max=settings.limits.sources_max,
+        )  # fmt: skip
+        aside = f"{ASIDE}{rewrite}-{secrets.token_hex(4)}"
+        handle = ray.get_actor(server_name(name, spec), NAMESPACE)
+
+        def swap(*asked: object) -> Mapping[str, Any]:
+            try:
+                done: Mapping[str, Any] = ray.get(handle.relearn.remote(*asked), timeout=_DECIDE_S)
+            except RayTaskError as error:
+                if isinstance(error.cause, ParamServerError):
+                    raise error.cause from None
+                raise
+            return done
+
+        try:
+            return str(relearn(work, window, history, swap, aside, rewrite, time.time()))
+        except StartRefused as error:
+            return f"its error has risen; no fresh model was taught: {error.problem}"

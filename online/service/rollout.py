@@ -1,0 +1,130 @@
+"""The replicas as one application of Ray Serve: started, scaled, replaced while others answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from online.errors import StartRefused
+from online.service import scaling
+from online.service.origin import APP, Origin
+from online.settings.access_tokens import WITH_SECRETS
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+
+_STOP_REPLICA_S = 2.0
+_HEALTH_S = 2.0  # so soon is a replica that has died replaced
+_SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
+
+_BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
+_AT_ONCE = ("start_wait_s",)  # the process that starts and changes everything alone asks for it
+_BY_RESTART = ("task", "learner", "params", "classes", "state_of")  # of a model: its spec
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The changes that new settings make, as dotted names.
+
+    Attributes
+    ----------
+    restart
+        Only a restart of the service can change these.
+    rolling
+        Replicas know these from their start: each is replaced.
+    scaled
+        Only the number of replicas, or not even that.
+    """
+
+    restart: tuple[str, ...]
+    rolling: tuple[str, ...]
+    scaled: bool
+
+
+def changes(old: Settings, new: Settings) -> Changes:
+    """Compare the settings that a service runs with new ones."""
+    restart = [
+        name
+        for name in Settings.model_fields
+        if name not in ("replicas", "models", *_AT_ONCE, *_BY_REPLICAS)
+        and getattr(old, name) != getattr(new, name)
+    ]
+    rolling = [name for name in _BY_REPLICAS if getattr(old, name) != getattr(new, name)]
+    if [m.name for m in old.models] != [m.name for m in new.models]:
+        restart.append("models")
+    else:
+        for was, model in zip(old.models, new.models, strict=True):
+            for name in ModelSettings.model_fields:
+                if getattr(was, name) != getattr(model, name):
+                    found = restart if name in _BY_RESTART else rolling
+                    found.append(f"models.{model.name}.{name}")
+    return Changes(tuple(restart), tuple(rolling), old.replicas != new.replicas)
+
+
+def application(
+    replica: type[Any], settings: Settings, origin: Origin, version: int | None = None
+) -> Any:
+    """The replicas as an application of Ray Serve.
+
+    Parameters
+    ----------
+    replica
+        The class that Serve runs in each replica's process.
+    origin
+        What a replica compares itself with.
+    version
+        Replicas of another version are replaced; with the same one, only their number changes.
+        None: as Serve finds it, from the code and these arguments.
+    """
+    from ray import serve
+
+    limits = settings.limits
+    deployment = serve.deployment(
+        replica,
+        name="Replica",
+        **scaling.options(settings.replicas),
+        max_ongoing_requests=limits.ongoing_max,
+        max_queued_requests=2 * limits.ongoing_max,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        health_check_period_s=_HEALTH_S,
+        graceful_shutdown_timeout_s=_STOP_REPLICA_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        ray_actor_options={"num_cpus": 0.01},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        max_surge_percent=_SURGE_PERCENT,
+    )
+    if version is not None:
+        # Serve makes up a version at each call, which would replace every replica to scale.
+        deployment = deployment.options(version=str(version), _internal=True)
+    return deployment.bind(settings.model_dump(mode="json", context=WITH_SECRETS), origin)
+
+
+def be_patient(wait_s: float) -> None:
+    """Let Serve wait so long for its proxies: it has a constant and no setting for that."""
+    from ray.serve._private import api, client
+
+    for module in (api, client):
+        if hasattr(module, "HTTP_PROXY_TIMEOUT"):
+            module.HTTP_PROXY_TIMEOUT = wait_s
+
+
+def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int) -> None:
+    """Bring the replicas to these settings; returns when all of them answer.
+
+    Raises StartRefused if replicas do not start.
+    """
+    from ray import serve
+
+    try:
+        serve.run(application(replica, settings, origin, version), name=APP)
+    except RuntimeError as error:
+        said = serve.status().applications[APP].deployments["Replica"].message
+        raise StartRefused(
+            f"the replicas do not start: {reason(said) or error}", "Mend what it says"
+        ) from error
+
+
+def reason(said: str) -> str:
+    """The error that a replica's constructor raised, out of Serve's message with its traceback."""
+    errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", said, re.MULTILINE)
+    return errors[-1] if errors else said.strip().rpartition("\n")[2]

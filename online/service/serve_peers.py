@@ -1,0 +1,33 @@
+"""The replicas that answer, asked for values through Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+
+from online.service.origin import APP
+from paramserver import wire
+from paramserver.errors import ServerUnavailable
+
+
+class Peers:
+    """The replicas that answer, as Serve knows them, in the place of one model's server."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._handle: Any = None
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        """Values of one of them.  Raises ServerUnavailable: nobody has any."""
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle("Replica", APP)
+        try:
+            async with asyncio.timeout(timeout_s):
+                told = await self._handle.tell_peer.remote(self._model, wire.encode(request))
+        except Exception as error:  # whatever Ray raises: there may be no other replica
+            raise ServerUnavailable("a peer", f"none: {error!r}") from error
+        if told is None:
+            raise ServerUnavailable("a peer", "it has no values that it could give")
+        return wire.decode_reply(told)

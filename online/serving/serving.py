@@ -1,0 +1,319 @@
+"""Requests on one model: bodies in, answers out.  Knows neither HTTP nor Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from online.errors import RequestError, damaged, invalid
+from online.learning.bounds import clipped_reason
+from online.learning.vocabulary import full_reason, left_out
+from online.messages.structs import (
+    Event,
+    FeedbackRequest,
+    Prediction,
+    Predictions,
+    PredictRequest,
+    Receipt,
+    Receipts,
+)
+from online.messages.structs import Row as AnswerRow
+from online.models.base import Prediction as Answer
+from online.replica.pending import Recorded
+from online.replica.replica import ModelReplica
+from online.rows.door import Door
+from online.rows.prediction_ids import Tokens
+from online.serving.events import Asked, Events, is_join_id
+from online.settings.config import Limits
+from replay import codec
+from replay.example import Example, Features
+
+HTTP = {
+    "learned": 200,
+    "clipped": 200,
+    "duplicate": 200,
+    "undone": 200,
+    "queued": 202,
+    "frozen": 202,
+    "quarantined": 202,
+    "released": 200,
+    "discarded": 200,
+    "waiting": 202,
+    "conflict": 409,
+    "expired": 410,
+    "failed": 422,
+}
+_READ_EVENTS = 32  # in one turn of the loop
+_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
+
+
+class Serving:
+    """Predict and feedback of one model."""
+
+    def __init__(
+        self,
+        replica: ModelReplica,
+        door: Door,
+        tokens: Tokens,
+        limits: Limits,
+        spec: str,
+        askers: Collection[str] = (),
+    ) -> None:
+        self.replica = replica
+        self.name = replica.settings.name
+        self._door, self._limits, self._now_s = door, limits, replica.now_s
+        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
+
+    # -- predict -----------------------------------------------------------------------------
+
+    def predict(self, request: PredictRequest) -> Prediction | Predictions:
+        """Answer one row or many, all by the same model.  No I/O."""
+        replica = self.replica
+        self._check_age(request.max_age_ms)
+        includes: bool | msgspec.UnsetType = msgspec.UNSET
+        if request.after is not None:
+            includes = replica.learner.includes(*_seen(request.after))
+        age = replica.age_ms
+        age = None if age is None else round(age, 1)
+        version, own, behind = replica.version, replica.learner.own, replica.updates_behind
+        from_peer = replica.exchange.peer is not None
+        if (request.features is None) == (request.instances is None):
+            raise invalid("features", "one of features and instances is needed", "Send one of them")
+        if request.id is not None:
+            _check_own_id(request.id, one=request.features is not None)
+        if request.features is not None:
+            features = self._door.features(request.features, "features")
+            answer, shown = self._answer(features)
+            if replica.judge is not None:
+                replica.judge.asked(answer)
+            replica.counts["predictions"] += 1
+            return Prediction(
+                self._reader.prediction_id(features, answer, request.id),
+                self._door.show(answer.label),
+                self.name,
+                version,
+                own,
+                age,
+                behind,
+                shown,
+                includes,
+                from_peer,
+            )
+        rows = self._many(request.instances or [], give_ids=request.ids)
+        replica.counts["predictions"] += len(rows)
+        return Predictions(rows, self.name, version, own, age, behind, includes, from_peer)
+
+    def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
+        if not 1 <= len(instances) <= self._limits.rows_max:
+            hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
+            raise invalid("instances", f"{len(instances)} rows", hint)
+        features = self._door.many(instances)
+        answers = self.replica.learner.predict_many(features)
+        show, text = self._door.show, self._door.text
+        rows = []
+        for x, answer in zip(features, answers, strict=True):
+            row = AnswerRow(show(answer.label))
+            if answer.probabilities is None:
+                _check_finite(answer.label)
+            else:
+                _check_finite(sum(answer.probabilities.values()))
+                row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
+            if give_ids and self.replica.judge is not None:  # its label may come
+                self.replica.judge.asked(answer)
+            if give_ids:
+                row.id = self._reader.prediction_id(x, answer)
+            rows.append(row)
+        return rows
+
+    def _check_age(self, max_age_ms: float | None) -> None:
+        if max_age_ms is None:
+            return
+        age = self.replica.age_ms
+        if age is None or age > max_age_ms:
+            shown = "never synchronised" if age is None else f"{age:.0f} ms old"
+            message = f"the model here is {shown}, asked for {max_age_ms:g} ms"
+            hint = "Allow more, or ask another replica"
+            raise RequestError(503, "too_old", message, "max_age_ms", hint, 1)
+
+    def _answer(self, features: Features) -> tuple[Answer, dict[str, float] | msgspec.UnsetType]:
+        answer = self.replica.learner.predict(features)
+        if answer.probabilities is None:
+            _check_finite(answer.label)
+            return answer, msgspec.UNSET
+        _check_finite(sum(answer.probabilities.values()))
+        return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
+
+    def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
+        """Prediction (None in regression), score and version of one row, as re-scoring has them."""
+        answer, shown = self._answer(self._door.features(value, field))
+        replica = self.replica
+        version = f"{replica.version}+{replica.learner.own}"
+        if replica.settings.task == "regression" or answer.label is None:
+            number = answer.label if isinstance(answer.label, float) else math.nan
+            _check_finite(number)
+            return None, number, version
+        text = self._door.text(answer.label)
+        if isinstance(shown, msgspec.UnsetType):
+            return text, float(answer.label is not False), version
+        wanted = self._door.text(True) if replica.settings.task == "binary" else text
+        return text, shown.get(wanted, 0.0), version
+
+    # -- feedback ----------------------------------------------------------------------------
+
+    async def feedback(self, request: FeedbackRequest) -> tuple[int, Receipt | Receipts]:
+        """HTTP status and what became of the event or events."""
+        if request.events is not None:
+            return 200, await self._events(request)
+        asked = await self._reader.read(request, "")
+        if isinstance(asked, Receipt):
+            self.replica.counts[f"feedback_{asked.status}"] += 1
+            return HTTP[asked.status], asked
+        recorded = (await self.replica.writer.record([asked.row]))[0]
+        receipt = self._receipt(asked, recorded, "")
+        self.replica.counts[f"feedback_{receipt.status}"] += 1
+        # A repeat gets the status of its first sending: a failed event stays failed.
+        decided = recorded.status if receipt.status == "duplicate" else receipt.status
+        return HTTP[decided], receipt
+
+    async def _events(self, request: FeedbackRequest) -> Receipts:
+        events = request.events or []
+        if request != FeedbackRequest(events=events):
+            raise invalid("events", "one event and many in one body", "Put all of them into events")
+        if not 1 <= len(events) <= self._limits.rows_max:
+            hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
+            raise invalid("events", f"{len(events)} events", hint)
+        return Receipts(await self.record(events), self.name)
+
+    async def record(self, events: Sequence[Event]) -> list[Receipt]:
+        """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
+        receipts: list[Receipt | None] = []
+        rows: list[tuple[int, Asked]] = []
+        foreseen = self._reader.foresee(events)
+        for i, event in enumerate(events):
+            if i % _READ_EVENTS == _READ_EVENTS - 1:
+                await asyncio.sleep(0)  # predictions have a turn
+            try:
+                asked = await self._reader.read(event, f"events[{i}].", foreseen[i])
+            except RequestError as error:
+                receipts.append(refused(error))
+                continue
+            if isinstance(asked, Receipt):
+                receipts.append(asked)
+            else:
+                receipts.append(None)
+                rows.append((i, asked))
+        if rows:
+            recorded = await self.replica.writer.record([asked.row for _, asked in rows])
+            for (i, asked), result in zip(rows, recorded, strict=True):
+                try:
+                    receipts[i] = self._receipt(asked, result, f"events[{i}].")
+                except RequestError as error:
+                    receipts[i] = refused(error)
+        out = [receipt for receipt in receipts if receipt is not None]
+        for receipt in out:
+            self.replica.counts[f"feedback_{receipt.status}"] += 1
+        return out
+
+    def _receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
+        """Return the receipt that the caller is sent.
+
+        Raises RequestError for a label that is not kept, or not any more.
+        """
+        receipt = Receipt(
+            recorded.status,
+            asked.row.event_id,
+            recorded.version_before,
+            recorded.version,
+            idempotent=asked.idempotent,
+        )
+        standing = recorded.row
+        if recorded.status == "damaged":
+            raise damaged(recorded.reason or "", f"{field}id")
+        if standing is None:
+            receipt.reason = self._waiting(recorded.since, field)
+            return receipt
+        if asked.row.half is not None and recorded.status == "learned":
+            sent = codec.decode(standing.payload).raw  # bounded as it was asked
+            recorded = recorded if sent is None else replace(recorded, status="clipped")
+            receipt.status = recorded.status
+        if recorded.status not in _NEVER:
+            receipt.seen = f"{standing.partition}:{standing.offset}"
+        if recorded.reason:
+            receipt.reason = recorded.reason
+        elif recorded.status in ("clipped", "quarantined"):
+            receipt.reason = _why(codec.decode(standing.payload))
+        if recorded.repeat:
+            first = codec.decode(standing.payload).label
+            receipt.duplicate = True
+            receipt.first_outcome = recorded.status
+            if (again := recorded.learned_as) is not None:
+                receipt.learned_as = f"{again.partition}:{again.offset}"
+            receipt.status = "duplicate" if asked.label == first else "conflict"
+            if receipt.status == "conflict":
+                receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
+        return receipt
+
+    def _waiting(self, since: float | None, field: str) -> str:
+        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
+        if since is None:
+            self.replica.counts["joins_refused"] += 1
+            message = "no room for another label that comes before its prediction"
+            hint = "Send it again after Retry-After; nothing was recorded"
+            raise RequestError(429, "joins_full", message, f"{field}id", hint, 1)
+        wait_s = self.replica.settings.label_wait
+        if self._now_s() - since > wait_s:
+            message = f"no prediction with this id has been recorded for {wait_s:g} s"
+            hint = "Send the id of a prediction by this model, or the features with the label"
+            raise RequestError(404, "unknown_id", message, f"{field}id", hint)
+        return "the prediction with this id has not been recorded yet; the label is kept for it"
+
+
+def _why(example: Example) -> str:
+    """Why a row was clipped, or set aside."""
+    judged, sent = example.judged, example.raw
+    if sent is None:
+        return "the source is quarantined" if judged is None else judged.reason
+    left = left_out(example)
+    far = {name: value for name, value in sent.items() if name not in left}
+    reasons = [
+        full_reason(left) if left else "",
+        clipped_reason(far) if far else "",
+        "" if judged is None else judged.reason,
+    ]
+    return "; ".join(filter(None, reasons))
+
+
+def _check_finite(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(503, "not_finite", "the model's answer is not finite")
+
+
+def refused(error: RequestError) -> Receipt:
+    """Receipt of an event among many that is not taken."""
+    body = {"code": error.code, "message": error.message, "field": error.field}
+    return Receipt("refused", error={**body, "hint": error.hint})
+
+
+def _check_own_id(text: str, *, one: bool) -> None:
+    if not one:
+        hint = "Send one prediction with its own id, or `ids: true` for tokens"
+        raise invalid("id", f"an own id {text[:80]!r} for many rows", hint)
+    if not is_join_id(text):
+        hint = "Send 1 to 64 letters, digits, dots, colons, hyphens and underscores, or no id"
+        raise invalid("id", f"not an id: {text[:80]!r}", hint)
+
+
+def _seen(text: str) -> tuple[int, int]:
+    try:
+        partition, offset = text.split(":")
+        return int(partition), int(offset)
+    except ValueError:
+        raise invalid(
+            "after", f"not a `seen`: {text[:80]!r}", "Send it as feedback gave it"
+        ) from None

@@ -1,0 +1,391 @@
+"""Any replica tells here what the whole service knows of a model.
+
+The answers cover the server, all replicas, and the quality.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import msgspec
+
+from evaluation.summary import summary
+from online.errors import RequestError
+from online.replica.replica import ModelReplica
+from online.rows.promoted import decision
+from online.serving import journal_room
+from online.serving.held_events import ASK_TIMEOUT_S, Kept
+from online.watch.drift import of_all
+from paramserver.errors import (
+    BackfillRefused,
+    BanRefused,
+    ForgetRefused,
+    NotReady,
+    ParamServerError,
+    PromoteRefused,
+    RollbackRefused,
+    SnapshotMissing,
+    SnapshotName,
+)
+from paramserver.rewrites import promoted
+from replay.errors import ReplayError
+from replay.journal.base import Journal
+
+log = logging.getLogger("online.status")
+
+_COMMAND_TIMEOUT_S = 60.0
+_ACT_S = 30.0
+_ACT_POLL_S = 0.05
+BEHIND_MAX = 2_000
+"""Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
+_LIST = "`online snapshot list` names those that are kept"
+
+
+class ParameterServerControl(Protocol):
+    """Questions and commands to a parameter server; each raises ParamServerError."""
+
+    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+        """Result of the server's method of that name."""
+
+
+class Cluster(Kept):
+    """Answers for all replicas: the server knows them, this replica knows itself.
+
+    Parameters
+    ----------
+    facts
+        What does not change of a model, by its name.
+    free_bytes
+        What the journal's disk may still take before feedback is refused; None: it is on none.
+    challengers
+        The ways to the challengers, of the models that have one.
+    absent
+        Why another replica does not start, None if nothing is wrong; called on a thread.
+    """
+
+    def __init__(
+        self,
+        replicas: Mapping[str, ModelReplica],
+        controls: Mapping[str, ParameterServerControl],
+        journals: Mapping[str, Journal],
+        facts: Callable[[str], dict[str, Any]],
+        *,
+        free_bytes: Callable[[], int] | None = None,
+        challengers: Mapping[str, ParameterServerControl] | None = None,
+        absent: Callable[[], str | None] = lambda: None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(replicas, journals, facts)
+        self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
+        self._challengers, self._absent = challengers or {}, absent
+        self._first_room: dict[str, journal_room.Room] = {}
+
+    async def start(self) -> None:
+        """Look at the journal's room for the first time: growth is measured from here."""
+        await asyncio.gather(*map(self._room, self._replicas))
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """Status of one model.  With the server down, what this replica knows, and that it is."""
+        replica = self._replicas[name]
+        learner = replica.learner
+        server: dict[str, Any] | None
+        try:
+            server = await self._controls[name].call("status", ASK_TIMEOUT_S)
+        except (ParamServerError, TimeoutError):
+            server = None
+        replicas: dict[str, dict[str, float]] = {}
+        for known, seen in ((server or {}).get("replicas") or {}).items():
+            replicas[known] = {**(seen.get("report") or {}), "contact_age_s": seen["age_s"]}
+            if (unserved_s := seen.get("unserved_s")) is not None:
+                replicas[known]["unserved_s"] = round(unserved_s, 3)
+        here = {**replica.report(), "contact_age_s": 0.0}
+        replicas[replica.replica] = {**replicas.get(replica.replica, {}), **here}
+        age = replica.age_ms
+        journal = await self._room(name)
+        return {
+            "model": name,
+            "task": replica.settings.task,
+            **self._facts(name),
+            "version": replica.version,
+            "age_ms": None if age is None else round(age, 1),
+            "updates_behind": replica.updates_behind,
+            "from_peer": replica.exchange.peer,
+            "answered_by": replica.replica,
+            "learned": learner.tally.digest[0],
+            "quality": self._quality(name),
+            "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
+            "drift": _drift(replica, replicas),
+            "challenger": await self.challenger(name),
+            "replay": _kept(replica),
+            "filters": _filters(replica),
+            "replicas": replicas,
+            "server": server,
+            "rewrites": await self._rewrites(name),
+            "journal": journal,
+            "incident": replica.incident
+            or await self._missing()
+            or (journal or {}).get("alarm")
+            or (server or {}).get("incident"),
+        }
+
+    async def _missing(self) -> str | None:
+        """Why a replica does not start, if one does not."""
+        try:
+            reason = await asyncio.wait_for(asyncio.to_thread(self._absent), ASK_TIMEOUT_S)
+            return None if reason is None else f"a replica does not start: {reason}"
+        except Exception as error:  # whatever Ray raises: the status is shown without it
+            log.warning("Serve does not say how its replicas are: %r", error)
+            return None
+
+    def _quality(self, name: str) -> dict[str, Any]:
+        """Prequential metrics of all learned events beside their baselines."""
+        counters = self._replicas[name].learner.tally.counters
+        found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
+        return found
+
+    async def challenger(self, name: str) -> dict[str, Any] | None:
+        """How the challenger stands against what serves; None: there is none."""
+        if (client := self._challengers.get(name)) is None:
+            return None
+        given = self._replicas[name].settings.challenger
+        assert given is not None
+        shown = {"learner": given.learner, "params": given.params, "promote": given.promote}
+        try:
+            return {**shown, **await client.call("status", ASK_TIMEOUT_S)}
+        except ParamServerError as error:
+            return {**shown, "state": "not there", "incident": str(error)}
+
+    async def promote(self, name: str, *, back: bool) -> dict[str, Any]:
+        """Decide that the challenger serves; ``back``: only if it is what served before.
+
+        The decision is durable when this returns; the service then replaces its replicas.
+        """
+        replica = self._replicas[name]
+        found = await self.challenger(name)
+        if found is None:
+            message = f"model {name} has no challenger"
+            hint = "Name one in the settings: models[].challenger"
+            raise RequestError(409, "no_challenger", message, None, hint)
+        if found["state"] != "learning":
+            message = f"the challenger of {name} is {found['state']}: {found['incident']}"
+            raise RequestError(503, "challenger_unavailable", message, None, "Ask again", 1)
+        if found["behind_rows"] > BEHIND_MAX:
+            message = f"the challenger of {name} is {found['behind_rows']:,} rows behind"
+            hint = "Ask again when it has learned them"
+            raise RequestError(409, "challenger_behind", message, None, hint, 5)
+        if back and not await self._served_before(name, found["spec_hash"]):
+            message = f"the challenger of {name} has not served before"
+            hint = "`online promote` lets it serve"
+            raise RequestError(409, "nothing_to_take_back", message, "back", hint)
+        why = "back" if back else "operator"
+        evidence = {key: found[key] for key in ("verdict", "rows", "difference", "interval")}
+        note = decision(replica.settings, replica.spec, found["spec_hash"], why, evidence)
+        done = dict(await self._command(name, "promote", note))
+        return {"control": done["control"], "from": done["before"], "to": done["after"], **evidence}
+
+    async def _served_before(self, name: str, spec: str) -> bool:
+        """Whether the newest promotion took its place."""
+        try:
+            controls = await self._read(name, self._journals[name].controls, name, 0)
+        except (ReplayError, TimeoutError) as error:
+            hint = "Nothing was changed; ask again"
+            raise RequestError(503, "journal_unavailable", str(error), None, hint, 1) from None
+        found = promoted(controls)
+        return found is not None and found[1].before == spec
+
+    async def _room(self, name: str) -> dict[str, Any] | None:
+        """Room of the journal and its growth since the first look; None if it does not answer."""
+        try:
+            usage = await self._read(name, self._journals[name].usage, name)
+        except (ReplayError, TimeoutError):
+            return None
+        free = None if self._free_bytes is None else self._free_bytes()
+        now = journal_room.Room(self._monotonic_s(), usage, free)
+        return journal_room.describe(self._first_room.setdefault(name, now), now)
+
+    async def _rewrites(self, name: str) -> dict[str, Any] | None:
+        """Return what was decided about the model's events; None: the journal does not answer."""
+        try:
+            decisions = await self._decided(name)
+        except RequestError:
+            return None
+        return decisions.summary()
+
+    async def _read(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
+        """A reading step of the journal.  A store that hangs must not hold up what is shown."""
+        return await asyncio.wait_for(self._replicas[name].store.read(step, *args), ASK_TIMEOUT_S)
+
+    # -- commands ----------------------------------------------------------------------------
+
+    async def snapshots(self, model: str) -> Any:
+        """Snapshots kept, newest first."""
+        return await self._command(model, "snapshots")
+
+    async def snapshot(self, model: str, *, pin: bool) -> dict[str, Any]:
+        """Publish a snapshot of the model now."""
+        return dict(await self._command(model, "snapshot", pin))
+
+    async def pin(self, model: str, snapshot: str, *, on: bool) -> dict[str, Any]:
+        """Keep a snapshot beyond the retention, or no longer."""
+        await self._command(model, "pin", snapshot, on)
+        return {"name": snapshot, "pinned": on}
+
+    async def rollback(self, model: str, snapshot: str) -> dict[str, Any]:
+        """Back to a snapshot's values.  The rows learned since are undone, and kept.
+
+        It is done when the server says so; then this waits until the replicas answer from it.
+        """
+        answer = dict(await self._command(model, "rollback", snapshot))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
+    async def forget(
+        self,
+        model: str,
+        snapshot: str,
+        source: str,
+        since: float | None,
+        base: str | None,
+        undone: dict[int, list[int]],
+    ) -> dict[str, Any]:
+        """Go on with a state built aside without a source; waits until the replicas do."""
+        asked = snapshot, source, since, base, undone
+        answer = dict(await self._command(model, "forget", *asked))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
+    async def backfill(
+        self, model: str, snapshot: str, lesson: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Go on with a state that tables have taught aside; waits until the replicas do."""
+        asked = snapshot, msgspec.json.encode(lesson)
+        answer = dict(await self._command(model, "backfill", *asked))
+        return {**await self._acted(model, answer["control"], None), **answer}
+
+    async def freeze(self, model: str) -> dict[str, Any]:
+        """Learn nothing more; waits until every replica that lives has seen it and pushed the rest.
+
+        After ``_ACT_S`` it says what is so by then: ``complete``, and who is missing.
+        """
+        answer = dict(await self._command(model, "freeze"))
+        return {**answer, **await self._acted(model, answer["frozen"], "freeze_complete")}
+
+    async def unfreeze(self, model: str) -> dict[str, Any]:
+        """Learn again from here on; waits until the replicas do, and says likewise."""
+        answer = dict(await self._command(model, "unfreeze"))
+        return {**answer, **await self._acted(model, answer["control"], None)}
+
+    async def ban(self, model: str, source: str, *, banned: bool) -> dict[str, Any]:
+        """Quarantine whatever a source sends, or no longer; waits until the replicas do.
+
+        Who is no longer banned is not quarantined by the filters either (``released``).
+        """
+        answer = dict(await self._command(model, "ban", source, banned))
+        filters = self._replicas[model].filters
+        if not banned and filters is not None:
+            answer["released"] = filters.standings.release(source)
+        return {**await self._acted(model, answer["control"], None), **answer}
+
+    async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:
+        """Wait until the replicas act on the control row, or as ``complete`` of the server says.
+
+        The decision stands: that the server does not answer any more is no error of it.
+        """
+        deadline = self._monotonic_s() + _ACT_S
+        out: dict[str, Any] = {"complete": False, "missing": []}
+        while True:
+            with contextlib.suppress(ParamServerError):
+                status = await self._controls[model].call("status", ASK_TIMEOUT_S)
+                late = sorted(r for r, c in status["replicas"].items() if c["control"] < control)
+                done = not late if complete is None else status[complete]
+                out = {"complete": done, "missing": [] if done else late}
+                out["version"] = status["version"]
+            if out["complete"] or self._monotonic_s() > deadline:
+                return out
+            await asyncio.sleep(_ACT_POLL_S)
+
+    async def _command(self, model: str, question: str, *args: Any) -> Any:
+        try:
+            return await self._controls[model].call(question, _COMMAND_TIMEOUT_S, *args)
+        except (SnapshotMissing, SnapshotName) as error:
+            raise RequestError(404, "unknown_snapshot", str(error), "name", _LIST) from None
+        except RollbackRefused as error:
+            raise RequestError(422, "rollback_refused", str(error), "to", _LIST) from None
+        except PromoteRefused as error:
+            raise RequestError(409, "promote_refused", str(error), None, "Ask again") from None
+        except ForgetRefused as error:
+            hint = "Build the state again: online forget"
+            raise RequestError(422, "forget_refused", str(error), "snapshot", hint) from None
+        except BackfillRefused as error:
+            hint = "Teach the tables again: online backfill"
+            raise RequestError(422, "backfill_refused", str(error), "snapshot", hint) from None
+        except BanRefused as error:
+            hint = "Unban one, take its token away, or raise limits.banned_max"
+            raise RequestError(422, "ban_refused", str(error), "source", hint) from None
+        except NotReady as error:
+            hint = "Nothing was changed; ask again"
+            raise RequestError(503, "server_unavailable", str(error), None, hint, 1) from None
+        except ParamServerError as error:
+            hint = "See `online status`"
+            if error.definite:
+                raise RequestError(422, "refused", str(error), None, hint) from None
+            raise RequestError(503, "server_unavailable", str(error), None, hint) from None
+
+
+def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Rows judged and their score in each of the newest epochs, newest first.
+
+    ``ends`` are totals at the ends of epochs.  The oldest one only says where the next begins; one
+    that a rollback took back has fewer rows than the one before, and is left out.
+    """
+    good = "abs_error" if task == "regression" else "correct"
+    name = "mae" if task == "regression" else "accuracy"
+    shown: list[dict[str, Any]] = []
+    before: Mapping[str, float] = {}
+    for i, end in enumerate(ends):
+        n = end.get("n", 0.0) - before.get("n", 0.0)
+        if n > 0 and (i > 0 or end["epoch"] == 1):
+            score = (end.get(good, 0.0) - before.get(good, 0.0)) / n
+            shown.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
+        before = end
+    return shown[::-1]
+
+
+def _kept(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return what this replica keeps to learn again; None if it keeps nothing."""
+    if (memory := replica.learner.memory) is None:
+        return None
+    return {
+        "policy": replica.settings.replay.policy,
+        "capacity": memory.buffer.capacity,
+        "kept": len(memory.buffer),
+        "seen": memory.seen,
+        "replayed": memory.replayed,
+        **memory.shares(),
+    }
+
+
+def _filters(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return what this replica's filters know; None if nothing is judged."""
+    return None if replica.filters is None else replica.filters.shown()
+
+
+def _drift(
+    replica: ModelReplica, reports: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any] | None:
+    """Return what the judges of all replicas say; None if there are none.
+
+    A label may come to another replica than its prediction did, so with several nobody knows which
+    answers are still without one.
+    """
+    if replica.judge is None:
+        return None
+    shown = replica.judge.shown()
+    if len(reports) > 1:
+        shown = {**shown, "without_labels": None}
+    fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}
+    return of_all(replica.replica, shown, {**reports, **fresh})

@@ -1,0 +1,462 @@
+"""Settings: the only reader of files and environment.
+
+``online.yaml`` is checked against the frozen tree below; an unknown key is refused with the
+nearest known one.  ``ONLINE_HOST``, ``ONLINE_PORT``, ``ONLINE_REPLICAS``, ``ONLINE_STATE_DIR`` and
+``ONLINE_JOURNAL`` override the file, and the command line overrides both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SecretStr,
+    SerializationInfo,
+    ValidationError,
+    field_serializer,
+)
+
+from online.errors import ConfigError
+from online.settings.access_tokens import WITH_SECRETS, AccessTokens
+from online.settings.file_modes import StateMode, umask_of
+from online.settings.model import ModelSettings, Tree
+from online.settings.origins import check_host, check_origin
+from online.settings.replicas import TAGS, Replicas
+from online.settings.tokens import ROLES, WEIGHT_MAX, check_token, digest, entry_of
+
+log = logging.getLogger("online.config")
+
+
+def hidden(text: str) -> str:
+    """The text with the passwords of addresses in it replaced by ``***``."""
+    text = re.sub(r"://([^:/@\s]*):\S*@", r"://\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
+
+
+def _store(value: str) -> str:
+    """``sqlite``, or the address of a Redis server."""
+    if value == "sqlite":
+        return value
+    try:
+        parts = urlsplit(value)
+        place = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
+    except ValueError:  # of the port; it would quote what may be a part of the password
+        place = None
+    if not place or parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(
+            "give sqlite, redis://host:6379/0, rediss://… or unix:///path/to/socket; in a "
+            "password write / as %2F and @ as %40"
+        )
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError("a database is a number, as in redis://host:6379/0")
+    return value
+
+
+EMBEDDED = "embedded"
+"""The cluster that is none: everything in one process, without Ray."""
+
+
+def _cluster(value: str) -> str:
+    if value not in ("local", "auto", EMBEDDED) and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
+        raise ValueError("give local, embedded, auto or host:port of a running Ray cluster")
+    return value
+
+
+class Limits(Tree):
+    """Every bound of the service.  At a bound new work is refused, nothing accepted is dropped."""
+
+    body_bytes_max: int = Field(1_048_576, ge=1_024)
+    rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
+    features_max: int = Field(4_096, ge=1, description="features of one row")
+    names_max: int = Field(
+        100_000, ge=1, description="names that a model keeps something of: features, words of text"
+    )
+    names_share: float = Field(0.5, gt=0, le=1, description="of them, brought by one source")
+    names_s: float = Field(
+        5_000, gt=0, description="new names that a replica learns a second: others share its time"
+    )
+    classes_max: int = Field(256, ge=2, description="labels of a model; more are refused")
+    text_bytes_max: int = Field(1_024, ge=16, description="a feature's name or text value")
+    token_bytes_max: int = Field(8_192, ge=256, description="longer ids become stored joins")
+    clock_skew_s: float = Field(
+        3_900, ge=0, description="an id may be this far ahead of the clock: clocks are set back"
+    )
+    joins_queue_max: int = Field(
+        10_000, ge=1, description="predictions that wait to be written for a stored join"
+    )
+    ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
+    body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
+    upload_idle_s: float = Field(
+        60, gt=0, description="an upload ends when no whole line came for so long"
+    )
+    uploads_share: float = Field(
+        0.25, gt=0, le=1, description="of the places for uploads that one token may hold"
+    )
+    queue_max: int = Field(
+        10_000, ge=1, description="learn: background; rows of a replica that are yet to be learned"
+    )
+    feedback_wait_s: float = Field(10, gt=0, description="how long feedback waits for the journal")
+    standstill_s: float | None = Field(
+        10,
+        ge=1,
+        description="a process of the service that stands still and holds the journal is ended",
+    )
+    retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
+    disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
+    adopt_s: float = Field(10, ge=1, description="a dead replica's rows are learned within")
+    journal_mb_max: int | None = Field(
+        None, ge=1, description="size of the journal: its files, or the Redis server's memory"
+    )
+    halves_max: int = Field(
+        100_000, ge=1, description="predictions and labels that wait for each other, of a model"
+    )
+    waiting_labels_max: int = Field(
+        16, ge=1, le=1_000, description="labels of different sources that wait for one prediction"
+    )
+    banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
+    sources_max: int = Field(
+        100_000, ge=16, description="sources of feedback of which something is known, of a model"
+    )
+    root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
+    weight_max: float = Field(
+        2.0,
+        ge=1,
+        le=WEIGHT_MAX,
+        description="largest weight of an event where filters are on; a token may have its own",
+    )
+
+
+class Settings(Tree):
+    """These are the settings of the whole service."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
+    start_wait_s: float = Field(
+        180, ge=5, description="a start that is not done after so long gives up"
+    )
+    replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
+    state_dir: Path = Path("./state")
+    journal: Annotated[str, AfterValidator(_store)] = Field(
+        "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
+    )
+    journal_prefix: str = Field(
+        "online", pattern=r"^[^{}\s]+$", description="of the keys in Redis: one a service"
+    )
+    journal_durability: Literal["checked", "assumed"] = Field(
+        "checked", description="assumed: a Redis server whose settings can't be read is believed"
+    )
+    journal_accept_loss: bool = Field(
+        False, description="take a Redis server that fails over, and lose rows when it does"
+    )
+    snapshot_dir: str | None = Field(
+        None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
+    )
+    scores: Annotated[str, AfterValidator(_store)] = Field(
+        "sqlite",
+        repr=False,
+        description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
+    )
+    cluster: Annotated[str, AfterValidator(_cluster)] = Field(
+        "local",
+        description="local starts a Ray of its own; auto or host:port joins one; embedded: one "
+        "process without Ray, of one replica",
+    )
+    key_file: Path | None = Field(None, description="default: state_dir/key, made at first start")
+    models: tuple[ModelSettings, ...] = Field(min_length=1, max_length=64)
+    limits: Limits = Limits()
+    tokens: AccessTokens = Field(
+        AccessTokens(), description="who may use the HTTP port; none: it is on loopback only"
+    )
+    origins: tuple[Annotated[str, AfterValidator(check_origin)], ...] = Field(
+        (), description="pages that may use the service, beside its own: https://app.example.com"
+    )
+    hosts: tuple[Annotated[str, AfterValidator(check_host)], ...] = Field(
+        (),
+        description="names by which it may be called, beside loopback; with tokens and none: any",
+    )
+    state_mode: StateMode = Field(
+        "700",
+        description="who may use the state folder: 700, 750 (its group reads) or 770 (writes)",
+    )
+    base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
+
+    @property
+    def replicas_min(self) -> int:
+        """How many there are at least."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def replicas_max(self) -> int:
+        """How many there may be."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
+    def umask(self) -> int:
+        """Permissions that nothing in the state folder has, whoever makes it."""
+        return umask_of(self.state_mode)
+
+    @property
+    def key_path(self) -> Path:
+        """File of the keys that sign label tokens and pickled blobs."""
+        return self.key_file or self.state_dir / "key"
+
+    @field_serializer("journal", "snapshot_dir", "scores")
+    def _hide(self, value: str | None, info: SerializationInfo) -> str | None:
+        return value if value is None or info.context == WITH_SECRETS else hidden(value)
+
+
+DEFAULT_MODEL: Mapping[str, Any] = {"name": "phishing", "task": "binary", "learner": "logreg"}
+"""What is served when there is no settings file: enough for a first try."""
+
+_PATHS = ("state_dir", "base_dir")
+_ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
+
+
+def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Settings from the file (if any), then the environment, then ``overrides``.
+
+    Raises ConfigError naming the field, its value and the remedy.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _read(path)
+        data.setdefault("base_dir", str(path.resolve().parent))
+    data.setdefault("models", [dict(DEFAULT_MODEL)])
+    for name in _ENVIRONMENT:
+        if (value := environ.get(f"ONLINE_{name.upper()}")) is not None:
+            data[name] = value
+    data.update({name: value for name, value in overrides.items() if value is not None})
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error) from None
+    if settings.cluster == EMBEDDED and "replicas" not in data:
+        settings = settings.model_copy(update={"replicas": 1})
+    settings = settings.model_copy(update={"tokens": _read_tokens(settings)})
+    _check(settings)
+    if settings.cluster == EMBEDDED:
+        _check_embedded(settings)
+    resolved: dict[str, Any] = {name: getattr(settings, name).resolve() for name in _PATHS}
+    if settings.snapshot_dir is not None and "://" not in settings.snapshot_dir:
+        resolved["snapshot_dir"] = str(Path(settings.snapshot_dir).resolve())
+    return settings.model_copy(update=resolved)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            str(path), error.strerror or "unreadable", "Name an existing file"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), f"not YAML: {_place(error)}", "Mend the line named") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            str(path), "not a mapping", "Start with `models:`; see `online config show`"
+        )
+    return data
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """Say what is wrong and where, without the line itself, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "it can't be read as text"
+    mark = error.problem_mark
+    return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _read_tokens(settings: Settings) -> AccessTokens:
+    """The tokens with those of the files in their places."""
+    tokens = settings.tokens
+    for role in ROLES:
+        path: Path | None = getattr(tokens, f"{role}_file")
+        if path is None:
+            continue
+        path = settings.base_dir / path
+        if tokens.of(role):
+            raise ConfigError(f"tokens.{role}", "given, and a file of them too", "Leave one out")
+        found = read_token_file(path, f"tokens.{role}_file")
+        secret = tuple(SecretStr(token) for token in found)
+        tokens = tokens.model_copy(update={role: secret, f"{role}_file": path.resolve()})
+    return tokens
+
+
+def read_token_file(path: Path, field: str) -> list[str]:
+    """Tokens of a file, one a line.  ConfigError naming ``field``; a warning if others read it."""
+    try:
+        mode = path.stat().st_mode
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{path}: {getattr(error, 'strerror', None) or 'not text'}"
+        raise ConfigError(field, problem, "Name a file with one token a line") from None
+    if mode & 0o077:
+        log.warning("%s can be read by others: chmod 600 %s", path, path)
+    tokens = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    try:
+        for token in tokens:
+            entry_of(token)
+    except ValueError as error:
+        raise ConfigError(field, f"{path}: {error}", "Write one token a line") from None
+    if not tokens:
+        raise ConfigError(field, f"{path} holds no token", "Write one token a line")
+    return tokens
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    loc = tuple(part for part in first["loc"] if part not in TAGS)
+    field = ".".join(str(part) for part in loc)
+    if first["type"] == "extra_forbidden":
+        known = _fields(loc[:-1])
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        remedy = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
+        return ConfigError(field, "unknown setting", remedy)
+    secret = first["type"] == "missing" or first["loc"][0] == "tokens"
+    value = "" if secret else f", got {hidden(repr(first['input']))}"
+    return ConfigError(field, f"{first['msg']}{value}", "`online config show` prints every default")
+
+
+def _fields(loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings at a place of the tree."""
+    node: type[BaseModel] = Settings
+    for part in loc:
+        if part == "models" or isinstance(part, int):
+            node = ModelSettings
+        else:
+            annotation = node.model_fields[str(part)].annotation
+            for kind in (annotation, *get_args(annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    node = kind
+    return list(node.model_fields)
+
+
+def _check(settings: Settings) -> None:
+    names = [model.name for model in settings.models]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError("models", f"two are called {sorted(twice)}", "Give each its own name")
+    for model in settings.models:
+        if model.dedupe_window < model.token_lifetime:
+            raise ConfigError(
+                f"models.{model.name}.dedupe_window",
+                f"{model.dedupe_window:g} s is less than token_lifetime, "
+                f"{model.token_lifetime:g} s: a label that comes again late would be learned twice",
+                "Make it at least as long, or shorten token_lifetime",
+            )
+        if model.classes is not None and (model.task != "binary" or len(model.classes) != 2):
+            raise ConfigError(
+                f"models.{model.name}.classes",
+                "needs `negative` and `positive`, and task: binary",
+                "Leave it out for other tasks: their labels are learned from the feedback",
+            )
+        if model.classes is not None and len({str(c).lower() for c in model.classes.values()}) < 2:
+            raise ConfigError(
+                f"models.{model.name}.classes",
+                f"both are called the same: {list(model.classes.values())}",
+                "Give each its own name",
+            )
+    for (role, _), grant in settings.tokens.grants.items():
+        if role == "admin":
+            remedy = "Give sources to tokens for predict and feedback only"
+            raise ConfigError("tokens.admin", "a token with a source or a bound", remedy)
+        if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
+            remedy = "Give weight_max and labels_for to feedback tokens only"
+            raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
+    named = {x for grant in settings.tokens.grants.values() for x in grant.labels_for or ()}
+    if unknown := named - settings.tokens.askers:
+        log.warning("tokens: labels_for names %s: no token for predict is theirs", sorted(unknown))
+    given = [role for role in ROLES if settings.tokens.of(role)]
+    if given and len(given) < len(ROLES):
+        missing = ", ".join(role for role in ROLES if role not in given)
+        raise ConfigError(
+            "tokens",
+            f"none for {missing}",
+            "Give each role a token (two roles may have the same one), or leave all of them out",
+        )
+    if not _loopback(settings.host) and not given:
+        raise ConfigError(
+            "host",
+            f"{settings.host} is not a loopback address, and there are no access tokens",
+            "Give tokens for predict, feedback and admin, or use 127.0.0.1",
+        )
+
+
+def _check_embedded(settings: Settings) -> None:
+    """Refuse what needs processes beside the one that is all of the service."""
+    other = "or take `cluster: local`, which starts Ray"
+    if settings.replicas != 1:
+        raise ConfigError(
+            "replicas",
+            f"with `cluster: embedded` there is one, got {settings.replicas}",
+            f"Give 1 or leave it out, {other}",
+        )
+    for model in settings.models:
+        wanted = {
+            "challenger": model.challenger is not None,
+            "learn": model.learn == "background",
+            "sync.merge": model.sync.merge in ("overlay", "lagging"),
+            "drift.on_rise": model.drift.on_rise == "relearn",
+            "triggers.every": model.triggers.every > 0,
+        }
+        for name in (name for name, on in wanted.items() if on):
+            raise ConfigError(
+                f"models.{model.name}.{name}",
+                "what is asked for runs in a process of its own, and `cluster: embedded` has one "
+                "process in all",
+                f"Leave it out, {other}",
+            )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def environment() -> Mapping[str, str]:
+    """The process's environment (read here and nowhere else)."""
+    return os.environ
+
+
+def own_token(settings: Settings | None, environ: Mapping[str, str]) -> str | None:
+    """The token our own commands send: ``ONLINE_TOKEN``, or the first of ``tokens.admin``.
+
+    None if there is none, or the settings know only its digest.
+    """
+    if (given := environ.get("ONLINE_TOKEN")) is not None:
+        try:
+            check_token(given)
+        except ValueError as error:
+            raise ConfigError("ONLINE_TOKEN", str(error), "Give a token of the settings") from None
+        if digest(given) == given:
+            raise ConfigError("ONLINE_TOKEN", "a digest", "Give the token that it is of")
+        return given
+    known = () if settings is None else settings.tokens.of("admin")
+    return next((token for token in known if not token.startswith("sha256:")), None)
+
+
+def data_dir() -> Path | None:
+    """Folder of real streams, from ``ONLINE_DATA_DIR``; None if it is not set."""
+    value = os.environ.get("ONLINE_DATA_DIR")
+    return Path(value) if value else None
+
+
+def edge_python(target: str) -> str | None:
+    """The interpreter that makes a target's exports, from ``ONLINE_LITERT_PYTHON``; or None."""
+    return os.environ.get(f"ONLINE_{target.upper()}_PYTHON") or None

@@ -1,0 +1,51 @@
+"""Origins of pages and names of hosts, as the settings may give them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+_HOST: Final = re.compile(r"\[([0-9a-f:.]+)\](?::\d*)?|([^:\[\]]*)(?::\d*)?")
+_NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63})*")
+_NAME_MAX: Final = 253
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def check_origin(value: str) -> str:
+    """An origin as browsers write it, from the settings.  ValueError if it is none."""
+    try:
+        parts = urlsplit(value.strip().lower())
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    whole = parts.path in ("", "/") and not parts.query and not parts.fragment
+    if parts.scheme not in _DEFAULT_PORTS or not whole or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("give scheme and host, with a port if it has one: https://app.example.com")
+    name = check_host(parts.hostname)
+    name = f"[{name}]" if ":" in name else name
+    plain = port is None or port == _DEFAULT_PORTS[parts.scheme]
+    return f"{parts.scheme}://{name}" + ("" if plain else f":{port}")
+
+
+def check_host(value: str) -> str:
+    """A name or an address from the settings, without a port.  ValueError if it is none."""
+    name = without_port(value.strip())
+    if is_loopback(name) is None and (len(name) > _NAME_MAX or not _NAME.fullmatch(name)):
+        raise ValueError("give a name or an address; the port does not matter: models.example.com")
+    return name
+
+
+def is_loopback(name: str) -> bool | None:
+    """Whether an address is one of loopback; None: the name is no address."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return None
+
+
+def without_port(host: str) -> str:
+    """The name or address of a ``Host``, in small letters; itself if it is not well formed."""
+    found = _HOST.fullmatch(host.lower())
+    return host.lower() if found is None else (found[1] or found[2]).rstrip(".")

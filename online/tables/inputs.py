@@ -1,0 +1,360 @@
+"""From paths to a plan: which files, which columns, and shards of bounded size.
+
+Parquet is cut at row groups (and inside them at ``ROWS_MAX``), text at line ends outside of
+quotes, so a shard is read without those before it, whoever reads it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from online.tables.columns import Kind
+from online.tables.errors import InputRefused
+from online.tables.layout import Column, Form, Input, Layout, Shard
+from online.tables.places import Place, failures, shown
+
+ROWS_MAX: Final = 65_536
+"""Rows of a shard of a Parquet file."""
+TEXT_BYTES: Final = 8 << 20
+"""Bytes of a shard of a text file, uncompressed; a line more at most."""
+SAMPLED: Final = 200
+"""Rows of a run that are scored one by one as well."""
+
+NULLS: Final = ["", "NA", "N/A", "null", "NULL"]
+"""What stands for no value in a CSV file."""
+
+_HEAD_BYTES: Final = 1 << 20
+_HEAD_LINES: Final = 1_000
+_MOSTLY: Final = 0.5  # of a CSV column's texts are numbers: then it is a column of numbers
+_FORMS: Final[dict[str, Form]] = {
+    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"
+}  # fmt: skip
+
+
+def found(places: Sequence[str]) -> list[Input]:
+    """The files of some paths or URIs, folders with all that is in them, in order of their names.
+
+    ``rows`` are still 0.  Raises InputRefused, PlaceFailed.
+    """
+    out: list[Input] = []
+    for place in places:
+        filesystem, path = Place(place).open()
+        with failures(path):
+            info = filesystem.get_file_info(path)
+            if info.type == fs.FileType.NotFound:
+                raise InputRefused(shown(place), "there is no such file or folder", "Name another")
+            if info.type == fs.FileType.Directory:
+                selector = fs.FileSelector(path, recursive=True)
+                infos = sorted(filesystem.get_file_info(selector), key=lambda i: i.path)
+                infos = [i for i in infos if i.is_file and i.base_name[0] not in "._"]
+            else:
+                infos = [info]
+        if not infos:
+            raise InputRefused(shown(place), "the folder holds no file", "Name another")
+        out += [_input(place, info) for info in infos]
+    return out
+
+
+def _input(place: str, info: Any) -> Input:
+    name = info.base_name.lower()
+    compressed = name.endswith(".gz")
+    plain = name.removesuffix(".gz")
+    form = _FORMS.get(plain[plain.rfind(".") :] if "." in plain else "")
+    if form is None or (compressed and form == "parquet"):
+        known = ", ".join(_FORMS)
+        raise InputRefused(info.path, "its name does not tell what it is", f"Known: {known}, .gz")
+    if not info.size:
+        raise InputRefused(info.path, "the file is empty", "Leave it out, or write it again")
+    changed_at = (info.mtime_ns or 0) / 1e9
+    return Input(place, info.path, form, compressed, info.size, changed_at, 0)
+
+
+def opened(one: Input) -> Any:
+    """The file's content: as a file, or, uncompressed on the way, as a stream that can't seek."""
+    filesystem, _ = Place(one.place).open()
+    if not one.compressed:
+        return filesystem.open_input_file(one.path)
+    return filesystem.open_input_stream(one.path, compression="gzip")
+
+
+def parquet(one: Input) -> pq.ParquetFile:
+    """The Parquet file.  Raises InputRefused: damaged; PlaceFailed."""
+    try:
+        with failures(one.path):
+            file = opened(one)
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputRefused(
+            one.path, f"no whole Parquet file ({error})", "Write it again, or leave it out"
+        ) from error
+
+
+# -- columns ---------------------------------------------------------------------------------
+
+
+def kinds(one: Input) -> dict[str, Kind | str]:
+    """Columns of a file; what no feature can be is told by the name of its type.
+
+    Raises InputRefused, PlaceFailed.
+    """
+    if one.form == "parquet":
+        return {field.name: _kind(field.type) for field in parquet(one).schema_arrow}
+    head = _head(one)
+    if one.form == "jsonl":
+        return _json_kinds(one, head)
+    try:
+        table = pacsv.open_csv(
+            io.BytesIO(head),
+            pacsv.ReadOptions(use_threads=False, block_size=len(head) + 1),
+            pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip"),
+            pacsv.ConvertOptions(null_values=NULLS),
+        )
+    except pa.ArrowException as error:
+        raise InputRefused(one.path, f"no CSV with a header ({error})", "Write it again") from error
+    read = table.read_all()
+    return {name: _csv_kind(read[name]) for name in read.column_names}
+
+
+def _head(one: Input) -> bytes:
+    """Whole lines of the file's beginning."""
+    with failures(one.path), opened(one) as stream:
+        head: bytes = stream.read(_HEAD_BYTES)
+    end = head.rfind(b"\n") + 1
+    return head[:end] if len(head) == _HEAD_BYTES and end else head
+
+
+def _kind(kind: pa.DataType) -> Kind | str:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_floating(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return str(kind)
+
+
+def _csv_kind(values: pa.ChunkedArray) -> Kind:
+    """A whole number may be followed by one that is not; a few texts among numbers are bad rows."""
+    of = _kind(values.type)
+    if of in ("integer", "number", "null"):
+        return "number"
+    if of == "bool":
+        return "bool"
+    texts = [text for text in values.cast(pa.string()).to_pylist() if text not in (None, *NULLS)]
+    numbers = sum(map(_is_number, texts))
+    return "number" if numbers > _MOSTLY * len(texts) else "text"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_kinds(one: Input, head: bytes) -> dict[str, Kind | str]:
+    out: dict[str, Kind | str] = {}
+    for line in head.splitlines()[:_HEAD_LINES]:
+        try:
+            row = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            continue  # a bad row, which is told of where rows are read
+        for name, value in row.items() if isinstance(row, dict) else ():
+            if value is not None:  # another type further on makes a bad row
+                out.setdefault(name, json_kind(value))
+    if not out:
+        raise InputRefused(one.path, "no line of JSON objects in its beginning", "Write it again")
+    return out
+
+
+def json_kind(value: object) -> Kind | str:
+    """Return the kind that a value of JSON has in a column."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, (int, float)):
+        return "number"
+    return "text" if isinstance(value, str) else type(value).__name__
+
+
+def layout(
+    inputs: Sequence[Input],
+    *,
+    key: str | None,
+    time: str | None,
+    ignored: Collection[str],
+    known: Collection[str],
+    numeric_only: bool,
+    missing_ok: bool,
+    text_bytes_max: int,
+    label: str | None = None,
+) -> Layout:
+    """The columns of all files, which have to agree with each other and with the model.
+
+    Parameters
+    ----------
+    known
+        Names that the model has learned or was built for; empty: it takes any.
+    label
+        A column of labels, which is read beside the features, as one of them.
+
+    Raises InputRefused, naming file and column.
+    """
+    first: dict[str, Kind | str] | None = None
+    for one in inputs:
+        own = kinds(one)
+        for name in (key, time, label):
+            if name is not None and name not in own:
+                raise _column(one, name, "it is missing", f"It has: {', '.join(own)[:300]}")
+        taken = {n: k for n, k in own.items() if n not in (key, time) and n not in ignored}
+        features = {n: k for n, k in taken.items() if n != label}
+        _check_types(one, features, numeric_only=numeric_only)
+        if first is None:
+            first = taken
+            _check_known(one, features, known, missing_ok=missing_ok)
+        else:
+            _check_alike(one, taken, first, inputs[0].path)
+        if key is not None and own[key] not in ("integer", "text", "number"):
+            raise _column(one, key, f"a key of type {own[key]}", "Use whole numbers or text")
+        if key is not None and own[key] == "number" and one.form == "parquet":
+            raise _column(one, key, "a key of floats", "Use whole numbers or text")
+    columns = tuple(Column(name, kind) for name, kind in (first or {}).items())  # type: ignore[arg-type]
+    return Layout(columns, key, time, text_bytes_max)
+
+
+def _column(one: Input, name: str, problem: str, remedy: str) -> InputRefused:
+    return InputRefused(f"{one.path}, column {name}", problem, remedy)
+
+
+def _check_types(one: Input, taken: dict[str, Kind | str], *, numeric_only: bool) -> None:
+    if not taken:
+        raise InputRefused(one.path, "no column is left to score by", "Ignore fewer")
+    for name, kind in taken.items():
+        if kind not in ("number", "integer", "bool", "text"):
+            raise _column(one, name, f"it is of type {kind}", f"Leave it out: --ignore {name}")
+        if kind == "text" and numeric_only:
+            remedy = f"This model takes numbers only: write numbers, or --ignore {name}"
+            raise _column(one, name, "it holds text", remedy)
+
+
+def _check_known(
+    one: Input, taken: dict[str, Kind | str], known: Collection[str], *, missing_ok: bool
+) -> None:
+    if not known:
+        return
+    for name in taken:
+        if name not in known:
+            raise _column(one, name, "the model does not know it", f"Leave it out: --ignore {name}")
+    for name in sorted(known):
+        if name not in taken and not missing_ok:
+            remedy = "Add it, or score without it: --missing-ok"
+            raise _column(one, name, "it is missing, and the model has learned it", remedy)
+
+
+def _check_alike(
+    one: Input, taken: dict[str, Kind | str], first: dict[str, Kind | str], of: str
+) -> None:
+    for name in first:
+        if name not in taken:
+            raise _column(one, name, f"it is missing, and {of} has it", "Add it")
+    for name, kind in taken.items():
+        if name not in first:
+            raise _column(one, name, f"{of} has it not", f"Leave it out: --ignore {name}")
+        if (kind == "text") != (first[name] == "text"):
+            raise _column(one, name, f"{kind}, and {first[name]} in {of}", "Give it one type")
+
+
+# -- shards ----------------------------------------------------------------------------------
+
+
+def cut(inputs: Sequence[Input], rng: np.random.Generator) -> tuple[list[Input], list[Shard]]:
+    """The files with their rows counted, and their shards; ``rng`` draws the rows sampled.
+
+    Raises InputRefused: a file has no rows, or is damaged; PlaceFailed.
+    """
+    counted: list[Input] = []
+    shards: list[Shard] = []
+    for i, one in enumerate(inputs):
+        own = list(_cut_parquet(i, one) if one.form == "parquet" else _cut_text(i, one))
+        rows = sum(shard.rows for shard in own)
+        if not rows:
+            raise InputRefused(one.path, "the file has no rows", "Leave it out, or write it again")
+        counted.append(msgspec.structs.replace(one, rows=rows))
+        shards += own
+    total = sum(shard.rows for shard in shards)
+    drawn = np.sort(rng.choice(total, size=min(SAMPLED, total), replace=False))
+    out, before = [], 0
+    for number, shard in enumerate(shards):
+        mine = drawn[(drawn >= before) & (drawn < before + shard.rows)] - before
+        out.append(msgspec.structs.replace(shard, number=number, sampled=tuple(mine.tolist())))
+        before += shard.rows
+    return counted, out
+
+
+def _cut_parquet(place: int, one: Input) -> Iterator[Shard]:
+    first = 0
+    meta = parquet(one).metadata
+    for group in range(meta.num_row_groups):
+        rows = meta.row_group(group).num_rows
+        pieces = -(-rows // ROWS_MAX)
+        ends = [rows * (i + 1) // pieces for i in range(pieces)]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            yield Shard(0, place, group, begin, end, first + begin, end - begin)
+        first += rows
+
+
+def _cut_text(place: int, one: Input) -> Iterator[Shard]:
+    quoted = one.form == "csv"  # JSON has no line end inside a value
+    with failures(one.path), opened(one) as stream:
+        begin, first, open_quote, lines, at, last = 0, 0, False, 0, 0, b""
+        while data := stream.read(TEXT_BYTES):
+            ends, open_quote = _line_ends(data, open_quote and quoted, quoted=quoted)
+            if first == 0 and lines == 0 and begin == 0 and quoted:  # the header is no row
+                if not len(ends):
+                    raise InputRefused(one.path, "its header has no end", "Write it again")
+                begin, ends = at + int(ends[0]) + 1, ends[1:]
+            lines += len(ends)
+            if len(ends):
+                end = at + int(ends[-1]) + 1
+                if lines:
+                    yield Shard(0, place, 0, begin, end, first, lines)
+                begin, first, lines = end, first + lines, 0
+            at, last = at + len(data), data[-1:]
+        if at > begin and last != b"\n":
+            yield Shard(0, place, 0, begin, at, first, 1)
+
+
+def _line_ends(data: bytes, inside: bool, *, quoted: bool) -> tuple[np.ndarray, bool]:
+    """Places of the line ends outside of quotes, and whether the data ends inside of them."""
+    numbers = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(numbers == 10)
+    if not quoted or (b'"' not in data and not inside):
+        return ends, False
+    quotes = np.flatnonzero(numbers == 34)
+    before = np.searchsorted(quotes, ends) + inside
+    return ends[before % 2 == 0], bool((len(quotes) + inside) % 2)
+
+
+def header(one: Input) -> list[str]:
+    """Names of a CSV file's columns."""
+    text = _head(one).decode("utf-8-sig", errors="replace")
+    return next(iter(csv.reader(io.StringIO(text))), [])
+
+
+def newest(inputs: Iterable[Input]) -> float:
+    """When the newest file was changed, in POSIX seconds."""
+    return max((one.changed_at for one in inputs), default=0.0)

@@ -1,0 +1,133 @@
+"""Files of a folder, local or of any filesystem of pyarrow, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import fs
+
+from online.tables.errors import PlaceFailed
+
+_TEMPORARY = ".tmp"
+
+
+@contextlib.contextmanager
+def failures(place: str) -> Iterator[None]:
+    """Raise as PlaceFailed what pyarrow and the system raise; FileNotFoundError stays as it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pyarrow.ArrowException) as error:
+        raise PlaceFailed(shown(place), f"{type(error).__name__}: {error}") from error
+
+
+def shown(place: str) -> str:
+    """A place without the keys that a URI may hold."""
+    return re.sub(r"//[^/]*@", "//", place.partition("?")[0])
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder.
+
+    Attributes
+    ----------
+    uri
+        As it was given: a path, or a URI of pyarrow's such as ``s3://bucket/prefix?region=…``.
+    """
+
+    uri: str
+
+    def open(self) -> tuple[Any, str]:
+        """The filesystem of pyarrow, and the path on it.  Raises PlaceFailed."""
+        if "://" not in self.uri:
+            return fs.LocalFileSystem(), str(Path(self.uri).absolute())
+        try:
+            found: tuple[Any, str] = fs.FileSystem.from_uri(self.uri)
+        except (pyarrow.ArrowException, ValueError, OSError) as error:
+            text = str(error).replace(self.uri, shown(self.uri))
+            raise PlaceFailed(shown(self.uri), f"can't be opened ({text})") from None
+        return found
+
+
+class Folder:
+    """A folder in which a name is whole or absent, whatever stops and whenever."""
+
+    def __init__(self, place: Place) -> None:
+        self._fs, self._path = place.open()
+        self._local = isinstance(self._fs, fs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """The name's path, for messages and for pyarrow."""
+        return f"{self._path}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file; FileNotFoundError, PlaceFailed."""
+        path = self.path(name)
+        with failures(path), self._fs.open_input_file(path) as file:
+            data: bytes = file.read()
+            return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make a file, or replace it in one step; it is durable when this returns."""
+        path = self.path(name)
+        with failures(path):
+            if self._local:
+                _write_local(Path(path), data)
+                return
+            with self._fs.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
+
+    def names(self, below: str = "") -> dict[str, int]:
+        """Finished files directly below a folder of this one, and their sizes in bytes."""
+        return {
+            info.base_name: info.size
+            for info in self._infos(below)
+            if info.type == fs.FileType.File and not info.base_name.endswith(_TEMPORARY)
+        }
+
+    def folders(self, below: str = "") -> list[str]:
+        """Folders directly below a folder of this one."""
+        infos = self._infos(below)
+        return sorted(i.base_name for i in infos if i.type == fs.FileType.Directory)
+
+    def _infos(self, below: str) -> list[Any]:
+        path = self.path(below).rstrip("/")
+        with failures(path):
+            selector = fs.FileSelector(path, allow_not_found=True)
+            infos: list[Any] = self._fs.get_file_info(selector)
+            return infos
+
+    def remove(self, below: str) -> None:
+        """Remove a folder of this one and all that is in it, if it is there."""
+        path = self.path(below)
+        with failures(path), contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(path)
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # on a full disk half a file is in the way of everything else
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

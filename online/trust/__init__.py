@@ -1,0 +1,1 @@
+"""Trust: feedback and its senders are judged before a row is written."""

@@ -1,0 +1,379 @@
+"""Feedback is judged before it is written: the filters of one model in one replica.
+
+The writer asks for each new row of a batch, in order, and each answer counts those before it.  The
+verdict is written with the row, and what the row says of its source too, so nothing is judged
+again when rows are learned later, by whomever.
+
+What is known of a source here is what its rows have done as far as the learner's values have them,
+what was learned since, and what is decided and not learned yet.  A row that turns out to be a
+repeat takes back what it has done.
+
+Sources are judged by one another, so nobody is judged while fewer than eight of them are heard of
+in a day: what comes from one source alone is always taken whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from math import log, log1p
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
+from online.learning.source_evidence import judged_of
+from online.models.base import Model
+from online.models.slopes import Sloped
+from online.rows.history import is_again
+from online.settings.model import ModelSettings
+from online.trust.root_set import RootSet
+from online.trust.sources import Standings
+from paramserver.blocks import Blocks
+from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
+from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
+from paramserver.filters.sources import TAKEN
+from replay import codec
+from replay.example import Example, label_text
+from replay.journal.base import NewRow, Outcome, Row
+from replay.journal.base import Verdict as Written
+
+_log = logging.getLogger("online.filtering")
+
+SOURCES_MIN: Final = 8
+"""Fewer sources can't be told apart from one another."""
+
+ACTIVE_S: Final = 86_400.0
+"""A source counts for so long.  In time and not in arrivals: a flood does not drive others out."""
+
+_SEEN_MAX: Final = 64
+_RECENT: Final = 8192
+_RECENT_S: Final = 3600.0
+_CHECKED_MAX: Final = 4096
+_SHOWN: Final = 20
+_FACTOR_MIN: Final = 1e-3
+_WHOLE_MIN: Final = 0.25
+_SHARE_MIN: Final = 1e-15
+
+
+class Filtering:
+    """The filters of one model in one replica.
+
+    Parameters
+    ----------
+    chain
+        The tests.
+    model
+        Gives the model that answers now.
+    clock
+        Gives the clock of the values at hand.
+    count
+        Gives the number of their version.
+    root
+        The root set; None: there is none.
+    weighs
+        Whether rows may weigh other than 1; else what would weigh less is taken whole, and what
+        would weigh less than a quarter is set aside.
+
+    Attributes
+    ----------
+    standings
+        What is known of sources.
+    counts
+        Verdicts, and what was refused, by reason.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        *,
+        model: Callable[[], Model],
+        clock: Callable[[], dict[int, int]],
+        count: Callable[[], int],
+        root: RootSet | None = None,
+        weighs: bool = True,
+    ) -> None:
+        self.chain, self.root = chain, root
+        self.counts: Counter[str] = Counter()
+        self._model, self._count = model, count
+        self._weighs = weighs
+        self._seen: OrderedDict[str, float] = OrderedDict()
+        self._elsewhere: dict[str, None] = {}  # heard of in values since the last event here
+        self._recent: OrderedDict[bytes, float] = OrderedDict()
+        self._checked: OrderedDict[bytes, Event] = OrderedDict()
+        self.standings = Standings(chain, clock)
+        self._batch: set[bytes] = set()
+        self._drift = False
+
+    # -- before the append -------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether there are enough sources to judge one."""
+        return len(self._seen) >= SOURCES_MIN
+
+    def _see_others(self, at: float) -> None:
+        """Who has sent to another replica since the last event here counts as sending now."""
+        for known in self._elsewhere:
+            self._seen[known] = at
+            self._seen.move_to_end(known)
+        self._elsewhere = {}
+
+    def _see(self, source: str, at: float) -> None:
+        self._see_others(at)
+        self._seen[source] = at
+        self._seen.move_to_end(source)
+        while len(self._seen) > _SEEN_MAX or next(iter(self._seen.values())) < at - ACTIVE_S:
+            self._seen.popitem(last=False)
+
+    def refusal(self, row: NewRow) -> str | None:
+        """Why no row may hold this; None if one may.  Changes nothing that is judged by."""
+        self._see_others(row.at)
+        if not self.active or row.half is not None:
+            return None  # a half is looked at when it has met the other
+        event = self._event(row, codec.decode(row.payload))
+        problem = self.chain.filters[0].judge(event, self.chain.sources.get(row.source))
+        if problem.refuse:
+            self.counts["refused"] += 1
+            return problem.reason
+        self._checked[row.key] = event
+        while len(self._checked) > _CHECKED_MAX:
+            self._checked.popitem(last=False)
+        return None
+
+    def judge(self, rows: Sequence[NewRow], *, more: bool = False) -> list[NewRow]:
+        """The rows of a batch with their verdicts, each counting those before it.
+
+        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``more``: these
+        belong to the batch of the last call, too.
+        """
+        if not more:
+            self._batch = set()
+        return [self._judged(row) for row in rows]
+
+    def _judged(self, row: NewRow) -> NewRow:
+        if row.half is not None or is_again(row) or row.verdict is Written.QUARANTINED:
+            return row  # a half that is kept is judged when it meets the other; or an operator has
+        event = self._checked.pop(row.key, None)
+        if self._is_repeat(row):
+            return row
+        example = codec.decode(row.payload)
+        if example.moved is not None:
+            return row  # a delta of a device is judged as it comes: online.serving.device_pushes
+        self._see(row.source, row.at)
+        if not self.active or example.judged is not None:
+            return row
+        if event is None:
+            event = self._event(row, example)
+        self.chain.catch_up(event.key, event.version)
+        verdict = self.chain.decide(event)
+        if verdict.verdict == CLIPPED and not self._weighs:
+            verdict = _unweighed(verdict)
+        self.chain.observe(event, verdict)
+        self._note_drift()
+        effects = self.standings.decided(row.key, row.source, taken=verdict.taken)
+        written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
+        self._batch.add(row.key)
+        self.counts[written.value] += 1
+        judged = judged_of(effects, row.source, verdict.score, verdict.reason)
+        payload = codec.encode(msgspec.structs.replace(example, judged=judged))
+        factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
+        return msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
+
+    def by_standing(self, row: NewRow) -> NewRow:
+        """A row that no test looks at: what its source's standing alone makes of it."""
+        self._see(row.source, row.at)
+        if not (self.active and self.chain.sources.get(row.source).quarantined):
+            return row
+        self.counts[Written.QUARANTINED.value] += 1
+        return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
+
+    def _is_repeat(self, row: NewRow) -> bool:
+        if self.standings.waits(row.key):
+            return True
+        at = self._recent.get(row.key)
+        return at is not None and abs(row.at - at) <= _RECENT_S
+
+    def _event(self, row: NewRow, example: Example) -> Event:
+        model = self._model()
+        gradient = None
+        if self.chain.reference is not None and isinstance(model, Sloped):
+            gradient = model.slope(example.features, example.label, example.score)
+            if gradient is not None and example.weight != 1.0:  # how far the event moves the model
+                gradient = gradient * np.float32(example.weight)
+        features = codec.encode(Example(example.features, ""))
+        label = label_text(example.label)
+        count = self._count()
+        return Event(
+            source=row.source,
+            key=row.key,
+            gradient=gradient,
+            loss=loss_of(example),
+            version=count,
+            base=count,
+            label=label,
+            digest=zlib.crc32(label.encode(), zlib.crc32(features)),
+            features_digest=zlib.crc32(features),
+            answer=max(example.score, key=example.score.__getitem__) if example.score else None,
+            weight=example.weight,
+        )
+
+    # -- after it ----------------------------------------------------------------------------
+
+    def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
+        """The rows of :meth:`judge` stand, or were there before: a repeat says nothing twice."""
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if row.half is not None:
+                continue
+            if outcome.row is None:  # another half stands there: the row is made anew
+                if row.key in self._batch:
+                    self._batch.discard(row.key)
+                    self.standings.take_back(row.key)
+                continue
+            self._recent[row.key] = row.at
+            self._recent.move_to_end(row.key)
+            if row.key in self._batch:
+                self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
+                if outcome.new and outcome.row is not None:
+                    place = (outcome.row.partition, outcome.row.offset)
+                    self.standings.stands(row.key, place)
+                else:
+                    self.standings.take_back(row.key)
+        while len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+
+    def dropped(self) -> None:
+        """Nothing of the batch was written."""
+        for key in list(self._batch):
+            self.standings.take_back(key)
+        self._batch = set()
+
+    def _note_drift(self) -> None:
+        if self.chain.drift and not self._drift:
+            _log.warning("many sources have turned at once: nobody is quarantined meanwhile")
+        self._drift = self.chain.drift
+
+    def passed(self, row: Row, effects: Blocks) -> None:
+        """The learner counts a row's evidence from now on."""
+        self.standings.passed(row, effects)
+
+    def rebase(self, values: Blocks, opened: Blocks) -> None:
+        """New values of the sources named; ``opened``: what was learned since."""
+        self.standings.rebase(values, opened)
+        self._hear(self.chain.sources.heard)
+
+    def reset(self, values: Blocks) -> None:
+        """Begin with these values, and what is decided and not learned yet."""
+        self.standings.reset(values)
+        taken = values[TAKEN].data if TAKEN in values else ()
+        self._hear(taken)
+
+    def _hear(self, names: Iterable[str]) -> None:
+        self._elsewhere.update(dict.fromkeys(islice(names, _SEEN_MAX)))
+        while len(self._elsewhere) > _SEEN_MAX:
+            del self._elsewhere[next(iter(self._elsewhere))]
+
+    # -- for operators -----------------------------------------------------------------------
+
+    def report(self) -> dict[str, float]:
+        """Gauges and counters of this replica."""
+        counted = {f"filter_{name}": float(n) for name, n in self.counts.items()}
+        return {
+            **counted,
+            "filter_sources": float(len(self.chain.sources)),
+            "filter_sources_evicted": float(self.chain.sources.evicted),
+            "filter_quarantined_sources": float(len(self.standings.quarantined)),
+            "filter_drift": float(self.chain.drift),
+            "filter_active": float(self.active),
+        }
+
+    def shown(self) -> dict[str, Any]:
+        """For operators; plain data."""
+        worst = sorted(self.standings.quarantined, key=lambda s: self.chain.sources.get(s).standing)
+        direction = next((t for t in self.chain.filters if t.name == "direction"), None)
+        scored = None if direction is None else getattr(direction, "mu", 0.0) > 0.0
+        return {
+            "tests": [test.name for test in self.chain.filters],
+            "active": self.active,
+            "sources_min": SOURCES_MIN,
+            "root_set": None if self.root is None else {**self.root.shown(), "scores": scored},
+            "sources": len(self.chain.sources),
+            "quarantined": [
+                {"source": source, "evidence": self.standings.evidence(source)}
+                for source in worst[:_SHOWN]
+            ],
+            "quarantined_sources": len(worst),
+            "drift": self.chain.drift,
+            "drift_alarms": self.chain.alarms,
+        }
+
+
+_WRITTEN: Final = {
+    CLIPPED: Written.CLIPPED,
+    QUARANTINED: Written.QUARANTINED,
+    REFUSED: Written.QUARANTINED,
+}
+
+
+def filtering_for(
+    model: ModelSettings,
+    learner: Learner | OrderedLearner,
+    root: RootSet | None,
+    *,
+    sources_max: int,
+    vouched: bool,
+) -> Filtering | None:
+    """The filters that the settings ask for; None: none.
+
+    ``vouched``: access tokens say who a source is, so that a budget for each means something.
+    Where callers name themselves, it would only cost those who send much.
+    """
+    if model.filters == "none":
+        return None
+    chosen = model.filters
+    if chosen == "default":
+        chosen = tuple(name for name in NAMES if name != "rate" or vouched)
+    serving = learner.serving
+    scored = root is not None and root.problem is None
+    chain = by_name(
+        chosen,
+        serving.slope_size if scored and isinstance(serving, Sloped) else None,
+        root.reference if root is not None and scored else None,
+        answers=("true", "false") if model.task == "binary" else (),
+        sources_max=sources_max,
+    )
+    return Filtering(
+        chain,
+        model=lambda: learner.serving,
+        clock=lambda: learner.clock,
+        count=lambda: learner.version[1],
+        root=root,
+        weighs=getattr(serving, "takes_weight", True),
+    )
+
+
+def _unweighed(verdict: Verdict) -> Verdict:
+    """The verdict where a row is learned whole or not at all."""
+    if verdict.factor < _WHOLE_MIN:
+        return Verdict(QUARANTINED, 0.0, 0.0, verdict.score, verdict.reason, verdict.opinions)
+    return Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
+
+
+def loss_of(example: Example) -> float | None:
+    """Return the loss of the answer given before the label was known; None if none was given.
+
+    Log loss, or the log of 1 + the error in regression: any measure that grows with it will do.  A
+    label that the model did not know is no surprise.
+    """
+    score = example.score
+    if not score:
+        return None
+    if "" in score:
+        return log1p(abs(score[""] - float(example.label)))
+    share = score.get(label_text(example.label))
+    return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0

@@ -1,0 +1,110 @@
+"""When a replica has triggers searched for, and what it tells of what was found."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+from online.settings.model import Triggers
+from online.trust.triggers import Trigger
+
+log = logging.getLogger("online.triggers")
+
+_LOOK_S: Final = 1.0  # between two looks whether it is time
+
+
+class Looked(Protocol):
+    """The triggers that a search has found, see :class:`online.service.trigger_task.Looked`."""
+
+    @property
+    def triggers(self) -> Sequence[Trigger]:
+        """Those found now; none: there are none any more."""
+
+    @property
+    def forgotten(self) -> Sequence[str]:
+        """Sources that were forgotten for it."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why one was not."""
+
+
+class TriggerWatch:
+    """The searches of one model in one replica, one at a time.
+
+    Parameters
+    ----------
+    rows
+        Gives how many rows this replica has had learned.
+    look
+        Searches, in another process.
+
+    Attributes
+    ----------
+    incident
+        What was found by the newest search, for an operator; None: nothing.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: Triggers,
+        rows: Callable[[], int],
+        look: Callable[[], Awaitable[Looked]],
+        counts: Counter[str],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._rows, self._look, self._counts = rows, look, counts
+        self._monotonic_s = monotonic_s
+        self._next = rows() + settings.every
+        self._due_s = monotonic_s()
+        self._known: frozenset[str] = frozenset()
+        self.incident: str | None = None
+
+    async def run(self) -> None:
+        """Search whenever enough rows have come; never returns."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self.once()
+
+    async def once(self) -> None:
+        """Search if it is time to."""
+        if self._rows() < self._next or self._monotonic_s() < self._due_s:
+            return
+        taken = self._rows()
+        try:
+            looked = await self._look()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # of Ray, the disk, or the model: it is tried again
+            self._counts["trigger_searches_failed"] += 1
+            log.warning("model %s: no search for triggers: %s", self._model, error)
+            return
+        finally:
+            self._due_s = self._monotonic_s() + self._settings.pause
+        self._next = taken + self._settings.every
+        self._counts["trigger_searches"] += 1
+        self._tell(looked)
+
+    def _tell(self, looked: Looked) -> None:
+        texts = [str(trigger) for trigger in looked.triggers]
+        for text in texts:
+            if text not in self._known:
+                self._counts["triggers_found"] += 1
+                log.warning("model %s: a trigger: %s", self._model, text)
+        self._known = frozenset(texts)
+        if not texts:
+            self.incident = None
+            return
+        done = f"; forgotten: {', '.join(looked.forgotten)}" if looked.forgotten else ""
+        failed = f"; not forgotten: {looked.problem}" if looked.problem else ""
+        more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+        self.incident = f"it may have a trigger: {texts[0]}{more}{done}{failed}"
+
+    def report(self) -> dict[str, Any]:
+        """Gauges of this replica."""
+        return {"triggers": float(len(self._known))}

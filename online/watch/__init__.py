@@ -1,0 +1,1 @@
+"""Watch: drift, canary rows and divergence, and what is done about them."""

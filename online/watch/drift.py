@@ -1,0 +1,214 @@
+"""The judge of one model in one replica: drift of what it is asked, and of how wrong it is.
+
+It sees the replica's own rows as they are learned, in their order, and what was answered to rows
+whose labels have not come.  Disposable: what it knows is lost with the process, and a new one
+begins with the rows that come.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import asdict
+from typing import Any, Final
+
+from evaluation.drift.alarm import Alarm
+from evaluation.drift.errors import ShareUnusable
+from evaluation.drift.labelfree import LabelFree
+from evaluation.drift.watch import Watch, WatchSettings
+from evaluation.metrics import Task
+from online.models.base import Prediction
+from online.settings.model import Drift
+from online.watch.canary import Canary
+from replay.example import Example, label_text
+
+log = logging.getLogger("online.judging")
+
+STATES: Final = ("not enough data", "ok", "watch", "act")
+"""As numbers in the replica's gauges: their places."""
+
+HEARD_S: Final = 30.0
+"""A replica that was not heard of for so long is gone; its state is none any more."""
+
+_TIMES_EVERY: Final = 32
+_TIMES_MAX: Final = 4096
+_SHOWN: Final = 20
+"""Newest alarms that a status has."""
+
+
+class Judge:
+    """Watches errors, scores and features of one model.
+
+    Parameters
+    ----------
+    on_rise
+        Called when the error has risen: what the model learned is no longer so.  Given the alarm
+        and when (POSIX seconds) a row was taken from before the rise.
+    aside
+        Where the reference of features is worked out; None: here, at once.
+    canary
+        Looks at rows that an operator vouches for; None: there are none.
+    """
+
+    def __init__(
+        self,
+        settings: Drift,
+        task: Task,
+        on_rise: Callable[[Alarm, float], None] = lambda alarm, since: None,
+        aside: Executor | None = None,
+        canary: Canary | None = None,
+    ) -> None:
+        self._task, self._on_rise, self._canary = task, on_rise, canary
+        self._watch = Watch(
+            WatchSettings(
+                regression=task == "regression",
+                reference_rows=settings.reference_rows,
+                window_rows=settings.window_rows,
+            ),
+            aside=aside,
+        )
+        self._without = None if task == "regression" else LabelFree()
+        self._judged: dict[int, int] = {}  # last offset, by partition
+        self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)  # of labelled rows
+        self.unusable = 0
+
+    def asked(self, answer: Prediction) -> None:
+        """An answer went out, whose label may come or not."""
+        if self._without is not None and answer.probabilities:
+            share = answer.probabilities.get(answer.label)  # type: ignore[arg-type]
+            if share is not None and 0.0 <= share <= 1.0:
+                self._without.served(share)
+
+    def learned(self, partition: int, offset: int, example: Example, at: float) -> None:
+        """A row of this replica was learned; one that is learned again counts once."""
+        if offset <= self._judged.get(partition, 0):
+            return
+        self._judged[partition] = offset
+        if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
+            self._taken.append((self._watch.judged_rows, at))
+        try:
+            alarms = self._look(example, example.event_time or at)
+        except ShareUnusable:
+            self.unusable += 1
+            return
+        if self._canary is not None:
+            rung = self._canary.learned(self._watch.judged_rows, at)
+            if rung is not None:
+                self._watch.note(rung)
+                alarms = [*alarms, rung]
+        for alarm in alarms:
+            log.warning("%s", alarm)
+            if alarm.worse:
+                self._on_rise(alarm, self._before(alarm.since))
+
+    def rewritten(self) -> None:
+        """The model's values were rewritten, by a rollback or a forget."""
+        if self._canary is not None:
+            self._canary.rewritten()
+
+    def _before(self, row: int) -> float:
+        """When a labelled row was taken that is older than this one; the oldest that is known."""
+        older = [at for n, at in self._taken if n < row]
+        return older[-1] if older else self._taken[0][1]
+
+    def _look(self, example: Example, at: float) -> list[Alarm]:
+        score = example.score
+        if not score:
+            return self._watch.served(example.features, at=at)
+        if self._task == "regression":
+            alarms = self._watch.served(example.features, at=at)
+            error = abs(score[""] - float(example.label))
+            return alarms + self._watch.judged(error, at=at)
+        said = max(score, key=score.__getitem__)
+        share, right = score[said], said == label_text(example.label)
+        watched = score.get("true", share) if self._task == "binary" else share
+        alarms = self._watch.served(example.features, watched, at=at)
+        same = example.no_change
+        rule = None if same is None else float(same != example.label)
+        alarms += self._watch.judged(float(not right), rule=rule, at=at)
+        if self._without is not None:
+            self._without.judged(share, right, was_open=example.predicted_at is not None)
+        return alarms
+
+    def report(self) -> dict[str, float]:
+        """Numbers that travel to the other replicas; see :func:`of_all`."""
+        found = self._watch.state()
+        out: dict[str, float] = {"drift_state": STATES.index(found.state)}
+        out |= {
+            "drift_alarms": found.alarms,
+            "drift_served": found.served,
+            "drift_judged": found.judged,
+        }
+        alarm = found.since
+        if alarm is None or not alarm.worse or alarm.before is None or alarm.after is None:
+            return out
+        return out | {"drift_before": alarm.before, "drift_after": alarm.after}
+
+    def newest(self, n: int) -> list[dict[str, Any]]:
+        """Alarms, at most so many, the newest first."""
+        return [alarm.data() for alarm in list(self._watch.alarms)[-n:]][::-1]
+
+    def shown(self) -> dict[str, Any]:
+        """For operators; plain data."""
+        found = self._watch.state().data()
+        shifts = found.pop("shifts")
+        newest = self.newest(_SHOWN)
+        without = None if self._without is None else asdict(self._without.estimate())
+        return {
+            **found,
+            "shifts": shifts[:_SHOWN],
+            "newest": newest,
+            "without_labels": without,
+            "canary_loss": None if self._canary is None else self._canary.loss,
+        }
+
+
+def of_all(
+    here: str, shown: Mapping[str, Any], reports: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return what all replicas know, each of its own rows, with the state of the one worst off.
+
+    Parameters
+    ----------
+    here, shown
+        Name of the replica that answers, and what its judge shows.
+    reports
+        Newest numbers of every replica, by name; those without a judge's are left out, and so is
+        one that was not heard of for ``HEARD_S``.
+
+    Returns
+    -------
+        As ``shown``, with rows and alarms of all added up; ``of`` is the replica whose state and
+        reason it is, and ``replicas`` has the numbers of each.  Alarms and features are those of
+        the one that answers.
+    """
+    known = {
+        name: report
+        for name, report in reports.items()
+        if "drift_judged" in report and report.get("contact_age_s", 0.0) <= HEARD_S
+    }
+    if len(known) < 2:
+        return {**shown, "of": here, "replicas": {}}
+    worst = max(known, key=lambda name: (known[name]["drift_state"], name == here))
+    each = {
+        name: {
+            "state": STATES[int(report["drift_state"])],
+            **{key: int(report[f"drift_{key}"]) for key in ("served", "judged", "alarms")},
+        }
+        for name, report in sorted(known.items())
+    }
+    found = dict(shown)
+    if worst != here:
+        state, before = each[worst]["state"], known[worst].get("drift_before")
+        why = f"replica {worst} says so of its {each[worst]['judged']:,} labelled rows"
+        if before is not None:
+            after = known[worst]["drift_after"]
+            why = f"the error rose from {before:.3f} to {after:.3f} in the rows of replica {worst}"
+        found |= {"state": state, "why": why, "since": None}
+    for key in ("served", "judged", "alarms"):
+        found[key] = sum(one[key] for one in each.values())
+    if found["state"] == STATES[0]:
+        found["why"] = f"{found['judged']} labelled rows, of {len(each)} replicas; each needs some"
+    return {**found, "of": worst, "replicas": each}

@@ -1,0 +1,126 @@
+"""This module acts when a replica's error has risen.
+
+It does nothing, freezes, rolls back, or learns again.  It runs in turns of the exchange, which it
+never holds up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from evaluation.drift.alarm import Alarm
+from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
+from online.settings.model import Drift
+from paramserver.errors import ParamServerError, RollbackRefused
+
+log = logging.getLogger("online.rise")
+
+Ask = Callable[..., Awaitable[Any]]
+Relearn = Callable[[int, float], Awaitable[str]]
+"""Teaches a fresh model aside, of rows taken since a time, unless there was another rewrite than
+this; says what became of it."""
+
+_WAITS: Final = 2  # of the window: rows that are waited for before a fresh model is taught
+
+
+class Rise:
+    """The newest rise of one model's error, and what was done about it.
+
+    Parameters
+    ----------
+    ask
+        Has the parameter server do what it is asked by name; None: nothing is done.
+    relearn
+        None: this process has no way to.
+
+    Attributes
+    ----------
+    incident
+        What was done, for an operator; None: nothing.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: Drift,
+        learner: Learner | OrderedLearner,
+        ask: Ask | None,
+        relearn: Relearn | None,
+    ) -> None:
+        self._model, self._settings, self._learner = model, settings, learner
+        self._ask, self._relearn = ask, relearn
+        self._rewrite, self._since = 0, 0.0  # the newest one then, and a time before the rise
+        self._learned = 0  # rows in the model then
+        self._work: asyncio.Task[str] | None = None
+        self.pending = False
+        self.incident: str | None = None
+
+    def rang(self, alarm: Alarm, since: float) -> None:
+        """The error has risen; a row was taken at ``since`` (POSIX seconds), before it rose."""
+        action = self._settings.on_rise
+        if action == "tell" or self._learner.frozen or self.pending or self._ask is None:
+            return
+        log.warning("model %s: %s, its error has risen: %s", self._model, action, alarm)
+        self._rewrite, self._since = self._learner.rewrite, since
+        self._learned, self.pending = self._learner.tally.digest[0], True
+
+    async def act(self) -> None:
+        """Do what is to be done now; returns soon."""
+        if not self.pending or self._ask is None:
+            return
+        try:
+            self.pending = not await self._acted(self._ask)
+        except RollbackRefused as error:
+            self.incident, self.pending = f"its error has risen; left as it is: {error}", False
+        except ParamServerError:
+            return  # it is asked again
+
+    async def _acted(self, ask: Ask) -> bool:
+        """Whether nothing is left to be done."""
+        if self._settings.on_rise == "relearn":
+            return await self._taught(ask)
+        if self._settings.on_rise == "freeze":
+            await ask("freeze")
+            return True
+        done: Mapping[str, Any] = await ask("retreat", self._rewrite, self._since)
+        if done["snapshot"] is not None:
+            self.incident = (
+                f"its error had risen: back to snapshot {done['snapshot']}, "
+                f"{done['undone']} rows undone (online rollback --undone)"
+            )
+        return True
+
+    async def _taught(self, ask: Ask) -> bool:
+        if self._work is not None:
+            if not self._work.done():
+                return False
+            work, self._work = self._work, None
+            try:
+                self.incident = work.result()
+            except Exception as error:  # of Ray, the disk, or the model: the next alarm tries again
+                self.incident = f"its error has risen; no fresh model was taught: {error}"
+            log.warning("model %s: %s", self._model, self.incident)
+            return True
+        if self._relearn is None or self._learner.rewrite != self._rewrite:
+            return True
+        come = self._learner.tally.digest[0] - self._learned
+        if come * _WAITS < self._settings.relearn_rows:
+            return False
+        if not await ask("may_relearn", self._rewrite, self._settings.relearn_pause):
+            return True
+        self._work = asyncio.create_task(_plain(self._relearn(self._rewrite, self._since)))
+        return False
+
+    async def stop(self) -> None:
+        """End what is under way; nothing is changed by what had not been decided."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+
+
+async def _plain(work: Awaitable[str]) -> str:
+    return await work

@@ -1,0 +1,80 @@
+"""One base for every error that says what was refused: typed fields and the sentence they stand in.
+
+A refusal declares what it carries as annotations, in the order of its arguments, and its sentence
+as a format string that names them::
+
+    class PartitionSealed(ReplayError):
+        partition: int
+        end: int
+        text = "partition {partition} is sealed at offset {end}; register a new one"
+
+``PartitionSealed(3, 17)`` and ``PartitionSealed(partition=3, end=17)`` are the same then, type
+checkers know both, and the error crosses processes as its class and the values of its fields.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from typing import Any, ClassVar, dataclass_transform
+
+__all__ = ["Refusal"]
+
+
+@dataclass_transform(eq_default=False)
+class Refusal(Exception):
+    """An error that carries its values and says what to do.
+
+    A class without fields takes any arguments, as Exception does.  A sentence that has to be
+    computed is a ``__str__`` of the class.  Two errors are equal only if they are the same object;
+    their ``args`` can be compared.
+
+    Attributes
+    ----------
+    definite
+        True: the call had no effect and will have none.  False: it may have had its effect.
+    text
+        The sentence, as a format string (:meth:`str.format`) that names fields.
+    """
+
+    definite: bool = True
+    text: ClassVar[str] = ""
+    _fields: ClassVar[tuple[Parameter, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        """Make the constructor of a class that declares fields and has none of its own."""
+        super().__init_subclass__()
+        own = [
+            Parameter(
+                name,
+                Parameter.POSITIONAL_OR_KEYWORD,
+                default=vars(cls).get(name, Parameter.empty),
+                annotation=annotation,
+            )
+            for name, annotation in inspect.get_annotations(cls).items()
+        ]
+        if own and "__init__" not in vars(cls):
+            cls._fields = (*cls._fields, *own)
+            cls.__init__ = _constructor(cls._fields)  # type: ignore[method-assign]
+
+    def __str__(self) -> str:
+        return self.text.format_map(vars(self)) if self.text else super().__str__()
+
+
+def _constructor(fields: tuple[Parameter, ...]) -> Callable[..., None]:
+    """Make the constructor that takes these fields by place or name, and stores them."""
+    signature = Signature(fields)
+    names = tuple(signature.parameters)
+
+    def __init__(self: Refusal, *args: Any, **kwargs: Any) -> None:
+        if kwargs or len(args) != len(names):  # else no need to ask: that takes ten times as long
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            args = given.args
+        super(Refusal, self).__init__(*args)  # pickle calls the class with them
+        vars(self).update(zip(names, args, strict=True))
+
+    itself = Parameter("self", Parameter.POSITIONAL_ONLY)
+    __init__.__signature__ = Signature([itself, *fields])  # type: ignore[attr-defined]
+    return __init__

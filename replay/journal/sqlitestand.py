@@ -1,0 +1,35 @@
+"""A row of the SQLite journal that stands where a damaged one did."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from replay.errors import JournalDamaged
+from replay.journal import sqliteproof as proof
+from replay.journal import sqliteschema as sql
+from replay.journal.base import NewRow
+from replay.journal.checksum import checksum
+
+_OF: Final = "SELECT model FROM partitions WHERE id = ?"
+
+
+def stand_in(
+    db: sqlite3.Connection, partition: int, offset: int, row: NewRow, unchecked: int
+) -> bool:
+    """Within a write transaction: see :class:`replay.journal.base.Journal`."""
+    found = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
+    if found is None:
+        raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
+    if proof.good_row(found, unchecked):
+        return False
+    seq, (number,) = found[0], db.execute(_OF, (partition,)).fetchone()
+    db.execute("REINDEX rows")  # SQLite deletes no row that an index knows by other columns
+    db.execute("DELETE FROM rows WHERE seq = ?", (seq,))
+    columns = (
+        seq, partition, offset, bytes(row.key), row.event_id, row.source, row.verdict,
+        float(row.factor), bytes(row.payload), float(row.at), number, None, None,
+        proof.model_of(db, number).running,
+    )  # fmt: skip
+    db.execute(sql.INSERT, (*columns, checksum(*columns)))
+    return True

@@ -1,0 +1,149 @@
+"""What commands say when there is no service: in this process, as `online` runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from online.cli import main
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command; what it printed if it ends with 0, else what it said on standard error."""
+    for name in [name for name in os.environ if name.startswith("ONLINE_")]:
+        monkeypatch.delenv(name)
+
+    def run(*words: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["online", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said
+        return said.err if code else said.out
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Run) -> Run:
+    """Runs a command that is refused."""
+
+    def refused(*words: str) -> str:
+        said = run(*words, code=1)
+        assert said.startswith("online: ")
+        return said
+
+    return refused
+
+
+def test_commands_without_a_service(tmp_path: Path, run: Run, refused: Run) -> None:
+    at = ("--state-dir", str(tmp_path / "state"))
+    for command in (("status",), ("snapshot", "list"), ("snapshot", "create"),
+                    ("snapshot", "pin", "x"), ("stream", "phishing"), ("freeze",), ("unfreeze",),
+                    ("rollback", "--to", "1-1", "--yes"), ("rollback", "--undone")):  # fmt: skip
+        error = refused(*command, *at)
+        assert "no service runs on" in error
+        assert "online serve" in error
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("replica: 3\n")
+    for command in (("config", "check"), ("config", "show"), ("serve",)):
+        assert "Did you mean `replicas`?" in refused(*command, str(bad))
+    assert "Name an existing file" in refused("serve", str(tmp_path / "none.yaml"))
+    bad.write_text("models: [{name: m, task: binary, learner: lograg}]\n")
+    assert "Did you mean `logreg`?" in refused("config", "check", str(bad))
+    for command in (("status", "--no-such-option"), ("no-such-command",), ("serve", "--port", "x"),
+                    ("snapshot", "pin"), ("stream", "phishing", "--rows", "0"),
+                    ("stream", "phishing", "--times", "0")):  # fmt: skip
+        run(*command, code=2)
+    assert "no journal" in refused("fsck", *at)
+    assert yaml.safe_load(run("config", "show"))["replicas"] == 2
+    assert "good" in run("config", "check")
+    assert run("--version").strip()
+
+
+def test_commands_when_the_service_was_killed(tmp_path: Path, refused: Run) -> None:
+    """Its facts are still there, and nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    (tmp_path / "run.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}"}))
+    for command in (("status",), ("snapshot", "list"), ("stream", "phishing")):
+        assert "does not answer" in refused(*command, "--state-dir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait(20)
+    for host, text in ((socket.gethostname(), "has died"), ("elsewhere", "does not answer")):
+        (tmp_path / "owner.lock").write_text(f"pid {gone.pid} on {host}")
+        assert text in refused("status", "--state-dir", str(tmp_path))
+
+
+_FAILS_TO_START = """
+import os
+import sys
+import time
+
+import online.service.service
+import online.commands.serve as serve
+from online.cli import main
+from online.errors import StartRefused
+
+
+class Service:
+    def __init__(self, settings, said):
+        pass
+
+    def start(self, **how):
+        raise StartRefused("Ray did not start", "Start it again")
+
+    def stop(self):
+        with open({log!r}, "w") as file:  # as the real one, which keeps Ray's lines away
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+        time.sleep({stops_s})
+
+    def kill(self):
+        pass
+
+
+online.service.service.Service = Service
+serve._STOP_S = 0.2
+sys.argv = ["online", "serve", "--state-dir", {folder!r}]
+main()
+"""
+
+
+@pytest.mark.parametrize("stops_s", [0, 60])
+def test_a_start_that_fails_says_why_however_long_its_end_takes(
+    tmp_path: Path, stops_s: int
+) -> None:
+    log = str(tmp_path / "stop.log")
+    script = _FAILS_TO_START.format(stops_s=stops_s, folder=str(tmp_path), log=log)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50
+    )
+    said = "online: Ray did not start. Start it again\n"
+    assert (done.returncode, done.stderr) == (1, said), done.stderr
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_state_folder_that_is_a_file_is_refused_in_one_line(
+    tmp_path: Path, refused: Run, below: bool
+) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "state" if below else tmp_path / "file"
+    said = refused("serve", "--state-dir", str(place))
+    assert said.count("\n") == 1
+    assert "can't be used" in said
+    assert "--state-dir" in said
+    for command in (("status",), ("fsck",)):
+        assert "Traceback" not in refused(*command, "--state-dir", str(place))

@@ -1,0 +1,140 @@
+"""The page at `/`: one file, nothing from outside, and no way for data to become markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from html.parser import HTMLParser
+from importlib import resources
+from typing import Final
+
+import pytest
+
+from evaluation.summary import Summary
+
+PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")
+SVG: Final = "http://www.w3.org/2000/svg"
+
+_MARKUP_SINKS: Final = re.compile(
+    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser"
+    r"|\beval\(|new Function|setHTML|srcdoc"
+)
+
+
+class _Tags(HTMLParser):
+    """Every tag with its attributes, and the text of the scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts = ""
+        self._in_script = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in_script = tag == "script"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+
+def _parsed(page: str) -> _Tags:
+    tags = _Tags()
+    tags.feed(page)
+    return tags
+
+
+def check_self_contained(page: str) -> None:
+    """Nothing is fetched but the service's own paths; the browser is told to refuse the rest."""
+    outside = page.replace(SVG, "")
+    assert not re.search(r"https?:|['\"(=\s]//[\w.]|\bcdn\b|@import", outside)
+    for tag, attributes in _parsed(page).tags:
+        for name in ("src", "href", "action", "data", "srcset"):
+            value = attributes.get(name)
+            assert value is None or re.match(r"/[a-z]+$|data:", value), (tag, name, value)
+    policy = next(
+        a["content"] for t, a in _parsed(page).tags if "content-security-policy" in _equiv(a)
+    )
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+
+
+def _equiv(attributes: dict[str, str | None]) -> str:
+    return (attributes.get("http-equiv") or "").lower()
+
+
+def check_no_injection(page: str) -> None:
+    """Data becomes text or an attribute that is no handler and no address."""
+    parsed = _parsed(page)
+    for tag, attributes in parsed.tags:
+        assert not [n for n in attributes if n.startswith("on")], tag
+    assert not _MARKUP_SINKS.search(parsed.scripts)
+    assert not re.search(r"\bon[a-z]+\s*=[^=>]|setAttribute\(\s*[\"'](on|href|src)", parsed.scripts)
+    assert not re.search(r"\{[^{}]*\b(href|src|on\w+)\s*:", parsed.scripts)
+    assert "textContent" in parsed.scripts
+
+
+CHECKS: Final = (check_self_contained, check_no_injection)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_page_keeps(check: Callable[[str], None]) -> None:
+    check(PAGE)
+
+
+@pytest.mark.parametrize(
+    ("check", "old", "new"),
+    [
+        (check_self_contained, "</head>", '<script src="//cdn.example/x.js"></script></head>'),
+        (check_self_contained, "</style>", "@import 'x.css';</style>"),
+        (check_self_contained, "</head>", '<link rel="stylesheet" href="style.css"></head>'),
+        (check_self_contained, 'href="/docs"', 'href="https://docs.example"'),
+        (check_self_contained, "default-src 'none'", "default-src *"),
+        (check_no_injection, "node.textContent = text", "node.innerHTML = text"),
+        (check_no_injection, "<body>", '<body onload="start()">'),
+        (check_no_injection, 'el("h3", {}, "Replicas")', 'el("a", { href: model.model }, "x")'),
+        (check_no_injection, "poll();\n</script>", "window.onload = poll;\n</script>"),
+    ],
+)
+def test_the_checks_find(check: Callable[[str], None], old: str, new: str) -> None:
+    assert old in PAGE
+    with pytest.raises(AssertionError):
+        check(PAGE.replace(old, new))
+
+
+def test_every_metric_that_it_shows_exists() -> None:
+    script = _parsed(PAGE).scripts
+    known = {field.name for field in fields(Summary)}
+    shown = set(re.findall(r"\bq(?:uality)?\.(\w+)", script))
+    shown |= set(re.findall(r'score: "(\w+)"', script)) | set(re.findall(r'\[\["(\w+)"', script))
+    assert {"accuracy", "mae", "kappa_m", "kappa_t", "majority", "mean_mae"} <= shown
+    assert shown <= known
+
+
+def test_it_says_what_is_asked_of_it() -> None:
+    script = _parsed(PAGE).scripts
+    assert "window.location.origin" in script
+    assert '{"features":{"a":1.0,"b":2.0}}' in script
+    states = ("No feedback yet", "does not answer", "no contact", "incident", "age_ms")
+    for needed in (*states, "Frozen:", "undone, and kept", "used_ratio", "measuring"):
+        assert needed in script
+
+
+def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
+    assert "This service asks for a token" in PAGE
+    assert ("input", {"id": "token", "type": "password"}) in [
+        (tag, {name: of.get(name) for name in ("id", "type")}) for tag, of in _parsed(PAGE).tags
+    ]
+    script = _parsed(PAGE).scripts
+    assert 'Authorization: "Bearer " + used' in script
+    assert "sessionStorage" in script
+    assert "localStorage" not in script
+    assert "$ONLINE_TOKEN" in script, "the requests to copy name it, and do not show it"
+    hrefs = {a.get("href") for t, a in _parsed(PAGE).tags if t == "a"}
+    assert {"/docs", "/metrics"} <= hrefs

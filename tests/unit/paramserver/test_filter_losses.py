@@ -1,0 +1,127 @@
+"""Losses of sources add up over replicas, and are bounded; what is made of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from online.trust.sources import Standings
+from paramserver.blocks import Block, Blocks, merge
+from paramserver.filters.base import Event
+from paramserver.filters.chain import Chain, by_name
+from paramserver.filters.losses import LOSSES, Losses
+from paramserver.filters.sources import SOURCES_MAX, keep_bounds
+
+
+def events(n: int, seed: int = 0) -> list[Event]:
+    draw = random.Random(seed)
+    out = []
+    for i in range(n):
+        label = "true" if draw.random() < 0.1 else "false"
+        loss = draw.expovariate(1.0) * (3.0 if label == "true" else 0.2)
+        key = i.to_bytes(16, "little")
+        out.append(Event(f"s{draw.randrange(12)}", key, None, loss, label=label, answer="false"))
+    return out
+
+
+def chains(n: int) -> list[Chain]:
+    return [by_name(("surprise",), None, None, answers=("true", "false")) for _ in range(n)]
+
+
+def dealt(to: list[Chain], sent: list[Event], pull: Callable[[Chain, Blocks], object]) -> Blocks:
+    """Each event to the next chain, which exchanges with the server after twenty."""
+    server: Blocks = {}
+    for i, event in enumerate(sent):
+        chain = to[i % len(to)]
+        chain.observe(event, chain.decide(event))
+        if i // len(to) % 20 == 19:
+            touched = merge(server, chain.cut())
+            keep_bounds(server, touched, SOURCES_MAX)
+            pull(chain, server)
+    for chain in to:
+        merge(server, chain.cut())
+    for chain in to:
+        pull(chain, server)
+    return server
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_replicas_expect_what_one_would(shared: bool) -> None:
+    sent = events(600)
+    (one,), pair = chains(1), chains(2)
+    for event in sent:
+        one.observe(event, one.decide(event))
+    dealt(pair, sent, Chain.rebase if shared else lambda chain, server: None)
+    expected = one.losses.nulls()
+    assert expected.keys() == {"true", "false"}
+    assert expected["true"] > expected["false"]
+    assert (pair[0].losses.nulls() == pair[1].losses.nulls() == expected) is shared
+    assert (pair[0].losses.events == 600) is shared
+
+
+def test_old_losses_leave_everywhere() -> None:
+    pair = chains(2)
+    server = dealt(pair, events(5_000), Chain.rebase)
+    block = server[LOSSES]
+    assert 1_024 <= sum(block.data.values()) <= 1_400
+    for chain in pair:
+        assert 1_024 <= chain.losses.events <= 1_400
+        assert len(chain.losses) <= 1_400
+    held = block.data
+    keep_bounds(server, {LOSSES: {f"99\n1\ntrue\n{'s' * 256}"}}, SOURCES_MAX)
+    assert block.data is held, "nothing was too old"
+    server[LOSSES].data["99\n1\ntrue\ns0"] = 1
+    keep_bounds(server, {LOSSES: {"99\n1\ntrue\ns0"}}, SOURCES_MAX)
+    assert set(server[LOSSES].data) == {"99\n1\ntrue\ns0"}
+    assert len(held) > 1, "a snapshot that shares it has it as it was"
+
+
+def test_a_row_that_is_a_repeat_takes_its_loss_back() -> None:
+    (chain,) = chains(1)
+    standings = Standings(chain, dict)
+    for event in events(200):
+        chain.observe(event, chain.decide(event))
+        standings.decided(event.key, event.source, taken=True)
+    before = chain.losses.nulls(), chain.losses.events
+    again = Event("s1", b"again", None, 50.0, label="true", answer="false")
+    chain.observe(again, chain.decide(again))
+    effects = standings.decided(again.key, again.source, taken=True)
+    assert sum(effects[LOSSES].data.values()) == 1
+    assert chain.losses.events == 201
+    standings.take_back(again.key)
+    assert (chain.losses.nulls(), chain.losses.events) == before
+
+
+def test_losses_that_do_not_vary_are_no_surprise() -> None:
+    for loss in (0.0, 1e-9, 0.1, 0.6931471805599453, 34.5):
+        losses = Losses()
+        for i in range(100):
+            losses.add(f"s{i % 5}", "1", loss)
+        assert losses.nulls()["1"][0] >= loss
+
+
+def test_made_up_keys_change_no_source() -> None:
+    (chain,) = chains(1)
+    chain.rebase({LOSSES: Block("count", {"1\n5\ntrue\nsomebody": 3.0})})
+    assert len(chain.sources) == 0
+    assert chain.losses.events == 3
+
+
+@pytest.mark.parametrize("about", [True, False])
+def test_lies_about_one_label_are_not_drowned(about: bool) -> None:
+    """An eighth of what the liar sends is common and called rare; the rest is true."""
+    (chain,) = chains(1)
+    if not about:  # the mutant
+        chain.filters = tuple(test for test in chain.filters if " about " not in test.name)
+    draw = random.Random(1)
+    for event in events(3_000):
+        if event.source == "s3" and draw.random() < 1 / 8:
+            event = replace(event, label="true", loss=9.0)
+        elif event.label == "true":
+            event = replace(event, answer="true")
+        chain.observe(event, chain.decide(event))
+    caught = [source.name for source in chain.sources if source.quarantined]
+    assert caught == (["s3"] if about else [])

@@ -1,0 +1,111 @@
+"""Each file in examples/ can be copied: it passes the checks of every model, and it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from online.cli import app
+from online.errors import OnlineError
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+TASKS = {
+    "pipeline.py:build": ("binary", "is merged"),
+    "forest.py:build": ("binary", "learns all rows"),
+    "own_class.py:MeanByShop": ("regression", "learns all rows"),
+    "network.py:build": ("binary", "is merged"),
+    "sgd.py:build": ("multiclass", "is merged"),
+}
+
+
+def check(learner: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, what was printed, and what `online` says of an error."""
+    place = learner if learner.startswith("/") else f"{EXAMPLES}/{learner}"
+    done = CliRunner().invoke(app, ["models", "check", place, *arguments])
+    error = done.exception if isinstance(done.exception, OnlineError) else ""
+    assert error or isinstance(done.exception, (SystemExit, NoneType)), done.exception
+    return done.exit_code, done.stdout, str(error)
+
+
+def test_every_example_is_checked() -> None:
+    assert {name.partition(":")[0] for name in TASKS} == {p.name for p in EXAMPLES.glob("*.py")}
+
+
+@pytest.mark.parametrize("learner", TASKS)
+def test_examples_keep_the_promises(learner: str) -> None:
+    task, merge = TASKS[learner]
+    code, said, errors = check(learner, "--task", task)
+    assert code == 0, said + errors
+    assert said.count("ok    ") == 15
+    assert merge in said.splitlines()[-1]
+
+
+def test_a_model_that_travels_whole_is_asked_its_own_inputs(tmp_path: Path) -> None:
+    (tmp_path / "bayes.py").write_text(
+        "from sklearn.naive_bayes import GaussianNB\n"
+        "from online.models.estimator import Estimator\n\n\n"
+        "def build():\n    return Estimator(GaussianNB(), ['temp', 'hum'])\n"
+    )
+    code, said, errors = check(f"{tmp_path}/bayes.py")
+    assert code == 0, said + errors
+    assert "GaussianNB has no merge" in said.splitlines()[-1]
+
+
+BROKEN = """
+class Model:
+    def __init__(self):
+        self.seen = 0
+
+    def predict(self, x):
+        self.seen += 1
+        return float(self.seen)
+
+    def learn_one(self, x, y):
+        pass
+"""
+
+
+def test_a_model_that_breaks_a_promise_is_told_which_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    learner = f"{tmp_path}/broken.py:Model"
+    code, said, _ = check(learner, "--task", "regression")
+    assert code == 1
+    assert "FAIL  predict changes nothing" in said
+    assert "state differs after 400 predictions" in said
+    assert "Insert nothing while answering" in said
+    code, said, _ = check(learner, "--task", "regression", "--json")
+    found: Any = json.loads(said)
+    assert (code, found["good"]) == (1, False)
+    assert {"check": "structure is stable", "good": True} in found["checks"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["pipeline.py", "--task", "ranking"], "no task"),
+        (["pipeline.py", "--params", "lr=1"], "no JSON"),
+        (["pipeline.py", "--params", "[1]"], "no object"),
+        (["pipeline.py", "--params", '{"rate": 1}'], "It takes: lr, l2"),
+        (["pipeline.py", "--stream", "image_segments"], "is multiclass, not binary"),
+        (["network.py", "--params", '{"inputs": []}'], "Give the names of the features"),
+        (["sgd.py", "--task", "binary"], "task is binary and it has 3 outputs"),
+        (["nothing.py"], "No such file"),
+    ],
+)
+def test_wrong_usage_is_explained(arguments: list[str], problem: str) -> None:
+    code, _, errors = check(*arguments)
+    assert code == 1
+    assert problem in errors
+
+
+def test_there_is_a_hint_for_every_check() -> None:
+    from online.commands.models import HINTS
+    from online.models.checks import yield_checks
+
+    names = [one.__name__.removeprefix("check_").replace("_", " ") for one in yield_checks()]
+    assert list(HINTS) == names

@@ -1,0 +1,111 @@
+"""Rooms of `online/`: what may import what is checked, and every module stands in the map."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[3]
+PACKAGES: Final = ("online", "evaluation", "paramserver", "replay")
+TOP: Final = {"__init__", "__main__", "cli", "errors", "processes", "telemetry"}
+ROOMS: Final = "rooms of online/ import from lower floors only"
+ALONE: Final = "these modules alone import "
+PAGE: Final = (ROOT / "docs" / "architecture.md").read_text()
+
+WRONG: Final = [  # file, what it imports, the contract that says no
+    ("online/serving/serving.py", "import ray", ALONE + "ray"),
+    ("paramserver/process.py", "import ray", ALONE + "ray"),
+    ("evaluation/metrics.py", "import ray", ALONE + "ray"),
+    ("online/serving/status.py", "import fastapi", ALONE + "fastapi"),
+    ("online/replica/writer.py", "from starlette.requests import Request", ALONE + "starlette"),
+    ("replay/journal/sqlite.py", "import redis", ALONE + "redis"),
+    ("online/learning/deltas.py", "import torch", ALONE + "torch"),
+    ("evaluation/metrics.py", "from torch import nn", ALONE + "torch"),
+    ("online/trust/filtering.py", "from river import linear_model", ALONE + "river"),
+    ("online/learning/deltas.py", "from online.replica import writer", ROOMS),
+    ("online/settings/config.py", "from online.rows import door", ROOMS),
+    ("online/trust/sources.py", "from online.watch import drift", ROOMS),
+    ("online/errors.py", "import online.cli", ROOMS),
+    ("online/lonely.py", "import json", ROOMS),
+    ("replay/codec.py", "import online.errors", "imports go one way"),
+    ("paramserver/server.py", "import redis", "the core knows no framework"),
+]
+
+
+def broken(folder: Path) -> set[str]:
+    """Contracts that the packages in the folder break."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    found = set(re.findall(r"^(.+?) BROKEN", done.stdout, re.M))
+    assert (done.returncode != 0) == bool(found), done.stdout + done.stderr
+    return found
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The packages' sources and their contracts."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return tmp_path
+
+
+def test_a_copy_breaks_no_contract(copy: Path) -> None:
+    assert broken(copy) == set()
+
+
+@pytest.mark.parametrize(("file", "line", "contract"), WRONG)
+def test_an_import_too_many_is_noticed(copy: Path, file: str, line: str, contract: str) -> None:
+    place = copy / file
+    text = place.read_text() if place.exists() else ""
+    place.write_text(f"{text}\n\ndef wrong() -> None:\n    {line}\n")
+    assert contract in broken(copy)
+
+
+def test_an_allowance_that_nobody_needs_is_noticed(copy: Path) -> None:
+    place = copy / "online" / "rescore" / "stores.py"
+    place.write_text(
+        re.sub(r"^( *)(import|from) redis.*$", r"\1pass", place.read_text(), flags=re.M)
+    )
+    with pytest.raises(AssertionError, match="No matches for ignored import"):
+        broken(copy)
+
+
+def test_few_files_stand_in_no_room() -> None:
+    assert {path.stem for path in (ROOT / "online").glob("*.py")} <= TOP
+
+
+def unmapped(page: str) -> list[str]:
+    """Modules of `online/` without a row in the map."""
+    rows = {
+        (room, name)
+        for room, table in re.findall(r"^#### online/(\w+)/$(.*?)(?=^#)", page, re.M | re.S)
+        for name in re.findall(r"^\| `(\w+)` \|", table, re.M)
+    }
+    files = (ROOT / "online").glob("*/*.py")
+    return [str(p) for p in files if p.stem != "__init__" and (p.parent.name, p.stem) not in rows]
+
+
+def test_the_map_has_every_module() -> None:
+    assert unmapped(PAGE) == []
+    assert len(unmapped(PAGE.replace("| `writer` |", "| `wroter` |"))) == 1
+
+
+def test_what_serve_imports_in_each_process_is_light() -> None:
+    heavy = {"pydantic_settings", "river", "torch", "sklearn", "pandas", "httpx", "ray", "pydantic"}
+    script = f"import sys; print(*sorted({heavy} & sys.modules.keys()))"
+    for module, found in (("service.serve_middleware", set()), ("settings.config", {"pydantic"})):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import online.{module}\n{script}"],
+            capture_output=True, text=True, timeout=60, cwd=ROOT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert set(done.stdout.split()) == found, module

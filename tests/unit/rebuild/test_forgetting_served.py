@@ -1,0 +1,147 @@
+"""A source is forgotten by every replica of a service, and mutants of that are found."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import replica_world as worlds
+import test_quarantine as quarantine
+from forgetting_world import SPEC, built
+
+from online.errors import RequestError, StartRefused
+from online.learning.counters import event_hash
+from online.messages.structs import FeedbackRequest
+from online.rebuild.forget import Bases, Wanted
+from online.rows.history import Decisions
+from online.settings.model import Snapshots
+from paramserver import errors, lineage, rewrites
+from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.lineage import Lineage
+from paramserver.snapshots.places import lineage_place, open_snapshots
+
+
+def event(name: str, source: str) -> FeedbackRequest:
+    return FeedbackRequest(features={name: 1.0}, label=1e9, event_id=name, source=source)
+
+
+async def send(serving: Any, source: str, *names: str) -> list[str]:
+    """Statuses; of a repeat what became of the first sending."""
+    out = []
+    for name in names:
+        _, receipt = await serving.feedback(event(name, source))
+        out.append(receipt.first_outcome if receipt.duplicate else receipt.status)
+    return out
+
+
+async def forgotten(world: Any, ordered: bool = False) -> None:
+    often = Snapshots(interval_s=0.1)
+    first, second = [
+        await world.replica(name, ordered=ordered, snapshots=often) for name in ("r1", "r2")
+    ]
+    one = quarantine.cluster(world, first)
+    servings = [world.serving(replica) for replica in (first, second)]
+    replicas = (first, second)
+
+    async def are(**expected: int) -> None:
+        """Until every replica has learned each event so often."""
+        for replica in replicas:
+            await worlds.until(
+                lambda r=replica: {n: world.weight(r, n) for n in expected} == expected
+            )
+
+    def pushed() -> bool:
+        clock = world.server._server.clock
+        return all(clock.get(r.writer.partition, 0) >= r.writer.known for r in replicas)
+
+    await send(servings[0], "good", "a", "b")
+    await send(servings[1], "good", "c")
+    await are(a=1, b=1, c=1)
+    await worlds.until(pushed)
+    world.server.snapshot()
+    for serving, names in zip(servings, ("xd", "ye"), strict=True):
+        await send(serving, "bot", names[0])
+        await send(serving, "good", names[1])
+    await are(x=1, y=1, d=1, e=1)
+    await worlds.until(pushed)
+    world.server.snapshot()
+    poisoned = world.server.snapshots()[0]["name"]
+    await send(servings[0], "bot", "z")
+    assert (await one.ban("m", "bot", banned=True))["complete"]
+
+    made, base = await asyncio.to_thread(
+        built, world.journal(), world.folder / "snapshots", Wanted("bot"), worlds.counting,
+        ordered=ordered,
+    )  # fmt: skip
+    assert base != poisoned
+    assert await send(servings[1], "good", "late") == ["learned"], "while it is built"
+    assert await send(servings[1], "bot", "v") == ["quarantined"]
+    done = await one.forget("m", "aside-1", "bot", None, base, made.undone)
+    assert (done["undone"], done["complete"], done["missing"]) == (3, True, [])
+    await are(a=1, b=1, c=1, d=1, e=1, late=1, x=0, y=0, z=0, v=0)
+    assert await send(servings[0], "bot", "x", "z", "v") == ["undone", "undone", "quarantined"]
+    assert not first.learner.includes(first.writer.partition, 3), "x"
+    page = await one.events("m", "undone", None, 100)
+    assert [e["event_id"] for e in page["events"]] == ["x", "z", "y"]
+    again = await one.relearn("m", "undone", None, 100)
+    assert (again["learned"], again["banned"]) == (0, 3)
+    with pytest.raises(errors.RollbackRefused, match="'bot', which was forgotten since"):
+        world.server.rollback(poisoned)
+
+    restarted = ParameterServer(
+        Lineage("m", SPEC, "{}", "sum"), world.journal, str(world.folder / "snapshots"),
+        ServerSettings(), background=False,
+    )  # fmt: skip
+    assert restarted.restore(), "from before the row: the state aside is loaded again"
+    world.client.server = restarted
+    await worlds.until(lambda: all(r.learner.version[0] == 3 for r in replicas))
+    await are(a=1, b=1, c=1, d=1, e=1, late=1, x=0, y=0, z=0)
+    assert (
+        "aside-1"
+        in open_snapshots(lineage_place(str(world.folder / "snapshots"), "m", SPEC)).names()
+    )
+    restarted.snapshot()
+    journal = world.journal()
+    decisions = Decisions(SPEC)
+    decisions.read(journal, "m")
+    assert decisions.undone.count == 3
+    rows = [row for p in journal.partitions("m") for row in journal.read(p.id, 1, 99)]
+    learned = [row for row in rows if decisions.learned(row)]
+    assert first.learner.tally.digest == (len(learned), sum(map(hashed, learned)) % 2**64)
+    one._controls["m"]._server = restarted
+    assert (await one.ban("m", "bot", banned=False))["complete"]
+    assert (await one.relearn("m", "undone", None, 100))["learned"] == 3
+    await are(x=1, y=1, z=1, a=1)
+    await asyncio.gather(first.stop(5), second.stop(5))
+
+
+def hashed(row: Any) -> int:
+    return event_hash(row.key)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_source_is_forgotten_by_every_replica(tmp_path: Path, ordered: bool) -> None:
+    worlds.play(tmp_path, partial(forgotten, ordered=ordered))
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "mutant"),
+    [
+        (rewrites.Forget, "taken", lambda self: {}),
+        (rewrites, "brings_back", lambda *given: None),
+        (Wanted, "meant", lambda self, row: False),
+        (Bases, "clock", lambda self, c: {p.id: 0 for p in self._partitions}),
+        (lineage, "needed", lambda history, name: history.load(history.listed()[0].name)),
+        (Decisions, "banned", lambda self, source: False),
+    ],
+)
+def test_mutants_of_a_forget_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: object, name: str, mutant: object
+) -> None:
+    monkeypatch.setattr(place, name, mutant)
+    found = (AssertionError, TimeoutError, StartRefused, errors.ForgetRefused)
+    with pytest.raises((*found, RequestError, pytest.fail.Exception)):
+        worlds.play(tmp_path, forgotten)

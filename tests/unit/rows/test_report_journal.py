@@ -1,0 +1,187 @@
+"""A report from a service's journal: its rows, its span, and nothing written."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from evaluation.report.build import report_on
+from online.cli import app
+from online.commands.report import when
+from online.errors import ConfigError
+from online.rows.journal_rows import JournalRows, origin
+from online.settings.model import ModelSettings
+from replay.codec import encode
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+MODEL = ModelSettings(
+    name="clicks", task="binary", learner="logreg", classes={"negative": "no", "positive": "yes"}
+)
+START = 1_700_000_000.0
+BATCH = 1000
+
+
+def example(i: int, rng: random.Random, *, good: float = 0.9) -> Example:
+    label = rng.random() < 0.4
+    right = rng.random() < good
+    p = 0.9 if label == right else 0.1
+    return Example(
+        {"x": rng.random(), "place": rng.choice(["north", "south"])},
+        label,
+        score={"true": p, "false": 1 - p},
+        version=(2, i // 10, 3),
+        predicted_at=START + 60 * i - 30,
+        no_change=rng.random() < 0.4,
+    )
+
+
+def fill(journal: SqliteJournal, n: int, verdict: Verdict = Verdict.ACCEPTED) -> None:
+    rng = random.Random(5)
+    partition = journal.register("clicks", "r1", "s" * 64, 0.0).id
+    other = journal.register("else", "r1", "s" * 64, 0.0).id
+    end = 0
+    for first in range(0, n, BATCH):
+        rows = [
+            NewRow(
+                i.to_bytes(16, "big"), f"e{i}", ("web", "app")[i % 2], verdict,
+                encode(example(i, rng)), START + 60 * i,
+            )
+            for i in range(first, min(first + BATCH, n))
+        ]  # fmt: skip
+        end = journal.append(partition, end, rows).end
+    foreign = NewRow(b"f" * 16, "f", "x", verdict, encode(example(0, rng)), START)
+    journal.append(other, 0, [foreign])
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[SqliteJournal]:
+    path = tmp_path / "state" / "journal.db"
+    with closing(SqliteJournal(path, synchronous="OFF", disk_low_mb=0)) as opened:
+        yield opened
+
+
+def test_all_rows_of_the_model_and_of_no_other(journal: SqliteJournal) -> None:
+    fill(journal, 3000)
+    rows = JournalRows(journal, MODEL)
+    made = report_on(origin(MODEL), rows, made_at=0.0, version=lambda: rows.version)
+    subject = made.subject
+    assert (subject.rows, subject.judged, subject.task) == (3000, 3000, "binary")
+    assert subject.labels == ("no", "yes")
+    assert subject.positive == "yes"
+    assert subject.version == "2.299"
+    assert subject.versions == ("epoch 2",)
+    assert subject.first_time == START
+    assert subject.delay_p50_s == pytest.approx(30, rel=0.06)
+    assert made.verdict.state == "ok"
+    assert made.training is not None
+    assert made.training.verdicts == {"accepted": 3000}
+    assert made.slices is not None
+    assert {group.by for group in made.slices.worst} >= {"source", "place"}
+    # Counted by hand: the same random numbers, drawn again.
+    rng, right, newest = random.Random(5), 0, 0
+    for i in range(3000):
+        row = example(i, rng)
+        assert row.score is not None
+        right += (row.score["true"] > 0.5) == row.label
+        newest += row.no_change == row.label
+    assert made.performance.overall.accuracy == right / 3000
+    assert made.performance.overall.no_change == newest / 3000
+
+
+def test_a_span_of_time(journal: SqliteJournal) -> None:
+    fill(journal, 3000)
+    rows = JournalRows(journal, MODEL, since=START + 60 * 1000, until=START + 60 * 2000)
+    made = report_on(origin(MODEL), rows, made_at=0.0)
+    assert made.subject.rows == 1000
+    assert made.subject.first_time == START + 60 * 1000
+
+
+def test_quarantined_labels_are_not_believed(journal: SqliteJournal) -> None:
+    fill(journal, 500, Verdict.QUARANTINED)
+    made = report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)
+    assert made.subject.rows == 500
+    assert made.subject.judged == 0
+    assert made.verdict.state == "not_enough_data"
+
+
+def test_an_event_that_is_taught_again_counts_once(journal: SqliteJournal) -> None:
+    from online.rows.prediction_ids import event_key
+
+    fill(journal, 300)
+    partition = journal.partitions("clicks")[0]
+    row = journal.read(partition.id, 5, 1)[0]
+    again = NewRow(
+        event_key("again", f"7:{row.key.hex()}"),
+        f"again:7:{row.partition}:{row.offset}:{row.key.hex()}:{row.event_id}",
+        row.source, Verdict.ACCEPTED, row.payload, START + 1e6,
+    )  # fmt: skip
+    journal.append(partition.id, partition.end, [again])
+    made = report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)
+    assert made.subject.rows == 300
+
+
+def test_the_command_reads_and_writes_nothing_there(journal: SqliteJournal, tmp_path: Path) -> None:
+    fill(journal, 1200)
+    before = [
+        journal.partitions("clicks"),
+        journal.follow("clicks", 0, 5000),
+        journal.usage("clicks"),
+    ]
+    settings = tmp_path / "online.yaml"
+    settings.write_text(
+        f"state_dir: {tmp_path / 'state'}\nmodels:\n  - name: clicks\n    task: binary\n"
+        "    learner: logreg\n    classes: {negative: 'no', positive: 'yes'}\n"
+    )
+    out = tmp_path / "page.html"
+    runner = CliRunner()
+    prometheus = tmp_path / "online.prom"
+    done = runner.invoke(
+        app,
+        ["report", "--config", str(settings), "--out", str(out), "--prometheus", str(prometheus)],
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("OK: ")
+    assert "clicks" in out.read_text()
+    after = [
+        journal.partitions("clicks"),
+        journal.follow("clicks", 0, 5000),
+        journal.usage("clicks"),
+    ]
+    assert after == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "online.prom", "online.yaml", "page.html", "state",
+    ]  # fmt: skip
+    text = prometheus.read_text()
+    assert 'online_report_state{model="clicks",origin="journal"} 1.0' in text
+    assert 'online_report_rows{model="clicks",origin="journal"} 1200.0' in text
+    assert "online_report_since_seconds" not in text, "ok is since ever"
+    missing = runner.invoke(
+        app, ["report", "--config", str(settings), "--model", "other", "--out", str(out)]
+    )
+    assert isinstance(missing.exception, ConfigError)
+
+
+def test_a_journal_without_rows_is_not_enough(journal: SqliteJournal) -> None:
+    from evaluation.report.page import render
+
+    journal.register("clicks", "r1", "s" * 64, 0.0)
+    made = report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)
+    assert made.verdict.state == "not_enough_data"
+    assert made.verdict.exit_code == 3
+    assert "Not enough data" in render(made)
+
+
+def test_times_are_given_as_people_write_them() -> None:
+    assert when("7d", 1e6, "--since") == 1e6 - 7 * 86_400
+    assert when("1.5h", 1e6, "--since") == 1e6 - 5400
+    assert when("2026-05-31", 0.0, "--since") == 1_780_185_600.0
+    assert when("2026-05-31T02:00:00+02:00", 0.0, "--since") == 1_780_185_600.0
+    with pytest.raises(ConfigError, match="--until: 'soon' is no time"):
+        when("soon", 0.0, "--until")

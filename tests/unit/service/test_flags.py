@@ -1,0 +1,46 @@
+"""Flags of Ray and HAProxy: what the service relies on, and what the machine allows."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from online.service.ray_flags import ray_flags
+from online.settings.config import load
+
+MAXCONN = "RAY_SERVE_HAPROXY_MAXCONN"
+
+
+def flags(tmp_path: Path, cluster: str = "local", *, haproxy: bool = True) -> dict[str, str]:
+    return ray_flags(load(None, {"cluster": cluster}, {}), tmp_path, 20_000, haproxy=haproxy)
+
+
+@pytest.mark.parametrize("files", [1_024, 4_096, 20_000, 65_536, 1_048_576, resource.RLIM_INFINITY])
+def test_haproxy_holds_what_open_files_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1_024, files))
+    most = int(flags(tmp_path)[MAXCONN])
+    assert 100 <= most <= 20_000
+    if files == resource.RLIM_INFINITY or files >= 65_536:
+        assert most == 20_000
+    else:
+        assert 2.5 * most + 100 <= files, "it would not start"
+        assert most >= 0.3 * files - 100
+
+
+def test_callers_have_so_long(tmp_path: Path) -> None:
+    found = flags(tmp_path)
+    assert found["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "60"
+    lines = found["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()
+    assert [line.strip() for line in lines] == ["leastconn", "timeout http-request 10s"]
+
+
+def test_a_ray_of_our_own_asks_for_a_new_token(tmp_path: Path) -> None:
+    first, second = flags(tmp_path), flags(tmp_path, haproxy=False)
+    assert first["RAY_AUTH_MODE"] == second["RAY_AUTH_MODE"] == "token"
+    assert len(first["RAY_AUTH_TOKEN"]) == 64
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+    assert "RAY_AUTH_TOKEN" not in flags(tmp_path, "auto"), "a cluster that is joined has its own"

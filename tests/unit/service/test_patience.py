@@ -1,0 +1,47 @@
+"""One setting bounds all waits of a start together."""
+
+from __future__ import annotations
+
+import pickle
+from types import ModuleType
+
+import pytest
+
+from online.errors import StartRefused
+from online.service import rollout
+from online.service.patience import Patience
+from online.settings import config
+
+
+def test_it_ends_once_for_all_waits() -> None:
+    now = [100.0]
+    patience = Patience(30.0, lambda: now[0])
+    now[0] += 29.5
+    assert patience.left_s() == 0.5
+    patience.check("nothing")
+    now[0] += 1.0
+    assert patience.left_s() == 0.0
+    with pytest.raises(StartRefused, match="it does not answer; the start gives up after 30 s"):
+        patience.check("it does not answer")
+    with pytest.raises(StartRefused, match="start_wait_s") as raised:
+        patience.check("it does not answer")
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+def test_it_is_a_setting_that_needs_no_restart() -> None:
+    usual = config.load(None, {}, {})
+    assert usual.start_wait_s == 180
+    longer = config.load(None, {"start_wait_s": 600}, {})
+    found = rollout.changes(usual, longer)
+    assert (found.restart, found.rolling, found.scaled) == ((), (), False)
+
+
+def test_serve_waits_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve has a constant for its proxies: 60 s, which a busy machine does not keep."""
+    from ray.serve._private import api, client
+
+    modules: tuple[ModuleType, ...] = (api, client)
+    for module in modules:
+        monkeypatch.setattr(module, "HTTP_PROXY_TIMEOUT", 60)  # fails if Serve has it no more
+    rollout.be_patient(600.0)
+    assert [module.HTTP_PROXY_TIMEOUT for module in modules] == [600.0, 600.0]

@@ -1,0 +1,162 @@
+"""Which settings need a restart, which a replacement; which nodes a journal can be shared by."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from online.errors import StartRefused
+from online.service.origin import Origin
+from online.service.rollout import Changes, changes, reason
+from online.service.service import check_nodes
+from online.settings.config import Settings, load
+
+MODEL: dict[str, Any] = {"name": "m", "task": "binary", "learner": "logreg"}
+REDIS = "redis://:secret@127.0.0.1:6379/0"
+
+
+def settings(tmp_path: Path, **data: Any) -> Settings:
+    return load(None, {"state_dir": str(tmp_path), "models": [MODEL], **data}, {})
+
+
+def test_equal_settings_change_nothing(tmp_path: Path) -> None:
+    assert changes(settings(tmp_path), settings(tmp_path)) == Changes((), (), False)
+
+
+def test_the_number_of_replicas_only_scales(tmp_path: Path) -> None:
+    found = changes(settings(tmp_path, replicas=1), settings(tmp_path, replicas=3))
+    assert found == Changes((), (), True)
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ({"sync": {"updates": 8}}, "sync"),
+        ({"token_lifetime": "1h"}, "token_lifetime"),
+        ({"label_wait": "5s"}, "label_wait"),
+        ({"snapshots": {"interval_s": 3}}, "snapshots"),
+    ],
+)
+def test_what_replicas_know_from_their_start_replaces_them(
+    tmp_path: Path, model: dict[str, Any], field: str
+) -> None:
+    found = changes(settings(tmp_path), settings(tmp_path, models=[{**MODEL, **model}]))
+    assert found == Changes((), (f"models.m.{field}",), False)
+
+
+def test_limits_replace_replicas(tmp_path: Path) -> None:
+    found = changes(settings(tmp_path), settings(tmp_path, limits={"rows_max": 5}))
+    assert found == Changes((), ("limits",), False)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"port": 8001}, "port"),
+        ({"journal": REDIS}, "journal"),
+        ({"journal_prefix": "other"}, "journal_prefix"),
+        ({"snapshot_dir": "s3://bucket/x"}, "snapshot_dir"),
+        ({"cluster": "auto"}, "cluster"),
+        ({"key_file": "other"}, "key_file"),
+        ({"models": [MODEL, {**MODEL, "name": "n"}]}, "models"),
+        ({"models": [{**MODEL, "name": "n"}]}, "models"),
+        ({"models": [{**MODEL, "learner": "other.py:build"}]}, "models.m.learner"),
+        ({"models": [{**MODEL, "params": {"lr": 1}}]}, "models.m.params"),
+        ({"models": [{**MODEL, "task": "multiclass"}]}, "models.m.task"),
+    ],
+)
+def test_what_only_a_restart_changes(tmp_path: Path, data: dict[str, Any], name: str) -> None:
+    found = changes(settings(tmp_path), settings(tmp_path, **data))
+    assert found == Changes((name,), (), False)
+
+
+def test_a_change_of_the_state_folder_needs_a_restart(tmp_path: Path) -> None:
+    found = changes(settings(tmp_path / "a"), settings(tmp_path / "b"))
+    assert "state_dir" in found.restart
+
+
+def test_thereason_of_a_replica_that_does_not_start_is_found() -> None:
+    said = (
+        "The deployment failed to start 3 times in a row. Error:\nTraceback (most recent call "
+        'last):\n  File "x.py", line 1, in y\nonline.errors.StartRefused: model m: changed\n'
+        "Restart the service\n"
+    )
+    assert reason(said) == "online.errors.StartRefused: model m: changed"
+    assert reason("one line") == "one line"
+
+
+# -- nodes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [{}, {"journal": REDIS}, {"snapshot_dir": "s3://bucket/x"}])
+def test_one_node_takes_everything(tmp_path: Path, data: dict[str, Any]) -> None:
+    check_nodes(settings(tmp_path, **data), ["a"])
+
+
+def test_several_nodes_with_sqlite_are_refused(tmp_path: Path) -> None:
+    for data in ({}, {"snapshot_dir": "s3://bucket/x"}):
+        with pytest.raises(StartRefused, match="2 nodes") as caught:
+            check_nodes(settings(tmp_path, **data), ["a", "b"])
+        assert "journal: redis://" in caught.value.remedy
+        assert "snapshot_dir" in caught.value.remedy
+
+
+def test_several_nodes_need_snapshots_that_all_of_them_see(tmp_path: Path) -> None:
+    for data in ({}, {"snapshot_dir": str(tmp_path)}):
+        with pytest.raises(StartRefused, match="would not find them") as caught:
+            check_nodes(settings(tmp_path, journal=REDIS, **data), ["a", "b", "c"])
+        assert "snapshot_dir: s3://" in caught.value.remedy
+        assert "secret" not in str(caught.value)
+    for place in ("s3://bucket/x", "file:///mnt/shared"):
+        check_nodes(settings(tmp_path, journal=REDIS, snapshot_dir=place), ["a", "b", "c"])
+
+
+# -- a replica compares itself with the service ------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """From now on this is another machine."""
+
+    def move() -> None:
+        other = SimpleNamespace(gethostname=lambda: "elsewhere")
+        monkeypatch.setattr("online.service.origin.socket", other)
+
+    return move
+
+
+def test_a_replica_on_the_same_machine_is_taken(tmp_path: Path) -> None:
+    origin = Origin.here(settings(tmp_path), {"m": "ab"})
+    pickle.loads(pickle.dumps(origin)).check_place(settings(tmp_path))
+    origin.check_spec("m", "ab")
+
+
+def test_a_replica_of_other_code_is_refused(tmp_path: Path) -> None:
+    origin = Origin.here(settings(tmp_path), {"m": "ab"})
+    with pytest.raises(StartRefused, match="changed since") as caught:
+        origin.check_spec("m", "cd")
+    assert "--relearn" in caught.value.remedy
+
+
+def test_a_replica_on_another_machine_needs_redis_and_the_same_keys(
+    tmp_path: Path, elsewhere: Any
+) -> None:
+    local = settings(tmp_path)
+    shared = settings(tmp_path, journal=REDIS)
+    origin = Origin.here(local, {"m": "ab"})
+    elsewhere()
+    with pytest.raises(StartRefused, match="SQLite journal is on"):
+        origin.check_place(local)
+    origin.check_place(shared)  # the same key file
+    other = settings(tmp_path / "other", journal=REDIS)
+    with pytest.raises(StartRefused, match="is not the key file"):
+        origin.check_place(other)
+    assert not other.key_path.exists(), "a node makes no keys of its own"
+    (tmp_path / "other").mkdir()
+    Origin.here(settings(tmp_path / "other"), {})  # makes another key
+    with pytest.raises(StartRefused, match="is not the key file"):
+        origin.check_place(other)

@@ -1,0 +1,140 @@
+"""Who may use what the service and its commands make, whatever the umask they were started with."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from online.edge.folder import write
+from online.errors import ConfigError, StartRefused
+from online.processes import Owner, note
+from online.rescore.published import Current
+from online.rescore.stores import SqliteScores
+from online.service.run_file import running
+from online.settings import config
+from online.settings.file_modes import looser, umask_of
+from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.lineage import Lineage
+from replay.journal.sqlite import SqliteJournal
+
+
+def modes(place: Path) -> dict[str, int]:
+    """Permissions of all that is below a folder, and its own as ``.``."""
+    found = {".": place, **{str(path.relative_to(place)): path for path in place.rglob("*")}}
+    return {name: stat.S_IMODE(path.stat().st_mode) for name, path in found.items()}
+
+
+def loose(place: Path, mode: str) -> dict[str, str]:
+    """What is open to more than the mode says."""
+    umask = umask_of(mode)
+    return {name: f"{found:o}" for name, found in modes(place).items() if found & umask}
+
+
+@pytest.fixture(autouse=True)
+def started_with_no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def make_everything(state: Path) -> None:
+    """One of each kind of file, as the processes of a service make them."""
+    owner = Owner(state)
+    note(state / "run.json", {"url": None})
+    journal = SqliteJournal(state / "journal.db", disk_low_mb=0)
+    server = ParameterServer(
+        Lineage("m", "f" * 64, "{}", "sum"),
+        lambda: journal,
+        str(state / "snapshots"),
+        ServerSettings(umask=umask_of("700")),
+        background=False,
+    )
+    assert server.restore()
+    write(state / "edge" / "m" / "head", b"x")
+    SqliteScores(state / "scores", "m").point(lambda _: Current())
+    assert (state / "journal.db-wal").exists()
+    owner.release()
+
+
+@pytest.mark.parametrize("mode", ["700", "750", "770"])
+def test_no_file_is_forgotten(tmp_path: Path, mode: str) -> None:
+    os.umask(umask_of(mode))
+    make_everything(tmp_path / "state")
+    found = modes(tmp_path / "state")
+    assert len(found) >= 12, found
+    assert loose(tmp_path / "state", mode) == {}
+    assert found["."] == int(mode, 8)
+    files = {"700": 0o600, "750": 0o640, "770": 0o660}[mode]
+    for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
+        assert found[name] == files & (0o644 if mode == "750" else 0o666), (name, oct(found[name]))
+    for name in ("journal.db.lock", "journal.db.queue", "journal.db.elder"):
+        assert found[name] == (0o660 if mode == "770" else 0o600), "who may lock it stops the rest"
+
+
+def test_the_parameter_server_takes_the_umask_of_its_settings(tmp_path: Path) -> None:
+    """In a cluster that was there before, nobody else does."""
+    make_everything(tmp_path / "state")
+    assert os.umask(0) == 0o077
+    assert loose(tmp_path / "state" / "snapshots", "700") == {}
+
+
+def test_without_it_they_are_open(tmp_path: Path) -> None:
+    """The control: the umask is what keeps them private."""
+    Owner(tmp_path / "state")
+    assert loose(tmp_path / "state", "700") == {".": "777", "owner.lock": "666"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["edge", "keygen"], ["backfill", "--input", "t.csv", "--label", "y"]],
+)
+def test_commands(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "online.yaml").write_text(
+        "models: [{name: m, task: regression, learner: linreg}]\nstate_dir: state\n"
+    )
+    (tmp_path / "t.csv").write_text("a,y\n1,2\n3,4\n")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ONLINE_")}
+    subprocess.run(
+        [sys.executable, "-m", "online", *command],
+        cwd=tmp_path, env=environment, umask=0, check=False, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert (tmp_path / "state").exists()
+    assert loose(tmp_path / "state", "700") == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [(700, "700"), ("700", "700"), (0o700, "700"), ("0750", "750"), (770, "770"), (0o770, "770")],
+)
+def test_modes_as_a_settings_file_has_them(given: object, mode: str) -> None:
+    settings = config.load(None, {"state_mode": given}, {})
+    assert (settings.state_mode, settings.umask) == (mode, 0o777 & ~int(mode, 8))
+
+
+@pytest.mark.parametrize("given", ["777", 755, "rwx", 0o777, "", True])
+def test_other_modes_are_refused(given: object) -> None:
+    with pytest.raises(ConfigError, match=r"state_mode: .*700"):
+        config.load(None, {"state_mode": given}, {})
+
+
+def test_a_folder_that_is_open_already_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    assert f"chmod 700 {tmp_path}" in str(looser(tmp_path, umask_of("700")))
+    assert "mode 755" in str(looser(tmp_path, umask_of("750")))
+    for mode in ("700", "750", "770"):
+        tmp_path.chmod(int(mode, 8))
+        assert looser(tmp_path, umask_of(mode)) is None
+    assert looser(tmp_path / "none", umask_of("700")) is None
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_another_user_is_told_why(tmp_path: Path) -> None:
+    tmp_path.chmod(0)
+    with pytest.raises(StartRefused, match="state_mode"):
+        running(config.load(None, {"state_dir": tmp_path / "state"}, {}))

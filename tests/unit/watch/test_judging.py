@@ -1,0 +1,125 @@
+"""The judge of a served model: what it sees, once, and what it tells."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from random import Random
+from typing import Any
+
+import pytest
+
+from evaluation.drift.alarm import Alarm
+from online.models.base import Prediction
+from online.settings.model import Drift
+from online.watch.drift import STATES, Judge
+from replay.example import Example, Label
+
+SETTINGS = Drift(reference_rows=200, window_rows=200)
+
+
+def example(draw: Random, right: float, shift: float = 0.0, **more: Any) -> Example:
+    """A row of a binary model that answers True with .8 and is right so often."""
+    label: Label = draw.random() < right
+    score = {"true": 0.8, "false": 0.2}
+    return Example({"x": draw.gauss(shift, 1.0)}, label, score=score, predicted_at=1.0, **more)
+
+
+def teach(judge: Judge, rows: int, right: float, *, first: int = 1, shift: float = 0.0) -> int:
+    draw = Random(first)
+    for i in range(first, first + rows):
+        judge.learned(1, i, example(draw, right, shift), float(i))
+    return first + rows
+
+
+def test_an_error_that_rises_is_told_once_and_is_a_state() -> None:
+    seen: list[Alarm] = []
+    since: list[float] = []
+
+    def risen(alarm: Alarm, before: float) -> None:
+        seen.append(alarm)
+        since.append(before)
+
+    judge = Judge(SETTINGS, "binary", risen)
+    assert judge.shown()["state"] == "not enough data"
+    assert judge.report()["drift_state"] == 0
+    n = teach(judge, 1_000, 0.85)
+    assert judge.shown()["state"] == "ok"
+    teach(judge, 1_000, 0.4, first=n)
+    shown = judge.shown()
+    assert shown["state"] == "act"
+    assert STATES[int(judge.report()["drift_state"])] == "act"
+    assert [alarm.signal for alarm in seen] == ["error"]
+    assert n <= seen[0].row <= n + 200
+    assert seen[0].since - 33 <= since[0] < seen[0].since, "rows are taken at their numbers"
+    assert shown["newest"][0]["signal"] == "error"
+
+
+def test_a_row_that_is_learned_again_is_judged_once() -> None:
+    judge = Judge(SETTINGS, "binary")
+    draw = Random(1)
+    for _ in range(3):
+        for i in range(1, 11):
+            judge.learned(1, i, example(draw, 0.8), float(i))
+            judge.learned(2, i, example(draw, 0.8), float(i))
+    assert judge.shown()["judged"] == 20
+
+
+def test_features_that_move_are_named() -> None:
+    judge = Judge(SETTINGS, "binary")
+    n = teach(judge, 600, 0.8)
+    teach(judge, 600, 0.8, first=n, shift=2.0)
+    shown = judge.shown()
+    assert shown["shifts"][0]["name"] == "x"
+    assert shown["shifts"][0]["state"] == "act"
+
+
+def test_answers_without_labels_have_an_expected_accuracy() -> None:
+    judge = Judge(SETTINGS, "binary")
+    for _ in range(300):
+        judge.asked(Prediction(True, {True: 0.8, False: 0.2}))
+    estimate = judge.shown()["without_labels"]
+    assert estimate["accuracy"] == pytest.approx(0.8)
+    assert estimate["n"] == 300
+    assert "concept drift" in estimate["note"]
+    teach(judge, 200, 0.8)
+    assert judge.shown()["without_labels"]["n"] == 100
+
+
+def test_rows_without_an_answer_and_odd_answers_stop_nothing() -> None:
+    judge = Judge(SETTINGS, "binary")
+    judge.learned(1, 1, Example({"x": 1.0}, True), 1.0)
+    judge.learned(1, 2, Example({"x": None, "y": "text"}, True, score={"true": 7.0}), 2.0)
+    judge.asked(Prediction(None, {}))
+    judge.asked(Prediction(True, None))
+    assert judge.unusable == 1
+    assert judge.shown()["served"] == 1
+
+
+def test_regression_is_judged_by_its_errors() -> None:
+    seen: list[Alarm] = []
+    judge = Judge(SETTINGS, "regression", lambda alarm, _: seen.append(alarm))
+    draw = Random(2)
+    for i in range(1, 1_601):
+        off = draw.gauss(0.0, 1.0 if i < 900 else 6.0)
+        judge.learned(1, i, Example({"x": 1.0}, 5.0, score={"": 5.0 + off}), float(i))
+    assert seen
+    assert judge.shown()["state"] == "act"
+    assert judge.shown()["without_labels"] is None
+
+
+def test_the_reference_is_worked_out_aside() -> None:
+    asked: list[Any] = []
+
+    class Aside(Executor):
+        def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Any:
+            asked.append((call, future := Future[Any]()))
+            return future
+
+    judge = Judge(SETTINGS, "binary", aside=Aside())
+    n = teach(judge, 600, 0.8)
+    ((call, future),) = asked
+    assert not judge.shown()["shifts"]
+    future.set_result(call())
+    teach(judge, 600, 0.8, first=n, shift=2.0)
+    assert judge.shown()["shifts"][0]["name"] == "x"
+    assert len(asked) == 1

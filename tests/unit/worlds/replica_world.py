@@ -1,0 +1,181 @@
+"""Replicas in one process: real journal, real server, no Ray and no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from river import linear_model, optim
+
+from evaluation.metrics import Task
+from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
+from online.learning.overlay import OverlayLearner
+from online.models.linear import Linear
+from online.replica.pending import Recorded
+from online.replica.replica import ModelReplica
+from online.rows.door import Door
+from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
+from online.serving.serving import Serving
+from online.settings.config import Limits
+from online.settings.model import ModelSettings, Sync
+from online.trust.filtering import Filtering
+from paramserver import wire
+from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.errors import ServerUnavailable
+from paramserver.lineage import Lineage
+from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+SPEC = "f" * 64
+
+
+def counting() -> Linear:
+    step = 2.0**-10
+    return Linear(
+        linear_model.LinearRegression(
+            optimizer=optim.SGD(step), intercept_lr=step, loss=optim.losses.Absolute()
+        )
+    )
+
+
+def row(
+    event: str, *, label: float = 1e9, feature: str | None = None, source: str = "test"
+) -> NewRow:
+    example = Example({feature or event: 1.0}, label)
+    key = event_key("event", source, event)
+    return NewRow(key, event, source, Verdict.ACCEPTED, codec.encode(example), 1.0)
+
+
+class Client:
+    """Calls the server directly; ``down`` makes it unreachable."""
+
+    def __init__(self, server: ParameterServer) -> None:
+        self.server, self.down = server, False
+        self.met = 0
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        await asyncio.sleep(0)
+        if self.down:
+            raise ServerUnavailable("m", "it is down")
+        self.met += 1
+        return wire.decode_reply(self.server.sync(wire.encode(request)))
+
+
+class Peers:
+    """Asks another replica in the server's place."""
+
+    def __init__(self, other: ModelReplica) -> None:
+        self.other, self.kinds = other, list[str]()
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        await asyncio.sleep(0)
+        told = self.other.tell(wire.encode(request))
+        if told is None:
+            raise ServerUnavailable("a peer", "nothing")
+        reply = wire.decode_reply(told)
+        self.kinds.append(reply.kind)
+        return reply
+
+
+class World:
+    """A folder with a journal and a server, and replicas on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = ParameterServer(
+            Lineage("m", SPEC, "{}", "sum"),
+            self.journal,
+            str(folder / "snapshots"),
+            ServerSettings(),
+            background=False,
+        )
+        assert self.server.restore()
+        self.client = Client(self.server)
+
+    async def replica(
+        self,
+        name: str = "r",
+        *,
+        build: Callable[[], Any] = counting,
+        journal: SqliteJournal | None = None,
+        limits: Limits | None = None,
+        now_s: Callable[[], float] = time.time,
+        learns: bool = True,
+        ordered: bool = False,
+        overlay: bool = False,
+        ask: Any = None,
+        relearn: Any = None,
+        filters: Callable[[Any], Filtering] | None = None,
+        client: Any = None,
+        peers: Any = None,
+        task: Task = "regression",
+        **settings: Any,
+    ) -> ModelReplica:
+        limits = limits or Limits(feedback_wait_s=5)
+        model = ModelSettings(
+            name="m", task=task, learner="linreg", sync=Sync(interval_ms=5), **settings
+        )
+        learner: Learner | OrderedLearner
+        if overlay:
+            learner = OverlayLearner(build, task=task, spec=SPEC, rows_max=64, own_rows=learns)
+        elif ordered:
+            learner = OrderedLearner(build, task=task, spec=SPEC, rows_max=64)
+        else:
+            learner = Learner(build, task=task, spec=SPEC, retain_bytes=1 << 20, rows_max=64)
+        journal = journal or self.journal()
+        replica = ModelReplica(
+            model,
+            limits,
+            learner,
+            journal,
+            client or self.client,
+            replica=name,
+            spec=SPEC,
+            learns=learns,
+            now_s=now_s,
+            ask=ask,
+            relearn=relearn,
+            filters=None if filters is None else filters(learner),
+            peers=peers,
+        )
+        await replica.start()
+        return replica
+
+    def serving(self, replica: ModelReplica) -> Serving:
+        """Predict and feedback of a replica, with the same key in each."""
+        door = Door(replica.settings, replica.limits, numeric_only=True)
+        nonces = Nonces(replica.replica.encode()[:6].ljust(6))
+        tokens = Tokens(Keys([bytes(32)]), "m", nonces)
+        return Serving(replica, door, tokens, replica.limits, SPEC)
+
+    def journal(self) -> SqliteJournal:
+        """The journal, for looking at it and for adding to it."""
+        return SqliteJournal(self.folder / "journal.db", disk_low_mb=0)
+
+    def weight(self, replica: ModelReplica, feature: str) -> float:
+        """How often the event with this feature was learned, as the local model says."""
+        values = replica.learner.serving.predict({feature: 1.0}).label
+        base = replica.learner.serving.predict({"never": 1.0}).label
+        assert isinstance(values, float)
+        assert isinstance(base, float)
+        return (values - base) * 2**10
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def play(folder: Path, scene: Callable[[World], Awaitable[None]]) -> None:
+    asyncio.run(scene(World(folder)))
+
+
+def statuses(recorded: Sequence[Recorded]) -> list[tuple[str, bool]]:
+    return [(r.status, r.repeat) for r in recorded]
