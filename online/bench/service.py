@@ -96,10 +96,19 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> Path:
     return path
 
 
-def launch(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Running:
-    """`online serve` on the folder's settings; returns when it has printed its URL."""
+def launch(
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Running:
+    """`online serve` on the folder's settings; returns when it has printed its URL.
+
+    ``file``: of the settings, or of a model; None: ``online.yaml`` in the folder.
+    """
     begun = time.monotonic()
-    command = [sys.executable, "-m", "online", "serve", str(folder / "online.yaml"), *arguments]
+    served = str(file or folder / "online.yaml")
+    command = [sys.executable, "-m", "online", "serve", served, *arguments]
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen(
         command, stdout=log, stderr=subprocess.STDOUT, text=True,

@@ -42,7 +42,7 @@ def hand_over(name: str, model: Any) -> str:
 
 
 def factory(name: str) -> Callable[[], Any]:
-    """What makes a copy of the object.  Raises LearnerUnusable: nobody gave one here."""
+    """Return what makes a copy of the object.  LearnerUnusable: nobody gave one here."""
     if name not in _given:
         raise LearnerUnusable(
             f"{PLACE}:{name}",
@@ -69,7 +69,7 @@ def task_of(model: Any) -> Task | None:
 
 
 def recipe_of(made: Any) -> tuple[str, str] | None:
-    """What is wrong with a bare scikit-learn estimator or torch module, and what to write."""
+    """Tell what a bare scikit-learn estimator or torch module lacks, and what to write; or None."""
     name = type(made).__name__
     if (
         (sklearn := sys.modules.get("sklearn.base"))

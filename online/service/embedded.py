@@ -127,7 +127,7 @@ class Embedded:
         return self._client
 
     def alive(self) -> bool:
-        """Whether it answers."""
+        """Tell whether the service answers."""
         return self._thread is not None and self._thread.is_alive()
 
     # -- start -------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Embedded:
 
     @contextlib.contextmanager
     def _masked(self) -> Iterator[None]:
-        """What a start makes has the permissions of `state_mode`; the program keeps its own."""
+        """Give what a start makes the permissions of `state_mode`; the program keeps its own."""
         before = os.umask(self._settings.umask)
         try:
             yield

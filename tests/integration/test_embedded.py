@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ from online.bench.service import launch, settle, write_settings
 from online.client import Client
 from online.errors import ConfigError, StartRefused
 from online.models.errors import LearnerUnusable
+from online.models.model_file import settings_of as settings_of_file
 from online.service.check_state import Models
 from online.service.embedded import Embedded
 from online.settings.config import load
@@ -226,6 +229,58 @@ def test_a_fresh_process_serves_without_ray_and_without_other_processes(tmp_path
     answered, more, processes, learned, ray = json.loads(ended.stdout.splitlines()[-1])
     print(f"first answer after {answered:.2f} s, {more:.0f} MB above the imports")
     assert (processes, learned, ray) == (1, 1, [])
+
+
+def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
+    page = (HERE.parents[1] / "docs" / "embedded.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    for learned in (1, 2):
+        ended = subprocess.run(
+            [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert f" {learned}\n" in ended.stdout
+    assert "the state stored in" in ended.stdout
+    assert (tmp_path / "online-state" / "clicks" / "journal.db").exists()
+
+
+def test_a_file_is_served_from_the_shell(tmp_path: Path) -> None:
+    """Twice, stopped by the signals that a shell and an operator send; then it is refused."""
+    file = tmp_path / "clicks.py"
+    file.write_text(MODEL_FILE + 'name = "taps"\n')
+    for number, learned in ((signal.SIGINT, 0), (signal.SIGTERM, 30)):
+        running = launch(tmp_path, "--port=0", f"--state-dir={tmp_path / 'state'}", file=file)
+        with Client(running.url) as client:
+            assert client.status("taps")["learned"] == learned
+            for i in range(30):
+                client.feedback("taps", i % 3 > 0, features={"x": float(i % 3)}, event_id=str(i))
+        assert [p.pid for p in running.processes()] == [running.process.pid]
+        running.process.send_signal(number)
+        assert running.process.wait(30) == 0
+        assert "its state is in snapshot" in (tmp_path / "serve.log").read_text()
+
+
+def test_which_model_of_a_file_is_meant(tmp_path: Path) -> None:
+    file = tmp_path / "m.py"
+
+    def found(text: str) -> tuple[str, str, str]:
+        file.write_text(text)
+        (one,) = settings_of_file(file)["models"]
+        return one["name"], one["task"], one["learner"]
+
+    river = "from river import linear_model as lm, tree\n"
+    assert found(MODEL_FILE) == ("m", "binary", "m.py:make")
+    assert found(f"{river}model = lm.LinearRegression()") == ("m", "regression", "m.py:model")
+    assert found(f"{river}other = lm.SoftmaxRegression()") == ("m", "multiclass", "m.py:other")
+    with pytest.raises(ConfigError, match="defines a, b"):
+        found(f"{river}a = lm.LinearRegression()\nb = lm.LinearRegression()")
+    with pytest.raises(ConfigError, match="defines no model"):
+        found(river)
+    tree = f"{river}model = tree.HoeffdingTreeClassifier()\n"
+    with pytest.raises(ConfigError, match="may be for several tasks"):
+        found(tree)
+    assert found(f'{tree}task = "binary"')[1] == "binary"
 
 
 MODEL_FILE = """
