@@ -204,7 +204,8 @@ class Embedded:
                 f"port {port} of {host} can't be listened on: {error.strerror}",
                 "Stop what listens there, or choose another: port 0 for any",
             ) from error
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        at = f"[{host}]" if family == socket.AF_INET6 else host
+        self.url = f"http://{at}:{self._socket.getsockname()[1]}"
 
     def _start_servers(self, patience: Patience) -> None:
         settings = self._settings

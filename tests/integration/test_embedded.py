@@ -20,7 +20,7 @@ from river import linear_model, optim, preprocessing, tree
 
 import online
 from online.bench.service import launch, settle, write_settings
-from online.client import Client
+from online.client import Client, ServiceRefused
 from online.errors import ConfigError, StartRefused
 from online.models.errors import LearnerUnusable
 from online.models.model_file import settings_of as settings_of_file
@@ -105,6 +105,30 @@ def test_a_second_service_of_the_name_replaces_the_first(state: Path) -> None:
         with pytest.raises(StartRefused, match="in use by another service"):
             online.serve(model(), name="other", state_dir=state, say=quiet)
         assert answers(third, "cell") == before
+
+
+def test_services_of_two_names_run_side_by_side(state: Path) -> None:
+    with (
+        online.serve(model(), name="a", state_dir=state / "a", say=quiet) as a,
+        online.serve(model(), name="b", state_dir=state / "b", say=quiet) as b,
+    ):
+        teach(a, "a", 10)
+        teach(b, "b", 20)
+        assert a.client.status("a")["learned"] == 10
+        assert b.client.status("b")["learned"] == 20
+        a.stop()
+        assert b.client.feedback("b", True, features={"x": 1.0}).status == "learned"
+
+
+def test_tokens_and_other_settings_of_the_service_are_taken(state: Path) -> None:
+    token = "t" * 24
+    given = {"tokens": {role: [token] for role in ("predict", "feedback", "admin")}}
+    with online.serve(model(), state_dir=state, settings=given, say=quiet) as service:
+        assert service.client.feedback("model", True, features={"x": 1.0}).status == "learned"
+        with pytest.raises(ServiceRefused, match="token"), Client(service.url) as stranger:
+            stranger.predict("model", {"x": 1.0})
+    with pytest.raises(ConfigError, match="replicas"):
+        online.serve(model(), state_dir=state, settings={"replicas": 2}, say=quiet)
 
 
 def test_it_runs_beside_the_event_loop_of_a_notebook(state: Path) -> None:

@@ -1,0 +1,102 @@
+"""A parameter server beside its replica in one process: it begins anew by itself, and it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paramserver import wire
+from paramserver.actor import ServerSettings
+from paramserver.errors import FormatRefused, RequestRefused, ServerUnavailable, SnapshotMissing
+from paramserver.in_process import InProcess, InProcessClient
+from paramserver.lineage import Lineage, begin_epoch
+from replay.journal.sqlite import SqliteJournal
+
+LINEAGE = Lineage("m", "s" * 64, "{}", "sum")
+QUICK = ServerSettings(confirm_s=0.01, retry_s=0.01, interval_s=0.05)
+
+
+def until(true: Callable[[], Any], what: str) -> None:
+    """Wait until it is so; at most twenty seconds."""
+    end_s = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end_s, what
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def opener(tmp_path: Path) -> Callable[[], SqliteJournal]:
+    return partial(SqliteJournal, tmp_path / "journal.db", synchronous="OFF")
+
+
+def server(opener: Callable[[], Any], folder: Path) -> InProcess:
+    made = InProcess("m", LINEAGE, opener, str(folder / "snapshots"), QUICK, lambda _: [])
+    made.start()
+    return made
+
+
+def serving(made: InProcess) -> bool:
+    return bool(made.status()["state"] == "serving")
+
+
+def test_a_server_that_has_ended_is_replaced(opener: Any, tmp_path: Path) -> None:
+    made = server(opener, tmp_path)
+    try:
+        until(lambda: serving(made), "it serves")
+        assert made.status()["epoch"] == 1
+        journal = opener()
+        begin_epoch(journal, LINEAGE)  # as another server would
+        journal.close()
+        until(lambda: serving(made) and made.status()["epoch"] == 3, "another one serves")
+    finally:
+        made.stop()
+    assert not [t for t in threading.enumerate() if t.name.startswith("parameter-server")]
+
+
+def test_its_errors_are_those_of_the_actor(opener: Any, tmp_path: Path) -> None:
+    made = server(opener, tmp_path)
+    client = InProcessClient(made)
+
+    async def scene() -> None:
+        with pytest.raises(SnapshotMissing):
+            await client.call("pin", 5, "no name", True)
+        with pytest.raises(RequestRefused):
+            await client.call("sync", 5, b"no message")
+        request = wire.SyncRequest(wire.FORMAT + 1, "r", 1, [], None, True, [])
+        with pytest.raises(FormatRefused):
+            await client.sync(request, 5)
+        with pytest.raises(ServerUnavailable, match="it failed: TypeError"):
+            await client.call("pin", 5)
+        with pytest.raises(ServerUnavailable, match=r"none within 0\.05 s"):
+            await client.call("waits", 0.05)
+
+    until(lambda: serving(made), "it serves")
+    release = threading.Event()
+    made._server.waits = release.wait  # type: ignore[attr-defined]
+    try:
+        asyncio.run(scene())
+    finally:
+        release.set()
+        made.stop()
+    with pytest.raises(ServerUnavailable, match="shutdown"):
+        asyncio.run(client.call("status", 5))
+
+
+def test_the_last_snapshot_holds_the_state(opener: Any, tmp_path: Path) -> None:
+    made = server(opener, tmp_path)
+    until(lambda: serving(made), "it serves")
+    name = made.last_snapshot(5)
+    made.stop()
+    again = server(opener, tmp_path)
+    try:
+        until(lambda: serving(again), "it serves")
+        assert again.status()["snapshot"] == name
+    finally:
+        again.stop()
