@@ -115,10 +115,9 @@ class SqliteFile:
         self._lock: FairLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # SQLite itself lets no group write; what it makes beside the file has the file's mode.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             self._lock = FairLock(path, lock_wait_s)
             with self._exclusive():
+                _make(path)
                 if (why := broken(Path(f"{path}-wal"))) is not None:
                     raise JournalDamaged(f"{path}-wal", why)
                 self._open()
@@ -325,6 +324,17 @@ class SqliteFile:
             self._close_locks()
         finally:
             self._writing.release()
+
+
+def _make(path: Path) -> None:
+    """Make the file if there is none, with the mode that the umask allows.
+
+    SQLite itself lets no group write; what it makes beside the file has the file's mode.  A file
+    that is there is not opened: closing it would let go of SQLite's own locks of this process, as
+    POSIX has it, and whichever other process closes the file then would remove a log in use.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
 
 def _refusal(error: sqlite3.Error | OSError, path: Path) -> ReplayError:

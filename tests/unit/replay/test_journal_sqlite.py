@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +48,21 @@ def journal(path: Path) -> Iterator[SqliteJournal]:
 def test_synchronous_is_one_of_two_words(path: Path) -> None:
     with pytest.raises(ValueError, match="FULL or OFF"):
         SqliteJournal(path, synchronous="off")  # type: ignore[arg-type]
+
+
+def test_a_second_opening_keeps_the_locks_of_the_first(path: Path) -> None:
+    """Else another process that closes the file removes the log, with rows that were promised."""
+    opened = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute({!r}); db.close()"
+    read = opened.format("SELECT count(*) FROM meta")
+    with closing(SqliteJournal(path)) as first, closing(SqliteJournal(path)) as second:
+        p = first.register("m", "r", "spec", 1.0).id
+        first.append(p, 0, rows(0, 2))
+        subprocess.run([sys.executable, "-c", read, str(path)], check=True)
+        assert path.with_name("journal.db-wal").exists()
+        first.append(p, 2, rows(2, 2))
+        assert second.partition(p).end == 4
+    with closing(SqliteJournal(path)) as again:
+        assert again.partition(p).end == 4
 
 
 def test_the_log_is_cut_above_its_bound_when_nobody_reads(path: Path) -> None:
