@@ -115,9 +115,9 @@ class SqliteFile:
         self._lock: FairLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _make(path)
             self._lock = FairLock(path, lock_wait_s)
             with self._exclusive():
-                _make(path)
                 if (why := broken(Path(f"{path}-wal"))) is not None:
                     raise JournalDamaged(f"{path}-wal", why)
                 self._open()
