@@ -46,8 +46,8 @@ test: $(TESTS)  ## everything but the long tests and benchmarks
 	lanes=; exit $$failed
 
 check: $(TESTS)  ## format, lint, types, import contracts, links of the documents
-	$(BIN)/ruff format --check online paramserver replay evaluation refusals examples tests
-	$(BIN)/ruff check online paramserver replay evaluation refusals examples tests
+	$(BIN)/ruff format --check benchmarks online paramserver replay evaluation refusals examples tests
+	$(BIN)/ruff check benchmarks online paramserver replay evaluation refusals examples tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }
@@ -59,7 +59,7 @@ bench: $(TESTS)  ## the measured tables, and 20,000 simulated seeds (long)
 	$(PYTEST) -m long tests
 	EXPLORE=1 $(PYTEST) tests/unit $(COMPUTED)
 	$(BIN)/python tests/simulation/run.py --seeds 20100
-	$(BIN)/online bench all
+	$(BIN)/python -m benchmarks all
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

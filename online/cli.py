@@ -8,14 +8,13 @@ from typing import Annotated
 import httpx
 import typer
 
-import online.bench.cli  # noqa: F401  (its commands)
 from online import __version__
-from online.bench.table import app as bench_app
 from online.commands import (
     backfill,
     edge,
     export,
     forget,
+    load,
     models,
     promote,
     quarantine,
@@ -53,7 +52,7 @@ app.add_typer(scores.app, name="scores")
 app.add_typer(edge.app, name="edge")
 app.add_typer(settings.app, name="config")
 app.add_typer(models.app, name="models")
-app.add_typer(bench_app, name="bench")
+app.add_typer(load.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)
@@ -68,6 +67,19 @@ def top(
 
 def main() -> None:
     """Run a command: exit code 0, 1 for a refusal (said on stderr), 2 for wrong usage."""
+    run(app, "online")
+
+
+def run(commands: typer.Typer, name: str) -> None:
+    """Run the command that was asked for, and say in one line what is refused.
+
+    Parameters
+    ----------
+    commands
+        One of them is run, with the arguments of this process.
+    name
+        Begins each line about a refusal.
+    """
     from evaluation.errors import EvaluationError
     from online.models.errors import ModelError
     from paramserver.errors import ParamServerError
@@ -76,17 +88,17 @@ def main() -> None:
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
     known = (OnlineError, EvaluationError, ModelError, ParamServerError, ReplayError)
     try:
-        app()
+        commands()
     except known as error:
-        print(f"online: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if error.filename is None:  # of no place that anybody has given
             raise
-        print(f"online: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except httpx.TransportError as error:
         print(
-            f"online: the service does not answer ({error}); see `online status`", file=sys.stderr
+            f"{name}: the service does not answer ({error}); see `online status`", file=sys.stderr
         )
         sys.exit(1)

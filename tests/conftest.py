@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
 
 settings.register_profile("repeated", derandomize=True)
 settings.load_profile("default" if os.environ.get("EXPLORE") else "repeated")
+
+# What tests start finds the package `benchmarks`, which is in no wheel, wherever it is started.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).parents[1])]
+)
 
 
 def _end(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong with a table: refused input, a folder that fails."""
+"""Refusals of a table: its input is wrong, or a folder fails."""
 
 from __future__ import annotations
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import paramserver.filters as package
 from paramserver.errors import ParamServerError
 from paramserver.filters import checks, laws
+from paramserver.filters.base import Event, Opinion, Source
+from paramserver.filters.surprise import Surprise
 
 Entry = tuple[Callable[..., Any], tuple[checks.Check, ...]]
 Load = Callable[[str], Any]
@@ -67,7 +70,28 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
             lambda reference: of("surprise").Surprise(),
             (laws.wrong_labels_are_set_aside, laws.a_turned_world_is_followed),
         ),
+        "unlikely": (
+            # Whether the world has turned is for the chain to say, which asks the test on surprise.
+            lambda reference: with_surprise(of("unlikely").Unlikely),
+            (laws.wrong_labels_are_set_aside,),
+        ),
     }
+
+
+def with_surprise(unlikely: type[Any]) -> Any:
+    """A test on unlikely labels with the test on surprise that it stands on, as one filter."""
+    surprise = Surprise()
+
+    class Both(unlikely):  # type: ignore[misc]
+        def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
+            surprise.learn(event, surprise.judge(event, source), source, taken=taken)
+            super().learn(event, opinion, source, taken=taken)
+
+        def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+            surprise.refresh(rng, sources)
+            super().refresh(rng, sources)
+
+    return Both(surprise)
 
 
 def conformance() -> Iterator[Any]:
@@ -148,6 +172,9 @@ MUTANTS = [
      "what all move is a trigger"),
     ("surprise", "event.loss > bounds.high, event.loss > bounds.far",
      "event.loss < bounds.high, event.loss < bounds.far", "turned round"),
+    ("unlikely", "evidence = fresh * _says(hit, rate)", "evidence = 0.0", "never condemned"),
+    ("unlikely", "hit = event.loss > bounds.unlikely", "hit = event.loss < bounds.unlikely",
+     "turned round"),
     ("surprise", "self._labels = {labels[at]: i for i, at in enumerate(left)}", "pass",
      "all labels are kept"),
 ]  # fmt: skip

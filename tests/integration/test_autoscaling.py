@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from online.bench import exactly_once
-from online.bench.service import Running, launch, status, write_settings
+from benchmarks import exactly_once
+from benchmarks.service import Running, launch, status, write_settings
 from online.client.connection import Connection
 from online.processes import free_port
 from online.settings.config import load

@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from online.bench.learners import COUNT_LABEL
-from online.bench.service import Running, service, settle, status
+from benchmarks.learners import COUNT_LABEL
+from benchmarks.service import Running, service, settle, status
 from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray
@@ -38,7 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         {
             "name": "counting",
             "task": "regression",
-            "learner": "online.bench.learners:counting",
+            "learner": "benchmarks.learners:counting",
             "sync": {"merge": "sum"},
             **common,
         },

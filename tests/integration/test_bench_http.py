@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from online.bench import http as bench
-from online.bench import peer as peer_module
+from benchmarks import http as bench
+from benchmarks import peer as peer_module
 from online.client.connection import Connection
 from online.processes import free_port
 
@@ -23,7 +23,7 @@ _ROW = {"features": {"x": 1.0}, "label": True}
 
 def _bench(*arguments: str, timeout_s: float) -> tuple[int, Any, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "online", "bench", *arguments, "--json"],
+        [sys.executable, "-m", *arguments, "--json"],
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -36,7 +36,7 @@ def _bench(*arguments: str, timeout_s: float) -> tuple[int, Any, str]:
 @pytest.mark.long
 def test_the_table() -> None:
     """Every line is measured, every request is answered, every event is learned."""
-    code, table, errors = _bench("http", "--quick", timeout_s=400)
+    code, table, errors = _bench("benchmarks", "http", "--quick", timeout_s=400)
     assert code == 0, errors
     assert len(table["lines"]) == 21
     for line in table["lines"]:
@@ -54,7 +54,9 @@ def test_the_table() -> None:
 def test_load_against_a_service_of_its_own() -> None:
     """Three measurements in one start: a rate is looked for, with many rows in each request."""
     options = ["--find", "--rate", "4", "--seconds", "0.5", "--rows", "10", "--mix", "0.5"]
-    code, found, errors = _bench("load", *options, "--p99-ms", "0.02", timeout_s=240)
+    code, found, errors = _bench(
+        "online", "bench", "load", *options, "--p99-ms", "0.02", timeout_s=240
+    )
     assert (code, found["rate"]) == (1, 0.0), errors  # nobody answers in 20 µs
     steps = [(step["rate"], step["holds"]) for step in found["steps"]]
     assert steps == [(rate, False) for rate in (4.0, 4.0, 2.0, 2.0, 1.0, 1.0)]
@@ -101,7 +103,7 @@ def test_the_peer_is_small() -> None:
 def test_the_peer_commits_each_row_and_takes_many(tmp_path: Path) -> None:
     """One commit a request on one way to learn only, as durable as the journal."""
     file, port = tmp_path / "rows.db", free_port()
-    command = [sys.executable, "-m", "online.bench.peer_durable", str(port), str(file)]
+    command = [sys.executable, "-m", "benchmarks.peer_durable", str(port), str(file)]
     process = subprocess.Popen(command)
     try:
         bench._await_answer(process, port)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from online.bench import push, recovery, reloads, scores, soak
-from online.bench.redis_server import find_binary
+from benchmarks import push, recovery, reloads, scores, soak
+from benchmarks.redis_server import find_binary
 from online.settings.config import environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.long]
 def test_contention() -> None:
     """Every request of both replicas is answered 200, beside the three that it is compared to."""
     done = subprocess.run(
-        [sys.executable, "-m", "online", "bench", "contention", "--seconds", "2", "--json"],
+        [sys.executable, "-m", "benchmarks", "contention", "--seconds", "2", "--json"],
         capture_output=True,
         text=True,
         timeout=240,
@@ -74,7 +74,7 @@ def test_reloads() -> None:
 
 
 def test_soak() -> None:
-    """A minute of `online bench soak`, with a kill every ten seconds."""
+    """A minute of `python -m benchmarks soak`, with a kill every ten seconds."""
     result = soak.run(60, kill_s=10, clients=4)
     print(result)
     assert not result.lost

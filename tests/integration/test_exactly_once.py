@@ -1,4 +1,4 @@
-"""Kills at random instants, with the negative control; the long form is `online bench`."""
+"""Kills at random instants, with the negative control; the long form is `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from online.bench import exactly_once, redis_server
-from online.bench.exactly_once import JournalKind
+from benchmarks import exactly_once, redis_server
+from benchmarks.exactly_once import JournalKind
 from online.settings.config import environment
 
 WITHOUT_DEDUPE = """

@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
-from online.bench import redis_server
-from online.bench.exactly_once import STEP
-from online.bench.learners import COUNT_LABEL
-from online.bench.service import Running, launch, status, write_settings
+from benchmarks import redis_server
+from benchmarks.exactly_once import STEP
+from benchmarks.learners import COUNT_LABEL
+from benchmarks.service import Running, launch, status, write_settings
 from online.client.connection import Connection
 from online.rebuild import fsck
 from online.settings import config
@@ -35,7 +35,7 @@ PATH = "/v1/models/counting"
 MODEL = {
     "name": "counting",
     "task": "regression",
-    "learner": "online.bench.learners:counting",
+    "learner": "benchmarks.learners:counting",
     "sync": {"merge": "sum"},
     "snapshots": {"interval_s": 1, "keep": 4},
 }

@@ -22,9 +22,9 @@ import psutil
 import pytest
 import yaml
 
-from online.bench.exactly_once import Client, Sent, settings_of
-from online.bench.learners import COUNT_LABEL
-from online.bench.service import Running, launch, settle, status, write_settings
+from benchmarks.exactly_once import Client, Sent, settings_of
+from benchmarks.learners import COUNT_LABEL
+from benchmarks.service import Running, launch, settle, status, write_settings
 from online.processes import runs
 
 pytestmark = pytest.mark.ray

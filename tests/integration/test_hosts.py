@@ -1,6 +1,6 @@
 """The service on several hosts in one machine: network namespaces, and a switch that can fail.
 
-The whole table, with longer cuts and more runs, is `online bench hosts`.
+The whole table, with longer cuts and more runs, is `python -m benchmarks hosts`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from online.bench import ether, hosts, redis_server
-from online.bench.ether import Link, Network, Rule
+from benchmarks import ether, hosts, redis_server
+from benchmarks.ether import Link, Network, Rule
 from online.settings.config import environment
 
 _WHY_NOT = ether.permitted()
@@ -45,7 +45,7 @@ def test_a_host_is_killed_and_nothing_is_lost() -> None:
 _NETWORK = """
 import sys
 from pathlib import Path
-from online.bench.ether import Network
+from benchmarks.ether import Network
 with Network(Path(sys.argv[1]), ["a", "b"]) as network:
     print(*(host.init.pid for host in network.hosts.values()), flush=True)
     sys.stdin.read()

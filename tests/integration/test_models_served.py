@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from online.bench.service import Running, launch, settle, write_settings
+from benchmarks.service import Running, launch, settle, write_settings
 from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray

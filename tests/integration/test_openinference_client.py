@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from online.bench.service import Running, service, settle
+from benchmarks.service import Running, service, settle
 
 tritonclient = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, service, until
 
-from online.bench.service import Running, status
+from benchmarks.service import Running, status
 from online.client.connection import Connection
 
 pytestmark = [
@@ -65,7 +65,7 @@ static void stall(void) {
 SYNC(fsync)
 SYNC(fdatasync)
 """
-LEARNER = "from online.bench.learners import counting\n"
+LEARNER = "from benchmarks.learners import counting\n"
 HOLDS = """
 import fcntl, os, signal, sys
 file = open(sys.argv[1])

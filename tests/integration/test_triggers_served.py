@@ -12,7 +12,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from online.bench.service import Running, service, status
+from benchmarks.service import Running, service, status
 
 pytestmark = pytest.mark.ray
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from online.bench.shadowed import BETTER, EQUAL, Apart, turning
+from benchmarks.shadowed import BETTER, EQUAL, Apart, turning
 from online.challenger.comparison import Ahead, Challenger, Standing
 from online.challenger.shadow import Shadow
 from online.learning.local_model import score_of

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.benchmarks import comparison as bench
+from benchmarks.studies import comparison as bench
 from evaluation.comparison import Comparison, radius
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from online.bench import floods
+from benchmarks import floods
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Event, Source
 from paramserver.filters.chain import by_name

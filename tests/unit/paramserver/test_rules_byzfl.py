@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.benchmarks.synchronous import Peer, Rule, peer
+from benchmarks.studies.synchronous import Peer, Rule, peer
 from paramserver.rules import stacked
 
 PYTHON = os.environ.get("BYZFL_PYTHON")

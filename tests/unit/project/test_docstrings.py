@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[3]
-PACKAGES: Final = ("online", "paramserver", "replay", "evaluation", "refusals")
+PACKAGES: Final = ("benchmarks", "online", "paramserver", "replay", "evaluation", "refusals")
 WORDS_MIN: Final = 4
 OPENINGS: Final = ("Of", "As", "What")
 

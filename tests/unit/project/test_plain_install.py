@@ -38,7 +38,7 @@ absent = set(sys.stdin.read().split())
 begun_with = set(sys.modules)  # what the environment's own start files import
 sys.meta_path[:] = [Installed if f is PathFinder else f for f in sys.meta_path]
 """
-BESIDE: Final = {"bench", "commands", "edge", "models", "rescore", "tables"}
+BESIDE: Final = {"commands", "edge", "models", "rescore", "tables"}
 # `online backfill` reads tables, with the extra `rescore`
 TABLES: Final = {"online.rebuild.backfill"}
 MODEL: Final = """
@@ -90,7 +90,7 @@ def _absent() -> set[str]:
 def _served() -> list[str]:
     """The modules of the service's processes: the command line, and the replicas', servers' parts.
 
-    What the rooms beside (exports, scoring, benchmarks) have is imported by these where serving
+    What the rooms beside (exports, scoring, tables) have is imported by these where serving
     needs it.
     """
     found = pkgutil.walk_packages(online.__path__, "online.")

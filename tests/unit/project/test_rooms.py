@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[3]
-PACKAGES: Final = ("online", "evaluation", "paramserver", "replay")
+PACKAGES: Final = ("benchmarks", "online", "evaluation", "paramserver", "replay", "refusals")
 TOP: Final = {"__init__", "__main__", "cli", "errors", "processes", "telemetry"}
 ROOMS: Final = "rooms of online/ import from lower floors only"
 ALONE: Final = "these modules alone import "
@@ -33,6 +33,9 @@ WRONG: Final = [  # file, what it imports, the contract that says no
     ("online/trust/sources.py", "from online.watch import drift", ROOMS),
     ("online/errors.py", "import online.cli", ROOMS),
     ("online/lonely.py", "import json", ROOMS),
+    ("online/commands/load.py", "import benchmarks.service", "imports go one way"),
+    ("evaluation/metrics.py", "from benchmarks.studies import digits", "imports go one way"),
+    ("benchmarks/studies/digits.py", "import online.errors", "studies need no service"),
     ("replay/codec.py", "import online.errors", "imports go one way"),
     ("paramserver/server.py", "import redis", "the core knows no framework"),
 ]

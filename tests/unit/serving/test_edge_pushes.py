@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from replica_world import SPEC, World, play, until
 
+from benchmarks import devices as fleet
+from benchmarks.devices import Scene, scene_of
 from evaluation.streams import open_stream
-from online.bench import devices as fleet
-from online.bench.devices import Scene, scene_of
 from online.edge import on_device, pack
 from online.edge.errors import ExportRefused
 from online.edge.lower import lower

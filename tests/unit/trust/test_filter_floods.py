@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from online.bench import floods
+from benchmarks import floods
 from online.trust.filtering import Filtering, _unweighed
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Source

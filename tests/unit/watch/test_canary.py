@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.honest import Loop
 from evaluation.drift.alarm import Alarm
 from evaluation.streams import open_stream
-from online.bench.honest import Loop
 from online.models.base import Prediction, by_probability
 from online.settings.model import Drift, ModelSettings
 from online.watch.canary import ROWS_MAX, WARM, Canary

@@ -1,0 +1,530 @@
+"""Commands of `python -m benchmarks`: one command a table; here those of a running service."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from benchmarks.alone import (
+    buffers,
+    comparison,
+    detectors,
+    edge,
+    forgetting,
+    journal,
+    merge,
+    prequential,
+    relearning,
+    report,
+    robustness,
+)
+from benchmarks.growth import growth
+from benchmarks.table import AsJson, Rows, app, print_table, show
+
+
+@app.command()
+def fidelity(rows: Rows = None, as_json: AsJson = False) -> None:
+    """One replica over HTTP beside the plain library, row by row.
+
+    Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: python -m benchmarks fidelity --rows 2000
+    """
+    from benchmarks import fidelity as bench
+
+    show("fidelity", [bench.run(name, rows) for name in bench.MODELS], as_json=as_json)
+
+
+@app.command()
+def replicas(rows: Rows = None, as_json: AsJson = False) -> None:
+    """Accuracy with all traffic on one of four replicas, and spread over two and four.
+
+    Elec2 and INSECTS; with four, as fast as they go, and for several intervals between two
+    exchanges.  Needs both in ONLINE_DATA_DIR.  Example: python -m benchmarks replicas --rows 10000
+    """
+    from benchmarks import replicas as bench
+
+    found = [bench.solo(rows)]
+    found += [bench.spread(rows, merge=rule) for rule in ("compensated", "average", "sum")]
+    for case in bench.CASES[1:]:
+        for rule in ("compensated", "average", "ordered"):
+            found.append(bench.spread(rows, case=case, merge=rule, replicas=4, clients=8))
+        for interval_ms in (5.0, 100.0, 500.0, 2000.0):
+            found.append(
+                bench.spread(rows, case=case, replicas=4, clients=8, interval_ms=interval_ms)
+            )
+    show("replicas", found, as_json=as_json)
+
+
+@app.command()
+def challenger(
+    runs: Annotated[int, typer.Option(help="of each pair", min=1)] = 20,
+    first: Annotated[int, typer.Option(help="seed of the first one")] = 0,
+    http: Annotated[bool, typer.Option("--http", help="only the equal one, over HTTP")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """An equal and a better challenger where one replica answers and another takes the labels.
+
+    In this process, with the real parts.  Example: python -m benchmarks challenger --runs 5
+    """
+    from benchmarks import shadowed as bench
+
+    if http:
+        line = bench.over_http()
+        show("a challenger where answers lack newer labels", [line], as_json=as_json)
+        raise typer.Exit(0 if line.good else 1)
+    found = bench.run(runs=runs, first=first, progress=lambda x: print(x, file=sys.stderr))
+    show("a challenger where answers lack newer labels", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
+def settled(as_json: AsJson = False) -> None:
+    """The drift state of healthy models on streams in order: at most 3 % of looks above ok.
+
+    Needs Elec2, INSECTS and ACS in ONLINE_DATA_DIR.  Example: python -m benchmarks settled
+    """
+    from benchmarks import settled as bench
+    from online.settings.config import data_dir
+
+    found = bench.run(data_dir(), progress=lambda x: print(x, file=sys.stderr))
+    show("looks above ok, in per cent", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
+def trees(rows: Rows = 8000, as_json: AsJson = False) -> None:
+    """A Hoeffding tree learned in order by three replicas, and a forest of ten by one process.
+
+    Needs Elec2 and INSECTS in ONLINE_DATA_DIR.  Example: python -m benchmarks trees --rows 4000
+    """
+    from benchmarks import trees as bench
+
+    found = [bench.run(*case, rows) for case in bench.CASES]
+    show("trees in three replicas", found, as_json=as_json)
+
+
+@app.command()
+def rehearsal(
+    rows: Annotated[int, typer.Option(help="rows of each of the five tasks")] = 1_000,
+    as_json: AsJson = False,
+) -> None:
+    """Digits over HTTP with replay, beside the in-process loop; all processes killed halfway.
+
+    Then what replay does to the waiting time of predictions.  Exits 1 if the service is more than
+    a point apart, or half of the predictions take more than 1.1 times as long.  Needs MNIST in
+    ONLINE_DATA_DIR.  Example: python -m benchmarks rehearsal --rows 200
+    """
+    from benchmarks import rehearsal as bench
+
+    found, waits = list(bench.run(rows)), bench.waits()
+    show("rehearsal in the service", found, as_json=as_json)
+    show("predictions with replay", [waits], as_json=as_json)
+    if not (waits.good and all(line.good for line in found)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def judging(as_json: AsJson = False) -> None:
+    """Measure what metrics and drift watching add to the time of a feedback.
+
+    Exits 1 if it is more than 15 %.  Example: python -m benchmarks judging
+    """
+    from benchmarks import judging as bench
+
+    found = bench.run()
+    show("judging", [found], as_json=as_json)
+    raise typer.Exit(0 if found.good else 1)
+
+
+class Lie(StrEnum):
+    """Kinds of lies, as `abuse.KINDS`: typer takes no list of literals."""
+
+    FLIP = "flip"
+    KEYWORD = "keyword"
+    AIMED = "aimed"
+    BURST = "burst"
+
+
+@app.command("hostile-http")
+def hostile_http(
+    rows: Rows = None,
+    seeds: Annotated[int, typer.Option(help="runs of each kind", min=1, max=5)] = 5,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    kind: Annotated[
+        list[Lie] | None,
+        typer.Option(help="of lies; may be given again; then no honest streams"),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="in this process, no service")] = False,
+    replicas: Annotated[int, typer.Option(help="with --alone", min=1, max=8)] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Twenty tokens send text messages over HTTP, five of them lies; and what honest streams lose.
+
+    Exits 1 if a liar is not quarantined within 30 of its events, an honest source is, spam found
+    falls by more than a point, or feedback by more than 15 %; or if a stream without an attacker
+    loses an event or half a point.  Needs SMS Spam, Elec2 and INSECTS in ONLINE_DATA_DIR.
+    Example: python -m benchmarks hostile-http --seeds 1
+    """
+    from benchmarks import abuse, honest
+
+    play = partial(abuse.alone, replicas=replicas) if alone else None
+    lies = list(abuse.run(rows, range(first, first + seeds), [k.value for k in kind or Lie], play))
+    cost = [] if kind else list(honest.run(rows))
+    if cost:
+        show("honest streams", cost, as_json=as_json)
+    show("lies over HTTP", lies, as_json=as_json)
+    good = all(row.good for row in cost) and all(row.good for row in lies)
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def freshness(
+    rate: Annotated[float, typer.Option(help="events a second")] = 200.0,
+    seconds: Annotated[float, typer.Option(help="how long")] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Feedback acknowledged by one replica: how soon it is in the other's answers.
+
+    Example: python -m benchmarks freshness --rate 500
+    """
+    from benchmarks import freshness as bench
+
+    show("freshness", [bench.run(rate, seconds)], as_json=as_json)
+
+
+@app.command("exactly-once")
+def exactly_once(
+    journal: Annotated[
+        Literal["sqlite", "redis"], typer.Option(help="redis starts a server of its own")
+    ] = "sqlite",
+    rounds: Annotated[int, typer.Option(help="kills")] = 20,
+    seed: Annotated[int, typer.Option(help="of the instants and targets")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Kill processes at random instants under load; nothing is lost or learned twice.
+
+    Example: python -m benchmarks exactly-once --journal redis --rounds 20
+    """
+    good = _exactly_once(journal, rounds, seed, as_json=as_json)
+    raise typer.Exit(0 if good else 1)
+
+
+def _exactly_once(
+    journal: Literal["sqlite", "redis"], rounds: int, seed: int, *, as_json: bool
+) -> bool:
+    from benchmarks import exactly_once as bench
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    result = bench.run(rounds, journal=journal, seed=seed, progress=progress)
+    data = {**asdict(result), "good": result.good}
+    if as_json:
+        print(json.dumps(data))
+    else:
+        for name, value in data.items():
+            print(f"{name.replace('_', ' ')}: {value}")
+    return result.good
+
+
+@app.command()
+def hosts(
+    fault: Annotated[
+        str | None,
+        typer.Option(help="kill, cut, one-way, delay, loss, full, full-journal, none"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="how long it lasts")] = 10.0,
+    runs: Annotated[int, typer.Option(help="of each fault")] = 3,
+    seed: Annotated[int, typer.Option(help="of the clients and the network")] = 0,
+    to: Annotated[
+        Path | None, typer.Option(help="file that gets a line of JSON after each run")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The service on three hosts (network namespaces); one fails under load: medians and worst.
+
+    Needs root.  Without --fault the whole table: 24 runs of two to five minutes; a failed
+    one stops none.  Example: python -m benchmarks hosts --fault kill --runs 1
+    """
+    from benchmarks import hosts as bench
+    from benchmarks import hosts_table
+
+    def keep(row: Mapping[str, Any]) -> None:
+        if to is not None:
+            with to.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    plan = [(bench.fault(fault), seconds)] if fault else list(bench.faults())
+    rows = hosts_table.campaign(
+        plan, runs, seed=seed, keep=keep,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    for row in rows:
+        if "failed" in row:
+            print(f"{row['fault']}, seed {row['seed']}: {row['failed']}", file=sys.stderr)
+    print(json.dumps(rows)) if as_json else print_table("hosts", hosts_table.table(rows))
+    raise typer.Exit(0 if all(row["good"] for row in rows) else 1)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(help="of load")] = 30.0,
+    kill_s: Annotated[float, typer.Option("--kill-s", help="seconds between two kills")] = 30.0,
+    seed: Annotated[int, typer.Option(help="of what is killed")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Mixed load at half of capacity and a kill now and then: nothing lost, nothing grows.
+
+    Example: python -m benchmarks soak --minutes 1 --kill-s 10
+    """
+    from benchmarks import soak as bench
+
+    result = bench.run(
+        minutes * 60, kill_s=kill_s, seed=seed, progress=lambda line: print(line, file=sys.stderr)
+    )
+    data = {**asdict(result), "good": result.good}
+    if as_json:
+        print(json.dumps(data))
+    else:
+        for name, value in data.items():
+            print(f"{name.replace('_', ' ')}: {value}")
+    raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
+def reloads(
+    rounds: Annotated[int, typer.Option(help="of all phases")] = 5,
+    seconds: Annotated[float, typer.Option(help="of a phase, at least")] = 15.0,
+    rate: Annotated[float, typer.Option(help="requests a second")] = 400.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a replica that comes or goes costs callers: HAProxy loads its settings anew.
+
+    Example: python -m benchmarks reloads --rounds 1 --seconds 5 --rate 100
+    """
+    from benchmarks import reloads as bench
+
+    rows = bench.run(
+        rounds=rounds, seconds=seconds, rate=rate,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    show("reloads", rows, as_json=as_json)
+
+
+@app.command()
+def durability(as_json: AsJson = False) -> None:
+    """A trace (strace) that the journal's sync returns before the 200 leaves.
+
+    Example: python -m benchmarks durability
+    """
+    from benchmarks import durability as bench
+
+    result = bench.run()
+    if as_json:
+        print(json.dumps({**asdict(result), "good": result.good}))
+    else:
+        for name, proof in asdict(result).items():
+            print(f"{name}: {', '.join(f'{k} {v}' for k, v in proof.items())}")
+    raise typer.Exit(0 if result.good else 1)
+
+
+@app.command()
+def contention(
+    seconds: Annotated[float, typer.Option(help="how long both replicas are saturated")] = 60.0,
+    connections: Annotated[int, typer.Option(help="to each replica")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Two saturated replicas on one SQLite journal: feedback p99 <= 25 ms, max <= 100 ms.
+
+    Example: python -m benchmarks contention --seconds 60
+    """
+    from benchmarks import contention as bench
+
+    rows = bench.run(seconds=seconds, connections=connections, beside_s=min(seconds, 10.0))
+    show("contention", rows, as_json=as_json)
+    raise typer.Exit(0 if rows[-1].good else 1)
+
+
+@app.command()
+def recovery(
+    runs: Annotated[int, typer.Option(help="kills of each")] = 5,
+    weights: Annotated[int | None, typer.Option(help="of the model; default: 64 MB")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Killed parameter server (64 MB) and killed replica: how long until all is as before.
+
+    Example: python -m benchmarks recovery --runs 5
+    """
+    from benchmarks import recovery as bench
+
+    found = bench.run(runs=runs, weights=weights or bench.WEIGHTS)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        show("recovery", found.figures, as_json=False)
+        print(f"{found.failed} of {found.predictions} predictions failed")
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
+def http(
+    runs: Annotated[int, typer.Option(help="repetitions of each")] = 5,
+    seconds: Annotated[float, typer.Option(help="length of each")] = 3.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one run of 0.3 s each; no target is judged")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict and feedback rates and p99 beside uvicorn + FastAPI + river.
+
+    Example: python -m benchmarks http --runs 5
+    """
+    from benchmarks import http as bench
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    if quick:
+        runs, seconds = 1, 0.3
+    table = bench.run(runs=runs, seconds=seconds, judge=not quick, progress=progress)
+    if as_json:
+        print(json.dumps({**asdict(table), "good": table.good}))
+    else:
+        print_table("http", bench.shown(table))
+    for warning in table.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if table.void:
+        print(
+            f"void: the peer made fewer than {bench.PEER_MIN:,.0f} predictions/s", file=sys.stderr
+        )
+    raise typer.Exit(0 if quick or table.good else 1)
+
+
+@app.command()
+def push(
+    rounds: Annotated[int, typer.Option(help="of 100 events on each model", min=1)] = 9,
+    large: Annotated[int, typer.Option(help="weights of the large model", min=2_000)] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """One event on a model of a million weights, beside one on a thousand.
+
+    Example: python -m benchmarks push --rounds 9
+    """
+    from benchmarks import push as bench
+
+    found = bench.run(large=large, rounds=rounds, progress=lambda x: print(x, file=sys.stderr))
+    show("one event", found.costs, as_json=as_json)
+    raise typer.Exit(0 if found.good else 1)
+
+
+@app.command()
+def rescore(
+    runs: Annotated[int, typer.Option(help="repetitions of each", min=1)] = 5,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Batch re-scoring beside a loop of predict_one and Ray Data's plain map.
+
+    Needs KDD99 and ACS employment in ONLINE_DATA_DIR.  Example: python -m benchmarks rescore
+    --runs 5
+    """
+    from benchmarks import rescore as bench
+    from online.settings.config import data_dir
+
+    speeds, memory = bench.run(
+        data_dir(), runs=runs, rows=rows, progress=lambda x: print(x, file=sys.stderr)
+    )
+    if as_json:
+        data = [asdict(row) for row in speeds] + [asdict(row) for row in memory]
+        print(json.dumps(data))
+    else:
+        show("rows a second", speeds, as_json=False)
+        show("most memory", memory, as_json=False)
+    good = all(row.good for row in speeds) and all(row.good for row in memory)
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def scores(
+    runs: Annotated[int, typer.Option(help="repetitions of each", min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="length of one measurement", min=0.2)] = 3.0,
+    keys: Annotated[int, typer.Option(help="keys to load into Redis", min=1)] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Scores read by key, from SQLite and Redis, beside live predictions; and loading them.
+
+    Needs valkey-server or redis-server.  Example: python -m benchmarks scores --runs 3 --keys
+    200000
+    """
+    from benchmarks import scores as bench
+
+    found = bench.run(
+        runs=runs, seconds=seconds, keys=keys, progress=lambda x: print(x, file=sys.stderr)
+    )
+    show("scores by key", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good is not False for line in found) else 1)
+
+
+@app.command("all")
+def everything() -> None:
+    """Every table, one after the other (about an hour).
+
+    Example: python -m benchmarks all
+    """
+    freshness(rate=500.0, seconds=30.0)
+    fidelity(rows=None)
+    replicas(rows=None)
+    trees()
+    reloads()
+    merge()
+    journal()
+    relearning(rows=None)
+    services = (
+        http,
+        push,
+        durability,
+        contention,
+        recovery,
+        rehearsal,
+        judging,
+        rescore,
+        scores,
+        growth,
+    )
+    others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
+    found = [_passes(command) for command in (*services, *others)]
+    found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
+    learning_back(seeds=2)
+    found += [_exactly_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
+    found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))
+    raise typer.Exit(0 if all(found) else 1)
+
+
+@app.command("learning-back")
+def learning_back(
+    seeds: Annotated[int, typer.Option(help="fleets a case", min=1)] = 2, as_json: AsJson = False
+) -> None:
+    """Twenty devices that push deltas, five of whom lie; with filters, without, without liars.
+
+    In one process.  Digits, and Elec2 of ONLINE_DATA_DIR.  Example: python -m benchmarks
+    learning-back
+    """
+    from benchmarks import devices as bench
+
+    show("learning back", bench.table(range(1, seeds + 1)), as_json=as_json)
+
+
+def _passes(command: Callable[[], None]) -> bool:
+    """Whether a command that ends with a verdict ends with a good one."""
+    try:
+        command()
+    except typer.Exit as verdict:
+        return verdict.exit_code == 0
+    return True

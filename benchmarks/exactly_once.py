@@ -1,0 +1,384 @@
+"""Kill processes at random instants; every acknowledged event must be in the model exactly once.
+
+The model counts: each event has a feature of its own and adds 2^-10 to that feature's weight,
+whatever was learned before, so the final weights say of each event how often it was learned.
+Clients repeat what was not answered, with the same ``event_id``, as real ones do, and now and
+then repeat what was.  Every fourth round kills every process of the service at once, and with a
+journal in Redis every other one of these kills that server, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import random
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from benchmarks.learners import COUNT_LABEL
+from benchmarks.redis_server import Server, need_binary
+from benchmarks.service import Running, launch, status, write_settings
+from online.client.connection import Connection
+from online.processes import free_port
+from online.rebuild import fsck
+from online.settings.config import Settings, load
+from online.settings.places import snapshots_path
+from paramserver.snapshots.format import decode
+from paramserver.snapshots.places import lineage_place, open_snapshots
+
+STEP = 2.0**-10
+_ALL_EVERY = 4
+_PAUSE_S = (0.3, 2.0)  # between two kills
+
+JournalKind = Literal["sqlite", "redis"]
+
+
+@dataclass(slots=True)
+class Sent:
+    """The clients note here which events were acknowledged, and which never got an answer."""
+
+    acknowledged: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
+    statuses: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The result of one campaign, which kills processes of the service again and again.
+
+    ``lost`` and ``twice`` are event ids; the promise is kept if both are empty.
+    """
+
+    journal: JournalKind
+    rounds: dict[str, int]
+    in_flight_min: int
+    acknowledged: int
+    unanswered: int
+    unanswered_learned: int
+    lost: list[str]
+    twice: list[str]
+    strangers: list[str]
+    fsck_good: bool
+    statuses: dict[str, int]
+    adopted: int
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Nothing lost, nothing twice, and the digest agrees with the journal."""
+        return not (self.lost or self.twice or self.strangers) and self.fsck_good
+
+
+class Client(threading.Thread):
+    """Sends events one after the other until told to stop; repeats until each is answered."""
+
+    def __init__(
+        self,
+        number: int,
+        url: Callable[[], str],
+        sent: Sent,
+        stop: threading.Event,
+        seed: int,
+        *,
+        token: str | None = None,
+        timeout_s: float = 20.0,
+        pause_s: float = 0.0,
+    ) -> None:
+        super().__init__(daemon=True)
+        self._pause_s = pause_s
+        self._token, self._timeout_s = token, timeout_s
+        self._number, self._url, self._sent, self._stop_event = number, url, sent, stop
+        self._rng = random.Random(seed)
+        self.in_flight = False
+        self.failed = 0  # attempts without an answer, or with one that is none
+
+    def run(self) -> None:
+        """Send one event after the other until the stop event is set."""
+        i = 0
+        while not self._stop_event.is_set():
+            event = f"c{self._number}-{i}"
+            i += 1
+            if self._pause_s:
+                self._stop_event.wait(self._pause_s)
+            self.send(event)
+            if self._rng.random() < 0.05:  # a client that did not trust the answer
+                self.send(event)
+
+    def feature(self, event: str) -> str:
+        """Name of the feature whose weight counts the event: one of its own."""
+        return event
+
+    def send(self, event: str) -> None:
+        """Send it and again until it is acknowledged."""
+        body = {
+            "features": {self.feature(event): 1.0},
+            "label": COUNT_LABEL,
+            "event_id": event,
+            "source": "bench",
+        }
+        with self._sent.lock:
+            self._sent.unanswered.add(event)
+        give_up = time.monotonic() + 120
+        while time.monotonic() < give_up:
+            client = Connection(self._url(), self._timeout_s, self._token)
+            try:
+                self.in_flight = True
+                code, answer = client.post("/v1/models/counting/feedback", body)
+            except (OSError, http.client.HTTPException):
+                code, answer = 0, {}
+            finally:
+                self.in_flight = False
+                client.close()
+            if code == 200:
+                with self._sent.lock:
+                    self._sent.acknowledged.add(event)
+                    self._sent.unanswered.discard(event)
+                    self._sent.statuses[answer["status"]] += 1
+                return
+            self.failed += 1
+            with self._sent.lock:
+                why = (answer.get("error") or {}).get("code", "")
+                self._sent.statuses[f"retried after {code or 'no answer'} {why}".strip()] += 1
+            if self._stop_event.is_set() and self._rng.random() < 0.2:
+                return  # this one stays unanswered
+            time.sleep(0.05)
+
+
+def settings_of(port: int, journal: str = "sqlite", *, embedded: bool = False) -> dict[str, Any]:
+    """Two replicas of the counting model, exact sums, frequent snapshots.
+
+    ``embedded``: one in the process of everything.
+    """
+    return {
+        "port": port,
+        **({"cluster": "embedded"} if embedded else {"replicas": 2}),
+        "journal": journal,
+        "limits": {"adopt_s": 4, "names_max": 1_000_000},
+        "models": [
+            {
+                "name": "counting",
+                "task": "regression",
+                "learner": "benchmarks.learners:counting",
+                "sync": {"merge": "sum"},
+                "snapshots": {"interval_s": 1, "keep": 4},
+            }
+        ],
+    }
+
+
+class Site:
+    """The service and its store, which are killed and started again on the same files."""
+
+    def __init__(
+        self, folder: Path, store: Server | None, environment: Mapping[str, str] | None
+    ) -> None:
+        self._folder, self._store, self._environment = folder, store, environment
+        self._whole = 0
+        self.running = launch(folder, environment=environment)
+
+    def targets(self) -> tuple[str, ...]:
+        """Return what can be killed while the rest lives."""
+        return ("replica", "server", "both", *(("store",) if self._store else ()))
+
+    def kill(self, target: str) -> str:
+        """SIGKILL the target and start again what nobody else does; what was killed."""
+        if target == "all":
+            self._whole += 1
+            _sigkill(self.running.processes())
+            self.running.process.wait()
+            with_store = self._store is not None and self._whole % 2 == 1
+            if with_store:
+                self._restart_store()
+            self.running = launch(self._folder, environment=self._environment)
+            return "all and the store" if with_store else "all"
+        if target == "store":
+            self._restart_store()
+        victims = []
+        if target in ("replica", "both"):
+            victims += self.running.named("ServeReplica")[:1]
+        if target in ("server", "both"):
+            victims += self.running.named("ParameterServer")[:1]
+        _sigkill(victims)
+        return target
+
+    def _restart_store(self) -> None:
+        assert self._store is not None
+        self._store.kill()
+        self._store.start()
+
+    def stop(self) -> None:
+        """End the service as an operator does."""
+        self.running.stop()
+
+
+@contextlib.contextmanager
+def _store(folder: Path, journal: JournalKind) -> Iterator[Server | None]:
+    """The server of the journal, if it has one."""
+    if journal == "sqlite":
+        yield None
+        return
+    server = Server(folder, need_binary())
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def run(
+    rounds: int,
+    *,
+    journal: JournalKind = "sqlite",
+    seed: int = 0,
+    clients: int = 12,
+    environment: Mapping[str, str] | None = None,
+    embedded: bool = False,
+    progress: Callable[[str], None] = print,
+) -> Result:
+    """A campaign of ``rounds`` kills, every fourth of every process at once.
+
+    ``embedded``: of a service that is one process, so each kill is of all.
+    """
+    rng = random.Random(seed)
+    begun = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="online-kill-") as name,
+        _store(Path(name) / "store", journal) as store,
+    ):
+        folder = Path(name)
+        place = store.url if store else journal
+        path = write_settings(folder, settings_of(free_port(), place, embedded=embedded))
+        site = Site(folder, store, environment)
+        sent, stop = Sent(), threading.Event()
+        threads = [
+            Client(i, lambda: site.running.url, sent, stop, seed * 1000 + i) for i in range(clients)
+        ]
+        for thread in threads:
+            thread.start()
+        done: Counter[str] = Counter()
+        in_flight = clients
+        try:
+            for i in range(rounds):
+                whole = embedded or i % _ALL_EVERY == _ALL_EVERY - 1
+                target = "all" if whole else rng.choice(site.targets())
+                time.sleep(rng.uniform(*_PAUSE_S))
+                in_flight = min(in_flight, _wait_in_flight(threads, min(8, clients)))
+                killed = site.kill(target)
+                done[killed] += 1
+                answered = len(sent.acknowledged)
+                progress(f"round {i + 1}/{rounds}: killed {killed}, {answered:,} answered")
+            stop.set()
+            for thread in threads:
+                thread.join(150)
+            settings = load(path, {}, {})
+            found = judge(site.running, settings, sent)
+            return _result(found, settings, sent, done, in_flight, begun)
+        finally:
+            stop.set()
+            site.stop()
+
+
+def _wait_in_flight(threads: list[Client], wanted: int) -> int:
+    """Until so many requests are under way; how many are."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        now = sum(thread.in_flight for thread in threads)
+        if now >= wanted:
+            return now
+        time.sleep(0.001)
+    return sum(thread.in_flight for thread in threads)
+
+
+def _sigkill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Reckoning:
+    """A reckoning says what has become of the events, by the final weights."""
+
+    unanswered_learned: int
+    lost: list[str]
+    twice: list[str]
+    strangers: list[str]
+    fsck_good: bool
+    adopted: int
+
+
+def learned(
+    running: Running, settings: Settings
+) -> tuple[dict[str, float], fsck.Findings, dict[str, Any]]:
+    """How often each feature's events were learned, what `fsck` finds, and the model's status.
+
+    Of a snapshot that has every row of the journal.
+    """
+    findings = _wait_complete(running, settings)
+    now = status(running, "counting")
+    spec = str(now["server"]["spec"])
+    stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
+    weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
+    return {name: weight / STEP for name, weight in weights.items()}, findings, now
+
+
+def judge(running: Running, settings: Settings, sent: Sent) -> Reckoning:
+    """Compare what the clients know with what the model has learned."""
+    times, findings, now = learned(running, settings)
+    known = sent.acknowledged | sent.unanswered
+    return Reckoning(
+        unanswered_learned=sum(1 for e in sent.unanswered if times.get(e)),
+        lost=sorted(e for e in sent.acknowledged if times.get(e, 0) < 1),
+        twice=sorted(e for e, n in times.items() if n > 1),
+        strangers=sorted(e for e in times if e not in known),
+        fsck_good=findings.good,
+        adopted=int(sum(r.get("adopted", 0) for r in now["replicas"].values())),
+    )
+
+
+def _result(
+    found: Reckoning,
+    settings: Settings,
+    sent: Sent,
+    done: Counter[str],
+    in_flight: int,
+    begun: float,
+) -> Result:
+    return Result(
+        journal="sqlite" if settings.journal == "sqlite" else "redis",
+        rounds=dict(done),
+        in_flight_min=in_flight,
+        acknowledged=len(sent.acknowledged),
+        unanswered=len(sent.unanswered),
+        unanswered_learned=found.unanswered_learned,
+        lost=found.lost,
+        twice=found.twice,
+        strangers=found.strangers,
+        fsck_good=found.fsck_good,
+        statuses=dict(sent.statuses),
+        adopted=found.adopted,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _wait_complete(running: Running, settings: Settings) -> fsck.Findings:
+    """Until a published snapshot has every row of the journal, adopted ones too."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            client = Connection(running.url, token=running.token)
+            client.post("/v1/models/counting/snapshots", None)
+            client.close()
+        findings = fsck.check(settings, "counting", served=True)
+        if findings.not_yet == 0 or time.monotonic() > deadline:
+            return findings
+        time.sleep(0.2)

@@ -1,0 +1,277 @@
+"""Sources that behave and then turn, many names that lie a little, and a replica that hears few.
+
+Rows of a real stream are dealt to honest sources, answered, judged and learned in one process, by
+one replica or two, as :mod:`benchmarks.dealt` has it.  Then lies come between them: earlier rows
+with a wrong label.
+
+* *flood*: some of 26 sources are honest until half of the stream, then send 1, 4 or 15 lies a row;
+* *quiet*: the same lies, all to a replica that hears nothing else;
+* *names*: a quarter of what arrives are lies, and after three of them there is a new name;
+* *few*: nobody lies, and no source ever sends more than three rows.
+
+Figures are of the honest rows while lies come: the *attacked thousand*.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.dealt import Dealt
+from evaluation.streams import open_stream
+from online.settings.model import ModelSettings
+from replay.example import Features, Label
+from replay.journal.base import Verdict
+
+STREAMS: Final[dict[str, tuple[str, str, int, int]]] = {
+    "elec2": ("binary", "logreg", 2_000, 1_000),
+    "insects": ("multiclass", "softmax", 2_000, 1_000),
+    "phishing": ("binary", "logreg", 700, 550),
+    "image_segments": ("multiclass", "softmax", 1_300, 1_000),
+    "gas": ("multiclass", "softmax", 2_000, 1_000),
+    "acs": ("binary", "linear", 2_000, 1_000),
+}
+"""Task, learner, rows before the lies, rows among them."""
+
+ATTACKS: Final = ("flood", "quiet", "names", "few")
+SOURCES: Final = 26
+LIES: Final = (1, 4, 15)
+LIARS: Final = (3, 6, 8)
+
+CAUGHT_MIN: Final = 0.8
+SET_ASIDE_MAX: Final = 2.0
+POINTS: Final = 5.0
+BELOW: Final = 0.5
+NAMES_POINTS: Final = 3.0
+FEW_POINTS: Final = 0.3
+"""Share of liars in quarantine; honest rows set aside, percent; points below no lies, and below no
+filter; the same for new names, and for sources of three rows."""
+
+_LIES_OF_A_NAME: Final = 3
+_LATELY: Final = 500  # rows that lies are about
+_ACS: Final = ("acs_employment_MA", "employment_MA_reference.pq")
+_LABEL: Final = "employed"
+_NOT_FEATURES: Final = ("id", "year", "prediction", "predicted_probability", _LABEL)
+
+Row = tuple[Features, Label]
+Sent = tuple[str, Features, Label, bool]
+"""Source, features, label sent, whether it is a lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flooded:
+    """One attack on one stream.
+
+    ``accuracy``, ``clean`` and ``unfiltered``: of answers to the attacked thousand, in percent,
+    with filters, without lies (and filters), and without filters.  ``caught``: liars in quarantine
+    at the end, ``liars`` of them there are (names of three lies are not to be caught).
+    ``honest_set_aside``: percent of honest rows while lies come.  ``lies_taken``: lies learned,
+    with whatever weight.
+    """
+
+    what: str
+    seed: int
+    replicas: int
+    accuracy: float
+    clean: float
+    unfiltered: float
+    caught: int
+    liars: int
+    honest_set_aside: float
+    honest_quarantined: int
+    lies_taken: int
+    lies: int
+    good: bool
+
+
+def rows_of(name: str, data_dir: Path | None, seed: int) -> list[Row]:
+    """Return as many rows as the attack needs; each seed begins elsewhere in a long stream."""
+    _, _, before, among = STREAMS[name]
+    if name == "acs":
+        rows = _acs(data_dir, seed * (before + among) % 60_000, before + among)
+    else:
+        stream = open_stream(name, data_dir)
+        spare = max((stream.n_rows or 0) - before - among, 0)
+        begin = seed * 1_500 % (spare + 1) if spare > 1_500 else 0
+        rows = list(islice(iter(stream.rows), begin, begin + before + among))
+    return rows
+
+
+def _acs(data_dir: Path | None, begin: int, many: int) -> list[Row]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table((data_dir or Path()).joinpath(*_ACS)).slice(begin, many)
+    return [
+        ({k: v for k, v in row.items() if k not in _NOT_FEATURES}, bool(row[_LABEL]))
+        for row in table.to_pylist()
+    ]
+
+
+def honest_name(i: int) -> str:
+    """The honest source of this number."""
+    return f"s{i:02d}"
+
+
+def flood(rows: Sequence[Row], before: int, liars: int, lies: int, seed: int) -> list[list[Sent]]:
+    """Return what is sent about each row: ``liars`` of 26 sources behave for ``before`` rows."""
+    draw = random.Random(seed)
+    names = [honest_name(i) for i in range(SOURCES)]
+    hostile = names[SOURCES - liars :]
+    out = []
+    for n, (features, label) in enumerate(rows):
+        sender = names[draw.randrange(SOURCES if n < before else SOURCES - liars)]
+        group: list[Sent] = [(sender, features, label, False)]
+        for _ in range(lies if n >= before else 0):
+            group.append((draw.choice(hostile), *_lie(rows, n, draw), True))
+        out.append(group)
+    return out
+
+
+def many_names(rows: Sequence[Row], before: int, seed: int) -> list[list[Sent]]:
+    """Twenty honest sources; a quarter of what arrives are lies, three by each new name."""
+    draw, told, out = random.Random(seed), 0, []
+    for n, (features, label) in enumerate(rows):
+        group: list[Sent] = [(honest_name(draw.randrange(20)), features, label, False)]
+        if n >= before and n % 3 == 0:
+            name = f"new-{told // _LIES_OF_A_NAME}"
+            group.append((name, *_lie(rows, n, draw), True))
+            told += 1
+        out.append(group)
+    return out
+
+
+def few_each(rows: Sequence[Row], seed: int) -> list[list[Sent]]:
+    """One to three rows of each source, in between those of others."""
+    draw, live, made, out = random.Random(seed), list[list[Any]](), 0, []
+    for features, label in rows:
+        while len(live) < 20:
+            live.append([f"user-{made}", draw.randrange(1, 4)])
+            made += 1
+        at = draw.randrange(len(live))
+        out.append([(live[at][0], features, label, False)])
+        live[at][1] -= 1
+        if not live[at][1]:
+            del live[at]
+    return out
+
+
+def _lie(rows: Sequence[Row], n: int, draw: random.Random) -> Row:
+    features, label = rows[draw.randrange(max(n - _LATELY, 0), n + 1)]
+    labels = list({str(y): y for _, y in sorted(rows, key=lambda row: str(row[1]))}.values())
+    return features, draw.choice([other for other in labels if other != label])
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """The outcome of all that was sent, in the terms that :class:`Flooded` explains."""
+
+    accuracy: float
+    quarantined: frozenset[str]
+    set_aside: Counter[str]
+    taken: int
+
+
+def play(
+    name: str, groups: Sequence[list[Sent]], before: int, filters: str, replicas: int = 1,
+    *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
+) -> Played:  # fmt: skip
+    """Send it all.  ``quiet``: lies go to the last replica, and nothing else goes there."""
+    task, usual, _, _ = STREAMS[name]
+    given = {"name": "m", "task": task, "learner": learner or usual, "filters": filters}
+    loop = Dealt(ModelSettings.model_validate(given), replicas, vouched=vouched)
+    set_aside, condemned, taken, right = Counter[str](), dict[str, None](), 0, 0
+    for n, group in enumerate(groups):
+        for source, features, label, lie in group:
+            if n >= before and not lie:
+                right += loop.model.predict(features).label == label
+            to = None if not quiet else replicas - 1 if lie else 0
+            row = loop.step(source, features, label, to=to)
+            aside = row.verdict is Verdict.QUARANTINED
+            taken += lie and not aside
+            if aside and n >= before and not lie:
+                set_aside[source] += 1
+    for replica in loop.replicas:
+        if replica.filters is not None:
+            condemned.update(dict.fromkeys(replica.filters.standings.quarantined))
+    asked = len(groups) - before
+    return Played(100.0 * right / asked, frozenset(condemned), set_aside, taken)
+
+
+def attacked(
+    name: str, groups: Sequence[list[Sent]], before: int, seed: int, replicas: int, what: str,
+    *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
+) -> Flooded:  # fmt: skip
+    """One attack: without it, without filters, and with them."""
+    truth = [[event for event in group if not event[3]] for group in groups]
+    given: dict[str, Any] = {"quiet": quiet, "vouched": vouched, "learner": learner}
+    clean = play(name, truth, before, "none", replicas, **given).accuracy
+    bare = play(name, groups, before, "none", replicas, **given).accuracy
+    found = play(name, groups, before, "default", replicas, **given)
+    liars = {event[0] for group in groups for event in group if event[3]}
+    lies = sum(event[3] for group in groups for event in group)
+    aside = 100.0 * sum(found.set_aside.values()) / (len(groups) - before)
+    caught = len(found.quarantined & liars)
+    good = aside <= SET_ASIDE_MAX and found.accuracy >= max(
+        clean - (NAMES_POINTS if "names" in what else POINTS), bare - BELOW
+    )
+    if "names" not in what:
+        good = good and caught >= CAUGHT_MIN * len(liars)
+    return Flooded(
+        f"{name}, {what}", seed, replicas, found.accuracy, clean, bare, caught, len(liars),
+        aside, len(found.quarantined - liars), found.taken, lies, good,
+    )  # fmt: skip
+
+
+def run(
+    data_dir: Path | None, names: Sequence[str], seeds: Sequence[int],
+    kinds: Sequence[str] = ATTACKS,
+    liars: Sequence[int] = LIARS, lies: Sequence[int] = LIES, replicas: Sequence[int] = (1, 2),
+    learner: str | None = None,
+) -> Iterator[Flooded]:  # fmt: skip
+    """Each attack on each stream with each seed.  Raises StreamUnusable."""
+    for name in names:
+        before = STREAMS[name][2]
+        for seed in seeds:
+            rows = rows_of(name, data_dir, seed)
+            for kind in kinds:
+                for many in replicas if kind != "quiet" else (2,):
+                    yield from _each(name, rows, before, kind, seed, many, liars, lies, learner)
+
+
+def _each(
+    name: str, rows: Sequence[Row], before: int, kind: str, seed: int, replicas: int,
+    liars: Sequence[int], lies: Sequence[int], learner: str | None,
+) -> Iterator[Flooded]:  # fmt: skip
+    if kind in ("flood", "quiet"):
+        for k in liars:
+            for n in lies if kind == "flood" else (1,):
+                groups = flood(rows, before, k, n, seed)
+                what = f"{kind}, {k} liars, {n} a row"
+                yield attacked(
+                    name, groups, before, seed, replicas, what,
+                    quiet=kind == "quiet", learner=learner,
+                )  # fmt: skip
+        return
+    for vouched in (True, False):
+        what = f"{kind}, {'tokens' if vouched else 'no tokens'}"
+        if kind == "names":
+            groups = many_names(rows, before, seed)
+            yield attacked(
+                name, groups, before, seed, replicas, what, vouched=vouched, learner=learner
+            )
+            continue
+        groups = few_each(rows, seed)
+        given: dict[str, Any] = {"vouched": vouched, "learner": learner}
+        bare = play(name, groups, 0, "none", replicas, **given).accuracy
+        found = play(name, groups, 0, "default", replicas, **given)
+        aside = 100.0 * sum(found.set_aside.values()) / len(groups)
+        good = not found.set_aside and abs(found.accuracy - bare) <= FEW_POINTS
+        yield Flooded(
+            f"{name}, {what}", seed, replicas, found.accuracy, bare, bare, 0, 0, aside,
+            len(found.quarantined), 0, 0, good,
+        )  # fmt: skip

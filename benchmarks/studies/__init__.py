@@ -1,0 +1,1 @@
+"""Studies that need no service: learners, detectors, filters, buffers in one process."""

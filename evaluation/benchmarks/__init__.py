@@ -1,1 +1,0 @@
-"""Measured tables: each benchmark is a function that returns its rows."""

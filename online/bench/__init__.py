@@ -1,1 +1,0 @@
-"""Measured tables: each starts its own service, prints its figures and a peer's beside them."""

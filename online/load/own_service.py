@@ -1,0 +1,95 @@
+"""A service of its own for one measurement: own processes, a free port, a folder that goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from online.errors import StartRefused
+from online.settings import config
+
+_START_S = 180.0  # 10 to 15 on two idle cores
+_STOP_S = 30.0
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Write ``online.yaml`` in the folder, with a free port and its own state folder."""
+    path = folder / "online.yaml"
+    data = {"port": 0, "state_dir": str(folder / "state"), **settings}
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def start(
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> tuple[subprocess.Popen[str], str, str]:
+    """`online serve` on the folder's settings: its process, what it has printed, its URL.
+
+    ``environment`` is the whole one; None: this process's own.  ``file``: of the settings, or of a
+    model; None: ``online.yaml`` in the folder.  Raises StartRefused if it ends, or does not start
+    in time.
+    """
+    served = str(file or folder / "online.yaml")
+    deadline = time.monotonic() + _START_S
+    command = [sys.executable, "-m", "online", "serve", served, *arguments]
+    log = (folder / "serve.log").open("w")
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, text=True,
+        env=config.environment() if environment is None else environment,
+    )  # fmt: skip
+    log.close()
+    try:
+        return process, *_started(process, folder / "serve.log", deadline)
+    except BaseException:  # Ctrl-C, too, would leave it to go on starting
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+        process.kill()
+        raise
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Send SIGTERM to a service that runs, and wait for its end."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        process.wait(_STOP_S)
+
+
+@contextlib.contextmanager
+def service(settings: Mapping[str, Any]) -> Iterator[str]:
+    """URL of a service with these settings, in a folder of its own that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="online-load-") as name:
+        folder = Path(name)
+        write_settings(folder, settings)
+        process, _, url = start(folder)
+        try:
+            yield url
+        finally:
+            stop(process)
+
+
+def _started(process: subprocess.Popen[str], log: Path, deadline: float) -> tuple[str, str]:
+    """Wait until the service has printed its URL; return all that it has said, and the URL.
+
+    Raises StartRefused if it ends, or does not start in time.
+    """
+    while True:
+        text = log.read_text()
+        if match := re.search(r"(http://[0-9.]+:\d+)/docs", text):
+            return text, match[1]
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise StartRefused(f"online serve did not start:\n{text[-2000:]}", "See above")
+        time.sleep(0.02)

@@ -1,0 +1,135 @@
+"""Checks that the laboratory is in no wheel, and that its command line is whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import typer
+from setuptools import find_packages
+
+from benchmarks import service
+from benchmarks.cli import app
+from online import cli
+
+ROOT: Final = Path(__file__).parents[3]
+TABLES: Final = {
+    "all",
+    "buffers",
+    "challenger",
+    "checksums",
+    "comparison",
+    "contention",
+    "detectors",
+    "doors",
+    "durability",
+    "edge",
+    "exactly-once",
+    "fidelity",
+    "floods",
+    "forgetting",
+    "freshness",
+    "growth",
+    "hostile-http",
+    "hosts",
+    "http",
+    "journal",
+    "judging",
+    "learning-back",
+    "liars",
+    "merge",
+    "outliers",
+    "prequential",
+    "push",
+    "recovery",
+    "rehearsal",
+    "relearning",
+    "reloads",
+    "replicas",
+    "report",
+    "rescore",
+    "robustness",
+    "scores",
+    "settled",
+    "soak",
+    "trees",
+}
+
+
+def commands(of: typer.Typer) -> dict[str, Any]:
+    """Commands of a command line by their names."""
+    found: Any = typer.main.get_command(of)
+    return dict(found.commands)
+
+
+def test_the_wheel_has_no_laboratory() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    chosen = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    found = find_packages(str(ROOT), include=chosen)
+    assert {"online", "online.load", "online.commands", "evaluation"} <= set(found)
+    assert not [name for name in found if "bench" in name]
+    assert "benchmarks.studies" in find_packages(str(ROOT)), (
+        "the control: there is one to leave out"
+    )
+
+
+def test_every_table_has_its_command() -> None:
+    assert set(commands(app)) == TABLES
+
+
+def test_one_measurement_stays_with_the_service() -> None:
+    assert set(commands(cli.app)["bench"].commands) == {"load"}
+
+
+def test_a_table_is_asked_for_in_the_checkout() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "doors", "nothing"],
+        capture_output=True, text=True, timeout=120, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "weight, joins or ids" in done.stderr
+    assert "Usage: python -m benchmarks doors" in done.stderr
+
+
+def test_what_is_started_finds_its_learners_elsewhere(tmp_path: Path) -> None:
+    """The control: without the laboratory's environment it does not (nor by a link, with -S)."""
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for environment, good in ((plain, False), (service.own_environment(), True)):
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", "import benchmarks"], cwd=tmp_path, env=environment,
+            capture_output=True,
+            text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode == 0) is good, done.stderr
+
+
+@pytest.mark.parametrize("before", ["", os.pathsep.join(["one", "two"])])
+def test_own_places_come_before_the_checkout(monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    found = service.own_environment({"PYTHONPATH": before, "TEST_ELSE": "1"})
+    assert found["TEST_ELSE"] == "1"
+    assert (
+        found["PYTHONPATH"].split(os.pathsep)
+        == [*before.split(os.pathsep), str(ROOT)][0 if before else 1 :]
+    )
+
+
+def unmapped(page: str) -> list[str]:
+    """Modules of the laboratory without a row in the map."""
+    table = page.partition("### benchmarks/ ")[2].partition("\n`tests/simulation`")[0]
+    rows = set(re.findall(r"^\| `([\w/]+)` \|", table, re.M))
+    places = (ROOT / "benchmarks").rglob("*.py")
+    names = {str(p.relative_to(ROOT / "benchmarks").with_suffix("")) for p in places}
+    return sorted(n for n in names - rows if not n.endswith("__init__"))
+
+
+def test_the_map_has_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert unmapped(page) == []
+    assert unmapped(page.replace("| `studies/digits` |", "|")) == ["studies/digits"]
