@@ -41,6 +41,7 @@ from replay.journal.batch import check_batch
 from replay.journal.redischeck import Examination
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
+from replay.journal.redisstand import STAND_IN
 
 FORMAT = 4
 """Number of the layout of keys; a newer one is refused, an older one is read as it is.
@@ -398,7 +399,7 @@ class RedisJournal:
 
         One script that copies the partition, which every other caller of the server waits for.
         """
-        status = self._run(scripts.STAND_IN, partition, offset, *_words(row)[:7])
+        status = self._run(STAND_IN, partition, offset, *_words(row)[:7])
         if status == b"missing":
             raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
         return bool(status == b"ok")

@@ -44,7 +44,7 @@ time at which a row or a half was written.
 
 from __future__ import annotations
 
-_COMMON = """
+COMMON = """
 local P = KEYS[1]
 local function int(number) return string.format('%.0f', number) end
 local function last(stream)
@@ -103,7 +103,7 @@ end
 # ARGV: layout of the caller.  Keeps the newest one, so that older versions refuse what they
 # could not read; answers what is there then.
 SET_FORMAT = (
-    _COMMON
+    COMMON
     + """
 local found = tonumber(redis.call('GET', P .. ':format') or '0')
 if found >= tonumber(ARGV[1]) then return found end
@@ -116,7 +116,7 @@ return tonumber(ARGV[1])
 # writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half
 # ('' of a whole row) and payload of the half that it takes the place of ('': of any, or of none).
 APPEND = (
-    _COMMON
+    COMMON
     + """
 local number, known, held, most = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local of = redis.call('HMGET', P .. ':partition:' .. number,
@@ -231,7 +231,7 @@ return {'ok', int(stop), newest, outcomes}
 # where the clock of the old partition would call the new one's rows repeats.  Below 2^53 for the
 # first 2^29 partitions, so that each number is exact also where only doubles are known.
 REGISTER = (
-    _COMMON
+    COMMON
     + """
 local number = int(redis.call('INCR', P .. ':partitions') * 16777216 + tonumber(ARGV[5]))
 redis.call('HSET', P .. ':partition:' .. number,
@@ -245,7 +245,7 @@ return number
 # ARGV: model, spec, number, end, seq.  The stream comes last: without it the end would be 0, so a
 # script that failed is given again.
 REGISTER_LOST = (
-    _COMMON
+    COMMON
     + """
 local model, number, stop = ARGV[1], ARGV[3], ARGV[4]
 local rows, known = P .. ':rows:' .. number, P .. ':partition:' .. number
@@ -276,7 +276,7 @@ return 1
 
 # ARGV: number.
 SEAL = (
-    _COMMON
+    COMMON
     + """
 local partition = P .. ':partition:' .. ARGV[1]
 if redis.call('EXISTS', partition) == 0 then return {'unknown'} end
@@ -288,7 +288,7 @@ return {'ok', int(last(P .. ':rows:' .. ARGV[1]))}
 
 # ARGV: 'number' and a partition's number, or 'model' and a model.
 PARTITIONS = (
-    _COMMON
+    COMMON
     + """
 local numbers, found = {ARGV[2]}, {}
 if ARGV[1] == 'model' then
@@ -310,7 +310,7 @@ return found
 
 # ARGV: model, seq after which, most rows.
 FOLLOW = (
-    _COMMON
+    COMMON
     + """
 local newest, found = redis.call('GET', P .. ':seq') or '0', {}
 local page = redis.call(
@@ -329,7 +329,7 @@ return {newest, found, #page, redis.call('GET', P .. ':trimmed:' .. ARGV[1]) or 
 
 # ARGV: model, key.
 FIND = (
-    _COMMON
+    COMMON
     + """
 local place = redis.call('HGET', P .. ':ids:' .. ARGV[1], ARGV[2])
 if not place then return {} end
@@ -341,7 +341,7 @@ return stored and {where, offset, stored} or {}
 
 # ARGV: model, spec, expected epoch.
 BEGIN_EPOCH = (
-    _COMMON
+    COMMON
     + """
 local head = P .. ':head:' .. ARGV[1]
 if not head_is_good(ARGV[1], ARGV[2]) then return {'damaged', '0'} end
@@ -360,7 +360,7 @@ return {'ok', int(epoch)}
 
 # ARGV: model, spec, epoch, snapshot.
 MOVE_HEAD = (
-    _COMMON
+    COMMON
     + """
 local epoch = epoch_of(ARGV[1], ARGV[2])
 if not head_is_good(ARGV[1], ARGV[2]) then return {'damaged', '0'} end
@@ -373,7 +373,7 @@ return {'ok', epoch}
 
 # ARGV: model, kind, key, payload, and of a fence spec and epoch ('' without one).
 WRITE_CONTROL = (
-    _COMMON
+    COMMON
     + """
 if ARGV[6] ~= '' then
   local epoch = epoch_of(ARGV[1], ARGV[5])
@@ -397,7 +397,7 @@ return {won, seq, row}
 
 # ARGV: number, offset.
 CLAIM = (
-    _COMMON
+    COMMON
     + """
 if redis.call('EXISTS', P .. ':partition:' .. ARGV[1]) == 0 then return {'unknown'} end
 local claims = P .. ':claims:' .. ARGV[1]
@@ -413,7 +413,7 @@ return {'ok', n}
 
 # ARGV: model, spec, epoch, milliseconds.
 RUN = (
-    _COMMON
+    COMMON
     + """
 local epoch = epoch_of(ARGV[1], ARGV[2])
 if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
@@ -432,7 +432,7 @@ return {'ok', int(ms)}
 # partition its number and the last offset that may go.  Ids go first: a key that leads to no entry
 # would never be written again.
 TRIM = (
-    _COMMON
+    COMMON
     + """
 local model, before, left = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ahead, ran = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -483,7 +483,7 @@ return {'ok', int(removed)}
 
 # ARGV: model, before, most halves, when a clock was ahead, running time.
 EXPIRE = (
-    _COMMON
+    COMMON
     + """
 local waiting = P .. ':waiting:' .. ARGV[1]
 local halves, most, ran = P .. ':halves:' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5])
@@ -509,71 +509,8 @@ return int(removed)
 )
 
 # ARGV: number, offset after which, most rows.  Each row with where its id and its seq lead to.
-# ARGV: number, offset, then key, event_id, source, verdict, factor, payload and at of the new row.
-# A stream takes nothing between two entries: a copy takes its place, which needs no memory then.
-STAND_IN = (
-    _COMMON
-    + """
-local number, at = ARGV[1], ARGV[2]
-local rows, spare = P .. ':rows:' .. number, P .. ':spare:' .. number
-local stored = entry(rows, at)
-if not stored then return 'missing' end
-local function sum_of(fields, count)
-  return proof('row ' .. number .. ' ' .. at, {unpack(fields, 1, count)})
-end
-local n = #stored
-if stored[n - 1] == 'sum' then
-  if stored[n] == sum_of(stored, n - 2) then return 'good' end
-elseif field(stored, 'ran') == nil then
-  return 'good'
-end
-local model = redis.call('HGET', P .. ':partition:' .. number, 'model')
-local ids, order, here = P .. ':ids:' .. model, P .. ':order:' .. model, number .. ':' .. at
-local seq, after = nil, '-'
-while not seq do
-  local page = redis.call('XRANGE', order, after, '+', 'COUNT', 1000)
-  if #page == 0 then break end
-  for _, place in ipairs(page) do
-    if place[2][2] == here then seq = string.match(place[1], '^%d+') end
-  end
-  after = '(' .. page[#page][1]
-end
-local cursor, gone = '0', {}
-repeat
-  local page = redis.call('HSCAN', ids, cursor, 'COUNT', 1000)
-  cursor = page[1]
-  for i = 1, #page[2], 2 do
-    if page[2][i + 1] == here then gone[#gone + 1] = page[2][i] end
-  end
-until cursor == '0'
-local ran = int(running(model) or 0)
-if not seq then
-  seq = int(redis.call('INCR', P .. ':seq'))
-  redis.call('XADD', order, seq .. '-0', 'at', here)
-end
-local fields = {'seq', seq, 'key', ARGV[3], 'event_id', ARGV[4], 'source', ARGV[5],
-  'verdict', ARGV[6], 'factor', ARGV[7], 'payload', ARGV[8], 'at', ARGV[9], 'half', '', 'ran', ran}
-local sum = sum_of(fields, #fields)
-fields[#fields + 1], fields[#fields + 2] = 'sum', sum
-redis.call('DEL', spare)
-after = '-'
-while true do
-  local page = redis.call('XRANGE', rows, after, '+', 'COUNT', 1000)
-  if #page == 0 then break end
-  for _, row in ipairs(page) do
-    redis.call('XADD', spare, row[1], unpack(row[1] == at .. '-0' and fields or row[2]))
-  end
-  after = '(' .. page[#page][1]
-end
-redis.call('XSETID', spare, int(last(rows)) .. '-0')
-redis.call('RENAME', spare, rows)
-for _, key in ipairs(gone) do redis.call('HDEL', ids, key) end
-redis.call('HSET', ids, ARGV[3], here)
-return 'ok'
-"""
-)
 LOOK = (
-    _COMMON
+    COMMON
     + """
 local model, found = redis.call('HGET', P .. ':partition:' .. ARGV[1], 'model') or '', {}
 for _, row in ipairs(redis.call(
@@ -589,7 +526,7 @@ return found
 
 # ARGV: model, key.  Whether the half is as it was written; one of a layout before 4 is.
 HALF = (
-    _COMMON
+    COMMON
     + """
 local packed = redis.call('HGET', P .. ':halves:' .. ARGV[1], ARGV[2])
 if not packed then return 'gone' end
@@ -602,4 +539,4 @@ return sum == proof('half ' .. ARGV[1] .. ' ' .. ARGV[2], half) and 'good' or 'b
 )
 
 # ARGV: model.
-RUNNING = _COMMON + "return running(ARGV[1]) and 1 or 0"
+RUNNING = COMMON + "return running(ARGV[1]) and 1 or 0"

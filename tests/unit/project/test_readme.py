@@ -248,7 +248,7 @@ _VERSIONS: Final = {"predict": "v1", "feedback": "v1", "infer": "v2"}
 
 
 def test_first_requests_fit_what_make_serve_serves() -> None:
-    found = requests(README + REQUESTS)
+    found = [one for one in requests(README + REQUESTS) if "/prices/" not in one[0]]
     assert [action for _, action, _ in found] == [
         "predict", "feedback", "feedback", "predict", "feedback", "predict", "feedback", "infer",
     ]  # fmt: skip
@@ -269,6 +269,14 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
                 door.label(one.label, "label")
         for features in getattr(request, "instances", None) or ():
             door.features(features, "instances")
+
+
+def test_the_label_for_the_own_model_is_one_of_its_classes() -> None:
+    ((_, action, body),) = [one for one in requests(README) if "/models/prices/" in one[0]]
+    (settings,) = fenced(README, "yaml")
+    classes = yaml.safe_load(settings)["models"][0]["classes"]
+    assert action == "feedback"
+    assert msgspec.json.decode(body, type=FeedbackRequest).label in classes.values()
 
 
 def test_uploaded_lines_are_events() -> None:
