@@ -67,15 +67,7 @@ def serve(
                 signal.signal(number, on_signal)
         print(f"  {line}", flush=True)  # whoever reads it may send a signal
 
-    running: Any
-    if embedded := settings.cluster == config.EMBEDDED:
-        from online.service.embedded import Embedded
-
-        running = Embedded(in_private(settings), said)
-    else:
-        from online.service.service import Service
-
-        running = Service(settings, said)
+    running = _service(settings, said)
 
     def on_signal(number: int, frame: object) -> None:
         if stop.is_set():  # the second one: at once
@@ -96,11 +88,9 @@ def serve(
             threading.Thread(
                 target=_play_forever, args=(reached, settings, play, rate, stop), daemon=True
             ).start()
-        code = (
-            _watch_embedded(running, stop, hangup)
-            if embedded
-            else _watch(running, stop, hangup, again)
-        )
+        alone = settings.cluster == config.EMBEDDED
+        watch = _watch_embedded if alone else partial(_watch, load=again)
+        code = watch(running, stop, hangup)
         if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
             _kill(running, code)
         print("\nstopping: replicas push what they have learned", flush=True)
@@ -162,6 +152,17 @@ def _change(what: str, step: Callable[[], list[str]]) -> None:
         lines = [f"not {what}: {error}", "the service goes on as it was"]
     for line in lines:
         print(f"  {line}", flush=True)
+
+
+def _service(settings: config.Settings, said: Callable[[str], None]) -> Any:
+    """The service of the settings, in one process or with Ray; it is not started."""
+    if settings.cluster == config.EMBEDDED:
+        from online.service.embedded import Embedded
+
+        return Embedded(in_private(settings), said)
+    from online.service.service import Service
+
+    return Service(settings, said)
 
 
 def _watch(

@@ -58,26 +58,9 @@ def model_replica(
         As of :class:`online.replica.replica.ModelReplica`.
     """
     limits = settings.limits
-    rows_max = max(model.sync.updates * 16, 1024)
     rule = merge_rule(model, loaded.model)
     learns = for_others or learns_here(model, rule)
-    learner: Learner | OrderedLearner
-    whole: dict[str, Any] = {"task": model.task, "spec": loaded.spec_hash, "rows_max": rows_max}
-    if rule == "ordered" or (rule in ("overlay", "lagging") and for_others):
-        learner = OrderedLearner(loaded.build, **whole)
-    elif rule in ("overlay", "lagging"):
-        learner = OverlayLearner(loaded.build, own_rows=rule == "overlay", **whole)
-    else:
-        learner = Learner(
-            loaded.build,
-            task=model.task,
-            spec=loaded.spec_hash,
-            retain_bytes=limits.retain_mb << 20,
-            rows_max=rows_max,
-            compensates=settings.replicas_max > 1 and rule == "compensated",
-            memory=memory_for(model, loaded.model, rule) if learns else None,
-        )
-
+    learner = _learner(model, settings, loaded, for_others=for_others)
     rows, root = root_rows(model, settings, numeric_only=loaded.model.numeric_only), None
     if rows and model.root_set is not None:
         root = RootSet(model.root_set, rows, lambda: learner.serving)
@@ -104,6 +87,27 @@ def model_replica(
         relearn=relearn,
         search=search if learns else None,
     )  # fmt: skip
+
+
+def _learner(
+    model: ModelSettings, settings: Settings, loaded: Loaded, *, for_others: bool
+) -> Learner | OrderedLearner:
+    """The learner that the merge rule asks for."""
+    rows_max = max(model.sync.updates * 16, 1024)
+    rule = merge_rule(model, loaded.model)
+    whole: dict[str, Any] = {"task": model.task, "spec": loaded.spec_hash, "rows_max": rows_max}
+    if rule == "ordered" or (rule in ("overlay", "lagging") and for_others):
+        return OrderedLearner(loaded.build, **whole)
+    if rule in ("overlay", "lagging"):
+        return OverlayLearner(loaded.build, own_rows=rule == "overlay", **whole)
+    learns = for_others or learns_here(model, rule)
+    return Learner(
+        loaded.build,
+        retain_bytes=settings.limits.retain_mb << 20,
+        compensates=settings.replicas_max > 1 and rule == "compensated",
+        memory=memory_for(model, loaded.model, rule) if learns else None,
+        **whole,
+    )
 
 
 def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
