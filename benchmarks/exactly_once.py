@@ -147,7 +147,10 @@ class Client(threading.Thread):
                 return
             self.failed += 1
             with self._sent.lock:
-                why = (answer.get("error") or {}).get("code", "")
+                error = answer.get("error") or {}
+                why = error.get("code", "")
+                if why == "journal_held":
+                    print(error["message"], flush=True)
                 self._sent.statuses[f"retried after {code or 'no answer'} {why}".strip()] += 1
             if self._stop_event.is_set() and self._rng.random() < 0.2:
                 return  # this one stays unanswered
