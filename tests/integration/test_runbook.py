@@ -118,7 +118,8 @@ def test_what_is_not_run_is_what_can_not_be() -> None:
     assert [line.split()[0:2] for line in left_out] == [
         ["online", "quarantine"], ["curl", "-s"], ["online", "serve"],
         ["online", "backfill"], ["python3", "-m"], ["serve", "deploy"], ["docker", "build"],
-        ["PASSWORD=$(openssl", "rand"], ["online", "fsck"], ["online", "serve"], ["online", "bench"],
+        ["PASSWORD=$(openssl", "rand"], ["online", "fsck"], ["online", "serve"],
+        ["online", "bench"],
     ]  # fmt: skip
 
 
