@@ -37,6 +37,7 @@ _ROWS_MAX = 2000  # different rows of a stream that are sent in turn
 _CONNECTIONS_MAX = 900  # with more, the generator would be a millisecond late
 _RATE_MIN, _RATE_MAX = 1.0, 1e6
 _BAR = 40
+_PIPED_COLUMNS = 160  # in a file or pipe no number is cut off
 
 Try = Callable[[float], Report]
 
@@ -371,7 +372,7 @@ def _show_report(report: Report, *, as_json: bool) -> None:
             found.what, *(f"{n:,}" for n in counts), *(f"{t:.2f}" for t in (*times, found.max_ms))
         )
     print("latencies in ms, counted from when each request was due")
-    console().print(table)
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(table)
     for line in bars(report.total):
         print(line)
     for found in report.operations:
@@ -428,7 +429,7 @@ def _show_found(found: Found, *, as_json: bool) -> int:
             f"{step.p99_ms:.2f}", f"{step.errors:,}", f"{step.unfinished:,}",
             "yes" if step.holds else "no",
         )  # fmt: skip
-    console().print(table)
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(table)
     if found.rate:
         print(f"{found.rate:,.0f} requests/s keep p99 ≤ {found.p99_ms_max:g} ms")
     else:

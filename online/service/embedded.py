@@ -151,8 +151,9 @@ class Embedded:
                     self._progress(f"the journal's log is damaged and was cut there: {why}")
                 models = self._check(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
                 self._listen()
-                self._start_servers(Patience(self._settings.start_wait_s))
-                self._start_replica()
+                patience = Patience(self._settings.start_wait_s)
+                self._start_servers(patience)
+                self._start_replica(patience)
             except BaseException:
                 self._release()
                 raise
@@ -248,13 +249,14 @@ class Embedded:
         other = [p for p in partitions if not p.replica.startswith(own)]
         return [*here, *processes.gone(other)]
 
-    def _start_replica(self) -> None:
+    def _start_replica(self, patience: Patience) -> None:
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="online", daemon=True)
         self._thread.start()
         while not ready.wait(0.1):
             if not self._thread.is_alive():
                 break
+            patience.check("its replica has not begun to answer")
         if self._failed is not None:
             raise self._failed
         self._tending = threading.Thread(target=self._tend, name="online-journal", daemon=True)

@@ -205,7 +205,7 @@ def test_a_promotion_leaves_the_servers_of_other_models_alone(
     ended: list[dict[str, str]] = []
     deployed: list[str] = []
 
-    def deploy(settings: Settings, *_: object) -> None:
+    def deploy(replica: object, settings: Settings, *_: object) -> None:
         deployed.append(settings.models[0].learner)
         if fails and len(deployed) == 1:
             raise StartRefused("no replica starts", "Mend it")
