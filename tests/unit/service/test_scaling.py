@@ -34,6 +34,12 @@ def test_nothing_is_decided_before_every_replica_has_said_how_busy_it_is() -> No
     assert asked({"a": 0.1, "b": 0.1}, 2, 2) == 1
 
 
+def test_a_replica_that_is_still_starting_is_not_sent_away() -> None:
+    """Its start takes time from the others: they look less busy, and are not."""
+    assert asked({"a": 0.4}, 1, 2) == 2
+    assert asked({"a": 0.4}, 1, 1) == 1, "the control: nothing was wanted"
+
+
 def test_what_is_said_does_not_oscillate() -> None:
     """The load that made two of one does not make one of two: it is as much as before."""
     for load in (0.61, 0.8, 1.0):
