@@ -33,8 +33,8 @@ def policy(context: Any) -> tuple[int, dict[str, Any]]:
     Serve keeps to the range, and waits `up_s` or `down_s` with what it is told.
     """
     shares = list(context.aggregated_metrics.get(_METRIC, {}).values())
-    # One has not said yet how busy it is.  While it starts it takes time from the others, which on a
-    # full machine look less busy for that: it is not sent away before it has answered.
+    # One has not said yet how busy it is.  While it starts it takes time from the others, which on
+    # a full machine look less busy for that: it is not sent away before it has answered.
     if len(shares) < max(context.current_num_replicas, context.target_num_replicas):
         return context.target_num_replicas, {}
     return wanted(shares), {}
