@@ -223,8 +223,9 @@ def predict(url: str, event: str) -> dict[str, Any]:
 
 
 def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
-    sent = Sent()
-    with service(settings_of(0), own_code=True) as running:
+    sent, settings = Sent(), settings_of(0)
+    settings["limits"]["feedback_wait_s"] = 30  # starts take turns with feedback at the journal
+    with service(settings, own_code=True) as running:
         first = status(running, "counting")
         with under_load(running, sent, first=0, stopped=6):
             file = running.folder / "code" / "online" / "__init__.py"
