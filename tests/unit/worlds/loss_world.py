@@ -81,6 +81,7 @@ class SqliteStore:
         for file in self._copy.parent.glob("journal.db*"):
             shutil.copy(file, self._path.parent / file.name)
         self._path.with_name("journal.db-shm").unlink(missing_ok=True)
+        self._path.open("rb").close()  # lets go of the locks of those that have died here
 
     def _drop(self, path: Path) -> None:
         for end in ("", "-wal", "-shm"):
