@@ -125,12 +125,21 @@ class Exchange:
 
     async def turn(self) -> None:
         """Wait until it is time, and exchange."""
-        await self._pace.wait(lambda: self._learner.open_rows + self._writer.queued > 0)
+        await self._pace.wait(self._is_due)
         pushes = self._due_pushes()
         moved = await self.once(pushes, self._due_state())
         if moved is None:
             await asyncio.sleep(_UNREACHED_S)
         self._pace.idle(not (pushes or moved))
+
+    def _is_due(self) -> bool:
+        """Tell whether there are rows to push, or a decision that the server does not know of.
+
+        The latter may have to wait for a commit: asking at once, again and again, would take the
+        time that the commit needs.
+        """
+        undecided = self._learner.control != self.control
+        return undecided or self._learner.open_rows + self._writer.queued > 0
 
     def _due_pushes(self) -> list[Any]:
         if self._follower.unsaid or isinstance(self._learner, OrderedLearner):
@@ -212,8 +221,6 @@ class Exchange:
             await self._prepare(learner)
         for _ in islice(learner.drop_old(), _DROPS):
             await asyncio.sleep(0)
-        if learner.control != self.control:
-            self._pace.now.set()
         if learner.catching_up:
             self._pace.now.set()
         else:

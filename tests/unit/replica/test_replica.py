@@ -272,6 +272,37 @@ class Held(SqliteJournal):
         return super().append(partition, known, rows, epoch)
 
 
+TURNS = 5000
+
+
+def test_a_decision_that_waits_for_a_commit_is_not_asked_for_at_once_again_and_again(
+    tmp_path: Path,
+) -> None:
+    """Turns of the loop without an end would take the time that the commit needs."""
+
+    async def scene(world: Any) -> None:
+        journal = Held(world.folder / "journal.db", disk_low_mb=0)
+        journal.going_on.set()
+        replica = await world.replica(journal=journal)
+        journal.going_on.clear()
+        try:
+            recorded = asyncio.create_task(replica.writer.record([row("x")]))
+            await until(lambda: replica.writer.committing)
+            world.server.ban("another", True)
+            await until(lambda: replica.learner.control > replica.exchange.control)
+            before = world.client.met
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            assert world.client.met - before < TURNS / 10
+        finally:
+            journal.going_on.set()
+        assert statuses(await recorded) == [("learned", False)]
+        await until(lambda: replica.exchange.control == replica.learner.control)
+        await replica.stop(5)
+
+    play(tmp_path, scene)
+
+
 async def in_time(replica: Any, name: str) -> Any:
     """What becomes of an event; sent again where this machine was slower than its short wait."""
     for _ in range(100):
