@@ -58,7 +58,8 @@ ROUNDING: Final = 1e-6
 _LABEL: Final = "label/"
 PAIR: Final = "pair/"
 SCORE: Final = "score/"
-_CLIP: Final = 1e-15
+LOG_CLIP: Final = 1e-15
+"""Least probability of a label in the log loss."""
 
 _TAIL: Final = tuple(10 ** (-2 - j / 4) for j in range(16, 0, -1))
 EDGES: Final = (*_TAIL, *(i / 100 for i in range(1, 100)), *(1 - e for e in reversed(_TAIL)))
@@ -67,6 +68,7 @@ EDGES: Final = (*_TAIL, *(i / 100 for i in range(1, 100)), *(1 - e for e in reve
 _TENTHS: Final = tuple(min(int(round(low * 100, 6) // 10), 9) for low in (0.0, *EDGES))
 _SCORES: Final = tuple((f"score/{i}/0", f"score/{i}/1") for i in range(len(EDGES) + 1))
 _SUMS: Final = tuple(f"sum/{tenth}" for tenth in _TENTHS)
+_PLACES: Final = tuple((*pair, total) for pair, total in zip(_SCORES, _SUMS, strict=True))
 
 
 def increments(
@@ -112,7 +114,7 @@ def increments(
             out["unusable"] = 1
             return out
         out["log_n"] = 1
-        out["log_loss"] = -math.log(min(max(p, _CLIP), 1.0))
+        out["log_loss"] = -math.log(min(max(p, LOG_CLIP), 1.0))
     return out
 
 
@@ -153,7 +155,7 @@ def details(
         return out
     text = label_text(label)
     said = "" if predicted is None else label_text(predicted)
-    out = {"asked": 1, f"{PAIR}{text}\t{said}": 1}
+    out = {"asked": 1, pair_counter(text, said): 1}
     if predicted is None:
         out["unanswered"] = 1
     if probabilities is None or len(probabilities) < 2 or not usable(probabilities):
@@ -170,6 +172,16 @@ def details(
     out[_SCORES[at][outcome]] = 1
     out[_SUMS[at]] = score
     return out
+
+
+def place_of_score(score: float) -> tuple[str, str, str]:
+    """Counters of a score in [0, 1]: its bin by outcome, false and true, and its tenth's sum."""
+    return _PLACES[bisect_right(EDGES, score)]
+
+
+def pair_counter(label: str, said: str) -> str:
+    """Name of the counter of rows with this label and this answer, both JSON texts."""
+    return f"{PAIR}{label}\t{said}"
 
 
 def usable(probabilities: Mapping[str, float]) -> bool:

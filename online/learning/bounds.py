@@ -22,9 +22,12 @@ the rows' range.  Nothing is written while numbers stay within their ranges.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf, log2
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from online.learning.counters import DIGEST
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
@@ -164,6 +167,19 @@ class Bounds:
             out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
         return out, {name: features[name] for name in clipped}
 
+    def inside(self, names: Sequence[str], x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Which rows, of one number a name, lie within the ranges: nothing is done to those.
+
+        A name whose range is not known takes any number.
+        """
+        if not self.on:
+            return np.ones(len(x), dtype=np.bool_)
+        ranges = [self._ranges.get(name) for name in names]
+        low = np.array([-inf if held is None else held.low for held in ranges])
+        high = np.array([inf if held is None else held.high for held in ranges])
+        found: npt.NDArray[np.bool_] = np.all((x >= low) & (x <= high), axis=1)
+        return found
+
     def _near(self, name: str, held: _Range) -> tuple[float, float]:
         """The ends of what came lately under the name, within its range."""
         spans = [span[name] for span in self._lately if name in span]
@@ -247,6 +263,33 @@ class Bounds:
                 if held.rows < YOUNG and held.low < held.high:
                     self._age(name, held)
                 self._note(name, held)
+
+    def add_alike(self, rows: Sequence[Features]) -> bool:
+        """Count learned rows that have the same names, all of them sent as they are learned.
+
+        False: some number says something of its range, and nothing was counted; what :meth:`add`
+        makes of the rows one by one is wanted.
+        """
+        if self.on:
+            ranges, names = self._ranges, rows[0].keys()
+            if not self._awake.isdisjoint(names):
+                return False
+            columns = zip(*[x.values() for x in rows], strict=True)
+            try:
+                for name, column in zip(names, columns, strict=True):
+                    if (held := ranges.get(name)) is None:
+                        if name not in self._free and any(map(_is_number, column)):
+                            return False
+                    elif min(column) < held.low or max(column) > held.high:
+                        return False
+            except TypeError:  # text
+                return False
+        for x in rows:
+            self._n += 1
+            if self.on and self._n % _SAMPLED == 0:
+                self._look(x)
+        self._open_n += len(rows)
+        return True
 
     def _meet(self, features: Features) -> None:
         """Begin a range for each number of a new name."""
@@ -365,6 +408,10 @@ class Bounds:
             self._ranges.pop(name, None)
             self._awake.discard(name)
         self.rebase(values)
+
+
+def _is_number(value: Value) -> bool:
+    return type(value) is float or type(value) is int
 
 
 def _widths(held: _Range, value: Value) -> float:

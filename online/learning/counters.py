@@ -9,12 +9,22 @@ they are as exact as the parameters: an event is in them once, or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import log
 from typing import Final
 
-from evaluation.metrics import COUNTERS_MAX, is_label, label_counter, label_in
+from evaluation.metrics import (
+    COUNTERS_MAX,
+    LOG_CLIP,
+    is_label,
+    label_counter,
+    label_in,
+    pair_counter,
+    place_of_score,
+)
 from paramserver.blocks import Block, Blocks, Touched
-from replay.example import Label, label_of
+from replay.example import Example, Label, label_of, label_text
+from replay.journal.base import Row
 
 DIGEST = "digest"
 METRICS = "metrics"
@@ -28,6 +38,15 @@ COSTS: Final = frozenset({"n", "abs_error", "mean_abs_error", "log_n", "log_loss
 
 ANOTHERS: Final = "another/"
 """Begins the names of the same counters, of answers that another model gave before a promotion."""
+
+_NAMES_A_ROW: Final = 16
+"""New counters that a row of a binary task brings, at most."""
+
+_PAIRS: Final = tuple(
+    tuple(pair_counter(label_text(label), label_text(said)) for said in (False, True))
+    for label in (False, True)
+)
+_NO, _YES = label_counter("false"), label_counter("true")
 
 
 def event_hash(key: bytes) -> int:
@@ -60,14 +79,8 @@ class Tally:
     ) -> None:
         """Count one learned row; ``label`` is its JSON text (None in regression), taken ``at``."""
         if label is not None:
-            _widen(self.seen, label, at)
-            _widen(self._open_seen, label, at)
-            if self._newest is None or at >= self.seen[self._newest][1]:
-                self._newest = label
-        share = event_hash(key)
-        self.digest = (self.digest[0] + 1, (self.digest[1] + share) & _MASK)
-        count, total = self._open_digest
-        self._open_digest = (count + 1, (total + share) & _MASK)
+            self._see(label, at)
+        self._add_digest(1, event_hash(key))
         counters, opened = self.counters, self._open
         for name, value in increments.items():
             if name not in counters and len(counters) >= COUNTERS_MAX and not is_label(name):
@@ -76,6 +89,82 @@ class Tally:
             opened[name] = opened.get(name, 0) + value
         if label is not None:
             self._count(label)
+
+    def add_binary(self, rows: Sequence[Row], examples: Sequence[Example]) -> bool:
+        """Count learned rows of a binary task in one pass, with what was answered to each.
+
+        Afterwards all counters are what :meth:`add` row by row makes of them.  False: some row is
+        not an ordinary one, and nothing was counted.
+        """
+        after = self.answers_after
+        for example in examples:
+            score, version = example.score, example.version
+            if (
+                score is None
+                or len(score) != 2
+                or not 0.0 <= score.get("true", -1.0) <= 1.0
+                or not 0.0 <= score.get("false", -1.0) <= 1.0
+                or type(example.label) is not bool
+                or (version is not None and version[0] <= after)
+            ):
+                return False
+        if len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
+            return False
+        counters, opened = self.counters, self._open
+        counts: dict[str, int] = {}
+        right = by_majority = by_last = 0
+        no, yes = counters.get(_NO, 0), counters.get(_YES, 0)
+        losses = [counters.get("log_loss", 0), opened.get("log_loss", 0)]
+        squares = [counters.get("brier", 0), opened.get("brier", 0)]
+        for example in examples:
+            label, score = example.label, example.score
+            assert score is not None
+            p, q = score["true"], score["false"]
+            said = p > q if p != q else next(iter(score)) == "true"
+            if no or yes:
+                by_majority += (yes > no) is label
+            if label:
+                yes += 1
+            else:
+                no += 1
+            right += said is label
+            by_last += example.no_change == label
+            pair, (*outcomes, tenth) = _PAIRS[bool(label)][said], place_of_score(p)
+            counts[pair] = counts.get(pair, 0) + 1
+            outcome = outcomes[bool(label)]
+            counts[outcome] = counts.get(outcome, 0) + 1
+            loss, square = -log(max(p if label else q, LOG_CLIP)), (p - bool(label)) ** 2
+            losses = [total + loss for total in losses]
+            squares = [total + square for total in squares]
+            counters[tenth] = counters.get(tenth, 0) + p
+            opened[tenth] = opened.get(tenth, 0) + p
+        counters["log_loss"], opened["log_loss"] = losses
+        counters["brier"], opened["brier"] = squares
+        n = len(rows)
+        counts |= {"n": n, "asked": n, "log_n": n, "correct": right}
+        counts |= {"majority_correct": by_majority, "no_change_correct": by_last}
+        came = {_NO: int(no - counters.get(_NO, 0)), _YES: int(yes - counters.get(_YES, 0))}
+        for name, more in {**counts, **{name: more for name, more in came.items() if more}}.items():
+            counters[name] = counters.get(name, 0) + more
+            opened[name] = opened.get(name, 0) + more
+        for row, example in zip(rows, examples, strict=True):
+            self._see("true" if example.label else "false", row.at)
+        for name, more in came.items():
+            if more:
+                self._count(label_in(name))
+        self._add_digest(n, sum([event_hash(row.key) for row in rows]))
+        return True
+
+    def _see(self, label: str, at: float) -> None:
+        """A row with the label, taken ``at``."""
+        _widen(self.seen, label, at)
+        _widen(self._open_seen, label, at)
+        if self._newest is None or at >= self.seen[self._newest][1]:
+            self._newest = label
+
+    def _add_digest(self, n: int, share: int) -> None:
+        self.digest = _plus(self.digest, (n, share))
+        self._open_digest = _plus(self._open_digest, (n, share))
 
     def _count(self, label: str) -> None:
         n = self.counters.get(label_counter(label), 0.0)

@@ -15,7 +15,7 @@ from online.learning.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks,
 from online.learning.source_evidence import Evidence
 from online.learning.values_in_parts import Arrival
 from online.learning.vocabulary import Vocabulary, words_of
-from online.models.base import Compensable, Model, Prediction
+from online.models.base import Compensable, Model, Prediction, Walking
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
@@ -78,6 +78,7 @@ class LocalModel:
         self.serving = build()
         self._training = self.serving
         self.mergeable = self.serving.mergeable
+        self._walks = isinstance(self.serving, Walking)
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving))
         self.vocabulary = Vocabulary(words_of(self.serving))

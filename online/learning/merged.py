@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import cast
 
 from evaluation.metrics import Task, details, increments, majority
 from online.learning.bounds import BOUNDED
@@ -26,7 +27,7 @@ from online.learning.counters import ANOTHERS, COSTS, DIGEST, TALLIED, Tally
 from online.learning.deltas import CLOSED, Delta, Opened, finish, moved, restart, touched_by
 from online.learning.local_model import LocalModel
 from online.learning.vocabulary import NAMED
-from online.models.base import Mendable, Model, learn_example
+from online.models.base import Mendable, Model, Walking, learn_example
 from online.models.errors import NothingLearned
 from paramserver.blocks import Touched
 from paramserver.filters.sources import keep_bounds, of_sources
@@ -55,30 +56,77 @@ class Learner(LocalModel):
 
     # -- learning -----------------------------------------------------------------------------
 
-    def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
+    def learn(
+        self, row: Row, give_up: str | None = None, example: Example | None = None
+    ) -> Failed | None:
         """Learn the next row of its partition, one of :meth:`wanted`.
 
         A row that the model raises on leaves it as it was before, and is reported; the pointer
         goes on.  With ``give_up``, the reason why, the model is not asked; undone is passed over.
+        ``example`` is what the row's payload says, where somebody has it; None: it is read here.
         """
         assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
-        opened = self._open
-        if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
-            self._cut()
-        if self._open is None:
-            self._open = Opened(row.partition, row.offset, row.offset, self.version)
+        self._cut_before(row)
+        opened = self._opened_at(row)
         failed = None
         self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if learned and give_up is not None:
             failed = Failed(row, give_up)
         elif learned:
-            failed = self._try(row, self._open)
+            failed = self._try(row, opened, example or codec.decode(row.payload))
         self._note_evidence(row)
-        self._open.last = row.offset
+        opened.last = row.offset
         self.tracks[row.partition].next += 1
         self._switch()
         return failed
+
+    def _cut_before(self, row: Row) -> None:
+        opened = self._open
+        if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
+            self._cut()
+
+    def _opened_at(self, row: Row) -> Opened:
+        """The open delta, which begins with the row if there is none."""
+        if self._open is None:
+            self._open = Opened(row.partition, row.offset, row.offset, self.version)
+        return self._open
+
+    def learn_alike(self, rows: Sequence[Row], examples: Sequence[Example]) -> int:
+        """Learn the next rows of a partition in one pass, as :meth:`learn` one by one would.
+
+        The rows are :func:`~online.learning.alike.alike`, and the first is one of :meth:`wanted`.
+        Returns how many were learned.  0: nothing was changed, and the first is to be learned by
+        itself.
+        """
+        model, first = cast(Walking, self._training), rows[0]
+        apart = self.memory is not None or self._targets or first.partition in self.undone.ranges
+        if apart or not self._walks:
+            return 0
+        self._cut_before(first)
+        room = self._rows_max - (len(self._open.rows) if self._open else 0)
+        rows, examples = rows[:room], examples[:room]
+        features = [example.features for example in examples]
+        if not self.vocabulary.knows(features):
+            return 0
+        weights = [example.weight * row.factor for row, example in zip(rows, examples, strict=True)]
+        if not model.learn_alike(examples, weights):
+            return 0
+        opened = self._opened_at(first)
+        if not self.bounds.add_alike(features):
+            for example in examples:
+                self.bounds.add(example)
+        if not (self._task == "binary" and self.tally.add_binary(rows, examples)):
+            for row, example in zip(rows, examples, strict=True):
+                self._count(row, example)
+        for row, example in zip(rows, examples, strict=True):
+            if example.judged is not None:
+                self.evidence.add(row, example.judged)
+        opened.rows += [(row, example, ()) for row, example in zip(rows, examples, strict=True)]
+        opened.last = rows[-1].offset
+        self.tracks[opened.partition].next += len(rows)
+        self.latest = examples[-1]
+        return len(rows)
 
     def _note_evidence(self, row: Row) -> None:
         """Note what the row says of its source, whatever became of the row here."""
@@ -88,8 +136,8 @@ class Learner(LocalModel):
         example = self.latest or codec.decode(row.payload)
         self.evidence.add(row, example.judged)
 
-    def _try(self, row: Row, opened: Opened) -> Failed | None:
-        example, memory = codec.decode(row.payload), self.memory
+    def _try(self, row: Row, opened: Opened, example: Example) -> Failed | None:
+        memory = self.memory
         lesson: Lesson = ()
         score = example.score
         if example.moved is not None:
@@ -117,6 +165,9 @@ class Learner(LocalModel):
         if example.moved is not None:
             self.tally.add(row.key, {}, None, row.at)
             return
+        self._count(row, example)
+
+    def _count(self, row: Row, example: Example) -> None:
         label = None if self._task == "regression" else label_text(example.label)
         counted = increments_of(self._task, example, self.tally)
         self.tally.add(row.key, counted, label, row.at)

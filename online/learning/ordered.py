@@ -203,7 +203,9 @@ class OrderedLearner:
         self.want_all |= gone
         return gone
 
-    def learn(self, row: Row, give_up: str | None = None) -> Failed | None:
+    def learn(
+        self, row: Row, give_up: str | None = None, example: Example | None = None
+    ) -> Failed | None:
         """Learn the next row of the order; see :meth:`online.learning.merged.Learner.learn`."""
         assert self.wants(row), f"row {row.seq} is not the next one after {self.position}"
         failed = self.latest = None
@@ -212,7 +214,7 @@ class OrderedLearner:
         if fresh and wanted and give_up is not None:
             failed = Failed(row, give_up)
         elif fresh and wanted:
-            failed = self._try(row)
+            failed = self._try(row, example or self._example(row))
         if fresh:
             self._note_evidence(row)
             self._learned[row.partition] = row.offset
@@ -241,8 +243,7 @@ class OrderedLearner:
             self.serving, self._served = self._training, {}
         self._stand()
 
-    def _try(self, row: Row) -> Failed | None:
-        example = self._example(row)
+    def _try(self, row: Row, example: Example) -> Failed | None:
         try:
             self._learn(row, example)
         except Exception as error:  # whatever the model raises: it is a stranger's code

@@ -16,7 +16,7 @@ many rows at once do not pass the bound together; a promise that nobody keeps en
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from online.models.hashed import Words
@@ -164,6 +164,12 @@ class Vocabulary:
             for held in self._promised.values():
                 if (promise := held.get(key)) is not None:
                     self._end_promise(held, key, promise[1])
+
+    def knows(self, rows: Sequence[Features]) -> bool:
+        """Whether rows that have the same names bring nothing new."""
+        if self._words is None:
+            return self._known.issuperset(rows[0])
+        return all(self._known.issuperset(self._keys(x)) for x in rows)
 
     def rest_s(self) -> float:
         """How long whoever learns is to rest now, in seconds: other models share its loop.

@@ -31,6 +31,14 @@ class Curvature:
             step = now.get(name, 0.0) - weight
             sums[name] = sums.get(name, 0.0) + step * step / rate
 
+    def sum(self, block: str, name: str) -> float:
+        """Return what one key has used up."""
+        return self._sums.get(block, {}).get(name, 0.0)
+
+    def put(self, block: str, sums: Mapping[str, float]) -> None:
+        """Take these sums for their keys: somebody has added to them."""
+        self._sums.setdefault(block, {}).update(sums)
+
     def of(
         self, block: str, start: Mapping[str, float], built: Mapping[str, float]
     ) -> dict[str, tuple[float, float]]:

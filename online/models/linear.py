@@ -23,7 +23,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from math import isfinite
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from river import compose, linear_model, optim, preprocessing
@@ -32,7 +32,7 @@ from online.models.base import Prediction
 from online.models.curvature import Curvature
 from online.models.errors import StateNotFinite
 from online.models.moved import by_output, numbers
-from online.models.scalers import SCALERS, Columns, MinMax, Standard
+from online.models.scalers import SCALERS, Columns, MinMax, Standard, Walked
 from online.models.slopes import Hashing, Slope, hashed
 from online.models.softmax import Softmax
 from online.models.structure import describe, steps
@@ -40,7 +40,7 @@ from online.models.weights import changes, drop, move, put_back
 from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
 from paramserver.rewrites import HALVED, halvings
 from paramserver.wire import Curved
-from replay.example import Features, Label, Moved
+from replay.example import Example, Features, Label, Moved
 
 _GLMS: Final = (
     linear_model.LogisticRegression,
@@ -147,6 +147,10 @@ class Linear(Hashing):
             return [self.predict(x) for x in rows]
         picked = map(itemgetter(*names), rows)
         x = np.array(list(picked), dtype=np.float64).reshape(len(rows), len(names))
+        return self.predict_columns(names, x)
+
+    def predict_columns(self, names: list[str], x: Columns) -> list[Prediction]:
+        """Answers of :meth:`predict`, up to the last bits, to rows of one number a name."""
         for scaler in self._scalers:
             names, x = scaler.transform_many(names, x)
         return self._final.predict_many(names, x)
@@ -164,6 +168,36 @@ class Linear(Hashing):
         self._final.learn(x, label, weight)
         if not isfinite(total := self._final.total(x)):
             raise StateNotFinite(total)
+
+    def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
+        """Learn rows that have the same names in the same order, in one pass.
+
+        Afterwards every number is, bit for bit, what :meth:`learn` row by row would have made.
+        False: nothing was changed, and the rows are to be learned one by one.
+        """
+        final = self._final
+        if isinstance(final, Softmax):
+            return False
+        names, labels = list(examples[0].features), [example.label for example in examples]
+        rows = [example.features.values() for example in examples]
+        columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True))
+        walks: list[tuple[Standard, Walked]] = []
+        try:
+            for scaler in self._scalers:
+                walked = scaler.walk(names, columns) if isinstance(scaler, Standard) else None
+                if walked is None or not isinstance(scaler, Standard):
+                    return False
+                walks.append((scaler, walked))
+                columns = walked.columns
+            found = final.walk(names, columns, labels, weights)
+        except (ArithmeticError, TypeError, ValueError):  # said by the row that it is of
+            return False
+        if found is None or not isfinite(sum(found.weights, found.intercept)):
+            return False
+        for scaler, walked in walks:
+            scaler.put(names, walked)
+        final.put(names, found, len(examples))
+        return True
 
     @property
     def why_no_replay(self) -> str | None:
@@ -256,6 +290,15 @@ def _rates_of(final: Any) -> list[Any]:
     return [one for one in held if one is not None]
 
 
+class _Stepped(NamedTuple):
+    """A row of weights after some steps, and the curvature that they have used up by then."""
+
+    weights: list[float]
+    intercept: float
+    curvature: list[float]
+    of_intercept: float
+
+
 class _Glm:
     """A generalised linear model, and what its weights were at first touch since the cut."""
 
@@ -328,6 +371,61 @@ class _Glm:
             self._estimator.learn_one(x, label, w=weight)
         else:
             self._learn_measured(x, label, weight, self._curvature)
+
+    def walk(
+        self,
+        names: Sequence[str],
+        columns: Sequence[Sequence[Any]],
+        labels: Sequence[Label],
+        weights: Sequence[float],
+    ) -> _Stepped | None:
+        """What :meth:`learn` would do with rows of these names, row by row; nothing is changed.
+
+        The arithmetic is river's, in its order: the dot product by the row's own order, the
+        intercept behind it.  None: the estimator has to be taught row by row.
+        """
+        estimator = self._estimator
+        if estimator.l1 or estimator.l2 or not names:
+            return None
+        rate, slow = estimator.optimizer.lr.learning_rate, estimator.intercept_lr.learning_rate
+        gradient, most = estimator.loss.gradient, estimator.clip_gradient
+        now = [estimator._weights.get(name, 0.0) for name in names]
+        bias, curvature = float(estimator.intercept), self._curvature
+        used, of_bias = [0.0] * len(now), 0.0
+        if curvature is not None:
+            if not (rate > 0.0 and slow > 0.0):
+                return None
+            used = [curvature.sum("weights", name) for name in names]
+            of_bias = curvature.sum("intercept", "")
+        for x, y, weight in zip(zip(*columns, strict=True), labels, weights, strict=True):
+            raw = 0.0
+            for w, number in zip(now, x, strict=True):
+                raw += w * number
+            slope = gradient(y_true=y, y_pred=raw + bias)
+            slope *= weight
+            slope = float(max(min(slope, most), -most))
+            before, was = now, bias
+            bias -= slow * slope
+            now = [w - number * slope * rate for w, number in zip(now, x, strict=True)]
+            if curvature is not None:
+                steps = [b - a for a, b in zip(before, now, strict=True)]
+                used = [u + step * step / rate for u, step in zip(used, steps, strict=True)]
+                of_bias += (bias - was) * (bias - was) / slow
+        return _Stepped(now, bias, used, of_bias)
+
+    def put(self, names: Sequence[str], stepped: _Stepped, n: int) -> None:
+        """Be as :meth:`walk` has found after ``n`` rows."""
+        estimator, start = self._estimator, self._start
+        weights = estimator._weights
+        for name, weight in zip(names, stepped.weights, strict=True):
+            if name not in start:
+                start[name] = weights.get(name, 0.0)
+            weights[name] = weight
+        estimator.intercept = stepped.intercept
+        estimator.optimizer.n_iterations += n
+        if self._curvature is not None:
+            self._curvature.put("weights", dict(zip(names, stepped.curvature, strict=True)))
+            self._curvature.put("intercept", {"": stepped.of_intercept})
 
     def _learn_measured(
         self, x: dict[str, Any], label: Label, weight: float, curvature: Curvature

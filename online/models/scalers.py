@@ -6,9 +6,9 @@ met: ``transform_one`` would insert them.  :class:`Limited` is our own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from math import isfinite, sqrt
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,18 @@ LIMIT_FROM: Final = 50
 
 Columns = npt.NDArray[np.float64]
 """Rows of numbers, one column a feature."""
+
+
+class Walked(NamedTuple):
+    """Rows behind a scaler, by column, and the moments that they leave, by name.
+
+    ``now`` has count, mean and variance of all rows, ``opened`` count, mean and M2 of those since
+    the cut.
+    """
+
+    columns: list[list[float]]
+    now: list[tuple[int, float, float]]
+    opened: list[list[float]]
 
 
 class Standard:
@@ -73,6 +85,45 @@ class Standard:
             mine[2] += off * (value - mean)
         out: dict[str, Any] = self._scaler.transform_one(x)
         return out
+
+    def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
+        """What :meth:`learn` would do to rows of these names, row by row; nothing is changed.
+
+        Each number is what river's own arithmetic gives, bit for bit: a name's moments and its
+        numbers behind the scaler depend on no other name, so they are worked out by column.
+        None: this scaler has to be taught row by row.
+        """
+        scaler, opened = self._scaler, self._open
+        if not scaler.with_std:
+            return None
+        out, now, mine = [], [], []
+        for name, column in zip(names, columns, strict=True):
+            count = scaler.counts.get(name, 0)
+            mean, var = scaler.means.get(name, 0.0), scaler.vars.get(name, 0.0)
+            n, own, m2 = opened.get(name, _NO_MOMENTS)
+            scaled: list[float] = []
+            for x in column:
+                count += 1
+                off = x - mean
+                mean += off / count
+                gap = x - mean
+                var += (off * gap - var) / count
+                scaled.append(gap / var**0.5 if var else 0.0)
+                n += 1.0
+                off = x - own  # Welford (1962)
+                own += off / n
+                m2 += off * (x - own)
+            out.append(scaled)
+            now.append((count, mean, var))
+            mine.append([n, own, m2])
+        return Walked(out, now, mine)
+
+    def put(self, names: Sequence[str], walked: Walked) -> None:
+        """Be as :meth:`walk` has found."""
+        scaler = self._scaler
+        for name, (count, mean, var), mine in zip(names, walked.now, walked.opened, strict=True):
+            scaler.counts[name], scaler.means[name], scaler.vars[name] = count, mean, var
+            self._open[name] = mine
 
     def cut(self) -> Blocks:
         delta, self._open = self._mine(), {}
@@ -203,6 +254,7 @@ class Limited:
 
 
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
+_NO_MOMENTS: Final = (0.0, 0.0, 0.0)
 
 
 def _inverse(n: float, m2: float) -> float:

@@ -25,9 +25,9 @@ class Cost:
         self._rows, self._all_s = 0, 0.0
         self._begun_s, self._busy_s, self._last = monotonic_s(), 0.0, 0.0
 
-    def note(self, seconds: float) -> None:
-        """A row was learned in so many seconds."""
-        self._rows += 1
+    def note(self, seconds: float, rows: int = 1) -> None:
+        """A row was learned in so many seconds, or several together."""
+        self._rows += rows
         self._all_s += seconds
         now_s = self._now_s()
         if now_s - self._begun_s > _WINDOW_S:

@@ -6,11 +6,13 @@ That is the rows of a request, and one of them on its way into the store.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from online.rows.joins import Entry
+from replay.example import Example
 from replay.journal.base import NewRow, Row
 
 
@@ -47,14 +49,19 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """The rows of one request, the key that each has got, and what became of it."""
+    """The rows of one request, what their payloads say, their keys, and what became of each.
+
+    ``joins``: a row is one side of a stored join.
+    """
 
     rows: tuple[NewRow, ...]
+    examples: Sequence[Example | None]
     keys: list[bytes]
     done: asyncio.Future[None]
     results: list[Recorded | None]
     open: int
     decided: bool
+    joins: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,11 +24,13 @@ import msgspec
 from online.errors import RequestError, journal_held
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
+from online.replica.answers import Answers, Waiter
 from online.replica.journal_threads import JournalThreads
+from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written
 from online.replica.written_behind import Behind
 from online.rows import history
-from online.rows.joins import ROUNDS_MAX, entry_of, fate
+from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
 from online.settings.config import Limits
 from online.trust.filtering import Filtering
 from replay.errors import (
@@ -36,14 +38,15 @@ from replay.errors import (
     JournalFull,
     JournalHeld,
     JournalUnavailable,
-    PartitionSealed,
     ReplayError,
 )
-from replay.journal.base import Appended, NewRow, Outcome, Row, Verdict
+from replay.example import Example
+from replay.journal.base import NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
 
 _JUDGED_ROWS = 8  # by the filters in one turn of the loop: .1 ms a row
+_LEARNED_AS = {Verdict.ACCEPTED: "learned", Verdict.CLIPPED: "clipped"}
 _BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
 
 
@@ -92,12 +95,10 @@ class Writer:
         now_s: Callable[[], float] = lambda: 0.0,
         label_life_s: float = 0.0,
     ) -> None:
-        self.partition = 0
-        self.known = 0
         self.stopping = False
         self.incident: str | None = None
         self.committed: deque[Row] = deque()
-        self.waiting = 0
+        self.decoded: dict[int, Example] = {}  # what committed rows say, by offset
         self.to_learn = 0  # the last row of the partition that is not frozen
         self.writing = False
         self.committing = False  # rows that are not frozen
@@ -106,15 +107,34 @@ class Writer:
         self._model, self._spec = model, spec
         self._limits, self._store, self._counts = limits, store, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
-        self._follows, self._filters, self._seen = follows, filters, seen
+        self._follows, self._filters = follows, filters
         self._now_s, self._label_life_s = now_s, label_life_s
         self._uncommitted = 0  # rows that were taken and wait for their commit
         self._queue: deque[Waiting] = deque()
         most = limits.joins_queue_max
         self._halves = Behind(most, most * limits.token_bytes_max)
-        self._waiters: dict[int, list[tuple[Waiting, int, bool]]] = {}
-        self._store_epoch = 0
+        self._at = Partition(store, counts, seen, self._move_on)
+        self._answers = Answers()
         self._wake = asyncio.Event()
+
+    @property
+    def partition(self) -> int:
+        """Number of the partition that is written."""
+        return self._at.number
+
+    @partition.setter
+    def partition(self, number: int) -> None:
+        self._at.number = number
+
+    @property
+    def known(self) -> int:
+        """Last offset of it that there was an answer for."""
+        return self._at.known
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the journal, or to be learned."""
+        return self._answers.requests
 
     @property
     def halves(self) -> int:
@@ -128,10 +148,18 @@ class Writer:
 
     # -- feedback ----------------------------------------------------------------------------
 
-    async def record(self, rows: Sequence[NewRow], *, decided: bool = False) -> list[Recorded]:
+    async def record(
+        self,
+        rows: Sequence[NewRow],
+        examples: Sequence[Example | None] | None = None,
+        *,
+        decided: bool = False,
+    ) -> list[Recorded]:
         """Write rows durably in one step, wait until they are learned, say what became of each.
 
-        ``decided``: by an operator.  The rows are written with the verdicts that they have.
+        ``examples`` are what the rows' payloads say, so that nobody has to read them again; None:
+        the payload has to be read.  ``decided``: by an operator.  The rows are written with the
+        verdicts that they have.
 
         Raises RequestError: 429 ``busy`` or ``queue_full`` before anything was written, 503
         ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
@@ -148,11 +176,13 @@ class Writer:
         self._check_queue(len(rows))
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        keys = [row.key for row in rows]
-        waiting = Waiting(tuple(rows), keys, done, [None] * len(rows), len(rows), decided)
+        n, keys = len(rows), [row.key for row in rows]
+        joins = any([row.half is not None or row.over is not None for row in rows])
+        known = examples or [None] * n
+        waiting = Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins)
         self._queue.append(waiting)
         self._uncommitted += len(rows)
-        self.waiting += 1
+        self._answers.requests += 1
         self._wake.set()
         late = loop.call_later(self._limits.feedback_wait_s, _give_up, done)
         try:
@@ -176,7 +206,7 @@ class Writer:
             return False
         self._queue.remove(waiting)
         self._uncommitted -= len(waiting.rows)
-        self.waiting -= 1
+        self._answers.requests -= 1
         return True
 
     @property
@@ -226,73 +256,125 @@ class Writer:
 
     async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
         self.writing, self.judged_by = True, self.decisions.seq  # a thread may read more meanwhile
+        unanswered: list[tuple[Waiting, int, Outcome]] = []
+        try:
+            if halves or any(waiting.joins for waiting in batch):
+                await self._write_joins(halves, batch, unanswered)
+            else:
+                await self._write_whole(batch, unanswered)
+        finally:
+            self.writing = self.committing = False
+            self._uncommitted -= sum(len(waiting.rows) for waiting in batch)
+        for waiting, i, outcome in unanswered:
+            try:
+                await self._stand(waiting, i, outcome)
+            except JournalDamaged as error:  # a row or a decision that it took to answer
+                self._spoil(waiting, i, error)
+
+    async def _write_whole(
+        self, batch: list[Waiting], unanswered: list[tuple[Waiting, int, Outcome]]
+    ) -> None:
+        """Append ordinary rows; ``unanswered`` gets those that nobody will learn now."""
+        events = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
+        most = self._store.journal.batch_rows_max
+        for start in range(0, len(events), most):
+            some = events[start : start + most]
+            rows = [waiting.rows[i] for waiting, i in some]
+            if self.decisions.sources:
+                rows = [self._judged(waiting.rows[i], waiting.decided) for waiting, i in some]
+            try:
+                outcomes = await self._write(rows, [w.examples[i] for w, i in some])
+            except ReplayError as error:
+                self._refuse([Written(Whole(w.rows[i]), w, i) for w, i in events[start:]], error)
+                return
+            # Without a pause: whoever learns a new row finds who waits for it.
+            for (waiting, i), outcome in zip(some, outcomes, strict=True):
+                self._expect(waiting, i, outcome, unanswered)
+
+    async def _write_joins(
+        self,
+        halves: list[NewRow],
+        batch: list[Waiting],
+        unanswered: list[tuple[Waiting, int, Outcome]],
+    ) -> None:
+        """The same for rows among which are sides of stored joins: each may take several steps."""
         since = self._now_s() - self._label_life_s
         most = self._limits.waiting_labels_max
         events = [Written(entry_of(half, most, since), half=half) for half in halves]
         for waiting in batch:
             entries = (entry_of(row, most, since) for row in waiting.rows)
             events += [Written(entry, waiting, i) for i, entry in enumerate(entries)]
-        unanswered: list[tuple[Written, Outcome]] = []
-        try:
-            for _ in range(ROUNDS_MAX):
-                if not events:
-                    break
-                events = await self._write(events, unanswered)
-            if events:
-                self._refuse(events, JournalUnavailable("other replicas were faster each time"))
-        finally:
-            self.writing = self.committing = False
-            self._uncommitted -= sum(len(waiting.rows) for waiting in batch)
-        for event, outcome in unanswered:
-            if event.waiting is None:
-                continue
+        for _ in range(ROUNDS_MAX):
+            if not events:
+                return
+            sizes = list(accumulate(len(event.entry.rows) for event in events))
+            fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
+            some, later = events[:fit], events[fit:]
+            rows = [self._judged(row, e.decided) for e in some for row in e.entry.rows]
             try:
-                await self._stand(event.waiting, event.i, outcome)
-            except JournalDamaged as error:  # a row or a decision that it took to answer
-                self._spoil(event.waiting, event.i, error)
+                outcomes = iter(await self._write(rows, [None] * len(rows)))
+            except ReplayError as error:
+                self._refuse(events, error)
+                return
+            left: list[Written] = []
+            for event in some:
+                # Without a pause: whoever learns a new row finds who waits for it.
+                left += self._settle(
+                    event, list(islice(outcomes, len(event.entry.rows))), unanswered
+                )
+            events = left + later
+        self._refuse(events, JournalUnavailable("other replicas were faster each time"))
 
-    async def _write(
-        self, events: list[Written], unanswered: list[tuple[Written, Outcome]]
-    ) -> list[Written]:
-        """Append what the events have to append next; those that are not at an end yet.
+    async def _write(self, rows: list[NewRow], examples: list[Example | None]) -> Sequence[Outcome]:
+        """Append rows with their verdicts; new ones are handed to the learner.
 
-        ``unanswered`` gets those that are, and that nobody will learn now.
+        Raises ReplayError if nothing was written.
         """
-        sizes = list(accumulate(len(event.entry.rows) for event in events))
-        fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
-        events, later = events[:fit], events[fit:]
-        rows = [row for event in events for row in self._judged(event)]
         if self._frozen():
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
             self.committing = True
             if self._filters is not None:
-                rows = await self._filtered(self._filters, rows)
+                rows = await self._filtered(self._filters, rows, examples)
         try:
-            appended = await self._append(rows)
-        except ReplayError as error:
+            appended = await self._at.append(rows)
+        except ReplayError:
             if self._filters is not None:
                 self._filters.dropped()
-            self._refuse([*events, *later], error)
-            return []
+            raise
         self.incident = None
-        self.known = appended.end
         if self._filters is not None:
             self._filters.committed(rows, appended.outcomes)
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
         self._take(fresh)
-        outcomes = iter(appended.outcomes)
-        left: list[Written] = []
-        for event in events:
-            # Without a pause: whoever learns a new row finds who waits for it.
-            left += self._settle(event, list(islice(outcomes, len(event.entry.rows))), unanswered)
-        new_server = appended.epoch != self._store_epoch
-        self._store_epoch = appended.epoch
-        self._moved(new_server)
-        return left + later
+        for row, example, outcome in zip(rows, examples, appended.outcomes, strict=True):
+            stored = outcome.row
+            if example is None or stored is None or not outcome.new:
+                continue
+            if stored.payload == row.payload and self._answers.expects(stored.offset):
+                self.decoded[stored.offset] = example
+        self._moved(self._at.new_server)
+        return appended.outcomes
+
+    def _expect(
+        self,
+        waiting: Waiting,
+        i: int,
+        outcome: Outcome,
+        unanswered: list[tuple[Waiting, int, Outcome]],
+    ) -> None:
+        """Answer for a row when it is learned, if it is new and somebody here learns it."""
+        row = outcome.row
+        if outcome.new and row is not None and self._answers.expects(row.offset):
+            self._answers.add(row.offset, Waiter(waiting, i, False))
+        else:
+            unanswered.append((waiting, i, outcome))
 
     def _settle(
-        self, event: Written, outcomes: list[Outcome], unanswered: list[tuple[Written, Outcome]]
+        self,
+        event: Written,
+        outcomes: list[Outcome],
+        unanswered: list[tuple[Waiting, int, Outcome]],
     ) -> list[Written]:
         """Return what has to be appended next after these outcomes of the event's rows."""
         entry, waiting = event.entry, event.waiting
@@ -308,57 +390,33 @@ class Writer:
         if waiting is not None:
             if (row := outcome.row) is not None:
                 waiting.keys[event.i] = row.key
-            if outcome.new and row and row.offset in self._waiters:
-                self._waiters[row.offset].append((waiting, event.i, False))
-            else:
-                unanswered.append((event, outcome))
+            self._expect(waiting, event.i, outcome, unanswered)
         return [Written(after) for after in entry.after]
 
-    async def _filtered(self, filters: Filtering, rows: Sequence[NewRow]) -> list[NewRow]:
-        """Let the filters judge a few rows at a time: predictions have a turn in between."""
-        out = filters.judge(rows[:_JUDGED_ROWS])
-        for i in range(_JUDGED_ROWS, len(rows), _JUDGED_ROWS):
-            await asyncio.sleep(0)
-            out += filters.judge(rows[i : i + _JUDGED_ROWS], more=True)
+    async def _filtered(
+        self, filters: Filtering, rows: Sequence[NewRow], examples: list[Example | None]
+    ) -> list[NewRow]:
+        """Let the filters judge a few rows at a time: predictions have a turn in between.
+
+        ``examples`` become what the judged rows say.
+        """
+        if filters.sleeps_through(rows, examples):
+            return list(rows)
+        out: list[NewRow] = []
+        for i in range(0, len(rows), _JUDGED_ROWS):
+            if i:
+                await asyncio.sleep(0)
+            stop = i + _JUDGED_ROWS
+            some = examples[i:stop]
+            out += filters.judge(rows[i:stop], some, more=bool(i))
+            examples[i:stop] = some
         return out
 
-    def _judged(self, event: Written) -> Sequence[NewRow]:
-        """Return the event's rows with verdicts, which are final unless the model is frozen."""
-        rows = event.entry.rows
-        if event.decided or not self.decisions.sources:
-            return rows
-        return [
-            msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
-            if self.decisions.banned(row.source)
-            else row
-            for row in rows
-        ]
-
-    async def _append(self, rows: Sequence[NewRow]) -> Appended:
-        """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
-        pause_s, certain = 0.02, True  # that no attempt so far has written anything
-        while True:
-            try:
-                appended: Appended = await self._store.write(
-                    self._store.journal.append,
-                    self.partition,
-                    self.known,
-                    rows,
-                    max(self._store_epoch, self._seen()),
-                )
-                return appended
-            except PartitionSealed:
-                # Somebody thought this replica dead and learns its rows.
-                self._counts["sealed"] += 1
-                await self._move_on()
-            except JournalUnavailable as error:
-                if error.definite and certain:
-                    raise
-                certain = certain and error.definite
-                self._counts["journal_retries"] += 1
-                log.warning("journal: %s", error)
-                await asyncio.sleep(pause_s)  # the same batch again: its rows are known by key
-                pause_s = min(pause_s * 2, 1.0)
+    def _judged(self, row: NewRow, decided: bool) -> NewRow:
+        """The row with its verdict, which is final unless the model is frozen."""
+        if decided or not self.decisions.banned(row.source):
+            return row
+        return msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
 
     def _take(self, fresh: Sequence[Row]) -> None:
         """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
@@ -366,9 +424,9 @@ class Writer:
             if row.verdict is Verdict.FROZEN:
                 continue
             self.to_learn = max(self.to_learn, row.offset)
-            if self._follows is None and row.offset not in self._waiters:
+            if self._follows is None and not self._answers.expects(row.offset):
                 self.committed.append(row)
-                self._waiters[row.offset] = []
+                self._answers.expect(row.offset)
 
     async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
@@ -378,10 +436,10 @@ class Writer:
             return
         if row is None:
             found = Recorded("waiting", None, now, now, False, None, outcome.since)
-            self._answer(waiting, i, found)
+            self._answers.give(waiting, i, found)
             return
-        if row.partition == self.partition and row.offset in self._waiters:
-            self._waiters[row.offset].append((waiting, i, True))  # learned together with it
+        if row.partition == self.partition and self._answers.expects(row.offset):
+            self._answers.add(row.offset, Waiter(waiting, i, True))  # learned together with it
             return
         if not outcome.new or self._is_there(row):  # what failed was written before it counted
             await self.look()
@@ -391,14 +449,14 @@ class Writer:
             place = (self._store.journal, self._model, self.decisions, row)
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
-        self._answer(waiting, i, found)
+        self._answers.give(waiting, i, found)
 
     def _spoil(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
         """Answer for an event of which the store has something, and nobody can say what."""
         self.incident = str(error)
         self._counts["damaged"] += 1
         now = self._stamp()
-        self._answer(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
+        self._answers.give(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
 
     async def look(self) -> None:
         """Read the control rows that are new, as often as it takes."""
@@ -418,33 +476,47 @@ class Writer:
         refused = Counter(event.waiting for event in events if event.waiting is not None)
         for waiting, n in refused.items():
             self._counts["refused_journal"] += n
-            self.waiting -= 1
-            if not waiting.done.done():
-                code = "journal_full" if full else "journal_refused"
-                failure = RequestError(503, code, str(error), None, hint, 30)
-                if n < len(waiting.rows):
-                    again = "A part of it was recorded: repeat it with the same ids"
-                    failure = RequestError(503, "journal_unavailable", str(error), None, again, 1)
-                elif held:
-                    failure = journal_held(str(error))
-                waiting.done.set_exception(failure)
-                waiting.done.exception()  # the handler may be gone: that is no surprise
+            code = "journal_full" if full else "journal_refused"
+            failure = RequestError(503, code, str(error), None, hint, 30)
+            if n < len(waiting.rows):
+                again = "A part of it was recorded: repeat it with the same ids"
+                failure = RequestError(503, "journal_unavailable", str(error), None, again, 1)
+            elif held:
+                failure = journal_held(str(error))
+            self._answers.refuse(waiting, failure)
 
-    async def _move_on(self) -> None:
+    async def _move_on(self, old: int) -> int:
         """A new partition.  Rows of the old one that are committed are the adopter's to learn."""
-        old, waiters = self.partition, self._waiters
+        waiters = self._answers.leave()
         self.committed.clear()
-        self._waiters = {}
-        self.partition, self.known = await self._sealed(old), 0
+        self.decoded.clear()
+        number = await self._sealed(old)
+        self._at.number, self._at.known = number, 0
         self.to_learn = 0
         now = self._stamp()
-        for waiting, i, repeat in (entry for entries in waiters.values() for entry in entries):
+        for waiting, i, repeat in waiters:
             standing = await self._store.surely(
                 self._store.journal.find, self._model, waiting.keys[i]
             )
             if standing is not None:
                 # Its adopter learns it: nobody here can say yet what will become of it.
-                self._answer(waiting, i, Recorded("queued", standing, now, now, repeat))
+                self._answers.give(waiting, i, Recorded("queued", standing, now, now, repeat))
+        return number
+
+    def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
+        """Rows of this partition were learned one after the other, on top of ``own`` others."""
+        plain = self.partition not in self.decisions.undone.ranges
+        before = f"{version}+{own}"
+        for row in rows:
+            own += 1
+            now = f"{version}+{own}"
+            if waiters := self._answers.take(row.offset):
+                status = _LEARNED_AS.get(row.verdict) if plain else None
+                status = status or self._status(row, None)
+                for waiting, i, repeat in waiters:
+                    found = Recorded(status, row, before, now, repeat)
+                    self._answers.give(waiting, i, found)
+            before = now
 
     def note_learned(
         self, row: Row, before: str, reason: str | None, *, undecided: bool = False
@@ -453,12 +525,12 @@ class Writer:
 
         ``undecided``: another process has the last word, and has not said it.
         """
-        if waiters := self._waiters.pop(row.offset, ()):
+        if waiters := self._answers.take(row.offset):
             status, now = self._status(row, reason), self._stamp()
             if undecided:
                 status, reason = "queued", None
             for waiting, i, repeat in waiters:
-                self._answer(waiting, i, Recorded(status, row, before, now, repeat, reason))
+                self._answers.give(waiting, i, Recorded(status, row, before, now, repeat, reason))
 
     async def write_failed(self, row: Row, reason: str) -> None:
         """Say in the journal that the row could not be learned; the first to say so wins."""
@@ -467,14 +539,6 @@ class Writer:
         await self._store.write(
             self._store.journal.write_control, self._model, "failed", key, reason.encode()
         )
-
-    def _answer(self, waiting: Waiting, i: int, recorded: Recorded) -> None:
-        waiting.results[i] = recorded
-        waiting.open -= 1
-        if waiting.open == 0:
-            self.waiting -= 1
-            if not waiting.done.done():
-                waiting.done.set_result(None)
 
     def _status(self, row: Row, reason: str | None) -> str:
         if reason:

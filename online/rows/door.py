@@ -7,7 +7,8 @@ silence, so everything is checked here, before anything is touched.
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
@@ -17,8 +18,10 @@ from online.settings.tokens import WEIGHT_MAX
 from replay.example import Features, Label, label_text
 from replay.plain import is_plain, plain
 
-_INTEGER_MAX = 2**53  # beyond it a JSON number is not the integer that was written
-_NUMBER_MAX = 1e100  # squares, and sums of squares over all rows, stay finite
+INTEGER_MAX: Final = 2**53
+"""Largest whole number: beyond it a JSON number is not the integer that was written."""
+NUMBER_MAX: Final = 1e100
+"""Largest number of a feature: squares, and sums of squares over all rows, stay finite."""
 
 
 class Door:
@@ -55,10 +58,10 @@ class Door:
             )
         for name, item in value.items():
             if type(item) is float:
-                if not -_NUMBER_MAX <= item <= _NUMBER_MAX:  # NaN too
+                if not -NUMBER_MAX <= item <= NUMBER_MAX:  # NaN too
                     raise invalid(
                         f"{field}.{name}",
-                        f"{item} is not a number in ±{_NUMBER_MAX:g}",
+                        f"{item} is not a number in ±{NUMBER_MAX:g}",
                         "Scale it, or leave it out",
                     )
             else:
@@ -68,6 +71,12 @@ class Door:
         if not recorded and (odd := self.odd_name(value)) is not None:
             raise not_plain(field, "a name", odd)
         return value
+
+    def takes(self, names: Sequence[str]) -> bool:
+        """Whether a row of numbers may have these names."""
+        fit = 1 <= len(names) <= self._limits.features_max
+        short = all(len(name) <= self._limits.text_bytes_max for name in names)
+        return fit and short and self.odd_name(dict.fromkeys(names)) is None
 
     def odd_name(self, features: Any) -> str | None:
         """A name of the features that a terminal would obey; None if there is none."""
@@ -81,7 +90,7 @@ class Door:
 
     def _check_other(self, item: Any, field: str) -> None:
         if isinstance(item, int):  # bool too: river computes with it as 0 or 1
-            if abs(item) > _INTEGER_MAX:
+            if abs(item) > INTEGER_MAX:
                 raise invalid(field, f"{item} is beyond 2^53", "Send it as text, or scale it")
             return
         if self._numeric_only:
@@ -103,8 +112,8 @@ class Door:
             return self._binary(value, field)
         if self._task == "regression":
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not -_NUMBER_MAX <= value <= _NUMBER_MAX:
-                hint = f"Send a number in ±{_NUMBER_MAX:g}"
+            if not number or not -NUMBER_MAX <= value <= NUMBER_MAX:
+                hint = f"Send a number in ±{NUMBER_MAX:g}"
                 raise invalid(field, f"a number is needed, got {_show(value)}", hint)
             return float(value)
         if isinstance(value, float) and value.is_integer():
@@ -112,7 +121,7 @@ class Door:
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             hint = "Send text or a whole number; for two classes use task: binary"
             raise invalid(field, f"not a class: {_show(value)}", hint)
-        if isinstance(value, int) and abs(value) > _INTEGER_MAX:
+        if isinstance(value, int) and abs(value) > INTEGER_MAX:
             raise invalid(field, f"{value} is beyond 2^53", "Send it as text")
         if isinstance(value, str) and len(value) > self._limits.text_bytes_max:
             raise invalid(field, f"a class name of {len(value)} characters", "Shorten it")

@@ -68,6 +68,8 @@ def origin(row: Row) -> Origin:
 
 def is_again(row: Row | NewRow) -> bool:
     """Whether an operator had the event learned again; callers can name events alike."""
+    if not row.event_id.startswith(_AGAIN):
+        return False
     parts = row.event_id.split(":", 5)
     return len(parts) == 6 and parts[0] == _AGAIN and row.key == _again_key(parts[1], parts[4])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +18,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, TokenInvalid, Tokens, event_key
+from online.serving.ordinary import Asked, Ordinary
 from online.settings.config import Limits
 from replay import codec
 from replay.errors import JournalDamaged
@@ -41,23 +41,6 @@ _HOLDS: Final = 2.0  # times that a row may wait: for so long its names are prom
 
 KNOWN_MAX: Final = 64
 """Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
-
-
-class Foreseen(msgspec.Struct, frozen=True, gc=False):
-    """A model's answer to an event with features, at ``at`` (POSIX seconds) and of this version."""
-
-    answer: Answer
-    version: tuple[int, int, int]
-    at: float
-    known: dict[int, int] | None = None
-
-
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A row to append, its label as the door has it, and whether a repeat of it is known."""
-
-    row: NewRow
-    label: Label
-    idempotent: bool = True
 
 
 class Events:
@@ -83,6 +66,7 @@ class Events:
         self._limits, self._spec, self._now_s = limits, spec, now_s
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
+        self._ordinary = Ordinary(replica, door, self._known, self._refusal, now_s)
 
     # -- predictions -------------------------------------------------------------------------
 
@@ -125,25 +109,9 @@ class Events:
 
     # -- feedback ----------------------------------------------------------------------------
 
-    def foresee(self, events: Sequence[Event]) -> list[Foreseen | None]:
-        """Return what the model answers to each event.
-
-        None stands for those without features that it can take.
-        """
-        features: list[Features] = []
-        places = []
-        for i, event in enumerate(events):
-            if event.id is None and event.features is not None:
-                with contextlib.suppress(RequestError):  # whoever reads the event says it
-                    features.append(self._door.features(event.features, ""))
-                    places.append(i)
-        out: list[Foreseen | None] = [None] * len(events)
-        if features:
-            answers = self._replica.learner.predict_many(features)
-            version, now_s, known = self._version(), self._now_s(), self._known()
-            for i, answer in zip(places, answers, strict=True):
-                out[i] = Foreseen(answer, version, now_s, known)
-        return out
+    def read_ordinary(self, events: Sequence[Event]) -> list[Asked | RequestError | None]:
+        """Rows of the ordinary events among these; None for each that :meth:`read` has to read."""
+        return self._ordinary.read(events)
 
     def _known(self) -> dict[int, int] | None:
         """Return what the model here has learned, for a challenger to be asked as of then.
@@ -159,13 +127,10 @@ class Events:
         learner = self._replica.learner
         return (*learner.version, learner.own)
 
-    async def read(
-        self, event: Event, field: str, foreseen: Foreseen | None = None
-    ) -> Asked | Receipt:
+    async def read(self, event: Event, field: str) -> Asked | Receipt:
         """The row to append, or the answer if that is known already.
 
-        ``field`` is the event's place in the body, with a dot behind it; ``foreseen`` is of
-        :meth:`foresee`, None: the model is asked here.  Raises RequestError.
+        ``field`` is the event's place in the body, with a dot behind it.  Raises RequestError.
         """
         event = _of_sender(event, field)
         if event.label is msgspec.UNSET:
@@ -173,7 +138,7 @@ class Events:
         label = self._door.label(event.label, f"{field}label", recorded=True)
         weight = self._door.weight(event.weight, f"{field}weight")
         if event.id is None:
-            return await self._with_features(event, label, weight, field, foreseen)
+            return await self._with_features(event, label, weight, field)
         if event.features is not None or event.event_id is not None:
             hint = "The id carries both; send it with the label only"
             raise invalid(f"{field}id", "an id together with features or event_id", hint)
@@ -193,7 +158,7 @@ class Events:
         return self._asked(keys[0], own, source, payload, label, half=Half.LABEL, at=now)
 
     async def _with_features(
-        self, event: Event, label: Label, weight: float, field: str, foreseen: Foreseen | None
+        self, event: Event, label: Label, weight: float, field: str
     ) -> Asked | Receipt:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
@@ -201,29 +166,26 @@ class Events:
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
         await self._check_new(event, label, weight, [key], field)
-        if foreseen is None:
-            features = self._door.features(event.features, f"{field}features", recorded=True)
-            answer = self._replica.learner.predict(features)
-            foreseen = Foreseen(answer, self._version(), self._now_s(), self._known())
-        else:
-            features = event.features
+        features = self._door.features(event.features, f"{field}features", recorded=True)
+        answer = self._replica.learner.predict(features)
+        version, asked_at, known = self._version(), self._now_s(), self._known()
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
             if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
-        score = self._score(foreseen.answer)
+        score = self._score(answer)
         example = Example(
             features,
             label,
             weight,
             score,
-            foreseen.version,
-            foreseen.at,
+            version,
+            asked_at,
             event.event_time,
             self._replica.newest_label,
-            _notes(foreseen.answer, score),
-            known=foreseen.known,
+            _notes(answer, score),
+            known=known,
         )
         idempotent = event.event_id is not None
         return await self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
@@ -348,8 +310,9 @@ class Events:
             counts["values_clipped"] += len(far or ())
         payload, label = codec.encode(example), example.label
         return self._asked(
-            key, event_id, source, payload, label, verdict=verdict, idempotent=idempotent
-        )
+            key, event_id, source, payload, label,
+            verdict=verdict, idempotent=idempotent, example=example,
+        )  # fmt: skip
 
     def _asked(
         self,
@@ -363,15 +326,22 @@ class Events:
         verdict: Verdict = Verdict.ACCEPTED,
         idempotent: bool = True,
         at: float | None = None,
+        example: Example | None = None,
     ) -> Asked:
         self._replica.note_label(label)
         at = self._now_s() if at is None else at
         row = NewRow(key, event_id, source, verdict, payload, at, half=half)
+        if (refused := self._refusal(row, example)) is not None:
+            raise refused
+        return Asked(row, label, idempotent, example)
+
+    def _refusal(self, row: NewRow, example: Example | None) -> RequestError | None:
+        """Why the filters let no row hold this; None: one may."""
         filters = self._replica.filters
-        if filters is not None and (problem := filters.refusal(row)) is not None:
-            hint = "Check the values, and their scale, against what the model was trained with"
-            raise RequestError(422, "value_refused", problem, None, hint)
-        return Asked(row, label, idempotent)
+        if filters is None or (problem := filters.refusal(row, example)) is None:
+            return None
+        hint = "Check the values, and their scale, against what the model was trained with"
+        return RequestError(422, "value_refused", problem, None, hint)
 
 
 def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:

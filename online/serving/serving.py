@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
-from online.serving.events import Asked, Events, is_join_id
+from online.serving.events import Events, is_join_id
+from online.serving.ordinary import SLICE, Asked
 from online.settings.config import Limits
 from replay import codec
 from replay.example import Example, Features
@@ -49,7 +51,8 @@ HTTP = {
     "expired": 410,
     "failed": 422,
 }
-_READ_EVENTS = 32  # in one turn of the loop
+_READ_EVENTS = 16  # one by one, in one turn of the loop
+_RECEIPTS = 256  # in one turn
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
@@ -174,7 +177,7 @@ class Serving:
         if isinstance(asked, Receipt):
             self.replica.counts[f"feedback_{asked.status}"] += 1
             return HTTP[asked.status], asked
-        recorded = (await self.replica.writer.record([asked.row]))[0]
+        recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
@@ -192,33 +195,44 @@ class Serving:
 
     async def record(self, events: Sequence[Event]) -> list[Receipt]:
         """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
-        receipts: list[Receipt | None] = []
+        receipts: list[Receipt | None] = [None] * len(events)
         rows: list[tuple[int, Asked]] = []
-        foreseen = self._reader.foresee(events)
-        for i, event in enumerate(events):
-            if i % _READ_EVENTS == _READ_EVENTS - 1:
+        for start in range(0, len(events), SLICE):
+            if start:
                 await asyncio.sleep(0)  # predictions have a turn
-            try:
-                asked = await self._reader.read(event, f"events[{i}].", foreseen[i])
-            except RequestError as error:
-                receipts.append(refused(error))
-                continue
-            if isinstance(asked, Receipt):
-                receipts.append(asked)
-            else:
-                receipts.append(None)
-                rows.append((i, asked))
+            some = events[start : start + SLICE]
+            for i, ordinary in enumerate(self._reader.read_ordinary(some), start):
+                asked = ordinary if ordinary is not None else await self._read(events[i], i)
+                if isinstance(asked, RequestError):
+                    receipts[i] = refused(asked)
+                elif isinstance(asked, Receipt):
+                    receipts[i] = asked
+                else:
+                    rows.append((i, asked))
         if rows:
-            recorded = await self.replica.writer.record([asked.row for _, asked in rows])
-            for (i, asked), result in zip(rows, recorded, strict=True):
+            recorded = await self.replica.writer.record(
+                [asked.row for _, asked in rows], [asked.example for _, asked in rows]
+            )
+            for n, ((i, asked), result) in enumerate(zip(rows, recorded, strict=True), 1):
+                if n % _RECEIPTS == 0:
+                    await asyncio.sleep(0)
                 try:
                     receipts[i] = self._receipt(asked, result, f"events[{i}].")
                 except RequestError as error:
                     receipts[i] = refused(error)
         out = [receipt for receipt in receipts if receipt is not None]
-        for receipt in out:
-            self.replica.counts[f"feedback_{receipt.status}"] += 1
+        for status, n in Counter([receipt.status for receipt in out]).items():
+            self.replica.counts[f"feedback_{status}"] += n
         return out
+
+    async def _read(self, event: Event, i: int) -> Asked | Receipt | RequestError:
+        """Read the ``i``-th event of a body by itself."""
+        if i % _READ_EVENTS == 0:
+            await asyncio.sleep(0)  # predictions have a turn
+        try:
+            return await self._reader.read(event, f"events[{i}].")
+        except RequestError as error:
+            return error
 
     def _receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
         """Return the receipt that the caller is sent.

@@ -104,7 +104,8 @@ class Filtering:
         self._weighs = weighs
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._elsewhere: dict[str, None] = {}  # heard of in values since the last event here
-        self._recent: OrderedDict[bytes, float] = OrderedDict()
+        self._recent: dict[bytes, float] = {}
+        self._less_recent: dict[bytes, float] = {}
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
         self.standings = Standings(chain, clock)
         self._batch: set[bytes] = set()
@@ -131,12 +132,16 @@ class Filtering:
         while len(self._seen) > _SEEN_MAX or next(iter(self._seen.values())) < at - ACTIVE_S:
             self._seen.popitem(last=False)
 
-    def refusal(self, row: NewRow) -> str | None:
-        """Why no row may hold this; None if one may.  Changes nothing that is judged by."""
-        self._see_others(row.at)
+    def refusal(self, row: NewRow, example: Example | None = None) -> str | None:
+        """Why no row may hold this; None if one may.  Changes nothing that is judged by.
+
+        ``example`` is what the row's payload says; None: it is read here.
+        """
+        if self._elsewhere:
+            self._see_others(row.at)
         if not self.active or row.half is not None:
             return None  # a half is looked at when it has met the other
-        event = self._event(row, codec.decode(row.payload))
+        event = self._event(row, example or codec.decode(row.payload))
         problem = self.chain.filters[0].judge(event, self.chain.sources.get(row.source))
         if problem.refuse:
             self.counts["refused"] += 1
@@ -146,28 +151,64 @@ class Filtering:
             self._checked.popitem(last=False)
         return None
 
-    def judge(self, rows: Sequence[NewRow], *, more: bool = False) -> list[NewRow]:
+    def sleeps_through(self, rows: Sequence[NewRow], examples: Sequence[Example | None]) -> bool:
+        """Whether all rows are taken as they are, because too few sources send; then they count.
+
+        It is what :meth:`judge` makes of such rows one by one, and costs next to nothing.
+        """
+        if self.active or self._elsewhere or None in examples:
+            return False
+        last: dict[str, float] = {}
+        for row in reversed(rows):
+            last.setdefault(row.source, row.at)
+        if not self._seen.keys() >= last.keys():
+            return False
+        for row, example in zip(rows, examples, strict=True):
+            plain = row.verdict is not Written.QUARANTINED and not is_again(row)
+            if not plain or example is None or example.moved is not None or self._is_repeat(row):
+                return False
+        self._batch = set()
+        for source, at in reversed(last.items()):
+            self._see(source, at)
+        return True
+
+    def judge(
+        self,
+        rows: Sequence[NewRow],
+        examples: list[Example | None] | None = None,
+        *,
+        more: bool = False,
+    ) -> list[NewRow]:
         """The rows of a batch with their verdicts, each counting those before it.
 
-        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``more``: these
-        belong to the batch of the last call, too.
+        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``examples``
+        are what the rows' payloads say, None where they have to be read; they become what the
+        judged rows say.  ``more``: these belong to the batch of the last call, too.
         """
         if not more:
             self._batch = set()
-        return [self._judged(row) for row in rows]
+        known: list[Example | None] = [None] * len(rows) if examples is None else examples
+        out = []
+        for i, row in enumerate(rows):
+            judged, known[i] = self._judged(row, known[i])
+            out.append(judged)
+        return out
 
-    def _judged(self, row: NewRow) -> NewRow:
+    def _judged(self, row: NewRow, example: Example | None) -> tuple[NewRow, Example | None]:
         if row.half is not None or is_again(row) or row.verdict is Written.QUARANTINED:
-            return row  # a half that is kept is judged when it meets the other; or an operator has
+            # a half that is kept is judged when it meets the other; or an operator has
+            return row, example
         event = self._checked.pop(row.key, None)
         if self._is_repeat(row):
-            return row
-        example = codec.decode(row.payload)
+            return row, example
+        if example is None:
+            example = codec.decode(row.payload)
         if example.moved is not None:
-            return row  # a delta of a device is judged as it comes: online.serving.device_pushes
+            # a delta of a device is judged as it comes: online.serving.device_pushes
+            return row, example
         self._see(row.source, row.at)
         if not self.active or example.judged is not None:
-            return row
+            return row, example
         if event is None:
             event = self._event(row, example)
         self.chain.catch_up(event.key, event.version)
@@ -181,9 +222,11 @@ class Filtering:
         self._batch.add(row.key)
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
-        payload = codec.encode(msgspec.structs.replace(example, judged=judged))
+        example = msgspec.structs.replace(example, judged=judged)
         factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
-        return msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
+        payload = codec.encode(example)
+        row = msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
+        return row, example
 
     def by_standing(self, row: NewRow) -> NewRow:
         """A row that no test looks at: what its source's standing alone makes of it."""
@@ -197,6 +240,8 @@ class Filtering:
         if self.standings.waits(row.key):
             return True
         at = self._recent.get(row.key)
+        if at is None:
+            at = self._less_recent.get(row.key)
         return at is not None and abs(row.at - at) <= _RECENT_S
 
     def _event(self, row: NewRow, example: Example) -> Event:
@@ -236,7 +281,6 @@ class Filtering:
                     self.standings.take_back(row.key)
                 continue
             self._recent[row.key] = row.at
-            self._recent.move_to_end(row.key)
             if row.key in self._batch:
                 self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
                 if outcome.new and outcome.row is not None:
@@ -244,8 +288,8 @@ class Filtering:
                     self.standings.stands(row.key, place)
                 else:
                     self.standings.take_back(row.key)
-        while len(self._recent) > _RECENT:
-            self._recent.popitem(last=False)
+        if len(self._recent) >= _RECENT:
+            self._recent, self._less_recent = {}, self._recent
 
     def dropped(self) -> None:
         """Nothing of the batch was written."""
