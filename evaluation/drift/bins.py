@@ -85,6 +85,16 @@ class Bins:
             return self.values
         return bisect_right(self.edges, value)
 
+    def places(self, values: Sequence[Value]) -> list[int]:
+        """Return the places of several values."""
+        if self.names is None:
+            try:
+                if (total := sum(values)) == total:  # type: ignore[arg-type]  # NaN if one is
+                    return [bisect_right(self.edges, value) for value in values]  # type: ignore[arg-type]
+            except (TypeError, OverflowError):  # one is missing, or text
+                pass
+        return [self.place(value) for value in values]
+
     def group(self, counts: np.ndarray) -> np.ndarray:
         """Counts of values as PSI compares them; values that the reference never had come last."""
         grouped = np.bincount(self.groups, weights=counts[: self.values])

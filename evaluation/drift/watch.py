@@ -197,7 +197,8 @@ class Watch:
         row = self.served_rows + 1
         if score is not None:
             moved = self._ask("score", "", self._score, score, row, at)
-            alarms += moved if self._unlabelled else []
+            if moved and self._unlabelled:
+                alarms += moved
         self.served_rows = row
         self._order.see(at)
         if self._coming is not None:
@@ -222,7 +223,7 @@ class Watch:
                 self._close(row, at)
         if self._closed is not None and self._closed.row < row:
             alarms += self._compare(self._closed)
-        return self._kept(alarms)
+        return self._kept(alarms) if alarms else alarms
 
     def judged(
         self, error: float, *, rule: float | None = None, at: float | None = None
@@ -284,7 +285,10 @@ class Watch:
 
     def _judged(self, error: float, rule: float | None, at: float | None) -> list[Alarm]:
         row, past = self.judged_rows + 1, self._past
-        changes = [(who, one.update(error)) for who, one in self._error]
+        changes = []
+        for who, one in self._error:
+            if (found := one.update(error)) is not None and found.direction == "up":
+                changes.append((who, found))
         past.add(error, rule)
         self.judged_rows = row
         if (raised := self._raised) is not None:
@@ -292,10 +296,12 @@ class Watch:
             back = (raised.before or 0.0) + (raised.after or 0.0)
             if self._level < back / 2.0:
                 self._raised = None
+        if not changes:
+            return []
         rises = [
             _alarm(found, row, at, "error", "", who, max(row - found.n_after + 1, 1))
             for who, found in changes
-            if found is not None and found.direction == "up" and past.surpassed(found)
+            if past.surpassed(found)
         ]
         alarms = self._kept(rises)
         if alarms and self._raised is None:

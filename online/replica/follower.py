@@ -201,12 +201,12 @@ class Follower:
         if n < _ALIKE_LEAST or any(map(writer.decisions.failure, some[:n])):
             return 0
         version, before = f"{learner.version[0]}.{learner.version[1]}", learner.own
-        begun_s = time.thread_time()  # not what others of the machine take meanwhile
+        begun_s = time.perf_counter()
         examples = [example for example in known[:n] if example is not None]
         n = learner.learn_alike(some[:n], examples)
         if n == 0:
             return 0
-        self.cost.note(time.thread_time() - begun_s, n)
+        self.cost.note(time.perf_counter() - begun_s, n)
         self._counts["learned"] += n
         for row, example in zip(some[:n], examples, strict=False):
             del writer.decoded[row.offset]
@@ -214,11 +214,18 @@ class Follower:
                 self._judge.learned(row.partition, row.offset, example, row.at)
         writer.note_alike(some[:n], version, before)
         self._set_pace()
-        took_s = time.thread_time() - begun_s
-        if took_s > _TURN_S or n == most:
-            fit = int(n * size * min(_TURN_S / max(took_s, 1e-9), 2.0))
-            self._numbers = min(max(fit, size), _NUMBERS_MAX)
+        self._suit(n, most, time.perf_counter() - begun_s)
         return n
+
+    def _suit(self, n: int, most: int, took_s: float) -> None:
+        """Take so many rows at a time that a turn is long enough, by what ``n`` of them took.
+
+        A little more or less each time: what else the machine does now and then says little.
+        """
+        if took_s > _TURN_S:
+            self._numbers = max(int(self._numbers * max(_TURN_S / took_s, 0.8)), 1)
+        elif n == most:
+            self._numbers = min(int(self._numbers * min(_TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)
 
     def _set_pace(self) -> None:
         if owed := self._learner.open_rows:
