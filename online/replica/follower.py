@@ -231,7 +231,7 @@ class Follower:
         if owed := self._learner.open_rows:
             self._pace.first_row.set()
         if owed >= self._updates:
-            self._pace.now.set()
+            self._pace.enough()
 
     async def _learn(self, row: Row) -> bool:
         """Learn one row; False if a merge has moved the pointer meanwhile."""

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 
 _IDLE_FACTOR = 5  # an idle replica asks this many times less often
+_LEAST = 0.25  # of an interval from one exchange to the next, however many rows there are
 
 
 class Pace:
@@ -18,6 +19,17 @@ class Pace:
     def __init__(self, interval_s: float) -> None:
         self._interval_s = self._idle_s = interval_s
         self.first_row, self.now = asyncio.Event(), asyncio.Event()
+        self._enough, self._rested = False, False
+
+    def enough(self) -> None:
+        """There are as many rows as one exchange should have.
+
+        It is not held for each of them, though: bodies of many rows bring so many every few
+        milliseconds, and an exchange costs as much as learning a hundred.
+        """
+        if self._rested:
+            self.now.set()
+        self._enough = True
 
     async def wait(self, waiting: Callable[[], bool]) -> None:
         """Until the next exchange is due; ``waiting`` says whether there are rows to push."""
@@ -27,11 +39,20 @@ class Pace:
             await asyncio.wait(waits, timeout=self._idle_s, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
-        if waiting() and not self.now.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s):  # wait_for may swallow a cancel
-                    await self.now.wait()
+        if waiting():
+            await self._until_now(self._interval_s * _LEAST)
+            if not self._enough:
+                self._rested = True
+                await self._until_now(self._interval_s * (1.0 - _LEAST))
+        self._enough = self._rested = False
         self.now.clear()
+
+    async def _until_now(self, seconds: float) -> None:
+        if self.now.is_set():
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):  # wait_for may swallow a cancellation
+                await self.now.wait()
 
     def idle(self, nothing_happened: bool) -> None:
         """Ask less often while nothing happens."""

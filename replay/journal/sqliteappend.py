@@ -15,9 +15,11 @@ from replay.errors import (
 )
 from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
-from replay.journal.base import Half, NewRow, Outcome, Row, Stored
+from replay.journal.base import Half, NewRow, Outcome, Row, Stored, Verdict
 from replay.journal.checksum import checksum
 
+_AS_TEXT: Final = {verdict: verdict.value for verdict in Verdict}
+"""As SQLite takes it at once: an adapter is looked for where a text is of a class of its own."""
 _TOGETHER: Final = 64  # rows of one statement
 _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
 
@@ -105,11 +107,10 @@ class Batch:
 
     def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome]:
         """Write rows in one statement: each statement hands the interpreter over and back."""
-        made: list[Row] = []
+        made = [self._next(row, bytes(row.key)) for row in rows]
         values: list[Any] = []
-        for row in rows:
-            made.append(self._next(row, bytes(row.key)))
-            values += self._columns(made[-1])
+        for row in made:
+            values += self._columns(row)
         statement = f"{sql.INSERT_COLUMNS} VALUES {', '.join([sql.INSERT_ROW] * len(rows))}"
         self._db.execute(statement, values)
         self._answered.update(row.key for row in made)
@@ -128,8 +129,9 @@ class Batch:
     def _columns(self, row: Row) -> tuple[Any, ...]:
         """The row as it is stored, with its checksum."""
         columns = (
-            row.seq, row.partition, row.offset, row.key, row.event_id, row.source, row.verdict,
-            row.factor, row.payload, row.at, self._model, None, None, self._ran,
+            row.seq, row.partition, row.offset, row.key, row.event_id, row.source,
+            _AS_TEXT[row.verdict], row.factor, row.payload, row.at, self._model, None, None,
+            self._ran,
         )  # fmt: skip
         return (*columns, checksum(*columns))
 
