@@ -319,9 +319,8 @@ class Writer:
             left: list[Written] = []
             for event in some:
                 # Without a pause: whoever learns a new row finds who waits for it.
-                left += self._settle(
-                    event, list(islice(outcomes, len(event.entry.rows))), unanswered
-                )
+                found = list(islice(outcomes, len(event.entry.rows)))
+                left += self._settle(event, found, unanswered)
             events = left + later
         self._refuse(events, JournalUnavailable("other replicas were faster each time"))
 

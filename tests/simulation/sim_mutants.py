@@ -132,7 +132,7 @@ _EARLY = (
 )
 _DECIDE_LATER = (
     "            plain = [msgspec.structs.replace(row, factor=1.0) for row in rows]\n"
-    "            appended = await self._append(plain)\n"
+    "            appended = await self._at.append(plain)\n"
     "            await self._store.write(self._decide, rows)\n"
     "            factors = {row.key: row.factor for row in rows}\n"
 )
@@ -145,9 +145,9 @@ _DECIDE = (
     "\n"
 )
 _FRESH = "fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]"
+_BATCH = "        self.batch = batch\n        self.writing, self.judged_by ="
 _LOSE = (
-    "        batch = [e.waiting for e in events if e.waiting is not None]\n"
-    "        gone = {r.key for w in batch if w.done.cancelled() for r in w.rows}\n"
+    "        gone = {r.key for w in self.batch if w.done.cancelled() for r in w.rows}\n"
     "        lost = {(r.partition, r.offset) for r in fresh if r.key in gone}\n"
     "        self.lost = lost.union(getattr(self, 'lost', ()))\n"
     "        self._take([r for r in fresh if r.key not in gone])\n"
@@ -178,15 +178,15 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _WRITER,
-                "            appended = await self._append(rows)\n",
-                _PREDICTED + "            appended = await self._append(rows)\n",
+                "            appended = await self._at.append(rows)\n",
+                _PREDICTED + "            appended = await self._at.append(rows)\n",
             ),
         ),
         within=10,
     ),
     "a row is decided after it is written": Mutant(
         (
-            (_WRITER, "            appended = await self._append(rows)\n", _DECIDE_LATER),
+            (_WRITER, "            appended = await self._at.append(rows)\n", _DECIDE_LATER),
             (
                 _WRITER,
                 _FRESH,
@@ -205,9 +205,9 @@ MUTANTS: dict[str, Mutant] = {
             (_WRITER, _RECORD, _EARLY + _RECORD),
             (
                 _WRITER,
-                "            appended = await self._append(rows)\n",
+                "            appended = await self._at.append(rows)\n",
                 "            self.early = [r.key for r in rows]\n"
-                "            appended = await self._append(rows)\n",
+                "            appended = await self._at.append(rows)\n",
             ),
         ),
         within=10,
@@ -216,7 +216,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _WRITER,
-                "if row.partition == self.partition and row.offset in self._waiters:",
+                "if row.partition == self.partition and self._answers.expects(row.offset):",
                 "if False:",
             ),
         ),
@@ -266,6 +266,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "a cancelled handler's row is not learned": Mutant(
         (
+            (_WRITER, "        self.writing, self.judged_by =", _BATCH),
             (_WRITER, "        self._take(fresh)\n", _LOSE),
             (
                 _FOLLOWER,
