@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
+from types import coroutine
 from typing import Any, Final
 
 import msgspec
@@ -118,11 +119,17 @@ class Arriving:
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body.  RequestError: 408, 413, or 400 if the caller went away."""
+        reading = read_body(scope, receive, self._limit)
+        try:
+            waits_for = reading.send(None)
+        except StopIteration as end:  # it was here with its head, as most are: no clock is needed
+            body: bytes = end.value
+            return body
         try:
             async with asyncio.timeout(self._wait_s) as clock:
                 self._clocks[clock] = None
                 try:
-                    return await read_body(scope, receive, self._limit)
+                    return await _go_on(reading, waits_for)
                 finally:
                     self._clocks.pop(clock, None)
         except TimeoutError:
@@ -140,6 +147,22 @@ class Arriving:
         del self._clocks[clock]
         clock.reschedule(now)
         return True
+
+
+@coroutine
+def _go_on(begun: Coroutine[Any, None, bytes], waits_for: Any) -> Generator[Any, None, bytes]:
+    """Go on with a coroutine that was begun, and waits for something."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as error:
+                waits_for = begun.throw(error)
+            else:
+                waits_for = begun.send(sent)
+    except StopIteration as end:
+        body: bytes = end.value
+        return body
 
 
 async def read_lines(receive: Receive, limit: int) -> AsyncIterator[list[bytes]]:
