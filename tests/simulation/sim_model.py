@@ -7,7 +7,7 @@ shares no code with what it judges.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,14 @@ class Ledger:
         if features["poison"]:
             self.sums["damage"] = self._open["damage"] = 8.0
             raise ValueError("poison")
+
+    def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
+        """Add the weights of several rows at once, unless one of them is odd."""
+        if any(e.features["poison"] or e.features["deadly"] for e in examples):
+            return False
+        for example, weight in zip(examples, weights, strict=True):
+            self.learn(example.features, example.label, weight)
+        return True
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""

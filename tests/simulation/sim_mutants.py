@@ -223,6 +223,28 @@ MUTANTS: dict[str, Mutant] = {
         climate=_only("bad weather", "lost answers", "clock", events=60, feedback_wait_s=0.5),
         within=80,
     ),
+    "a pass over several rows moves on by one": Mutant(
+        (
+            (
+                _LEARNER,
+                "        self.tracks[opened.partition].next += len(rows)\n",
+                "        self.tracks[opened.partition].next += 1\n",
+            ),
+        ),
+        climate=_only("bad weather", events=80, spread_s=0.5),
+        within=20,
+    ),
+    "only the first row of a pass is answered": Mutant(
+        (
+            (
+                _WRITER,
+                "        for row in rows:\n            own += 1\n",
+                "        for row in rows[:1]:\n            own += 1\n",
+            ),
+        ),
+        climate=_only("bad weather", events=80, spread_s=0.5),
+        within=20,
+    ),
     "no duplicates are known": Mutant(
         (
             (

@@ -25,6 +25,7 @@ from paramserver.actor import Host, ServerSettings
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.snapshots.history import ASIDE
 from paramserver.snapshots.store import Retention
+from replay import codec
 from replay.errors import JournalUnavailable
 
 if TYPE_CHECKING:
@@ -447,7 +448,8 @@ class Replica(Learner):
             return
         rows = [event.row(self.model.now_s()) for event in events]
         try:
-            recorded: list[Recorded] = await self.model.writer.record(rows)
+            known = [codec.decode(row.payload) for row in rows]
+            recorded: list[Recorded] = await self.model.writer.record(rows, known)
         except online.errors.RequestError as error:
             reply(error)
             return

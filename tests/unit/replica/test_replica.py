@@ -135,7 +135,7 @@ def test_a_new_replica_writes_nothing_into_a_store_that_has_lost_its_epoch(
         replica = await world.replica(journal=emptied)
         assert replica.learner.version[0] == 1
         if not checked:
-            replica.writer._seen = lambda: 0
+            replica.writer._at._seen = lambda: 0
             assert statuses(await replica.writer.record([row("x")])) == [("learned", False)]
         else:
             with pytest.raises(RequestError) as refused:
