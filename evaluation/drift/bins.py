@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -89,8 +89,9 @@ class Bins:
         """Return the places of several values."""
         if self.names is None:
             try:
-                if (total := sum(values)) == total:  # type: ignore[arg-type]  # NaN if one is
-                    return [bisect_right(self.edges, value) for value in values]  # type: ignore[arg-type]
+                numbers = cast(Sequence[float], values)
+                if (total := sum(numbers)) == total:  # NaN if one of them is
+                    return [bisect_right(self.edges, number) for number in numbers]
             except (TypeError, OverflowError):  # one is missing, or text
                 pass
         return [self.place(value) for value in values]

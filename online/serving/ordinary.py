@@ -111,20 +111,18 @@ class Ordinary:
         events: Sequence[Event],
         out: list[Asked | RequestError | None],
     ) -> None:
-        rows, most = [], []
+        rows, numeric = [], []
         for i in places:
             values = (events[i].features or {}).values()
             kinds = set(map(type, values))
-            if not kinds <= _NUMBERS:
-                return
-            rows.append(list(values))
-            most.append(NUMBER_MAX if kinds == _FLOATS else INTEGER_MAX)
-        try:
-            x = np.array(rows, dtype=np.float64)
-        except OverflowError:  # an integer beyond all floats
+            if kinds == _FLOATS or (kinds <= _NUMBERS and max(map(abs, values)) <= INTEGER_MAX):
+                rows.append(list(values))
+                numeric.append(i)
+        if not rows:
             return
+        places, x = numeric, np.array(rows, dtype=np.float64)
         learner = self._replica.learner
-        fit = (np.abs(x) <= np.array(most)[:, None]).all(axis=1)
+        fit = (np.abs(x) <= NUMBER_MAX).all(axis=1)
         fit &= learner.bounds.inside(names, x)
         places = [i for i, good in zip(places, fit.tolist(), strict=True) if good]
         if not places:

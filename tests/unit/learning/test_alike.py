@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from river import linear_model, optim, preprocessing
 
@@ -102,10 +103,8 @@ def test_one_pass_leaves_what_one_by_one_leaves(estimator: str, compensates: boo
         for _ in range(15):
             examples = examples_of(rng, rng.randint(1, 30), task)
             if rng.random() < 0.3:
-                examples[0] = Example(**{
-                    **{f: getattr(examples[0], f) for f in Example.__struct_fields__},
-                    "judged": Judged(0.5, "", {"surprise": 0.25}),
-                })  # fmt: skip
+                judged = Judged(0.5, "", {"surprise": 0.25})
+                examples[0] = msgspec.structs.replace(examples[0], judged=judged)
             rows = rows_of(rng, examples, offset)
             offset += len(rows)
             for row in rows:
@@ -158,8 +157,7 @@ def test_rows_are_alike_by_the_order_of_their_names() -> None:
     for other in others.values():
         assert alike(rows, [plain, other, plain]) == 1
     assert alike(rows, [None, plain, plain]) == 0
-    quarantined = [Row(*(Verdict.QUARANTINED if f == "verdict" else getattr(rows[0], f)
-                         for f in Row.__struct_fields__)), *rows[1:]]  # fmt: skip
+    quarantined = [msgspec.structs.replace(rows[0], verdict=Verdict.QUARANTINED), *rows[1:]]
     assert alike(quarantined, [plain] * 3) == 0
 
 

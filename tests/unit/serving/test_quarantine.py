@@ -225,7 +225,7 @@ def test_mutants_of_a_ban_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
     if rule == "judged":
-        monkeypatch.setattr(Writer, "_judged", lambda self, event: event.entry.rows)
+        monkeypatch.setattr(Writer, "_judged", lambda self, row, decided: row)
     else:
         monkeypatch.setattr(
             Writer, "judged_by", property(lambda s: 2**62, lambda s, v: None), False
