@@ -226,8 +226,13 @@ class Service:
             "replica_ports": [first, first + REPLICA_PORTS - 1],
             "private": str(self._private),
         }
-        processes.note(run_path(settings), self._facts)
+        self._note()
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _note(self) -> None:
+        """Write down what commands need to know, the specs that serve among it."""
+        facts = {**self._facts, "specs": self._specs()}
+        processes.note(run_path(self._settings), facts)
 
     def _deploy(self, settings: Settings) -> None:
         from online.service.deployment import Replica  # it imports Ray, after its flags are set
@@ -279,7 +284,7 @@ class Service:
         self._given, self._code = given, code
         self._wait_http()
         self._challengers.start(settings)
-        processes.note(run_path(settings), self._facts)
+        self._note()
         lines = [f"{name} changed" for name in rolling]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
@@ -332,7 +337,7 @@ class Service:
                     self._deploy(was)
                 self._challengers.start(was)
                 raise
-        processes.note(run_path(settings), self._facts)
+        self._note()
         parameter_servers.last_snapshots(changed)
         parameter_servers.end(changed)
         self._challengers.start(settings)

@@ -271,12 +271,27 @@ def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
                 acknowledged(sent, 100)
             back = status(again, "counting")
             assert set(again.replica_urls()) == processes, "they went over without a stop"
+            psutil.Process(int(min(processes).partition(":")[0])).kill()
+            assert served_everywhere(again, 2) == {back["spec"]}, "and so does a new one"
             assert back["spec"] == first["spec"]
             both_have(again, len(sent.acknowledged))
         finally:
             again.stop()
     epochs = [found["server"]["epoch"] for found in (first, promoted, back)]
     assert epochs == sorted(set(epochs)), "versions never go back"
+
+
+def served_everywhere(running: Running, replicas: int) -> set[str]:
+    """Specs of the model at each replica, once so many answer."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            urls = running.replica_urls().values()
+            found = [httpx.get(f"{url}/v1/models/counting", timeout=20).json() for url in urls]
+            if len(found) == replicas:
+                return {one["spec"] for one in found}
+        assert time.monotonic() < deadline, "the replica that died is not replaced"
+        time.sleep(0.1)
 
 
 def versions(running: Running) -> list[str]:

@@ -88,7 +88,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(going_over, name, 0.001)
 
 
-def play(monkeypatch: pytest.MonkeyPatch, scene: Callable[[World], Awaitable[None]], **as_: Any):  # type: ignore[no-untyped-def]
+def play(
+    monkeypatch: pytest.MonkeyPatch, scene: Callable[[World], Awaitable[None]], **as_: Any
+) -> World:
     async def played() -> World:
         world = World(**as_)
         monkeypatch.setattr(going_over, "merge_rule", lambda model, _: world.rule)
