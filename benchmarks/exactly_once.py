@@ -138,8 +138,8 @@ class Client(threading.Thread):
             try:
                 self.in_flight = True
                 code, answer = client.post("/v1/models/counting/feedback", body)
-            except (OSError, http.client.HTTPException) as error:
-                closed = isinstance(error, (ConnectionResetError, BrokenPipeError))
+            except (OSError, http.client.HTTPException) as lost:
+                closed = isinstance(lost, (ConnectionResetError, BrokenPipeError))
                 code, answer = 0, {"error": {"code": CLOSED}} if closed else {}
             finally:
                 self.in_flight = False
