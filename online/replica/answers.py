@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from online.replica.pending import Recorded, Waiting
+from replay.journal.base import Row
 
 
 class Waiter(NamedTuple):
@@ -29,17 +30,20 @@ class Answers:
         self.requests = 0
         self._waiters: dict[int, list[Waiter]] = {}
 
-    def expects(self, offset: int) -> bool:
-        """Whether the row is committed, and not learned yet."""
-        return offset in self._waiters
+    def expect(self, rows: Sequence[Row]) -> list[Row]:
+        """Take those who wait for the rows from now on; the rows that were not expected before."""
+        waiters = self._waiters
+        fresh = [row for row in rows if row.offset not in waiters]
+        waiters.update({row.offset: [] for row in fresh})
+        return fresh
 
-    def expect(self, offset: int) -> None:
-        """Take those who wait for a row from now on."""
-        self._waiters[offset] = []
-
-    def add(self, offset: int, waiter: Waiter) -> None:
-        """One more waits for the row, which is expected."""
-        self._waiters[offset].append(waiter)
+    def add(self, offset: int, waiter: Waiter) -> bool:
+        """One more waits for the row; False: it is not expected."""
+        waiters = self._waiters.get(offset)
+        if waiters is None:
+            return False
+        waiters.append(waiter)
+        return True
 
     def take(self, offset: int) -> Sequence[Waiter]:
         """Those who wait for a row, which is learned now."""

@@ -276,20 +276,26 @@ class Writer:
     ) -> None:
         """Append ordinary rows; ``unanswered`` gets those that nobody will learn now."""
         events = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
+        rows = [row for waiting in batch for row in waiting.rows]
+        examples = [example for waiting in batch for example in waiting.examples]
+        if self.decisions.sources:
+            rows = [self._judged(row, w.decided) for row, (w, _) in zip(rows, events, strict=True)]
         most = self._store.journal.batch_rows_max
         for start in range(0, len(events), most):
-            some = events[start : start + most]
-            rows = [waiting.rows[i] for waiting, i in some]
-            if self.decisions.sources:
-                rows = [self._judged(waiting.rows[i], waiting.decided) for waiting, i in some]
+            stop = start + most
+            known = examples[start:stop]
             try:
-                outcomes = await self._write(rows, [w.examples[i] for w, i in some])
+                written, outcomes = await self._write(rows[start:stop], known)
             except ReplayError as error:
                 self._refuse([Written(Whole(w.rows[i]), w, i) for w, i in events[start:]], error)
                 return
             # Without a pause: whoever learns a new row finds who waits for it.
-            for (waiting, i), outcome in zip(some, outcomes, strict=True):
-                self._expect(waiting, i, outcome, unanswered)
+            for (waiting, i), row, example, outcome in zip(
+                events[start:stop], written, known, outcomes, strict=True
+            ):
+                stands = self._expect(waiting, i, outcome, unanswered)
+                if example is not None and stands is not None and stands.payload == row.payload:
+                    self.decoded[stands.offset] = example
 
     async def _write_joins(
         self,
@@ -312,7 +318,7 @@ class Writer:
             some, later = events[:fit], events[fit:]
             rows = [self._judged(row, e.decided) for e in some for row in e.entry.rows]
             try:
-                outcomes = iter(await self._write(rows, [None] * len(rows)))
+                outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
             except ReplayError as error:
                 self._refuse(events, error)
                 return
@@ -324,10 +330,12 @@ class Writer:
             events = left + later
         self._refuse(events, JournalUnavailable("other replicas were faster each time"))
 
-    async def _write(self, rows: list[NewRow], examples: list[Example | None]) -> Sequence[Outcome]:
-        """Append rows with their verdicts; new ones are handed to the learner.
+    async def _write(
+        self, rows: list[NewRow], examples: list[Example | None]
+    ) -> tuple[list[NewRow], Sequence[Outcome]]:
+        """Append rows with their verdicts, as they are returned; new ones go to the learner.
 
-        Raises ReplayError if nothing was written.
+        ``examples`` become what the rows say then.  Raises ReplayError if nothing was written.
         """
         if self._frozen():
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
@@ -346,14 +354,8 @@ class Writer:
             self._filters.committed(rows, appended.outcomes)
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
         self._take(fresh)
-        for row, example, outcome in zip(rows, examples, appended.outcomes, strict=True):
-            stored = outcome.row
-            if example is None or stored is None or not outcome.new:
-                continue
-            if stored.payload == row.payload and self._answers.expects(stored.offset):
-                self.decoded[stored.offset] = example
         self._moved(self._at.new_server)
-        return appended.outcomes
+        return rows, appended.outcomes
 
     def _expect(
         self,
@@ -361,13 +363,14 @@ class Writer:
         i: int,
         outcome: Outcome,
         unanswered: list[tuple[Waiting, int, Outcome]],
-    ) -> None:
-        """Answer for a row when it is learned, if it is new and somebody here learns it."""
+    ) -> Row | None:
+        """Answer for a row when it is learned: it is returned if it is new and learned here."""
         row = outcome.row
-        if outcome.new and row is not None and self._answers.expects(row.offset):
-            self._answers.add(row.offset, Waiter(waiting, i, False))
-        else:
-            unanswered.append((waiting, i, outcome))
+        waiter = Waiter(waiting, i, False)
+        if outcome.new and row is not None and self._answers.add(row.offset, waiter):
+            return row
+        unanswered.append((waiting, i, outcome))
+        return None
 
     def _settle(
         self,
@@ -419,13 +422,11 @@ class Writer:
 
     def _take(self, fresh: Sequence[Row]) -> None:
         """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
-        for row in fresh:
-            if row.verdict is Verdict.FROZEN:
-                continue
-            self.to_learn = max(self.to_learn, row.offset)
-            if self._follows is None and not self._answers.expects(row.offset):
-                self.committed.append(row)
-                self._answers.expect(row.offset)
+        rows = [row for row in fresh if row.verdict is not Verdict.FROZEN]
+        if rows:
+            self.to_learn = max(self.to_learn, *(row.offset for row in rows))
+        if self._follows is None:
+            self.committed.extend(self._answers.expect(rows))
 
     async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
@@ -437,9 +438,10 @@ class Writer:
             found = Recorded("waiting", None, now, now, False, None, outcome.since)
             self._answers.give(waiting, i, found)
             return
-        if row.partition == self.partition and self._answers.expects(row.offset):
-            self._answers.add(row.offset, Waiter(waiting, i, True))  # learned together with it
-            return
+        if row.partition == self.partition and self._answers.add(
+            row.offset, Waiter(waiting, i, True)
+        ):
+            return  # it is learned together with the first
         if not outcome.new or self._is_there(row):  # what failed was written before it counted
             await self.look()
         reason, again = self.decisions.failure(row), None

@@ -156,17 +156,22 @@ class Filtering:
 
         It is what :meth:`judge` makes of such rows one by one, and costs next to nothing.
         """
-        if self.active or self._elsewhere or None in examples:
+        if self.active or self._elsewhere:
             return False
+        for row, example in zip(rows, examples, strict=True):
+            if example is None or example.moved is not None:
+                return False
+            if row.verdict is Written.QUARANTINED or is_again(row):
+                return False
+        keys = [row.key for row in rows]
+        for known in (self._recent.keys(), self._less_recent.keys(), self.standings.pending):
+            if not known.isdisjoint(keys):
+                return False
         last: dict[str, float] = {}
         for row in reversed(rows):
             last.setdefault(row.source, row.at)
         if not self._seen.keys() >= last.keys():
             return False
-        for row, example in zip(rows, examples, strict=True):
-            plain = row.verdict is not Written.QUARANTINED and not is_again(row)
-            if not plain or example is None or example.moved is not None or self._is_repeat(row):
-                return False
         self._batch = set()
         for source, at in reversed(last.items()):
             self._see(source, at)
@@ -272,6 +277,12 @@ class Filtering:
 
     def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
         """The rows of :meth:`judge` stand, or were there before: a repeat says nothing twice."""
+        if not self._batch:
+            for row, outcome in zip(rows, outcomes, strict=True):
+                if outcome.row is not None and row.half is None:
+                    self._recent[row.key] = row.at
+            self._age()
+            return
         for row, outcome in zip(rows, outcomes, strict=True):
             if row.half is not None:
                 continue
@@ -288,6 +299,10 @@ class Filtering:
                     self.standings.stands(row.key, place)
                 else:
                     self.standings.take_back(row.key)
+        self._age()
+
+    def _age(self) -> None:
+        """Forget the older ones of the keys that were written, once there are enough newer ones."""
         if len(self._recent) >= _RECENT:
             self._recent, self._less_recent = {}, self._recent
 

@@ -8,7 +8,7 @@ so each row counts once here, whoever learns it and when.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, KeysView, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,6 +77,11 @@ class Standings:
         merge(self._unsaid, self._chain.cut())
         self._look([source])
         return True
+
+    @property
+    def pending(self) -> KeysView[bytes]:
+        """Keys of the rows that are decided and not learned yet."""
+        return self._pending.keys()
 
     def waits(self, key: bytes) -> bool:
         """Whether a row is decided and not learned yet."""

@@ -216,8 +216,8 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _WRITER,
-                "if row.partition == self.partition and self._answers.expects(row.offset):",
-                "if False:",
+                "if row.partition == self.partition and self._answers.add(",
+                "if row.partition == -1 and self._answers.add(",
             ),
         ),
         climate=_only("bad weather", "lost answers", "clock", events=60, feedback_wait_s=0.5),
