@@ -101,6 +101,20 @@ class _Thread:
         self.busy = False
 
 
+class SimThread:
+    """Stands for :class:`online.replica.journal_threads.OneThread`: the loop has its steps done."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def do(self, step: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """The step, in simulated time."""
+        return asyncio.get_running_loop().run_in_executor(self, step, *args)  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        """No thread is there to be ended."""
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """One seed's time.
 
