@@ -92,6 +92,34 @@ class OneOutput:
             total += n + m + abs(held[2]) + abs(held[3])
         return total
 
+    def held(self, keys: Sequence[str]) -> list[list[float]]:
+        """Return a copy of the six numbers of each feature, zeros of those that are new."""
+        return [list(self._now.get(key) or [0.0] * _NUMBERS) for key in keys]
+
+    def walk(self, held: list[list[float]], x: Sequence[float], slopes: Sequence[float]) -> None:
+        """Do to numbers of :meth:`held` what :meth:`step` does to those of the row's features."""
+        sqrt, (slow, fast) = math.sqrt, ADAGRAD
+        square = 1.0 + sum([v * v for v in x])
+        ga, gb, gc, gd = slopes
+        gc *= self._rates[0] / square
+        gd *= self._rates[1] / square
+        for h, v in zip(held, x, strict=True):
+            g = ga * v
+            h[4] = n = h[4] + g * g
+            h[0] -= slow * g / (1.0 + sqrt(n))
+            g = gb * v
+            h[5] = m = h[5] + g * g
+            h[1] -= fast * g / (1.0 + sqrt(m))
+            h[2] -= gc * v
+            h[3] -= gd * v
+
+    def put(self, keys: Sequence[str], held: Sequence[list[float]]) -> None:
+        """Take these numbers for their features."""
+        for key, numbers in zip(keys, held, strict=True):
+            if key not in self._start:
+                self._start[key] = self._now.get(key) or [0.0] * _NUMBERS
+            self._now[key] = numbers
+
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         delta = {}

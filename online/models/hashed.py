@@ -89,7 +89,7 @@ class Hashed:
         self, text: Sequence[str], bits: int, seed: int, scaler: Standard | Limited | None
     ) -> None:
         self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed
-        self._scaler = scaler
+        self.scaler = self._scaler = scaler
 
     def row(self, features: Features, *, learns: bool) -> dict[str, float]:
         """Hashed features with their numbers; the moments learn the row first if it ``learns``."""
@@ -115,6 +115,11 @@ class Hashed:
             key = _name_place(name, seed, mask)
             row[key] = row.get(key, 0.0) + value
         return row
+
+    def keys(self, names: Sequence[str]) -> list[str] | None:
+        """Return the places of a row of numbers, the bias's first; None if two are one."""
+        found = [_BIAS, *(_name_place(name, self._seed, self._mask) for name in names)]
+        return found if len(set(found)) == len(found) else None
 
     def _add(self, row: dict[str, float], feature: str, number: float) -> None:
         key = _place(feature, self._seed, self._mask)

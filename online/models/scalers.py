@@ -32,12 +32,12 @@ Columns = npt.NDArray[np.float64]
 class Walked(NamedTuple):
     """Rows behind a scaler, by column, and the moments that they leave, by name.
 
-    ``now`` has count, mean and variance of all rows, ``opened`` count, mean and M2 of those since
-    the cut.
+    ``now`` has what the scaler keeps of all rows, ``opened`` count, mean and M2 of those since the
+    cut.
     """
 
     columns: list[list[float]]
-    now: list[tuple[int, float, float]]
+    now: list[tuple[float, ...]]
     opened: list[list[float]]
 
 
@@ -96,7 +96,9 @@ class Standard:
         scaler, opened = self._scaler, self._open
         if not scaler.with_std:
             return None
-        out, now, mine = [], [], []
+        out: list[list[float]] = []
+        now: list[tuple[float, ...]] = []
+        mine: list[list[float]] = []
         for name, column in zip(names, columns, strict=True):
             count = scaler.counts.get(name, 0)
             mean, var = scaler.means.get(name, 0.0), scaler.vars.get(name, 0.0)
@@ -122,7 +124,7 @@ class Standard:
         """Be as :meth:`walk` has found."""
         scaler = self._scaler
         for name, (count, mean, var), mine in zip(names, walked.now, walked.opened, strict=True):
-            scaler.counts[name], scaler.means[name], scaler.vars[name] = count, mean, var
+            scaler.counts[name], scaler.means[name], scaler.vars[name] = int(count), mean, var
             self._open[name] = mine
 
     def cut(self) -> Blocks:
@@ -235,6 +237,52 @@ class Limited:
             step = off / n
             mine[:] = n, mean + step, m2 + off * (off - step)
         return out
+
+    def transform_many(self, names: Sequence[str], x: Columns) -> tuple[list[str], Columns]:
+        """Columns as :meth:`transform` gives them, up to the last bit."""
+        now = self._now
+        kept = [i for i, name in enumerate(names) if name in now]
+        held = [now[names[i]] for i in kept]
+        mean, inverse = np.array([h[1] for h in held]), np.array([h[3] for h in held])
+        return [names[i] for i in kept], np.clip((x[:, kept] - mean) * inverse, -LIMIT, LIMIT)
+
+    def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
+        """What :meth:`learn` would do to rows of these names, row by row; nothing is changed.
+
+        None: a number would leave the finite ones.
+        """
+        out: list[list[float]] = []
+        now: list[tuple[float, ...]] = []
+        mine: list[list[float]] = []
+        for name, column in zip(names, columns, strict=True):
+            n, mean, m2, inverse = self._now.get(name, _NONE)
+            count, own, own_m2 = self._open.get(name, _NO_MOMENTS)
+            scaled: list[float] = []
+            for x in column:
+                off = x - mean
+                if n > LIMIT_FROM and inverse:
+                    far = LIMIT / inverse
+                    off = far if off > far else -far if off < -far else off
+                near, n = mean + off, n + 1.0
+                step = off / n
+                mean, m2 = mean + step, m2 + off * (off - step)
+                inverse = 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0
+                z = (x - mean) * inverse
+                scaled.append(LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z)
+                off, count = near - own, count + 1.0  # Welford (1962)
+                step = off / count
+                own, own_m2 = own + step, own_m2 + off * (off - step)
+            if not isfinite(m2):
+                return None
+            out.append(scaled)
+            now.append((n, mean, m2, inverse))
+            mine.append([count, own, own_m2])
+        return Walked(out, now, mine)
+
+    def put(self, names: Sequence[str], walked: Walked) -> None:
+        """Be as :meth:`walk` has found."""
+        for name, now, mine in zip(names, walked.now, walked.opened, strict=True):
+            self._now[name], self._open[name] = list(now), mine
 
     def cut(self) -> Blocks:
         delta, self._open = self._mine(), {}

@@ -34,7 +34,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from river import preprocessing
@@ -66,6 +66,7 @@ _SHARES: Final = Struct(f"<{EXPERTS}e")  # notes: half floats are exact enough t
 _NUMBERS: Final = Struct(f"<{EXPERTS}d")
 _HALF: Final = np.dtype("<f2")
 
+_NUMERIC: Final = frozenset({float, int})
 _LOSSES: Final = "losses"
 _TARGET: Final = "target"
 
@@ -147,6 +148,27 @@ class SelfRateModel(Hashing):
         if not math.isfinite(total + sum(self._mixture.losses)):
             raise StateNotFinite(total)
 
+    def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
+        """Learn rows that have the same names in the same order, in one pass.
+
+        Afterwards every number is what learning them one by one would have made.  False: nothing
+        was changed, and the rows are to be learned one by one.
+        """
+        names, scaler = list(examples[0].features), self._rows.scaler
+        columns = list(zip(*[e.features.values() for e in examples], strict=True))
+        numeric = all(_NUMERIC.issuperset(map(type, column)) for column in columns)
+        keys = self._rows.keys(names) if numeric else None
+        if keys is None or not isinstance(scaler, Limited):
+            return False
+        try:
+            walked = scaler.walk(names, cast(list[list[float]], columns))
+            if walked is None or not self._walk(keys, walked.columns, examples, weights):
+                return False
+        except (ArithmeticError, ValueError):  # said by the row that it is of
+            return False
+        scaler.put(names, walked)
+        return True
+
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         return {**self._rows.cut(), **self._experts.cut(), **self._mixture.cut()}
@@ -171,6 +193,16 @@ class SelfRateModel(Hashing):
 
     def _meet(self, label: Label) -> None:
         """Look at the label, before anything changes."""
+
+    def _walk(
+        self,
+        keys: Sequence[str],
+        columns: Sequence[Sequence[float]],
+        examples: Sequence[Example],
+        weights: Sequence[float],
+    ) -> bool:
+        """Do :meth:`_step` to rows by column, the bias left out; False: nothing was changed."""
+        return False
 
     def _answer(self, row: dict[str, float]) -> Prediction:
         raise NotImplementedError
@@ -198,11 +230,58 @@ class _Binary(SelfRateModel):
         self, row: dict[str, float], label: Label, weight: float, served: Example | None
     ) -> float:
         shares, y = self._shares(row), float(label)
-        judged = _unpack(_SHARES, served) or shares
-        misses = [abs(y - p) for p in judged]  # the Brier score is twice the square
-        losses = [((miss > 0.5) + miss * miss) * (2.0 / 3.0) for miss in misses]
-        self._mixture.judge(losses, weight)
+        self._judge(self._mixture, _unpack(_SHARES, served) or shares, y, weight)
         return self._experts.step(row, [(p - y) * weight for p in shares])
+
+    @staticmethod
+    def _judge(mixture: _Mixture, judged: Sequence[float], y: float, weight: float) -> None:
+        misses = [abs(y - p) for p in judged]  # the Brier score is twice the square
+        mixture.judge([((miss > 0.5) + miss * miss) * (2.0 / 3.0) for miss in misses], weight)
+
+    def _walk(
+        self,
+        keys: Sequence[str],
+        columns: Sequence[Sequence[float]],
+        examples: Sequence[Example],
+        weights: Sequence[float],
+    ) -> bool:
+        experts, mixture = self._experts, _Mixture()
+        mixture.losses = self._mixture.losses
+        held = experts.held(keys)
+        rows = zip([1.0] * len(examples), *columns, strict=True)
+        for x, example, weight in zip(rows, examples, weights, strict=True):
+            a = b = c = d = 0.0
+            for (h0, h1, h2, h3, _, _), v in zip(held, x, strict=True):
+                a += h0 * v
+                b += h1 * v
+                c += h2 * v
+                d += h3 * v
+            shares = [_logistic(a), _logistic(b), _logistic(c), _logistic(d)]
+            y = float(example.label)
+            self._judge(mixture, _unpack(_SHARES, example) or shares, y, weight)
+            experts.walk(held, x, [(p - y) * weight for p in shares])
+        if not math.isfinite(sum(map(sum, held), sum(mixture.losses))):
+            return False
+        experts.put(keys, held)
+        self._mixture.take(mixture.losses)
+        return True
+
+    def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
+        """Answers of :meth:`predict`, up to the last bits, to rows of one number a name."""
+        keys, scaler = self._rows.keys(names), self._rows.scaler
+        if keys is None or not isinstance(scaler, Limited):
+            return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]
+        names, x = scaler.transform_many(names, x)
+        held = np.array(self._experts.held(self._rows.keys(names) or []))[:, :EXPERTS]
+        with np.errstate(over="ignore"):
+            shares = 1.0 / (1.0 + np.exp(-(held[0] + x @ held[1:])))
+        mixed = (shares @ np.array(self._mixture.votes())).tolist()
+        notes = shares.astype(_HALF).tobytes()
+        size = _SHARES.size
+        return [
+            Prediction(p > 0.5, {False: 1.0 - p, True: p}, notes[i * size : i * size + size])
+            for i, p in enumerate(mixed)
+        ]
 
 
 class _Multiclass(SelfRateModel):
@@ -325,6 +404,10 @@ class _Mixture:
         part = 1.0 if weight == 1.0 else (1.0 - fade) / (1.0 - FADE)
         self.losses = [fade * s + part * x for s, x in zip(self.losses, losses, strict=True)]
         self._judged = True
+
+    def take(self, losses: list[float]) -> None:
+        """Labels came after which the experts' losses are these."""
+        self.losses, self._judged = losses, True
 
     def cut(self) -> Blocks:
         if not self._judged:

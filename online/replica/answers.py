@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from online.replica.pending import Recorded, Waiting
 from replay.journal.base import Row
 
 
-class Waiter(NamedTuple):
+class Waiter(msgspec.Struct, frozen=True, gc=False):
     """One row of a request; ``repeat``: the event was there before."""
 
     waiting: Waiting
     i: int
-    repeat: bool
+    repeat: bool = False
 
 
 class Answers:
@@ -28,31 +29,39 @@ class Answers:
 
     def __init__(self) -> None:
         self.requests = 0
-        self._waiters: dict[int, list[Waiter]] = {}
+        # Hardly ever do two wait for the same row, and a thousand lists that live for some
+        # milliseconds have Python look for circles in all that there is.
+        self._waiters: dict[int, Waiter | list[Waiter] | None] = {}
 
     def expect(self, rows: Sequence[Row]) -> list[Row]:
         """Take those who wait for the rows from now on; the rows that were not expected before."""
         waiters = self._waiters
         fresh = [row for row in rows if row.offset not in waiters]
-        waiters.update({row.offset: [] for row in fresh})
+        waiters.update(dict.fromkeys([row.offset for row in fresh]))
         return fresh
 
     def add(self, offset: int, waiter: Waiter) -> bool:
         """One more waits for the row; False: it is not expected."""
-        waiters = self._waiters.get(offset)
-        if waiters is None:
+        waiters = self._waiters
+        if offset not in waiters:
             return False
-        waiters.append(waiter)
+        first = waiters[offset]
+        if first is None:
+            waiters[offset] = waiter
+        elif isinstance(first, list):
+            first.append(waiter)
+        else:
+            waiters[offset] = [first, waiter]
         return True
 
     def take(self, offset: int) -> Sequence[Waiter]:
         """Those who wait for a row, which is learned now."""
-        return self._waiters.pop(offset, ())
+        return _several(self._waiters.pop(offset, None))
 
     def leave(self) -> list[Waiter]:
         """All who wait; no row of this partition is expected any more."""
         waiters, self._waiters = self._waiters, {}
-        return [waiter for several in waiters.values() for waiter in several]
+        return [waiter for some in waiters.values() for waiter in _several(some)]
 
     def give(self, waiting: Waiting, i: int, recorded: Recorded) -> None:
         """Answer for one row of a request; with the last one the request has its answer."""
@@ -69,3 +78,9 @@ class Answers:
         if not waiting.done.done():
             waiting.done.set_exception(error)
             waiting.done.exception()  # the handler may be gone: that is no surprise
+
+
+def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:
+    if waiters is None:
+        return ()
+    return waiters if isinstance(waiters, list) else (waiters,)

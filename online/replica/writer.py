@@ -256,7 +256,7 @@ class Writer:
 
     async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
         self.writing, self.judged_by = True, self.decisions.seq  # a thread may read more meanwhile
-        unanswered: list[tuple[Waiting, int, Outcome]] = []
+        unanswered: list[tuple[Waiter, Outcome]] = []
         try:
             if halves or any(waiting.joins for waiting in batch):
                 await self._write_joins(halves, batch, unanswered)
@@ -265,21 +265,22 @@ class Writer:
         finally:
             self.writing = self.committing = False
             self._uncommitted -= sum(len(waiting.rows) for waiting in batch)
-        for waiting, i, outcome in unanswered:
+        for event, outcome in unanswered:
             try:
-                await self._stand(waiting, i, outcome)
+                await self._stand(event.waiting, event.i, outcome)
             except JournalDamaged as error:  # a row or a decision that it took to answer
-                self._spoil(waiting, i, error)
+                self._spoil(event.waiting, event.i, error)
 
     async def _write_whole(
-        self, batch: list[Waiting], unanswered: list[tuple[Waiting, int, Outcome]]
+        self, batch: list[Waiting], unanswered: list[tuple[Waiter, Outcome]]
     ) -> None:
         """Append ordinary rows; ``unanswered`` gets those that nobody will learn now."""
-        events = [(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
+        events = [Waiter(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
         rows = [row for waiting in batch for row in waiting.rows]
         examples = [example for waiting in batch for example in waiting.examples]
         if self.decisions.sources:
-            rows = [self._judged(row, w.decided) for row, (w, _) in zip(rows, events, strict=True)]
+            judged = zip(rows, events, strict=True)
+            rows = [self._judged(row, event.waiting.decided) for row, event in judged]
         most = self._store.journal.batch_rows_max
         for start in range(0, len(events), most):
             stop = start + most
@@ -287,13 +288,15 @@ class Writer:
             try:
                 written, outcomes = await self._write(rows[start:stop], known)
             except ReplayError as error:
-                self._refuse([Written(Whole(w.rows[i]), w, i) for w, i in events[start:]], error)
+                left = events[start:]
+                refused = [Written(Whole(e.waiting.rows[e.i]), e.waiting, e.i) for e in left]
+                self._refuse(refused, error)
                 return
             # Without a pause: whoever learns a new row finds who waits for it.
-            for (waiting, i), row, example, outcome in zip(
+            for event, row, example, outcome in zip(
                 events[start:stop], written, known, outcomes, strict=True
             ):
-                stands = self._expect(waiting, i, outcome, unanswered)
+                stands = self._expect(event, outcome, unanswered)
                 if example is not None and stands is not None and stands.payload == row.payload:
                     self.decoded[stands.offset] = example
 
@@ -301,7 +304,7 @@ class Writer:
         self,
         halves: list[NewRow],
         batch: list[Waiting],
-        unanswered: list[tuple[Waiting, int, Outcome]],
+        unanswered: list[tuple[Waiter, Outcome]],
     ) -> None:
         """The same for rows among which are sides of stored joins: each may take several steps."""
         since = self._now_s() - self._label_life_s
@@ -358,25 +361,20 @@ class Writer:
         return rows, appended.outcomes
 
     def _expect(
-        self,
-        waiting: Waiting,
-        i: int,
-        outcome: Outcome,
-        unanswered: list[tuple[Waiting, int, Outcome]],
+        self, event: Waiter, outcome: Outcome, unanswered: list[tuple[Waiter, Outcome]]
     ) -> Row | None:
         """Answer for a row when it is learned: it is returned if it is new and learned here."""
         row = outcome.row
-        waiter = Waiter(waiting, i, False)
-        if outcome.new and row is not None and self._answers.add(row.offset, waiter):
+        if outcome.new and row is not None and self._answers.add(row.offset, event):
             return row
-        unanswered.append((waiting, i, outcome))
+        unanswered.append((event, outcome))
         return None
 
     def _settle(
         self,
         event: Written,
         outcomes: list[Outcome],
-        unanswered: list[tuple[Waiting, int, Outcome]],
+        unanswered: list[tuple[Waiter, Outcome]],
     ) -> list[Written]:
         """Return what has to be appended next after these outcomes of the event's rows."""
         entry, waiting = event.entry, event.waiting
@@ -392,7 +390,7 @@ class Writer:
         if waiting is not None:
             if (row := outcome.row) is not None:
                 waiting.keys[event.i] = row.key
-            self._expect(waiting, event.i, outcome, unanswered)
+            self._expect(Waiter(waiting, event.i), outcome, unanswered)
         return [Written(after) for after in entry.after]
 
     async def _filtered(
@@ -495,7 +493,8 @@ class Writer:
         self._at.number, self._at.known = number, 0
         self.to_learn = 0
         now = self._stamp()
-        for waiting, i, repeat in waiters:
+        for waiter in waiters:
+            waiting, i, repeat = waiter.waiting, waiter.i, waiter.repeat
             standing = await self._store.surely(
                 self._store.journal.find, self._model, waiting.keys[i]
             )
@@ -514,9 +513,9 @@ class Writer:
             if waiters := self._answers.take(row.offset):
                 status = _LEARNED_AS.get(row.verdict) if plain else None
                 status = status or self._status(row, None)
-                for waiting, i, repeat in waiters:
-                    found = Recorded(status, row, before, now, repeat)
-                    self._answers.give(waiting, i, found)
+                for waiter in waiters:
+                    found = Recorded(status, row, before, now, waiter.repeat)
+                    self._answers.give(waiter.waiting, waiter.i, found)
             before = now
 
     def note_learned(
@@ -530,8 +529,9 @@ class Writer:
             status, now = self._status(row, reason), self._stamp()
             if undecided:
                 status, reason = "queued", None
-            for waiting, i, repeat in waiters:
-                self._answers.give(waiting, i, Recorded(status, row, before, now, repeat, reason))
+            for waiter in waiters:
+                found = Recorded(status, row, before, now, waiter.repeat, reason)
+                self._answers.give(waiter.waiting, waiter.i, found)
 
     async def write_failed(self, row: Row, reason: str) -> None:
         """Say in the journal that the row could not be learned; the first to say so wins."""

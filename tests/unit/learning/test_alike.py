@@ -16,6 +16,7 @@ import online.models.linear
 from online.learning.alike import alike
 from online.learning.merged import Learner
 from online.models.linear import Linear
+from online.models.selfrate import SelfRate
 from online.rows.prediction_ids import event_key
 from paramserver.wire import FORMAT, SyncReply
 from replay import codec
@@ -71,9 +72,15 @@ def rows_of(rng: random.Random, examples: Sequence[Example], first: int) -> list
     return made
 
 
+def built(estimator: str, task: Any) -> Any:
+    if estimator == "linear":
+        return SelfRate().model_for(task)
+    return Linear(ESTIMATORS[estimator]())
+
+
 def learner_of(estimator: str, task: Any, *, compensates: bool = False) -> Learner:
     made = Learner(
-        lambda: Linear(ESTIMATORS[estimator]()), task=task, spec=SPEC, retain_bytes=1 << 20,
+        lambda: built(estimator, task), task=task, spec=SPEC, retain_bytes=1 << 20,
         rows_max=40, compensates=compensates,
     )  # fmt: skip
     made.open_partition(1)
@@ -92,8 +99,15 @@ def state_of(learner: Learner) -> list[Any]:
     ]  # fmt: skip
 
 
+def noted(rng: random.Random, learner: Learner, example: Example) -> Example:
+    """The example of numbers alone, with what the model says that it wants to be told again."""
+    features = {name: float(value or 0.0) for name, value in example.features.items()}
+    notes = learner.predict(features).notes if rng.random() < 0.7 else None
+    return msgspec.structs.replace(example, features=features, notes=notes)
+
+
 @pytest.mark.parametrize("compensates", [False, True])
-@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "linear"])
 def test_one_pass_leaves_what_one_by_one_leaves(estimator: str, compensates: bool) -> None:
     task = "regression" if estimator == "linear regression" else "binary"
     for seed in range(2):
@@ -102,6 +116,8 @@ def test_one_pass_leaves_what_one_by_one_leaves(estimator: str, compensates: boo
         offset, passes = 1, 0
         for _ in range(15):
             examples = examples_of(rng, rng.randint(1, 30), task)
+            if estimator == "linear":
+                examples = [noted(rng, one, example) for example in examples]
             if rng.random() < 0.3:
                 judged = Judged(0.5, "", {"surprise": 0.25})
                 examples[0] = msgspec.structs.replace(examples[0], judged=judged)
