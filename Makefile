@@ -45,11 +45,12 @@ test: $(TESTS)  ## everything but the long tests and benchmarks
 	wait $$unit || failed=1; cat $$out/unit; \
 	lanes=; exit $$failed
 
-check: $(TESTS)  ## format, lint, types, import contracts, links of the documents
+check: $(TESTS)  ## format, lint, types, import contracts, sizes, links of the documents
 	$(BIN)/ruff format --check benchmarks online paramserver replay evaluation refusals examples tests
 	$(BIN)/ruff check benchmarks online paramserver replay evaluation refusals examples tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(PYTEST) tests/unit/project/test_limits.py
 	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }
 
 docs: $(TESTS)  ## the documents as a site, in the folder site
