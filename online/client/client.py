@@ -159,7 +159,7 @@ class Client:
         return self._run(self._calls.many(model, events))
 
     def status(self, model: str) -> dict[str, Any]:
-        """Return what the service says of the model (docs/operations.md).  Raises ClientError."""
+        """Return what the service says of the model (docs/monitoring.md).  Raises ClientError."""
         found: dict[str, Any] = self._run(self._calls.get(f"/v1/models/{quote(model, '')}"))
         return found
 

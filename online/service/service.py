@@ -45,7 +45,7 @@ Progress = Callable[[str], None]
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
 _FOLLOW_S = 2.0
 _NOTHING = "nothing was changed: the service goes on as it was"
-_ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/operations.md, Upgrade"
+_ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 
