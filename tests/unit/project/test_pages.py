@@ -1,0 +1,83 @@
+"""Pages that are made from the code are current, and what is public is said.
+
+`make check` runs this, too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import online
+from online import client
+from online.settings.config import Settings
+from pages import commands, settings
+from pages.made import made
+from pages.python import PUBLIC
+
+DOCS: Final = Path(__file__).parents[3] / "docs"
+ONLINE: Final = {"__version__", "serve"}
+CLIENT: Final = {
+    "AsyncBatch", "AsyncClient", "Batch", "Client", "ClientError", "Event", "NotANumber",
+    "NotIncluded", "Pending", "Prediction", "Predictions", "Receipt", "Retry", "ServiceRefused",
+    "ServiceUnavailable",
+}  # fmt: skip
+"""Whoever adds or removes a name comes by here, and by docs/compatibility.md."""
+
+
+@pytest.mark.parametrize("name", sorted(made()))
+def test_pages_are_current(name: str) -> None:
+    assert (DOCS / name).read_text() == made()[name], "write them: python -m pages"
+
+
+def test_a_page_is_the_same_each_time() -> None:
+    assert made() == made()
+
+
+def test_what_is_public_is_what_was_said() -> None:
+    assert set(online.__all__) == ONLINE
+    assert set(client.__all__) == CLIENT
+    assert PUBLIC == ("online", "online.client")
+    for name in PUBLIC:
+        module = importlib.import_module(name)
+        assert all(hasattr(module, public) for public in module.__all__)
+
+
+def test_what_is_public_has_a_docstring() -> None:
+    for name in CLIENT:
+        assert (getattr(client, name).__doc__ or "").strip(), name
+
+
+def fields(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every setting that is a value, with its place."""
+    for where in (schema, *schema["$defs"].values()):
+        for name, field in where.get("properties", {}).items():
+            if "$ref" not in field and "$ref" not in field.get("items", {}):
+                yield f"{where['title']}.{name}", field
+
+
+def test_every_setting_says_what_it_means() -> None:
+    schema = Settings.model_json_schema()
+    silent = [name for name, field in fields(schema) if not field.get("description")]
+    assert silent == []
+    assert len(list(fields(schema))) > 90
+
+
+def test_a_changed_setting_changes_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = Settings.model_json_schema()
+    schema["properties"]["port"]["default"] = 8765
+    monkeypatch.setattr(Settings, "model_json_schema", lambda: schema)
+    changed = settings.page()
+    assert "`8765`" in changed
+    assert changed != (DOCS / "settings.md").read_text()
+
+
+def test_every_command_is_on_its_page() -> None:
+    page = commands.page()
+    for called in ("online serve", "online snapshot list", "online bench load", "online edge halt"):
+        assert f"\n## {called}\n" in page
+    assert "`--state-dir`" in page
