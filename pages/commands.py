@@ -47,14 +47,12 @@ def _command(called: str, command: Any) -> str:
         else:
             text.append(line)
     shown = [one for one in command.params if one.name != "help"]
-    usage = " ".join([called, *(_placed(one) for one in shown if _is_argument(one))])
+    usage = " ".join([called, *arguments, *(["[OPTIONS]"] if shown else [])])
     parts = [f"\n## {called}\n", "\n\n".join(text) + "\n"]
+    parts.append("```text\n" + "\n".join([usage, *examples]) + "\n```\n")
     if shown:
         rows = "".join(_row(one) for one in shown)
-        parts.append(f"`{usage}{' [OPTIONS]' if rows else ''}`\n")
         parts.append(f"| | without it | meaning |\n|---|---|---|\n{rows}")
-    if examples:
-        parts.append("```text\n" + "\n".join(examples) + "\n```\n")
     return "\n".join(parts)
 
 

@@ -87,7 +87,7 @@ def _written(value: type) -> dict[str, Any]:
 
 
 def _parameter(one: inspect.Parameter, annotation: Any) -> str:
-    star = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+    star = "*" * (one.kind is one.VAR_POSITIONAL) + "**" * (one.kind is one.VAR_KEYWORD)
     text = f"{star}{one.name}: {_annotation(annotation)}"
     if one.default is one.empty:
         return text
