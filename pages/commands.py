@@ -47,6 +47,7 @@ def _command(called: str, command: Any) -> str:
         else:
             text.append(line)
     shown = [one for one in command.params if one.name != "help"]
+    arguments = [_placed(one) for one in shown if _is_argument(one)]
     usage = " ".join([called, *arguments, *(["[OPTIONS]"] if shown else [])])
     parts = [f"\n## {called}\n", "\n\n".join(text) + "\n"]
     parts.append("```text\n" + "\n".join([usage, *examples]) + "\n```\n")

@@ -29,6 +29,7 @@ from online.models.load import Loaded
 from online.service import parameter_servers, rollout
 from online.service.challengers import Challengers
 from online.service.check_state import Models
+from online.service.composition import exchangeable
 from online.service.origin import Origin, code_hash
 from online.service.patience import Patience
 from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
@@ -43,7 +44,7 @@ log = logging.getLogger("online.cluster")
 Progress = Callable[[str], None]
 
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
-_FOLLOW_S = 2.0
+_GO_OVER_S = 30.0  # for replicas that exchange the model; then their processes are replaced
 _NOTHING = "nothing was changed: the service goes on as it was"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
@@ -127,6 +128,21 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
     context = ray.get_runtime_context()
     ports = [n["NodeManagerPort"] for n in nodes if n["NodeID"] == context.get_node_id()]
     return processes.listening([*ports, int(context.gcs_address.rpartition(":")[2])])
+
+
+def all_exchange(
+    changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
+) -> bool:
+    """Whether replicas go over by themselves to all models that change.
+
+    ``served``: those that serve, and those that are to (:mod:`online.service.going_over`).
+    """
+    return all(
+        exchangeable(model, merge_rule(model, loaded[model.name].model))
+        for settings, loaded in served
+        for model in settings.models
+        if model.name in changed
+    )
 
 
 @contextlib.contextmanager
@@ -236,8 +252,13 @@ class Service:
             "replica_ports": [first, first + REPLICA_PORTS - 1],
             "private": str(self._private),
         }
-        processes.note(run_path(settings), self._facts)
+        self._note()
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _note(self) -> None:
+        """Write down what commands need to know, the specs that serve among it."""
+        facts = {**self._facts, "specs": self._specs()}
+        processes.note(run_path(self._settings), facts)
 
     def _deploy(self, settings: Settings) -> None:
         from online.service.deployment import Replica  # it imports Ray, after its flags are set
@@ -289,7 +310,7 @@ class Service:
         self._given, self._code = given, code
         self._wait_http()
         self._challengers.start(settings)
-        processes.note(run_path(settings), self._facts)
+        self._note()
         lines = [f"{name} changed" for name in rolling]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
@@ -322,25 +343,29 @@ class Service:
         with contextlib.closing(open_journal(settings)) as journal:
             for name, spec in changed.items():
                 promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
-            self._loaded = loaded
-            self._version += 1
+            self._loaded, version = loaded, self._version
             try:
                 self._patience = Patience(settings.start_wait_s)
                 parameter_servers.start(
                     settings, loaded, self._progress, self._patience, only=changed
                 )
-                self._deploy(settings)
+                alike = all_exchange(changed, (was, were), (settings, loaded))
+                specs = self._specs()
+                if not (alike and rollout.gone_over(journal, changed, specs, _GO_OVER_S)):
+                    self._version += 1
+                    self._deploy(settings)
                 self._settings = settings
                 self._wait_http()
             except Exception:
                 self._loaded, self._settings = were, was
                 parameter_servers.end({name: loaded[name].spec_hash for name in changed})
                 promotion.take_back_all(journal, changed)
-                self._version += 1
-                self._deploy(was)
+                if self._version != version:
+                    self._version += 1
+                    self._deploy(was)
                 self._challengers.start(was)
                 raise
-        processes.note(run_path(settings), self._facts)
+        self._note()
         parameter_servers.last_snapshots(changed)
         parameter_servers.end(changed)
         self._challengers.start(settings)
