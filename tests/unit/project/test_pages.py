@@ -1,11 +1,13 @@
-"""Pages that are made from the code are current, and what is public is said.
+"""Pages that are made from the code are current, what is public is said, what is drawn is there.
 
 `make check` runs this, too.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -81,3 +83,33 @@ def test_every_command_is_on_its_page() -> None:
     for called in ("online serve", "online snapshot list", "online bench load", "online edge halt"):
         assert f"\n## {called}\n" in page
     assert "`--state-dir`" in page
+
+
+PATH: Final = {
+    "App": "online/http/app.py",
+    "Serving": "online/serving/serving.py",
+    "Events": "online/serving/events.py",
+    "Filtering": "online/trust/filtering.py",
+    "Writer": "online/replica/writer.py",
+    "Journal": "replay/journal/base.py",
+    "Follower": "online/replica/follower.py",
+    "Learner": "online/learning/merged.py",
+    "Exchange": "online/replica/exchange.py",
+    "Server": "paramserver/server.py",
+    "Publishing": "paramserver/publishing.py",
+}
+
+
+def drawn(page: str) -> list[str]:
+    """Objects in the drawing of an event's path, in their order."""
+    return re.findall(r"^  [①-⑳]  (\w+) ─", page, re.M)
+
+
+def test_what_an_event_passes_is_there_and_is_drawn() -> None:
+    page = (DOCS / "explanation.md").read_text()
+    assert drawn(page) == list(PATH)
+    assert len(PATH) <= 14
+    for name, place in PATH.items():
+        tree = ast.parse((DOCS.parent / place).read_text())
+        assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}, place
+    assert drawn(page.replace("Writer ─", "Wroter ─")) != list(PATH)
