@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import httpx
 import msgspec
 
 from online.challenger.promotion import spec_of_challenger
@@ -289,19 +288,30 @@ class Models:
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
+        if not self._again:
+            return
+        import httpx  # a program that learns without HTTP does not wait for it
+
         token = own_token(self._settings, environment())
         with httpx.Client(base_url=url, timeout=10, headers=bearer(token)) as client:
-            for name, rows in self._again.items():
-                self._follow(client, name, rows)
 
-    def _follow(self, client: httpx.Client, name: str, rows: int) -> None:
+            def ask(name: str) -> dict[str, Any] | None:
+                answer = client.get(f"/v1/models/{name}")
+                return None if answer.status_code in (401, 403) else answer.json()
+
+            self.follow_by(ask)
+
+    def follow_by(self, ask: Callable[[str], dict[str, Any] | None]) -> None:
+        """Follow learning again by what ``ask`` says of a model's status; None: it does not say."""
+        for name, rows in self._again.items():
+            self._follow(ask, name, rows)
+
+    def _follow(self, ask: Callable[[str], dict[str, Any] | None], name: str, rows: int) -> None:
         shown = 0.0
         while True:
-            answer = client.get(f"/v1/models/{name}")
-            if answer.status_code in (401, 403):
+            if (status := ask(name)) is None:
                 self._progress(f"model {name}: learns again; ONLINE_TOKEN would show how far")
                 return
-            status = answer.json()
             learned, behind = status["learned"], self._behind(name, status["server"] or {})
             if behind == 0:
                 self._progress(f"model {name}: learned {learned:,} events again")
