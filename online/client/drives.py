@@ -143,4 +143,4 @@ def of_model(
         return steps(self.model(model), *args, **kwargs)
 
     named.__name__, named.__doc__ = steps.__name__, steps.__doc__
-    return verb(named)
+    return verb(named)  # type: ignore[arg-type]  # its name may be given by keyword, too

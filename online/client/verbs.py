@@ -89,15 +89,17 @@ class ModelVerbs:
         id: str | None = None,
         features: Any = None,
         event_id: str | None = None,
-        **more: Any,
+        source: str = Event().source,
+        weight: float = 1.0,
+        event_time: float | None = None,
     ) -> Steps[Receipt]:
         """Send the label of a prediction (``id``) or of features; what became of it.
 
-        Without an id of either kind one is made up, so that a repeat counts once.  ``more`` is
-        ``source``, ``weight`` and ``event_time``.  A ``conflict``, ``expired`` or ``failed`` is a
-        receipt, too: read ``status``.  Raises ClientError.
+        Without an id of either kind one is made up, so that a repeat counts once.  ``event_time``
+        is in POSIX seconds.  A ``conflict``, ``expired`` or ``failed`` is a receipt, too: read
+        ``status``.  Raises ClientError.
         """
-        event = Event(label=label, id=id, features=features, event_id=event_id, **more)
+        event = Event(label, id, features, event_id, source, weight, event_time)
         return (yield from self._calls.feedback(self.name, _plain(event, "")))
 
     @verb

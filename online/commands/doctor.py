@@ -36,7 +36,7 @@ _FUTURE_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, what was seen, and what to do about it."""
+    """A finding says what was looked at, what was seen, and what to do about it."""
 
     what: str
     verdict: Verdict

@@ -187,7 +187,14 @@ def _played(found: Guess, learner: str, most: int, *, hidden: bool) -> tuple[Sum
 
 
 def _scores(score: Summary) -> dict[str, float | None]:
-    names = ("accuracy", "balanced_accuracy", "majority", "no_change", "kappa_m", "kappa_t")
+    names: tuple[str, ...] = (
+        "accuracy",
+        "balanced_accuracy",
+        "majority",
+        "no_change",
+        "kappa_m",
+        "kappa_t",
+    )
     if score.task == "regression":
         names = ("mae", "rmse", "mean_mae", "last_mae", "r2")
     return {name: getattr(score, name) for name in names}

@@ -57,7 +57,7 @@ def listed(as_json: AsJson = False) -> None:
     """
     from online.models.load import BUILT_IN
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, factory in BUILT_IN.items():
         params = {
             p.name: None if p.default is p.empty else p.default

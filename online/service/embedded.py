@@ -14,7 +14,6 @@ from evaluation.metrics import Task
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.service.assembly import Assembly
-from online.service.check_state import Models
 from online.service.one_process import (
     OneProcess,
     Progress,
@@ -27,6 +26,7 @@ from online.settings import config
 from online.settings.config import Settings
 
 _LOOK_S: Final = 0.002  # between two looks whether it listens
+_CATCH_UP_S: Final = 5.0  # then it answers without the rest, and goes on learning
 _DRAIN_S: Final = 1  # that requests may still take when it stops
 _KEEP_ALIVE_S: Final = 75  # longer than clients keep a connection that is idle
 
@@ -39,6 +39,7 @@ class _Http:
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
         self.url = ""
+        self.waits_s: float | None = _CATCH_UP_S
 
     def open(self) -> None:
         """Take the port.  Raises StartRefused if it is taken."""
@@ -74,10 +75,6 @@ class _Http:
             await asyncio.sleep(_LOOK_S)
         ready()
         await serving
-
-    def follow(self, models: Models) -> None:
-        """Say how far learning again has come, until it is done."""
-        models.follow(self.url)
 
     def end(self) -> None:
         """Let the requests that are under way end."""
@@ -118,7 +115,7 @@ class Embedded:
 
     @property
     def url(self) -> str:
-        """As ``http://host:port``, once it is started."""
+        """The address, as ``http://host:port``, once it is started."""
         return self._http.url
 
     @property

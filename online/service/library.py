@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from evaluation.metrics import Task
-from online.errors import RequestError, StartRefused
+from online.errors import RequestError
 from online.messages.shown import Status
 from online.messages.structs import (
     Event,
@@ -26,7 +27,6 @@ from online.messages.structs import (
 )
 from online.messages.values import plain_value
 from online.service.assembly import Assembly
-from online.service.check_state import Models
 from online.service.one_process import (
     OneProcess,
     Progress,
@@ -36,17 +36,14 @@ from online.service.one_process import (
 )
 from replay.example import Label
 
-T = TypeVar("T")
-
 
 class _Calls:
-    """The front that takes calls of this program, from any of its threads."""
+    """The front of calls of this program: it only lives."""
 
     def __init__(self) -> None:
         self.url = ""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._assembly: Assembly | None = None
-        self._end = asyncio.Event()
+        self.waits_s: float | None = None
+        self._end: Callable[[], object] | None = None
 
     def open(self) -> None:
         """Take nothing: there is no port."""
@@ -56,29 +53,20 @@ class _Calls:
         return None
 
     async def serve(self, assembly: Assembly, ready: Ready) -> None:
-        """Take calls until :meth:`end`."""
-        self._loop, self._assembly = asyncio.get_running_loop(), assembly
+        """Stay until :meth:`end` is called."""
+        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._end = partial(loop.call_soon_threadsafe, over.set)
         ready()
-        await self._end.wait()
-
-    def follow(self, models: Models) -> None:
-        """Say how far learning again has come, until it is done."""
-        models.follow_by(lambda name: self.call(lambda parts: parts.status(name)))
+        await over.wait()
 
     def end(self) -> None:
-        """Take no more calls."""
-        if self._loop is not None:
+        """Let the loop of learning end."""
+        if self._end is not None:
             with contextlib.suppress(RuntimeError):  # it has ended by itself
-                self._loop.call_soon_threadsafe(self._end.set)
+                self._end()
 
     def close(self) -> None:
         """Nothing was opened that has to be given back."""
-
-    def call(self, step: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
-        """Result of a step on the loop of learning.  Raises what it raises."""
-        if self._loop is None or self._assembly is None or self._end.is_set():
-            raise StartRefused("the learner is closed", "Make another one on the same folder")
-        return asyncio.run_coroutine_threadsafe(step(self._assembly), self._loop).result()
 
 
 class Learner:
@@ -129,13 +117,13 @@ class Learner:
         say: Progress | None = None,
         **of_model: Any,
     ) -> None:
-        self._name, self._calls = name, _Calls()
+        self._name = name
         with starting:
             resolved = settings_for(model, task, name, state_dir, settings or {}, of_model)
             if (before := _open.pop(resolved.state_dir, None)) is not None:
                 before.close()
             self._rows_max = resolved.limits.rows_max
-            self._parts = OneProcess(resolved, self._calls, say or _silent)
+            self._parts = OneProcess(resolved, _Calls(), say or _silent)
             self._parts.start(fresh=fresh, relearn=relearn)
             _open[resolved.state_dir] = self
 
@@ -203,7 +191,7 @@ class Learner:
             return (await parts.serving(self._name).feedback(event))[1]
 
         with _hinted():
-            receipt = self._calls.call(step)
+            receipt = self._parts.call(step)
         assert isinstance(receipt, Receipt)
         return receipt
 
@@ -236,7 +224,7 @@ class Learner:
 
     def report(self) -> Status:
         """How good it is beside simple rules, and what was learned; nothing is changed."""
-        return Status(self._calls.call(lambda parts: parts.status(self._name)))
+        return Status(self._parts.status(self._name))
 
     def close(self) -> None:
         """Publish a last snapshot and let others have the folder.  A second time: nothing."""
@@ -244,7 +232,7 @@ class Learner:
 
     def _record(self, events: list[Event]) -> list[Receipt]:
         with _hinted():
-            return self._calls.call(lambda parts: parts.serving(self._name).record(events))
+            return self._parts.call(lambda parts: parts.serving(self._name).record(events))
 
     def _predict(self, x: Mapping[str, Any]) -> Prediction:
         request = PredictRequest(features=plain_value("features", x))
@@ -253,7 +241,7 @@ class Learner:
             return parts.serving(self._name).predict(request)
 
         with _hinted():
-            answer = self._calls.call(step)
+            answer = self._parts.call(step)
         assert isinstance(answer, Prediction)
         return answer
 

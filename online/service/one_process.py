@@ -18,10 +18,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from evaluation.metrics import Task
 from online import processes
@@ -55,6 +55,7 @@ log = logging.getLogger("online.service.one_process")
 
 Progress = Callable[[str], None]
 Ready = Callable[[], None]
+T = TypeVar("T")
 
 _TEND_S: Final = 0.25
 _TEND_WAIT_S: Final = 0.5  # for the journal's lock, when a part of its log is moved
@@ -71,6 +72,9 @@ class Front(Protocol):
     url: str
     """Where it answers; empty if it does not over HTTP."""
 
+    waits_s: float | None
+    """How long a start waits for what is left in the journal to be learned; None: until it is."""
+
     def open(self) -> None:
         """Take what it needs of the machine.  Raises StartRefused."""
 
@@ -79,9 +83,6 @@ class Front(Protocol):
 
     async def serve(self, assembly: Assembly, ready: Ready) -> None:
         """Call ``ready`` when requests are taken; return some time after :meth:`end`."""
-
-    def follow(self, models: Models) -> None:
-        """Say how far learning again has come, until it is done."""
 
     def end(self) -> None:
         """Take no more requests; from any thread, before or after the start, and twice."""
@@ -111,6 +112,7 @@ class OneProcess:
         self._servers: dict[str, InProcess] = {}
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
+        self._running: tuple[asyncio.AbstractEventLoop, Assembly] | None = None
         self._stopping = threading.Event()
         self._tending: threading.Thread | None = None
         self._lock = threading.RLock()  # a start or a stop at a time
@@ -146,9 +148,21 @@ class OneProcess:
             except BaseException:
                 self._release()
                 raise
+            models.catch_up(self.status, self._front.waits_s)
             processes.note(run_path(self.settings), {"url": self._front.url}, children=False)
             self._progress(f"ready after {time.monotonic() - begun_s:.1f} s")
-        self._front.follow(models)
+        models.follow_by(self.status)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Everything about one model, from any thread."""
+        return self.call(lambda assembly: assembly.status(name))
+
+    def call(self, step: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
+        """Result of a step on the loop of learning.  Raises what it raises, and StartRefused."""
+        if self._running is None or self._stopping.is_set():
+            raise StartRefused("it is stopped", "Start another one on the same folder")
+        loop, assembly = self._running
+        return asyncio.run_coroutine_threadsafe(step(assembly), loop).result()
 
     @contextlib.contextmanager
     def _masked(self) -> Iterator[None]:
@@ -257,11 +271,13 @@ class OneProcess:
         )
         assembly = Assembly(settings, keys, lambda model: self._loaded[model.name], around)
         await assembly.start()
+        self._running = asyncio.get_running_loop(), assembly
         try:
             if self._stopping.is_set():  # the start was given up
                 return
             await self._front.serve(assembly, ready.set)
         finally:
+            self._running = None
             await assembly.stop()
 
     # -- while it runs -----------------------------------------------------------------------

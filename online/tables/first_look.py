@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from online.tables.errors import InputRefused
+from refusals import reason
 
 Value = float | int | str | bool | None
 
@@ -82,11 +83,11 @@ def open_table(path: Path) -> Table:
     delimiter = _delimiter(head)
     cells = list(csv.reader(head, delimiter=delimiter, **_quotes(delimiter)))
     header = _is_header(cells[0], cells[1:])
-    names = cells[0] if header else [f"c{i}" for i in range(1, len(cells[0]) + 1)]
-    names = [name.strip() for name in names]
+    first = cells[0] if header else [f"c{i}" for i in range(1, len(cells[0]) + 1)]
+    names = tuple(name.strip() for name in first)
     if len(set(names)) != len(names) or not all(names):
         raise InputRefused(str(path), f"its header is {', '.join(names)!r:.200}", "Name each once")
-    return Table(path, tuple(names), header, delimiter)
+    return Table(path, names, header, delimiter)
 
 
 def value_of(cell: str) -> Value:
@@ -136,7 +137,7 @@ def _parquet(path: Path) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        remedy = "pip install 'online-learning-service[rescore]', or give a CSV file"
+        remedy = "pip install '.[rescore]' in the checkout, or give a CSV file"
         raise InputRefused(str(path), "Parquet is read by pyarrow", remedy) from None
     try:
         return pq.ParquetFile(path)
@@ -158,5 +159,4 @@ def _plain(value: Any) -> Value:
 
 
 def _unreadable(path: Path, error: Exception) -> InputRefused:
-    problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return InputRefused(str(path), problem, "Name a file that can be read")
+    return InputRefused(str(path), reason(error), "Name a file that can be read")

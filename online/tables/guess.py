@@ -82,7 +82,7 @@ class Guess:
         numbers, others = self.named("number"), self.named("category", "text")
         features: Features = {name: cells[name] for name in numbers}
         features |= {name: category(cells[name]) for name in others}
-        present = {name: value for name, value in features.items() if value is not None}
+        present: Features = {name: value for name, value in features.items() if value is not None}
         at = max((seconds(cells[name]) or 0.0 for name in self.named("time")), default=0.0)
         ids = [str(cells[name]) for name in self.named("event_id")]
         return Row(present, label, at, ids[0] if ids else None)
