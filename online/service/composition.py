@@ -115,3 +115,11 @@ def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
     if rule in ("overlay", "lagging"):
         return rule == "overlay"
     return model.learn == "inline"
+
+
+def exchangeable(model: ModelSettings, rule: MergeRule) -> bool:
+    """Whether a replica can go over to the model, or from it, while its process goes on.
+
+    A model that is learned in order, or by another process, has more than one place there.
+    """
+    return rule not in ("ordered", "overlay", "lagging") and learns_here(model, rule)

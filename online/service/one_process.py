@@ -92,7 +92,7 @@ class Front(Protocol):
 
 
 class OneProcess:
-    """What a service is made of, in this process, but for the front that brings its requests.
+    """The parts of a service in this process, but for the front that brings its requests.
 
     Parameters
     ----------

@@ -29,6 +29,7 @@ from online.models.load import Loaded
 from online.service import parameter_servers, rollout
 from online.service.challengers import Challengers
 from online.service.check_state import Models
+from online.service.composition import exchangeable
 from online.service.origin import Origin, code_hash
 from online.service.patience import Patience
 from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
@@ -44,7 +45,7 @@ log = logging.getLogger("online.cluster")
 Progress = Callable[[str], None]
 
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
-_FOLLOW_S = 2.0
+_GO_OVER_S = 30.0  # for replicas that exchange the model; then their processes are replaced
 _TEND_WAIT_S = 0.5  # for the journal's lock, when a part of its log is moved
 _NOTHING = "nothing was changed: the service goes on as it was"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/operations.md, Upgrade"
@@ -226,8 +227,13 @@ class Service:
             "replica_ports": [first, first + REPLICA_PORTS - 1],
             "private": str(self._private),
         }
-        processes.note(run_path(settings), self._facts)
+        self._note()
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _note(self) -> None:
+        """Write down what commands need to know, the specs that serve among it."""
+        facts = {**self._facts, "specs": self._specs()}
+        processes.note(run_path(self._settings), facts)
 
     def _deploy(self, settings: Settings) -> None:
         from online.service.deployment import Replica  # it imports Ray, after its flags are set
@@ -279,7 +285,7 @@ class Service:
         self._given, self._code = given, code
         self._wait_http()
         self._challengers.start(settings)
-        processes.note(run_path(settings), self._facts)
+        self._note()
         lines = [f"{name} changed" for name in rolling]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
@@ -312,31 +318,51 @@ class Service:
         with contextlib.closing(open_journal(settings)) as journal:
             for name, spec in changed.items():
                 promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
-            self._loaded = loaded
-            self._version += 1
+            self._loaded, version = loaded, self._version
             try:
                 self._patience = Patience(settings.start_wait_s)
                 parameter_servers.start(
                     settings, loaded, self._progress, self._patience, only=changed
                 )
-                self._deploy(settings)
+                if not self._exchanged(journal, settings, changed, were):
+                    self._version += 1
+                    self._deploy(settings)
                 self._settings = settings
                 self._wait_http()
             except Exception:
                 self._loaded, self._settings = were, was
                 parameter_servers.end({name: loaded[name].spec_hash for name in changed})
                 promotion.take_back_all(journal, changed)
-                self._version += 1
-                self._deploy(was)
+                if self._version != version:
+                    self._version += 1
+                    self._deploy(was)
                 self._challengers.start(was)
                 raise
-        processes.note(run_path(settings), self._facts)
+        self._note()
         parameter_servers.last_snapshots(changed)
         parameter_servers.end(changed)
         self._challengers.start(settings)
         learners = {m.name: m.learner for m in settings.models}
         took = f"after {time.monotonic() - begun_s:.1f} s"
         return [f"model {name}: {learners[name]} serves now, {took}" for name in changed]
+
+    def _exchanged(
+        self,
+        journal: Journal,
+        settings: Settings,
+        changed: Mapping[str, str],
+        were: Mapping[str, Loaded],
+    ) -> bool:
+        """Whether the replicas went over by themselves (:mod:`online.service.going_over`).
+
+        ``were``: the models that served.
+        """
+        for given, loaded in ((self._settings, were), (settings, self._loaded)):
+            for model in given.models:
+                rule = merge_rule(model, loaded[model.name].model)
+                if model.name in changed and not exchangeable(model, rule):
+                    return False
+        return rollout.gone_over(journal, changed, self._specs(), _GO_OVER_S)
 
     def promoted(self) -> bool:
         """Whether a model was promoted since the last time."""

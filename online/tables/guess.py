@@ -1,4 +1,4 @@
-"""What the columns of a table are for, guessed from their names and the first rows."""
+"""Which column of a table is for what is guessed from their names and the first rows."""
 
 from __future__ import annotations
 
