@@ -252,7 +252,9 @@ class _Collector:
 
 def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:
     """What is said of the one journal that all models share."""
-    journal = next((found for model in models if (found := model["journal"])), {})
+    journal: Mapping[str, Any] = next(
+        (found for model in models if (found := model["journal"])), {}
+    )
     for key, name, text in (
         ("size", "journal_bytes", "Size of the journal."),
         ("bound", "journal_bound_bytes", "Size of the journal at which feedback is refused."),
