@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -163,6 +164,7 @@ class App:
     async def _hot(
         self, model: str, action: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        begun_s = perf_counter()
         given = dict(scope["headers"])
         request_id = self._ids.of(given)
         headers = [(b"x-request-id", request_id)]
@@ -196,6 +198,8 @@ class App:
         except Exception:
             log.exception("%s %s, request %s", action, model, request_id.decode())
             status, answer = 500, form.encode(error_body(failed()))
+        if serving is not None:
+            serving.replica.answered(action, perf_counter() - begun_s)
         await _send(send, status, form.content_type, answer, headers)
 
     async def _given(

@@ -47,6 +47,7 @@ from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
+from online.telemetry import Durations
 from online.trust.filtering import Filtering
 from online.trust.trigger_watch import Looked, TriggerWatch
 from online.watch.canary import Canary
@@ -120,6 +121,7 @@ class ModelReplica:
         self.settings, self.limits, self.learner = settings, limits, learner
         self.replica = replica
         self.counts: Counter[str] = Counter()
+        self.durations = Durations()
         self._newest_target: Label | None = None
         self.store = JournalThreads(journal)
         self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
@@ -382,7 +384,8 @@ class ModelReplica:
             gauges |= self._triggers.report()
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
-        return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
+        reported = {**self.counts, **gauges, **self.durations.report()}
+        return {name: float(value) for name, value in reported.items()}
 
     def _slow_gauges(self) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -400,6 +403,12 @@ class ModelReplica:
             self._served = self.learner.tally.digest[0]
         return self._served
 
+    def answered(self, action: str, seconds: float) -> None:
+        """Count how long the answer to a request took, and how old the model was that predicted."""
+        self.durations.note(action, seconds)
+        if action == "predict" and (age := self.age_ms) is not None:
+            self.durations.note("freshness", age / 1e3)
+
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
         if self.settings.task == "regression":
@@ -415,6 +424,7 @@ class ModelReplica:
     async def _sync_loop(self) -> None:
         while True:
             await self.exchange.turn()
+            self.durations.note("exchange", self.exchange.took_s)
             await self._act()
 
     async def _act(self) -> None:
