@@ -41,7 +41,8 @@ def _module(name: str) -> str:
 
 
 def _class(name: str, value: type) -> str:
-    made = "" if issubclass(value, Exception) else f"{_signature(name, value)}\n"
+    builtin = issubclass(value, Exception | dict)  # whose constructors are not the point
+    made = "" if builtin else f"{_signature(name, value)}\n"
     parts = [f"\n### {name}\n\n{made}{_doc(value)}"]
     for method, function in _methods(value):
         parts.append(f"\n#### {name}.{method}\n\n{_signature(method, function)}\n{_doc(function)}")

@@ -68,6 +68,8 @@ class Exchange:
         Why the server takes no push; None if it does.
     publishes
         Whether this process learns for others, and nobody waits for it.
+    took_s
+        How long the newest exchange took.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Exchange:
         self.versions_behind: int | None = None
         self.refused: str | None = None
         self.publishes = False
+        self.took_s = 0.0
         self._take_due_s = 0.0
         self._coming = False  # a peer's values
         self._cut_cost_s, self._cut_at = 0.0, 0.0
@@ -102,8 +105,10 @@ class Exchange:
     async def turn(self) -> None:
         """Wait until it is time, and exchange."""
         await self._pace.wait(self._is_due)
+        begun_s = self._monotonic_s()
         pushes = self._due_pushes()
         moved = await self.once(pushes, self._due_state())
+        self.took_s = self._monotonic_s() - begun_s
         if moved is None:
             await asyncio.sleep(_UNREACHED_S)
         self._pace.idle(not (pushes or moved))

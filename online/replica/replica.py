@@ -49,6 +49,7 @@ from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
+from online.telemetry import Durations
 from online.trust.filtering import Filtering
 from online.watch.canary import Canary
 from online.watch.drift import Judge
@@ -95,6 +96,7 @@ class ModelReplica:
         self.replica, self.spec, self._learns = who.replica, who.spec, who.learns
         self.now_s, self._monotonic_s = now_s, clocks.monotonic_s
         self.counts: Counter[str] = Counter()
+        self.durations = Durations()
         self.store = JournalThreads(outside.journal)
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.writer = self._new_writer()
@@ -123,23 +125,14 @@ class ModelReplica:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _new_writer(self) -> Writer:
-        learner = self.learner
+        learner, settings = self.learner, self.settings
         return Writer(
-            self.settings.name,
-            self.spec,
-            self.limits,
-            self.store,
-            self.counts,
-            stamp=self.stamp,
-            frozen=lambda: learner.frozen,
-            moved=self._on_commit,
-            sealed=self._on_sealed,
-            follows=None if self._learns else learner,
-            filters=self.filters,
-            seen=lambda: learner.version[0],
-            now_s=self.now_s,
-            label_life_s=self.settings.token_lifetime,
-        )
+            settings.name, self.spec, self.limits, self.store, self.counts,
+            stamp=self.stamp, frozen=lambda: learner.frozen, seen=lambda: learner.version[0],
+            moved=self._on_commit, sealed=self._on_sealed,
+            follows=None if self._learns else learner, filters=self.filters,
+            now_s=self.now_s, label_life_s=settings.token_lifetime,
+        )  # fmt: skip
 
     def _new_follower(self) -> Follower:
         learner, sync = self.learner, self.settings.sync
@@ -324,7 +317,8 @@ class ModelReplica:
         gauges |= self._reactions.report()
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
-        return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
+        reported = {**self.counts, **gauges, **self.durations.report()}
+        return {name: float(value) for name, value in reported.items()}
 
     def _slow_gauges(self) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -342,6 +336,12 @@ class ModelReplica:
             self._served = self.learner.tally.digest[0]
         return self._served
 
+    def answered(self, action: str, seconds: float) -> None:
+        """Count how long the answer to a request took, and how old the model was that predicted."""
+        self.durations.note(action, seconds)
+        if action == "predict" and (age := self.age_ms) is not None:
+            self.durations.note("freshness", age / 1e3)
+
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
         if self.settings.task == "regression":
@@ -357,5 +357,6 @@ class ModelReplica:
     async def _sync_loop(self) -> None:
         while True:
             await self.exchange.turn()
+            self.durations.note("exchange", self.exchange.took_s)
             self._memory.look()
             await self._reactions.act()
