@@ -39,7 +39,7 @@ class OneThread:
         self._end = weakref.finalize(self, self._steps.put, None)
 
     def do(self, step: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """What the step returns or raises; one that is cancelled before it begins is left out."""
+        """Have the step done; one that is cancelled before it begins is left out."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
         self._steps.put((loop, done, step, args))
