@@ -379,7 +379,7 @@ class _Glm:
         labels: Sequence[Label],
         weights: Sequence[float],
     ) -> _Stepped | None:
-        """Work out what :meth:`learn` would do with rows of these names, row by row; nothing is changed.
+        """Work out what :meth:`learn` would do with rows of these names; nothing is changed.
 
         The arithmetic is river's, in its order: the dot product by the row's own order, the
         intercept behind it.  None: the estimator has to be taught row by row.

@@ -87,7 +87,7 @@ class Standard:
         return out
 
     def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
-        """Work out what :meth:`learn` would do to rows of these names, row by row; nothing is changed.
+        """Work out what :meth:`learn` would do to rows of these names; nothing is changed.
 
         Each number is what river's own arithmetic gives, bit for bit: a name's moments and its
         numbers behind the scaler depend on no other name, so they are worked out by column.
@@ -247,7 +247,7 @@ class Limited:
         return [names[i] for i in kept], np.clip((x[:, kept] - mean) * inverse, -LIMIT, LIMIT)
 
     def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
-        """Work out what :meth:`learn` would do to rows of these names, row by row; nothing is changed.
+        """Work out what :meth:`learn` would do to rows of these names; nothing is changed.
 
         None: a number would leave the finite ones.
         """

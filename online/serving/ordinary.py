@@ -138,7 +138,7 @@ class Ordinary:
     def _answers(
         self, names: tuple[str, ...], x: npt.NDArray[np.float64], rows: list[dict[str, Any]]
     ) -> list[Answer]:
-        """What the model answers to rows whose numbers are all within their ranges."""
+        """Ask the model about rows whose numbers are all within their ranges."""
         model = self._replica.learner.serving
         if (by_column := getattr(model, "predict_columns", None)) is not None:
             answers: list[Answer] = by_column(list(names), x)
@@ -207,7 +207,7 @@ class Ordinary:
         return label if label_text(label) in self._replica.learner.tally.seen else None
 
     def _source(self, source: str) -> Any:
-        """What begins the hash that makes the keys of a source's events; None: a doubtful name."""
+        """Begin the hash that makes the keys of a source's events; None: a doubtful name."""
         hashed = None
         if source.isprintable():
             data = source.encode()
