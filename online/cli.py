@@ -11,9 +11,11 @@ import typer
 from online import __version__
 from online.commands import (
     backfill,
+    doctor,
     edge,
     export,
     forget,
+    init,
     load,
     models,
     promote,
@@ -36,14 +38,14 @@ app = typer.Typer(
     name="online",
     help="A model that answers over HTTP and learns from every piece of feedback.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 for command in (
-    serve.serve, stream.stream, status.status, status.fsck, report.report, rescore.rescore,
-    backfill.backfill, export.export, rewrites.rollback, forget.forget, rewrites.freeze,
-    rewrites.unfreeze, promote.promote, triggers.triggers,
+    init.init, doctor.doctor, serve.serve, stream.stream, status.status, status.fsck,
+    report.report, rescore.rescore, backfill.backfill, export.export, rewrites.rollback,
+    forget.forget, rewrites.freeze, rewrites.unfreeze, promote.promote, triggers.triggers,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(snapshot.app, name="snapshot")

@@ -17,6 +17,7 @@ from online.commands.base import AsJson, FileOption, Model, StateDir, console, l
 from online.errors import ConfigError, StartRefused
 from online.settings.config import Settings, data_dir
 from online.settings.model import ModelSettings
+from refusals import reason
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -265,7 +266,7 @@ def signing_key(path: Path, option: str = "--sign") -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(option, f"{path}: {error}", remedy) from None
+        raise ConfigError(option, f"{path}: {reason(error)}", remedy) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(option, f"{path} holds another kind of key", remedy)
     return key
@@ -302,5 +303,5 @@ def _print(out: Path, made: Exported, *, as_json: bool) -> None:
         table.add_row(*cells)
     console().print(table)
     print(f"in {out}, with manifest.json and golden rows")
-    for name, reason in made.left_out.items():
-        print(f"left out: {name}: {reason}")
+    for name, why in made.left_out.items():
+        print(f"left out: {name}: {why}")

@@ -229,5 +229,5 @@ def need_packages() -> None:
     except ImportError as error:
         raise StartRefused(
             f"reading tables needs a package that is missing ({error})",
-            "pip install 'online-learning-service[rescore]'",
+            "pip install '.[rescore]' in the checkout",
         ) from None

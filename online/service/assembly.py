@@ -12,11 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
-from online.http.access import Access
-from online.http.app import App
-from online.http.browsers import Browsers
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.replica.exchange import ParameterServerClient
@@ -40,6 +37,9 @@ from online.trust.trigger_watch import Looked
 from online.watch.on_rise import Relearn
 from paramserver.client import Client
 from replay.journal.base import Journal
+
+if TYPE_CHECKING:
+    from online.http.app import App
 
 _STOP_S: Final = 1.5
 
@@ -193,6 +193,10 @@ class Assembly:
 
     def app(self) -> App:
         """The ASGI application that answers for the models."""
+        from online.http.access import Access  # a program that only calls has no need of HTTP
+        from online.http.app import App
+        from online.http.browsers import Browsers
+
         settings = self._settings
         access = None
         if settings.tokens:
@@ -205,6 +209,14 @@ class Assembly:
             self._servings, self._cluster, settings.limits, access, self._readers(),
             settings.state_dir / "edge", self._pushes, browsers,
         )  # fmt: skip
+
+    def serving(self, name: str) -> Serving:
+        """Predict and feedback of one model, without HTTP."""
+        return self._servings[name]
+
+    async def status(self, name: str) -> dict[str, Any]:
+        """Everything about one model, as ``GET /v1/models/NAME`` answers it."""
+        return await self._cluster.model(name)
 
     def _readers(self) -> Mapping[str, Reader]:
         """Return what reads each model's scores; the stores are opened when they are asked for."""

@@ -95,7 +95,7 @@ def check_scores(settings: Settings) -> None:
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
         raise StartRefused(
             "`scores` names a Redis server, and the package for it is missing",
-            "pip install 'online-learning-service[redis]'",
+            "pip install '.[redis]' in the checkout",
         )
 
 
@@ -217,7 +217,8 @@ class Service:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         rollout.be_patient(self._patience.left_s())
         serve.start(http_options={"host": settings.host, "port": port})
-        self._progress(f"starting {settings.replicas_min} replicas")
+        n = settings.replicas_min
+        self._progress("starting one replica" if n == 1 else f"starting {n} replicas")
         self._deploy(settings)
         self.url = f"http://{settings.host}:{port}"
         self._wait_http()

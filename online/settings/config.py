@@ -318,6 +318,25 @@ def read_token_file(path: Path, field: str) -> list[str]:
     return tokens
 
 
+_PLAIN: Mapping[str, str] = {
+    "missing": "it is required",
+    "tuple_type": "a list is needed: a line each that begins with `-`",
+    "list_type": "a list is needed: a line each that begins with `-`",
+    "dict_type": "a mapping is needed: lines of `name: value`",
+    "model_type": "a mapping is needed: lines of `name: value`",
+    "model_attributes_type": "a mapping is needed: lines of `name: value`",
+    "string_type": "text is needed",
+    "int_type": "a whole number is needed",
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "float_parsing": "a number is needed",
+    "bool_type": "true or false is needed",
+    "bool_parsing": "true or false is needed",
+}
+"""What pydantic's kinds of error are in the words of somebody who writes YAML."""
+
+
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     loc = tuple(part for part in first["loc"] if part not in TAGS)
@@ -329,7 +348,8 @@ def _explain(error: ValidationError) -> ConfigError:
         return ConfigError(field, "unknown setting", remedy)
     secret = first["type"] == "missing" or first["loc"][0] == "tokens"
     value = "" if secret else f", got {hidden(repr(first['input']))}"
-    return ConfigError(field, f"{first['msg']}{value}", "`online config show` prints every default")
+    said = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return ConfigError(field, f"{said}{value}", "`online config show` prints every default")
 
 
 def _fields(loc: tuple[int | str, ...]) -> list[str]:

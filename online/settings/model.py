@@ -13,10 +13,17 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def _seconds(value: object) -> object:
-    """Seconds from ``"7d"``, ``"90s"`` or a number."""
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value)):
+    """Seconds from ``"7d"``, ``"90s"`` or a number.  ValueError that says how it is written."""
+    if not isinstance(value, str):
+        return value
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value):
         return float(match[1]) * _UNITS[match[2]]
-    return value
+    try:
+        return float(value)
+    except ValueError:
+        words = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])[a-z]+", value.strip().lower())
+        meant = f"write {words[1]}{words[2]}" if words else "as 90s, 5m, 12h, 7d or 2w"
+        raise ValueError(f"a length of time is a number and one letter: {meant}") from None
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]

@@ -257,17 +257,21 @@ def test_a_fresh_process_serves_without_ray_and_without_other_processes(tmp_path
     assert (processes, learned, ray) == (1, 1, [])
 
 
-def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
-    page = (HERE.parents[1] / "docs" / "embedded.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+@pytest.mark.parametrize(
+    ("document", "shown"), [("README.md", ", learned {}, accuracy"), ("docs/embedded.md", " {}\n")]
+)
+def test_the_lines_of_the_documents_run(tmp_path: Path, document: str, shown: str) -> None:
+    page = (HERE.parents[1] / document).read_text(encoding="utf-8")
+    lines = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0]
     for learned in (1, 2):
         ended = subprocess.run(
             [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120,
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, check=False,
         )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (0, "")
-        assert f" {learned}\n" in ended.stdout
-    assert "the state stored in" in ended.stdout
+        assert shown.format(learned) in ended.stdout
+    if document != "README.md":  # there nothing is stopped, and the journal is learned again
+        assert "the state stored in" in ended.stdout
     assert (tmp_path / "online-state" / "clicks" / "journal.db").exists()
 
 
