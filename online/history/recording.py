@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from online.history.series import Series
+from online.client.connection import Connection
+from online.history.series import FOLDER, Series
 
 log = logging.getLogger("online.history")
 
 EVERY_S: Final = 15.0
-_STOP_S: Final = 5.0
+_ASK_S: Final = 5.0
+_STOP_S: Final = 2 * _ASK_S
 
 
 class Recording:
@@ -39,6 +42,20 @@ class Recording:
         self._series: dict[str, Series] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="online-history", daemon=True)
+
+    @classmethod
+    def of(cls, state_dir: Path, url: str, token: str | None) -> Recording:
+        """Record what the service at ``url`` says, in its state folder."""
+        connection = Connection(url, _ASK_S, token)
+
+        def ask() -> list[Mapping[str, Any]]:
+            status, answer = connection.get("/v1/models")
+            if status != 200:
+                raise OSError(f"the service answers {status}: {str(answer)[:200]}")
+            models: list[Mapping[str, Any]] = answer["models"]
+            return models
+
+        return cls(state_dir / FOLDER, ask, time.time)
 
     def start(self) -> None:
         """Begin; returns at once."""

