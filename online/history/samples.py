@@ -70,6 +70,7 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
             step = value - last.get(name, 0.0)
             totals[name] = totals.get(name, 0.0) + (value if step < 0 else step)
     for name in _SCORES:
+        totals.pop(f"sum_{name}", None)  # the model may have begun anew since
         if (mean := quality.get(name)) is not None:
             totals[f"sum_{name}"] = mean * n
     gauges = {"learned": float(status["learned"])}

@@ -285,7 +285,7 @@ def build_rest(
         version=__version__,
         description="Models that answer over HTTP and learn from every piece of feedback.",
     )
-    page = resources.files("online.http").joinpath("page.html").read_text()
+    page = _page()
 
     _answer_errors(app)
 
@@ -332,6 +332,16 @@ def build_rest(
     openinference.add_routes(app, servings)
     openapi.document(app, list(servings), guarded=guarded)
     return app
+
+
+def _page() -> str:
+    """The page of the service: one file, with the library that draws its charts in it."""
+    folder = resources.files("online.http")
+    page = folder.joinpath("page.html").read_text("utf-8")
+    for name in ("uPlot.min.css", "uPlot.iife.min.js"):
+        library = folder.joinpath("third_party", name).read_text("utf-8")
+        page = page.replace(f"/* {name} */", library)
+    return page
 
 
 def _methods(app: FastAPI, scope: Scope) -> str:

@@ -91,6 +91,14 @@ def test_a_rollback_has_no_score_and_a_mark(series: Series, tmp_path: Path) -> N
     assert [(m["kind"], m["text"]) for m in found["marks"][2:]] == [("decision", "rollback")]
 
 
+def test_a_model_that_begins_anew_has_the_score_of_its_own_rows(
+    series: Series, tmp_path: Path
+) -> None:
+    for i, (n, good) in enumerate(((1000, 900), (0, 0), (10, 5))):
+        series.add(status(n, good, {}), BEGIN + i)
+    assert course(tmp_path)["columns"]["accuracy"] == [None, pytest.approx(0.5)]
+
+
 def test_marks_say_what_happened_once(series: Series, tmp_path: Path) -> None:
     happened: list[dict[str, Any]] = [
         {"drift": {"state": "act"}},
