@@ -49,7 +49,10 @@ class Recording:
         connection = Connection(url, _ASK_S, token)
 
         def ask() -> list[Mapping[str, Any]]:
-            status, answer = connection.get("/v1/models")
+            try:
+                status, answer = connection.get("/v1/models")
+            finally:
+                connection.close()  # the next question is far away
             if status != 200:
                 raise OSError(f"the service answers {status}: {str(answer)[:200]}")
             models: list[Mapping[str, Any]] = answer["models"]
