@@ -251,7 +251,7 @@ class _Collector:
 
 
 def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:
-    """What is said of the one journal that all models share."""
+    """Gauges tell of the one journal that all models share."""
     journal: Mapping[str, Any] = next(
         (found for model in models if (found := model["journal"])), {}
     )

@@ -20,7 +20,7 @@ from paramserver.actor import FindGone, Host, ParameterServer, ServerSettings
 from paramserver.client import Client
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.lineage import Lineage
-from paramserver.process import SERVING
+from paramserver.running import SERVING
 from paramserver.store import Store
 
 _log: Final = logging.getLogger(__name__)

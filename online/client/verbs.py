@@ -113,7 +113,7 @@ class ModelVerbs:
 
     @verb
     def status(self) -> Steps[Status]:
-        """Return what the service says of the model (docs/operations.md).  Raises ClientError."""
+        """Return what the service says of the model (docs/monitoring.md).  Raises ClientError."""
         return Status((yield from self._get("")))
 
     # -- for operators -----------------------------------------------------------------------

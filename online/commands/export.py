@@ -72,12 +72,10 @@ def export(
     Example: online export 3-120 --stream elec2 --sign key.pem --since edge/prices.edgepack
     """
     from online.challenger.promotion import as_stored
-    from online.edge.export import EXACT, TARGETS, with_delta
+    from online.edge.export import EXACT, with_delta
     from online.edge.export import export as make
 
-    wanted = list(EXACT) if targets == "all" else [t.strip() for t in targets.split(",")]
-    if odd := [t for t in wanted if t not in TARGETS]:
-        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    wanted = list(EXACT) if targets == "all" else targets_of(targets)
     key = None if sign is None else signing_key(sign)
     old = None if since is None else _read(since)
     settings = as_stored(load_settings(path, state_dir=state_dir))
@@ -97,6 +95,16 @@ def export(
         made = with_delta(made, old)
     _write(out, made, key)
     _print(out, made, as_json=as_json)
+
+
+def targets_of(text: str) -> list[str]:
+    """The targets that an option names.  Raises ConfigError."""
+    from online.edge.export import TARGETS
+
+    wanted = [t.strip() for t in text.split(",")]
+    if odd := [t for t in wanted if t not in TARGETS]:
+        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    return wanted
 
 
 def _about(

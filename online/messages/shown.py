@@ -15,7 +15,7 @@ _SCORES: Final = (
 
 
 class Status(dict[str, Any]):
-    """Everything that the service says of a model (docs/operations.md), with a short repr."""
+    """Everything that the service says of a model (docs/monitoring.md), with a short repr."""
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name} {value}" for name, value in self.lines())

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.replica.exchange import ParameterServerClient
 from online.replica.replica import ModelReplica
+from online.replica.surroundings import ParameterServerClient
 from online.rescore.stores import RedisReads, SqliteScores
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens

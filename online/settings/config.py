@@ -78,7 +78,7 @@ def _cluster(value: str) -> str:
 class Limits(Tree):
     """Every bound of the service.  At a bound new work is refused, nothing accepted is dropped."""
 
-    body_bytes_max: int = Field(1_048_576, ge=1_024)
+    body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes of one body")
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     features_max: int = Field(4_096, ge=1, description="features of one row")
     names_max: int = Field(
@@ -142,13 +142,15 @@ class Limits(Tree):
 class Settings(Tree):
     """These are the settings of the whole service."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; other than loopback only with tokens"
+    )
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
     start_wait_s: float = Field(
         180, ge=5, description="a start that is not done after so long gives up"
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
-    state_dir: Path = Path("./state")
+    state_dir: Path = Field(Path("./state"), description="folder of journal, snapshots and key")
     journal: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )

@@ -301,7 +301,7 @@ def versions(running: Running) -> list[str]:
 
 
 def moved(running: Running) -> Path:
-    """The folder of a service elsewhere, with what docs/operations.md says is to be copied."""
+    """The folder of a service elsewhere, with what docs/deploy.md says is to be copied."""
     folder = running.folder / "elsewhere"
     state = folder / "state"
     state.mkdir(parents=True)

@@ -106,7 +106,7 @@ def test_options_named_in_the_text_exist() -> None:
         *re.findall(r'add_argument\("(--\w+)"', simulation),
     }
     for path in DOCUMENTS:
-        for option in re.findall(r"`(--[a-z-]+)[^`]*`", path.read_text(encoding="utf-8")):
+        for option in re.findall(r"`(--[a-z0-9-]+)[^`]*`", path.read_text(encoding="utf-8")):
             assert option in known, f"{path.name}: {option}"
 
 
