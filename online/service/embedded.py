@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import uvicorn
 
@@ -25,6 +27,9 @@ from online.service.one_process import (
 )
 from online.settings import config
 from online.settings.config import Settings
+
+if TYPE_CHECKING:
+    from evaluation.report.values import Report
 
 _LOOK_S: Final = 0.002  # between two looks whether it listens
 _CATCH_UP_S: Final = 5.0  # then it answers without the rest, and goes on learning
@@ -145,6 +150,20 @@ class Embedded:
     def alive(self) -> bool:
         """Tell whether the service answers."""
         return self._parts.alive()
+
+    def report(self) -> Report:
+        """Judge the first model from its journal (docs/report.md); a notebook shows the page.
+
+        Needs what the extra ``report`` brings.  Other models, and spans of time: `online report`.
+        """
+        from evaluation.report.build import report_on
+        from online.rows.journal_rows import JournalRows, open_for_report, origin
+
+        settings = self._parts.settings
+        with contextlib.closing(open_for_report(settings)) as journal:
+            rows = JournalRows(journal, settings.models[0])
+            made_at, first = time.time(), origin(settings.models[0])
+            return report_on(first, rows, made_at=made_at, version=lambda: rows.version)
 
     def start(
         self, *, fresh: bool = False, relearn: bool = False, accept_loss: bool = False
