@@ -108,7 +108,7 @@ class Embedded:
         self._http = _Http(settings.host, settings.port)
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
-        self._recording: Recording | None = None
+        self._recording = Recording(settings.state_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -176,18 +176,14 @@ class Embedded:
             With the remedy; nothing runs then.
         """
         self._parts.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
-        token = config.own_token(self._parts.settings, {})
-        self._recording = Recording.of(self.state_dir, self.url, token)
-        self._recording.start()
+        self._recording.of(self.url, config.own_token(self._parts.settings, {}))
 
     def stop(self) -> None:
         """Let requests end, push and seal, publish a last snapshot.  A second time: nothing."""
         if self._client is not None:
             self._client.close()
             self._client = None
-        if self._recording is not None:
-            self._recording.stop()
-            self._recording = None
+        self._recording.stop()
         self._parts.stop()
 
     def kill(self) -> None:

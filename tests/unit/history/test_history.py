@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from online.history import recording
 from online.history.recording import Recording
 from online.history.samples import percentile, sample
-from online.history.series import Series, file_of, read
+from online.history.series import FOLDER, Series, file_of, read
 
 DAY_S = 86_400.0
 BEGIN = 1_700_000_000.0
@@ -190,11 +190,12 @@ def test_nothing_that_goes_wrong_ends_the_recording(
             raise OSError("it does not answer")
         return [status(asked[0], asked[0], {})]
 
-    made = Recording(tmp_path, ask, lambda: BEGIN + asked[0])
-    made.start()
+    made = Recording(tmp_path, lambda: BEGIN + asked[0])
+    made.stop()  # before it has begun: nothing
+    made.start(ask)
     assert enough.wait(20)
     made.stop()
-    assert len(course(tmp_path)["columns"]["at"]) >= 2
+    assert len(course(tmp_path / FOLDER)["columns"]["at"]) >= 2
     assert not [t for t in threading.enumerate() if t.name == "online-history"]
 
 
