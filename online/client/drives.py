@@ -12,11 +12,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial, update_wrapper
 from types import MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 import httpx
 
 from online.client.calls import Reply, Request, Steps, failure_of, reply_of
+
+_JSON: Final = {"Content-Type": "application/json"}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,8 +95,10 @@ class AsyncDrive:
 
 
 def _request(step: Request) -> dict[str, Any]:
-    timed = {} if step.timeout_s is None else {"timeout": step.timeout_s}
-    return {"method": step.method, "url": step.path, "content": step.body, **timed}
+    more: dict[str, Any] = {} if step.timeout_s is None else {"timeout": step.timeout_s}
+    if step.body is not None:
+        more |= {"content": step.body, "headers": _JSON}
+    return {"method": step.method, "url": step.path, **more}
 
 
 class Waiting:

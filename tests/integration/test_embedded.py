@@ -122,6 +122,41 @@ def test_services_of_two_names_run_side_by_side(state: Path) -> None:
         assert b.client.feedback("b", True, features={"x": 1.0}).status == "learned"
 
 
+def pushed(service: Embedded) -> None:
+    """Wait until the server has all rows: a snapshot has those, and a rollback undoes those."""
+    while service.model.predict({"x": 1.0}).own:
+        assert service.alive()
+
+
+def test_operators_work_by_the_client(state: Path) -> None:
+    with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
+        clicks = service.model
+        teach(service, "clicks")
+        pushed(service)
+        before = answers(service, "clicks")
+        snapshot = clicks.snapshot(pin=True)["name"]
+        assert clicks.snapshots()[0]["pinned"]
+        receipt = clicks.feedback(True, features={"x": 9.0}, event_id="later")
+        assert clicks.predict({"x": 9.0}, after=receipt.seen, until_included=True).includes
+        pushed(service)
+        assert clicks.rollback(snapshot)["undone"] == 1
+        assert answers(service, "clicks") == before
+        assert [one["event_id"] for one in clicks.events("undone")["events"]] == ["later"]
+        assert clicks.freeze()["complete"]
+        assert clicks.feedback(True, features={"x": 9.0}).status == "frozen"
+        assert clicks.unfreeze()["complete"]
+        assert clicks.ban("bot")["complete"]
+        kept = clicks.feedback(True, features={"x": 9.0}, event_id="b", source="bot")
+        assert kept.status == "quarantined"
+        (aside,) = clicks.quarantine(source="bot")["events"]
+        assert clicks.release([aside["row"]])["released"] == 1
+        assert clicks.relearn("undone")["learned"] == 1
+        with pytest.raises(ServiceRefused, match="no challenger"):
+            clicks.promote()
+        assert "clicks (binary)" in clicks._repr_html_()
+        assert "clicks (binary)" in service._repr_html_()
+
+
 def test_tokens_and_other_settings_of_the_service_are_taken(state: Path) -> None:
     token = "t" * 24
     given = {"tokens": {role: [token] for role in ("predict", "feedback", "admin")}}

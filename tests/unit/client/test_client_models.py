@@ -43,6 +43,7 @@ class Service:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content) if request.content else None
+        assert body is None or request.headers["content-type"] == "application/json"
         path = request.url.raw_path.decode().removeprefix("/v1/models/m")
         self.asked.append((request.method, path, body))
         if self.fails:
