@@ -196,8 +196,7 @@ class Watch:
         alarms: list[Alarm] = []
         row = self.served_rows + 1
         if score is not None:
-            moved = self._ask("score", "", self._score, score, row, at)
-            if moved and self._unlabelled:
+            if (moved := self._ask("score", "", self._score, score, row, at)) and self._unlabelled:
                 alarms += moved
         self.served_rows = row
         self._order.see(at)
@@ -296,8 +295,6 @@ class Watch:
             back = (raised.before or 0.0) + (raised.after or 0.0)
             if self._level < back / 2.0:
                 self._raised = None
-        if not changes:
-            return []
         rises = [
             _alarm(found, row, at, "error", "", who, max(row - found.n_after + 1, 1))
             for who, found in changes

@@ -174,11 +174,7 @@ class Bounds:
         """
         if not self.on:
             return np.ones(len(x), dtype=np.bool_)
-        ranges = [self._ranges.get(name) for name in names]
-        low = np.array([-inf if held is None else held.low for held in ranges])
-        high = np.array([inf if held is None else held.high for held in ranges])
-        found: npt.NDArray[np.bool_] = np.all((x >= low) & (x <= high), axis=1)
-        return found
+        return _rows_inside([self._ranges.get(name) for name in names], x)
 
     def _near(self, name: str, held: _Range) -> tuple[float, float]:
         """The ends of what came lately under the name, within its range."""
@@ -265,25 +261,10 @@ class Bounds:
                 self._note(name, held)
 
     def add_alike(self, rows: Sequence[Features]) -> bool:
-        """Count learned rows that have the same names, all of them sent as they are learned.
-
-        False: some number says something of its range, and nothing was counted; what :meth:`add`
-        makes of the rows one by one is wanted.
-        """
-        if self.on:
-            ranges, names = self._ranges, rows[0].keys()
-            if not self._awake.isdisjoint(names):
-                return False
-            columns = zip(*[x.values() for x in rows], strict=True)
-            try:
-                for name, column in zip(names, columns, strict=True):
-                    if (held := ranges.get(name)) is None:
-                        if name not in self._free and any(map(_is_number, column)):
-                            return False
-                    elif min(column) < held.low or max(column) > held.high:
-                        return False
-            except TypeError:  # text
-                return False
+        """Count rows of the same names, sent as they are learned; False: :meth:`add` has to."""
+        asleep = self._awake.isdisjoint(rows[0])
+        if self.on and not (asleep and _all_inside(self._ranges, self._free, rows)):
+            return False
         for x in rows:
             self._n += 1
             if self.on and self._n % _SAMPLED == 0:
@@ -408,6 +389,32 @@ class Bounds:
             self._ranges.pop(name, None)
             self._awake.discard(name)
         self.rebase(values)
+
+
+def _all_inside(
+    ranges: Mapping[str, _Range], free: Collection[str], rows: Sequence[Features]
+) -> bool:
+    """Whether all numbers of rows of the same names lie within the ranges, which are all known."""
+    columns = zip(*[x.values() for x in rows], strict=True)
+    try:
+        for name, column in zip(rows[0], columns, strict=True):
+            if (held := ranges.get(name)) is None:
+                if name not in free and any(map(_is_number, column)):
+                    return False
+            elif min(column) < held.low or max(column) > held.high:
+                return False
+    except TypeError:  # text
+        return False
+    return True
+
+
+def _rows_inside(
+    ranges: Sequence[_Range | None], x: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    low = np.array([-inf if held is None else held.low for held in ranges])
+    high = np.array([inf if held is None else held.high for held in ranges])
+    found: npt.NDArray[np.bool_] = np.all((x >= low) & (x <= high), axis=1)
+    return found
 
 
 def _is_number(value: Value) -> bool:

@@ -5,12 +5,12 @@ No rule of merging is here: see :mod:`online.learning.merged`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from evaluation.metrics import Task
 from online.learning.bounds import Bounds, free_names
-from online.learning.counters import Tally
+from online.learning.counters import TALLIED, Tally
 from online.learning.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, open_ones, stays
 from online.learning.source_evidence import Evidence
 from online.learning.values_in_parts import Arrival
@@ -219,6 +219,26 @@ class LocalModel:
             Delta(opened.partition, opened.first, opened.last, n, opened.base, blocks, size, curved)
         )
         self._pending_n += n
+
+    def _cut_before(self, row: Row) -> None:
+        opened = self._open
+        if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
+            self._cut()
+
+    def _opened_at(self, row: Row) -> Opened:
+        """The open delta, which begins with the row if there is none."""
+        if self._open is None:
+            self._open = Opened(row.partition, row.offset, row.offset, self.version)
+        return self._open
+
+    def _reset_tally(self, pending: Sequence[Delta]) -> None:
+        self.tally.reset(self._pulled.with_deltas(pending, TALLIED))
+
+    def _together(self, lost: Collection[int]) -> Collection[int]:
+        """Return the partitions to learn again with these: a whole state holds all rows."""
+        if lost and not self.mergeable:
+            return self.tracks.keys()
+        return [p for p in lost if p in self.tracks]
 
     def pushes(self, limit: int) -> list[Push]:
         """Cut the open delta; the first ``limit`` deltas that the server may not have, in order.

@@ -23,8 +23,8 @@ from typing import cast
 
 from evaluation.metrics import Task, details, increments, majority
 from online.learning.bounds import BOUNDED
-from online.learning.counters import ANOTHERS, COSTS, DIGEST, TALLIED, Tally
-from online.learning.deltas import CLOSED, Delta, Opened, finish, moved, restart, touched_by
+from online.learning.counters import ANOTHERS, COSTS, DIGEST, Tally
+from online.learning.deltas import CLOSED, Opened, finish, moved, restart, touched_by
 from online.learning.local_model import LocalModel
 from online.learning.vocabulary import NAMED
 from online.models.base import Mendable, Model, Walking, learn_example
@@ -80,17 +80,6 @@ class Learner(LocalModel):
         self.tracks[row.partition].next += 1
         self._switch()
         return failed
-
-    def _cut_before(self, row: Row) -> None:
-        opened = self._open
-        if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
-            self._cut()
-
-    def _opened_at(self, row: Row) -> Opened:
-        """The open delta, which begins with the row if there is none."""
-        if self._open is None:
-            self._open = Opened(row.partition, row.offset, row.offset, self.version)
-        return self._open
 
     def learn_alike(self, rows: Sequence[Row], examples: Sequence[Example]) -> int:
         """Learn the next rows of a partition in one pass, as :meth:`learn` one by one would.
@@ -192,9 +181,6 @@ class Learner(LocalModel):
         named = self.vocabulary.touched()
         self.vocabulary.mend(self._pulled.with_deltas(pending, named))
         self._reset_tally(pending)
-
-    def _reset_tally(self, pending: Sequence[Delta]) -> None:
-        self.tally.reset(self._pulled.with_deltas(pending, TALLIED))
 
     def _reset(self, model: Model) -> None:
         state = self._pulled.with_deltas(self._deltas.pending(self.clock))
@@ -324,12 +310,6 @@ class Learner(LocalModel):
         return self._together(
             [p for p, t in self.tracks.items() if not unbroken(p, t.next, self.clock, self._open)]
         )
-
-    def _together(self, lost: Collection[int]) -> Collection[int]:
-        """Return the partitions to learn again with these: a whole state holds all rows."""
-        if lost and not self.mergeable:
-            return self.tracks.keys()
-        return [p for p in lost if p in self.tracks]
 
     def _rebuild(
         self, lost: Collection[int], served: dict[int, int], copy: Model | None = None

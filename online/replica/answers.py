@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
+from online.errors import RequestError, journal_held
 from online.replica.pending import Recorded, Waiting
+from replay.errors import JournalFull, JournalHeld, ReplayError
 from replay.journal.base import Row
 
 
@@ -72,6 +75,19 @@ class Answers:
             if not waiting.done.done():
                 waiting.done.set_result(None)
 
+    def give_alike(
+        self, rows: Sequence[Row], status: Callable[[Row, None], str], version: str, own: int
+    ) -> None:
+        """Answer for rows that were learned one after the other, on top of ``own`` others."""
+        before = f"{version}+{own}"
+        for row in rows:
+            own += 1
+            now = f"{version}+{own}"
+            for waiter in self.take(row.offset):
+                found = Recorded(status(row, None), row, before, now, waiter.repeat)
+                self.give(waiter.waiting, waiter.i, found)
+            before = now
+
     def refuse(self, waiting: Waiting, error: Exception) -> None:
         """End a request with an error."""
         self.requests -= 1
@@ -84,3 +100,43 @@ def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:
     if waiters is None:
         return ()
     return waiters if isinstance(waiters, list) else (waiters,)
+
+
+_AGAIN: Final = "Send it again after Retry-After; nothing was recorded"
+
+
+def stopping() -> RequestError:
+    """Say that this replica takes no more."""
+    return RequestError(503, "stopping", "this replica is stopping", None, "Send it again", 1)
+
+
+def busy() -> RequestError:
+    """Say that too many requests wait already."""
+    message = "too much feedback waits for the journal"
+    return RequestError(429, "busy", message, None, _AGAIN, 1)
+
+
+def queue_full(queued: int, most: int) -> RequestError:
+    """Say that the process which learns is too far behind."""
+    message = f"the model is {queued} rows behind here, and {most} may wait for it"
+    return RequestError(429, "queue_full", message, None, _AGAIN, 1)
+
+
+def unanswered_in_time() -> RequestError:
+    """Say that nobody knows whether the rows are written."""
+    hint = "It may have been recorded: repeat it with the same id"
+    message = "the journal did not answer in time"
+    return RequestError(503, "journal_unavailable", message, None, hint, 1)
+
+
+def refusal_of(error: ReplayError, *, in_part: bool) -> RequestError:
+    """Say why rows of a request were not written; ``in_part``: others of it may have been."""
+    if in_part:
+        hint = "A part of it was recorded: repeat it with the same ids"
+        return RequestError(503, "journal_unavailable", str(error), None, hint, 1)
+    if isinstance(error, JournalHeld):
+        return journal_held(str(error))
+    full = isinstance(error, JournalFull)
+    hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
+    code = "journal_full" if full else "journal_refused"
+    return RequestError(503, code, str(error), None, hint, 30)

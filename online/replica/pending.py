@@ -64,6 +64,20 @@ class Waiting:
     joins: bool
 
 
+def waiting_for(
+    rows: Sequence[NewRow],
+    examples: Sequence[Example | None] | None,
+    done: asyncio.Future[None],
+    *,
+    decided: bool,
+) -> Waiting:
+    """Make what waits for the rows of a request; nothing has become of them yet."""
+    n, keys = len(rows), [row.key for row in rows]
+    joins = any([row.half is not None or row.over is not None for row in rows])
+    known = examples or [None] * n
+    return Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
     """One row of a request, or (``waiting`` is None) a half that nobody waits for."""

@@ -21,13 +21,16 @@ from itertools import accumulate, islice
 
 import msgspec
 
-from online.errors import RequestError, journal_held
+from online.errors import journal_held
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
+from online.replica import answers
 from online.replica.answers import Answers, Waiter
+from online.replica.fates import Fates
+from online.replica.filtered import filtered
 from online.replica.journal_threads import JournalThreads
 from online.replica.partition import Partition
-from online.replica.pending import Recorded, Waiting, Written
+from online.replica.pending import Recorded, Waiting, Written, waiting_for
 from online.replica.written_behind import Behind
 from online.rows import history
 from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
@@ -35,7 +38,6 @@ from online.settings.config import Limits
 from online.trust.filtering import Filtering
 from replay.errors import (
     JournalDamaged,
-    JournalFull,
     JournalHeld,
     JournalUnavailable,
     ReplayError,
@@ -45,8 +47,6 @@ from replay.journal.base import NewRow, Outcome, Row, Verdict
 
 log = logging.getLogger("online.writer")
 
-_JUDGED_ROWS = 8  # by the filters in one turn of the loop: .1 ms a row
-_LEARNED_AS = {Verdict.ACCEPTED: "learned", Verdict.CLIPPED: "clipped"}
 _BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
 
 
@@ -71,8 +71,7 @@ class Writer:
     filters
         Judge rows before they are written, unless the model is frozen; None: all are accepted.
     seen
-        Epoch of the local model's values: a store that does not know it has lost rows, and a
-        partition that is new there would not show it.
+        Epoch of the local model's values, as of :class:`online.replica.partition.Partition`.
     now_s, label_life_s
         The wall clock (POSIX seconds), and how long labels wait for their predictions.
     """
@@ -104,6 +103,7 @@ class Writer:
         self.committing = False  # rows that are not frozen
         self.judged_by = 0  # these: newest control row that was known
         self.decisions = history.Decisions(spec)
+        self._fates = Fates(self.decisions, follows)
         self._model, self._spec = model, spec
         self._limits, self._store, self._counts = limits, store, counts
         self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
@@ -166,20 +166,14 @@ class Writer:
         repeat with the same id).
         """
         if self.stopping:
-            message = "this replica is stopping"
-            raise RequestError(503, "stopping", message, None, "Send it again", 1)
+            raise answers.stopping()
         if self.waiting >= self.waiting_max:
             self._counts["refused_busy"] += len(rows)
-            hint = "Send it again after Retry-After; nothing was recorded"
-            message = "too much feedback waits for the journal"
-            raise RequestError(429, "busy", message, None, hint, 1)
+            raise answers.busy()
         self._check_queue(len(rows))
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        n, keys = len(rows), [row.key for row in rows]
-        joins = any([row.half is not None or row.over is not None for row in rows])
-        known = examples or [None] * n
-        waiting = Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins)
+        waiting = waiting_for(rows, examples, done, decided=decided)
         self._queue.append(waiting)
         self._uncommitted += len(rows)
         self._answers.requests += 1
@@ -193,9 +187,7 @@ class Writer:
                 raise journal_held(
                     self.incident or "the rows before these are not written yet"
                 ) from None
-            hint = "It may have been recorded: repeat it with the same id"
-            message = "the journal did not answer in time"
-            raise RequestError(503, "journal_unavailable", message, None, hint, 1) from None
+            raise answers.unanswered_in_time() from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
@@ -221,9 +213,7 @@ class Writer:
         if self._follows is None or self.queued + self._uncommitted + n <= most:
             return
         self._counts["refused_queue"] += n
-        hint = "Send it again after Retry-After; nothing was recorded"
-        message = f"the model is {self.queued} rows behind here, and {most} may wait for it"
-        raise RequestError(429, "queue_full", message, None, hint, 1)
+        raise answers.queue_full(self.queued, most)
 
     def keep(self, half: NewRow) -> None:
         """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
@@ -288,9 +278,8 @@ class Writer:
             try:
                 written, outcomes = await self._write(rows[start:stop], known)
             except ReplayError as error:
-                left = events[start:]
-                refused = [Written(Whole(e.waiting.rows[e.i]), e.waiting, e.i) for e in left]
-                self._refuse(refused, error)
+                left = [(e.waiting, e.i) for e in events[start:]]
+                self._refuse([Written(Whole(w.rows[i]), w, i) for w, i in left], error)
                 return
             # Without a pause: whoever learns a new row finds who waits for it.
             for event, row, example, outcome in zip(
@@ -345,7 +334,7 @@ class Writer:
         else:
             self.committing = True
             if self._filters is not None:
-                rows = await self._filtered(self._filters, rows, examples)
+                rows = await filtered(self._filters, rows, examples)
         try:
             appended = await self._at.append(rows)
         except ReplayError:
@@ -393,25 +382,6 @@ class Writer:
             self._expect(Waiter(waiting, event.i), outcome, unanswered)
         return [Written(after) for after in entry.after]
 
-    async def _filtered(
-        self, filters: Filtering, rows: Sequence[NewRow], examples: list[Example | None]
-    ) -> list[NewRow]:
-        """Let the filters judge a few rows at a time: predictions have a turn in between.
-
-        ``examples`` become what the judged rows say.
-        """
-        if filters.sleeps_through(rows, examples):
-            return list(rows)
-        out: list[NewRow] = []
-        for i in range(0, len(rows), _JUDGED_ROWS):
-            if i:
-                await asyncio.sleep(0)
-            stop = i + _JUDGED_ROWS
-            some = examples[i:stop]
-            out += filters.judge(rows[i:stop], some, more=bool(i))
-            examples[i:stop] = some
-        return out
-
     def _judged(self, row: NewRow, decided: bool) -> NewRow:
         """The row with its verdict, which is final unless the model is frozen."""
         if decided or not self.decisions.banned(row.source):
@@ -440,10 +410,12 @@ class Writer:
             row.offset, Waiter(waiting, i, True)
         ):
             return  # it is learned together with the first
-        if not outcome.new or self._is_there(row):  # what failed was written before it counted
+        if not outcome.new or self._fates.is_there(
+            row
+        ):  # what failed was written before it counted
             await self.look()
         reason, again = self.decisions.failure(row), None
-        status = self._status(row, reason)
+        status = self._fates.status(row, reason)
         if not outcome.new and status in ("frozen", "undone", "released"):
             place = (self._store.journal, self._model, self.decisions, row)
             again = await self._store.surely(history.standing, *place)
@@ -470,18 +442,10 @@ class Writer:
             self._halves.put_back(behind)
         else:
             self._counts["joins_dropped"] += len(behind)
-        full = isinstance(error, JournalFull)
-        hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
         refused = Counter(event.waiting for event in events if event.waiting is not None)
         for waiting, n in refused.items():
             self._counts["refused_journal"] += n
-            code = "journal_full" if full else "journal_refused"
-            failure = RequestError(503, code, str(error), None, hint, 30)
-            if n < len(waiting.rows):
-                again = "A part of it was recorded: repeat it with the same ids"
-                failure = RequestError(503, "journal_unavailable", str(error), None, again, 1)
-            elif held:
-                failure = journal_held(str(error))
+            failure = answers.refusal_of(error, in_part=n < len(waiting.rows))
             self._answers.refuse(waiting, failure)
 
     async def _move_on(self, old: int) -> int:
@@ -505,18 +469,7 @@ class Writer:
 
     def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
         """Rows of this partition were learned one after the other, on top of ``own`` others."""
-        plain = self.partition not in self.decisions.undone.ranges
-        before = f"{version}+{own}"
-        for row in rows:
-            own += 1
-            now = f"{version}+{own}"
-            if waiters := self._answers.take(row.offset):
-                status = _LEARNED_AS.get(row.verdict) if plain else None
-                status = status or self._status(row, None)
-                for waiter in waiters:
-                    found = Recorded(status, row, before, now, waiter.repeat)
-                    self._answers.give(waiter.waiting, waiter.i, found)
-            before = now
+        self._answers.give_alike(rows, self._fates.status, version, own)
 
     def note_learned(
         self, row: Row, before: str, reason: str | None, *, undecided: bool = False
@@ -526,7 +479,7 @@ class Writer:
         ``undecided``: another process has the last word, and has not said it.
         """
         if waiters := self._answers.take(row.offset):
-            status, now = self._status(row, reason), self._stamp()
+            status, now = self._fates.status(row, reason), self._stamp()
             if undecided:
                 status, reason = "queued", None
             for waiter in waiters:
@@ -540,22 +493,6 @@ class Writer:
         await self._store.write(
             self._store.journal.write_control, self._model, "failed", key, reason.encode()
         )
-
-    def _status(self, row: Row, reason: str | None) -> str:
-        if reason:
-            return "failed"
-        if row.verdict is Verdict.FROZEN:
-            return "frozen"
-        if row.verdict is Verdict.QUARANTINED:
-            return self.decisions.choice(history.origin(row)) or "quarantined"
-        if self.decisions.undone.has(row.partition, row.offset):
-            return "undone"
-        learned = "clipped" if row.verdict is Verdict.CLIPPED else "learned"
-        return learned if self._follows is None or self._is_there(row) else "queued"
-
-    def _is_there(self, row: Row) -> bool:
-        """Whether another process has learned the row, and the answers here count it."""
-        return self._follows is not None and self._follows.includes(row.partition, row.offset)
 
 
 def _give_up(done: asyncio.Future[None]) -> None:

@@ -61,6 +61,27 @@ _WHOLE_MIN: Final = 0.25
 _SHARE_MIN: Final = 1e-15
 
 
+class _Recent:
+    """Rows that were written last, :data:`_RECENT` and at most twice as many: key, and time."""
+
+    def __init__(self) -> None:
+        self._newer: dict[bytes, float] = {}
+        self._older: dict[bytes, float] = {}
+
+    def add(self, rows: dict[bytes, float]) -> None:
+        self._newer.update(rows)
+        if len(self._newer) >= _RECENT:
+            self._newer, self._older = {}, self._newer
+
+    def at(self, key: bytes) -> float | None:
+        at = self._newer.get(key)
+        return self._older.get(key) if at is None else at
+
+    def has_any(self, keys: Sequence[bytes]) -> bool:
+        disjoint = self._newer.keys().isdisjoint(keys) and self._older.keys().isdisjoint(keys)
+        return not disjoint
+
+
 class Filtering:
     """The filters of one model in one replica.
 
@@ -104,8 +125,7 @@ class Filtering:
         self._weighs = weighs
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._elsewhere: dict[str, None] = {}  # heard of in values since the last event here
-        self._recent: dict[bytes, float] = {}
-        self._less_recent: dict[bytes, float] = {}
+        self._recent = _Recent()
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
         self.standings = Standings(chain, clock)
         self._batch: set[bytes] = set()
@@ -164,9 +184,8 @@ class Filtering:
             if row.verdict is Written.QUARANTINED or is_again(row):
                 return False
         keys = [row.key for row in rows]
-        for known in (self._recent.keys(), self._less_recent.keys(), self.standings.pending):
-            if not known.isdisjoint(keys):
-                return False
+        if self._recent.has_any(keys) or not self.standings.pending.isdisjoint(keys):
+            return False
         last: dict[str, float] = {}
         for row in reversed(rows):
             last.setdefault(row.source, row.at)
@@ -244,9 +263,7 @@ class Filtering:
     def _is_repeat(self, row: NewRow) -> bool:
         if self.standings.waits(row.key):
             return True
-        at = self._recent.get(row.key)
-        if at is None:
-            at = self._less_recent.get(row.key)
+        at = self._recent.at(row.key)
         return at is not None and abs(row.at - at) <= _RECENT_S
 
     def _event(self, row: NewRow, example: Example) -> Event:
@@ -278,10 +295,8 @@ class Filtering:
     def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
         """The rows of :meth:`judge` stand, or were there before: a repeat says nothing twice."""
         if not self._batch:
-            for row, outcome in zip(rows, outcomes, strict=True):
-                if outcome.row is not None and row.half is None:
-                    self._recent[row.key] = row.at
-            self._age()
+            stand = zip(rows, outcomes, strict=True)
+            self._recent.add({r.key: r.at for r, o in stand if o.row is not None and not r.half})
             return
         for row, outcome in zip(rows, outcomes, strict=True):
             if row.half is not None:
@@ -291,7 +306,7 @@ class Filtering:
                     self._batch.discard(row.key)
                     self.standings.take_back(row.key)
                 continue
-            self._recent[row.key] = row.at
+            self._recent.add({row.key: row.at})
             if row.key in self._batch:
                 self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
                 if outcome.new and outcome.row is not None:
@@ -299,12 +314,6 @@ class Filtering:
                     self.standings.stands(row.key, place)
                 else:
                     self.standings.take_back(row.key)
-        self._age()
-
-    def _age(self) -> None:
-        """Forget the older ones of the keys that were written, once there are enough newer ones."""
-        if len(self._recent) >= _RECENT:
-            self._recent, self._less_recent = {}, self._recent
 
     def dropped(self) -> None:
         """Nothing of the batch was written."""

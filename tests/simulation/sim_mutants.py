@@ -27,6 +27,7 @@ _JOURNAL = "replay.journal.sqlite"
 _APPEND = "replay.journal.sqliteappend"
 _SCHEMA = "replay.journal.sqliteschema"
 _WRITER = "online.replica.writer"
+_ANSWERS = "online.replica.answers"
 _EXCHANGE = "online.replica.exchange"
 _FOLLOWER = "online.replica.follower"
 _LOCAL = "online.learning.local_model"
@@ -169,7 +170,7 @@ MUTANTS: dict[str, Mutant] = {
     "only the first row of a pass is answered": Mutant(
         (
             (
-                _WRITER,
+                _ANSWERS,
                 "        for row in rows:\n            own += 1\n",
                 "        for row in rows[:1]:\n            own += 1\n",
             ),

@@ -30,7 +30,6 @@ EXCEPTIONS: Final = {  # nothing is added here: whoever makes one smaller takes 
     "online/learning/ordered.py:OrderedLearner": "the pointer and the hidden rows change together",
     "online/replica/writer.py:Writer": "waiting and answering are one state",
     "online/replica/writer.py:Writer()": "what it calls back is passed one by one",
-    "online/serving/events.py:Events": "every way by which feedback comes ends here",
     "replay/journal/redis.py:RedisJournal": "every method is one step of the store",
     "replay/journal/redis.py:RedisJournal()": "each parameter is a bound of the settings",
     "replay/journal/redisscripts.py": "Lua: the steps share functions that stand in front of them",
