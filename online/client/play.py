@@ -14,6 +14,7 @@ import msgspec
 from evaluation.metrics import Task, increments, majority, summarise
 from evaluation.streams import Stream
 from online.client.client import Client, ClientError, Prediction, Retry, ServiceRefused
+from online.client.shown import short
 from online.errors import OnlineError
 from replay.example import Label
 
@@ -153,10 +154,3 @@ def line(score: Score, n_rows: int) -> str:
                   "kappa-M": "kappa_m", "kappa-T": "kappa_t"}  # fmt: skip
     text = "  ".join(f"{name} {short(s[key])}" for name, key in values.items())
     return f"row {row + 1:>6,}/{n_rows:,}  {text}{again}"
-
-
-def short(value: float | None) -> str:
-    """A score in a few characters."""
-    if value is None:
-        return "  –  "
-    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"

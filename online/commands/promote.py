@@ -7,9 +7,9 @@ import sys
 import time
 from typing import Annotated, Any, Final
 
-import httpx
 import typer
 
+from online.client.asking import Asking
 from online.commands.base import AsJson, FileOption, Model, StateDir, checked, connect, pick
 from online.errors import StartRefused
 
@@ -33,22 +33,22 @@ def promote(
 
     Example: online promote
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        status = checked(client.get(f"/v1/models/{name}"))
-        if (found := status["challenger"]) is None:
-            raise StartRefused(
-                f"model {name} has no challenger", "Name one in the settings: models[].challenger"
-            )
-        if not (back or yes):
-            _ask(name, status["learner"], found)
-        done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
-        served = _wait(client, name, done["from"], done["to"])
-        if as_json:
-            print(json.dumps({**done, "version": served["version"]}))
-        else:
-            print(f"{name}: {served['learner']} serves, version {served['version']}")
-            print("  take it back: online promote --back")
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    status = checked(client.get(f"/v1/models/{name}"))
+    if (found := status["challenger"]) is None:
+        raise StartRefused(
+            f"model {name} has no challenger", "Name one in the settings: models[].challenger"
+        )
+    if not (back or yes):
+        _ask(name, status["learner"], found)
+    done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
+    served = _wait(client, name, done["from"], done["to"])
+    if as_json:
+        print(json.dumps({**done, "version": served["version"]}))
+    else:
+        print(f"{name}: {served['learner']} serves, version {served['version']}")
+        print("  take it back: online promote --back")
 
 
 def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
         raise StartRefused("nothing was changed", "Say y, or --yes")
 
 
-def _wait(client: httpx.Client, name: str, before: str, after: str) -> dict[str, Any]:
+def _wait(client: Asking, name: str, before: str, after: str) -> dict[str, Any]:
     """Status of the model once every replica is the new one's.
 
     Then what served before begins as the challenger.
