@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import httpx
 import msgspec
 
 from online.challenger.promotion import spec_of_challenger
+from online.client.asking import Asking
 from online.errors import StartRefused
-from online.messages.bearer import bearer
 from online.models.from_settings import load_model, merge_rule
 from online.models.load import Loaded
 from online.rebuild import acceptance
@@ -290,11 +289,10 @@ class Models:
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
         token = own_token(self._settings, environment())
-        with httpx.Client(base_url=url, timeout=10, headers=bearer(token)) as client:
-            for name, rows in self._again.items():
-                self._follow(client, name, rows)
+        for name, rows in self._again.items():
+            self._follow(Asking(url, token, 10.0), name, rows)
 
-    def _follow(self, client: httpx.Client, name: str, rows: int) -> None:
+    def _follow(self, client: Asking, name: str, rows: int) -> None:
         shown = 0.0
         while True:
             answer = client.get(f"/v1/models/{name}")

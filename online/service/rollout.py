@@ -14,6 +14,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 
 _STOP_REPLICA_S = 2.0
+_LOOK_S = 0.05
 _HEALTH_S = 2.0  # so soon is a replica that has died replaced
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
@@ -100,12 +101,14 @@ def application(
 
 
 def be_patient(wait_s: float) -> None:
-    """Let Serve wait so long for its proxies: it has a constant and no setting for that."""
+    """Let Serve wait so long for its proxies, and look often: it has constants, no settings."""
     from ray.serve._private import api, client
 
     for module in (api, client):
         if hasattr(module, "HTTP_PROXY_TIMEOUT"):
             module.HTTP_PROXY_TIMEOUT = wait_s
+    if hasattr(client, "CLIENT_POLLING_INTERVAL_S"):  # a second, of which half is waited in vain
+        client.CLIENT_POLLING_INTERVAL_S = _LOOK_S
 
 
 def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int) -> None:
