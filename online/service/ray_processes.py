@@ -9,10 +9,16 @@ them.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 _AGENTS: Final = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+_PORTS: Final = ("DASHBOARD_AGENT_LISTEN", "METRICS_AGENT", "METRICS_EXPORT", "RUNTIME_ENV_AGENT")
+_NOT_IN_USE: Final = -1  # in the place of a port, as Ray's own agents write it
+_NOBODY: Final = ("/bin/sh", "-c", "exec cat")
+"""Stands where raylet ends if an agent does; it ends when raylet does, whose end of its pipe is
+closed then."""
 
 
 @contextlib.contextmanager
@@ -24,7 +30,7 @@ def fewest_processes() -> Iterator[None]:
     start: Callable[..., Any] = services.start_ray_process
 
     def start_ray_process(command: list[str], *args: Any, **named: Any) -> Any:
-        return start([word for word in command if not word.startswith(_AGENTS)], *args, **named)
+        return start(without_agents(command), *args, **named)
 
     def nothing(self: Any, **_: Any) -> None:
         """Start none of the kind."""
@@ -43,3 +49,25 @@ def fewest_processes() -> Iterator[None]:
     finally:
         for place, name, value in before:
             setattr(place, name, value)
+
+
+def without_agents(command: list[str]) -> list[str]:
+    """The command that starts raylet, with nobody in the place of its agents; others as they are.
+
+    Raylet waits for the files in which agents write their ports, so these are written here.
+    """
+    if not any(word.startswith(_AGENTS) for word in command):
+        return command
+    from ray import _raylet
+
+    options = dict(
+        word[2:].split("=", 1) for word in command if word.startswith("--") if "=" in word
+    )
+    for name in _PORTS:
+        file = getattr(_raylet, f"{name}_PORT_NAME")
+        _raylet.persist_port(options["session_dir"], options["node_id"], file, _NOT_IN_USE)
+    nobody = subprocess.list2cmdline(_NOBODY)
+    return [
+        f"{word.partition('=')[0]}={nobody}" if word.startswith(_AGENTS) else word
+        for word in command
+    ]

@@ -21,6 +21,7 @@ mean gradient and a fixed threshold.
 
 from __future__ import annotations
 
+import importlib
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,7 @@ class Reference:
         draws: int = 4,
         layer: Layer | None = None,
     ) -> None:
+        importlib.import_module("scipy.optimize")  # half a second, before anything is judged
         self._gradient = gradient
         self._rows = rows
         self._draws = draws
