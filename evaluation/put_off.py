@@ -140,4 +140,4 @@ def _stand_ins(names: Sequence[str]) -> Iterator[None]:
 
 def install(finder: PutOff) -> None:
     """Find modules by this finder first, from now on, in this process."""
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]  # its base is slow to import
+    sys.meta_path.insert(0, finder)

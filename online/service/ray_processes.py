@@ -60,12 +60,13 @@ def without_agents(command: list[str]) -> list[str]:
         return command
     from ray import _raylet
 
+    ports: Any = _raylet
     options = dict(
         word[2:].split("=", 1) for word in command if word.startswith("--") if "=" in word
     )
     for name in _PORTS:
-        file = getattr(_raylet, f"{name}_PORT_NAME")
-        _raylet.persist_port(options["session_dir"], options["node_id"], file, _NOT_IN_USE)
+        file = getattr(ports, f"{name}_PORT_NAME")
+        ports.persist_port(options["session_dir"], options["node_id"], file, _NOT_IN_USE)
     nobody = subprocess.list2cmdline(_NOBODY)
     return [
         f"{word.partition('=')[0]}={nobody}" if word.startswith(_AGENTS) else word
