@@ -112,19 +112,31 @@ class _Loader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         others = [name for name in self._others if name not in sys.modules]
-        with _absent(others) if self._absent else _stand_ins(others):
+        with absent(others) if self._absent else _stand_ins(others):
             super().exec_module(module)
 
 
+class _Nowhere:
+    """Finds some modules nowhere, whoever else could."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        """Raise what the import system raises for a module that is not installed."""
+        if name in self._names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 @contextlib.contextmanager
-def _absent(names: Sequence[str]) -> Iterator[None]:
-    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # as the import system has it
+def absent(names: Sequence[str]) -> Iterator[None]:
+    """While this lasts these modules can't be imported (ImportError); if they were, they stay."""
+    nowhere = _Nowhere(names)
+    install(nowhere)
     try:
         yield
     finally:
-        for name in names:
-            if sys.modules.get(name, name) is None:
-                del sys.modules[name]
+        sys.meta_path.remove(nowhere)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
@@ -138,6 +150,6 @@ def _stand_ins(names: Sequence[str]) -> Iterator[None]:
             one.taken()
 
 
-def install(finder: PutOff) -> None:
+def install(finder: PutOff | _Nowhere) -> None:
     """Find modules by this finder first, from now on, in this process."""
     sys.meta_path.insert(0, finder)
