@@ -136,7 +136,7 @@ def absent(names: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.meta_path.remove(nowhere)  # type: ignore[arg-type]
+        sys.meta_path.remove(nowhere)
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ def _once(
 def start(
     output: str, address: str | None, workers: int, ray_rows: int, plan: Plan, make: MakeModel
 ) -> Iterator[Deal]:
-    """What scores the shards of a plan, until the end: this process, or Ray with actors.
+    """Make what scores the shards of a plan, until the end: this process, or Ray with actors.
 
     ``address``: of that Ray; None: this process, or from so many rows on a Ray of its own.
     """
