@@ -111,6 +111,19 @@ def be_patient(wait_s: float) -> None:
         client.CLIENT_POLLING_INTERVAL_S = _LOOK_S
 
 
+def start_serve(host: str, port: int) -> None:
+    """Start Ray Serve's controller, which starts its proxies; replicas can be deployed at once.
+
+    `serve.start` would wait for the proxies, for which the deployment waits in the end, too.
+    """
+    from ray.serve._private import api
+
+    controller, _ = api._create_controller_and_proxy_refs(
+        {"host": host, "port": port}, None, None, None, api._coerce_controller_options(None)
+    )
+    api._set_global_client(api.ServeControllerClient(controller))
+
+
 def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int) -> None:
     """Bring the replicas to these settings; returns when all of them answer.
 

@@ -216,15 +216,13 @@ class Service:
         processes.note(run_path(self._settings), {"url": None})
 
     def _start_serve(self) -> None:
-        from ray import serve
-
         settings = self._settings
         first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
         port = settings.port or first + REPLICA_PORTS + 4
         self._progress("starting Serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         rollout.be_patient(self._patience.left_s())
-        serve.start(http_options={"host": settings.host, "port": port})
+        rollout.start_serve(settings.host, port)
         self.url = f"http://{settings.host}:{port}"
 
     def _start_replicas(self) -> None:
