@@ -20,7 +20,9 @@ from online.learning.merged import Learner
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.load import load
+from online.replica import surroundings
 from online.replica.replica import ModelReplica
+from online.replica.surroundings import Who
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.serving.serving import Serving
@@ -133,7 +135,8 @@ async def _replica(
     filters = filtering_for(settings, learner, None, sources_max=1_000, vouched=True)
     learner.bounds.on = settings.filters != "none"
     replica = ModelReplica(
-        settings, Limits(), learner, journal, _Direct(server), replica=name, spec=_SPEC,
+        settings, Limits(), learner, Who(name, _SPEC),
+        surroundings.Outside(journal, _Direct(server)),
         filters=filters,
     )  # fmt: skip
     await replica.start()

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import psutil
 
@@ -79,6 +79,10 @@ class Result:
         return not (self.lost or self.twice or self.strangers) and self.fsck_good
 
 
+CLOSED: Final = "(closed)"
+"""The connection ended before an answer came."""
+
+
 class Client(threading.Thread):
     """Sends events one after the other until told to stop; repeats until each is answered."""
 
@@ -134,8 +138,9 @@ class Client(threading.Thread):
             try:
                 self.in_flight = True
                 code, answer = client.post("/v1/models/counting/feedback", body)
-            except (OSError, http.client.HTTPException):
-                code, answer = 0, {}
+            except (OSError, http.client.HTTPException) as lost:
+                closed = isinstance(lost, (ConnectionResetError, BrokenPipeError))
+                code, answer = 0, {"error": {"code": CLOSED}} if closed else {}
             finally:
                 self.in_flight = False
                 client.close()

@@ -15,6 +15,7 @@ from online.learning.merged import Learner
 from online.models.load import load
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
+from online.replica.surroundings import Outside, Who
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
 from online.serving.held_events import Kept
@@ -103,8 +104,8 @@ class Within:
 
         journal = self.journal()
         self.replica = ModelReplica(
-            settings, Limits(feedback_wait_s=30), learner, journal, _Client(self.server),
-            replica="r", spec=SPEC, ask=ask,
+            settings, Limits(feedback_wait_s=30), learner, Who("r", SPEC),
+            Outside(journal, _Client(self.server), ask=ask),
             filters=filtering_for(settings, learner, None, sources_max=_SOURCES_MAX, vouched=True),
             canary=Canary(self._root, lambda: learner.serving) if self._root else None,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
+from refusals import reason
 from replay.example import Features, Label, Value
 
 Row = tuple[Features, Label]
@@ -254,7 +255,7 @@ def _labels(path: Path, label: str | None) -> tuple[str, set[str], int]:
                     )
                 texts.add(row[at])
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise StreamUnusable(str(path), str(error), "Name a readable CSV file") from error
+        raise StreamUnusable(str(path), reason(error), "Name a readable CSV file") from error
     if not n:
         raise StreamUnusable(str(path), "it has no rows", "Name a file with a header and rows")
     return column, texts, n

@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from online.service.embedded import serve
+    from online.service.library import Learner
 
-__all__ = ["__version__", "serve"]
+__all__ = ["Learner", "__version__", "serve"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`online.serve`, imported when it is asked for: commands need not wait for river."""
+    """`online.serve` and `online.Learner`, imported when asked for: commands need no river."""
     if name == "serve":
         from online.service.embedded import serve
 
         return serve
+    if name == "Learner":
+        from online.service.library import Learner
+
+        return Learner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,8 @@ from online.errors import OnlineError
 from replay.plain import PlainStream
 
 _COMMANDS: Final[Mapping[str, str]] = {
-    "serve": "serve", "stream": "stream", "status": "status", "fsck": "status",
+    "init": "init", "doctor": "doctor", "serve": "serve", "stream": "stream", "status": "status",
+    "fsck": "status",
     "report": "report", "rescore": "rescore", "backfill": "backfill", "export": "export",
     "rollback": "rewrites", "forget": "forget", "freeze": "rewrites", "unfreeze": "rewrites",
     "promote": "promote", "triggers": "triggers",
@@ -42,7 +43,7 @@ def application(only: str | None = None) -> typer.Typer:
         name="online",
         help="A model that answers over HTTP and learns from every piece of feedback.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

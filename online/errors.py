@@ -30,6 +30,10 @@ class StartRefused(OnlineError):
     text = "{problem}\n{remedy}"
 
 
+class ClientError(OnlineError):
+    """An error that a call can raise.  ``definite``: nothing was recorded and nothing will be."""
+
+
 class RequestError(OnlineError):
     """A request that is answered with an error body: the one table of statuses.
 

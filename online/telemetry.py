@@ -1,35 +1,215 @@
-"""Prometheus text for all replicas of all models, and the service's log format."""
+"""Metrics of all replicas of all models as Prometheus text, and the service's log format.
+
+A replica reports flat numbers, which travel with each exchange: ``predict_refused_busy``,
+``age_ms``.  Here they become families as OpenMetrics asks: base units in the name, ``_total`` on
+counters, the codes of errors and outcomes as labels, one sentence of help a family.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from itertools import accumulate
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from replay.plain import plain
 
-_GAUGES = (
-    "contact_age_s", "unserved_s", "served_events", "served_epoch", "from_peer",
-    "age_ms", "waiting", "own", "behind_rows", "joins_waiting", "learn_us",
-    "learn_share", "replay_fill", "average_gap", "drift_state", "drift_before",
-    "drift_after", "filter_sources", "names", "classes",
-    "filter_quarantined_sources", "filter_drift", "filter_active", "triggers",
+BOUNDS_S: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
 )  # fmt: skip
+"""Upper bounds of the counts of durations, in seconds; one more count has those above."""
+
+DURATIONS: Final = {
+    "predict": "Time from a request for predictions to its answer, in the replica.",
+    "feedback": "Time from a request with feedback to its answer, in the replica: the commit, the "
+    "wait for those before, and learning are in it.",
+    "exchange": "Time of an exchange with the parameter server.",
+    "freshness": "Age of the model that answered a request for predictions.",
+}
+"""The durations that a replica counts by bounds, and what each says."""
+
+_AT: Final = "_at_"  # a count of durations is reported as predict_at_3
+_SUM: Final = "_sum_s"
 
 
-_CHALLENGER = (
-    ("behind_rows", "rows that the challenger has still to learn"),
-    ("rows", "rows on which it is compared with what serves"),
-    ("late", "rows whose labels came too late to compare"),
-    ("champion", "accuracy (regression: mean absolute error) of what serves, on these rows"),
-    ("challenger", "the same of the challenger"),
-    ("difference", "mean difference of the scores, above 0 in the challenger's favour"),
+class Durations:
+    """Counts of durations by bounds, which add up over replicas and over time."""
+
+    def __init__(self) -> None:
+        self._counts = {what: [0] * (len(BOUNDS_S) + 1) for what in DURATIONS}
+        self._sums = dict.fromkeys(DURATIONS, 0.0)
+
+    def note(self, what: str, seconds: float) -> None:
+        """Count one; ``what`` is one of :data:`DURATIONS`."""
+        self._counts[what][bisect_left(BOUNDS_S, seconds)] += 1
+        self._sums[what] += seconds
+
+    def report(self) -> dict[str, float]:
+        """The counts that are not 0, and the sum of seconds of each, as flat numbers."""
+        out: dict[str, float] = {}
+        for what, counts in self._counts.items():
+            if any(counts):
+                out |= {f"{what}{_AT}{i}": float(n) for i, n in enumerate(counts) if n}
+                out[f"{what}{_SUM}"] = round(self._sums[what], 6)
+        return out
+
+
+_GAUGES: Final = {
+    "contact_age_s": "Time since the parameter server heard of the replica.",
+    "unserved_s": "For how long the server has had events that the replica does not serve.",
+    "served_events": "Events in the model that answers.",
+    "served_epoch": "Epoch of the values that the model that answers stands on.",
+    "from_peer": "1: the values are another replica's copy, taken at a start without the server.",
+    "age_ms": "Age of the replica's model: since the last pull that was confirmed as current.",
+    "waiting": "Requests that wait for the journal.",
+    "own": "Rows that are learned here and not in the server's values yet.",
+    "behind_rows": "Rows that are committed and not learned yet.",
+    "joins_waiting": "Predictions that wait to be written for a stored join.",
+    "learn_us": "Time that learning a row takes, with all that goes with it.",
+    "learn_share": "Share of a core that learning takes.",
+    "replay_fill": "Rows that are held to be learned again.",
+    "average_gap": "Relative distance of the average that answers from what learns.",
+    "drift_state": "Drift of the replica's rows: 0 not enough data, 1 ok, 2 watch, 3 act.",
+    "drift_before": "Error before the newest alarm.",
+    "drift_after": "Error after the newest alarm.",
+    "filter_sources": "Sources of feedback that the filters know.",
+    "filter_quarantined_sources": "Sources in quarantine.",
+    "filter_drift": "1: many sources have turned at once.",
+    "filter_active": "1: there are enough sources to judge one.",
+    "names": "Names of features that the model knows.",
+    "classes": "Classes that the model knows.",
+    "triggers": "Triggers that the newest search has shown.",
+}
+_COUNTERS: Final = {
+    "predictions": "Rows that were answered.",
+    "learned": "Rows that were learned.",
+    "failed": "Rows that the model raised on, or that killed two learners.",
+    "refused_busy": "Events that got 429: too many wait for the journal.",
+    "refused_queue": "Events that got 429: background learning is too far behind.",
+    "refused_journal": "Events that got 503: the journal's disk or server takes none.",
+    "feedback_timeouts": "Events that got 503: the journal did not answer in time.",
+    "journal_retries": "Commits that were tried again.",
+    "server_unreachable": "Exchanges with the parameter server that failed.",
+    "adopted": "Partitions of other replicas that were taken over.",
+    "sealed": "Partitions that another replica has taken over.",
+    "relearned": "Rows that were learned a second time, after a loss.",
+    "damaged": "Events of which the store has something that nobody can read.",
+    "replay_rows": "Rows that were rehearsed.",
+    "replay_purged": "Held rows of quarantined sources that were dropped.",
+    "tokens_too_long": "Predictions whose id would be too long for a token.",
+    "joins_kept": "Predictions that were stored before their label.",
+    "joins_joined": "Predictions that met a label that was there.",
+    "joins_reused": "Predictions with an id that had one already.",
+    "joins_dropped": "Predictions that were not stored for a join: their labels will be unknown.",
+    "joins_refused": "Labels that got 429 for want of room to wait.",
+    "values_clipped": "Numbers far beyond all before, learned as the end of what came lately.",
+    "names_left_out": "Values of new names that were left out, as the model has no room for them.",
+    "ids_from_the_future": "Labels of ids that are ahead of the clock.",
+    "learner_restarts": "Learner processes that ended and were started again.",
+    "internal_errors": "Surprises in a loop; the log has them.",
+    "drift_alarms": "Alarms of the drift detectors.",
+    "drift_served": "Answers that the drift watch has seen.",
+    "drift_judged": "Labelled rows that the drift watch has judged.",
+    "filter_sources_evicted": "Sources that the filters have forgotten, as there were too many.",
+    "triggers_found": "Triggers that searches have shown so far.",
+    "trigger_searches": "Searches for triggers.",
+    "trigger_searches_failed": "Searches for triggers that could not be made.",
+}
+_BY_LABEL: Final = (
+    ("predict_refused_", "predict_refused", "code", "Requests for predictions that were refused."),
+    ("feedback_refused_", "feedback_refused", "code", "Requests with feedback that were refused."),
+    ("deltas_refused_", "deltas_refused", "code", "Deltas of devices that were refused."),
+    ("feedback_", "feedback", "outcome", "Events of feedback."),
+    ("deltas_", "deltas", "outcome", "Deltas of devices."),
+    ("filter_", "filter_rows", "verdict", "Rows that the filters have judged."),
 )
-_VERDICTS = {"better": 1, "worse": -1}
+"""Counters of one family: what their names begin with, the family, its label, its help."""
+
+_CHALLENGER: Final = (
+    ("behind_rows", "Rows that the challenger has still to learn."),
+    ("rows", "Rows on which the challenger is compared with what serves."),
+    ("late", "Rows whose labels came too late to compare."),
+    ("champion", "Accuracy (regression: mean absolute error) of what serves, on these rows."),
+    ("challenger", "Accuracy (regression: mean absolute error) of the challenger."),
+    ("difference", "Mean difference of the scores, above 0 in the challenger's favour."),
+)
+_VERDICTS: Final = {"better": 1, "worse": -1}
+_UNITS: Final = (("_ms", 1e-3), ("_us", 1e-6), ("_s", 1.0))
+
+
+def family(key: str) -> tuple[str, dict[str, str], float, str]:
+    """Family, labels, factor and help of what a replica reports under the key.
+
+    Names that end in a unit of time get seconds, whatever the unit.
+    """
+    if key not in _GAUGES and key not in _COUNTERS:
+        for begins, name, label, text in _BY_LABEL:
+            if key.startswith(begins):
+                return f"online_{name}", {label: key.removeprefix(begins)}, 1.0, text
+    text = _GAUGES.get(key) or _COUNTERS.get(key) or f"{key} of a replica."
+    name, factor = in_seconds(key)
+    return f"online_{name}", {}, factor, text
+
+
+def in_seconds(name: str) -> tuple[str, float]:
+    """The name with its base unit, and the factor that its values need."""
+    for unit, factor in _UNITS:
+        if name.endswith(unit):
+            return f"{name.removesuffix(unit)}_seconds", factor
+    return name, 1.0
+
+
+class _Families:
+    """Families of metrics by name, each with the labels of its first sample."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Metric] = {}
+
+    def put(self, name: str, text: str, labels: Mapping[str, str], value: float) -> None:
+        """Add a gauge's value."""
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = GaugeMetricFamily(name, text, labels=list(labels))
+        assert isinstance(made, GaugeMetricFamily)
+        made.add_metric(list(labels.values()), value)
+
+    def count(self, name: str, text: str, labels: Mapping[str, str], value: float) -> None:
+        """Add a counter's value."""
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = CounterMetricFamily(name, text, labels=list(labels))
+        assert isinstance(made, CounterMetricFamily)
+        made.add_metric(list(labels.values()), value)
+
+    def durations(self, labels: Mapping[str, str], report: Mapping[str, float]) -> None:
+        """Add a replica's counts of durations."""
+        for what, text in DURATIONS.items():
+            counts = [report.get(f"{what}{_AT}{i}", 0.0) for i in range(len(BOUNDS_S) + 1)]
+            if not any(counts):
+                continue
+            name = f"online_{what}_seconds"
+            made = self._made.get(name)
+            if made is None:
+                made = self._made[name] = HistogramMetricFamily(name, text, labels=list(labels))
+            assert isinstance(made, HistogramMetricFamily)
+            bounds = [*(format(bound, "g") for bound in BOUNDS_S), "+Inf"]
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            made.add_metric(list(labels.values()), buckets, report.get(f"{what}{_SUM}", 0.0))
+
+    def all(self) -> Iterable[Metric]:
+        """The families that have a value."""
+        return self._made.values()
 
 
 class _Collector:
@@ -37,71 +217,87 @@ class _Collector:
         self._models = list(models)
 
     def collect(self) -> Iterator[Metric]:
-        """One family a name, with labels model and replica."""
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-
-        def put(name: str, text: str, labels: dict[str, str], value: float, *, gauge: bool) -> None:
-            if name not in families:
-                kind = GaugeMetricFamily if gauge else CounterMetricFamily
-                families[name] = kind(name, text, labels=list(labels))
-            families[name].add_metric(list(labels.values()), value)
-
+        """One family a name."""
+        families = _Families()
         for model in self._models:
             base = {"model": str(model["model"])}
             for replica, report in model["replicas"].items():
-                labels = {**base, "replica": replica}
-                for key, value in report.items():
-                    gauge = key in _GAUGES
-                    put(f"online_{key}", f"{key} of a replica", labels, value, gauge=gauge)
+                self._replica(families, {**base, "replica": replica}, report)
+            text = "Prequential quality of all learned events."
             for key, value in model["quality"].items():
-                if isinstance(value, (int, float)) and value is not None:
-                    text = "prequential quality of all learned events"
-                    put("online_prequential", text, {**base, "metric": key}, value, gauge=True)
-            put("online_learned_events", "events in the model", base, model["learned"], gauge=True)
-            server = model["server"]
-            up = server is not None
-            put("online_server_up", "the parameter server answers", base, up, gauge=True)
+                if isinstance(value, (int, float)):
+                    families.put("online_prequential", text, {**base, "metric": key}, value)
+            families.put("online_learned_events", "Events in the model.", base, model["learned"])
+            up = model["server"] is not None
+            families.put("online_server_up", "1: the parameter server answers.", base, up)
             for name, text, found in _state(model):
                 if isinstance(found, (int, float)):
-                    put(f"online_{name}", text, base, found, gauge=True)
-        yield from families.values()
+                    named, factor = in_seconds(name)
+                    families.put(f"online_{named}", text, base, found * factor)
+        for name, text, found in _journal(self._models):
+            families.put(f"online_{name}", text, {}, found)
+        yield from families.all()
+
+    def _replica(
+        self, families: _Families, labels: Mapping[str, str], report: Mapping[str, float]
+    ) -> None:
+        for key, value in report.items():
+            if _AT in key or key.endswith(_SUM):
+                continue
+            name, more, factor, text = family(key)
+            put = families.put if key in _GAUGES else families.count
+            put(name, text, {**labels, **more}, value * factor)
+        families.durations(labels, report)
+
+
+def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:
+    """Gauges tell of the one journal that all models share."""
+    journal: Mapping[str, Any] = next(
+        (found for model in models if (found := model["journal"])), {}
+    )
+    for key, name, text in (
+        ("size", "journal_bytes", "Size of the journal."),
+        ("bound", "journal_bound_bytes", "Size of the journal at which feedback is refused."),
+        ("used_ratio", "journal_used_ratio", "Size of the journal as a share of its bound."),
+        ("days_left", "journal_days_left", "Days until the journal is full, as it grows now."),
+        ("bytes_per_day", "journal_bytes_per_day", "Growth of the journal, in bytes a day."),
+    ):
+        if isinstance(value := journal.get(key), (int, float)):
+            yield name, text, value
 
 
 def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Name, text and value of each gauge of a model; None where it is not known."""
+    """Name, help and value of each gauge of a model; None where it is not known."""
     server, journal = model["server"] or {}, model["journal"] or {}
     rewrites = model["rewrites"] or {}
-    for key in ("epoch", "count", "restore_s"):
-        yield f"server_{key}", f"{key} of the server", server.get(key)
-    yield "rollback_reach_s", "age of the oldest snapshot", server.get("reach_s")
-    yield "snapshots_refused", "damaged snapshots", len(server["refused"]) if server else None
-    text = "snapshots whose files somebody removed, since the server started"
+    yield "server_epoch", "Starts, rollbacks and reloads of the server.", server.get("epoch")
+    yield "server_count", "Pushes that the server has applied in this epoch.", server.get("count")
+    yield "server_restore_s", "Time that the server's last start took.", server.get("restore_s")
+    yield "rollback_reach_s", "Age of the oldest snapshot.", server.get("reach_s")
+    text = "Damaged snapshots that were refused."
+    yield "snapshots_refused", text, len(server["refused"]) if server else None
+    text = "Snapshots whose files somebody removed, since the server started."
     yield "snapshots_vanished", text, server.get("vanished")
-    yield "frozen", "1: the model learns nothing, feedback is kept", rewrites.get("frozen")
-    yield "undone_rows", "rows that decisions took out of the model", rewrites.get("undone")
+    yield "frozen", "1: the model learns nothing, feedback is recorded.", rewrites.get("frozen")
+    yield "undone_rows", "Rows that decisions took out of the model.", rewrites.get("undone")
     lost = (rewrites.get("lost") or {}).get("events", 0 if rewrites else None)
-    yield "lost_events", "events in the model that the journal has lost, accepted", lost
+    yield "lost_events", "Events in the model that the journal has lost, accepted.", lost
     banned = rewrites.get("banned")
-    yield "banned_sources", "sources that are banned", None if banned is None else len(banned)
+    yield "banned_sources", "Sources that are banned.", None if banned is None else len(banned)
     rival = model.get("challenger") or {}
     for key, text in _CHALLENGER:
         yield f"challenger_{key}", text, rival.get(key)
     if rival:
-        yield (
-            "challenger_verdict",
-            "1: better, -1: worse, 0: open",
-            _VERDICTS.get(str(rival.get("verdict")), 0),
-        )
+        text = "1: the challenger is better, -1: worse, 0: open."
+        yield "challenger_verdict", text, _VERDICTS.get(str(rival.get("verdict")), 0)
     for side, value in zip(("low", "high"), rival.get("interval") or (), strict=False):
-        yield f"challenger_difference_{side}", "its confidence sequence", value
-    yield "journal_bytes", "size of the journal, of all models", journal.get("size")
-    yield "journal_bound_bytes", "size at which feedback is refused", journal.get("bound")
-    yield "journal_used_ratio", "size of the journal as a share of it", journal.get("used_ratio")
-    yield "journal_days_left", "days until it is full, if it fills", journal.get("days_left")
-    yield "journal_bytes_per_day", "its growth, in bytes a day", journal.get("bytes_per_day")
-    yield "journal_rows", "rows kept of the model", journal.get("rows")
-    yield "journal_rows_per_day", "their growth, in rows a day", journal.get("rows_per_day")
-    yield "joins_stored", "predictions and labels that wait for each other", journal.get("waiting")
+        text = f"The {side} end of the interval of the difference."
+        yield f"challenger_difference_{side}", text, value
+    yield "journal_rows", "Rows of the model in the journal.", journal.get("rows")
+    text = "Growth of the model's rows in the journal, a day."
+    yield "journal_rows_per_day", text, journal.get("rows_per_day")
+    text = "Predictions and labels that wait for each other in the store."
+    yield "joins_stored", text, journal.get("waiting")
 
 
 def exposition(models: Iterable[Mapping[str, Any]]) -> str:

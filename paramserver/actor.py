@@ -6,244 +6,332 @@ is.  It imports neither river nor torch, so that a killed server is back within 
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import msgspec
 
-from paramserver import rewrites, wire
+from paramserver import wire
+from paramserver.decisions import Decisions
 from paramserver.errors import (
-    BanRefused,
-    DecisionUncertain,
-    PromoteRefused,
+    FormatRefused,
+    NotReady,
+    RequestRefused,
+    StartRefused,
     StoreUnavailable,
     Superseded,
 )
-from paramserver.lineage import decide, needed, replayed
+from paramserver.lineage import Lineage, recover
 from paramserver.process import FindGone, Host, ServerSettings, identity
-from paramserver.server import Server
+from paramserver.publishing import Publishing
+from paramserver.running import Running
 from paramserver.shown import epochs, numbers
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.store import Store
-from paramserver.swapping import SwappingProcess
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.store import PartitionInfo, Store
+from paramserver.swapping import Swapping
 
 __all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
 
+_log: Final = logging.getLogger(__name__)
 
-class ParameterServer(SwappingProcess):
-    """A server's process with what operators ask and decide."""
+
+class ParameterServer:
+    """Values of one lineage: restored, synced with replicas, published, replaced.
+
+    The constructor neither raises nor blocks (a raise in an actor's restart would end it for
+    good): restoring is done by a thread, and until then :meth:`sync` raises ``NotReady``.
+
+    Parameters
+    ----------
+    lineage
+        Whose parameters, and how pushes are merged.
+    open_store
+        Opens the store behind the journal; called in this process.
+    directory
+        Path or URI of the snapshots of all lineages; this one's are in ``MODEL/SPEC[:16]`` there.
+    find_gone
+        Tells partitions whose owner is known not to live, to adopt them without a wait.
+    background
+        False: no threads; the owner calls :meth:`restore`, :meth:`confirm` and
+        :meth:`snapshot_if_due`.
+    """
+
+    def __init__(
+        self,
+        lineage: Lineage,
+        open_store: Callable[[], Store],
+        directory: str,
+        settings: ServerSettings | None = None,
+        find_gone: FindGone | None = None,
+        *,
+        host: Host | None = None,
+        background: bool = True,
+    ) -> None:
+        settings = ServerSettings() if settings is None else settings
+        if settings.umask is not None:
+            os.umask(settings.umask)
+        self._open_store, self._place, self._find_gone = open_store, directory, find_gone
+        self._running = Running(lineage, settings, Host() if host is None else host)
+        self._publishing = Publishing(self._running)
+        self._swapping = Swapping(self._running)
+        self._decisions = Decisions(self._running)
+        self._identity = ""  # reads files, so the thread does it
+        self._refused: dict[str, str] = {}
+        self._started_s = self._running.host.monotonic()
+        self._restore_s: float | None = None
+        if background:
+            threading.Thread(target=self._run, name="parameter-server", daemon=True).start()
+
+    def _run(self) -> None:
+        pause, settings = threading.Event(), self._running.settings
+        while not self.restore():
+            if self._running.state == "refused":
+                return
+            pause.wait(settings.retry_s)
+        # apart from each other: writing a large snapshot must not delay the look at the epoch
+        pause_s = settings.confirm_s
+        threading.Thread(
+            target=_repeat, args=(self.snapshot_if_due, pause_s), name="snapshots", daemon=True
+        ).start()
+        _repeat(self.confirm, pause_s)
+
+    # -- start -------------------------------------------------------------------------------
+
+    def restore(self) -> bool:
+        """Try to become ready; False if not (``status`` says why)."""
+        running = self._running
+        try:
+            self._restore()
+        except StartRefused as error:
+            running.state, running.reason = "refused", str(error)
+            _log.error("the server of %s refuses to start: %s", running.lineage.model, error)
+            return False
+        except Exception as error:  # whatever it is, a later attempt may do better
+            running.reason = f"{type(error).__name__}: {error}"
+            _log.warning("the server of %s can't restore yet: %r", running.lineage.model, error)
+            return False
+        return True
+
+    def _restore(self) -> None:
+        running = self._running
+        lineage, settings = running.lineage, running.settings
+        self._identity = identity(lineage, self._place, settings)
+        if running.store is None:
+            running.store = self._open_store()
+        place = lineage_place(self._place, lineage.model, lineage.spec)
+        history = SnapshotHistory(open_snapshots(place, running.host.disk), settings.retention)
+        self._refused = history.refused
+        found = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
+        history.index()
+        asides = history.drop_asides(set() if found.needed is None else {found.needed.snapshot})
+        running.begin(found, history, asides, *self._look_at_partitions(running.store))
+        self._restore_s = running.restored_s - self._started_s
+
+    def _look_at_partitions(self, store: Store) -> tuple[Sequence[PartitionInfo], frozenset[int]]:
+        partitions = store.partitions(self._running.lineage.model)
+        return partitions, frozenset(self._find_gone(partitions) if self._find_gone else ())
+
+    # -- replicas ----------------------------------------------------------------------------
+
+    def sync(self, request: bytes) -> bytes:
+        """Apply pushes and answer with the state after them; all of one version.
+
+        Raises
+        ------
+        NotReady, FormatRefused, RequestRefused, BlockError, PushRefused
+            Definite; pushes before the refused one are applied.
+        StoreUnavailable
+            Indefinite.
+        """
+        try:
+            message = wire.decode_request(request)
+        except msgspec.DecodeError as error:
+            raise RequestRefused(str(error)) from error
+        if message.format != wire.FORMAT:
+            raise FormatRefused(message.format, wire.FORMAT)
+        running = self._running
+        with running.lock:
+            server, contacts, leases = running.serving().server, running.contacts, running.leases
+            now_s = running.host.monotonic()
+            contacts.note(message, now_s)
+            leases.touch(message.replica, message.partition, message.adopting, now_s)
+            acks = [server.push(push, self._lookup) for push in message.pushes]
+            orphans = [] if not message.adopts else leases.orphans(
+                running.open, server.clock, server.closed,
+                message.replica, message.partition, now_s, running.gone,
+            )  # fmt: skip
+            if message.state is not None:
+                server.take(message.state, self._lookup)
+            contacts.wrote(server.epoch, server.learned(), now_s)
+            heard_s = now_s - running.settings.lease_s
+            keeper = message.replica == contacts.keeper(message.role, heard_s)
+            asked = [p for p in orphans if p not in message.adopting]
+            confirmed_ms = 1000.0 * (now_s - running.confirmed_s)
+            # encoded under the lock: the reply shares its blocks with the server
+            return wire.encode(server.reply(message, acks, asked, confirmed_ms, keeper=keeper))
+
+    def _lookup(self, partition: int) -> PartitionInfo | None:
+        running = self._running
+        known = running.partitions.get(partition)
+        if known is not None:
+            return known
+        if running.store is None:
+            raise NotReady(running.state, running.reason)
+        try:
+            return running.store.partition(partition)
+        except Exception as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+    def confirm(self) -> None:
+        """Look whether the epoch is still ours (else end), and at the partitions."""
+        running = self._running
+        with running.deciding:
+            server, store, _ = running.serving()
+            asked_s = running.host.monotonic()
+            newest = store.head(running.lineage.model, running.lineage.spec).epoch
+            if newest != server.epoch:
+                running.end(Superseded(server.epoch, newest))
+                return
+            partitions, gone = self._look_at_partitions(store)
+            with running.lock:
+                running.confirmed_s = asked_s
+                running.leases.tick(asked_s)
+                running.note_partitions(server, partitions, gone)
+                running.contacts.drop_old(asked_s)
+
+    # -- snapshots ---------------------------------------------------------------------------
+
+    def snapshot_if_due(self) -> None:
+        """Publish now and then, see :meth:`Publishing.snapshot_if_due`."""
+        self._publishing.snapshot_if_due()
+
+    def snapshot(self, pin: bool = False) -> dict[str, Any]:
+        """Publish the state, see :meth:`Publishing.snapshot`."""
+        return self._publishing.snapshot(pin)
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All good snapshots, newest first, as plain dicts of ``history.Listed``."""
-        with self._publishing:
-            _, _, history = self._serving()
-            return [msgspec.to_builtins(row) for row in history.listed()]
+        with self._running.publishing:
+            listed = self._running.serving().history.listed()
+            return [msgspec.to_builtins(row) for row in listed]
 
     def pin(self, name: str, on: bool = True) -> None:
         """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
-        with self._publishing:
-            _, _, history = self._serving()
-            history.pin(name, on)
+        with self._running.publishing:
+            self._running.serving().history.pin(name, on)
 
-    # -- decisions ---------------------------------------------------------------------------
+    # -- what operators and replicas decide --------------------------------------------------
 
     def freeze(self) -> dict[str, Any]:
-        """From now on new events are kept and not learned; answers go on, the version stands.
-
-        Replicas hear of it with their next sync.  What they had accepted before is learned and
-        pushed still, so the version moves until ``complete``; afterwards it moves only when the
-        rows of a replica that has died are found, which were acknowledged, and learned by
-        another one.  A repeat changes nothing.
-
-        Returns
-        -------
-        dict
-            ``frozen`` (number of the control row, 0: not frozen), ``control``, ``version``,
-            ``complete`` (every live replica acts on it, and has pushed what was before).
-
-        Raises
-        ------
-        NotReady, Superseded
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite: ask again, the same row is written.
-        """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            if not server.frozen:
-                with self._lock:
-                    note = rewrites.Freeze(dict(server.clock), sorted(server.closed))
-                key = f"{rewrites.FREEZE}:{server.control}"
-                self._decide(server, store, history, rewrites.FREEZE, key, note)
-            return self._learning(server)
+        """Learn nothing new, see :meth:`Decisions.freeze`."""
+        return self._decisions.freeze()
 
     def unfreeze(self) -> dict[str, Any]:
-        """New events are learned again; what was kept while frozen stays as it is.
-
-        Answers and errors as of :meth:`freeze`.
-        """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            if server.frozen:
-                key = f"{rewrites.UNFREEZE}:{server.frozen}"
-                note = rewrites.Unfreeze()
-                self._decide(server, store, history, rewrites.UNFREEZE, key, note)
-            return self._learning(server)
+        """Learn again from now on, see :meth:`Decisions.unfreeze`."""
+        return self._decisions.unfreeze()
 
     def promote(self, note: bytes) -> dict[str, Any]:
-        """Let another lineage of the model serve; this one goes on until it is replaced.
-
-        Parameters
-        ----------
-        note
-            :class:`paramserver.rewrites.Promote` as JSON.
-
-        Returns
-        -------
-        dict
-            ``control`` (number of the row), ``before`` and ``after``.  A repeat changes nothing.
-
-        Raises
-        ------
-        NotReady, PromoteRefused, Superseded
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite: ask again, the same row is written.
-        """
-        wanted = msgspec.json.decode(note, type=rewrites.Promote)
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            if wanted.before != server.spec or wanted.after == server.spec:
-                raise PromoteRefused(wanted.before, wanted.after, server.spec)
-            newest = rewrites.promoted(store.controls(server.model, 0))
-            seq = 0 if newest is None else newest[0]
-            if newest is None or newest[1].after != wanted.after:
-                key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
-                decided = msgspec.structs.replace(wanted, epoch=server.epoch)
-                self._decide(server, store, history, rewrites.PROMOTE, key, decided)
-                newest = rewrites.promoted(store.controls(server.model, 0))
-                assert newest is not None
-            return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
+        """Let another lineage serve, see :meth:`Decisions.promote`."""
+        return self._decisions.promote(note)
 
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
-        """From now on the rows of a source are quarantined, or no longer.
+        """Quarantine a source's rows, or no longer, see :meth:`Decisions.ban`."""
+        return self._decisions.ban(source, banned)
 
-        Replicas hear of it with their next sync, and report the control row once every row that
-        they write is judged by it.  A repeat changes nothing.
+    def rollback(self, name: str) -> dict[str, Any]:
+        """Go back to a snapshot, see :meth:`Swapping.rollback`."""
+        return self._swapping.rollback(name)
 
-        Returns
-        -------
-        dict
-            ``source``, ``banned``, ``control`` (number of the row by which it is so; of the newest
-            row if nothing was ever decided about the source), ``version``.
+    def retreat(self, rewrite: int, before: float) -> dict[str, Any]:
+        """Go back as the error has risen, see :meth:`Swapping.retreat`."""
+        return self._swapping.retreat(rewrite, before)
 
-        Raises
-        ------
-        NotReady, Superseded, BanRefused
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite: ask again.
-        """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            try:
-                controls = store.controls(server.model, 0)
-            except Exception as error:
-                raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-            known = rewrites.banned(controls)
-            control = known.get(source, server.control)
-            if banned != (source in known):
-                if banned and len(known) >= self._settings.banned_max:
-                    raise BanRefused(source, self._settings.banned_max)
-                note = rewrites.Source(source, banned)
-                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}"
-                self._decide(server, store, history, rewrites.SOURCE, key, note)
-                control = server.control
-            version = list(server.version)
-            return {"source": source, "banned": banned, "control": control, "version": version}
+    def recover(self, rewrite: int, before: float) -> dict[str, Any]:
+        """Go back as the model has diverged, see :meth:`Swapping.recover`."""
+        return self._swapping.recover(rewrite, before)
 
-    def _decide(
+    def forget(
         self,
-        server: Server,
-        store: Store,
-        history: SnapshotHistory,
-        kind: str,
-        key: str,
-        note: msgspec.Struct,
-    ) -> None:
-        """Write a row that leaves the values as they are, and act on it."""
-        try:
-            controls = decide(store, server, kind, key, msgspec.json.encode(note))
-            state = server.state(0.0, None, {})
-            state = replayed(state, controls, lambda name: needed(history, name))
-        except Superseded as error:
-            self._end(error)
-            raise
-        if state.rewrite != server.rewrite:  # another lineage's: only a start takes it in
-            uncertain = DecisionUncertain(kind, key, f"control row {state.rewrite} rewrote values")
-            self._end(uncertain, "ended")
-            raise uncertain
-        with self._lock:
-            server.note_decided(state)
+        name: str,
+        source: str,
+        since: float | None,
+        base: str | None,
+        undone: dict[int, list[int]],
+    ) -> dict[str, Any]:
+        """Go on without a source, see :meth:`Swapping.forget`."""
+        return self._swapping.forget(name, source, since, base, undone)
 
-    def _learning(self, server: Server) -> dict[str, Any]:
-        with self._lock:
-            return {
-                "frozen": server.frozen,
-                "control": server.control,
-                "version": list(server.version),
-                "complete": self._freeze_complete(self._host.monotonic()),
-            }
+    def may_relearn(self, rewrite: int, pause_s: float) -> bool:
+        """Tell whether the caller may build a state, see :meth:`Swapping.may_relearn`."""
+        return self._swapping.may_relearn(rewrite, pause_s)
 
-    def _freeze_complete(self, now_s: float) -> bool:
-        """Whether all that live act on the freeze; unknown for a lease after a start."""
-        server, lease_s = self._server, self._settings.lease_s
-        if server is None or not server.frozen or now_s - self._restored_s < lease_s:
-            return False
-        return self._contacts.all_act_on(server.frozen, now_s - lease_s)
+    def relearn(
+        self, name: str, since: float, undone: dict[int, list[int]], evidence: dict[str, float]
+    ) -> dict[str, Any]:
+        """Go on with what recent rows have taught, see :meth:`Swapping.relearn`."""
+        return self._swapping.relearn(name, since, undone, evidence)
+
+    def backfill(self, name: str, lesson: bytes) -> dict[str, Any]:
+        """Go on with what tables have taught, see :meth:`Swapping.backfill`."""
+        return self._swapping.backfill(name, lesson)
 
     # -- answers -----------------------------------------------------------------------------
 
     def ping(self) -> str:
         """The state's name; answers as soon as the process lives."""
-        return self._state
+        return self._running.state
 
     def reports(self) -> dict[str, dict[str, float]]:
         """Newest counters of each replica heard of within ``report_keep_s``."""
-        with self._lock:
-            return self._contacts.reports(self._host.monotonic())
+        with self._running.lock:
+            return self._running.contacts.reports(self._running.host.monotonic())
 
     def status(self) -> dict[str, Any]:
         """Everything about the server that an operator may ask; plain data."""
-        history = self._history
+        running = self._running
+        history, lineage = running.history, running.lineage
         listed = [] if history is None else history.listed()
         reach = None if history is None else history.reach()
-        wall_s = self._host.wall()
-        with self._lock:
-            now_s = self._host.monotonic()
-            server = self._server
+        wall_s = running.host.wall()
+        with running.lock:
+            now_s = running.host.monotonic()
+            server = running.server
             return {
-                "state": self._state,
-                "reason": self._reason,
+                "state": running.state,
+                "reason": running.reason,
                 "identity": self._identity,
-                "model": self._lineage.model,
-                "spec": self._lineage.spec,
-                "merge": self._lineage.rule,
+                "model": lineage.model,
+                "spec": lineage.spec,
+                "merge": lineage.rule,
                 "format": wire.FORMAT,
                 "schema": SCHEMA,
                 "pid": os.getpid(),
                 "restore_s": self._restore_s,
-                "confirmed_s": now_s - self._confirmed_s,
+                "confirmed_s": now_s - running.confirmed_s,
                 **numbers(server),
                 "epochs": epochs(listed, server),
-                "freeze_complete": self._freeze_complete(now_s),
-                "replicas": self._contacts.shown(now_s),
+                "freeze_complete": self._decisions.freeze_complete(now_s),
+                "replicas": running.contacts.shown(now_s),
                 "snapshots": len(listed),
-                "snapshot": self._parent,
+                "snapshot": running.parent,
                 "snapshot_age_s": wall_s - listed[0].created_at if listed else None,
                 "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
                 "vanished": 0 if history is None else history.vanished.files,
                 "incident": None if history is None else history.vanished.incident,
             }
+
+
+def _repeat(step: Callable[[], None], pause_s: float) -> None:
+    pause = threading.Event()
+    while True:
+        pause.wait(pause_s)
+        try:
+            step()
+        except Exception:  # the store or the disk is away: serve on, and try again
+            _log.exception("%s failed; it is tried again", step.__qualname__)

@@ -20,7 +20,7 @@ from paramserver.actor import FindGone, Host, ParameterServer, ServerSettings
 from paramserver.client import Client
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.lineage import Lineage
-from paramserver.process import SERVING
+from paramserver.running import SERVING
 from paramserver.store import Store
 
 _log: Final = logging.getLogger(__name__)
@@ -101,8 +101,11 @@ class InProcess:
     def stop(self) -> None:
         """End the threads and close the store.  What is not published is in the journal."""
         self._stopped.set()
-        self._asking.shutdown(wait=False, cancel_futures=True)
-        for thread in self._threads:
+        # On a thread, for the wait has a bound: a question may stand in a store that hangs.
+        ending = partial(self._asking.shutdown, wait=True, cancel_futures=True)
+        asked = threading.Thread(target=ending, name="parameter-server-ends", daemon=True)
+        asked.start()
+        for thread in (*self._threads, asked):
             if thread.is_alive():
                 thread.join(_STOP_S)
         self._close()

@@ -7,12 +7,11 @@ a push is applied only if its rows begin right after the partition's clock.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from paramserver import wire
+from paramserver.applied import Applied, AppliedPushes
 from paramserver.blocks import (
     COUNT,
     DEFAULT_LIMITS,
@@ -21,7 +20,6 @@ from paramserver.blocks import (
     Blocks,
     Limits,
     Touched,
-    add_touched,
     copy_block,
     from_wire,
     merge,
@@ -51,16 +49,6 @@ METRICS: Final = "metrics"
 SCORES: Final = ("n", "correct", "abs_error")
 """Totals in the block :data:`METRICS` that are kept beside snapshots: rows judged, and how."""
 HISTORY_MAX: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class _Applied:
-    """One applied push: the count that it made, whose it was, and what it touched."""
-
-    count: int
-    partition: int
-    rows: int
-    touched: Touched
 
 
 class Server:
@@ -121,7 +109,7 @@ class Server:
         self.sources_left = 0
         self._limits = limits
         self._parts = Parts(part_keys)
-        self._history: deque[_Applied] = deque(maxlen=history_max)
+        self._applied = AppliedPushes(history_max)
         self._shared: set[str] = set()  # blocks that a snapshot holds too: copied before a change
         self._finished: frozenset[int] = frozenset()
 
@@ -138,15 +126,9 @@ class Server:
     ) -> Self:
         """A server that goes on from a snapshot, under a new epoch."""
         server = cls(
-            state.model,
-            state.spec,
-            state.spec_text,
-            rule,
-            epoch,
-            history_max=history_max,
-            limits=limits,
-            part_keys=part_keys,
-        )
+            state.model, state.spec, state.spec_text, rule, epoch,
+            history_max=history_max, limits=limits, part_keys=part_keys,
+        )  # fmt: skip
         server.count = state.version[1]
         server.position = state.position
         server.note_decided(state)
@@ -189,7 +171,10 @@ class Server:
         if push.first != clock + 1:
             return wire.Ack("gap", partition, clock, 0.0)
         delta = from_wire(push.blocks, self._limits)
-        others = [] if self.rule == "sum" else self._others_since(push)
+        others: list[Applied] = []
+        if self.rule != "sum":  # versions of another epoch don't compare: all that this one knows
+            base = push.base[1] if push.base[0] == self.epoch else 0
+            others = self._applied.by_others(partition, base)
         scale = 1.0 / (1 + len(others))
         whole: Blocks = {}
         if others and self.rule == "compensated":
@@ -200,21 +185,8 @@ class Server:
         self.sources_left += keep_bounds(self.values, touched, self.sources_max)
         self.count += 1
         self.clock[partition] = push.last
-        self._history.append(_Applied(self.count, partition, push.n, touched))
+        self._applied.note(Applied(self.count, partition, push.n, touched))
         return wire.Ack("applied", partition, push.last, scale)
-
-    def _others_since(self, push: wire.Push) -> list[_Applied]:
-        """Pushes with rows by other partitions since the push's base (in this epoch)."""
-        epoch, base = push.base
-        if epoch != self.epoch:
-            base = 0  # versions of another epoch don't compare: all that this epoch knows
-        others = []
-        for applied in reversed(self._history):
-            if applied.count <= base:
-                break
-            if applied.rows > 0 and applied.partition != push.partition:
-                others.append(applied)
-        return others
 
     def take(self, state: wire.OrderedState, lookup: Lookup) -> bool:
         """Become what a replica has learned in commit order, if it is more than what is here.
@@ -245,7 +217,7 @@ class Server:
         self.count += 1
         self.position = state.position
         self.clock.update(clock)
-        self._history.append(_Applied(self.count, 0, rows, touched))
+        self._applied.note(Applied(self.count, 0, rows, touched))
         return True
 
     def _unshare(self, delta: Blocks) -> None:
@@ -259,16 +231,7 @@ class Server:
         """Return what was touched after ``since``, or None if that is not known any more."""
         if since is None or since[0] != self.epoch:
             return None
-        count = since[1]
-        oldest = self._history[0].count - 1 if self._history else self.count
-        if not oldest <= count <= self.count:
-            return None
-        touched: Touched = {}
-        for applied in reversed(self._history):
-            if applied.count <= count:
-                break
-            add_touched(touched, applied.touched)
-        return touched
+        return self._applied.touched_since(since[1], self.count)
 
     def reply(
         self,
@@ -387,7 +350,7 @@ class Server:
         self.durable = {p: c for p, c in state.clock.items() if p not in self.closed}
 
 
-def _learners(push: wire.Push, others: Iterable[_Applied]) -> float:
+def _learners(push: wire.Push, others: Iterable[Applied]) -> float:
     rows = {push.partition: push.n}
     for applied in others:
         rows[applied.partition] = rows.get(applied.partition, 0) + applied.rows

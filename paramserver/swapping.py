@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,19 +24,21 @@ from paramserver.errors import (
     Superseded,
 )
 from paramserver.lineage import decide, needed, replayed
-from paramserver.process import SERVING, ServerProcess
+from paramserver.running import Running, Serving
 from paramserver.server import Server
 from paramserver.snapshots.history import ASIDE, SnapshotHistory, snapshot_name
 from paramserver.state import SnapshotState
-from paramserver.store import Store
 
-REWRITING: Final = "rewriting"
 GROWN: Final = 10.0
 """Times that weights have to be longer than before for a model to count as diverged."""
 
 
-class SwappingProcess(ServerProcess):
-    """A server's process whose values operators, or its replicas, have replaced."""
+class Swapping:
+    """The values of one running server, which operators, or its replicas, have replaced."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._relearn_from_s = -math.inf
 
     def rollback(self, name: str) -> dict[str, Any]:
         """Back to the values of a snapshot: what was learned since is undone, and stays so.
@@ -57,9 +58,8 @@ class SwappingProcess(ServerProcess):
         DecisionUncertain
             Indefinite.  The process ends, and the next one acts on the row if it stands.
         """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            return self._back(server, store, history, name, self._target(history, name))
+        with self._running.decision() as now:
+            return self._back(now, name, self._target(now.history, name))
 
     def retreat(self, rewrite: int, before: float) -> dict[str, Any]:
         """Roll back to the newest snapshot of ``before``, for a model whose error has risen.
@@ -68,8 +68,8 @@ class SwappingProcess(ServerProcess):
         Where lies go on after a rollback there may be no snapshot since then that is old enough:
         the one that it went to will do again.
         """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
+        with self._running.decision() as now:
+            server, store, history = now
             if rewrite != server.rewrite:
                 return {"snapshot": None, "version": list(server.version), "undone": 0}
             try:
@@ -79,17 +79,11 @@ class SwappingProcess(ServerProcess):
                     history, "none", f"no answer of the store: {error!r}"
                 ) from error
             again = rewrites.rolled_back_to(controls, server.spec)
-            name, target = self._newest_of(server, history, before, again)
-            return self._back(server, store, history, name, target)
+            name, target = self._newest_of(now, before, again)
+            return self._back(now, name, target)
 
-    def _back(
-        self,
-        server: Server,
-        store: Store,
-        history: SnapshotHistory,
-        name: str,
-        target: SnapshotState,
-    ) -> dict[str, Any]:
+    def _back(self, now: Serving, name: str, target: SnapshotState) -> dict[str, Any]:
+        server, store, history = now
         try:
             ends = {p.id: p.end for p in store.partitions(server.model)}
             since = store.controls(server.model, target.control)
@@ -101,9 +95,9 @@ class SwappingProcess(ServerProcess):
         if (source := rewrites.brings_back(target, ends, since)) is not None:
             reason = f"it holds events of {source!r}, which was forgotten since"
             raise self._refusal(history, name, reason)
-        with self._rewriting():
+        with self._running.rewriting():
             note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
-            return self._rewrite(server, store, history, note, target)
+            return self._rewrite(now, note, target)
 
     def recover(self, rewrite: int, before: float) -> dict[str, Any]:
         """Back to the newest snapshot of ``before`` (POSIX seconds), with half the learning rate.
@@ -117,11 +111,11 @@ class SwappingProcess(ServerProcess):
         long as there: a stream that has changed makes a bad model too, and a halved rate would
         keep it one for longer.
         """
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
+        with self._running.decision() as now:
+            server, store, history = now
             if rewrite != server.rewrite:
                 return {"snapshot": None, "version": list(server.version), "undone": 0}
-            name, target = self._newest_of(server, history, before)
+            name, target = self._newest_of(now, before)
             try:
                 loss = shortfall.accepted(store.controls(server.model, 0), server.spec)
             except Exception as error:
@@ -129,21 +123,22 @@ class SwappingProcess(ServerProcess):
             if loss is not None and target.version < loss.note.version:
                 reason = f"{loss.note.events:,} events since are lost from the journal"
                 raise self._refusal(history, name, reason)
-            with self._rewriting():
+            with self._running.rewriting():
                 grown = _length(server.values) / max(_length(target.values), 1e-300)
                 if grown < GROWN:
                     reason = f"its weights are {grown:.3g} times as long: the stream has changed"
                     raise self._refusal(history, name, reason)
                 note = rewrites.learn_again(server.state(0.0, None, {}), name, target)
-                return self._rewrite(server, store, history, note, target)
+                return self._rewrite(now, note, target)
 
     def _newest_of(
-        self, server: Server, history: SnapshotHistory, before: float, again: str | None = None
+        self, now: Serving, before: float, again: str | None = None
     ) -> tuple[str, SnapshotState]:
         """The newest snapshot of ``before`` and since the last rewrite, or else the one ``again``.
 
         Raises RollbackRefused.
         """
+        server, _, history = now
         rows = [row for row in history.listed() if row.created_at <= before]
         if not rows:
             raise self._refusal(history, "none", "all are of a time when it was bad already")
@@ -178,9 +173,9 @@ class SwappingProcess(ServerProcess):
         ``rewrite`` is the newest one that the caller has seen.  Known to this process only: if it
         ends, two may build, and the second one's state is refused.
         """
-        with self._lock:
-            server, _, _ = self._serving()
-            now_s = self._host.monotonic()
+        with self._running.lock:
+            server, _, _ = self._running.serving()
+            now_s = self._running.host.monotonic()
             if server.frozen or rewrite != server.rewrite or now_s < self._relearn_from_s:
                 return False
             self._relearn_from_s = now_s + pause_s
@@ -203,45 +198,43 @@ class SwappingProcess(ServerProcess):
         Answers (``snapshot`` is the base) and errors otherwise as of :meth:`forget`, with
         BackfillRefused, and PublishFailed: nothing was changed.
         """
+        running = self._running
         said = msgspec.json.decode(lesson, type=Lesson)
         asked = Backfill(
             "", name, 0, {}, [], 0,
             list(said.files), said.learned, said.quarantined, said.known, said.label,
         )  # fmt: skip
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            with self._rewriting():
-                note, built = self._decided(server, store, history, asked)
+        with running.decision() as now:
+            server, store, history = now
+            with running.rewriting():
+                note, built = self._decided(now, asked)
                 version = server.epoch, server.count + 1
-                base = snapshot_name(version, self._base)
-                state = replace(built, version=version, parent=self._parent)
+                base = snapshot_name(version, running.base)
+                state = replace(built, version=version, parent=running.parent)
                 publish_pinned(history, base, state)
                 note = msgspec.structs.replace(note, snapshot=base)
                 try:
-                    answer = self._rewrite(server, store, history, note, state)
+                    answer = self._rewrite(now, note, state)
                 except Superseded:  # nothing names it
                     withdraw_pinned(history, base)
                     raise
             with contextlib.suppress(Exception):  # else a start goes over the row to the base
                 store.move_head(server.model, server.spec, answer["version"][0], base)
-                self._base, self._parent = version, base
+                running.base, running.parent = version, base
             history.withdraw(name)
             return answer
 
     def _go_on_with(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
-        with self._publishing, self._deciding:
-            server, store, history = self._serving()
-            with self._rewriting():
-                note, built = self._decided(server, store, history, asked)
-                answer = self._rewrite(server, store, history, note, built)
-            self._asides.add(asked.snapshot)
+        with self._running.decision() as now:
+            with self._running.rewriting():
+                note, built = self._decided(now, asked)
+                answer = self._rewrite(now, note, built)
+            self._running.asides.add(asked.snapshot)
             return answer
 
-    def _decided(
-        self, server: Server, store: Store, history: SnapshotHistory, asked: aside.Asked
-    ) -> tuple[aside.Asked, SnapshotState]:
+    def _decided(self, now: Serving, asked: aside.Asked) -> tuple[aside.Asked, SnapshotState]:
         """The decision to go on with a state that was built aside, and that state."""
-        name = asked.snapshot
+        (server, store, history), name = now, asked.snapshot
         if not name.startswith(ASIDE):
             raise aside.refusal(asked, f"{name!r} is no state that was built aside")
         try:
@@ -250,37 +243,22 @@ class SwappingProcess(ServerProcess):
             controls = store.controls(server.model, 0)
         except Exception as error:
             raise aside.refusal(asked, f"{type(error).__name__}: {error}") from error
-        now = server.state(0.0, None, {})
-        return aside.decided(now, built, partitions, controls, asked), built
-
-    @contextlib.contextmanager
-    def _rewriting(self) -> Iterator[None]:
-        with self._lock:  # who syncs now has been answered
-            self._state = REWRITING
-        try:
-            yield
-        finally:
-            if self._state == REWRITING:
-                self._state = SERVING
+        return aside.decided(server.state(0.0, None, {}), built, partitions, controls, asked), built
 
     def _rewrite(
-        self,
-        server: Server,
-        store: Store,
-        history: SnapshotHistory,
-        note: rewrites.Note | Backfill,
-        target: SnapshotState,
+        self, now: Serving, note: rewrites.Note | Backfill, target: SnapshotState
     ) -> dict[str, Any]:
+        server, store, history = now
         name = note.snapshot
         kind = rewrites.BACKFILL if isinstance(note, Backfill) else rewrites.kind_of(note)
         key = f"{kind}:{server.spec}:{server.epoch}:{server.count}:{name}"
         try:
             controls = decide(store, server, kind, key, msgspec.json.encode(note))
         except Superseded as error:
-            self._end(error)
+            self._running.end(error)
             raise
         except DecisionUncertain as error:  # nothing may be learned that it might undo
-            self._end(error, "ended")
+            self._running.end(error, "ended")
             raise
         try:
             state = replayed(
@@ -292,16 +270,16 @@ class SwappingProcess(ServerProcess):
             epoch = store.begin_epoch(server.model, server.spec, server.epoch)
         except Exception as error:  # the row stands: the next process acts on it
             uncertain = DecisionUncertain(kind, key, f"written, but {error!r}")
-            self._end(uncertain, "ended")
+            self._running.end(uncertain, "ended")
             raise uncertain from error
         seq = controls[-1].seq
-        self._needed = rewrites.Needed(seq, name)
-        settings = self._settings
+        self._running.needed = rewrites.Needed(seq, name)
+        settings = self._running.settings
         restored = Server.restored(
             state, server.rule, epoch,
             history_max=settings.history_max, part_keys=settings.part_keys,
         )  # fmt: skip
-        self._serve(restored)
+        self._running.go_over(restored)
         return {
             "snapshot": name,
             "version": [epoch, state.version[1]],
@@ -314,14 +292,14 @@ class SwappingProcess(ServerProcess):
             state = history.load(name)
         except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
             raise self._refusal(history, name, str(error)) from error
-        if (state.model, state.spec) != (self._lineage.model, self._lineage.spec):
+        if (state.model, state.spec) != (self._running.lineage.model, self._running.lineage.spec):
             raise self._refusal(history, name, f"it is of model {state.model!r}, another spec")
-        if state.version[0] < self._begun:
+        if state.version[0] < self._running.begun:
             raise self._refusal(history, name, "it is from before the model began anew")
         return state
 
     def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:
-        usable = [row.name for row in history.listed() if row.version[0] >= self._begun]
+        usable = [row.name for row in history.listed() if row.version[0] >= self._running.begun]
         return RollbackRefused(name, reason, tuple(n for n in usable if n != name))
 
 

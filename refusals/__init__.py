@@ -19,7 +19,13 @@ from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any, ClassVar, dataclass_transform
 
-__all__ = ["Refusal"]
+__all__ = ["Refusal", "reason"]
+
+
+def reason(error: BaseException) -> str:
+    """Why it failed, in words: an error of the system says its number and the file beside them."""
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or str(error) or type(error).__name__
 
 
 @dataclass_transform(eq_default=False)

@@ -125,7 +125,7 @@ class JournalDamaged(ReplayError):
     why: str = "it does not match its checksum"
     text = (
         "the journal is damaged: {what}: {why}. Nothing is learned from it; `online fsck` says "
-        "what else is, and docs/operations.md (A damaged journal) what to do: put a copy from "
+        "what else is, and docs/runbook.md (A damaged journal) what to do: put a copy from "
         "before the damage in its place"
     )
 

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from online.client.client import (
-        AsyncBatch,
-        AsyncClient,
-        Batch,
-        Client,
-        ClientError,
-        Event,
-        NotANumber,
+    from online.client.calls import (
         NotIncluded,
-        Pending,
-        Prediction,
-        Predictions,
-        Receipt,
+        OutcomeUnknown,
         Retry,
         ServiceRefused,
         ServiceUnavailable,
     )
+    from online.client.client import AsyncBatch, AsyncClient, AsyncModel, Batch, Client, Model
+    from online.client.verbs import Pending
+    from online.errors import ClientError
+    from online.messages.shown import Status
+    from online.messages.structs import Event, Prediction, Predictions, Receipt
+    from online.messages.values import NotANumber, NotAValue, NotRows
 
 __all__ = [
     "AsyncBatch",
     "AsyncClient",
+    "AsyncModel",
     "Batch",
     "Client",
     "ClientError",
     "Event",
+    "Model",
     "NotANumber",
+    "NotAValue",
     "NotIncluded",
+    "NotRows",
+    "OutcomeUnknown",
     "Pending",
     "Prediction",
     "Predictions",
@@ -39,13 +41,25 @@ __all__ = [
     "Retry",
     "ServiceRefused",
     "ServiceUnavailable",
+    "Status",
 ]
+
+_IN = {
+    "online.client.calls": (
+        "NotIncluded", "OutcomeUnknown", "Retry", "ServiceRefused", "ServiceUnavailable",
+    ),
+    "online.client.client": ("AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Client", "Model"),
+    "online.client.verbs": ("Pending",),
+    "online.errors": ("ClientError",),
+    "online.messages.shown": ("Status",),
+    "online.messages.structs": ("Event", "Prediction", "Predictions", "Receipt"),
+    "online.messages.values": ("NotANumber", "NotAValue", "NotRows"),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """The names above, imported when they are asked for: a command needs none of them."""
-    if name in __all__:
-        from online.client import client
-
-        return getattr(client, name)
+    if (module := _MODULE.get(name)) is not None:
+        return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,6 @@ makes a repeat count once.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import httpx
 import msgspec
 from msgspec.structs import replace
 
-from online.errors import OnlineError
+from online.errors import ClientError
 from online.messages.structs import ErrorAnswer, ErrorBody, Event, Prediction, Receipt, Receipts
 
 Label = str | bool | int | float
@@ -47,10 +46,6 @@ _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _json: Final = msgspec.json.Encoder().encode
 
 
-class ClientError(OnlineError):
-    """An error that a call can raise.  ``definite``: nothing was recorded and nothing will be."""
-
-
 class ServiceRefused(ClientError):
     """The service has answered, and the same request again would be refused again.
 
@@ -67,14 +62,6 @@ class ServiceRefused(ClientError):
         at = f" (field {self.field})" if self.field else ""
         hint = f". {self.hint}" if self.hint else ""
         return f"{self.status} {self.code}: {self.message}{at}{hint}"
-
-
-class NotANumber(ClientError):
-    """A number that JSON can't say; nothing was sent.  ``field`` is its place in the body."""
-
-    field: str
-    value: float
-    text = "{field} is {value}, which is no number: leave it out"
 
 
 class ServiceUnavailable(ClientError):
@@ -96,6 +83,13 @@ class ServiceUnavailable(ClientError):
             else "It may have been recorded: send it again with the same id, it counts once"
         )
         return f"gave up after {self.attempts} tries, {self.seconds:.1f} s: {self.last}. {remedy}"
+
+
+class OutcomeUnknown(ServiceUnavailable):
+    """No answer to what an operator asked for, and it may have been done."""
+
+    def __str__(self) -> str:
+        return f"{self.last}. It may have been done: look at the status before you ask again"
 
 
 class NotIncluded(ClientError):
@@ -134,9 +128,12 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """``timeout_s`` of one attempt; None: the client's."""
+
     method: str
     path: str
     body: bytes | None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +148,6 @@ class Reply:
 
 
 Steps = Generator[Request | float, Reply | None, T]  # a float is a pause in seconds
-
-
-def _encode(body: Any) -> bytes:
-    """The body as JSON, which would say null for NaN and infinity.  Raises NotANumber."""
-    _check("", body)
-    return _json(body)
-
-
-def _check(field: str, value: Any) -> None:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise NotANumber(field, value)
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            _check(f"{field}.{name}" if field else str(name), inner)
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            _check(f"{field}[{i}]", inner)
 
 
 def reply_of(response: httpx.Response) -> Reply:
@@ -204,8 +183,11 @@ class Calls:
         self._retry, self._rng = retry, rng
         self._monotonic_s, self.new_id = monotonic_s, new_id
 
-    def send(self, request: Request, receipts: bool = False) -> Steps[Reply]:
-        """The reply that is an outcome.  Only for what may be sent twice."""
+    def send(self, request: Request, receipts: bool = False, *, twice: bool = True) -> Steps[Reply]:
+        """The reply that is an outcome.
+
+        ``twice=False``: not sent again unless it is sure that nothing was done.
+        """
         begun = self._monotonic_s()
         definite = True
         for attempt in range(1, self._retry.attempts + 1):
@@ -219,6 +201,8 @@ class Calls:
                     raise _refused(reply, error)
             definite &= _not_recorded(reply, error)
             said = reply.failure or f"{reply.status} {error.code if error else 'no error body'}"
+            if not twice and reply.sent and reply.status != 429:
+                raise OutcomeUnknown(attempt, self._monotonic_s() - begun, said, definite=False)
             pause = self._retry.pause_s(attempt, self._rng.random(), reply.retry_after_s)
             elapsed = self._monotonic_s() - begun
             if attempt == self._retry.attempts or elapsed + pause > self._retry.give_up_s:
@@ -231,7 +215,7 @@ class Calls:
         return msgspec.json.decode(reply.body)
 
     def predict(self, model: str, body: dict[str, Any], kind: type[T]) -> Steps[T]:
-        request = Request("POST", f"/v1/models/{quote(model, '')}/predict", _encode(body))
+        request = Request("POST", f"/v1/models/{quote(model, '')}/predict", _json(body))
         reply = yield from self.send(request)
         return msgspec.json.decode(reply.body, type=kind)
 
@@ -255,7 +239,7 @@ class Calls:
         return replace(event, event_id=self.new_id())
 
     def feedback(self, model: str, event: Event) -> Steps[Receipt]:
-        request = Request("POST", _feedback(model), _encode(_body(self.named(event))))
+        request = Request("POST", _feedback(model), _json(_body(self.named(event))))
         reply = yield from self.send(request, receipts=True)
         return msgspec.json.decode(reply.body, type=Receipt)
 
@@ -266,7 +250,7 @@ class Calls:
         left = list(range(len(named)))
         begun = self._monotonic_s()
         for attempt in range(1, self._retry.attempts + 1):
-            body = _encode({"events": [_body(named[i]) for i in left]})
+            body = _json({"events": [_body(named[i]) for i in left]})
             reply = yield from self.send(Request("POST", _feedback(model), body))
             receipts = msgspec.json.decode(reply.body, type=Receipts).events
             for i, receipt in zip(left, receipts, strict=True):
@@ -334,21 +318,3 @@ def row(
 ) -> dict[str, Any]:
     given = {"features": features, "id": id, "max_age_ms": max_age_ms, "after": after}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def rows_of(
-    instances: Sequence[Mapping[str, Any]], ids: bool, max_age_ms: float | None
-) -> dict[str, Any]:
-    body: dict[str, Any] = {"instances": instances, "ids": ids}
-    return body if max_age_ms is None else {**body, "max_age_ms": max_age_ms}
-
-
-def event_of(
-    label: Label,
-    id: str | None,
-    features: Mapping[str, Any] | None,
-    event_id: str | None,
-    more: Mapping[str, Any],
-) -> Event:
-    given = None if features is None else dict(features)
-    return Event(label=label, id=id, features=given, event_id=event_id, **more)

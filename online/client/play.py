@@ -13,9 +13,11 @@ import msgspec
 
 from evaluation.metrics import Task, increments, majority, summarise
 from evaluation.streams import Stream
-from online.client.client import Client, ClientError, Prediction, Retry, ServiceRefused
+from online.client.calls import Retry, ServiceRefused
+from online.client.client import Client
 from online.client.shown import short
-from online.errors import OnlineError
+from online.errors import ClientError, OnlineError
+from online.messages.structs import Prediction
 from replay.example import Label
 
 _RETRY: Final = Retry(attempts=1000, give_up_s=30.0, cap_s=0.5)  # a restart, and more

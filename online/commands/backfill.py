@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from replay.journal.base import Journal
 
 _HISTORY: Final = 1  # pushes: nobody pushes to it
-_ROWS_MAX: Final = 4096  # learned again at most, in memory, if the model raises on a row
 _ASIDE: Final = "aside-"
 
 
@@ -107,15 +106,7 @@ def backfill(
         journal = stack.enter_context(contextlib.closing(open_journal(settings)))
         progress = stack.enter_context(shown_progress("learning", hidden=as_json))
         work = _Work(settings, chosen, journal, tables, source, progress, again=again)
-        if client is None:
-            facts = work.alone(relearn=relearn)
-        elif relearn:
-            raise StartRefused(
-                "a service runs, and a model that begins anew is another one",
-                "Stop it for --relearn; without it the tables come on top of what it knows",
-            )
-        else:
-            facts = work.beside(client)
+        facts = work.done(client, relearn=relearn)
     print(json.dumps(facts)) if as_json else _tell(chosen.name, facts)
 
 
@@ -184,9 +175,20 @@ class _Work:
         self._cut = look(tables, loaded.model)
         place = lineage_place(snapshots_path(settings), model.name, loaded.spec_hash)
         self._history = SnapshotHistory(open_snapshots(place), Retention())
-        self._rule = merge_rule(model, loaded.model)
-        self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, self._rule)
+        rule = merge_rule(model, loaded.model)
+        self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule)
         self._aside = Folder(Place(str(settings.state_dir / "backfills")))
+
+    def done(self, client: Asking | None, *, relearn: bool) -> dict[str, Any]:
+        """Teach, and say what became of it; ``client``: the way to the service, if one runs."""
+        if client is None:
+            return self.alone(relearn=relearn)
+        if relearn:
+            raise StartRefused(
+                "a service runs, and a model that begins anew is another one",
+                "Stop it for --relearn; without it the tables come on top of what it knows",
+            )
+        return self.beside(client)
 
     def alone(self, *, relearn: bool) -> dict[str, Any]:
         """On the state folder of a service that does not run."""
@@ -266,16 +268,14 @@ class _Work:
 
     def _on_top(self, start: SnapshotState, values: Blocks) -> SnapshotState:
         """The state with what the service has learned since the start."""
-        from online.rebuild.forget import NOBODY, Rebuild
+        from online.rebuild.rebuild import NOBODY, Rebuild, method_of
         from online.rows.history import Decisions
 
         decisions = Decisions(start.spec)
         decisions.read(self._journal, start.model)
         rebuild = Rebuild(
-            self._journal, decisions, NOBODY, replace(start, values=values), self._loaded.build,
-            task=self._model.task, rows_max=_ROWS_MAX,
-            ordered=self._rule in ("ordered", "overlay", "lagging"),
-            sources_max=self._settings.limits.sources_max,
+            self._journal, decisions, NOBODY, replace(start, values=values),
+            method_of(self._model, self._loaded, self._settings),
         )  # fmt: skip
         rebuild.run()
         rebuild.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -109,7 +110,10 @@ def pick(client: Asking, model: str | None) -> str:
         return str(served[0])
     if model in served:
         return str(model)
-    raise ConfigError("--model", f"{model!r} is not served", f"Name one of: {', '.join(served)}")
+    what = "several models are served" if model is None else f"{model!r} is not served"
+    near = difflib.get_close_matches(model or "", served, n=1)
+    meant = f"Did you mean `{near[0]}`? " if near else ""
+    raise ConfigError("--model", what, f"{meant}Name one of: {', '.join(served)}")
 
 
 def checked(response: Answer) -> dict[str, Any]:

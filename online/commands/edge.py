@@ -31,6 +31,7 @@ from online.commands.export import (
     restored,
     shown,
     signing_key,
+    targets_of,
 )
 from online.errors import ConfigError
 from online.settings.config import Settings
@@ -169,11 +170,7 @@ def publish(
 
     Example: online edge publish --percent 100 --every 60
     """
-    from online.edge.export import TARGETS
-
-    wanted = [t.strip() for t in targets.split(",")]
-    if odd := [t for t in wanted if t not in TARGETS]:
-        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    wanted = targets_of(targets)
     if snapshot is not None and every is not None:
         raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
     from online.challenger.promotion import as_stored
@@ -195,14 +192,19 @@ def publish(
                 channel, whole = _publish(settings, served, place, made, percent, valid_days)
                 _say(channel, as_json, served.name)
                 if not as_json:
-                    for name, reason in made.left_out.items():
-                        print(f"left out: {name}: {reason}")
-                    for sequence, reason in whole.items():
-                        print(f"no difference from release {sequence}: {reason}")
+                    _say_left_out(made, whole)
             if every is None:
                 break
             time.sleep(every)
             _halt_if_bad(settings, served, place, valid_days, as_json)
+
+
+def _say_left_out(made: Exported, whole: Mapping[int, str]) -> None:
+    """Which targets there are not, and to which releases no difference leads."""
+    for name, reason in made.left_out.items():
+        print(f"left out: {name}: {reason}")
+    for sequence, reason in whole.items():
+        print(f"no difference from release {sequence}: {reason}")
 
 
 @app.command()

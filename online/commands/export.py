@@ -17,6 +17,7 @@ from online.commands.base import AsJson, FileOption, Model, StateDir, console, l
 from online.errors import ConfigError, StartRefused
 from online.settings.config import Settings, data_dir
 from online.settings.model import ModelSettings
+from refusals import reason
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -71,12 +72,10 @@ def export(
     Example: online export 3-120 --stream elec2 --sign key.pem --since edge/prices.edgepack
     """
     from online.challenger.promotion import as_stored
-    from online.edge.export import EXACT, TARGETS, with_delta
+    from online.edge.export import EXACT, with_delta
     from online.edge.export import export as make
 
-    wanted = list(EXACT) if targets == "all" else [t.strip() for t in targets.split(",")]
-    if odd := [t for t in wanted if t not in TARGETS]:
-        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    wanted = list(EXACT) if targets == "all" else targets_of(targets)
     key = None if sign is None else signing_key(sign)
     old = None if since is None else _read(since)
     settings = as_stored(load_settings(path, state_dir=state_dir))
@@ -96,6 +95,16 @@ def export(
         made = with_delta(made, old)
     _write(out, made, key)
     _print(out, made, as_json=as_json)
+
+
+def targets_of(text: str) -> list[str]:
+    """The targets that an option names.  Raises ConfigError."""
+    from online.edge.export import TARGETS
+
+    wanted = [t.strip() for t in text.split(",")]
+    if odd := [t for t in wanted if t not in TARGETS]:
+        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    return wanted
 
 
 def _about(
@@ -265,7 +274,7 @@ def signing_key(path: Path, option: str = "--sign") -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(option, f"{path}: {error}", remedy) from None
+        raise ConfigError(option, f"{path}: {reason(error)}", remedy) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(option, f"{path} holds another kind of key", remedy)
     return key
@@ -302,5 +311,5 @@ def _print(out: Path, made: Exported, *, as_json: bool) -> None:
         table.add_row(*cells)
     console().print(table)
     print(f"in {out}, with manifest.json and golden rows")
-    for name, reason in made.left_out.items():
-        print(f"left out: {name}: {reason}")
+    for name, why in made.left_out.items():
+        print(f"left out: {name}: {why}")

@@ -34,12 +34,11 @@ from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
-    from online.rebuild.forget import Progress as Told
+    from online.rebuild.rebuild import Progress as Told
     from online.rebuild.verdicts_again import Review
     from paramserver.state import SnapshotState
 
 _SHOWN = 10  # rows that a command line names
-_ROWS_MAX = 4096  # learned again at most, in memory, if the model raises on a row
 
 
 def forget(
@@ -151,8 +150,8 @@ class _Work:
         since: float | None,
     ) -> None:
         from online.challenger.promotion import as_stored
-        from online.models.from_settings import load_model, merge_rule
-        from online.rebuild.forget import Wanted
+        from online.models.from_settings import load_model
+        from online.rebuild.rebuild import Wanted
         from online.rows.prediction_ids import Keys
         from online.settings.places import snapshots_path
         from paramserver.snapshots.history import SnapshotHistory
@@ -172,8 +171,6 @@ class _Work:
         self._loaded = load_model(chosen, self._settings, keys.secret, keys.old_secrets)
         if not self._loaded.spec_hash.startswith(status["spec"]):
             raise StartRefused(f"model {name} of these settings is not the one served", remedy)
-        rule = merge_rule(chosen, self._loaded.model)
-        self._ordered = rule in ("ordered", "overlay", "lagging")
         place = lineage_place(snapshots_path(self._settings), name, self._loaded.spec_hash)
         self._history = SnapshotHistory(open_snapshots(place), Retention())
 
@@ -301,7 +298,7 @@ class _Work:
         return Review(filters, learner)
 
     def _built(self, version: list[int], rewrite: int, *, as_json: bool) -> Any:
-        from online.rebuild.forget import Rebuild, nothing
+        from online.rebuild.rebuild import Rebuild, method_of, nothing
         from paramserver.rewrites import SPANS_MAX
 
         base, loaded = self._base, self._loaded
@@ -314,11 +311,7 @@ class _Work:
             self._decisions,
             self._wanted,
             start,
-            loaded.build,
-            task=self._model.task,
-            rows_max=_ROWS_MAX,
-            ordered=self._ordered,
-            sources_max=self._settings.limits.sources_max,
+            method_of(self._model, loaded, self._settings),
             review=partial(self._review, start),
         )
         with _told("learning again", hidden=as_json) as told:

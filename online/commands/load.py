@@ -176,9 +176,7 @@ def load(
             found = find(attempt, start=per_s, p99_ms=p99_ms)
             raise typer.Exit(_show_found(found, as_json=as_json))
         report = attempt(per_s)
-    _show_report(report, as_json=as_json)
-    good = report.total.requests > report.total.errors
-    raise typer.Exit(130 if report.interrupted else 0 if good else 1)
+    raise typer.Exit(_show_report(report, as_json=as_json))
 
 
 # -- what is sent, and where to ------------------------------------------------------------------
@@ -352,10 +350,17 @@ def _data(report: Report) -> dict[str, Any]:
     return {**asdict(report), "bottleneck": report.bottleneck}
 
 
-def _show_report(report: Report, *, as_json: bool) -> None:
+def _show_report(report: Report, *, as_json: bool) -> int:
+    """Print it; the exit code."""
     if as_json:
         print(json.dumps(_data(report)))
-        return
+    else:
+        _print_report(report)
+    good = report.total.requests > report.total.errors
+    return 130 if report.interrupted else 0 if good else 1
+
+
+def _print_report(report: Report) -> None:
     loads = list(report.operations)
     if len(loads) > 1:
         loads.append(report.total)

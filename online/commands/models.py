@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from itertools import islice
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 
 _N = 90
+_NOT_PARAMS = ("artifact", "keys")  # settings of their own
 _NAMES = ("a", "b", "c", "d")
 _LABELS: dict[str, Sequence[Label]] = {
     "binary": (False, True), "multiclass": ("apple", "pear", "quince")
@@ -45,6 +47,39 @@ HINTS = {
     "notes are optional": "Keep notes short; learn a row with none, or with others', all the same",
 }
 """What to do about each check that fails, by the beginning of what it says."""
+
+
+@app.command("list")
+def listed(as_json: AsJson = False) -> None:
+    """Show the built-in learners, with their params and the values of those left out.
+
+    Example: online models list
+    """
+    from online.models.load import BUILT_IN
+
+    rows: list[dict[str, Any]] = []
+    for name, factory in BUILT_IN.items():
+        params = {
+            p.name: None if p.default is p.empty else p.default
+            for p in inspect.signature(factory).parameters.values()
+            if p.name not in _NOT_PARAMS
+        }
+        rows.append({"learner": name, "about": _first(factory.__doc__ or ""), "params": params})
+    if as_json:
+        print(json.dumps({"models": rows}, default=list))
+        return
+    for row in rows:
+        print(f"{row['learner']:<8}  {row['about']}")
+        given = ", ".join(
+            f"{name}: {json.dumps(v, default=list)}" for name, v in row["params"].items()
+        )
+        print(f"          params: {given or 'none'}")
+    print("or file.py:factory, module:factory, of river, scikit-learn, torch or your own")
+
+
+def _first(text: str) -> str:
+    """The first sentence of a text, in one line."""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 @app.command("check")

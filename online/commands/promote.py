@@ -10,8 +10,19 @@ from typing import Annotated, Any, Final
 import typer
 
 from online.client.asking import Asking
-from online.commands.base import AsJson, FileOption, Model, StateDir, checked, connect, pick
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    checked,
+    connect,
+    load_settings,
+    pick,
+)
 from online.errors import StartRefused
+from online.service.run_file import running
+from online.settings.config import Settings
 
 _PATIENCE_S: Final = 120.0
 _LOOK_S: Final = 0.2
@@ -43,7 +54,8 @@ def promote(
     if not (back or yes):
         _ask(name, status["learner"], found)
     done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
-    served = _wait(client, name, done["from"], done["to"])
+    settings = load_settings(path, state_dir=state_dir)
+    served = _wait(client, settings, name, done["to"])
     if as_json:
         print(json.dumps({**done, "version": served["version"]}))
     else:
@@ -63,20 +75,14 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
         raise StartRefused("nothing was changed", "Say y, or --yes")
 
 
-def _wait(client: Asking, name: str, before: str, after: str) -> dict[str, Any]:
-    """Status of the model once every replica is the new one's.
-
-    Then what served before begins as the challenger.
-    """
+def _wait(client: Asking, settings: Settings, name: str, spec: str) -> dict[str, Any]:
+    """Status of the model once every replica answers with the spec, as the service notes it."""
     deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        status = checked(client.get(f"/v1/models/{name}"))
-        rival = (status["challenger"] or {}).get("spec", "")
-        if after.startswith(status["spec"]) and rival and before.startswith(rival):
-            return dict(status)
+    while running(settings.state_dir).get("specs", {}).get(name) != spec:
         if time.monotonic() > deadline:
             raise StartRefused(
                 f"{name} is promoted, and its replicas have not gone over in {_PATIENCE_S:.0f} s",
                 "See what `online serve` says",
             )
         time.sleep(_LOOK_S)
+    return checked(client.get(f"/v1/models/{name}"))

@@ -112,7 +112,7 @@ def _check_extra() -> None:
     except ImportError as error:
         raise StartRefused(
             f"the report needs a package that is missing: {error.name}",
-            "pip install 'online-learning-service[report]'",
+            "pip install '.[report]' in the checkout",
         ) from None
 
 

@@ -256,7 +256,7 @@ def need_packages() -> None:
     except ImportError as error:
         raise StartRefused(
             f"reading tables needs a package that is missing ({error})",
-            "pip install 'online-learning-service[rescore]'",
+            "pip install '.[rescore]' in the checkout",
         ) from None
     with absent(["pandas"]):  # it looks for it at its first array: half a second, and no use here
         pyarrow.array([0])

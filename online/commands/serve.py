@@ -50,63 +50,94 @@ def serve(
 
     Example: online serve online.yaml
     """
-    settings = load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
-    token = _token_to_play(settings, play)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    stop, hangup = threading.Event(), threading.Event()
-    signal.signal(signal.SIGHUP, lambda *_: hangup.set())
 
-    def again() -> config.Settings:
+    def load() -> config.Settings:
         return load_settings(path, state_dir=state_dir, port=port, replicas=replicas)
 
-    started = False
+    settings = load()
+    token = _token_to_play(settings, play)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    foreground = _Foreground(settings, load)
 
-    def said(line: str) -> None:
+    def begin() -> None:
+        foreground.running.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
+        foreground.started = True
+        url = foreground.running.url
+        _print_urls(settings, url)
+        if play is not None:
+            to_play = (Reached(url, token), settings, play, rate, foreground.stop)
+            threading.Thread(target=_play_forever, args=to_play, daemon=True).start()
+
+    raise typer.Exit(foreground.run(begin))
+
+
+class _Foreground:
+    """The service of a terminal: its start, its signals and its end.
+
+    Parameters
+    ----------
+    load
+        Reads the settings again.
+
+    Attributes
+    ----------
+    running
+        The service.
+    started
+        Whether it is up: a signal before gives the start up, wherever it is.
+    stop
+        Set by the first signal to end.
+    """
+
+    def __init__(self, settings: config.Settings, load: Callable[[], config.Settings]) -> None:
+        self.stop, self._hangup = threading.Event(), threading.Event()
+        self._settings, self._load = settings, load
+        self.started = False
+        signal.signal(signal.SIGHUP, lambda *_: self._hangup.set())
+        self.running = _service(settings, self._say)
+
+    def run(self, begin: Callable[[], None]) -> int:
+        """Begin, and go on until a signal or a failure; the exit code, when all has ended."""
+        print(f"online {__version__}, state in {self._settings.state_dir}", flush=True)
+        code = 0
+        try:
+            begin()
+            code = self._watch()
+            if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
+                _kill(self.running, code)
+            print("\nstopping: replicas push what they have learned", flush=True)
+        except (_GivenUp, KeyboardInterrupt):
+            code = 130
+        except Exception as error:
+            if self.started or not self.stop.is_set():
+                code = _failed(error)
+                if not isinstance(error, KNOWN_ERRORS):  # a mistake of ours
+                    raise
+            else:
+                code = 130  # given up in the middle of an import, which made another error of it
+        finally:
+            self.stop.set()
+            _stop(self.running, code)
+        return code
+
+    def _watch(self) -> int:
+        if self._settings.cluster == config.EMBEDDED:
+            return _watch_embedded(self.running, self.stop, self._hangup)
+        return _watch(self.running, self.stop, self._hangup, self._load)
+
+    def _say(self, line: str) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):  # Ray puts its own in, which aborts
-                signal.signal(number, on_signal)
+                signal.signal(number, self._on_signal)
         print(f"  {line}", flush=True)  # whoever reads it may send a signal
 
-    running = _service(settings, said)
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():  # the second one: at once
-            running.kill()
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.stop.is_set():  # the second one: at once
+            self.running.kill()
             os._exit(130)
-        stop.set()
-        if not started:  # give the start up, wherever it is
+        self.stop.set()
+        if not self.started:
             raise _GivenUp
-
-    print(f"online {__version__}, state in {settings.state_dir}", flush=True)
-    code = 0
-    try:
-        running.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
-        started = True
-        _print_urls(settings, running.url)
-        if play is not None:
-            reached = Reached(running.url, token)
-            threading.Thread(
-                target=_play_forever, args=(reached, settings, play, rate, stop), daemon=True
-            ).start()
-        alone = settings.cluster == config.EMBEDDED
-        watch = _watch_embedded if alone else partial(_watch, load=again)
-        code = watch(running, stop, hangup)
-        if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
-            _kill(running, code)
-        print("\nstopping: replicas push what they have learned", flush=True)
-    except (_GivenUp, KeyboardInterrupt):
-        code = 130
-    except Exception as error:
-        if started or not stop.is_set():
-            code = _failed(error)
-            if not isinstance(error, KNOWN_ERRORS):  # a mistake of ours
-                raise
-        else:
-            code = 130  # given up in the middle of an import, which made another error of it
-    finally:
-        stop.set()
-        _stop(running, code)
-    raise typer.Exit(code)
 
 
 def _token_to_play(settings: config.Settings, play: str | None) -> str | None:

@@ -54,7 +54,8 @@ def snapshot_list(
     for s in found:
         age = time.time() - s["created_at"]
         pinned = "yes" if s["pinned"] else ""
-        table.add_row(s["name"], str(s["version"]), f"{age:,.0f} s", f"{s['size']:,}", pinned)
+        version = ".".join(map(str, s["version"]))
+        table.add_row(s["name"], version, f"{age:,.0f} s", f"{s['size']:,}", pinned)
     console().print(table)
 
 

@@ -52,7 +52,7 @@ _QUALITY: Final = (
     "accuracy", "balanced_accuracy", "majority", "no_change", "kappa_m", "kappa_t", "log_loss",
     "brier", "ece", "auc", "f1", "mae", "rmse", "r2", "mean_mae", "last_mae",
 )  # fmt: skip
-_LACKS_S: Final = 5.0  # as the alarm in docs/operations.md
+_LACKS_S: Final = 5.0  # as the alarm in docs/monitoring.md
 _DRIFT: Final = {"act": "[red]{}[/red]", "watch": "[yellow]{}[/yellow]"}
 
 

@@ -276,6 +276,13 @@ function tell(state) {
 
 byId("refresh").addEventListener("click", () => client.refresh());
 
+function noRelease(model, problem) {
+  const why = problem?.message ?? "";
+  return why.endsWith("404")
+    ? `Nothing is published for devices yet. \`online edge publish --model ${model}\` makes a release; this page finds it then.`
+    : `No release is on this device: ${why}`;
+}
+
 async function start() {
   connected();
   if ("serviceWorker" in navigator) navigator.serviceWorker.register("/edge/worker.js").catch(() => {});
@@ -294,8 +301,9 @@ async function start() {
   byId("models").replaceChildren(...known.map((name) => el("option", name === model ? { selected: "" } : {}, name)));
   client = await open({ model, token, everyMs: 5000, changed: tell });
   tell(await client.state());
+  warn("Looking for a release …");
   const state = await client.refresh();
-  if (state.sequence === null) warn(`No release is on this device: ${state.problem?.message ?? ""}`);
+  warn(state.sequence !== null ? null : noRelease(model, state.problem));
   setInterval(async () => say("age", ago((await client.state()).age_s)), 1000);
 }
 

@@ -48,7 +48,7 @@ class TargetUnavailable(EdgeError):
 
     target: str
     problem: str
-    remedy: str = "pip install 'online-learning-service[edge]'"
+    remedy: str = "pip install '.[edge]' in the checkout"
     text = "target {target}: {problem}. {remedy}"
 
 

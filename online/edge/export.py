@@ -7,7 +7,7 @@ has no exact form of this model, is left out and named with its reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final, Literal
@@ -218,46 +218,67 @@ def export(
         precision: golden(served, edge, rows, precision, np.random.default_rng(seed), held=held)
         for precision in {TARGETS[name].precision for name in targets}
     }
-    files: dict[str, bytes] = {}
-    described: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
+    written = _Written(called, str(about["model"]), asked, len(held))
     for name in targets:
-        target, proof = TARGETS[name], proofs[TARGETS[name].precision]
+        proof = proofs[TARGETS[name].precision]
         made = None
         if steps is not None and name == "edgepack":
-            made = _tried("steps", partial(_in_steps, called, steps, proof, seed), left_out)
-            target = target if made is None else _STEPPED
+            step = partial(_in_steps, called, steps, proof, seed)
+            made = _tried("steps", step, written.left_out)
+            if made is not None:
+                written.add(name, _STEPPED, *made)
         if made is None:
-            made = _tried(name, partial(_prove, name, target, called, proof), left_out)
-        if made is None:
-            continue
-        data, parity, proof = made
-        file = f"{about['model']}{target.suffix}"
-        files[file] = data
+            step = partial(_prove, name, TARGETS[name], called, proof)
+            made = _tried(name, step, written.left_out)
+            if made is not None:
+                written.add(name, TARGETS[name], *made)
+    if not written.described:
+        raise ExportRefused(str(about["model"]), f"no target is left: {written.left_out}")
+    whole = {
+        "spec": manifest.SPEC, **about, "task": task, "classes": list(called.classes),
+        "features": list(edge.columns.names), "targets": written.described,
+    }  # fmt: skip
+    return Exported({**written.files, **_companions(written.described)}, whole, written.left_out)
+
+
+@dataclass
+class _Written:
+    """The files of one export so far, with their description, and what was left out.
+
+    Attributes
+    ----------
+    held
+        How many rows devices have already.
+    """
+
+    called: EdgeModel
+    model: str
+    asked: Asked | None
+    held: int
+    files: dict[str, bytes] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, target: Target, data: bytes, parity: Parity, proof: Golden) -> None:
+        """Take a target's file in, with the rows that devices ask it."""
+        asked, file = self.asked, f"{self.model}{target.suffix}"
+        self.files[file] = data
         again = proof
         if asked is not None:
-            again = proof.last(len(held)) if held else proof.some(asked.most)
-        files[again.name()] = again.file()
-        described[name] = _described(file, data, target, again, parity)
+            again = proof.last(self.held) if self.held else proof.some(asked.most)
+        self.files[again.name()] = again.file()
+        self.described[name] = _described(file, data, target, again, parity)
         if asked is not None and name == "edgepack":
             parts = again.parts()
-            files |= parts
-            described[name]["parity"] |= {
+            self.files |= parts
+            self.described[name]["parity"] |= {
                 "origin": asked.origin,
                 "parts": {n: _named(data) for n, data in parts.items()},
             }
         if target.beside is not None:
-            weights, content = target.beside(called)
-            files[weights] = content
-            described[name]["weights"] = {"file": weights, **_named(content)}
-    if not described:
-        raise ExportRefused(str(about["model"]), f"no target is left: {left_out}")
-    files |= _companions(described)
-    whole = {
-        "spec": manifest.SPEC, **about, "task": task, "classes": list(called.classes),
-        "features": list(edge.columns.names), "targets": described,
-    }  # fmt: skip
-    return Exported(files, whole, left_out)
+            weights, content = target.beside(self.called)
+            self.files[weights] = content
+            self.described[name]["weights"] = {"file": weights, **_named(content)}
 
 
 def with_delta(made: Exported, since: bytes) -> Exported:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import secrets
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -37,6 +39,7 @@ from online.messages.bodies import (
     decode,
     error_body,
     format_of,
+    meant,
 )
 from online.serving import scores as batch
 from online.serving.device_pushes import Pushes
@@ -161,6 +164,7 @@ class App:
     async def _hot(
         self, model: str, action: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        begun_s = perf_counter()
         given = dict(scope["headers"])
         request_id = self._ids.of(given)
         headers = [(b"x-request-id", request_id)]
@@ -194,6 +198,8 @@ class App:
         except Exception:
             log.exception("%s %s, request %s", action, model, request_id.decode())
             status, answer = 500, form.encode(error_body(failed()))
+        if serving is not None:
+            serving.replica.answered(action, perf_counter() - begun_s)
         await _send(send, status, form.content_type, answer, headers)
 
     async def _given(
@@ -247,7 +253,9 @@ def _busy(limit: int) -> RequestError:
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
-    hint = f"Served here: {', '.join(sorted(known))}"
+    near = difflib.get_close_matches(model, known, n=1)
+    hint = f"Did you mean `{near[0]}`? " if near else ""
+    hint += f"Served here: {', '.join(sorted(known))}"
     return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
 
 
@@ -374,5 +382,15 @@ def _answer_errors(app: FastAPI) -> None:
             hint = "Send it as Content-Type: application/json"
             unread = RequestError(415, "media_type", f"content type {kind}", None, hint)
             return JSONResponse(error_body(unread), unread.status)
+        field, hint = str(first["loc"][-1]), "See /docs"
         got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
-        return JSONResponse(error_body(invalid(str(first["loc"][-1]), got, "See /docs")), 422)
+        if first["type"] == "extra_forbidden" and (known := _known_fields(request)):
+            got, hint = f"unknown field `{field[:80]}`", meant(field, known)
+        return JSONResponse(error_body(invalid(field, got, hint)), 422)
+
+
+def _known_fields(request: Request) -> list[str]:
+    """Names of the fields that the body of this route may have; empty if it takes none."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    kind = getattr(getattr(body, "field_info", None), "annotation", None)
+    return list(getattr(kind, "model_fields", ()))

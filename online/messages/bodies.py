@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -189,7 +190,7 @@ def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
     try:
         return decoder(body)
     except msgspec.ValidationError as error:
-        raise _wrong_value(str(error), body) from None
+        raise _wrong_value(str(error), body, _fields(decoder)) from None
     except RecursionError:
         hint = "Send features as an object of numbers and texts"
         raise RequestError(400, "malformed", "nested too deeply", None, hint) from None
@@ -201,13 +202,26 @@ def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
         raise RequestError(400, "malformed", message, field, hint) from None
 
 
-def _wrong_value(text: str, body: bytes) -> RequestError:
+def _fields(decoder: Callable[[bytes], Any]) -> tuple[str, ...]:
+    """Names of the fields that a body may have."""
+    kind = getattr(getattr(decoder, "__self__", None), "type", None)
+    return getattr(kind, "__struct_fields__", ())
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """Which of the known names may be meant, for a hint: those of an unknown field or model."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
+
+
+def _wrong_value(text: str, body: bytes, known: Collection[str]) -> RequestError:
     """422 from the decoder's message, which names neither an unknown field nor a huge number."""
     message, _, path = text.partition(" - at `$")
     field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"
     if match := re.search(r"unknown field `(.*)`", message):
+        known = Event.__struct_fields__ if field.startswith("events") else known
         field = f"{field}.{match[1]}".lstrip(".")
-        hint = "Leave it out; see /docs for the fields"
+        hint = meant(match[1], known) if known else "Leave it out; see /docs for the fields"
     elif message == "Number out of range":
         huge = [m for m in _NUMBER.finditer(body) if math.isinf(float(m[2]))]
         if huge:

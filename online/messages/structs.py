@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+_ID_SHOWN: Final = 12  # characters in a repr
+
 FromPeer = Annotated[
     bool,
     Meta(
@@ -77,6 +79,21 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     includes: bool | msgspec.UnsetType = msgspec.UNSET
     from_peer: FromPeer = False
 
+    def __repr__(self) -> str:
+        sure = _sure(self.prediction, self.probabilities)
+        short = self.id if len(self.id) <= _ID_SHOWN else f"{self.id[:_ID_SHOWN]}…"
+        by = f"{self.model} {self.version}+{self.own}"
+        return f"<prediction {self.prediction!r}{sure} by {by}, id {short}>"
+
+
+def _sure(prediction: Any, probabilities: Any) -> str:
+    """The probability of what was predicted, in brackets; empty if nobody knows it."""
+    if not isinstance(probabilities, dict):
+        return ""
+    text = prediction if isinstance(prediction, str) else msgspec.json.encode(prediction).decode()
+    share = probabilities.get(text)
+    return "" if share is None else f" ({share:.2f})"
+
 
 class Row(msgspec.Struct, omit_defaults=True):
     """One answer of many."""
@@ -97,6 +114,30 @@ class Predictions(msgspec.Struct, omit_defaults=True):
     updates_behind: int | None
     includes: bool | msgspec.UnsetType = msgspec.UNSET
     from_peer: FromPeer = False
+
+    def __repr__(self) -> str:
+        by = f"{self.model} {self.version}+{self.own}"
+        return f"<{len(self.predictions)} predictions by {by}>"
+
+    def frame(self, index: Any = None) -> Any:
+        """The answers as a data frame of pandas, a column a probability; ``index`` its rows'.
+
+        ``index`` may be the data frame that was asked about.
+        """
+        import pandas as pd  # for those who have it
+
+        rows = []
+        for row in self.predictions:
+            given = {} if isinstance(row.id, msgspec.UnsetType) else {"id": row.id}
+            shown = row.probabilities if isinstance(row.probabilities, dict) else {}
+            rows.append({"prediction": row.prediction, **shown, **given})
+        return pd.DataFrame(rows, index=getattr(index, "index", index))
+
+    def array(self) -> Any:
+        """The predicted labels as an array of numpy, in order."""
+        import numpy as np
+
+        return np.array([row.prediction for row in self.predictions])
 
 
 STATUSES: Final[Mapping[str, str]] = {
@@ -147,6 +188,12 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+    def __repr__(self) -> str:
+        said = {"event": self.event_id, "version": self.version, "because": self.reason}
+        shown = "".join(f", {name} {v}" for name, v in said.items() if isinstance(v, str))
+        why = f", {self.error.get('message')}" if isinstance(self.error, dict) else ""
+        return f"<{self.status}{shown}{why}>"
 
 
 class Receipts(msgspec.Struct):

@@ -129,7 +129,7 @@ def mlp(
 
         from online.models.network import Network, weights_from
     except ImportError as error:
-        wanted = "Install it: pip install 'online-learning-service[torch]'"
+        wanted = "Install it: pip install '.[torch]' in the checkout"
         raise LearnerUnusable("mlp", f"it needs torch: {error}", wanted) from None
     torch.manual_seed(seed)
     first: list[Any] = []

@@ -2,7 +2,7 @@
 
 1. What the source has taught is found, and the newest snapshot from before that (:func:`base_of`).
 2. From there the journal is learned again in commit order, by one learner, without the source's
-   rows and without those that are undone or have failed (:class:`Rebuild`).
+   rows and without those that are undone or have failed (:mod:`online.rebuild.rebuild`).
 3. The state is published aside.  A control row of the parameter server then lets it take the
    place of what is served, in one step; what has come meanwhile is learned on top.
 
@@ -14,49 +14,20 @@ Rehearsal is left out.  Pure over a journal and snapshots: no clock, no HTTP, no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
-
-from evaluation.metrics import Task
 from online.errors import StartRefused
-from online.learning.merged import Failed
-from online.learning.ordered import OrderedLearner
-from online.models.base import Model
-from online.rebuild.verdicts_again import Review
-from online.rows.history import Decisions, origin
-from paramserver import bases, rewrites, wire
-from paramserver.blocks import COUNT, Block
-from paramserver.filters.sources import SOURCES_MAX
-from paramserver.rewrites import HALVED, Spans, note_of, packed
-from paramserver.server import Server
+from online.rebuild.rebuild import Progress, Wanted
+from online.rows.history import Decisions
+from paramserver import bases, rewrites
 from paramserver.shortfall import Acceptance
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.state import Contained, SnapshotState
-from replay.journal.base import Journal, Partition, Row, Verdict
+from paramserver.state import Contained
+from replay.journal.base import Journal, Partition, Row
 
 _PAGE_ROWS: Final = 1_000
-_PARTS: Final = 2**62  # values come in one piece
-
-Progress = Callable[[int, int], None]
-"""Is told how many rows of how many have been looked at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Whose rows are to be forgotten, and taken from when on (POSIX seconds; None: all)."""
-
-    source: str
-    since: float | None = None
-
-    def meant(self, row: Row) -> bool:
-        """Whether the row is one of them."""
-        return row.source == self.source and (self.since is None or row.at >= self.since)
-
-
-NOBODY: Final = Wanted("", math.inf)
 
 
 @dataclass(slots=True)
@@ -238,181 +209,3 @@ def check_reach(found: Influence, wanted: Wanted) -> None:
             f"have been of {wanted.source!r}, too (accepted at {note.at:.0f}, POSIX seconds)",
             f"Forget what it has sent since then: --since {math.ceil(note.at)}",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """The state without the rows, and which rows were taken out: those of the source that it has
-    passed over, and ``unlearned`` ones, which the model could not learn without them."""
-
-    state: SnapshotState
-    undone: dict[int, list[int]]
-    learned: int
-    unlearned: int
-    review: Review | None = None
-
-
-class Rebuild:
-    """Learns the journal again, as one learner, without what is to be forgotten.
-
-    Parameters
-    ----------
-    build, task, spec, rows_max
-        As of :class:`online.learning.ordered.OrderedLearner`.
-    base
-        The state to begin with.
-    ordered
-        Whether the lineage is learned in commit order: its states then tell their position.
-    sources_max
-        Sources that are kept account of.
-    review
-        Makes, of what learns the rows, what judges them again; None: nothing does.
-    learner
-        What learns; None: a new one.
-    """
-
-    _page_rows = _PAGE_ROWS
-
-    def __init__(
-        self,
-        journal: Journal,
-        decisions: Decisions,
-        wanted: Wanted,
-        base: SnapshotState,
-        build: Callable[[], Model],
-        *,
-        task: Task,
-        rows_max: int,
-        ordered: bool,
-        sources_max: int = SOURCES_MAX,
-        review: Callable[[OrderedLearner], Review | None] | None = None,
-        learner: OrderedLearner | None = None,
-    ) -> None:
-        self._journal, self._model, self._ordered = journal, base.model, ordered
-        self._decisions, self._wanted = decisions, wanted
-        self._server = Server.restored(_slowed(base, decisions), "ordered", 1, part_keys=_PARTS)
-        self._learner = learner or OrderedLearner(
-            build, task=task, spec=base.spec, rows_max=rows_max
-        )
-        self._learner.evidence.sources_max = sources_max
-        self._learner.on_reply(self._reply())
-        self._learner.undone = decisions.undone
-        self.review = None if review is None else review(self._learner)
-        ends = {p.id: p.end for p in journal.partitions(base.model)}
-        self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
-        self._out: dict[int, list[int]] = {}
-        self._after = base.position
-        self.learned = self.unlearned = 0
-
-    def _reply(self) -> wire.SyncReply:
-        request = wire.SyncRequest(
-            wire.FORMAT, "forget", 0, [], self._learner.since, True, [], role="ordered"
-        )
-        return wire.decode_reply(wire.encode(self._server.reply(request, [], [], 0.0)))
-
-    def run(self, progress: Progress | None = None) -> None:
-        """Learn to the end of the journal; called again, what has come since."""
-        partitions = self._journal.partitions(self._model)
-        total = sum(max(p.end - self._at.get(p.id, 0), 0) for p in partitions)
-        done = 0
-        while True:
-            page = self._journal.follow(self._model, self._after, self._page_rows)
-            self._look()
-            self._read(page.rows)
-            for row in page.rows:
-                if row.offset > self._at.get(row.partition, 0):
-                    self._take(row)
-                    done += 1
-            self._after = page.upto
-            self._learner.pass_to(page.upto)
-            if progress is not None:
-                progress(done, max(total, done))
-            if len(page.rows) < self._page_rows:
-                return
-
-    def _read(self, rows: Sequence[Row]) -> None:
-        """Look at the rows that come next; the base class does nothing with them."""
-
-    def _look(self) -> None:
-        """Which rows have failed since; StartRefused if a decision has rewritten the values."""
-        known = len(self._decisions.taken)
-        self._decisions.read(self._journal, self._model)
-        if len(self._decisions.taken) != known:
-            raise StartRefused("the model was rolled back, or forgot, meanwhile", "Run it again")
-
-    def _take(self, row: Row) -> None:
-        if row.offset != self._at.get(row.partition, 0) + 1:
-            raise StartRefused(
-                f"rows before {row.offset} of partition {row.partition} were removed meanwhile",
-                "Run it again",
-            )
-        self._at[row.partition] = row.offset
-        counts = self._decisions.learned(row)
-        if counts and self._wanted.meant(row):
-            self._leave_out(row)
-            row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
-        elif self.review is not None and (counts or self._set_aside(row)):
-            self.review.look(row)
-        failed = self._learn(row)
-        if failed is not None and counts:
-            self._leave_out(row)  # it could be learned only with what is gone
-            self.unlearned += 1
-        self.learned += counts and failed is None and row.verdict is not Verdict.FROZEN
-
-    def _set_aside(self, row: Row) -> bool:
-        """Whether a filter keeps the row back, and nobody has decided about it."""
-        undecided = self._decisions.choice(origin(row)) is None
-        return row.verdict is Verdict.QUARANTINED and undecided
-
-    def _learn(self, row: Row) -> Failed | None:
-        return self._learner.learn(row, self._decisions.failure(row))
-
-    def _leave_out(self, row: Row) -> None:
-        self._out.setdefault(row.partition, []).append(row.offset)
-
-    def built(self, version: wire.Version, rewrite: int, created_at: float) -> Built:
-        """Return what was learned, as a state that is to be published aside.
-
-        ``version`` and ``rewrite`` are those of the state that it is to take the place of.
-        """
-        server = self._server
-        server.take(self._learner.state(), self._journal.partition)
-        state = replace(
-            server.state(created_at, None, {}),
-            version=version,
-            clock={p: end for p, end in self._at.items() if p not in server.closed},
-            control=self._decisions.seq,
-            rewrite=rewrite,
-            position=self._after if self._ordered else 0,
-        )
-        undone = {p: packed(runs(offsets)) for p, offsets in sorted(self._out.items())}
-        return Built(state, undone, self.learned, self.unlearned, self.review)
-
-
-def runs(offsets: Sequence[int]) -> Spans:
-    """Offsets in order as spans: after the first number, up to the second."""
-    spans: list[tuple[int, int]] = []
-    for offset in offsets:
-        if spans and spans[-1][1] == offset - 1:
-            spans[-1] = (spans[-1][0], offset)
-        else:
-            spans.append((offset - 1, offset))
-    return tuple(spans)
-
-
-def _slowed(base: SnapshotState, decisions: Decisions) -> SnapshotState:
-    """The base with the learning rate of now, if that was halved since."""
-    halved = 0
-    for control in decisions.rewrites:
-        if control.seq > base.control and control.kind == rewrites.ROLLBACK:
-            note = note_of(control)
-            if isinstance(note, rewrites.Rollback) and note.spec == base.spec and note.again:
-                halved = note.halved
-    if not halved:
-        return base
-    return replace(base, values={**base.values, HALVED: Block(COUNT, {"n": halved})})
-
-
-def nothing(model: str, spec: str, spec_text: str, clock: Mapping[int, int]) -> SnapshotState:
-    """The state of a lineage that begins after this clock."""
-    return SnapshotState(model, spec, spec_text, (1, 0), {}, dict(clock))

@@ -20,17 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from evaluation.metrics import Task
 from online.challenger.comparison import Challenger, Standing
 from online.errors import StartRefused
 from online.learning.counters import METRICS
 from online.learning.merged import Failed
-from online.models.base import Model
-from online.rebuild.forget import NOBODY, Built, Rebuild, runs
+from online.rebuild.rebuild import NOBODY, Built, Method, Rebuild, runs
 from online.rows.history import Decisions
 from paramserver.blocks import Block
 from paramserver.errors import ParamServerError, RelearnRefused
-from paramserver.filters.sources import SOURCES_MAX, of_sources
+from paramserver.filters.sources import of_sources
 from paramserver.rewrites import packed
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.state import SnapshotState
@@ -45,7 +43,6 @@ DEVIATIONS: Final = 2.0
 """By how many standard errors of the mean difference the fresh model has to be better."""
 
 _PAGE_ROWS: Final = 1_000
-_ROWS_MAX: Final = 4096  # learned again at most, in memory, if the model raises on a row
 _RIVAL: Final = "relearn"
 _PREFIX: Final = f"versus/{_RIVAL}/"
 
@@ -139,10 +136,10 @@ class Judgement:
 class _Fresh(Challenger):
     """The fresh model.  ``told``: by partition, the row up to which sources are known already."""
 
-    def __init__(
-        self, build: Callable[[], Model], task: Task, spec: str, told: Mapping[int, int]
-    ) -> None:
-        super().__init__(build, task=task, spec=spec, rows_max=_ROWS_MAX, rival=_RIVAL)
+    def __init__(self, method: Method, spec: str, told: Mapping[int, int]) -> None:
+        super().__init__(
+            method.build, task=method.task, spec=spec, rows_max=method.rows_max, rival=_RIVAL
+        )
         self._told_upto = told
 
     def _note_evidence(self, row: Row) -> None:
@@ -174,8 +171,8 @@ class Relearning(Rebuild):
         See :func:`window_of`.
     head
         The newest snapshot, which has what is known of sources; None: there is none.
-    build, task, ordered, sources_max
-        As of :class:`online.rebuild.forget.Rebuild`.
+    method
+        How the lineage learns.
     """
 
     def __init__(
@@ -184,13 +181,10 @@ class Relearning(Rebuild):
         decisions: Decisions,
         window: Window,
         head: SnapshotState | None,
-        build: Callable[[], Model],
+        method: Method,
         *,
         model: str,
         spec_text: str,
-        task: Task,
-        ordered: bool,
-        sources_max: int = SOURCES_MAX,
     ) -> None:
         self._window = window
         partitions = journal.partitions(model)
@@ -200,12 +194,8 @@ class Relearning(Rebuild):
             closed = {p.id: p.end for p in partitions if p.id in head.closed}
             known, sources = {**head.clock, **closed}, of_sources(head.values)
         base = SnapshotState(model, decisions.spec, spec_text, (1, 0), sources, dict(window.clock))
-        self._fresh = _Fresh(build, task, decisions.spec, known)
-        super().__init__(
-            journal, decisions, NOBODY, base, build,
-            task=task, rows_max=_ROWS_MAX, ordered=ordered, sources_max=sources_max,
-            learner=self._fresh,
-        )  # fmt: skip
+        self._fresh = _Fresh(method, decisions.spec, known)
+        super().__init__(journal, decisions, NOBODY, base, method, learner=self._fresh)
         self._after, self._page_rows = window.after, max(window.rows, self._page_rows)
         self._asks: list[tuple[float, int, Example]] = []
 
@@ -267,7 +257,7 @@ class Outcome:
 
 
 Swap = Callable[[str, float, dict[int, list[int]], dict[str, float]], Mapping[str, Any]]
-"""Asks the parameter server for :meth:`paramserver.swapping.SwappingProcess.relearn`."""
+"""Asks the parameter server for :meth:`paramserver.swapping.Swapping.relearn`."""
 
 
 def relearn(

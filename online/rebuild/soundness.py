@@ -47,7 +47,7 @@ class Soundness:
             lines[-1] += f"; {self.unchecked:,} rows unchecked: an older version wrote them"
         lines += [f"  {what}" for what in self.damage]
         if not self.sound:
-            lines.append("  keep a copy of all of it, then: docs/operations.md, A damaged journal")
+            lines.append("  keep a copy of all of it, then: docs/runbook.md, A damaged journal")
         return "\n".join(lines)
 
 

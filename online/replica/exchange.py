@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
 from online.replica.backlog import Owed
 from online.replica.follower import Follower
-from online.replica.journal_threads import JournalThreads
-from online.replica.pace import Pace
-from online.replica.writer import Writer
+from online.replica.shared import Shared
+from online.replica.surroundings import Outside
 from paramserver.errors import (
     BlockError,
     FormatRefused,
@@ -42,32 +39,20 @@ _WHOLE_SHARE: Final = (
 _STEPS_SHARE: Final = 0.05  # the same, in steps of some milliseconds, or where nobody waits
 
 
-class ParameterServerClient(Protocol):
-    """The way to the parameter server."""
-
-    async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
-        """Push and pull in one step.  Raises ParamServerError, which says if it is definite."""
-
-
 class Exchange:
     """Pushes what was learned and pulls what others did, as often as the pace says.
 
     Parameters
     ----------
-    replica, spec
-        Name of this process, and hash of its model's spec.
+    outside
+        The parameter server, and the peers that are asked for values while there are none and the
+        server does not answer.
     interval_s
         Of snapshots: a state that travels whole is sent twice in it at most.
-    learns
-        False: another process learns what is written here.
     report
         Counters and gauges that go with each request.
     rewritten
         Awaited when the values were rewritten (a rollback), once the learner has them.
-    monotonic_s, cpu_s
-        The time, and what tells the cost of writing down and loading a model.
-    peers
-        Asked for values while there are none and the server does not answer; None: nobody is.
 
     Attributes
     ----------
@@ -83,42 +68,36 @@ class Exchange:
         Why the server takes no push; None if it does.
     publishes
         Whether this process learns for others, and nobody waits for it.
+    took_s
+        How long the newest exchange took.
     """
 
     def __init__(
         self,
-        learner: Learner | OrderedLearner,
-        writer: Writer,
+        shared: Shared,
         follower: Follower,
         owed: Owed,
-        store: JournalThreads,
-        client: ParameterServerClient,
-        pace: Pace,
-        counts: Counter[str],
+        outside: Outside,
         *,
-        replica: str,
-        spec: str,
         interval_s: float,
-        learns: bool,
         report: Callable[[], dict[str, float]],
         rewritten: Callable[[], Awaitable[None]],
-        monotonic_s: Callable[[], float],
-        cpu_s: Callable[[], float],
-        peers: ParameterServerClient | None = None,
     ) -> None:
-        self._peers, self._spec = peers, spec
+        self._learner, self._writer, self._store = shared.learner, shared.writer, shared.store
+        self._pace, self._counts = shared.pace, shared.counts
+        self._follower, self._owed = follower, owed
+        self.client, self._peers = outside.client, outside.peers
+        who, clocks = shared.who, shared.clocks
+        self._replica, self._spec, self._learns = who.replica, who.spec, who.learns
+        self._monotonic_s, self._cpu_s = clocks.monotonic_s, clocks.cpu_s or clocks.monotonic_s
+        self._interval_s, self._report, self._rewritten = interval_s, report, rewritten
         self.peer: str | None = None
-        self._learner, self._writer, self._follower = learner, writer, follower
-        self._owed, self._store, self.client = owed, store, client
-        self._pace, self._counts = pace, counts
-        self._replica, self._interval_s, self._learns = replica, interval_s, learns
-        self._report, self._rewritten = report, rewritten
-        self._monotonic_s, self._cpu_s = monotonic_s, cpu_s
         self.control = 0
         self.fresh_at: float | None = None
         self.versions_behind: int | None = None
         self.refused: str | None = None
         self.publishes = False
+        self.took_s = 0.0
         self._take_due_s = 0.0
         self._coming = False  # a peer's values
         self._cut_cost_s, self._cut_at = 0.0, 0.0
@@ -126,8 +105,10 @@ class Exchange:
     async def turn(self) -> None:
         """Wait until it is time, and exchange."""
         await self._pace.wait(self._is_due)
+        begun_s = self._monotonic_s()
         pushes = self._due_pushes()
         moved = await self.once(pushes, self._due_state())
+        self.took_s = self._monotonic_s() - begun_s
         if moved is None:
             await asyncio.sleep(_UNREACHED_S)
         self._pace.idle(not (pushes or moved))

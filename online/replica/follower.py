@@ -10,17 +10,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from online.learning.merged import LEARNED, Learner
-from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
-from online.replica.journal_threads import JournalThreads
 from online.replica.killing_rows import Claims
 from online.replica.learning_cost import Cost
-from online.replica.pace import Pace
-from online.replica.writer import Writer
+from online.replica.shared import Shared
 from online.rows.history import is_again
 from online.watch.drift import Judge
 from replay.errors import JournalDamaged, JournalUnavailable
@@ -52,11 +48,7 @@ class Follower:
 
     def __init__(
         self,
-        learner: Learner | OrderedLearner,
-        writer: Writer,
-        store: JournalThreads,
-        counts: Counter[str],
-        pace: Pace,
+        shared: Shared,
         *,
         stamp: Callable[[], str],
         updates: int,
@@ -64,12 +56,12 @@ class Follower:
     ) -> None:
         self._judge = judge
         self.wake = asyncio.Event()
-        self._damaged: dict[
-            int, str
-        ] = {}  # by partition (0: of all), why its rows can't be learned
+        # by partition (0: of all), why its rows can't be learned
+        self._damaged: dict[int, str] = {}
         self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
-        self._learner, self._writer, self._store = learner, writer, store
-        self._counts, self._pace = counts, pace
+        learner, store = shared.learner, shared.store
+        self._learner, self._writer, self._store = learner, shared.writer, store
+        self._counts, self._pace = shared.counts, shared.pace
         self._stamp, self._updates = stamp, updates
         self.cost = Cost(time.monotonic)
         # what the process that learns for all can learn is not what this one can

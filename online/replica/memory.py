@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
-from online.replica.journal_threads import JournalThreads
 from online.replica.memory_settings import fill
-from online.replica.writer import Writer
+from online.replica.shared import Shared
 from online.settings.model import ModelSettings
 from online.trust.filtering import Filtering
 from replay.errors import ReplayError
@@ -22,23 +18,20 @@ class Remembering:
 
     Parameters
     ----------
-    learner
-        Has the memory; None of it: nothing is done here.
+    shared
+        Its learner has the memory; none of it: nothing is done here.
     filters
         Who is quarantined; None: nobody.
     """
 
     def __init__(
         self,
+        shared: Shared,
         settings: ModelSettings,
-        learner: Learner | OrderedLearner,
-        writer: Writer,
-        store: JournalThreads,
-        counts: Counter[str],
         filters: Filtering | None,
     ) -> None:
-        self._settings, self._learner, self._writer = settings, learner, writer
-        self._store, self._counts, self._filters = store, counts, filters
+        self._learner, self._writer, self._store = shared.learner, shared.writer, shared.store
+        self._counts, self._settings, self._filters = shared.counts, settings, filters
         self._banned_by = 0  # newest control row by which banned sources were purged
         if filters is not None:
             filters.standings.on_quarantine = self.purge

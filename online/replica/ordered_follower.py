@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from online.learning.ordered import OrderedLearner
 from online.replica.follower import Follower
+from online.replica.shared import Shared
 from replay.journal.base import Row
 
 _PAGE_ROWS: Final = 256
@@ -34,12 +35,12 @@ class OrderedFollower(Follower):
 
     Parameters
     ----------
+    learner
+        The learner of ``shared``.
     model
         Its name.
     interval_s
         Between two looks at the journal while rows come.
-    monotonic_s
-        A clock in seconds.
 
     Attributes
     ----------
@@ -53,15 +54,15 @@ class OrderedFollower(Follower):
 
     def __init__(
         self,
+        shared: Shared,
         learner: OrderedLearner,
-        *args: Any,
+        *,
         model: str,
         interval_s: float,
-        monotonic_s: Callable[[], float],
-        **kwargs: Any,
+        **judged: Any,
     ) -> None:
-        super().__init__(learner, *args, **kwargs)
-        self._ordered, self._model, self._now_s = learner, model, monotonic_s
+        super().__init__(shared, **judged)
+        self._ordered, self._model, self._now_s = learner, model, shared.clocks.monotonic_s
         self._interval_s = self._pause_s = interval_s
         self.fresh_s: float | None = None
         self.behind: int | None = None

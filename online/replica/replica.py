@@ -24,10 +24,9 @@ import asyncio
 import contextlib
 import logging
 import math
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from evaluation.drift.alarm import Alarm
@@ -36,32 +35,32 @@ from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
 from online.models.base import Trainable
 from online.replica.backlog import Owed
-from online.replica.exchange import Exchange, ParameterServerClient
+from online.replica.exchange import Exchange
 from online.replica.follower import Follower
 from online.replica.journal_threads import JournalThreads
 from online.replica.memory import Remembering
 from online.replica.ordered_follower import OrderedFollower
 from online.replica.pace import Pace
 from online.replica.peers import Peer
+from online.replica.reactions import Reactions
+from online.replica.shared import Shared
+from online.replica.surroundings import Clocks, Outside, Who
 from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
+from online.telemetry import Durations
 from online.trust.filtering import Filtering
-from online.trust.trigger_watch import Looked, TriggerWatch
 from online.watch.canary import Canary
-from online.watch.divergence import Watch
 from online.watch.drift import Judge
-from online.watch.on_rise import Relearn, Rise
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Label
-from replay.journal.base import Journal
 
 log = logging.getLogger("online.replica")
 
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
+_CLOCKS = Clocks()
 _SLOW_S = 1.0  # between two looks at the gauges that take a walk
-_WATCH_S = 1.0  # between two looks whether the model has diverged
 
 
 class ModelReplica:
@@ -69,31 +68,14 @@ class ModelReplica:
 
     Parameters
     ----------
-    replica
-        Name of this process; a new one a start.
-    client, journal
-        The parameter server and the store.
-    learns
-        False: another process learns what is written here (see :meth:`follow`).
-    now_s, monotonic_s
-        Wall clock (POSIX seconds) and monotonic clock.  The wall clock may be set back: this
-        process's time goes on.
-    cpu_s
-        What tells the cost of writing down and loading a model; by default the monotonic clock.
-    ask
-        Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
-        model has diverged (:mod:`online.watch.divergence`) or its error has risen; None: nothing
-        acts.
+    who
+        The process; one that does not learn itself has another do so (see :meth:`follow`).
+    outside
+        The store, the parameter server, and whom else it asks.
     filters
         Judge feedback before it is written; None: nothing does.
     canary
         Watches the loss on rows that an operator vouches for; None: there are none.
-    peers
-        Other replicas, asked for values by one that starts while the server can't be reached.
-    relearn
-        Has a fresh model taught by recent rows (:mod:`online.rebuild.relearn`); None: nobody does.
-    search
-        Has triggers searched for (:mod:`online.service.trigger_task`); None: nobody does.
     """
 
     def __init__(
@@ -101,107 +83,66 @@ class ModelReplica:
         settings: ModelSettings,
         limits: Limits,
         learner: Learner | OrderedLearner,
-        journal: Journal,
-        client: ParameterServerClient,
+        who: Who,
+        outside: Outside,
         *,
-        replica: str,
-        spec: str,
-        learns: bool = True,
-        now_s: Callable[[], float] = time.time,
-        monotonic_s: Callable[[], float] = time.monotonic,
-        cpu_s: Callable[[], float] | None = None,
-        ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None,
+        clocks: Clocks = _CLOCKS,
         filters: Filtering | None = None,
         canary: Canary | None = None,
-        peers: ParameterServerClient | None = None,
-        relearn: Relearn | None = None,
-        search: Callable[[], Awaitable[Looked]] | None = None,
     ) -> None:
-        self.settings, self.limits, self.learner = settings, limits, learner
-        self.replica = replica
+        now_s = forward_clock(clocks.now_s, clocks.monotonic_s)
+        clocks = replace(clocks, now_s=now_s)
+        self.settings, self.limits, self.learner, self.filters = settings, limits, learner, filters
+        self.replica, self.spec, self._learns = who.replica, who.spec, who.learns
+        self.now_s, self._monotonic_s = now_s, clocks.monotonic_s
         self.counts: Counter[str] = Counter()
-        self._newest_target: Label | None = None
-        self.store = JournalThreads(journal)
-        self.now_s, self._monotonic_s = forward_clock(now_s, monotonic_s), monotonic_s
-        self.writer = Writer(
-            settings.name,
-            spec,
-            limits,
-            self.store,
-            self.counts,
-            stamp=self.stamp,
-            frozen=lambda: learner.frozen,
-            moved=self._on_commit,
-            sealed=self._on_sealed,
-            follows=None if learns else learner,
-            filters=filters,
-            seen=lambda: learner.version[0],
-            now_s=self.now_s,
-            label_life_s=settings.token_lifetime,
+        self.durations = Durations()
+        self.store = JournalThreads(outside.journal)
+        self._pace = Pace(settings.sync.interval_ms / 1e3)
+        self.writer = self._new_writer()
+        self._shared = Shared(
+            learner, self.writer, self.store, self.counts, self._pace, who, clocks
         )
-        self.filters = filters
         if filters is not None:
             learner.evidence.heard = filters
-        self._memory = Remembering(settings, learner, self.writer, self.store, self.counts, filters)
-        self._learns, self.owed = learns, Owed(learner, self.writer, learns=learns)
-        self._unexpected: str | None = None
-        self.spec = spec
-        self._pace = Pace(settings.sync.interval_ms / 1e3)
+        self._memory = Remembering(self._shared, settings, filters)
+        self.owed = Owed(learner, self.writer, learns=who.learns)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
         self.exchange = Exchange(
-            learner,
-            self.writer,
-            self._follower,
-            self.owed,
-            self.store,
-            client,
-            self._pace,
-            self.counts,
-            replica=replica,
-            spec=spec,
+            self._shared, self._follower, self.owed, outside,
             interval_s=settings.snapshots.interval_s,
-            learns=learns,
             report=self.report,
             rewritten=self._on_rewrite,
-            monotonic_s=monotonic_s,
-            cpu_s=cpu_s or monotonic_s,
-            peers=peers,
-        )
-        self.tell = Peer(learner, replica, spec, lambda: self.age_ms).sync
+        )  # fmt: skip
+        self.tell = Peer(learner, who.replica, who.spec, lambda: self.age_ms).sync
+        self._reactions = Reactions(settings, learner, outside, self.counts, clocks)
+        self._newest_target: Label | None = None
+        self._unexpected: str | None = None
         self._served = 0
         self._slow: dict[str, float] = {}
         self._slow_due_s = -math.inf
-        self._rise = Rise(settings.name, settings.drift, learner, ask, relearn)
-        self._triggers: TriggerWatch | None = None
-        if search is not None and settings.triggers.every:
-            self._triggers = TriggerWatch(
-                settings.name, settings.triggers, lambda: self.counts["learned"], search,
-                self.counts, monotonic_s,
-            )  # fmt: skip
-        self._watch, self._watch_due_s = None, 0.0
-        guarded = settings.training.guard and getattr(learner.serving, "halves", False)
-        if ask is not None and guarded and isinstance(learner, Learner):
-            self._watch = Watch(settings.task, learner, partial(ask, "recover"), self.now_s)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _new_follower(self) -> Follower:
+    def _new_writer(self) -> Writer:
         learner, settings = self.learner, self.settings
-        parts = (self.writer, self.store, self.counts, self._pace)
+        return Writer(
+            settings.name, self.spec, self.limits, self.store, self.counts,
+            stamp=self.stamp, frozen=lambda: learner.frozen, seen=lambda: learner.version[0],
+            moved=self._on_commit, sealed=self._on_sealed,
+            follows=None if self._learns else learner, filters=self.filters,
+            now_s=self.now_s, label_life_s=settings.token_lifetime,
+        )  # fmt: skip
+
+    def _new_follower(self) -> Follower:
+        learner, sync = self.learner, self.settings.sync
         if isinstance(learner, OrderedLearner) and not isinstance(learner, OverlayLearner):
             return OrderedFollower(
-                learner,
-                *parts,
-                stamp=self.stamp,
-                updates=settings.sync.updates,
-                judge=self.judge,
-                model=settings.name,
-                interval_s=settings.sync.interval_ms / 1e3,
-                monotonic_s=self._monotonic_s,
-            )
-        return Follower(
-            learner, *parts, stamp=self.stamp, updates=settings.sync.updates, judge=self.judge
-        )
+                self._shared, learner,
+                stamp=self.stamp, updates=sync.updates, judge=self.judge,
+                model=self.settings.name, interval_s=sync.interval_ms / 1e3,
+            )  # fmt: skip
+        return Follower(self._shared, stamp=self.stamp, updates=sync.updates, judge=self.judge)
 
     def _new_judge(self, canary: Canary | None) -> Judge | None:
         if not (self.settings.drift.watch and self._learns):
@@ -212,7 +153,7 @@ class ModelReplica:
     def _on_rise(self, alarm: Alarm, since: float) -> None:
         """The error has risen: what is kept of before is of another stream."""
         self._memory.alarm()
-        self._rise.rang(alarm, since)
+        self._reactions.rang(alarm, since)
 
     # -- life --------------------------------------------------------------------------------
 
@@ -224,11 +165,9 @@ class ModelReplica:
                 await asyncio.sleep(0.1)
         if self._learns:
             await self._memory.fill()
-        loops = [self.writer.run, self._follower.run, self._sync_loop]
-        if not self._learns:
-            loops.remove(self._follower.run)
-        if self._triggers is not None:
-            loops.append(self._triggers.run)
+        loops = [self.writer.run, self._sync_loop, *self._reactions.loops]
+        if self._learns:
+            loops.insert(1, self._follower.run)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
         if isinstance(self._follower, OrderedFollower):  # the rows since the last snapshot
             with contextlib.suppress(TimeoutError):
@@ -256,7 +195,7 @@ class ModelReplica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._rise.stop()
+        await self._reactions.stop()
         await self._follower.stop()
         self.store.close()
 
@@ -334,10 +273,7 @@ class ModelReplica:
     @property
     def incident(self) -> str | None:
         """Return what an operator has to look at; None if there is nothing."""
-        watched = None if self._watch is None else self._watch.incident
-        acted = watched or self._rise.incident
-        if acted is None and self._triggers is not None:
-            acted = self._triggers.incident
+        acted = self._reactions.incident
         damaged = self._follower.incident
         return self.exchange.refused or self.writer.incident or damaged or self._unexpected or acted
 
@@ -378,11 +314,11 @@ class ModelReplica:
             self._slow, self._slow_due_s = self._slow_gauges(), self._monotonic_s() + _SLOW_S
         gauges |= self._slow
         gauges |= {} if self.filters is None else self.filters.report()
-        if self._triggers is not None:
-            gauges |= self._triggers.report()
+        gauges |= self._reactions.report()
         if (age := self.age_ms) is not None:
             gauges["age_ms"] = round(age, 1)
-        return {name: float(value) for name, value in {**self.counts, **gauges}.items()}
+        reported = {**self.counts, **gauges, **self.durations.report()}
+        return {name: float(value) for name, value in reported.items()}
 
     def _slow_gauges(self) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -400,6 +336,12 @@ class ModelReplica:
             self._served = self.learner.tally.digest[0]
         return self._served
 
+    def answered(self, action: str, seconds: float) -> None:
+        """Count how long the answer to a request took, and how old the model was that predicted."""
+        self.durations.note(action, seconds)
+        if action == "predict" and (age := self.age_ms) is not None:
+            self.durations.note("freshness", age / 1e3)
+
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
         if self.settings.task == "regression":
@@ -415,12 +357,6 @@ class ModelReplica:
     async def _sync_loop(self) -> None:
         while True:
             await self.exchange.turn()
-            await self._act()
-
-    async def _act(self) -> None:
-        """Do what the model's state asks for, now and then."""
-        self._memory.look()
-        await self._rise.act()
-        if self._watch is not None and self._monotonic_s() >= self._watch_due_s:
-            self._watch_due_s = self._monotonic_s() + _WATCH_S
-            await self._watch.look()
+            self.durations.note("exchange", self.exchange.took_s)
+            self._memory.look()
+            await self._reactions.act()

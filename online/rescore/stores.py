@@ -194,7 +194,7 @@ def _redis(url: str, timeout_s: float) -> tuple[Any, dict[str, Any]]:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
     except ImportError as error:
-        problem = f"a package is missing ({error}): pip install 'online-learning-service[redis]'"
+        problem = f"a package is missing ({error}): pip install '.[redis]' in the checkout"
         raise StoreFailed(url, problem) from error
     options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     return redis, {**options, "retry": Retry(NoBackoff(), 0), "protocol": 2}

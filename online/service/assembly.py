@@ -12,19 +12,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from online.http.access import Access
-from online.http.app import App
-from online.http.browsers import Browsers
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.replica.exchange import ParameterServerClient
 from online.replica.replica import ModelReplica
+from online.replica.surroundings import ParameterServerClient
 from online.rescore.stores import RedisReads, SqliteScores
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
-from online.service.composition import learns_here, model_replica
+from online.service.composition import exchangeable, learns_here, model_replica
+from online.service.going_over import GoingOver
+from online.service.model_part import LearnerProcess, Part
 from online.serving.device_pushes import Pushes, pushes_for
 from online.serving.journal_room import journal_room
 from online.serving.scores import Reader, threaded
@@ -39,20 +38,13 @@ from online.watch.on_rise import Relearn
 from paramserver.client import Client
 from replay.journal.base import Journal
 
+if TYPE_CHECKING:
+    from online.http.app import App
+
 _STOP_S: Final = 1.5
 
 
-class LearnerProcess(Protocol):
-    """Learns in a process of its own what a replica writes."""
-
-    def start(self) -> None:
-        """Begin; returns at once."""
-
-    async def stop(self) -> None:
-        """End the process of the learner."""
-
-
-def nobody(_: str) -> None:
+def nobody(*_: object) -> None:
     """There is none of what was asked for, whatever the model."""
 
 
@@ -67,7 +59,7 @@ class Around:
     server
         The way to the parameter server of a model (its name, its spec's hash).
     relearn, search
-        By model's name, as of :class:`online.replica.replica.ModelReplica`.
+        By the settings and a model's name, as of :class:`online.replica.replica.ModelReplica`.
     peers
         By model's name: other replicas, asked for values; None: there are none.
     learner_process
@@ -76,16 +68,20 @@ class Around:
         The way to a model's challenger.
     absent
         Why another replica does not start, None if nothing is wrong; called on a thread.
+    as_served
+        The settings with the models that were promoted by now (:mod:`online.challenger.promotion`);
+        called on a thread.  None: nothing is promoted here.
     """
 
     replica: str
     server: Callable[[str, str], Client]
     learner_process: Callable[[str, ModelReplica], LearnerProcess | None]
-    relearn: Callable[[str], Relearn | None] = nobody
-    search: Callable[[str], Callable[[], Awaitable[Looked]] | None] = nobody
+    relearn: Callable[[Settings, str], Relearn | None] = nobody
+    search: Callable[[Settings, str], Callable[[], Awaitable[Looked]] | None] = nobody
     peers: Callable[[str], ParameterServerClient | None] = nobody
     challenger: Callable[[str], ParameterServerControl | None] = nobody
     absent: Callable[[], str | None] = lambda: None
+    as_served: Callable[[], Settings] | None = None
 
 
 class Assembly:
@@ -111,67 +107,96 @@ class Assembly:
         load: Callable[[ModelSettings], Loaded],
         around: Around,
     ) -> None:
-        self._settings, self._around = settings, around
+        self._settings, self._around, self._keys, self._load = settings, around, keys, load
         self.replicas: dict[str, ModelReplica] = {}
-        self._learners: list[LearnerProcess] = []
+        self._parts: dict[str, Part] = {}
         self._servings: dict[str, Serving] = {}
         self._pushes: dict[str, Pushes] = {}
         self._controls: dict[str, Client] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
+        self._journals: dict[str, Journal] = {}
         self._threads: list[ThreadPoolExecutor] = []
-        journals: dict[str, Journal] = {}
+        self._going_over: list[GoingOver] = []
         challengers: dict[str, ParameterServerControl] = {}
-        open_one = journal_opener(settings)  # one a model: models do not wait for each other
-        nonces = Nonces(os.urandom(6))
+        self._open_one = journal_opener(settings)  # one a model: models do not wait for each other
+        self._nonces = Nonces(os.urandom(6))
         for model in settings.models:
-            loaded = load(model)
-            journals[model.name] = open_one()
-            self._add(model, loaded, journals[model.name], Tokens(keys, model.name, nonces))
+            self._put(model.name, self._make(settings, model, load(model)))
             if model.challenger is not None:
                 challenger = around.challenger(model.name)
                 assert challenger is not None
                 challengers[model.name] = challenger
         self._cluster = Cluster(
-            self.replicas, self._controls, journals, self._facts.__getitem__,
+            self.replicas, self._controls, self._journals,
+            lambda name: self._parts[name].facts,
             free_bytes=journal_room(settings), challengers=challengers, absent=around.absent,
         )  # fmt: skip
 
-    def _add(self, model: ModelSettings, loaded: Loaded, journal: Journal, tokens: Tokens) -> None:
-        name, settings, around = model.name, self._settings, self._around
+    def _make(self, settings: Settings, model: ModelSettings, loaded: Loaded) -> Part:
+        """The model's part of this process, which has not begun."""
+        name, around, limits = model.name, self._around, settings.limits
         rule = merge_rule(model, loaded.model)
         client = around.server(name, loaded.spec_hash)
+        journal = self._open_one()
         replica = model_replica(
             model, settings, loaded, journal, around.replica, client,
-            peers=around.peers(name), relearn=around.relearn(name), search=around.search(name),
+            peers=around.peers(name),
+            relearn=around.relearn(settings, name),
+            search=around.search(settings, name),
         )  # fmt: skip
+        learner = None
         if rule == "overlay" or not learns_here(model, rule):
             learner = around.learner_process(name, replica)
             assert learner is not None
-            self._learners.append(learner)
-        door = Door(model, settings.limits, numeric_only=loaded.model.numeric_only)
-        self.replicas[name], self._controls[name] = replica, client
-        self._servings[name] = Serving(
-            replica, door, tokens, settings.limits, loaded.spec_hash, settings.tokens.askers
-        )
+        door = Door(model, limits, numeric_only=loaded.model.numeric_only)
+        tokens = Tokens(self._keys, name, self._nonces)
+        pushes = None
         if model.devices is not None:
-            self._pushes[name] = pushes_for(model, settings, model.devices, replica, door)
-        self._facts[name] = {
+            pushes = pushes_for(model, settings, model.devices, replica, door)
+        facts = {
             "learner": model.learner,
             "spec": loaded.spec_hash[:16],
             "learn": model.learn,
             "merge": rule,
             "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
         }
+        asked = settings.tokens.askers
+        serving = Serving(replica, door, tokens, limits, loaded.spec_hash, asked)
+        can = exchangeable(model, rule)
+        return Part(replica, journal, serving, client, facts, pushes, learner, can)
+
+    def _put(self, name: str, part: Part) -> None:
+        """Let the part answer for the model from the next request on."""
+        self._parts[name] = part
+        self.replicas[name], self._controls[name] = part.replica, part.control
+        self._servings[name], self._journals[name] = part.serving, part.journal
+        if part.pushes is not None:
+            self._pushes[name] = part.pushes
+        else:
+            self._pushes.pop(name, None)
 
     async def start(self) -> None:
         """Take the newest values; returns when every model can answer."""
         await asyncio.gather(*(model.start() for model in self.replicas.values()))
-        for learner in self._learners:
-            learner.start()
+        for part in self._parts.values():
+            if part.learner is not None:
+                part.learner.start()
         await self._cluster.start()
+        if (as_served := self._around.as_served) is None:
+            return
+        for model in self._settings.models:
+            if model.challenger is not None:
+                going = GoingOver(
+                    model.name, self._parts, self._put, self._make, self._load, as_served
+                )
+                going.start()
+                self._going_over.append(going)
 
     def app(self) -> App:
         """The ASGI application that answers for the models."""
+        from online.http.access import Access  # a program that only calls has no need of HTTP
+        from online.http.app import App
+        from online.http.browsers import Browsers
+
         settings = self._settings
         access = None
         if settings.tokens:
@@ -184,6 +209,14 @@ class Assembly:
             self._servings, self._cluster, settings.limits, access, self._readers(),
             settings.state_dir / "edge", self._pushes, browsers,
         )  # fmt: skip
+
+    def serving(self, name: str) -> Serving:
+        """Predict and feedback of one model, without HTTP."""
+        return self._servings[name]
+
+    async def status(self, name: str) -> dict[str, Any]:
+        """Everything about one model, as ``GET /v1/models/NAME`` answers it."""
+        return await self._cluster.model(name)
 
     def _readers(self) -> Mapping[str, Reader]:
         """Return what reads each model's scores; the stores are opened when they are asked for."""
@@ -202,7 +235,9 @@ class Assembly:
 
     async def stop(self) -> None:
         """Commit, push and seal: nothing is left for an adopter."""
+        await asyncio.gather(*(going.stop(_STOP_S) for going in self._going_over))
         await asyncio.gather(*(model.stop(_STOP_S) for model in self.replicas.values()))
-        await asyncio.gather(*(one.stop() for one in self._learners))
+        learners = [part.learner for part in self._parts.values() if part.learner is not None]
+        await asyncio.gather(*(learner.stop() for learner in learners))
         for threads in self._threads:
             threads.shutdown(wait=False)

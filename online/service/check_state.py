@@ -22,6 +22,7 @@ from online.rebuild import acceptance
 from online.replica.learning_cost import SHARE_MAX
 from online.replica.memory_settings import memory_for
 from online.rows.prediction_ids import Keys
+from online.service.patience import Patience
 from online.settings.config import Settings, environment, own_token
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
@@ -37,6 +38,7 @@ from paramserver.state import SnapshotState
 from replay.journal.base import Control, Journal
 
 _FOLLOW_S = 2.0
+_LOOK_S = 0.01  # between two looks at what is still to be learned
 
 
 def _lost(controls: Sequence[Control]) -> int:
@@ -288,18 +290,28 @@ class Models:
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
+        if not self._again:
+            return
         token = own_token(self._settings, environment())
-        for name, rows in self._again.items():
-            self._follow(Asking(url, token, 10.0), name, rows)
+        asking = Asking(url, token, 10.0)
 
-    def _follow(self, client: Asking, name: str, rows: int) -> None:
+        def ask(name: str) -> dict[str, Any] | None:
+            answer = asking.get(f"/v1/models/{name}")
+            return None if answer.status_code in (401, 403) else answer.json()
+
+        self.follow_by(ask)
+
+    def follow_by(self, ask: Callable[[str], dict[str, Any] | None]) -> None:
+        """Follow learning again by what ``ask`` says of a model's status; None: it does not say."""
+        for name, rows in self._again.items():
+            self._follow(ask, name, rows)
+
+    def _follow(self, ask: Callable[[str], dict[str, Any] | None], name: str, rows: int) -> None:
         shown = 0.0
         while True:
-            answer = client.get(f"/v1/models/{name}")
-            if answer.status_code in (401, 403):
+            if (status := ask(name)) is None:
                 self._progress(f"model {name}: learns again; ONLINE_TOKEN would show how far")
                 return
-            status = answer.json()
             learned, behind = status["learned"], self._behind(name, status["server"] or {})
             if behind == 0:
                 self._progress(f"model {name}: learned {learned:,} events again")
@@ -309,6 +321,37 @@ class Models:
                 done = rows - behind
                 self._progress(f"model {name}: {done:,} of {rows:,} rows ({done / rows:.0%})")
             time.sleep(0.05)
+
+    def catch_up(self, ask: Callable[[str], dict[str, Any]], wait_s: float | None) -> None:
+        """Wait until the models have learned what earlier services have left in the journal.
+
+        ``ask`` says a model's status, and after ``wait_s`` seconds it is said what is left.  A
+        frozen model learns nothing, and is not waited for.  Raises StartRefused if learning stands
+        still for ``start_wait_s``.
+        """
+        until_s = None if wait_s is None else time.monotonic() + wait_s
+        for model in self._settings.models:
+            if model.name in self._again:  # see :meth:`follow`, which says how far it is
+                continue
+            patience, least = Patience(self._settings.start_wait_s), None
+            while (status := ask(model.name))["server"] is None or not status["server"]["frozen"]:
+                behind = self._to_learn(status)
+                if behind == 0:
+                    break
+                if until_s is not None and time.monotonic() > until_s:
+                    self._progress(f"model {model.name}: learns the last {behind:,} rows meanwhile")
+                    break
+                if least is None or behind < least:
+                    patience, least = Patience(self._settings.start_wait_s), behind
+                patience.check(f"model {model.name} lacks {behind:,} rows of the journal")
+                time.sleep(_LOOK_S)
+
+    def _to_learn(self, status: dict[str, Any]) -> int:
+        """Rows of earlier services that the model which answers lacks; at least 1 if unknown."""
+        if status["merge"] == "ordered":  # each reads the journal to its end by itself
+            behind = status["updates_behind"]
+            return 1 if behind is None else int(behind)
+        return 1 if status["server"] is None else self._behind(status["model"], status["server"])
 
     def _behind(self, name: str, server: dict[str, Any]) -> int:
         """Rows of earlier partitions that the server has not got yet."""

@@ -14,9 +14,9 @@ from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.replica.exchange import ParameterServerClient
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
+from online.replica.surroundings import Clocks, Outside, ParameterServerClient, Who
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
@@ -55,7 +55,7 @@ def model_replica(
     peers
         Of whom a new one takes values while the server can't be reached.
     relearn, search
-        As of :class:`online.replica.replica.ModelReplica`.
+        As of :class:`online.replica.surroundings.Outside`.
     """
     limits = settings.limits
     rule = merge_rule(model, loaded.model)
@@ -76,16 +76,18 @@ def model_replica(
     async def ask(question: str, *args: object) -> Any:
         return await client.call(question, _DECIDE_S, *args)
 
-    return ModelReplica(
-        model, limits, learner, journal, client,
-        replica=replica, spec=loaded.spec_hash, learns=learns,
-        cpu_s=time.thread_time,
-        ask=ask if learns else None,
-        filters=filters,
-        canary=Canary(rows, lambda: learner.serving) if rows else None,
+    outside = Outside(
+        journal, client,
         peers=peers,
+        ask=ask if learns else None,
         relearn=relearn,
         search=search if learns else None,
+    )  # fmt: skip
+    return ModelReplica(
+        model, limits, learner, Who(replica, loaded.spec_hash, learns), outside,
+        clocks=Clocks(cpu_s=time.thread_time),
+        filters=filters,
+        canary=Canary(rows, lambda: learner.serving) if rows else None,
     )  # fmt: skip
 
 
@@ -115,3 +117,11 @@ def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
     if rule in ("overlay", "lagging"):
         return rule == "overlay"
     return model.learn == "inline"
+
+
+def exchangeable(model: ModelSettings, rule: MergeRule) -> bool:
+    """Whether a replica can go over to the model, or from it, while its process goes on.
+
+    A model that is learned in order, or by another process, has more than one place there.
+    """
+    return rule not in ("ordered", "overlay", "lagging") and learns_here(model, rule)

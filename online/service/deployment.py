@@ -34,9 +34,9 @@ class Replica:
         from online.settings.config import Settings
 
         telemetry.log_to_stderr(logging.INFO)
-        settings = Settings.model_validate(data)
-        os.umask(settings.umask)  # in a cluster that was there before, it is another one's
-        self._assembly = assemble(data, settings, origin)
+        given = Settings.model_validate(data)
+        os.umask(given.umask)  # in a cluster that was there before, it is another one's
+        self._assembly = await assemble(data, given, origin)
         await self._assembly.start()
         self._busy = Busy(time.process_time, time.monotonic)
         gc.collect()

@@ -24,6 +24,8 @@ from paramserver.snapshots.store import Retention
 log = logging.getLogger("online.cluster")
 
 _LAST_SNAPSHOTS_S: Final = 1.0  # of all models together
+_ASK_S: Final = 2.0
+_LIVE_S: Final = 2.0  # a replica that lives asks its server more often, an idle one as well
 _CONFIRM_S: Final = 0.25  # ages in answers count from here: the server saw its epoch to be newest
 _RETRY_WINDOW_S: Final = 86_400.0  # rows are known so much longer than a repeat is promised to be
 
@@ -124,6 +126,22 @@ def _wait_serving(
     if status["refused"]:
         text += f", after refusing {status['refused']}"
     progress(text)
+
+
+def heard_of(name: str, spec: str) -> set[str]:
+    """Return the replicas that the server of this spec has heard of just now.
+
+    Nobody, if it does not answer.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        handle = ray.get_actor(server_name(name, spec), "online")
+        replicas = ray.get(handle.status.remote(), timeout=_ASK_S)["replicas"]
+    except (ValueError, RayError):  # a timeout is one, too
+        return set()
+    return {replica for replica, seen in replicas.items() if seen["age_s"] < _LIVE_S}
 
 
 def last_snapshots(specs: Mapping[str, str]) -> list[str]:

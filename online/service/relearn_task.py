@@ -13,7 +13,8 @@ import ray
 from ray.exceptions import RayTaskError
 
 from online.errors import StartRefused
-from online.models.from_settings import load_model, merge_rule
+from online.models.from_settings import load_model
+from online.rebuild.rebuild import method_of
 from online.rebuild.relearn import Relearning, relearn, window_of
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
@@ -53,9 +54,7 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
         window = window_of(journal, name, decisions, since, model.drift.relearn_rows)
         work = Relearning(
             journal, decisions, window, None if head is None else history.load(head),
-            loaded.build, model=name, spec_text=loaded.spec_text, task=model.task,
-            ordered=merge_rule(model, loaded.model) in ("ordered", "overlay", "lagging"),
-            sources_max=settings.limits.sources_max,
+            method_of(model, loaded, settings), model=name, spec_text=loaded.spec_text,
         )  # fmt: skip
         aside = f"{ASIDE}{rewrite}-{secrets.token_hex(4)}"
         handle = ray.get_actor(server_name(name, spec), NAMESPACE)

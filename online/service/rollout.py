@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from online.errors import StartRefused
-from online.service import scaling
+from online.service import parameter_servers, scaling
 from online.service.origin import APP, Origin
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
+from replay.errors import JournalHeld, JournalUnavailable
+from replay.journal.base import Journal
 
 _STOP_REPLICA_S = 2.0
 _LOOK_S = 0.05
 _HEALTH_S = 2.0  # so soon is a replica that has died replaced
+_LOOK_S = 0.1
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
 _BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
@@ -138,6 +144,38 @@ def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int)
         raise StartRefused(
             f"the replicas do not start: {reason(said) or error}", "Mend what it says"
         ) from error
+
+
+def gone_over(
+    journal: Journal, before: Mapping[str, str], after: Mapping[str, str], wait_s: float
+) -> bool:
+    """Wait until the replicas have gone over by themselves; False: not all have, in ``wait_s``.
+
+    A replica has, once it has sealed the partition of the model before.  Those that the server
+    before has not heard of lately are not waited for: they look for themselves when they go on.
+
+    Parameters
+    ----------
+    before, after
+        By model: the spec that served, and the one that is to serve.
+    """
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        over = False
+        with contextlib.suppress(JournalUnavailable, JournalHeld):
+            over = all(
+                parameter_servers.heard_of(name, after[name])
+                and not _open(journal, name, spec) & parameter_servers.heard_of(name, spec)
+                for name, spec in before.items()
+            )
+        if over or time.monotonic() > deadline_s:
+            return over
+        time.sleep(_LOOK_S)
+
+
+def _open(journal: Journal, model: str, spec: str) -> set[str]:
+    """The replicas that have a partition of the spec that is not sealed."""
+    return {p.replica for p in journal.partitions(model) if p.spec == spec and not p.sealed}
 
 
 def reason(said: str) -> str:

@@ -8,6 +8,7 @@ is sent to the replicas.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from online.challenger import promotion
 from online.errors import StartRefused
 from online.service import parameter_servers, rollout
 from online.service.check_state import Models
@@ -23,6 +25,7 @@ from online.service.origin import Origin
 from online.service.patience import Patience
 from online.service.service import check_nodes
 from online.settings import config
+from online.settings.places import open_journal
 
 log = logging.getLogger("online.application")
 
@@ -55,6 +58,10 @@ def build(arguments: Mapping[str, str]) -> Any:
             "Write `cluster: auto`",
         )
     check_nodes(settings, [n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"]])
+    with contextlib.closing(open_journal(settings)) as journal:
+        settings, promoted = promotion.as_served(settings, journal)
+    for line in promoted:
+        log.info(line)
     models = Models(settings, log.info)
     loaded = models.check(fresh=False, relearn=False)
     settings = models.chosen(loaded)

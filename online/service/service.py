@@ -30,26 +30,25 @@ from online.models.load import Loaded
 from online.service import parameter_servers, rollout, worker_setup
 from online.service.challengers import Challengers
 from online.service.check_state import Models
+from online.service.composition import exchangeable
 from online.service.origin import Origin, code_hash
 from online.service.patience import Patience
 from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.ray_processes import fewest_processes
-from online.service.standing_still import Standstill, look
+from online.service.tending import Tending
 from online.settings import file_modes
 from online.settings.config import Settings
-from online.settings.places import cut_log, journal_opener, open_journal, run_path, snapshots_path
-from replay.errors import JournalHeld, ReplayError
-from replay.journal.base import Journal
+from online.settings.places import cut_log, open_journal, run_path, snapshots_path
+from replay.errors import ReplayError
 
 log = logging.getLogger("online.cluster")
 
 Progress = Callable[[str], None]
 
 _RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
-_FOLLOW_S = 2.0
-_TEND_WAIT_S = 0.5  # for the journal's lock, when a part of its log is moved
+_GO_OVER_S = 30.0  # for replicas that exchange the model; then their processes are replaced
 _NOTHING = "nothing was changed: the service goes on as it was"
-_ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/operations.md, Upgrade"
+_ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
 
@@ -96,7 +95,7 @@ def check_scores(settings: Settings) -> None:
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
         raise StartRefused(
             "`scores` names a Redis server, and the package for it is missing",
-            "pip install 'online-learning-service[redis]'",
+            "pip install '.[redis]' in the checkout",
         )
 
 
@@ -134,6 +133,37 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
     return processes.listening([*ports, int(context.gcs_address.rpartition(":")[2])])
 
 
+def all_exchange(
+    changed: Mapping[str, str], *served: tuple[Settings, Mapping[str, Loaded]]
+) -> bool:
+    """Whether replicas go over by themselves to all models that change.
+
+    ``served``: those that serve, and those that are to (:mod:`online.service.going_over`).
+    """
+    return all(
+        exchangeable(model, merge_rule(model, loaded[model.name].model))
+        for settings, loaded in served
+        for model in settings.models
+        if model.name in changed
+    )
+
+
+@contextlib.contextmanager
+def quiet(log_path: Path) -> Iterator[None]:
+    """Write to a file what Ray and Serve print while they end."""
+    sys.stdout.flush()
+    printed_to = {stream: os.dup(stream) for stream in (1, 2)}
+    try:
+        with log_path.open("w") as file:
+            for stream in printed_to:
+                os.dup2(file.fileno(), stream)
+        yield
+    finally:
+        for stream, was in printed_to.items():
+            os.dup2(was, stream)
+            os.close(was)
+
+
 class Service:
     """A service on one state folder, from start to stop."""
 
@@ -146,10 +176,7 @@ class Service:
         self._loaded: dict[str, Loaded] = {}
         self._ports: processes.PortRange | None = None
         self._vital: list[psutil.Process] = []
-        self._journal: Journal | None = None
-        bound_s = settings.limits.standstill_s
-        self._held_by: str | None = None  # the journal, as was said
-        self._standstill = None if bound_s is None else Standstill(bound_s)
+        self._tending = Tending(settings.limits.standstill_s, progress)
         self._started_s = time.monotonic()
         self._patience = Patience(settings.start_wait_s)
         self._version = 0  # of the replicas' settings
@@ -228,7 +255,8 @@ class Service:
     def _start_replicas(self) -> None:
         settings = self._settings
         first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
-        self._progress(f"starting {settings.replicas_min} replicas")
+        n = settings.replicas_min
+        self._progress("starting one replica" if n == 1 else f"starting {n} replicas")
         self._deploy(settings)
         self._wait_http()
         self._facts = {
@@ -236,8 +264,13 @@ class Service:
             "replica_ports": [first, first + REPLICA_PORTS - 1],
             "private": str(self._private),
         }
-        processes.note(run_path(settings), self._facts)
+        self._note()
         self._progress(f"ready after {time.monotonic() - self._started_s:.1f} s")
+
+    def _note(self) -> None:
+        """Write down what commands need to know, the specs that serve among it."""
+        facts = {**self._facts, "specs": self._specs()}
+        processes.note(run_path(self._settings), facts)
 
     def _deploy(self, settings: Settings) -> None:
         from online.service.deployment import Replica  # it imports Ray, after its flags are set
@@ -289,7 +322,7 @@ class Service:
         self._given, self._code = given, code
         self._wait_http()
         self._challengers.start(settings)
-        processes.note(run_path(settings), self._facts)
+        self._note()
         lines = [f"{name} changed" for name in rolling]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
@@ -322,25 +355,29 @@ class Service:
         with contextlib.closing(open_journal(settings)) as journal:
             for name, spec in changed.items():
                 promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
-            self._loaded = loaded
-            self._version += 1
+            self._loaded, version = loaded, self._version
             try:
                 self._patience = Patience(settings.start_wait_s)
                 parameter_servers.start(
                     settings, loaded, self._progress, self._patience, only=changed
                 )
-                self._deploy(settings)
+                alike = all_exchange(changed, (was, were), (settings, loaded))
+                specs = self._specs()
+                if not (alike and rollout.gone_over(journal, changed, specs, _GO_OVER_S)):
+                    self._version += 1
+                    self._deploy(settings)
                 self._settings = settings
                 self._wait_http()
             except Exception:
                 self._loaded, self._settings = were, was
                 parameter_servers.end({name: loaded[name].spec_hash for name in changed})
                 promotion.take_back_all(journal, changed)
-                self._version += 1
-                self._deploy(was)
+                if self._version != version:
+                    self._version += 1
+                    self._deploy(was)
                 self._challengers.start(was)
                 raise
-        processes.note(run_path(settings), self._facts)
+        self._note()
         parameter_servers.last_snapshots(changed)
         parameter_servers.end(changed)
         self._challengers.start(settings)
@@ -350,10 +387,10 @@ class Service:
 
     def promoted(self) -> bool:
         """Whether a model was promoted since the last time."""
-        if self._journal is None:
+        if (journal := self._tending.journal) is None:
             return False
         try:
-            return self._challengers.promoted(self._journal, self._specs())
+            return self._challengers.promoted(journal, self._specs())
         except ReplayError as error:
             log.warning("journal: %s", error)
             return False
@@ -379,26 +416,7 @@ class Service:
 
     def tend(self) -> None:
         """Move a small part of the journal's log into its file: one process does it for all."""
-        try:
-            if self._journal is None:
-                # Others may wait longer: whoever stands still is noticed here.
-                self._journal = journal_opener(self._settings, lock_wait_s=_TEND_WAIT_S)()
-            self._journal.checkpoint()
-        except JournalHeld as error:
-            if error.holder != self._held_by:
-                log.warning("%s", error)
-            self._held_by = error.holder
-            if self._standstill is not None and "replica_ports" in self._facts:
-                first, last = self._facts["replica_ports"]
-                seen = look(error.pid, range(first, last + 1), self._settings.state_dir)
-                if (line := self._standstill.end(seen, time.monotonic())) is not None:
-                    self._progress(line)
-        except ReplayError as error:
-            log.warning("journal: %s", error)
-        else:
-            self._held_by = None
-            if self._standstill is not None:
-                self._standstill.moved()
+        self._tending.once(self._settings, self._facts.get("replica_ports"))
 
     def alive(self) -> bool:
         """Whether Ray's own processes run; without them nothing is restarted any more."""
@@ -424,7 +442,7 @@ class Service:
         if not ray.is_initialized():
             return []
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
-        with self._quiet():
+        with quiet(self._settings.state_dir / "stop.log"):
             serve.shutdown()
             specs = self._specs()
             lines = parameter_servers.last_snapshots(specs)
@@ -432,21 +450,6 @@ class Service:
                 parameter_servers.end(specs)
             ray.shutdown()
         return lines
-
-    @contextlib.contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Write to ``stop.log`` what Ray and Serve print while they end."""
-        sys.stdout.flush()
-        kept = {stream: os.dup(stream) for stream in (1, 2)}
-        try:
-            with (self._settings.state_dir / "stop.log").open("w") as file:
-                for stream in kept:
-                    os.dup2(file.fileno(), stream)
-            yield
-        finally:
-            for stream, was in kept.items():
-                os.dup2(was, stream)
-                os.close(was)
 
     def kill(self) -> None:
         """End whatever is left, at once.  Does nothing if the state folder is another's."""
@@ -461,8 +464,6 @@ class Service:
                 self._ports.close()
             run_path(self._settings).unlink(missing_ok=True)
             shutil.rmtree(self._private, ignore_errors=True)
-            if self._journal is not None:
-                self._journal.close()
-                self._journal = None
+            self._tending.close()
             self._owner.release()
             self._owner = None

@@ -76,8 +76,8 @@ class AccessTokens(Tree):
     )
     admin: Tokens = Field((), description="may do everything")
     predict_file: Path | None = Field(None, description="file of tokens, instead of them")
-    feedback_file: Path | None = None
-    admin_file: Path | None = None
+    feedback_file: Path | None = Field(None, description="file of tokens, instead of them")
+    admin_file: Path | None = Field(None, description="file of tokens, instead of them")
 
     def of(self, role: Role) -> tuple[str, ...]:
         """The role's tokens, or their digests."""

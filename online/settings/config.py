@@ -79,7 +79,7 @@ def _cluster(value: str) -> str:
 class Limits(Tree):
     """Every bound of the service.  At a bound new work is refused, nothing accepted is dropped."""
 
-    body_bytes_max: int = Field(1_048_576, ge=1_024)
+    body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes of one body")
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     features_max: int = Field(4_096, ge=1, description="features of one row")
     names_max: int = Field(
@@ -143,13 +143,15 @@ class Limits(Tree):
 class Settings(Tree):
     """These are the settings of the whole service."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; other than loopback only with tokens"
+    )
     port: int = Field(8000, ge=0, le=65_535, description="0 takes a free one")
     start_wait_s: float = Field(
         180, ge=5, description="a start that is not done after so long gives up"
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
-    state_dir: Path = Path(STATE_DIR)
+    state_dir: Path = Field(Path(STATE_DIR), description="folder of journal, snapshots and key")
     journal: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )
@@ -319,6 +321,25 @@ def read_token_file(path: Path, field: str) -> list[str]:
     return tokens
 
 
+_PLAIN: Mapping[str, str] = {
+    "missing": "it is required",
+    "tuple_type": "a list is needed: a line each that begins with `-`",
+    "list_type": "a list is needed: a line each that begins with `-`",
+    "dict_type": "a mapping is needed: lines of `name: value`",
+    "model_type": "a mapping is needed: lines of `name: value`",
+    "model_attributes_type": "a mapping is needed: lines of `name: value`",
+    "string_type": "text is needed",
+    "int_type": "a whole number is needed",
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "float_parsing": "a number is needed",
+    "bool_type": "true or false is needed",
+    "bool_parsing": "true or false is needed",
+}
+"""What pydantic's kinds of error are in the words of somebody who writes YAML."""
+
+
 def _explain(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     loc = tuple(part for part in first["loc"] if part not in TAGS)
@@ -330,7 +351,8 @@ def _explain(error: ValidationError) -> ConfigError:
         return ConfigError(field, "unknown setting", remedy)
     secret = first["type"] == "missing" or first["loc"][0] == "tokens"
     value = "" if secret else f", got {hidden(repr(first['input']))}"
-    return ConfigError(field, f"{first['msg']}{value}", "`online config show` prints every default")
+    said = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return ConfigError(field, f"{said}{value}", "`online config show` prints every default")
 
 
 def _fields(loc: tuple[int | str, ...]) -> list[str]:

@@ -13,13 +13,24 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def _seconds(value: object) -> object:
-    """Seconds from ``"7d"``, ``"90s"`` or a number."""
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value)):
+    """Seconds from ``"7d"``, ``"90s"`` or a number.  ValueError that says how it is written."""
+    if not isinstance(value, str):
+        return value
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value):
         return float(match[1]) * _UNITS[match[2]]
-    return value
+    try:
+        return float(value)
+    except ValueError:
+        words = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])[a-z]+", value.strip().lower())
+        meant = f"write {words[1]}{words[2]}" if words else "as 90s, 5m, 12h, 7d or 2w"
+        raise ValueError(f"a length of time is a number and one letter: {meant}") from None
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0, json_schema_extra={"unit": "seconds, or `90s`, `15m`, `12h`, `7d`, `2w`"}),
+]
 
 
 class Tree(BaseModel):
@@ -48,13 +59,13 @@ class Sync(Tree):
 class Snapshots(Tree):
     """How often the server's state is written, and how many are kept."""
 
-    interval_s: float = Field(10, ge=0.1, le=86_400)
+    interval_s: float = Field(10, ge=0.1, le=86_400, description="seconds between two of them")
     keep: int = Field(
         24, ge=2, le=10_000, description="new ones kept: the newest, and some spaced over an hour"
     )
-    hourly: int = Field(24, ge=0, le=10_000)
-    daily: int = Field(7, ge=0, le=10_000)
-    weekly: int = Field(4, ge=0, le=10_000)
+    hourly: int = Field(24, ge=0, le=10_000, description="older ones kept, one an hour")
+    daily: int = Field(7, ge=0, le=10_000, description="older ones kept, one a day")
+    weekly: int = Field(4, ge=0, le=10_000, description="older ones kept, one a week")
 
 
 StateOf = Literal["code", "structure"]
@@ -220,8 +231,12 @@ class Challenge(Tree):
 class ModelSettings(Tree):
     """The settings of one model that is served."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    task: Literal["binary", "multiclass", "regression"]
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="name in addresses and metrics"
+    )
+    task: Literal["binary", "multiclass", "regression"] = Field(
+        description="two labels, several, or a number"
+    )
     learner: str = Field(description="file.py:factory, module:factory, or a built-in name")
     params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
     artifact: Path | None = Field(

@@ -55,7 +55,7 @@ def journal_opener(
     except ImportError as error:
         raise StartRefused(
             f"the journal is in Redis, and a package is missing: {error}",
-            "pip install 'online-learning-service[redis]'",
+            "pip install '.[redis]' in the checkout",
         ) from None
     return partial(
         RedisJournal,

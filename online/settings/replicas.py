@@ -14,8 +14,8 @@ class ReplicaRange(Tree):
     """A range of replicas, of which as many run as the load needs: see
     :mod:`online.service.scaling`."""
 
-    min: int = Field(1, ge=1, le=64)
-    max: int = Field(ge=1, le=64)
+    min: int = Field(1, ge=1, le=64, description="replicas that run without any load")
+    max: int = Field(ge=1, le=64, description="replicas under the most of it")
     up_s: float = Field(10, ge=1, description="more once the load has lasted so long")
     down_s: float = Field(120, ge=1, description="fewer once it has been gone so long")
 

@@ -20,6 +20,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver.filters.base import Gradient
 from paramserver.filters.reference import Reference
+from refusals import reason
 from replay.example import Features, Label, label_text
 
 _LABEL: Final = "label"
@@ -105,7 +106,7 @@ def read(path: Path, door: Door, rows_max: int) -> list[tuple[Features, Label]]:
     except RequestError as error:
         raise _refused(path, f"{error.field}: {error.message}", "Mend the row named") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _refused(path, str(error), "Mend the row named") from None
+        raise _refused(path, reason(error), "Mend the row named") from None
     if not rows:
         raise _refused(path, "no rows", "Give ten of each class, which you vouch for")
     return rows

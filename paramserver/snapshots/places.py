@@ -62,6 +62,6 @@ def open_snapshots(place: str, disk: Disk | None = None) -> Snapshots:
     except ImportError as error:
         raise StartRefused(
             f"snapshots in {uri.scheme}://… need pyarrow, which can't be imported ({error})",
-            "install it with: pip install 'online-learning-service[store]'",
+            "install it with: pip install '.[store]' in the checkout",
         ) from error
     return open_uri(place)

@@ -188,7 +188,7 @@ def test_a_directory_needs_no_pyarrow(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert "pip install 'online-learning-service[store]'" in done.stdout
+    assert "pip install '.[store]' in the checkout" in done.stdout
 
 
 def test_directory_on_the_real_disk(tmp_path: Path) -> None:

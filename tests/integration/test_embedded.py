@@ -122,6 +122,41 @@ def test_services_of_two_names_run_side_by_side(state: Path) -> None:
         assert b.client.feedback("b", True, features={"x": 1.0}).status == "learned"
 
 
+def pushed(service: Embedded) -> None:
+    """Wait until the server has all rows: a snapshot has those, and a rollback undoes those."""
+    while service.model.predict({"x": 1.0}).own:
+        assert service.alive()
+
+
+def test_operators_work_by_the_client(state: Path) -> None:
+    with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
+        clicks = service.model
+        teach(service, "clicks")
+        pushed(service)
+        before = answers(service, "clicks")
+        snapshot = clicks.snapshot(pin=True)["name"]
+        assert clicks.snapshots()[0]["pinned"]
+        receipt = clicks.feedback(True, features={"x": 9.0}, event_id="later")
+        assert clicks.predict({"x": 9.0}, after=receipt.seen, until_included=True).includes
+        pushed(service)
+        assert clicks.rollback(snapshot)["undone"] == 1
+        assert answers(service, "clicks") == before
+        assert [one["event_id"] for one in clicks.events("undone")["events"]] == ["later"]
+        assert clicks.freeze()["complete"]
+        assert clicks.feedback(True, features={"x": 9.0}).status == "frozen"
+        assert clicks.unfreeze()["complete"]
+        assert clicks.ban("bot")["complete"]
+        kept = clicks.feedback(True, features={"x": 9.0}, event_id="b", source="bot")
+        assert kept.status == "quarantined"
+        (aside,) = clicks.quarantine(source="bot")["events"]
+        assert clicks.release([aside["row"]])["released"] == 1
+        assert clicks.relearn("undone")["learned"] == 1
+        with pytest.raises(ServiceRefused, match="no challenger"):
+            clicks.promote()
+        assert "clicks (binary)" in clicks._repr_html_()
+        assert "clicks (binary)" in service._repr_html_()
+
+
 def test_tokens_and_other_settings_of_the_service_are_taken(state: Path) -> None:
     token = "t" * 24
     given = {"tokens": {role: [token] for role in ("predict", "feedback", "admin")}}
@@ -257,17 +292,21 @@ def test_a_fresh_process_serves_without_ray_and_without_other_processes(tmp_path
     assert (processes, learned, ray) == (1, 1, [])
 
 
-def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
-    page = (HERE.parents[1] / "docs" / "embedded.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+@pytest.mark.parametrize(
+    ("document", "shown"), [("README.md", ", learned {}, accuracy"), ("docs/embedded.md", " {}\n")]
+)
+def test_the_lines_of_the_documents_run(tmp_path: Path, document: str, shown: str) -> None:
+    page = (HERE.parents[1] / document).read_text(encoding="utf-8")
+    lines = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0]
     for learned in (1, 2):
         ended = subprocess.run(
             [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120,
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, check=False,
         )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (0, "")
-        assert f" {learned}\n" in ended.stdout
-    assert "the state stored in" in ended.stdout
+        assert shown.format(learned) in ended.stdout
+    if document != "README.md":  # there nothing is stopped, and the journal is learned again
+        assert "the state stored in" in ended.stdout
     assert (tmp_path / "online-state" / "clicks" / "journal.db").exists()
 
 

@@ -281,15 +281,15 @@ def test_a_request_id_comes_back_and_leads_to_the_log(running: Running) -> None:
 # -- bounds ----------------------------------------------------------------------------------
 
 
-def counted(running: Running, name: str) -> float:
-    """A counter of the service."""
+def too_large(running: Running) -> float:
+    """Bodies that were refused for their length so far."""
     text = ask(running, "GET", "/metrics", "predict").text
-    found = re.findall(rf'^{name}{{[^}}]*model="m"[^}}]*}} (\S+)$', text, re.M)
+    found = re.findall(r'^online_predict_refused_total{.*code="too_large".*} (\S+)$', text, re.M)
     return sum(map(float, found))
 
 
 def test_a_body_without_a_length_is_counted_as_it_comes(running: Running) -> None:
-    before = counted(running, "online_predict_refused_too_large_total")
+    before = too_large(running)
     parts = urlsplit(running.url)
     sent = 0
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
@@ -308,7 +308,7 @@ def test_a_body_without_a_length_is_counted_as_it_comes(running: Running) -> Non
         connection.request("POST", PREDICT, body, bearer("predict"), encode_chunked=True)
         assert connection.getresponse().status == 413
     deadline = time.monotonic() + 60
-    while counted(running, "online_predict_refused_too_large_total") < before + 2:
+    while too_large(running) < before + 2:
         assert time.monotonic() < deadline
     assert not failures(running, 4)
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks.exactly_once import Client, Sent, settings_of
+from benchmarks.exactly_once import CLOSED, Client, Sent, settings_of
 from benchmarks.learners import COUNT_LABEL
 from benchmarks.service import Running, launch, settle, status, write_settings
 from online.processes import runs
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.ray
 _SOURCE = Path(__file__).parents[2]
 _EXIT_S = 10.0
 QUEUED = "retried after 202"
+LOST = f"retried after no answer {CLOSED}"
 PAUSE_S = 0.02  # leaves room: a challenger learns with what the replicas leave of a core
 
 
@@ -264,16 +265,33 @@ def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
             )
             assert answer.json()["status"] == "duplicate", answer.text
             assert "promoted by control row" in (again.folder / "serve.log").read_text()
-            with under_load(again, sent, first=4):
+            processes = set(again.replica_urls())
+            with under_load(again, sent, first=4, stopped=0):
                 assert "counting serves, version" in promote(again, "--back")
                 acknowledged(sent, 100)
             back = status(again, "counting")
+            assert set(again.replica_urls()) == processes, "they went over without a stop"
+            psutil.Process(int(min(processes).partition(":")[0])).kill()
+            assert served_everywhere(again, 2) == {back["spec"]}, "and so does a new one"
             assert back["spec"] == first["spec"]
             both_have(again, len(sent.acknowledged))
         finally:
             again.stop()
     epochs = [found["server"]["epoch"] for found in (first, promoted, back)]
     assert epochs == sorted(set(epochs)), "versions never go back"
+
+
+def served_everywhere(running: Running, replicas: int) -> set[str]:
+    """Specs of the model at each replica, once so many answer."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            urls = running.replica_urls().values()
+            found = [httpx.get(f"{url}/v1/models/counting", timeout=20).json() for url in urls]
+            if len(found) == replicas:
+                return {one["spec"] for one in found}
+        assert time.monotonic() < deadline, "the replica that died is not replaced"
+        time.sleep(0.1)
 
 
 def versions(running: Running) -> list[str]:
@@ -283,7 +301,7 @@ def versions(running: Running) -> list[str]:
 
 
 def moved(running: Running) -> Path:
-    """The folder of a service elsewhere, with what docs/operations.md says is to be copied."""
+    """The folder of a service elsewhere, with what docs/deploy.md says is to be copied."""
     folder = running.folder / "elsewhere"
     state = folder / "state"
     state.mkdir(parents=True)
@@ -301,8 +319,8 @@ def moved(running: Running) -> Path:
 def only_closed(seen: Counter[str], callers: int, stopped: int) -> None:
     """No prediction was answered with an error.
 
-    HAProxy closes a kept connection that it had lent to a replica that stops; a client asks again,
-    as after any such end.
+    HAProxy closes a connection that it had lent to a replica that stops; a client asks again, as
+    after any such end.
     """
     closed = seen["RemoteProtocolError"] + seen["ReadError"]
     assert seen["200"] + closed == seen.total() > 100, seen
@@ -332,8 +350,9 @@ def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> It
     only_closed(seen, len(predictors), stopped)
     # 202 is an answer: the row is durable, and its partition was sealed before it was learned
     # here.  Whoever asks again is told what became of it.
-    refused = {name for name in sent.statuses if name.startswith("retried")} - {QUEUED}
-    assert not refused, sent.statuses
+    refused = {name for name in sent.statuses if name.startswith("retried")}
+    assert not refused - {QUEUED, LOST}, sent.statuses
+    assert sent.statuses[LOST] <= len(clients) * stopped, sent.statuses  # as of predictions
     assert sent.statuses[QUEUED] <= sent.statuses.total() / 100, sent.statuses
 
 

@@ -1,4 +1,4 @@
-"""Every command of the cookbook and of the operations page is run, or says that it is not.
+"""Every command of the cookbook and of the pages for operators is run, or says that it is not.
 
 A shell block stands behind `<!-- not run: why -->` or is run as it stands, in the page's order,
 against one service; the port, the folder and names of snapshots are the service's own.
@@ -97,8 +97,14 @@ def feed(running: Running, name: str) -> None:
             batch.add(Event(features={"a": float(i)}, label=i % 2 == 0, event_id=f"{name}-{i}"))
 
 
-def test_the_operations_page(running: Running) -> None:
-    text = (DOCS / "operations.md").read_text()
+def for_operators() -> str:
+    """Their pages, in the order in which their commands are run."""
+    pages = ("runbook", "monitoring", "deploy", "sizing")
+    return "\n".join((DOCS / f"{page}.md").read_text() for page in pages)
+
+
+def test_the_pages_for_operators(running: Running) -> None:
+    text = for_operators()
     for i, block in enumerate(blocks(text)):
         if block.not_run is not None:
             assert len(block.not_run.split()) >= 4, f"no reason: {block.not_run}"
@@ -113,13 +119,12 @@ def test_the_operations_page(running: Running) -> None:
 
 def test_what_is_not_run_is_what_can_not_be() -> None:
     """Whoever marks a block must come by here."""
-    text = (DOCS / "operations.md").read_text()
+    text = for_operators()
     left_out = [b.text.split("\n")[0] for b in blocks(text) if b.not_run]
     assert [line.split()[0:2] for line in left_out] == [
-        ["online", "quarantine"], ["curl", "-s"], ["online", "serve"],
-        ["online", "backfill"], ["python3", "-m"], ["serve", "deploy"], ["docker", "build"],
-        ["PASSWORD=$(openssl", "rand"], ["online", "fsck"], ["online", "serve"],
-        ["online", "bench"],
+        ["online", "quarantine"], ["curl", "-s"], ["online", "fsck"], ["online", "serve"],
+        ["online", "serve"], ["online", "backfill"], ["python3", "-m"], ["serve", "deploy"],
+        ["docker", "build"], ["PASSWORD=$(openssl", "rand"], ["online", "bench"],
     ]  # fmt: skip
 
 

@@ -55,6 +55,87 @@ Answer = tuple[bool, float | None, bytes | None, bool, tuple[int, int, bytes] | 
 """Is it new, since when it waits, what it met there, has that gone, and the row."""
 
 
+class Oracle:
+    """What the journal has to say, in lists and dicts."""
+
+    def __init__(self) -> None:
+        self.model_of: dict[int, str] = {}
+        self.events: dict[int, list[Event]] = {}  # by offset - 1
+        self.sealed: set[int] = set()
+        self.halves: dict[tuple[str, int], NewRow] = {}
+        self.owner: dict[tuple[str, int], tuple[int, int]] = {}  # partition and offset of a key
+        self.heads: dict[tuple[str, str], tuple[int, str | None]] = {}
+        self.changes: list[tuple[str, str]] = []
+        self.controls: dict[str, list[tuple[str, str, bytes]]] = {m: [] for m in MODELS}
+
+    def expect(self, p: int, known: int, row: NewRow, reported: set[int]) -> Answer:
+        """What a row of a batch must be answered; writes it into the oracle."""
+        model, key, mine = self.model_of[p], row.key[0], self.events[p]
+        waits = self.halves.get((model, key))
+        if (model, key) in self.owner:
+            where, offset = self.owner[model, key]
+            event = self.events[where][offset - 1]
+            own = where == p and offset > known and key not in reported and row.half is None
+            if own:
+                reported.add(key)
+            return own, None, None, False, (where, offset, event.content)
+        if waits is None and row.over is not None:
+            return False, None, None, True, None
+        if waits is not None and (row.half or row.over) and row.over != waits.payload:
+            same = waits.payload == row.payload
+            return False, waits.at, None if same else waits.payload, False, None
+        if row.half:
+            if waits is None and sum(m == model for m, _ in self.halves) >= HALVES:
+                return False, None, None, False, None
+            self.halves[model, key] = row
+            return False, row.at, None, False, None
+        self.halves.pop((model, key), None)
+        mine.append(Event(key, row.payload, row.event_id, row.at))
+        self.owner[model, key] = (p, len(mine))
+        reported.add(key)
+        return True, None, None, False, (p, len(mine), row.payload)
+
+    def of(self, model: str) -> list[int]:
+        return sorted(p for p, m in self.model_of.items() if m == model)
+
+    def due(self, p: int, model: str, upto: int, before: int) -> list[Event]:
+        """The events of a partition that go, oldest first."""
+        left = [event for event in self.events[p][:upto] if not event.gone]
+        if self.model_of[p] != model:
+            return []
+        return list(takewhile(lambda event: event.at < before, left))
+
+    def compare(self, journal: Journal) -> None:
+        stored: list[Row] = []
+        for model in MODELS:
+            ours = self.of(model)
+            states = [(p.id, p.end, p.sealed, p.trimmed) for p in journal.partitions(model)]
+            gone = {p: sum(e.gone for e in self.events[p]) for p in ours}
+            assert states == [(p, len(self.events[p]), p in self.sealed, gone[p]) for p in ours]
+            for p in ours:
+                assert not gone[p] or journal.read(p, gone[p], 1000) == ()
+                rows = journal.read(p, gone[p] + 1, 1000)
+                assert [(r.key[0], r.payload, r.event_id, r.at) for r in rows] == [
+                    (e.key, e.content, e.event_id, e.at) for e in self.events[p] if not e.gone
+                ]
+                stored += rows
+            usage = journal.usage(model)
+            assert usage.rows == sum(len(self.events[p]) - gone[p] for p in ours)
+            assert usage.halves == sum(m == model for m, _ in self.halves)
+            specs_seen = [s for m, s in self.changes if m == model]
+            assert list(journal.lineages(model)) == specs_seen
+            for spec in SPECS:
+                assert journal.head(model, spec) == Head(*self.heads.get((model, spec), (0, None)))
+            got = [(c.seq, c.kind, c.key, c.payload) for c in journal.controls(model, 0)]
+            assert got == [(i, *c) for i, c in enumerate(self.controls[model], 1)]
+        assert len({r.seq for r in stored}) == len(stored)
+        for model in MODELS:
+            for key in {e.key for p in self.of(model) for e in self.events[p]}:
+                found = journal.find(model, bytes([key]) * 16)
+                owner = self.owner.get((model, key))
+                assert (found and (found.partition, found.offset)) == owner
+
+
 class JournalMachine(RuleBasedStateMachine):
     """Two processes on one store (two objects), any number of writers on either."""
 
@@ -66,18 +147,11 @@ class JournalMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.open: list[Journal] = [self.make(), self.make()]
-        self.model_of: dict[int, str] = {}
-        self.events: dict[int, list[Event]] = {}  # by offset - 1
-        self.sealed: set[int] = set()
+        self.oracle = Oracle()
         self.known: dict[int, int] = {}
         self.unanswered: dict[int, list[NewRow]] = {}
         self.told: dict[int, tuple[Outcome, ...]] = {}  # what the lost answer said
-        self.halves: dict[tuple[str, int], NewRow] = {}
         self.claims: dict[tuple[int, int], int] = {}
-        self.owner: dict[tuple[str, int], tuple[int, int]] = {}  # partition and offset of a key
-        self.heads: dict[tuple[str, str], tuple[int, str | None]] = {}
-        self.changes: list[tuple[str, str]] = []
-        self.controls: dict[str, list[tuple[str, str, bytes]]] = {m: [] for m in MODELS}
         self.serial = 0
 
     def make(self) -> Journal:
@@ -109,9 +183,10 @@ class JournalMachine(RuleBasedStateMachine):
 
     def register(self, h: int, model: str) -> int:
         made = self.open[h].register(model, "r", "x", 1.0)
-        assert made.id not in self.model_of
+        assert made.id not in self.oracle.model_of
         assert (made.end, made.sealed) == (0, False)
-        self.model_of[made.id], self.events[made.id], self.known[made.id] = model, [], 0
+        self.oracle.model_of[made.id], self.oracle.events[made.id] = model, []
+        self.known[made.id] = 0
         return made.id
 
     @rule(
@@ -147,19 +222,19 @@ class JournalMachine(RuleBasedStateMachine):
     )
     def take_a_place(self, h: int, p: int, side: Half | None, wrong: bool, n: int) -> None:
         """A row or a half over what stands, or over what has never stood there."""
-        model = self.model_of[p]
-        waiting = [key for m, key in self.halves if m == model]
+        model = self.oracle.model_of[p]
+        waiting = [key for m, key in self.oracle.halves if m == model]
         if not waiting:
             return
         key = waiting[n % len(waiting)]
-        over = b"never" if wrong else self.halves[model, key].payload
+        over = b"never" if wrong else self.oracle.halves[model, key].payload
         batch = self.unanswered.get(p) or [self.fresh(p, key, side, 5, over)]
         self.send(h, p, self.known[p], batch, lost=wrong)
 
     @rule(h=handles, p=writers, n=st.integers(0, 9))
     def repeat(self, h: int, p: int, n: int) -> None:
         """An event that this partition has comes again."""
-        left = [event.key for event in self.events[p] if not event.gone]
+        left = [event.key for event in self.oracle.events[p] if not event.gone]
         if left:
             batch = self.unanswered.get(p) or [self.fresh(p, left[n % len(left)], at=5)]
             self.send(h, p, self.known[p], batch, lost=False)
@@ -167,14 +242,14 @@ class JournalMachine(RuleBasedStateMachine):
     def send(
         self, h: int, p: int, known: int, batch: list[NewRow], lost: bool, late: bool = False
     ) -> None:
-        model, mine = self.model_of[p], self.events[p]
-        if p in self.sealed:
+        model, mine = self.oracle.model_of[p], self.oracle.events[p]
+        if p in self.oracle.sealed:
             with pytest.raises(PartitionSealed) as refusal:
                 self.open[h].append(p, known, batch)
             assert refusal.value.end == len(mine)
             return
         reported: set[int] = set()
-        expected = [self.expect(p, known, row, reported) for row in batch]
+        expected = [self.oracle.expect(p, known, row, reported) for row in batch]
         answer = self.open[h].append(p, known, batch)
         got = [
             (
@@ -187,7 +262,7 @@ class JournalMachine(RuleBasedStateMachine):
             for o in answer.outcomes
         ]
         assert got == expected
-        epochs = [epoch for (m, _), (epoch, _) in self.heads.items() if m == model]
+        epochs = [epoch for (m, _), (epoch, _) in self.oracle.heads.items() if m == model]
         assert (answer.end, answer.epoch) == (len(mine), max(epochs, default=0))
         if not late:
             self.same_as_at_first(self.told.pop(p, ()), answer.outcomes)
@@ -201,48 +276,22 @@ class JournalMachine(RuleBasedStateMachine):
         """A lost answer's rows stand, unless they were trimmed; a half may have found its row."""
         for before, now in zip(told, again, strict=False):
             stands = (
-                before.row and not self.events[before.row.partition][before.row.offset - 1].gone
+                before.row
+                and not self.oracle.events[before.row.partition][before.row.offset - 1].gone
             )
             if stands:
                 assert (now.new, now.row) == (before.new, before.row)
 
-    def expect(self, p: int, known: int, row: NewRow, reported: set[int]) -> Answer:
-        """What a row of a batch must be answered; writes it into the oracle."""
-        model, key, mine = self.model_of[p], row.key[0], self.events[p]
-        waits = self.halves.get((model, key))
-        if (model, key) in self.owner:
-            where, offset = self.owner[model, key]
-            event = self.events[where][offset - 1]
-            own = where == p and offset > known and key not in reported and row.half is None
-            if own:
-                reported.add(key)
-            return own, None, None, False, (where, offset, event.content)
-        if waits is None and row.over is not None:
-            return False, None, None, True, None
-        if waits is not None and (row.half or row.over) and row.over != waits.payload:
-            same = waits.payload == row.payload
-            return False, waits.at, None if same else waits.payload, False, None
-        if row.half:
-            if waits is None and sum(m == model for m, _ in self.halves) >= HALVES:
-                return False, None, None, False, None
-            self.halves[model, key] = row
-            return False, row.at, None, False, None
-        self.halves.pop((model, key), None)
-        mine.append(Event(key, row.payload, row.event_id, row.at))
-        self.owner[model, key] = (p, len(mine))
-        reported.add(key)
-        return True, None, None, False, (p, len(mine), row.payload)
-
     @rule(h=handles, model=models, before=ages, n=st.integers(1, 4))
     def expire(self, h: int, model: str, before: int, n: int) -> None:
-        old = [k for k, row in self.halves.items() if k[0] == model and row.at < before]
+        old = [k for k, row in self.oracle.halves.items() if k[0] == model and row.at < before]
         removed = self.open[h].expire(model, float(before), n)
         assert removed == min(n, len(old))
         if removed < len(old):  # which of equally old ones is free: all go
             while self.open[h].expire(model, float(before), n):
                 pass
         for key in old:
-            del self.halves[key]
+            del self.oracle.halves[key]
 
     @rule(
         h=handles,
@@ -264,82 +313,78 @@ class JournalMachine(RuleBasedStateMachine):
         data: st.DataObject,
     ) -> None:
         """By the newest lineage's server, or by one of any lineage, at its epoch or not."""
-        floors = {p: data.draw(st.integers(0, len(e) + 1)) for p, e in self.events.items()}
+        floors = {p: data.draw(st.integers(0, len(e) + 1)) for p, e in self.oracle.events.items()}
         if behind is None:
-            spec = next((s for m, s in reversed(self.changes) if m == model), spec)
-        epoch = self.heads.get((model, spec), (0, None))[0]
+            spec = next((s for m, s in reversed(self.oracle.changes) if m == model), spec)
+        epoch = self.oracle.heads.get((model, spec), (0, None))[0]
         asked = epoch - (behind or 0)
         call = partial(self.open[h].trim, model, spec, asked, floors, float(before))
         if asked != epoch or not epoch:
             with pytest.raises(EpochLost):
                 call(n)
             return
-        newest = [s for m, s in self.changes if m == model][-1] == spec
-        due = [(p, e) for p in floors if newest for e in self.due(p, model, floors[p], before)]
+        newest = [s for m, s in self.oracle.changes if m == model][-1] == spec
+        due = [
+            (p, e) for p in floors if newest for e in self.oracle.due(p, model, floors[p], before)
+        ]
         removed = call(n)
         assert removed == min(n, len(due))
         if removed < len(due):  # from which partition they go is free
-            assert self.trimmed(model) == removed + sum(e.gone for p in self.of(model)
-                                                        for e in self.events[p])  # fmt: skip
+            assert self.trimmed(model) == removed + sum(e.gone for p in self.oracle.of(model)
+                                                        for e in self.oracle.events[p])  # fmt: skip
             call(10**6)
         for p, event in due:
             event.gone = True
-            del self.owner[model, event.key]
-            self.claims.pop((p, self.events[p].index(event) + 1), None)
-
-    def of(self, model: str) -> list[int]:
-        return sorted(p for p, m in self.model_of.items() if m == model)
+            del self.oracle.owner[model, event.key]
+            self.claims.pop((p, self.oracle.events[p].index(event) + 1), None)
 
     def trimmed(self, model: str) -> int:
         return sum(p.trimmed for p in self.open[0].partitions(model))
 
-    def due(self, p: int, model: str, upto: int, before: int) -> list[Event]:
-        """The events of a partition that go, oldest first."""
-        left = [event for event in self.events[p][:upto] if not event.gone]
-        if self.model_of[p] != model:
-            return []
-        return list(takewhile(lambda event: event.at < before, left))
-
     @rule(h=handles, p=writers, offset=st.integers(0, 4))
     def claim(self, h: int, p: int, offset: int) -> None:
-        if offset > len(self.events[p]) or (offset and self.events[p][offset - 1].gone):
+        if offset > len(self.oracle.events[p]) or (
+            offset and self.oracle.events[p][offset - 1].gone
+        ):
             return
         assert self.open[h].claim(p, offset) == self.claims.get((p, offset), 0)
         self.claims[p, offset] = self.claims.get((p, offset), 0) + 1
 
     @rule(h=handles, p=writers, beyond=st.integers(1, 3))
     def append_to_a_journal_that_lost_rows(self, h: int, p: int, beyond: int) -> None:
-        error = PartitionSealed if p in self.sealed else JournalBehind
+        error = PartitionSealed if p in self.oracle.sealed else JournalBehind
         with pytest.raises(error):
-            self.open[h].append(p, len(self.events[p]) + beyond, [self.fresh(p, 0)])
+            self.open[h].append(p, len(self.oracle.events[p]) + beyond, [self.fresh(p, 0)])
 
     @rule(h=handles, p=writers)
     def seal(self, h: int, p: int) -> None:
-        assert self.open[h].seal(p) == len(self.events[p])
-        self.sealed.add(p)
+        assert self.open[h].seal(p) == len(self.oracle.events[p])
+        self.oracle.sealed.add(p)
 
     @rule(h=handles, model=models, spec=specs, ahead=st.sampled_from([0, 0, 0, -1, 1]))
     def begin_epoch(self, h: int, model: str, spec: str, ahead: int) -> None:
-        epoch, snapshot = self.heads.get((model, spec), (0, None))
+        epoch, snapshot = self.oracle.heads.get((model, spec), (0, None))
         if ahead:
             with pytest.raises(EpochLost) as refusal:
                 self.open[h].begin_epoch(model, spec, epoch + ahead)
             assert refusal.value.found == epoch
             return
         assert self.open[h].begin_epoch(model, spec, epoch) == epoch + 1
-        self.heads[model, spec] = (epoch + 1, snapshot)
-        self.changes = [c for c in self.changes if c != (model, spec)] + [(model, spec)]
+        self.oracle.heads[model, spec] = (epoch + 1, snapshot)
+        self.oracle.changes = [c for c in self.oracle.changes if c != (model, spec)] + [
+            (model, spec)
+        ]
 
     @rule(h=handles, model=models, spec=specs, behind=st.sampled_from([0, 0, 1, -1]))
     def move_head(self, h: int, model: str, spec: str, behind: int) -> None:
         self.serial += 1
-        epoch = self.heads.get((model, spec), (0, None))[0]
+        epoch = self.oracle.heads.get((model, spec), (0, None))[0]
         if behind or not epoch:
             with pytest.raises(EpochLost):
                 self.open[h].move_head(model, spec, epoch - behind, "zombie")
             return
         self.open[h].move_head(model, spec, epoch, f"s{self.serial}")
-        self.heads[model, spec] = (epoch, f"s{self.serial}")
+        self.oracle.heads[model, spec] = (epoch, f"s{self.serial}")
 
     @rule(
         h=handles,
@@ -351,10 +396,10 @@ class JournalMachine(RuleBasedStateMachine):
     def write_control(
         self, h: int, model: str, key: str, kind: str, fence: tuple[str, int] | None
     ) -> None:
-        rows, content = self.controls[model], bytes([self.serial % 256])
+        rows, content = self.oracle.controls[model], bytes([self.serial % 256])
         write = partial(self.open[h].write_control, model, kind, key, content)
         if fence:
-            epoch = self.heads.get((model, fence[0]), (0, None))[0]
+            epoch = self.oracle.heads.get((model, fence[0]), (0, None))[0]
             if fence[1] or not epoch:
                 with pytest.raises(EpochLost):
                     write((fence[0], epoch - fence[1]))
@@ -378,40 +423,10 @@ class JournalMachine(RuleBasedStateMachine):
     @rule(h=handles, p=writers, first=st.integers(1, 9), n=st.integers(0, 4))
     def read_a_page(self, h: int, p: int, first: int, n: int) -> None:
         page = [(r.offset, r.payload) for r in self.open[h].read(p, first, n)]
-        wanted = list(enumerate(self.events[p], 1))[first - 1 : first - 1 + n]
+        wanted = list(enumerate(self.oracle.events[p], 1))[first - 1 : first - 1 + n]
         assert page == [(i, e.content) for i, e in takewhile(lambda w: not w[1].gone, wanted)]
 
     @invariant()
     def both_processes_tell_the_same_story(self) -> None:
         for journal in self.open:
-            self.compare(journal)
-
-    def compare(self, journal: Journal) -> None:
-        stored: list[Row] = []
-        for model in MODELS:
-            ours = self.of(model)
-            states = [(p.id, p.end, p.sealed, p.trimmed) for p in journal.partitions(model)]
-            gone = {p: sum(e.gone for e in self.events[p]) for p in ours}
-            assert states == [(p, len(self.events[p]), p in self.sealed, gone[p]) for p in ours]
-            for p in ours:
-                assert not gone[p] or journal.read(p, gone[p], 1000) == ()
-                rows = journal.read(p, gone[p] + 1, 1000)
-                assert [(r.key[0], r.payload, r.event_id, r.at) for r in rows] == [
-                    (e.key, e.content, e.event_id, e.at) for e in self.events[p] if not e.gone
-                ]
-                stored += rows
-            usage = journal.usage(model)
-            assert usage.rows == sum(len(self.events[p]) - gone[p] for p in ours)
-            assert usage.halves == sum(m == model for m, _ in self.halves)
-            specs_seen = [s for m, s in self.changes if m == model]
-            assert list(journal.lineages(model)) == specs_seen
-            for spec in SPECS:
-                assert journal.head(model, spec) == Head(*self.heads.get((model, spec), (0, None)))
-            got = [(c.seq, c.kind, c.key, c.payload) for c in journal.controls(model, 0)]
-            assert got == [(i, *c) for i, c in enumerate(self.controls[model], 1)]
-        assert len({r.seq for r in stored}) == len(stored)
-        for model in MODELS:
-            for key in {e.key for p in self.of(model) for e in self.events[p]}:
-                found = journal.find(model, bytes([key]) * 16)
-                owner = self.owner.get((model, key))
-                assert (found and (found.partition, found.offset)) == owner
+            self.oracle.compare(journal)

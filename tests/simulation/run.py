@@ -29,12 +29,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sim_mutants import MUTANTS, Mutant
+from sim_mutant import Mutant
+from sim_mutants import MUTANTS
 from sim_vfs import Vfs
 from sim_world import World
 
 import online.replica.follower
-import paramserver.process
+import paramserver.actor
 from paramserver.snapshots import format as snapshot_format
 from paramserver.state import SnapshotState
 
@@ -65,7 +66,7 @@ def machine() -> Vfs:
     if reason is not None:
         raise RuntimeError(reason)
     # it hashes source files, which are no part of the simulated machine
-    paramserver.process.identity = lambda *_: "simulated"
+    paramserver.actor.identity = lambda *_: "simulated"
     online.replica.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
     encode = snapshot_format.encode
 

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from sim_actor import Actor, Head
 from sim_loss import OlderJournal
 from sim_network import Weather
 from sim_operator import Operator
-from sim_processes import Actor, Head, Replica, Server
+from sim_processes import Replica, Server
 
 if TYPE_CHECKING:
     from sim_world import World

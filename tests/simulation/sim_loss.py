@@ -11,8 +11,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sim_actor import MODEL, SPEC, Observer
 from sim_disk import DeadProcess, Inode, SnapshotDisk
-from sim_processes import MODEL, SPEC, Observer, Server
+from sim_processes import Server
 
 import online.rebuild.acceptance
 from paramserver.errors import PublishFailed

@@ -1,4 +1,4 @@
-"""The real source with one rule less, in memory, and seeds that must not survive it.
+"""Rules that are taken out one by one, and how many seeds it takes to notice.
 
 A mutant is made of texts that stand once in a module and of what stands there instead, or of a
 machine that does not keep its word.
@@ -17,80 +17,11 @@ Of these rules no mutant is here, as others cover for each in the whole system:
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
+from sim_mutant import Mutant
 from sim_world import Faulty
-
-_PRODUCT = ("online", "paramserver", "replay")
-_HEIRS = {  # their classes are made of classes of the first
-    "paramserver.process": ("paramserver.swapping", "paramserver.actor"),
-    "replay.journal.sqlitefile": ("replay.journal.sqlite",),
-}
-Change = tuple[str, str, str]
-"""Module, a text that stands in it once, and what stands there instead."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """What is changed, and how it is noticed.
-
-    Attributes
-    ----------
-    climate
-        What is the same in all seeds: the faults that bring it out, at a pace that does.
-    within
-        So many seeds must notice it, at a few times what it took (``run.py --mutants``).
-    begin
-        Of these seeds the one that is tried first, the others after it: one that notices, where
-        those before it take long.
-    """
-
-    changes: tuple[Change, ...] = ()
-    faulty: Faulty = field(default_factory=Faulty)
-    climate: Mapping[str, Any] = field(default_factory=dict)
-    within: int = 100
-    begin: int = 0
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The changed code is what everybody uses, until the end of the block."""
-        saved = {m: dict(vars(m)) for m in _product()}
-        try:
-            names = [name for name, _, _ in self.changes]
-            names += [heir for name in names for heir in _HEIRS.get(name, ())]
-            for name in dict.fromkeys(names):
-                self._change(importlib.import_module(name), saved)
-            yield
-        finally:
-            for module, names in saved.items():
-                vars(module).clear()
-                vars(module).update(names)
-
-    def _change(self, module: ModuleType, saved: dict[ModuleType, dict[str, object]]) -> None:
-        source = inspect.getsource(module)
-        for name, old, new in self.changes:
-            if name == module.__name__:
-                assert source.count(old) == 1, f"{source.count(old)} times in {name}: {old}"
-                source = source.replace(old, new)
-        before = dict(vars(module))
-        exec(compile(source, f"<changed {module.__name__}>", "exec"), vars(module))
-        changed = {id(x): vars(module)[name] for name, x in before.items() if name[:2] != "__"}
-        for other in saved:
-            for name, x in list(vars(other).items()):
-                if other is not module and id(x) in changed:
-                    setattr(other, name, changed[id(x)])
-
-
-def _product() -> list[ModuleType]:
-    return [m for name, m in sys.modules.items() if name.split(".")[0] in _PRODUCT]
-
 
 _JOURNAL = "replay.journal.sqlite"
 _APPEND = "replay.journal.sqliteappend"
@@ -102,14 +33,15 @@ _LOCAL = "online.learning.local_model"
 _LEARNER = "online.learning.merged"
 _DELTAS = "online.learning.deltas"
 _SERVER = "paramserver.server"
-_PROCESS = "paramserver.process"
+_ACTOR = "paramserver.actor"
+_PUBLISHING = "paramserver.publishing"
 _STORE = "paramserver.snapshots.store"
 _LINEAGE = "paramserver.lineage"
 _REWRITES = "paramserver.rewrites"
 _TRIMMING = "paramserver.trimming"
 _ASIDE = "paramserver.aside"
 _HISTORY = "paramserver.snapshots.history"
-_FORGETTING = "online.rebuild.forget"
+_REBUILD = "online.rebuild.rebuild"
 _PEERS = "online.replica.peers"
 _RELEARNING = "online.rebuild.relearn"
 _SHORTFALL = "paramserver.shortfall"
@@ -157,7 +89,7 @@ _PASS_OVER = (
     "                    offset += 1\n"
     "                    self._learner.tracks[partition].next = offset\n"
 )
-_NOTED = "                with self._lock:\n                    server.note_durable(state)\n"
+_NOTED = "                with running.lock:\n                    server.note_durable(state)\n"
 _FSYNC = "            self._disk.fsync(temporary)\n"
 _RECORD = "        done = loop.create_future()\n"
 
@@ -357,19 +289,19 @@ MUTANTS: dict[str, Mutant] = {
     "clock and values are read apart": Mutant(
         (
             (
-                _PROCESS,
+                _ACTOR,
                 "            acks = [server.push(push, self._lookup)",
                 "            before = dict(server.clock)\n"
                 "            acks = [server.push(push, self._lookup)",
             ),
             (
-                _PROCESS,
+                _ACTOR,
                 "            return wire.encode(server.reply(",
                 "            server.clock, after = before, server.clock\n"
                 "            apart = wire.encode(server.reply(",
             ),
             (
-                _PROCESS,
+                _ACTOR,
                 "    def _lookup(self",
                 "            server.clock = after\n            return apart\n\n"
                 "    def _lookup(self",
@@ -411,9 +343,9 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "durable is told before the head is moved": Mutant(
         (
-            (_PROCESS, _NOTED, ""),
+            (_PUBLISHING, _NOTED, ""),
             (
-                _PROCESS,
+                _PUBLISHING,
                 "            if state is not None:\n                try:\n",
                 "            if state is not None:\n                server.note_durable(state)\n"
                 "                try:\n",
@@ -460,7 +392,7 @@ MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "what is forgotten is learned all the same": Mutant(
-        ((_FORGETTING, "if counts and self._wanted.meant(row):", "if False:"),),
+        ((_REBUILD, "if counts and self._wanted.meant(row):", "if False:"),),
         climate=_only(forgets=True),
         within=20,
     ),

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sim_actor import MODEL, SPEC, Actor
 from sim_disk import SnapshotDisk
 from sim_model import SOURCES, Ledger
-from sim_processes import MODEL, SPEC, Actor, Server
+from sim_processes import Server
 
 import online.errors
 import online.rebuild.forget
+import online.rebuild.rebuild
 import online.rebuild.relearn
 import online.rows.history
 from paramserver.errors import ParamServerError
@@ -94,19 +96,19 @@ class Operator(Actor):
         history.index()
         decisions = online.rows.history.Decisions(SPEC)
         decisions.read(journal, MODEL)
-        wanted = online.rebuild.forget.Wanted(source)
+        wanted = online.rebuild.rebuild.Wanted(source)
         found = online.rebuild.forget.influence(journal, MODEL, decisions, wanted, 0.0)
         online.rebuild.forget.check_reach(found, wanted)
         bases = online.rebuild.forget.Bases(journal, MODEL, decisions, journal.partitions(MODEL))
         head = journal.head(MODEL, SPEC).snapshot
         base = bases.before(history, head, 0, found)
-        start = online.rebuild.forget.nothing(MODEL, SPEC, "{}", {})
+        start = online.rebuild.rebuild.nothing(MODEL, SPEC, "{}", {})
         if base.name is not None:
             start = history.load(base.name)
-        rebuild = online.rebuild.forget.Rebuild(
-            journal, decisions, wanted, start, partial(Ledger, _deadly),
-            task="regression", rows_max=self.world.climate.rows_max, ordered=False,
-        )  # fmt: skip
+        method = online.rebuild.rebuild.Method(
+            partial(Ledger, _deadly), "regression", rows_max=self.world.climate.rows_max
+        )
+        rebuild = online.rebuild.rebuild.Rebuild(journal, decisions, wanted, start, method)
         rebuild.run()
         made = rebuild.built((0, self._number(aside)), rewrite, self.world.wall())
         history.publish(aside, made.state)
@@ -148,8 +150,9 @@ class Operator(Actor):
         rows = self.dice.randint(1, 40)
         window = online.rebuild.relearn.window_of(journal, MODEL, decisions, -math.inf, rows)
         work = online.rebuild.relearn.Relearning(
-            journal, decisions, window, state, partial(Ledger, _deadly),
-            model=MODEL, spec_text="{}", task="regression", ordered=False,
+            journal, decisions, window, state,
+            online.rebuild.rebuild.Method(partial(Ledger, _deadly), "regression"),
+            model=MODEL, spec_text="{}",
         )  # fmt: skip
         work.run()
         made = work.built((0, self._number(aside)), rewrite, self.world.wall())

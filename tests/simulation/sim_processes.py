@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sim_actor import MODEL, SPEC, Actor
 from sim_disk import DeadProcess, SnapshotDisk
-from sim_loop import Process
 from sim_model import KEEP_ROWS_S, Event, Ledger, sums_of
 
 import online.errors
@@ -17,7 +17,7 @@ import online.replica.replica
 import online.settings.config
 import paramserver.actor
 import paramserver.lineage
-import replay.journal.sqlite
+from online.replica.surroundings import Clocks, Outside, Who
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
 from paramserver import wire
@@ -25,126 +25,11 @@ from paramserver.actor import Host, ServerSettings
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.snapshots.history import ASIDE
 from paramserver.snapshots.store import Retention
-from replay.errors import JournalUnavailable
 
 if TYPE_CHECKING:
     from sim_world import World
 
     from online.replica.pending import Recorded
-
-MODEL, SPEC = "m", "5" * 64
-_WRITES = frozenset(
-    {"append", "seal", "register", "begin_epoch", "move_head", "write_control", "claim", "run"}
-)
-
-
-class Actor:
-    """A process with the journals that it has open."""
-
-    kind = "actor"
-
-    def __init__(self, world: World, number: int) -> None:
-        self.world, self.name = world, f"{self.kind}-{number}"
-        self.process = Process(world.loop, self.name)
-        self.journals: list[Any] = []
-        self.process.spawn(self._guarded())
-
-    @property
-    def alive(self) -> bool:
-        return self.process.alive
-
-    async def _guarded(self) -> None:
-        """What nobody expected ends the seed, not only the process."""
-        try:
-            await self.live()
-        except JournalUnavailable as error:
-            self.world.note(f"{self.name} can't start: {error}")
-            self.world.kill(self)  # its supervisor starts another
-        except Exception as error:
-            self.world.fail(error)
-
-    async def live(self) -> None:
-        """The process from its start on."""
-
-    async def thread(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
-        """A step on one of the process's threads."""
-        return await self.world.loop.run_in_executor(name, step, *args)
-
-    def open_journal(self) -> Any:
-        """The journal, as this process has it."""
-        world = self.world
-        kind = replay.journal.sqlite.SqliteJournal
-
-        class Watched(kind):  # type: ignore[misc, valid-type]
-            """Its answers get lost, after it has done what it was asked."""
-
-            def __getattribute__(self, name: str) -> Any:
-                found = super().__getattribute__(name)
-                return lossy(found) if name in _WRITES else found
-
-            def seal(self, partition: int) -> int:
-                world.sealed.add(partition)
-                end: int = super().seal(partition)
-                return end
-
-            def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
-                """Rows that are to become old do so by both clocks; elsewhere time is as it is."""
-                faster = KEEP_ROWS_S / world.climate.old_s if world.climate.twice else 1.0
-                total: int = super().run(model, spec, epoch, int(ms * faster))
-                return total
-
-        def lossy(step: Callable[..., Any]) -> Callable[..., Any]:
-            def told(*args: Any) -> Any:
-                answer = step(*args)
-                if world.chance(world.lost_answers):
-                    world.counts["lost answer"] += 1
-                    raise JournalUnavailable("the answer was lost")
-                return answer
-
-            return told
-
-        journal = Watched(
-            world.journal_path,
-            disk_low_mb=1,
-            free_mb=lambda: 0.0 if world.disk.full else 100.0,
-            synchronous=world.faulty.synchronous,
-        )
-        self.journals.append(journal)
-        return journal
-
-
-class Observer(Actor):
-    """Reads the journal when all is calm."""
-
-    kind = "observer"
-    rollbacks: tuple[tuple[int, int, str], ...] | None = None
-    trimmed = 0
-
-    async def live(self) -> None:
-        journal = await self.thread("main", self.open_journal)
-        while True:
-            rows = await self.thread("main", journal.controls, MODEL, 0)
-            kinds = ("rollback", "forget", "relearn")
-            keys = [row.key.split(":")[2:] for row in rows if row.kind in kinds]
-            partitions = await self.thread("main", journal.partitions, MODEL)
-            self.trimmed = sum(partition.trimmed for partition in partitions)
-            self.rollbacks = tuple((int(epoch), int(count), name) for epoch, count, name in keys)
-            await asyncio.sleep(0.2)
-
-
-class Head(Actor):
-    """The process that moves the journal's log into its file."""
-
-    kind = "head"
-
-    async def live(self) -> None:
-        journal = await self.thread("main", self.open_journal)
-        while True:
-            await asyncio.sleep(self.world.climate.tend_s)
-            try:
-                await self.thread("main", journal.checkpoint)
-            except JournalUnavailable as error:
-                self.world.note(f"checkpoint: {error}")
 
 
 class Server(Actor):
@@ -197,7 +82,7 @@ class Server(Actor):
             return False
         status = self.real.status()
         self.world.note(f"{self.name} serves {status['version']}")
-        needed = self.real._needed
+        needed = self.real._running.needed
         forgot = needed is not None and needed.snapshot.startswith(ASIDE)
         self.world.oracle.restored(
             status["epoch"],
@@ -221,7 +106,7 @@ class Server(Actor):
 
     def roll_back(self) -> None:
         """Back to a snapshot by the dice."""
-        world, server = self.world, self.real._server
+        world, server = self.world, self.real._running.server
         if self.real.ping() != "serving" or server is None:
             return
         names = [row["name"] for row in self.real.snapshots()]
@@ -272,7 +157,7 @@ class Server(Actor):
 
     def check(self) -> None:
         """Nothing counts twice in what it has at present."""
-        if (server := self.real._server) is not None:
+        if (server := self.real._running.server) is not None:
             self.world.oracle.at_most_once(sums_of(server.values), self.name)
 
 
@@ -307,14 +192,13 @@ class Learner(Actor):
             settings,
             limits,
             learner,
-            journal,
-            Client(self),
-            replica=self.name,
-            spec=SPEC,
-            learns=learns,
-            now_s=world.wall,
-            monotonic_s=world.loop.time,
-            peers=Peers(self) if climate.peers and isinstance(self, Replica) else None,
+            Who(self.name, SPEC, learns),
+            Outside(
+                journal,
+                Client(self),
+                Peers(self) if climate.peers and isinstance(self, Replica) else None,
+            ),
+            clocks=Clocks(world.wall, world.loop.time),
         )
         await self.model.start()
         if self.model.exchange.peer is not None:

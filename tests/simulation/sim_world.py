@@ -14,13 +14,14 @@ from typing import Any, Literal, TypeVar
 
 import sim_chaos
 import sim_loss
+from sim_actor import Actor, Observer
 from sim_clients import Clients
 from sim_disk import DeadProcess, SimDisk
 from sim_loop import Process, SimLoop
 from sim_model import Event, Oracle, sums_of
 from sim_network import Network
 from sim_operator import Operator
-from sim_processes import Actor, Learning, Observer, Replica, Server
+from sim_processes import Learning, Replica, Server
 from sim_vfs import Vfs
 
 import replay.journal.sqlitefile
@@ -103,6 +104,19 @@ class Climate:
         )
 
 
+def climate_of(
+    seed: int, r: random.Random, dice: random.Random, given: Mapping[str, Any]
+) -> Climate:
+    """The climate of a seed, with what is given in it."""
+    drawn: dict[str, Any] = {"background": dice.random() < 0.2}
+    drawn |= {"forgets": dice.random() < 0.25}
+    drawn |= {"ahead": random.Random(f"ahead {seed}").random() < 0.25}
+    drawn |= {"peers": dice.random() < 0.25, **given}
+    climate = replace(Climate.draw(r), **drawn)
+    older = random.Random(f"older {seed}").random() < 0.1
+    return sim_loss.alone(climate) if (older and not given) or climate.older else climate
+
+
 class World:
     """One seed.
 
@@ -130,14 +144,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self.met: Counter[str] = Counter()
         self.dice = random.Random(f"background {seed}")  # of its own: other seeds stay as they are
-        drawn: dict[str, Any] = {"background": self.dice.random() < 0.2}
-        drawn |= {"forgets": self.dice.random() < 0.25}
-        drawn |= {"ahead": random.Random(f"ahead {seed}").random() < 0.25}
-        drawn |= {"peers": self.dice.random() < 0.25, **(climate or {})}
-        self.climate = replace(Climate.draw(self.r), **drawn)
-        older = random.Random(f"older {seed}").random() < 0.1
-        if (older and not climate) or self.climate.older:
-            self.climate = sim_loss.alone(self.climate)
+        self.climate = climate_of(seed, self.r, self.dice, climate or {})
         self.answers = 0  # what was asked before a loss is not answered any more
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
@@ -379,7 +386,7 @@ class World:
         servers, replicas = self.live(Server), [x for x in self.live(Replica) if x.ready]
         if len(servers) != 1 or servers[0].real.ping() != "serving" or not replicas:
             return f"{len(servers)} servers, {len(replicas)} replicas"
-        server: Any = servers[0].real._server
+        server: Any = servers[0].real._running.server
         if server.frozen:
             return "the model is frozen"
         digest = server.values.get("digest")
@@ -388,13 +395,10 @@ class World:
         wrong = self.oracle.wrong(sums, found, servers[0].name)
         for replica in replicas:
             learner = replica.model.learner
-            if {n: x for n, x in learner.serving.sums.items() if x} != {
-                n: x for n, x in sums.items() if x
-            }:
+            here = learner.serving.sums
+            if {n: x for n, x in here.items() if x} != {n: x for n, x in sums.items() if x}:
                 return f"{replica.name} differs from the server"
-            wrong = wrong or self.oracle.wrong(
-                learner.serving.sums, learner.tally.digest, replica.name
-            )
+            wrong = wrong or self.oracle.wrong(here, learner.tally.digest, replica.name)
             if learner.own:
                 return f"{replica.name} has {learner.own} rows of its own"
         return wrong

@@ -196,12 +196,13 @@ def test_servers_of_some_models_are_started(tmp_path: Path, started: list[str]) 
     assert started == ["m", "m", "n"]
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("ends", ["exchanged", "replaced", "taken back"])
 def test_a_promotion_leaves_the_servers_of_other_models_alone(
     tmp_path: Path, journal: Journal, started: list[str], monkeypatch: pytest.MonkeyPatch,
-    fails: bool,
+    ends: str,
 ) -> None:  # fmt: skip
-    """Whether it comes to its end, or is taken back."""
+    """Whether replicas exchange the model, are replaced, or do not start with it."""
+    fails = ends == "taken back"
     given = two(tmp_path, A, B)
     ended: list[dict[str, str]] = []
     deployed: list[str] = []
@@ -214,6 +215,7 @@ def test_a_promotion_leaves_the_servers_of_other_models_alone(
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda specs: [])
     monkeypatch.setattr("online.service.rollout.deploy", deploy)
+    monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: ends == "exchanged")
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
     monkeypatch.setattr("online.processes.note", lambda *_: None)
@@ -227,7 +229,7 @@ def test_a_promotion_leaves_the_servers_of_other_models_alone(
     else:
         (line,) = service.go_over()
         assert "model m: linear serves now" in line
-        assert deployed == [B]
+        assert deployed == ([] if ends == "exchanged" else [B])
     assert started == ["m"]
     assert ended == [{"m": spec(tmp_path, B if fails else A)}], "of the one that does not serve"
     assert service._specs()["m"] == spec(tmp_path, A if fails else B)

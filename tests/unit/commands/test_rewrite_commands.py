@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from online.cli import app
 from online.commands import forget, rewrites
 from online.errors import ConfigError, StartRefused
-from online.rebuild.forget import Base, Built, Wanted
+from online.rebuild.forget import Base
+from online.rebuild.rebuild import Built, Wanted
 from paramserver.state import Contained, SnapshotState
 
 Answer = tuple[int, dict[str, Any]]

@@ -18,7 +18,7 @@ from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.linear import Linear
 from online.models.load import logreg
 from online.models.opaque import Opaque
-from online.rebuild.forget import Wanted
+from online.rebuild.rebuild import Wanted
 from online.settings.model import ModelSettings
 from online.trust.filtering import SOURCES_MIN, filtering_for
 from paramserver.blocks import Blocks

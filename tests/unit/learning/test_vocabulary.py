@@ -20,7 +20,7 @@ from online.models import load
 from online.models.ftrl import Ftrl
 from online.models.hashed import Words
 from online.models.linear import Linear
-from online.rebuild.forget import Wanted
+from online.rebuild.rebuild import Wanted
 from online.settings.config import Limits
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks

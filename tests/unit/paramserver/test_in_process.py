@@ -100,3 +100,19 @@ def test_the_last_snapshot_holds_the_state(opener: Any, tmp_path: Path) -> None:
         assert again.status()["snapshot"] == name
     finally:
         again.stop()
+
+
+def test_a_stop_waits_for_what_is_still_asked(opener: Any, tmp_path: Path) -> None:
+    made = server(opener, tmp_path)
+    until(lambda: serving(made), "it serves")
+    entered, release = threading.Event(), threading.Event()
+
+    def asked() -> None:
+        entered.set()
+        release.wait(10)
+
+    made._asking.submit(asked)
+    assert entered.wait(10)
+    threading.Timer(0.05, release.set).start()
+    made.stop()
+    assert not [t for t in threading.enumerate() if t.name.startswith("parameter-server")]

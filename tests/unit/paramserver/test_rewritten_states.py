@@ -65,10 +65,10 @@ def test_held_until_no_start_needs_it() -> None:
 
 def aside(server: Any, last: int = 9, **more: Any) -> SnapshotState:
     """A state without row 8 of partition 1, as far as ``last``, published as ``aside-1``."""
-    now = server._server.state(0.0, None, {})
+    now = server._running.server.state(0.0, None, {})
     values = {"w": Block("additive", {"k": float(last - 1)})}
     built = replace(now, values=values, clock={1: last}, closed=frozenset(), **more)
-    server._history.publish("aside-1", built)
+    server._running.history.publish("aside-1", built)
     return built
 
 
@@ -90,14 +90,14 @@ def test_a_state_without_a_source_takes_the_place_of_the_values(world: Any) -> N
     again = world.serving()  # the newest snapshot is from before the row
     assert (sync(again).rewrite, sync(again).clock, value(again)) == (2, {1: 9}, 8.0)
     sync(again, (1, 10, 11))
-    assert "aside-1" in again._history._snapshots.names()
+    assert "aside-1" in again._running.history._snapshots.names()
     world.settings = ServerSettings(retention=Retention(1, 0, 0, 0))
     last = world.serving()
     for row in (10, 11, 12):
         world.now_s += 10
         sync(last, (1, row, row))
         last.snapshot()
-    assert "aside-1" not in last._history._snapshots.names(), "all that are kept are newer"
+    assert "aside-1" not in last._running.history._snapshots.names(), "all that are kept are newer"
     with pytest.raises(errors.RollbackRefused):
         last.rollback("aside-1")
 
@@ -106,7 +106,7 @@ def test_what_no_row_names_is_removed_at_a_start(world: Any) -> None:
     server = learned(world, 4)
     aside(server, 4)
     again = world.serving()
-    assert again._history._snapshots.names() == ["1-1"]
+    assert again._running.history._snapshots.names() == ["1-1"]
     assert [row["name"] for row in again.snapshots()] == ["1-1"]
 
 
@@ -142,10 +142,10 @@ def test_a_state_that_can_not_take_the_place_is_refused(
         world.store.rows[1] = replace(world.store.rows[1], trimmed=10)
     monkeypatch.setattr(rewrites, "SPANS_MAX", 2)
     undone = {"no spans": [7, -1], "odd": [7], "many": [1, 1, 1, 1, 1, 1]}.get(wrong, [7, 1])
-    before = (server._server.version, len(world.store.control))
+    before = (server._running.server.version, len(world.store.control))
     with pytest.raises(errors.ForgetRefused, match=why):
         forget(server, {1: undone}, "1-2" if wrong == "a snapshot" else "aside-1")
-    assert (server._server.version, len(world.store.control)) == before
+    assert (server._running.server.version, len(world.store.control)) == before
     assert server.ping() == "serving"
 
 

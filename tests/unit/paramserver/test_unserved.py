@@ -27,7 +27,7 @@ class Deaf(Client):
 
 def _probe(world: World, n: int) -> None:
     """A value written at the server itself, of an event that no replica has seen."""
-    server = world.server._server
+    server = world.server._running.server
     assert server is not None
     partition = world.journal().register("m", f"probe {n}", SPEC, 0.0).id
     blocks = {
@@ -35,7 +35,7 @@ def _probe(world: World, n: int) -> None:
         "digest": Block("digest", {"count": 1, "sum": 7}),
     }
     push = wire.Push(server.epoch, SPEC, partition, 1, 1, 1, server.version, to_wire(blocks))
-    with world.server._lock:
+    with world.server._running.lock:
         assert server.push(push, world.server._lookup).status == "applied"
 
 

@@ -39,8 +39,9 @@ begun_with = set(sys.modules)  # what the environment's own start files import
 sys.meta_path[:] = [Installed if f is PathFinder else f for f in sys.meta_path]
 """
 BESIDE: Final = {"edge", "models", "rescore", "tables"}
-# `online backfill` reads tables, with the extra `rescore`
+# `online backfill` reads tables, with the extra `rescore`; pytest imports its plugin itself
 TABLES: Final = {"online.rebuild.backfill"}
+PYTEST: Final = {"online.pytest_plugin"}
 MODEL: Final = """
 from online.commands.base import load_settings
 from online.models.from_settings import load_model
@@ -97,7 +98,7 @@ def _served() -> list[str]:
     names = [m.name for m in found if not m.ispkg and m.name.split(".")[1] not in BESIDE]
     for package in (paramserver, replay):
         names += [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
-    return sorted({*names, "online.models.load", "evaluation.streams"} - TABLES)
+    return sorted({*names, "online.models.load", "evaluation.streams"} - TABLES - PYTEST)
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:

@@ -106,7 +106,7 @@ def test_options_named_in_the_text_exist() -> None:
         *re.findall(r'add_argument\("(--\w+)"', simulation),
     }
     for path in DOCUMENTS:
-        for option in re.findall(r"`(--[a-z-]+)[^`]*`", path.read_text(encoding="utf-8")):
+        for option in re.findall(r"`(--[a-z0-9-]+)[^`]*`", path.read_text(encoding="utf-8")):
             assert option in known, f"{path.name}: {option}"
 
 
@@ -196,8 +196,15 @@ def test_the_readme_is_read_in_a_minute() -> None:
     assert len(README.splitlines()) <= README_LINES_MAX
 
 
+def test_the_readme_begins_with_five_lines_of_python() -> None:
+    """They are run by ``tests/integration/test_embedded.py``."""
+    first = re.search(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S)
+    assert first is not None
+    assert (first[1], len(first[2].splitlines())) == ("python", 5)
+
+
 def test_the_example_of_the_readme_works(tmp_path: Path) -> None:
-    (code,) = fenced(README, "python")
+    _, code = fenced(README, "python")
     (settings,) = fenced(README, "yaml")
     (tmp_path / "model.py").write_text(code)
     (tmp_path / "online.yaml").write_text(settings)

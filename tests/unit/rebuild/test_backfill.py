@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 import rescore_world as worlds
-from backfill_world import Folder, a_file, alone, labelled, near
+from backfill_world import Folder, Service, a_file, alone, labelled, near
 from river import linear_model, optim, preprocessing
 from typer.testing import CliRunner
 
@@ -27,11 +25,10 @@ from online.rebuild.backfill import TaughtAlready, Teacher
 from online.rebuild.forget import Base, Bases
 from online.rows.history import Decisions
 from online.service.check_state import Models
-from online.settings.places import open_journal, snapshots_path
+from online.settings.places import open_journal
 from online.tables.errors import InputRefused
 from paramserver import bases, rewrites
-from paramserver.actor import ParameterServer
-from paramserver.errors import BackfillRefused, DecisionUncertain
+from paramserver.errors import DecisionUncertain
 from paramserver.errors import StartRefused as ServerRefused
 from paramserver.lineage import recover
 from paramserver.rewrites import Rollback
@@ -358,45 +355,6 @@ def test_not_beside_a_service(folder: Folder) -> None:
 # -- beside a service ------------------------------------------------------------------------------
 
 
-class Service:
-    """A parameter server and the routes that the command asks, in this process."""
-
-    def __init__(self, folder: Folder, monkeypatch: Any) -> None:
-        self.folder, self.asked = folder, list[str]()
-        self.meanwhile: Callable[[], None] = lambda: None
-        self.server = ParameterServer(
-            folder.lineage, lambda: open_journal(folder.settings),
-            snapshots_path(folder.settings), background=False,
-        )  # fmt: skip
-        assert self.server.restore()
-        monkeypatch.setattr("online.commands.backfill._running", lambda *_: self.client())
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(transport=httpx.MockTransport(self.answer), base_url="http://service")
-
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        what = request.url.path.rpartition("/")[2]
-        self.asked.append(what)
-        if what == "models":
-            return httpx.Response(200, json={"models": [{"model": "m"}]})
-        if what == "m":
-            return httpx.Response(200, json={"spec": self.folder.lineage.spec[:16]})
-        if what == "snapshots":
-            made = self.server.snapshot()
-            self.meanwhile()
-            return httpx.Response(200, json=made)
-        body = json.loads(request.content)
-        try:
-            done = self.server.backfill(body.pop("snapshot"), json.dumps(body).encode())
-        except BackfillRefused as error:
-            return httpx.Response(422, json={"error": {"message": str(error)}})
-        return httpx.Response(200, json=done)
-
-    def asides(self) -> list[str]:
-        names = self.folder.history()._snapshots.names()
-        return [name for name in names if name.startswith("aside-")]
-
-
 def test_a_service_goes_on_with_what_the_table_has_taught(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,7 +366,7 @@ def test_a_service_goes_on_with_what_the_table_has_taught(
     expected = alone([labelled(3_000)])
     for _ in range(5):
         expected.learn({"a": 1.0}, True, 1.0)
-    server = service.server._server
+    server = service.server._running.server
     assert server is not None
     weights = dict(server.values["weights"].data)
     assert near(weights, expected)
@@ -469,7 +427,7 @@ MUTANTS: dict[str, tuple[str, Any, Callable[..., None]]] = {
         test_a_start_goes_on_from_what_the_table_has_taught,
     ),
     "what the service has learned meanwhile is lost": (
-        "online.rebuild.forget.Rebuild.run", lambda *_: None,
+        "online.rebuild.rebuild.Rebuild.run", lambda *_: None,
         test_a_service_goes_on_with_what_the_table_has_taught,
     ),
     "files are not remembered": (

@@ -19,7 +19,8 @@ from online.errors import StartRefused
 from online.learning.merged import Learner
 from online.models.base import learn_example
 from online.models.linear import Linear
-from online.rebuild.forget import Bases, Rebuild, Wanted, check_reach, influence, nothing, runs
+from online.rebuild.forget import Bases, check_reach, influence
+from online.rebuild.rebuild import Method, Rebuild, Wanted, nothing, runs
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
 from paramserver import blocks as algebra
@@ -96,7 +97,7 @@ class Alone:
         learner.on_reply(reply)
 
     def values(self) -> dict[str, Any]:
-        server = self.server._server
+        server = self.server._running.server
         assert server is not None
         return flat({name: block.data for name, block in server.values.items()})
 
@@ -229,7 +230,7 @@ class Ledger:
             for i in range(1, n + 1)
         ]
         self.end = self.journal.append(self.partition, self.end, rows).end
-        server = self.server._server
+        server = self.server._running.server
         assert server is not None
         clock = server.clock.get(self.partition, 0)
         push = wire.Push(
@@ -317,8 +318,8 @@ def test_a_decision_meanwhile_stops_it(tmp_path: Path) -> None:
     ledger.send("bot", 1)
     decisions = Decisions(SPEC)
     rebuild = Rebuild(
-        ledger.journal, decisions, Wanted("bot"), nothing("m", SPEC, "{}", {}), worlds.counting,
-        task="regression", rows_max=8, ordered=False,
+        ledger.journal, decisions, Wanted("bot"), nothing("m", SPEC, "{}", {}),
+        Method(worlds.counting, "regression", rows_max=8),
     )  # fmt: skip
     rebuild.run()
     ledger.server.rollback(first)

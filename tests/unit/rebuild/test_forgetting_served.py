@@ -15,7 +15,8 @@ from forgetting_world import SPEC, built
 from online.errors import RequestError, StartRefused
 from online.learning.counters import event_hash
 from online.messages.structs import FeedbackRequest
-from online.rebuild.forget import Bases, Wanted
+from online.rebuild.forget import Bases
+from online.rebuild.rebuild import Wanted
 from online.rows.history import Decisions
 from online.settings.model import Snapshots
 from paramserver import errors, lineage, rewrites
@@ -37,11 +38,22 @@ async def send(serving: Any, source: str, *names: str) -> list[str]:
     return out
 
 
+async def restart(world: Any, replicas: Any) -> ParameterServer:
+    """A server after the one that has died, which all replicas have met."""
+    restarted = ParameterServer(
+        Lineage("m", SPEC, "{}", "sum"), world.journal, str(world.folder / "snapshots"),
+        ServerSettings(), background=False,
+    )  # fmt: skip
+    assert restarted.restore(), "from before the row: the state aside is loaded again"
+    world.client.server = restarted
+    await worlds.until(lambda: all(r.learner.version[0] == 3 for r in replicas))
+    return restarted
+
+
 async def forgotten(world: Any, ordered: bool = False) -> None:
     often = Snapshots(interval_s=0.1)
-    first, second = [
-        await world.replica(name, ordered=ordered, snapshots=often) for name in ("r1", "r2")
-    ]
+    first = await world.replica("r1", ordered=ordered, snapshots=often)
+    second = await world.replica("r2", ordered=ordered, snapshots=often)
     one = quarantine.cluster(world, first)
     servings = [world.serving(replica) for replica in (first, second)]
     replicas = (first, second)
@@ -54,7 +66,7 @@ async def forgotten(world: Any, ordered: bool = False) -> None:
             )
 
     def pushed() -> bool:
-        clock = world.server._server.clock
+        clock = world.server._running.server.clock
         return all(clock.get(r.writer.partition, 0) >= r.writer.known for r in replicas)
 
     await send(servings[0], "good", "a", "b")
@@ -91,18 +103,10 @@ async def forgotten(world: Any, ordered: bool = False) -> None:
     with pytest.raises(errors.RollbackRefused, match="'bot', which was forgotten since"):
         world.server.rollback(poisoned)
 
-    restarted = ParameterServer(
-        Lineage("m", SPEC, "{}", "sum"), world.journal, str(world.folder / "snapshots"),
-        ServerSettings(), background=False,
-    )  # fmt: skip
-    assert restarted.restore(), "from before the row: the state aside is loaded again"
-    world.client.server = restarted
-    await worlds.until(lambda: all(r.learner.version[0] == 3 for r in replicas))
+    restarted = await restart(world, replicas)
     await are(a=1, b=1, c=1, d=1, e=1, late=1, x=0, y=0, z=0)
-    assert (
-        "aside-1"
-        in open_snapshots(lineage_place(str(world.folder / "snapshots"), "m", SPEC)).names()
-    )
+    place = lineage_place(str(world.folder / "snapshots"), "m", SPEC)
+    assert "aside-1" in open_snapshots(place).names()
     restarted.snapshot()
     journal = world.journal()
     decisions = Decisions(SPEC)

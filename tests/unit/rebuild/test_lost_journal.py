@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "conformance"))
 import redis_server
 
 from online.errors import StartRefused
-from online.rebuild.forget import Bases, Wanted, check_reach, influence
+from online.rebuild.forget import Bases, check_reach, influence
+from online.rebuild.rebuild import Wanted
 from online.rebuild.relearn import window_of
 from online.rows.history import Decisions
 from online.service.check_state import Models
@@ -162,7 +163,7 @@ def check_round(world: LossWorld, seed: int, *, cut: bool) -> int:
         for name in sorted(names):
             wanted = 2.0 if name in lost else 1.0
             await until(lambda name=name, wanted=wanted: world.weight(replicas[1], name) == wanted)
-        assert set(world.server._server.banned or ()) >= {"after"}  # type: ignore[union-attr]
+        assert set(world.server._running.server.banned or ()) >= {"after"}  # type: ignore[union-attr]
 
     live(world, go_on)
     found = checked(world)
@@ -281,7 +282,7 @@ def test_the_order_of_commits_goes_on_beyond_what_is_lost(world: LossWorld) -> N
     live(world, first, n=1, ordered=True)
     world.begin()
     live(world, more, n=1, ordered=True)
-    position = world.server.status()["clock"], world.server._server.position  # type: ignore[union-attr]
+    position = world.server.status()["clock"], world.server._running.server.position  # type: ignore[union-attr]
     assert position[1] >= 24
     world.store.put_back()
     assert "it lacks 20 events" in (restart(world) or "")

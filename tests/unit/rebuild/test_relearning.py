@@ -13,6 +13,7 @@ import replica_world as worlds
 import online.rebuild.relearn as relearning
 from online.errors import StartRefused
 from online.learning.counters import event_hash
+from online.rebuild.rebuild import Method
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
 from online.settings.model import Drift
@@ -60,7 +61,7 @@ class Aside:
         window = relearning.window_of(journal, "m", decisions, since, DRIFT.relearn_rows)
         work = relearning.Relearning(
             journal, decisions, window, None if head is None else history.load(head),
-            worlds.counting, model="m", spec_text="{}", task="regression", ordered=self.ordered,
+            Method(worlds.counting, "regression", self.ordered), model="m", spec_text="{}",
         )  # fmt: skip
         name = f"aside-{len(self.told)}"
         swap = world.server.relearn
@@ -115,7 +116,7 @@ def test_what_recent_rows_have_taught_takes_the_place(tmp_path: Path, ordered: b
     async def scene(world: Any) -> None:
         aside, replicas = await drifted(world, ordered, 0.0)
         await worlds.until(lambda: all(r.learner.rewrite for r in replicas))
-        await worlds.until(lambda: not any(r._rise.pending for r in replicas))
+        await worlds.until(lambda: not any(r._reactions.rise.pending for r in replicas))
         [told] = [r.incident for r in replicas if r.incident]
         assert "1,200 older rows undone" in told
         await send(replicas[1], 0.0, 4000, 10)
@@ -126,7 +127,7 @@ def test_what_recent_rows_have_taught_takes_the_place(tmp_path: Path, ordered: b
         assert await send(replicas[1], 1e9, 0, 1) == ["undone"], "a repeat"
         replicas[1]._on_rise("alarm", time.time())  # too soon
         await send(replicas[1], 1e9, 5000, 200)
-        await worlds.until(lambda: not replicas[1]._rise.pending)
+        await worlds.until(lambda: not replicas[1]._reactions.rise.pending)
         assert len(aside.told) == 1, "one, whoever has seen it, and no second one within the pause"
 
         restarted = ParameterServer(
@@ -160,7 +161,7 @@ def test_it_does_not_serve_if_it_is_no_better(
     async def scene(world: Any) -> None:
         aside, replicas = await drifted(world, False, 1e9)  # there was no drift
         await worlds.until(lambda: bool(aside.told))
-        await worlds.until(lambda: not any(r._rise.pending for r in replicas))
+        await worlds.until(lambda: not any(r._reactions.rise.pending for r in replicas))
         told = [r.incident for r in replicas if r.incident]
         served = world.server.status()["rewrite"] > 0
         assert served is not guarded

@@ -229,7 +229,7 @@ def test_who_does_not_learn_is_not_asked_to_adopt(tmp_path: Path, learns: bool) 
         journal = world.journal()
         row = worlds.row("a")
         journal.append(dead.writer.partition, 0, [row])
-        world.server._gone = frozenset({dead.writer.partition})
+        world.server._running.gone = frozenset({dead.writer.partition})
         world.server._find_gone = lambda partitions: {dead.writer.partition}
         world.server.confirm()
         replica = await world.replica("other", learns=learns)

@@ -236,7 +236,7 @@ def test_mutants_of_a_ban_are_found(
 
 def test_a_ban_is_bounded_and_survives_a_restart(tmp_path: Path) -> None:
     world = worlds.World(tmp_path)
-    world.server._settings = ServerSettings(banned_max=2)
+    world.server._running.settings = ServerSettings(banned_max=2)
     for source in ("a", "b", "a"):
         assert world.server.ban(source, True)["banned"]
     with pytest.raises(errors.BanRefused, match="2 sources are"):

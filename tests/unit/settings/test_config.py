@@ -153,7 +153,7 @@ def test_a_loopback_host_is_taken(file: Path, host: str) -> None:
         ({"classes": {"negative": 0.5, "positive": 1}}, "0.5"),
         ({"classes": {"negative": "yes", "positive": "yes"}}, "the same"),
         ({"classes": {"negative": 1, "positive": "1"}}, "the same"),
-        ({"classes": ["no", "yes"]}, "dictionary"),
+        ({"classes": ["no", "yes"]}, "a mapping is needed"),
     ],
 )
 def test_classes_refused(file: Path, settings: dict[str, Any], says: str) -> None:
@@ -204,7 +204,7 @@ def test_replicas_are_a_number_or_a_range(file: Path) -> None:
     ("replicas", "field", "says"),
     [
         (0, "replicas", "greater than or equal to 1"),
-        ("many", "replicas", "valid integer"),
+        ("many", "replicas", "a whole number is needed"),
         ({"min": 1}, "replicas.max", "required"),
         ({"min": 3, "max": 2}, "replicas", "min is 3, above max, 2"),
         ({"max": 2, "mim": 1}, "replicas.mim", "unknown setting"),

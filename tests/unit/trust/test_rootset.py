@@ -19,8 +19,9 @@ from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, read
 
-SURPRISE = tuple(
-    f"surprise{of}" for of in ("", " at true", " at false", " about true", " about false")
+SURPRISE = (
+    *(f"surprise{of}" for of in ("", " at true", " at false", " about true", " about false")),
+    "unlikely",
 )
 
 

@@ -264,13 +264,13 @@ def test_a_replica_goes_back_learns_all_again_and_stays_finite(tmp_path: Path) -
                 w.server.snapshot()
             await send(WINDOW_ROWS + 5, 0.0, 1.0)
             await world.until(lambda: replica.learner.clock.get(1, 0) >= n)
-            await replica._watch.look()
+            await replica._reactions.watch.look()
         rows = 0
         while replica.learner.rewrite == 0 and rows < 1_000:
             await send(10, 2.1, 2.3)
             rows += 10
-            await replica._watch.look()
-            if replica._watch.incident:
+            await replica._reactions.watch.look()
+            if replica._reactions.watch.incident:
                 await world.until(lambda: replica.learner.rewrite > 0)
         assert "it had diverged" in replica.incident
         await world.until(lambda: replica.learner.includes(1, n), 20.0)
@@ -319,7 +319,7 @@ def test_answers_of_the_model_that_served_before_a_promotion_say_nothing_of_this
                 rows.append(NewRow(*row))
             await replica.writer.record(rows)
             await world.until(partial(_learned, replica, n))
-            await replica._watch.look()
+            await replica._reactions.watch.look()
         assert bool(asked) is not before
         await replica.stop(5)
 
@@ -351,7 +351,7 @@ def test_an_error_that_rises_is_rolled_back_once_if_the_settings_say_so(
             assert w.server.status()["rewrite"] == rewrite
         else:
             await world.until(lambda: all(w.weight(r, "poison") == 0 for r in replicas))
-            await world.until(lambda: not any(r._rise.pending for r in replicas))
+            await world.until(lambda: not any(r._reactions.rise.pending for r in replicas))
             [told] = [r.incident for r in replicas if r.incident is not None]
             assert "1 rows undone" in told
             again = w.server.status()["rewrite"]
@@ -360,7 +360,7 @@ def test_an_error_that_rises_is_rolled_back_once_if_the_settings_say_so(
             await world.until(lambda: w.weight(replicas[1], "more poison") == 1)
             replicas[0]._on_rise("alarm", before)  # no snapshot since: to the same one again
             await world.until(lambda: all(w.weight(r, "more poison") == 0 for r in replicas))
-            await world.until(lambda: not replicas[0]._rise.pending)
+            await world.until(lambda: not replicas[0]._reactions.rise.pending)
             assert w.server.status()["rewrite"] > again
             again = w.server.status()["rewrite"]
             replicas[0]._on_rise("alarm", 1.0)  # nothing is as old

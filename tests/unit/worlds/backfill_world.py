@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ from online.rows.prediction_ids import Keys, event_key
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
 from paramserver import bases
+from paramserver.actor import ParameterServer
+from paramserver.errors import BackfillRefused
 from paramserver.lineage import Lineage, Recovered, publish, recover
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -128,3 +131,42 @@ def near(found: dict[str, float], model: Linear) -> bool:
     return found.keys() == expected.keys() and all(
         abs(found[name] - w) <= 1e-12 for name, w in expected.items()
     )
+
+
+class Service:
+    """A parameter server and the routes that the command asks, in this process."""
+
+    def __init__(self, folder: Folder, monkeypatch: Any) -> None:
+        self.folder, self.asked = folder, list[str]()
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.server = ParameterServer(
+            folder.lineage, lambda: open_journal(folder.settings),
+            snapshots_path(folder.settings), background=False,
+        )  # fmt: skip
+        assert self.server.restore()
+        monkeypatch.setattr("online.commands.backfill._running", lambda *_: self.client())
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(self.answer), base_url="http://service")
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        what = request.url.path.rpartition("/")[2]
+        self.asked.append(what)
+        if what == "models":
+            return httpx.Response(200, json={"models": [{"model": "m"}]})
+        if what == "m":
+            return httpx.Response(200, json={"spec": self.folder.lineage.spec[:16]})
+        if what == "snapshots":
+            made = self.server.snapshot()
+            self.meanwhile()
+            return httpx.Response(200, json=made)
+        body = json.loads(request.content)
+        try:
+            done = self.server.backfill(body.pop("snapshot"), json.dumps(body).encode())
+        except BackfillRefused as error:
+            return httpx.Response(422, json={"error": {"message": str(error)}})
+        return httpx.Response(200, json=done)
+
+    def asides(self) -> list[str]:
+        names = self.folder.history()._snapshots.names()
+        return [name for name in names if name.startswith("aside-")]

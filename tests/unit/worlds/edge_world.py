@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from online.edge import grid, pack, roots, runners
 from online.edge.channel import Channel
@@ -16,6 +20,8 @@ from online.edge.export import with_deltas
 from online.edge.folder import Folder, write
 from online.edge.golden import Golden
 from online.edge.ir import Columns, EdgeModel, Layer, Mlp, with_tables
+from online.errors import RequestError
+from online.http import edge as served
 
 DAY_S: Final = 86_400.0
 COLUMNS: Final = ("a", "b", "c", "d")
@@ -125,3 +131,35 @@ class World:
         data, signature = self.folder.head()
         files = {f"files/{f.name}": f.read_bytes() for f in (self.folder.path / "files").iterdir()}
         return {"manifest.json": data, "manifest.sig": signature, "roots.json": self.chain, **files}
+
+
+class Asked:
+    """The routes alone."""
+
+    def __init__(self, place: Path | None, *, guarded: bool = False) -> None:
+        def known(model: str) -> None:
+            if model != "m":
+                raise RequestError(404, "unknown_model", f"no model {model!r}")
+
+        self._app = FastAPI()
+        self._app.include_router(served.routes(known, place, guarded=guarded))
+
+        @self._app.exception_handler(RequestError)
+        async def refused(request: Any, error: RequestError) -> JSONResponse:
+            return JSONResponse({"code": error.code}, error.status)
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
+                return await client.get(path, headers=headers)
+
+        return asyncio.run(ask())
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://m") as client:
+                return await client.post(path, json=body)
+
+        return asyncio.run(ask())

@@ -8,7 +8,8 @@ from typing import Any
 
 import replica_world as worlds
 
-from online.rebuild.forget import Bases, Built, Rebuild, Wanted, check_reach, influence, nothing
+from online.rebuild.forget import Bases, check_reach, influence
+from online.rebuild.rebuild import Built, Method, Rebuild, Wanted, nothing
 from online.rows.history import Decisions
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -45,9 +46,7 @@ def built(
     start = nothing("m", SPEC, "{}", decisions.without)
     if chosen.name is not None:
         start = history.load(chosen.name)
-    rebuild = Rebuild(
-        journal, decisions, wanted, start, build, task=task, rows_max=4096, ordered=ordered
-    )
+    rebuild = Rebuild(journal, decisions, wanted, start, Method(build, task, ordered))
     rebuild.run()
     made = rebuild.built((1, 0), rewrite, 5.0)
     history.publish("aside-1", made.state)

@@ -17,6 +17,7 @@ from online.learning.overlay import OverlayLearner
 from online.models.linear import Linear
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
+from online.replica.surroundings import Clocks, Outside, Who
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
 from online.serving.serving import Serving
@@ -133,16 +134,10 @@ class World:
             model,
             limits,
             learner,
-            journal,
-            client or self.client,
-            replica=name,
-            spec=SPEC,
-            learns=learns,
-            now_s=now_s,
-            ask=ask,
-            relearn=relearn,
+            Who(name, SPEC, learns),
+            Outside(journal, client or self.client, peers, ask, relearn),
+            clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
-            peers=peers,
         )
         await replica.start()
         return replica

@@ -1,0 +1,263 @@
+"""Durable, deduplicated learning as a library: :class:`Learner`, without HTTP.
+
+It is what a service is made of (:mod:`online.service.one_process`) behind calls of this program:
+the same journal, the same promises, the same state folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from evaluation.metrics import Task
+from online.errors import RequestError
+from online.messages.shown import Status
+from online.messages.structs import (
+    Event,
+    FeedbackRequest,
+    Prediction,
+    PredictRequest,
+    Receipt,
+    Receipts,
+)
+from online.messages.values import plain_value
+from online.service.assembly import Assembly
+from online.service.one_process import (
+    OneProcess,
+    Progress,
+    Ready,
+    settings_for,
+    starting,
+)
+from replay.example import Label
+
+
+class _Calls:
+    """The front of calls of this program: it only lives."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.waits_s: float | None = None
+        self._end: Callable[[], object] | None = None
+
+    def open(self) -> None:
+        """Take nothing: there is no port."""
+
+    def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        """Any event loop of asyncio will do."""
+        return None
+
+    async def serve(self, assembly: Assembly, ready: Ready) -> None:
+        """Stay until :meth:`end` is called."""
+        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._end = partial(loop.call_soon_threadsafe, over.set)
+        ready()
+        await over.wait()
+
+    def end(self) -> None:
+        """Let the loop of learning end."""
+        if self._end is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                self._end()
+
+    def close(self) -> None:
+        """Nothing was opened that has to be given back."""
+
+
+class Learner:
+    """A model that learns durably, and each event once; what it has learned stays in a folder.
+
+    As a context manager it is closed at the end.  Its methods may be called from any thread, and
+    wait: in a coroutine call them through ``asyncio.to_thread``.  Made again on a folder that this
+    program has open, it closes the one before.
+
+    Parameters
+    ----------
+    model
+        A river estimator, a :class:`~online.models.network.Network`, an
+        :class:`~online.models.estimator.Estimator` or an object of your own class, which is
+        copied; a function or class that makes one; or a ``learner`` as in a settings file.
+    state_dir
+        Folder of what is learned.  What is stored there wins over what the object had learned, if
+        it is built alike; else it is refused.
+    task
+        ``binary``, ``multiclass`` or ``regression``; None: as the model says, if it does.
+    name
+        By which a service that takes the folder over asks it.
+    settings
+        Others of the service, as in a settings file: ``{"limits": {…}}``.
+    fresh, relearn
+        Begin without what was learned; learn the whole journal again.
+    say
+        Is called with lines about the start and the end; None: nothing is said.
+    of_model
+        Others of the model, as ``classes`` or ``filters``.
+
+    Raises
+    ------
+    ConfigError, LearnerUnusable, StartRefused
+        With the remedy; nothing is changed then.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        state_dir: str | Path,
+        *,
+        task: Task | None = None,
+        name: str = "model",
+        settings: Mapping[str, Any] | None = None,
+        fresh: bool = False,
+        relearn: bool = False,
+        say: Progress | None = None,
+        **of_model: Any,
+    ) -> None:
+        self._name = name
+        with starting:
+            resolved = settings_for(model, task, name, state_dir, settings or {}, of_model)
+            if (before := _open.pop(resolved.state_dir, None)) is not None:
+                before.close()
+            self._rows_max = resolved.limits.rows_max
+            self._parts = OneProcess(resolved, _Calls(), say or _silent)
+            self._parts.start(fresh=fresh, relearn=relearn)
+            _open[resolved.state_dir] = self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        what = f"in {self.state_dir}" if self._parts.alive() else "closed"
+        return f"<online learner {self._name} {what}>"
+
+    @property
+    def state_dir(self) -> Path:
+        """The folder of what it has learned."""
+        return self._parts.settings.state_dir
+
+    def predict_one(self, x: Mapping[str, Any]) -> Label | None:
+        """Label that the model answers; nothing is written.  Raises RequestError, ClientError."""
+        label: Label | None = self._predict(x).prediction
+        return label
+
+    def predict_proba_one(self, x: Mapping[str, Any]) -> dict[str, float]:
+        """Probability of each label, by its text; empty of a model that has none."""
+        shown = self._predict(x).probabilities
+        return shown if isinstance(shown, dict) else {}
+
+    def learn_one(
+        self,
+        x: Mapping[str, Any],
+        y: Label,
+        *,
+        event_id: str | None = None,
+        source: str = Event().source,
+        weight: float = 1.0,
+        event_time: float | None = None,
+    ) -> Receipt:
+        """Record and learn a labelled row; on disk and in the model when this returns.
+
+        Parameters
+        ----------
+        event_id
+            Your own, unique in ``source``: a repeat is known by it, after a crash too, and
+            ``duplicate`` then.  None: a repeat would be another event.
+        weight, event_time
+            Importance (1 is an ordinary row), and POSIX seconds.
+
+        Returns
+        -------
+            What became of it, in ``status`` (docs/requests.md): ``learned``, or ``clipped``,
+            ``quarantined`` or ``failed`` with its reason.
+
+        Raises
+        ------
+        RequestError, ClientError
+            With field and hint; nothing was recorded, unless it says that it may have been.
+        """
+        event = FeedbackRequest(
+            label=plain_value("label", y), features=plain_value("features", x),
+            event_id=event_id, source=source, weight=weight, event_time=event_time,
+        )  # fmt: skip
+
+        async def step(parts: Assembly) -> Receipt | Receipts:
+            return (await parts.serving(self._name).feedback(event))[1]
+
+        with _hinted():
+            receipt = self._parts.call(step)
+        assert isinstance(receipt, Receipt)
+        return receipt
+
+    def learn_many(
+        self,
+        rows: Iterable[tuple[Mapping[str, Any], Label]],
+        *,
+        event_ids: Iterable[str] | None = None,
+        source: str = Event().source,
+    ) -> list[Receipt]:
+        """Record and learn many labelled rows, up to ``limits.rows_max`` a commit.
+
+        A receipt each, in order; one that is ``refused`` says why in ``error``, and the others
+        are learned.
+        """
+        ids: Iterator[str | None] = iter(lambda: None, 0) if event_ids is None else iter(event_ids)
+        events = (
+            Event(
+                label=plain_value(f"rows[{i}].label", y),
+                features=plain_value(f"rows[{i}].features", x),
+                event_id=event_id,
+                source=source,
+            )
+            for i, ((x, y), event_id) in enumerate(zip(rows, ids))  # noqa: B905  # ids go on
+        )
+        receipts: list[Receipt] = []
+        while batch := list(islice(events, self._rows_max)):
+            receipts += self._record(batch)
+        return receipts
+
+    def report(self) -> Status:
+        """How good it is beside simple rules, and what was learned; nothing is changed."""
+        return Status(self._parts.status(self._name))
+
+    def close(self) -> None:
+        """Publish a last snapshot and let others have the folder.  A second time: nothing."""
+        self._parts.stop()
+
+    def _record(self, events: list[Event]) -> list[Receipt]:
+        with _hinted():
+            return self._parts.call(lambda parts: parts.serving(self._name).record(events))
+
+    def _predict(self, x: Mapping[str, Any]) -> Prediction:
+        request = PredictRequest(features=plain_value("features", x))
+
+        async def step(parts: Assembly) -> Any:
+            return parts.serving(self._name).predict(request)
+
+        with _hinted():
+            answer = self._parts.call(step)
+        assert isinstance(answer, Prediction)
+        return answer
+
+
+@contextlib.contextmanager
+def _hinted() -> Iterator[None]:
+    """Say field and hint beneath the error, too: over HTTP the body has them."""
+    try:
+        yield
+    except RequestError as error:
+        error.add_note(f"{error.field or 'the call'}: {error.hint}")
+        raise
+
+
+def _silent(_: str) -> None:
+    """Say nothing about the start and the end."""
+
+
+_open: dict[Path, Learner] = {}

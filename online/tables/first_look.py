@@ -1,0 +1,162 @@
+"""A table that nobody has described yet, read as rows of plain values: CSV, TSV or Parquet.
+
+The delimiter and whether there is a header follow from the first lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from online.tables.errors import InputRefused
+from refusals import reason
+
+Value = float | int | str | bool | None
+
+_DELIMITERS: Final = ",\t;|"
+_LINES: Final = 50  # that the delimiter and the header are told from
+_NAME: Final = re.compile(r"[^\W\d][\w .:/()%-]{0,63}")
+_SUFFIXES: Final = (".csv", ".tsv", ".txt")
+_PARQUET: Final = (".parquet", ".pq")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A file of rows.
+
+    Attributes
+    ----------
+    names
+        Its columns; ``c1``, ``c2`` … if it has no header.
+    header
+        Whether the first line names the columns.
+    delimiter
+        Between two values; None of a Parquet file.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    header: bool
+    delimiter: str | None
+
+    def rows(self) -> Iterator[dict[str, Value]]:
+        """All rows from the first; an empty cell is None.  Raises InputRefused, with the line."""
+        if self.delimiter is None:
+            yield from _parquet_rows(self.path)
+            return
+        try:
+            with _text(self.path) as lines:
+                reader = csv.reader(lines, delimiter=self.delimiter, **_quotes(self.delimiter))
+                for number, cells in enumerate(reader):
+                    if (number == 0 and self.header) or not cells:
+                        continue
+                    if len(cells) != len(self.names):
+                        problem = f"line {reader.line_num}: {len(cells)} of {len(self.names)} cells"
+                        raise InputRefused(str(self.path), problem, "Mend or remove the line")
+                    yield {n: value_of(cell) for n, cell in zip(self.names, cells, strict=True)}
+        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+            raise _unreadable(self.path, error) from error
+
+
+def open_table(path: Path) -> Table:
+    """Tell how a file is read.  Raises InputRefused."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(_PARQUET):
+        names = tuple(str(name) for name in _parquet(path).schema_arrow.names)
+        return Table(path, names, True, None)
+    if not name.endswith(_SUFFIXES):
+        remedy = f"Name a file that ends in {', '.join((*_SUFFIXES, *_PARQUET))} (or .gz of a text)"
+        raise InputRefused(str(path), "no table by its name", remedy)
+    try:
+        with _text(path) as lines:
+            head = [line for line, _ in zip(lines, range(_LINES), strict=False)]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    if len(head) < 2:
+        raise InputRefused(str(path), f"it has {len(head)} lines", "Give a file with rows")
+    delimiter = _delimiter(head)
+    cells = list(csv.reader(head, delimiter=delimiter, **_quotes(delimiter)))
+    header = _is_header(cells[0], cells[1:])
+    first = cells[0] if header else [f"c{i}" for i in range(1, len(cells[0]) + 1)]
+    names = tuple(name.strip() for name in first)
+    if len(set(names)) != len(names) or not all(names):
+        raise InputRefused(str(path), f"its header is {', '.join(names)!r:.200}", "Name each once")
+    return Table(path, names, header, delimiter)
+
+
+def value_of(cell: str) -> Value:
+    """A number, true or false, or the text; None of an empty cell."""
+    text = cell.strip()
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if not math.isfinite(number):
+        return text
+    return int(text) if text.lstrip("+-").isdecimal() and abs(number) < 2**53 else number
+
+
+def _delimiter(head: Sequence[str]) -> str:
+    """Tell the delimiter: it stands in each of the first lines, and as often in each as may be."""
+
+    def steady(one: str) -> tuple[int, int]:
+        counts = [line.count(one) for line in head]
+        return (min(counts) > 0, -len(set(counts))) if max(counts) else (-1, 0)
+
+    return max(_DELIMITERS, key=steady)
+
+
+def _quotes(delimiter: str) -> Mapping[str, Any]:
+    # Texts between tabs are written as they are, with quotation marks that never close.
+    return {"quoting": csv.QUOTE_NONE} if delimiter == "\t" else {}
+
+
+def _is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
+    """Whether the first line is names: words, none of which is a value below it."""
+    if not all(_NAME.fullmatch(cell.strip()) for cell in first):
+        return False
+    return not any(cell in (row[i] for row in rest if i < len(row)) for i, cell in enumerate(first))
+
+
+def _text(path: Path) -> Any:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        remedy = "pip install '.[rescore]' in the checkout, or give a CSV file"
+        raise InputRefused(str(path), "Parquet is read by pyarrow", remedy) from None
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Value]]:
+    for batch in _parquet(path).iter_batches():
+        for row in batch.to_pylist():
+            yield {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Value:
+    """A cell of Parquet as a plain value: NaN is missing, a time is text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, float | int | str | bool | None) else str(value)
+
+
+def _unreadable(path: Path, error: Exception) -> InputRefused:
+    return InputRefused(str(path), reason(error), "Name a file that can be read")

@@ -1,0 +1,233 @@
+"""Which column of a table is for what is guessed from their names and the first rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from typing import Final, Literal
+
+from evaluation.metrics import Task
+from online.errors import ConfigError
+from online.tables.first_look import Table, Value
+from replay.example import Features, Label
+
+Kind = Literal["label", "number", "category", "text", "event_id", "time", "left_out"]
+
+LOOK_ROWS: Final = 20_000
+"""Rows from which it is guessed."""
+CLASSES_MAX: Final = 256
+NUMBERS_MAX: Final = 100
+"""More different whole numbers than this in a label column are taken for a measured quantity."""
+
+_LABELS: Final = re.compile(
+    r"labels?|target|class|y|outcome|response|rating|stars|result|sentiment|churn(ed)?|is_?fraud"
+    r"|fraud|is_?spam|spam|clicked|survived|default(ed)?",
+    re.I,
+)
+_IDS: Final = re.compile(r"(.*[a-z0-9])?(_id|ID|Id|_uuid|_key)|id|uuid|guid", re.ASCII)
+_TIMES: Final = re.compile(r".*(time|date|stamp|created|_at|_ts|ts|when)", re.I)
+_ANSWERS: Final = re.compile(r"pred(ict(ion|ed).*)?|.*_pred|prob(a|ability).*|y_?hat|score", re.I)
+_POSITIVE: Final = ("yes", "true", "1", "y", "positive", "up", "spam", "fraud", "bad", "churn")
+_WORDS_MIN: Final = 3  # in the mean of a column of texts
+_EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column, what it is taken for, and why."""
+
+    name: str
+    kind: Kind
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A table as a stream of labelled rows.
+
+    Attributes
+    ----------
+    classes
+        Values of the label in a task that is not regression, in order; in a binary one the
+        negative one first.
+    """
+
+    table: Table
+    task: Task
+    label: str
+    columns: tuple[Column, ...]
+    classes: tuple[Value, ...] = ()
+
+    def named(self, *kinds: Kind) -> list[str]:
+        """Names of the columns that are taken for one of these."""
+        return [column.name for column in self.columns if column.kind in kinds]
+
+    def rows(self) -> Iterator[Row]:
+        """All rows that have a label, in the order of their times if they have any."""
+        rows: Iterator[Row] = (
+            row for cells in self.table.rows() if (row := self.row(cells)) is not None
+        )
+        yield from sorted(rows, key=lambda row: row.at) if self.named("time") else rows
+
+    def row(self, cells: Mapping[str, Value]) -> Row | None:
+        """A row of the table as the service takes it; None without a label."""
+        label = cells[self.label]
+        if label is None:
+            return None
+        if self.task == "regression":
+            label = float(label)
+        numbers, others = self.named("number"), self.named("category", "text")
+        features: Features = {name: cells[name] for name in numbers}
+        features |= {name: category(cells[name]) for name in others}
+        present: Features = {name: value for name, value in features.items() if value is not None}
+        at = max((seconds(cells[name]) or 0.0 for name in self.named("time")), default=0.0)
+        ids = [str(cells[name]) for name in self.named("event_id")]
+        return Row(present, label, at, ids[0] if ids else None)
+
+    def canonical(self, label: Label) -> Label:
+        """The label as a model learns it: True and False in a binary task."""
+        return label == self.classes[1] if self.task == "binary" else label
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table: ``at`` in POSIX seconds, 0 if there is no time."""
+
+    features: Features
+    label: Label
+    at: float
+    event_id: str | None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A column of the first rows."""
+
+    values: list[Value] = field(default_factory=list)
+
+    @property
+    def different(self) -> set[Value]:
+        return {value for value in self.values if value is not None}
+
+    @property
+    def numeric(self) -> bool:
+        return all(type(value) in (int, float) for value in self.different)
+
+    @property
+    def texts(self) -> bool:
+        """Whether it is sentences: several words in the mean, and hardly one twice."""
+        texts = [value for value in self.values if isinstance(value, str)]
+        words = sum(text.count(" ") + 1 for text in texts)
+        often = words >= _WORDS_MIN * len(self.values)
+        return bool(texts) and often and len(self.different) > len(self.values) / 4
+
+    @property
+    def all_differ(self) -> bool:
+        return len(self.different) == len(self.values) >= 10
+
+    @property
+    def times(self) -> bool:
+        return bool(self.different) and all(seconds(value) is not None for value in self.different)
+
+
+def guess(table: Table, label: str | None = None, task: Task | None = None) -> Guess:
+    """Guess the columns of a table; what is given is not guessed.
+
+    Raises ConfigError: there is no such column, or it can't be the label of that task.
+    """
+    seen = {name: _Seen() for name in table.names}
+    for row in islice(table.rows(), LOOK_ROWS):
+        for name, value in row.items():
+            seen[name].values.append(value)
+    columns = {name: _column(name, one) for name, one in seen.items()}
+    chosen, why = (label, "as you say") if label else _label(table.names, columns, seen)
+    if chosen not in columns:
+        known = ", ".join(table.names)
+        raise ConfigError("--label", f"there is no column {chosen!r}", f"Name one of: {known}")
+    found, classes = _task(chosen, seen[chosen], task)
+    columns[chosen] = Column(chosen, "label", why)
+    if not any(c.kind in ("number", "category", "text") for c in columns.values()):
+        raise ConfigError(str(table.path), "no column is left to learn from", "Add features")
+    return Guess(table, found, chosen, tuple(columns.values()), classes)
+
+
+def _column(name: str, seen: _Seen) -> Column:
+    n = len(seen.different)
+    if n == 0:
+        return Column(name, "left_out", "it is empty in the rows that were looked at")
+    if _ANSWERS.fullmatch(name):
+        return Column(name, "left_out", "by its name it is another model's answer")
+    if _TIMES.fullmatch(name) and seen.times:
+        return Column(name, "time", "its name, and its values are times: the order of the rows")
+    if _IDS.fullmatch(name) and seen.all_differ:
+        return Column(name, "event_id", "its name, and no value comes twice")
+    if _IDS.fullmatch(name) and n > 2:
+        return Column(name, "category", f"its name: an id, {n:,} different ones")
+    if seen.numeric:
+        return Column(name, "number", f"{n:,} different numbers")
+    if seen.texts:
+        return Column(name, "text", "sentences: each word counts")
+    return Column(name, "category", f"{n:,} different values")
+
+
+def _label(
+    names: Sequence[str], columns: Mapping[str, Column], seen: Mapping[str, _Seen]
+) -> tuple[str, str]:
+    possible = [
+        name
+        for name in names
+        if columns[name].kind in ("number", "category")
+        and not _IDS.fullmatch(name)
+        and not _TIMES.fullmatch(name)
+        and not (columns[name].kind == "category" and len(seen[name].different) > CLASSES_MAX)
+    ]
+    if named := [name for name in possible if _LABELS.fullmatch(name)]:
+        return named[-1], "its name"
+    possible = [name for name in possible if name.lower() not in ("year", "month", "day", "hour")]
+    if not possible:
+        raise ConfigError("--label", "no column looks like a label", f"One of: {', '.join(names)}")
+    return possible[-1], "the last column that can be one"
+
+
+def _task(name: str, seen: _Seen, task: Task | None) -> tuple[Task, tuple[Value, ...]]:
+    values = sorted(seen.different, key=lambda v: (isinstance(v, str), v))
+    whole = all(not isinstance(v, str) and float(v).is_integer() for v in values)  # type: ignore[arg-type]
+    measured = seen.numeric and (len(values) > NUMBERS_MAX or not whole)
+    found: Task = "regression" if measured else "binary" if len(values) == 2 else "multiclass"
+    chosen = task or found
+    if chosen == "regression":
+        if not seen.numeric:
+            raise ConfigError("--task", f"{name} has texts", "Say --task multiclass, or --label")
+        return chosen, ()
+    if len(values) < 2 or len(values) > CLASSES_MAX or (chosen == "binary" and len(values) != 2):
+        problem = f"column {name} has {len(values):,} different values"
+        raise ConfigError("--label", f"{problem}, no label of a {chosen} task", "Name another one")
+    if chosen == "binary" and str(values[0]).lower() in _POSITIVE:
+        values.reverse()
+    return chosen, tuple(values)
+
+
+def category(value: Value) -> Value:
+    """A category as the service takes it: text, also if it looks like a number."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def seconds(value: Value) -> float | None:
+    """A time in POSIX seconds: a number of seconds or milliseconds, or ISO 8601; else None."""
+    low, high = _EPOCH_S
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except ValueError:
+            return None
+    for scale in (1.0, 1e3):
+        if low * scale <= value <= high * scale:
+            return value / scale
+    return None

@@ -1,0 +1,175 @@
+"""Decisions of operators that leave the values as they are: freeze, promote, ban."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from paramserver import rewrites
+from paramserver.errors import (
+    BanRefused,
+    DecisionUncertain,
+    PromoteRefused,
+    StoreUnavailable,
+    Superseded,
+)
+from paramserver.lineage import decide, needed, replayed
+from paramserver.running import Running, Serving
+from paramserver.server import Server
+
+
+class Decisions:
+    """Operators decide about one running server."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def freeze(self) -> dict[str, Any]:
+        """From now on new events are kept and not learned; answers go on, the version stands.
+
+        Replicas hear of it with their next sync.  What they had accepted before is learned and
+        pushed still, so the version moves until ``complete``; afterwards it moves only when the
+        rows of a replica that has died are found, which were acknowledged, and learned by
+        another one.  A repeat changes nothing.
+
+        Returns
+        -------
+        dict
+            ``frozen`` (number of the control row, 0: not frozen), ``control``, ``version``,
+            ``complete`` (every live replica acts on it, and has pushed what was before).
+
+        Raises
+        ------
+        NotReady, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again, the same row is written.
+        """
+        with self._running.decision() as now:
+            server = now.server
+            if not server.frozen:
+                with self._running.lock:
+                    note = rewrites.Freeze(dict(server.clock), sorted(server.closed))
+                key = f"{rewrites.FREEZE}:{server.control}"
+                self._decide(now, rewrites.FREEZE, key, note)
+            return self._learning(server)
+
+    def unfreeze(self) -> dict[str, Any]:
+        """New events are learned again; what was kept while frozen stays as it is.
+
+        Answers and errors as of :meth:`freeze`.
+        """
+        with self._running.decision() as now:
+            server = now.server
+            if server.frozen:
+                key = f"{rewrites.UNFREEZE}:{server.frozen}"
+                note = rewrites.Unfreeze()
+                self._decide(now, rewrites.UNFREEZE, key, note)
+            return self._learning(server)
+
+    def promote(self, note: bytes) -> dict[str, Any]:
+        """Let another lineage of the model serve; this one goes on until it is replaced.
+
+        Parameters
+        ----------
+        note
+            :class:`paramserver.rewrites.Promote` as JSON.
+
+        Returns
+        -------
+        dict
+            ``control`` (number of the row), ``before`` and ``after``.  A repeat changes nothing.
+
+        Raises
+        ------
+        NotReady, PromoteRefused, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again, the same row is written.
+        """
+        wanted = msgspec.json.decode(note, type=rewrites.Promote)
+        with self._running.decision() as now:
+            server, store, _ = now
+            if wanted.before != server.spec or wanted.after == server.spec:
+                raise PromoteRefused(wanted.before, wanted.after, server.spec)
+            newest = rewrites.promoted(store.controls(server.model, 0))
+            seq = 0 if newest is None else newest[0]
+            if newest is None or newest[1].after != wanted.after:
+                key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
+                decided = msgspec.structs.replace(wanted, epoch=server.epoch)
+                self._decide(now, rewrites.PROMOTE, key, decided)
+                newest = rewrites.promoted(store.controls(server.model, 0))
+                assert newest is not None
+            return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
+
+    def ban(self, source: str, banned: bool) -> dict[str, Any]:
+        """From now on the rows of a source are quarantined, or no longer.
+
+        Replicas hear of it with their next sync, and report the control row once every row that
+        they write is judged by it.  A repeat changes nothing.
+
+        Returns
+        -------
+        dict
+            ``source``, ``banned``, ``control`` (number of the row by which it is so; of the newest
+            row if nothing was ever decided about the source), ``version``.
+
+        Raises
+        ------
+        NotReady, Superseded, BanRefused
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again.
+        """
+        with self._running.decision() as now:
+            server, store, _ = now
+            try:
+                controls = store.controls(server.model, 0)
+            except Exception as error:
+                raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            known = rewrites.banned(controls)
+            control = known.get(source, server.control)
+            if banned != (source in known):
+                if banned and len(known) >= self._running.settings.banned_max:
+                    raise BanRefused(source, self._running.settings.banned_max)
+                note = rewrites.Source(source, banned)
+                key = f"{rewrites.SOURCE}:{server.control}:{len(controls)}"
+                self._decide(now, rewrites.SOURCE, key, note)
+                control = server.control
+            version = list(server.version)
+            return {"source": source, "banned": banned, "control": control, "version": version}
+
+    def _decide(self, now: Serving, kind: str, key: str, note: msgspec.Struct) -> None:
+        """Write a row that leaves the values as they are, and act on it."""
+        server, store, history = now
+        try:
+            controls = decide(store, server, kind, key, msgspec.json.encode(note))
+            state = server.state(0.0, None, {})
+            state = replayed(state, controls, lambda name: needed(history, name))
+        except Superseded as error:
+            self._running.end(error)
+            raise
+        if state.rewrite != server.rewrite:  # another lineage's: only a start takes it in
+            uncertain = DecisionUncertain(kind, key, f"control row {state.rewrite} rewrote values")
+            self._running.end(uncertain, "ended")
+            raise uncertain
+        with self._running.lock:
+            server.note_decided(state)
+
+    def _learning(self, server: Server) -> dict[str, Any]:
+        with self._running.lock:
+            return {
+                "frozen": server.frozen,
+                "control": server.control,
+                "version": list(server.version),
+                "complete": self.freeze_complete(self._running.host.monotonic()),
+            }
+
+    def freeze_complete(self, now_s: float) -> bool:
+        """Whether all that live act on the freeze; unknown for a lease after a start."""
+        running = self._running
+        server, lease_s = running.server, running.settings.lease_s
+        if server is None or not server.frozen or now_s - running.restored_s < lease_s:
+            return False
+        return running.contacts.all_act_on(server.frozen, now_s - lease_s)

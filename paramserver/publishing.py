@@ -1,0 +1,116 @@
+"""A server's state is published as snapshots, and what they make superfluous is removed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from paramserver import rewrites
+from paramserver.errors import Superseded
+from paramserver.lineage import publish
+from paramserver.running import Running
+from paramserver.server import Server
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.state import Contained
+from paramserver.store import Store
+from paramserver.trimming import Trimming, contained_in_all
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Publishing:
+    """The snapshots of one running server."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._kept: list[Contained] = []  # by the last retention
+        settings, host = running.settings, running.host
+        self._trimming = Trimming(
+            settings.keep_rows_s, settings.halves_keep_s, settings.running_s,
+            host.wall, host.monotonic,
+        )  # fmt: skip
+
+    def snapshot_if_due(self) -> None:
+        """Publish if ``interval_s`` have passed since the last time; count the running time."""
+        running = self._running
+        server, store, _ = running.serving()
+        try:
+            self._trimming.count(store, running.lineage.model, running.lineage.spec, server.epoch)
+        except Exception as error:  # of whatever store: :meth:`confirm` looks at the epoch
+            _log.warning("the running time could not be counted: %r", error)
+        if running.host.monotonic() - running.published_s >= running.settings.interval_s:
+            self.snapshot()
+
+    def snapshot(self, pin: bool = False) -> dict[str, Any]:
+        """Publish the state as it is now, unless the head holds it, and describe it.
+
+        The files are looked at first: what somebody has removed, the head does not hold.
+
+        Raises
+        ------
+        NotReady
+            Definite.
+        PublishFailed
+            The head is where it was.
+        """
+        running = self._running
+        with running.publishing:
+            server, store, history = running.serving()
+            head_gone = running.parent in history.drop_vanished(running.parent)
+            with running.lock:
+                state = None
+                if server.count != running.published or head_gone:
+                    parent = None if head_gone else running.parent
+                    metrics = {**running.contacts.metrics(), **server.scores()}
+                    state = server.begin_snapshot(running.host.wall(), parent, metrics)
+            if state is not None:
+                try:
+                    name = publish(store, history, state, running.base)
+                except Superseded as error:
+                    running.end(error)
+                    raise
+                running.published, running.parent = state.version[1], name
+                with running.lock:
+                    server.note_durable(state)
+                self._retain(server, store, history, name)
+            running.published_s = running.host.monotonic()
+            if pin and running.parent is not None:
+                history.pin(running.parent, True)
+            described = next(row for row in history.listed() if row.name == running.parent)
+            row: dict[str, Any] = msgspec.to_builtins(described)
+            return row
+
+    def _retain(self, server: Server, store: Store, history: SnapshotHistory, head: str) -> None:
+        running = self._running
+        positions = [contained.control for contained in self._kept]
+        held = rewrites.held(running.needed, positions)
+        try:
+            kept = history.retain(head, held)
+            for name in running.asides - held:
+                history.withdraw(name)
+            running.asides &= held
+        except OSError as error:
+            _log.warning("old snapshots could not be removed yet: %s", error)
+            return
+        self._kept = kept
+        with running.lock:
+            for partition in running.waiting:
+                server.close(partition, kept)
+            running.waiting = [p for p in running.waiting if p.id not in server.closed]
+            upto = contained_in_all(kept, running.partitions.values())
+        self._trim(server, store, upto)
+
+    def _trim(self, server: Server, store: Store, upto: Mapping[int, int]) -> None:
+        model, spec = self._running.lineage.model, self._running.lineage.spec
+        try:
+            self._trimming.run(store, model, spec, server.epoch, upto)
+        except Exception as error:  # of whatever store: its head says what is so
+            newest = store.head(model, spec).epoch
+            if newest != server.epoch:
+                lost = Superseded(server.epoch, newest)
+                self._running.end(lost)
+                raise lost from error
+            _log.warning("old rows could not be removed yet: %r", error)

@@ -1,0 +1,131 @@
+"""A process of the simulation with its journals; those that only read or tend the journal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sim_loop import Process
+from sim_model import KEEP_ROWS_S
+
+import replay.journal.sqlite
+from replay.errors import JournalUnavailable
+
+if TYPE_CHECKING:
+    from sim_world import World
+
+
+MODEL, SPEC = "m", "5" * 64
+_WRITES = frozenset(
+    {"append", "seal", "register", "begin_epoch", "move_head", "write_control", "claim", "run"}
+)
+
+
+class Actor:
+    """A process with the journals that it has open."""
+
+    kind = "actor"
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world, self.name = world, f"{self.kind}-{number}"
+        self.process = Process(world.loop, self.name)
+        self.journals: list[Any] = []
+        self.process.spawn(self._guarded())
+
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    async def _guarded(self) -> None:
+        """What nobody expected ends the seed, not only the process."""
+        try:
+            await self.live()
+        except JournalUnavailable as error:
+            self.world.note(f"{self.name} can't start: {error}")
+            self.world.kill(self)  # its supervisor starts another
+        except Exception as error:
+            self.world.fail(error)
+
+    async def live(self) -> None:
+        """The process from its start on."""
+
+    async def thread(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
+        """A step on one of the process's threads."""
+        return await self.world.loop.run_in_executor(name, step, *args)
+
+    def open_journal(self) -> Any:
+        """The journal, as this process has it."""
+        world = self.world
+        kind = replay.journal.sqlite.SqliteJournal
+
+        class Watched(kind):  # type: ignore[misc, valid-type]
+            """Its answers get lost, after it has done what it was asked."""
+
+            def __getattribute__(self, name: str) -> Any:
+                found = super().__getattribute__(name)
+                return lossy(found) if name in _WRITES else found
+
+            def seal(self, partition: int) -> int:
+                world.sealed.add(partition)
+                end: int = super().seal(partition)
+                return end
+
+            def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
+                """Rows that are to become old do so by both clocks; elsewhere time is as it is."""
+                faster = KEEP_ROWS_S / world.climate.old_s if world.climate.twice else 1.0
+                total: int = super().run(model, spec, epoch, int(ms * faster))
+                return total
+
+        def lossy(step: Callable[..., Any]) -> Callable[..., Any]:
+            def told(*args: Any) -> Any:
+                answer = step(*args)
+                if world.chance(world.lost_answers):
+                    world.counts["lost answer"] += 1
+                    raise JournalUnavailable("the answer was lost")
+                return answer
+
+            return told
+
+        journal = Watched(
+            world.journal_path,
+            disk_low_mb=1,
+            free_mb=lambda: 0.0 if world.disk.full else 100.0,
+            synchronous=world.faulty.synchronous,
+        )
+        self.journals.append(journal)
+        return journal
+
+
+class Observer(Actor):
+    """Reads the journal when all is calm."""
+
+    kind = "observer"
+    rollbacks: tuple[tuple[int, int, str], ...] | None = None
+    trimmed = 0
+
+    async def live(self) -> None:
+        journal = await self.thread("main", self.open_journal)
+        while True:
+            rows = await self.thread("main", journal.controls, MODEL, 0)
+            kinds = ("rollback", "forget", "relearn")
+            keys = [row.key.split(":")[2:] for row in rows if row.kind in kinds]
+            partitions = await self.thread("main", journal.partitions, MODEL)
+            self.trimmed = sum(partition.trimmed for partition in partitions)
+            self.rollbacks = tuple((int(epoch), int(count), name) for epoch, count, name in keys)
+            await asyncio.sleep(0.2)
+
+
+class Head(Actor):
+    """The process that moves the journal's log into its file."""
+
+    kind = "head"
+
+    async def live(self) -> None:
+        journal = await self.thread("main", self.open_journal)
+        while True:
+            await asyncio.sleep(self.world.climate.tend_s)
+            try:
+                await self.thread("main", journal.checkpoint)
+            except JournalUnavailable as error:
+                self.world.note(f"checkpoint: {error}")

@@ -1,0 +1,218 @@
+"""`online init` and `online doctor`: from a table to a served model, and what a machine lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from online import cli
+from online.client import Client
+from online.commands import doctor
+from online.errors import ConfigError
+from online.service.embedded import Embedded
+from online.settings.config import load
+
+CLICKS = "id,city,seconds,note,bought\n" + "".join(
+    f"v{i},{'AB'[i % 2]},{i % 7}.5,it is a visit number {i},{'no' if i % 7 < 3 else 'yes'}\n"
+    for i in range(120)
+)
+
+
+def run(*words: str, asks: str | None = None) -> str:
+    done = CliRunner().invoke(cli.app, words, input=asks)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my clicks.csv"
+    path.write_text(CLICKS)
+    return path
+
+
+def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> None:
+    said = run("init", str(table))
+    assert "a binary task by its label, bought" in said
+    assert "id       event_id: its name, and no value comes twice" in said
+    assert "accuracy" in said
+    assert "no_change" in said
+    text = Path("online.yaml").read_text()
+    (model,) = yaml.safe_load(text)["models"]
+    assert model["name"] == "my-clicks"
+    assert model["classes"] == {"negative": "no", "positive": "yes"}
+    words = shlex.split(re.findall(r"^#   curl (.*)$", text, re.M)[0])
+    request = json.loads(words[-1])
+    settings = load(Path("online.yaml"), {"port": 0, "state_dir": "state"}, {})
+    service = Embedded(settings, lambda _: None)
+    service.start()
+    with service, Client(service.url) as client:
+        clicks = client.model("my-clicks")
+        receipt = clicks.feedback(request.pop("label"), **request)
+        assert receipt.status == "learned"
+        assert receipt.event_id == "v0"
+        assert clicks.predict(request["features"]).prediction in ("no", "yes")
+
+
+def test_nothing_is_replaced_unasked_and_json_says_it_all(table: Path) -> None:
+    run("init", str(table))
+    with pytest.raises(ConfigError, match="is there already"):
+        run("init", str(table))
+    said = json.loads(run("init", str(table), "--force", "--json", "--rows", "50", "--name", "c"))
+    assert (said["model"], said["task"], said["rows"]) == ("c", "binary", 50)
+    assert said["columns"]["note"]["kind"] == "text"
+    assert said["learner"] in ("linear", "ftrl")
+    assert said["majority"] is not None
+    assert not list(Path().glob("*.part"))
+
+
+def test_names_that_yaml_would_take_for_something_else_stay_texts(table: Path) -> None:
+    table.write_text("x,label\n" + "1,off\n2,on\n" * 5)
+    run("init", str(table), "--name", "true")
+    (model,) = yaml.safe_load(Path("online.yaml").read_text())["models"]
+    assert model["name"] == "true"
+    assert set(model["classes"].values()) == {"off", "on"}
+
+
+def test_without_a_table_somebody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="nobody to ask"):
+        run("init")
+    monkeypatch.setattr("online.commands.init._sits_there", lambda: True)
+    run("init", asks="spam\nbinary\nsubject, body\n")
+    (model,) = load(Path("online.yaml"), {}, {}).models
+    assert (model.name, model.task, model.learner) == ("spam", "binary", "model.py:build")
+    assert "['subject', 'body']" in Path("model.py").read_text()
+    run("config", "check", "online.yaml")
+
+
+# -- real tables -----------------------------------------------------------------------------------
+
+REAL: dict[str, tuple[str, Any, str, str]] = {
+    "elec2": ("elec2/electricity.csv.gz", "binary", "class", "accuracy"),
+    "insects": ("insects_gradual/gradual_balanced_24150.csv.gz", "multiclass", "c34", "accuracy"),
+    "sms": ("sms_spam/SMSSpamCollection.tsv.gz", "binary", "c1", "balanced_accuracy"),
+    "movielens": ("movielens_small/ratings.csv.gz", "regression", "rating", "mae"),
+    "acs": ("acs_employment_MA/employment_MA_reference.pq", "binary", "employed", "accuracy"),
+}
+ATLEAST = {"elec2": 0.9220, "insects": 0.7969, "sms": 0.9410, "acs": 0.0, "movielens": 0.0}
+"""Documented of the built-in learners: docs/models.md, docs/measured.md."""
+
+
+def real(name: str, rows: int, tmp_path: Path) -> dict[str, Any]:
+    place = Path(os.environ.get("ONLINE_DATA_DIR") or "") / REAL[name][0]
+    if not place.is_file():
+        pytest.skip(f"no {REAL[name][0]} in ONLINE_DATA_DIR")
+    words = ("init", str(place), "--folder", str(tmp_path), "--json", "--rows", str(rows))
+    found: dict[str, Any] = json.loads(run(*words))
+    return found
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", REAL)
+def test_real_tables_are_guessed(name: str, tmp_path: Path) -> None:
+    found = real(name, 300, tmp_path)
+    assert (found["task"], found["label"]) == REAL[name][1:3]
+    load(tmp_path / "online.yaml", {}, {})
+
+
+@pytest.mark.data
+@pytest.mark.long
+@pytest.mark.parametrize("name", REAL)
+def test_real_tables_are_learned_as_well_as_is_documented(name: str, tmp_path: Path) -> None:
+    found = real(name, 200_000, tmp_path)
+    print(found)
+    score = found[REAL[name][3]]
+    if found["task"] == "regression":
+        assert score < found["mean_mae"]
+        assert score < found["last_mae"]
+    else:
+        assert round(score, 4) >= ATLEAST[name]
+        assert found["accuracy"] > max(found["majority"], found["no_change"])
+
+
+# -- the doctor ------------------------------------------------------------------------------------
+
+
+def seen(*words: str) -> dict[str, dict[str, str]]:
+    done = CliRunner().invoke(cli.app, ["doctor", "--json", *words])
+    found = json.loads(done.stdout)
+    assert done.exit_code == (0 if found["good"] else 1)
+    return {one["what"]: one for one in found["findings"]}
+
+
+def test_the_doctor_finds_a_good_machine_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("online.yaml").write_text(
+        "{port: 0, cluster: embedded, models: [{name: m, task: binary, learner: linear}]}"
+    )
+    found = seen()
+    assert list(found) == [
+        "python", "settings", "versions", "port", "disk", "room", "memory", "clock",
+    ]  # fmt: skip
+    assert {name for name, one in found.items() if one["verdict"] == "FAIL"} <= {"memory", "room"}
+
+
+def test_the_doctor_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "{{port: {port}, state_dir: {state}, models: [{{name: m, task: binary, learner: linear}}]}}"
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        Path("online.yaml").write_text(text.format(port=port, state="s"))
+        assert seen()["port"]["verdict"] == "FAIL"
+    later = time.time() + 3600
+    Path("s").mkdir()
+    Path("s/journal.db").touch()
+    os.utime("s/journal.db", (later, later))
+    assert "was written 3" in seen()["clock"]["seen"]
+    Path("file").touch()
+    Path("online.yaml").write_text(text.format(port=0, state="file/state"))
+    assert seen()["disk"]["verdict"] == "FAIL"
+    Path("online.yaml").write_text("{modells: []}")
+    assert "Did you mean `models`?" in seen()["settings"]["seen"]
+
+
+def test_the_doctor_has_bounds() -> None:
+    assert doctor._python((3, 10, 2), "Linux").verdict == "FAIL"
+    assert doctor._python((3, 12, 0), "Darwin").verdict == "warn"
+    assert doctor.versions("online-learning-service").verdict == "ok"
+    assert doctor.versions("no-such-distribution").verdict == "warn"
+    here = Path()
+    verdicts = [doctor.syncs(here, ms, ms).verdict for ms in (0.2, 20.0, 500.0)]
+    assert verdicts == ["ok", "warn", "FAIL"]
+    assert [doctor.room(here, gb).verdict for gb in (5, 0.5, 0.1)] == ["ok", "warn", "FAIL"]
+    free = [doctor.memory(gb, embedded=e).verdict for gb, e in ((3, False), (1, False), (1, True))]
+    assert free == ["ok", "FAIL", "ok"]
+
+
+def test_the_built_in_learners_are_listed() -> None:
+    said = json.loads(run("models", "list", "--json"))["models"]
+    assert {row["learner"] for row in said} >= {"linear", "logreg", "ftrl", "mlp"}
+    (linear,) = [row for row in said if row["learner"] == "linear"]
+    assert linear["params"] == {"text": [], "bits": 22, "seed": 0}
+    assert "params: lr: 0.05" in run("models", "list")
+
+
+def test_shells_complete_commands() -> None:
+    options = {"_ONLINE_COMPLETE": "complete_bash", "COMP_WORDS": "online sn", "COMP_CWORD": "1"}
+    done = CliRunner().invoke(cli.app, [], env=options, prog_name="online")
+    assert "snapshot" in done.output

@@ -1,0 +1,147 @@
+"""Messages in the words of somebody who meets the service for the first time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+
+from evaluation.errors import StreamUnusable
+from evaluation.streams import open_stream
+from online.commands import base, snapshot
+from online.errors import ConfigError, RequestError
+from online.http.app import _answer_errors, _unknown
+from online.messages.bodies import JSON, MSGPACK, decode, decode_event
+from online.settings.config import load
+
+ONE = {"name": "m", "task": "binary", "learner": "linear"}
+
+
+def served(*names: str) -> httpx.Client:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"models": [{"model": name} for name in names]})
+
+    return httpx.Client(base_url="http://s", transport=httpx.MockTransport(answer))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (None, "--model: several models are served. Name one of: clicks, prices"),
+        ("price", "'price' is not served. Did you mean `prices`? Name one of: clicks, prices"),
+        ("x", "--model: 'x' is not served. Name one of: clicks, prices"),
+    ],
+)
+def test_a_model_that_is_not_named_or_not_served(model: str | None, said: str) -> None:
+    with served("clicks", "prices") as client, pytest.raises(ConfigError) as refused:
+        base.pick(client, model)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"models": ONE}, "models: a list is needed: a line each that begins with `-`"),
+        ({"models": [ONE], "limits": 3}, "limits: a mapping is needed"),
+        ({"models": [{**ONE, "sync": [1]}]}, "models.0.sync: a mapping is needed"),
+        ({"models": [{"name": "m", "task": "binary"}]}, "models.0.learner: it is required"),
+        ({"models": [ONE], "port": "http"}, "port: a whole number is needed, got 'http'"),
+        ({"models": [{**ONE, "token_lifetime": "7 days"}]}, "one letter: write 7d, got '7 days'"),
+        ({"models": [{**ONE, "label_wait": "1.5 Hours"}]}, "one letter: write 1.5h"),
+        ({"models": [{**ONE, "label_wait": "soon"}]}, "as 90s, 5m, 12h, 7d or 2w, got 'soon'"),
+    ],
+)
+def test_settings_are_explained_in_words_of_yaml(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, data, {})
+    assert said in str(refused.value)
+    assert "valid" not in str(refused.value)
+
+
+def test_a_length_of_time_in_digits_is_seconds() -> None:
+    (model,) = load(None, {"models": [{**ONE, "label_wait": "90"}]}, {}).models
+    assert model.label_wait == 90.0
+
+
+def test_a_file_that_is_not_there_has_no_number(tmp_path: Path) -> None:
+    with pytest.raises(StreamUnusable, match="No such file") as refused:
+        open_stream(str(tmp_path / "absent.csv"))
+    assert "Errno" not in str(refused.value)
+
+
+def test_snapshots_show_their_version_as_answers_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"name": "1-694", "version": [1, 694], "created_at": time.time(), "size": 10,
+             "pinned": False}  # fmt: skip
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        data = {"models": [{"model": "m"}]} if request.url.path == "/v1/models" else None
+        return httpx.Response(200, json=data or {"snapshots": [found]})
+
+    client = httpx.Client(base_url="http://s", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(snapshot, "connect", lambda *_: client)
+    snapshot.snapshot_list()
+    said = capsys.readouterr().out
+    assert "1.694" in said
+    assert "[1" not in said
+
+
+@pytest.mark.parametrize(
+    ("decoder", "body", "field", "hint"),
+    [
+        (JSON.predict, b'{"feature":{"a":1}}', "feature", "Did you mean `features`?"),
+        (JSON.predict, b'{"features":{"a":1},"max_age":1}', "max_age", "Did you mean `max_age_ms`"),
+        (JSON.feedback, b'{"lable":1,"id":"t"}', "lable", "Did you mean `label`?"),
+        (JSON.feedback, b'{"events":[{"lable":1}]}', "events[0].lable", "Did you mean `label`?"),
+        (MSGPACK.feedback, b"\x81\xa3idd\xa1t", "idd", "Did you mean `id`?"),
+        (JSON.predict, b'{"zzz":1}', "zzz", "Known here: features, id, instances, ids"),
+    ],
+)
+def test_unknown_fields_of_requests_name_the_one_that_is_meant(
+    decoder: Any, body: bytes, field: str, hint: str
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        decode(decoder, body)
+    assert (refused.value.status, refused.value.field) == (422, field)
+    assert hint in (refused.value.hint or "")
+    with pytest.raises(RequestError, match="unknown field") as line:
+        decode_event(b'{"lable":1}')
+    assert line.value.hint == "Did you mean `label`?"
+
+
+def test_an_unknown_model_names_the_one_that_is_meant() -> None:
+    hint = _unknown("phising", {"phishing": 1, "prices": 2}).hint
+    assert hint == "Did you mean `phishing`? Served here: phishing, prices"
+    assert _unknown("zzz", {"phishing": 1}).hint == "Served here: phishing"
+
+
+class Body(BaseModel):
+    """A body of an operator's request."""
+
+    model_config = ConfigDict(extra="forbid")
+    banned: bool = True
+
+
+def test_fields_of_operators_requests_too() -> None:
+    app = FastAPI()
+    _answer_errors(app)
+
+    @app.post("/x")
+    async def x(body: Body) -> dict[str, bool]:
+        return {"banned": body.banned}
+
+    async def ask() -> Any:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(base_url="http://s", transport=transport) as client:
+            return (await client.post("/x", json={"band": True})).json()["error"]
+
+    error = asyncio.run(ask())
+    assert (error["field"], error["message"]) == ("band", "unknown field `band`")
+    assert error["hint"] == "Did you mean `banned`?"

@@ -1,0 +1,199 @@
+"""A replica exchanges a model that was promoted, and gives up what was taken back meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from online.service import going_over
+from online.service.going_over import GoingOver
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from paramserver.rewrites import PROMOTE
+from replay.errors import JournalUnavailable
+
+A, B = "logreg", "linear"
+
+
+class Replica:
+    """A model in a replica, as far as an exchange sees it; it starts once ``answers`` is set."""
+
+    def __init__(self, learner: str, *, answers: bool) -> None:
+        self.spec, self.store, self.writer = learner, self, SimpleNamespace(idle=True)
+        self.answers, self.stopped = asyncio.Event(), False
+        if answers:
+            self.answers.set()
+
+    async def read(self, step: Callable[..., Any], *args: Any) -> Any:
+        return step(*args)
+
+    async def start(self) -> None:
+        await self.answers.wait()
+
+    async def stop(self, timeout_s: float) -> None:
+        self.stopped = True
+
+
+class World:
+    """One model that serves, promotions of it, and the parts that were made for them."""
+
+    def __init__(self, *, answers: bool = True, rule: str = "average") -> None:
+        self.controls: list[Any] = []
+        self.serves, self.answers, self.rule = A, answers, rule
+        self.made: list[Replica] = []
+        self.failing = 0
+        self.parts = {"m": self.part(Replica(A, answers=True))}
+        self.going = GoingOver(
+            "m", self.parts, self.parts.__setitem__, self.make, self.load, self.as_served
+        )
+
+    def part(self, replica: Replica) -> Any:
+        journal = SimpleNamespace(controls=self.after)
+        return SimpleNamespace(replica=replica, journal=journal, exchangeable=True)
+
+    def after(self, model: str, seq: int) -> list[Any]:
+        if self.failing:
+            self.failing -= 1
+            raise JournalUnavailable("read", "it is away")
+        return [control for control in self.controls if control.seq > seq]
+
+    def decide(self, learner: str) -> None:
+        self.serves = learner
+        self.controls.append(SimpleNamespace(seq=len(self.controls) + 1, kind=PROMOTE))
+
+    def as_served(self) -> Settings:
+        model = ModelSettings(name="m", task="binary", learner=self.serves)
+        return Settings(models=(model,))
+
+    def load(self, model: ModelSettings) -> Any:
+        return SimpleNamespace(spec_hash=model.learner, model=None)
+
+    def make(self, settings: Settings, model: ModelSettings, loaded: Any) -> Any:
+        self.made.append(Replica(model.learner, answers=self.answers))
+        return self.part(self.made[-1])
+
+    @property
+    def answering(self) -> str:
+        spec: str = self.parts["m"].replica.spec
+        return spec
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LOOK_S", "_QUIET_S", "_FAILED_S"):
+        monkeypatch.setattr(going_over, name, 0.001)
+
+
+def play(
+    monkeypatch: pytest.MonkeyPatch, scene: Callable[[World], Awaitable[None]], **as_: Any
+) -> World:
+    async def played() -> World:
+        world = World(**as_)
+        monkeypatch.setattr(going_over, "merge_rule", lambda model, _: world.rule)
+        world.going.start()
+        await scene(world)
+        await world.going.stop(5)
+        return world
+
+    return asyncio.run(played())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_the_promoted_model_answers_and_the_one_before_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: World) -> None:
+        before = world.parts["m"].replica
+        world.decide(B)
+        await until(lambda: world.answering == B)
+        await until(lambda: before.stopped)
+        assert not world.made[0].stopped
+
+    play(monkeypatch, scene)
+
+
+def test_the_one_before_goes_on_until_nothing_is_under_way_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: World) -> None:
+        before = world.parts["m"].replica
+        before.writer.idle = False
+        world.decide(B)
+        await until(lambda: world.answering == B)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not before.stopped
+        before.writer.idle = True
+        await until(lambda: before.stopped)
+
+    play(monkeypatch, scene)
+
+
+def test_a_promotion_that_is_taken_back_before_its_server_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: World) -> None:
+        before = world.parts["m"].replica
+        world.decide(B)
+        await until(lambda: len(world.made) == 1)
+        assert world.answering == A, "its parameter server has not answered"
+        world.decide(A)
+        await until(lambda: world.made[0].stopped)
+        assert (world.answering, before.stopped) == (A, False)
+        world.answers = True
+        world.decide(B)
+        await until(lambda: world.answering == B)
+        assert len(world.made) == 2
+
+    play(monkeypatch, scene, answers=False)
+
+
+def test_a_model_that_is_learned_in_order_waits_for_new_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: World) -> None:
+        world.decide(B)
+        await until(lambda: world.going._seen == 1)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (world.answering, world.made) == (A, [])
+
+    play(monkeypatch, scene, rule="ordered")
+
+
+def test_an_error_is_no_end_of_looking(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(world: World) -> None:
+        def broken(*_: Any) -> Any:
+            raise ValueError("its code is broken")
+
+        world.failing = 2
+        load, world.going._load = world.going._load, broken
+        world.decide(B)
+        await until(lambda: "its code is broken" in caplog.text)
+        assert world.answering == A
+        world.going._load = load
+        await until(lambda: world.answering == B)
+
+    play(monkeypatch, scene)
+    assert "it is away" in caplog.text
+
+
+def test_a_stop_gives_up_what_was_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(world: World) -> None:
+        world.decide(B)
+        await until(lambda: len(world.made) == 1)
+
+    world = play(monkeypatch, scene, answers=False)
+    assert world.answering == A
+    assert world.made[0].stopped

@@ -1,0 +1,166 @@
+"""What a table is: its delimiter, its header, and what its columns are for."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from online.errors import ConfigError
+from online.tables.errors import InputRefused
+from online.tables.first_look import open_table, value_of
+from online.tables.guess import Guess, category, guess, seconds
+
+
+def written(folder: Path, text: str, name: str = "t.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def guessed(folder: Path, text: str, name: str = "t.csv", **given: str) -> Guess:
+    return guess(open_table(written(folder, text, name)), **given)  # type: ignore[arg-type]
+
+
+def kinds(found: Guess) -> dict[str, str]:
+    return {column.name: column.kind for column in found.columns}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "names", "header"),
+    [
+        ("a,b\n1,x\n2,y\n", "t.csv", ("a", "b"), True),
+        ("a;b\n1,5;x\n2,5;y\n", "t.csv", ("a", "b"), True),
+        ("a\tb\n1\tx, y\n", "t.tsv", ("a", "b"), True),
+        ("1.5,2,3\n2.5,3,4\n", "t.csv", ("c1", "c2", "c3"), False),
+        ('ham\tHello, "you\nspam\tWin!! now\nham\tOk\n', "t.tsv", ("c1", "c2"), False),
+        ("yes,red\nno,blue\nyes,red\n", "t.csv", ("c1", "c2"), False),
+    ],
+)
+def test_delimiter_and_header_are_told(
+    tmp_path: Path, text: str, name: str, names: tuple[str, ...], header: bool
+) -> None:
+    table = open_table(written(tmp_path, text, name))
+    assert (table.names, table.header) == (names, header)
+    assert len(list(table.rows())) == text.count("\n") - header
+
+
+def test_cells_are_plain_values() -> None:
+    cells = {"1": 1, "-2.50": -2.5, " x ": "x", "": None, "TRUE": True, "nan": "nan",
+             "12345678901234567890": 1.2345678901234567e19, "1e3": 1000.0}  # fmt: skip
+    assert {cell: value_of(cell) for cell in cells} == cells
+    assert [category(v) for v in (7, 7.0, "7", 7.5, None, True)] == [
+        "7",
+        "7",
+        "7",
+        "7.5",
+        None,
+        True,
+    ]
+    assert seconds("2026-01-31T12:00:00+00:00") == 1769860800.0
+    assert (seconds(1769860800), seconds(1769860800000.0)) == (1769860800.0, 1769860800.0)
+    assert seconds(2016) is seconds("soon") is seconds(0.5) is None
+
+
+def test_damaged_and_strange_files_are_refused_with_the_place(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="line 3: 1 of 2 cells"):
+        list(open_table(written(tmp_path, "a,b\n1,2\n3\n")).rows())
+    with pytest.raises(InputRefused, match="no table by its name"):
+        open_table(tmp_path / "t.json")
+    with pytest.raises(InputRefused, match="No such file"):
+        open_table(tmp_path / "absent.csv")
+    with pytest.raises(InputRefused, match="it has 1 lines"):
+        open_table(written(tmp_path, "a,b\n"))
+    with pytest.raises(InputRefused, match="Name each once"):
+        open_table(written(tmp_path, "a,a\n1,2\n"))
+    written(tmp_path, "no gzip", "t.csv.gz")
+    with pytest.raises(InputRefused, match=r"t\.csv\.gz"):
+        open_table(tmp_path / "t.csv.gz")
+    written(tmp_path, "no parquet", "t.parquet")
+    with pytest.raises(InputRefused, match=r"t\.parquet"):
+        open_table(tmp_path / "t.parquet")
+
+
+SHOP = "order_id,userId,created_at,price,city,note,prediction,label\n" + "".join(
+    f"o{i},{i % 4},2026-01-{28 - i:02},{i / 8},{'abc'[i % 3]},"
+    f"please bring it soon {i},0.5,{'yes' if i % 3 else 'no'}\n"
+    for i in range(20)
+)
+
+
+def test_columns_are_told_by_name_and_values(tmp_path: Path) -> None:
+    found = guessed(tmp_path, SHOP)
+    assert kinds(found) == {
+        "order_id": "event_id", "userId": "category", "created_at": "time", "price": "number",
+        "city": "category", "note": "text", "prediction": "left_out", "label": "label",
+    }  # fmt: skip
+    assert (found.task, found.classes) == ("binary", ("no", "yes"))
+    rows = list(found.rows())
+    assert [row.event_id for row in rows] == [f"o{i}" for i in range(19, -1, -1)], "by their times"
+    assert rows[-1].features == {
+        "userId": "0", "price": 0, "city": "a", "note": "please bring it soon 0",
+    }  # fmt: skip
+    assert (rows[0].label, found.canonical(rows[0].label)) == ("yes", True)
+    assert rows[0].at == seconds("2026-01-09")
+
+
+def test_a_name_of_time_without_times_is_a_number(tmp_path: Path) -> None:
+    assert kinds(guessed(tmp_path, "date,up\n0.1,1\n0.2,0\n"))["date"] == "number"
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "classes"),
+    [
+        (["yes", "no", "no"], "binary", ("no", "yes")),
+        (["good", "bad", "good"], "binary", ("good", "bad")),
+        (["ham", "spam", "ham"], "binary", ("ham", "spam")),
+        (["1", "0", "1"], "binary", (0, 1)),
+        (["true", "false", "true"], "binary", (False, True)),
+        (["2", "5", "7"], "multiclass", (2, 5, 7)),
+        (["a", "b", "c"], "multiclass", ("a", "b", "c")),
+        (["0.5", "3", "4.5"], "regression", ()),
+        ([str(i) for i in range(150)], "regression", ()),
+    ],
+)
+def test_the_task_is_that_of_the_label(
+    tmp_path: Path, labels: list[str], task: str, classes: tuple[object, ...]
+) -> None:
+    text = "x,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(labels))
+    found = guessed(tmp_path, text)
+    assert (found.task, found.classes) == (task, classes)
+
+
+def test_what_is_given_is_not_guessed_and_what_can_not_be_is_refused(tmp_path: Path) -> None:
+    text = "a,b,label\n1,x,yes\n2,y,no\n3,z,yes\n"
+    assert guessed(tmp_path, text, label="b").task == "multiclass"
+    assert guessed(tmp_path, text, label="a", task="regression").task == "regression"
+    with pytest.raises(ConfigError, match="Name one of: a, b, label"):
+        guessed(tmp_path, text, label="c")
+    with pytest.raises(ConfigError, match="has texts"):
+        guessed(tmp_path, text, task="regression")
+    with pytest.raises(ConfigError, match="3 different values, no label of a binary"):
+        guessed(tmp_path, text, label="b", task="binary")
+    with pytest.raises(ConfigError, match="no column looks like a label"):
+        guessed(
+            tmp_path, "note,order_id\n" + "".join(f"one two three {i},{i}\n" for i in range(12))
+        )
+
+
+def test_parquet_and_gzip_are_read_alike(tmp_path: Path) -> None:
+    table = pa.table({"x": [1.0, float("nan"), 3.0], "c": ["7", None, "8"], "label": [1, 0, 1]})
+    pq.write_table(table, tmp_path / "t.pq")
+    found = guess(open_table(tmp_path / "t.pq"))
+    assert kinds(found) == {"x": "number", "c": "category", "label": "label"}
+    assert [row.features for row in found.rows()] == [
+        {"x": 1.0, "c": "7"},
+        {},
+        {"x": 3.0, "c": "8"},
+    ]
+    with gzip.open(tmp_path / "t.csv.gz", "wt") as file:
+        file.write("x,c,label\n1,7,1\n,,0\n3,8,1\n")
+    again = guess(open_table(tmp_path / "t.csv.gz"))
+    assert [row.label for row in again.rows()] == [1, 0, 1]
+    assert kinds(again)["c"] == "number", "a CSV file has no types"

@@ -1,0 +1,186 @@
+"""`/metrics` as OpenMetrics asks, and the rules and the dashboard that ask for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from online import telemetry
+
+ROOT: Final = Path(__file__).parents[2]
+RULES: Final = ROOT / "deploy" / "prometheus" / "rules.yaml"
+BOARD: Final = ROOT / "deploy" / "grafana" / "online.json"
+NAME: Final = re.compile(r"\bonline_[a-z0-9_]+")
+
+
+def report() -> dict[str, float]:
+    """All that a replica may report."""
+    durations = telemetry.Durations()
+    for seconds in (0.0003, 0.0004, 0.002, 99.0):
+        for what in telemetry.DURATIONS:
+            durations.note(what, seconds)
+    counters = {
+        "predict_refused_busy": 2.0, "feedback_refused_busy": 3.0, "feedback_learned": 40.0,
+        "feedback_conflict": 1.0, "deltas_refused_too_large": 1.0, "deltas_learned": 2.0,
+        "filter_accepted": 38.0, "filter_quarantined": 2.0,
+    }  # fmt: skip
+    every = dict.fromkeys([*telemetry._GAUGES, *telemetry._COUNTERS], 1.0)
+    return {**every, "age_ms": 1500.0, "learn_us": 80.0, **counters, **durations.report()}
+
+
+def status(model: str = "m") -> dict[str, Any]:
+    server = {"epoch": 3, "count": 9, "restore_s": 0.5, "reach_s": 60.0, "refused": {}}
+    journal = {
+        "size": 10, "bound": 100, "used_ratio": 0.1, "days_left": 30.0, "bytes_per_day": 3.0,
+        "rows": 5, "rows_per_day": 7.0, "waiting": 0,
+    }  # fmt: skip
+    rewrites = {"frozen": False, "undone": 0, "banned": []}
+    rival = {"verdict": "better", "interval": (0.1, 0.2), "rows": 9, "behind_rows": 0}
+    return {
+        "model": model, "replicas": {"one": report(), "two": report()},
+        "quality": {"n": 40, "accuracy": 0.9, "kappa_t": 0.1, "f1": None}, "learned": 40,
+        "server": {**server, "vanished": 0}, "journal": journal, "rewrites": rewrites,
+        "challenger": rival,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def families() -> dict[str, Metric]:
+    text = telemetry.exposition([status("m"), status("n")])
+    return {found.name: found for found in text_string_to_metric_families(text)}
+
+
+def samples(families: dict[str, Metric]) -> set[str]:
+    return {sample.name for found in families.values() for sample in found.samples}
+
+
+def test_every_family_has_help_that_is_a_sentence(families: dict[str, Metric]) -> None:
+    for name, found in families.items():
+        text = found.documentation
+        assert text.endswith("."), (name, text)
+        assert len(text.split()) >= 3, (name, text)
+        assert not text.endswith("of a replica."), f"{name}: a report without a help"
+
+
+def test_units_are_base_units_and_counters_end_in_total(families: dict[str, Metric]) -> None:
+    for name, found in families.items():
+        assert not name.endswith(("_ms", "_us", "_s")), name
+        if found.type == "counter":
+            assert all(s.name.endswith("_total") for s in found.samples), name
+    age = {s.labels["replica"]: s.value for s in families["online_age_seconds"].samples}
+    assert set(age.values()) == {1.5}
+    assert families["online_learn_seconds"].samples[0].value == pytest.approx(80e-6)
+
+
+def test_codes_and_outcomes_are_labels(families: dict[str, Metric]) -> None:
+    for name, label, value, n in (
+        ("online_predict_refused", "code", "busy", 2),
+        ("online_feedback_refused", "code", "busy", 3),
+        ("online_feedback", "outcome", "learned", 40),
+        ("online_deltas_refused", "code", "too_large", 1),
+        ("online_filter_rows", "verdict", "quarantined", 2),
+    ):
+        found = [s.value for s in families[name].samples if s.labels[label] == value]
+        assert found == [n] * 4, name
+    assert families["online_feedback_timeouts"].type == "counter", "it is no outcome"
+
+
+def test_durations_are_histograms_whose_counts_go_up(families: dict[str, Metric]) -> None:
+    for what in telemetry.DURATIONS:
+        found = families[f"online_{what}_seconds"]
+        assert found.type == "histogram"
+        of_one = {"model": "m", "replica": "one"}
+        one = [s for s in found.samples if of_one.items() <= s.labels.items()]
+        buckets = {s.labels["le"]: s.value for s in one if s.name.endswith("_bucket")}
+        assert list(buckets.values()) == sorted(buckets.values())
+        assert (buckets["0.00025"], buckets["0.0005"], buckets["10"]) == (0, 2, 3)
+        assert buckets["+Inf"] == next(s.value for s in one if s.name.endswith("_count")) == 4
+        total = next(s.value for s in one if s.name.endswith("_sum"))
+        assert total == pytest.approx(99.0027)
+
+
+def test_the_journal_of_all_models_is_said_once(families: dict[str, Metric]) -> None:
+    for name in ("bytes", "bound_bytes", "used_ratio", "days_left", "bytes_per_day"):
+        (sample,) = families[f"online_journal_{name}"].samples
+        assert sample.labels == {}
+    assert len(families["online_journal_rows"].samples) == 2, "rows are a model's"
+
+
+def test_a_service_that_has_no_server_and_no_journal_says_so() -> None:
+    bare = {**status(), "server": None, "journal": None, "rewrites": None, "challenger": None}
+    text = telemetry.exposition([bare])
+    assert 'online_server_up{model="m"} 0.0' in text
+    assert "online_journal_bytes" not in text
+
+
+# -- who asks ---------------------------------------------------------------------------------
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def asked() -> Iterator[tuple[str, str]]:
+    """Where something is asked, and the query."""
+    for rule in rules():
+        yield rule["alert"], rule["expr"]
+    board = json.loads(BOARD.read_text())
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for variable in board["templating"]["list"]:
+        yield variable["name"], variable.get("definition", "")
+
+
+def test_rules_and_dashboard_ask_for_what_there_is(families: dict[str, Metric]) -> None:
+    there = samples(families)
+    queries = list(asked())
+    assert len(queries) > 40
+    for where, query in queries:
+        for name in NAME.findall(query):
+            assert name in there, (where, name)
+
+
+def test_rules_and_dashboard_ask_for_labels_that_there_are(families: dict[str, Metric]) -> None:
+    labels = {
+        sample.name: set(sample.labels) for found in families.values() for sample in found.samples
+    }
+    for where, query in asked():
+        for name, given in re.findall(r"(online_[a-z0-9_]+){([^}]*)}", query):
+            for label in re.findall(r"(\w+)=~?\"", given):
+                assert label in labels[name], (where, name, label)
+        for by in re.findall(r"by \(([^)]*)\)", query):
+            for name in NAME.findall(query):
+                assert set(by.replace(" ", "").split(",")) <= labels[name], (where, name, by)
+
+
+def test_each_rule_says_for_how_long_how_bad_and_what() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(names) == len(set(names)) >= 24
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert rule["annotations"]["summary"].endswith(".")
+        assert re.fullmatch(r"\d+[smhd]", rule.get("for", "0s"))
+
+
+def test_a_misspelt_metric_is_noticed(families: dict[str, Metric]) -> None:
+    assert "online_server_upp" not in samples(families)
+
+
+def test_the_dashboard_is_whole() -> None:
+    board = json.loads(BOARD.read_text())
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+    places = [tuple(sorted(panel["gridPos"].items())) for panel in board["panels"]]
+    assert len(places) == len(set(places)), "no panel hides another"
+    assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "model"}
