@@ -43,6 +43,23 @@ RAY_ROWS: Final = 2_000_000
 
 _ONE_BY_ONE: Final = 20  # times as long takes a row of a model that is asked row by row
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="local, auto or host:port; default: a job's own cluster, else no Ray for tables below "
+        "--ray-rows, and local for larger ones",
+    ),
+]
+RayRows = Annotated[
+    int,
+    typer.Option(
+        "--ray-rows",
+        min=0,
+        help="rows from which a Ray of its own is worth its start; a twentieth of them for a model "
+        "that is asked row by row",
+    ),
+]
 Ttl = Annotated[str | None, typer.Option("--ttl", help="how long scores are given, as 7d")]
 Store = Annotated[
     str | None, typer.Option("--store", help="also by key: sqlite:FOLDER or redis://host:6379/0")
@@ -74,21 +91,8 @@ def rescore(
         bool, typer.Option("--force", help="publish though scores moved, or features are older")
     ] = False,
     workers: Annotated[int, typer.Option(help="processes that score", min=1, max=1_024)] = 2,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            help="local, auto or host:port; default: a job's own cluster, else no Ray for tables "
-            "below --ray-rows, and local for larger ones"
-        ),
-    ] = None,
-    ray_rows: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="rows from which a Ray of its own is worth its start; a twentieth of them for a "
-            "model that is asked row by row",
-        ),
-    ] = RAY_ROWS,
+    ray: Ray = None,
+    ray_rows: RayRows = RAY_ROWS,
     every: Annotated[str | None, typer.Option(help="do it again and again, as 1h")] = None,
     path: FileOption = None,
     state_dir: StateDir = None,

@@ -164,6 +164,15 @@ def quiet(log_path: Path) -> Iterator[None]:
             os.close(was)
 
 
+@contextlib.contextmanager
+def imported_meanwhile(name: str) -> Iterator[None]:
+    """While this lasts a module is imported on a thread; it is there at the end."""
+    thread = threading.Thread(target=importlib.import_module, args=(name,), daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
 class Service:
     """A service on one state folder, from start to stop."""
 
@@ -236,10 +245,8 @@ class Service:
         os.environ.update(flags)
         worker_setup.without_tables()
         self._progress("starting Ray")
-        serve = threading.Thread(target=importlib.import_module, args=("ray.serve",), daemon=True)
-        serve.start()  # while Ray starts its processes
-        self._vital = start_ray(self._settings, self._private, flags)
-        serve.join()
+        with imported_meanwhile("ray.serve"):
+            self._vital = start_ray(self._settings, self._private, flags)
         processes.note(run_path(self._settings), {"url": None})
 
     def _start_serve(self) -> None:
@@ -247,9 +254,7 @@ class Service:
         first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
         port = settings.port or first + REPLICA_PORTS + 4
         self._progress("starting Serve")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        rollout.be_patient(self._patience.left_s())
-        rollout.start_serve(settings.host, port)
+        rollout.start_serve(settings.host, port, self._patience.left_s())
         self.url = f"http://{settings.host}:{port}"
 
     def _start_replicas(self) -> None:
