@@ -7,6 +7,7 @@ from 1 in the order in which they were read; rates and accuracies are in [0, 1].
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any, Final, Literal
 
 import msgspec
@@ -425,6 +426,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     quality: Quality
     notes: tuple[Note, ...]
     not_computed: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"<report, {self.verdict.state.replace('_', ' ')}: {self.verdict.sentence}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the page, in a frame of its own."""
+        from evaluation.report.page import render  # it needs matplotlib and Jinja2
+
+        page = escape(render(self))
+        style = "width:100%;height:640px;border:0"
+        return f'<iframe title="report" sandbox srcdoc="{page}" style="{style}"></iframe>'
 
 
 def to_json(report: Report) -> bytes:

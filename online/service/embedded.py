@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import uvicorn
 
 from evaluation.metrics import Task
 from online.client import Client, Model
 from online.errors import StartRefused
+from online.history.recording import Recording
 from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
@@ -24,6 +27,9 @@ from online.service.one_process import (
 )
 from online.settings import config
 from online.settings.config import Settings
+
+if TYPE_CHECKING:
+    from evaluation.report.values import Report
 
 _LOOK_S: Final = 0.002  # between two looks whether it listens
 _CATCH_UP_S: Final = 5.0  # then it answers without the rest, and goes on learning
@@ -102,6 +108,7 @@ class Embedded:
         self._http = _Http(settings.host, settings.port)
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
+        self._recording = Recording(settings.state_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +151,20 @@ class Embedded:
         """Tell whether the service answers."""
         return self._parts.alive()
 
+    def report(self) -> Report:
+        """Judge the first model from its journal (docs/report.md); a notebook shows the page.
+
+        Needs what the extra ``report`` brings.  Other models, and spans of time: `online report`.
+        """
+        from evaluation.report.build import report_on
+        from online.rows.journal_rows import JournalRows, open_for_report, origin
+
+        settings = self._parts.settings
+        with contextlib.closing(open_for_report(settings)) as journal:
+            rows = JournalRows(journal, settings.models[0])
+            made_at, first = time.time(), origin(settings.models[0])
+            return report_on(first, rows, made_at=made_at, version=lambda: rows.version)
+
     def start(
         self, *, fresh: bool = False, relearn: bool = False, accept_loss: bool = False
     ) -> None:
@@ -155,12 +176,14 @@ class Embedded:
             With the remedy; nothing runs then.
         """
         self._parts.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
+        self._recording.of(self.url, config.own_token(self._parts.settings, {}))
 
     def stop(self) -> None:
         """Let requests end, push and seal, publish a last snapshot.  A second time: nothing."""
         if self._client is not None:
             self._client.close()
             self._client = None
+        self._recording.stop()
         self._parts.stop()
 
     def kill(self) -> None:
