@@ -165,6 +165,11 @@ def quiet(log_path: Path) -> Iterator[None]:
             os.close(was)
 
 
+def first_port() -> int:
+    """The first of the replicas' HTTP ports."""
+    return int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+
+
 @contextlib.contextmanager
 def imported_meanwhile(name: str) -> Iterator[None]:
     """While this lasts a module is imported on a thread; it is there at the end."""
@@ -253,16 +258,14 @@ class Service:
         processes.note(run_path(self._settings), {"url": None})
 
     def _start_serve(self) -> None:
-        settings = self._settings
-        first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+        settings, first = self._settings, first_port()
         port = settings.port or first + REPLICA_PORTS + 4
         self._progress("starting Serve")
         rollout.start_serve(settings.host, port, self._patience.left_s())
         self.url = f"http://{settings.host}:{port}"
 
     def _start_replicas(self) -> None:
-        settings = self._settings
-        first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+        settings, first = self._settings, first_port()
         n = settings.replicas_min
         self._progress("starting one replica" if n == 1 else f"starting {n} replicas")
         self._deploy(settings)
