@@ -16,7 +16,7 @@ import pytest
 import replica_world as worlds
 from replica_world import World, play, until
 
-import online.replica.writer
+import online.replica.filtered
 from online.errors import RequestError
 from online.learning.source_evidence import effects_of, judged_of
 from online.messages.sender import sender
@@ -127,7 +127,7 @@ def test_predictions_have_a_turn_while_a_large_batch_is_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     if at_once:  # the mutant
-        monkeypatch.setattr(online.replica.writer, "_JUDGED_ROWS", 10_000)
+        monkeypatch.setattr(online.replica.filtered, "_JUDGED_ROWS", 10_000)
     turns, seen = [0], set[int]()
 
     class Counting(Told):
