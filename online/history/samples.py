@@ -108,7 +108,7 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
-    """What lies between two samples that a reader of the course has to know."""
+    """Tell what lies between two samples that a reader of the course has to know."""
     was = {} if before is None else before.seen
     seen = now.seen
 

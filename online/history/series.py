@@ -106,7 +106,7 @@ class Series:
         self._thinned_at = now
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file of the history."""
         self._db.close()
 
 
@@ -180,7 +180,7 @@ def _columns(taken: Sequence[Sample]) -> dict[str, list[float | None]]:
 
 
 def _step(was: Sample, now: Sample) -> dict[str, float | None]:
-    """What happened between two samples."""
+    """Return what happened between two samples, by name."""
     rows, seconds = now.n - was.n, now.at - was.at
     counts = {name: value - was.totals.get(name, 0.0) for name, value in now.totals.items()}
     out: dict[str, float | None] = {"at": now.at, "n": now.n}
