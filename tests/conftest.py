@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis_server
 from hypothesis import settings
-
-from benchmarks import redis_server
 
 settings.register_profile("repeated", derandomize=True)
 settings.load_profile("default" if os.environ.get("EXPLORE") else "repeated")
