@@ -1,64 +1,75 @@
-"""The command line: every command of `online`, and the exit codes."""
+"""The command line: every command of `online`, and the exit codes.
+
+A command imports its own module alone: what a question to a running service would wait for
+otherwise takes longer than the answer.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
 
-import httpx
 import typer
 
 from online import __version__
-from online.commands import (
-    backfill,
-    doctor,
-    edge,
-    export,
-    forget,
-    init,
-    load,
-    models,
-    promote,
-    quarantine,
-    report,
-    rescore,
-    rewrites,
-    scores,
-    serve,
-    settings,
-    snapshot,
-    status,
-    stream,
-    triggers,
-)
+from online.client.asking import NoAnswer
 from online.errors import OnlineError
 from replay.plain import PlainStream
 
-app = typer.Typer(
-    name="online",
-    help="A model that answers over HTTP and learns from every piece of feedback.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-for command in (
-    init.init, doctor.doctor, serve.serve, stream.stream, status.status, status.fsck,
-    report.report, rescore.rescore, backfill.backfill, export.export, rewrites.rollback,
-    forget.forget, rewrites.freeze, rewrites.unfreeze, promote.promote, triggers.triggers,
-):  # fmt: skip
-    app.command()(command)
-app.add_typer(snapshot.app, name="snapshot")
-app.add_typer(quarantine.app, name="quarantine")
-app.add_typer(scores.app, name="scores")
-app.add_typer(edge.app, name="edge")
-app.add_typer(settings.app, name="config")
-app.add_typer(models.app, name="models")
-app.add_typer(load.app, name="bench")
+_COMMANDS: Final[Mapping[str, str]] = {
+    "init": "init", "doctor": "doctor", "serve": "serve", "stream": "stream", "status": "status",
+    "fsck": "status",
+    "report": "report", "rescore": "rescore", "backfill": "backfill", "export": "export",
+    "rollback": "rewrites", "forget": "forget", "freeze": "rewrites", "unfreeze": "rewrites",
+    "promote": "promote", "triggers": "triggers",
+}  # fmt: skip
+"""By command: the module with a function of that name."""
+
+_GROUPS: Final[Mapping[str, str]] = {
+    "snapshot": "snapshot", "quarantine": "quarantine", "scores": "scores", "edge": "edge",
+    "config": "settings", "models": "models", "bench": "load",
+}  # fmt: skip
+"""By command with commands below it: the module with its ``app``."""
 
 
-@app.callback(invoke_without_command=True)
-def top(
+def application(only: str | None = None) -> typer.Typer:
+    """The command line, with the command ``only`` or with every one if there is none of the name.
+
+    Each has the same help, options and errors in both.
+    """
+    app = typer.Typer(
+        name="online",
+        help="A model that answers over HTTP and learns from every piece of feedback.",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback(invoke_without_command=True)(_top)
+    one = only in _COMMANDS or only in _GROUPS
+    for name, module in _COMMANDS.items():
+        if not one or name == only:
+            app.command()(getattr(_module(module), name))
+    for name, module in _GROUPS.items():
+        if not one or name == only:
+            app.add_typer(_module(module).app, name=name)
+    return app
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"online.commands.{name}")
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app`, the whole command line, made when it is asked for."""
+    if name == "app":
+        return application()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _top(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
 ) -> None:
     """Options that stand before a command."""
@@ -69,10 +80,10 @@ def top(
 
 def main() -> None:
     """Run a command: exit code 0, 1 for a refusal (said on stderr), 2 for wrong usage."""
-    run(app, "online")
+    run(application(sys.argv[1] if sys.argv[1:] else None), "online")
 
 
-def run(commands: typer.Typer, name: str) -> None:
+def run(commands: Callable[[], object], name: str) -> None:
     """Run the command that was asked for, and say in one line what is refused.
 
     Parameters
@@ -99,8 +110,14 @@ def run(commands: typer.Typer, name: str) -> None:
             raise
         print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
-    except httpx.TransportError as error:
-        print(
-            f"{name}: the service does not answer ({error}); see `online status`", file=sys.stderr
-        )
+    except Exception as error:
+        if not _is_of_transport(error):
+            raise
+        print(f"{name}: {NoAnswer(str(error))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_of_transport(error: Exception) -> bool:
+    """Whether a client of httpx got no answer; who has not imported that has no such error."""
+    httpx = sys.modules.get("httpx")
+    return httpx is not None and isinstance(error, httpx.TransportError)

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import socket
 import tempfile
@@ -58,18 +57,6 @@ class Owner:
     def release(self) -> None:
         """Let the next service have the folder."""
         self._file.close()
-
-
-def died_owner(state_dir: Path) -> str | None:
-    """Who owned the folder, if that was a process of this machine that does not live any more."""
-    try:
-        owner = (state_dir / "owner.lock").read_text()
-    except OSError:
-        return None
-    match = re.fullmatch(r"pid (\d+) on (.+)", owner)
-    if match is None or match[2] != socket.gethostname() or psutil.pid_exists(int(match[1])):
-        return None
-    return owner
 
 
 def private_dir(state_dir: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import ray
@@ -35,16 +36,22 @@ def start_or_get(
     find_gone: FindGone | None = None,
     *,
     namespace: str = NAMESPACE,
-) -> Any:
-    """Handle of the server of that name, started if there is none.
+) -> Callable[[], Any]:
+    """The server of that name, which begins to start if there is none; a way to its handle.
 
-    A running server of other code, spec, formats or settings publishes a snapshot and is
-    replaced.  Blocks for up to about a minute; not for an event loop.
+    What is returned waits for the server, and gives its handle.  A running server of other code,
+    spec, formats or settings publishes a snapshot and is replaced then.  It blocks for up to about
+    a minute; not for an event loop.
     """
-    handle = _create(name, lineage, open_store, directory, settings, find_gone, namespace)
-    wanted = identity(lineage, directory, settings)
-    found = _identity_of(handle, wanted)
-    if found == wanted:
+    made = partial(_create, name, lineage, open_store, directory, settings, find_gone, namespace)
+    handle, wanted = made(), identity(lineage, directory, settings)
+    return lambda: _as_wanted(handle, wanted, made, partial(_exists, name, namespace))
+
+
+def _as_wanted(
+    handle: Any, wanted: str, made: Callable[[], Any], exists: Callable[[], bool]
+) -> Any:
+    if _identity_of(handle, wanted) == wanted:
         return handle
     try:
         ray.get(handle.snapshot.remote(), timeout=_SNAPSHOT_S)
@@ -52,9 +59,9 @@ def start_or_get(
         pass  # what it has not published is sent again by the replicas, or learned again
     ray.kill(handle, no_restart=True)
     deadline = time.monotonic() + _SNAPSHOT_S
-    while _exists(name, namespace) and time.monotonic() < deadline:
+    while exists() and time.monotonic() < deadline:
         time.sleep(0.05)  # the name is free once Ray has seen the process end
-    return _create(name, lineage, open_store, directory, settings, find_gone, namespace)
+    return made()
 
 
 def _create(

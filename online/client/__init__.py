@@ -1,18 +1,24 @@
 """A client of the service for programs, sync and async, and a stream played by it."""
 
-from online.client.calls import (
-    NotIncluded,
-    OutcomeUnknown,
-    Retry,
-    ServiceRefused,
-    ServiceUnavailable,
-)
-from online.client.client import AsyncBatch, AsyncClient, AsyncModel, Batch, Client, Model
-from online.client.verbs import Pending
-from online.errors import ClientError
-from online.messages.shown import Status
-from online.messages.structs import Event, Prediction, Predictions, Receipt
-from online.messages.values import NotANumber, NotAValue, NotRows
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from online.client.calls import (
+        NotIncluded,
+        OutcomeUnknown,
+        Retry,
+        ServiceRefused,
+        ServiceUnavailable,
+    )
+    from online.client.client import AsyncBatch, AsyncClient, AsyncModel, Batch, Client, Model
+    from online.client.verbs import Pending
+    from online.errors import ClientError
+    from online.messages.shown import Status
+    from online.messages.structs import Event, Prediction, Predictions, Receipt
+    from online.messages.values import NotANumber, NotAValue, NotRows
 
 __all__ = [
     "AsyncBatch",
@@ -37,3 +43,23 @@ __all__ = [
     "ServiceUnavailable",
     "Status",
 ]
+
+_IN = {
+    "online.client.calls": (
+        "NotIncluded", "OutcomeUnknown", "Retry", "ServiceRefused", "ServiceUnavailable",
+    ),
+    "online.client.client": ("AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Client", "Model"),
+    "online.client.verbs": ("Pending",),
+    "online.errors": ("ClientError",),
+    "online.messages.shown": ("Status",),
+    "online.messages.structs": ("Event", "Prediction", "Predictions", "Receipt"),
+    "online.messages.values": ("NotANumber", "NotAValue", "NotRows"),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _IN.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when they are asked for: a command needs none of them."""
+    if (module := _MODULE.get(name)) is not None:
+        return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

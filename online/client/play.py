@@ -15,6 +15,7 @@ from evaluation.metrics import Task, increments, majority, summarise
 from evaluation.streams import Stream
 from online.client.calls import Retry, ServiceRefused
 from online.client.client import Client
+from online.client.shown import short
 from online.errors import ClientError, OnlineError
 from online.messages.structs import Prediction
 from replay.example import Label
@@ -155,10 +156,3 @@ def line(score: Score, n_rows: int) -> str:
                   "kappa-M": "kappa_m", "kappa-T": "kappa_t"}  # fmt: skip
     text = "  ".join(f"{name} {short(s[key])}" for name, key in values.items())
     return f"row {row + 1:>6,}/{n_rows:,}  {text}{again}"
-
-
-def short(value: float | None) -> str:
-    """A score in a few characters."""
-    if value is None:
-        return "  –  "
-    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"

@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import httpx
 import msgspec
 import typer
 
+from online.client.asking import Asking
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -100,9 +100,7 @@ def backfill(
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         client = _running(path, state_dir, settings)
-        if client is not None:
-            stack.enter_context(client)
-        else:
+        if client is None:
             owner = Owner(settings.state_dir)
             stack.callback(owner.release)
         journal = stack.enter_context(contextlib.closing(open_journal(settings)))
@@ -127,12 +125,12 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
         print(f"why rows were not learned: {facts['quarantine']}")
 
 
-def _running(path: Path | None, state_dir: Path | None, settings: Settings) -> httpx.Client | None:
+def _running(path: Path | None, state_dir: Path | None, settings: Settings) -> Asking | None:
     """The way to the service that runs on the state folder; None: there is none."""
     from online.service.run_file import running
 
     try:
-        running(settings)
+        running(settings.state_dir)
     except StartRefused:  # of one that has died the lock is free
         return None
     return connect(path, state_dir)
@@ -181,7 +179,7 @@ class _Work:
         self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule)
         self._aside = Folder(Place(str(settings.state_dir / "backfills")))
 
-    def done(self, client: httpx.Client | None, *, relearn: bool) -> dict[str, Any]:
+    def done(self, client: Asking | None, *, relearn: bool) -> dict[str, Any]:
         """Teach, and say what became of it; ``client``: the way to the service, if one runs."""
         if client is None:
             return self.alone(relearn=relearn)
@@ -213,7 +211,7 @@ class _Work:
         facts = {"snapshot": base.note.snapshot, "control": base.seq}
         return self._facts(done, took_s, facts, "the next start goes on from it")
 
-    def beside(self, client: httpx.Client) -> dict[str, Any]:
+    def beside(self, client: Asking) -> dict[str, Any]:
         """Beside a service that answers, which then goes on with it."""
         url = f"/v1/models/{pick(client, self._model.name)}"
         status = checked(client.get(url))

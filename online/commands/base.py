@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import httpx
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from online.client.asking import Answer, Asking
 from online.errors import ConfigError, StartRefused
-from online.messages.bearer import bearer
-from online.settings import config
 from replay.plain import PlainStream, plain
+
+if TYPE_CHECKING:  # imported where they are used: a question to the service needs few of them
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from online.settings.config import Settings
 
 TOKEN_REMEDY = (
     "Commands send ONLINE_TOKEN, or else the first of tokens.admin in the settings file (--config)"
@@ -36,13 +38,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
 Model = Annotated[str | None, typer.Option("--model", help="which model, if several are served")]
 
 
-def load_settings(path: Path | None, **overrides: Any) -> config.Settings:
+def load_settings(path: Path | None, **overrides: Any) -> Settings:
     """Settings from the file named, else from ./online.yaml if it is there, else the defaults.
 
     Of a file of Python: one process that serves the model in it.
     """
-    if path is None and Path("online.yaml").exists():
-        path = Path("online.yaml")
+    from online.settings import config
+
+    path = _file(path)
     if path is not None and path.suffix == ".py":
         from online.models.model_file import settings_of
 
@@ -51,7 +54,12 @@ def load_settings(path: Path | None, **overrides: Any) -> config.Settings:
     return config.load(path, overrides, config.environment())
 
 
-def in_private(settings: config.Settings) -> config.Settings:
+def _file(path: Path | None) -> Path | None:
+    """The settings file that is meant: without one named it is that of this folder, if any."""
+    return Path("online.yaml") if path is None and Path("online.yaml").exists() else path
+
+
+def in_private(settings: Settings) -> Settings:
     """The settings; what this process makes from now on is for those of `state_mode` only."""
     os.umask(settings.umask)
     return settings
@@ -70,25 +78,32 @@ def service(path: Path | None, state_dir: Path | None, url: str | None = None) -
     Raises StartRefused if none runs.
     """
     from online.service.run_file import running
+    from online.settings.glimpse import environment, given_token, glimpse
 
     if url is not None:  # whoever answers there is not to be told the tokens of these settings
-        return Reached(url, config.own_token(None, config.environment()))
+        return Reached(url, given_token(environment()))
+    seen = glimpse(_file(path), state_dir, environment())
+    if seen is not None:
+        with contextlib.suppress(StartRefused):  # else all settings are read: they may be wrong
+            return Reached(running(seen.state_dir)["url"], seen.token)
+    from online.settings.config import own_token
+
     settings = load_settings(path, state_dir=state_dir)
-    token = config.own_token(settings, config.environment())
-    return Reached(running(settings)["url"], token)
+    token = own_token(settings, environment())
+    return Reached(running(settings.state_dir)["url"], token)
 
 
-def connect(path: Path | None, state_dir: Path | None, timeout_s: float = 60.0) -> httpx.Client:
-    """A client of the running service.  Raises StartRefused if none runs."""
+def connect(path: Path | None, state_dir: Path | None, timeout_s: float = 60.0) -> Asking:
+    """The way to the running service.  Raises StartRefused if none runs."""
     return client_of(service(path, state_dir), timeout_s)
 
 
-def client_of(reached: Reached, timeout_s: float = 30.0) -> httpx.Client:
-    """A client of a service."""
-    return httpx.Client(base_url=reached.url, timeout=timeout_s, headers=bearer(reached.token))
+def client_of(reached: Reached, timeout_s: float = 30.0) -> Asking:
+    """The way to a service."""
+    return Asking(reached.url, reached.token, timeout_s)
 
 
-def pick(client: httpx.Client, model: str | None) -> str:
+def pick(client: Asking, model: str | None) -> str:
     """The model meant: the only one served, unless it is named."""
     served = [m["model"] for m in checked(client.get("/v1/models"))["models"]]
     if model is None and len(served) == 1:
@@ -101,7 +116,7 @@ def pick(client: httpx.Client, model: str | None) -> str:
     raise ConfigError("--model", what, f"{meant}Name one of: {', '.join(served)}")
 
 
-def checked(response: httpx.Response) -> dict[str, Any]:
+def checked(response: Answer) -> dict[str, Any]:
     """The answer's data, or its error as ours."""
     if response.status_code >= 400:
         try:
@@ -118,6 +133,8 @@ def checked(response: httpx.Response) -> dict[str, Any]:
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Return a console for the terminal; texts from outside go through :func:`readable` first."""
+    from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream.beneath if isinstance(stream, PlainStream) else stream, width=width)
 
@@ -125,6 +142,8 @@ def console(*, stderr: bool = False, width: int | None = None) -> Console:
 def readable(data: Any) -> Any:
     """The data of an answer with texts that neither a terminal nor rich takes for orders."""
     if isinstance(data, str):
+        from rich.markup import escape
+
         return escape(plain(data))
     if isinstance(data, dict):
         return {readable(key): readable(value) for key, value in data.items()}
@@ -133,6 +152,14 @@ def readable(data: Any) -> Any:
 
 def bar(what: str, *, hidden: bool) -> Progress:
     """A progress bar on standard error; none if that is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,

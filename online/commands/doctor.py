@@ -125,7 +125,7 @@ def _port(settings: Settings) -> Finding:
     at = f"{settings.port} of {settings.host}"
     if settings.port == 0:
         return Finding("port", "ok", "any free one")
-    if is_served(settings):
+    if is_served(settings.state_dir):
         return Finding("port", "ok", f"{at}: this service runs")
     try:
         free = is_free(settings.host, settings.port)

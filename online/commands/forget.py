@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from online.client.asking import Asking
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -90,20 +90,20 @@ def forget_source(
 ) -> None:
     """Forget what a source has sent since a time, or (``to``) since a snapshot."""
     begun = time.monotonic()
-    with connect(path, state_dir) as client:
-        work = _Work(path, state_dir, client, pick(client, model), source, since)
-        with work.prepared(to, as_json=as_json):
-            if not yes:
-                work.ask()
-            try:
-                done = work.swap(as_json=as_json)
-            except KeyboardInterrupt:
-                print(
-                    f"interrupted: the model is as it was; {source} stays banned until "
-                    f"`online quarantine unban --source {source}`",
-                    file=sys.stderr,
-                )
-                raise typer.Exit(130) from None
+    client = connect(path, state_dir)
+    work = _Work(path, state_dir, client, pick(client, model), source, since)
+    with work.prepared(to, as_json=as_json):
+        if not yes:
+            work.ask()
+        try:
+            done = work.swap(as_json=as_json)
+        except KeyboardInterrupt:
+            print(
+                f"interrupted: the model is as it was; {source} stays banned until "
+                f"`online quarantine unban --source {source}`",
+                file=sys.stderr,
+            )
+            raise typer.Exit(130) from None
     done["seconds"] = round(time.monotonic() - begun, 1)
     if as_json:
         print(json.dumps(done))
@@ -144,7 +144,7 @@ class _Work:
         self,
         path: Path | None,
         state_dir: Path | None,
-        client: httpx.Client,
+        client: Asking,
         name: str,
         source: str,
         since: float | None,

@@ -295,7 +295,7 @@ def _sits_there() -> bool:
 
 
 def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
-    from online.client.play import short
+    from online.client.shown import short
 
     print(f"{found.table.path.name}: a {found.task} task by its label, {found.label}")
     width = max(len(column.name) for column in found.columns)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
-import httpx
 import typer
 from rich.table import Table
 
+from online.client.asking import Asking
 from online.commands.base import AsJson, Model, checked, console, pick
 from online.errors import ConfigError
 from online.load.generator import Lane, Load, Operation, Report, measure
@@ -273,10 +273,9 @@ def _served(
     base: str, model: str | None, rows: _Rows, tokens: tuple[str, ...]
 ) -> tuple[str, Sequence[tuple[Features, Label | None]]]:
     """Name of the model, and the rows with the labels as the service calls them."""
-    headers = {"authorization": f"Bearer {tokens[0]}"} if tokens else {}
-    with httpx.Client(base_url=base, timeout=30.0, headers=headers) as client:
-        served = pick(client, model)
-        status = checked(client.get(f"/v1/models/{served}"))
+    client = Asking(base, tokens[0] if tokens else None)
+    served = pick(client, model)
+    status = checked(client.get(f"/v1/models/{served}"))
     if rows.stream is None:
         return served, rows.rows
     if status["task"] != rows.task:

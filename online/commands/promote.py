@@ -7,9 +7,9 @@ import sys
 import time
 from typing import Annotated, Any, Final
 
-import httpx
 import typer
 
+from online.client.asking import Asking
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -44,23 +44,23 @@ def promote(
 
     Example: online promote
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        status = checked(client.get(f"/v1/models/{name}"))
-        if (found := status["challenger"]) is None:
-            raise StartRefused(
-                f"model {name} has no challenger", "Name one in the settings: models[].challenger"
-            )
-        if not (back or yes):
-            _ask(name, status["learner"], found)
-        done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
-        settings = load_settings(path, state_dir=state_dir)
-        served = _wait(client, settings, name, done["to"])
-        if as_json:
-            print(json.dumps({**done, "version": served["version"]}))
-        else:
-            print(f"{name}: {served['learner']} serves, version {served['version']}")
-            print("  take it back: online promote --back")
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    status = checked(client.get(f"/v1/models/{name}"))
+    if (found := status["challenger"]) is None:
+        raise StartRefused(
+            f"model {name} has no challenger", "Name one in the settings: models[].challenger"
+        )
+    if not (back or yes):
+        _ask(name, status["learner"], found)
+    done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
+    settings = load_settings(path, state_dir=state_dir)
+    served = _wait(client, settings, name, done["to"])
+    if as_json:
+        print(json.dumps({**done, "version": served["version"]}))
+    else:
+        print(f"{name}: {served['learner']} serves, version {served['version']}")
+        print("  take it back: online promote --back")
 
 
 def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
@@ -75,10 +75,10 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
         raise StartRefused("nothing was changed", "Say y, or --yes")
 
 
-def _wait(client: httpx.Client, settings: Settings, name: str, spec: str) -> dict[str, Any]:
+def _wait(client: Asking, settings: Settings, name: str, spec: str) -> dict[str, Any]:
     """Status of the model once every replica answers with the spec, as the service notes it."""
     deadline = time.monotonic() + _PATIENCE_S
-    while running(settings).get("specs", {}).get(name) != spec:
+    while running(settings.state_dir).get("specs", {}).get(name) != spec:
         if time.monotonic() > deadline:
             raise StartRefused(
                 f"{name} is promoted, and its replicas have not gone over in {_PATIENCE_S:.0f} s",

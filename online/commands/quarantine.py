@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import httpx
 import typer
 
+from online.client.asking import Asking
 from online.commands.base import AsJson, FileOption, Model, StateDir, bar, checked, connect, pick
 from online.commands.rewrites import After, Limit, list_events, patiently
 from replay.plain import plain
@@ -36,10 +36,10 @@ def list_(
 
     Example: online quarantine list --source bot-7
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        query = {} if source is None else {"source": source}
-        list_events(client, name, "quarantined", after, limit, query, as_json=as_json)
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    query = {} if source is None else {"source": source}
+    list_events(client, name, "quarantined", after, limit, query, as_json=as_json)
 
 
 @app.command()
@@ -55,10 +55,10 @@ def show(
 
     Example: online quarantine show 3:120
     """
-    with connect(path, state_dir) as client:
-        url = f"/v1/models/{pick(client, model)}/quarantine/events/{quote(event, safe='')}"
-        query = {} if source is None else {"source": source}
-        found = checked(client.get(url, params=query))
+    client = connect(path, state_dir)
+    url = f"/v1/models/{pick(client, model)}/quarantine/events/{quote(event, safe='')}"
+    query = {} if source is None else {"source": source}
+    found = checked(client.get(url, params=query))
     if as_json:
         print(json.dumps(found))
         return
@@ -80,8 +80,8 @@ def release(
 
     Example: online quarantine release 3:120 3:121
     """
-    with connect(path, state_dir) as client:
-        _decide(client, pick(client, model), "release", rows, source, after, as_json=as_json)
+    client = connect(path, state_dir)
+    _decide(client, pick(client, model), "release", rows, source, after, as_json=as_json)
 
 
 @app.command()
@@ -98,8 +98,8 @@ def discard(
 
     Example: online quarantine discard --source bot-7
     """
-    with connect(path, state_dir) as client:
-        _decide(client, pick(client, model), "discard", rows, source, after, as_json=as_json)
+    client = connect(path, state_dir)
+    _decide(client, pick(client, model), "discard", rows, source, after, as_json=as_json)
 
 
 @app.command()
@@ -143,10 +143,10 @@ def _ban(
     banned: bool,
     as_json: bool,
 ) -> None:
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        body = {"source": source, "banned": banned}
-        done = checked(client.post(f"/v1/models/{name}/sources", json=body))
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    body = {"source": source, "banned": banned}
+    done = checked(client.post(f"/v1/models/{name}/sources", json=body))
     if as_json:
         print(json.dumps(done))
     else:
@@ -157,7 +157,7 @@ def _ban(
 
 
 def _decide(
-    client: httpx.Client,
+    client: Asking,
     model: str,
     verb: str,
     rows: list[str] | None,

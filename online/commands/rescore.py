@@ -11,12 +11,13 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from evaluation.put_off import absent
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -34,9 +35,31 @@ from online.settings.model import ModelSettings
 if TYPE_CHECKING:
     from online.rescore.plan import Plan
     from online.rescore.pool import Deal
-    from online.rescore.run import Outcome, Request, Scored
+    from online.rescore.run import Outcome, Request, Scored, Start
     from online.rescore.work import MakeModel
 
+RAY_ROWS: Final = 2_000_000
+"""A table of so many rows takes some seconds in one process, and Ray takes as long to start."""
+
+_ONE_BY_ONE: Final = 20  # times as long takes a row of a model that is asked row by row
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="local, auto or host:port; default: a job's own cluster, else no Ray for tables below "
+        "--ray-rows, and local for larger ones",
+    ),
+]
+RayRows = Annotated[
+    int,
+    typer.Option(
+        "--ray-rows",
+        min=0,
+        help="rows from which a Ray of its own is worth its start; a twentieth of them for a model "
+        "that is asked row by row",
+    ),
+]
 Ttl = Annotated[str | None, typer.Option("--ttl", help="how long scores are given, as 7d")]
 Store = Annotated[
     str | None, typer.Option("--store", help="also by key: sqlite:FOLDER or redis://host:6379/0")
@@ -68,10 +91,8 @@ def rescore(
         bool, typer.Option("--force", help="publish though scores moved, or features are older")
     ] = False,
     workers: Annotated[int, typer.Option(help="processes that score", min=1, max=1_024)] = 2,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="local, auto or host:port; default: a job's own cluster, else local"),
-    ] = None,
+    ray: Ray = None,
+    ray_rows: RayRows = RAY_ROWS,
     every: Annotated[str | None, typer.Option(help="do it again and again, as 1h")] = None,
     path: FileOption = None,
     state_dir: StateDir = None,
@@ -106,13 +127,13 @@ def rescore(
         tuple(files), output, run_id, key, time_column, frozenset(ignore or ()), missing_ok, force,
         ttl_s, settings.limits.text_bytes_max,
     )  # fmt: skip
-    address = ray or environment().get("RAY_ADDRESS") or "local"
-    _once(request, settings, chosen, snapshot, store, address, workers, as_json=as_json)
+    begin = partial(start, output, ray or environment().get("RAY_ADDRESS"), workers, ray_rows)
+    _once(request, settings, chosen, snapshot, store, begin, as_json=as_json)
 
 
 def _once(
     request: Request, settings: Settings, model: ModelSettings, snapshot: str, store: str | None,
-    address: str, workers: int, *, as_json: bool,
+    begin: Start, *, as_json: bool,
 ) -> None:  # fmt: skip
     from online.rescore.run import execute, planned
     from online.rescore.snapshot import scored
@@ -129,18 +150,28 @@ def _once(
         redirect_stdout(sys.stderr),
     ):  # Ray prints too
         outcome = execute(
-            request, source, partial(start, request.output, address, workers), store=opened,
-            now_s=time.time(), progress=progress,
-        )  # fmt: skip
+            request, source, begin, store=opened, now_s=time.time(), progress=progress
+        )
     told(outcome, source, time.monotonic() - began, as_json=as_json)
 
 
 @contextmanager
-def start(output: str, address: str, workers: int, plan: Plan, make: MakeModel) -> Iterator[Deal]:
-    """Ray with actors for a plan, until the end."""
+def start(
+    output: str, address: str | None, workers: int, ray_rows: int, plan: Plan, make: MakeModel
+) -> Iterator[Deal]:
+    """Make what scores the shards of a plan, until the end: this process, or Ray with actors.
+
+    ``address``: of that Ray; None: this process, or from so many rows on a Ray of its own.
+    """
+    one_by_one = plan.method == "rows"
+    if address is None and plan.rows < (ray_rows // _ONE_BY_ONE if one_by_one else ray_rows):
+        from online.rescore.work import alone
+
+        yield alone(plan, output, make, time.monotonic)
+        return
     from online.rescore.pool import deal, ray_for
 
-    with ray_for(address, f"{output}/{plan.run}", workers, _end):
+    with ray_for(address or "local", f"{output}/{plan.run}", workers, _end):
         yield deal(plan, output, make, workers)
 
 
@@ -225,9 +256,11 @@ def seconds(option: str, text: str) -> float:
 def need_packages() -> None:
     """Refuse to begin without what tables are read by.  Raises StartRefused."""
     try:
-        import pyarrow  # noqa: F401
+        import pyarrow
     except ImportError as error:
         raise StartRefused(
             f"reading tables needs a package that is missing ({error})",
             "pip install '.[rescore]' in the checkout",
         ) from None
+    with absent(["pandas"]):  # it looks for it at its first array: half a second, and no use here
+        pyarrow.array([0])

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
-from rich.table import Table
 
+from online.client.asking import Asking, NoAnswer
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -70,27 +69,25 @@ def rollback(
         wish = {"yes": yes, "as_json": as_json}
         forget_source(path, state_dir, model, without, None, to, **wish)
         return
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        if undone:
-            list_events(client, name, "undone", after, limit, as_json=as_json)
-        elif relearn:
-            _relearn(client, name, "undone", after, as_json=as_json)
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    if undone:
+        list_events(client, name, "undone", after, limit, as_json=as_json)
+    elif relearn:
+        _relearn(client, name, "undone", after, as_json=as_json)
+    else:
+        found = _what_goes(path, state_dir, client, name, str(to))
+        if not yes:
+            _ask(found, name, str(to))
+        url = f"/v1/models/{name}/rollback"
+        done = checked(client.post(url, json={"to": to}))
+        if as_json:
+            print(json.dumps(done))
         else:
-            found = _what_goes(path, state_dir, client, name, str(to))
-            if not yes:
-                _ask(found, name, str(to))
-            url = f"/v1/models/{name}/rollback"
-            done = checked(client.post(url, json={"to": to}))
-            if as_json:
-                print(json.dumps(done))
-            else:
-                print(f"{name} is back at {to}: {done['undone']:,} rows undone")
-                for replica in done["missing"]:
-                    print(f"  {replica} has not seen it yet")
-                print(
-                    "  list them: online rollback --undone   learn them: online rollback --relearn"
-                )
+            print(f"{name} is back at {to}: {done['undone']:,} rows undone")
+            for replica in done["missing"]:
+                print(f"  {replica} has not seen it yet")
+            print("  list them: online rollback --undone   learn them: online rollback --relearn")
 
 
 def freeze(
@@ -108,12 +105,12 @@ def freeze(
 
     Example: online freeze
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        if listed:
-            list_events(client, name, "frozen", after, limit, as_json=as_json)
-            return
-        _say_acted(name, "frozen", checked(client.post(f"/v1/models/{name}/freeze")), as_json)
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    if listed:
+        list_events(client, name, "frozen", after, limit, as_json=as_json)
+        return
+    _say_acted(name, "frozen", checked(client.post(f"/v1/models/{name}/freeze")), as_json)
 
 
 def unfreeze(
@@ -130,13 +127,13 @@ def unfreeze(
 
     Example: online unfreeze --release
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        done = checked(client.post(f"/v1/models/{name}/unfreeze"))
-        if release:
-            _relearn(client, name, "frozen", after, as_json=as_json)
-        else:
-            _say_acted(name, "learning", done, as_json)
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    done = checked(client.post(f"/v1/models/{name}/unfreeze"))
+    if release:
+        _relearn(client, name, "frozen", after, as_json=as_json)
+    else:
+        _say_acted(name, "learning", done, as_json)
 
 
 def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> None:
@@ -154,7 +151,7 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
 
 
 def _what_goes(
-    path: Path | None, state_dir: Path | None, client: httpx.Client, model: str, name: str
+    path: Path | None, state_dir: Path | None, client: Asking, model: str, name: str
 ) -> dict[str, Any]:
     """Rows that a rollback would undo, and since when: from the snapshot's own manifest."""
     from online.settings.places import open_journal, snapshots_path
@@ -200,7 +197,7 @@ def _ask(found: dict[str, Any], model: str, name: str) -> None:
 
 
 def list_events(
-    client: httpx.Client,
+    client: Asking,
     model: str,
     status: str,
     after: str | None,
@@ -228,6 +225,8 @@ def list_events(
     if as_json:
         print(json.dumps({**page, "events": events, "removed": removed}))
         return
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for column in ("event", "source", "label", "taken", "row", "status"):
         table.add_column(column, overflow="fold")
@@ -246,9 +245,7 @@ def list_events(
         print(f"{page['left']:,} rows left to look at: --after {page['cursor']}")
 
 
-def _relearn(
-    client: httpx.Client, model: str, status: str, after: str | None, *, as_json: bool
-) -> None:
+def _relearn(client: Asking, model: str, status: str, after: str | None, *, as_json: bool) -> None:
     """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
     total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "banned": 0, "removed": 0}
     cursor, code = after, 0
@@ -283,9 +280,7 @@ def _relearn(
     raise typer.Exit(code)
 
 
-def _pages(
-    client: httpx.Client, model: str, status: str, cursor: str | None
-) -> Iterator[dict[str, Any]]:
+def _pages(client: Asking, model: str, status: str, cursor: str | None) -> Iterator[dict[str, Any]]:
     while True:
         body = {"status": status, "after": cursor, "limit": _PAGE}
         page = patiently(client, f"/v1/models/{model}/relearn", body)
@@ -295,13 +290,13 @@ def _pages(
             return
 
 
-def patiently(client: httpx.Client, url: str, body: dict[str, Any]) -> dict[str, Any]:
+def patiently(client: Asking, url: str, body: dict[str, Any]) -> dict[str, Any]:
     """The answer; a request that found the service busy or restarting is sent again."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
             answer = client.post(url, json=body)
-        except httpx.TransportError:
+        except NoAnswer:
             if time.monotonic() > deadline:
                 raise
         else:

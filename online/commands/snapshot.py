@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from online.commands.base import (
     AsJson,
@@ -41,12 +40,14 @@ def snapshot_list(
 
     Example: online snapshot list
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        found = checked(client.get(f"/v1/models/{name}/snapshots"))["snapshots"]
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    found = checked(client.get(f"/v1/models/{name}/snapshots"))["snapshots"]
     if as_json:
         print(json.dumps(found))
         return
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for column in ("snapshot", "version", "age", "bytes", "pinned"):
         table.add_column(column)
@@ -69,10 +70,10 @@ def snapshot_create(
 
     Example: online snapshot create --pin
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        url = f"/v1/models/{name}/snapshots"
-        print(json.dumps(checked(client.post(url, params={"pin": pin}))))
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    url = f"/v1/models/{name}/snapshots"
+    print(json.dumps(checked(client.post(url, params={"pin": pin}))))
 
 
 @app.command("pin")
@@ -87,10 +88,10 @@ def snapshot_pin(
 
     Example: online snapshot pin 3-120
     """
-    with connect(path, state_dir) as client:
-        name = pick(client, model)
-        url = f"/v1/models/{name}/snapshots/{snapshot}/pin"
-        print(json.dumps(checked(client.post(url, params={"on": not off}))))
+    client = connect(path, state_dir)
+    name = pick(client, model)
+    url = f"/v1/models/{name}/snapshots/{snapshot}/pin"
+    print(json.dumps(checked(client.post(url, params={"on": not off}))))
 
 
 @app.command("show")

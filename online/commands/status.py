@@ -6,14 +6,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.progress import TaskID
-from rich.table import Table
 
-from online.client.play import short
+from online.client.shown import short
 from online.commands.base import (
     AsJson,
     FileOption,
@@ -29,6 +26,10 @@ from online.commands.base import (
     span,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
 
 def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
     """Show what runs: version, freshness, quality and replicas of each model.
@@ -36,8 +37,8 @@ def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson 
     Example: online status --json
     """
     reached = service(path, state_dir)
-    with client_of(reached, timeout_s=10.0) as client:
-        models = checked(client.get("/v1/models"))["models"]
+    client = client_of(reached, timeout_s=10.0)
+    models = checked(client.get("/v1/models"))["models"]
     if as_json:
         print(json.dumps({"url": reached.url, "models": models}))
         return
@@ -84,6 +85,8 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     _show_challenger(console, model.get("challenger"))
     if model["incident"]:
         console.print(f"[red]incident: {model['incident']}[/red]")
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for column in (
         "replica",
@@ -233,7 +236,7 @@ def fsck(
         journal = examine(settings, shown())
         for model in settings.models:
             try:
-                served = is_served(settings)
+                served = is_served(settings.state_dir)
                 found = check(settings, model.name, shown(), served=served)
             except (OnlineError, ReplayError) as error:
                 if journal.sound:

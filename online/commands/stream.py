@@ -43,8 +43,8 @@ def stream(
     reached = service(path, state_dir, url)
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    with client_of(reached) as client:
-        served = pick(client, model)
+    client = client_of(reached)
+    served = pick(client, model)
     n_rows = min(rows or played.n_rows, played.n_rows)
     begun = shown = time.monotonic()
     score = None

@@ -21,10 +21,12 @@ from starlette.routing import Match
 
 from online import __version__, telemetry
 from online.errors import RequestError, failed, invalid
+from online.history.series import FOLDER
 from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, Access, RequestIds, needed
 from online.http.browsers import Browsers
 from online.http.edge import routes as edge_routes
+from online.http.history import routes as history_routes
 from online.http.ingress import SCORES, V1, V2
 from online.http.operations import operations
 from online.http.upload import Uploads, upload
@@ -64,8 +66,8 @@ class App:
         Who may do what; None: everybody may do everything.
     scores
         By model, what reads scores that were computed ahead of time.
-    published
-        Folder of what is published for devices; None: nothing is.
+    state
+        The state folder, for releases for devices and histories; None: there are none.
     pushes
         By model, what takes deltas that devices have learned.
     browsers
@@ -79,7 +81,7 @@ class App:
         limits: Limits,
         access: Access | None = None,
         scores: Mapping[str, batch.Reader] | None = None,
-        published: Path | None = None,
+        state: Path | None = None,
         pushes: Mapping[str, Pushes] | None = None,
         browsers: Browsers | None = None,
     ) -> None:
@@ -93,9 +95,7 @@ class App:
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving)
-        self._rest = build_rest(
-            servings, cluster, published, guarded=access is not None, pushes=pushes
-        )
+        self._rest = build_rest(servings, cluster, state, guarded=access is not None, pushes=pushes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -274,7 +274,7 @@ async def _send(
 def build_rest(
     servings: Mapping[str, Serving],
     cluster: Cluster,
-    published: Path | None = None,
+    state: Path | None = None,
     *,
     guarded: bool = False,
     pushes: Mapping[str, Pushes] | None = None,
@@ -285,7 +285,7 @@ def build_rest(
         version=__version__,
         description="Models that answer over HTTP and learn from every piece of feedback.",
     )
-    page = resources.files("online.http").joinpath("page.html").read_text()
+    page = _page()
 
     _answer_errors(app)
 
@@ -325,10 +325,23 @@ def build_rest(
         return await cluster.model(model)
 
     app.include_router(operations(known, cluster))
+    published = None if state is None else state / "edge"
     app.include_router(edge_routes(known, published, guarded=guarded, pushes=pushes))
+    if state is not None:
+        app.include_router(history_routes(known, state / FOLDER))
     openinference.add_routes(app, servings)
     openapi.document(app, list(servings), guarded=guarded)
     return app
+
+
+def _page() -> str:
+    """The page of the service: one file, with the library that draws its charts in it."""
+    folder = resources.files("online.http")
+    page = folder.joinpath("page.html").read_text("utf-8")
+    for name in ("uPlot.min.css", "uPlot.iife.min.js"):
+        library = folder.joinpath("third_party", name).read_text("utf-8")
+        page = page.replace(f"/* {name} */", library)
+    return page
 
 
 def _methods(app: FastAPI, scope: Scope) -> str:

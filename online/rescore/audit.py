@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import mmh3
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from online.rescore.plan import Plan
 from online.rescore.scorer import TOLERANCE
-from online.rescore.work import QUARANTINE, SHARDS, key_sum, note_of
+from online.rescore.work import QUARANTINE, SHARDS, hashes, key_sum, note_of
 from online.tables.places import Folder
 
 PSI_WARN: Final = 0.1
@@ -255,5 +254,4 @@ def _hashes(plan: Plan, folder: Folder) -> Iterator[tuple[list[str], np.ndarray]
         data = folder.read(f"runs/{plan.run}/{SHARDS}/{shard.name}")
         keys = pq.read_table(io.BytesIO(data), columns=["key"], use_threads=False)["key"]
         listed: list[str] = keys.to_pylist()
-        hashes = (mmh3.hash64(key, signed=False)[0] for key in listed)
-        yield listed, np.fromiter(hashes, np.uint64, len(listed))
+        yield listed, np.fromiter(hashes(listed), np.uint64, len(listed))

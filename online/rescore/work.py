@@ -8,8 +8,10 @@ says that the shard is done.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 from typing import Any, Final
 
 import mmh3
@@ -33,6 +35,8 @@ SHARDS: Final = "shards"
 QUARANTINE: Final = "quarantine"
 _NOTE: Final = b"online"
 _MASK: Final = 2**64 - 1
+_FIRST: Final = itemgetter(0)
+_HASH: Final = partial(mmh3.hash64, signed=False)
 
 MakeModel = Callable[[], Model]
 """Makes the model as the snapshot has it, in any process."""
@@ -153,6 +157,19 @@ class Worker:
         return dict(zip(at.tolist(), answers, strict=True))
 
 
+def alone(
+    plan: Plan, output: str, make: MakeModel, monotonic_s: Callable[[], float]
+) -> Callable[[Sequence[Shard]], Iterator[Done]]:
+    """Return a function that scores shards of the plan one after the other, in this process."""
+
+    def dealt(shards: Sequence[Shard]) -> Iterator[Done]:
+        worker = Worker(plan, output, make, monotonic_s)
+        for shard in shards:
+            yield worker.score(shard)
+
+    return dealt
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """Labels as they are written (None: no label, or regression), and scores, of n rows."""
@@ -268,7 +285,12 @@ def note_of(file: pq.ParquetFile) -> Note:
 
 def key_sum(keys: Sequence[str]) -> int:
     """Sum of 64-bit hashes: the same for the same keys in any order."""
-    return sum(mmh3.hash64(key, signed=False)[0] for key in keys) & _MASK
+    return sum(hashes(keys)) & _MASK
+
+
+def hashes(keys: Iterable[str]) -> Iterator[int]:
+    """A 64-bit hash of each key; without a line of Python a key, of which there are millions."""
+    return map(_FIRST, map(_HASH, keys))
 
 
 def shown(label: Label, classes: Sequence[str | int | bool]) -> str:

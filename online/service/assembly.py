@@ -207,7 +207,7 @@ class Assembly:
         )
         return App(
             self._servings, self._cluster, settings.limits, access, self._readers(),
-            settings.state_dir / "edge", self._pushes, browsers,
+            settings.state_dir, self._pushes, browsers,
         )  # fmt: skip
 
     def serving(self, name: str) -> Serving:

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from online.challenger.promotion import spec_of_challenger
+from online.client.asking import Asking
 from online.errors import StartRefused
-from online.messages.bearer import bearer
 from online.models.from_settings import load_model, merge_rule
 from online.models.load import Loaded
 from online.rebuild import acceptance
@@ -292,16 +292,14 @@ class Models:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
         if not self._again:
             return
-        import httpx  # a program that learns without HTTP does not wait for it
-
         token = own_token(self._settings, environment())
-        with httpx.Client(base_url=url, timeout=10, headers=bearer(token)) as client:
+        asking = Asking(url, token, 10.0)
 
-            def ask(name: str) -> dict[str, Any] | None:
-                answer = client.get(f"/v1/models/{name}")
-                return None if answer.status_code in (401, 403) else answer.json()
+        def ask(name: str) -> dict[str, Any] | None:
+            answer = asking.get(f"/v1/models/{name}")
+            return None if answer.status_code in (401, 403) else answer.json()
 
-            self.follow_by(ask)
+        self.follow_by(ask)
 
     def follow_by(self, ask: Callable[[str], dict[str, Any] | None]) -> None:
         """Follow learning again by what ``ask`` says of a model's status; None: it does not say."""

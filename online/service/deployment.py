@@ -1,69 +1,25 @@
 """The Ray Serve replica: builds everything from its settings, in its own process.
 
-It is the shell of :mod:`online.service.assembly`, which knows no Ray.
+Who starts replicas imports this module, too, and none of what they are made of.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from online import processes, telemetry
-from online.challenger import promotion
-from online.http import ingress
-from online.models.from_settings import load_model
-from online.models.load import Loaded
-from online.rows.prediction_ids import Keys
-from online.service.assembly import Around, Assembly
-from online.service.learner_process import Background, actor_of, relearning, searching
-from online.service.origin import Origin
-from online.service.scaling import Busy
-from online.service.serve_middleware import replicas
-from online.service.serve_peers import Peers
-from online.settings.access_tokens import WITH_SECRETS
-from online.settings.config import Settings
-from online.settings.model import ModelSettings
-from online.settings.places import challenger_name, server_name
-from paramserver.ray_client import ParameterClient
-from replay.errors import ReplayError
+from online import telemetry
+
+if TYPE_CHECKING:
+    from online.service.origin import Origin
 
 log = logging.getLogger("online.replica")
-
-_ABSENCE_S = 5.0
-_UNREAD_S = 0.2  # between two attempts to read the journal
-
-
-class Absence:
-    """Why another replica does not start, as Serve knows it; asked at most every five seconds."""
-
-    def __init__(self, monotonic_s: Callable[[], float]) -> None:
-        self._monotonic_s, self._asked_s = monotonic_s, -_ABSENCE_S
-        self._reason: str | None = None
-
-    def __call__(self) -> str | None:
-        """The reason; None: nothing is wrong."""
-        if self._monotonic_s() >= self._asked_s + _ABSENCE_S:
-            self._asked_s = self._monotonic_s()
-            self._reason = replicas().reason
-        return self._reason
-
-
-async def _surely(as_served: Callable[[], Settings]) -> Settings:
-    """The settings that are served by now, as often as it takes the journal to say them."""
-    while True:
-        try:
-            return await asyncio.to_thread(as_served)
-        except ReplayError as error:
-            log.warning("journal: %s", error)
-            await asyncio.sleep(_UNREAD_S)
 
 
 @serve.ingress()
@@ -73,45 +29,23 @@ class Replica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, data: dict[str, Any], origin: Origin
     ) -> None:
+        from online.service.replica_parts import assemble
+        from online.service.scaling import Busy
+        from online.settings.config import Settings
+
         telemetry.log_to_stderr(logging.INFO)
         given = Settings.model_validate(data)
         os.umask(given.umask)  # in a cluster that was there before, it is another one's
-        origin.check_place(given)
-        keys = Keys.from_file(given.key_path)
-        as_served = None
-        settings = given
-        if any(model.challenger is not None for model in given.models):
-            # A promotion that the running replicas went over to is in no argument of this one.
-            as_served = partial(promotion.as_stored, given)
-            settings = await _surely(as_served)
-            data = settings.model_dump(mode="json", context=WITH_SECRETS)
-
-        def load(model: ModelSettings) -> Loaded:
-            loaded = load_model(model, given, keys.secret, keys.old_secrets)
-            if model in given.models:  # else a promotion says its spec, and was compared with it
-                origin.check_spec(model.name, loaded.spec_hash)
-            return loaded
-
-        around = Around(
-            processes.replica_name(),
-            lambda name, spec: ParameterClient(server_name(name, spec)),
-            lambda name, replica: Background(partial(actor_of, data, name), replica),
-            relearn=relearning,
-            search=searching,
-            peers=Peers,
-            challenger=lambda name: ParameterClient(challenger_name(name)),
-            absent=Absence(time.monotonic),
-            as_served=as_served,
-        )
-        self._assembly = Assembly(settings, keys, load, around)
+        self._assembly = await assemble(data, given, origin)
         await self._assembly.start()
         self._busy = Busy(time.process_time, time.monotonic)
         gc.collect()
         gc.freeze()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
-        app = self._assembly.app()
-        ingress.install(app)
+        from online.service.replica_parts import application
+
+        app = application(self._assembly)
 
         async def with_lifespan(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "lifespan":

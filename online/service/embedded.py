@@ -15,6 +15,7 @@ import uvicorn
 from evaluation.metrics import Task
 from online.client import Client, Model
 from online.errors import StartRefused
+from online.history.recording import Recording
 from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
@@ -107,6 +108,7 @@ class Embedded:
         self._http = _Http(settings.host, settings.port)
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
+        self._recording = Recording(settings.state_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -174,12 +176,14 @@ class Embedded:
             With the remedy; nothing runs then.
         """
         self._parts.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
+        self._recording.of(self.url, config.own_token(self._parts.settings, {}))
 
     def stop(self) -> None:
         """Let requests end, push and seal, publish a last snapshot.  A second time: nothing."""
         if self._client is not None:
             self._client.close()
             self._client = None
+        self._recording.stop()
         self._parts.stop()
 
     def kill(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from online import processes
@@ -41,8 +42,28 @@ def start(
 
     ``only``: of these models; the others' servers are left alone.
     """
+    wait_for(begin(settings, loaded, progress, only=only), progress, patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A server whose process starts: by model's name, how to get hold of it."""
+
+    model: str
+    handle: Callable[[], Any]
+
+
+def begin(
+    settings: Settings,
+    loaded: Mapping[str, Loaded],
+    progress: Callable[[str], None],
+    *,
+    only: Collection[str] | None = None,
+) -> list[Begun]:
+    """Let the server of each model start, all of them side by side; ``only``: of these models."""
     from paramserver.ray_client import start_or_get
 
+    begun = []
     for model in settings.models:
         if only is not None and model.name not in only:
             continue
@@ -57,7 +78,14 @@ def start(
             settings_of(model, settings),
             processes.gone,
         )
-        _wait_serving(model.name, handle, progress, patience)
+        begun.append(Begun(model.name, handle))
+    return begun
+
+
+def wait_for(begun: Sequence[Begun], progress: Callable[[str], None], patience: Patience) -> None:
+    """Until each of these has restored its state.  Raises StartRefused with the remedy."""
+    for one in begun:
+        _wait_serving(one.model, one.handle(), progress, patience)
 
 
 def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:

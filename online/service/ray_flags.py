@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from online import processes
+from online.service import worker_setup
 from online.settings.config import Settings
 
 REPLICA_PORTS = 120  # a stopped replica's port rests for a while
@@ -44,7 +45,12 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
         "OMP_NUM_THREADS": "1",
     }
     if settings.cluster == "local":  # a cluster that is joined has its own
-        flags |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        flags |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_enable_metrics_collection": "0",  # by an agent that is not there
+            worker_setup.FLAG: worker_setup.HOOK,
+        }
     if haproxy:
         head_in_time = f"timeout http-request {_HEAD_S}s"
         flags |= {

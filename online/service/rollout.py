@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from replay.errors import JournalHeld, JournalUnavailable
 from replay.journal.base import Journal
 
 _STOP_REPLICA_S = 2.0
+_POLL_S = 0.05  # between two looks of Serve whether replicas run
 _HEALTH_S = 2.0  # so soon is a replica that has died replaced
 _LOOK_S = 0.1
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
@@ -106,12 +108,30 @@ def application(
 
 
 def be_patient(wait_s: float) -> None:
-    """Let Serve wait so long for its proxies: it has a constant and no setting for that."""
+    """Let Serve wait so long for its proxies, and look often: it has constants, no settings."""
     from ray.serve._private import api, client
 
     for module in (api, client):
         if hasattr(module, "HTTP_PROXY_TIMEOUT"):
             module.HTTP_PROXY_TIMEOUT = wait_s
+    if hasattr(client, "CLIENT_POLLING_INTERVAL_S"):  # a second, of which half is waited in vain
+        client.CLIENT_POLLING_INTERVAL_S = _POLL_S
+
+
+def start_serve(host: str, port: int, wait_s: float) -> None:
+    """Start Ray Serve's controller, which starts its proxies; replicas can be deployed at once.
+
+    `serve.start` would wait for the proxies, for which the deployment waits in the end, too, up to
+    ``wait_s``.
+    """
+    from ray.serve._private import api
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    be_patient(wait_s)
+    controller, _ = api._create_controller_and_proxy_refs(
+        {"host": host, "port": port}, None, None, None, api._coerce_controller_options(None)
+    )
+    api._set_global_client(api.ServeControllerClient(controller))
 
 
 def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int) -> None:

@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import socket
+from pathlib import Path
 from typing import Any
 
 from online.errors import StartRefused
-from online.processes import died_owner
-from online.settings.config import Settings
-from online.settings.places import run_path
+from online.settings.glimpse import RUN
 
 
-def is_served(settings: Settings) -> bool:
+def is_served(state_dir: Path) -> bool:
     """Whether a service runs on the state folder, on this machine."""
     try:
-        running(settings)
+        running(state_dir)
     except StartRefused:
         return False
     return True
 
 
-def running(settings: Settings) -> dict[str, Any]:
+def running(state_dir: Path) -> dict[str, Any]:
     """Facts of the service that runs on this state folder.  Raises StartRefused if none does."""
     try:
-        facts: dict[str, Any] = json.loads(run_path(settings).read_text())
+        facts: dict[str, Any] = json.loads((state_dir / RUN).read_text())
     except PermissionError:
         raise StartRefused(
-            f"{settings.state_dir} is not readable by this user",
+            f"{state_dir} is not readable by this user",
             "Be the user that the service runs as, or share the folder with a group: state_mode",
         ) from None
     except (OSError, ValueError):
         facts = {}
     if not facts.get("url"):
         raise StartRefused(
-            f"no service runs on {settings.state_dir}",
+            f"no service runs on {state_dir}",
             "Start it with `online serve`, or name its folder with --state-dir",
         )
-    if (died := died_owner(settings.state_dir)) is not None:  # what it left behind may answer
+    if (died := died_owner(state_dir)) is not None:  # what it left behind may answer
         raise StartRefused(
-            f"the service on {settings.state_dir} has died ({died})",
+            f"the service on {state_dir} has died ({died})",
             "Start it again with `online serve`: that ends what was left behind",
         )
     return facts
+
+
+def died_owner(state_dir: Path) -> str | None:
+    """Who owned the folder, if that was a process of this machine that does not live any more."""
+    try:
+        owner = (state_dir / "owner.lock").read_text()
+    except OSError:
+        return None
+    match = re.fullmatch(r"pid (\d+) on (.+)", owner)
+    if match is None or match[2] != socket.gethostname() or _lives(int(match[1])):
+        return None
+    return owner
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(PermissionError):  # it is another user's
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True

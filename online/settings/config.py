@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +30,12 @@ from pydantic import (
 from online.errors import ConfigError
 from online.settings.access_tokens import WITH_SECRETS, AccessTokens
 from online.settings.file_modes import StateMode, umask_of
+from online.settings.glimpse import STATE_DIR, given_token
+from online.settings.glimpse import environment as environment
 from online.settings.model import ModelSettings, Tree
 from online.settings.origins import check_host, check_origin
 from online.settings.replicas import TAGS, Replicas
-from online.settings.tokens import ROLES, WEIGHT_MAX, check_token, digest, entry_of
+from online.settings.tokens import ROLES, WEIGHT_MAX, entry_of
 
 log = logging.getLogger("online.config")
 
@@ -150,7 +151,7 @@ class Settings(Tree):
         180, ge=5, description="a start that is not done after so long gives up"
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
-    state_dir: Path = Field(Path("./state"), description="folder of journal, snapshots and key")
+    state_dir: Path = Field(Path(STATE_DIR), description="folder of journal, snapshots and key")
     journal: Annotated[str, AfterValidator(_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )
@@ -451,23 +452,12 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def environment() -> Mapping[str, str]:
-    """The process's environment (read here and nowhere else)."""
-    return os.environ
-
-
 def own_token(settings: Settings | None, environ: Mapping[str, str]) -> str | None:
     """The token our own commands send: ``ONLINE_TOKEN``, or the first of ``tokens.admin``.
 
     None if there is none, or the settings know only its digest.
     """
-    if (given := environ.get("ONLINE_TOKEN")) is not None:
-        try:
-            check_token(given)
-        except ValueError as error:
-            raise ConfigError("ONLINE_TOKEN", str(error), "Give a token of the settings") from None
-        if digest(given) == given:
-            raise ConfigError("ONLINE_TOKEN", "a digest", "Give the token that it is of")
+    if (given := given_token(environ)) is not None:
         return given
     known = () if settings is None else settings.tokens.of("admin")
     return next((token for token in known if not token.startswith("sha256:")), None)
@@ -475,10 +465,10 @@ def own_token(settings: Settings | None, environ: Mapping[str, str]) -> str | No
 
 def data_dir() -> Path | None:
     """Folder of real streams, from ``ONLINE_DATA_DIR``; None if it is not set."""
-    value = os.environ.get("ONLINE_DATA_DIR")
+    value = environment().get("ONLINE_DATA_DIR")
     return Path(value) if value else None
 
 
 def edge_python(target: str) -> str | None:
     """The interpreter that makes a target's exports, from ``ONLINE_LITERT_PYTHON``; or None."""
-    return os.environ.get(f"ONLINE_{target.upper()}_PYTHON") or None
+    return environment().get(f"ONLINE_{target.upper()}_PYTHON") or None

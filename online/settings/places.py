@@ -8,6 +8,7 @@ from pathlib import Path
 
 from online.errors import StartRefused
 from online.settings.config import Settings, hidden
+from online.settings.glimpse import RUN
 from replay.errors import JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.sqlite import SqliteJournal
@@ -115,4 +116,4 @@ def run_path(settings: Settings) -> Path:
 
     It has the URL and the processes, for the other commands and for cleaning up.
     """
-    return settings.state_dir / "run.json"
+    return settings.state_dir / RUN

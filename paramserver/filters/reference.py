@@ -21,6 +21,7 @@ mean gradient and a fixed threshold.
 
 from __future__ import annotations
 
+import importlib
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from paramserver.filters.base import Gradient, Probes
 from paramserver.filters.inputs import Layer, Still
@@ -109,6 +109,8 @@ class Frame:
         """Length of the projection onto the cone of mixes, and the mix's mass."""
         if not (along > 0.0).any():
             return 0.0, 0.0
+        from scipy.optimize import nnls
+
         mix, _ = nnls(self.root, self.unrooted @ along)
         # the nearest mix is at right angles to what is left: its square is its product with both
         square = max(float(mix @ along), 0.0)
@@ -156,6 +158,7 @@ class Reference:
         draws: int = 4,
         layer: Layer | None = None,
     ) -> None:
+        importlib.import_module("scipy.optimize")  # half a second, before anything is judged
         self._gradient = gradient
         self._rows = rows
         self._draws = draws

@@ -84,7 +84,7 @@ def test_killed_superseded_replaced(ray_here: None, tmp_path: Path) -> None:
         client = ParameterClient(NAME)
         with pytest.raises(ServerUnavailable, match="no actor"):
             await client.sync(request(), 5.0)
-        start_or_get(NAME, LINEAGE, open_store, directory, SETTINGS)
+        start_or_get(NAME, LINEAGE, open_store, directory, SETTINGS)()
         assert (await answered(client, request())).epoch == 1
         with pytest.raises(FormatRefused):
             await client.sync(request(format=99), 5.0)
@@ -108,10 +108,10 @@ def test_killed_superseded_replaced(ray_here: None, tmp_path: Path) -> None:
         assert (back.epoch, back.clock) == (4, {1: 1})
         await client.sync(request(pushes=[push(4, 2)]), 5.0)
 
-        same = start_or_get(NAME, LINEAGE, open_store, directory, SETTINGS)
+        same = start_or_get(NAME, LINEAGE, open_store, directory, SETTINGS)()
         assert (await client.call("status", 5.0))["epoch"] == 4
         other_rule = Lineage("prices", LINEAGE.spec, LINEAGE.spec_text, "average")
-        handle = start_or_get(NAME, other_rule, open_store, directory, SETTINGS)
+        handle = start_or_get(NAME, other_rule, open_store, directory, SETTINGS)()
         assert handle != same
         back = await answered(client, request())
         assert (back.epoch, back.clock, back.durable) == (5, {1: 2}, {1: 2})

@@ -52,7 +52,7 @@ class Command:
 
     def __init__(self, place: Path, output: str) -> None:
         words = ["rescore", "--config", "online.yaml", "--input", str(place / "rows.parquet")]
-        words += ["--key", "id", "--output", str(place / output), "--json"]
+        words += ["--key", "id", "--output", str(place / output), "--ray", "local", "--json"]
         self.shards = place / output / "runs"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "online", *words], cwd=place, text=True,

@@ -196,7 +196,7 @@ def test_the_command_line_prints_through_it(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(online.cli, "app", fail)
+    monkeypatch.setattr(online.cli, "application", lambda *_: fail)
     with pytest.raises(SystemExit):
         online.cli.main()
     assert out.getvalue() == "out \\x1b[2J\n"

@@ -17,6 +17,7 @@ from online import telemetry
 
 ROOT: Final = Path(__file__).parents[2]
 RULES: Final = ROOT / "deploy" / "prometheus" / "rules.yaml"
+MONITORING: Final = ROOT / "docs" / "monitoring.md"
 BOARD: Final = ROOT / "deploy" / "grafana" / "online.json"
 NAME: Final = re.compile(r"\bonline_[a-z0-9_]+")
 
@@ -43,7 +44,10 @@ def status(model: str = "m") -> dict[str, Any]:
         "rows": 5, "rows_per_day": 7.0, "waiting": 0,
     }  # fmt: skip
     rewrites = {"frozen": False, "undone": 0, "banned": []}
-    rival = {"verdict": "better", "interval": (0.1, 0.2), "rows": 9, "behind_rows": 0}
+    rival = {
+        "verdict": "better", "interval": (0.1, 0.2), "rows": 9, "behind_rows": 0, "late": 0,
+        "difference": 0.15, "champion": 0.8, "challenger": 0.95,
+    }  # fmt: skip
     return {
         "model": model, "replicas": {"one": report(), "two": report()},
         "quality": {"n": 40, "accuracy": 0.9, "kappa_t": 0.1, "f1": None}, "learned": 40,
@@ -171,6 +175,18 @@ def test_each_rule_says_for_how_long_how_bad_and_what() -> None:
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert rule["annotations"]["summary"].endswith(".")
         assert re.fullmatch(r"\d+[smhd]", rule.get("for", "0s"))
+
+
+def test_the_page_of_alarms_is_the_file_of_rules() -> None:
+    rows = re.findall(r"^\| `(.*?)` \| (\d+[smhd]) \| ", MONITORING.read_text(), re.M)
+    assert rows == [(rule["expr"], rule.get("for", "0s")) for rule in rules()]
+
+
+def test_the_page_names_metrics_that_there_are(families: dict[str, Metric]) -> None:
+    there = samples(families) | set(families)
+    named = set(NAME.findall(MONITORING.read_text())) - {"online_"}
+    assert len(named) > 60
+    assert named <= there, named - there
 
 
 def test_a_misspelt_metric_is_noticed(families: dict[str, Metric]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(
-        "paramserver.ray_client.start_or_get", lambda name, *rest: started.append(name)
+        "paramserver.ray_client.start_or_get", lambda name, *_: partial(started.append, name)
     )
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *given: None)
     models = tuple(
@@ -175,9 +176,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models whose servers were started, in order, without Ray."""
     names: list[str] = []
 
-    def start_or_get(name: str, lineage: Lineage, *_: object) -> str:
+    def start_or_get(name: str, lineage: Lineage, *_: object) -> Callable[[], str]:
         names.append(lineage.model)
-        return name
+        return lambda: name
 
     monkeypatch.setattr("paramserver.ray_client.start_or_get", start_or_get)
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)

@@ -58,6 +58,7 @@ TABLES: Final = {
     "scores",
     "settled",
     "soak",
+    "start",
     "trees",
 }
 

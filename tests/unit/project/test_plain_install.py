@@ -38,7 +38,7 @@ absent = set(sys.stdin.read().split())
 begun_with = set(sys.modules)  # what the environment's own start files import
 sys.meta_path[:] = [Installed if f is PathFinder else f for f in sys.meta_path]
 """
-BESIDE: Final = {"commands", "edge", "models", "rescore", "tables"}
+BESIDE: Final = {"edge", "models", "rescore", "tables"}
 # `online backfill` reads tables, with the extra `rescore`; pytest imports its plugin itself
 TABLES: Final = {"online.rebuild.backfill"}
 PYTEST: Final = {"online.pytest_plugin"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from types import ModuleType
 
@@ -43,5 +44,22 @@ def test_serve_waits_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     modules: tuple[ModuleType, ...] = (api, client)
     for module in modules:
         monkeypatch.setattr(module, "HTTP_PROXY_TIMEOUT", 60)  # fails if Serve has it no more
+    monkeypatch.setattr(client, "CLIENT_POLLING_INTERVAL_S", 1.0)
     rollout.be_patient(600.0)
     assert [module.HTTP_PROXY_TIMEOUT for module in modules] == [600.0, 600.0]
+    assert client.CLIENT_POLLING_INTERVAL_S == 0.05
+
+
+def test_serve_can_be_started_without_its_proxies_being_waited_for() -> None:
+    """What `serve.start` does, by names that may change with Ray: but for the wait."""
+    from ray.serve._private import api
+
+    asked = list(inspect.signature(api._create_controller_and_proxy_refs).parameters)
+    assert asked[:5] == [
+        "http_options", "grpc_options", "global_logging_config", "global_tracing_config",
+        "controller_options",
+    ]  # fmt: skip
+    text = inspect.getsource(api.serve_start)
+    assert "_set_global_client(client)" in text
+    assert "ServeControllerClient(controller)" in text
+    assert "ray.get(proxy_ready_refs" in text

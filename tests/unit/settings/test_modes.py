@@ -137,4 +137,4 @@ def test_a_folder_that_is_open_already_is_said(tmp_path: Path) -> None:
 def test_another_user_is_told_why(tmp_path: Path) -> None:
     tmp_path.chmod(0)
     with pytest.raises(StartRefused, match="state_mode"):
-        running(config.load(None, {"state_dir": tmp_path / "state"}, {}))
+        running(tmp_path / "state")

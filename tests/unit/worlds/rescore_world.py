@@ -96,8 +96,12 @@ def run(
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of scores and quarantine below a folder, by their path in the run."""
-    found = (*folder.glob("runs/*/shards/*"), *folder.glob("runs/*/quarantine/*"))
+    """SHA-256 of the files of scores and quarantine below a folder, by their path in the run.
+
+    What a process was writing when it was killed has another name, and is none of them.
+    """
+    places = ("runs/*/shards/*.parquet", "runs/*/quarantine/*.parquet")
+    found = [path for place in places for path in folder.glob(place)]
     return {
         "/".join(path.parts[-2:]): hashlib.sha256(path.read_bytes()).hexdigest() for path in found
     }

@@ -1,0 +1,154 @@
+"""A status of a model as one sample of its history, and what happened between two of them.
+
+Totals only grow, so that the samples between two others can be left out: what happened meanwhile
+is the difference.  Counters of replicas begin at 0 with each process; here they go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from online.telemetry import BOUNDS_S
+
+_SCORES: Final = ("accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae")
+"""Means over all rows: times their number they are totals."""
+_COUNTED: Final = ("predictions", "learned", "internal_errors", "server_unreachable")
+_PREFIXES: Final = (
+    "feedback_refused_", "predict_refused_", "feedback_", "predict_at_", "feedback_at_",
+)  # fmt: skip
+_GAUGES: Final = ("age_ms", "behind_rows", "drift_state", "filter_quarantined_sources", "names")
+"""The worst of all replicas."""
+_MOST: Final = 200  # characters of a mark's text
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Something that happened at a time (POSIX seconds): a start, a rollback, an alarm."""
+
+    at: float
+    kind: str
+    text: str
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """How a model stood at a time.
+
+    Attributes
+    ----------
+    at
+        POSIX seconds.
+    n
+        Rows that were judged by then.
+    totals
+        By name; each but the sums of scores only grows.
+    gauges
+        By name, as they were then.
+    seen
+        What is compared with the next status to see what has happened.
+    raw
+        By replica and name: the counters as they stood, for the increments of the next sample.
+    """
+
+    at: float
+    n: float
+    totals: dict[str, float]
+    gauges: dict[str, float]
+    seen: dict[str, Any] = {}
+    raw: dict[str, dict[str, float]] = {}
+
+
+def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sample:
+    """The sample of a status as `GET /v1/models/NAME` gives it; ``before``: the newest so far."""
+    quality, n = status["quality"], float(status["quality"].get("n") or 0)
+    raw = {name: _counters(report) for name, report in status["replicas"].items()}
+    totals = {} if before is None else dict(before.totals)
+    for replica, counts in raw.items():
+        last = {} if before is None else before.raw.get(replica, {})
+        for name, value in counts.items():
+            step = value - last.get(name, 0.0)
+            totals[name] = totals.get(name, 0.0) + (value if step < 0 else step)
+    for name in _SCORES:
+        totals.pop(f"sum_{name}", None)  # the model may have begun anew since
+        if (mean := quality.get(name)) is not None:
+            totals[f"sum_{name}"] = mean * n
+    gauges = {"learned": float(status["learned"])}
+    for name in _GAUGES:
+        values = [report[name] for report in status["replicas"].values() if name in report]
+        if values:
+            gauges[name] = float(max(values))
+    if (journal := status.get("journal")) and journal.get("size") is not None:
+        gauges["journal_bytes"] = float(journal["size"])
+    return Sample(at, n, totals, gauges, _seen(status), raw)
+
+
+def _counters(report: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in report.items()
+        if name in _COUNTED or name.startswith(_PREFIXES)
+    }
+
+
+def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
+    server, rewrites = status.get("server") or {}, status.get("rewrites") or {}
+    drift, filters = status.get("drift") or {}, status.get("filters") or {}
+    return {
+        "epoch": server.get("epoch"),
+        "spec": status.get("spec"),
+        "learner": status.get("learner"),
+        "frozen": rewrites.get("frozen"),
+        "last": rewrites.get("last"),
+        "banned": rewrites.get("banned"),
+        "drift": drift.get("state"),
+        "quarantined": filters.get("quarantined_sources"),
+        "incident": status.get("incident"),
+    }
+
+
+def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
+    """Tell what lies between two samples that a reader of the course has to know."""
+    was = {} if before is None else before.seen
+    seen = now.seen
+
+    def mark(kind: str, text: str) -> Mark:
+        return Mark(now.at, kind, text[:_MOST])
+
+    def new(name: str) -> bool:
+        return bool(seen.get(name) is not None and seen.get(name) != was.get(name))
+
+    if new("spec"):
+        yield mark("model", f"{seen['learner']} serves")
+    rewritten = new("last") and before is not None
+    if rewritten:
+        yield mark("decision", str(seen["last"].get("kind", "a decision")))
+    if new("epoch") and not rewritten:
+        yield mark("start", f"the parameter server began epoch {seen['epoch']}")
+    if new("frozen") and (seen["frozen"] or before is not None):
+        yield mark("decision", "frozen" if seen["frozen"] else "learns again")
+    if new("drift") and seen["drift"] == "act":
+        yield mark("alarm", "the error rose")
+    if (seen.get("quarantined") or 0) > (was.get("quarantined") or 0):
+        yield mark("quarantine", f"{seen['quarantined']} sources set aside")
+    if new("banned") and before is not None:
+        yield mark("decision", f"{len(seen['banned'])} sources banned")
+    if new("incident"):
+        yield mark("incident", str(seen["incident"]))
+
+
+def percentile(counts: Mapping[str, float], what: str, q: float) -> float | None:
+    """The bound below which a share ``q`` of durations lies, in seconds; None without any.
+
+    ``counts``: increments of ``{what}_at_{i}``, the counts between the bounds
+    (:data:`online.telemetry.BOUNDS_S`).
+    """
+    each = [counts.get(f"{what}_at_{i}", 0.0) for i in range(len(BOUNDS_S) + 1)]
+    total, below = sum(each), 0.0
+    if total <= 0:
+        return None
+    for bound, n in zip((*BOUNDS_S, BOUNDS_S[-1]), each, strict=True):
+        below += n
+        if below >= q * total:
+            return bound
+    return BOUNDS_S[-1]

@@ -1,0 +1,198 @@
+"""The history of one model as a SQLite file: written by one process, read by any.
+
+Samples get rarer with age: all of the last hour, one a minute for a day, one a quarter of an hour
+for 32 days, one an hour for 366 days; so a model takes some megabytes, whatever its traffic.  It
+holds aggregates only, and nothing else depends on it: who removes the folder loses the chart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sqlite3
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from online.history.samples import Mark, Sample, happened, percentile, sample
+
+log = logging.getLogger("online.history")
+
+_AGES_S: Final = ((3600.0, 0), (86_400.0, 60), (32 * 86_400.0, 900), (366 * 86_400.0, 3600))
+"""Up to this age (seconds) one sample in so many seconds stays; 0: all of them."""
+_MARKS_MAX: Final = 5_000
+_THIN_S: Final = 900.0  # between two times that samples are made rarer
+_BUSY_S: Final = 2.0
+FOLDER: Final = "history"
+"""The folder of the histories in a state folder."""
+
+POINTS_MAX: Final = 2_000
+RATES: Final = ("predictions", "learned", "feedback_learned", "feedback_quarantined")
+_MEANS: Final = ("accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae")
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS samples (at REAL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (at REAL, kind TEXT, text TEXT, PRIMARY KEY (at, kind, text));
+"""
+
+
+class Series:
+    """Writes the history of one model; one process at a time.
+
+    Parameters
+    ----------
+    folder
+        Of the histories of a service; it is made.
+    """
+
+    def __init__(self, folder: Path, model: str) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = file_of(folder, model)
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # whatever the umask
+        try:
+            self._db, self._last = _open(file)
+        except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+            log.warning("%s is damaged (%s), and begins anew", file, error)
+            for left in (file, file.with_name(f"{file.name}-journal")):
+                left.unlink(missing_ok=True)
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))
+            self._db, self._last = _open(file)
+        self._thinned_at = -math.inf
+
+    def add(self, status: dict[str, Any], at: float) -> None:
+        """Add a status of the model (``GET /v1/models/NAME``), taken at ``at`` (POSIX seconds).
+
+        One that is not newer than the last is left out: the clock was set back.
+        """
+        if self._last is not None and at <= self._last.at:
+            return
+        taken = sample(status, at, self._last)
+        with self._db:
+            self._db.execute("BEGIN")
+            # What the next sample is compared with is needed of the newest one only.
+            if self._last is not None:
+                bare = msgspec.structs.replace(self._last, seen={}, raw={})
+                self._db.execute("UPDATE samples SET body = ? WHERE at = ?", _row(bare)[::-1])
+            self._db.execute("INSERT INTO samples VALUES (?, ?)", _row(taken))
+            marks = [(mark.at, mark.kind, mark.text) for mark in happened(self._last, taken)]
+            self._db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", marks)
+        self._last = taken
+        if at >= self._thinned_at + _THIN_S:
+            self.thin(at)
+
+    def thin(self, now: float) -> None:
+        """Leave out samples that their age allows to leave out.  The last of a span stays."""
+        with self._db:
+            self._db.execute("BEGIN")
+            for (young, _), (old, step) in pairwise(_AGES_S):
+                # What was so old the last time has been thinned then.
+                span = (max(now - old, self._thinned_at - young - step), now - young)
+                self._db.execute(
+                    "DELETE FROM samples WHERE at > ? AND at <= ? AND at NOT IN (SELECT max(at) "
+                    "FROM samples WHERE at > ? AND at <= ? GROUP BY CAST(at / ? AS INTEGER))",
+                    (*span, *span, step),
+                )
+            self._db.execute("DELETE FROM samples WHERE at <= ?", (now - _AGES_S[-1][0],))
+            self._db.execute(
+                "DELETE FROM marks WHERE at <= (SELECT at FROM marks ORDER BY at DESC "
+                "LIMIT 1 OFFSET ?)",
+                (_MARKS_MAX,),
+            )
+        self._thinned_at = now
+
+    def close(self) -> None:
+        """Close the file of the history."""
+        self._db.close()
+
+
+def _open(file: Path) -> tuple[sqlite3.Connection, Sample | None]:
+    """The file and its newest sample."""
+    db = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA synchronous = OFF")  # a chart is worth no wait for the disk
+        db.executescript(_TABLES)
+        found = db.execute("SELECT body FROM samples ORDER BY at DESC LIMIT 1").fetchone()
+        return db, None if found is None else msgspec.msgpack.decode(found[0], type=Sample)
+    except BaseException:
+        db.close()
+        raise
+
+
+def _row(taken: Sample) -> tuple[float, bytes]:
+    return taken.at, msgspec.msgpack.encode(taken)
+
+
+def file_of(folder: Path, model: str) -> Path:
+    """The file of a model's history."""
+    return folder / f"{model}.db"
+
+
+def read(folder: Path, model: str, since: float, until: float, points: int) -> dict[str, Any]:
+    """The course of a model between two times (POSIX seconds), in at most ``points`` steps.
+
+    Returns
+    -------
+    dict
+        ``columns``: by name, lists of one length: ``at`` (end of the step), ``n`` (rows judged
+        by then), means over the rows of the step (``accuracy``, ``no_change`` …; None: no row),
+        rates in rows a second, ``predict_p50_s``, ``predict_p99_s``, ``feedback_p99_s``, gauges as
+        they were.  ``marks``: what happened.  ``recorded``: False if there is no history here.
+    """
+    file = file_of(folder, model)
+    if not file.exists():
+        return {"model": model, "recorded": False, "columns": {"at": []}, "marks": []}
+    points = max(1, min(points, POINTS_MAX))
+    step = max((until - since) / points, 1e-9)
+    with contextlib.closing(
+        sqlite3.connect(f"file:{file}?mode=ro", timeout=_BUSY_S, uri=True)
+    ) as db:
+        rows = db.execute(
+            "SELECT max(at), body FROM samples WHERE at > ? AND at <= ? "
+            "GROUP BY CAST((at - ?) / ? AS INTEGER) ORDER BY 1",
+            (since, until, since, step),
+        ).fetchall()
+        before = db.execute(
+            "SELECT at, body FROM samples WHERE at <= ? ORDER BY at DESC LIMIT 1", (since,)
+        ).fetchone()
+        marks = db.execute(
+            "SELECT at, kind, text FROM marks WHERE at > ? AND at <= ? ORDER BY at", (since, until)
+        ).fetchall()
+    decode = msgspec.msgpack.Decoder(Sample).decode
+    taken = [decode(body) for _, body in ([before] if before else []) + rows]
+    return {
+        "model": model,
+        "recorded": True,
+        "columns": _columns(taken),
+        "marks": [msgspec.to_builtins(Mark(*mark)) for mark in marks],
+    }
+
+
+def _columns(taken: Sequence[Sample]) -> dict[str, list[float | None]]:
+    """Differences of each two samples, by name."""
+    steps = [_step(was, now) for was, now in pairwise(taken)]
+    names = dict.fromkeys(name for step in steps for name in step)
+    return {"at": [], **{name: [step.get(name) for step in steps] for name in names}}
+
+
+def _step(was: Sample, now: Sample) -> dict[str, float | None]:
+    """Return what happened between two samples, by name."""
+    rows, seconds = now.n - was.n, now.at - was.at
+    counts = {name: value - was.totals.get(name, 0.0) for name, value in now.totals.items()}
+    out: dict[str, float | None] = {"at": now.at, "n": now.n}
+    for name in _MEANS:
+        if f"sum_{name}" in now.totals:
+            # Fewer rows than before: a rollback took some out, and the difference says nothing.
+            out[name] = counts[f"sum_{name}"] / rows if rows > 0 else None
+    for name in RATES:
+        if name in counts:
+            out[f"{name}_per_s"] = counts[name] / seconds
+    refused = [value for name, value in counts.items() if "_refused_" in name]
+    out["refused_per_s"] = sum(refused) / seconds
+    for what, q in (("predict", 0.5), ("predict", 0.99), ("feedback", 0.99)):
+        out[f"{what}_p{q * 100:.0f}_s"] = percentile(counts, what, q)
+    return {**out, **now.gauges}
