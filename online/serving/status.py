@@ -121,6 +121,7 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "drift": _drift(replica, replicas),
+            "example": None if replica.judge is None else replica.judge.example,
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
