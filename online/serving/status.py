@@ -288,7 +288,7 @@ class Cluster(Kept):
         answer = dict(await self._command(model, "ban", source, banned))
         filters = self._replicas[model].filters
         if not banned and filters is not None:
-            answer["released"] = filters.standings.release(source)
+            answer["released"] = filters.reputations.release(source)
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:
