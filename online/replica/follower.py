@@ -175,9 +175,9 @@ class Follower:
             if given_up is None and self._decides:
                 await self._write_failed(row, failed.reason)
         self._counts["learned"] += failed is None and row.verdict in LEARNED
-        if owed := self._learner.open_rows:
+        if open_rows := self._learner.open_rows:
             self._pace.first_row.set()
-        if owed >= self._updates:
+        if open_rows >= self._updates:
             self._pace.now.set()
         if self._judge is not None and failed is None:
             self._show_judge(self._judge, row)

@@ -33,7 +33,7 @@ from online.models.slopes import Sloped
 from online.rows.history import is_again
 from online.settings.model import ModelSettings
 from online.trust.root_set import RootSet
-from online.trust.sources import Standings
+from online.trust.sources import Reputations
 from paramserver.blocks import Blocks
 from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
@@ -82,7 +82,7 @@ class Filtering:
 
     Attributes
     ----------
-    standings
+    reputations
         What is known of sources.
     counts
         Verdicts, and what was refused, by reason.
@@ -106,7 +106,7 @@ class Filtering:
         self._elsewhere: dict[str, None] = {}  # heard of in values since the last event here
         self._recent: OrderedDict[bytes, float] = OrderedDict()
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
-        self.standings = Standings(chain, clock)
+        self.reputations = Reputations(chain, clock)
         self._batch: set[bytes] = set()
         self._drift = False
 
@@ -176,7 +176,7 @@ class Filtering:
             verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
         self._note_drift()
-        effects = self.standings.decided(row.key, row.source, taken=verdict.taken)
+        effects = self.reputations.decided(row.key, row.source, taken=verdict.taken)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
         self._batch.add(row.key)
         self.counts[written.value] += 1
@@ -194,7 +194,7 @@ class Filtering:
         return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
 
     def _is_repeat(self, row: NewRow) -> bool:
-        if self.standings.waits(row.key):
+        if self.reputations.waits(row.key):
             return True
         at = self._recent.get(row.key)
         return at is not None and abs(row.at - at) <= _RECENT_S
@@ -233,7 +233,7 @@ class Filtering:
             if outcome.row is None:  # another half stands there: the row is made anew
                 if row.key in self._batch:
                     self._batch.discard(row.key)
-                    self.standings.take_back(row.key)
+                    self.reputations.take_back(row.key)
                 continue
             self._recent[row.key] = row.at
             self._recent.move_to_end(row.key)
@@ -241,16 +241,16 @@ class Filtering:
                 self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
                 if outcome.new and outcome.row is not None:
                     place = (outcome.row.partition, outcome.row.offset)
-                    self.standings.stands(row.key, place)
+                    self.reputations.stands(row.key, place)
                 else:
-                    self.standings.take_back(row.key)
+                    self.reputations.take_back(row.key)
         while len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
 
     def dropped(self) -> None:
         """Nothing of the batch was written."""
         for key in list(self._batch):
-            self.standings.take_back(key)
+            self.reputations.take_back(key)
         self._batch = set()
 
     def _note_drift(self) -> None:
@@ -260,16 +260,16 @@ class Filtering:
 
     def passed(self, row: Row, effects: Blocks) -> None:
         """The learner counts a row's evidence from now on."""
-        self.standings.passed(row, effects)
+        self.reputations.passed(row, effects)
 
     def rebase(self, values: Blocks, opened: Blocks) -> None:
         """New values of the sources named; ``opened``: what was learned since."""
-        self.standings.rebase(values, opened)
+        self.reputations.rebase(values, opened)
         self._hear(self.chain.sources.heard)
 
     def reset(self, values: Blocks) -> None:
         """Begin with these values, and what is decided and not learned yet."""
-        self.standings.reset(values)
+        self.reputations.reset(values)
         taken = values[TAKEN].data if TAKEN in values else ()
         self._hear(taken)
 
@@ -287,14 +287,16 @@ class Filtering:
             **counted,
             "filter_sources": float(len(self.chain.sources)),
             "filter_sources_evicted": float(self.chain.sources.evicted),
-            "filter_quarantined_sources": float(len(self.standings.quarantined)),
+            "filter_quarantined_sources": float(len(self.reputations.quarantined)),
             "filter_drift": float(self.chain.drift),
             "filter_active": float(self.active),
         }
 
     def shown(self) -> dict[str, Any]:
         """For operators; plain data."""
-        worst = sorted(self.standings.quarantined, key=lambda s: self.chain.sources.get(s).standing)
+        worst = sorted(
+            self.reputations.quarantined, key=lambda s: self.chain.sources.get(s).standing
+        )
         direction = next((t for t in self.chain.filters if t.name == "direction"), None)
         scored = None if direction is None else getattr(direction, "mu", 0.0) > 0.0
         return {
@@ -304,7 +306,7 @@ class Filtering:
             "root_set": None if self.root is None else {**self.root.shown(), "scores": scored},
             "sources": len(self.chain.sources),
             "quarantined": [
-                {"source": source, "evidence": self.standings.evidence(source)}
+                {"source": source, "evidence": self.reputations.evidence(source)}
                 for source in worst[:_SHOWN]
             ],
             "quarantined_sources": len(worst),
