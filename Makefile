@@ -29,6 +29,9 @@ $(TESTS): $(SERVES)
 serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until Ctrl-C
 	@exec $(BIN)/online serve --play phishing
 
+# A library's threads would wait for each other: the lanes have all cores already.
+test: export OMP_NUM_THREADS := 1
+
 # Four lanes, of which all but the first print when they are done: two of whole services, which
 # wait a lot, by the first letter of a file's name, and beside them two of what only computes.
 test: $(TESTS)  ## everything but the long tests and benchmarks

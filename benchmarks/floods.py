@@ -197,7 +197,7 @@ def play(
                 set_aside[source] += 1
     for replica in loop.replicas:
         if replica.filters is not None:
-            condemned.update(dict.fromkeys(replica.filters.standings.quarantined))
+            condemned.update(dict.fromkeys(replica.filters.reputations.quarantined))
     asked = len(groups) - before
     return Played(100.0 * right / asked, frozenset(condemned), set_aside, taken)
 

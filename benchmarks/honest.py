@@ -81,7 +81,7 @@ def run(rows: int | None = None) -> Iterator[Honest]:
         for deal, sources, with_root in DEALT:
             loop = _play(name, task, learner, deal, sources, rows, "default", with_root=with_root)
             assert loop.filters is not None
-            condemned = len(loop.filters.standings.quarantined)
+            condemned = len(loop.filters.reputations.quarantined)
             accuracy, lost = 100.0 * loop.right / loop.n, loop.counts["quarantined"]
             apart = unfiltered - accuracy
             alike = apart == 0.0 if sources == 1 else apart <= POINTS

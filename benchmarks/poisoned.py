@@ -116,7 +116,7 @@ async def _scene(
             stopped, then = _share(world, lies), world.accuracy(asked)
     filters = world.replica.filters
     caught = set(world.replica.writer.decisions.bans)
-    caught |= set() if filters is None else set(filters.standings.quarantined)
+    caught |= set() if filters is None else set(filters.reputations.quarantined)
     aside = _set_aside(world)
     out = Poisoned(
         f"{name}, {guard}", seed, 100 * most, 100 * stopped, 100 * _share(world, lies), then,

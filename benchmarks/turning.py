@@ -139,7 +139,7 @@ def _played(
     loop = Loop(ModelSettings(name="m", **given), vouched=True, root=root)
     draw, right, condemned = random.Random(0), list[bool](), list[str]()
     if loop.filters is not None:
-        loop.filters.standings.on_quarantine = condemned.append
+        loop.filters.reputations.on_quarantine = condemned.append
     for features, label in stream.rows:
         before = loop.right
         loop.step(source_of(deal, SOURCES, loop.n, label, draw), features, label)

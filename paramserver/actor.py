@@ -28,10 +28,10 @@ from paramserver.lineage import Lineage, recover
 from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.publishing import Publishing
 from paramserver.running import Running
-from paramserver.shown import epochs, numbers
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.status import epochs, numbers
 from paramserver.store import PartitionInfo, Store
 from paramserver.swapping import Swapping
 
@@ -156,9 +156,9 @@ class ParameterServer:
             raise FormatRefused(message.format, wire.FORMAT)
         running = self._running
         with running.lock:
-            server, contacts, leases = running.serving().server, running.contacts, running.leases
+            server, replicas, leases = running.serving().server, running.replicas, running.leases
             now_s = running.host.monotonic()
-            contacts.note(message, now_s)
+            replicas.note(message, now_s)
             leases.touch(message.replica, message.partition, message.adopting, now_s)
             acks = [server.push(push, self._lookup) for push in message.pushes]
             orphans = [] if not message.adopts else leases.orphans(
@@ -167,9 +167,9 @@ class ParameterServer:
             )  # fmt: skip
             if message.state is not None:
                 server.take(message.state, self._lookup)
-            contacts.wrote(server.epoch, server.learned(), now_s)
+            replicas.wrote(server.epoch, server.learned(), now_s)
             heard_s = now_s - running.settings.lease_s
-            keeper = message.replica == contacts.keeper(message.role, heard_s)
+            keeper = message.replica == replicas.keeper(message.role, heard_s)
             asked = [p for p in orphans if p not in message.adopting]
             confirmed_ms = 1000.0 * (now_s - running.confirmed_s)
             # encoded under the lock: the reply shares its blocks with the server
@@ -202,7 +202,7 @@ class ParameterServer:
                 running.confirmed_s = asked_s
                 running.leases.tick(asked_s)
                 running.note_partitions(server, partitions, gone)
-                running.contacts.drop_old(asked_s)
+                running.replicas.drop_old(asked_s)
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class ParameterServer:
     def reports(self) -> dict[str, dict[str, float]]:
         """Newest counters of each replica heard of within ``report_keep_s``."""
         with self._running.lock:
-            return self._running.contacts.reports(self._running.host.monotonic())
+            return self._running.replicas.reports(self._running.host.monotonic())
 
     def status(self) -> dict[str, Any]:
         """Everything about the server that an operator may ask; plain data."""
@@ -316,7 +316,7 @@ class ParameterServer:
                 **numbers(server),
                 "epochs": epochs(listed, server),
                 "freeze_complete": self._decisions.freeze_complete(now_s),
-                "replicas": running.contacts.shown(now_s),
+                "replicas": running.replicas.shown(now_s),
                 "snapshots": len(listed),
                 "snapshot": running.parent,
                 "snapshot_age_s": wall_s - listed[0].created_at if listed else None,

@@ -172,4 +172,4 @@ class Decisions:
         server, lease_s = running.server, running.settings.lease_s
         if server is None or not server.frozen or now_s - running.restored_s < lease_s:
             return False
-        return running.contacts.all_act_on(server.frozen, now_s - lease_s)
+        return running.replicas.all_act_on(server.frozen, now_s - lease_s)

@@ -64,7 +64,7 @@ class Publishing:
                 state = None
                 if server.count != running.published or head_gone:
                     parent = None if head_gone else running.parent
-                    metrics = {**running.contacts.metrics(), **server.scores()}
+                    metrics = {**running.replicas.metrics(), **server.scores()}
                     state = server.begin_snapshot(running.host.wall(), parent, metrics)
             if state is not None:
                 try:

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from paramserver import rewrites, wire
-from paramserver.contacts import Contacts
 from paramserver.errors import NotReady
 from paramserver.leases import Leases
 from paramserver.lineage import Lineage, Recovered
 from paramserver.process import Host, ServerSettings
+from paramserver.replicas import Replicas
 from paramserver.server import Server
 from paramserver.snapshots.history import SnapshotHistory, parse_name
 from paramserver.store import PartitionInfo, Store
@@ -43,7 +43,7 @@ class Running:
     Attributes
     ----------
     lock
-        The server, leases, contacts and partitions are read and changed under it.
+        The server, leases, replicas and partitions are read and changed under it.
     publishing, deciding
         Taken in this order, and before the lock: one snapshot or decision at a time, and while the
         epoch may change nobody looks at it.
@@ -88,7 +88,7 @@ class Running:
         self.gone: frozenset[int] = frozenset()
         now_s = host.monotonic()
         self.leases = Leases(settings.lease_s, settings.adopt_max, now_s)
-        self.contacts = Contacts(settings.report_keep_s)
+        self.replicas = Replicas(settings.report_keep_s)
         self.confirmed_s = self.published_s = self.restored_s = now_s
 
     def begin(

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import redis_server
 from hypothesis import settings
 
 settings.register_profile("repeated", derandomize=True)
@@ -31,3 +34,12 @@ def pytest_configure() -> None:
     """SIGTERM ends it, too; and SIGINT does, which a shell's `&` switches off."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
+
+
+@pytest.fixture(scope="module")
+def redis_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Redis or Valkey server of the module's own, as its journal needs it."""
+    if redis_server.find_binary() is None:
+        pytest.skip(redis_server.NO_SERVER)
+    with redis_server.running(tmp_path_factory.mktemp("redis")) as node:
+        yield node

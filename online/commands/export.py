@@ -129,7 +129,7 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
     from evaluation.metrics import summarise
     from online.learning.counters import DIGEST, METRICS
     from online.watch.drift import STATES
-    from paramserver.contacts import DRIFT
+    from paramserver.replicas import DRIFT
 
     values = state.values
     made: dict[str, Any] = {

@@ -8,7 +8,7 @@ from online.learning.ordered import OrderedLearner
 from online.replica.writer import Writer
 
 
-class Owed:
+class Backlog:
     """Rows that the partitions of one model's process are behind.
 
     Parameters

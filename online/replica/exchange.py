@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
-from online.replica.backlog import Owed
+from online.replica.backlog import Backlog
 from online.replica.follower import Follower
 from online.replica.shared import Shared
 from online.replica.surroundings import Outside
@@ -76,7 +76,7 @@ class Exchange:
         self,
         shared: Shared,
         follower: Follower,
-        owed: Owed,
+        backlog: Backlog,
         outside: Outside,
         *,
         interval_s: float,
@@ -85,7 +85,7 @@ class Exchange:
     ) -> None:
         self._learner, self._writer, self._store = shared.learner, shared.writer, shared.store
         self._pace, self._counts = shared.pace, shared.counts
-        self._follower, self._owed = follower, owed
+        self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
         self._replica, self._spec, self._learns = who.replica, who.spec, who.learns
@@ -286,7 +286,7 @@ class Exchange:
         A freeze: once all that was written before it is learned and pushed, too.
         """
         writer = self._writer
-        owes = pushes or self._follower.unsaid or writer.committing or self._owed.learning
+        owes = pushes or self._follower.unsaid or writer.committing or self._backlog.learning
         if self._learner.frozen and owes:
             return
         if writer.committing and writer.judged_by < self._learner.control:

@@ -220,9 +220,9 @@ class Follower:
             self._numbers = min(int(self._numbers * min(_TURN_S / took_s, 1.25)) + 1, _NUMBERS_MAX)
 
     def _set_pace(self) -> None:
-        if owed := self._learner.open_rows:
+        if open_rows := self._learner.open_rows:
             self._pace.first_row.set()
-        if owed >= self._updates:
+        if open_rows >= self._updates:
             self._pace.enough()
 
     async def _learn(self, row: Row) -> bool:

@@ -34,7 +34,7 @@ class Remembering:
         self._counts, self._settings, self._filters = shared.counts, settings, filters
         self._banned_by = 0  # newest control row by which banned sources were purged
         if filters is not None:
-            filters.standings.on_quarantine = self.purge
+            filters.reputations.on_quarantine = self.purge
 
     def alarm(self) -> None:
         """The error has risen: what is kept of before is of another stream."""
@@ -68,7 +68,7 @@ class Remembering:
             log.warning("nothing is rehearsed of what came before: %s", error)
             return
         self._learner.memory = fresh
-        quarantined = () if self._filters is None else self._filters.standings.quarantined
+        quarantined = () if self._filters is None else self._filters.reputations.quarantined
         for source in (*quarantined, *decisions.bans):
             self.purge(source)
         log.info("model %s: %d of %d rows kept to be learned again", name, len(fresh.buffer), n)

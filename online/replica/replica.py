@@ -34,7 +34,7 @@ from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
 from online.models.base import Trainable
-from online.replica.backlog import Owed
+from online.replica.backlog import Backlog
 from online.replica.exchange import Exchange
 from online.replica.follower import Follower
 from online.replica.journal_threads import JournalThreads
@@ -106,11 +106,11 @@ class ModelReplica:
         if filters is not None:
             learner.evidence.heard = filters
         self._memory = Remembering(self._shared, settings, filters)
-        self.owed = Owed(learner, self.writer, learns=who.learns)
+        self.backlog = Backlog(learner, self.writer, learns=who.learns)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
         self.exchange = Exchange(
-            self._shared, self._follower, self.owed, outside,
+            self._shared, self._follower, self.backlog, outside,
             interval_s=settings.snapshots.interval_s,
             report=self.report,
             rewritten=self._on_rewrite,
@@ -186,7 +186,7 @@ class ModelReplica:
         writer.stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                while not writer.idle or self.owed.left(self.exchange.control):
+                while not writer.idle or self.backlog.left(self.exchange.control):
                     self._pace.now.set()
                     await asyncio.sleep(0.01)
                 await self.store.write(self.store.journal.seal, writer.partition)
@@ -251,7 +251,7 @@ class ModelReplica:
         """Somebody else learns the rest of the partition: drop what is held of it, take another."""
         self.learner.abandon(partition)
         if self.filters is not None:
-            self.filters.standings.leave(partition)
+            self.filters.reputations.leave(partition)
         return await self._register()
 
     def _on_commit(self, new_server: bool) -> None:
@@ -303,7 +303,7 @@ class ModelReplica:
         """Counters and gauges of this replica; disposable."""
         gauges: dict[str, float] = {"waiting": self.writer.waiting, "own": self.learner.own}
         gauges["joins_waiting"] = self.writer.halves
-        gauges |= {"behind_rows": self.owed.rows, "relearned": self.learner.relearned}
+        gauges |= {"behind_rows": self.backlog.rows, "relearned": self.learner.relearned}
         gauges |= self._follower.cost.report()
         gauges["from_peer"] = self.exchange.peer is not None
         gauges |= {"names": len(self.learner.vocabulary), "classes": len(self.learner.tally.seen)}

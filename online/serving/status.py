@@ -121,6 +121,7 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "drift": _drift(replica, replicas),
+            "example": None if replica.judge is None else replica.judge.example,
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
@@ -287,7 +288,7 @@ class Cluster(Kept):
         answer = dict(await self._command(model, "ban", source, banned))
         filters = self._replicas[model].filters
         if not banned and filters is not None:
-            answer["released"] = filters.standings.release(source)
+            answer["released"] = filters.reputations.release(source)
         return {**await self._acted(model, answer["control"], None), **answer}
 
     async def _acted(self, model: str, control: int, complete: str | None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from online.models.slopes import Sloped
 from online.rows.history import is_again
 from online.settings.model import ModelSettings
 from online.trust.root_set import RootSet
-from online.trust.sources import Standings
+from online.trust.sources import Reputations
 from paramserver.blocks import Blocks
 from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
@@ -103,7 +103,7 @@ class Filtering:
 
     Attributes
     ----------
-    standings
+    reputations
         What is known of sources.
     counts
         Verdicts, and what was refused, by reason.
@@ -127,7 +127,7 @@ class Filtering:
         self._elsewhere: dict[str, None] = {}  # heard of in values since the last event here
         self._recent = _Recent()
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
-        self.standings = Standings(chain, clock)
+        self.reputations = Reputations(chain, clock)
         self._batch: set[bytes] = set()
         self._drift = False
 
@@ -184,7 +184,7 @@ class Filtering:
             if row.verdict is Written.QUARANTINED or is_again(row):
                 return False
         keys = [row.key for row in rows]
-        if self._recent.has_any(keys) or not self.standings.pending.isdisjoint(keys):
+        if self._recent.has_any(keys) or not self.reputations.pending.isdisjoint(keys):
             return False
         last: dict[str, float] = {}
         for row in reversed(rows):
@@ -241,7 +241,7 @@ class Filtering:
             verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
         self._note_drift()
-        effects = self.standings.decided(row.key, row.source, taken=verdict.taken)
+        effects = self.reputations.decided(row.key, row.source, taken=verdict.taken)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
         self._batch.add(row.key)
         self.counts[written.value] += 1
@@ -261,7 +261,7 @@ class Filtering:
         return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
 
     def _is_repeat(self, row: NewRow) -> bool:
-        if self.standings.waits(row.key):
+        if self.reputations.waits(row.key):
             return True
         at = self._recent.at(row.key)
         return at is not None and abs(row.at - at) <= _RECENT_S
@@ -304,21 +304,21 @@ class Filtering:
             if outcome.row is None:  # another half stands there: the row is made anew
                 if row.key in self._batch:
                     self._batch.discard(row.key)
-                    self.standings.take_back(row.key)
+                    self.reputations.take_back(row.key)
                 continue
             self._recent.add({row.key: row.at})
             if row.key in self._batch:
                 self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
                 if outcome.new and outcome.row is not None:
                     place = (outcome.row.partition, outcome.row.offset)
-                    self.standings.stands(row.key, place)
+                    self.reputations.stands(row.key, place)
                 else:
-                    self.standings.take_back(row.key)
+                    self.reputations.take_back(row.key)
 
     def dropped(self) -> None:
         """Nothing of the batch was written."""
         for key in list(self._batch):
-            self.standings.take_back(key)
+            self.reputations.take_back(key)
         self._batch = set()
 
     def _note_drift(self) -> None:
@@ -328,16 +328,16 @@ class Filtering:
 
     def passed(self, row: Row, effects: Blocks) -> None:
         """The learner counts a row's evidence from now on."""
-        self.standings.passed(row, effects)
+        self.reputations.passed(row, effects)
 
     def rebase(self, values: Blocks, opened: Blocks) -> None:
         """New values of the sources named; ``opened``: what was learned since."""
-        self.standings.rebase(values, opened)
+        self.reputations.rebase(values, opened)
         self._hear(self.chain.sources.heard)
 
     def reset(self, values: Blocks) -> None:
         """Begin with these values, and what is decided and not learned yet."""
-        self.standings.reset(values)
+        self.reputations.reset(values)
         taken = values[TAKEN].data if TAKEN in values else ()
         self._hear(taken)
 
@@ -355,14 +355,16 @@ class Filtering:
             **counted,
             "filter_sources": float(len(self.chain.sources)),
             "filter_sources_evicted": float(self.chain.sources.evicted),
-            "filter_quarantined_sources": float(len(self.standings.quarantined)),
+            "filter_quarantined_sources": float(len(self.reputations.quarantined)),
             "filter_drift": float(self.chain.drift),
             "filter_active": float(self.active),
         }
 
     def shown(self) -> dict[str, Any]:
         """For operators; plain data."""
-        worst = sorted(self.standings.quarantined, key=lambda s: self.chain.sources.get(s).standing)
+        worst = sorted(
+            self.reputations.quarantined, key=lambda s: self.chain.sources.get(s).standing
+        )
         direction = next((t for t in self.chain.filters if t.name == "direction"), None)
         scored = None if direction is None else getattr(direction, "mu", 0.0) > 0.0
         return {
@@ -372,7 +374,7 @@ class Filtering:
             "root_set": None if self.root is None else {**self.root.shown(), "scores": scored},
             "sources": len(self.chain.sources),
             "quarantined": [
-                {"source": source, "evidence": self.standings.evidence(source)}
+                {"source": source, "evidence": self.reputations.evidence(source)}
                 for source in worst[:_SHOWN]
             ],
             "quarantined_sources": len(worst),

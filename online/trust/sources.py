@@ -31,7 +31,7 @@ class _Pending:
     place: tuple[int, int] | None = None
 
 
-class Standings:
+class Reputations:
     """The chain's table of sources, kept at what the learner has and what it will have.
 
     Parameters

@@ -34,6 +34,8 @@ HEARD_S: Final = 30.0
 
 _TIMES_EVERY: Final = 32
 _TIMES_MAX: Final = 4096
+_EXAMPLE_NAMES: Final = 8  # features of the request that a page shows
+
 _SHOWN: Final = 20
 """Newest alarms that a status has."""
 
@@ -73,6 +75,7 @@ class Judge:
         self._judged: dict[int, int] = {}  # last offset, by partition
         self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)  # of labelled rows
         self.unusable = 0
+        self._newest: Example | None = None
 
     def asked(self, answer: Prediction) -> None:
         """An answer went out, whose label may come or not."""
@@ -86,6 +89,7 @@ class Judge:
         if offset <= self._judged.get(partition, 0):
             return
         self._judged[partition] = offset
+        self._newest = example
         if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
             self._taken.append((self._watch.judged_rows, at))
         try:
@@ -102,6 +106,15 @@ class Judge:
             log.warning("%s", alarm)
             if alarm.worse:
                 self._on_rise(alarm, self._before(alarm.since))
+
+    @property
+    def example(self) -> dict[str, Any] | None:
+        """A request as the model knows them: names and kinds of the newest row, not its values."""
+        if (newest := self._newest) is None:
+            return None
+        there = sorted(name for name, value in newest.features.items() if value is not None)
+        features = {name: _like(newest.features[name]) for name in there[:_EXAMPLE_NAMES]}
+        return {"features": features, "label": newest.label if self._task == "multiclass" else None}
 
     def rewritten(self) -> None:
         """The model's values were rewritten, by a rollback or a forget."""
@@ -163,6 +176,13 @@ class Judge:
             "without_labels": without,
             "canary_loss": None if self._canary is None else self._canary.loss,
         }
+
+
+def _like(value: object) -> Any:
+    """A value of the same kind, which tells nothing of this one."""
+    if isinstance(value, bool):
+        return True
+    return "text" if isinstance(value, str) else 1 if isinstance(value, int) else 1.0
 
 
 def of_all(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis_server
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "worlds"))
 
@@ -20,14 +19,6 @@ import flipped_world as worlds
 from replay.errors import ReplayError
 from replay.journal import redisproof
 from replay.journal.redis import RedisJournal
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if redis_server.find_binary() is None:
-        pytest.skip(redis_server.NO_SERVER)
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 class Copies:
@@ -99,9 +90,9 @@ def flip(copies: Copies, n: int, seed: int) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def copies(server: Any) -> Iterator[Copies]:
-    with closing(server.client()) as client:
-        yield Copies(server.url, client)
+def copies(redis_node: Any) -> Iterator[Copies]:
+    with closing(redis_node.client()) as client:
+        yield Copies(redis_node.url, client)
 
 
 def test_a_flipped_bit_of_a_row_is_seen(copies: Copies) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,9 @@ from replay.journal.checks import check_journal, yield_checks
 from replay.journal.redis import RedisJournal
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if redis_server.find_binary() is None:
-        pytest.skip(redis_server.NO_SERVER)
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
 @pytest.fixture
-def make(server: Any) -> Callable[[Path], Journal]:
-    return lambda path: RedisJournal(server.url, prefix=path.parent.name)
+def make(redis_node: Any) -> Callable[[Path], Journal]:
+    return lambda path: RedisJournal(redis_node.url, prefix=path.parent.name)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in yield_checks(lambda _: None)])  # type: ignore[arg-type, return-value]
@@ -37,7 +29,7 @@ def test_redis_journal(make: Callable[[Path], Journal], name: str) -> None:
     dict(yield_checks(make))[name]()
 
 
-def test_a_cluster_finds_all_keys_in_one_slot(tmp_path: Path, server: Any) -> None:
+def test_a_cluster_finds_all_keys_in_one_slot(tmp_path: Path, redis_node: Any) -> None:
     settings = {"cluster_enabled": "yes", "cluster_port": str(redis_server.free_port())}
     with redis_server.running(tmp_path, **settings) as node, closing(node.client()) as client:
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -146,12 +138,14 @@ HSET = "  redis.call('HSET', ids, new.key, number .. ':' .. int(stop))\n"
 FAULT = "  if redis.call('GET', P .. ':fault') == new.key then error('XADD has failed') end\n"
 
 
-def _after_a_failing_write(server: Any, prefix: str, script: str) -> list[tuple[bool, int, str]]:
+def _after_a_failing_write(
+    redis_node: Any, prefix: str, script: str
+) -> list[tuple[bool, int, str]]:
     """What the writer learns and what stands, when the entry of b failed at the first try."""
     rows = [_row("a"), _row("b"), _row("c")]
     with (
-        closing(RedisJournal(server.url, prefix=prefix)) as journal,
-        closing(server.client()) as client,
+        closing(RedisJournal(redis_node.url, prefix=prefix)) as journal,
+        closing(redis_node.client()) as client,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(redisscripts, "APPEND", script)
@@ -168,15 +162,15 @@ def _after_a_failing_write(server: Any, prefix: str, script: str) -> list[tuple[
         return [(new, offset, stored[offset - 1]) for new, offset in rows_]
 
 
-def test_an_entry_comes_before_its_key(server: Any) -> None:
+def test_an_entry_comes_before_its_key(redis_node: Any) -> None:
     script = redisscripts.APPEND
     assert (script.count(XADD), script.count(HSET)) == (1, 1)
     failing = script.replace(XADD, FAULT + XADD)
     expected = [(True, 1, "a"), (True, 2, "b"), (True, 3, "c")]
-    assert _after_a_failing_write(server, "order", failing) == expected
+    assert _after_a_failing_write(redis_node, "order", failing) == expected
     early = failing.replace(HSET, "").replace(FAULT, HSET + FAULT)
     with pytest.raises(JournalBehind):  # b has a key that leads to no entry: for ever a repeat
-        _after_a_failing_write(server, "early", early)
+        _after_a_failing_write(redis_node, "early", early)
 
 
 # -- a script that ends anywhere -------------------------------------------------------------------
@@ -203,7 +197,7 @@ def half(name: str, side: Half) -> NewRow:
     return replace(_row(name), half=side, payload=side.encode(), event_id=side)
 
 
-def ends_anywhere(server: Any, prefix: str, script: str) -> list[int]:
+def ends_anywhere(redis_node: Any, prefix: str, script: str) -> list[int]:
     """At which write of a join a fault makes its repeat end otherwise than as one row."""
     wrong: list[int] = []
     over = Half.PREDICTION.encode()
@@ -211,9 +205,9 @@ def ends_anywhere(server: Any, prefix: str, script: str) -> list[int]:
         _row("a"), replace(_row("b"), over=over), replace(_row("c"), over=over),
         half("d", Half.LABEL),
     ]  # fmt: skip
-    with closing(server.client()) as client, pytest.MonkeyPatch.context() as patch:
+    with closing(redis_node.client()) as client, pytest.MonkeyPatch.context() as patch:
         for n in range(1, 99):
-            with closing(RedisJournal(server.url, prefix=f"{prefix}{n}")) as journal:
+            with closing(RedisJournal(redis_node.url, prefix=f"{prefix}{n}")) as journal:
                 p = journal.register("m", "r", "x", 1.0).id
                 journal.append(p, 0, [half("b", Half.PREDICTION), half("c", Half.PREDICTION)])
                 client.set(f"{{{prefix}{n}}}:left", n)
@@ -253,27 +247,27 @@ DROPS = _SCRIPT[
 FRESH = "for _, new in ipairs(fresh) do\n"
 
 
-def test_a_join_may_end_at_any_write(server: Any) -> None:
-    assert ends_anywhere(server, "any", redisscripts.APPEND) == []
+def test_a_join_may_end_at_any_write(redis_node: Any) -> None:
+    assert ends_anywhere(redis_node, "any", redisscripts.APPEND) == []
 
 
 @pytest.mark.parametrize(("what", "moved", "behind"), [("keys", KEYS, HALVES), ("ids", ROWS, IDS)])
 def test_a_join_in_another_order_is_noticed(
-    server: Any, what: str, moved: str, behind: str
+    redis_node: Any, what: str, moved: str, behind: str
 ) -> None:
     script = redisscripts.APPEND
     assert (script.count(moved), script.count(behind)) == (1, 1)
     changed = script.replace(moved, "").replace(behind, behind + moved)
-    assert ends_anywhere(server, what, changed) != []
+    assert ends_anywhere(redis_node, what, changed) != []
 
 
-def trims_anywhere(server: Any, prefix: str, script: str) -> list[int]:
+def trims_anywhere(redis_node: Any, prefix: str, script: str) -> list[int]:
     """At which write of a trim a fault leaves an id that leads nowhere."""
     wrong: list[int] = []
     batch = [_row("a"), _row("b"), _row("c")]
-    with closing(server.client()) as client, pytest.MonkeyPatch.context() as patch:
+    with closing(redis_node.client()) as client, pytest.MonkeyPatch.context() as patch:
         for n in range(1, 99):
-            with closing(RedisJournal(server.url, prefix=f"{prefix}{n}")) as journal:
+            with closing(RedisJournal(redis_node.url, prefix=f"{prefix}{n}")) as journal:
                 p, q = (journal.register("m", "r", "x", 1.0).id for _ in range(2))
                 journal.begin_epoch("m", "x", 0)
                 journal.append(p, 0, batch)
@@ -295,13 +289,13 @@ def trims_anywhere(server: Any, prefix: str, script: str) -> list[int]:
     raise AssertionError("no trim without a fault")
 
 
-def test_a_trim_may_end_at_any_write(server: Any) -> None:
-    assert trims_anywhere(server, "trim", redisscripts.TRIM) == []
+def test_a_trim_may_end_at_any_write(redis_node: Any) -> None:
+    assert trims_anywhere(redis_node, "trim", redisscripts.TRIM) == []
 
 
-def test_a_trim_of_rows_before_their_ids_is_noticed(server: Any) -> None:
+def test_a_trim_of_rows_before_their_ids_is_noticed(redis_node: Any) -> None:
     script = redisscripts.TRIM
     ids = "          redis.call('HDEL', P .. ':ids:' .. model, key)\n"
     early = "      redis.call('XTRIM', rows, 'MINID', int(upto + 1) .. '-0')\n"
     assert script.count(ids) == 1
-    assert trims_anywhere(server, "rows", script.replace(ids, early + ids)) != []
+    assert trims_anywhere(redis_node, "rows", script.replace(ids, early + ids)) != []

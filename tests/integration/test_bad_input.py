@@ -180,7 +180,8 @@ def test_hints_name_the_remedy(client: Client) -> None:
         'Send "no" or "yes"'
     )
     _, unknown = client.post("click", "predict", features={"a": 1})
-    assert unknown["error"]["hint"] == "Served here: briefly, clicks, diverging, raising"
+    said = "Did you mean `clicks`? Served here: briefly, clicks, diverging, raising"
+    assert unknown["error"]["hint"] == said
     _, many = client.post("clicks", "predict", instances=[{"a": 1}] * 51)
     assert "limits.rows_max" in many["error"]["hint"]
 

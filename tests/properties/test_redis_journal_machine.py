@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import journal_machine as machine_module
 import pytest
-import redis_server
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -28,11 +26,8 @@ modest: Any = settings(
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if redis_server.find_binary() is None:
-        pytest.skip(redis_server.NO_SERVER)
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
+def url(redis_node: Any) -> str:
+    return str(redis_node.url)
 
 
 def machine(url: str) -> Any:

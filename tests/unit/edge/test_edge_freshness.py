@@ -22,7 +22,7 @@ from online.http.edge import routes
 from online.learning.counters import DIGEST, METRICS
 from online.settings import config
 from paramserver.blocks import Block
-from paramserver.contacts import Contacts
+from paramserver.replicas import Replicas
 from paramserver.state import SnapshotState
 from paramserver.wire import FORMAT, SyncRequest
 from replay.journal.sqlite import SqliteJournal
@@ -66,11 +66,11 @@ def test_a_release_says_through_which_row_it_was_trained_how_good_and_on_what_st
 
 
 def test_the_snapshot_has_the_state_of_the_replica_that_is_worst_off() -> None:
-    contacts = Contacts(60.0)
-    assert "drift_state" not in contacts.metrics()
+    replicas = Replicas(60.0)
+    assert "drift_state" not in replicas.metrics()
     for name, report in (("a", {"drift_state": 1.0}), ("b", {"drift_state": 3.0}), ("c", {})):
-        contacts.note(SyncRequest(FORMAT, name, 1, [], None, False, [], report=report), 0.0)
-    assert contacts.metrics()["drift_state"] == 3.0
+        replicas.note(SyncRequest(FORMAT, name, 1, [], None, False, [], report=report), 0.0)
+    assert replicas.metrics()["drift_state"] == 3.0
 
 
 # -- answers that differ -------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import fields
 from html.parser import HTMLParser
@@ -120,10 +123,25 @@ def test_every_metric_that_it_shows_exists() -> None:
 def test_it_says_what_is_asked_of_it() -> None:
     script = _parsed(PAGE).scripts
     assert "window.location.origin" in script
-    assert '{"features":{"a":1.0,"b":2.0}}' in script
+    assert "known ? known.features : { a: 1.5, b: 2.5 }" in script, "the model's own names"
     states = ("No feedback yet", "does not answer", "no contact", "incident", "age_ms")
     for needed in (*states, "Frozen:", "undone, and kept", "used_ratio", "measuring"):
         assert needed in script
+
+
+def test_names_of_strangers_are_no_commands_in_the_requests_to_copy() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node here")
+    (quoting,) = re.findall(r"^const inQuotes = .*;$", PAGE, re.M)
+    names = ["plain", "it's", "'; rm -rf ~; '", '"$(id)`id`\\', "'\\''"]
+    body = json.dumps({"features": dict.fromkeys(names, 1)}, separators=(",", ":"))
+    script = f"{quoting} process.stdout.write(inQuotes({json.dumps(body)}))"
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
+    echoed = subprocess.run(
+        ["sh", "-c", f"printf %s {done.stdout}"], capture_output=True, text=True, check=True
+    )
+    assert (echoed.stdout, echoed.stderr) == (body, "")
 
 
 def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:

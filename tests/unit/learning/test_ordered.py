@@ -149,7 +149,7 @@ def test_a_replica_that_dies_is_learned_by_all(tmp_path: Path) -> None:
         await other.writer.record([row("c")])
         assert names(other) == ["a", "b", "c"]
         world.server.confirm()
-        await until(lambda: not world.server._running.contacts or True)
+        await until(lambda: not world.server._running.replicas or True)
         await other.stop(5)
 
     play(tmp_path, scene)

@@ -51,12 +51,12 @@ def test_without_own_rows_they_are_queued_until_they_come_back(tmp_path: Path) -
         found = await front.writer.record([row("a"), row("b")])
         assert statuses(found) == [("queued", False)] * 2
         assert names(front) == []
-        assert front.owed.rows == 2
+        assert front.backlog.rows == 2
         writer = await _writer(world)
         await until(lambda: names(front) == ["a", "b"], 10)
         again = await front.writer.record([row("a")])
         assert statuses(again) == [("learned", True)]
-        assert front.owed.rows == 0
+        assert front.backlog.rows == 0
         await front.stop(5)
         await writer.stop(5)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from online.trust.sources import Standings
+from online.trust.sources import Reputations
 from paramserver.blocks import Block, Blocks, merge
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
@@ -81,17 +81,17 @@ def test_old_losses_leave_everywhere() -> None:
 
 def test_a_row_that_is_a_repeat_takes_its_loss_back() -> None:
     (chain,) = chains(1)
-    standings = Standings(chain, dict)
+    reputations = Reputations(chain, dict)
     for event in events(200):
         chain.observe(event, chain.decide(event))
-        standings.decided(event.key, event.source, taken=True)
+        reputations.decided(event.key, event.source, taken=True)
     before = chain.losses.nulls(), chain.losses.events
     again = Event("s1", b"again", None, 50.0, label="true", answer="false")
     chain.observe(again, chain.decide(again))
-    effects = standings.decided(again.key, again.source, taken=True)
+    effects = reputations.decided(again.key, again.source, taken=True)
     assert sum(effects[LOSSES].data.values()) == 1
     assert chain.losses.events == 201
-    standings.take_back(again.key)
+    reputations.take_back(again.key)
     assert (chain.losses.nulls(), chain.losses.events) == before
 
 

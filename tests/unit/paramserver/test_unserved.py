@@ -12,7 +12,7 @@ from replica_world import SPEC, Client, World, play, row, until
 
 from paramserver import wire
 from paramserver.blocks import Block, to_wire
-from paramserver.contacts import Contacts
+from paramserver.replicas import Replicas
 
 
 class Deaf(Client):
@@ -88,14 +88,14 @@ def _told(name: str, epoch: int, events: int) -> wire.SyncRequest:
 def test_how_long_it_lacks_something(
     epoch: int, events: int, now_s: float, expected: float
 ) -> None:
-    contacts = Contacts(60.0)
+    replicas = Replicas(60.0)
     for n, at_s in ((3, 0.0), (5, 1.0), (8, 2.0), (9, 2.1)):
-        contacts.wrote(1, n, at_s)
-    contacts.note(_told("r", epoch, events), now_s)
-    assert contacts.shown(now_s)["r"]["unserved_s"] == pytest.approx(expected)
+        replicas.wrote(1, n, at_s)
+    replicas.note(_told("r", epoch, events), now_s)
+    assert replicas.shown(now_s)["r"]["unserved_s"] == pytest.approx(expected)
 
 
 def test_who_says_nothing_is_not_judged() -> None:
-    contacts = Contacts(60.0)
-    contacts.note(wire.SyncRequest(wire.FORMAT, "r", 1, [], None, True, []), 1.0)
-    assert contacts.shown(1.0)["r"]["unserved_s"] is None
+    replicas = Replicas(60.0)
+    replicas.note(wire.SyncRequest(wire.FORMAT, "r", 1, [], None, True, []), 1.0)
+    assert replicas.shown(1.0)["r"]["unserved_s"] is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 from loss_world import (
     LossWorld,
-    RedisStore,
     SqliteStore,
     checked,
     history_of,
@@ -22,10 +20,6 @@ from loss_world import (
     settled,
 )
 from replica_world import SPEC, row, until
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "conformance"))
-
-import redis_server
 
 from online.cli import main
 from online.errors import StartRefused
@@ -42,22 +36,6 @@ COLUMNS = (
         for name in ("event_id", "source", "verdict", "factor", "at", "ran")
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if redis_server.find_binary() is None:
-        pytest.skip(redis_server.NO_SERVER)
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> LossWorld:
-    if request.param == "sqlite":
-        return LossWorld(tmp_path, SqliteStore(tmp_path))
-    server = request.getfixturevalue("server")
-    return LossWorld(tmp_path, RedisStore(server, tmp_path.name))
 
 
 def damage(world: LossWorld, event: str, column: str) -> tuple[int, int]:

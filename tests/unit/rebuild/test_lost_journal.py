@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import msgspec
 import pytest
 from loss_world import (
     LossWorld,
-    RedisStore,
     SqliteStore,
     accepted,
     checked,
@@ -24,10 +22,6 @@ from loss_world import (
     settled,
 )
 from replica_world import SPEC, until
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "conformance"))
-
-import redis_server
 
 from online.errors import StartRefused
 from online.rebuild.forget import Bases, check_reach, influence
@@ -41,22 +35,6 @@ from replay.errors import JournalDamaged, JournalUnavailable
 from replay.journal.sqlitefile import SqliteFile
 
 Make = Callable[[], LossWorld]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if redis_server.find_binary() is None:
-        pytest.skip(redis_server.NO_SERVER)
-    with redis_server.running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> LossWorld:
-    if request.param == "sqlite":
-        return LossWorld(tmp_path, SqliteStore(tmp_path))
-    server = request.getfixturevalue("server")
-    return LossWorld(tmp_path, RedisStore(server, tmp_path.name))
 
 
 def rounds(world: LossWorld, r: random.Random, *, cut: bool) -> set[str]:

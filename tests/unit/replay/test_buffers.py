@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 from collections.abc import Callable
 from random import Random
 
@@ -217,13 +215,3 @@ def test_memory_larger_than_a_rare_class_is_all_in_use() -> None:
             buffer.insert(item(i, int(i % 1_000 == 0)))
         assert len(buffer) == 300
         assert sum(kept.label == 1 for kept in buffer) == 5
-
-
-@pytest.mark.parametrize(
-    "module", ["buffers.item", "buffers.reservoir", "buffers.balanced", "buffers.ring",
-               "buffers.compartments", "rehearsal"],
-)  # fmt: skip
-def test_examples_of_the_documentation(module: str) -> None:
-    found = doctest.testmod(importlib.import_module(f"replay.{module}"))
-    assert found.attempted > 0
-    assert found.failed == 0

@@ -13,7 +13,7 @@ from online.service.check_state import Models
 from online.settings.config import Settings
 from online.settings.model import ModelSettings, Sync
 from online.settings.places import snapshots_path
-from paramserver.contacts import Contacts
+from paramserver.replicas import Replicas
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
@@ -64,13 +64,13 @@ def test_one_process_learns_what_was_too_much_for_each(
     said: list[str] = []
     models = Models(settings, said.append)
     loaded = models.load()
-    contacts = Contacts(60.0)
+    replicas = Replicas(60.0)
     report = {"learn_share": share}
-    contacts.note(SyncRequest(FORMAT, "r", 1, [], None, False, [], report=report), 0.0)
+    replicas.note(SyncRequest(FORMAT, "r", 1, [], None, False, [], report=report), 0.0)
     place = lineage_place(snapshots_path(settings), "m", loaded["m"].spec_hash)
     history = SnapshotHistory(open_snapshots(place), Retention())
     state = SnapshotState(
-        "m", loaded["m"].spec_hash, "", (1, 1), {}, {}, metrics=contacts.metrics()
+        "m", loaded["m"].spec_hash, "", (1, 1), {}, {}, metrics=replicas.metrics()
     )
     history.publish("1-1", state)
     settings = models.chosen(loaded)

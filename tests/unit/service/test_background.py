@@ -21,7 +21,7 @@ def test_rows_are_queued_learned_elsewhere_and_come_back(tmp_path: Path) -> None
         front = await world.replica("front", learns=False)
         recorded = await front.writer.record([worlds.row("a"), worlds.row("b")])
         assert worlds.statuses(recorded) == [("queued", False)] * 2
-        assert (front.owed.rows, world.weight(front, "a")) == (2, 0)
+        assert (front.backlog.rows, world.weight(front, "a")) == (2, 0)
         again = (await front.writer.record([worlds.row("a")]))[0]
         assert (again.status, again.repeat) == ("queued", True)
         assert not front.learner.includes(front.writer.partition, 1)
@@ -29,7 +29,7 @@ def test_rows_are_queued_learned_elsewhere_and_come_back(tmp_path: Path) -> None
         back.follow(front.writer.partition)
         await worlds.until(lambda: front.learner.includes(front.writer.partition, 2))
         assert [world.weight(front, f) for f in "ab"] == [1, 1]
-        assert (front.owed.rows, front.learner.own) == (0, 0)
+        assert (front.backlog.rows, front.learner.own) == (0, 0)
         assert front.learner.tally.digest[0] == 2
         again = (await front.writer.record([worlds.row("a")]))[0]
         assert (again.status, again.repeat) == ("learned", True)
@@ -61,7 +61,7 @@ def test_the_learner_process_may_die_at_any_row(tmp_path: Path) -> None:
             back.store.close()
         last = await world.replica("last")
         last.follow(front.writer.partition)
-        await worlds.until(lambda: front.owed.rows == 0)
+        await worlds.until(lambda: front.backlog.rows == 0)
         assert [world.weight(front, name) for name in names] == [1] * 40
         assert front.learner.tally.digest[0] == 40
         await last.stop(5)
@@ -80,7 +80,7 @@ def test_two_followers_teach_each_row_once(tmp_path: Path) -> None:
             back.follow(front.writer.partition)
         for i in range(30):
             await front.writer.record([worlds.row(f"e{i}")])
-        await worlds.until(lambda: front.owed.rows == 0)
+        await worlds.until(lambda: front.backlog.rows == 0)
         assert [world.weight(front, f"e{i}") for i in range(30)] == [1] * 30
         for back in backs:
             await back.stop(5)

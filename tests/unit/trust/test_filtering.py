@@ -33,7 +33,7 @@ from online.settings.config import Limits
 from online.settings.model import ModelSettings, Replay
 from online.settings.tokens import Grant
 from online.trust.filtering import SOURCES_MIN, Filtering, filtering_for, loss_of
-from online.trust.sources import Standings
+from online.trust.sources import Reputations
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.filters import sources as tables
 from paramserver.filters.base import Event, Opinion, Source
@@ -115,7 +115,7 @@ def test_a_thousand_events_in_one_request_are_no_thousand_free_ones(
         if not blind:
             assert found["quarantined"] == 994
             assert replica.filters is not None
-            assert replica.filters.standings.quarantined == ["x"]
+            assert replica.filters.reputations.quarantined == ["x"]
             assert world.weight(replica, "x-999") == 0
         await replica.stop(2)
 
@@ -164,7 +164,9 @@ def test_a_repeat_says_nothing_twice(
 ) -> None:
     if pumped:  # the mutant
         monkeypatch.setattr(Filtering, "_is_repeat", lambda self, row: False)
-        monkeypatch.setattr(Standings, "take_back", lambda self, key: self._pending.pop(key, None))
+        monkeypatch.setattr(
+            Reputations, "take_back", lambda self, key: self._pending.pop(key, None)
+        )
 
     async def scene(world: World) -> None:
         one, two = [await world.replica(name, filters=told) for name in "ab"]
@@ -190,9 +192,9 @@ def test_what_was_not_written_is_taken_back() -> None:
     filters = alone(told)
     filters.judge([worlds.row(s, source=s) for s in HONEST])
     filters.judge(rows_of("x", 20))
-    assert filters.standings.quarantined == ["x"]
+    assert filters.reputations.quarantined == ["x"]
     filters.dropped()
-    assert filters.standings.quarantined == []
+    assert filters.reputations.quarantined == []
     assert filters.chain.sources.get("x").evidence["told"] == 0.0
     assert filters.chain.sources.get("x").taken == 0
 
@@ -417,7 +419,7 @@ def test_flipped_labels_are_learned_without_filters_and_not_with_them(filters: A
         assert right < 480
         return
     assert right >= 480
-    assert set(made.standings.quarantined) == {f"x{i}" for i in range(5)}
+    assert set(made.reputations.quarantined) == {f"x{i}" for i in range(5)}
     assert not any(n for source, n in set_aside.items() if source.startswith("h"))
 
 

@@ -26,13 +26,13 @@ def test_one_attacker_spread_over_replicas_is_one(tmp_path: Path) -> None:
         for replica in pair:  # neither has seen enough alone
             await until(lambda r=replica: nats(r) < -6.0)
             assert replica.filters is not None
-            assert replica.filters.standings.quarantined == ["x"]
+            assert replica.filters.reputations.quarantined == ["x"]
         found = counted(await pair[0].writer.record(rows_of("x", 1, 99)))
         assert found == {"quarantined": 1}
         third = await world.replica("c", filters=told)
         assert nats(third) < -6.0
         assert third.filters is not None
-        assert third.filters.standings.quarantined == ["x"]
+        assert third.filters.reputations.quarantined == ["x"]
         for replica in (*pair, third):
             await replica.stop(2)
 
@@ -52,11 +52,11 @@ def test_an_operator_releases_a_source_for_all_replicas(
             await opened(replica)
         assert counted(await pair[0].writer.record(rows_of("x", 20)))["quarantined"] == 14
         assert all(r.filters is not None for r in pair)
-        await until(lambda: pair[1].filters.standings.quarantined == ["x"])
-        assert pair[0].filters.standings.release("x")
-        assert not pair[0].filters.standings.release("x"), "it is released"
+        await until(lambda: pair[1].filters.reputations.quarantined == ["x"])
+        assert pair[0].filters.reputations.release("x")
+        assert not pair[0].filters.reputations.release("x"), "it is released"
         assert counted(await pair[0].writer.record(rows_of("x", 1, 50))) == {"learned": 1}
-        await until(lambda: pair[1].filters.standings.quarantined == [])
+        await until(lambda: pair[1].filters.reputations.quarantined == [])
         assert counted(await pair[1].writer.record(rows_of("x", 1, 60))) == {"learned": 1}
         assert abs(nats(pair[1])) <= 2.0, "what was said before does not count"
         for replica in pair:
@@ -130,7 +130,7 @@ def test_a_rollback_takes_evidence_back_too(tmp_path: Path) -> None:
         world.server.rollback(name)
         await until(lambda: nats(replica) == 0.0)
         assert replica.filters is not None
-        assert replica.filters.standings.quarantined == []
+        assert replica.filters.reputations.quarantined == []
         assert nats(replica, HONEST[-1]) == 1.0, "the first that was judged"
         await replica.stop(2)
 
@@ -151,7 +151,7 @@ def test_who_follows_another_process_counts_each_row_once(tmp_path: Path) -> Non
         assert nats(front) == -4.0
         assert nats(back) == -4.0
         assert front.filters is not None
-        await until(lambda: not front.filters.standings._pending)
+        await until(lambda: not front.filters.reputations._pending)
         for replica in (front, back):
             await replica.stop(2)
 

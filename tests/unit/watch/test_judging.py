@@ -123,3 +123,20 @@ def test_the_reference_is_worked_out_aside() -> None:
     teach(judge, 600, 0.8, first=n, shift=2.0)
     assert judge.shown()["shifts"][0]["name"] == "x"
     assert len(asked) == 1
+
+
+def test_a_request_to_copy_has_the_models_names_and_none_of_its_values() -> None:
+    judge = Judge(SETTINGS, "multiclass")
+    assert judge.example is None
+    row = {"price": 17.25, "n": 3, "city": "Oslo", "new": False, "gone": None}
+    judge.learned(1, 1, Example({**row, **{f"z{i}": 1.0 for i in range(9)}}, "red"), 1.0)
+    assert judge.example is not None
+    features = judge.example["features"]
+    assert len(features) == 8
+    assert features["price"] == 1.0
+    assert (features["n"], features["city"], features["new"]) == (1, "text", True)
+    assert judge.example["label"] == "red"
+    assert "gone" not in features
+    binary = Judge(SETTINGS, "binary")
+    binary.learned(1, 1, Example({"x": 1.0}, True), 1.0)
+    assert binary.example == {"features": {"x": 1.0}, "label": None}, "the status has its labels"

@@ -26,7 +26,7 @@ class _Contact:
     role: str
 
 
-class Contacts:
+class Replicas:
     """A record that holds what was last heard of each replica, for ``keep_s`` seconds."""
 
     def __init__(self, keep_s: float) -> None:
