@@ -195,9 +195,9 @@ class Watch:
             raise DriftSettingUnusable("phase", str(phase), f"0 to {self.settings.phases - 1}")
         alarms: list[Alarm] = []
         row = self.served_rows + 1
-        if score is not None:
-            if (moved := self._ask("score", "", self._score, score, row, at)) and self._unlabelled:
-                alarms += moved
+        moved = [] if score is None else self._ask("score", "", self._score, score, row, at)
+        if moved and self._unlabelled:
+            alarms += moved
         self.served_rows = row
         self._order.see(at)
         if self._coming is not None:
