@@ -202,7 +202,7 @@ def test_the_fixture_serves_in_tests_and_costs_other_runs_nothing(
 ) -> None:
     (tmp_path / "test_theirs.py").write_text(text)
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "online.pytest_plugin", "-p",
+        [sys.executable, "-m", "pytest", "-q", "-p", "online.service.pytest_plugin", "-p",
          "no:cacheprovider", "-p", "no:hypothesispytest", str(tmp_path)],
         capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
@@ -212,7 +212,7 @@ def test_the_fixture_serves_in_tests_and_costs_other_runs_nothing(
 
 def test_pytest_finds_the_fixture_by_itself() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    name = "online.pytest_plugin"  # as `-p` names it: it is not registered twice then
+    name = "online.service.pytest_plugin"  # as `-p` names it: it is not registered twice then
     assert project["entry-points"]["pytest11"] == {name: name}
 
 

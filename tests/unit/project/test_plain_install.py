@@ -41,7 +41,7 @@ sys.meta_path[:] = [Installed if f is PathFinder else f for f in sys.meta_path]
 BESIDE: Final = {"edge", "models", "rescore", "tables"}
 # `online backfill` reads tables, with the extra `rescore`; pytest imports its plugin itself
 TABLES: Final = {"online.rebuild.backfill"}
-PYTEST: Final = {"online.pytest_plugin"}
+PYTEST: Final = {"online.service.pytest_plugin"}
 MODEL: Final = """
 from online.commands.base import load_settings
 from online.models.from_settings import load_model
