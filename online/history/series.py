@@ -146,19 +146,24 @@ def read(folder: Path, model: str, since: float, until: float, points: int) -> d
     file = file_of(folder, model)
     if not file.exists():
         return {"model": model, "recorded": False, "columns": {"at": []}, "marks": []}
-    points = max(1, min(points, POINTS_MAX))
-    step = max((until - since) / points, 1e-9)
-    with contextlib.closing(
-        sqlite3.connect(f"file:{file}?mode=ro", timeout=_BUSY_S, uri=True)
-    ) as db:
+    opened = sqlite3.connect(f"file:{file}?mode=ro", timeout=_BUSY_S, uri=True)
+    with contextlib.closing(opened) as db:
+        # The first difference is to what stood before; of a young history, to its first sample.
+        before = (
+            db.execute(
+                "SELECT at, body FROM samples WHERE at <= ? ORDER BY at DESC LIMIT 1", (since,)
+            ).fetchone()
+            or db.execute(
+                "SELECT at, body FROM samples WHERE at <= ? ORDER BY at LIMIT 1", (until,)
+            ).fetchone()
+        )
+        begin = since if before is None else max(since, before[0])
+        step = max((until - begin) / max(1, min(points, POINTS_MAX)), 1e-9)
         rows = db.execute(
             "SELECT max(at), body FROM samples WHERE at > ? AND at <= ? "
             "GROUP BY CAST((at - ?) / ? AS INTEGER) ORDER BY 1",
-            (since, until, since, step),
+            (begin, until, begin, step),
         ).fetchall()
-        before = db.execute(
-            "SELECT at, body FROM samples WHERE at <= ? ORDER BY at DESC LIMIT 1", (since,)
-        ).fetchone()
         marks = db.execute(
             "SELECT at, kind, text FROM marks WHERE at > ? AND at <= ? ORDER BY at", (since, until)
         ).fetchall()

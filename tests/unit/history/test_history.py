@@ -58,6 +58,17 @@ def test_steps_are_differences(series: Series, tmp_path: Path) -> None:
     assert columns["age_ms"] == [10.0] * 3
 
 
+def test_a_young_history_has_as_many_steps_as_it_has_samples(
+    series: Series, tmp_path: Path
+) -> None:
+    for i in range(5):
+        series.add(status(10 * i, 10 * i, {}), BEGIN + 15 * i)
+    found = course(tmp_path, BEGIN - DAY_S, BEGIN + 60, 300)
+    assert found["columns"]["n"] == [10, 20, 30, 40]
+    later = course(tmp_path, BEGIN + 20, BEGIN + 60, 300)
+    assert later["columns"]["n"] == [20, 30, 40], "the first is the difference to what stood before"
+
+
 def test_a_replica_that_begins_anew_takes_nothing_away(series: Series, tmp_path: Path) -> None:
     counts = [{"a": 10.0}, {"a": 30.0, "b": 5.0}, {"a": 4.0, "b": 6.0}, {"c": 7.0}]
     for i, made in enumerate(counts):
