@@ -91,7 +91,7 @@ def run(
     peer: Path | None = None,
     progress: Progress = print,
 ) -> Found:
-    """Measure.
+    """Measure the report on Elec2.
 
     Parameters
     ----------

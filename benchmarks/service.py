@@ -27,7 +27,7 @@ _ROOT: Final = Path(__file__).parents[1]  # where this package lies, and the tes
 
 @dataclass(slots=True)
 class Running:
-    """A started service.
+    """A service that was started for one measurement.
 
     ``url`` is what `online serve` printed; ``replica_urls`` go round the balancer.
     """

@@ -11,7 +11,7 @@ from replay.example import Features, Label
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A prequential run.
+    """A prequential run has these results.
 
     Attributes
     ----------

@@ -19,7 +19,7 @@ class Client(ABC):
         self._name = name
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        """Push and pull.
+        """Push and pull in one step.
 
         Raises
         ------

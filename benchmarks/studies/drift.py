@@ -76,7 +76,7 @@ def run(
     quick: bool = False,
     progress: Progress = lambda line: None,
 ) -> Found:
-    """Make the tables.
+    """Make the tables of known and of injected drift.
 
     Parameters
     ----------

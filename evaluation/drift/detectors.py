@@ -120,7 +120,7 @@ ONLY_RISES: Final = frozenset({"ddm"})
 
 
 def detector(name: str) -> Detector:
-    """A new detector.
+    """Return a new detector of this name.
 
     Raises
     ------

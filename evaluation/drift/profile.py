@@ -248,7 +248,7 @@ def build(
     phase_of: Sequence[int] | None = None,
     bins: int = BINS,
 ) -> Reference:
-    """Freeze a reference.
+    """Freeze these rows as a reference.
 
     Parameters
     ----------

@@ -70,7 +70,7 @@ class Scored:
 
 
 def score(episodes: Iterable[Episode]) -> Scored:
-    """All episodes together.
+    """Score all episodes together.
 
     Raises
     ------

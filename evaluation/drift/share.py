@@ -23,7 +23,7 @@ def share(x: float) -> float:
 
 
 def within(name: str, value: float, least: float, most: float) -> None:
-    """Check a setting.
+    """Check that a setting is in its range.
 
     Raises
     ------

@@ -77,7 +77,7 @@ class Reports:
 
 @dataclass(frozen=True)
 class Release:
-    """A release.
+    """A release is one document for devices, and its place in the channel.
 
     Attributes
     ----------

@@ -118,7 +118,7 @@ class FtrlModel(Hashing):
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """One step.
+        """Learn one row in one step.
 
         Raises LabelUnknown for one label more than CLASSES_MAX, and StateNotFinite if a sum leaves
         the finite numbers.

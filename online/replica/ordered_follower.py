@@ -28,7 +28,7 @@ class _Page:
 
 
 class OrderedFollower(Follower):
-    """Feeds an :class:`online.learning.ordered.OrderedLearner`.
+    """Feeds an :class:`online.learning.ordered.OrderedLearner` with all rows of its model.
 
     Own rows are learned as soon as they are committed, after all rows of others before them; rows
     of others alone are looked for once an interval.

@@ -15,7 +15,7 @@ FORMAT: Final = 1
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A run.
+    """A plan says what one run scores, and with which model.
 
     Attributes
     ----------
