@@ -22,7 +22,7 @@ from itertools import accumulate, islice
 import msgspec
 
 from online.errors import journal_held
-from online.learning.merged import Learner
+from online.learning.merged import LEARNED, Learner
 from online.learning.ordered import OrderedLearner
 from online.replica import answers
 from online.replica.answers import Answers, Waiter
@@ -36,12 +36,7 @@ from online.rows import history
 from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
 from online.settings.config import Limits
 from online.trust.filtering import Filtering
-from replay.errors import (
-    JournalDamaged,
-    JournalHeld,
-    JournalUnavailable,
-    ReplayError,
-)
+from replay.errors import JournalDamaged, JournalHeld, JournalUnavailable, ReplayError
 from replay.example import Example
 from replay.journal.base import NewRow, Outcome, Row, Verdict
 
@@ -410,9 +405,8 @@ class Writer:
             row.offset, Waiter(waiting, i, True)
         ):
             return  # it is learned together with the first
-        if not outcome.new or self._fates.is_there(
-            row
-        ):  # what failed was written before it counted
+        # what failed was written before it counted
+        if not outcome.new or self._fates.is_there(row):
             await self.look()
         reason, again = self.decisions.failure(row), None
         status = self._fates.status(row, reason)
@@ -464,7 +458,9 @@ class Writer:
             )
             if standing is not None:
                 # Its adopter learns it: nobody here can say yet what will become of it.
-                self._answers.give(waiting, i, Recorded("queued", standing, now, now, repeat))
+                learned = standing.verdict in LEARNED
+                status = "queued" if learned else self._fates.status(standing, None)
+                self._answers.give(waiting, i, Recorded(status, standing, now, now, repeat))
         return number
 
     def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
