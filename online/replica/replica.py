@@ -197,7 +197,8 @@ class ModelReplica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reactions.stop()
         await self._follower.stop()
-        self.store.close()
+        # Other models of the process go on, and its last steps may wait for a lock.
+        await asyncio.to_thread(self.store.close)
 
     def follow(self, partition: int) -> None:
         """Learn what another process writes into this partition, and no longer into one before.

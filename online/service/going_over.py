@@ -120,7 +120,8 @@ class GoingOver:
             return False
         if not (before.exchangeable and exchangeable(model, rule)):
             return False  # the process is replaced
-        after, left = self._make(settings, model, loaded), before
+        # It opens the journal, which may wait for a lock; whoever asks here must not.
+        after, left = await asyncio.to_thread(self._make, settings, model, loaded), before
         try:
             if not await self._ready(after):
                 left = after

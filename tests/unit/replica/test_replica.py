@@ -370,3 +370,23 @@ def test_what_waits_behind_a_commit_that_does_not_end_is_taken_back(tmp_path: Pa
         await replica.stop(5)
 
     play(tmp_path, scene)
+
+
+def test_a_model_that_stops_closes_its_journal_aside(tmp_path: Path) -> None:
+    """The process may answer for other models, and for the one that takes its place."""
+    threads: list[threading.Thread] = []
+
+    async def scene(world: Any) -> None:
+        replica = await world.replica()
+        close = replica.store.close
+
+        def noted() -> None:
+            threads.append(threading.current_thread())
+            close()
+
+        replica.store.close = noted
+        await replica.stop(5)
+
+    worlds.play(tmp_path, scene)
+    assert threads
+    assert threading.main_thread() not in threads

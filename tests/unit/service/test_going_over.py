@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,27 @@ def test_the_promoted_model_answers_and_the_one_before_stops(
         await until(lambda: world.answering == B)
         await until(lambda: before.stopped)
         assert not world.made[0].stopped
+
+    play(monkeypatch, scene)
+
+
+def test_who_asks_does_not_wait_while_the_journal_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene(world: World) -> None:
+        opening, opened, make = threading.Event(), threading.Event(), world.going._make
+
+        def slow(*given: Any) -> Any:
+            opening.set()
+            assert opened.wait(10), "the loop stood still: nobody could answer"
+            return make(*given)
+
+        world.going._make = slow
+        world.decide(B)
+        await until(opening.is_set)
+        assert world.answering == A, "and this answers meanwhile"
+        opened.set()
+        await until(lambda: world.answering == B)
 
     play(monkeypatch, scene)
 
