@@ -125,22 +125,28 @@ def service(settings: Mapping[str, Any], *arguments: str) -> Iterator[Running]:
             running.stop()
 
 
-def status(running: Running, model: str) -> dict[str, Any]:
-    """Status of a model."""
-    with contextlib.closing(Connection(running.url, token=running.token)) as client:
+def status(running: Running, model: str, url: str | None = None) -> dict[str, Any]:
+    """Status of a model, from the replica at ``url`` or from whichever one answers."""
+    with contextlib.closing(Connection(url or running.url, token=running.token)) as client:
         data: dict[str, Any] = client.get(f"/v1/models/{model}")[1]
     return data
 
 
 def settle(running: Running, model: str, learned: int, timeout_s: float = 60.0) -> dict[str, Any]:
-    """Wait until the replica that answers has learned so many events; the model's status."""
+    """Wait until every replica has learned so many events; the model's status.
+
+    The replica that answers a status counts its own rows at once and the others' when it next
+    merges, so one that has them all says nothing about the one that answers the next request.
+    """
     deadline = time.monotonic() + timeout_s
+    counts: list[int] = []
     while True:
         with contextlib.suppress(OSError, KeyError):
             now = status(running, model)
-            server = now["server"]
-            if now["learned"] == learned and server is not None:
+            urls = running.replica_urls().values()
+            counts = [now["learned"], *(status(running, model, url)["learned"] for url in urls)]
+            if counts == [learned] * len(counts) and now["server"] is not None:
                 return now
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{learned} events are not learned: {now['learned']}")
+            raise TimeoutError(f"{learned} events are not learned by every replica: {counts}")
         time.sleep(0.05)
