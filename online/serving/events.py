@@ -66,7 +66,7 @@ class Events:
         self._limits, self._spec, self._now_s = limits, spec, now_s
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
-        self._ordinary = Ordinary(replica, door, self._known, self._refusal, now_s)
+        self._ordinary = Ordinary(replica, door, self._known, self._refusals, now_s)
 
     # -- predictions -------------------------------------------------------------------------
 
@@ -334,6 +334,15 @@ class Events:
         if (refused := self._refusal(row, example)) is not None:
             raise refused
         return Asked(row, label, idempotent, example)
+
+    def _refusals(
+        self, rows: Sequence[NewRow], examples: Sequence[Example | None]
+    ) -> Sequence[RequestError | None]:
+        """Why the filters let no row hold what each of these says; None: one may."""
+        filters = self._replica.filters
+        if filters is None or filters.asleep:
+            return [None] * len(rows)
+        return list(map(self._refusal, rows, examples))
 
     def _refusal(self, row: NewRow, example: Example | None) -> RequestError | None:
         """Why the filters let no row hold this; None: one may."""

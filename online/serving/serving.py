@@ -239,6 +239,13 @@ class Serving:
 
         Raises RequestError for a label that is not kept, or not any more.
         """
+        if _is_plain(asked, recorded):
+            row = recorded.row
+            assert row is not None
+            return Receipt(
+                "learned", asked.row.event_id, recorded.version_before, recorded.version,
+                f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
+            )  # fmt: skip
         receipt = Receipt(
             recorded.status,
             asked.row.event_id,
@@ -286,6 +293,12 @@ class Serving:
             hint = "Send the id of a prediction by this model, or the features with the label"
             raise RequestError(404, "unknown_id", message, f"{field}id", hint)
         return "the prediction with this id has not been recorded yet; the label is kept for it"
+
+
+def _is_plain(asked: Asked, recorded: Recorded) -> bool:
+    """Whether there is nothing to say of the event but that it was learned."""
+    learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
+    return learned and asked.row.half is None
 
 
 def _why(example: Example) -> str:

@@ -138,6 +138,11 @@ class Filtering:
         """Whether there are enough sources to judge one."""
         return len(self._seen) >= SOURCES_MIN
 
+    @property
+    def asleep(self) -> bool:
+        """Whether nobody is judged now, and nothing was heard that may change that."""
+        return not (self._elsewhere or self.active)
+
     def _see_others(self, at: float) -> None:
         """Who has sent to another replica since the last event here counts as sending now."""
         for known in self._elsewhere:
@@ -176,7 +181,7 @@ class Filtering:
 
         It is what :meth:`judge` makes of such rows one by one, and costs next to nothing.
         """
-        if self.active or self._elsewhere:
+        if not self.asleep:
             return False
         for row, example in zip(rows, examples, strict=True):
             if example is None or example.moved is not None:

@@ -93,6 +93,7 @@ ODD: dict[str, dict[str, Any]] = {
     "no features": {"features": None},
     "a list": {"features": {"a": [1.0]}},
     "no label": {"label": msgspec.UNSET},
+    "labels": {"label": [True]},
     "another label": {"label": "yes"},
     "a weight": {"weight": 2.0},
     "no weight": {"weight": "1"},
@@ -169,17 +170,20 @@ def test_a_row_that_no_row_may_hold_is_refused_once(
         serving, rng = await taught(world), random.Random(5)
         asked: list[str] = []
 
-        def refuse(row: Any, example: Any) -> RequestError:
-            asked.append(row.event_id)
-            return RequestError(422, "value_refused", "odd")
+        def refuse(rows: Any, examples: Any) -> list[RequestError | None]:
+            asked.extend(row.event_id for row in rows)
+            odd = RequestError(422, "value_refused", "odd")
+            return [odd if row.event_id == "e801" else None for row in rows]
 
         reader = serving._reader
         reader._ordinary = Ordinary(
             serving.replica, serving._door, reader._known, refuse, serving._now_s
         )
-        (receipt,) = await serving.record([event(rng, 1)])
-        assert receipt.status == "refused"
-        assert asked == ["e1"]
+        several = [event(rng, i) for i in (803, 804, 801, 805)]
+        several[1] = event(rng, 804, weight=0.5)
+        receipts = await serving.record(several)
+        assert [r.status for r in receipts] == ["learned", "learned", "refused", "learned"]
+        assert asked == ["e803", "e801", "e805"]
         await serving.replica.stop(1.0)
 
     worlds.play(tmp_path, scene)
