@@ -18,7 +18,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, TokenInvalid, Tokens, event_key
-from online.serving.ordinary import Asked, Ordinary
+from online.serving.ordinary import SLICE, Asked, Ordinary
 from online.settings.config import Limits
 from replay import codec
 from replay.errors import JournalDamaged
@@ -108,6 +108,12 @@ class Events:
         return score
 
     # -- feedback ----------------------------------------------------------------------------
+
+    @property
+    def together(self) -> int:
+        """Events that are read in one turn of the loop: fewer if each is looked at by filters."""
+        filters = self._replica.filters
+        return 2 * SLICE if filters is None or filters.asleep else SLICE
 
     def read_ordinary(self, events: Sequence[Event]) -> list[Asked | RequestError | None]:
         """Rows of the ordinary events among these; None for each that :meth:`read` has to read."""

@@ -31,7 +31,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.serving.events import Events, is_join_id
-from online.serving.ordinary import SLICE, Asked
+from online.serving.ordinary import Asked
 from online.settings.config import Limits
 from replay import codec
 from replay.example import Example, Features
@@ -197,10 +197,11 @@ class Serving:
         """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
         receipts: list[Receipt | None] = [None] * len(events)
         rows: list[tuple[int, Asked]] = []
-        for start in range(0, len(events), SLICE):
+        size = self._reader.together
+        for start in range(0, len(events), size):
             if start:
                 await asyncio.sleep(0)  # predictions have a turn
-            some = events[start : start + SLICE]
+            some = events[start : start + size]
             for i, ordinary in enumerate(self._reader.read_ordinary(some), start):
                 asked = ordinary if ordinary is not None else await self._read(events[i], i)
                 if isinstance(asked, RequestError):
