@@ -27,6 +27,7 @@ back only after the switch interval of some milliseconds: fewer statements are f
 _FEW: Final = 64
 """Below it any number of rows is a statement of its own; above it the powers of two are."""
 _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
+_END: Final = 4  # of a partition's columns
 
 
 class Batch:
@@ -71,7 +72,7 @@ class Batch:
             raise EpochBehind(model.name, self.epoch, seen)
         self._unchecked, self._seq = int(found[-2] or 0), int(found[-1])
         self._db = db
-        self._partition = partition
+        self._partition, self._entry = partition, found[_PARTITION][:-1]
         self._known = known
         self._halves_max = halves_max
         self._answered: set[bytes] = set()
@@ -87,8 +88,9 @@ class Batch:
             else:
                 outcomes += [self._write(row) for row in some]
         end, halves = self._before
-        if self.end != end:
-            self._db.execute(sql.SET_END, (self.end, self._partition))
+        if self.end != end:  # its checksum is made here: SQLite would wait for the interpreter
+            columns = (*self._entry[:_END], self.end, *self._entry[_END + 1 :])
+            self._db.execute(sql.SET_END, (self.end, checksum(*columns), self._partition))
         if self._halves != halves:
             self._db.execute(sql.COUNT_HALVES, (self._halves - halves, self._model))
             self._db.execute(sql.PROVE_MODEL, (self._model,))
