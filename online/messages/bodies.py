@@ -207,7 +207,7 @@ def _too_large(size: int, limit: int) -> RequestError:
 
 
 def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
-    """What each line of an upload says, or a RequestError that names the field that is wrong.
+    """Read each line of an upload: its event, or a RequestError that names the field that is wrong.
 
     All of them are read together if they are objects.  The decoder would take two objects of one
     line as well, but none of two lines: so if there are as many as lines, each has one.
