@@ -446,7 +446,7 @@ class _Order:
         return not self._backward and self._last <= at[0] and all(map(le, at, at[1:]))
 
     def see_all(self, at: Sequence[float]) -> None:
-        """Rows that fit."""
+        """Take rows that fit, one after the other."""
         self._n += len(at)
         self._last = at[-1]
 
