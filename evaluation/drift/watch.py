@@ -187,7 +187,7 @@ class Watch:
             raise DriftSettingUnusable("phase", str(phase), f"0 to {self.settings.phases - 1}")
         alarms: list[Alarm] = []
         row = self.served_rows + 1
-        moved = [] if score is None else self._ask("score", "", self._score, score, row, at)
+        moved = [] if score is None else _ask("score", "", self._score, score, row, at)
         if moved and self._unlabelled:
             alarms += moved
         self.served_rows = row
@@ -317,38 +317,19 @@ class Watch:
             for signal in _OF_FEATURES:
                 self._features[signal, name] = named(self.settings.features)
 
-    def _ask(
-        self,
-        signal: Signal,
-        name: str,
-        asked: Iterable[tuple[str, Detector]],
-        x: float,
-        row: int,
-        at: float | None,
-    ) -> list[Alarm]:
-        alarms = []
-        for who, one in asked:
-            found = one.update(x)
-            if found is not None:
-                share = self._share if signal in _OF_FEATURES else 1.0
-                since = max(row - round(found.n_after / share) + 1, 1)
-                alarms.append(alarm_of(found, row, at, signal, name, who, since))
-        return alarms
-
     def _each(self, features: Mapping[str, Value], row: int, at: float | None) -> list[Alarm]:
         assert self.reference is not None
         alarms: list[Alarm] = []
         for name, bins in self.reference.bins.items():
             place, values = bins.place(features.get(name)), bins.values
-            alarms += self._ask(
-                "missing", name, self._features["missing", name], place == values, row, at
-            )
-            if place == values:
-                continue
-            alarms += self._ask("new", name, self._features["new", name], place > values, row, at)
+            shares: dict[Signal, float] = {"missing": place == values}
+            if place != values:
+                shares["new"] = place > values
             if place < values:
-                who = self._features["feature", name]
-                alarms += self._ask("feature", name, who, bins.ranks[place], row, at)
+                shares["feature"] = bins.ranks[place]
+            for signal, x in shares.items():
+                asked = self._features[signal, name]
+                alarms += _ask(signal, name, asked, x, row, at, self._share)
         return alarms
 
     def _close(self, row: int, at: float | None) -> None:
@@ -425,6 +406,24 @@ class Watch:
 
 
 _OF_FEATURES: Final[tuple[Signal, ...]] = ("feature", "missing", "new")
+
+
+def _ask(
+    signal: Signal,
+    name: str,
+    asked: Iterable[tuple[str, Detector]],
+    x: float,
+    row: int,
+    at: float | None,
+    share: float = 1.0,
+) -> list[Alarm]:
+    """Alarms of detectors that are shown this share of the rows."""
+    alarms = []
+    for who, one in asked:
+        if (found := one.update(x)) is not None:
+            since = max(row - round(found.n_after / share) + 1, 1)
+            alarms.append(alarm_of(found, row, at, signal, name, who, since))
+    return alarms
 
 
 class _Order:

@@ -197,12 +197,12 @@ class Serving:
         """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
         receipts: list[Receipt | None] = [None] * len(events)
         rows: list[tuple[int, Asked]] = []
-        size = self._reader.together
+        size = self._reader.ordinary.together
         for start in range(0, len(events), size):
             if start:
                 await asyncio.sleep(0)  # predictions have a turn
             some = events[start : start + size]
-            for i, ordinary in enumerate(self._reader.read_ordinary(some), start):
+            for i, ordinary in enumerate(self._reader.ordinary.read(some), start):
                 asked = ordinary if ordinary is not None else await self._read(events[i], i)
                 if isinstance(asked, RequestError):
                     receipts[i] = refused(asked)
