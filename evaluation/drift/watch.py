@@ -230,12 +230,11 @@ class Watch:
         ShareUnusable
             Something else; nothing was counted.
         """
-        share: float | None = error
-        if self.settings.regression and (share := self._rising.ranked(error)) is None:
-            return []
-        assert share is not None
-        rule = None if self.settings.regression else rule
-        alarms = self._kept(self._rising.add(share, rule, at))
+        if self.settings.regression:
+            if (rank := self._rising.ranked(error)) is None:
+                return []
+            error, rule = rank, None
+        alarms = self._kept(self._rising.add(error, rule, at))
         if alarms:
             self._rising.accept(alarms[0])
         return alarms
