@@ -40,7 +40,9 @@ class Server:
     def __init__(self, **answers: list[Any]) -> None:
         self.answers, self.asked = answers, Counter[str]()
 
-    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+    async def call(self, method: str, timeout_s: float, *args: Any) -> Any:
+        if method == "asked_by":
+            self.who, method, *args = args  # type: ignore[assignment]
         self.asked[method] += 1
         answers = self.answers[method]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -57,13 +59,13 @@ class World:
         self.now_s, self.usage = 0.0, Usage(100, size_max, 10, 0)
         self.broken = False
         tally = SimpleNamespace(digest=(10, 0), counters={})
-        writer = SimpleNamespace(look=self.look, decisions=Decisions("spec"))
+        writer = SimpleNamespace(look=self.look, decisions=Decisions("spec"), partition=7)
         self.replica: Any = SimpleNamespace(
             replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
             store=SimpleNamespace(read=self.read), judge=None, filters=None,
             exchange=SimpleNamespace(peer=None),
-            learner=SimpleNamespace(tally=tally, frozen=False, memory=None),
+            learner=SimpleNamespace(tally=tally, frozen=False, memory=None, tracks={}),
         )  # fmt: skip
         journal: Any = SimpleNamespace(usage=lambda model: self.usage)
         self.cluster = Cluster(
