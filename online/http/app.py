@@ -330,7 +330,7 @@ def build_rest(
     if state is not None:
         app.include_router(history_routes(known, state / FOLDER))
     openinference.add_routes(app, servings)
-    openapi.document(app, list(servings), guarded=guarded)
+    openapi.document(app, servings, guarded=guarded)
     return app
 
 

@@ -188,7 +188,13 @@ class Events:
             known=known,
         )
         idempotent = event.event_id is not None
-        return await self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
+        asked = await self._whole(
+            key, event_id, event.source, example, field, idempotent=idempotent
+        )
+        if features is event.features:
+            return asked
+        left = tuple(name for name in event.features if name not in features)
+        return msgspec.structs.replace(asked, unknown=left)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -231,7 +237,11 @@ class Events:
 
         Raises RequestError 422.
         """
-        problem = self._problem(event, weight, field) or self._crowded(label, field)
+        problem = (
+            self._problem(event, weight, field)
+            or self._door.undeclared(event.features, f"{field}features")
+            or self._crowded(label, field)
+        )
         if problem is None:
             return
         for key in keys:

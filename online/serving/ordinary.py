@@ -35,19 +35,20 @@ SLICE: Final = 48
 
 _KNOWN: Final = 256  # sets of names, and sources, that were looked at before
 _FLOATS: Final = frozenset({float})
-_NUMBERS: Final = frozenset({float, int, bool})
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
     """A row to append, its label as the door has it, and whether a repeat of it is known.
 
-    ``example`` is what the row says; None: only its payload does.
+    ``example`` is what the row says; None: only its payload does.  ``unknown`` are names that were
+    sent and are not declared: the row is without them.
     """
 
     row: NewRow
     label: Label
     idempotent: bool = True
     example: Example | None = None
+    unknown: tuple[str, ...] = ()
 
 
 class Ordinary:
@@ -115,7 +116,9 @@ class Ordinary:
         for i in places:
             values = (events[i].features or {}).values()
             kinds = set(map(type, values))
-            if kinds == _FLOATS or (kinds <= _NUMBERS and max(map(abs, values)) <= INTEGER_MAX):
+            if kinds == _FLOATS or (
+                kinds <= self._door.numbers and max(map(abs, values)) <= INTEGER_MAX
+            ):
                 rows.append(list(values))
                 numeric.append(i)
         if not rows:
