@@ -122,7 +122,7 @@ def test_without_a_declaration_both_take_any_name_and_details_tell_the_new_ones(
         answer = serving.predict(ask({"a": 1.0, "zz": 2.0}, details=True))
         assert isinstance(answer, Prediction)
         assert (answer.missing, answer.unknown) == (msgspec.UNSET, ["zz"])
-        status, receipt = await serving.feedback(FeedbackRequest(features={"zz": 2.0}, label=1.0))
+        _status, receipt = await serving.feedback(FeedbackRequest(features={"zz": 2.0}, label=1.0))
         assert isinstance(receipt, Receipt)
         assert (receipt.status, receipt.unknown) == ("learned", msgspec.UNSET)
         answer = serving.predict(ask({"zz": 2.0}, details=True))

@@ -82,7 +82,7 @@ def test_json_lines_are_what_they_say(tmp_path: Path) -> None:
 def test_a_required_column_that_is_not_there_is_said_once(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("city,member\nBonn,true\n")
-    with pytest.raises(InputRefused, match="amount.*it is missing, and declared as required"):
+    with pytest.raises(InputRefused, match=r"amount.*it is missing, and declared as required"):
         rows_of(path)
 
 
