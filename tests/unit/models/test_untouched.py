@@ -163,7 +163,10 @@ def test_rules_take_numbers_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ("a,t,label\n" + "1,x,2.5\n2,y,3.5\n3,y,1.25\n" * 60, "no splitter for texts: leave them out"),
+        (
+            "a,t,label\n" + "1,x,2.5\n2,y,3.5\n3,y,1.25\n" * 60,
+            "no splitter for texts: leave them out",
+        ),
         ("a,b,label\n" + "1,3,2.5\n2,4,2.5\n" * 60, "variance of the labels of a leaf"),
     ],
 )
