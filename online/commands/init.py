@@ -234,7 +234,7 @@ def _settings(name: str, found: Guess, n: int) -> str:
 
 
 def _declared(found: Guess) -> list[str]:
-    """What the features are declared as, a line each; an example where there is a typical value."""
+    """Lines of the features' types, with an example where there is a typical value."""
     from online.tables.guess import FEATURES
 
     lines = ["    features:             # other names are left out, and told; without this: any"]

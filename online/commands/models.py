@@ -209,7 +209,7 @@ def _show(row: dict[str, Any], promise: str) -> None:
 
 
 def _raised(error: Exception) -> tuple[str, str | None]:
-    """What a model has raised, with the place, and what it comes from if that is known."""
+    """Say what a model has raised, and where, and what that comes from if it is known."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     seen = f"{type(error).__name__}: {error}, at {place}"

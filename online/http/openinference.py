@@ -110,9 +110,9 @@ def _outputs(serving: Serving, answer: Predictions) -> list[Tensor]:
     if ids := [row.id for row in given if row.id is not msgspec.UNSET]:
         outputs.append(column("id", ids))
     for name in ("missing", "unknown"):
-        several = [getattr(row, name) for row in given]
-        if msgspec.UNSET not in several:
-            texts = [json.dumps(names, ensure_ascii=False) for names in several]
+        several_names: list[Any] = [getattr(row, name) for row in given]
+        if msgspec.UNSET not in several_names:
+            texts = [json.dumps(names, ensure_ascii=False) for names in several_names]
             outputs.append(column(name, texts))
     return outputs
 

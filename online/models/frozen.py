@@ -79,7 +79,7 @@ class Frozen:
 
 
 class Answers:
-    """What a model's numbers mean for the task.
+    """Answers are what a model's numbers mean for the task.
 
     Parameters
     ----------

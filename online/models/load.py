@@ -201,9 +201,8 @@ def load(
     ----------
     learner
         ``file.py:factory`` (relative to ``base_dir``), ``module:factory``, ``onnx:file.onnx``,
-        ``mlflow:folder`` or a built-in name.
-        The factory is called with ``params`` and returns a river estimator, an object with
-        ``predict`` or ``predict_one`` (and ``learn_one``), a
+        ``mlflow:folder`` or a built-in name.  The factory is called with ``params`` and returns a
+        river estimator, an object with ``predict`` or ``predict_one`` (and ``learn_one``), a
         :class:`~online.models.network.Network`, an :class:`~online.models.estimator.Estimator`,
         or a :class:`~online.models.base.Model`.  Instead of a factory it may be such an object
         itself, which is copied.
@@ -228,10 +227,9 @@ def load(
     if artifact is not None:
         given["artifact"] = str(base_dir / artifact)
         origin["artifact"] = _hash(learner, base_dir / artifact)
-    if factory is sealed:
-        given["keys"] = (key, *old_keys)
-    elif origin["kind"] in _FROZEN:
-        given |= {"keys": (key, *old_keys), "classes": classes}
+    if factory is sealed or origin["kind"] in _FROZEN:
+        named = {} if factory is sealed else {"classes": classes}
+        given |= {"keys": (key, *old_keys), **named}
 
     def make() -> Model:
         made = _wrap(learner, _make(learner, factory, given), task, key, old_keys)

@@ -87,7 +87,8 @@ class Door:
                 raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
         if not recorded and (odd := self.odd_name(value)) is not None:
             raise not_plain(field, "a name", odd)
-        return value
+        found: Features = value
+        return found
 
     def takes(self, names: Sequence[str]) -> bool:
         """Whether a row of numbers may have these names."""

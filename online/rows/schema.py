@@ -36,7 +36,7 @@ JSON_TYPES: Final = {"number": "number", "category": "string", "text": "string",
 
 
 class Schema:
-    """What one model's rows may have.
+    """The declaration says what one model's rows may have.
 
     Parameters
     ----------

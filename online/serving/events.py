@@ -188,13 +188,8 @@ class Events:
             known=known,
         )
         idempotent = event.event_id is not None
-        asked = await self._whole(
-            key, event_id, event.source, example, field, idempotent=idempotent
-        )
-        if features is event.features:
-            return asked
-        left = tuple(name for name in event.features if name not in features)
-        return msgspec.structs.replace(asked, unknown=left)
+        made = self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
+        return _naming(await made, event.features, features)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -237,11 +232,7 @@ class Events:
 
         Raises RequestError 422.
         """
-        problem = (
-            self._problem(event, weight, field)
-            or self._door.undeclared(event.features, f"{field}features")
-            or self._crowded(label, field)
-        )
+        problem = self._problem(event, weight, field) or self._crowded(label, field)
         if problem is None:
             return
         for key in keys:
@@ -264,7 +255,7 @@ class Events:
             return not_plain(f"{field}label", "a class", event.label)
         if (odd := self._door.odd_name(event.features)) is not None:
             return not_plain(f"{field}features", "a name", odd)
-        return None
+        return self._door.undeclared(event.features, f"{field}features")
 
     def _crowded(self, label: Label, field: str) -> RequestError | None:
         """Each class is numbers for each name, touched by each row, and a line of each answer."""
@@ -352,6 +343,13 @@ class Events:
             return None
         hint = "Check the values, and their scale, against what the model was trained with"
         return RequestError(422, "value_refused", problem, None, hint)
+
+
+def _naming(asked: Asked, sent: Features, taken: Features) -> Asked:
+    """The row, with the names that were sent and that the door has left out."""
+    if taken is sent:
+        return asked
+    return msgspec.structs.replace(asked, unknown=tuple(n for n in sent if n not in taken))
 
 
 def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:

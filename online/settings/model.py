@@ -234,7 +234,7 @@ FeatureType = Literal["number", "category", "text", "bool"]
 
 
 class Feature(Tree):
-    """What is declared of one feature.  A type alone is enough: `amount: number`."""
+    """The declaration of one feature.  A type alone is enough: `amount: number`."""
 
     type: FeatureType = Field(
         description="number; category: a text that is one of some, also if it looks like a "

@@ -280,11 +280,11 @@ def _as_declared(
     for name, kind in taken.items():
         if name == label:
             out[name] = kind
-        elif (column := declared.get(name)) is not None:
-            if kind not in _READ_AS[column.kind] and not (one.form == "csv" and kind != "text"):
-                problem = f"it holds {kind}, and is declared as {column.kind}"
+        elif (known := declared.get(name)) is not None:
+            if kind not in _READ_AS[known.kind] and not (one.form == "csv" and kind != "text"):
+                problem = f"it holds {kind}, and is declared as {known.kind}"
                 raise _column(one, name, problem, "Write it as declared, or declare it so")
-            out[name] = column.kind
+            out[name] = known.kind
     return out
 
 
