@@ -456,4 +456,4 @@ def test_the_examples_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "enough data" in said
     assert said.endswith(" a\n")
-    assert len(examples) == 2
+    assert len(examples) == 5

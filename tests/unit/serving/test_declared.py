@@ -183,7 +183,7 @@ def test_rows_read_together_are_those_read_one_by_one(tmp_path: Path) -> None:
         first = [Event(1.0, features=wide | {"a": i / 9, "c": 1 - i / 9}) for i in range(10)]
         await serving.record(first)
         events = [Event(1.0, features=dict(row), event_id=f"e{i}") for i, row in enumerate(rows)]
-        together = serving._reader.read_ordinary(events)
+        together = serving._reader.ordinary.read(events)
         assert [isinstance(one, Asked) for one in together] == [True, True] + [False] * 7
         receipts = await serving.record(events)
         assert [receipt.status for receipt in receipts] == wanted

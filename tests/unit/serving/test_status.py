@@ -59,7 +59,7 @@ class World:
         tally = SimpleNamespace(digest=(10, 0), counters={})
         writer = SimpleNamespace(look=self.look, decisions=Decisions("spec"))
         self.replica: Any = SimpleNamespace(
-            replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
+            replica="r1", settings=SimpleNamespace(task="binary", features=None), version="1.2", age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
             store=SimpleNamespace(read=self.read), judge=None, filters=None,
             exchange=SimpleNamespace(peer=None),
