@@ -7,10 +7,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
-from online.learning.ordered import OrderedLearner
-from online.learning.overlay import OverlayLearner
 from online.replica.backlog import Backlog
 from online.replica.follower import Follower
 from online.replica.shared import Shared
@@ -22,7 +20,7 @@ from paramserver.errors import (
     PushRefused,
     RequestRefused,
 )
-from paramserver.wire import FORMAT, OrderedState, SyncReply, SyncRequest
+from paramserver.wire import FORMAT, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
 
 log = logging.getLogger("online.exchange")
@@ -106,8 +104,8 @@ class Exchange:
         """Wait until it is time, and exchange."""
         await self._pace.wait(self._is_due)
         begun_s = self._monotonic_s()
-        pushes = self._due_pushes()
-        moved = await self.once(pushes, self._due_state())
+        pushes, state = self._due()
+        moved = await self.once(pushes, state)
         self.took_s = self._monotonic_s() - begun_s
         if moved is None:
             await asyncio.sleep(_UNREACHED_S)
@@ -122,27 +120,16 @@ class Exchange:
         undecided = self._learner.control != self.control
         return undecided or self._learner.open_rows + self._writer.queued > 0
 
-    def _due_pushes(self) -> list[Any]:
-        if self._follower.unsaid or isinstance(self._learner, OrderedLearner):
-            return []
-        now = self._learner.mergeable or self._learner.frozen or self._writer.stopping
-        if not now and self._monotonic_s() - self._cut_at < self._cut_due_s:
-            return []
-        with self._cutting():
-            return self._learner.pushes(_PUSHES)
-
-    def _due_state(self) -> OrderedState | None:
-        """Return what was learned in order, if this replica is asked for it and it is time."""
+    def _due(self) -> tuple[list[Push], OrderedState | None]:
+        """Return what is to be sent now: deltas, or what was learned in order."""
         learner = self._learner
-        if not isinstance(learner, OrderedLearner) or self._follower.unsaid:
-            return None
-        if not (learner.keeper and learner.unsent):
-            return None
-        hurry = learner.frozen or self._writer.stopping
+        if self._follower.unsaid or not learner.due:
+            return [], None
+        hurry = learner.mergeable or learner.frozen or self._writer.stopping
         if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
-            return None
+            return [], None
         with self._cutting():
-            return learner.state()
+            return learner.outgoing(_PUSHES)
 
     @property
     def _cut_due_s(self) -> float:
@@ -158,7 +145,7 @@ class Exchange:
         self._cut_at = self._monotonic_s()
         self._cut_cost_s = self._cpu_s() - begun
 
-    async def once(self, pushes: list[Any], state: OrderedState | None = None) -> bool | None:
+    async def once(self, pushes: list[Push], state: OrderedState | None = None) -> bool | None:
         """One push and pull.  None: no contact; otherwise whether anything changed."""
         learner = self._learner
         self._act_on(pushes)
@@ -174,7 +161,7 @@ class Exchange:
             control=self.control,
             after=learner.arrival.after,
             adopts=self._learns,
-            role=learner.role if isinstance(learner, OrderedLearner) else "",
+            role=learner.role,
             state=state,
         )
         sent_at = self._monotonic_s()
@@ -198,14 +185,13 @@ class Exchange:
         changed = part or learner.on_reply(reply)
         if rewritten and reply.rewrite == learner.rewrite:
             await self._rewritten()
-        if isinstance(learner, OverlayLearner):
-            await self._prepare(learner)
+        await self._prepare()
         for _ in islice(learner.drop_old(), _DROPS):
             await asyncio.sleep(0)
         if learner.catching_up:
             self._pace.now.set()
         else:
-            if not isinstance(learner, OverlayLearner) or learner.is_newest(reply):
+            if learner.is_newest(reply):
                 self.fresh_at = sent_at - reply.confirmed_ms / 1e3
             self.peer = reply.peer or None
             behind = max(reply.count - learner.version[1], 0)
@@ -247,15 +233,13 @@ class Exchange:
 
     def _wants_values(self) -> bool:
         """Whether the next reply should have some."""
+        rested = self._monotonic_s() >= self._take_due_s
         learner = self._learner
-        if learner.catching_up:
-            return True
-        if isinstance(learner, OverlayLearner):
-            return self._monotonic_s() >= self._take_due_s
-        return not isinstance(learner, OrderedLearner) and (learner.mergeable or not self._learns)
+        return learner.catching_up or learner.wants_values(learns=self._learns, rested=rested)
 
-    async def _prepare(self, learner: OverlayLearner) -> None:
+    async def _prepare(self) -> None:
         """Load the values that have come: each step stops everything else, so not too often."""
+        learner = self._learner
         version, costs_s, begun_s = learner.version, list[float](), self._cpu_s()
         for _ in learner.prepared():
             costs_s.append(self._cpu_s() - begun_s)
@@ -280,7 +264,7 @@ class Exchange:
         self._learner.adopt(partition, end)
         self._pace.now.set()
 
-    def _act_on(self, pushes: list[Any]) -> None:
+    def _act_on(self, pushes: list[Push]) -> None:
         """A decision is acted on once no row is on its way that was judged before it.
 
         A freeze: once all that was written before it is learned and pushed, too.

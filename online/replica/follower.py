@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from online.learning.alike import alike
-from online.learning.merged import LEARNED, Learner
-from online.learning.overlay import OverlayLearner
+from online.learning.base import LEARNED
 from online.replica.killing_rows import Claims
 from online.replica.learning_cost import Cost
 from online.replica.shared import Shared
@@ -71,8 +70,6 @@ class Follower:
         self._stamp, self._updates = stamp, updates
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
-        # what the process that learns for all can learn is not what this one can
-        self._decides = not isinstance(learner, OverlayLearner)
         self._claims = Claims(
             lambda *place: store.write(store.journal.claim, *place), patience_s=self._patience_s
         )
@@ -119,6 +116,20 @@ class Follower:
         """After :meth:`run` was cancelled: this process has not died at the row at hand."""
         await self._claims.end()
 
+    async def catch_up(self, patience_s: float) -> None:
+        """Learn what is there before the first answer is given, if that takes no longer."""
+
+    def fresh_at_s(self, confirmed_s: float | None) -> float | None:
+        """Monotonic time at which the local model had all that there was; None: never.
+
+        ``confirmed_s``: when the server last confirmed the values that are here.
+        """
+        return confirmed_s
+
+    def updates_behind(self, versions: int | None) -> int | None:
+        """Updates that may be missing here; ``versions``: those that the server is ahead."""
+        return versions
+
     async def _wait(self) -> None:
         """Until there may be rows to learn."""
         await self.wake.wait()
@@ -126,7 +137,6 @@ class Follower:
     async def _rows(self) -> Sequence[Row]:
         """The next rows to learn: from memory if they are there, else from the journal."""
         committed = self._writer.committed
-        assert isinstance(self._learner, (Learner, OverlayLearner))
         for partition, offset in self._learner.wanted():
             n = _READ_ROWS
             if partition == self._writer.partition:
@@ -180,7 +190,7 @@ class Follower:
         0: the next one has to be learned by itself.
         """
         learner, writer, first = self._learner, self._writer, rows[at]
-        if first.partition != writer.partition or not isinstance(learner, Learner):
+        if first.partition != writer.partition or not learner.walks:
             return 0
         example = writer.decoded.get(first.offset)
         if example is None or not learner.wants(first):
@@ -240,7 +250,7 @@ class Follower:
         self.cost.note(time.perf_counter() - begun_s)
         if failed is not None:
             self._counts["failed"] += 1
-            if given_up is None and self._decides:
+            if given_up is None and self._learner.decides:
                 await self._write_failed(row, failed.reason)
         self._counts["learned"] += failed is None and row.verdict in LEARNED
         self._set_pace()
@@ -248,7 +258,7 @@ class Follower:
             self._show_judge(self._judge, row)
         if row.partition == self._writer.partition:
             reason = failed.reason if failed else None
-            undecided = reason is not None and given_up is None and not self._decides
+            undecided = reason is not None and given_up is None and not self._learner.decides
             self._writer.note_learned(row, before, reason, undecided=undecided)
         await self._claims.end()
         return True

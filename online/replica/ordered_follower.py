@@ -44,10 +44,8 @@ class OrderedFollower(Follower):
 
     Attributes
     ----------
-    fresh_s
-        When the journal was last read to an end that is learned by now; None: never.
-    behind
-        Rows of the store after those that are learned, at most; None before the first look.
+    caught_up
+        Set when the rows of all partitions are learned that there were at a look.
     """
 
     _patience_s = 5.0
@@ -64,12 +62,26 @@ class OrderedFollower(Follower):
         super().__init__(shared, **judged)
         self._ordered, self._model, self._now_s = learner, model, shared.clocks.monotonic_s
         self._interval_s = self._pause_s = interval_s
-        self.fresh_s: float | None = None
-        self.behind: int | None = None
+        self._fresh_s: float | None = None
+        self._behind: int | None = None
         self.caught_up = asyncio.Event()
         self._before: int | None = None  # rows up to here are older than this process
         self._copy = 0  # of the model, when the rows at hand were asked for
         self._page: _Page | None = None  # whose rows are being learned
+
+    async def catch_up(self, patience_s: float) -> None:
+        """Learn the rows since the snapshot that was begun with."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self.caught_up.wait()
+
+    def fresh_at_s(self, confirmed_s: float | None) -> float | None:
+        """Tell when the journal was last read to an end that is learned by now; None: never."""
+        return self._fresh_s
+
+    def updates_behind(self, versions: int | None) -> int | None:
+        """Rows after those that are learned, at most; None before the first look."""
+        return self._behind
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -107,7 +119,7 @@ class OrderedFollower(Follower):
         last = rows[-1].seq if rows else position
         ended = len(page.rows) < _PAGE_ROWS and len(rows) == len(page.rows)
         self._page = _Page(last, upto, asked_s if ended else None)
-        self.behind = max(page.upto - position, 0)
+        self._behind = max(page.upto - position, 0)
         if not rows:
             self._finish_page()
             return ()
@@ -130,7 +142,7 @@ class OrderedFollower(Follower):
             return  # older values have come meanwhile: it is read again
         self._ordered.pass_to(page.upto)
         if page.asked_s is not None:
-            self.fresh_s, self.behind = page.asked_s, 0
+            self._fresh_s, self._behind = page.asked_s, 0
             self.caught_up.set()
 
     def _moved(self) -> bool:

@@ -21,7 +21,6 @@ report the freeze as acted on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections import Counter
@@ -30,9 +29,8 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation.drift.alarm import Alarm
-from online.learning.merged import Learner
+from online.learning.base import BaseLearner
 from online.learning.ordered import OrderedLearner
-from online.learning.overlay import OverlayLearner
 from online.models.base import Trainable
 from online.replica.backlog import Backlog
 from online.replica.exchange import Exchange
@@ -82,7 +80,7 @@ class ModelReplica:
         self,
         settings: ModelSettings,
         limits: Limits,
-        learner: Learner | OrderedLearner,
+        learner: BaseLearner,
         who: Who,
         outside: Outside,
         *,
@@ -136,7 +134,8 @@ class ModelReplica:
 
     def _new_follower(self) -> Follower:
         learner, sync = self.learner, self.settings.sync
-        if isinstance(learner, OrderedLearner) and not isinstance(learner, OverlayLearner):
+        if learner.in_order:
+            assert isinstance(learner, OrderedLearner)
             return OrderedFollower(
                 self._shared, learner,
                 stamp=self.stamp, updates=sync.updates, judge=self.judge,
@@ -169,10 +168,7 @@ class ModelReplica:
         if self._learns:
             loops.insert(1, self._follower.run)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
-        if isinstance(self._follower, OrderedFollower):  # the rows since the last snapshot
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CATCH_UP_S):
-                    await self._follower.caught_up.wait()
+        await self._follower.catch_up(_CATCH_UP_S)
 
     async def _on_rewrite(self) -> None:
         if self.judge is not None and self.settings.drift.on_rise != "relearn":  # a fresh model's
@@ -206,14 +202,8 @@ class ModelReplica:
         Its owner does not learn, and its seal is not waited for; after a start, or a restart, it
         goes on from the server's clock.  Idempotent.
         """
-        if isinstance(self.learner, OrderedLearner):  # all partitions, always
-            self.exchange.publishes = True
-            return
-        for other, track in list(self.learner.tracks.items()):
-            if track.end is None and other not in (partition, self.writer.partition):
-                self.learner.abandon(other)
-        if partition not in self.learner.tracks:
-            self.learner.adopt(partition, None)
+        self.exchange.publishes = self.learner.in_order
+        if self.learner.follow(partition, self.writer.partition):
             self._pace.now.set()
 
     async def _forever(self, loop: Callable[[], Any]) -> None:
@@ -284,11 +274,8 @@ class ModelReplica:
 
         Of a model learned in order: since the journal was read to its end.
         """
-        follower = self._follower
-        fresh_at = self.exchange.fresh_at
-        if isinstance(follower, OrderedFollower):
-            fresh_at = follower.fresh_s
-        return None if fresh_at is None else (self._monotonic_s() - fresh_at) * 1e3
+        fresh_s = self._follower.fresh_at_s(self.exchange.fresh_at)
+        return None if fresh_s is None else (self._monotonic_s() - fresh_s) * 1e3
 
     @property
     def updates_behind(self) -> int | None:
@@ -296,9 +283,7 @@ class ModelReplica:
 
         Of a model learned in order: rows of the store that may be missing here.
         """
-        if isinstance(self._follower, OrderedFollower):
-            return self._follower.behind
-        return self.exchange.versions_behind
+        return self._follower.updates_behind(self.exchange.versions_behind)
 
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""

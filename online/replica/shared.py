@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import BaseLearner
 from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
 from online.replica.surroundings import Clocks, Who
@@ -33,7 +32,7 @@ class Shared:
         Name of the process, and its time.
     """
 
-    learner: Learner | OrderedLearner
+    learner: BaseLearner
     writer: Writer
     store: JournalThreads
     counts: Counter[str]

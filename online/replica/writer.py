@@ -22,8 +22,7 @@ from itertools import accumulate, islice
 import msgspec
 
 from online.errors import journal_held
-from online.learning.merged import LEARNED, Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import LEARNED, BaseLearner
 from online.replica import answers
 from online.replica.answers import Answers, Waiter
 from online.replica.fates import Fates
@@ -83,7 +82,7 @@ class Writer:
         frozen: Callable[[], bool],
         moved: Callable[[bool], None],
         sealed: Callable[[int], Awaitable[int]],
-        follows: Learner | OrderedLearner | None = None,
+        follows: BaseLearner | None = None,
         filters: Filtering | None = None,
         seen: Callable[[], int] = lambda: 0,
         now_s: Callable[[], float] = lambda: 0.0,

@@ -434,7 +434,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _PEERS,
-                "learner.pulled, learner.version",
+                "values, learner.version",
                 "learner._cut() or learner._pulled.with_deltas("
                 "learner._deltas.pending(learner.clock)), learner.version",
             ),
