@@ -138,6 +138,11 @@ class BaseLearner(ABC):
     def own(self) -> int:
         """Rows in the local model on top of ``version``."""
 
+    @property
+    def stamp(self) -> str:
+        """``epoch.count+own``: the local model with its own rows on top."""
+        return f"{self.version[0]}.{self.version[1]}+{self.own}"
+
     @abstractmethod
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""

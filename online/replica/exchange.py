@@ -13,6 +13,7 @@ from online.replica.backlog import Backlog
 from online.replica.follower import Follower
 from online.replica.shared import Shared
 from online.replica.surroundings import Outside
+from online.replica.writer import Writer
 from paramserver.errors import (
     BlockError,
     FormatRefused,
@@ -45,8 +46,6 @@ class Exchange:
     outside
         The parameter server, and the peers that are asked for values while there are none and the
         server does not answer.
-    interval_s
-        Of snapshots: a state that travels whole is sent twice in it at most.
     report
         Counters and gauges that go with each request.
     rewritten
@@ -73,22 +72,24 @@ class Exchange:
     def __init__(
         self,
         shared: Shared,
+        writer: Writer,
         follower: Follower,
         backlog: Backlog,
         outside: Outside,
         *,
-        interval_s: float,
         report: Callable[[], dict[str, float]],
         rewritten: Callable[[], Awaitable[None]],
     ) -> None:
-        self._learner, self._writer, self._store = shared.learner, shared.writer, shared.store
-        self._pace, self._counts = shared.pace, shared.counts
+        self._learner, self._writer, self._store = shared.learner, writer, shared.store
+        self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
+        self._wake = shared.wake
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
         self._replica, self._spec, self._learns = who.replica, who.spec, who.learns
         self._monotonic_s, self._cpu_s = clocks.monotonic_s, clocks.cpu_s or clocks.monotonic_s
-        self._interval_s, self._report, self._rewritten = interval_s, report, rewritten
+        self._interval_s = shared.settings.snapshots.interval_s
+        self._report, self._rewritten = report, rewritten
         self.peer: str | None = None
         self.control = 0
         self.fresh_at: float | None = None
@@ -169,12 +170,11 @@ class Exchange:
         if reply is None:
             return None
         part = reply.kind == "part"
-        if reply.control > self._writer.decisions.seq:  # know it before it is acted on
-            await self._writer.look()
+        decided = await self._control.upto(reply.control)  # know it before it is acted on
         if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
-            await self._writer.look()
-            learner.undone = self._writer.decisions.undone
-        learner.tally.answers_after = self._writer.decisions.answers_after
+            decided = await self._control.current()
+            learner.undone = decided.undone
+        learner.tally.answers_after = decided.answers_after
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock
@@ -200,7 +200,7 @@ class Exchange:
             await self._adopt(partition)
         if len(pushes) == _PUSHES:
             self._pace.now.set()
-        self._follower.wake.set()
+        self._wake.set()
         return changed or bool(reply.orphans)
 
     async def _ask(self, request: SyncRequest) -> SyncReply | None:
@@ -255,7 +255,7 @@ class Exchange:
             return
         try:
             end = await self._store.write(self._store.journal.seal, partition)
-            await self._writer.look()  # which rows have failed already
+            await self._control.current()  # which rows have failed already
         except ReplayError as error:
             log.warning("could not seal partition %d: %s", partition, error)
             return

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from online.learning.ordered import OrderedLearner
 from online.replica.follower import Follower
 from online.replica.shared import Shared
+from online.replica.writer import Writer
+from online.watch.drift import Judge
 from replay.journal.base import Row
 
 _PAGE_ROWS: Final = 256
@@ -37,11 +39,6 @@ class OrderedFollower(Follower):
     ----------
     learner
         The learner of ``shared``.
-    model
-        Its name.
-    interval_s
-        Between two looks at the journal while rows come.
-
     Attributes
     ----------
     caught_up
@@ -53,15 +50,15 @@ class OrderedFollower(Follower):
     def __init__(
         self,
         shared: Shared,
+        writer: Writer,
         learner: OrderedLearner,
         *,
-        model: str,
-        interval_s: float,
-        **judged: Any,
+        judge: Judge | None = None,
     ) -> None:
-        super().__init__(shared, **judged)
-        self._ordered, self._model, self._now_s = learner, model, shared.clocks.monotonic_s
-        self._interval_s = self._pause_s = interval_s
+        super().__init__(shared, writer, judge=judge)
+        self._ordered, self._model = learner, shared.settings.name
+        self._now_s = shared.clocks.monotonic_s
+        self._interval_s = self._pause_s = shared.settings.sync.interval_ms / 1e3
         self._fresh_s: float | None = None
         self._behind: int | None = None
         self.caught_up = asyncio.Event()
@@ -86,7 +83,7 @@ class OrderedFollower(Follower):
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._pause_s):  # wait_for may swallow a cancellation
-                await self.wake.wait()
+                await self._wake.wait()
         self._pause_s = min(self._pause_s * 2, self._interval_s * _IDLE_FACTOR)
 
     async def _rows(self) -> Sequence[Row]:
@@ -150,7 +147,7 @@ class OrderedFollower(Follower):
 
     async def _given_up(self, row: Row) -> str | None:
         """Rows from before this process may have ended another one: they are claimed."""
-        if (reason := self._writer.decisions.failure(row)) is not None:
+        if (reason := self._control.decisions.failure(row)) is not None:
             return reason
         if self._before is None or row.seq > self._before:
             return None
@@ -160,6 +157,5 @@ class OrderedFollower(Follower):
         if reason is not None:
             await self._write_failed(row, reason)
         elif self._claims.careful(row.partition):  # another process may have given it up
-            await self._writer.look()
-            reason = self._writer.decisions.failure(row)
+            reason = (await self._control.current()).failure(row)
         return reason

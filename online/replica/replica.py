@@ -33,6 +33,7 @@ from online.learning.base import BaseLearner
 from online.learning.ordered import OrderedLearner
 from online.models.base import Trainable
 from online.replica.backlog import Backlog
+from online.replica.control_log import ControlLog
 from online.replica.exchange import Exchange
 from online.replica.follower import Follower
 from online.replica.journal_threads import JournalThreads
@@ -51,7 +52,7 @@ from online.telemetry import Durations
 from online.trust.filtering import Filtering
 from online.watch.canary import Canary
 from online.watch.drift import Judge
-from replay.errors import JournalUnavailable, ReplayError
+from replay.errors import ReplayError
 from replay.example import Label
 
 log = logging.getLogger("online.replica")
@@ -97,19 +98,20 @@ class ModelReplica:
         self.durations = Durations()
         self.store = JournalThreads(outside.journal)
         self._pace = Pace(settings.sync.interval_ms / 1e3)
-        self.writer = self._new_writer()
+        self.control = ControlLog(settings.name, who.spec, self.store)
         self._shared = Shared(
-            learner, self.writer, self.store, self.counts, self._pace, who, clocks
-        )
+            settings, limits, learner, self.store, self.control,
+            self.counts, self._pace, who, clocks,
+        )  # fmt: skip
+        self.writer = Writer(self._shared, filters)
         if filters is not None:
             learner.evidence.heard = filters
-        self._memory = Remembering(self._shared, settings, filters)
+        self._memory = Remembering(self._shared, filters)
         self.backlog = Backlog(learner, self.writer, learns=who.learns)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
         self.exchange = Exchange(
-            self._shared, self._follower, self.backlog, outside,
-            interval_s=settings.snapshots.interval_s,
+            self._shared, self.writer, self._follower, self.backlog, outside,
             report=self.report,
             rewritten=self._on_rewrite,
         )  # fmt: skip
@@ -122,26 +124,12 @@ class ModelReplica:
         self._slow_due_s = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _new_writer(self) -> Writer:
-        learner, settings = self.learner, self.settings
-        return Writer(
-            settings.name, self.spec, self.limits, self.store, self.counts,
-            stamp=self.stamp, frozen=lambda: learner.frozen, seen=lambda: learner.version[0],
-            moved=self._on_commit, sealed=self._on_sealed,
-            follows=None if self._learns else learner, filters=self.filters,
-            now_s=self.now_s, label_life_s=settings.token_lifetime,
-        )  # fmt: skip
-
     def _new_follower(self) -> Follower:
-        learner, sync = self.learner, self.settings.sync
+        learner = self.learner
         if learner.in_order:
             assert isinstance(learner, OrderedLearner)
-            return OrderedFollower(
-                self._shared, learner,
-                stamp=self.stamp, updates=sync.updates, judge=self.judge,
-                model=self.settings.name, interval_s=sync.interval_ms / 1e3,
-            )  # fmt: skip
-        return Follower(self._shared, stamp=self.stamp, updates=sync.updates, judge=self.judge)
+            return OrderedFollower(self._shared, self.writer, learner, judge=self.judge)
+        return Follower(self._shared, self.writer, judge=self.judge)
 
     def _new_judge(self, canary: Canary | None) -> Judge | None:
         if not (self.settings.drift.watch and self._learns):
@@ -158,7 +146,7 @@ class ModelReplica:
 
     async def start(self) -> None:
         """Take a partition and the newest values; returns when the replica can answer."""
-        self.writer.partition = await self._register()
+        await self.writer.open()
         while not self.learner.ready:
             if not await self.exchange.once([]):
                 await asyncio.sleep(0.1)
@@ -219,37 +207,6 @@ class ModelReplica:
                 log.exception("model %s", self.settings.name)
                 await asyncio.sleep(0.2)
 
-    async def _register(self) -> int:
-        """Number of a new partition of this process."""
-        while True:
-            try:
-                partition = await self.store.write(
-                    self.store.journal.register,
-                    self.settings.name,
-                    self.replica,
-                    self.spec,
-                    self.now_s(),
-                )
-                break
-            except JournalUnavailable as error:
-                log.warning("journal: %s", error)
-                await asyncio.sleep(0.2)
-        if self._learns:
-            self.learner.open_partition(partition.id)
-        return int(partition.id)
-
-    async def _on_sealed(self, partition: int) -> int:
-        """Somebody else learns the rest of the partition: drop what is held of it, take another."""
-        self.learner.abandon(partition)
-        if self.filters is not None:
-            self.filters.reputations.leave(partition)
-        return await self._register()
-
-    def _on_commit(self, new_server: bool) -> None:
-        self._follower.wake.set()
-        if new_server:  # do not wait to meet it
-            self._pace.now.set()
-
     # -- what answers are made of ------------------------------------------------------------
 
     @property
@@ -257,16 +214,12 @@ class ModelReplica:
         """``epoch.count`` of the values that the local model stands on."""
         return f"{self.learner.version[0]}.{self.learner.version[1]}"
 
-    def stamp(self) -> str:
-        """``epoch.count+own``: the local model with its own rows on top."""
-        return f"{self.version}+{self.learner.own}"
-
     @property
     def incident(self) -> str | None:
         """Return what an operator has to look at; None if there is nothing."""
         acted = self._reactions.incident
-        damaged = self._follower.incident
-        return self.exchange.refused or self.writer.incident or damaged or self._unexpected or acted
+        unwritten, damaged = self.writer.answers.incident, self._follower.incident
+        return self.exchange.refused or unwritten or damaged or self._unexpected or acted
 
     @property
     def age_ms(self) -> float | None:
