@@ -30,7 +30,7 @@ from online.processes import runs
 pytestmark = pytest.mark.ray
 
 _SOURCE = Path(__file__).parents[2]
-_EXIT_S = 10.0
+_EXIT_S = 30.0
 QUEUED = "retried after 202"
 LOST = f"retried after no answer {CLOSED}"
 PAUSE_S = 0.02  # leaves room: a challenger learns with what the replicas leave of a core
@@ -43,6 +43,7 @@ class Predictor(threading.Thread):
         super().__init__(daemon=True)
         self._url, self._stop_event, self._pause_s = url, stop, pause_s
         self.seen: Counter[str] = Counter()
+        self.errors: list[str] = []
 
     def run(self) -> None:
         body = {"features": {"a": 1.0}}
@@ -53,6 +54,7 @@ class Predictor(threading.Thread):
                     self.seen[str(answer.status_code)] += 1
                 except httpx.HTTPError as error:
                     self.seen[type(error).__name__] += 1
+                    self.errors.append(str(error))
 
 
 @contextlib.contextmanager
@@ -169,6 +171,33 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
         seen = sum((p.seen for p in predictors), Counter[str]())
         print(f"predictions: {dict(seen)}")
         only_closed(seen, len(predictors), stopped=4)
+        killed_unnoticed(running)
+
+
+def killed_unnoticed(running: Running) -> None:
+    """A prediction that a killed replica has not begun to answer is answered by another one."""
+    stop, killed = threading.Event(), next(iter(running.replica_urls()))
+    predictors = [Predictor(running.url, stop) for _ in range(4)]
+    for thread in predictors:
+        thread.start()
+    answered(predictors, 100)
+    psutil.Process(int(killed.partition(":")[0])).kill()
+    answered(predictors, 300)
+    stop.set()
+    for thread in predictors:
+        thread.join(60)
+    errors = [error for predictor in predictors for error in predictor.errors]
+    assert all("complete message body" in error for error in errors), errors
+    seen = sum((p.seen for p in predictors), Counter[str]())
+    assert seen["200"] + len(errors) == seen.total(), seen
+
+
+def answered(predictors: list[Predictor], more: int) -> None:
+    """Wait until so many more predictions are answered."""
+    wanted, deadline = sum(p.seen["200"] for p in predictors) + more, time.monotonic() + 60
+    while sum(p.seen["200"] for p in predictors) < wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
@@ -195,15 +224,18 @@ def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
         finally:
             server.send_signal(signal.SIGCONT)
         settle(running, "counting", 22)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not all(
             predict(url, event)["prediction"] != 0.0 and "from_peer" not in predict(url, event)
             for url in (first, second)
             for event in ("before 3", "not pushed", "meanwhile")
         ):
             assert time.monotonic() < deadline
-        shown = status(running, "counting")["replicas"].values()
-        assert max(report["unserved_s"] for report in shown) < 5.0
+        while True:  # each replica says so at its next exchange
+            shown = status(running, "counting")["replicas"].values()
+            if max(report["unserved_s"] for report in shown) < 5.0:
+                break
+            assert time.monotonic() < deadline, shown
         assert complete(running)["learned"] == 22
 
 
@@ -330,7 +362,7 @@ def only_closed(seen: Counter[str], callers: int, stopped: int) -> None:
 @contextlib.contextmanager
 def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> Iterator[None]:
     """Predictions and feedback meanwhile, of which none may fail."""
-    stop = threading.Event()
+    stop, lost = threading.Event(), sent.statuses[LOST]
     predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
     clients = [
         Client(i, lambda: running.url, sent, stop, i, pause_s=PAUSE_S)
@@ -352,7 +384,8 @@ def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> It
     # here.  Whoever asks again is told what became of it.
     refused = {name for name in sent.statuses if name.startswith("retried")}
     assert not refused - {QUEUED, LOST}, sent.statuses
-    assert sent.statuses[LOST] <= len(clients) * stopped, sent.statuses  # as of predictions
+    lost = sent.statuses[LOST] - lost
+    assert lost <= len(clients) * stopped, (lost, sent.statuses)  # as of predictions
     assert sent.statuses[QUEUED] <= sent.statuses.total() / 100, sent.statuses
 
 
