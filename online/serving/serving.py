@@ -322,7 +322,7 @@ class Serving:
 def _is_plain(asked: Asked, recorded: Recorded) -> bool:
     """Whether there is nothing to say of the event but that it was learned."""
     learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
-    return learned and asked.row.half is None
+    return learned and asked.row.half is None and not asked.unknown
 
 
 def _why(example: Example) -> str:
