@@ -1,4 +1,4 @@
-"""What somebody needs who has a model and wants an address: this project, LitServe and BentoML.
+"""Somebody has a model and wants an address: what that takes here, with LitServe, with BentoML.
 
 Each serves the same river pipeline, as its own first page would have it written, from a folder that
 has nothing else in it.  The peers are installed in an environment of their own.  They answer; they
