@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from online.learning.local_model import score_of
 from online.learning.merged import Learner
+from online.learning.scores import score_of
 from online.models.load import load
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from evaluation.streams import open_stream
-from online.learning.local_model import score_of
+from online.learning.scores import score_of
 from online.learning.source_evidence import Evidence
 from online.models.base import learn_example
 from online.models.load import load

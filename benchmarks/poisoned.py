@@ -115,7 +115,7 @@ async def _scene(
                 await _ban(world)
             stopped, then = _share(world, lies), world.accuracy(asked)
     filters = world.replica.filters
-    caught = set(world.replica.writer.decisions.bans)
+    caught = set(world.replica.control.decisions.bans)
     caught |= set() if filters is None else set(filters.reputations.quarantined)
     aside = _set_aside(world)
     out = Poisoned(
@@ -142,8 +142,8 @@ async def _ban(world: Within) -> None:
     """Ban the liars, and wait until the replica has purged its buffer."""
     for source in _LIARS:
         world.server.ban(source, True)
-    while set(world.replica.writer.decisions.bans) != set(_LIARS):
-        await world.replica.writer.look()
+    while set(world.replica.control.decisions.bans) != set(_LIARS):
+        await world.replica.control.current()
         await asyncio.sleep(0.001)
     await asyncio.sleep(0.05)
 

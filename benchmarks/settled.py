@@ -15,7 +15,7 @@ from typing import Final
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.learning.local_model import score_of
+from online.learning.scores import score_of
 from online.models.base import Model, learn_example
 from online.models.load import load
 from online.settings.model import Drift

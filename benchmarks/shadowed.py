@@ -22,8 +22,8 @@ from benchmarks.service import service, status
 from online.challenger.comparison import Standing
 from online.challenger.shadow import Shadow
 from online.client.connection import Connection
-from online.learning.local_model import score_of
 from online.learning.merged import Learner
+from online.learning.scores import score_of
 from online.models.from_settings import load_model
 from online.models.load import Loaded
 from online.rows.prediction_ids import event_key

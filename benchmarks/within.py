@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from online.learning.local_model import score_of
 from online.learning.merged import Learner
+from online.learning.scores import score_of
 from online.models.load import load
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica

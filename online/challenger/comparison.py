@@ -32,7 +32,7 @@ import msgspec
 
 from evaluation.comparison import Comparison
 from evaluation.metrics import Task
-from online.learning.merged import LEARNED, Failed
+from online.learning.base import LEARNED, Failed
 from online.learning.ordered import OrderedLearner
 from online.models.base import Model
 from replay import codec

@@ -348,7 +348,7 @@ def build_rest(
         replica = next(iter(servings.values())).replica.replica
         app.include_router(live_routes(known, live, replica))
     openinference.add_routes(app, servings)
-    openapi.document(app, list(servings), guarded=guarded)
+    openapi.document(app, servings, guarded=guarded)
     return app
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from online.learning.merged import LEARNED
+from online.learning.base import LEARNED
 from replay.example import Example
 from replay.journal.base import Row
 

@@ -41,6 +41,16 @@ def open_ones(clock: Mapping[int, int]) -> dict[int, int]:
     return {partition: last for partition, last in clock.items() if last < CLOSED}
 
 
+def ends(tracks: Tracks, own: int, last: int) -> list[tuple[Track, int]]:
+    """Tracks with their last offsets, of those whose end is known.
+
+    ``last``: of the partition ``own``, which goes on.  Whoever writes one that is followed knows
+    its end, and nobody here does.
+    """
+    pairs = [(track, last if p == own else track.end) for p, track in tracks.items()]
+    return [(track, end) for track, end in pairs if end is not None]
+
+
 def restart(tracks: Tracks, clock: Mapping[int, int]) -> int:
     """Go on right after the clock; how many rows will be learned again."""
     again = 0

@@ -7,46 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import ClassVar
 
 from evaluation.metrics import Task
-from online.learning.bounds import Bounds, free_names
-from online.learning.counters import TALLIED, Tally
-from online.learning.deltas import Delta, Deltas, Opened, Pulled, Track, Tracks, open_ones, stays
-from online.learning.source_evidence import Evidence
+from online.learning.base import BaseLearner
+from online.learning.counters import TALLIED
+from online.learning.deltas import Delta, Deltas, Opened, Pulled, Track, ends, open_ones, stays
 from online.learning.values_in_parts import Arrival
-from online.learning.vocabulary import Vocabulary, words_of
-from online.models.base import Compensable, Model, Prediction, Walking
+from online.models.base import Compensable, Model, Walking
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
-from paramserver.rewrites import Undone
-from paramserver.wire import Push, Version
-from replay.example import Example, Features, label_text
+from paramserver.wire import OrderedState, Push, Version
 from replay.journal.base import Row
 from replay.memory import Memory
 
 
-def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
-    """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
-    if prediction.probabilities is not None:
-        return {label_text(k): v for k, v in prediction.probabilities.items()}
-    if prediction.label is None:
-        return None
-    if task == "regression":
-        return {"": float(prediction.label)}
-    return {label_text(prediction.label): 1.0}
-
-
-class LocalModel:
+class LocalModel(BaseLearner):
     """A model that answers, pointers and deltas of one model in one replica.
 
     Parameters
     ----------
-    build
-        Makes an untrained model; a second copy is built when rows are learned again.
-    task
-        ``binary``, ``multiclass`` or ``regression``.
-    spec
-        Hash of the model's spec; a push with another one is refused.
+    build, task, spec
+        As of :class:`online.learning.base.BaseLearner`.
     retain_bytes
         Deltas kept until a published snapshot has them.  Beyond it the journal is the copy.
     rows_max
@@ -56,6 +38,8 @@ class LocalModel:
     memory
         What is kept to be learned again; None: nothing is.
     """
+
+    recovers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -69,28 +53,10 @@ class LocalModel:
         memory: Memory | None = None,
     ) -> None:
         build = partial(_built, build) if compensates else build
-        self._build = build
-        self._task = task
-        self._spec = spec
-        self._rows_max = rows_max
+        super().__init__(build, task=task, spec=spec, rows_max=rows_max)
         self.memory = memory
-        self.latest: Example | None = None  # of the row at hand, if it was learned
-        self.serving = build()
-        self._training = self.serving
         self.mergeable = self.serving.mergeable
-        self._walks = isinstance(self.serving, Walking)
-        self.tally, self.evidence = Tally(), Evidence()
-        self.bounds = Bounds(free_names(self.serving))
-        self.vocabulary = Vocabulary(words_of(self.serving))
-        self.version: Version = (0, 0)
-        self.clock: dict[int, int] = {}
-        self.durable: dict[int, int] = {}
-        self.tracks: Tracks = {}
-        self.ready = False
-        self.want_all = True
-        self.relearned = 0
-        self.rewrite, self.control, self.frozen = 0, 0, False  # as the server's replies say
-        self.undone = Undone()  # as of ``control``; the shell sets it before it learns on
+        self.walks = isinstance(self.serving, Walking)
         self._open: Opened | None = None
         self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
         self.arrival = Arrival(build if self.mergeable else None)
@@ -100,23 +66,10 @@ class LocalModel:
 
     # -- answering ----------------------------------------------------------------------------
 
-    def predict(self, features: Features) -> Prediction:
-        """Answer of the local model.  Changes nothing."""
-        return self.serving.predict(self.bounds.answered(features))
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`, within 1e-12."""
-        return self.serving.predict_many([self.bounds.answered(x) for x in rows])
-
     @property
     def own(self) -> int:
         """Own rows in the local model on top of ``version``."""
         return self._pending_n + (len(self._open.rows) if self._open else 0)
-
-    @property
-    def up_to_date(self) -> bool:
-        """Whether what answers is the copy that learns."""
-        return self.serving is self._training
 
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
@@ -136,10 +89,6 @@ class LocalModel:
         clock = open_ones(self.clock)
         return clock | {p: max(last, clock.get(p, 0)) for p, last in own.items()}
 
-    def score(self, prediction: Prediction) -> dict[str, float] | None:
-        """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
-        return score_of(self._task, prediction)
-
     @property
     def pulled(self) -> Blocks:
         """The server's values of ``version``, without own deltas.  Not to be changed."""
@@ -151,10 +100,6 @@ class LocalModel:
 
     # -- partitions ---------------------------------------------------------------------------
 
-    def open_partition(self, partition: int) -> None:
-        """Learn an own, empty partition from its first row."""
-        self.tracks[partition] = Track(next=1, end=None)
-
     def adopt(self, partition: int, end: int | None) -> None:
         """Learn the rest of a partition, from the clock of the next pull on.
 
@@ -162,6 +107,15 @@ class LocalModel:
         """
         if partition not in self.tracks:
             self.tracks[partition] = Track(next=0, end=end, held=True)
+
+    def lags(self, own: int, last: int) -> bool:
+        """Whether rows of its partitions are not learned yet."""
+        held = any(track.held for track in self.tracks.values())
+        return held or any(track.next <= end for track, end in ends(self.tracks, own, last))
+
+    def leaves(self, own: int, last: int) -> bool:
+        """Whether the server lacks rows of the own partition: they would be an adopter's."""
+        return self.clock.get(own, 0) < last
 
     def wanted(self) -> list[tuple[int, int]]:
         """``(partition, offset)`` of the next row of each track.
@@ -240,6 +194,19 @@ class LocalModel:
             return self.tracks.keys()
         return [p for p in lost if p in self.tracks]
 
+    @property
+    def due(self) -> bool:
+        """Whether deltas are to be sent: those that there are, always."""
+        return True
+
+    def outgoing(self, limit: int) -> tuple[list[Push], OrderedState | None]:
+        """Return deltas, at most ``limit``, and no state."""
+        return self.pushes(limit), None
+
+    def wants_values(self, *, learns: bool, rested: bool) -> bool:
+        """Whether others change them: what is merged, or learned by another process."""
+        return self.mergeable or not learns
+
     def pushes(self, limit: int) -> list[Push]:
         """Cut the open delta; the first ``limit`` deltas that the server may not have, in order.
 
@@ -252,18 +219,6 @@ class LocalModel:
 
     def _stays(self) -> bool:
         return self.frozen and self._open is not None and stays(self._open, self.tracks)
-
-    @property
-    def since(self) -> Version | None:
-        """Version to ask changes from; None asks for everything."""
-        if (coming := self.arrival.values) is not None:
-            return coming.since
-        return None if self.want_all else self.version
-
-    @property
-    def catching_up(self) -> bool:
-        """Whether values are missing, or on their way."""
-        return self.want_all or self.arrival.values is not None
 
 
 def _built(build: Callable[[], Model]) -> Model:

@@ -17,35 +17,24 @@ Protocol: "Exactly once, in detail" in the project's design.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import cast
 
-from evaluation.metrics import Task, details, increments, majority
+from online.learning.base import LEARNED, Failed
 from online.learning.bounds import BOUNDED
-from online.learning.counters import ANOTHERS, COSTS, DIGEST, Tally
+from online.learning.counters import DIGEST
 from online.learning.deltas import CLOSED, Opened, finish, moved, restart, touched_by
 from online.learning.local_model import LocalModel
 from online.learning.vocabulary import NAMED
-from online.models.base import Mendable, Model, Walking, learn_example
+from online.models.base import Mendable, Model, Walking
 from online.models.errors import NothingLearned
-from paramserver.blocks import Touched
+from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds, of_sources
 from paramserver.wire import SyncReply
 from replay import codec
-from replay.example import Example, Label, label_of, label_text
-from replay.journal.base import Row, Verdict
+from replay.example import Example
+from replay.journal.base import Row
 from replay.memory import Lesson
-
-LEARNED = (Verdict.ACCEPTED, Verdict.CLIPPED)
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A row that the model could not learn; the model is as it was before it."""
-
-    row: Row
-    reason: str
 
 
 class Learner(LocalModel):
@@ -90,7 +79,7 @@ class Learner(LocalModel):
         """
         model, first = cast(Walking, self._training), rows[0]
         apart = self.memory is not None or self._targets or first.partition in self.undone.ranges
-        if apart or not self._walks:
+        if apart or not self.walks:
             return 0
         self._cut_before(first)
         room = self._rows_max - (len(self._open.rows) if self._open else 0)
@@ -117,14 +106,6 @@ class Learner(LocalModel):
         self.latest = examples[-1]
         return len(rows)
 
-    def _note_evidence(self, row: Row) -> None:
-        """Note what the row says of its source, whatever became of the row here."""
-        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
-        if asleep or self.undone.has(row.partition, row.offset):
-            return
-        example = self.latest or codec.decode(row.payload)
-        self.evidence.add(row, example.judged)
-
     def _try(self, row: Row, opened: Opened, example: Example) -> Failed | None:
         memory = self.memory
         lesson: Lesson = ()
@@ -147,20 +128,6 @@ class Learner(LocalModel):
             memory.keep(row, example, score)
         return None
 
-    def _learn(self, row: Row, example: Example, lesson: Lesson) -> None:
-        learn_example(self._training, example, row.factor, lesson, self._spec)
-        self.bounds.add(example)
-        self.vocabulary.add(example, row.source)
-        if example.moved is not None:
-            self.tally.add(row.key, {}, None, row.at)
-            return
-        self._count(row, example)
-
-    def _count(self, row: Row, example: Example) -> None:
-        label = None if self._task == "regression" else label_text(example.label)
-        counted = increments_of(self._task, example, self.tally)
-        self.tally.add(row.key, counted, label, row.at)
-
     def _put_back(self, failed: Example, lesson: Lesson) -> None:
         """The model as it was before the row at hand: values, kept deltas, the open rows again."""
         rows = self._open.rows if self._open else []
@@ -170,7 +137,7 @@ class Learner(LocalModel):
                 names.update(x for item in drawn.items for x in item.features)
             self._mend(self._training, names)
         else:
-            self._reset(self._training)
+            self._become(self._training, self._values())
         for row, example, again in rows:
             self._learn(row, example, again)
 
@@ -182,12 +149,9 @@ class Learner(LocalModel):
         self.vocabulary.mend(self._pulled.with_deltas(pending, named))
         self._reset_tally(pending)
 
-    def _reset(self, model: Model) -> None:
-        state = self._pulled.with_deltas(self._deltas.pending(self.clock))
-        model.reset(state)
-        self.tally.reset(state)
-        self.bounds.reset(state)
-        self.vocabulary.reset(state)
+    def _values(self) -> Blocks:
+        """Return the values pulled, with all own deltas on top."""
+        return self._pulled.with_deltas(self._deltas.pending(self.clock))
 
     def _switch(self) -> None:
         """Answer from the copy that learns, as soon as it has all that the old one had."""
@@ -205,6 +169,16 @@ class Learner(LocalModel):
             self._open = None
         self._deltas.drop([partition])
         self._rebuild(self._together([partition]), served)
+
+    def follow(self, partition: int, own: int) -> bool:
+        """Learn what another process writes there, and no longer what one before wrote."""
+        for other, track in list(self.tracks.items()):
+            if track.end is None and other not in (partition, own):
+                self.abandon(other)
+        if partition in self.tracks:
+            return False
+        self.adopt(partition, None)
+        return True
 
     # -- merging ------------------------------------------------------------------------------
 
@@ -334,7 +308,7 @@ class Learner(LocalModel):
         pending = self._deltas.pending(self.clock)
         if copy is None:
             self._training = self._build()
-            self._reset(self._training)
+            self._become(self._training, self._values())
         else:
             self._training = copy
             copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))
@@ -356,28 +330,3 @@ def _clock(reply: SyncReply) -> dict[int, int]:
 def _names(example: Example) -> Collection[str]:
     """Names of the features that learning it touches."""
     return example.features if example.moved is None else example.moved.columns
-
-
-def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
-    """Return what the row adds to the prequential counters."""
-    score, shares = example.score, None
-    predicted: Label | None = None
-    if task == "regression":
-        mean = majority(task, tally.counters)
-        predicted = score.get("") if score else None
-    else:
-        mean, shares = tally.majority(), score
-        predicted = label_of(max(score, key=score.__getitem__)) if score else None
-    counted = increments(
-        task,
-        label=example.label,
-        predicted=predicted,
-        probabilities=shares,
-        no_change=example.no_change,
-        majority=mean,
-    )
-    if score is not None:
-        counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
-    if example.version is not None and example.version[0] <= tally.answers_after:
-        counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
-    return counted

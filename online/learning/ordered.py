@@ -8,32 +8,26 @@ it has learned now and then, and whoever starts begins there.
 
     local model = values at a position of the order  +  the rows after it, in order
 
-No Ray, no I/O, no clock, as of :mod:`online.learning.merged`, whose verbs it has.
+No Ray, no I/O, no clock, as of :mod:`online.learning.base`, whose verbs it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from evaluation.metrics import Task
-from online.learning.bounds import Bounds, free_names
-from online.learning.counters import Tally
-from online.learning.deltas import CLOSED, Track, Tracks, open_ones
-from online.learning.local_model import score_of
-from online.learning.merged import LEARNED, Failed, increments_of
-from online.learning.source_evidence import Evidence
-from online.learning.values_in_parts import Arrival, Arriving
-from online.learning.vocabulary import Vocabulary, words_of
-from online.models.base import Model, Prediction, learn_example
+from online.learning.base import LEARNED, BaseLearner, Failed
+from online.learning.deltas import CLOSED, Track, open_ones
+from online.learning.values_in_parts import Arriving
+from online.models.base import Model
 from online.models.errors import NothingLearned
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds
-from paramserver.rewrites import Undone
 from paramserver.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
-from replay.example import Example, Features, label_text
+from replay.example import Example
 from replay.journal.base import Partition, Row, Verdict
 
 BEGIN: Final = 0
@@ -77,13 +71,13 @@ class _Written:
         return kept, algebra.copy(algebra.select(self.values, changed))
 
 
-class OrderedLearner:
+class OrderedLearner(BaseLearner):
     """This class has what is in the local model of one replica, and up to which row.
 
     Parameters
     ----------
     build, task, spec
-        As of :class:`online.learning.local_model.LocalModel`.
+        As of :class:`online.learning.base.BaseLearner`.
     rows_max
         Rows that are learned again at most if the model raises on one: after so many the state is
         written down in memory.
@@ -96,28 +90,13 @@ class OrderedLearner:
         Whether the server asks this replica for what it has learned.
     """
 
-    open_rows: Final = 0  # nothing is owed that another replica does not have too
-    memory: None = None  # rows are not learned again: replicas would differ
+    role: ClassVar[str] = "ordered"
+    in_order: ClassVar[bool] = True
 
     def __init__(self, build: Callable[[], Model], *, task: Task, spec: str, rows_max: int) -> None:
-        self._build, self._task, self._spec, self._rows_max = build, task, spec, rows_max
-        self.serving = build()
-        self._training = self.serving
-        self.mergeable = False
-        self.tally, self.evidence = Tally(), Evidence()
-        self.bounds = Bounds(free_names(self.serving))
-        self.vocabulary = Vocabulary(words_of(self.serving))
-        self.latest: Example | None = None  # of the row at hand, if it was learned
-        self.version: Version = (0, 0)
-        self.clock: dict[int, int] = {}
-        self.durable: dict[int, int] = {}
-        self.tracks: Tracks = {}
+        super().__init__(build, task=task, spec=spec, rows_max=rows_max)
         self.position = BEGIN
-        self.ready, self.want_all, self.keeper = False, True, False
-        self.relearned = 0
-        self.rewrite, self.control, self.frozen = 0, 0, False
-        self.undone = Undone()
-        self.arrival = Arrival(None)
+        self.keeper = False
         self.began = 0  # how often values were begun with
         self._rewritten = False  # what is undone is known already, the values are to come
         self._learned: dict[int, int] = {}  # last offset of each partition, of what learns
@@ -131,28 +110,10 @@ class OrderedLearner:
 
     # -- answering ----------------------------------------------------------------------------
 
-    def predict(self, features: Features) -> Prediction:
-        """Answer of the local model.  Changes nothing."""
-        return self.serving.predict(self.bounds.answered(features))
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`, within 1e-12."""
-        return self.serving.predict_many([self.bounds.answered(x) for x in rows])
-
-    @property
-    def role(self) -> str:
-        """One of the replicas of this role is asked for what it has learned."""
-        return "ordered"
-
     @property
     def own(self) -> int:
         """Rows in the local model on top of ``version``, whoever wrote them."""
         return max(self.tally.digest[0] - self._standing, 0)
-
-    @property
-    def up_to_date(self) -> bool:
-        """Whether what answers is the copy that learns."""
-        return self.serving is self._training
 
     def includes(self, partition: int, offset: int) -> bool:
         """Whether the answers given now count the row."""
@@ -165,15 +126,7 @@ class OrderedLearner:
         """Last offset of each open partition whose rows are in the answers given now."""
         return open_ones(self._served if self._target > self.position else self._learned)
 
-    def score(self, prediction: Prediction) -> dict[str, float] | None:
-        """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
-        return score_of(self._task, prediction)
-
     # -- partitions ---------------------------------------------------------------------------
-
-    def open_partition(self, partition: int) -> None:
-        """An own, empty partition."""
-        self.tracks[partition] = Track(next=1, end=None)
 
     def adopt(self, partition: int, end: int | None) -> None:
         """A partition was sealed here; its rows are learned in their turn, as by everybody."""
@@ -182,6 +135,18 @@ class OrderedLearner:
     def abandon(self, partition: int) -> None:
         """Somebody sealed a partition of this process."""
         self.tracks.pop(partition, None)
+
+    def follow(self, partition: int, own: int) -> bool:
+        """Nothing is new: all partitions are learned, always."""
+        return False
+
+    def lags(self, own: int, last: int) -> bool:
+        """Whether the server lacks rows of the own partition; it tells by its clock."""
+        return self.clock.get(own, 0) < last
+
+    def leaves(self, own: int, last: int) -> bool:
+        """Whether the server waits for this replica's state; the others have all rows, too."""
+        return self.due
 
     # -- learning -----------------------------------------------------------------------------
 
@@ -206,7 +171,7 @@ class OrderedLearner:
     def learn(
         self, row: Row, give_up: str | None = None, example: Example | None = None
     ) -> Failed | None:
-        """Learn the next row of the order; see :meth:`online.learning.merged.Learner.learn`."""
+        """Learn the next row of the order."""
         assert self.wants(row), f"row {row.seq} is not the next one after {self.position}"
         failed = self.latest = None
         fresh = row.offset > self._learned.get(row.partition, 0)
@@ -228,14 +193,6 @@ class OrderedLearner:
             self._write_down()
         return failed
 
-    def _note_evidence(self, row: Row) -> None:
-        """Note what the row says of its source, as :class:`online.learning.merged.Learner` does."""
-        asleep = row.verdict in (Verdict.FROZEN, Verdict.LOST)
-        if asleep or self.undone.has(row.partition, row.offset):
-            return
-        example = self.latest or codec.decode(row.payload)
-        self.evidence.add(row, example.judged)
-
     def pass_to(self, position: int) -> None:
         """No row of the model is left up to here."""
         self.position = max(self.position, position)
@@ -254,30 +211,13 @@ class OrderedLearner:
         self.latest = example
         return None
 
-    def _learn(self, row: Row, example: Example) -> None:
-        learn_example(self._training, example, row.factor, spec=self._spec)
-        self.bounds.add(example)
-        self.vocabulary.add(example, row.source)
-        if example.moved is not None:
-            self.tally.add(row.key, {}, None, row.at)
-            return
-        label = None if self._task == "regression" else label_text(example.label)
-        self.tally.add(row.key, self._counted(row, example), label, row.at)
-
     def _example(self, row: Row) -> Example:
         """Return what the row teaches, and what was answered before."""
         return codec.decode(row.payload)
 
-    def _counted(self, row: Row, example: Example) -> dict[str, float]:
-        """Return what the row adds to the counters."""
-        return increments_of(self._task, example, self.tally)
-
     def _put_back(self) -> None:
         """The model as it was before the row at hand: the values, and the rows since again."""
-        self._training.reset(self._written.values)
-        self.tally.reset(self._written.values)
-        self.bounds.reset(self._written.values)
-        self.vocabulary.reset(self._written.values)
+        self._become(self._training, self._written.values)
         for row, example in self._written.since:
             self._learn(row, example)
 
@@ -294,9 +234,14 @@ class OrderedLearner:
 
     # -- exchange -----------------------------------------------------------------------------
 
-    def pushes(self, limit: int) -> list[Push]:
-        """Return no deltas: what is learned of such a model is never merged."""
-        return []
+    @property
+    def due(self) -> bool:
+        """Whether the server asks this replica for what it lacks."""
+        return self.keeper and self.unsent
+
+    def outgoing(self, limit: int) -> tuple[list[Push], OrderedState | None]:
+        """Return no deltas, as what is learned of such a model is never merged, and the state."""
+        return [], self.state()
 
     @property
     def unsent(self) -> bool:
@@ -318,18 +263,6 @@ class OrderedLearner:
             algebra.to_wire(blocks),
         )
 
-    @property
-    def since(self) -> Version | None:
-        """Version to ask changes from; None asks for everything."""
-        if (coming := self.arrival.values) is not None:
-            return coming.since
-        return None if self.want_all else self.version
-
-    @property
-    def catching_up(self) -> bool:
-        """Whether values are missing, or on their way."""
-        return self.want_all or self.arrival.values is not None
-
     def take_part(self, reply: SyncReply) -> Iterator[None]:
         """Take a part of the values, a piece a step; the copy at hand goes on meanwhile."""
         if self._is_old(reply):
@@ -337,10 +270,6 @@ class OrderedLearner:
         if self.ready and reply.rewrite != self.rewrite:
             self.want_all = True
         yield from self.arrival.take(reply)
-
-    def drop_old(self) -> Iterator[None]:
-        """Let go of copies that answer no more, a piece a step."""
-        yield from self.arrival.drop()
 
     def _is_old(self, reply: SyncReply) -> bool:
         if (reply.epoch, reply.count) < max(self._known[1], (self.arrival.epoch, 0)):
@@ -422,11 +351,7 @@ class OrderedLearner:
             told = self._learned.keys() & clock.keys()
             self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in told)
         self._training = copy or self._build()
-        if copy is None:
-            self._training.reset(values)
-        self.tally.reset(values)
-        self.bounds.reset(values)
-        self.vocabulary.reset(values)
+        self._become(self._training if copy is None else None, values)
         self.evidence.reset(values)
         self._written = _Written(values, reply.position, reply.epoch)
         self._learned, self.position = dict(clock), reply.position

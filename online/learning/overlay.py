@@ -11,7 +11,7 @@ writes, while the copy before goes on answering.  Without own rows, answers lag 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from online.learning.deltas import CLOSED
 from online.learning.ordered import OrderedLearner
@@ -32,16 +32,15 @@ class OverlayLearner(OrderedLearner):
         Whether they are learned here, too.
     """
 
+    role: ClassVar[str] = "host"
+    decides: ClassVar[bool] = False  # what the process that learns for all can learn may differ
+    in_order: ClassVar[bool] = False
+
     def __init__(self, *args: Any, own_rows: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._own_rows = own_rows
         self._pulled: Blocks = {}
         self._coming: tuple[SyncReply, Blocks, Mapping[int, int]] | None = None
-
-    @property
-    def role(self) -> str:
-        """One of the replicas of this role is asked to run the process that learns."""
-        return "host"
 
     def is_newest(self, reply: SyncReply) -> bool:
         """Whether the values here are those that the server has."""
@@ -51,6 +50,15 @@ class OverlayLearner(OrderedLearner):
     def unsent(self) -> bool:
         """The server has from somebody else what is here."""
         return False
+
+    @property
+    def needs_process(self) -> bool:
+        """Whether the server names this one: replicas share a process that learns."""
+        return self.keeper
+
+    def wants_values(self, *, learns: bool, rested: bool) -> bool:
+        """Whether it is time to load newer ones: that stops everything else."""
+        return rested
 
     def wanted(self) -> list[tuple[int, int]]:
         """``(partition, offset)`` of the next own row."""

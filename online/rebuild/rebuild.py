@@ -16,7 +16,7 @@ import msgspec
 
 from evaluation.metrics import Task
 from online.errors import StartRefused
-from online.learning.merged import Failed
+from online.learning.base import Failed
 from online.learning.ordered import OrderedLearner
 from online.models.base import Model
 from online.models.from_settings import merge_rule

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 from online.challenger.comparison import Challenger, Standing
 from online.errors import StartRefused
+from online.learning.base import Failed
 from online.learning.counters import METRICS
-from online.learning.merged import Failed
 from online.rebuild.rebuild import NOBODY, Built, Method, Rebuild, runs
 from online.rows.history import Decisions
 from paramserver.blocks import Block

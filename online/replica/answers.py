@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
-from online.errors import RequestError, journal_held
-from online.replica.pending import Recorded, Waiting
-from replay.errors import JournalFull, JournalHeld, ReplayError
-from replay.journal.base import Row
+from online.learning.base import LEARNED
+from online.replica.fates import Fates
+from online.replica.partition import Partition
+from online.replica.pending import Recorded, Waiting, Written
+from online.replica.refused import refusal_of
+from online.replica.shared import Shared
+from online.rows import history
+from replay.errors import JournalDamaged, ReplayError
+from replay.journal.base import Outcome, Row
 
 
 class Waiter(msgspec.Struct, frozen=True, gc=False):
@@ -24,14 +29,27 @@ class Waiter(msgspec.Struct, frozen=True, gc=False):
 class Answers:
     """Requests by the offset of the committed row that they wait for.
 
+    Parameters
+    ----------
+    partition
+        The one whose rows they are.
+
     Attributes
     ----------
     requests
         How many are not answered yet.
+    incident
+        Why the last ones could not be answered; None if they could.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Shared, partition: Partition) -> None:
         self.requests = 0
+        self.incident: str | None = None
+        self._model, self._learner = shared.settings.name, shared.learner
+        self._store, self._control, self._counts = shared.store, shared.control, shared.counts
+        self._fates = Fates(shared.control.decisions, shared.followed)
+        self._partition = partition
+        self._unanswered: list[tuple[Waiter, Outcome]] = []
         # Hardly ever do two wait for the same row, and a thousand lists that live for some
         # milliseconds have Python look for circles in all that there is.
         self._waiters: dict[int, Waiter | list[Waiter] | None] = {}
@@ -57,6 +75,26 @@ class Answers:
             waiters[offset] = [first, waiter]
         return True
 
+    def note_written(self, event: Waiter, outcome: Outcome) -> Row | None:
+        """Answer for a row when it is learned: it is returned if it is new and learned here.
+
+        For any other row the answer is given by :meth:`after_commit`.
+        """
+        row = outcome.row
+        if outcome.new and row is not None and self.add(row.offset, event):
+            return row
+        self._unanswered.append((event, outcome))
+        return None
+
+    async def after_commit(self) -> None:
+        """Answer for all that was written, or was there before, and that nobody learns now."""
+        unanswered, self._unanswered = self._unanswered, []
+        for event, outcome in unanswered:
+            try:
+                await self._stand(event.waiting, event.i, outcome)
+            except JournalDamaged as error:  # a row or a decision that it took to answer
+                self._spoil(event.waiting, event.i, error)
+
     def take(self, offset: int) -> Sequence[Waiter]:
         """Those who wait for a row, which is learned now."""
         return _several(self._waiters.pop(offset, None))
@@ -75,11 +113,9 @@ class Answers:
             if not waiting.done.done():
                 waiting.done.set_result(None)
 
-    def give_alike(
-        self, rows: Sequence[Row], status: Callable[[Row, None], str], version: str, own: int
-    ) -> None:
-        """Answer for rows that were learned one after the other, on top of ``own`` others."""
-        before = f"{version}+{own}"
+    def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
+        """Rows of the partition were learned one after the other, on top of ``own`` others."""
+        before, status = f"{version}+{own}", self._fates.status
         for row in rows:
             own += 1
             now = f"{version}+{own}"
@@ -88,55 +124,81 @@ class Answers:
                 self.give(waiter.waiting, waiter.i, found)
             before = now
 
-    def refuse(self, waiting: Waiting, error: Exception) -> None:
-        """End a request with an error."""
-        self.requests -= 1
-        if not waiting.done.done():
-            waiting.done.set_exception(error)
-            waiting.done.exception()  # the handler may be gone: that is no surprise
+    def note_learned(
+        self, row: Row, before: str, reason: str | None, *, undecided: bool = False
+    ) -> None:
+        """A row of the partition was learned (``reason``: why it could not be).
+
+        ``undecided``: another process has the last word, and has not said it.
+        """
+        if waiters := self.take(row.offset):
+            status, now = self._fates.status(row, reason), self._learner.stamp
+            if undecided:
+                status, reason = "queued", None
+            for waiter in waiters:
+                found = Recorded(status, row, before, now, waiter.repeat, reason)
+                self.give(waiter.waiting, waiter.i, found)
+
+    async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
+        """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
+        row, now = outcome.row, self._learner.stamp
+        if outcome.damaged is not None:
+            self._spoil(waiting, i, outcome.damaged)
+            return
+        if row is None:
+            found = Recorded("waiting", None, now, now, False, None, outcome.since)
+            self.give(waiting, i, found)
+            return
+        if row.partition == self._partition.number and self.add(
+            row.offset, Waiter(waiting, i, True)
+        ):
+            return  # it is learned together with the first
+        decisions = self._control.decisions
+        # what failed was written before it counted
+        if not outcome.new or self._fates.is_there(row):
+            decisions = await self._control.current()
+        reason, again = decisions.failure(row), None
+        status = self._fates.status(row, reason)
+        if not outcome.new and status in ("frozen", "undone", "released"):
+            place = (self._store.journal, self._model, decisions, row)
+            again = await self._store.surely(history.standing, *place)
+        found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
+        self.give(waiting, i, found)
+
+    async def leave_to_adopter(self, waiters: Sequence[Waiter]) -> None:
+        """Answer for rows of a partition that was sealed: whoever sealed it learns them."""
+        now = self._learner.stamp
+        for waiter in waiters:
+            waiting, i, repeat = waiter.waiting, waiter.i, waiter.repeat
+            standing = await self._store.surely(
+                self._store.journal.find, self._model, waiting.keys[i]
+            )
+            if standing is not None:
+                # Its adopter learns it: nobody here can say yet what will become of it.
+                learned = standing.verdict in LEARNED
+                status = "queued" if learned else self._fates.status(standing, None)
+                self.give(waiting, i, Recorded(status, standing, now, now, repeat))
+
+    def _spoil(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
+        """Answer for an event of which the store has something, and nobody can say what."""
+        self.incident = str(error)
+        self._counts["damaged"] += 1
+        now = self._learner.stamp
+        self.give(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
+
+    def refuse(self, events: Sequence[Written], error: ReplayError) -> None:
+        """End the requests whose events were not written; others of theirs may have been."""
+        self.incident = str(error)
+        refused = Counter(event.waiting for event in events if event.waiting is not None)
+        for waiting, n in refused.items():
+            self._counts["refused_journal"] += n
+            self.requests -= 1
+            if not waiting.done.done():
+                waiting.done.set_exception(refusal_of(error, in_part=n < len(waiting.rows)))
+                waiting.done.exception()  # the handler may be gone: that is no surprise
 
 
 def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:
     if waiters is None:
         return ()
     return waiters if isinstance(waiters, list) else (waiters,)
-
-
-_AGAIN: Final = "Send it again after Retry-After; nothing was recorded"
-
-
-def stopping() -> RequestError:
-    """Say that this replica takes no more."""
-    return RequestError(503, "stopping", "this replica is stopping", None, "Send it again", 1)
-
-
-def busy() -> RequestError:
-    """Say that too many requests wait already."""
-    message = "too much feedback waits for the journal"
-    return RequestError(429, "busy", message, None, _AGAIN, 1)
-
-
-def queue_full(queued: int, most: int) -> RequestError:
-    """Say that the process which learns is too far behind."""
-    message = f"the model is {queued} rows behind here, and {most} may wait for it"
-    return RequestError(429, "queue_full", message, None, _AGAIN, 1)
-
-
-def unanswered_in_time() -> RequestError:
-    """Say that nobody knows whether the rows are written."""
-    hint = "It may have been recorded: repeat it with the same id"
-    message = "the journal did not answer in time"
-    return RequestError(503, "journal_unavailable", message, None, hint, 1)
-
-
-def refusal_of(error: ReplayError, *, in_part: bool) -> RequestError:
-    """Say why rows of a request were not written; ``in_part``: others of it may have been."""
-    if in_part:
-        hint = "A part of it was recorded: repeat it with the same ids"
-        return RequestError(503, "journal_unavailable", str(error), None, hint, 1)
-    if isinstance(error, JournalHeld):
-        return journal_held(str(error))
-    full = isinstance(error, JournalFull)
-    hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
-    code = "journal_full" if full else "journal_refused"
-    return RequestError(503, code, str(error), None, hint, 30)

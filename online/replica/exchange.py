@@ -7,14 +7,13 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
-from online.learning.ordered import OrderedLearner
-from online.learning.overlay import OverlayLearner
 from online.replica.backlog import Backlog
 from online.replica.follower import Follower
 from online.replica.shared import Shared
 from online.replica.surroundings import Outside
+from online.replica.writer import Writer
 from paramserver.errors import (
     BlockError,
     FormatRefused,
@@ -22,7 +21,7 @@ from paramserver.errors import (
     PushRefused,
     RequestRefused,
 )
-from paramserver.wire import FORMAT, OrderedState, SyncReply, SyncRequest
+from paramserver.wire import FORMAT, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
 
 log = logging.getLogger("online.exchange")
@@ -47,8 +46,6 @@ class Exchange:
     outside
         The parameter server, and the peers that are asked for values while there are none and the
         server does not answer.
-    interval_s
-        Of snapshots: a state that travels whole is sent twice in it at most.
     report
         Counters and gauges that go with each request.
     rewritten
@@ -75,22 +72,24 @@ class Exchange:
     def __init__(
         self,
         shared: Shared,
+        writer: Writer,
         follower: Follower,
         backlog: Backlog,
         outside: Outside,
         *,
-        interval_s: float,
         report: Callable[[], dict[str, float]],
         rewritten: Callable[[], Awaitable[None]],
     ) -> None:
-        self._learner, self._writer, self._store = shared.learner, shared.writer, shared.store
-        self._pace, self._counts = shared.pace, shared.counts
+        self._learner, self._writer, self._store = shared.learner, writer, shared.store
+        self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
+        self._wake = shared.wake
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
         self._replica, self._spec, self._learns = who.replica, who.spec, who.learns
         self._monotonic_s, self._cpu_s = clocks.monotonic_s, clocks.cpu_s or clocks.monotonic_s
-        self._interval_s, self._report, self._rewritten = interval_s, report, rewritten
+        self._interval_s = shared.settings.snapshots.interval_s
+        self._report, self._rewritten = report, rewritten
         self.peer: str | None = None
         self.control = 0
         self.fresh_at: float | None = None
@@ -106,8 +105,8 @@ class Exchange:
         """Wait until it is time, and exchange."""
         await self._pace.wait(self._is_due)
         begun_s = self._monotonic_s()
-        pushes = self._due_pushes()
-        moved = await self.once(pushes, self._due_state())
+        pushes, state = self._due()
+        moved = await self.once(pushes, state)
         self.took_s = self._monotonic_s() - begun_s
         if moved is None:
             await asyncio.sleep(_UNREACHED_S)
@@ -122,27 +121,16 @@ class Exchange:
         undecided = self._learner.control != self.control
         return undecided or self._learner.open_rows + self._writer.queued > 0
 
-    def _due_pushes(self) -> list[Any]:
-        if self._follower.unsaid or isinstance(self._learner, OrderedLearner):
-            return []
-        now = self._learner.mergeable or self._learner.frozen or self._writer.stopping
-        if not now and self._monotonic_s() - self._cut_at < self._cut_due_s:
-            return []
-        with self._cutting():
-            return self._learner.pushes(_PUSHES)
-
-    def _due_state(self) -> OrderedState | None:
-        """Return what was learned in order, if this replica is asked for it and it is time."""
+    def _due(self) -> tuple[list[Push], OrderedState | None]:
+        """Return what is to be sent now: deltas, or what was learned in order."""
         learner = self._learner
-        if not isinstance(learner, OrderedLearner) or self._follower.unsaid:
-            return None
-        if not (learner.keeper and learner.unsent):
-            return None
-        hurry = learner.frozen or self._writer.stopping
+        if self._follower.unsaid or not learner.due:
+            return [], None
+        hurry = learner.mergeable or learner.frozen or self._writer.stopping
         if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
-            return None
+            return [], None
         with self._cutting():
-            return learner.state()
+            return learner.outgoing(_PUSHES)
 
     @property
     def _cut_due_s(self) -> float:
@@ -158,7 +146,7 @@ class Exchange:
         self._cut_at = self._monotonic_s()
         self._cut_cost_s = self._cpu_s() - begun
 
-    async def once(self, pushes: list[Any], state: OrderedState | None = None) -> bool | None:
+    async def once(self, pushes: list[Push], state: OrderedState | None = None) -> bool | None:
         """One push and pull.  None: no contact; otherwise whether anything changed."""
         learner = self._learner
         self._act_on(pushes)
@@ -174,7 +162,7 @@ class Exchange:
             control=self.control,
             after=learner.arrival.after,
             adopts=self._learns,
-            role=learner.role if isinstance(learner, OrderedLearner) else "",
+            role=learner.role,
             state=state,
         )
         sent_at = self._monotonic_s()
@@ -182,12 +170,11 @@ class Exchange:
         if reply is None:
             return None
         part = reply.kind == "part"
-        if reply.control > self._writer.decisions.seq:  # know it before it is acted on
-            await self._writer.look()
+        decided = await self._control.upto(reply.control)  # know it before it is acted on
         if reply.rewrite != learner.rewrite and not part:  # and what is undone, before learning
-            await self._writer.look()
-            learner.undone = self._writer.decisions.undone
-        learner.tally.answers_after = self._writer.decisions.answers_after
+            decided = await self._control.current()
+            learner.undone = decided.undone
+        learner.tally.answers_after = decided.answers_after
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
             return True  # a new incarnation since: the reply may leave out its clock
@@ -198,14 +185,13 @@ class Exchange:
         changed = part or learner.on_reply(reply)
         if rewritten and reply.rewrite == learner.rewrite:
             await self._rewritten()
-        if isinstance(learner, OverlayLearner):
-            await self._prepare(learner)
+        await self._prepare()
         for _ in islice(learner.drop_old(), _DROPS):
             await asyncio.sleep(0)
         if learner.catching_up:
             self._pace.now.set()
         else:
-            if not isinstance(learner, OverlayLearner) or learner.is_newest(reply):
+            if learner.is_newest(reply):
                 self.fresh_at = sent_at - reply.confirmed_ms / 1e3
             self.peer = reply.peer or None
             behind = max(reply.count - learner.version[1], 0)
@@ -214,7 +200,7 @@ class Exchange:
             await self._adopt(partition)
         if len(pushes) == _PUSHES:
             self._pace.now.set()
-        self._follower.wake.set()
+        self._wake.set()
         return changed or bool(reply.orphans)
 
     async def _ask(self, request: SyncRequest) -> SyncReply | None:
@@ -247,15 +233,13 @@ class Exchange:
 
     def _wants_values(self) -> bool:
         """Whether the next reply should have some."""
+        rested = self._monotonic_s() >= self._take_due_s
         learner = self._learner
-        if learner.catching_up:
-            return True
-        if isinstance(learner, OverlayLearner):
-            return self._monotonic_s() >= self._take_due_s
-        return not isinstance(learner, OrderedLearner) and (learner.mergeable or not self._learns)
+        return learner.catching_up or learner.wants_values(learns=self._learns, rested=rested)
 
-    async def _prepare(self, learner: OverlayLearner) -> None:
+    async def _prepare(self) -> None:
         """Load the values that have come: each step stops everything else, so not too often."""
+        learner = self._learner
         version, costs_s, begun_s = learner.version, list[float](), self._cpu_s()
         for _ in learner.prepared():
             costs_s.append(self._cpu_s() - begun_s)
@@ -271,7 +255,7 @@ class Exchange:
             return
         try:
             end = await self._store.write(self._store.journal.seal, partition)
-            await self._writer.look()  # which rows have failed already
+            await self._control.current()  # which rows have failed already
         except ReplayError as error:
             log.warning("could not seal partition %d: %s", partition, error)
             return
@@ -280,7 +264,7 @@ class Exchange:
         self._learner.adopt(partition, end)
         self._pace.now.set()
 
-    def _act_on(self, pushes: list[Any]) -> None:
+    def _act_on(self, pushes: list[Push]) -> None:
         """A decision is acted on once no row is on its way that was judged before it.
 
         A freeze: once all that was written before it is learned and pushed, too.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import BaseLearner
 from online.rows import history
 from replay.journal.base import Row, Verdict
 
@@ -21,9 +20,7 @@ class Fates:
         The local model if another process learns the rows; None: this one does.
     """
 
-    def __init__(
-        self, decisions: history.Decisions, follows: Learner | OrderedLearner | None
-    ) -> None:
+    def __init__(self, decisions: history.Decisions, follows: BaseLearner | None) -> None:
         self._decisions, self._follows = decisions, follows
 
     def status(self, row: Row, reason: str | None) -> str:

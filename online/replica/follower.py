@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from online.learning.alike import alike
-from online.learning.merged import LEARNED, Learner
-from online.learning.overlay import OverlayLearner
+from online.learning.base import LEARNED
 from online.replica.killing_rows import Claims
 from online.replica.learning_cost import Cost
 from online.replica.shared import Shared
+from online.replica.writer import Writer
 from online.rows.history import is_again
 from online.watch.drift import Judge
 from replay.errors import JournalDamaged, JournalUnavailable
@@ -42,10 +42,6 @@ class Follower:
 
     Parameters
     ----------
-    stamp
-        The local model's version as answers state it.
-    updates
-        Rows in the open delta that start an exchange with the parameter server.
     judge
         Is shown the replica's own rows once they are learned; None: nobody is.
     """
@@ -55,24 +51,20 @@ class Follower:
     def __init__(
         self,
         shared: Shared,
+        writer: Writer,
         *,
-        stamp: Callable[[], str],
-        updates: int,
         judge: Judge | None = None,
     ) -> None:
         self._judge = judge
-        self.wake = asyncio.Event()
         # by partition (0: of all), why its rows can't be learned
         self._damaged: dict[int, str] = {}
         self.unsaid = False  # a row has failed and that is not in the journal yet: push nothing
         learner, store = shared.learner, shared.store
-        self._learner, self._writer, self._store = learner, shared.writer, store
-        self._counts, self._pace = shared.counts, shared.pace
-        self._stamp, self._updates = stamp, updates
+        self._learner, self._writer, self._store = learner, writer, store
+        self._counts, self._pace, self._control = shared.counts, shared.pace, shared.control
+        self._wake, self._updates = shared.wake, shared.settings.sync.updates
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
-        # what the process that learns for all can learn is not what this one can
-        self._decides = not isinstance(learner, OverlayLearner)
         self._claims = Claims(
             lambda *place: store.write(store.journal.claim, *place), patience_s=self._patience_s
         )
@@ -95,7 +87,7 @@ class Follower:
                 continue
             if not rows:
                 await self._wait()
-                self.wake.clear()
+                self._wake.clear()
                 turn_s = now()
                 continue
             at = 0
@@ -119,14 +111,27 @@ class Follower:
         """After :meth:`run` was cancelled: this process has not died at the row at hand."""
         await self._claims.end()
 
+    async def catch_up(self, patience_s: float) -> None:
+        """Learn what is there before the first answer is given, if that takes no longer."""
+
+    def fresh_at_s(self, confirmed_s: float | None) -> float | None:
+        """Monotonic time at which the local model had all that there was; None: never.
+
+        ``confirmed_s``: when the server last confirmed the values that are here.
+        """
+        return confirmed_s
+
+    def updates_behind(self, versions: int | None) -> int | None:
+        """Updates that may be missing here; ``versions``: those that the server is ahead."""
+        return versions
+
     async def _wait(self) -> None:
         """Until there may be rows to learn."""
-        await self.wake.wait()
+        await self._wake.wait()
 
     async def _rows(self) -> Sequence[Row]:
         """The next rows to learn: from memory if they are there, else from the journal."""
         committed = self._writer.committed
-        assert isinstance(self._learner, (Learner, OverlayLearner))
         for partition, offset in self._learner.wanted():
             n = _READ_ROWS
             if partition == self._writer.partition:
@@ -180,7 +185,7 @@ class Follower:
         0: the next one has to be learned by itself.
         """
         learner, writer, first = self._learner, self._writer, rows[at]
-        if first.partition != writer.partition or not isinstance(learner, Learner):
+        if first.partition != writer.partition or not learner.walks:
             return 0
         example = writer.decoded.get(first.offset)
         if example is None or not learner.wants(first):
@@ -190,7 +195,7 @@ class Follower:
         some = rows[at : at + most]
         known = [writer.decoded.get(row.offset) for row in some]
         n = alike(some, known)
-        if n < _ALIKE_LEAST or any(map(writer.decisions.failure, some[:n])):
+        if n < _ALIKE_LEAST or any(map(self._control.decisions.failure, some[:n])):
             return 0
         version, before = f"{learner.version[0]}.{learner.version[1]}", learner.own
         begun_s = time.perf_counter()
@@ -206,7 +211,7 @@ class Follower:
             shown = [(r, e) for r, e in zip(some[:n], examples, strict=False) if not is_again(r)]
             if shown:
                 self._judge.learned_all(*zip(*shown, strict=True))
-        writer.note_alike(some[:n], version, before)
+        writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
         self._suit(n, most, time.perf_counter() - begun_s)
         return n
@@ -233,7 +238,7 @@ class Follower:
         if self._moved() or not self._learner.wants(row):
             await self._claims.end()
             return False
-        before = self._stamp()
+        before = self._learner.stamp
         known = None
         if row.partition == self._writer.partition:
             known = self._writer.decoded.pop(row.offset, None)
@@ -242,7 +247,7 @@ class Follower:
         self.cost.note(time.perf_counter() - begun_s)
         if failed is not None:
             self._counts["failed"] += 1
-            if given_up is None and self._decides:
+            if given_up is None and self._learner.decides:
                 await self._write_failed(row, failed.reason)
         self._counts["learned"] += failed is None and row.verdict in LEARNED
         self._set_pace()
@@ -250,8 +255,8 @@ class Follower:
             self._show_judge(self._judge, row)
         if row.partition == self._writer.partition:
             reason = failed.reason if failed else None
-            undecided = reason is not None and given_up is None and not self._decides
-            self._writer.note_learned(row, before, reason, undecided=undecided)
+            undecided = reason is not None and given_up is None and not self._learner.decides
+            self._writer.answers.note_learned(row, before, reason, undecided=undecided)
         await self._claims.end()
         return True
 
@@ -276,7 +281,7 @@ class Follower:
 
     async def _given_up(self, row: Row) -> str | None:
         """Why the row must not be learned: the journal says so, or learners have died at it."""
-        if (reason := self._writer.decisions.failure(row)) is not None:
+        if (reason := self._control.decisions.failure(row)) is not None:
             return reason
         if row.partition == self._writer.partition:
             return None
@@ -289,7 +294,7 @@ class Follower:
         self.unsaid = True
         while True:
             try:
-                await self._writer.write_failed(row, reason)
+                await self._control.write_failed(row, reason)
                 break
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)

@@ -6,7 +6,6 @@ import logging
 
 from online.replica.memory_settings import fill
 from online.replica.shared import Shared
-from online.settings.model import ModelSettings
 from online.trust.filtering import Filtering
 from replay.errors import ReplayError
 
@@ -24,14 +23,9 @@ class Remembering:
         Who is quarantined; None: nobody.
     """
 
-    def __init__(
-        self,
-        shared: Shared,
-        settings: ModelSettings,
-        filters: Filtering | None,
-    ) -> None:
-        self._learner, self._writer, self._store = shared.learner, shared.writer, shared.store
-        self._counts, self._settings, self._filters = shared.counts, settings, filters
+    def __init__(self, shared: Shared, filters: Filtering | None) -> None:
+        self._learner, self._control, self._store = shared.learner, shared.control, shared.store
+        self._counts, self._settings, self._filters = shared.counts, shared.settings, filters
         self._banned_by = 0  # newest control row by which banned sources were purged
         if filters is not None:
             filters.reputations.on_quarantine = self.purge
@@ -48,7 +42,7 @@ class Remembering:
 
     def look(self) -> None:
         """Purge those banned since the last look."""
-        decisions = self._writer.decisions
+        decisions = self._control.decisions
         if decisions.seq > self._banned_by:
             self._banned_by = decisions.seq
             for source in decisions.bans:
@@ -61,8 +55,8 @@ class Remembering:
             return
         name, rows = self._settings.name, self._settings.replay.rebuild_rows
         try:
-            await self._writer.look()
-            fresh, decisions = memory.emptied(), self._writer.decisions
+            decisions = await self._control.current()
+            fresh = memory.emptied()
             n = await self._store.read(fill, fresh, self._store.journal, name, rows, decisions)
         except ReplayError as error:
             log.warning("nothing is rehearsed of what came before: %s", error)

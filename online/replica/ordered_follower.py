@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from online.learning.ordered import OrderedLearner
 from online.replica.follower import Follower
 from online.replica.shared import Shared
+from online.replica.writer import Writer
+from online.watch.drift import Judge
 from replay.journal.base import Row
 
 _PAGE_ROWS: Final = 256
@@ -37,17 +39,10 @@ class OrderedFollower(Follower):
     ----------
     learner
         The learner of ``shared``.
-    model
-        Its name.
-    interval_s
-        Between two looks at the journal while rows come.
-
     Attributes
     ----------
-    fresh_s
-        When the journal was last read to an end that is learned by now; None: never.
-    behind
-        Rows of the store after those that are learned, at most; None before the first look.
+    caught_up
+        Set when the rows of all partitions are learned that there were at a look.
     """
 
     _patience_s = 5.0
@@ -55,26 +50,40 @@ class OrderedFollower(Follower):
     def __init__(
         self,
         shared: Shared,
+        writer: Writer,
         learner: OrderedLearner,
         *,
-        model: str,
-        interval_s: float,
-        **judged: Any,
+        judge: Judge | None = None,
     ) -> None:
-        super().__init__(shared, **judged)
-        self._ordered, self._model, self._now_s = learner, model, shared.clocks.monotonic_s
-        self._interval_s = self._pause_s = interval_s
-        self.fresh_s: float | None = None
-        self.behind: int | None = None
+        super().__init__(shared, writer, judge=judge)
+        self._ordered, self._model = learner, shared.settings.name
+        self._now_s = shared.clocks.monotonic_s
+        self._interval_s = self._pause_s = shared.settings.sync.interval_ms / 1e3
+        self._fresh_s: float | None = None
+        self._behind: int | None = None
         self.caught_up = asyncio.Event()
         self._before: int | None = None  # rows up to here are older than this process
         self._copy = 0  # of the model, when the rows at hand were asked for
         self._page: _Page | None = None  # whose rows are being learned
 
+    async def catch_up(self, patience_s: float) -> None:
+        """Learn the rows since the snapshot that was begun with."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self.caught_up.wait()
+
+    def fresh_at_s(self, confirmed_s: float | None) -> float | None:
+        """Tell when the journal was last read to an end that is learned by now; None: never."""
+        return self._fresh_s
+
+    def updates_behind(self, versions: int | None) -> int | None:
+        """Rows after those that are learned, at most; None before the first look."""
+        return self._behind
+
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._pause_s):  # wait_for may swallow a cancellation
-                await self.wake.wait()
+                await self._wake.wait()
         self._pause_s = min(self._pause_s * 2, self._interval_s * _IDLE_FACTOR)
 
     async def _rows(self) -> Sequence[Row]:
@@ -107,7 +116,7 @@ class OrderedFollower(Follower):
         last = rows[-1].seq if rows else position
         ended = len(page.rows) < _PAGE_ROWS and len(rows) == len(page.rows)
         self._page = _Page(last, upto, asked_s if ended else None)
-        self.behind = max(page.upto - position, 0)
+        self._behind = max(page.upto - position, 0)
         if not rows:
             self._finish_page()
             return ()
@@ -130,7 +139,7 @@ class OrderedFollower(Follower):
             return  # older values have come meanwhile: it is read again
         self._ordered.pass_to(page.upto)
         if page.asked_s is not None:
-            self.fresh_s, self.behind = page.asked_s, 0
+            self._fresh_s, self._behind = page.asked_s, 0
             self.caught_up.set()
 
     def _moved(self) -> bool:
@@ -138,7 +147,7 @@ class OrderedFollower(Follower):
 
     async def _given_up(self, row: Row) -> str | None:
         """Rows from before this process may have ended another one: they are claimed."""
-        if (reason := self._writer.decisions.failure(row)) is not None:
+        if (reason := self._control.decisions.failure(row)) is not None:
             return reason
         if self._before is None or row.seq > self._before:
             return None
@@ -148,6 +157,5 @@ class OrderedFollower(Follower):
         if reason is not None:
             await self._write_failed(row, reason)
         elif self._claims.careful(row.partition):  # another process may have given it up
-            await self._writer.look()
-            reason = self._writer.decisions.failure(row)
+            reason = (await self._control.current()).failure(row)
         return reason

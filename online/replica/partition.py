@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
-from online.replica.journal_threads import JournalThreads
+from online.replica.shared import Shared
 from replay.errors import JournalUnavailable, PartitionSealed
 from replay.journal.base import Appended, NewRow
 
 log = logging.getLogger("online.writer")
 
-_PAUSE_S = 0.02  # between two attempts to write, at first
-_PAUSE_MAX_S = 1.0
+_PAUSE_S: Final = 0.02  # between two attempts to write, at first
+_PAUSE_MAX_S: Final = 1.0
+_UNOPENED_S: Final = 0.2  # between two attempts to take a partition
 
 
 class Partition:
@@ -22,11 +23,8 @@ class Partition:
 
     Parameters
     ----------
-    seen
-        Epoch of the local model's values: a store that does not know it has lost rows, and a
-        partition that is new there would not show it.
     moves_on
-        Awaited when somebody has sealed it: opens another one and returns its number.
+        Awaited when somebody has sealed it: has another one opened.
 
     Attributes
     ----------
@@ -36,18 +34,34 @@ class Partition:
         Whether the last append has met a server's epoch that was not known.
     """
 
-    def __init__(
-        self,
-        store: JournalThreads,
-        counts: Counter[str],
-        seen: Callable[[], int],
-        moves_on: Callable[[int], Awaitable[int]],
-    ) -> None:
+    def __init__(self, shared: Shared, moves_on: Callable[[], Awaitable[None]]) -> None:
         self.number = self.known = 0
         self.new_server = False
-        self._store, self._counts = store, counts
-        self._seen, self._moves_on = seen, moves_on
+        self._shared, self._store, self._counts = shared, shared.store, shared.counts
+        self._moves_on = moves_on
         self._epoch = 0
+
+    def _seen(self) -> int:
+        """Epoch of the local model's values: a store that does not know it has lost rows.
+
+        A partition that is new there would not show it.
+        """
+        return self._shared.learner.version[0]
+
+    async def open(self) -> None:
+        """Take a new one, however long that takes."""
+        model, who, now_s = self._shared.settings.name, self._shared.who, self._shared.clocks.now_s
+        register = self._store.journal.register
+        while True:
+            try:
+                opened = await self._store.write(register, model, who.replica, who.spec, now_s())
+                break
+            except JournalUnavailable as error:
+                log.warning("journal: %s", error)
+                await asyncio.sleep(_UNOPENED_S)
+        self.number, self.known = int(opened.id), 0
+        if who.learns:
+            self._shared.learner.open_partition(self.number)
 
     async def append(self, rows: Sequence[NewRow]) -> Appended:
         """Write, as often as it takes to know.  Raises ReplayError if nothing was written."""
@@ -65,7 +79,7 @@ class Partition:
             except PartitionSealed:
                 # Somebody thought this replica dead and learns its rows.
                 self._counts["sealed"] += 1
-                self.number, self.known = await self._moves_on(self.number), 0
+                await self._moves_on()
             except JournalUnavailable as error:
                 if error.definite and certain:
                     raise

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import BaseLearner
 from paramserver import wire
 from paramserver.parts import Parts
 
@@ -32,7 +31,7 @@ class Peer:
 
     def __init__(
         self,
-        learner: Learner | OrderedLearner,
+        learner: BaseLearner,
         replica: str,
         spec: str,
         age_ms: Callable[[], float | None],
@@ -46,12 +45,12 @@ class Peer:
         A model that is learned in order is not told: its values are written down too rarely.
         """
         learner, age_ms = self._learner, self._age_ms()
-        request = wire.decode_request(data)
-        if isinstance(learner, OrderedLearner) or not learner.ready or age_ms is None:
+        request, values = wire.decode_request(data), learner.pulled
+        if values is None or not learner.ready or age_ms is None:
             return None
         if request.format != wire.FORMAT:
             return None
-        told = self._parts.told(request, learner.pulled, learner.version, learner.changes_since)
+        told = self._parts.told(request, values, learner.version, learner.changes_since)
         reply = wire.SyncReply(
             format=wire.FORMAT,
             spec=self._spec,

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from evaluation.drift.alarm import Alarm
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import BaseLearner
 from online.replica.surroundings import Clocks, Outside
 from online.settings.model import ModelSettings
 from online.trust.trigger_watch import TriggerWatch
@@ -39,7 +38,7 @@ class Reactions:
     def __init__(
         self,
         settings: ModelSettings,
-        learner: Learner | OrderedLearner,
+        learner: BaseLearner,
         outside: Outside,
         counts: Counter[str],
         clocks: Clocks,
@@ -55,7 +54,7 @@ class Reactions:
         self.watch: Watch | None = None
         self._watch_due_s = 0.0
         guarded = settings.training.guard and getattr(learner.serving, "halves", False)
-        if outside.ask is not None and guarded and isinstance(learner, Learner):
+        if outside.ask is not None and guarded and learner.recovers:
             recover = partial(outside.ask, "recover")
             self.watch = Watch(settings.task, learner, recover, clocks.now_s)
 

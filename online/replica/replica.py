@@ -21,7 +21,6 @@ report the freeze as acted on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections import Counter
@@ -30,11 +29,11 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation.drift.alarm import Alarm
-from online.learning.merged import Learner
+from online.learning.base import BaseLearner
 from online.learning.ordered import OrderedLearner
-from online.learning.overlay import OverlayLearner
 from online.models.base import Trainable
 from online.replica.backlog import Backlog
+from online.replica.control_log import ControlLog
 from online.replica.exchange import Exchange
 from online.replica.follower import Follower
 from online.replica.journal_threads import JournalThreads
@@ -53,7 +52,7 @@ from online.telemetry import Durations
 from online.trust.filtering import Filtering
 from online.watch.canary import Canary
 from online.watch.drift import Judge
-from replay.errors import JournalUnavailable, ReplayError
+from replay.errors import ReplayError
 from replay.example import Label
 
 log = logging.getLogger("online.replica")
@@ -82,7 +81,7 @@ class ModelReplica:
         self,
         settings: ModelSettings,
         limits: Limits,
-        learner: Learner | OrderedLearner,
+        learner: BaseLearner,
         who: Who,
         outside: Outside,
         *,
@@ -99,19 +98,20 @@ class ModelReplica:
         self.durations = Durations()
         self.store = JournalThreads(outside.journal)
         self._pace = Pace(settings.sync.interval_ms / 1e3)
-        self.writer = self._new_writer()
+        self.control = ControlLog(settings.name, who.spec, self.store)
         self._shared = Shared(
-            learner, self.writer, self.store, self.counts, self._pace, who, clocks
-        )
+            settings, limits, learner, self.store, self.control,
+            self.counts, self._pace, who, clocks,
+        )  # fmt: skip
+        self.writer = Writer(self._shared, filters)
         if filters is not None:
             learner.evidence.heard = filters
-        self._memory = Remembering(self._shared, settings, filters)
+        self._memory = Remembering(self._shared, filters)
         self.backlog = Backlog(learner, self.writer, learns=who.learns)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
         self.exchange = Exchange(
-            self._shared, self._follower, self.backlog, outside,
-            interval_s=settings.snapshots.interval_s,
+            self._shared, self.writer, self._follower, self.backlog, outside,
             report=self.report,
             rewritten=self._on_rewrite,
         )  # fmt: skip
@@ -124,25 +124,12 @@ class ModelReplica:
         self._slow_due_s = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _new_writer(self) -> Writer:
-        learner, settings = self.learner, self.settings
-        return Writer(
-            settings.name, self.spec, self.limits, self.store, self.counts,
-            stamp=self.stamp, frozen=lambda: learner.frozen, seen=lambda: learner.version[0],
-            moved=self._on_commit, sealed=self._on_sealed,
-            follows=None if self._learns else learner, filters=self.filters,
-            now_s=self.now_s, label_life_s=settings.token_lifetime,
-        )  # fmt: skip
-
     def _new_follower(self) -> Follower:
-        learner, sync = self.learner, self.settings.sync
-        if isinstance(learner, OrderedLearner) and not isinstance(learner, OverlayLearner):
-            return OrderedFollower(
-                self._shared, learner,
-                stamp=self.stamp, updates=sync.updates, judge=self.judge,
-                model=self.settings.name, interval_s=sync.interval_ms / 1e3,
-            )  # fmt: skip
-        return Follower(self._shared, stamp=self.stamp, updates=sync.updates, judge=self.judge)
+        learner = self.learner
+        if learner.in_order:
+            assert isinstance(learner, OrderedLearner)
+            return OrderedFollower(self._shared, self.writer, learner, judge=self.judge)
+        return Follower(self._shared, self.writer, judge=self.judge)
 
     def _new_judge(self, canary: Canary | None) -> Judge | None:
         if not (self.settings.drift.watch and self._learns):
@@ -159,7 +146,7 @@ class ModelReplica:
 
     async def start(self) -> None:
         """Take a partition and the newest values; returns when the replica can answer."""
-        self.writer.partition = await self._register()
+        await self.writer.open()
         while not self.learner.ready:
             if not await self.exchange.once([]):
                 await asyncio.sleep(0.1)
@@ -169,10 +156,7 @@ class ModelReplica:
         if self._learns:
             loops.insert(1, self._follower.run)
         self._tasks = [asyncio.create_task(self._forever(loop)) for loop in loops]
-        if isinstance(self._follower, OrderedFollower):  # the rows since the last snapshot
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CATCH_UP_S):
-                    await self._follower.caught_up.wait()
+        await self._follower.catch_up(_CATCH_UP_S)
 
     async def _on_rewrite(self) -> None:
         if self.judge is not None and self.settings.drift.on_rise != "relearn":  # a fresh model's
@@ -206,14 +190,8 @@ class ModelReplica:
         Its owner does not learn, and its seal is not waited for; after a start, or a restart, it
         goes on from the server's clock.  Idempotent.
         """
-        if isinstance(self.learner, OrderedLearner):  # all partitions, always
-            self.exchange.publishes = True
-            return
-        for other, track in list(self.learner.tracks.items()):
-            if track.end is None and other not in (partition, self.writer.partition):
-                self.learner.abandon(other)
-        if partition not in self.learner.tracks:
-            self.learner.adopt(partition, None)
+        self.exchange.publishes = self.learner.in_order
+        if self.learner.follow(partition, self.writer.partition):
             self._pace.now.set()
 
     async def _forever(self, loop: Callable[[], Any]) -> None:
@@ -229,37 +207,6 @@ class ModelReplica:
                 log.exception("model %s", self.settings.name)
                 await asyncio.sleep(0.2)
 
-    async def _register(self) -> int:
-        """Number of a new partition of this process."""
-        while True:
-            try:
-                partition = await self.store.write(
-                    self.store.journal.register,
-                    self.settings.name,
-                    self.replica,
-                    self.spec,
-                    self.now_s(),
-                )
-                break
-            except JournalUnavailable as error:
-                log.warning("journal: %s", error)
-                await asyncio.sleep(0.2)
-        if self._learns:
-            self.learner.open_partition(partition.id)
-        return int(partition.id)
-
-    async def _on_sealed(self, partition: int) -> int:
-        """Somebody else learns the rest of the partition: drop what is held of it, take another."""
-        self.learner.abandon(partition)
-        if self.filters is not None:
-            self.filters.reputations.leave(partition)
-        return await self._register()
-
-    def _on_commit(self, new_server: bool) -> None:
-        self._follower.wake.set()
-        if new_server:  # do not wait to meet it
-            self._pace.now.set()
-
     # -- what answers are made of ------------------------------------------------------------
 
     @property
@@ -267,16 +214,12 @@ class ModelReplica:
         """``epoch.count`` of the values that the local model stands on."""
         return f"{self.learner.version[0]}.{self.learner.version[1]}"
 
-    def stamp(self) -> str:
-        """``epoch.count+own``: the local model with its own rows on top."""
-        return f"{self.version}+{self.learner.own}"
-
     @property
     def incident(self) -> str | None:
         """Return what an operator has to look at; None if there is nothing."""
         acted = self._reactions.incident
-        damaged = self._follower.incident
-        return self.exchange.refused or self.writer.incident or damaged or self._unexpected or acted
+        unwritten, damaged = self.writer.answers.incident, self._follower.incident
+        return self.exchange.refused or unwritten or damaged or self._unexpected or acted
 
     @property
     def age_ms(self) -> float | None:
@@ -284,11 +227,8 @@ class ModelReplica:
 
         Of a model learned in order: since the journal was read to its end.
         """
-        follower = self._follower
-        fresh_at = self.exchange.fresh_at
-        if isinstance(follower, OrderedFollower):
-            fresh_at = follower.fresh_s
-        return None if fresh_at is None else (self._monotonic_s() - fresh_at) * 1e3
+        fresh_s = self._follower.fresh_at_s(self.exchange.fresh_at)
+        return None if fresh_s is None else (self._monotonic_s() - fresh_s) * 1e3
 
     @property
     def updates_behind(self) -> int | None:
@@ -296,9 +236,7 @@ class ModelReplica:
 
         Of a model learned in order: rows of the store that may be missing here.
         """
-        if isinstance(self._follower, OrderedFollower):
-            return self._follower.behind
-        return self.exchange.versions_behind
+        return self._follower.updates_behind(self.exchange.versions_behind)
 
     def report(self) -> dict[str, float]:
         """Counters and gauges of this replica; disposable."""

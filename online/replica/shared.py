@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import BaseLearner
+from online.replica.control_log import ControlLog
 from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
 from online.replica.surroundings import Clocks, Who
-from online.replica.writer import Writer
+from online.settings.config import Limits
+from online.settings.model import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +23,30 @@ class Shared:
     ----------
     learner
         The local model.
-    writer
-        It writes this process's partition.
-    store
-        The journal's steps on threads.
+    store, control
+        The journal's steps on threads, and what its control rows decide about the model.
     counts
         Counters by name, sent to the parameter server with each exchange.
     pace
         It says when the next exchange is due.
     who, clocks
         Name of the process, and its time.
+    wake
+        Set when there may be rows to learn.
     """
 
-    learner: Learner | OrderedLearner
-    writer: Writer
+    settings: ModelSettings
+    limits: Limits
+    learner: BaseLearner
     store: JournalThreads
+    control: ControlLog
     counts: Counter[str]
     pace: Pace
     who: Who
     clocks: Clocks
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def followed(self) -> BaseLearner | None:
+        """The local model if another process learns what is written here; None: this one does."""
+        return None if self.who.learns else self.learner

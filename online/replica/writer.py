@@ -13,113 +13,77 @@ written in a second step of the same commit (:mod:`online.rows.joins`).
 from __future__ import annotations
 
 import asyncio
-import logging
 from bisect import bisect_right
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from itertools import accumulate, islice
 
 import msgspec
 
 from online.errors import journal_held
-from online.learning.merged import LEARNED, Learner
-from online.learning.ordered import OrderedLearner
-from online.replica import answers
 from online.replica.answers import Answers, Waiter
-from online.replica.fates import Fates
 from online.replica.filtered import filtered
-from online.replica.journal_threads import JournalThreads
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, waiting_for
+from online.replica.queue import Queue
+from online.replica.refused import stopping, unanswered_in_time
+from online.replica.shared import Shared
 from online.replica.written_behind import Behind
-from online.rows import history
 from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
-from online.settings.config import Limits
 from online.trust.filtering import Filtering
-from replay.errors import JournalDamaged, JournalHeld, JournalUnavailable, ReplayError
+from replay.errors import JournalHeld, JournalUnavailable, ReplayError
 from replay.example import Example
 from replay.journal.base import NewRow, Outcome, Row, Verdict
-
-log = logging.getLogger("online.writer")
-
-_BATCH_ROWS = 256  # of feedback in one commit; one request's rows are never split
 
 
 class Writer:
     """Writes one model's feedback into this process's partition.
 
+    Where another process learns the rows, they are answered ``queued`` at their commit, and at most
+    ``limits.queue_max`` of them may be missing in the local model.
+
     Parameters
     ----------
-    model, spec
-        Its name, and the hash of its spec: a row that one model fails on another may learn.
-    stamp
-        The local model's version as answers state it.
-    frozen
-        Whether the model is: rows are then written as such, and answered without being learned.
-    moved
-        Called when rows were committed; True: the store knows a server that is new.
-    sealed
-        Awaited when somebody sealed the partition: it opens another and returns its number.
-    follows
-        The local model if another process learns the rows: they are answered ``queued`` at their
-        commit, and at most ``limits.queue_max`` of them may be missing in it.
     filters
         Judge rows before they are written, unless the model is frozen; None: all are accepted.
-    seen
-        Epoch of the local model's values, as of :class:`online.replica.partition.Partition`.
-    now_s, label_life_s
-        The wall clock (POSIX seconds), and how long labels wait for their predictions.
+
+    Attributes
+    ----------
+    answers
+        Who waits for which row.
+    committed, decoded
+        Rows to be learned here, and what they say, by offset.
+    to_learn
+        The last row of the partition that is not frozen.
+    writing, committing
+        Whether a commit is under way, and one of rows that are not frozen.
+    judged_by
+        Newest control row that was known when these were judged.
     """
 
-    def __init__(
-        self,
-        model: str,
-        spec: str,
-        limits: Limits,
-        store: JournalThreads,
-        counts: Counter[str],
-        *,
-        stamp: Callable[[], str],
-        frozen: Callable[[], bool],
-        moved: Callable[[bool], None],
-        sealed: Callable[[int], Awaitable[int]],
-        follows: Learner | OrderedLearner | None = None,
-        filters: Filtering | None = None,
-        seen: Callable[[], int] = lambda: 0,
-        now_s: Callable[[], float] = lambda: 0.0,
-        label_life_s: float = 0.0,
-    ) -> None:
-        self.stopping = False
-        self.incident: str | None = None
+    def __init__(self, shared: Shared, filters: Filtering | None) -> None:
+        self.stopping = self.writing = self.committing = False
         self.committed: deque[Row] = deque()
-        self.decoded: dict[int, Example] = {}  # what committed rows say, by offset
-        self.to_learn = 0  # the last row of the partition that is not frozen
-        self.writing = False
-        self.committing = False  # rows that are not frozen
-        self.judged_by = 0  # these: newest control row that was known
-        self.decisions = history.Decisions(spec)
-        self._fates = Fates(self.decisions, follows)
-        self._model, self._spec = model, spec
-        self._limits, self._store, self._counts = limits, store, counts
-        self._stamp, self._frozen, self._moved, self._sealed = stamp, frozen, moved, sealed
-        self._follows, self._filters = follows, filters
-        self._now_s, self._label_life_s = now_s, label_life_s
-        self._uncommitted = 0  # rows that were taken and wait for their commit
-        self._queue: deque[Waiting] = deque()
-        most = limits.joins_queue_max
-        self._halves = Behind(most, most * limits.token_bytes_max)
-        self._at = Partition(store, counts, seen, self._move_on)
-        self._answers = Answers()
+        self.decoded: dict[int, Example] = {}
+        self.to_learn = self.judged_by = 0
+        self._shared, self._filters, self._limits = shared, filters, shared.limits
+        self._learner, self._followed = shared.learner, shared.followed
+        self._store, self._control, self._counts = shared.store, shared.control, shared.counts
+        self._queue = Queue(shared.limits, shared.counts)
+        most = shared.limits.joins_queue_max
+        self._halves = Behind(most, most * shared.limits.token_bytes_max)
+        self._at = Partition(shared, self._move_on)
+        self.answers = Answers(shared, self._at)
         self._wake = asyncio.Event()
+
+    async def open(self) -> None:
+        """Take the first partition."""
+        await self._at.open()
 
     @property
     def partition(self) -> int:
         """Number of the partition that is written."""
         return self._at.number
-
-    @partition.setter
-    def partition(self, number: int) -> None:
-        self._at.number = number
 
     @property
     def known(self) -> int:
@@ -129,7 +93,7 @@ class Writer:
     @property
     def waiting(self) -> int:
         """Requests that wait for the journal, or to be learned."""
-        return self._answers.requests
+        return self.answers.requests
 
     @property
     def halves(self) -> int:
@@ -161,54 +125,35 @@ class Writer:
         repeat with the same id).
         """
         if self.stopping:
-            raise answers.stopping()
-        if self.waiting >= self.waiting_max:
-            self._counts["refused_busy"] += len(rows)
-            raise answers.busy()
-        self._check_queue(len(rows))
+            raise stopping()
+        missing = None if self._followed is None else self.queued
+        self._queue.check(len(rows), self.waiting, missing)
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         waiting = waiting_for(rows, examples, done, decided=decided)
-        self._queue.append(waiting)
-        self._uncommitted += len(rows)
-        self._answers.requests += 1
+        self._queue.put(waiting)
+        self.answers.requests += 1
         self._wake.set()
         late = loop.call_later(self._limits.feedback_wait_s, _give_up, done)
         try:
             await done  # who goes away cancels it, and nothing else
         except TimeoutError:
             self._counts["feedback_timeouts"] += len(rows)
-            if self._withdraw(waiting):
-                raise journal_held(
-                    self.incident or "the rows before these are not written yet"
-                ) from None
-            raise answers.unanswered_in_time() from None
+            if self._queue.withdraw(waiting):
+                self.answers.requests -= 1
+                held = "the rows before these are not written yet"
+                raise journal_held(self.answers.incident or held) from None
+            raise unanswered_in_time() from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
 
-    def _withdraw(self, waiting: Waiting) -> bool:
-        """Take the rows of a request back, if no commit has begun with them: then none will."""
-        if waiting not in self._queue:
-            return False
-        self._queue.remove(waiting)
-        self._uncommitted -= len(waiting.rows)
-        self._answers.requests -= 1
-        return True
-
     @property
     def queued(self) -> int:
         """Rows committed here that the model lacks, because another process learns them."""
-        if self._follows is None:
+        if self._followed is None:
             return 0
-        return max(self.known - self._follows.clock.get(self.partition, 0), 0)
-
-    def _check_queue(self, n: int) -> None:
-        most = self._limits.queue_max
-        if self._follows is None or self.queued + self._uncommitted + n <= most:
-            return
-        self._counts["refused_queue"] += n
-        raise answers.queue_full(self.queued, most)
+        return max(self.known - self._followed.clock.get(self.partition, 0), 0)
 
     def keep(self, half: NewRow) -> None:
         """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
@@ -220,52 +165,37 @@ class Writer:
         else:
             self._counts["joins_dropped"] += 1
 
-    @property
-    def waiting_max(self) -> int:
-        """Requests that may wait for the journal: half of the slots, the rest can predict."""
-        return self._limits.ongoing_max // 2
-
     async def run(self) -> None:
         """Commit whatever waits, for ever."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._queue or len(self._halves):
-                batch: list[Waiting] = []
-                size = 0
-                while self._queue and (not batch or size + len(self._queue[0].rows) <= _BATCH_ROWS):
-                    size += len(self._queue[0].rows)
-                    batch.append(self._queue.popleft())
+                batch = self._queue.take()
+                size = sum(len(waiting.rows) for waiting in batch)
                 room = max(self._store.journal.batch_rows_max - size, 0)
                 await self._commit(self._halves.take(room), batch)
 
     async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
-        self.writing, self.judged_by = True, self.decisions.seq  # a thread may read more meanwhile
-        unanswered: list[tuple[Waiter, Outcome]] = []
+        self.writing, self.judged_by = True, self._control.decisions.seq  # a thread reads more
         try:
             if halves or any(waiting.joins for waiting in batch):
-                await self._write_joins(halves, batch, unanswered)
+                await self._write_joins(halves, batch)
             else:
-                await self._write_whole(batch, unanswered)
+                await self._write_whole(batch)
         finally:
             self.writing = self.committing = False
-            self._uncommitted -= sum(len(waiting.rows) for waiting in batch)
-        for event, outcome in unanswered:
-            try:
-                await self._stand(event.waiting, event.i, outcome)
-            except JournalDamaged as error:  # a row or a decision that it took to answer
-                self._spoil(event.waiting, event.i, error)
+            self._queue.written(batch)
+        await self.answers.after_commit()
 
-    async def _write_whole(
-        self, batch: list[Waiting], unanswered: list[tuple[Waiter, Outcome]]
-    ) -> None:
-        """Append ordinary rows; ``unanswered`` gets those that nobody will learn now."""
+    async def _write_whole(self, batch: list[Waiting]) -> None:
+        """Append ordinary rows."""
         events = [Waiter(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
         rows = [row for waiting in batch for row in waiting.rows]
         examples = [example for waiting in batch for example in waiting.examples]
-        if self.decisions.sources:
-            judged = zip(rows, events, strict=True)
-            rows = [self._judged(row, event.waiting.decided) for row, event in judged]
+        if self._control.decisions.sources:
+            judged, given = self._control.judged, zip(rows, events, strict=True)
+            rows = [row if event.waiting.decided else judged(row) for row, event in given]
         most = self._store.journal.batch_rows_max
         for start in range(0, len(events), most):
             stop = start + most
@@ -280,18 +210,13 @@ class Writer:
             for event, row, example, outcome in zip(
                 events[start:stop], written, known, outcomes, strict=True
             ):
-                stands = self._expect(event, outcome, unanswered)
+                stands = self.answers.note_written(event, outcome)
                 if example is not None and stands is not None and stands.payload == row.payload:
                     self.decoded[stands.offset] = example
 
-    async def _write_joins(
-        self,
-        halves: list[NewRow],
-        batch: list[Waiting],
-        unanswered: list[tuple[Waiter, Outcome]],
-    ) -> None:
+    async def _write_joins(self, halves: list[NewRow], batch: list[Waiting]) -> None:
         """The same for rows among which are sides of stored joins: each may take several steps."""
-        since = self._now_s() - self._label_life_s
+        since = self._shared.clocks.now_s() - self._shared.settings.token_lifetime
         most = self._limits.waiting_labels_max
         events = [Written(entry_of(half, most, since), half=half) for half in halves]
         for waiting in batch:
@@ -303,7 +228,8 @@ class Writer:
             sizes = list(accumulate(len(event.entry.rows) for event in events))
             fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
             some, later = events[:fit], events[fit:]
-            rows = [self._judged(row, e.decided) for e in some for row in e.entry.rows]
+            judged = self._control.judged
+            rows = [row if e.decided else judged(row) for e in some for row in e.entry.rows]
             try:
                 outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
             except ReplayError as error:
@@ -313,7 +239,7 @@ class Writer:
             for event in some:
                 # Without a pause: whoever learns a new row finds who waits for it.
                 found = list(islice(outcomes, len(event.entry.rows)))
-                left += self._settle(event, found, unanswered)
+                left += self._settle(event, found)
             events = left + later
         self._refuse(events, JournalUnavailable("other replicas were faster each time"))
 
@@ -324,7 +250,7 @@ class Writer:
 
         ``examples`` become what the rows say then.  Raises ReplayError if nothing was written.
         """
-        if self._frozen():
+        if self._learner.frozen:
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
             self.committing = True
@@ -336,30 +262,17 @@ class Writer:
             if self._filters is not None:
                 self._filters.dropped()
             raise
-        self.incident = None
+        self.answers.incident = None
         if self._filters is not None:
             self._filters.committed(rows, appended.outcomes)
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
         self._take(fresh)
-        self._moved(self._at.new_server)
+        self._shared.wake.set()
+        if self._at.new_server:  # do not wait to meet it
+            self._shared.pace.now.set()
         return rows, appended.outcomes
 
-    def _expect(
-        self, event: Waiter, outcome: Outcome, unanswered: list[tuple[Waiter, Outcome]]
-    ) -> Row | None:
-        """Answer for a row when it is learned: it is returned if it is new and learned here."""
-        row = outcome.row
-        if outcome.new and row is not None and self._answers.add(row.offset, event):
-            return row
-        unanswered.append((event, outcome))
-        return None
-
-    def _settle(
-        self,
-        event: Written,
-        outcomes: list[Outcome],
-        unanswered: list[tuple[Waiter, Outcome]],
-    ) -> list[Written]:
+    def _settle(self, event: Written, outcomes: list[Outcome]) -> list[Written]:
         """Return what has to be appended next after these outcomes of the event's rows."""
         entry, waiting = event.entry, event.waiting
         try:
@@ -374,121 +287,37 @@ class Writer:
         if waiting is not None:
             if (row := outcome.row) is not None:
                 waiting.keys[event.i] = row.key
-            self._expect(Waiter(waiting, event.i), outcome, unanswered)
+            self.answers.note_written(Waiter(waiting, event.i), outcome)
         return [Written(after) for after in entry.after]
-
-    def _judged(self, row: NewRow, decided: bool) -> NewRow:
-        """The row with its verdict, which is final unless the model is frozen."""
-        if decided or not self.decisions.banned(row.source):
-            return row
-        return msgspec.structs.replace(row, verdict=Verdict.QUARANTINED)
 
     def _take(self, fresh: Sequence[Row]) -> None:
         """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
         rows = [row for row in fresh if row.verdict is not Verdict.FROZEN]
         if rows:
             self.to_learn = max(self.to_learn, *(row.offset for row in rows))
-        if self._follows is None:
-            self.committed.extend(self._answers.expect(rows))
-
-    async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
-        """Answer for an event that nobody learns now: a repeat, one frozen, queued or waiting."""
-        row, now = outcome.row, self._stamp()
-        if outcome.damaged is not None:
-            self._spoil(waiting, i, outcome.damaged)
-            return
-        if row is None:
-            found = Recorded("waiting", None, now, now, False, None, outcome.since)
-            self._answers.give(waiting, i, found)
-            return
-        if row.partition == self.partition and self._answers.add(
-            row.offset, Waiter(waiting, i, True)
-        ):
-            return  # it is learned together with the first
-        # what failed was written before it counted
-        if not outcome.new or self._fates.is_there(row):
-            await self.look()
-        reason, again = self.decisions.failure(row), None
-        status = self._fates.status(row, reason)
-        if not outcome.new and status in ("frozen", "undone", "released"):
-            place = (self._store.journal, self._model, self.decisions, row)
-            again = await self._store.surely(history.standing, *place)
-        found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
-        self._answers.give(waiting, i, found)
-
-    def _spoil(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
-        """Answer for an event of which the store has something, and nobody can say what."""
-        self.incident = str(error)
-        self._counts["damaged"] += 1
-        now = self._stamp()
-        self._answers.give(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
-
-    async def look(self) -> None:
-        """Read the control rows that are new, as often as it takes."""
-        await self._store.surely(self.decisions.read, self._store.journal, self._model)
+        if self._followed is None:
+            self.committed.extend(self.answers.expect(rows))
 
     def _refuse(self, events: Sequence[Written], error: ReplayError) -> None:
         """Nothing more is written of the events; of a request's others something may have been."""
-        self.incident = str(error)
-        held = isinstance(error, JournalHeld)
         behind = [event.half for event in events if event.half is not None]
-        if held:  # the next commit takes them
+        if isinstance(error, JournalHeld):  # the next commit takes them
             self._halves.put_back(behind)
         else:
             self._counts["joins_dropped"] += len(behind)
-        refused = Counter(event.waiting for event in events if event.waiting is not None)
-        for waiting, n in refused.items():
-            self._counts["refused_journal"] += n
-            failure = answers.refusal_of(error, in_part=n < len(waiting.rows))
-            self._answers.refuse(waiting, failure)
+        self.answers.refuse(events, error)
 
-    async def _move_on(self, old: int) -> int:
-        """A new partition.  Rows of the old one that are committed are the adopter's to learn."""
-        waiters = self._answers.leave()
+    async def _move_on(self) -> None:
+        """Somebody else learns the rest of the partition: drop what is held of it, take another."""
+        waiters = self.answers.leave()
         self.committed.clear()
         self.decoded.clear()
-        number = await self._sealed(old)
-        self._at.number, self._at.known = number, 0
+        self._learner.abandon(self.partition)
+        if self._filters is not None:
+            self._filters.reputations.leave(self.partition)
+        await self._at.open()
         self.to_learn = 0
-        now = self._stamp()
-        for waiter in waiters:
-            waiting, i, repeat = waiter.waiting, waiter.i, waiter.repeat
-            standing = await self._store.surely(
-                self._store.journal.find, self._model, waiting.keys[i]
-            )
-            if standing is not None:
-                # Its adopter learns it: nobody here can say yet what will become of it.
-                learned = standing.verdict in LEARNED
-                status = "queued" if learned else self._fates.status(standing, None)
-                self._answers.give(waiting, i, Recorded(status, standing, now, now, repeat))
-        return number
-
-    def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
-        """Rows of this partition were learned one after the other, on top of ``own`` others."""
-        self._answers.give_alike(rows, self._fates.status, version, own)
-
-    def note_learned(
-        self, row: Row, before: str, reason: str | None, *, undecided: bool = False
-    ) -> None:
-        """A row of this partition was learned (``reason``: why it could not be).
-
-        ``undecided``: another process has the last word, and has not said it.
-        """
-        if waiters := self._answers.take(row.offset):
-            status, now = self._fates.status(row, reason), self._stamp()
-            if undecided:
-                status, reason = "queued", None
-            for waiter in waiters:
-                found = Recorded(status, row, before, now, waiter.repeat, reason)
-                self._answers.give(waiter.waiting, waiter.i, found)
-
-    async def write_failed(self, row: Row, reason: str) -> None:
-        """Say in the journal that the row could not be learned; the first to say so wins."""
-        self.decisions.failed[row.key.hex()] = reason
-        key = f"failed:{self._spec[:16]}:{row.key.hex()}"
-        await self._store.write(
-            self._store.journal.write_control, self._model, "failed", key, reason.encode()
-        )
+        await self.answers.leave_to_adopter(waiters)
 
 
 def _give_up(done: asyncio.Future[None]) -> None:

@@ -150,7 +150,7 @@ def _label(example: Example, regression: bool) -> Label:
 
 
 def _predicted(score: Mapping[str, float] | None, *, regression: bool) -> Label | None:
-    """The answer as the service counts it: see :func:`online.learning.merged.increments_of`."""
+    """The answer as the service counts it: see :func:`online.learning.scores.increments_of`."""
     if not score:
         return None
     if regression:

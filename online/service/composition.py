@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from online.learning.base import BaseLearner
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
@@ -93,7 +94,7 @@ def model_replica(
 
 def _learner(
     model: ModelSettings, settings: Settings, loaded: Loaded, *, for_others: bool
-) -> Learner | OrderedLearner:
+) -> BaseLearner:
     """The learner that the merge rule asks for."""
     rows_max = max(model.sync.updates * 16, 1024)
     rule = merge_rule(model, loaded.model)

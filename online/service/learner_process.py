@@ -20,7 +20,6 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
-from online.learning.overlay import OverlayLearner
 from online.models.from_settings import load_model
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import Keys
@@ -115,16 +114,10 @@ class Background:
         """Begin; returns at once, rows wait in the journal until the process is there."""
         self._task = asyncio.create_task(self._tend())
 
-    @property
-    def _needed(self) -> bool:
-        """Whether this replica has the process: of those that share one, the server names it."""
-        learner = self._replica.learner
-        return learner.keeper if isinstance(learner, OverlayLearner) else True
-
     async def _tend(self) -> None:
         while True:
             try:
-                if not self._needed:
+                if not self._replica.learner.needs_process:
                     await self._end()
                 elif self._actor is None:
                     self._actor = self._start()

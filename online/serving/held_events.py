@@ -182,7 +182,7 @@ class Kept:
 
     def _check_learning(self, model: str, what: str) -> None:
         replica = self._replicas[model]
-        if replica.writer.decisions.frozen or replica.learner.frozen:
+        if replica.control.decisions.frozen or replica.learner.frozen:
             message = f"the model is frozen: it learns nothing, so {what}"
             hint = "Unfreeze it first: online unfreeze"
             raise RequestError(409, "still_frozen", message, None, hint, 1)
@@ -197,12 +197,11 @@ class Kept:
 
     async def _decided(self, model: str) -> Decisions:
         """Return what the control rows say, those of just now included."""
-        writer = self._replicas[model].writer
+        control = self._replicas[model].control
         try:
-            await asyncio.wait_for(writer.look(), ASK_TIMEOUT_S)
+            return await asyncio.wait_for(control.current(), ASK_TIMEOUT_S)
         except (ReplayError, TimeoutError) as error:
             raise _unavailable(error) from None
-        return writer.decisions
 
     async def _read_on(self, model: str, step: Callable[..., Any], *args: Any) -> Any:
         return await self._on(model, step, self._journals[model], model, *args)

@@ -19,6 +19,7 @@ from evaluation.summary import summary
 from online.errors import RequestError
 from online.replica.replica import ModelReplica
 from online.rows.promoted import decision
+from online.rows.schema import schema_of
 from online.serving import journal_room
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
 from online.watch.drift import of_all
@@ -123,7 +124,7 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "drift": _drift(replica, replicas),
-            "example": None if replica.judge is None else replica.judge.example,
+            "example": _example(replica),
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
@@ -401,6 +402,15 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what this replica's filters know; None if nothing is judged."""
     return None if replica.filters is None else replica.filters.shown()
+
+
+def _example(replica: ModelReplica) -> dict[str, Any] | None:
+    """A request as the model knows them; before the first row, one that is declared, if any is."""
+    if replica.judge is not None and (known := replica.judge.example) is not None:
+        return known
+    if (schema := schema_of(replica.settings)) is None:
+        return None
+    return {"features": schema.example(), "label": None}
 
 
 def _drift(

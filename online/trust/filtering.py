@@ -25,8 +25,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import BaseLearner
 from online.learning.source_evidence import judged_of
 from online.models.base import Model
 from online.models.slopes import Sloped
@@ -392,7 +391,7 @@ _WRITTEN: Final = {
 
 def filtering_for(
     model: ModelSettings,
-    learner: Learner | OrderedLearner,
+    learner: BaseLearner,
     root: RootSet | None,
     *,
     sources_max: int,

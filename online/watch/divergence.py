@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from evaluation.metrics import Task
+from online.learning.base import BaseLearner
 from online.learning.counters import ANOTHERS
-from online.learning.merged import Learner
 from paramserver.errors import ParamServerError
 
 log = logging.getLogger("online.guard")
@@ -97,7 +97,7 @@ class Watch:
     def __init__(
         self,
         task: Task,
-        learner: Learner,
+        learner: BaseLearner,
         recover: Callable[[int, float], Awaitable[Mapping[str, Any]]],
         now_s: Callable[[], float],
     ) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from evaluation.drift.alarm import Alarm
-from online.learning.merged import Learner
-from online.learning.ordered import OrderedLearner
+from online.learning.base import BaseLearner
 from online.settings.model import Drift
 from paramserver.errors import ParamServerError, RollbackRefused
 
@@ -47,7 +46,7 @@ class Rise:
         self,
         model: str,
         settings: Drift,
-        learner: Learner | OrderedLearner,
+        learner: BaseLearner,
         ask: Ask | None,
         relearn: Relearn | None,
     ) -> None:

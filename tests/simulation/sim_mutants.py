@@ -61,7 +61,8 @@ _EARLY = (
     "            place = (self.partition, self.known + 1 + self.early.index(r.key))\n"
     "            row = Row(0, *place, r.key, r.event_id, r.source, r.verdict, r.factor, r.payload,"
     " r.at)\n"
-    "            return [Recorded('learned', row, self._stamp(), self._stamp(), True)]\n"
+    "            now = self._learner.stamp\n"
+    "            return [Recorded('learned', row, now, now, True)]\n"
 )
 _DECIDE_LATER = (
     "            plain = [msgspec.structs.replace(row, factor=1.0) for row in rows]\n"
@@ -148,9 +149,9 @@ MUTANTS: dict[str, Mutant] = {
     "a duplicate is answered before the first is learned": Mutant(
         (
             (
-                _WRITER,
-                "if row.partition == self.partition and self._answers.add(",
-                "if row.partition == -1 and self._answers.add(",
+                _ANSWERS,
+                "if row.partition == self._partition.number and self.add(",
+                "if row.partition == -1 and self.add(",
             ),
         ),
         climate=_only("bad weather", "lost answers", "clock", events=60, feedback_wait_s=0.5),
@@ -434,7 +435,7 @@ MUTANTS: dict[str, Mutant] = {
         (
             (
                 _PEERS,
-                "learner.pulled, learner.version",
+                "values, learner.version",
                 "learner._cut() or learner._pulled.with_deltas("
                 "learner._deltas.pending(learner.clock)), learner.version",
             ),

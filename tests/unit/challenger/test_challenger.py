@@ -14,7 +14,7 @@ import pytest
 from benchmarks.shadowed import BETTER, EQUAL, Apart, turning
 from online.challenger.comparison import Ahead, Challenger, Standing
 from online.challenger.shadow import Shadow
-from online.learning.local_model import score_of
+from online.learning.scores import score_of
 from online.models.base import Model, learn_example
 from online.models.from_settings import load_model
 from online.models.load import Loaded

@@ -16,8 +16,8 @@ import pytest
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import Stream, open_stream
-from online.learning.local_model import score_of
 from online.learning.merged import Learner
+from online.learning.scores import score_of
 from online.models.base import Prediction, learn_example
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.experts import CLASSES_MAX

@@ -27,9 +27,6 @@ PARAMETERS_MAX: Final = 8
 EXCEPTIONS: Final = {  # nothing is added here: whoever makes one smaller takes it off
     "online/client/client.py:AsyncClient()": "each parameter is an argument of its users",
     "online/client/client.py:Client()": "each parameter is an argument of its users",
-    "online/learning/ordered.py:OrderedLearner": "the pointer and the hidden rows change together",
-    "online/replica/writer.py:Writer": "waiting and answering are one state",
-    "online/replica/writer.py:Writer()": "what it calls back is passed one by one",
     "replay/journal/redis.py:RedisJournal": "every method is one step of the store",
     "replay/journal/redis.py:RedisJournal()": "each parameter is a bound of the settings",
     "replay/journal/redisscripts.py": "Lua: the steps share functions that stand in front of them",

@@ -94,7 +94,7 @@ def test_learning_goes_on_when_the_row_is_put_right(
         await worlds.until(lambda: replica.incident is not None)
         damage(world, dead, 4, "factor", 1.0)
         for _ in range(500):
-            replica._follower.wake.set()
+            replica._shared.wake.set()
             await asyncio.sleep(0.01)
             if replica.incident is None:
                 break

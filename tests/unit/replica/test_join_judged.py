@@ -125,7 +125,7 @@ def test_a_ban_stops_a_label_that_waits(tmp_path: Path, when: str) -> None:
 
         async def ban() -> None:
             world.server.ban("x", True)
-            await until(lambda: replica.writer.decisions.banned("x"))
+            await until(lambda: replica.control.decisions.banned("x"))
 
         if when == "before the label":
             await ban()

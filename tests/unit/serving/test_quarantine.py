@@ -17,6 +17,7 @@ import online.rows.history
 import online.serving.held_events
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest
+from online.replica.control_log import ControlLog
 from online.replica.writer import Writer
 from online.serving.status import Cluster
 from paramserver import errors
@@ -193,7 +194,7 @@ async def banned(world: Any) -> None:
     judged = asyncio.create_task(sent(serving, event("b", "bot")))
     await worlds.until(lambda: Held.appends == 2)  # judged, and not written yet
     ban = asyncio.create_task(one.ban("m", "bot", banned=True))
-    await worlds.until(lambda: replica.writer.decisions.banned("bot"))
+    await worlds.until(lambda: replica.control.decisions.banned("bot"))
     met = world.client.met
     await worlds.until(lambda: world.client.met > met + 3)
     assert not ban.done(), "a row that was judged before is on its way"
@@ -225,7 +226,7 @@ def test_mutants_of_a_ban_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
     if rule == "judged":
-        monkeypatch.setattr(Writer, "_judged", lambda self, row, decided: row)
+        monkeypatch.setattr(ControlLog, "judged", lambda self, row: row)
     else:
         monkeypatch.setattr(
             Writer, "judged_by", property(lambda s: 2**62, lambda s, v: None), False

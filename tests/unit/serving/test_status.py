@@ -57,13 +57,15 @@ class World:
     def __init__(self, server: Server, size_max: int | None = 1000) -> None:
         self.server = server
         self.now_s, self.usage = 0.0, Usage(100, size_max, 10, 0)
-        self.broken = False
+        self.broken, self.decisions = False, Decisions("spec")
         tally = SimpleNamespace(digest=(10, 0), counters={})
-        writer = SimpleNamespace(look=self.look, decisions=Decisions("spec"), partition=7)
+        control = SimpleNamespace(current=self.look, decisions=self.decisions)
+        writer = SimpleNamespace(partition=1)
         self.replica: Any = SimpleNamespace(
-            replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
-            updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, writer=writer,
-            store=SimpleNamespace(read=self.read), judge=None, filters=None,
+            replica="r1", settings=SimpleNamespace(task="binary", features=None), version="1.2",
+            age_ms=4.0,
+            updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, control=control,
+            writer=writer, store=SimpleNamespace(read=self.read), judge=None, filters=None,
             exchange=SimpleNamespace(peer=None),
             learner=SimpleNamespace(tally=tally, frozen=False, memory=None, tracks={}),
         )  # fmt: skip
@@ -78,8 +80,9 @@ class World:
             raise JournalUnavailable("it is gone")
         return step(*args)
 
-    async def look(self) -> None:
-        await self.read(lambda: None)
+    async def look(self) -> Decisions:
+        decisions: Decisions = await self.read(lambda: self.decisions)
+        return decisions
 
     def shown(self) -> dict[str, Any]:
         return asyncio.run(self.cluster.model("m"))

@@ -306,7 +306,7 @@ def test_answers_of_the_model_that_served_before_a_promotion_say_nothing_of_this
                 journal.write_control("m", rewrites.PROMOTE, "promote:1", msgspec.json.encode(note))
         replica = await w.replica(ask=ask)
         if before:  # a server that starts after the row tells of it; this one runs already
-            await replica.writer.look()
+            await replica.control.current()
             await world.until(lambda: replica.learner.tally.answers_after == 7)
         n = 0
         for epoch, answer in ((7, 0.0), (7, 0.0), (8, 90.0), (8, 90.0), (8, 90.0)):

@@ -11,6 +11,7 @@ from typing import Any
 from river import linear_model, optim
 
 from evaluation.metrics import Task
+from online.learning.base import BaseLearner
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
@@ -122,7 +123,7 @@ class World:
         model = ModelSettings(
             name="m", task=task, learner="linreg", sync=Sync(interval_ms=5), **settings
         )
-        learner: Learner | OrderedLearner
+        learner: BaseLearner
         if overlay:
             learner = OverlayLearner(build, task=task, spec=SPEC, rows_max=64, own_rows=learns)
         elif ordered:

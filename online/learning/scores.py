@@ -1,0 +1,44 @@
+"""An answer becomes a score that is kept in the row, and a learned row counts in the metrics."""
+
+from __future__ import annotations
+
+from evaluation.metrics import Task, details, increments, majority
+from online.learning.counters import ANOTHERS, COSTS, Tally
+from online.models.base import Prediction
+from replay.example import Example, Label, label_of, label_text
+
+
+def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
+    """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""
+    if prediction.probabilities is not None:
+        return {label_text(k): v for k, v in prediction.probabilities.items()}
+    if prediction.label is None:
+        return None
+    if task == "regression":
+        return {"": float(prediction.label)}
+    return {label_text(prediction.label): 1.0}
+
+
+def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
+    """Return what the row adds to the prequential counters."""
+    score, shares = example.score, None
+    predicted: Label | None = None
+    if task == "regression":
+        mean = majority(task, tally.counters)
+        predicted = score.get("") if score else None
+    else:
+        mean, shares = tally.majority(), score
+        predicted = label_of(max(score, key=score.__getitem__)) if score else None
+    counted = increments(
+        task,
+        label=example.label,
+        predicted=predicted,
+        probabilities=shares,
+        no_change=example.no_change,
+        majority=mean,
+    )
+    if score is not None:
+        counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    if example.version is not None and example.version[0] <= tally.answers_after:
+        counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
+    return counted
