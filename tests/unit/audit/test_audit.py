@@ -284,6 +284,26 @@ def test_a_log_that_begins_anew_is_noticed(journal: Any, forged: Any) -> None:
     assert faults(journal, seen) == ["3 lines are missing at the end: snapshot 1-1 knows them"]
 
 
+def test_lines_that_went_with_a_journal_are_missed_until_that_is_accepted(
+    journal: Any, forged: Any
+) -> None:
+    seen = newest(journal)
+    forged("DELETE FROM lines WHERE number >= 3", "DELETE FROM control WHERE seq >= 2")
+    before, after = (SeenHead("1-1", seen.number, seen.sha256, at) for at in (6.0, 8.0))
+    assert len(faults(journal, before)) == 1
+    journal.write_control("m", "lost", "lost:1", b"{}")
+    note(journal, "pin", "m", {"snapshot": "2-2", "on": True})
+    assert faults(journal, before) == [], "the line says that somebody went on without"
+    assert len(faults(journal, after)) == 1, "a snapshot from after it knows better"
+    assert len(faults(journal, SeenHead("1-1", 2, "0" * 64, 6.0))) == 1, "older lines must be there"
+    key = "UPDATE lines SET checksum = checksum(number, text)"
+    stranger = Signer([OTHER]).line(
+        Entry(9.0, "lost", "x", "m", key="lost:1"), journal.lines(1, 1)[0]
+    )
+    forged(f"UPDATE lines SET text = x'{stranger.text.hex()}' WHERE number = 3", key)
+    assert len(faults(journal, before)) > 1, "nobody without the key accepts a loss"
+
+
 def test_a_decision_that_was_taken_away_is_noticed(journal: Any, forged: Any) -> None:
     forged("DELETE FROM control WHERE seq = 2")
     assert faults(journal) == ["line 3: its decision about 'm' is not in the journal"]
