@@ -1,4 +1,4 @@
-"""Laws say what single filters are there to catch; see :mod:`paramserver.filters.checks`."""
+"""Laws say what single filters are there to catch; see :mod:`paramserver.testing.filters`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy.typing as npt
 
 from paramserver.filters.base import Event, Filter, Gradient, Source
 from paramserver.filters.chain import Chain
-from paramserver.filters.checks import (
+from paramserver.filters.inputs import Layer
+from paramserver.filters.reference import Reference
+from paramserver.filters.schema import Schema
+from paramserver.testing.filters import (
     HONEST,
     HOSTILE,
     ROWS,
@@ -21,9 +24,6 @@ from paramserver.filters.checks import (
     play,
     share_taken,
 )
-from paramserver.filters.inputs import Layer
-from paramserver.filters.reference import Reference
-from paramserver.filters.schema import Schema
 
 
 def _most(make: Make, forge: Forge, share: float, *, n: int = 400, skip: int = 100) -> None:

@@ -1,0 +1,1 @@
+"""Suites that every implementation has to pass: of journals and buffers."""
