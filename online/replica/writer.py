@@ -126,7 +126,8 @@ class Writer:
         """
         if self.stopping:
             raise stopping()
-        self._queue.check(len(rows), self.waiting, self.queued if self._followed else None)
+        missing = None if self._followed is None else self.queued
+        self._queue.check(len(rows), self.waiting, missing)
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         waiting = waiting_for(rows, examples, done, decided=decided)

@@ -29,6 +29,7 @@ from online.history.recording import Recording
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.service import parameter_servers, rollout, worker_setup
+from online.service.balancer import balanced
 from online.service.challengers import Challengers
 from online.service.check_state import Models
 from online.service.composition import exchangeable
@@ -46,26 +47,10 @@ log = logging.getLogger("online.cluster")
 
 Progress = Callable[[str], None]
 
-_RELOADED_S = 1.0  # by then the new HAProxy runs: its start and Serve's look at it, doubled
 _GO_OVER_S = 30.0  # for replicas that exchange the model; then their processes are replaced
 _NOTHING = "nothing was changed: the service goes on as it was"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
-
-
-def balanced(private: Path, replicas: int) -> bool:
-    """Whether HAProxy has so many replicas, and its last reload is over.
-
-    Serve writes its configuration right before each reload.  Before the replicas are in it, what
-    answers is Serve's own proxy, and a reload is still to come.
-    """
-    found = (*private.glob("haproxy.cfg"), *private.glob("*/haproxy.cfg"))  # a folder a node
-    for file in found:
-        if file.read_text().count("server SERVE_REPLICA_") < replicas:
-            return False
-        if time.time() - file.stat().st_mtime < _RELOADED_S:
-            return False
-    return True
 
 
 def check_nodes(settings: Settings, nodes: Sequence[str]) -> None:

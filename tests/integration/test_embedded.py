@@ -87,6 +87,19 @@ def test_an_object_is_served_learns_and_is_there_again_after_a_restart(state: Pa
     )
 
 
+def test_a_snapshot_has_what_was_answered_before_it_was_asked_for(state: Path) -> None:
+    with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
+        clicks = service.model
+        for i in range(10):
+            assert clicks.feedback(i % 2 == 0, features={"x": float(i)}).status == "learned"
+            good = clicks.snapshot()["name"]
+            before = answers(service, "clicks")
+            assert clicks.feedback(True, features={"x": 7.0}).status == "learned"
+            assert clicks.rollback(good)["undone"] == 1
+            assert clicks.status()["learned"] == i + 1
+            assert answers(service, "clicks") == before
+
+
 def test_a_repeat_of_an_event_is_known_after_a_restart(state: Path) -> None:
     for duplicate in (False, True):
         with online.serve(model(), state_dir=state, say=quiet) as service:

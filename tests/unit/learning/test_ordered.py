@@ -83,7 +83,7 @@ def test_every_replica_learns_everything_in_commit_order(tmp_path: Path) -> None
             assert replica.updates_behind == 0
             assert replica.age_ms is not None
         assert len({r.learner.tally.digest for r in replicas}) == 1
-        keepers = [r for r in replicas if r.learner.keeper]  # type: ignore[union-attr]
+        keepers = [r for r in replicas if r.learner.keeper]  # type: ignore[attr-defined]
         assert keepers == replicas[:1]
         for replica in replicas:
             await replica.stop(5)

@@ -38,7 +38,7 @@ def test_own_rows_are_there_at_once_and_those_of_others_soon(tmp_path: Path) -> 
             await until(lambda front=front: front.learner.own == 0)  # type: ignore[misc]
             assert front.learner.tally.digest[0] == 120
             assert front.updates_behind == 0
-        assert sorted(r.learner.keeper for r in fronts) == [False, True]  # type: ignore[union-attr]
+        assert sorted(r.learner.keeper for r in fronts) == [False, True]  # type: ignore[attr-defined]
         for replica in (*fronts, writer):
             await replica.stop(5)
 
