@@ -127,7 +127,7 @@ def _number(value: float) -> str:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and "\n" not in value else json.dumps(value)
 
 
 def _prose(text: str) -> str:

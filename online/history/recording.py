@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from online.client.connection import Connection
+from online.history.samples import Mark
 from online.history.series import FOLDER, Series
+from refusals import reason
 
 log = logging.getLogger("online.history")
 
@@ -23,6 +26,35 @@ Ask = Callable[[], list[Mapping[str, Any]]]
 """Status of each model, as ``GET /v1/models`` gives them; what it raises is logged."""
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The service as it was at one moment, for whoever else wants to know.
+
+    Attributes
+    ----------
+    at
+        POSIX seconds.
+    service
+        Its address.
+    statuses
+        One of each model, as ``GET /v1/models`` gives them.
+    marks
+        By model, what has happened since the look before.
+    failed
+        Why there is no status; None: there is.
+    """
+
+    at: float
+    service: str
+    statuses: Sequence[Mapping[str, Any]] = ()
+    marks: Mapping[str, Sequence[Mark]] = field(default_factory=dict)
+    failed: str | None = None
+
+
+class _NotAllowed(Exception):
+    """The service does not tell this process how it is."""
+
+
 class Recording:
     """Records the models of a service on a thread of its own, once it is told to start.
 
@@ -30,12 +62,20 @@ class Recording:
     ----------
     state_dir
         The state folder; the histories stand in its folder ``history``.
+    heard
+        Is given each look on that thread, and None when there are no more.
     now_s
         The wall clock, in POSIX seconds.
     """
 
-    def __init__(self, state_dir: Path, now_s: Callable[[], float] = time.time) -> None:
-        self._folder, self._now_s = state_dir / FOLDER, now_s
+    def __init__(
+        self,
+        state_dir: Path,
+        heard: Callable[[Look | None], None] = lambda _: None,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder, self._heard, self._now_s = state_dir / FOLDER, heard, now_s
+        self._url = ""
         self._series: dict[str, Series] = {}
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -43,12 +83,15 @@ class Recording:
     def of(self, url: str, token: str | None) -> None:
         """Record what the service at ``url`` says; returns at once."""
         connection = Connection(url, _ASK_S, token)
+        self._url = url
 
         def ask() -> list[Mapping[str, Any]]:
             try:
                 status, answer = connection.get("/v1/models")
             finally:
                 connection.close()  # the next question is far away
+            if status in (401, 403):
+                raise _NotAllowed(f"the service answers {status}: it has tokens, and none is known")
             if status != 200:
                 raise OSError(f"the service answers {status}: {str(answer)[:200]}")
             models: list[Mapping[str, Any]] = answer["models"]
@@ -81,14 +124,32 @@ class Recording:
             for series in self._series.values():
                 series.close()
             self._series.clear()
+            self._tell(None)
 
     def _record(self, ask: Ask) -> None:
         """Nothing that goes wrong here may cost the service more than a gap in a chart."""
         try:
-            for status in ask():
-                name = str(status["model"])
-                if name not in self._series:
-                    self._series[name] = Series(self._folder, name)
-                self._series[name].add(dict(status), self._now_s())
+            statuses = ask()
+        except _NotAllowed as error:  # it answers: nobody is told that it does not
+            log.info("nothing is recorded: %s", error)
+            return
         except Exception as error:
             log.info("the history has a gap: %r", error)
+            self._tell(Look(self._now_s(), self._url, failed=reason(error)))
+            return
+        marks: dict[str, Sequence[Mark]] = {}
+        for status in statuses:
+            name = str(status["model"])
+            try:
+                if name not in self._series:
+                    self._series[name] = Series(self._folder, name)
+                marks[name] = self._series[name].add(dict(status), self._now_s())
+            except Exception as error:  # a full disk: the look is worth all the more
+                log.info("the history has a gap: %r", error)
+        self._tell(Look(self._now_s(), self._url, statuses, marks))
+
+    def _tell(self, look: Look | None) -> None:
+        try:
+            self._heard(look)
+        except Exception:
+            log.exception("whoever wants to know of the service failed at a look at it")

@@ -64,14 +64,27 @@ class Series:
             self._db, self._last = _open(file)
         self._thinned_at = -math.inf
 
-    def add(self, status: dict[str, Any], at: float) -> None:
+    def add(self, status: dict[str, Any], at: float) -> tuple[Mark, ...]:
         """Add a status of the model (``GET /v1/models/NAME``), taken at ``at`` (POSIX seconds).
 
         One that is not newer than the last is left out: the clock was set back.
+
+        Returns what has happened since the last one; nothing with the very first.  With a disk
+        that does not take it, the chart has a gap, and that is all.
         """
-        if self._last is not None and at <= self._last.at:
-            return
-        taken = sample(status, at, self._last)
+        before = self._last
+        if before is not None and at <= before.at:
+            return ()
+        taken = sample(status, at, before)
+        marks = tuple(happened(before, taken))
+        try:
+            self._write(taken, marks)
+        except sqlite3.Error as error:
+            log.info("the history has a gap: %r", error)
+        self._last = taken
+        return () if before is None else marks
+
+    def _write(self, taken: Sample, marks: Sequence[Mark]) -> None:
         with self._db:
             self._db.execute("BEGIN")
             # What the next sample is compared with is needed of the newest one only.
@@ -79,11 +92,10 @@ class Series:
                 bare = msgspec.structs.replace(self._last, seen={}, raw={})
                 self._db.execute("UPDATE samples SET body = ? WHERE at = ?", _row(bare)[::-1])
             self._db.execute("INSERT INTO samples VALUES (?, ?)", _row(taken))
-            marks = [(mark.at, mark.kind, mark.text) for mark in happened(self._last, taken)]
-            self._db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", marks)
-        self._last = taken
-        if at >= self._thinned_at + _THIN_S:
-            self.thin(at)
+            rows = [(mark.at, mark.kind, mark.text) for mark in marks]
+            self._db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", rows)
+        if taken.at >= self._thinned_at + _THIN_S:
+            self.thin(taken.at)
 
     def thin(self, now: float) -> None:
         """Leave out samples that their age allows to leave out.  The last of a span stays."""

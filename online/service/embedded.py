@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import uvicorn
 
 from evaluation.metrics import Task
+from online.alerts.sending import Sending
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.history.recording import Recording
@@ -108,7 +109,7 @@ class Embedded:
         self._http = _Http(settings.host, settings.port)
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
-        self._recording = Recording(settings.state_dir)
+        self._recording = Recording(settings.state_dir, Sending(lambda: settings.alerts))
 
     def __enter__(self) -> Self:
         return self

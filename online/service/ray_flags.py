@@ -12,6 +12,7 @@ from online.settings.config import Settings
 
 REPLICA_PORTS = 120  # a stopped replica's port rests for a while
 _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them are idle
+_ASKS = "{ path_end /predict } || { path_end /infer }"  # and change nothing
 _FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
 _HEAD_S = 10  # for the head of a request, from the connection's beginning
 _CLIENT_S = 60  # without a byte from a caller whose turn it is
@@ -53,6 +54,10 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
         }
     if haproxy:
         head_in_time = f"timeout http-request {_HEAD_S}s"
+        again = f"""
+    http-request wait-for-body time {_HEAD_S}s if {_ASKS}
+    http-request disable-l7-retry unless {{ method GET HEAD }} || {_ASKS}
+    """
         flags |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -70,7 +75,12 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             # A host that is gone says nothing: its replicas are left out after two seconds, and
             # who is sent to one meanwhile goes on to the next after one (5 s each by default).
             "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
-            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+            # A replica that stops, or is killed, answers nothing: what only asks is asked again of
+            # another one.  Feedback is not, as one without an id would be learned twice.  Serve has
+            # no setting for a line of the section of replicas: this one goes between two of it.
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_RETRIES": "2",  # what ends a process does not go round all of them
+            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"1s{again}default-server",
             # Serve has no setting for how long the head of a request may take, and without one
             # a byte a minute holds a connection for ever.  This one goes into the same section.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\n    {head_in_time}",

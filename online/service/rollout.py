@@ -26,7 +26,7 @@ _LOOK_S = 0.1
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
 _BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
-_AT_ONCE = ("start_wait_s",)  # the process that starts and changes everything alone asks for it
+_AT_ONCE = ("start_wait_s", "alerts")  # asked for only by the process that owns the service
 _BY_RESTART = ("task", "learner", "params", "classes", "state_of")  # of a model: its spec
 
 
@@ -42,11 +42,14 @@ class Changes:
         Replicas know these from their start: each is replaced.
     scaled
         Only the number of replicas, or not even that.
+    at_once
+        The process that owns the service goes by these as soon as it knows them.
     """
 
     restart: tuple[str, ...]
     rolling: tuple[str, ...]
     scaled: bool
+    at_once: tuple[str, ...] = ()
 
 
 def changes(old: Settings, new: Settings) -> Changes:
@@ -66,7 +69,9 @@ def changes(old: Settings, new: Settings) -> Changes:
                 if getattr(was, name) != getattr(model, name):
                     found = restart if name in _BY_RESTART else rolling
                     found.append(f"models.{model.name}.{name}")
-    return Changes(tuple(restart), tuple(rolling), old.replicas != new.replicas)
+    at_once = [name for name in _AT_ONCE if getattr(old, name) != getattr(new, name)]
+    scaled = old.replicas != new.replicas
+    return Changes(tuple(restart), tuple(rolling), scaled, tuple(at_once))
 
 
 def application(

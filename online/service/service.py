@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from online import processes
+from online.alerts.sending import Sending
 from online.challenger import promotion
 from online.client.asking import Asking, NoAnswer
 from online.errors import OnlineError, StartRefused
@@ -49,6 +50,7 @@ Progress = Callable[[str], None]
 
 _GO_OVER_S = 30.0  # for replicas that exchange the model; then their processes are replaced
 _NOTHING = "nothing was changed: the service goes on as it was"
+_AS_THEY_WERE = "the settings are as they were"
 _ROLL_OUT = "roll a new learner out as a `challenger` that is promoted: docs/deploy.md, Upgrade"
 _OBJECT_STORE_BYTES = 100 << 20  # messages are small and go inline
 
@@ -164,6 +166,12 @@ def imported_meanwhile(name: str) -> Iterator[None]:
     thread.join()
 
 
+def needs_restart(names: Sequence[str]) -> list[str]:
+    """Say that new settings were not taken: only a restart changes those named."""
+    roll_out = [_ROLL_OUT] if any(name.startswith("models.") for name in names) else []
+    return [*(f"{name} needs a restart of the service" for name in names), *roll_out, _NOTHING]
+
+
 class Service:
     """A service on one state folder, from start to stop."""
 
@@ -184,7 +192,7 @@ class Service:
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
-        self._recording = Recording(settings.state_dir)
+        self._recording = Recording(settings.state_dir, Sending(lambda: self._settings.alerts))
         self.url = ""
 
     # -- start -------------------------------------------------------------------------------
@@ -299,15 +307,14 @@ class Service:
             if models[name].spec_hash != self._loaded[name].spec_hash and not restart:
                 restart.append(f"models.{name}: its code")
         if restart:
-            roll_out = [_ROLL_OUT] if any(n.startswith("models.") for n in restart) else []
-            told = [f"{name} needs a restart of the service" for name in restart]
-            return [*told, *roll_out, _NOTHING]
+            return needs_restart(restart)
         rolling, code = [*found.rolling], code_hash()
         if code != self._code:  # new processes import what is on the disk now
             rolling.append("the service's code")
         replace = bool(rolling) or self._incomplete or self._compensates(settings, models)
         if not replace and not found.scaled:
-            return ["the settings are as they were"]
+            self._given, self._settings = given, settings
+            return [f"{name} changed" for name in found.at_once] or [_AS_THEY_WERE]
         self._incomplete = True
         if replace:
             self._version += 1
@@ -319,7 +326,7 @@ class Service:
         self._wait_http()
         self._challengers.start(settings)
         self._note()
-        lines = [f"{name} changed" for name in rolling]
+        lines = [f"{name} changed" for name in (*rolling, *found.at_once)]
         if found.scaled:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines

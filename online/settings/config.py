@@ -29,6 +29,7 @@ from pydantic import (
 
 from online.errors import ConfigError
 from online.settings.access_tokens import WITH_SECRETS, AccessTokens
+from online.settings.alerts import Alerts
 from online.settings.file_modes import StateMode, umask_of
 from online.settings.glimpse import STATE_DIR, given_token
 from online.settings.glimpse import environment as environment
@@ -194,6 +195,9 @@ class Settings(Tree):
         "700",
         description="who may use the state folder: 700, 750 (its group reads) or 770 (writes)",
     )
+    alerts: Alerts = Field(
+        Alerts(), description="who is told of alarms, promotions, quarantines: docs/alerts.md"
+    )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
     @property
@@ -215,6 +219,11 @@ class Settings(Tree):
     def key_path(self) -> Path:
         """File of the keys that sign label tokens and pickled blobs."""
         return self.key_file or self.state_dir / "key"
+
+    @field_serializer("alerts", mode="wrap")
+    def _told_by_the_owner(self, value: Alerts, inner: Any, info: SerializationInfo) -> Any:
+        """No process but the one that owns the service sends anything: others get no secret."""
+        return {} if info.context == WITH_SECRETS else inner(value)
 
     @field_serializer("journal", "snapshot_dir", "scores")
     def _hide(self, value: str | None, info: SerializationInfo) -> str | None:
@@ -349,7 +358,7 @@ def _explain(error: ValidationError) -> ConfigError:
         near = difflib.get_close_matches(str(loc[-1]), known, n=1)
         remedy = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
         return ConfigError(field, "unknown setting", remedy)
-    secret = first["type"] == "missing" or first["loc"][0] == "tokens"
+    secret = first["type"] == "missing" or first["loc"][0] in ("tokens", "alerts")
     value = "" if secret else f", got {hidden(repr(first['input']))}"
     said = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     return ConfigError(field, f"{said}{value}", "`online config show` prints every default")
@@ -359,9 +368,7 @@ def _fields(loc: tuple[int | str, ...]) -> list[str]:
     """Names of the settings at a place of the tree."""
     node: type[BaseModel] = Settings
     for part in loc:
-        if part == "models" or isinstance(part, int):
-            node = ModelSettings
-        else:
+        if not isinstance(part, int):  # the place in a list
             annotation = node.model_fields[str(part)].annotation
             for kind in (annotation, *get_args(annotation)):
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -400,6 +407,13 @@ def _check(settings: Settings) -> None:
         if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):
             remedy = "Give weight_max and labels_for to feedback tokens only"
             raise ConfigError("tokens.predict", "a token with weight_max or labels_for", remedy)
+    told = settings.alerts.webhooks or settings.alerts.mail
+    if told and settings.tokens and own_token(settings, {}) is None:
+        raise ConfigError(
+            "alerts",
+            "of the tokens for admin only digests are known, and the service asks itself how it is",
+            "Give one token for admin as it is, in tokens.admin or its file",
+        )
     named = {x for grant in settings.tokens.grants.values() for x in grant.labels_for or ()}
     if unknown := named - settings.tokens.askers:
         log.warning("tokens: labels_for names %s: no token for predict is theirs", sorted(unknown))

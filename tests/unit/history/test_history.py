@@ -201,7 +201,7 @@ def test_nothing_that_goes_wrong_ends_the_recording(
             raise OSError("it does not answer")
         return [status(asked[0], asked[0], {})]
 
-    made = Recording(tmp_path, lambda: BEGIN + asked[0])
+    made = Recording(tmp_path, now_s=lambda: BEGIN + asked[0])
     made.stop()  # before it has begun: nothing
     made.start(ask)
     assert enough.wait(20)

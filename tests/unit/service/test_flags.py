@@ -44,3 +44,14 @@ def test_a_ray_of_our_own_asks_for_a_new_token(tmp_path: Path) -> None:
     assert len(first["RAY_AUTH_TOKEN"]) == 64
     assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
     assert "RAY_AUTH_TOKEN" not in flags(tmp_path, "auto"), "a cluster that is joined has its own"
+
+
+def test_what_only_asks_is_asked_again_and_feedback_never(tmp_path: Path) -> None:
+    found = flags(tmp_path)
+    assert "empty-response" in found["RAY_SERVE_HAPROXY_RETRY_ON"]
+    lines = [line.strip() for line in found["RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER"].splitlines()]
+    (once,) = (line for line in lines if "disable-l7-retry" in line)
+    assert once.partition(" unless ")[2] == (
+        "{ method GET HEAD } || { path_end /predict } || { path_end /infer }"
+    )
+    assert lines[-1] == "default-server", "Serve's next word is one of its options"

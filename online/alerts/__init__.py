@@ -1,0 +1,1 @@
+"""Alerts: what happens to the service is told by webhooks and mail, as the settings say."""

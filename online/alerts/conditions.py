@@ -1,0 +1,110 @@
+"""A look at the service becomes messages here.  It remembers what was said, and is pure.
+
+A condition (an alarm, an incident, a disk that fills, old answers) is told when it begins and when
+it ends; what happened at one moment (a promotion, a decision, a source set aside) is told once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from online.alerts.messages import Alert
+from online.history.recording import Look
+from online.settings.alerts import Kind
+
+_OF_MARK: Final[Mapping[str, Kind]] = {
+    "model": "promotion", "quarantine": "quarantine", "decision": "decision",
+}  # fmt: skip
+"""By a mark's kind, that of its message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Since when (POSIX seconds) a condition holds, in what words, and whether it was told."""
+
+    since: float
+    text: str
+    told: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A condition as one look shows it; it is told once it has held for ``hold_s`` seconds."""
+
+    kind: Kind
+    model: str | None
+    text: str
+    hold_s: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str | None, str]:
+        """The same while only figures in the words change."""
+        words = re.sub(r"\d[\d,.]*", "#", self.text) if self.kind == "incident" else ""
+        return self.kind, self.model, words
+
+
+class Conditions:
+    """Knows which messages follow from each look at the service."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str | None, str], _Held] = {}
+
+    def of(self, look: Look, stale_s: float) -> list[Alert]:
+        """Return the messages that this look gives rise to, in the order of time.
+
+        ``stale_s``: answers from a model so old, or none for so long, are stale.
+        """
+        out = [
+            Alert(_OF_MARK[mark.kind], model, "happened", mark.text, mark.at, look.service)
+            for model, marks in look.marks.items()
+            for mark in marks
+            if mark.kind in _OF_MARK
+        ]
+        seen = {one.key: one for one in _conditions(look, stale_s)}
+        for key, one in seen.items():
+            was = self._held.get(key)
+            since = look.at if was is None else was.since
+            told = was is not None and was.told
+            if not told and look.at - since >= one.hold_s:
+                out.append(Alert(one.kind, one.model, "raised", one.text, look.at, look.service))
+                told = True
+            self._held[key] = _Held(since, one.text, told)
+        for key in [key for key in self._held if key not in seen]:
+            kind, model, _ = key
+            if look.failed is not None and (kind, model) != ("stale", None):
+                continue  # nobody knows: it goes on until the service answers
+            was = self._held.pop(key)
+            if was.told:
+                out.append(Alert(kind, model, "over", was.text, look.at, look.service))  # type: ignore[arg-type]
+        return out
+
+
+def _conditions(look: Look, stale_s: float) -> Iterator[_Seen]:
+    if look.failed is not None:
+        yield _Seen("stale", None, f"it does not answer: {look.failed}", stale_s)
+        return
+    for status in look.statuses:
+        model = str(status["model"])
+        drift, journal = status.get("drift") or {}, status.get("journal") or {}
+        if drift.get("state") == "act":
+            yield _Seen("alarm", model, f"the error rose: {drift.get('why', 'see the page')}")
+        room = journal.get("alarm")
+        if room is not None:
+            yield _Seen("disk", model, str(room))
+        if (incident := status.get("incident")) is not None and incident != room:
+            yield _Seen("incident", model, str(incident))
+        yield from _stale(model, status, stale_s)
+
+
+def _stale(model: str, status: Mapping[str, Any], stale_s: float) -> Iterator[_Seen]:
+    if status.get("server") is None:
+        yield _Seen("stale", model, "the parameter server does not answer", stale_s)
+        return
+    for replica, report in status["replicas"].items():
+        age_s = max(report.get("age_ms", 0.0) / 1000, report.get("unserved_s", 0.0))
+        if age_s > stale_s:
+            yield _Seen("stale", model, f"replica {replica} answers from a model {age_s:.0f} s old")
+            return

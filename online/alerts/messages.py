@@ -1,0 +1,84 @@
+"""A message about the service, and its texts: from templates, without control characters."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from string import Template
+from typing import Any, Literal
+
+import msgspec
+
+from online.settings.alerts import Kind
+from replay.plain import plain
+
+State = Literal["raised", "over", "happened", "test"]
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """Something that somebody is to be told.
+
+    Attributes
+    ----------
+    kind
+        One of the kinds in the settings.
+    model
+        Which model it is about; None: the whole service.
+    state
+        ``raised`` while it is so, ``over`` when it is no longer; ``happened``: at one moment.
+    text
+        What it is, in a sentence.
+    at
+        POSIX seconds.
+    service
+        Address of the service.
+    """
+
+    kind: Kind
+    model: str | None
+    state: State
+    text: str
+    at: float
+    service: str
+
+    @property
+    def id(self) -> str:
+        """The same for each attempt to send it, so that a receiver knows a repeat."""
+        what = msgspec.json.encode([self.kind, self.model, self.state, self.text, self.at])
+        return f"alert-{hashlib.sha256(what).hexdigest()[:24]}"
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        begin = {"over": "over: ", "test": "a test: "}.get(self.state, "")
+        return f"{self.model or 'the service'}: {begin}{self.text}"
+
+    def parts(self) -> dict[str, str]:
+        """Return what a template may name, as texts that nothing obeys."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.at))
+        shown: Mapping[str, str | None] = {
+            "id": self.id, "kind": self.kind, "model": self.model, "state": self.state,
+            "text": self.text, "summary": self.summary, "at": at, "service": self.service,
+        }  # fmt: skip
+        return {name: plain(value or "") for name, value in shown.items()}
+
+
+def filled(template: str, alert: Alert) -> str:
+    """The template with the parts of the message in their places."""
+    return Template(template).substitute(alert.parts())
+
+
+def body(alert: Alert, shape: Mapping[str, Any] | None) -> bytes:
+    """The message as JSON; ``shape``: another one, of templates."""
+    if shape is None:
+        return msgspec.json.encode({**alert.parts(), "model": alert.model, "time": alert.at})
+    return msgspec.json.encode(_shaped(shape, alert))
+
+
+def _shaped(shape: Any, alert: Alert) -> Any:
+    if isinstance(shape, str):
+        return filled(shape, alert)
+    if isinstance(shape, Mapping):
+        return {name: _shaped(value, alert) for name, value in shape.items()}
+    return [_shaped(value, alert) for value in shape] if isinstance(shape, list) else shape
