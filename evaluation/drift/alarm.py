@@ -84,3 +84,13 @@ class Alarm:
     def data(self) -> dict[str, Any]:
         """Return the alarm as JSON takes it."""
         return asdict(self)
+
+
+def alarm_of(
+    found: Change, row: int, at: float | None, signal: Signal, name: str, who: str, since: int
+) -> Alarm:
+    """The alarm that a detector's finding at a row becomes."""
+    return Alarm(
+        row, at, signal, name, who, found.direction, since,
+        found.before, found.after, found.n_before, found.n_after,
+    )  # fmt: skip

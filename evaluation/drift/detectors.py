@@ -7,7 +7,7 @@ value or a new category is 1.  So each detector can watch each signal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from river import drift
@@ -64,6 +64,20 @@ class Adwin:
         self._sum += x
         if not self._river.drift_detected:
             return None
+        return self._cut()
+
+    def update_all(self, xs: Sequence[float]) -> list[tuple[int, Change]]:
+        """Take shares one after the other, none of which is looked at: places and changes."""
+        river, changes = self._river, []
+        for i, x in enumerate(xs):
+            river.update(x)
+            self._n += 1
+            self._sum += x
+            if river.drift_detected:
+                changes.append((i, self._cut()))
+        return changes
+
+    def _cut(self) -> Change:
         # River begins with an empty window at the next row, whatever it kept at the cut.
         n, total = self._n, self._sum
         width, kept = self._river.width, self._river.total
@@ -131,3 +145,18 @@ def detector(name: str) -> Detector:
     if make is None:
         raise DriftSettingUnusable("detector", repr(name), f"one of {', '.join(DETECTORS)}")
     return make()
+
+
+def named(names: Iterable[str]) -> list[tuple[str, Detector]]:
+    """New detectors beside their names; errors as of :func:`detector`."""
+    return [(name, detector(name)) for name in names]
+
+
+def updates(one: Detector, xs: Sequence[float]) -> list[tuple[int, Change]]:
+    """Have a detector take shares one after the other: the place and the change of each finding.
+
+    The caller has made sure that they are numbers in [0, 1].
+    """
+    if isinstance(one, Adwin | Glr):
+        return one.update_all(xs)
+    return [(i, found) for i, x in enumerate(xs) if (found := one.update(x)) is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from evaluation.drift.alarm import Change
@@ -75,6 +76,21 @@ class Glr:
         self._close()
         at = self._split()
         return None if at is None else self._cut(at)
+
+    def update_all(self, xs: Sequence[float]) -> list[tuple[int, Change]]:
+        """Take shares one after the other, none of which is looked at: places and changes."""
+        changes, start = [], 0
+        while start < len(xs):
+            some = xs[start : start + self._block - self._open_n]
+            start += len(some)
+            for x in some:
+                self._open_sum += x
+            self._open_n += len(some)
+            if self._open_n == self._block:
+                self._close()
+                if (at := self._split()) is not None:
+                    changes.append((start - 1, self._cut(at)))
+        return changes
 
     def _close(self) -> None:
         """The open block becomes the newest one; of too many of a size the oldest two merge."""

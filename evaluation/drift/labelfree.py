@@ -111,6 +111,26 @@ class LabelFree:
         if self._fresh >= self._memory:
             self._fade()
 
+    def judged_all(self, answers: Sequence[tuple[float, bool, bool]]) -> None:
+        """Labels of several came: of each its confidence, a share, and the rest of :meth:`judged`.
+
+        None of the shares is looked at.
+        """
+        open_n, open_sums = self._open_n, self._open_sums
+        n, sums, rights = self._n, self._sums, self._right
+        for confidence, right, was_open in answers:
+            place = min(int(confidence * PLACES), PLACES - 1)
+            if was_open and open_n[place]:
+                open_n[place] -= 1
+                open_sums[place] -= confidence
+            n[place] += 1.0
+            sums[place] += confidence
+            rights[place] += right
+            self._labelled += 1.0
+            self._fresh += 1
+            if self._fresh >= self._memory:
+                self._fade()
+
     def _fade(self) -> None:
         for values in (self._n, self._sums, self._right):
             values[:] = [v / 2.0 for v in values]

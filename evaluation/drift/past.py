@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,6 +70,21 @@ class Past:
                 return
             mean = (odd.error + stretch.error) / 2.0, (odd.rule + stretch.rule) / 2.0
             stretch = _Stretch(stretch.end, *mean)
+
+    def add_all(self, errors: Sequence[float], rules: Sequence[float | None]) -> None:
+        """Take rows one after the other, as :meth:`add` does."""
+        start = 0
+        while start < len(errors):
+            stop = min(start + STRETCH - 1 - self._n, len(errors))  # it does not end the stretch
+            for error in errors[start:stop]:
+                self._error += error
+            for rule in rules[start:stop]:
+                self._rule += 0.5 if rule is None else rule
+            self._n += stop - start
+            self.rows += stop - start
+            if stop < len(errors):
+                self.add(errors[stop], rules[stop])
+            start = stop + 1
 
     def surpassed(self, rise: Change) -> bool:
         """Whether the error rose further than the stream's own past explains.

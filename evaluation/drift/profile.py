@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -33,7 +35,9 @@ NEW_ACT: Final = 0.01
 """Share of new categories (or text among numbers) beyond the reference's that matters."""
 MOVED_MIN: Final = 0.1
 """Standard deviations that the mean moved, from which on it has a direction."""
-_TOGETHER: Final = 32  # rows that are counted at once
+_TOGETHER: Final = 128  # rows that are counted at once
+_FEW: Final = 16  # below it numpy's calls cost more than they save
+_NUMBERS: Final = frozenset({float, int, bool})
 _SURE: Final = 4.0  # standard errors
 _Z999: Final = 3.0902
 FEATURES_MAX: Final = 256
@@ -103,6 +107,7 @@ class Window:
         self._counts: dict[str, list[list[int]]] = {
             name: [[0] * (bins.values + 2) for _ in range(phases)] for name, bins in self._bins
         }
+        self._edges = [np.array(bins.edges, dtype=np.float64) for _, bins in self._bins]
         self._later: list[tuple[Mapping[str, Value], int]] = []
         self.unknown = 0
         """Values under names that the reference does not have."""
@@ -117,11 +122,45 @@ class Window:
         if len(self._later) >= _TOGETHER:
             self._count()
 
+    def add_all(self, rows: Sequence[Mapping[str, Value]]) -> None:
+        """Count rows of the first phase, as :meth:`add` does."""
+        self.rows[0] += len(rows)
+        self._later += [(features, 0) for features in rows]
+        for features in rows:
+            if len(features) > len(self._bins):
+                found = sum(features.get(name) is not None for name, _ in self._bins)
+                self.unknown += max(len(features) - found, 0)
+        if len(self._later) >= _TOGETHER:
+            self._count()
+
+    def _table(self, rows: Sequence[Mapping[str, Value]]) -> np.ndarray | None:
+        """The rows' numbers, a column a feature; None if one is missing, or another value."""
+        if len(rows) < _FEW or len(self._bins) < 2 or len(self.rows) > 1:
+            return None
+        try:
+            picked = list(map(itemgetter(*[name for name, _ in self._bins]), rows))
+        except KeyError:
+            return None
+        flat = list(chain.from_iterable(picked))
+        if not _NUMBERS.issuperset(map(type, flat)):
+            return None
+        try:
+            table = np.array(flat, dtype=np.float64).reshape(len(rows), len(self._bins))
+        except OverflowError:
+            return None
+        return None if np.isnan(table).any() else table
+
     def _count(self) -> None:
         """Count the rows that wait, by feature: that costs half of counting row by row."""
         later, self._later = self._later, []
-        for name, bins in self._bins:
+        table = self._table([features for features, _ in later])
+        for i, (name, bins) in enumerate(self._bins):
             counts = self._counts[name]
+            if table is not None and bins.names is None:
+                at = np.searchsorted(self._edges[i], table[:, i], side="right")
+                added = np.bincount(at, minlength=len(counts[0])).tolist()
+                counts[0] = [n + more for n, more in zip(counts[0], added, strict=True)]
+                continue
             places = bins.places([features.get(name) for features, _ in later])
             for place, (_, phase) in zip(places, later, strict=True):
                 counts[phase][place] += 1

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
+from operator import itemgetter, le
 from random import Random
 from typing import Any, Final
 
-from evaluation.drift.alarm import Alarm, Change, Signal
-from evaluation.drift.bins import Bins, fit
-from evaluation.drift.detectors import Detector, detector
-from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
-from evaluation.drift.past import Past
+from evaluation.drift.alarm import Alarm, Signal, alarm_of
+from evaluation.drift.detectors import Detector, detector, named, updates
+from evaluation.drift.errors import DriftSettingUnusable
 from evaluation.drift.profile import Reference, Shift, State, Window, build, compare_one, ranked
+from evaluation.drift.rising import Rising
 from replay.example import Features, Value
 
 ROWS_MIN: Final = 200
 """Judged rows before a state other than `not enough data`."""
 BACKWARD_MAX: Final = 0.25
 """A larger share of rows that are older than the row before them: the order means nothing."""
-LEVEL_ROWS: Final = 32
-"""Rows of the mean that says whether an error that rose is back, half of the way; at least as many
-as those in which it rose."""
 LABELLED_MIN: Final = 0.1
 """Share of a window's rows whose labels came; with fewer only features and scores tell anything."""
 EACH_ROW: Final = 64
@@ -144,22 +141,17 @@ class Watch:
         """The open one; its counts can be merged with other replicas'."""
         self.shifts: tuple[Shift, ...] = ()
         self.alarms: deque[Alarm] = deque(maxlen=settings.alarms_kept)
-        self.alarm_count = self.served_rows = self.judged_rows = 0
-        self._error = _named(settings.error)
-        self._score = _named(settings.score)
+        self.alarm_count = self.served_rows = 0
+        self._rising = Rising(settings.error, settings.reference_rows)
+        self._score = named(settings.score)
         self._features: dict[tuple[Signal, str], list[tuple[str, Detector]]] = {}
         self._window_begun = 1
         self._closed: _Closed | None = None
         self._share, self._draw = 1.0, Random(0).random
         self._first: list[tuple[Features, int]] = []
-        self._first_errors: list[float] = []
-        self._error_bins: Bins | None = None
         self._was: dict[str, State] = {}
         self._order = _Order()
-        self._raised: Alarm | None = None
         self._noted: Alarm | None = None
-        self._level = 0.0
-        self._past = Past()
         self._closed_at, self._blind = (0, 0), False  # rows served and judged at the last window
         if reference is not None:
             self._begin(reference)
@@ -195,7 +187,7 @@ class Watch:
             raise DriftSettingUnusable("phase", str(phase), f"0 to {self.settings.phases - 1}")
         alarms: list[Alarm] = []
         row = self.served_rows + 1
-        moved = [] if score is None else self._ask("score", "", self._score, score, row, at)
+        moved = [] if score is None else _ask("score", "", self._score, score, row, at)
         if moved and self._unlabelled:
             alarms += moved
         self.served_rows = row
@@ -239,8 +231,62 @@ class Watch:
             Something else; nothing was counted.
         """
         if self.settings.regression:
-            return self._measured(error, at)
-        return self._judged(error, rule, at)
+            if (rank := self._rising.ranked(error)) is None:
+                return []
+            error, rule = rank, None
+        alarms = self._kept(self._rising.add(error, rule, at))
+        if alarms:
+            self._rising.accept(alarms[0])
+        return alarms
+
+    def learned(
+        self,
+        rows: Sequence[Features],
+        scores: Sequence[float],
+        errors: Sequence[float],
+        rules: Sequence[float | None],
+        at: Sequence[float],
+    ) -> list[tuple[int, Alarm]]:
+        """Rows that were answered and whose labels are here, one after the other.
+
+        Each is :meth:`served` and then :meth:`judged`; scores and errors are shares, and nobody
+        looks at them.  Returns the place and the alarm of each that was raised, in their order.
+        """
+        out: list[tuple[int, Alarm]] = []
+        if not self._pass_by_column(len(rows), at):
+            for i, features in enumerate(rows):
+                alarms = self.served(features, scores[i], at=at[i])
+                alarms += self.judged(errors[i], rule=rules[i], at=at[i])
+                out += [(i, alarm) for alarm in alarms]
+            return out
+        for who, one in self._score:
+            for i, found in updates(one, scores):
+                row = self.served_rows + i + 1
+                if self._is_unlabelled(row - 1, self.judged_rows + i):
+                    since = max(row - found.n_after + 1, 1)
+                    out.append((i, alarm_of(found, row, at[i], "score", "", who, since)))
+        self.served_rows += len(rows)
+        self._order.see_all(at)
+        assert self.window is not None
+        self.window.add_all(rows)
+        out += self._rising.add_all(errors, rules, at)
+        out.sort(key=itemgetter(0))  # of one row, what was served comes first
+        self._kept([alarm for _, alarm in out])
+        return out
+
+    def _pass_by_column(self, n: int, at: Sequence[float]) -> bool:
+        """Whether nothing but counting and the detectors' steps is to be done for so many rows."""
+        settings, window = self.settings, self.window
+        if window is None or self._closed is not None or self._share < 1.0:
+            return False
+        if settings.features or settings.phases > 1 or settings.regression:
+            return False
+        return window.n + n < settings.window_rows and self._order.fits(at)
+
+    @property
+    def judged_rows(self) -> int:
+        """Labelled rows so far."""
+        return self._rising.rows
 
     def note(self, alarm: Alarm) -> None:
         """Count an alarm that somebody else has raised about the same labelled rows."""
@@ -250,7 +296,7 @@ class Watch:
 
     def acknowledge(self) -> None:
         """Somebody acted: an error that rose is no reason any more, until it rises again."""
-        self._raised = None
+        self._rising.raised = None
 
     def state(self) -> Watched:
         """Return what the watch's alarms and windows add up to now."""
@@ -268,75 +314,21 @@ class Watch:
         self._share = min(1.0, EACH_ROW / max(len(reference.bins) * each, 1))
         for name in reference.bins if self.settings.features else ():
             for signal in _OF_FEATURES:
-                self._features[signal, name] = _named(self.settings.features)
-
-    def _measured(self, error: float, at: float | None) -> list[Alarm]:
-        if not isinstance(error, int | float) or not math.isfinite(error) or error < 0:
-            raise ShareUnusable(f"the absolute error {error!r:.40}")
-        if self._error_bins is None:
-            self.judged_rows += 1
-            self._first_errors.append(float(error))
-            if len(self._first_errors) >= self.settings.reference_rows:
-                self._error_bins = fit(self._first_errors, bins=100)
-                self._first_errors = []
-            return []
-        return self._judged(self._error_bins.ranks[self._error_bins.place(error)], None, at)
-
-    def _judged(self, error: float, rule: float | None, at: float | None) -> list[Alarm]:
-        row, past = self.judged_rows + 1, self._past
-        changes = []
-        for who, one in self._error:
-            if (found := one.update(error)) is not None and found.direction == "up":
-                changes.append((who, found))
-        past.add(error, rule)
-        self.judged_rows = row
-        if (raised := self._raised) is not None:
-            self._level += (error - self._level) / max(LEVEL_ROWS, raised.n_after)
-            back = (raised.before or 0.0) + (raised.after or 0.0)
-            if self._level < back / 2.0:
-                self._raised = None
-        rises = [
-            _alarm(found, row, at, "error", "", who, max(row - found.n_after + 1, 1))
-            for who, found in changes
-            if past.surpassed(found)
-        ]
-        alarms = self._kept(rises)
-        if alarms and self._raised is None:
-            self._raised, self._level = alarms[0], alarms[0].after or 0.0
-        return alarms
-
-    def _ask(
-        self,
-        signal: Signal,
-        name: str,
-        asked: Iterable[tuple[str, Detector]],
-        x: float,
-        row: int,
-        at: float | None,
-    ) -> list[Alarm]:
-        alarms = []
-        for who, one in asked:
-            found = one.update(x)
-            if found is not None:
-                share = self._share if signal in _OF_FEATURES else 1.0
-                since = max(row - round(found.n_after / share) + 1, 1)
-                alarms.append(_alarm(found, row, at, signal, name, who, since))
-        return alarms
+                self._features[signal, name] = named(self.settings.features)
 
     def _each(self, features: Mapping[str, Value], row: int, at: float | None) -> list[Alarm]:
         assert self.reference is not None
         alarms: list[Alarm] = []
         for name, bins in self.reference.bins.items():
             place, values = bins.place(features.get(name)), bins.values
-            alarms += self._ask(
-                "missing", name, self._features["missing", name], place == values, row, at
-            )
-            if place == values:
-                continue
-            alarms += self._ask("new", name, self._features["new", name], place > values, row, at)
+            shares: dict[Signal, float] = {"missing": place == values}
+            if place != values:
+                shares["new"] = place > values
             if place < values:
-                who = self._features["feature", name]
-                alarms += self._ask("feature", name, who, bins.ranks[place], row, at)
+                shares["feature"] = bins.ranks[place]
+            for signal, x in shares.items():
+                asked = self._features[signal, name]
+                alarms += _ask(signal, name, asked, x, row, at, self._share)
         return alarms
 
     def _close(self, row: int, at: float | None) -> None:
@@ -378,9 +370,10 @@ class Watch:
     @property
     def _unlabelled(self) -> bool:
         """Whether too few labels come to say what became of the error."""
-        if self.shifts:
-            return self._blind
-        return self.judged_rows < LABELLED_MIN * self.served_rows
+        return self._is_unlabelled(self.served_rows, self.judged_rows)
+
+    def _is_unlabelled(self, served: int, judged: int) -> bool:
+        return self._blind if self.shifts else judged < LABELLED_MIN * served
 
     def _verdict(self) -> tuple[State, str, Alarm | None]:
         if self._order.broken:
@@ -388,8 +381,7 @@ class Watch:
         if self.judged_rows < ROWS_MIN and not self.shifts:
             why = f"{self.judged_rows} labelled rows; {ROWS_MIN} are needed"
             return "not enough data", why, None
-        if self._raised is not None:
-            rose = self._raised
+        if (rose := self._rising.raised) is not None:
             why = f"the error rose from {rose.before:.3f} to {rose.after:.3f} ({rose.detector})"
             return "act", why, rose
         noted = self._noted
@@ -415,6 +407,24 @@ class Watch:
 _OF_FEATURES: Final[tuple[Signal, ...]] = ("feature", "missing", "new")
 
 
+def _ask(
+    signal: Signal,
+    name: str,
+    asked: Iterable[tuple[str, Detector]],
+    x: float,
+    row: int,
+    at: float | None,
+    share: float = 1.0,
+) -> list[Alarm]:
+    """Alarms of detectors that are shown this share of the rows."""
+    alarms = []
+    for who, one in asked:
+        if (found := one.update(x)) is not None:
+            since = max(row - round(found.n_after / share) + 1, 1)
+            alarms.append(alarm_of(found, row, at, signal, name, who, since))
+    return alarms
+
+
 class _Order:
     """Whether rows come in the order of their time."""
 
@@ -429,22 +439,18 @@ class _Order:
         self._backward += at < self._last
         self._last = at
 
+    def fits(self, at: Sequence[float]) -> bool:
+        """Whether all rows have been in order, and these are, too."""
+        return not self._backward and self._last <= at[0] and all(map(le, at, at[1:]))
+
+    def see_all(self, at: Sequence[float]) -> None:
+        """Take rows that fit, one after the other."""
+        self._n += len(at)
+        self._last = at[-1]
+
     @property
     def broken(self) -> bool:
         return self._n >= _ORDER_ROWS and self._backward > BACKWARD_MAX * self._n
-
-
-def _named(names: Iterable[str]) -> list[tuple[str, Detector]]:
-    return [(name, detector(name)) for name in names]
-
-
-def _alarm(
-    found: Change, row: int, at: float | None, signal: Signal, name: str, who: str, since: int
-) -> Alarm:
-    return Alarm(
-        row, at, signal, name, who, found.direction, since,
-        found.before, found.after, found.n_before, found.n_after,
-    )  # fmt: skip
 
 
 @dataclass(slots=True)

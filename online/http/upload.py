@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from online.errors import RequestError, failed
-from online.messages.bodies import NDJSON, Receive, Send, decode_event, error_body, read_lines
+from online.messages.bodies import NDJSON, Receive, Send, decode_events, error_body, read_lines
 from online.messages.structs import Event, Receipt
 from online.serving.serving import Serving, refused
 from online.settings.config import Limits
@@ -149,12 +149,7 @@ async def upload(
 
 
 async def _record(serving: Serving, lines: list[bytes]) -> list[Receipt]:
-    events: list[Event | RequestError] = []
-    for line in lines:
-        try:
-            events.append(decode_event(line))
-        except RequestError as error:
-            events.append(error)
+    events = decode_events([line.strip() for line in lines])
     good = [event for event in events if isinstance(event, Event)]
     receipts = iter(await serving.record(good) if good else [])
     return [refused(e) if isinstance(e, RequestError) else next(receipts) for e in events]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import log
+from operator import le
 from typing import Final
 
 from evaluation.metrics import (
@@ -96,31 +97,16 @@ class Tally:
         Afterwards all counters are what :meth:`add` row by row makes of them.  False: some row is
         not an ordinary one, and nothing was counted.
         """
-        after = self.answers_after
-        for example in examples:
-            score, version = example.score, example.version
-            if (
-                score is None
-                or len(score) != 2
-                or not 0.0 <= score.get("true", -1.0) <= 1.0
-                or not 0.0 <= score.get("false", -1.0) <= 1.0
-                or type(example.label) is not bool
-                or (version is not None and version[0] <= after)
-            ):
-                return False
-        if len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
+        asked = _asked(examples, self.answers_after)
+        if asked is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
         counters, opened = self.counters, self._open
         counts: dict[str, int] = {}
         right = by_majority = by_last = 0
         no, yes = counters.get(_NO, 0), counters.get(_YES, 0)
-        losses = [counters.get("log_loss", 0), opened.get("log_loss", 0)]
-        squares = [counters.get("brier", 0), opened.get("brier", 0)]
-        for example in examples:
-            label, score = example.label, example.score
-            assert score is not None
-            p, q = score["true"], score["false"]
-            said = p > q if p != q else next(iter(score)) == "true"
+        lost, own_lost = counters.get("log_loss", 0), opened.get("log_loss", 0)
+        squared, own_squared = counters.get("brier", 0), opened.get("brier", 0)
+        for example, (label, p, q, said) in zip(examples, asked, strict=True):
             if no or yes:
                 by_majority += (yes > no) is label
             if label:
@@ -129,17 +115,19 @@ class Tally:
                 no += 1
             right += said is label
             by_last += example.no_change == label
-            pair, (*outcomes, tenth) = _PAIRS[bool(label)][said], place_of_score(p)
+            pair, (*outcomes, tenth) = _PAIRS[label][said], place_of_score(p)
             counts[pair] = counts.get(pair, 0) + 1
-            outcome = outcomes[bool(label)]
+            outcome = outcomes[label]
             counts[outcome] = counts.get(outcome, 0) + 1
-            loss, square = -log(max(p if label else q, LOG_CLIP)), (p - bool(label)) ** 2
-            losses = [total + loss for total in losses]
-            squares = [total + square for total in squares]
+            loss, square = -log(max(p if label else q, LOG_CLIP)), (p - label) ** 2
+            lost += loss
+            own_lost += loss
+            squared += square
+            own_squared += square
             counters[tenth] = counters.get(tenth, 0) + p
             opened[tenth] = opened.get(tenth, 0) + p
-        counters["log_loss"], opened["log_loss"] = losses
-        counters["brier"], opened["brier"] = squares
+        counters["log_loss"], opened["log_loss"] = lost, own_lost
+        counters["brier"], opened["brier"] = squared, own_squared
         n = len(rows)
         counts |= {"n": n, "asked": n, "log_n": n, "correct": right}
         counts |= {"majority_correct": by_majority, "no_change_correct": by_last}
@@ -147,13 +135,27 @@ class Tally:
         for name, more in {**counts, **{name: more for name, more in came.items() if more}}.items():
             counters[name] = counters.get(name, 0) + more
             opened[name] = opened.get(name, 0) + more
-        for row, example in zip(rows, examples, strict=True):
-            self._see("true" if example.label else "false", row.at)
+        self._see_all(["true" if label else "false" for label, *_ in asked], [r.at for r in rows])
         for name, more in came.items():
             if more:
                 self._count(label_in(name))
         self._add_digest(n, sum([event_hash(row.key) for row in rows]))
         return True
+
+    def _see_all(self, labels: Sequence[str], at: Sequence[float]) -> None:
+        """Rows with these labels, taken at these times, one after the other."""
+        newest = self._newest
+        later = newest is None or at[0] >= self.seen[newest][1]
+        if not (later and all(map(le, at, at[1:]))):
+            for label, taken in zip(labels, at, strict=True):
+                self._see(label, taken)
+            return
+        for label in dict.fromkeys(labels):  # each of them is the newest when it comes
+            own = [taken for other, taken in zip(labels, at, strict=True) if other == label]
+            for taken in (own[0], own[-1]):
+                _widen(self.seen, label, taken)
+                _widen(self._open_seen, label, taken)
+        self._newest = labels[-1]
 
     def _see(self, label: str, at: float) -> None:
         """A row with the label, taken ``at``."""
@@ -217,6 +219,25 @@ class Tally:
         self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
         self._newest, self._often = None, (0.0, "")
         self.rebase(values)
+
+
+def _asked(examples: Sequence[Example], after: int) -> list[tuple[bool, float, float, bool]] | None:
+    """Label, probabilities of true and false, and what was said, of rows of a binary task.
+
+    None: some row is not an ordinary one.  ``after``: as of :attr:`Tally.answers_after`.
+    """
+    out = []
+    for example in examples:
+        label, score, version = example.label, example.score, example.version
+        if score is None or len(score) != 2 or type(label) is not bool:
+            return None
+        p, q = score.get("true", -1.0), score.get("false", -1.0)
+        if not (0.0 <= p <= 1.0 and 0.0 <= q <= 1.0):
+            return None
+        if version is not None and version[0] <= after:
+            return None
+        out.append((label, p, q, p > q if p != q else next(iter(score)) == "true"))
+    return out
 
 
 def _plus(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Generator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Sequence,
+)
 from dataclasses import dataclass
 from types import coroutine
 from typing import Any, Final
@@ -197,9 +206,25 @@ def _too_large(size: int, limit: int) -> RequestError:
     )
 
 
-def decode_event(line: bytes) -> Event:
-    """One line of an upload.  RequestError naming the field."""
-    event: Event = decode(_LINE.decode, line)
+def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
+    """Read each line of an upload: its event, or a RequestError that names the field that is wrong.
+
+    All of them are read together if they are objects.  The decoder would take two objects of one
+    line as well, but none of two lines: so if there are as many as lines, each has one.
+    """
+    if all([line[:1] == b"{" and line[-1:] == b"}" for line in lines]):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            events: list[Event | RequestError] = [*_LINE.decode_lines(b"\n".join(lines))]
+            if len(events) == len(lines):
+                return events
+    return [_event(line) for line in lines]
+
+
+def _event(line: bytes) -> Event | RequestError:
+    try:
+        event: Event = decode(_LINE.decode, line)
+    except RequestError as error:
+        return error
     return event
 
 

@@ -205,10 +205,12 @@ class Follower:
             return 0
         self.cost.note(time.perf_counter() - begun_s, n)
         self._counts["learned"] += n
-        for row, example in zip(some[:n], examples, strict=False):
+        for row in some[:n]:
             del writer.decoded[row.offset]
-            if self._judge is not None and not is_again(row):
-                self._judge.learned(row.partition, row.offset, example, row.at)
+        if self._judge is not None:
+            shown = [(r, e) for r, e in zip(some[:n], examples, strict=False) if not is_again(r)]
+            if shown:
+                self._judge.learned_all(*zip(*shown, strict=True))
         writer.answers.note_alike(some[:n], version, before)
         self._set_pace()
         self._suit(n, most, time.perf_counter() - begun_s)

@@ -18,7 +18,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, TokenInvalid, Tokens, event_key
-from online.serving.ordinary import Asked, Ordinary
+from online.serving.ordinary import Asked, Ordinary, Unfit
 from online.settings.config import Limits
 from replay import codec
 from replay.errors import JournalDamaged
@@ -49,7 +49,7 @@ class Events:
     A token is longer than 64 characters, an id of a stored join never is: the length tells them
     apart.
 
-    ``askers``: sources that tokens for predictions stand for.
+    ``askers``: sources that tokens for predictions stand for.  ``ordinary`` reads many at a time.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Events:
         self._limits, self._spec, self._now_s = limits, spec, now_s
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
-        self._ordinary = Ordinary(replica, door, self._known, self._refusal, now_s)
+        self._unfit = Unfit(replica)
+        self.ordinary = Ordinary(replica, door, self._known, self._unfit, now_s)
 
     # -- predictions -------------------------------------------------------------------------
 
@@ -108,10 +109,6 @@ class Events:
         return score
 
     # -- feedback ----------------------------------------------------------------------------
-
-    def read_ordinary(self, events: Sequence[Event]) -> list[Asked | RequestError | None]:
-        """Rows of the ordinary events among these; None for each that :meth:`read` has to read."""
-        return self._ordinary.read(events)
 
     def _known(self) -> dict[int, int] | None:
         """Return what the model here has learned, for a challenger to be asked as of then.
@@ -331,17 +328,9 @@ class Events:
         self._replica.note_label(label)
         at = self._now_s() if at is None else at
         row = NewRow(key, event_id, source, verdict, payload, at, half=half)
-        if (refused := self._refusal(row, example)) is not None:
+        if (refused := self._unfit.refusal(row, example)) is not None:
             raise refused
         return Asked(row, label, idempotent, example)
-
-    def _refusal(self, row: NewRow, example: Example | None) -> RequestError | None:
-        """Why the filters let no row hold this; None: one may."""
-        filters = self._replica.filters
-        if filters is None or (problem := filters.refusal(row, example)) is None:
-            return None
-        hint = "Check the values, and their scale, against what the model was trained with"
-        return RequestError(422, "value_refused", problem, None, hint)
 
 
 def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:

@@ -31,7 +31,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.serving.events import Events, is_join_id
-from online.serving.ordinary import SLICE, Asked
+from online.serving.ordinary import Asked
 from online.settings.config import Limits
 from replay import codec
 from replay.example import Example, Features
@@ -197,11 +197,12 @@ class Serving:
         """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
         receipts: list[Receipt | None] = [None] * len(events)
         rows: list[tuple[int, Asked]] = []
-        for start in range(0, len(events), SLICE):
+        size = self._reader.ordinary.together
+        for start in range(0, len(events), size):
             if start:
                 await asyncio.sleep(0)  # predictions have a turn
-            some = events[start : start + SLICE]
-            for i, ordinary in enumerate(self._reader.read_ordinary(some), start):
+            some = events[start : start + size]
+            for i, ordinary in enumerate(self._reader.ordinary.read(some), start):
                 asked = ordinary if ordinary is not None else await self._read(events[i], i)
                 if isinstance(asked, RequestError):
                     receipts[i] = refused(asked)
@@ -239,6 +240,13 @@ class Serving:
 
         Raises RequestError for a label that is not kept, or not any more.
         """
+        if _is_plain(asked, recorded):
+            row = recorded.row
+            assert row is not None
+            return Receipt(
+                "learned", asked.row.event_id, recorded.version_before, recorded.version,
+                f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
+            )  # fmt: skip
         receipt = Receipt(
             recorded.status,
             asked.row.event_id,
@@ -286,6 +294,12 @@ class Serving:
             hint = "Send the id of a prediction by this model, or the features with the label"
             raise RequestError(404, "unknown_id", message, f"{field}id", hint)
         return "the prediction with this id has not been recorded yet; the label is kept for it"
+
+
+def _is_plain(asked: Asked, recorded: Recorded) -> bool:
+    """Whether there is nothing to say of the event but that it was learned."""
+    learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
+    return learned and asked.row.half is None
 
 
 def _why(example: Example) -> str:

@@ -90,10 +90,8 @@ class Filtering:
         The tests.
     model
         Gives the model that answers now.
-    clock
-        Gives the clock of the values at hand.
-    count
-        Gives the number of their version.
+    clock, count
+        Give the clock of the values at hand, and the number of their version.
     root
         The root set; None: there is none.
     weighs
@@ -106,6 +104,8 @@ class Filtering:
         What is known of sources.
     counts
         Verdicts, and what was refused, by reason.
+    elsewhere
+        Sources that were heard of in values since the last event here.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Filtering:
         self._model, self._count = model, count
         self._weighs = weighs
         self._seen: OrderedDict[str, float] = OrderedDict()
-        self._elsewhere: dict[str, None] = {}  # heard of in values since the last event here
+        self.elsewhere: dict[str, None] = {}
         self._recent = _Recent()
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
         self.reputations = Reputations(chain, clock)
@@ -139,10 +139,10 @@ class Filtering:
 
     def _see_others(self, at: float) -> None:
         """Who has sent to another replica since the last event here counts as sending now."""
-        for known in self._elsewhere:
+        for known in self.elsewhere:
             self._seen[known] = at
             self._seen.move_to_end(known)
-        self._elsewhere = {}
+        self.elsewhere = {}
 
     def _see(self, source: str, at: float) -> None:
         self._see_others(at)
@@ -156,7 +156,7 @@ class Filtering:
 
         ``example`` is what the row's payload says; None: it is read here.
         """
-        if self._elsewhere:
+        if self.elsewhere:
             self._see_others(row.at)
         if not self.active or row.half is not None:
             return None  # a half is looked at when it has met the other
@@ -175,7 +175,7 @@ class Filtering:
 
         It is what :meth:`judge` makes of such rows one by one, and costs next to nothing.
         """
-        if self.active or self._elsewhere:
+        if self.active or self.elsewhere:
             return False
         for row, example in zip(rows, examples, strict=True):
             if example is None or example.moved is not None:
@@ -341,9 +341,9 @@ class Filtering:
         self._hear(taken)
 
     def _hear(self, names: Iterable[str]) -> None:
-        self._elsewhere.update(dict.fromkeys(islice(names, _SEEN_MAX)))
-        while len(self._elsewhere) > _SEEN_MAX:
-            del self._elsewhere[next(iter(self._elsewhere))]
+        self.elsewhere.update(dict.fromkeys(islice(names, _SEEN_MAX)))
+        while len(self.elsewhere) > _SEEN_MAX:
+            del self.elsewhere[next(iter(self.elsewhere))]
 
     # -- for operators -----------------------------------------------------------------------
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from evaluation.drift.alarm import Alarm
 from evaluation.drift.errors import ShareUnusable
@@ -23,6 +23,7 @@ from online.models.base import Prediction
 from online.settings.model import Drift
 from online.watch.canary import Canary
 from replay.example import Example, label_text
+from replay.journal.base import Row
 
 log = logging.getLogger("online.judging")
 
@@ -103,9 +104,38 @@ class Judge:
                 self._watch.note(rung)
                 alarms = [*alarms, rung]
         for alarm in alarms:
-            log.warning("%s", alarm)
-            if alarm.worse:
-                self._on_rise(alarm, self._before(alarm.since))
+            self._say(alarm)
+
+    def learned_all(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
+        """Rows of this replica were learned one after the other, none of them once more."""
+        partition, fresh = (
+            rows[0].partition,
+            rows[0].offset > self._judged.get(rows[0].partition, 0),
+        )
+        looked = None
+        if fresh and self._canary is None and self._without is not None:
+            looked = _looked(rows, examples, binary=self._task == "binary")
+        if looked is None or self._without is None:
+            for row, example in zip(rows, examples, strict=True):
+                self.learned(partition, row.offset, example, row.at)
+            return
+        self._judged[partition] = rows[-1].offset
+        self._newest = examples[-1]
+        first = self._watch.judged_rows
+        for n in range(-(-first // _TIMES_EVERY) * _TIMES_EVERY, first + len(rows), _TIMES_EVERY):
+            self._taken.append((n, rows[n - first].at))
+        self._without.judged_all(looked.answers)
+        features = [example.features for example in examples]
+        raised = self._watch.learned(
+            features, looked.scores, looked.errors, looked.rules, looked.at
+        )
+        for _, alarm in raised:
+            self._say(alarm)
+
+    def _say(self, alarm: Alarm) -> None:
+        log.warning("%s", alarm)
+        if alarm.worse:
+            self._on_rise(alarm, self._before(alarm.since))
 
     @property
     def example(self) -> dict[str, Any] | None:
@@ -176,6 +206,39 @@ class Judge:
             "without_labels": without,
             "canary_loss": None if self._canary is None else self._canary.loss,
         }
+
+
+class _Looked(NamedTuple):
+    """Answered and labelled rows as the watch takes them, by column.
+
+    ``answers`` are the confidence in what was said, whether it was right, and whether it was open.
+    """
+
+    scores: list[float]
+    errors: list[float]
+    rules: list[float | None]
+    at: list[float]
+    answers: list[tuple[float, bool, bool]]
+
+
+def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -> _Looked | None:
+    """Look at rows of a classifier; None: one of them has no answer, or an odd one."""
+    found = _Looked([], [], [], [], [])
+    for row, example in zip(rows, examples, strict=True):
+        if not (score := example.score):
+            return None
+        said = max(score, key=score.__getitem__)
+        share, label, same = score[said], example.label, example.no_change
+        watched = score.get("true", share) if binary else share
+        if not (0.0 <= share <= 1.0 and 0.0 <= watched <= 1.0):
+            return None
+        right = said == label_text(label)
+        found.scores.append(watched)
+        found.errors.append(float(not right))
+        found.rules.append(None if same is None else float(same != label))
+        found.at.append(example.event_time or row.at)
+        found.answers.append((share, right, example.predicted_at is not None))
+    return found
 
 
 def _like(value: object) -> Any:

@@ -8,7 +8,7 @@ so many times more of it; and when the world turns everybody has the whole of it
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from itertools import islice
 from typing import Final
 
@@ -34,6 +34,8 @@ _DEPTH: Final = 2.0
 _ROUND: Final = 0.4
 """Allowance of a source: surprises that are learned whole, and what it gets back when each source
 has sent once what is no surprise, at least: more than honest ones use."""
+
+_FEW: Final = 4  # that are put in their places one by one
 
 _Rates = tuple[float, float, bool]
 """Twice the median rate of surprises and of those far off; whether all are far off more often."""
@@ -69,10 +71,13 @@ class Voices:
         self._calm = 0.0  # rounds of events that were no surprise
         self._voices: dict[str, _Voice] = {}  # last heard at the end
         self._events = 0
-        self._now: dict[str, _Voice] | None = None
+        self._now: dict[str, _Voice] | None = None  # last heard at the end
+        self._moved: dict[str, tuple[float, float]] = {}  # heard since, and their rates before
+        self._looked = self.flooding  # those that were left out then
+        self._oldest = 0
         self._rates: list[float] = []
         self._fars: list[float] = []
-        self._rush = 0.0
+        self._rush: float | None = None
 
     def pass_by(self) -> None:
         """An event of a source that is not heard."""
@@ -93,12 +98,12 @@ class Voices:
         elif voice.rate <= self._usual_rate or voice.allowed >= 1.0:  # not who often does
             self._calm += 1.0 / self.many
         voice.calm_at = self._calm
+        self._moved[source] = self._moved.pop(source, (voice.rate, voice.far))
         voice.rate += (hit - voice.rate) / _LATELY
         voice.far += (far - voice.far) / _LATELY
         voice.just += (hit - voice.just) / _JUST
         voice.just_far += (far - voice.just_far) / _JUST
         voice.at = self._events
-        self._now = None
 
     def size(self, taken: int) -> float:
         """How many times the median source's events this is: some have always sent more."""
@@ -115,21 +120,50 @@ class Voices:
         return 1.0 if voice is None else min(self._allowed(source, voice, taken), 1.0)
 
     def _look(self) -> dict[str, _Voice]:
-        if self._now is None:
-            since = self._events - _ARRIVALS
-            now = {}
-            for name, voice in islice(reversed(self._voices.items()), _NOW):
-                if voice.at <= since:
-                    break
-                if name not in self.flooding:
-                    now[name] = voice
-            self._now = now
+        """Those that send now, with their rates in order.
+
+        A few of them that were heard are put where they belong now; all are looked at anew only
+        when others may have come or gone.
+        """
+        now, moved = self._now, self._moved
+        if now is not None and not moved:
+            return now
+        if now is None or not self._are_the_same(now):
+            now = self._now = self._anew()
             self._rates = sorted([v.rate for v in now.values()])
             self._fars = sorted([v.far for v in now.values()])
-            middle = _median(self._rates, None) if now else 0.0
-            self._usual_rate = middle + min(middle, _TWICE_MAX)
-            self._rush = sum([v.just_far for v in now.values()]) / max(len(now), 1)
-        return self._now
+        else:
+            for name, (rate, far) in moved.items():
+                voice = now[name] = now.pop(name)
+                _replace(self._rates, rate, voice.rate)
+                _replace(self._fars, far, voice.far)
+        self._moved, self._rush = {}, None
+        middle = _median(self._rates, None) if now else 0.0
+        self._usual_rate = middle + min(middle, _TWICE_MAX)
+        return now
+
+    def _are_the_same(self, now: dict[str, _Voice]) -> bool:
+        if len(self._moved) > _FEW or self.flooding is not self._looked:
+            return False
+        return self._oldest > self._events - _ARRIVALS and self._moved.keys() <= now.keys()
+
+    def _anew(self) -> dict[str, _Voice]:
+        self._looked, self._oldest = self.flooding, self._events
+        since, now = self._events - _ARRIVALS, {}
+        for name, voice in islice(reversed(self._voices.items()), _NOW):
+            if voice.at <= since:
+                break
+            if name not in self.flooding:
+                now[name] = voice
+                self._oldest = voice.at
+        return dict(reversed(now.items()))
+
+    def _rushing(self, now: dict[str, _Voice]) -> float:
+        """How often all of them are far off just now."""
+        if self._rush is None:
+            just = [voice.just_far for voice in reversed(now.values())]
+            self._rush = sum(just) / max(len(just), 1)
+        return self._rush
 
     def rates(self, source: str) -> _Rates | None:
         """Return the rates of the others, as their medians; None: there are too few of them."""
@@ -140,7 +174,7 @@ class Voices:
         middle = _median(self._rates, None if own is None else own.rate)
         rate = max(middle + min(middle, _TWICE_MAX), _RATE_MIN)
         far = max(2.0 * _median(self._fars, None if own is None else own.far), _FAR_RATE_MIN)
-        return rate, far, self._rush > max(_RUSH * far, _RUSH_MIN)
+        return rate, far, self._rushing(now) > max(_RUSH * far, _RUSH_MIN)
 
     def middle(self, source: str) -> float | None:
         """Median rate of the others' surprises; None: there are too few of them."""
@@ -165,6 +199,12 @@ class Voices:
         order = sorted(v.just for v in self._look().values())
         calm = order[: len(order) - len(order) // 3]
         return len(calm) >= SOURCES_MIN and sum(calm) >= _TURNING * len(calm)
+
+
+def _replace(order: list[float], old: float, new: float) -> None:
+    """Put a number of a sorted list where another one belongs."""
+    del order[bisect_left(order, old)]
+    insort(order, new)
 
 
 def _median(order: list[float], without: float | None) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from replay.errors import (
@@ -20,8 +21,13 @@ from replay.journal.checksum import checksum
 
 _AS_TEXT: Final = {verdict: verdict.value for verdict in Verdict}
 """As SQLite takes it at once: an adapter is looked for where a text is of a class of its own."""
-_TOGETHER: Final = 64  # rows of one statement
+_TOGETHER: Final = 512
+"""Most rows of one statement.  Each hands the interpreter over, and where learning is busy it comes
+back only after the switch interval of some milliseconds: fewer statements are faster."""
+_FEW: Final = 64
+"""Below it any number of rows is a statement of its own; above it the powers of two are."""
 _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
+_END: Final = 4  # of a partition's columns
 
 
 class Batch:
@@ -66,7 +72,7 @@ class Batch:
             raise EpochBehind(model.name, self.epoch, seen)
         self._unchecked, self._seq = int(found[-2] or 0), int(found[-1])
         self._db = db
-        self._partition = partition
+        self._partition, self._entry = partition, found[_PARTITION][:-1]
         self._known = known
         self._halves_max = halves_max
         self._answered: set[bytes] = set()
@@ -76,15 +82,15 @@ class Batch:
     def write(self, rows: Sequence[NewRow]) -> tuple[Outcome, ...]:
         """Outcome of each row; only rows that are new get offsets."""
         outcomes: list[Outcome] = []
-        for start in range(0, len(rows), _TOGETHER):
-            some = rows[start : start + _TOGETHER]
+        for some in _pieces(rows):
             if self._all_new(some):
                 outcomes += self._insert_all(some)
             else:
                 outcomes += [self._write(row) for row in some]
         end, halves = self._before
-        if self.end != end:
-            self._db.execute(sql.SET_END, (self.end, self._partition))
+        if self.end != end:  # its checksum is made here: SQLite would wait for the interpreter
+            columns = (*self._entry[:_END], self.end, *self._entry[_END + 1 :])
+            self._db.execute(sql.SET_END, (self.end, checksum(*columns), self._partition))
         if self._halves != halves:
             self._db.execute(sql.COUNT_HALVES, (self._halves - halves, self._model))
             self._db.execute(sql.PROVE_MODEL, (self._model,))
@@ -100,9 +106,7 @@ class Batch:
         return not self._any(sql.ANY_ROW, keys)
 
     def _any(self, statement: str, keys: Collection[bytes]) -> bool:
-        found = self._db.execute(
-            statement.format(", ".join("?" * len(keys))), (self._model, *keys)
-        ).fetchone()
+        found = self._db.execute(_with_keys(statement, len(keys)), (self._model, *keys)).fetchone()
         return found is not None
 
     def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome]:
@@ -111,8 +115,7 @@ class Batch:
         values: list[Any] = []
         for row in made:
             values += self._columns(row)
-        statement = f"{sql.INSERT_COLUMNS} VALUES {', '.join([sql.INSERT_ROW] * len(rows))}"
-        self._db.execute(statement, values)
+        self._db.execute(_with_rows(sql.INSERT_COLUMNS, len(rows)), values)
         self._answered.update(row.key for row in made)
         return [Outcome(True, row) for row in made]
 
@@ -195,6 +198,31 @@ class Batch:
         self._db.execute(sql.INSERT, self._columns(made))
         self._answered.add(key)
         return Outcome(True, made)
+
+
+def _pieces(rows: Sequence[NewRow]) -> Iterator[Sequence[NewRow]]:
+    """Rows of one statement each.
+
+    Their numbers come again and again, so SQLite compiles hardly any statement twice, and not
+    many are there.
+    """
+    start, size = 0, _TOGETHER
+    while start < len(rows):
+        while size > _FEW and size > len(rows) - start:
+            size //= 2
+        yield rows[start : start + size]
+        start += size
+
+
+@lru_cache(maxsize=128)
+def _with_rows(statement: str, n: int) -> str:
+    """A statement that inserts ``n`` rows: a text that is made once has its hash already."""
+    return f"{statement} VALUES {', '.join([sql.INSERT_ROW] * n)}"
+
+
+@lru_cache(maxsize=256)
+def _with_keys(statement: str, n: int) -> str:
+    return statement.format(", ".join("?" * n))
 
 
 def _stored(found: Sequence[Any]) -> Stored:

@@ -153,10 +153,7 @@ HEADS_OF = f"SELECT {HEAD_COLUMNS} FROM heads WHERE model = ?"
 NEXT_CHANGE = "SELECT coalesce(max(changed), 0) + 1 FROM heads"
 WRITE_HEAD = f"INSERT OR REPLACE INTO heads ({HEAD_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
 
-SET_END = (
-    'UPDATE partitions SET "end" = ?1, checksum = checksum(id, model, replica, spec, ?1, sealed,'
-    " at, trimmed) WHERE id = ?2"
-)
+SET_END = 'UPDATE partitions SET "end" = ?, checksum = ? WHERE id = ?'
 HALF_COLUMNS = "model, key, half, event_id, source, payload, at, ran, checksum"
 KEPT_HALF = f"SELECT {HALF_COLUMNS} FROM halves WHERE model = ? AND key = ?"
 ANY_ROW = "SELECT 1 FROM rows WHERE model = ? AND key IN ({}) LIMIT 1"

@@ -306,7 +306,7 @@ def test_a_replica_that_does_not_wait_is_found(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(READY_WHEN_EMPTY)
     with service(tmp_path, {"PYTHONPATH": str(tmp_path)}) as running:
         learn(running, ["known"])
-        (first, *_) = answers_of_a_new_replica(running, 30)
+        (first, *_) = answers_of_a_new_replica(running, 120)
         assert first["prediction"] == 0
 
 

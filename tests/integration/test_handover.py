@@ -30,7 +30,7 @@ from online.processes import runs
 pytestmark = pytest.mark.ray
 
 _SOURCE = Path(__file__).parents[2]
-_EXIT_S = 10.0
+_EXIT_S = 30.0
 QUEUED = "retried after 202"
 LOST = f"retried after no answer {CLOSED}"
 PAUSE_S = 0.02  # leaves room: a challenger learns with what the replicas leave of a core
@@ -224,15 +224,18 @@ def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
         finally:
             server.send_signal(signal.SIGCONT)
         settle(running, "counting", 22)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not all(
             predict(url, event)["prediction"] != 0.0 and "from_peer" not in predict(url, event)
             for url in (first, second)
             for event in ("before 3", "not pushed", "meanwhile")
         ):
             assert time.monotonic() < deadline
-        shown = status(running, "counting")["replicas"].values()
-        assert max(report["unserved_s"] for report in shown) < 5.0
+        while True:  # each replica says so at its next exchange
+            shown = status(running, "counting")["replicas"].values()
+            if max(report["unserved_s"] for report in shown) < 5.0:
+                break
+            assert time.monotonic() < deadline, shown
         assert complete(running)["learned"] == 22
 
 

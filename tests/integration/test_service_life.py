@@ -127,6 +127,8 @@ def test_side_by_side_then_stop_kill_restart_and_changed_code(service: Running) 
         learn(other, 11, first=30)
         before = answers(other)
         traces = Traces.of(other)
+        for raylet in other.named("raylet"):  # it would end by itself, sooner or later
+            raylet.suspend()
         other.process.kill()
         other.process.wait(20)
         other = launch(place)

@@ -63,11 +63,12 @@ def examples_of(rng: random.Random, n: int, task: str) -> list[Example]:
 
 def rows_of(rng: random.Random, examples: Sequence[Example], first: int) -> list[Row]:
     made = []
+    steady = first % 2 == 0  # taken one after the other
     for i, example in enumerate(examples, first):
         verdict = rng.choice([Verdict.ACCEPTED, Verdict.CLIPPED])
         key, payload = event_key("event", "s", str(i)), codec.encode(example)
         factor = 0.5 if verdict is Verdict.CLIPPED else 1.0
-        at = 10.0 + rng.randint(-3, 3)
+        at = 10.0 + (i // 3 if steady else rng.randint(-3, 3))
         made.append(Row(i, 1, i, key, str(i), "s", verdict, factor, payload, at))
     return made
 

@@ -15,7 +15,7 @@ from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, Receipts
 from online.models.linear import Linear
-from online.serving.ordinary import Asked, Ordinary
+from online.serving.ordinary import Asked, Ordinary, Unfit
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.tokens import Grant
@@ -70,7 +70,7 @@ def test_rows_are_those_of_one_by_one(tmp_path: Path) -> None:
         events += [event(rng, 2002, event_time=serving._now_s() - 5.0), event(rng, 2003, label=1)]
         events += [event(rng, 2004, features=dict(reversed(numbers.items())))]
         rng.shuffle(events)
-        together = serving._reader.read_ordinary(events)
+        together = serving._reader.ordinary.read(events)
         for one, asked in zip(events, together, strict=True):
             assert isinstance(asked, Asked), one
             alone = await serving._reader.read(one, "")
@@ -93,6 +93,7 @@ ODD: dict[str, dict[str, Any]] = {
     "no features": {"features": None},
     "a list": {"features": {"a": [1.0]}},
     "no label": {"label": msgspec.UNSET},
+    "labels": {"label": [True]},
     "another label": {"label": "yes"},
     "a weight": {"weight": 2.0},
     "no weight": {"weight": "1"},
@@ -108,7 +109,7 @@ def test_all_that_is_odd_is_left_to_who_reads_one_by_one(tmp_path: Path, name: s
     async def scene(world: worlds.World) -> None:
         serving, rng = await taught(world), random.Random(2)
         events = [event(rng, 1), event(rng, 2, **ODD[name]), event(rng, 3)]
-        found = serving._reader.read_ordinary(events)
+        found = serving._reader.ordinary.read(events)
         assert [one is None for one in found] == [False, True, False]
         await serving.replica.stop(1.0)
 
@@ -120,9 +121,9 @@ def test_the_sender_decides_for_all(tmp_path: Path) -> None:
         serving, rng = await taught(world), random.Random(3)
         events = [event(rng, 1), event(rng, 2, source="own")]
         sender.set(Grant(source="own"))
-        assert [one is None for one in serving._reader.read_ordinary(events)] == [True, False]
+        assert [one is None for one in serving._reader.ordinary.read(events)] == [True, False]
         sender.set(Grant(weight_max=0.5))
-        assert serving._reader.read_ordinary(events) == [None, None]
+        assert serving._reader.ordinary.read(events) == [None, None]
         await serving.replica.stop(1.0)
 
     worlds.play(tmp_path, scene)
@@ -169,17 +170,23 @@ def test_a_row_that_no_row_may_hold_is_refused_once(
         serving, rng = await taught(world), random.Random(5)
         asked: list[str] = []
 
-        def refuse(row: Any, example: Any) -> RequestError:
-            asked.append(row.event_id)
-            return RequestError(422, "value_refused", "odd")
+        class Odd(Unfit):
+            asleep = False
+
+            def refusal(self, row: Any, example: Any) -> RequestError | None:
+                asked.append(row.event_id)
+                odd = RequestError(422, "value_refused", "odd")
+                return odd if row.event_id == "e801" else None
 
         reader = serving._reader
-        reader._ordinary = Ordinary(
-            serving.replica, serving._door, reader._known, refuse, serving._now_s
+        reader.ordinary = Ordinary(
+            serving.replica, serving._door, reader._known, Odd(serving.replica), serving._now_s
         )
-        (receipt,) = await serving.record([event(rng, 1)])
-        assert receipt.status == "refused"
-        assert asked == ["e1"]
+        several = [event(rng, i) for i in (803, 804, 801, 805)]
+        several[1] = event(rng, 804, weight=0.5)
+        receipts = await serving.record(several)
+        assert [r.status for r in receipts] == ["learned", "learned", "refused", "learned"]
+        assert asked == ["e803", "e801", "e805"]
         await serving.replica.stop(1.0)
 
     worlds.play(tmp_path, scene)

@@ -58,12 +58,13 @@ class World:
         self.broken, self.decisions = False, Decisions("spec")
         tally = SimpleNamespace(digest=(10, 0), counters={})
         control = SimpleNamespace(current=self.look, decisions=self.decisions)
+        writer = SimpleNamespace(partition=1)
         self.replica: Any = SimpleNamespace(
             replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, control=control,
-            store=SimpleNamespace(read=self.read), judge=None, filters=None,
+            writer=writer, store=SimpleNamespace(read=self.read), judge=None, filters=None,
             exchange=SimpleNamespace(peer=None),
-            learner=SimpleNamespace(tally=tally, frozen=False, memory=None),
+            learner=SimpleNamespace(tally=tally, frozen=False, memory=None, tracks={}),
         )  # fmt: skip
         journal: Any = SimpleNamespace(usage=lambda model: self.usage)
         self.cluster = Cluster(

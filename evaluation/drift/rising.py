@@ -1,0 +1,124 @@
+"""The errors of one model, watched: has their mean risen, and is it back?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from evaluation.drift.alarm import Alarm, Change, alarm_of
+from evaluation.drift.bins import Bins, fit
+from evaluation.drift.detectors import named, updates
+from evaluation.drift.errors import ShareUnusable
+from evaluation.drift.past import Past
+
+LEVEL_ROWS: Final = 32
+"""Rows of the mean that says whether an error that rose is back, half of the way; at least as many
+as those in which it rose."""
+
+
+class Rising:
+    """Errors in the order in which their labels come.
+
+    Parameters
+    ----------
+    detectors
+        Who watches them, by name.
+    reference_rows
+        In regression: the first errors, among which later ones get their ranks.
+
+    Attributes
+    ----------
+    rows
+        How many there were.
+    raised
+        The alarm of a rise that is not back; None: there is none.
+    """
+
+    def __init__(self, detectors: Sequence[str], reference_rows: int) -> None:
+        self.rows = 0
+        self.raised: Alarm | None = None
+        self._detectors = named(detectors)
+        self._level = 0.0
+        self._past = Past()
+        self._reference_rows = reference_rows
+        self._first: list[float] = []
+        self._bins: Bins | None = None
+
+    def ranked(self, error: float) -> float | None:
+        """The rank of an absolute error among the first ones; None: it is one of these.
+
+        Raises
+        ------
+        ShareUnusable
+            It is no absolute error; nothing was counted.
+        """
+        if not isinstance(error, int | float) or not math.isfinite(error) or error < 0:
+            raise ShareUnusable(f"the absolute error {error!r:.40}")
+        if self._bins is not None:
+            return self._bins.ranks[self._bins.place(error)]
+        self.rows += 1
+        self._first.append(float(error))
+        if len(self._first) >= self._reference_rows:
+            self._bins, self._first = fit(self._first, bins=100), []
+        return None
+
+    def add(self, error: float, rule: float | None, at: float | None) -> list[Alarm]:
+        """Take one error in [0, 1] and that of the no-change rule; rises that its past surpass.
+
+        Raises
+        ------
+        ShareUnusable
+            It is no share; nothing was counted.
+        """
+        changes = []
+        for who, one in self._detectors:
+            if (found := one.update(error)) is not None and found.direction == "up":
+                changes.append((who, found))
+        self._pass(error, rule)
+        return [
+            self._alarm(who, found, at) for who, found in changes if self._past.surpassed(found)
+        ]
+
+    def add_all(
+        self, errors: Sequence[float], rules: Sequence[float | None], at: Sequence[float | None]
+    ) -> list[tuple[int, Alarm]]:
+        """Take errors that are shares, one after the other, as :meth:`add` and :meth:`accept` do.
+
+        Returns the place among them and the alarm of each rise.
+        """
+        changes: dict[int, list[tuple[str, Change]]] = {}
+        for who, one in self._detectors:
+            for i, found in updates(one, errors):
+                if found.direction == "up":
+                    changes.setdefault(i, []).append((who, found))
+        if not changes and self.raised is None:
+            self._past.add_all(errors, rules)
+            self.rows += len(errors)
+            return []
+        out: list[tuple[int, Alarm]] = []
+        for i, (error, rule) in enumerate(zip(errors, rules, strict=True)):
+            self._pass(error, rule)
+            for who, found in changes.get(i, ()):
+                if self._past.surpassed(found):
+                    out.append((i, self._alarm(who, found, at[i])))
+                    self.accept(out[-1][1])
+        return out
+
+    def accept(self, alarm: Alarm) -> None:
+        """A rise counts from now on, until the error is back; the first one does."""
+        if self.raised is None:
+            self.raised, self._level = alarm, alarm.after or 0.0
+
+    def _pass(self, error: float, rule: float | None) -> None:
+        self._past.add(error, rule)
+        self.rows += 1
+        if (raised := self.raised) is not None:
+            self._level += (error - self._level) / max(LEVEL_ROWS, raised.n_after)
+            back = (raised.before or 0.0) + (raised.after or 0.0)
+            if self._level < back / 2.0:
+                self.raised = None
+
+    def _alarm(self, who: str, found: Change, at: float | None) -> Alarm:
+        since = max(self.rows - found.n_after + 1, 1)
+        return alarm_of(found, self.rows, at, "error", "", who, since)

@@ -1,0 +1,64 @@
+"""Batches of any size are the same rows in the SQLite journal, in few statements."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from replay.journal import sqliteappend
+from replay.journal.base import NewRow, Verdict
+from replay.journal.sqlite import SqliteJournal
+
+SIZES = (1, 2, 63, 64, 65, 127, 128, 129, 511, 513, 1000, 1024)
+
+
+def rows(first: int, n: int) -> list[NewRow]:
+    return [
+        NewRow(i.to_bytes(16, "big"), f"e{i}", f"s{i % 3}", Verdict.ACCEPTED, bytes([i % 251]), 1.0)
+        for i in range(first, first + n)
+    ]
+
+
+def inserts(journal: SqliteJournal, partition: int, known: int, batch: list[NewRow]) -> int:
+    """Append the batch; in how many statements."""
+    seen: list[str] = []
+    journal._file._writer.set_trace_callback(seen.append)
+    try:
+        assert journal.append(partition, known, batch).end == known + len(batch)
+    finally:
+        journal._file._writer.set_trace_callback(None)
+    return sum(statement.startswith("INSERT INTO rows") for statement in seen)
+
+
+def test_a_batch_of_any_size_is_written_whole_and_in_order(tmp_path: Path) -> None:
+    with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
+        p, end = journal.register("m", "r", "spec", 1.0).id, 0
+        for n in SIZES:
+            batch = rows(end, n)
+            assert inserts(journal, p, end, batch) <= 5, n
+            found = journal.read(p, end + 1, n)
+            assert [(r.key, r.event_id, r.source, r.payload) for r in found] == [
+                (r.key, r.event_id, r.source, r.payload) for r in batch
+            ]
+            assert [r.offset for r in found] == list(range(end + 1, end + n + 1))
+            end += n
+        assert journal.examine(lambda done, total: None).damage == ()
+
+
+def test_small_statements_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqliteappend, "_TOGETHER", 64)
+    with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        assert inserts(journal, p, 0, rows(0, 1000)) > 5
+
+
+def test_a_repeat_in_the_second_statement_finds_its_first_row(tmp_path: Path) -> None:
+    with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        answer = journal.append(p, 0, [*rows(0, 700), *rows(5, 1)])
+        first, repeat = answer.outcomes[5], answer.outcomes[-1]
+        assert answer.end == 700
+        assert (first.new, repeat.new) == (True, False)
+        assert repeat.row == first.row

@@ -1,0 +1,94 @@
+"""A judge that is shown many rows at a time notices what it notices row by row."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from evaluation.drift.alarm import Alarm
+from online.settings.model import Drift
+from online.watch.drift import Judge
+from replay.example import Example
+from replay.journal.base import Row, Verdict
+
+SETTINGS = Drift(reference_rows=200, window_rows=300)
+LABELS: dict[str, tuple[Any, ...]] = {
+    "binary": (False, True),
+    "multiclass": ("a", "b", 3),
+    "regression": (),
+}
+TEXTS = {False: "false", True: "true", "a": '"a"', "b": '"b"', 3: "3"}
+
+
+def example(rng: random.Random, task: str, turned: bool) -> Example:
+    """A row with its answer, now and then an odd one, or none."""
+    features: Any = {name: rng.gauss(2.0 if turned else 0.0, 1.0) for name in "abc"}
+    no_change = rng.choice([None, True, "a"])
+    times = {"predicted_at": rng.choice([None, 1.0]), "event_time": None}
+    if task == "regression":
+        target = rng.gauss(0, 1)
+        said = target + rng.gauss(0, 5.0 if turned else 1.0)
+        return Example(features, target, 1.0, {"": said}, None, no_change=no_change, **times)
+    labels = LABELS[task]
+    label = rng.choice(labels)
+    wrong = rng.random() < (0.7 if turned else 0.1)
+    others = [other for other in labels if other != label]
+    said = rng.choice(others) if wrong else label
+    p = 0.5 + rng.random() / 2
+    rest = {TEXTS[other]: (1.0 - p) / (len(labels) - 1) for other in labels if other != said}
+    score: Any = {**rest, TEXTS[said]: p}
+    if rng.random() < 0.01:
+        score = rng.choice([None, {}, {TEXTS[said]: 1.5}, {TEXTS[said]: float("nan")}])
+    return Example(features, label, 1.0, score, None, no_change=no_change, **times)
+
+
+def watched(task: Any, said: list[tuple[Alarm, float]]) -> Judge:
+    return Judge(SETTINGS, task, lambda alarm, since: said.append((alarm, since)))
+
+
+def told(judge: Judge) -> list[Any]:
+    without = judge._without and vars(judge._without)
+    shown = repr((judge.shown(), judge.report(), judge.newest(50), judge.example))
+    return [shown, judge.unusable, list(judge._taken), judge._judged, without]
+
+
+def play(task: str, seed: int) -> int:
+    rng = random.Random(seed)
+    said: list[list[tuple[Alarm, float]]] = [[], []]
+    one, many = watched(task, said[0]), watched(task, said[1])
+    offset = 1
+    while offset < 3000:
+        turned, n = 1000 < offset < 2000, rng.randint(1, 80)
+        examples = [example(rng, task, turned) for _ in range(n)]
+        rows = [
+            Row(i, 1, i, bytes(16), str(i), "s", Verdict.ACCEPTED, 1.0, b"", float(i // 7))
+            for i in range(offset, offset + n)
+        ]
+        offset += n
+        again = rng.random() < 0.2  # another copy learns them again: they count once
+        for _ in range(1 + again):
+            for row, shown in zip(rows, examples, strict=True):
+                one.learned(1, row.offset, shown, row.at)
+            many.learned_all(rows, examples)
+        assert told(one) == told(many)
+    assert said[0] == said[1]
+    return len(said[0])
+
+
+@pytest.mark.parametrize("task", list(LABELS))
+def test_many_rows_are_judged_as_one_after_the_other(task: str) -> None:
+    assert play(task, 1) > 0, "nothing was to be noticed"
+
+
+def test_a_pass_that_forgets_what_was_judged_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Judge.learned_all
+
+    def forgets(self: Judge, rows: Any, examples: Any) -> None:
+        self._judged.clear()
+        real(self, rows, examples)
+
+    monkeypatch.setattr(Judge, "learned_all", forgets)
+    with pytest.raises(AssertionError):
+        play("binary", 1)
