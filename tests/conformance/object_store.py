@@ -16,8 +16,8 @@ from typing import Any, Self
 import pyarrow
 from pyarrow import fs
 
+from paramserver.snapshots.checks import Crash
 from paramserver.snapshots.objects import ObjectSnapshots
-from paramserver.testing.snapshots import Crash
 
 NO_S3 = "no S3 server: pip install 'moto[s3]' flask flask-cors"
 

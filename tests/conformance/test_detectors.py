@@ -27,7 +27,7 @@ NOISY = {"stepd": 40, "ddm": 8, "hddm_w": 4, "hddm_a": 2}
 
 def promises(load: Callable[[str], Any]) -> dict[str, tuple[Callable[[], Any], Any]]:
     """Factory and promise of every detector, from the modules that ``load`` gives."""
-    detectors, checks = load("evaluation.drift.detectors"), load("evaluation.testing.detectors")
+    detectors, checks = load("evaluation.drift.detectors"), load("evaluation.drift.checks")
     return {
         name: (
             make,
@@ -43,7 +43,7 @@ def promises(load: Callable[[str], Any]) -> dict[str, tuple[Callable[[], Any], A
 
 
 def conformance() -> Iterator[Any]:
-    checks = importlib.import_module("evaluation.testing.detectors")
+    checks = importlib.import_module("evaluation.drift.checks")
     for name, (make, promise) in promises(importlib.import_module).items():
         for check, run in checks.yield_checks(make, promise):
             yield pytest.param(run, id=f"{name}: {check}")
@@ -110,7 +110,7 @@ def run_changed(module: str, rule: str, without: str, of: str) -> None:
     """The suite on one detector, with the rule changed."""
     with changed(module, rule, without) as load:
         make, promise = promises(load)[of]
-        load("evaluation.testing.detectors").check_detector(make, promise)
+        load("evaluation.drift.checks").check_detector(make, promise)
         if of in oracles.ORACLES:
             oracles.agrees(of, make)
             oracles.merges(of, make)

@@ -14,10 +14,9 @@ import pytest
 
 import paramserver.filters as package
 from paramserver.errors import ParamServerError
+from paramserver.filters import checks, laws
 from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.surprise import Surprise
-from paramserver.testing import filter_laws as laws
-from paramserver.testing import filters as checks
 
 Entry = tuple[Callable[..., Any], tuple[checks.Check, ...]]
 Load = Callable[[str], Any]

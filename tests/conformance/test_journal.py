@@ -15,8 +15,8 @@ from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
 from replay.journal import sqliteappend, sqliteschema, sqlitetrim
 from replay.journal.base import Appended, Control, Followed, NewRow, Row
+from replay.journal.checks import check_journal, yield_checks
 from replay.journal.sqlite import SqliteJournal
-from replay.testing.journals import check_journal, yield_checks
 
 
 @pytest.mark.parametrize(

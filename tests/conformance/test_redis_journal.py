@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from replay.errors import JournalBehind, JournalUnavailable
 from replay.journal import redisscripts
 from replay.journal.base import Half, Journal, NewRow, Verdict
+from replay.journal.checks import check_journal, yield_checks
 from replay.journal.redis import RedisJournal
-from replay.testing.journals import check_journal, yield_checks
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from paramserver.errors import (
 )
 from paramserver.lineage import publish
 from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.checks import Crash, ForgetfulDisk
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.places import Snapshots
@@ -36,7 +37,6 @@ from paramserver.snapshots.store import (
     Retention,
 )
 from paramserver.state import SnapshotState
-from paramserver.testing.snapshots import Crash, ForgetfulDisk
 
 SPEC = "ab" * 32
 PLACE = Path("snapshots")

@@ -22,12 +22,12 @@ from safetensors.numpy import save
 
 from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, StartRefused
+from paramserver.snapshots import checks
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import DirectorySnapshots, Disk, PlaceUnreachable
 from paramserver.state import SnapshotState
-from paramserver.testing import snapshots as checks
 
 STATE = SnapshotState(
     model="prices",

@@ -24,11 +24,11 @@ from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, SnapshotMissing, StartRefused
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots import history as snapshot_history
+from paramserver.snapshots.checks import Crash, ForgetfulDisk
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention, kept
 from paramserver.state import Contained, SnapshotState
-from paramserver.testing.snapshots import Crash, ForgetfulDisk
 
 SPEC = "ab" * 32
 PLACE = Path("snapshots")

@@ -13,9 +13,9 @@ from benchmarks.studies.pushes import usual
 from paramserver.blocks import Blocks, combine, from_wire, merge, to_wire
 from paramserver.filters.base import Event, keyed
 from paramserver.filters.chain import Chain
+from paramserver.filters.checks import HONEST, HOSTILE, SIZE, Stream, play, share_taken
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
-from paramserver.testing.filters import HONEST, HOSTILE, SIZE, Stream, play, share_taken
 
 
 def started(seed: int = 0) -> tuple[Stream, Chain]:

@@ -8,6 +8,7 @@ from random import Random
 import msgspec
 import pytest
 
+from replay.buffers import laws
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import CAPACITY_MAX, Buffer
 from replay.buffers.compartments import TwoCompartments
@@ -18,7 +19,6 @@ from replay.errors import SettingInvalid, StateInvalid, StateMismatch
 from replay.example import Features, Label
 from replay.journal.base import Row, Verdict
 from replay.retrieval import RecentShare
-from replay.testing import buffer_laws as laws
 
 
 def item(i: int, label: int = 0, source: str = "s") -> Item:

@@ -7,7 +7,7 @@ from functools import partial
 
 from replay.errors import EpochLost, JournalBehind, PartitionSealed, PartitionUnknown
 from replay.journal.base import Half, Journal
-from replay.testing.expect import Open, batch, new, offsets, refused, register, same
+from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 NEVER = float("inf")
 

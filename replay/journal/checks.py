@@ -24,9 +24,9 @@ from replay.errors import (
     PartitionUnknown,
     RowInvalid,
 )
+from replay.journal import joinchecks, trimchecks
 from replay.journal.base import Head, Journal, NewRow, Partition, Row, Verdict
-from replay.testing import joins, trims
-from replay.testing.expect import Open, batch, new, offsets, refused, register, same
+from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 Make = Callable[[Path], Journal]
 
@@ -425,8 +425,8 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     goes_on_beyond_what_is_lost,
     keeps_rows_that_stand_for_lost_ones,
     keeps_a_good_row_whatever_is_to_stand_there,
-    *joins.CHECKS,
-    *trims.CHECKS,
+    *joinchecks.CHECKS,
+    *trimchecks.CHECKS,
     follows_commits_in_their_order,  # these two write many rows: a journal that is wrong
     reads_pages,  # is found without them first
 )

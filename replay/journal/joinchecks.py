@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from replay.errors import PartitionSealed, RowInvalid
 from replay.journal.base import Half, Journal, NewRow, Outcome, Stored, Verdict
-from replay.testing.expect import Open, batch, new, offsets, refused, register, same
+from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 OTHER = {Half.PREDICTION: Half.LABEL, Half.LABEL: Half.PREDICTION}
 KEPT = (False, 0, 0)

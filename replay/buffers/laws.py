@@ -13,7 +13,7 @@ from random import Random
 
 from replay.buffers.base import Buffer
 from replay.buffers.item import Item
-from replay.testing.expect import same
+from replay.journal.expect import same
 
 Make = Callable[[int, int, float], Buffer]
 

@@ -1,4 +1,4 @@
-"""Laws say what single filters are there to catch; see :mod:`paramserver.testing.filters`."""
+"""Laws say what single filters are there to catch; see :mod:`paramserver.filters.checks`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import numpy.typing as npt
 
 from paramserver.filters.base import Event, Filter, Gradient, Source
 from paramserver.filters.chain import Chain
-from paramserver.filters.inputs import Layer
-from paramserver.filters.reference import Reference
-from paramserver.filters.schema import Schema
-from paramserver.testing.filters import (
+from paramserver.filters.checks import (
     HONEST,
     HOSTILE,
     ROWS,
@@ -24,6 +21,9 @@ from paramserver.testing.filters import (
     play,
     share_taken,
 )
+from paramserver.filters.inputs import Layer
+from paramserver.filters.reference import Reference
+from paramserver.filters.schema import Schema
 
 
 def _most(make: Make, forge: Forge, share: float, *, n: int = 400, skip: int = 100) -> None:

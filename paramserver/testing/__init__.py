@@ -1,1 +1,0 @@
-"""Suites that every implementation has to pass: of filters and places of snapshots."""

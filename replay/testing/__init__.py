@@ -1,1 +1,0 @@
-"""Suites that every implementation has to pass: of journals and buffers."""
