@@ -27,6 +27,7 @@ from benchmarks.alone import (
 from benchmarks.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.growth import growth
 from benchmarks.hostile import robustness
+from benchmarks.newcomer import newcomer
 from benchmarks.starts import start
 from benchmarks.table import AsJson, Rows, app, print_table, show
 
@@ -342,6 +343,7 @@ def everything() -> None:
         scores,
         growth,
         start,
+        newcomer,
     )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]

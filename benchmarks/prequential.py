@@ -27,7 +27,8 @@ from evaluation.comparison import Comparison
 from evaluation.errors import StreamUnusable
 from evaluation.learner import Answer, verbs
 from evaluation.metrics import Task
-from evaluation.prequential import Judged, prequential
+from evaluation.prequential import prequential
+from evaluation.scores import Judged
 from evaluation.selector import Selector
 from evaluation.streams import Stream, open_stream
 from online.models.base import Prediction, learn_example

@@ -34,11 +34,12 @@ def _part(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
     rows: list[str] = []
     for name, field in schema["properties"].items():
         inner = _tree(field, defs)
-        if inner is not None and _plain(field) is None:
+        if inner is not None and _plain(field) is None and not _by_name(field):
             within = f"{path}{name}[]." if field.get("type") == "array" else f"{path}{name}."
             parts.append((within, inner))
         else:
-            parts += [] if inner is None else [(f"{path}{name}.", inner)]
+            within = f"{path}{name}.NAME." if _by_name(field) else f"{path}{name}."
+            parts += [] if inner is None else [(within, inner)]
             rows.append(_row(name, field, required=name in schema.get("required", ())))
     title = f"`{path.rstrip('.')}`" if path else "The service"
     yield f"\n## {title}\n\n"
@@ -52,11 +53,23 @@ def _part(path: str, schema: Schema, defs: Schema) -> Iterator[str]:
 
 def _tree(field: Schema, defs: Schema) -> Schema | None:
     """The part of the tree that the field holds; None: it is a plain value."""
-    for one in (field, field.get("items", {}), *_choices(field)):
+    named = [_named(one) for one in (field, *_choices(field))]
+    for one in (field, field.get("items", {}), *_choices(field), *named):
         if "$ref" in one:
             found: Schema = defs[one["$ref"].rpartition("/")[2]]
             return found
     return None
+
+
+def _named(field: Schema) -> Schema:
+    """What stands under each name of a mapping whose names are the user's; empty: anything."""
+    more = field.get("additionalProperties")
+    return more if isinstance(more, dict) else {}
+
+
+def _by_name(field: Schema) -> bool:
+    """Whether the field is a mapping from names of the user's to parts of the tree."""
+    return any("$ref" in _named(one) for one in (field, *_choices(field)))
 
 
 def _plain(field: Schema) -> Schema | None:

@@ -32,8 +32,8 @@ class FileRows:
 
     Parameters
     ----------
-    path
-        ``.csv`` (also gzipped; separators ``, ; | tab``) or ``.parquet``.
+    place
+        ``.csv`` (also gzipped; separators ``, ; | tab``) or ``.parquet``; or a table in memory.
     asked
         Columns that the caller names.
     task, positive, delay
@@ -47,15 +47,15 @@ class FileRows:
 
     def __init__(
         self,
-        path: Path,
+        place: Path | Table,
         asked: Asked,
         *,
         task: Task | None = None,
         positive: str | None = None,
         delay: int = 0,
     ) -> None:
-        self._table: Table = open_table(path)
-        self._file = path.name
+        self._table: Table = open_table(place) if isinstance(place, Path) else place
+        self._file = self._table.path.name
         self._roles: Roles = assign(self._file, self._table.names, asked)
         labels, answers = self._values()
         if self._take_score(labels, answers):

@@ -7,7 +7,7 @@ everything.  Nothing of the file is held but a batch.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,12 +27,20 @@ _SEPARATORS: Final = ",;\t|"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A file that can be read many times, in batches of columns."""
+    """A file that can be read many times, in batches of columns; or a table in memory.
+
+    Attributes
+    ----------
+    separator
+        Of a CSV file; None: the file is Parquet.
+    held
+        The table, if it is in memory; ``path`` is then what errors call it.
+    """
 
     path: Path
     names: tuple[str, ...]
     separator: str | None
-    """Of a CSV file; None: the file is Parquet."""
+    held: pa.Table | None = None
 
     def batches(self, columns: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         """Columns of consecutive rows; at most ``BATCH_ROWS`` rows a batch.
@@ -40,7 +48,9 @@ class Table:
         Raises TableUnusable where the file breaks off or a line is not like the first.
         """
         try:
-            if self.separator is None:
+            if self.held is not None:
+                yield from _even(self.held.select(list(columns)).to_batches())
+            elif self.separator is None:
                 yield from self._parquet(columns)
             else:
                 yield from self._csv(columns)
@@ -127,6 +137,28 @@ def open_table(path: Path) -> Table:
         path.name, None, f"its name ends in .{kind}" if kind else "its name has no ending",
         "Name a .csv, .csv.gz, .tsv or .parquet file",
     )  # fmt: skip
+
+
+def table_of(frame: Any) -> Table:
+    """A data frame (of pandas, polars, pyarrow) or a mapping of columns as a table.
+
+    Raises TableUnusable.
+    """
+    name = Path("the frame")
+    try:
+        if isinstance(frame, pa.Table):
+            held = frame
+        elif isinstance(frame, Mapping):
+            held = pa.table({str(column): list(values) for column, values in frame.items()})
+        elif hasattr(frame, "to_dict") and hasattr(frame, "columns") and hasattr(frame, "dtypes"):
+            held = pa.Table.from_pandas(frame, preserve_index=False)
+        else:
+            held = pa.table(frame)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+        remedy = "Give a data frame of plain columns, or the path of a CSV or Parquet file"
+        raise TableUnusable(name.name, None, _first_line(error), remedy) from None
+    held = held.rename_columns([str(column) for column in held.column_names])
+    return Table(name, _top_names(held.schema), None, held)
 
 
 def _top_names(schema: Any) -> tuple[str, ...]:

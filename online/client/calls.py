@@ -315,6 +315,10 @@ def row(
     id: str | None,
     max_age_ms: float | None,
     after: str | None,
+    details: bool | None = None,
 ) -> dict[str, Any]:
-    given = {"features": features, "id": id, "max_age_ms": max_age_ms, "after": after}
+    given = {
+        "features": features, "id": id, "max_age_ms": max_age_ms, "after": after,
+        "details": details,
+    }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}

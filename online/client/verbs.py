@@ -50,14 +50,16 @@ class ModelVerbs:
         max_age_ms: float | None = None,
         after: str | None = None,
         until_included: bool = False,
+        details: bool = False,
     ) -> Steps[Prediction]:
         """The answer to one row: a mapping, or a row of a data frame.
 
         ``after`` is ``seen`` of a receipt: the answer's ``includes`` says whether the model has
         learned that row.  With ``until_included`` the question is repeated until one has, else
-        NotIncluded is raised.  Raises ClientError.
+        NotIncluded is raised.  With ``details`` the answer names what is ``missing`` in the row,
+        and what is ``unknown``.  Raises ClientError.
         """
-        body = row(plain_value("features", features), id, max_age_ms, after)
+        body = row(plain_value("features", features), id, max_age_ms, after, details or None)
         if until_included and after is not None:
             return (yield from self._calls.included(self.name, body))
         return (yield from self._calls.predict(self.name, body, Prediction))
@@ -70,8 +72,11 @@ class ModelVerbs:
         names: Sequence[str] | None = None,
         ids: bool = False,
         max_age_ms: float | None = None,
+        details: bool = False,
     ) -> Steps[Predictions]:
         """Answers to many rows by one model; with ``ids`` each has an id for its label.
+
+        With ``details`` each names what is ``missing`` in its row, and what is ``unknown``.
 
         ``instances`` is a list of rows, a data frame, or an array whose columns are ``names``.
         ``frame()`` of what comes back is a data frame again.
@@ -79,6 +84,8 @@ class ModelVerbs:
         body: Data = {"instances": plain_rows("instances", instances, names), "ids": ids}
         if max_age_ms is not None:
             body["max_age_ms"] = max_age_ms
+        if details:
+            body["details"] = True
         return (yield from self._calls.predict(self.name, body, Predictions))
 
     @verb

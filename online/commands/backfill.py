@@ -91,12 +91,13 @@ def backfill(
     need_packages()
     from online.processes import Owner
     from online.rebuild.backfill import Tables
+    from online.rows.schema import declared_columns
     from online.settings.places import open_journal
 
     limits = settings.limits
     tables = Tables(
         tuple(files), label, event_id, time_column, frozenset(ignore or ()), missing_ok,
-        limits.text_bytes_max, limits.features_max,
+        limits.text_bytes_max, limits.features_max, declared_columns(chosen),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         client = _running(path, state_dir, settings)

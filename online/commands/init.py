@@ -216,7 +216,8 @@ def _settings(name: str, found: Guess, n: int) -> str:
     if found.task == "binary" and found.classes != (False, True):
         classes = dict(zip(("negative", "positive"), found.classes, strict=True))
         lines.append(f"    classes: {_scalar(classes)}")
-    lines += ["    learner: model.py:build", "", f"# The columns of {file}:"]
+    lines += ["    learner: model.py:build", *_declared(found)]
+    lines += ["", f"# The columns of {file}:"]
     width = max(len(column.name) for column in found.columns)
     kinds = max(len(column.kind) for column in found.columns)
     for column in found.columns:
@@ -230,6 +231,21 @@ def _settings(name: str, found: Guess, n: int) -> str:
     lines += [f"# {text}" for kind, text in notes.items() if found.named(kind)]  # type: ignore[arg-type]
     lines += ["", "# The first row as a request:", f"#   {_request(name, found)}"]
     return "\n".join(lines) + "\n"
+
+
+def _declared(found: Guess) -> list[str]:
+    """Lines of the features' types, with an example where there is a typical value."""
+    from online.tables.guess import FEATURES
+
+    lines = ["    features:             # other names are left out, and told; without this: any"]
+    for column in found.columns:
+        if column.kind in FEATURES:
+            value = found.examples.get(column.name)
+            said: Any = column.kind
+            if value is not None:
+                said = {"type": column.kind, "example": value}
+            lines.append(f"      {_scalar(column.name)}: {_scalar(said)}")
+    return lines
 
 
 def _request(name: str, found: Guess) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import traceback
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -49,6 +50,16 @@ HINTS = {
 """What to do about each check that fails, by the beginning of what it says."""
 
 
+_KNOWN_ERRORS = {
+    "NominalSplitterReg": "River's AMRules has no splitter for texts: leave them out, or put "
+    "preprocessing.OneHotEncoder in front",
+    "division by zero, at variance_ratio_split_criterion.py": "River's regression rules and trees "
+    "divide by the variance of the labels of a leaf, which is 0 when all are equal: the row is "
+    "answered `failed`, and the model goes on as it was",
+}
+"""What errors of others' models come from, by a part of what is seen."""
+
+
 @app.command("list")
 def listed(as_json: AsJson = False) -> None:
     """Show the built-in learners, with their params and the values of those left out.
@@ -74,7 +85,8 @@ def listed(as_json: AsJson = False) -> None:
             f"{name}: {json.dumps(v, default=list)}" for name, v in row["params"].items()
         )
         print(f"          params: {given or 'none'}")
-    print("or file.py:factory, module:factory, of river, scikit-learn, torch or your own")
+    print("or file.py:factory, module:factory, of river, scikit-learn, torch or your own;")
+    print("onnx:FILE and mlflow:FOLDER, which are served as they are")
 
 
 def _first(text: str) -> str:
@@ -120,8 +132,8 @@ def check(
         except CheckFailed as error:
             found.append({"check": name, "good": False, "seen": error.reason, "hint": HINTS[name]})
         except Exception as error:  # a stranger's model may raise anything
-            seen = f"{type(error).__name__}: {error}"
-            found.append({"check": name, "good": False, "seen": seen, "hint": HINTS[name]})
+            seen, hint = _raised(error)
+            found.append({"check": name, "good": False, "seen": seen, "hint": hint or HINTS[name]})
         else:
             found.append({"check": name, "good": True})
         if not as_json:
@@ -136,21 +148,47 @@ def check(
 
 @app.command("seal")
 def seal(
-    pickled: Annotated[Path, typer.Argument(help="a pickle that you trust: it is run when served")],
-    out: Annotated[Path, typer.Argument(help="the sealed file")],
+    pickled: Annotated[
+        Path,
+        typer.Argument(
+            help="a pickle, or a folder of MLflow, that you trust: it is run when served"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(help="the sealed file; a folder is sealed in its place")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option("--settings", help="settings file: names the service's key")
     ] = None,
 ) -> None:
     """Seal a pickled model with the service's key, so that it can be served.
 
-    The file is not unpickled here.  Serve it with `learner: sealed` and `artifact: OUT`.
+    Nothing is unpickled here.  Serve a file with `learner: sealed` and `artifact: OUT`, a folder
+    that MLflow has saved with `learner: mlflow:FOLDER`.
 
     Example: online models seal model.pkl model.sealed --settings online.yaml
+
+    Example: online models seal mlruns/model --settings online.yaml
     """
+    from online.models.errors import BlobUntrusted
     from online.models.sealed import seal as sealed
+    from online.models.sealed import seal_folder
     from online.rows.prediction_ids import Keys
 
+    if pickled.is_dir():
+        if out is not None:
+            remedy = "Leave OUT out, or copy the folder first"
+            raise ConfigError("OUT", "a folder is sealed in its place", remedy)
+        try:
+            n = seal_folder(pickled, Keys.from_file(load_settings(settings).key_path).secret)
+        except (OSError, BlobUntrusted) as error:
+            raise ConfigError(
+                "FILE", f"{pickled}: {error}", "Give a folder of plain files"
+            ) from None
+        print(f"{pickled}: {n:,} files under the seal of the service's key")
+        return
+    if out is None:
+        raise ConfigError("OUT", "none is given", "Name the sealed file that is to be written")
     try:
         data = pickled.read_bytes()
     except OSError as error:
@@ -170,9 +208,19 @@ def _show(row: dict[str, Any], promise: str) -> None:
         print(f"      {row['hint']}")
 
 
+def _raised(error: Exception) -> tuple[str, str | None]:
+    """Say what a model has raised, and where, and what that comes from if it is known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    seen = f"{type(error).__name__}: {error}, at {place}"
+    return seen, next((hint for part, hint in _KNOWN_ERRORS.items() if part in seen), None)
+
+
 def _conclude(model: Model, *, good: bool) -> None:
     if not good:
         print("the model can't be served as it is")
+    elif not model.learns:
+        print("the model is good; it never changes, and is the same in every replica")
     elif model.mergeable:
         print("the model is good; what replicas learn is merged")
     else:

@@ -122,10 +122,11 @@ def rescore(
             raise ConfigError("--run-id", "one run is made once", "Leave it out with --every")
         repeat(in_child(without(sys.argv[1:], "--every")), seconds("--every", every))
     from online.rescore.run import Request
+    from online.rows.schema import declared_columns
 
     request = Request(
         tuple(files), output, run_id, key, time_column, frozenset(ignore or ()), missing_ok, force,
-        ttl_s, settings.limits.text_bytes_max,
+        ttl_s, settings.limits.text_bytes_max, declared_columns(chosen),
     )  # fmt: skip
     begin = partial(start, output, ray or environment().get("RAY_ADDRESS"), workers, ray_rows)
     _once(request, settings, chosen, snapshot, store, begin, as_json=as_json)

@@ -6,7 +6,7 @@ looks like, and who may ask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,10 +24,12 @@ from online.messages.structs import (
 )
 from online.messages.tensors import InferError
 from online.serving.scores import GivenMany, GivenOne, ScoresRequest
+from online.serving.serving import Serving
 
 _REFS: Final = "#/components/schemas/{name}"
 _BINARY: Final = ("application/msgpack", {"type": "string", "format": "binary"})
 _LINES: Final = ("application/x-ndjson", {"type": "string", "description": "one event a line"})
+_ROW_OF: Final = "RowOf."  # and the name of a model: a schema of its rows
 _ROW: Final = {"a": 1.0, "b": -2.0}
 _ASK: Final = {"features": _ROW}
 _TEACH: Final = {"features": _ROW, "label": True, "event_id": "order-17"}
@@ -42,8 +44,11 @@ _REFUSED: Final = "Refused: code, field, value and remedy; see errors.md"
 _GENERATED: Final = ("HTTPValidationError", "ValidationError")  # FastAPI's own errors: not ours
 
 
-def document(app: FastAPI, models: Sequence[str], *, guarded: bool) -> None:
-    """Complete the app's document: which models there are; ``guarded``: it takes tokens."""
+def document(app: FastAPI, servings: Mapping[str, Serving], *, guarded: bool) -> None:
+    """Complete the app's document: which models there are, and what they declare of their rows.
+
+    ``guarded``: it takes tokens.
+    """
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -51,7 +56,8 @@ def document(app: FastAPI, models: Sequence[str], *, guarded: bool) -> None:
             made = plain()
             _add_hot(made)
             _add_refusals(made, guarded=guarded)
-            _name_models(made, models)
+            _name_models(made, servings)
+            _add_declared(made, servings)
             app.openapi_schema = made
         return app.openapi_schema
 
@@ -145,13 +151,56 @@ def _add_refusals(made: dict[str, Any], *, guarded: bool) -> None:
                 operation["security"] = [{"token": []}]
 
 
-def _name_models(made: dict[str, Any], models: Sequence[str]) -> None:
-    schema = {"type": "string", "enum": sorted(models)}
+def _name_models(made: dict[str, Any], servings: Mapping[str, Serving]) -> None:
+    schema = {"type": "string", "enum": sorted(servings)}
     for operations in made["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "model":
                     parameter["schema"] = schema
+
+
+def _add_declared(made: dict[str, Any], servings: Mapping[str, Serving]) -> None:
+    """Add the declared features: a schema of the rows of each model that has some, and examples.
+
+    All models are asked by the same path, so a row is one of any of them.
+    """
+    declared = {n: s.schema for n, s in sorted(servings.items()) if s.schema is not None}
+    if not declared:
+        return
+    rows: list[dict[str, Any]] = []
+    for name, schema in declared.items():
+        title = f"Row of {name}"
+        _schemas(made)[f"{_ROW_OF}{name}"] = {"title": title, **schema.json_schema()}
+        rows.append({"$ref": _REFS.format(name=f"{_ROW_OF}{name}")})
+    if len(declared) < len(servings):
+        rows.append({"type": "object"})  # of a model that declares nothing
+    for of in ("PredictRequest", "Event", "FeedbackRequest"):
+        properties = _schemas(made)[of]["properties"]
+        properties["features"] = {"anyOf": [*rows, {"type": "null"}], "default": None}
+        if "instances" in properties:
+            many = {"type": "array", "items": {"anyOf": rows}}
+            properties["instances"] = {"anyOf": [many, {"type": "null"}], "default": None}
+    for action, more in (("predict", False), ("feedback", True)):
+        body = made["paths"][f"/v1/models/{{model}}/{action}"]["post"]["requestBody"]
+        given = body["content"]["application/json"]
+        given.pop("example")
+        given["examples"] = {
+            name: {"summary": f"For {name}", "value": _example(servings[name], labelled=more)}
+            for name in declared
+        }
+
+
+def _example(serving: Serving, *, labelled: bool) -> dict[str, Any]:
+    """A body for a model that declares its features."""
+    assert serving.schema is not None
+    body: dict[str, Any] = {"features": serving.schema.example()}
+    settings = serving.replica.settings
+    if labelled:
+        classes = settings.classes or {"positive": True}
+        label = {"binary": classes["positive"], "regression": 3.5}.get(settings.task, "a class")
+        body |= {"label": label, "event_id": "order-17"}
+    return body
 
 
 def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, str]:

@@ -55,6 +55,7 @@ EXTENSIONS: Final = ("online_feedback", "binary_tensor_data")
 Refused = RequestError | None
 _LENGTH: Final = b"inference-header-content-length"
 _EVENT: Final = ("id", "label", "event_id", "source", "weight", "event_time")
+_DATATYPES: Final = {"number": "FP64", "category": "BYTES", "text": "BYTES", "bool": "BOOL"}
 _RECEIPT: Final = ("status", "event_id", "version", "seen", "first_outcome", "reason")
 
 
@@ -70,6 +71,7 @@ async def infer(serving: Serving, request: InferRequest) -> InferAnswer:
         ids=not wanted or "id" in wanted,  # a token costs more than an answer
         max_age_ms=options.max_age_ms,
         after=options.after,
+        details=options.details,
     )
     try:
         answer = serving.predict(asked)
@@ -107,6 +109,11 @@ def _outputs(serving: Serving, answer: Predictions) -> list[Tensor]:
         outputs.append(Tensor("probabilities", shape, "FP64", named, flat))
     if ids := [row.id for row in given if row.id is not msgspec.UNSET]:
         outputs.append(column("id", ids))
+    for name in ("missing", "unknown"):
+        several_names: list[Any] = [getattr(row, name) for row in given]
+        if msgspec.UNSET not in several_names:
+            texts = [json.dumps(names, ensure_ascii=False) for names in several_names]
+            outputs.append(column(name, texts))
     return outputs
 
 
@@ -173,6 +180,8 @@ async def feedback(serving: Serving, request: InferRequest) -> InferAnswer:
 def _fates(answer: Receipts) -> list[Tensor]:
     """Return what became of the events, as tensors; ``""`` where there is nothing to say."""
     texts: dict[str, list[str]] = {name: [] for name in _RECEIPT}
+    named = [receipt.unknown for receipt in answer.events]
+    unknown = [[] if names is msgspec.UNSET else names for names in named]
     for receipt in answer.events:
         for name, out in texts.items():
             value = getattr(receipt, name)
@@ -181,7 +190,11 @@ def _fates(answer: Receipts) -> list[Tensor]:
             refused = _of_rows(RequestError(422, **receipt.error), "events")
             texts["reason"][-1] = f"{refused.code}: {text_of(refused)}"
     repeats = column("duplicate", [receipt.duplicate for receipt in answer.events])
-    return [*(column(name, values) for name, values in texts.items()), repeats]
+    outputs = [*(column(name, values) for name, values in texts.items()), repeats]
+    if any(unknown):
+        said = [json.dumps(names, ensure_ascii=False) for names in unknown]
+        outputs.append(column("unknown", said))
+    return outputs
 
 
 def speaks(path: str) -> bool:
@@ -201,10 +214,11 @@ def text_of(error: RequestError) -> str:
 def metadata(serving: Serving) -> dict[str, Any]:
     """Return what the model takes and gives.
 
-    A linear model names the features that it has met, up to ``limits.features_max`` of them.
-    Otherwise the one input is the general form: a tensor whose ``names`` name its columns.
+    Declared features are named with their types.  Without a declaration a linear model names the
+    features that it has met, up to ``limits.features_max`` of them.  Otherwise the one input is
+    the general form: a tensor whose ``names`` name its columns.
     """
-    names = _met(serving)
+    inputs = [{"name": n, "datatype": t, "shape": [-1]} for n, t in _inputs(serving).items()]
     many = {"name": "features", "datatype": "FP64", "shape": [-1, -1]}
     settings = serving.replica.settings
     label: Any = 0.0
@@ -221,9 +235,16 @@ def metadata(serving: Serving) -> dict[str, Any]:
         "name": serving.name,
         "versions": [serving.replica.version],
         "platform": "online_river",
-        "inputs": [{"name": n, "datatype": "FP64", "shape": [-1]} for n in names] or [many],
+        "inputs": inputs or [many],
         "outputs": [*outputs, {"name": "id", "datatype": "BYTES", "shape": [-1]}],
     }
+
+
+def _inputs(serving: Serving) -> dict[str, str]:
+    """Datatypes of the features that the model is known to take, by their names."""
+    if (schema := serving.schema) is None:
+        return dict.fromkeys(_met(serving), "FP64")
+    return {name: _DATATYPES[kind] for name, kind in schema.types().items()}
 
 
 def _met(serving: Serving) -> list[str]:

@@ -171,6 +171,15 @@ class Vocabulary:
             return self._known.issuperset(rows[0])
         return all(self._known.issuperset(self._keys(x)) for x in rows)
 
+    def fresh(self, features: Features) -> list[str]:
+        """Names of the row under which nothing was learned of what it holds, in its order."""
+        known = self._known
+        return [
+            name
+            for name, value in features.items()
+            if (keys := self._keys({name: value})) and known.isdisjoint(keys)
+        ]
+
     def rest_s(self) -> float:
         """How long whoever learns is to rest now, in seconds: other models share its loop.
 

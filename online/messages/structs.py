@@ -18,6 +18,18 @@ FromPeer = Annotated[
     ),
 ]
 
+Missing = Annotated[
+    list[str] | msgspec.UnsetType,
+    Meta(description="declared features that the row does not have; of models that declare some"),
+]
+Unknown = Annotated[
+    list[str] | msgspec.UnsetType,
+    Meta(
+        description="names that are not declared, and were left out; of a model that declares no "
+        "features: names under which it has learned nothing"
+    ),
+]
+
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     """One row (`features`) or many (`instances`)."""
@@ -41,6 +53,9 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     after: Annotated[
         str | None, Meta(description="`seen` of a feedback: the answer says whether it counts it")
     ] = None
+    details: Annotated[
+        bool, Meta(description="the answer names what is `missing` and what is `unknown` in a row")
+    ] = False
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,6 +93,8 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     probabilities: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     includes: bool | msgspec.UnsetType = msgspec.UNSET
     from_peer: FromPeer = False
+    missing: Missing = msgspec.UNSET
+    unknown: Unknown = msgspec.UNSET
 
     def __repr__(self) -> str:
         sure = _sure(self.prediction, self.probabilities)
@@ -101,6 +118,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     prediction: Any
     probabilities: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     id: str | msgspec.UnsetType = msgspec.UNSET
+    missing: Missing = msgspec.UNSET
+    unknown: Unknown = msgspec.UNSET
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):
@@ -188,6 +207,10 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    unknown: Annotated[
+        list[str] | msgspec.UnsetType,
+        Meta(description="names that were sent, are not declared, and were left out"),
+    ] = msgspec.UNSET
 
     def __repr__(self) -> str:
         said = {"event": self.event_id, "version": self.version, "because": self.reason}

@@ -102,6 +102,13 @@ class InferParameters(msgspec.Struct, omit_defaults=True):
     binary_data_output: Annotated[
         bool, Meta(description="all outputs as bytes behind the JSON text")
     ] = False
+    details: Annotated[
+        bool,
+        Meta(
+            description="outputs `missing` and `unknown`: names of features, of each row a JSON "
+            "array as text"
+        ),
+    ] = False
 
 
 class InferRequest(msgspec.Struct, omit_defaults=True):

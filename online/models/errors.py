@@ -59,13 +59,6 @@ class LabelUnknown(NothingLearned):
         return f"label {self.label!r:.80} is none of {known:.200}. Give the model an output for it"
 
 
-class RowUnusable(NothingLearned):
-    """A row that a model can make nothing of; nothing was learned."""
-
-    problem: str
-    text = "the row can't be learned: {problem}. Send features that the model takes"
-
-
 class BlobUntrusted(ModelError):
     """A pickled state that was not sealed with this service's key.  It was not unpickled."""
 

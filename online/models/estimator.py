@@ -191,7 +191,7 @@ class LinearEstimator:
         return [self.predict(x) for x in rows]
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """One ``partial_fit``.  Raises RowUnusable, LabelUnknown, StateNotFinite."""
+        """One ``partial_fit``.  Raises LabelUnknown, StateNotFinite."""
         target = self._rows.target(label)
         self._fit(self._rows.inputs.learn(features), target, weight)
 

@@ -23,7 +23,7 @@ def load_model(
     """
     from online.models.load import load  # river takes a second, which most commands need not wait
 
-    return load(
+    loaded = load(
         model.learner,
         model.params,
         task=model.task,
@@ -36,6 +36,20 @@ def load_model(
         rehearses=model.replay.on,
         state_of=model.state_of,
     )
+    _check_declared(model, numeric_only=loaded.model.numeric_only)
+    return loaded
+
+
+def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:
+    """Refuse a declaration by which no row could be learned.  Raises LearnerUnusable."""
+    texts = (n for n, one in (model.features or {}).items() if one.type in ("category", "text"))
+    if numeric_only and (name := next(texts, None)) is not None:
+        from online.models.errors import LearnerUnusable
+
+        assert model.features is not None
+        problem = f"features.{name} is a {model.features[name].type}, and it takes numbers only"
+        remedy = "Leave the feature out, or take one that reads texts: linear, ftrl"
+        raise LearnerUnusable(model.learner, problem, remedy)
 
 
 def merge_rule(model: ModelSettings, built: Model) -> MergeRule:

@@ -11,7 +11,7 @@ import numpy as np
 from river import preprocessing
 
 from evaluation.metrics import Task
-from online.models.errors import LearnerUnusable, RowUnusable
+from online.models.errors import LearnerUnusable
 from online.models.scalers import Columns, Standard
 from paramserver.blocks import Blocks
 from replay.example import Features, Label
@@ -84,10 +84,8 @@ class Inputs:
         return None if np.isnan(raw).any() else raw  # which None would be, too
 
     def learn(self, features: Features) -> list[float]:
-        """Learn the moments, then the numbers to learn by.  Raises RowUnusable."""
+        """Learn the moments, then the numbers to learn by: of a row without any, the means."""
         x: dict[str, Any] = self._taken(features)
-        if not x:
-            raise RowUnusable(f"it has none of the inputs {', '.join(self.names)[:200]}")
         ids = self._rows_of_ids(x)
         return self._row(ids | (x if self._scaler is None else self._scaler.learn(x)))
 

@@ -30,7 +30,7 @@ import river
 from river import base, linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
-from online.models import handed_over
+from online.models import handed_over, mlflow_model, onnx_model
 from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
@@ -163,6 +163,12 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
 }
 
 
+_FROZEN: Final[Mapping[str, Callable[[str, Path], Callable[..., Any]]]] = {
+    onnx_model.PLACE: onnx_model.factory,
+    mlflow_model.PLACE: mlflow_model.factory,
+}
+
+
 def _positive(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
         raise ValueError(f"{name} is a number in (0, 1000000), got {value!r}")
@@ -194,9 +200,9 @@ def load(
     Parameters
     ----------
     learner
-        ``file.py:factory`` (relative to ``base_dir``), ``module:factory`` or a built-in name.
-        The factory is called with ``params`` and returns a river estimator, an object with
-        ``predict`` or ``predict_one`` (and ``learn_one``), a
+        ``file.py:factory`` (relative to ``base_dir``), ``module:factory``, ``onnx:file.onnx``,
+        ``mlflow:folder`` or a built-in name.  The factory is called with ``params`` and returns a
+        river estimator, an object with ``predict`` or ``predict_one`` (and ``learn_one``), a
         :class:`~online.models.network.Network`, an :class:`~online.models.estimator.Estimator`,
         or a :class:`~online.models.base.Model`.  Instead of a factory it may be such an object
         itself, which is copied.
@@ -221,8 +227,9 @@ def load(
     if artifact is not None:
         given["artifact"] = str(base_dir / artifact)
         origin["artifact"] = _hash(learner, base_dir / artifact)
-    if factory is sealed:
-        given["keys"] = (key, *old_keys)
+    if factory is sealed or origin["kind"] in _FROZEN:
+        named = {} if factory is sealed else {"classes": classes}
+        given |= {"keys": (key, *old_keys), **named}
 
     def make() -> Model:
         made = _wrap(learner, _make(learner, factory, given), task, key, old_keys)
@@ -276,6 +283,9 @@ def _hash(learner: str, artifact: Path) -> str:
 
 
 def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, str]]:
+    kind, _, path = learner.partition(":")
+    if kind in _FROZEN:  # what it is made of is in its structure
+        return _FROZEN[kind](learner, base_dir / path), {"kind": kind}
     place, colon, name = learner.rpartition(":")
     if place == handed_over.PLACE:
         return handed_over.factory(name), {"kind": "object"}
@@ -286,7 +296,8 @@ def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, s
             raise LearnerUnusable(
                 learner,
                 "no built-in learner",
-                f"{meant}Known: {', '.join(BUILT_IN)}; or write file.py:factory, module:factory",
+                f"{meant}Known: {', '.join(BUILT_IN)}; or write file.py:factory, module:factory, "
+                "onnx:file.onnx, mlflow:folder",
             )
         return BUILT_IN[learner], {"kind": "built-in", "name": learner}
     if place.endswith(".py"):

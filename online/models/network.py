@@ -239,8 +239,7 @@ class NetworkModel:
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """One step of the optimizer.
 
-        Raises RowUnusable if the row has none of the inputs, LabelUnknown, and StateNotFinite
-        when loss or weights are no numbers.
+        Raises LabelUnknown, and StateNotFinite when loss or weights are no numbers.
         """
         target = self._head.target(label, self._dtype)
         x = torch.tensor([self._inputs.learn(features)], dtype=self._dtype)

@@ -15,12 +15,21 @@ import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from river import base, compose, preprocessing
+from river import base
 
 from evaluation.metrics import Task
 from online.models.base import Prediction
 from online.models.errors import AnswerUnusable, BlobUntrusted, LearnerUnusable, WeightUnsupported
 from online.models.structure import describe, steps
+from online.models.untouched import (
+    hides_scaler,
+    is_factorised,
+    needs_numbers,
+    number_of,
+    settle,
+    surface,
+    transformed,
+)
 from paramserver.blocks import OPAQUE, Block, Blocks
 from replay.example import Features, Label
 
@@ -28,14 +37,6 @@ STATE: Final = "state"
 _MAC_BYTES: Final = 32
 _STEP_BYTES: Final = 2**19  # hashed at once: about a millisecond
 _CONTEXT: Final = b"online opaque state 1\0"
-_KNOWN_NAMES: Final = {
-    preprocessing.StandardScaler: "means",
-    preprocessing.MinMaxScaler: "min",
-    preprocessing.MaxAbsScaler: "abs_max",
-    preprocessing.RobustScaler: "median",
-    preprocessing.AdaptiveStandardScaler: "means",
-}
-"""Scalers that insert a name they have never met when they transform, and where they keep names."""
 
 
 class Opaque:
@@ -90,9 +91,9 @@ class Opaque:
             )
         self._takes_weight = self.learns and "w" in inspect.signature(final.learn_one).parameters
         self._steps = steps(estimator)
-        self.numeric_only = type(self._steps[0]) in _KNOWN_NAMES
+        self.numeric_only = needs_numbers(self._steps[0])
         # Scalers inside an ensemble are out of reach: there, names never learned are left out.
-        self._names: dict[str, None] | None = {} if _hides_scaler(final) else None
+        self._names: dict[str, None] | None = {} if hides_scaler(final) else None
         self._changed = False
         self._built = self._pickle() if self.learns else b""
         self._sealed = b""
@@ -107,7 +108,7 @@ class Opaque:
         final = self.estimator
         if len(self._steps) > 1:
             for step in self._steps[:-1]:
-                x = _transform(step, x)
+                x = transformed(step, x)
             final = self._steps[-1]
         if self._task == "regression":
             return Prediction(self._number(self._label(final, x)), None)
@@ -123,12 +124,14 @@ class Opaque:
         return [self.predict(x) for x in rows]
 
     def _label(self, final: Any, x: dict[str, Any]) -> Any:
+        if is_factorised(final):
+            return number_of(final, x)
         ask = self._ask if final is self.estimator else final.predict_one
         return ask(x)  # type: ignore[misc]  # __init__ has made sure that there is one
 
     def _probabilities(self, final: Any, x: dict[str, Any]) -> dict[Label, float] | None:
         try:
-            answer = final.predict_proba_one(x)
+            answer = (surface(final) if is_factorised(final) else final).predict_proba_one(x)
         except NotImplementedError:  # a wrapper around a classifier that has none
             return None
         return {self._canonical(label): float(p) for label, p in answer.items()}
@@ -164,7 +167,9 @@ class Opaque:
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """One ``learn_one`` of the estimator, on a copy of the row."""
+        """One ``learn_one`` of the estimator, on a copy of the row; nothing if it has none."""
+        if not self.learns:  # the row is judged by whoever serves
+            return
         if weight != 1.0 and not self._takes_weight:
             raise WeightUnsupported(weight, type(self._steps[-1]).__name__)
         self._changed = True
@@ -174,6 +179,7 @@ class Opaque:
             self.estimator.learn_one(dict(features), label, w=weight)
         else:
             self.estimator.learn_one(dict(features), label)
+        settle(self._steps[-1])
 
     def cut(self) -> Blocks:
         """The whole state if anything was learned.  Pickling takes time: cut seldom."""
@@ -283,37 +289,3 @@ def _has_proba(final: Any) -> bool:
 def _label_is_argmax(final: Any) -> bool:
     own = getattr(type(final), "predict_one", None)
     return own is None or own is base.Classifier.predict_one
-
-
-def _transform(step: Any, x: dict[str, Any]) -> dict[str, Any]:
-    """``transform_one`` that inserts nothing into the scalers, also inside unions."""
-    if isinstance(step, compose.Pipeline):
-        for inner in step.steps.values():
-            x = _transform(inner, x)
-        return x
-    if type(step) is compose.TransformerUnion:
-        out: dict[str, Any] = {}
-        for inner in reversed(step.transformers.values()):
-            out.update(_transform(inner, x))
-        return out
-    if (names := _KNOWN_NAMES.get(type(step))) is not None:
-        known = getattr(step, names)
-        x = {name: value for name, value in x.items() if name in known}
-    answer: dict[str, Any] = step.transform_one(x)
-    return answer
-
-
-def _hides_scaler(value: Any) -> bool:
-    """Whether a scaler is anywhere in the parameters of the final estimator."""
-    if type(value) in _KNOWN_NAMES:
-        return True
-    if isinstance(value, compose.Pipeline):
-        return any(_hides_scaler(step) for step in value.steps.values())
-    if isinstance(value, compose.TransformerUnion):
-        return any(_hides_scaler(step) for step in value.transformers.values())
-    if isinstance(value, (list, tuple)):
-        return any(_hides_scaler(item) for item in value)
-    if isinstance(value, base.Base) and hasattr(value, "__init__"):
-        names = inspect.signature(type(value).__init__).parameters
-        return any(_hides_scaler(getattr(value, name, None)) for name in names)
-    return False

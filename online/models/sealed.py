@@ -1,12 +1,15 @@
 """A model that was trained elsewhere and pickled, under the service's seal.
 
 Unpickling runs code.  So a pickle is served only from a file that somebody who has the service's
-key has sealed: HMAC-SHA256 over its bytes, verified before a byte of them is read.
+key has sealed: HMAC-SHA256 over its bytes, verified before a byte of them is read.  In a folder
+the seal is a file of its own, with a hash of each file there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +54,68 @@ def sealed(artifact: str | None = None, *, keys: Sequence[bytes] = ()) -> Any:
         raise LearnerUnusable(
             "sealed", problem, "Pickle it with the library served here"
         ) from error
+
+
+SEAL: Final = "online.seal"
+"""The file in a sealed folder that has its files' names and hashes under the seal."""
+_FOLDER: Final = b"online sealed folder 1\0"
+
+
+def seal_folder(folder: Path, key: bytes) -> int:
+    """Seal all files of a folder, which stay as they are; how many there are.
+
+    Raises OSError; BlobUntrusted for a link: what it leads to may change.
+    """
+    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(folder)}
+    text = json.dumps(files, sort_keys=True)
+    mac = hmac.digest(key, _FOLDER + text.encode(), "sha256").hex()
+    part = folder / (SEAL + ".part")
+    part.write_text(json.dumps({"files": files, "seal": mac}), encoding="utf-8")
+    part.replace(folder / SEAL)
+    return len(files)
+
+
+def unseal_folder(folder: Path, keys: Sequence[bytes], into: Path) -> str:
+    """Copy a sealed folder's files, each as its hash says, and return the hash of all.
+
+    What is used is the copy, so that nobody can change a file between the look at it and its use.
+    Raises BlobUntrusted: not sealed, by another key, or files that are not those sealed; OSError.
+    """
+    try:
+        said = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        files, seal_ = dict(said["files"]), bytes.fromhex(said["seal"])
+    except FileNotFoundError:
+        raise BlobUntrusted("the folder is not sealed", 0) from None
+    except (ValueError, KeyError, TypeError):
+        raise BlobUntrusted(f"its {SEAL} can't be read", 0) from None
+    text = json.dumps(files, sort_keys=True)
+    macs = [hmac.digest(key, _FOLDER + text.encode(), "sha256") for key in keys]
+    if not any(hmac.compare_digest(seal_, mac) for mac in macs):
+        raise BlobUntrusted("its seal is not by this service's key", len(text))
+    there = dict(_files(folder))
+    if odd := sorted(files.keys() ^ there.keys()):
+        what = "is missing" if odd[0] in files else "was added"
+        raise BlobUntrusted(f"{odd[0]} {what} since it was sealed", len(text))
+    for name, path in there.items():
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != files[name]:
+            raise BlobUntrusted(f"{name} was changed since it was sealed", len(data))
+        place = into / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """The files below a folder by their place in it, without the seal."""
+    out = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise BlobUntrusted(f"{name} is a link: put the file itself there", 0)
+        if path.is_file() and name not in (SEAL, SEAL + ".part"):
+            out.append((name, path))
+    return out
 
 
 def _mac(data: bytes, key: bytes) -> bytes:

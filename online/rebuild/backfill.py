@@ -8,7 +8,7 @@ the service's door; one that is not learned goes aside with the reason.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from online.tables import inputs, readers
 from online.tables.columns import Rows
 from online.tables.errors import InputRefused
 from online.tables.inputs import opened
-from online.tables.layout import Input, Layout, Shard
+from online.tables.layout import Column, Input, Layout, Shard
 from online.tables.places import Folder, failures, shown
 from online.tables.readers import Bad, Piece
 from paramserver import blocks as algebra
@@ -65,7 +65,7 @@ class Tables:
         Column of the ids that the events have, or would have, at the service; None: there is none.
     time
         Column of when they happened: no row may be older than one before it.
-    ignored, missing_ok, text_bytes_max, features_max
+    ignored, missing_ok, text_bytes_max, features_max, declared
         As of :class:`online.rescore.run.Request`, and the most features that a row may have.
     """
 
@@ -77,6 +77,7 @@ class Tables:
     missing_ok: bool = False
     text_bytes_max: int = 1_024
     features_max: int = 10_000
+    declared: Mapping[str, Column] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def look(tables: Tables, model: Model) -> Cut:
         files, key=tables.event_id, time=tables.time, ignored=tables.ignored,
         known=() if isinstance(model, Linear) else known_names(model),
         numeric_only=model.numeric_only, missing_ok=tables.missing_ok,
-        text_bytes_max=tables.text_bytes_max, label=tables.label,
+        text_bytes_max=tables.text_bytes_max, label=tables.label, declared=tables.declared,
     )  # fmt: skip
     features = len(layout.features) - 1
     if not features or features > tables.features_max:

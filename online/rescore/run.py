@@ -41,7 +41,7 @@ from online.rescore.work import SHARDS, MakeModel
 from online.tables import inputs, readers
 from online.tables.columns import Rows
 from online.tables.errors import InputRefused
-from online.tables.layout import Input, Layout, Shard
+from online.tables.layout import Column, Input, Layout, Shard
 from online.tables.places import Folder, Place
 
 POINTER: Final = "current.json"
@@ -85,6 +85,8 @@ class Request:
         Columns that are left out.
     missing_ok
         Whether columns that the model has learned may be missing.
+    declared
+        What the model's settings declare of its features; None: nothing.
     force
         Publish although scores have moved, or features are older.
     """
@@ -99,6 +101,7 @@ class Request:
     force: bool = False
     ttl_s: float | None = None
     text_bytes_max: int = 1_024
+    declared: Mapping[str, Column] | None = None
 
 
 @dataclass(slots=True)
@@ -207,7 +210,7 @@ def prepare(
     layout = inputs.layout(
         files, key=request.key, time=request.time, ignored=request.ignored, known=known,
         numeric_only=model.numeric_only, missing_ok=request.missing_ok,
-        text_bytes_max=request.text_bytes_max,
+        text_bytes_max=request.text_bytes_max, declared=request.declared,
     )  # fmt: skip
     asked = plan.asked(scored.name, scored.spec, scored.snapshot, layout, tuple(files))
     name = request.run or asked[:16]

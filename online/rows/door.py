@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
+from online.rows.schema import schema_of
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import WEIGHT_MAX
@@ -22,16 +23,28 @@ INTEGER_MAX: Final = 2**53
 """Largest whole number: beyond it a JSON number is not the integer that was written."""
 NUMBER_MAX: Final = 1e100
 """Largest number of a feature: squares, and sums of squares over all rows, stay finite."""
+_NUMBERS: Final[frozenset[type]] = frozenset({float, int, bool})
+_DECLARED_NUMBERS: Final[frozenset[type]] = frozenset({float, int})
 
 
 class Door:
-    """The door checks what one model takes: names, types and ranges of features and labels."""
+    """The door checks what one model takes: names, types and ranges of features and labels.
+
+    Attributes
+    ----------
+    schema
+        What the settings declare of the features; None: any name and type is taken.
+    numbers
+        Types of the values of a row that is taken if it has only numbers (:meth:`takes`).
+    """
 
     def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
         self._limits = limits
         self._numeric_only = numeric_only
         self._task = settings.task
         self._bounded = settings.filters != "none"
+        self.schema = schema_of(settings)
+        self.numbers: frozenset[type] = _NUMBERS if self.schema is None else _DECLARED_NUMBERS
         classes = settings.classes or {"negative": False, "positive": True}
         self._names: dict[bool, Label] = {
             False: classes["negative"],
@@ -56,6 +69,10 @@ class Door:
                 f"{len(value)} features, at most {self._limits.features_max}",
                 "Send fewer, or raise limits.features_max",
             )
+        if self.schema is not None:
+            if not recorded and (error := self.schema.refusal(value, field)) is not None:
+                raise error
+            value = self.schema.known(value)
         for name, item in value.items():
             if type(item) is float:
                 if not -NUMBER_MAX <= item <= NUMBER_MAX:  # NaN too
@@ -70,13 +87,22 @@ class Door:
                 raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
         if not recorded and (odd := self.odd_name(value)) is not None:
             raise not_plain(field, "a name", odd)
-        return value
+        found: Features = value
+        return found
 
     def takes(self, names: Sequence[str]) -> bool:
         """Whether a row of numbers may have these names."""
         fit = 1 <= len(names) <= self._limits.features_max
         short = all(len(name) <= self._limits.text_bytes_max for name in names)
+        if self.schema is not None and not self.schema.only_numbers(names):
+            return False
         return fit and short and self.odd_name(dict.fromkeys(names)) is None
+
+    def undeclared(self, features: Any, field: str) -> RequestError | None:
+        """Why the declaration lets no new row have these features; None: one may."""
+        if self.schema is None or not isinstance(features, dict) or not features:
+            return None
+        return self.schema.refusal(features, field)
 
     def odd_name(self, features: Any) -> str | None:
         """A name of the features that a terminal would obey; None if there is none."""

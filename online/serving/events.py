@@ -185,7 +185,8 @@ class Events:
             known=known,
         )
         idempotent = event.event_id is not None
-        return await self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
+        made = self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
+        return _naming(await made, event.features, features)
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
@@ -251,7 +252,7 @@ class Events:
             return not_plain(f"{field}label", "a class", event.label)
         if (odd := self._door.odd_name(event.features)) is not None:
             return not_plain(f"{field}features", "a name", odd)
-        return None
+        return self._door.undeclared(event.features, f"{field}features")
 
     def _crowded(self, label: Label, field: str) -> RequestError | None:
         """Each class is numbers for each name, touched by each row, and a line of each answer."""
@@ -331,6 +332,13 @@ class Events:
         if (refused := self._unfit.refusal(row, example)) is not None:
             raise refused
         return Asked(row, label, idempotent, example)
+
+
+def _naming(asked: Asked, sent: Features, taken: Features) -> Asked:
+    """The row, with the names that were sent and that the door has left out."""
+    if taken is sent:
+        return asked
+    return msgspec.structs.replace(asked, unknown=tuple(n for n in sent if n not in taken))
 
 
 def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:

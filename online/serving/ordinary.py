@@ -35,19 +35,20 @@ SLICE: Final = 48
 
 _KNOWN: Final = 256  # sets of names, and sources, that were looked at before
 _FLOATS: Final = frozenset({float})
-_NUMBERS: Final = frozenset({float, int, bool})
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
     """A row to append, its label as the door has it, and whether a repeat of it is known.
 
-    ``example`` is what the row says; None: only its payload does.
+    ``example`` is what the row says; None: only its payload does.  ``unknown`` are names that were
+    sent and are not declared: the row is without them.
     """
 
     row: NewRow
     label: Label
     idempotent: bool = True
     example: Example | None = None
+    unknown: tuple[str, ...] = ()
 
 
 class Unfit:
@@ -153,7 +154,8 @@ class Ordinary:
     ) -> None:
         flat = [value for i in places for value in (events[i].features or {}).values()]
         if set(map(type, flat)) != _FLOATS:
-            places = [i for i in places if _are_numbers((events[i].features or {}).values())]
+            taken = self._door.numbers
+            places = [i for i in places if _are_numbers((events[i].features or {}).values(), taken)]
             if not places:
                 return
             flat = [value for i in places for value in (events[i].features or {}).values()]
@@ -271,10 +273,10 @@ def _either(asked: Asked, refused: RequestError | None) -> Asked | RequestError:
     return asked if refused is None else refused
 
 
-def _are_numbers(values: Collection[Any]) -> bool:
-    """Whether the door takes all of them as numbers."""
+def _are_numbers(values: Collection[Any], taken: frozenset[type]) -> bool:
+    """Whether all of them are of types that the door takes as numbers."""
     kinds = set(map(type, values))
-    return kinds == _FLOATS or (kinds <= _NUMBERS and max(map(abs, values)) <= INTEGER_MAX)
+    return kinds == _FLOATS or (kinds <= taken and max(map(abs, values)) <= INTEGER_MAX)
 
 
 _LENGTH: Final = struct.Struct(">I").pack

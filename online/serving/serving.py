@@ -30,6 +30,7 @@ from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
+from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
 from online.serving.ordinary import Asked
 from online.settings.config import Limits
@@ -53,6 +54,8 @@ HTTP = {
 }
 _READ_EVENTS = 16  # one by one, in one turn of the loop
 _RECEIPTS = 256  # in one turn
+_Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
+_UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
@@ -72,6 +75,11 @@ class Serving:
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
+
+    @property
+    def schema(self) -> Schema | None:
+        """The declared features; None: none is declared."""
+        return self._door.schema
 
     # -- predict -----------------------------------------------------------------------------
 
@@ -96,6 +104,7 @@ class Serving:
             if replica.judge is not None:
                 replica.judge.asked(answer)
             replica.counts["predictions"] += 1
+            named = self._named(request.features) if request.details else _UNNAMED
             return Prediction(
                 self._reader.prediction_id(features, answer, request.id),
                 self._door.show(answer.label),
@@ -107,8 +116,12 @@ class Serving:
                 shown,
                 includes,
                 from_peer,
+                *named,
             )
         rows = self._many(request.instances or [], give_ids=request.ids)
+        if request.details:
+            for row, sent in zip(rows, request.instances or [], strict=True):
+                row.missing, row.unknown = self._named(sent)
         replica.counts["predictions"] += len(rows)
         return Predictions(rows, self.name, version, own, age, behind, includes, from_peer)
 
@@ -133,6 +146,15 @@ class Serving:
                 row.id = self._reader.prediction_id(x, answer)
             rows.append(row)
         return rows
+
+    def _named(self, sent: Features) -> _Names:
+        """Declared names that a row does not have, and its names of which nothing is known here.
+
+        The second are not declared; without a declaration, nothing was learned of them.
+        """
+        if (schema := self.schema) is None:
+            return msgspec.UNSET, self.replica.learner.vocabulary.fresh(sent)
+        return schema.missing(sent), schema.unknown(sent)
 
     def _check_age(self, max_age_ms: float | None) -> None:
         if max_age_ms is None:
@@ -253,6 +275,7 @@ class Serving:
             recorded.version_before,
             recorded.version,
             idempotent=asked.idempotent,
+            unknown=list(asked.unknown) if asked.unknown else msgspec.UNSET,
         )
         standing = recorded.row
         if recorded.status == "damaged":
@@ -299,7 +322,7 @@ class Serving:
 def _is_plain(asked: Asked, recorded: Recorded) -> bool:
     """Whether there is nothing to say of the event but that it was learned."""
     learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
-    return learned and asked.row.half is None
+    return learned and asked.row.half is None and not asked.unknown
 
 
 def _why(example: Example) -> str:

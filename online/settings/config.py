@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -36,7 +36,7 @@ from online.settings.glimpse import environment as environment
 from online.settings.model import ModelSettings, Tree
 from online.settings.origins import check_host, check_origin
 from online.settings.replicas import TAGS, Replicas
-from online.settings.tokens import ROLES, WEIGHT_MAX, entry_of
+from online.settings.tokens import ROLES, WEIGHT_MAX, Grant, entry_of
 
 log = logging.getLogger("online.config")
 
@@ -131,6 +131,9 @@ class Limits(Tree):
     banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
     sources_max: int = Field(
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
+    )
+    audit_lines_max: int = Field(
+        100_000, ge=100, description="lines of the log of decisions; older ones are trimmed"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
@@ -350,7 +353,10 @@ _PLAIN: Mapping[str, str] = {
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
+    if first["type"] == "missing":  # perhaps it is there, and misspelt
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), first)
     loc = tuple(part for part in first["loc"] if part not in TAGS)
     field = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
@@ -366,14 +372,19 @@ def _explain(error: ValidationError) -> ConfigError:
 
 def _fields(loc: tuple[int | str, ...]) -> list[str]:
     """Names of the settings at a place of the tree."""
-    node: type[BaseModel] = Settings
+    node: Any = Settings
     for part in loc:
-        if not isinstance(part, int):  # the place in a list
+        if isinstance(part, int):  # the place in a list
+            continue
+        if isinstance(node, type) and issubclass(node, BaseModel):
             annotation = node.model_fields[str(part)].annotation
-            for kind in (annotation, *get_args(annotation)):
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    node = kind
-    return list(node.model_fields)
+            kinds = (annotation, *get_args(annotation))
+            trees = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+            maps = (k for k in kinds if get_origin(k) is dict)
+            node = next(trees, None) or next(maps, node)
+        elif get_origin(node) is dict:  # a name that whoever writes the file has given
+            node = get_args(node)[1]
+    return list(getattr(node, "model_fields", ()))
 
 
 def _check(settings: Settings) -> None:
@@ -401,7 +412,7 @@ def _check(settings: Settings) -> None:
                 "Give each its own name",
             )
     for (role, _), grant in settings.tokens.grants.items():
-        if role == "admin":
+        if role == "admin" and grant != Grant(name=grant.name):
             remedy = "Give sources to tokens for predict and feedback only"
             raise ConfigError("tokens.admin", "a token with a source or a bound", remedy)
         if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from replay.plain import is_plain, plain
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -228,6 +230,43 @@ class Challenge(Tree):
     )
 
 
+FeatureType = Literal["number", "category", "text", "bool"]
+
+
+class Feature(Tree):
+    """The declaration of one feature.  A type alone is enough: `amount: number`."""
+
+    type: FeatureType = Field(
+        description="number; category: a text that is one of some, also if it looks like a "
+        'number ("17"); text: sentences; bool: true or false'
+    )
+    range: tuple[float | None, float | None] | None = Field(
+        None, description="of a number: the least and the greatest that is taken; null: no bound"
+    )
+    required: bool = Field(False, description="a row without it, or with null, is refused")
+    example: float | bool | str | None = Field(
+        None, description="a value of it, for the examples in the OpenAPI document"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _type_alone(cls, value: object) -> object:
+        return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Feature:
+        if self.range is not None:
+            low, high = self.range
+            if self.type != "number":
+                raise ValueError(f"range: a {self.type} has none; it is for a number")
+            if low is not None and high is not None and not low <= high:
+                raise ValueError(f"range: {low:g} is above {high:g}: write the least first")
+        kinds: dict[str, tuple[type, ...]] = {"number": (float,), "bool": (bool,)}
+        if self.example is not None and type(self.example) not in kinds.get(self.type, (str,)):
+            raise ValueError(f"example: {self.example!r} is no {self.type}")
+        return self
+
+
 class ModelSettings(Tree):
     """The settings of one model that is served."""
 
@@ -249,6 +288,14 @@ class ModelSettings(Tree):
     )
     classes: dict[Literal["negative", "positive"], str | int | bool] | None = Field(
         None, description="binary only: what the two labels are called"
+    )
+    features: dict[str, Feature] | None = Field(
+        None,
+        description="what rows may have, by name: types are checked, other names are left out and "
+        "told; none: any name and value",
+    )
+    strict: bool = Field(
+        False, description="with `features`: a row with a name that is not declared is refused"
     )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
@@ -282,6 +329,20 @@ class ModelSettings(Tree):
     challenger: Challenge | None = Field(
         None, description="a second learner in shadow, which learns the same rows"
     )
+
+    @model_validator(mode="after")
+    def _features_are_names(self) -> ModelSettings:
+        if self.features is None:
+            if self.strict:
+                raise ValueError("strict: it refuses names that `features` does not have: give it")
+            return self
+        if not self.features:
+            raise ValueError("features: none is declared; leave it out, or name some")
+        if odd := [name for name in self.features if not name or not is_plain(name)]:
+            raise ValueError(
+                f"features: {plain(odd[0])!r} is no name: leave control characters out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _devices_are_compared(self) -> ModelSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +15,10 @@ from online.errors import ConfigError
 from online.tables.first_look import Table, Value
 from replay.example import Features, Label
 
-Kind = Literal["label", "number", "category", "text", "event_id", "time", "left_out"]
+Kind = Literal["label", "number", "category", "text", "bool", "event_id", "time", "left_out"]
+
+FEATURES: Final = ("number", "category", "text", "bool")
+"""Kinds of columns that are learned from."""
 
 LOOK_ROWS: Final = 20_000
 """Rows from which it is guessed."""
@@ -31,6 +35,7 @@ _IDS: Final = re.compile(r"(.*[a-z0-9])?(_id|ID|Id|_uuid|_key)|id|uuid|guid", re
 _TIMES: Final = re.compile(r".*(time|date|stamp|created|_at|_ts|ts|when)", re.I)
 _ANSWERS: Final = re.compile(r"pred(ict(ion|ed).*)?|.*_pred|prob(a|ability).*|y_?hat|score", re.I)
 _POSITIVE: Final = ("yes", "true", "1", "y", "positive", "up", "spam", "fraud", "bad", "churn")
+_MANY: Final = 10  # rows with one text: it is nobody's own
 _WORDS_MIN: Final = 3  # in the mean of a column of texts
 _EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
 
@@ -53,6 +58,8 @@ class Guess:
     classes
         Values of the label in a task that is not regression, in order; in a binary one the
         negative one first.
+    examples
+        By name, a value that is typical of a feature and tells nothing of a single row.
     """
 
     table: Table
@@ -60,6 +67,7 @@ class Guess:
     label: str
     columns: tuple[Column, ...]
     classes: tuple[Value, ...] = ()
+    examples: Mapping[str, Value] = field(default_factory=dict)
 
     def named(self, *kinds: Kind) -> list[str]:
         """Names of the columns that are taken for one of these."""
@@ -82,6 +90,7 @@ class Guess:
         numbers, others = self.named("number"), self.named("category", "text")
         features: Features = {name: cells[name] for name in numbers}
         features |= {name: category(cells[name]) for name in others}
+        features |= {name: cells[name] for name in self.named("bool")}
         present: Features = {name: value for name, value in features.items() if value is not None}
         at = max((seconds(cells[name]) or 0.0 for name in self.named("time")), default=0.0)
         ids = [str(cells[name]) for name in self.named("event_id")]
@@ -149,9 +158,10 @@ def guess(table: Table, label: str | None = None, task: Task | None = None) -> G
         raise ConfigError("--label", f"there is no column {chosen!r}", f"Name one of: {known}")
     found, classes = _task(chosen, seen[chosen], task)
     columns[chosen] = Column(chosen, "label", why)
-    if not any(c.kind in ("number", "category", "text") for c in columns.values()):
+    examples = {n: v for n, c in columns.items() if (v := _typical(c.kind, seen[n])) is not None}
+    if not any(c.kind in FEATURES for c in columns.values()):
         raise ConfigError(str(table.path), "no column is left to learn from", "Add features")
-    return Guess(table, found, chosen, tuple(columns.values()), classes)
+    return Guess(table, found, chosen, tuple(columns.values()), classes, examples)
 
 
 def _column(name: str, seen: _Seen) -> Column:
@@ -168,9 +178,23 @@ def _column(name: str, seen: _Seen) -> Column:
         return Column(name, "category", f"its name: an id, {n:,} different ones")
     if seen.numeric:
         return Column(name, "number", f"{n:,} different numbers")
+    if all(isinstance(value, bool) for value in seen.different):
+        return Column(name, "bool", "true and false")
     if seen.texts:
         return Column(name, "text", "sentences: each word counts")
     return Column(name, "category", f"{n:,} different values")
+
+
+def _typical(kind: Kind, seen: _Seen) -> Value:
+    """The median to two digits, or a text that is in many rows; None: there is none."""
+    values = [value for value in seen.values if value is not None]
+    if kind == "number":
+        numbers = sorted(float(value) for value in values)
+        return float(f"{numbers[len(numbers) // 2]:.2g}")
+    if kind == "category":
+        value, n = Counter(map(category, values)).most_common(1)[0]
+        return value if n >= _MANY else None
+    return None
 
 
 def _label(
@@ -179,7 +203,7 @@ def _label(
     possible = [
         name
         for name in names
-        if columns[name].kind in ("number", "category")
+        if columns[name].kind in ("number", "category", "bool")
         and not _IDS.fullmatch(name)
         and not _TIMES.fullmatch(name)
         and not (columns[name].kind == "category" and len(seen[name].different) > CLASSES_MAX)
@@ -211,9 +235,11 @@ def _task(name: str, seen: _Seen, task: Task | None) -> tuple[Task, tuple[Value,
 
 
 def category(value: Value) -> Value:
-    """A category as the service takes it: text, also if it looks like a number."""
-    if value is None or isinstance(value, str | bool):
+    """A category as the service takes it: text, also if it looks like something else."""
+    if value is None or isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return str(int(value)) if float(value).is_integer() else str(value)
 
 

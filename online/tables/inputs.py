@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -36,6 +36,12 @@ NULLS: Final = ["", "NA", "N/A", "null", "NULL"]
 _HEAD_BYTES: Final = 1 << 20
 _HEAD_LINES: Final = 1_000
 _MOSTLY: Final = 0.5  # of a CSV column's texts are numbers: then it is a column of numbers
+_READ_AS: Final[dict[str, tuple[str, ...]]] = {
+    "number": ("number", "integer"),
+    "bool": ("bool",),
+    "text": ("text", "integer"),  # a category that is written as whole numbers
+}
+"""Kinds of columns that are read as a declared kind; those of a CSV file are texts anyway."""
 _FORMS: Final[dict[str, Form]] = {
     ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"
 }  # fmt: skip
@@ -202,6 +208,7 @@ def layout(
     missing_ok: bool,
     text_bytes_max: int,
     label: str | None = None,
+    declared: Mapping[str, Column] | None = None,
 ) -> Layout:
     """The columns of all files, which have to agree with each other and with the model.
 
@@ -211,6 +218,8 @@ def layout(
         Names that the model has learned or was built for; empty: it takes any.
     label
         A column of labels, which is read beside the features, as one of them.
+    declared
+        What the model's settings declare of its features: other columns are left out.
 
     Raises InputRefused, naming file and column.
     """
@@ -221,18 +230,26 @@ def layout(
             if name is not None and name not in own:
                 raise _column(one, name, "it is missing", f"It has: {', '.join(own)[:300]}")
         taken = {n: k for n, k in own.items() if n not in (key, time) and n not in ignored}
+        if declared is not None:
+            taken = _as_declared(one, taken, declared, label)
         features = {n: k for n, k in taken.items() if n != label}
         _check_types(one, features, numeric_only=numeric_only)
         if first is None:
             first = taken
-            _check_known(one, features, known, missing_ok=missing_ok)
+            asked = known
+            if declared is not None and known:  # what it learned under other names is not asked
+                asked = {*features, *(name for name in known if name in declared)}
+            _check_known(one, features, asked, missing_ok=missing_ok)
         else:
             _check_alike(one, taken, first, inputs[0].path)
         if key is not None and own[key] not in ("integer", "text", "number"):
             raise _column(one, key, f"a key of type {own[key]}", "Use whole numbers or text")
         if key is not None and own[key] == "number" and one.form == "parquet":
             raise _column(one, key, "a key of floats", "Use whole numbers or text")
-    columns = tuple(Column(name, kind) for name, kind in (first or {}).items())  # type: ignore[arg-type]
+    columns = tuple(
+        (declared or {}).get(name) or Column(name, kind)  # type: ignore[arg-type]
+        for name, kind in (first or {}).items()
+    )
     return Layout(columns, key, time, text_bytes_max)
 
 
@@ -249,6 +266,26 @@ def _check_types(one: Input, taken: dict[str, Kind | str], *, numeric_only: bool
         if kind == "text" and numeric_only:
             remedy = f"This model takes numbers only: write numbers, or --ignore {name}"
             raise _column(one, name, "it holds text", remedy)
+
+
+def _as_declared(
+    one: Input, taken: dict[str, Kind | str], declared: Mapping[str, Column], label: str | None
+) -> dict[str, Kind | str]:
+    """The columns that are declared, by the kinds that are, and the label.  Raises InputRefused."""
+    for name, column in declared.items():
+        if name not in taken and column.required:
+            remedy = "Add it, or declare it without `required`"
+            raise _column(one, name, "it is missing, and declared as required", remedy)
+    out: dict[str, Kind | str] = {}
+    for name, kind in taken.items():
+        if name == label:
+            out[name] = kind
+        elif (known := declared.get(name)) is not None:
+            if kind not in _READ_AS[known.kind] and not (one.form == "csv" and kind != "text"):
+                problem = f"it holds {kind}, and is declared as {known.kind}"
+                raise _column(one, name, problem, "Write it as declared, or declare it so")
+            out[name] = known.kind
+    return out
 
 
 def _check_known(

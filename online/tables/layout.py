@@ -57,11 +57,22 @@ class Shard(msgspec.Struct, frozen=True):
         return f"{self.number:06d}.parquet"
 
 
-class Column(msgspec.Struct, frozen=True):
-    """A feature of the table."""
+class Column(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A feature of the table; what is declared of it, too.
+
+    Attributes
+    ----------
+    least, most
+        A row with a number outside of these is bad; None: there is no bound.
+    required
+        Whether a row without it is bad.
+    """
 
     name: str
     kind: Kind
+    least: float | None = None
+    most: float | None = None
+    required: bool = False
 
 
 class Layout(msgspec.Struct, frozen=True):

@@ -289,6 +289,9 @@ def _piece(
     anything = np.zeros(n, dtype=np.bool_)
     for column in layout.features:
         values = batch.column(column.name)
+        if column.required and values.null_count:
+            absent = ~values.is_valid().to_numpy(zero_copy_only=False)
+            refuse(absent, column.name, "it is required, and missing")
         if column.kind == "text":
             text = _text(values, layout.text_bytes_max, column.name, refuse)
             columns[column.name] = text
@@ -338,11 +341,18 @@ def _numbers(one: Input, values: pa.Array, column: Column, refuse: Any) -> Numbe
     if wrong.any():
         refuse(wrong, column.name, "not a finite number in ±1e+100")
         numbers = np.where(wrong, 0.0, numbers)
+    if column.least is not None or column.most is not None:
+        low = -np.inf if column.least is None else column.least
+        high = np.inf if column.most is None else column.most
+        wrong = (numbers < low) | (numbers > high)
+        refuse(wrong if present is None else wrong & present, column.name, "outside of its range")
     kind = "bool" if column.kind == "bool" else "integer" if raw.dtype.kind in "iu" else "number"
     return Numbers(kind, numbers, present)  # type: ignore[arg-type]
 
 
 def _text(values: pa.Array, bytes_max: int, name: str, refuse: Any) -> Text:
+    if pa.types.is_integer(values.type):  # declared as a category
+        values = values.cast(pa.string())
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     codes = values.indices.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int32)

@@ -10,11 +10,14 @@ import torch
 from river import (
     compose,
     ensemble,
+    facto,
+    feature_extraction,
     linear_model,
     naive_bayes,
     neighbors,
     optim,
     preprocessing,
+    stats,
     tree,
 )
 
@@ -199,6 +202,28 @@ OPAQUE: Mapping[str, tuple[Callable[[], Any], Any, Callable[[], Rows]]] = {
         ),
         "binary",
         lambda: rows_of("bananas"),
+    ),
+    "bayesian linear": (linear_model.BayesianLinearRegression, "regression", targets),
+    "factorisation machine": (
+        lambda: facto.FMClassifier(n_factors=3, seed=1),
+        "binary",
+        lambda: rows_of("bananas"),
+    ),
+    "field-aware factorisation machine": (
+        lambda: facto.FFMRegressor(n_factors=3, seed=1),
+        "regression",
+        targets,
+    ),
+    "aggregates in front": (
+        lambda: scaled(
+            linear_model.LinearRegression(_sgd()),
+            compose.Select("1")
+            + feature_extraction.Agg("1", "2", stats.Mean())
+            + feature_extraction.TargetAgg("2", stats.Mean()),
+            preprocessing.StandardScaler(),
+        ),
+        "regression",
+        targets,
     ),
     "neighbours": (neighbors.KNNRegressor, "regression", targets),
     "own class": (Counting, "multiclass", mixed),

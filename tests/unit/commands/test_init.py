@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from online import cli
 from online.client import Client
+from online.client.calls import ServiceRefused
 from online.commands import doctor
 from online.errors import ConfigError
 from online.service.embedded import Embedded
@@ -54,6 +55,11 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
     (model,) = yaml.safe_load(text)["models"]
     assert model["name"] == "my-clicks"
     assert model["classes"] == {"negative": "no", "positive": "yes"}
+    assert model["features"] == {
+        "city": {"type": "category", "example": "A"},
+        "seconds": {"type": "number", "example": 3.5},
+        "note": "text",
+    }
     words = shlex.split(re.findall(r"^#   curl (.*)$", text, re.M)[0])
     request = json.loads(words[-1])
     settings = load(Path("online.yaml"), {"port": 0, "state_dir": "state"}, {})
@@ -65,6 +71,13 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
         assert receipt.status == "learned"
         assert receipt.event_id == "v0"
         assert clicks.predict(request["features"]).prediction in ("no", "yes")
+        misspelt = clicks.predict({"city": "A", "sceonds": 1.5}, details=True)
+        assert (misspelt.missing, misspelt.unknown) == (["seconds", "note"], ["sceonds"])
+        with pytest.raises(ServiceRefused, match=r"a number is needed, got text") as refused:
+            clicks.predict({"seconds": "1.5"})
+        assert (refused.value.field, refused.value.hint) == (
+            "features.seconds", "Send 1.5, without quotation marks",
+        )  # fmt: skip
 
 
 def test_nothing_is_replaced_unasked_and_json_says_it_all(table: Path) -> None:

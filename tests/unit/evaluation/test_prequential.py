@@ -18,7 +18,8 @@ from river import evaluate, linear_model, metrics, optim, preprocessing
 from evaluation.errors import LearnerFailed, StreamUnusable
 from evaluation.learner import Answer
 from evaluation.metrics import Task
-from evaluation.prequential import MISSING, OTHERS, SLICES_MAX, Scores, prequential
+from evaluation.prequential import prequential
+from evaluation.scores import MISSING, OTHERS, SLICES_MAX, Scores
 from evaluation.streams import Stream, open_stream
 from replay.example import Features, Label
 
@@ -455,4 +456,4 @@ def test_the_examples_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "enough data" in said
     assert said.endswith(" a\n")
-    assert len(examples) == 2
+    assert len(examples) == 5

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online.models.errors import RowUnusable
 from online.models.inputs import Inputs
 from replay.example import Features
 
@@ -43,6 +41,10 @@ def test_many_rows_are_the_rows_one_by_one(
     assert np.array_equal(inputs.rows(whole), [inputs.row(row) for row in whole])
 
 
-def test_a_row_with_none_of_the_inputs_is_refused() -> None:
-    with pytest.raises(RowUnusable, match="none of the inputs"):
-        Inputs("m", NAMES, scale=True).learn({"other": 1.0})
+def test_a_row_with_none_of_the_inputs_is_learned_as_it_is_answered() -> None:
+    inputs = Inputs("m", NAMES, scale=True)
+    inputs.learn(dict.fromkeys(NAMES, 3.0))
+    before = inputs.cut()
+    assert before
+    assert inputs.learn({"other": 1.0}) == inputs.row({"other": 1.0}) == inputs.row({})
+    assert inputs.cut() == {}, "no moment has moved"

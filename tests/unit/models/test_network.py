@@ -16,7 +16,7 @@ from river import preprocessing
 
 from evaluation.streams import open_stream
 from online.models.checks import check_model
-from online.models.errors import LabelUnknown, LearnerUnusable, RowUnusable, StateNotFinite
+from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.load import load
 from online.models.network import Network, NetworkModel
 from paramserver.blocks import array_of
@@ -115,11 +115,15 @@ def test_labels_and_rows_that_it_has_no_place_for() -> None:
     served = Network(layers(2, 3), INPUTS, labels=["a", "b", "c"]).model_for("multiclass")
     with pytest.raises(LabelUnknown, match="'d' is none of 'a', 'b', 'c'"):
         served.learn({"1": 1.0}, "d", 1.0)
-    with pytest.raises(RowUnusable, match="none of the inputs 1, 2"):
-        served.learn({"x": 1.0}, "a", 1.0)
     assert served.cut() == {}
     served.learn({"1": 1.0, "x": 3.0}, "a", 1.0)
     assert served.predict({"x": 5.0}).probabilities == served.predict({}).probabilities
+    before = served.predict({}).probabilities
+    served.learn({"x": 1.0}, "a", 1.0)  # as it is answered: a row of means
+    after = served.predict({}).probabilities
+    assert before is not None
+    assert after is not None
+    assert after["a"] > before["a"]
 
 
 @pytest.mark.parametrize(

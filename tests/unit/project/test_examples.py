@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from evaluation.prequential import prequential
 from online.cli import app
 from online.errors import OnlineError
+from online.models.load import load
+from online.models.opaque import Opaque
+from replay.example import Features
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 TASKS = {
@@ -19,6 +24,7 @@ TASKS = {
     "forest.py:build": ("binary", "learns all rows"),
     "own_class.py:MeanByShop": ("regression", "learns all rows"),
     "network.py:build": ("binary", "is merged"),
+    "anomalies.py:Anomalies": ("binary", "learns all rows"),
     "sgd.py:build": ("multiclass", "is merged"),
 }
 
@@ -54,6 +60,24 @@ def test_a_model_that_travels_whole_is_asked_its_own_inputs(tmp_path: Path) -> N
     code, said, errors = check(f"{tmp_path}/bayes.py")
     assert code == 0, said + errors
     assert "GaussianNB has no merge" in said.splitlines()[-1]
+
+
+def test_the_detector_sorts_anomalies_from_the_rest() -> None:
+    """Asked before it learns, as the service does it; known anomalies are not learned."""
+    made = load(
+        f"{EXAMPLES}/anomalies.py:Anomalies", {}, task="binary", classes=None, key=bytes(32),
+        base_dir=Path(),
+    )  # fmt: skip
+    assert isinstance(made.model, Opaque)
+    draw, rows = random.Random(1), list[tuple[Features, bool]]()
+    for i in range(2_000):
+        odd = i % 50 == 49
+        far = 5.0 * odd * draw.choice([-1, 1])
+        rows.append(({name: draw.gauss(far, 1.0) for name in "abc"}, odd))
+    judged = prequential(made.model.estimator, rows, "binary", window=500)
+    aucs = [window.summary.auc or 0.0 for window in judged.windows]
+    print(aucs)
+    assert min(aucs[1:]) > 0.95
 
 
 BROKEN = """

@@ -40,7 +40,9 @@ class Server:
     def __init__(self, **answers: list[Any]) -> None:
         self.answers, self.asked = answers, Counter[str]()
 
-    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+    async def call(self, method: str, timeout_s: float, *args: Any) -> Any:
+        if method == "asked_by":
+            self.who, method, *args = args  # type: ignore[assignment]
         self.asked[method] += 1
         answers = self.answers[method]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -60,7 +62,8 @@ class World:
         control = SimpleNamespace(current=self.look, decisions=self.decisions)
         writer = SimpleNamespace(partition=1)
         self.replica: Any = SimpleNamespace(
-            replica="r1", settings=SimpleNamespace(task="binary"), version="1.2", age_ms=4.0,
+            replica="r1", settings=SimpleNamespace(task="binary", features=None), version="1.2",
+            age_ms=4.0,
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, control=control,
             writer=writer, store=SimpleNamespace(read=self.read), judge=None, filters=None,
             exchange=SimpleNamespace(peer=None),

@@ -58,7 +58,7 @@ def test_cells_are_plain_values() -> None:
         "7",
         "7.5",
         None,
-        True,
+        "true",
     ]
     assert seconds("2026-01-31T12:00:00+00:00") == 1769860800.0
     assert (seconds(1769860800), seconds(1769860800000.0)) == (1769860800.0, 1769860800.0)

@@ -1,0 +1,156 @@
+"""Rows whose labels are awaited: when each was asked, and when its label comes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from evaluation.errors import StreamUnusable
+from evaluation.learner import Answer
+from replay.example import Features, Label
+
+Delay = int | float | timedelta | str | Callable[[Features, Label], Any]
+Moment = str | Callable[[Features], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A row that was asked: what was answered, and what the baselines would have said.
+
+    ``shown`` are the features as the learner gets them.
+    """
+
+    place: int
+    features: Features
+    shown: Features
+    label: Label
+    answer: Answer
+    notes: object
+    no_change: Label | None
+    majority: Label | None
+
+
+class Line:
+    """Rows whose labels are awaited, by the time when they come."""
+
+    def __init__(self, delay: Delay, moment: Moment | None, waiting_max: int) -> None:
+        self._delay = _delay(delay)
+        self._moment = moment
+        self._columns = tuple(name for name in (moment, delay) if isinstance(name, str))
+        self._max = waiting_max
+        self._last: Any = None
+        self._heap: list[tuple[Any, int, Asked]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def moment(self, place: int, features: Features) -> Any:
+        """The row's time.  Raises StreamUnusable if it is before that of the row before."""
+        if self._moment is None:
+            return place
+        now: Any
+        if callable(self._moment):
+            now = self._moment(features)
+        else:
+            now = features.get(self._moment)
+        now = instant(now)
+        try:
+            good = self._last is None or bool(now >= self._last)
+            good = good and now is not None and now == now
+        except TypeError:
+            good = False
+        if not good:
+            raise StreamUnusable(
+                f"row {place}",
+                f"its moment is {now!r:.80}, after {self._last!r:.80}",
+                "Sort the rows by their moments, or give delays in rows",
+            )
+        self._last = now
+        return now
+
+    def without_times(self, features: Features) -> Features:
+        """The row without columns of times; the very row if it has none."""
+        times = [name for name in self._columns if is_time(features.get(name))]
+        if not times:
+            return features
+        return {name: value for name, value in features.items() if name not in times}
+
+    def put(self, now: Any, row: Asked) -> bool:
+        """Await the row's label; False if it never comes."""
+        wait = instant(self._delay(row.features, row.label))
+        if wait is None:
+            return False
+        try:
+            at_once = isinstance(wait, int) and wait == 0  # whatever moments are measured in
+            when = wait if isinstance(wait, datetime) else now if at_once else now + wait
+            good = bool(when >= now)
+        except TypeError:
+            good = False
+        if not good:
+            raise StreamUnusable(
+                f"row {row.place}",
+                f"its label comes {wait!r:.80} after {now!r:.80}",
+                "A delay is at least 0, in the unit of moments, and None if no label comes",
+            )
+        if len(self._heap) >= self._max:
+            raise StreamUnusable(
+                f"row {row.place}",
+                f"{self._max} labels are awaited, and another one",
+                "Shorten the delay, or raise waiting_max",
+            )
+        heapq.heappush(self._heap, (when, row.place, row))
+        return True
+
+    def until(self, now: Any) -> Iterable[tuple[Any, Asked]]:
+        """Take out the rows whose labels are known at ``now``; None: all, in their order.
+
+        With each, when its label came.
+        """
+        heap = self._heap
+        while heap and (now is None or heap[0][0] <= now):
+            when, _, row = heapq.heappop(heap)
+            yield when, row
+
+
+def _delay(delay: Delay) -> Callable[[Features, Label], Any]:
+    if callable(delay):
+        return delay
+    if isinstance(delay, str):
+        name = delay
+        return lambda x, y: x.get(name)
+    return lambda x, y: delay
+
+
+# -- times -------------------------------------------------------------------------------------
+
+
+def is_time(value: object) -> bool:
+    """Whether a value is a date, a date and time, or a text: no feature, where it says when."""
+    return isinstance(value, date | str | timedelta) or hasattr(value, "astype")
+
+
+def instant(value: Any) -> Any:
+    """A time that can be compared: of a date its midnight, of a text what it spells.
+
+    numpy's and pandas' times are Python's; everything else is left as it is.
+    """
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value.strip())
+        except ValueError:
+            return value
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return datetime.combine(value, time())
+    if hasattr(value, "astype") and getattr(getattr(value, "dtype", None), "kind", "") in "mM":
+        return value.astype(f"{value.dtype.str[1:3]}[us]").item()
+    return value
+
+
+def seconds(when: Any) -> float | None:
+    """POSIX seconds of a moment, in UTC if it names no zone; None if it is no time."""
+    if isinstance(when, datetime):
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    return float(when) if isinstance(when, int | float) else None
