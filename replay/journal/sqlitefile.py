@@ -55,7 +55,7 @@ _USED = (
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What stands in a file, and how it came to be so.
+    """These tables stand in a file, and so it comes to have them.
 
     Attributes
     ----------
