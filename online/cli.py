@@ -16,6 +16,7 @@ import typer
 from online import __version__
 from online.client.asking import NoAnswer
 from online.errors import OnlineError
+from paramserver.acting import acting, this_user
 from replay.plain import PlainStream
 
 _COMMANDS: Final[Mapping[str, str]] = {
@@ -23,13 +24,14 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "fsck": "status",
     "report": "report", "rescore": "rescore", "backfill": "backfill", "export": "export",
     "rollback": "rewrites", "forget": "forget", "freeze": "rewrites", "unfreeze": "rewrites",
-    "promote": "promote", "triggers": "triggers",
+    "promote": "promote", "triggers": "triggers", "top": "top", "history": "history",
 }  # fmt: skip
 """By command: the module with a function of that name."""
 
 _GROUPS: Final[Mapping[str, str]] = {
     "snapshot": "snapshot", "quarantine": "quarantine", "scores": "scores", "edge": "edge",
     "config": "settings", "models": "models", "bench": "load", "alerts": "alerts",
+    "audit": "audit", "events": "events",
 }  # fmt: skip
 """By command with commands below it: the module with its ``app``."""
 
@@ -99,6 +101,7 @@ def run(commands: Callable[[], object], name: str) -> None:
     from replay.errors import ReplayError
 
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
+    acting.set(this_user())
     known = (OnlineError, EvaluationError, ModelError, ParamServerError, ReplayError)
     try:
         commands()

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from paramserver import wire
+from paramserver.acting import acting
 from paramserver.decisions import Decisions
 from paramserver.errors import (
     FormatRefused,
@@ -215,10 +216,8 @@ class ParameterServer:
         return self._publishing.snapshot(pin)
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """All good snapshots, newest first, as plain dicts of ``history.Listed``."""
-        with self._running.publishing:
-            listed = self._running.serving().history.listed()
-            return [msgspec.to_builtins(row) for row in listed]
+        """All good snapshots, see :meth:`Publishing.snapshots`."""
+        return self._publishing.snapshots()
 
     def pin(self, name: str, on: bool = True) -> None:
         """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
@@ -226,6 +225,14 @@ class ParameterServer:
             self._running.serving().history.pin(name, on)
 
     # -- what operators and replicas decide --------------------------------------------------
+
+    def asked_by(self, who: str, method: str, *args: Any) -> Any:
+        """Do what another method does, in somebody's name (:data:`paramserver.acting.acting`)."""
+        token = acting.set(who)
+        try:
+            return getattr(self, method)(*args)
+        finally:
+            acting.reset(token)
 
     def freeze(self) -> dict[str, Any]:
         """Learn nothing new, see :meth:`Decisions.freeze`."""

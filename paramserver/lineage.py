@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from typing import Final
 
 from paramserver import bases, rewrites, shortfall
@@ -358,6 +359,16 @@ def _first(problems: list[str]) -> str:
     return "; ".join(problems[:_SHOWN]) + more
 
 
+def _log_of(store: Store) -> tuple[int, str] | None:
+    """The newest line of the log of decisions; a log that can't be read costs no snapshot."""
+    try:
+        newest = store.newest_line()
+    except Exception as error:
+        _log.warning("the snapshot does not tell of the log of decisions: %r", error)
+        return None
+    return None if newest is None else (newest.number, sha256(newest.text).hexdigest())
+
+
 def publish(
     store: Store, history: SnapshotHistory, state: SnapshotState, base: Version | None
 ) -> str:
@@ -372,7 +383,7 @@ def publish(
     """
     name = snapshot_name(state.version, base)
     try:
-        history.publish(name, state)
+        history.publish(name, replace(state, log=_log_of(store)))
     except OSError as error:
         raise PublishFailed(name, str(error)) from error
     epoch = state.version[0]

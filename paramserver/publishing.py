@@ -15,6 +15,7 @@ from paramserver.running import Running
 from paramserver.server import Server
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.state import Contained
+from paramserver.status import rows_since
 from paramserver.store import Store
 from paramserver.trimming import Trimming, contained_in_all
 
@@ -82,6 +83,22 @@ class Publishing:
             described = next(row for row in history.listed() if row.name == running.parent)
             row: dict[str, Any] = msgspec.to_builtins(described)
             return row
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """All good snapshots, newest first, as plain dicts of ``history.Listed``.
+
+        ``since``: rows that were learned after it, which a rollback to it would undo.
+        """
+        running = self._running
+        with running.publishing:
+            server, _, history = running.serving()
+            listed, contained = history.listed(), history.contained()
+            with running.lock:
+                since = {
+                    name: rows_since(server, running.partitions, one)
+                    for name, one in contained.items()
+                }
+            return [{**msgspec.to_builtins(row), "since": since.get(row.name)} for row in listed]
 
     def _retain(self, server: Server, store: Store, history: SnapshotHistory, head: str) -> None:
         running = self._running

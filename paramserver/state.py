@@ -41,6 +41,8 @@ class SnapshotState:
         Name of the snapshot published before it, or None.
     created_at
         POSIX seconds.
+    log
+        The store's log of decisions as it was: number and SHA-256 of its newest line.
     """
 
     model: str
@@ -58,6 +60,7 @@ class SnapshotState:
     parent: str | None = None
     created_at: float = 0.0
     banned: frozenset[str] | None = None
+    log: tuple[int, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from typing import Any, Final
 from paramserver.blocks import size_bytes
 from paramserver.server import SCORES, Server
 from paramserver.snapshots.history import Listed
+from paramserver.state import Contained
+from paramserver.store import PartitionInfo
 
 EPOCHS_SHOWN: Final = 9
 
@@ -25,6 +27,19 @@ def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, fl
         {"epoch": epoch, **{name: totals[name] for name in SCORES if name in totals}}
         for epoch, totals in shown
     ]
+
+
+def rows_since(
+    server: Server, partitions: Mapping[int, PartitionInfo], contained: Contained
+) -> int:
+    """Rows that the server has learned beyond a snapshot: going back to it undoes them."""
+    upto = dict(server.clock)
+    upto |= {p: partitions[p].end for p in server.closed if p in partitions}
+    return sum(
+        max(end - contained.clock.get(p, 0), 0)
+        for p, end in upto.items()
+        if p not in contained.closed
+    )
 
 
 def numbers(server: Server | None) -> dict[str, Any]:

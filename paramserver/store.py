@@ -50,6 +50,15 @@ class ControlInfo(Protocol):
     def payload(self) -> bytes: ...
 
 
+class LineInfo(Protocol):
+    """A line of the store's log of decisions, which this package can't read."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def text(self) -> bytes: ...
+
+
 class FollowedInfo(Protocol):
     """Rows in commit order, up to the row with the number ``upto``."""
 
@@ -96,6 +105,9 @@ class Store(Protocol):
 
         ``fence``: a spec and an epoch; nothing is written unless it is the lineage's newest.
         """
+
+    def newest_line(self) -> LineInfo | None:
+        """The last line of the log of decisions; None if there was never one."""
 
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
         """Add milliseconds to the time for which the model's servers have run; the sum."""

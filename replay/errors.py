@@ -174,6 +174,14 @@ class EpochLost(ReplayError):
     )
 
 
+class LineTaken(ReplayError):
+    """The log of decisions has another newest line than whoever wrote the next one knew."""
+
+    number: int
+    newest: int
+    text = "line {number} of the log was to be written, and {newest} is its newest; read it again"
+
+
 class BatchSize(ReplayError):
     """A batch has 1 … ``bound`` rows."""
 

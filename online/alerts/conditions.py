@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from online.alerts.messages import Alert
 from online.history.recording import Look
@@ -19,6 +19,10 @@ _OF_MARK: Final[Mapping[str, Kind]] = {
     "model": "promotion", "quarantine": "quarantine", "decision": "decision",
 }  # fmt: skip
 """By a mark's kind, that of its message."""
+
+
+_Key: TypeAlias = tuple[Kind, str | None, str]
+"""Kind and model of a condition, and its words without figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class _Seen:
     hold_s: float = 0.0
 
     @property
-    def key(self) -> tuple[str, str | None, str]:
+    def key(self) -> _Key:
         """The same while only figures in the words change."""
         words = re.sub(r"\d[\d,.]*", "#", self.text) if self.kind == "incident" else ""
         return self.kind, self.model, words
@@ -50,7 +54,7 @@ class Conditions:
     """Knows which messages follow from each look at the service."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, str | None, str], _Held] = {}
+        self._held: dict[_Key, _Held] = {}
 
     def of(self, look: Look, stale_s: float) -> list[Alert]:
         """Return the messages that this look gives rise to, in the order of time.
@@ -78,7 +82,7 @@ class Conditions:
                 continue  # nobody knows: it goes on until the service answers
             was = self._held.pop(key)
             if was.told:
-                out.append(Alert(kind, model, "over", was.text, look.at, look.service))  # type: ignore[arg-type]
+                out.append(Alert(kind, model, "over", was.text, look.at, look.service))
         return out
 
 

@@ -6,8 +6,10 @@ import contextlib
 import difflib
 import os
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -172,3 +174,18 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+_UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def moment(option: str, text: str) -> float:
+    """POSIX seconds of a time, or of a length of time ago.  Raises ConfigError."""
+    unit = _UNITS.get(text[-1:])
+    try:
+        if unit is not None:
+            return time.time() - float(text[:-1]) * unit
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        remedy = "As 90m, 2h, 7d, 4w or 2026-01-31T14:00"
+        raise ConfigError(option, f"no time: {text!r}", remedy) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from online import __version__
 from online.commands.base import File, Reached, StateDir, in_private, load_settings
 from online.errors import ConfigError, OnlineError
 from online.settings import config
+from paramserver.acting import acting
 from paramserver.errors import ParamServerError
 from replay.errors import ReplayError
 
@@ -185,6 +187,19 @@ def _change(what: str, step: Callable[[], list[str]]) -> None:
         print(f"  {line}", flush=True)
 
 
+def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
+    """Go over to the settings as they are now, and log what came of it."""
+    from online.audit.log import note
+    from online.settings.places import open_journal
+
+    settings = load()
+    lines: list[str] = running.reload(settings)
+    acting.set("a signal (SIGHUP)")
+    with contextlib.closing(open_journal(settings)) as journal:
+        note(journal, "settings", None, {"lines": lines})
+    return lines
+
+
 def _service(settings: config.Settings, said: Callable[[str], None]) -> Any:
     """The service of the settings, in one process or with Ray; it is not started."""
     if settings.cluster == config.EMBEDDED:
@@ -213,7 +228,7 @@ def _watch(
             change = None
             if hangup.is_set():
                 hangup.clear()
-                change = partial(_change, "reloaded", lambda: running.reload(load()))
+                change = partial(_change, "reloaded", partial(_reload, running, load))
             elif running.promoted():
                 change = partial(_change, "promoted", running.go_over)
             if change is not None:

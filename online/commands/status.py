@@ -202,8 +202,8 @@ def fsck(
     state_dir: StateDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify all that the journal stores, compare the events in the newest snapshot with it, and
-    read every snapshot.
+    """Verify all that the journal stores and its log of decisions, compare the events in the newest
+    snapshot with it, and read every snapshot.
 
     Works with the service running or stopped.  Exit code 1 if something is not good.  With
     --give-up, once for each damaged row, the models go on without these rows, for good: keep a copy
@@ -214,6 +214,7 @@ def fsck(
     Example: online fsck --give-up 3:1042
     """
     from online.errors import OnlineError
+    from online.rebuild.decision_log import check_log
     from online.rebuild.fsck import check
     from online.rebuild.soundness import examine
     from online.service.run_file import is_served
@@ -234,6 +235,7 @@ def fsck(
             return lambda done, total: progress.update(task, completed=done, total=total)
 
         journal = examine(settings, shown())
+        decided = check_log(settings) if journal.sound else None
         for model in settings.models:
             try:
                 served = is_served(settings.state_dir)
@@ -248,7 +250,10 @@ def fsck(
                 results.append(found.as_dict())
                 texts.append(str(found))
     if as_json:
-        print(json.dumps([{**result, "journal": journal.as_dict()} for result in results]))
+        log = None if decided is None else decided.as_dict()
+        whole = {"journal": journal.as_dict(), "log": log}
+        print(json.dumps([{**result, **whole} for result in results]))
     else:
-        print("\n".join([str(journal), *texts]))
-    raise typer.Exit(0 if journal.sound and all(r["good"] for r in results) else 1)
+        print("\n".join([str(journal), *([] if decided is None else [str(decided)]), *texts]))
+    good = journal.sound and decided is not None and decided.good
+    raise typer.Exit(0 if good and all(r["good"] for r in results) else 1)

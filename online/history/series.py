@@ -144,8 +144,12 @@ def file_of(folder: Path, model: str) -> Path:
     return folder / f"{model}.db"
 
 
-def read(folder: Path, model: str, since: float, until: float, points: int) -> dict[str, Any]:
+def read(
+    folder: Path, model: str, since: float, until: float, points: int | None
+) -> dict[str, Any]:
     """The course of a model between two times (POSIX seconds), in at most ``points`` steps.
+
+    With ``points`` None every step that is recorded is one.
 
     Returns
     -------
@@ -170,7 +174,8 @@ def read(folder: Path, model: str, since: float, until: float, points: int) -> d
             ).fetchone()
         )
         begin = since if before is None else max(since, before[0])
-        step = max((until - begin) / max(1, min(points, POINTS_MAX)), 1e-9)
+        most = POINTS_MAX if points is None else max(1, min(points, POINTS_MAX))
+        step = max((until - begin) / most, 1e-9) if points is not None else 1e-6
         rows = db.execute(
             "SELECT max(at), body FROM samples WHERE at > ? AND at <= ? "
             "GROUP BY CAST((at - ?) / ? AS INTEGER) ORDER BY 1",

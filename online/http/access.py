@@ -17,6 +17,7 @@ from typing import Final
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.settings.tokens import Grant, Role, digest
+from replay.plain import plain
 
 Headers = Mapping[bytes, bytes]
 
@@ -26,6 +27,7 @@ READ: Final = PREDICT
 ADMIN: Final = frozenset[Role]({"admin"})
 
 _HEADER_BYTES_MAX: Final = 600
+_ORIGIN_MAX: Final = 200
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -100,6 +102,11 @@ class Access:
             sender.set(next((grant for grant in found if grant is not None), Grant()))
         return key
 
+    def name_of(self, key: bytes) -> str:
+        """How the log of decisions calls whoever has the token: by its name, or some digits."""
+        names = [grant.name for (_, held), grant in self._grants.items() if held == key]
+        return next((name for name in names if name is not None), f"token {key.hex()[:8]}")
+
     def _held(self, headers: Headers) -> tuple[bytes, frozenset[Role]]:
         """The token's digest, and its roles.  RequestError 401: it is not known."""
         value = headers.get(b"authorization")
@@ -122,6 +129,14 @@ class Access:
 
 def _key(token: str) -> bytes:
     return bytes.fromhex(digest(token).removeprefix("sha256:"))
+
+
+def origin(client: tuple[str, int] | None, headers: Headers) -> str:
+    """Where a request comes from, as far as anybody says: the peer, and whom it forwards for."""
+    peer = client[0] if client else "?"
+    via = headers.get(b"x-forwarded-for")
+    text = peer if via is None else f"{peer} for {via.decode('latin-1')}"
+    return plain(text)[:_ORIGIN_MAX]
 
 
 class RequestIds:

@@ -23,13 +23,15 @@ from online import __version__, telemetry
 from online.errors import RequestError, failed, invalid
 from online.history.series import FOLDER
 from online.http import openapi, openinference
-from online.http.access import FEEDBACK, PREDICT, Access, RequestIds, needed
+from online.http.access import FEEDBACK, PREDICT, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
 from online.http.edge import routes as edge_routes
 from online.http.history import routes as history_routes
 from online.http.ingress import SCORES, V1, V2
+from online.http.live import routes as live_routes
 from online.http.operations import operations
 from online.http.upload import Uploads, upload
+from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
     NDJSON,
@@ -48,6 +50,7 @@ from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from online.serving.status import Cluster
 from online.settings.config import Limits
+from paramserver.acting import acting
 
 log = logging.getLogger("online.app")
 
@@ -95,7 +98,10 @@ class App:
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving)
-        self._rest = build_rest(servings, cluster, state, guarded=access is not None, pushes=pushes)
+        self._live = {name: Ring() for name in servings}
+        self._rest = build_rest(
+            servings, cluster, state, guarded=access is not None, pushes=pushes, live=self._live
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -150,9 +156,11 @@ class App:
             given, roles = dict(scope["headers"]), needed(method, path)
             if self._browsers is not None:
                 self._browsers.check(method, path, given)
+            who = "anybody"
             if self._access is not None and roles is not None:
-                self._access.check(given, roles)
+                who = self._access.name_of(self._access.check(given, roles))
             if method not in ("GET", "HEAD"):
+                acting.set(f"{who}\n{origin(scope.get('client'), given)}")
                 receive = _again(await self._arriving.read(scope, receive), receive)
         except RequestError as error:
             said = {"error": openinference.text_of(error)}
@@ -183,11 +191,17 @@ class App:
                 return
             form = format_of(kind)
             body = await self._arriving.read(scope, receive)
+            said: Any
+            asked: Any
             if action == "predict":
-                status, answer = 200, form.encode(serving.predict(decode(form.predict, body)))
+                asked = decode(form.predict, body)
+                status, said = 200, serving.predict(asked)
             else:
-                status, receipt = await serving.feedback(decode(form.feedback, body))
-                answer = form.encode(receipt)
+                asked = decode(form.feedback, body)
+                status, said = await serving.feedback(asked)
+            answer = form.encode(said)
+            if (live := self._live[model]).watched:
+                live.take(asked, said, len(body))
         except RequestError as error:
             if serving is not None:
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
@@ -278,6 +292,7 @@ def build_rest(
     *,
     guarded: bool = False,
     pushes: Mapping[str, Pushes] | None = None,
+    live: Mapping[str, Ring] | None = None,
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -329,6 +344,9 @@ def build_rest(
     app.include_router(edge_routes(known, published, guarded=guarded, pushes=pushes))
     if state is not None:
         app.include_router(history_routes(known, state / FOLDER))
+    if live:
+        replica = next(iter(servings.values())).replica.replica
+        app.include_router(live_routes(known, live, replica))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app

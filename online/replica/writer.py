@@ -189,7 +189,7 @@ class Writer:
         await self.answers.after_commit()
 
     async def _write_whole(self, batch: list[Waiting]) -> None:
-        """Append ordinary rows."""
+        """Append rows that are no sides of stored joins."""
         events = [Waiter(waiting, i) for waiting in batch for i in range(len(waiting.rows))]
         rows = [row for waiting in batch for row in waiting.rows]
         examples = [example for waiting in batch for example in waiting.examples]

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from online.audit.log import note_start
 from online.challenger.promotion import spec_of_challenger
 from online.client.asking import Asking
 from online.errors import StartRefused
@@ -110,6 +111,7 @@ class Models:
                     self._check_gap(journal, model.name, loaded.spec_hash)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.task}, {model.learner}")
+            note_start(journal, [model.name for model in self._settings.models])
         return out
 
     def _check_loss(

@@ -6,12 +6,14 @@ Any replica answers; what is written is written once, whoever is asked and how o
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from online.audit.log import note
 from online.errors import RequestError, invalid
 from online.replica.replica import ModelReplica
 from online.rows import history
@@ -64,6 +66,8 @@ class Kept:
         """
         page = await self._page(model, status, after, limit)
         self._check_learning(model, f"no {status} events either")
+        if page.events:
+            await self.note(model, "relearn", {"status": status, "events": len(page.events)})
         taken = await self._again(model, page.events)
         banned = sum(e.standing is None and e.next_decision is None for e in page.events)
         return {
@@ -121,8 +125,9 @@ class Kept:
         store, journal = self._replicas[model].store, self._journals[model]
         open_ = [event.event.key for event in events if event.choice is None]
         try:
+            asked_by = contextvars.copy_context()  # steps of the journal are done on a thread
             for key in open_:
-                await store.write(history.decide, journal, model, key, choice)
+                await store.write(asked_by.run, history.decide, journal, model, key, choice)
             decisions = await self._decided(model)
             look = partial(history.shown, journal, model, decisions)
             now = [event for e in events if (event := await store.read(look, e.row)) is not None]
@@ -152,6 +157,14 @@ class Kept:
             if row is not None:
                 return row
         return None
+
+    async def note(self, model: str, act: str, about: dict[str, Any]) -> None:
+        """Write what is about to be done into the log of decisions."""
+        store, asked_by = self._replicas[model].store, contextvars.copy_context()
+        try:
+            await store.write(asked_by.run, note, self._journals[model], act, model, about)
+        except ReplayError as error:
+            raise _unavailable(error) from None
 
     # -- steps -------------------------------------------------------------------------------
 

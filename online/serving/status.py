@@ -23,6 +23,7 @@ from online.rows.schema import schema_of
 from online.serving import journal_room
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
 from online.watch.drift import of_all
+from paramserver.acting import acting
 from paramserver.errors import (
     BackfillRefused,
     BanRefused,
@@ -252,6 +253,7 @@ class Cluster(Kept):
 
     async def pin(self, model: str, snapshot: str, *, on: bool) -> dict[str, Any]:
         """Keep a snapshot beyond the retention, or no longer."""
+        await self.note(model, "pin", {"snapshot": snapshot, "on": on})
         await self._command(model, "pin", snapshot, on)
         return {"name": snapshot, "pinned": on}
 
@@ -330,31 +332,38 @@ class Cluster(Kept):
             await asyncio.sleep(_ACT_POLL_S)
 
     async def _command(self, model: str, question: str, *args: Any) -> Any:
+        if who := acting.get():
+            question, args = "asked_by", (who, question, *args)
         try:
             return await self._controls[model].call(question, _COMMAND_TIMEOUT_S, *args)
-        except (SnapshotMissing, SnapshotName) as error:
-            raise RequestError(404, "unknown_snapshot", str(error), "name", _LIST) from None
-        except RollbackRefused as error:
-            raise RequestError(422, "rollback_refused", str(error), "to", _LIST) from None
-        except PromoteRefused as error:
-            raise RequestError(409, "promote_refused", str(error), None, "Ask again") from None
-        except ForgetRefused as error:
-            hint = "Build the state again: online forget"
-            raise RequestError(422, "forget_refused", str(error), "snapshot", hint) from None
-        except BackfillRefused as error:
-            hint = "Teach the tables again: online backfill"
-            raise RequestError(422, "backfill_refused", str(error), "snapshot", hint) from None
-        except BanRefused as error:
-            hint = "Unban one, take its token away, or raise limits.banned_max"
-            raise RequestError(422, "ban_refused", str(error), "source", hint) from None
-        except NotReady as error:
-            hint = "Nothing was changed; ask again"
-            raise RequestError(503, "server_unavailable", str(error), None, hint, 1) from None
         except ParamServerError as error:
-            hint = "See `online status`"
-            if error.definite:
-                raise RequestError(422, "refused", str(error), None, hint) from None
-            raise RequestError(503, "server_unavailable", str(error), None, hint) from None
+            raise refused(error) from None
+
+
+def refused(error: ParamServerError) -> RequestError:
+    """The answer to a command that the parameter server refuses, or did not answer."""
+    text, hint = str(error), "See `online status`"
+    if isinstance(error, SnapshotMissing | SnapshotName):
+        return RequestError(404, "unknown_snapshot", text, "name", _LIST)
+    if isinstance(error, RollbackRefused):
+        return RequestError(422, "rollback_refused", text, "to", _LIST)
+    if isinstance(error, PromoteRefused):
+        return RequestError(409, "promote_refused", text, None, "Ask again")
+    if isinstance(error, ForgetRefused):
+        again = "Build the state again: online forget"
+        return RequestError(422, "forget_refused", text, "snapshot", again)
+    if isinstance(error, BackfillRefused):
+        again = "Teach the tables again: online backfill"
+        return RequestError(422, "backfill_refused", text, "snapshot", again)
+    if isinstance(error, BanRefused):
+        other = "Unban one, take its token away, or raise limits.banned_max"
+        return RequestError(422, "ban_refused", text, "source", other)
+    if isinstance(error, NotReady):
+        same = "Nothing was changed; ask again"
+        return RequestError(503, "server_unavailable", text, None, same, 1)
+    if error.definite:
+        return RequestError(422, "refused", text, None, hint)
+    return RequestError(503, "server_unavailable", text, None, hint)
 
 
 def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:

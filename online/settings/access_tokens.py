@@ -30,7 +30,7 @@ def _several(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-_ENTRY = {"source", "token", "weight_max", "labels_for"}
+_ENTRY = {"source", "token", "weight_max", "labels_for", "name"}
 
 
 def _entry(value: object) -> object:
@@ -43,6 +43,8 @@ def _entry(value: object) -> object:
     if (names := value.get("labels_for")) is not None:
         several = names if isinstance(names, list | tuple) else [names]
         words.append(f"labels_for={','.join(map(str, several))}")
+    if "name" in value:
+        words.append(f"name={value['name']}")
     return " ".join(words)
 
 
@@ -74,7 +76,10 @@ class AccessTokens(Tree):
         description="may send labels; {source: NAME, token: …, weight_max: …, labels_for: [NAME]} "
         "is of that source only, may weigh so much, and labels those sources' predictions",
     )
-    admin: Tokens = Field((), description="may do everything")
+    admin: Tokens = Field(
+        (),
+        description="may do everything; {name: NAME, token: …}: the log of decisions calls it so",
+    )
     predict_file: Path | None = Field(None, description="file of tokens, instead of them")
     feedback_file: Path | None = Field(None, description="file of tokens, instead of them")
     admin_file: Path | None = Field(None, description="file of tokens, instead of them")

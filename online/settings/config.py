@@ -36,7 +36,7 @@ from online.settings.glimpse import environment as environment
 from online.settings.model import ModelSettings, Tree
 from online.settings.origins import check_host, check_origin
 from online.settings.replicas import TAGS, Replicas
-from online.settings.tokens import ROLES, WEIGHT_MAX, entry_of
+from online.settings.tokens import ROLES, WEIGHT_MAX, Grant, entry_of
 
 log = logging.getLogger("online.config")
 
@@ -131,6 +131,9 @@ class Limits(Tree):
     banned_max: int = Field(1_000, ge=1, description="sources banned at once, of a model")
     sources_max: int = Field(
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
+    )
+    audit_lines_max: int = Field(
+        100_000, ge=100, description="lines of the log of decisions; older ones are trimmed"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
@@ -409,7 +412,7 @@ def _check(settings: Settings) -> None:
                 "Give each its own name",
             )
     for (role, _), grant in settings.tokens.grants.items():
-        if role == "admin":
+        if role == "admin" and grant != Grant(name=grant.name):
             remedy = "Give sources to tokens for predict and feedback only"
             raise ConfigError("tokens.admin", "a token with a source or a bound", remedy)
         if role == "predict" and (grant.weight_max is not None or grant.labels_for is not None):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from online.audit.log import open_audited
 from online.errors import StartRefused
 from online.settings.config import Settings, hidden
 from online.settings.glimpse import RUN
@@ -29,14 +30,22 @@ def journal_opener(
 ) -> Callable[[], Journal]:
     """Return a callable that opens the journal of all models, in any process.
 
+    Decisions are logged beside it (:mod:`online.audit`).
+
     ``lock_wait_s``: how long a write to the SQLite file waits for another process's; by default
     a third of ``limits.feedback_wait_s``, so that feedback behind another one hears of it in time.
 
-    It pickles as plain values beside a class of ``replay``: a parameter server that is restarted
-    imports neither the settings nor a model library for it.  Called, it raises ReplayError.
+    It pickles as plain values beside names of ``replay`` and ``online.audit``: a parameter server
+    that is restarted imports neither the settings nor a model library for it.  Called, it raises
+    ReplayError.
 
     Raises StartRefused if the package for Redis is missing.
     """
+    bare = _bare_opener(settings, lock_wait_s)
+    return partial(open_audited, bare, settings.key_path, settings.limits.audit_lines_max)
+
+
+def _bare_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[], Journal]:
     limits = settings.limits
     batch_rows_max = max(limits.rows_max, 1024)
     if settings.journal == "sqlite":

@@ -14,7 +14,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SOURCE: Final = re.compile(r"[A-Za-z0-9._:-]{1,23}")  # shorter than a token: none is taken for one
 WEIGHT_MAX: Final = 1e6
 """The largest weight that any setting allows."""
-_OPTION: Final = re.compile(r"(weight_max|labels_for)=(.+)")
+_OPTION: Final = re.compile(r"(weight_max|labels_for|name)=(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,15 @@ class Grant:
         own.
     trusted
         An admin's: an event labels for whatever source it names.
+    name
+        Whose it is, as the log of decisions calls them; None: nobody's in particular.
     """
 
     source: str | None = None
     weight_max: float | None = None
     labels_for: tuple[str, ...] | None = None
     trusted: bool = False
+    name: str | None = None
 
 
 def digest(token: str) -> str:
@@ -62,7 +65,7 @@ def check_token(token: str) -> str:
 def entry_of(text: str) -> tuple[str, Grant]:
     """Token of an entry of the settings, and what it stands for.
 
-    ``TOKEN`` or ``SOURCE TOKEN``, and behind it ``weight_max=5`` and ``labels_for=a,b``.
+    ``TOKEN`` or ``SOURCE TOKEN``, and behind it ``weight_max=5``, ``labels_for=a,b``, ``name=a``.
     ValueError, which does not repeat the token, if one of them is none.
     """
     words = text.split()
@@ -78,7 +81,9 @@ def entry_of(text: str) -> tuple[str, Grant]:
     names = None if labels_for is None else tuple(labels_for.split(","))
     for name in names or ():
         _check_source(name, "labels_for: a source")
-    grant = Grant(source, _weight_max(given.get("weight_max")), names)
+    if (called := given.get("name")) is not None:
+        _check_source(called, "a token's name")
+    grant = Grant(source, _weight_max(given.get("weight_max")), names, name=called)
     return check_token(token), grant
 
 
@@ -89,6 +94,8 @@ def text_of(token: str, grant: Grant) -> str:
         words.append(f"weight_max={grant.weight_max!r}")
     if grant.labels_for is not None:
         words.append(f"labels_for={','.join(grant.labels_for)}")
+    if grant.name is not None:
+        words.append(f"name={grant.name}")
     return " ".join(words)
 
 

@@ -73,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True):
     frozen: int = 0
     position: int = 0
     banned: list[str] | None = None
+    log: tuple[int, str] | None = None
 
     def closed_partitions(self) -> frozenset[int]:
         """``closed``, run by run."""
@@ -102,6 +103,7 @@ def encode(state: SnapshotState) -> bytes:
             frozen=state.frozen,
             position=state.position,
             banned=None if state.banned is None else sorted(state.banned),
+            log=state.log,
         )
     )
     return frame(SCHEMA, manifest, save_arrays(arrays))
@@ -158,6 +160,7 @@ def decode(data: bytes) -> SnapshotState:
         parent=manifest.parent,
         created_at=manifest.created_at,
         banned=None if manifest.banned is None else frozenset(manifest.banned),
+        log=manifest.log,
     )
 
 

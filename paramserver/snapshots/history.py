@@ -273,6 +273,13 @@ class SnapshotHistory:
                 found.append((name, m.version, contained))
         return found
 
+    def contained(self) -> dict[str, Contained]:
+        """By name, what each good snapshot contains."""
+        known = dict(self._manifests)
+        return {
+            name: Contained(m.clock, m.closed_partitions(), m.control) for name, m in known.items()
+        }
+
     def withdraw(self, name: str) -> None:
         """Remove a file that the head will never point to."""
         with contextlib.suppress(SnapshotMissing):

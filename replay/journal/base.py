@@ -206,6 +206,16 @@ class Control:
     payload: bytes
 
 
+class Line(msgspec.Struct, frozen=True):
+    """One line of the store's log of decisions; ``number`` counts from 1, over all models.
+
+    The store knows nothing of ``text``: whoever signs the lines gives it.
+    """
+
+    number: int
+    text: bytes
+
+
 class Journal(Protocol):
     """A durable, deduplicated journal.  Safe to call from several threads of a process."""
 
@@ -306,15 +316,33 @@ class Journal(Protocol):
         key: str,
         payload: bytes,
         fence: tuple[str, int] | None = None,
+        line: Line | None = None,
     ) -> tuple[Control, bool]:
         """Append a control row; the first with a (model, key) wins.
 
         Returns the row that stands and whether it is the one given.  ``fence`` is a spec and an
         epoch: EpochLost (definite, nothing written) unless it is the lineage's newest epoch.
+        ``line`` is written in the same step as a row that is new, and not with another one;
+        LineTaken (definite, nothing written) unless its number is the log's next.
         """
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
         """Control rows with ``seq > after``, in order."""
+
+    def write_line(self, line: Line) -> None:
+        """Append a line to the log; LineTaken (definite) unless its number is the next."""
+
+    def newest_line(self) -> Line | None:
+        """The last line of the log; None if there was never one."""
+
+    def lines(self, after: int, n: int) -> tuple[Line, ...]:
+        """The lines with a number above ``after``, in order; at most ``n``."""
+
+    def trim_lines(self, anchor: Line) -> None:
+        """Remove the lines up to the anchor's number; the anchor stands in their place.
+
+        LineTaken (definite) if the log does not reach so far, or has an anchor there already.
+        """
 
     def claim(self, partition: int, offset: int) -> int:
         """Count one more learner that is about to learn the row; how many there were before it.

@@ -24,7 +24,7 @@ from replay.errors import (
     PartitionUnknown,
     RowInvalid,
 )
-from replay.journal import joinchecks, trimchecks
+from replay.journal import joinchecks, linechecks, trimchecks
 from replay.journal.base import Head, Journal, NewRow, Partition, Row, Verdict
 from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
@@ -427,6 +427,7 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     keeps_a_good_row_whatever_is_to_stand_there,
     *joinchecks.CHECKS,
     *trimchecks.CHECKS,
+    *linechecks.CHECKS,
     follows_commits_in_their_order,  # these two write many rows: a journal that is wrong
     reads_pages,  # is found without them first
 )

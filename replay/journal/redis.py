@@ -15,6 +15,7 @@ from replay.errors import (
     JournalDamaged,
     JournalFormat,
     JournalUnavailable,
+    LineTaken,
     PartitionSealed,
     PartitionUnknown,
     RowInvalid,
@@ -29,6 +30,7 @@ from replay.journal.base import (
     Followed,
     Half,
     Head,
+    Line,
     NewRow,
     Outcome,
     Partition,
@@ -43,11 +45,11 @@ from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
 from replay.journal.redisstand import STAND_IN
 
-FORMAT = 4
+FORMAT = 5
 """Number of the layout of keys; a newer one is refused, an older one is read as it is.
 
 Rows of a layout before 3 are in no commit order: :meth:`RedisJournal.follow` leaves them out;
-rows of one before 4 have no checksum.
+rows of one before 4 have no checksum; one before 5 has no log of decisions.
 """
 
 _READ_PAGE = 1024
@@ -319,18 +321,22 @@ class RedisJournal:
         key: str,
         payload: bytes,
         fence: tuple[str, int] | None = None,
+        line: Line | None = None,
     ) -> tuple[Control, bool]:
         """Append a control row; the first with a (model, key) wins.
 
         Returns the row that stands and whether this call wrote it (after JournalUnavailable,
         compare the row: it may be the one of the lost call).  ``fence`` is a spec and an epoch:
-        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.
+        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.  ``line``
+        goes with a row that is new; LineTaken (definite, nothing written) if it is not the next.
         """
-        answer = self._run(
-            scripts.WRITE_CONTROL, model, kind, key, bytes(payload), *(fence or ("", ""))
-        )
+        with_it = ("", "") if line is None else (line.number, bytes(line.text))
+        given = (model, kind, key, bytes(payload), *(fence or ("", "")), *with_it)
+        answer = self._run(scripts.WRITE_CONTROL, *given)
         if fence is not None and answer[0] == b"lost":
             raise EpochLost(model, fence[1], int(answer[1]))
+        if line is not None and answer[0] == b"taken":
+            raise LineTaken(line.number, int(answer[1]))
         won, seq, row = answer
         found = proof.as_control(model, int(seq), _fields(row))
         if found.key != key:
@@ -345,6 +351,40 @@ class RedisJournal:
             rows += (proof.as_control(model, seq, fields) for seq, fields in page)
             after += _READ_PAGE
         return tuple(rows)
+
+    def write_line(self, line: Line) -> None:
+        """Append a line to the log of decisions; LineTaken unless its number is the next."""
+        self._take(line, self._run(scripts.WRITE_LINE, line.number, bytes(line.text)))
+
+    def newest_line(self) -> Line | None:
+        """The last line of the log; None if there was never one."""
+        found = self._command("XREVRANGE", self._tag + b":lines", "+", "-", "COUNT", 1)
+        return proof.lines(found)[0] if found else self._anchor()
+
+    def lines(self, after: int, n: int) -> tuple[Line, ...]:
+        """The lines with a number above ``after``, in order; at most ``n``."""
+        anchor = self._anchor()
+        begin = [] if anchor is None or anchor.number <= after else [anchor]
+        first = after if anchor is None else max(after, anchor.number)
+        span = (f"({first}-0", "+", "COUNT", n)
+        return (*begin, *proof.lines(self._command("XRANGE", self._tag + b":lines", *span)))[:n]
+
+    def trim_lines(self, anchor: Line) -> None:
+        """Put the anchor in the place of all lines up to its number."""
+        text = bytes(anchor.text)
+        checksum = proof.proof(f"line {anchor.number}", (b"text", text))
+        self._take(anchor, self._run(scripts.TRIM_LINES, anchor.number, text, checksum))
+
+    def _anchor(self) -> Line | None:
+        found = self._command("HMGET", self._tag + b":anchor", "number", "text", "sum")
+        number, text, stored = found
+        fields = {b"text": text or b"", b"sum": stored or b""}
+        return None if number is None else proof.as_line(int(number), fields)
+
+    @staticmethod
+    def _take(line: Line, answer: Any) -> None:
+        if answer[0] == b"taken":
+            raise LineTaken(line.number, int(answer[1]))
 
     # -- claims and retention ------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ class Examination:
                 self._heads(name.decode())
             elif kind == b"claims":
                 self._claims(name.decode())
+            elif kind == b"lines":
+                self._lines()
             elif kind == b"running":
                 self._note(self._run(scripts.RUNNING, name), f"the running time of {name!r}")
         if len(self._damage) > _SHOWN:
@@ -138,6 +140,21 @@ class Examination:
                     continue
                 place = self._command("HGET", decided, control.key)
                 self._note(place == str(seq).encode(), what, "its key leads elsewhere, or nowhere")
+
+    def _lines(self) -> None:
+        after = 0
+        while page := self._command(
+            "XRANGE", self._key(b"lines"), f"({after}-0", "+", "COUNT", _PAGE
+        ):
+            for id_, fields in page:
+                number = int(id_.split(b"-")[0])
+                what = f"line {number} of the log of decisions"
+                self._note(after in (0, number - 1), what, "the one before it is missing")
+                after = number
+                try:
+                    proof.as_line(number, fields)
+                except JournalDamaged:
+                    self._note(False, what)
 
     def _heads(self, model: str) -> None:
         found = self._command("HGETALL", self._key(f"head:{model}".encode()))

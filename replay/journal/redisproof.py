@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from replay.errors import JournalDamaged
-from replay.journal.base import Control, Partition, Row, Verdict
+from replay.journal.base import Control, Line, Partition, Row, Verdict
 
 Fields = dict[bytes, bytes]
 
@@ -29,6 +29,19 @@ def proves(place: str, fields: Fields) -> bool:
     if words[-2:-1] != [b"sum"]:
         return b"ran" not in fields
     return words[-1] == proof(place, words[:-2])
+
+
+def as_line(number: int, fields: Fields) -> Line:
+    """A line of the log of decisions from its entry.  Raises JournalDamaged."""
+    words = (b"text", fields.get(b"text", b""))
+    if fields.get(b"sum") != proof(f"line {number}", words):
+        raise JournalDamaged(f"line {number} of the log of decisions")
+    return Line(number, fields[b"text"])
+
+
+def lines(found: Sequence[tuple[bytes, Fields]]) -> tuple[Line, ...]:
+    """Lines of the log from a range of its stream.  Raises JournalDamaged."""
+    return tuple(as_line(int(id_.split(b"-")[0]), fields) for id_, fields in found)
 
 
 def as_row(partition: int, offset: int, fields: Fields) -> Row:

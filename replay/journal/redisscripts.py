@@ -28,6 +28,8 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 ``P:lineages:MODEL``        sorted set  specs by their last change of epoch
 ``P:controls:MODEL``        stream      a control row under the id ``SEQ-0``
 ``P:decided:MODEL``         hash        seq of each control row's key
+``P:lines``                 stream      a line of the log of decisions under the id ``NUMBER-0``
+``P:anchor``                hash        the line that stands for those that were trimmed
 =========================== =========== ========================================================
 
 A partition's end is its stream's last id, kept nowhere else: it outlives trimming, and it is gone
@@ -371,9 +373,47 @@ return {'ok', epoch}
 """
 )
 
-# ARGV: model, kind, key, payload, and of a fence spec and epoch ('' without one).
+_LINES = """
+local lines, anchor = P .. ':lines', P .. ':anchor'
+local function newest_line()
+  return math.max(last(lines), tonumber(redis.call('HGET', anchor, 'number') or '0'))
+end
+local function write_line(number, text)
+  redis.call('XADD', lines, number .. '-0', 'text', text, 'sum', proof('line ' .. number,
+    {'text', text}))
+end
+"""
+
+# ARGV: number, text.
+WRITE_LINE = (
+    COMMON
+    + _LINES
+    + """
+local newest = newest_line()
+if tonumber(ARGV[1]) ~= newest + 1 then return {'taken', int(newest)} end
+write_line(ARGV[1], ARGV[2])
+return {'ok', ARGV[1]}
+"""
+)
+
+# ARGV: number, text, checksum.  The anchor is written before what it stands for goes.
+TRIM_LINES = (
+    COMMON
+    + _LINES
+    + """
+local newest = newest_line()
+if tonumber(ARGV[1]) > newest then return {'taken', int(newest)} end
+if ARGV[1] == redis.call('HGET', anchor, 'number') then return {'taken', int(newest)} end
+redis.call('HSET', anchor, 'number', ARGV[1], 'text', ARGV[2], 'sum', ARGV[3])
+redis.call('XTRIM', lines, 'MINID', int(tonumber(ARGV[1]) + 1) .. '-0')
+return {'ok', ARGV[1]}
+"""
+)
+
+# ARGV: model, kind, key, payload, of a fence spec and epoch, and of a line number and text ('').
 WRITE_CONTROL = (
     COMMON
+    + _LINES
     + """
 if ARGV[6] ~= '' then
   local epoch = epoch_of(ARGV[1], ARGV[5])
@@ -382,6 +422,11 @@ end
 local controls, decided = P .. ':controls:' .. ARGV[1], P .. ':decided:' .. ARGV[1]
 local seq, won = redis.call('HGET', decided, ARGV[3]), '0'
 if not seq then
+  if ARGV[7] ~= '' then
+    local newest = newest_line()
+    if tonumber(ARGV[7]) ~= newest + 1 then return {'taken', int(newest)} end
+    write_line(ARGV[7], ARGV[8])
+  end
   seq, won = int(last(controls) + 1), '1'
   local fields = {'kind', ARGV[2], 'key', ARGV[3], 'payload', ARGV[4]}
   fields[8] = proof('control ' .. ARGV[1] .. ' ' .. seq, fields)

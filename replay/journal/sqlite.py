@@ -17,6 +17,7 @@ from replay.errors import (
     RowInvalid,
     SizeFull,
 )
+from replay.journal import sqlitelines as lines
 from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
 from replay.journal.base import (
@@ -25,6 +26,7 @@ from replay.journal.base import (
     Examined,
     Followed,
     Head,
+    Line,
     NewRow,
     Partition,
     Row,
@@ -34,7 +36,7 @@ from replay.journal.batch import check_batch
 from replay.journal.checksum import checksum
 from replay.journal.sqliteappend import Batch
 from replay.journal.sqlitecheck import examine
-from replay.journal.sqlitefile import SqliteFile, Synchronous
+from replay.journal.sqlitefile import SqliteFile, Synchronous, Tables
 from replay.journal.sqlitestand import stand_in
 from replay.journal.sqlitetrim import trim
 
@@ -109,10 +111,7 @@ class SqliteJournal:
         self._batch_rows_max = batch_rows_max
         self._file = self._file_type(
             self._path,
-            schema=sql.SCHEMA,
-            format=sql.FORMAT,
-            upgrades=sql.UPGRADES,
-            prove=sql.PROVE_SCHEMA,
+            Tables(sql.SCHEMA, sql.FORMAT, sql.UPGRADES, sql.PROVE_SCHEMA),
             synchronous=synchronous,
             wal_max=wal_mb_max << 20,
             lock_wait_s=lock_wait_s,
@@ -307,12 +306,14 @@ class SqliteJournal:
         key: str,
         payload: bytes,
         fence: tuple[str, int] | None = None,
+        line: Line | None = None,
     ) -> tuple[Control, bool]:
         """Append a control row; the first with a (model, key) wins.
 
         Returns the row that stands and whether this call wrote it (after JournalUnavailable,
         compare the row: it may be the one of the lost call).  ``fence`` is a spec and an epoch:
-        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.
+        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.  ``line``
+        goes with a row that is new; LineTaken (definite, nothing written) if it is not the next.
         """
         with self._file.write() as db:
             if fence is not None:
@@ -320,6 +321,8 @@ class SqliteJournal:
             number = _model_id(db, model)
             row = db.execute(f"{sql.CONTROL} AND c.key = ?", (model, key)).fetchone()
             if written := row is None:
+                if line is not None:
+                    lines.append(db, line)
                 seq = int(db.execute(sql.NEXT_CONTROL, (number,)).fetchone()[0])
                 columns = (number, seq, kind, key, bytes(payload))
                 row = (*columns, checksum(*columns))
@@ -330,6 +333,25 @@ class SqliteJournal:
         """Control rows of the model with ``seq > after``, in order."""
         found = self._file.query(f"{sql.CONTROL} AND c.seq > ? ORDER BY c.seq", (model, after))
         return tuple(proof.as_control(model, row) for row in found)
+
+    def write_line(self, line: Line) -> None:
+        """Append a line to the log of decisions; LineTaken unless its number is the next."""
+        with self._file.write() as db:
+            lines.append(db, line)
+
+    def newest_line(self) -> Line | None:
+        """The last line of the log; None if there was never one."""
+        found = self._file.query(sql.LAST_LINE, ())
+        return lines.as_line(found[0]) if found else None
+
+    def lines(self, after: int, n: int) -> tuple[Line, ...]:
+        """The lines with a number above ``after``, in order; at most ``n``."""
+        return tuple(map(lines.as_line, self._file.query(sql.LINES, (after, n))))
+
+    def trim_lines(self, anchor: Line) -> None:
+        """Put the anchor in the place of all lines up to its number."""
+        with self._file.write() as db:
+            lines.trim(db, anchor)
 
     # -- claims and retention ------------------------------------------------------------------
 

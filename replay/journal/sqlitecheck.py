@@ -22,6 +22,7 @@ _TABLES: Final = (
     ("head", sql.HEAD_COLUMNS, "heads", "model || ' ' || spec"),
     ("decision", sql.CONTROL_COLUMNS, "control c", "c.model || ' ' || c.seq"),
     ("half", sql.HALF_COLUMNS, "halves", "id"),
+    ("line", sql.LINE_COLUMNS, "lines", "number"),
     ("claim", 'partition, "offset", n, checksum', "claims", "partition || ' ' || \"offset\""),
 )
 """What a table's rows are called, columns with the checksum, the table, and what names a row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FORMAT = 4
+FORMAT = 5
 """Format number of the file; a newer one is refused, an older one is upgraded in place."""
 
 SCHEMA = """
@@ -36,6 +36,7 @@ CREATE INDEX halves_at ON halves (model, at);
 CREATE TABLE claims (
     partition INTEGER NOT NULL, "offset" INTEGER NOT NULL, n INTEGER NOT NULL, checksum INTEGER,
     PRIMARY KEY (partition, "offset")) WITHOUT ROWID;
+CREATE TABLE lines (number INTEGER PRIMARY KEY, text BLOB NOT NULL, checksum INTEGER);
 """
 SCHEMA_SUM = (
     "SELECT checksum(group_concat(line, char(10))) FROM (SELECT type || ' ' || name || ' ' ||"
@@ -88,6 +89,7 @@ UPDATE claims SET checksum = checksum(partition, "offset", n);
 INSERT INTO meta
     SELECT 'unchecked', coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'rows';
 """,
+    4: "CREATE TABLE lines (number INTEGER PRIMARY KEY, text BLOB NOT NULL, checksum INTEGER);",
 }
 """What makes a file of a format one of the next."""
 
@@ -147,6 +149,11 @@ NEXT_CONTROL = "SELECT coalesce(max(seq), 0) + 1 FROM control WHERE model = ?"
 WRITE_CONTROL = (
     "INSERT INTO control (model, seq, kind, key, payload, checksum) VALUES (?, ?, ?, ?, ?, ?)"
 )
+LINE_COLUMNS = "number, text, checksum"
+LINES = f"SELECT {LINE_COLUMNS} FROM lines WHERE number > ? ORDER BY number LIMIT ?"
+LAST_LINE = f"SELECT {LINE_COLUMNS} FROM lines ORDER BY number DESC LIMIT 1"
+WRITE_LINE = f"INSERT OR REPLACE INTO lines ({LINE_COLUMNS}) VALUES (?, ?, ?)"
+DROP_LINES = "DELETE FROM lines WHERE number < ?"
 HEAD_COLUMNS = "model, spec, epoch, snapshot, changed, checksum"
 HEADS = f"SELECT {HEAD_COLUMNS} FROM heads WHERE model = {MODEL} ORDER BY changed"
 HEADS_OF = f"SELECT {HEAD_COLUMNS} FROM heads WHERE model = ?"

@@ -14,7 +14,7 @@ from msgspec import structs
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
 from replay.journal import sqliteappend, sqliteschema, sqlitetrim
-from replay.journal.base import Appended, Control, Followed, NewRow, Row
+from replay.journal.base import Appended, Control, Followed, Line, NewRow, Row
 from replay.journal.checks import check_journal, yield_checks
 from replay.journal.sqlite import SqliteJournal
 
@@ -144,6 +144,40 @@ class ClaimCountsItself(SqliteJournal):
         return super().claim(partition, offset) + 1
 
 
+class AnyLineIsTheNext(SqliteJournal):
+    def write_line(self, line: Line) -> None:
+        newest = self.newest_line()
+        super().write_line(structs.replace(line, number=1 + (newest.number if newest else 0)))
+
+
+class RowBeforeItsLine(SqliteJournal):
+    def write_control(self, *words: Any, line: Line | None = None, **more: Any) -> Any:
+        if len(words) > 5:
+            *words, line = words
+        known = len(self.controls(words[0], 0))
+        row, won = super().write_control(*words, **more)
+        if line is not None and row.seq > known:
+            self.write_line(line)
+        return row, won
+
+
+class LineOfARepeat(SqliteJournal):
+    def write_control(self, *words: Any, line: Line | None = None, **more: Any) -> Any:
+        if len(words) > 5:
+            *words, line = words
+        row, won = super().write_control(*words, line=line, **more)
+        if not won and line is not None and line.number < 7:
+            self.write_line(line)
+        return row, won
+
+
+class TrimsWithoutAnAnchor(SqliteJournal):
+    def trim_lines(self, anchor: Line) -> None:
+        super().trim_lines(anchor)
+        with self._file.write() as db:
+            db.execute("DELETE FROM lines WHERE number = ?", (anchor.number,))
+
+
 @pytest.mark.parametrize(
     "mutant",
     [
@@ -161,6 +195,10 @@ class ClaimCountsItself(SqliteJournal):
         EpochSeenIsNothing,
         SealOpensAgain,
         ClaimCountsItself,
+        AnyLineIsTheNext,
+        RowBeforeItsLine,
+        LineOfARepeat,
+        TrimsWithoutAnAnchor,
     ],
 )
 def test_the_suite_rejects_a_missing_rule(mutant: type[SqliteJournal]) -> None:

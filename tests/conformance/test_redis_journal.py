@@ -40,6 +40,11 @@ def test_a_cluster_finds_all_keys_in_one_slot(tmp_path: Path, redis_node: Any) -
 
 
 MUTANTS = [
+    ("WRITE_LINE", "~= newest + 1", "< newest", "any line is the next"),
+    ("WRITE_CONTROL", "~= newest + 1", "< newest", "a control row with any line"),
+    ("WRITE_CONTROL", "    write_line(ARGV[7], ARGV[8])\n", "", "a control row without its line"),
+    ("TRIM_LINES", "int(tonumber(ARGV[1]) + 1)", "9", "all lines are trimmed"),
+    ("TRIM_LINES", "if tonumber(ARGV[1]) > newest then", "if false then", "a future anchor"),
     ("APPEND", "if stop < known then", "if false then", "nobody asks what is known"),
     ("APPEND", "if of[2] then", "if false then", "no seal"),
     ("APPEND", "  stop = stop + 1", "  stop = stop + 1 + (stop > 1 and 1 or 0)", "holes"),

@@ -25,7 +25,12 @@ import yaml
 from benchmarks.exactly_once import CLOSED, Client, Sent, settings_of
 from benchmarks.learners import COUNT_LABEL
 from benchmarks.service import Running, launch, settle, status, write_settings
+from online.audit.checking import all_lines
+from online.audit.log import entry_of
 from online.processes import runs
+from online.rebuild.decision_log import check_log
+from online.settings.config import load
+from online.settings.places import open_journal
 
 pytestmark = pytest.mark.ray
 
@@ -309,8 +314,17 @@ def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
             both_have(again, len(sent.acknowledged))
         finally:
             again.stop()
+        assert {"start", "settings", "promote"} <= logged(again)
     epochs = [found["server"]["epoch"] for found in (first, promoted, back)]
     assert epochs == sorted(set(epochs)), "versions never go back"
+
+
+def logged(running: Running) -> set[str]:
+    """Kinds of acts in the log of decisions, which is as it was written."""
+    settings = load(running.folder / "online.yaml", {"state_dir": str(running.state_dir)}, {})
+    assert check_log(settings).faults == ()
+    with contextlib.closing(open_journal(settings)) as journal:
+        return {entry_of(line).act for line in all_lines(journal)}
 
 
 def served_everywhere(running: Running, replicas: int) -> set[str]:

@@ -385,6 +385,18 @@ def test_a_banned_source_is_quarantined_and_released(clicks: Clicks) -> None:
     clicks.good(learned + 5)
 
 
+def test_every_act_stands_in_the_log(clicks: Clicks) -> None:
+    """Also those that a parameter server writes, in another process than the request came to."""
+    code, out, err = clicks.command("audit", "list", "--limit", "10000", "--json")
+    assert code == 0, out + err
+    found = Counter((one["act"], one["who"]) for one in json.loads(out))
+    for act in ("rollback", "freeze", "unfreeze", "forget", "source", "decide", "relearn"):
+        assert found[act, "anybody"] > 0, found
+    assert {one["origin"] for one in json.loads(out) if one["act"] == "freeze"} != {""}
+    starts = [who for act, who in found if act == "start"]
+    assert [who.split()[0] for who in starts] == ["user"], "whoever gave the command"
+
+
 def test_bad_requests(clicks: Clicks) -> None:
     for path, body, status, field in (
         ("/rollback", {}, 422, "to"),

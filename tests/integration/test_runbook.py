@@ -99,7 +99,7 @@ def feed(running: Running, name: str) -> None:
 
 def for_operators() -> str:
     """Their pages, in the order in which their commands are run."""
-    pages = ("runbook", "monitoring", "deploy", "sizing")
+    pages = ("runbook", "monitoring", "deploy", "sizing", "audit")
     return "\n".join((DOCS / f"{page}.md").read_text() for page in pages)
 
 

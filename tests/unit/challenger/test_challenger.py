@@ -26,7 +26,6 @@ from paramserver import rewrites
 from replay import codec
 from replay.example import Example, Features
 from replay.journal.base import NewRow, Row, Verdict
-from replay.journal.sqlite import SqliteJournal
 
 KEY = b"0" * 32
 STEP_S = 0.01
@@ -52,7 +51,6 @@ class World:
     def __post_init__(self) -> None:
         self.settings.state_dir.mkdir(exist_ok=True)
         self.journal = open_journal(self.settings)
-        assert isinstance(self.journal, SqliteJournal)
         self.model = self.settings.models[0]
         self.champion = self.load(self.model)
         challenging = self.model.challenging

@@ -59,6 +59,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/feedback"): FEEDBACK,
     ("POST", "/v2/models/{model}/feedback"): FEEDBACK,
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
+    ("GET", "/v1/models/{model}/live"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots/{name}/pin"): ADMIN,
     ("POST", "/v1/models/{model}/rollback"): ADMIN,

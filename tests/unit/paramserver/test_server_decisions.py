@@ -29,7 +29,9 @@ def world(tmp_path: Path) -> Any:
 def test_rollback_keeps_the_clock_and_tells_what_is_undone(world: Any) -> None:
     server = learned(world, 4, 6)
     sync(server, (1, 7, 9), (2, 1, 2))
+    since = {row["name"]: row["since"] for row in server.snapshots()}
     answer = server.rollback("1-1")
+    assert since["1-1"] == answer["undone"] == 7
     assert answer == {"snapshot": "1-1", "version": [2, 5], "undone": 7, "control": 1}
     reply = sync(server)
     assert (reply.rewrite, reply.control, reply.clock) == (1, 1, {1: 9, 2: 2})
@@ -88,6 +90,7 @@ def test_rollback_of_a_closed_partition_undoes_it_to_its_end(world: Any) -> None
         server.snapshot()
     assert server.status()["closed"] == [1]
     birth = server.snapshots()[-1]["name"]
+    assert [row["since"] for row in server.snapshots()] == [0, 5], "a closed partition counts"
     assert server.rollback(birth)["undone"] == 3 + 2
     for process in (server, world.serving()):
         assert process.status()["closed"] == [1]

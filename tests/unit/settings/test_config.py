@@ -367,14 +367,23 @@ def test_an_opened_journal_has_the_bounds_of_the_settings(tmp_path: Path) -> Non
     settings = load(None, {"state_dir": str(tmp_path), "limits": limits}, {})
     opener = journal_opener(settings)
     assert isinstance(opener, partial)
-    assert opener.keywords == {
+    bare, key_file, lines_max = opener.args
+    assert (key_file, lines_max) == (tmp_path / "key", 100_000)
+    assert bare.keywords == {
         "disk_low_mb": 3, "batch_rows_max": 2000, "size_mb_max": 7, "halves_max": 5,
         "lock_wait_s": 3.0, "busy_ms": 1350,
     }  # fmt: skip
     text = pickle.dumps(opener)
-    assert b"online" not in text.replace(bytes(tmp_path), b""), "the actor imports no settings"
     with closing(pickle.loads(text)()) as journal:
         assert journal.batch_rows_max == 2000
+    script = f"import pickle, sys; pickle.loads({text!r}); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = done.stdout.split()
+    assert "online.audit.log" in loaded
+    heavy = ("online.settings", "online.models", "pydantic", "river", "ray", "torch")
+    assert [name for name in loaded if name.startswith(heavy)] == [], "the actor imports none"
 
 
 def test_a_server_that_does_not_answer_refuses_the_start(tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ class FakeStore:
         self._maybe_fail("write_control", "after")
         return row, found is None
 
+    def newest_line(self) -> None:
+        """There is no log of decisions here."""
+
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
         self._maybe_fail("run", "before")
         if self.head(model, spec).epoch != epoch:

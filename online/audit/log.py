@@ -1,0 +1,198 @@
+"""A journal that writes a line of the log of decisions with each control row, in the same step.
+
+Whoever opens the journal gets it so; the rooms that decide know nothing of it.  Other acts (a
+snapshot pinned, settings read again, a start) are noted by :func:`note`, before they are done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from online.audit.chain import ANCHOR, Entry, Signer
+from paramserver.acting import acting
+from replay.errors import LineTaken, ReplayError
+from replay.journal.base import Control, Journal, Line
+from replay.plain import plain
+
+log = logging.getLogger("online.audit")
+
+T = TypeVar("T")
+
+ITSELF: Final = "the service"
+START: Final = "start"
+CONTROLS: Final = "controls"
+"""What a line says of control rows that are older than it: the newest one, by model."""
+
+_TRIES: Final = 20  # others write lines, too
+_PAGE: Final = 1_000
+_SLACK: Final = 0.1  # of the lines that are left, trimmed at once
+_TEXT_MAX: Final = 200
+
+
+class Audited:
+    """A journal and its log of decisions.
+
+    Parameters
+    ----------
+    journal
+        Everything else is asked of it.
+    key_file
+        Of the service's keys.  Before it is made (by the first start) no lines are written.
+    lines_max
+        Lines that are left; older ones are trimmed, an anchor stands for them.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        key_file: Path,
+        lines_max: int,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._journal, self._key_file, self._now_s = journal, key_file, now_s
+        self._lines_max = lines_max
+        self._signer: Signer | None = None
+        self.append = journal.append  # asked for each batch: not by the way below
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    def write_control(
+        self,
+        model: str,
+        kind: str,
+        key: str,
+        payload: bytes,
+        fence: tuple[str, int] | None = None,
+    ) -> tuple[Control, bool]:
+        """Append a control row and its line: see :class:`replay.journal.base.Journal`."""
+        if (signer := self._signs()) is None:
+            return self._journal.write_control(model, kind, key, payload, fence)
+        entry = self._entry(kind, model, _short(payload), key)
+        return self._next(
+            signer, entry, lambda line: self._journal.write_control(
+                model, kind, key, payload, fence, line
+            )
+        )  # fmt: skip
+
+    def note(self, act: str, model: str | None, about: dict[str, Any]) -> None:
+        """Write a line about an act that no control row goes with.  Raises ReplayError."""
+        if (signer := self._signs()) is not None:
+            self._next(signer, self._entry(act, model, about), self._journal.write_line)
+
+    def started(self, models: list[str]) -> None:
+        """Note a start, and trim what is beyond the bound."""
+        newest = {name: self._newest_control(name) for name in models}
+        self.note(START, None, {CONTROLS: newest, "nonce": secrets.token_hex(8)})
+        if (signer := self._signs()) is not None:
+            self._trim(signer, newest)
+
+    def _signs(self) -> Signer | None:
+        if self._signer is None and (keys := keys_of(self._key_file)):
+            self._signer = Signer(keys)
+        return self._signer
+
+    def _entry(self, act: str, model: str | None, about: dict[str, Any], key: str = "") -> Entry:
+        who, _, origin = acting.get().partition("\n")
+        return Entry(self._now_s(), act, who or ITSELF, model, origin, key, about)
+
+    def _next(self, signer: Signer, entry: Entry, write: Callable[[Line], T]) -> T:
+        """Write the entry as the next line, whoever else writes lines meanwhile."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return write(signer.line(entry, self._journal.newest_line()))
+            except LineTaken:
+                if not left:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+    def _newest_control(self, model: str) -> int:
+        return max((control.seq for control in self._journal.controls(model, 0)), default=0)
+
+    def _trim(self, signer: Signer, newest: dict[str, int]) -> None:
+        last = self._journal.newest_line()
+        first = self._journal.lines(0, 1)
+        if last is None or last.number - first[0].number < self._lines_max * (1 + _SLACK):
+            return
+        (upto,) = self._journal.lines(last.number - self._lines_max - 1, 1)
+        about = {CONTROLS: self._contained(upto.number, newest), "trimmed": upto.number}
+        try:
+            self._journal.trim_lines(signer.anchor(self._entry(ANCHOR, None, about), upto))
+        except LineTaken:  # somebody else has trimmed
+            log.info("the log of decisions was trimmed by another process")
+
+    def _contained(self, upto: int, models: dict[str, int]) -> dict[str, int]:
+        """By model, the newest control row of which the lines up to a number tell."""
+        out = dict.fromkeys(models, 0)
+        keys = {m: {c.key: c.seq for c in self._journal.controls(m, 0)} for m in models}
+        after = 0
+        while page := self._journal.lines(after, _PAGE):
+            for line in page:
+                if line.number > upto:
+                    return out
+                entry = entry_of(line)
+                for model, seq in entry.about.get(CONTROLS, {}).items():
+                    out[model] = max(out.get(model, 0), seq)
+                if entry.model is not None and entry.key:
+                    seq = keys.get(entry.model, {}).get(entry.key, 0)
+                    out[entry.model] = max(out.get(entry.model, 0), seq)
+            after = page[-1].number
+        return out
+
+
+def open_audited(open_journal: Callable[[], Journal], key_file: Path, lines_max: int) -> Journal:
+    """Open a journal whose decisions are logged.  It pickles as the name of this function."""
+    return cast(Journal, Audited(open_journal(), key_file, lines_max))
+
+
+def note(journal: Journal, act: str, model: str | None, about: dict[str, Any]) -> None:
+    """Note an act that is about to be done, if the journal has a log.  Raises ReplayError."""
+    if isinstance(journal, Audited):
+        journal.note(act, model, about)
+
+
+def note_start(journal: Journal, models: list[str]) -> None:
+    """Note that a service starts; a log that can't be written keeps nobody from starting."""
+    if isinstance(journal, Audited):
+        try:
+            journal.started(models)
+        except ReplayError as error:
+            log.warning("the start is not in the log of decisions: %s", error)
+
+
+def keys_of(path: Path) -> list[bytes]:
+    """Secrets of a key file, the first of which signs; none if there is no such file yet."""
+    try:
+        return [bytes.fromhex(line) for line in path.read_text().split()]
+    except (OSError, ValueError):  # whoever needs the keys for more says what is wrong
+        return []
+
+
+def entry_of(line: Line) -> Entry:
+    """The entry of a line, which nobody has verified."""
+    (encoded, *_) = msgspec.msgpack.decode(line.text)
+    return msgspec.msgpack.decode(encoded, type=Entry)
+
+
+def _short(payload: bytes) -> dict[str, Any]:
+    """Return what a control row says: its short values, and the hash of all of it."""
+    about: dict[str, Any] = {}
+    try:
+        found = msgspec.json.decode(payload)
+    except msgspec.DecodeError:
+        found = {"text": payload.decode(errors="replace")} if payload else {}
+    if isinstance(found, dict):
+        about = {
+            name: plain(value[:_TEXT_MAX]) if isinstance(value, str) else value
+            for name, value in found.items()
+            if isinstance(value, str | int | float | bool) and value != ""
+        }
+    return {**about, "sha256": hashlib.sha256(payload).hexdigest()}

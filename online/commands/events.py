@@ -1,0 +1,104 @@
+"""`online events`: what is being answered and learned, as it happens."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated, Any, Final, Literal
+
+import typer
+
+from online.client.asking import Asking, NoAnswer
+from online.commands.base import AsJson, FileOption, Model, StateDir, checked, connect, pick
+from replay.plain import plain
+
+app = typer.Typer(help="Answers and labels as they come.", no_args_is_help=True)
+
+_WIDE: Final = 110  # characters of a row's features on a line
+
+
+@app.command("tail")
+def events_tail(
+    only: Annotated[
+        Literal["answer", "label"] | None, typer.Option(help="answers only, or labels only")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="labels of this source only")] = None,
+    every: Annotated[float, typer.Option(min=0.05, help="seconds between two looks")] = 0.5,
+    seconds: Annotated[
+        float | None, typer.Option("--for", min=0, help="end after so long; else with Ctrl-C")
+    ] = None,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is being answered and learned, a line each, until Ctrl-C (exit code 130).
+
+    It needs a token for admin: the lines are callers' data.  Replicas hold the newest requests
+    only while somebody watches; what was too fast to be shown is counted.  With --json a line is
+    an object.
+
+    Example: online events tail --model phishing --only label
+    """
+    client = connect(path, state_dir, timeout_s=10.0)
+    name = pick(client, model)
+    end = None if seconds is None else time.monotonic() + seconds
+    cursors: dict[str, int] = {}
+    try:
+        while True:
+            for answer in _look(client, name, cursors):
+                _print(answer, only, source, as_json=as_json)
+            sys.stdout.flush()
+            if end is not None and time.monotonic() >= end:
+                return
+            time.sleep(every)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _look(client: Asking, model: str, cursors: dict[str, int]) -> list[dict[str, Any]]:
+    """Ask as often as there are replicas, and once more: the balancer chooses who answers."""
+    found: list[dict[str, Any]] = []
+    for _ in range(max(len(cursors), 1) + 1):
+        after = "&after=".join(f"{n}@{replica}" for replica, n in cursors.items())
+        query = f"?after={after}" if after else ""
+        try:
+            answer = checked(client.get(f"/v1/models/{model}/live{query}"))
+        except NoAnswer as error:
+            print(f"online: {error}", file=sys.stderr)
+            break
+        cursors[answer["replica"]] = answer["cursor"]
+        if answer["missed"]:
+            found.append({"kind": "missed", "rows": answer["missed"], "replica": answer["replica"]})
+        found += ({**event, "replica": answer["replica"]} for event in answer["events"])
+    return sorted(found, key=lambda event: float(event.get("at", 0.0)))
+
+
+def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_json: bool) -> None:
+    kind = event["kind"]
+    others = only not in (None, kind) or (source is not None and event.get("source") != source)
+    if kind in ("answer", "label") and others:
+        return
+    if as_json:
+        print(json.dumps(event))
+    elif kind in ("more", "missed"):
+        print(f"{'':12} … and {event['rows']:,} {'more rows' if kind == 'more' else 'requests'}")
+    else:
+        at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+        ms = int(event["at"] % 1 * 1000)
+        features = json.dumps(event.get("features") or {}, ensure_ascii=False)
+        shown = features if len(features) <= _WIDE else features[: _WIDE - 1] + "…"
+        if kind == "answer":
+            said = f"-> {json.dumps(event['prediction'])}{_sure(event)}"
+        else:
+            said = f"<- {json.dumps(event.get('label'))} {event['status']} of {event['source']}"
+        print(plain(f"{at}.{ms:03} {said}  {shown}"))
+
+
+def _sure(event: dict[str, Any]) -> str:
+    """The probability of what was answered, if the model tells one."""
+    prediction = event["prediction"]
+    text = prediction if isinstance(prediction, str) else json.dumps(prediction)
+    share = (event.get("probabilities") or {}).get(text)
+    return "" if share is None else f" ({share:.2f})"

@@ -1,0 +1,163 @@
+"""`online history`: how a model did, minute by minute for a year, shown or as a table in a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    StateDir,
+    console,
+    load_settings,
+    moment,
+    readable,
+)
+from online.errors import ConfigError, StartRefused
+
+_SHOWN: Final = (
+    "n", "accuracy", "no_change", "mae", "last_mae", "predictions_per_s", "learned_per_s",
+    "refused_per_s", "predict_p99_s", "age_ms", "drift_state",
+)  # fmt: skip
+_MARKS: Final = 20
+
+
+def history(
+    since: Annotated[
+        str, typer.Option(help="from then on: 90m, 6h, 7d, 4w, or a time as 2026-01-31T14:00")
+    ] = "1d",
+    until: Annotated[str | None, typer.Option(help="up to then; now without it")] = None,
+    points: Annotated[int, typer.Option(min=1, max=2000, help="steps that are shown")] = 24,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="write every step there is to a file: .parquet, .csv or .json"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="which model, if the settings have several")
+    ] = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a model did, from what the service has recorded; it need not run.
+
+    With --out every step is written: all of the last hour, minutes for a day, quarters of an hour
+    for a month, hours for a year.  Its marks (starts, decisions, alarms) are a column of text.
+
+    Example: online history --since 7d
+
+    Example: online history --since 52w --out course.parquet
+    """
+    from online.history import series
+
+    settings = load_settings(path, state_dir=state_dir)
+    name = _pick([one.name for one in settings.models], model)
+    begin = moment("--since", since)
+    end = time.time() if until is None else moment("--until", until)
+    if not begin < end:
+        raise ConfigError("--since", f"{since} is not before the end", "Give an earlier time")
+    folder = settings.state_dir / series.FOLDER
+    try:
+        found = series.read(folder, name, begin, end, None if out is not None else points)
+    except sqlite3.Error as error:
+        remedy = "Run it again; or remove the folder `history` of the state folder: it begins anew"
+        raise StartRefused(f"the history of {name} can't be read: {error}", remedy) from None
+    if not found["recorded"]:
+        raise StartRefused(
+            f"nothing is recorded of {name} in {folder}",
+            "It is recorded where `online serve` runs: name its folder with --state-dir",
+        )
+    if out is not None:
+        _write(out, name, found)
+        print(f"{len(found['columns']['at']):,} steps are in {out}", file=sys.stderr)
+    elif as_json:
+        print(json.dumps(found))
+    else:
+        _print(found)
+
+
+def _pick(known: list[str], model: str | None) -> str:
+    if model is None and len(known) == 1:
+        return known[0]
+    if model not in known:
+        what = "the settings have several models" if model is None else f"{model!r} is none of them"
+        raise ConfigError("--model", what, f"Name one of: {', '.join(known)}")
+    return model
+
+
+def table_of(model: str, found: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The course as columns of one length; ``marks``: what happened within each step."""
+    columns: dict[str, list[Any]] = {"model": [], **found["columns"]}
+    at = columns["at"]
+    columns["model"] = [model] * len(at)
+    texts: list[list[str]] = [[] for _ in at]
+    for mark in found["marks"]:
+        step = next((i for i, end in enumerate(at) if mark["at"] <= end), None)
+        if step is not None:
+            texts[step].append(f"{mark['kind']}: {mark['text']}")
+    return {**columns, "marks": ["; ".join(words) or None for words in texts]}
+
+
+def _write(out: Path, model: str, found: Mapping[str, Any]) -> None:
+    columns = table_of(model, found)
+    if out.suffix == ".json":
+        out.write_text(json.dumps(columns))
+    elif out.suffix == ".csv":
+        with out.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+    elif out.suffix == ".parquet":
+        _write_parquet(out, columns)
+    else:
+        raise ConfigError("--out", f"{out} is none of .parquet, .csv, .json", "Name it so")
+
+
+def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise StartRefused(
+            "Parquet files need a package that is missing", "pip install '.[store]' in the checkout"
+        ) from None
+    arrays = {
+        name: pa.array(values, pa.string() if name in ("model", "marks") else pa.float64())
+        for name, values in columns.items()
+        if name != "at"
+    }
+    at = [round(value * 1_000_000) for value in columns["at"]]
+    arrays = {"at": pa.array(at, pa.timestamp("us", "UTC")), **arrays}
+    pq.write_table(pa.table(arrays), out)
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    columns = found["columns"]
+    shown = [name for name in _SHOWN if any(v is not None for v in columns.get(name, ()))]
+    table = Table(box=None, pad_edge=False)
+    for name in ("up to", *shown):
+        table.add_column(name, justify="right")
+    for i, at in enumerate(columns["at"]):
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(at))
+        table.add_row(when, *(_cell(columns[name][i]) for name in shown))
+    console().print(table) if columns["at"] else print("no steps in this time")
+    for mark in readable(found["marks"][-_MARKS:]):
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(mark["at"]))
+        console().print(f"{when}  [bold]{mark['kind']}[/bold]: {mark['text']}")
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"

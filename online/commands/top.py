@@ -1,0 +1,197 @@
+"""`online top`: all models of a running service in a terminal, live."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from online.client.asking import Asking, NoAnswer
+from online.client.shown import short
+from online.commands.base import FileOption, StateDir, checked, connect, console, readable, span
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_COURSE_S: Final = 3600.0
+_COURSE_POINTS: Final = 24
+_COURSE_EVERY_S: Final = 15.0  # as often as the service records a step
+_FEW: Final = 100  # labels below which nobody can tell, as on the page
+_OLD_S: Final = 5.0
+_STEPS: Final = "▁▂▃▄▅▆▇█"
+_DRIFT: Final = {"act": "[red]act[/red]", "watch": "[yellow]watch[/yellow]"}
+
+
+def top(
+    every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="look twice, print, and end")] = False,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Show every model live until Ctrl-C: score beside the rules, course, drift, age, traffic.
+
+    The course is that of the last hour, as the service has recorded it.  Rates are those between
+    two looks, of all replicas.
+
+    Example: online top
+    """
+    from rich.live import Live
+
+    client = connect(path, state_dir, timeout_s=10.0)
+    screen = Screen(client)
+    if once or not sys.stdout.isatty():
+        screen.look(time.monotonic())
+        time.sleep(every)
+        screen.look(time.monotonic())
+        console().print(screen.shown())
+        return
+    try:
+        with Live(console=console(), auto_refresh=False, screen=True) as live:
+            while True:
+                screen.look(time.monotonic())
+                live.update(screen.shown(), refresh=True)
+                time.sleep(every)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+class Screen:
+    """The screen is made of the newest statuses, those before them, and the courses."""
+
+    def __init__(self, client: Asking) -> None:
+        self._client = client
+        self._models: Sequence[Mapping[str, Any]] = ()
+        self._totals: dict[str, dict[str, float]] = {}
+        self._rates: dict[str, dict[str, float]] = {}
+        self._courses: dict[str, tuple[float, str]] = {}
+        self._at_s = 0.0
+        self._problem: str | None = None
+
+    def look(self, now_s: float) -> None:
+        """Ask for all models; ``now_s``: a clock that nobody sets."""
+        try:
+            models = checked(self._client.get("/v1/models"))["models"]
+        except NoAnswer as error:
+            self._problem = str(error)
+            return
+        self._problem = None
+        for model in models:
+            name, now = model["model"], totals(model)
+            if (before := self._totals.get(name)) is not None and now_s > self._at_s:
+                # A replica that began anew counts from 0.
+                self._rates[name] = {
+                    key: max(value - before[key], 0.0) / (now_s - self._at_s)
+                    for key, value in now.items()
+                }
+            self._totals[name] = now
+            if now_s - self._courses.get(name, (-1e9, ""))[0] >= _COURSE_EVERY_S:
+                self._courses[name] = now_s, self._course(model)
+        self._models, self._at_s = models, now_s
+
+    def _course(self, model: Mapping[str, Any]) -> str:
+        """The score of the last hour as a line of blocks; empty if nobody knows it."""
+        url = f"/v1/models/{model['model']}/history"
+        try:
+            params = {"since": time.time() - _COURSE_S, "points": _COURSE_POINTS}
+            answer = self._client.get(url, params=params)
+        except NoAnswer:
+            return ""
+        if answer.status_code != 200:
+            return ""
+        columns = answer.json()["columns"]
+        return blocks(columns.get(score_of(model)[0], []))
+
+    def shown(self) -> RenderableType:
+        """The table of all models, and what is wrong."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, expand=False)
+        for column in (
+            "model", "score", "no-change", "verdict", "last hour", "drift", "age", "answers/s",
+            "labels/s", "behind", "set aside", "replicas",
+        ):  # fmt: skip
+            left = column in ("model", "verdict", "last hour", "drift")
+            table.add_column(column, justify="left" if left else "right", no_wrap=column == "model")
+        notes: list[Text] = []
+        for model in self._models:
+            name = model["model"]
+            course = self._courses.get(name, (0.0, ""))[1]
+            table.add_row(*row(readable(model), self._rates.get(name, {}), course))
+            if model["incident"]:
+                notes.append(Text(f"{readable(name)}: {readable(model['incident'])}", style="red"))
+        if self._problem is not None:
+            notes.append(Text(f"{self._problem}; the numbers are older", style="red"))
+        return Group(table, *notes)
+
+
+def totals(model: Mapping[str, Any]) -> dict[str, float]:
+    """Answers and labels of all replicas."""
+    reports = model["replicas"].values()
+    labels = ("feedback_learned", "feedback_clipped", "feedback_quarantined", "feedback_queued")
+    return {
+        "answers": sum(report.get("predictions", 0.0) for report in reports),
+        "labels": sum(report.get(name, 0.0) for report in reports for name in labels),
+    }
+
+
+def score_of(model: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Names of the score, of the no-change rule's, and of the majority's or the mean's."""
+    if model["task"] == "regression":
+        return "mae", "last_mae", "mean_mae"
+    return "accuracy", "no_change", "majority"
+
+
+def verdict(model: Mapping[str, Any]) -> str:
+    """A word about the score, as the page has it."""
+    quality, (score, *rules) = model["quality"], score_of(model)
+    if model["incident"]:
+        return "[red]incident[/red]"
+    if quality["n"] < _FEW:
+        return "too few labels"
+    known = [quality[rule] for rule in rules if quality[rule] is not None]
+    better = [
+        quality[score] < value if score == "mae" else quality[score] > value for value in known
+    ]
+    return "[green]better than both[/green]" if all(better) else "[yellow]not better[/yellow]"
+
+
+def row(model: Mapping[str, Any], rates: Mapping[str, float], course: str) -> list[str]:
+    """The cells of a model; its texts are safe to show."""
+    quality, (score, rule, _) = model["quality"], score_of(model)
+    reports = model["replicas"].values()
+    age_s = max((r["age_ms"] for r in reports if "age_ms" in r), default=0.0) / 1000
+    drift = "–" if model["drift"] is None else str(model["drift"]["state"])
+    frozen = bool((model["rewrites"] or {}).get("frozen"))
+    age = span(age_s) if age_s >= 1 else f"{age_s * 1000:.0f} ms"
+    behind = sum(r.get("behind_rows", 0.0) for r in reports)
+    aside = max((r.get("filter_quarantined_sources", 0.0) for r in reports), default=0.0)
+    return [
+        str(model["model"]),
+        short(quality[score]) if quality["n"] else "–",
+        short(quality[rule]) if quality["n"] else "–",
+        "[yellow]frozen[/yellow]" if frozen else verdict(model),
+        course,
+        _DRIFT.get(drift, drift),
+        f"[red]{age}[/red]" if age_s > _OLD_S or model["server"] is None else age,
+        *(f"{rates[key]:,.1f}" if key in rates else "–" for key in ("answers", "labels")),
+        f"{behind:,.0f}",
+        f"{aside:,.0f}",
+        str(len(model["replicas"])),
+    ]
+
+
+def blocks(values: Sequence[float | None]) -> str:
+    """A line of blocks of eight heights, from the least of the values to the greatest."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return ""
+    low, high = min(known), max(known)
+    scale = (len(_STEPS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        " " if value is None else _STEPS[round((value - low) * scale)] for value in values
+    )

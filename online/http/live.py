@@ -1,0 +1,35 @@
+"""HTTP of what a replica answers and is told just now: for operators, who see others' data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from online.live.ring import Ring
+
+
+def routes(known: Callable[[str], None], rings: Mapping[str, Ring], replica: str) -> APIRouter:
+    """Routes of every model; ``known`` raises for one that is not served."""
+    made = APIRouter(tags=["operations"])
+
+    @made.get("/v1/models/{model}/live", summary="What the replica at hand answers and is told")
+    async def live(
+        model: str,
+        after: Annotated[
+            list[str],
+            Query(max_length=256, description="NUMBER@REPLICA: `cursor` and `replica` of before"),
+        ] = [],  # noqa: B006
+    ) -> dict[str, Any]:
+        """Return what came since `after`; for some seconds what comes is held for the next look.
+
+        Each replica tells of its own requests: ask often enough to meet each of them.
+        """
+        known(model)
+        cursors = dict(reversed(one.partition("@")[::2]) for one in after)
+        mine = cursors.get(replica, "")
+        number = int(mine) if mine.isdecimal() and len(mine) < 16 else None
+        return {"replica": replica, **rings[model].look(number)}
+
+    return made

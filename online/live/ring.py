@@ -1,0 +1,151 @@
+"""The newest answers and labels of one model in one replica, bounded, and only while watched.
+
+Whoever asks for them has them taken from then on, for some seconds.  While nobody does, a request
+costs the look at one attribute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from online.messages.structs import (
+    Event,
+    FeedbackRequest,
+    Prediction,
+    Predictions,
+    PredictRequest,
+    Receipt,
+    Receipts,
+)
+
+WATCHED_S: Final = 15.0
+"""For so long after the last look requests are taken."""
+REQUESTS_MAX: Final = 500
+BYTES_MAX: Final = 2 << 20
+"""Bodies of all requests that are held; a longer one is not."""
+ROWS_SHOWN: Final = 5
+"""Rows of a request of many that are shown; the others are counted."""
+LOOK_MAX: Final = 500
+
+_ID_SHOWN: Final = 16  # characters of a prediction's id
+_ABSENT: Final = (None, msgspec.UNSET)
+
+
+class _Taken(msgspec.Struct, frozen=True):
+    number: int
+    at: float
+    asked: PredictRequest | FeedbackRequest
+    given: Prediction | Predictions | Receipt | Receipts
+    size: int
+
+
+class Ring:
+    """This ring holds what one replica has answered and was told lately.
+
+    Parameters
+    ----------
+    now_s
+        The wall clock, in POSIX seconds.
+    monotonic_s
+        A clock that nobody sets.
+
+    Attributes
+    ----------
+    watched
+        Whether a request is to be taken.
+    """
+
+    def __init__(
+        self,
+        now_s: Callable[[], float] = time.time,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now_s, self._monotonic_s = now_s, monotonic_s
+        self._taken: deque[_Taken] = deque()
+        self._size = self._last = 0
+        self._until_s = 0.0
+        self.watched = False
+
+    def take(
+        self,
+        asked: PredictRequest | FeedbackRequest,
+        given: Prediction | Predictions | Receipt | Receipts,
+        size: int,
+    ) -> None:
+        """Take a request with its answer; ``size``: bytes of its body."""
+        if self._monotonic_s() > self._until_s:
+            self.watched = False
+            self._taken.clear()
+            self._size = 0
+            return
+        self._last += 1
+        if size > BYTES_MAX:
+            return
+        self._taken.append(_Taken(self._last, self._now_s(), asked, given, size))
+        self._size += size
+        while len(self._taken) > REQUESTS_MAX or self._size > BYTES_MAX:
+            self._size -= self._taken.popleft().size
+
+    def look(self, after: int | None) -> dict[str, Any]:
+        """Return what was taken after a number (None: nothing yet), and watch on.
+
+        ``cursor`` is the number to go on from; ``missed`` counts requests that came after
+        ``after`` and are not held any more.
+        """
+        self._until_s, self.watched = self._monotonic_s() + WATCHED_S, True
+        if after is None or after > self._last:  # a replica that has begun anew since
+            return {"cursor": self._last, "missed": 0, "events": []}
+        found = [one for one in self._taken if one.number > after][:LOOK_MAX]
+        last = found[-1].number if found else self._last
+        events = [event for one in found for event in _shown(one)]
+        return {"cursor": last, "missed": last - after - len(found), "events": events}
+
+
+def _shown(taken: _Taken) -> Iterator[dict[str, Any]]:
+    """One entry a row, as plain data."""
+    asked = taken.asked
+    rows = _answers(asked, taken.given) if isinstance(asked, PredictRequest) else _labels(
+        asked, taken.given
+    )  # fmt: skip
+    many = (
+        len(asked.instances or ()) if isinstance(asked, PredictRequest) else len(asked.events or ())
+    )
+    for i, row in enumerate(rows):
+        if i == ROWS_SHOWN:
+            yield {"at": taken.at, "kind": "more", "rows": many - ROWS_SHOWN}
+            return
+        yield {"at": taken.at, **{k: v for k, v in row.items() if v not in _ABSENT}}
+
+
+def _answers(asked: PredictRequest, given: Any) -> Iterator[dict[str, Any]]:
+    several = isinstance(given, Predictions)
+    pairs = zip(asked.instances or (), given.predictions, strict=False) if several else (
+        (asked.features, given),
+    )  # fmt: skip
+    for features, row in pairs:
+        id_ = row.id if isinstance(row.id, str) else None
+        yield {
+            "kind": "answer", "id": id_ if id_ is None else id_[:_ID_SHOWN], "features": features,
+            "prediction": row.prediction, "probabilities": row.probabilities,
+            "version": f"{given.version}+{given.own}",
+        }  # fmt: skip
+
+
+def _labels(asked: FeedbackRequest, given: Any) -> Iterator[dict[str, Any]]:
+    pairs: Any = zip(asked.events or (), given.events, strict=False) if isinstance(
+        given, Receipts
+    ) else ((asked, given),)  # fmt: skip
+    event: Event
+    receipt: Receipt
+    for event, receipt in pairs:
+        id_ = event.event_id if event.event_id is not None else event.id
+        yield {
+            "kind": "label", "id": id_ if id_ is None else id_[:_ID_SHOWN], "source": event.source,
+            "label": event.label, "features": event.features, "status": receipt.status,
+            "version": receipt.version,
+        }  # fmt: skip

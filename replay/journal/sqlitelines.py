@@ -1,0 +1,43 @@
+"""The log of decisions in the SQLite journal, within a transaction: lines one after the other."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from replay.errors import LineTaken
+from replay.journal import sqliteproof as proof
+from replay.journal import sqliteschema as sql
+from replay.journal.base import Line
+from replay.journal.checksum import checksum
+
+
+def as_line(found: proof.Found) -> Line:
+    """A line from its columns.  Raises JournalDamaged."""
+    return Line(*proof.checked(f"line {found[0]} of the log of decisions", found))
+
+
+def append(db: sqlite3.Connection, line: Line) -> None:
+    """Write the next line.  Raises LineTaken if it is not."""
+    newest = _newest(db)
+    if line.number != newest + 1:
+        raise LineTaken(line.number, newest)
+    _write(db, line)
+
+
+def trim(db: sqlite3.Connection, anchor: Line) -> None:
+    """Put the anchor in the place of all lines up to its number.  Raises LineTaken."""
+    newest, oldest = _newest(db), db.execute("SELECT min(number) FROM lines").fetchone()[0]
+    if newest < anchor.number or oldest == anchor.number:
+        raise LineTaken(anchor.number, newest)
+    db.execute(sql.DROP_LINES, (anchor.number,))
+    _write(db, anchor)
+
+
+def _newest(db: sqlite3.Connection) -> int:
+    found = db.execute(sql.LAST_LINE).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def _write(db: sqlite3.Connection, line: Line) -> None:
+    columns = (line.number, bytes(line.text))
+    db.execute(sql.WRITE_LINE, (*columns, checksum(*columns)))

@@ -1,0 +1,95 @@
+// An operator on the page of the service, in Chromium. Prints what it saw; the test judges it.
+// node page_story.mjs URL CHROMIUM PREDICT_TOKEN ADMIN_TOKEN [FOLDER_OF_SCREENSHOTS]
+
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+
+const require = createRequire(process.env.PLAYWRIGHT ?? import.meta.url);
+const { chromium } = require("playwright-core");
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const [url, executablePath, predict, admin, folder] = process.argv.slice(2);
+const browser = await chromium.launch({ executablePath, headless: true, args: ["--no-sandbox", "--disable-gpu", "--disable-quic"] });
+const context = await browser.newContext({ viewport: { width: 1200, height: 900 } });
+const page = await context.newPage(), errors = [], findings = [], acts = {};
+page.on("pageerror", (error) => errors.push(error.message));
+// A status of 401 or 403 is how the page learns that it needs a token; Chromium logs it.
+page.on("console", (message) => { if (message.type() === "error" && !/status of 40[13]/.test(message.text())) errors.push(message.text()); });
+page.setDefaultTimeout(20000);
+
+async function look(name) {
+  await page.evaluate(axe);
+  const found = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  for (const v of found.violations)
+    if (["serious", "critical"].includes(v.impact)) findings.push(`${name}: ${v.id}: ${v.nodes.map((n) => n.html.slice(0, 160)).join(" | ")}`);
+  if (folder) await page.screenshot({ path: `${folder}/${name}.png`, fullPage: true });
+}
+
+async function everywhere(name) {
+  for (const [size, width] of [["wide", 1200], ["phone", 390]])
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      await page.setViewportSize({ width, height: 900 });
+      await look(`${name}-${size}-${colorScheme}`);
+      const over = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+      if (over > 0) errors.push(`${name} at ${width} px is ${over} px too wide`);
+    }
+  await page.emulateMedia({ colorScheme: "light" });
+  await page.setViewportSize({ width: 1200, height: 900 });
+}
+
+const card = page.locator("section.card:visible").last();
+const press = (name) => card.getByRole("button", { name, exact: true }).first().click();
+const state = (pattern) => page.waitForFunction((p) => new RegExp(p).test(document.getElementById("act-state").textContent), pattern);
+const closed = () => page.waitForFunction(() => !document.getElementById("act").open);
+
+// What it says before, and what came of it; every act waits for a yes.
+async function act(name, done) {
+  await press(name);
+  const said = await page.locator("#act-text").textContent();
+  await page.locator("#act-do").click();
+  await state(done);
+  acts[name] = [said, await page.locator("#act-state").textContent()];
+  await page.locator("#act-cancel").click();
+  await closed();
+}
+
+await page.goto(url);
+await page.locator("#token").fill(predict);
+await page.locator("#access button").click();
+await page.waitForFunction(() => document.querySelectorAll("#rows tr").length > 1);
+const rows = await page.locator("#rows tr").count();
+await everywhere("overview");
+
+await page.getByRole("button", { name: "model-0", exact: true }).click();
+await card.locator("details.operate summary").click();
+await card.getByLabel("Token for admin").waitFor();
+await look("asks-for-admin");
+await card.getByLabel("Token for admin").fill("nobody-has-this-token-0123456789");
+await card.getByRole("button", { name: "Use it" }).click();
+await card.getByText("the token sent is not known").waitFor();
+await card.getByLabel("Token for admin").fill(admin);
+await card.getByRole("button", { name: "Use it" }).click();
+await card.getByText("It learns.").waitFor();
+await everywhere("operate");
+
+await press("Freeze model-0");
+await look("dialog");
+const focus = await page.evaluate(() => document.activeElement.id);
+await page.keyboard.press("Escape");
+await closed();
+await act("Freeze model-0", "seen it");
+await card.getByText("It is frozen.").waitFor();
+await act("Unfreeze model-0", "seen it");
+await card.getByText("It learns.").waitFor();
+await act("Release held-0", "released");
+await act("Discard all of bot", "discarded");
+await card.getByText("Nothing waits for a decision.").waitFor();
+const name = await card.locator(".operate tbody tr").last().locator("td").first().textContent();
+await act(`Pin ${name}`, "Pinned");
+await card.getByRole("button", { name: `Unpin ${name}` }).waitFor();
+await act(`Go back to ${name}`, "undone");
+await everywhere("after");
+
+const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint }));
+await browser.close();

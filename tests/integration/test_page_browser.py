@@ -1,0 +1,107 @@
+"""An operator uses the page of a service in headless Chromium: each act asks, counts, and does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from online.audit.checking import all_lines
+from online.audit.log import entry_of
+from online.service.embedded import Embedded
+from online.settings.config import load
+from online.settings.places import open_journal
+
+BROWSER: Final = Path(__file__).parent.parent / "browser"
+CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")
+TOKENS: Final = {
+    "predict": "ask-0123456789abcdefghijkl", "feedback": "say-0123456789abcdefghijkl",
+    "admin": "admin-0123456789abcdefghijkl",
+}  # fmt: skip
+
+
+def _missing() -> str | None:
+    if shutil.which("node") is None:
+        return "node is not installed"
+    if CHROMIUM is None:
+        return "chromium is not installed"
+    place = Path(os.environ.get("PLAYWRIGHT", str(BROWSER / "story"))).parent / "node_modules"
+    for package in ("playwright-core", "axe-core"):
+        if not (place / package).exists():
+            return f"{package} is missing: npm install --prefix tests/browser"
+    return None
+
+
+pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """Six models, of which the first has snapshots, and events that were set aside."""
+    models = [{"name": f"model-{i}", "task": "binary", "learner": "logreg"} for i in range(6)]
+    data: dict[str, Any] = {
+        "models": models, "tokens": TOKENS, "cluster": "embedded", "port": 0,
+        "state_dir": str(tmp_path_factory.mktemp("page") / "state"),
+    }  # fmt: skip
+    with Embedded(load(None, data, {}), lambda _: None) as running:
+        running.start()
+        headers = {"authorization": f"Bearer {TOKENS['admin']}"}
+        with httpx.Client(base_url=running.url, headers=headers, timeout=60) as ask:
+
+            def post(path: str, body: Any = None) -> None:
+                ask.post(f"/v1/models/{path}", json=body).raise_for_status()
+
+            post("model-0/snapshots")
+            for i in range(6):
+                rows = [
+                    {"features": {"x": float(j % 7), "y": j / 40}, "label": j % 3 > 0}
+                    for j in range(40 * (6 - i))
+                ]
+                post(f"model-{i}/feedback", {"events": rows})
+            post("model-0/sources", {"source": "bot", "banned": True})
+            held = [
+                {"features": {"x": 1.0}, "label": True, "event_id": f"held-{j}", "source": "bot"}
+                for j in range(3)
+            ]
+            post("model-0/feedback", {"events": held})
+        yield running
+
+
+def acts(service: Embedded) -> list[str]:
+    with contextlib.closing(open_journal(service._parts.settings)) as journal:
+        return [entry_of(line).act for line in all_lines(journal)]
+
+
+def test_an_operator_uses_the_page(service: Embedded) -> None:
+    before = len(acts(service))
+    words = [service.url, CHROMIUM, TOKENS["predict"], TOKENS["admin"]]
+    shots = os.environ.get("SCREENSHOTS")
+    done = subprocess.run(
+        ["node", BROWSER / "page_story.mjs", *words, *([shots] if shots else [])],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["errors"] == []
+    assert seen["findings"] == [], "serious findings of axe-core"
+    assert (seen["rows"], seen["focus"]) == (6, "act-cancel")
+    said = {name: text for name, (text, _) in seen["acts"].items()}
+    came = {name: text for name, (_, text) in seen["acts"].items()}
+    assert "has learned 240 events" in said["Freeze model-0"]
+    assert came["Freeze model-0"] == "Every replica has seen it."
+    assert came["Release held-0"] == "1 event released."
+    assert came["Discard all of bot"] == "2 events discarded."
+    back = f"Go back to {seen['name']}"
+    assert "This undoes 24" in said[back]
+    assert came[back].split()[0] == said[back].split("This undoes ")[1].split()[0]
+    assert acts(service)[before:] == [
+        "freeze", "unfreeze", "decide", "decide", "decide", "pin", "rollback",
+    ]  # fmt: skip

@@ -1,0 +1,499 @@
+"""The log of decisions: each control row has a line, and whoever forges it is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import server_world
+import yaml
+from typer.testing import CliRunner
+
+from online.audit import log as logging_
+from online.audit.chain import ANCHOR, Entry, Signer
+from online.audit.checking import SeenHead, all_lines, check
+from online.audit.log import Audited, entry_of, note, note_start, open_audited
+from online.cli import application
+from online.http.access import Access, origin
+from online.rebuild.decision_log import check_log
+from online.settings.access_tokens import WITH_SECRETS
+from online.settings.config import Settings, load
+from online.settings.places import open_journal
+from paramserver.acting import acting, this_user
+from paramserver.lineage import publish
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from paramserver.state import SnapshotState
+from replay.errors import LineTaken
+from replay.journal.base import Journal, Line
+from replay.journal.checksum import checksum
+from replay.journal.sqlite import SqliteJournal
+
+KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
+MODEL = {"name": "m", "task": "binary", "learner": "logreg"}
+
+
+def key_file(folder: Path, *keys: bytes) -> Path:
+    file = folder / "key"
+    file.write_text("".join(key.hex() + "\n" for key in keys or (KEY,)))
+    return file
+
+
+def opened(folder: Path, lines_max: int = 1000) -> Any:
+    bare = SqliteJournal(folder / "journal.db", synchronous="OFF")
+    return Audited(bare, folder / "key", lines_max, lambda: 7.0)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Any]:
+    key_file(tmp_path)
+    with contextlib.closing(opened(tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def asked_by() -> Iterator[Callable[[str], None]]:
+    before = acting.get()
+    yield lambda who: acting.set(who) and None
+    acting.set(before)
+
+
+def entries(journal: Journal) -> list[Entry]:
+    return [entry_of(line) for line in all_lines(journal)]
+
+
+def faults(journal: Journal, *seen: SeenHead, keys: tuple[bytes, ...] = (KEY,)) -> list[str]:
+    return list(check(journal, keys, ["m", "n"], seen).faults)
+
+
+def newest(journal: Journal) -> SeenHead:
+    """The newest line as a snapshot that is published now knows it."""
+    import hashlib
+
+    line = journal.newest_line()
+    assert line is not None
+    return SeenHead("1-1", line.number, hashlib.sha256(line.text).hexdigest())
+
+
+def decide(journal: Any, *keys: str, model: str = "m") -> None:
+    for key in keys:
+        payload = msgspec.json.encode({"source": "bot", "banned": True, "clock": {"3": 9}})
+        journal.write_control(model, "source", key, payload)
+
+
+# -- what is written -------------------------------------------------------------------------
+
+
+def test_a_decision_and_its_line_are_one_step(journal: Any, asked_by: Any) -> None:
+    asked_by("alice\n10.0.0.7")
+    decide(journal, "a")
+    asked_by("")
+    row, won = journal.write_control("m", "freeze", "f", b"")
+    assert (row.seq, won) == (2, True)
+    assert journal.write_control("m", "freeze", "f", b"other") == (row, False)
+    first, second = entries(journal)
+    assert (first.who, first.origin, first.act, first.key) == ("alice", "10.0.0.7", "source", "a")
+    assert {k: v for k, v in first.about.items() if k != "sha256"} == {
+        "source": "bot", "banned": True,
+    }  # fmt: skip
+    assert (second.who, second.origin, second.act, second.at) == ("the service", "", "freeze", 7.0)
+    assert faults(journal) == []
+
+
+def test_other_acts_are_noted(journal: Any, tmp_path: Path) -> None:
+    note_start(journal, ["m", "n"])
+    note(journal, "pin", "m", {"snapshot": "3-120", "on": True})
+    assert [(e.act, e.model) for e in entries(journal)] == [("start", None), ("pin", "m")]
+    with contextlib.closing(SqliteJournal(tmp_path / "other.db", synchronous="OFF")) as bare:
+        note(bare, "pin", "m", {})  # a journal without a log: nothing
+        note_start(bare, ["m"])
+        assert bare.newest_line() is None
+
+
+def test_everything_else_is_the_journals(journal: Any) -> None:
+    assert journal.head("m", "s").epoch == 0
+    assert journal.batch_rows_max == 1024
+
+
+def test_without_keys_there_is_no_log_yet(tmp_path: Path) -> None:
+    with contextlib.closing(opened(tmp_path)) as journal:
+        decide(journal, "a")
+        assert journal.newest_line() is None
+        key_file(tmp_path)
+        decide(journal, "b")
+        assert [e.key for e in entries(journal)] == ["b"]
+        assert faults(journal) == [], "what was decided before it began has no line"
+
+
+def test_the_opener_travels_to_other_processes(tmp_path: Path) -> None:
+    key_file(tmp_path)
+    settings = load(None, {"models": [MODEL], "state_dir": str(tmp_path)}, {})
+    from online.settings.places import journal_opener
+
+    again = pickle.loads(pickle.dumps(journal_opener(settings)))
+    assert again.func is open_audited
+    with contextlib.closing(again()) as journal:
+        decide(journal, "a")
+        assert [e.key for e in entries(journal)] == ["a"]
+
+
+def test_many_at_once_leave_a_line_each(journal: Any, tmp_path: Path) -> None:
+    others = [opened(tmp_path) for _ in range(3)]
+
+    def write(name: int) -> None:
+        decide(others[name], *(f"{name}-{i}" for i in range(10)))
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for other in others:
+        other.close()
+    assert len(entries(journal)) == len(journal.controls("m", 0)) == 30
+    assert faults(journal) == []
+
+
+def test_a_log_that_others_always_write_to_first_is_given_up(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal._journal, "newest_line", lambda: None)
+    decide(journal, "a")
+    with pytest.raises(LineTaken):
+        decide(journal, "b")
+    assert [c.key for c in journal.controls("m", 0)] == ["a"], "no decision without its line"
+
+
+# -- forgeries -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forged(journal: Any, tmp_path: Path) -> Callable[..., None]:
+    """Changes the store behind the journal's back, checksums included."""
+    note_start(journal, ["m", "n"])
+    decide(journal, "a", "b")
+    note(journal, "pin", "m", {"snapshot": "1-1", "on": True})
+
+    def change(*statements: str) -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+            db.create_function("checksum", -1, checksum)
+            for statement in statements:
+                assert db.execute(statement).rowcount > 0
+
+    assert faults(journal, newest(journal)) == []
+    return change
+
+
+LAST = "DELETE FROM lines WHERE number = (SELECT max(number) FROM lines)"
+
+
+def test_a_last_line_that_was_cut_is_missed(journal: Any, forged: Any) -> None:
+    decide(journal, "c")
+    forged(LAST)
+    assert faults(journal) == ["decision 3 of model 'm' (source) has no line"]
+
+
+def test_a_last_line_without_a_decision_is_missed_by_snapshots(journal: Any, forged: Any) -> None:
+    seen = newest(journal)
+    forged(LAST)
+    assert faults(journal) == []
+    assert faults(journal, seen) == [
+        "1 lines are missing at the end: snapshot 1-1 knows them"
+    ]  # fmt: skip
+
+
+def test_a_line_in_between_is_missed(journal: Any, forged: Any) -> None:
+    forged("DELETE FROM lines WHERE number = 2")
+    found = faults(journal)
+    assert found[0] == "line 3: line 2 is missing before it"
+    assert found[-1] == "decision 1 of model 'm' (source) has no line"
+
+
+def test_first_lines_without_an_anchor_are_missed(journal: Any, forged: Any) -> None:
+    forged("DELETE FROM lines WHERE number <= 2")
+    assert faults(journal)[0] == "line 3: line 1 is missing before it"
+
+
+def test_a_changed_line_is_noticed(journal: Any, forged: Any) -> None:
+    text = journal.lines(1, 1)[0].text
+    other = text.replace(b"the service", b"the serVice")
+    forged(f"UPDATE lines SET text = x'{other.hex()}' WHERE number = 2",
+           "UPDATE lines SET checksum = checksum(number, text)")  # fmt: skip
+    assert faults(journal) == [
+        "line 2: the service's key has not signed it",
+    ]  # fmt: skip
+
+
+def chain(key: bytes, acts: list[Entry]) -> list[Line]:
+    """A whole log, as whoever has this key would write it."""
+    signer, lines = Signer([key]), list[Line]()
+    for entry in acts:
+        lines.append(signer.line(entry, lines[-1] if lines else None))
+    return lines
+
+
+def test_a_chain_made_anew_without_the_key_is_noticed(journal: Any, forged: Any) -> None:
+    acts = [msgspec.structs.replace(e, who="somebody else") for e in entries(journal)]
+    seen = newest(journal)
+    rows = [
+        f"UPDATE lines SET text = x'{line.text.hex()}' WHERE number = {line.number}"
+        for line in chain(OTHER, acts)
+    ]
+    forged(*rows, "UPDATE lines SET checksum = checksum(number, text)")
+    assert faults(journal) == ["line 4: it is the last one, and by a key that is not known"]
+    assert len(faults(journal, seen)) == 2
+    parts = [msgspec.msgpack.decode(line.text) for line in chain(OTHER, acts)]
+    mine = msgspec.msgpack.decode(Signer([KEY]).line(acts[0], None).text)[2]
+    texts = [msgspec.msgpack.encode([*part[:2], mine, part[3]]) for part in parts]
+    forged(
+        *(
+            f"UPDATE lines SET text = x'{t.hex()}' WHERE number = {i}"
+            for i, t in enumerate(texts, 1)
+        ),
+        "UPDATE lines SET checksum = checksum(number, text)",
+    )
+    assert [f"line {i}: the service's key has not signed it" for i in range(1, 5)] == faults(
+        journal
+    )
+
+
+def test_an_older_log_put_in_its_place_is_noticed(journal: Any, forged: Any) -> None:
+    seen = newest(journal)
+    forged("DELETE FROM lines WHERE number >= 3")
+    note(journal, "pin", "m", {"snapshot": "2-2", "on": False})
+    decide(journal, "c")
+    assert faults(journal) == ["decision 2 of model 'm' (source) has no line"]
+    assert "line 4: it is not the one that snapshot 1-1 knows" in faults(journal, seen)
+
+
+def test_a_log_that_begins_anew_is_noticed(journal: Any, forged: Any) -> None:
+    seen = newest(journal)
+    forged("DELETE FROM lines")
+    assert faults(journal, seen) == ["4 lines are missing at the end: snapshot 1-1 knows them"]
+    note_start(journal, ["m", "n"])
+    assert faults(journal) == [], "by itself it could be a log that has just begun"
+    assert faults(journal, seen) == ["3 lines are missing at the end: snapshot 1-1 knows them"]
+
+
+def test_a_decision_that_was_taken_away_is_noticed(journal: Any, forged: Any) -> None:
+    forged("DELETE FROM control WHERE seq = 2")
+    assert faults(journal) == ["line 3: its decision about 'm' is not in the journal"]
+
+
+def test_a_line_that_is_none(journal: Any, forged: Any) -> None:
+    forged("UPDATE lines SET text = x'00' WHERE number = 2",
+           "UPDATE lines SET checksum = checksum(number, text)")  # fmt: skip
+    found = faults(journal)
+    assert found[:2] == [
+        "line 2: it can't be read",
+        "line 3: it does not follow from the lines before it",
+    ]
+
+
+def test_lines_of_a_key_that_is_gone_are_vouched_for(journal: Any, tmp_path: Path) -> None:
+    decide(journal, "a", "b")
+    key_file(tmp_path, OTHER, KEY)
+    with contextlib.closing(opened(tmp_path)) as later:
+        decide(later, "c")
+    assert faults(journal, keys=(OTHER, KEY)) == []
+    found = check(journal, [OTHER], ["m"], ())
+    assert (found.faults, found.old) == ((), 2)
+    assert faults(journal) == ["line 3: it is the last one, and by a key that is not known"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        db.create_function("checksum", -1, checksum)
+        text = db.execute("SELECT text FROM lines WHERE number = 1").fetchone()[0]
+        changed = text.replace(b"the service", b"the serVice")
+        db.execute(
+            "UPDATE lines SET text = ?, checksum = checksum(1, ?) WHERE number = 1",
+            (changed, changed),
+        )
+    assert faults(journal, keys=(OTHER,)) == [
+        "line 1: it does not follow from the lines before it",
+    ]  # fmt: skip
+
+
+# -- trimming --------------------------------------------------------------------------------
+
+
+def test_trimming_leaves_a_signed_anchor(tmp_path: Path) -> None:
+    key_file(tmp_path)
+    with contextlib.closing(opened(tmp_path, lines_max=10)) as journal:
+        note_start(journal, ["m", "n"])
+        decide(journal, *(f"k{i}" for i in range(30)))
+        decide(journal, "x", model="n")
+        before = newest(journal)
+        note_start(journal, ["m", "n"])
+        found = entries(journal)
+        assert (len(found), found[0].act) == (11, ANCHOR)
+        assert found[0].about["controls"] == {"m": 22, "n": 0}
+        assert faults(journal, before, SeenHead("0-1", 5, "0" * 64)) == []
+        assert check(journal, [KEY], ["m"], ()).trimmed == 23
+        decide(journal, *(f"l{i}" for i in range(30)))
+        note_start(journal, ["m", "n"])
+        assert entries(journal)[0].about["controls"] == {"m": 51, "n": 1}
+        assert faults(journal) == []
+        forged = Signer([OTHER]).anchor(
+            Entry(1.0, ANCHOR, "x", about={"controls": {"m": 99}}), journal.newest_line()
+        )
+        journal.trim_lines(forged)
+        assert faults(journal) == [
+            f"line {forged.number}: it is the last one, and by a key that is not known"
+        ]
+
+
+def test_a_trimming_that_another_process_did_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_file(tmp_path)
+    with contextlib.closing(opened(tmp_path, lines_max=2)) as journal:
+        decide(journal, *(f"k{i}" for i in range(9)))
+
+        def taken(anchor: Line) -> None:
+            raise LineTaken(anchor.number, 9)
+
+        monkeypatch.setattr(journal._journal, "trim_lines", taken)
+        note_start(journal, ["m"])
+        assert len(entries(journal)) == 10
+
+
+# -- with snapshots, tokens and commands -----------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Settings:
+    key_file(tmp_path)
+    file = tmp_path / "online.yaml"
+    file.write_text(yaml.safe_dump({"models": [MODEL], "state_dir": str(tmp_path)}))
+    return load(file, {}, {})
+
+
+def test_a_snapshot_knows_the_newest_line(folder: Settings, tmp_path: Path) -> None:
+    with contextlib.closing(open_journal(folder)) as journal:
+        note_start(journal, ["m"])
+        note(journal, "pin", "m", {"snapshot": "1-1"})
+        journal.begin_epoch("m", "s", 0)
+        place = lineage_place(str(tmp_path / "snapshots"), "m", "s")
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        publish(journal, history, SnapshotState("m", "s", "", (1, 1), {}, {}), None)
+        (manifest,) = history.manifests()
+        assert manifest.log == (2, newest(journal).sha256)
+    assert check_log(folder).as_dict() == {
+        "good": True, "lines": 2, "trimmed": 0, "old": 0, "faults": [],
+    }  # fmt: skip
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        db.execute(LAST)
+    assert check_log(folder).faults == (
+        "1 lines are missing at the end: snapshot 1-1 of m knows them",
+    )
+    assert "NOT GOOD" in str(check_log(folder))
+
+
+def run(folder: Path, *words: str) -> Any:
+    return CliRunner().invoke(
+        application("audit"), ["audit", *words, "--config", str(folder / "online.yaml")]
+    )
+
+
+def test_decisions_are_listed_and_exported(folder: Settings, tmp_path: Path, asked_by: Any) -> None:
+    with contextlib.closing(open_journal(folder)) as journal:
+        note_start(journal, ["m"])
+        asked_by("alice\n10.0.0.7")
+        decide(journal, "a", "b")
+        asked_by("")
+    done = run(tmp_path, "list", "--who", "alice", "--json")
+    found = json.loads(done.output)
+    assert [(one["number"], one["act"], one["origin"]) for one in found] == [
+        (2, "source", "10.0.0.7"), (3, "source", "10.0.0.7"),
+    ]  # fmt: skip
+    assert len(json.loads(run(tmp_path, "list", "--act", "start", "--json").output)) == 1
+    assert json.loads(run(tmp_path, "list", "--since", "2035-01-01", "--json").output) == []
+    assert (
+        len(json.loads(run(tmp_path, "list", "--since", "1h", "--limit", "1", "--json").output))
+        == 1
+    )
+    assert "10.0.0.7" in run(tmp_path, "list", "--model", "m").output
+    for name in ("out.jsonl", "out.csv"):
+        assert run(tmp_path, "export", str(tmp_path / name), "--who", "alice").exit_code == 0
+        assert len((tmp_path / name).read_text().splitlines()) == (3 if name.endswith("csv") else 2)
+    assert run(tmp_path, "list", "--since", "soon").exit_code == 1
+    assert run(tmp_path, "export", str(tmp_path / "x.txt")).exit_code == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
+        db.create_function("checksum", -1, checksum)
+        db.execute("UPDATE lines SET text = x'00', checksum = checksum(1, x'00') WHERE number = 1")
+    done = run(tmp_path, "list")
+    assert done.exit_code == 1
+    assert "it can't be read" in done.output
+
+
+def test_there_is_no_journal_or_no_key(tmp_path: Path, folder: Settings) -> None:
+    assert run(tmp_path, "list").exit_code == 1
+    with contextlib.closing(open_journal(folder)):
+        (tmp_path / "key").unlink()
+    assert "can't be read" in str(run(tmp_path, "list").exception)
+
+
+def test_a_token_has_a_name(tmp_path: Path) -> None:
+    plain, named = ("admin-0123456789abcdefghijkl", "other-0123456789abcdefghijkl")
+    tokens = {
+        "predict": "p" * 24, "feedback": "f" * 24,
+        "admin": [plain, {"name": "alice", "token": named}],
+    }  # fmt: skip
+    data = {"models": [MODEL], "state_dir": str(tmp_path), "tokens": tokens}
+    given = load(None, data, {})
+    travelled = Settings.model_validate(given.model_dump(mode="json", context=WITH_SECRETS)).tokens
+    guard = Access({"admin": travelled.of("admin")}, travelled.grants)
+
+    def name(token: str) -> str:
+        headers = {b"authorization": f"Bearer {token}".encode()}
+        return guard.name_of(guard.check(headers, frozenset({"admin"})))
+
+    assert name(named) == "alice"
+    assert name(plain).startswith("token ")
+    assert len(name(plain)) == len("token ") + 8
+
+
+def test_where_a_request_is_from() -> None:
+    assert origin(("10.0.0.7", 1), {}) == "10.0.0.7"
+    headers = {b"x-forwarded-for": b"1.2.3.4\x1b[0m" + b"x" * 999}
+    assert origin(("127.0.0.1", 1), headers).startswith("127.0.0.1 for 1.2.3.4\\x1b[0m")
+    assert len(origin(None, headers)) == 200
+
+
+def test_this_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert this_user().startswith("user ")
+
+    def nobody() -> str:
+        raise KeyError("no such number")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert this_user().startswith("user ")
+
+
+def test_keys_that_are_none_are_no_keys(tmp_path: Path) -> None:
+    assert logging_.keys_of(tmp_path / "none") == []
+    (tmp_path / "bad").write_text("not hexadecimal")
+    assert logging_.keys_of(tmp_path / "bad") == []
+
+
+def test_a_parameter_server_decides_in_somebodys_name(tmp_path: Path) -> None:
+    world = server_world.World(tmp_path)
+    server, seen = world.serving(), list[str]()
+    write = world.store.write_control
+
+    def watched(*words: Any) -> Any:
+        seen.append(acting.get())
+        return write(*words)
+
+    world.store.write_control = watched
+    assert server.asked_by("alice", "freeze")["frozen"] > 0
+    server.unfreeze()
+    assert seen == ["alice", ""]
