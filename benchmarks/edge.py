@@ -23,6 +23,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from river import forest, preprocessing, tree
 
+from benchmarks.edge_template import OnnxTemplate
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
@@ -36,7 +37,6 @@ from online.edge.ir import EdgeModel, Forest
 from online.edge.lower import lower
 from online.edge.pack import Precision
 from online.edge.rows import Encoder
-from online.edge.template import OnnxTemplate
 from online.models.base import Model
 from online.models.load import load
 from replay.example import Features, Label

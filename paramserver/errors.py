@@ -221,12 +221,3 @@ class StoreUnavailable(ParamServerError):
     definite = False
     reason: str
     text = "the store did not answer the parameter server: {reason}"
-
-
-class RuleRefused(ParamServerError):
-    """Vectors or a setting that a rule for untrusted pushes can't work with."""
-
-    what: str
-    problem: str
-    remedy: str
-    text = "{what}: {problem}; {remedy}"

@@ -8,11 +8,12 @@ from typing import Final
 import numpy as np
 
 from benchmarks.studies import perceptron as net
+from benchmarks.studies import rules_arriving as arriving
+from benchmarks.studies import rules_stacked as stacked
 from benchmarks.studies.hostile import BATCH, HOSTILE, RATE, SOURCES, Answer, Arena, Push, Vector
+from benchmarks.studies.pushes import usual
 from paramserver.filters.base import Event
-from paramserver.filters.chain import usual
 from paramserver.filters.reference import Reference
-from paramserver.rules import arriving, stacked
 
 Make = Callable[[Arena], Callable[[Push], Answer]]
 

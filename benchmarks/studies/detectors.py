@@ -1,7 +1,7 @@
 """Drift detectors where the change is known: error streams, injected drift, marked files.
 
 Four tables, each with two controls (no alarm ever; an alarm every so many rows): without them a
-high hit rate or a short delay means nothing.  Definitions are in :mod:`evaluation.drift.scoring`.
+high hit rate or a short delay means nothing.  Definitions are in :mod:`benchmarks.studies.scoring`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from benchmarks.studies.scoring import Episode, score
 from evaluation.drift.alarm import Change, Direction
 from evaluation.drift.detectors import DETECTORS, Detector
-from evaluation.drift.scoring import Episode, score
 
 Progress = Callable[[str], None]
 Make = Callable[[], Detector]

@@ -12,12 +12,12 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.studies import rules_stacked as stacked
+from benchmarks.studies.pushes import usual
 from paramserver.filters.base import Event, Filter, Gradient, Source
-from paramserver.filters.chain import usual
 from paramserver.filters.inputs import Layer
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
-from paramserver.rules import stacked
 
 SIZES: Final = (1_000, 80_000, 1_000_000)
 ASKED_AT: Final = 80_000

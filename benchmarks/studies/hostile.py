@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.studies import attacks
 from benchmarks.studies import perceptron as net
-from paramserver import attacks
 
 Vector = npt.NDArray[np.float32]
 

@@ -24,8 +24,8 @@ from typing import Any, Final
 from river import tree
 
 from benchmarks.studies.detectors import ALL, Make, Progress
+from benchmarks.studies.scoring import Episode, score
 from evaluation.drift.profile import build
-from evaluation.drift.scoring import Episode, score
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.streams import Row, open_stream
 

@@ -10,8 +10,8 @@ from typing import Final
 from river import tree
 
 from benchmarks.studies.detectors import ALL, Make, Progress, alarms
+from benchmarks.studies.scoring import Episode, score
 from evaluation.drift.alarm import Direction
-from evaluation.drift.scoring import Episode, score
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream

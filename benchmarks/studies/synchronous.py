@@ -28,13 +28,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.studies import byzfl_peer
+from benchmarks.studies import attacks, byzfl_peer
 from benchmarks.studies import perceptron as net
 from benchmarks.studies.hostile import Images
+from benchmarks.studies.pushes import usual
 from evaluation.errors import PeerGone
-from paramserver import attacks
 from paramserver.filters.base import Event
-from paramserver.filters.chain import usual
 from paramserver.filters.reference import Reference
 
 Vector = npt.NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""This module has what is in a replica's local model, its next rows, and the deltas that it owes.
+"""This module has what is in a replica's local model, its next rows, and deltas to be sent.
 
 No rule of merging is here: see :mod:`online.learning.merged`.
 """

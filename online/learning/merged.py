@@ -1,4 +1,4 @@
-"""The learner of one model in one replica: what is in the local model, and what is owed.
+"""The learner of a model that replicas learn apart: own rows on top of what the server has.
 
 Learning follows the offsets of committed rows, never requests.  The local model is always
 

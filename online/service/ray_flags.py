@@ -55,7 +55,7 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
     if haproxy:
         head_in_time = f"timeout http-request {_HEAD_S}s"
         again = f"""
-    http-request wait-for-body time {_HEAD_S}s if {_ASKS}
+    http-request wait-for-body time {settings.limits.body_wait_s * 1e3:.0f}ms if {_ASKS}
     http-request disable-l7-retry unless {{ method GET HEAD }} || {_ASKS}
     """
         flags |= {

@@ -27,9 +27,7 @@ from paramserver.filters.base import (
     Source,
     keyed,
 )
-from paramserver.filters.copies import Copies
 from paramserver.filters.direction import Direction
-from paramserver.filters.inputs import Inputs
 from paramserver.filters.losses import LOSSES, Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
@@ -309,28 +307,6 @@ class Chain:
             for source in turned if many or Surprise.name in turning else ():
                 self.sources.pardon(source)
         self.drift = drift
-
-
-def usual(
-    size: int | None,
-    reference: Reference | None,
-    *,
-    sources_max: int = SOURCES_MAX,
-) -> Chain:
-    """The default chain over pushes.
-
-    ``size``: numbers of the model's gradient, None for models without one, which are judged by
-    budget, samples and losses.  Without a root set directions are not judged.
-    """
-    filters: list[Filter] = [Schema(size), Rate(), Samples()]
-    if size is not None:
-        filters.append(Norm(reference))
-        if reference is not None and reference.problem is None:
-            filters += [Direction(reference), Copies(reference)]
-            if reference.still is not None:
-                filters.append(Inputs(reference.still))
-    filters.append(Surprise())
-    return Chain(filters, reference=reference, sources_max=sources_max)
 
 
 NAMES: Final = ("rate", "samples", "norm", "direction", "surprise")

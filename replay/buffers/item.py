@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from replay.codec import decode
 from replay.example import Features, Label
-from replay.journal.base import Row
 
 Logits = dict[str, float]
 """A model's raw outputs by the JSON text of the label that each stands for."""
@@ -43,16 +41,6 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     source: str = ""
     logits: Logits | None = None
     at: int = 0
-
-
-def item_of(row: Row, logits: Logits | None = None) -> Item:
-    """The item of a journal row, its weight scaled by the row's factor.
-
-    Raises PayloadFormat or PayloadInvalid as :func:`replay.codec.decode` does.
-    """
-    example = decode(row.payload)
-    weight = example.weight * row.factor
-    return Item(row.key, example.features, example.label, weight, row.source, logits)
 
 
 def matched(logits: Mapping[str, float], classes: Sequence[str]) -> tuple[list[int], list[float]]:

@@ -36,7 +36,7 @@ from replay.journal.batch import check_batch
 from replay.journal.checksum import checksum
 from replay.journal.sqliteappend import Batch
 from replay.journal.sqlitecheck import examine
-from replay.journal.sqlitefile import SqliteFile, Synchronous
+from replay.journal.sqlitefile import SqliteFile, Synchronous, Tables
 from replay.journal.sqlitestand import stand_in
 from replay.journal.sqlitetrim import trim
 
@@ -111,10 +111,7 @@ class SqliteJournal:
         self._batch_rows_max = batch_rows_max
         self._file = self._file_type(
             self._path,
-            schema=sql.SCHEMA,
-            format=sql.FORMAT,
-            upgrades=sql.UPGRADES,
-            prove=sql.PROVE_SCHEMA,
+            Tables(sql.SCHEMA, sql.FORMAT, sql.UPGRADES, sql.PROVE_SCHEMA),
             synchronous=synchronous,
             wal_max=wal_mb_max << 20,
             lock_wait_s=lock_wait_s,

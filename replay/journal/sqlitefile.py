@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -52,13 +53,12 @@ _USED = (
 )
 
 
-class SqliteFile:
-    """One file, one connection that writes and one that reads, each used by one thread at a time.
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """These tables stand in a file, and so it comes to have them.
 
-    Parameters
+    Attributes
     ----------
-    path
-        ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
     schema
         Statements that make the tables; one of them makes ``meta (name, value)``.
     format
@@ -68,6 +68,23 @@ class SqliteFile:
         a file needs are one transaction.
     prove
         The statement that writes down what the tables are, after they were made or changed.
+    """
+
+    schema: str
+    format: int
+    upgrades: Mapping[int, str]
+    prove: str
+
+
+class SqliteFile:
+    """One file, one connection that writes and one that reads, each used by one thread at a time.
+
+    Parameters
+    ----------
+    path
+        ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
+    tables
+        They are made in a new file, and an older file is changed to have them.
     synchronous
         ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
     wal_max
@@ -90,21 +107,15 @@ class SqliteFile:
     def __init__(
         self,
         path: Path,
+        tables: Tables,
         *,
-        schema: str,
-        format: int,
-        upgrades: Mapping[int, str],
-        prove: str,
         synchronous: Synchronous,
         wal_max: int,
         lock_wait_s: float,
         busy_ms: int,
     ) -> None:
         self._path = path
-        self._schema = schema
-        self._format = format
-        self._upgrades = upgrades
-        self._prove = prove
+        self._tables = tables
         self._synchronous = synchronous
         self._wal_max = wal_max
         self._lock_wait_s = lock_wait_s
@@ -188,23 +199,23 @@ class SqliteFile:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
         if tables:
             if "meta" not in tables:
-                raise JournalFormat(None, self._format)
+                raise JournalFormat(None, self._tables.format)
             (found,) = db.execute("SELECT max(value) FROM meta WHERE name = 'format'").fetchone()
-            if found is None or found > self._format:
-                raise JournalFormat(found, self._format)
-            if found < self._format:
-                steps = "".join(self._upgrades[i] for i in range(found, self._format))
+            if found is None or found > self._tables.format:
+                raise JournalFormat(found, self._tables.format)
+            if found < self._tables.format:
+                steps = "".join(self._tables.upgrades[i] for i in range(found, self._tables.format))
                 db.executescript(
-                    f"BEGIN IMMEDIATE; {steps} {self._prove}"
-                    f"UPDATE meta SET value = {self._format} WHERE name = 'format'; COMMIT;"
+                    f"BEGIN IMMEDIATE; {steps} {self._tables.prove}"
+                    f"UPDATE meta SET value = {self._tables.format} WHERE name = 'format'; COMMIT;"
                 )
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise sqlite3.OperationalError(f"no write-ahead log on this disk (mode {mode})")
         if not tables:
             db.executescript(
-                f"BEGIN IMMEDIATE; {self._schema} {self._prove}"
-                f"INSERT INTO meta VALUES ('format', {self._format}); COMMIT;"
+                f"BEGIN IMMEDIATE; {self._tables.schema} {self._tables.prove}"
+                f"INSERT INTO meta VALUES ('format', {self._tables.format}); COMMIT;"
             )
 
     def _recover(self) -> None:

@@ -98,6 +98,9 @@ def ask(running: Running, method: str, path: str, role: str | None, **more: Any)
 PREDICT: Final = "/v1/models/m/predict"
 ROW: Final = {"features": {"a": 1.0, "b": -2.0}}
 HEAD: Final = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKENS['predict']}\r\n"
+TEACHES: Final = HEAD.replace("/predict", "/feedback").replace(
+    TOKENS["predict"], TOKENS["feedback"]
+)
 
 
 def failures(running: Running, n: int) -> list[str]:
@@ -315,7 +318,8 @@ def test_a_body_without_a_length_is_counted_as_it_comes(running: Running) -> Non
 
 def test_beyond_its_bound_a_replica_says_when_to_come_again(running: Running) -> None:
     with Crowd(running, ONGOING_MAX + 30) as crowd:
-        crowd.send(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
+        # The balancer itself waits for the whole of what only asks.
+        crowd.send(f"{TEACHES}Content-Length: 100\r\n\r\n{{".encode())
         refused = ask(running, "POST", PREDICT, "predict", json=ROW)
         late = time.monotonic() + 60
         while refused.status_code != 429:  # not all of them have arrived there yet, or too slowly

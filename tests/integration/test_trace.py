@@ -18,8 +18,8 @@ WITHOUT_SYNC = """
 import replay.journal.sqlite as module
 
 class Unsynced(module.SqliteFile):
-    def __init__(self, path, **settings):
-        super().__init__(path, **{**settings, "synchronous": "OFF"})
+    def __init__(self, path, tables, **settings):
+        super().__init__(path, tables, **{**settings, "synchronous": "OFF"})
 
 module.SqliteJournal._file_type = Unsynced
 """

@@ -8,6 +8,7 @@ import re
 import shlex
 import socket
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from online.client import Client
 from online.client.calls import ServiceRefused
 from online.commands import doctor
 from online.errors import ConfigError
+from online.rows.door import Door
 from online.service.embedded import Embedded
-from online.settings.config import load
+from online.settings.config import Limits, load
+from online.tables.first_look import open_table
+from online.tables.guess import guess
 
 CLICKS = "id,city,seconds,note,bought\n" + "".join(
     f"v{i},{'AB'[i % 2]},{i % 7}.5,it is a visit number {i},{'no' if i % 7 < 3 else 'yes'}\n"
@@ -139,7 +143,11 @@ def real(name: str, rows: int, tmp_path: Path) -> dict[str, Any]:
 def test_real_tables_are_guessed(name: str, tmp_path: Path) -> None:
     found = real(name, 300, tmp_path)
     assert (found["task"], found["label"]) == REAL[name][1:3]
-    load(tmp_path / "online.yaml", {}, {})
+    (model,) = load(tmp_path / "online.yaml", {}, {}).models
+    strict = Door(model.model_copy(update={"strict": True}), Limits(), numeric_only=False)
+    table = guess(open_table(Path(os.environ["ONLINE_DATA_DIR"]) / REAL[name][0]))
+    for row in islice(table.rows(), 2_000):
+        assert strict.features(row.features, "features") is row.features
 
 
 @pytest.mark.data

@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[edge]'")
 
+from benchmarks import edge_template as templates
+from benchmarks.edge_template import OnnxTemplate
 from evaluation.streams import open_stream
 from online.cli import app
 from online.edge import deltas, errors, manifest, onnx_file, onnx_small, pack, runners
-from online.edge import template as templates
 from online.edge.errors import (
     ExportRefused,
     ManifestRefused,
@@ -37,7 +38,6 @@ from online.edge.export import EXACT, export
 from online.edge.gate import compare, gate
 from online.edge.golden import golden
 from online.edge.lower import lower
-from online.edge.template import OnnxTemplate
 from online.models.from_settings import load_model
 from online.models.load import load
 from online.rows.prediction_ids import Keys

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.studies.scoring import Episode, score
 from evaluation.drift import domain
 from evaluation.drift.domain import tell_apart
 from evaluation.drift.errors import DriftSettingUnusable, ReferenceUnusable, ShareUnusable
 from evaluation.drift.labelfree import BLIND, LabelFree, isotonic
-from evaluation.drift.scoring import Episode, score
 
 
 def served(judge: LabelFree, n: int, seed: int, *, right: float | None = None) -> float:

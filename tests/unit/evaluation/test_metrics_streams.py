@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_runs import last_label, progressive
 from river import metrics as river_metrics
 
-from evaluation.baselines import last_label, progressive
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import increments, majority, summarise
 from evaluation.streams import open_stream

@@ -253,7 +253,9 @@ def test_what_mlflow_saves(tmp_path: Path) -> None:
     signature = mlflow.models.infer_signature(example, np.array([2.0]))
     mlflow.pyfunc.save_model(str(tmp_path / "twice"), python_model=Twice(), signature=signature)
     signature = mlflow.models.infer_signature(x, fitted.predict(x))
-    mlflow.sklearn.save_model(fitted, str(tmp_path / "fitted"), signature=signature)
+    mlflow.sklearn.save_model(
+        fitted, str(tmp_path / "fitted"), signature=signature, serialization_format="cloudpickle"
+    )
     for name in ("twice", "fitted"):
         seal_folder(tmp_path / name, KEY)
     assert loaded(tmp_path / "twice", "regression").model.predict({"a": 4.0}).label == 8.0

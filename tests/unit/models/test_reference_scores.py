@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_runs import last_label, progressive
 from river import feature_extraction, linear_model, optim, preprocessing
 
-from evaluation.baselines import last_label, progressive
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import increments, summarise
 from evaluation.streams import Stream, open_stream

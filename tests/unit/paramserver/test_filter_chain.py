@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.studies.pushes import usual
 from paramserver.blocks import Blocks, combine, from_wire, merge, to_wire
 from paramserver.filters.base import Event, keyed
-from paramserver.filters.chain import Chain, usual
+from paramserver.filters.chain import Chain
 from paramserver.filters.checks import HONEST, HOSTILE, SIZE, Stream, play, share_taken
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources

@@ -44,6 +44,7 @@ TABLES: Final = {
     "learning-back",
     "liars",
     "merge",
+    "newcomer",
     "outliers",
     "prequential",
     "push",

@@ -32,7 +32,6 @@ EXCEPTIONS: Final = {  # nothing is added here: whoever makes one smaller takes 
     "replay/journal/redisscripts.py": "Lua: the steps share functions that stand in front of them",
     "replay/journal/sqlite.py:SqliteJournal": "every method is one step of the store",
     "replay/journal/sqlite.py:SqliteJournal()": "each parameter is a bound of the settings",
-    "replay/journal/sqlitefile.py:SqliteFile()": "each parameter is a bound of the settings",
 }
 
 

@@ -12,12 +12,11 @@ from replay.buffers import laws
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import CAPACITY_MAX, Buffer
 from replay.buffers.compartments import TwoCompartments
-from replay.buffers.item import Item, item_of, matched
+from replay.buffers.item import Item, matched
 from replay.buffers.reservoir import Reservoir
 from replay.buffers.ring import Ring
-from replay.codec import encode
-from replay.errors import PayloadFormat, SettingInvalid, StateInvalid, StateMismatch
-from replay.example import Example, Features, Label
+from replay.errors import SettingInvalid, StateInvalid, StateMismatch
+from replay.example import Features, Label
 from replay.journal.base import Row, Verdict
 from replay.retrieval import RecentShare
 
@@ -60,15 +59,6 @@ def test_shares_of_the_capacity_are_whole_items() -> None:
     for i in range(200):
         buffer.insert(item(i))
     assert len(buffer) == 29
-
-
-def test_an_item_of_a_journal_row() -> None:
-    example = Example({"a": 1, "b": "t", "c": None}, "yes", 2.0)
-    kept = item_of(row(encode(example), factor=0.25), {'"yes"': 0.5})
-    assert kept == Item(b"k" * 16, example.features, "yes", 0.5, "src", {'"yes"': 0.5})
-    assert item_of(row(encode(example))).logits is None
-    with pytest.raises(PayloadFormat):
-        item_of(row(b""))
 
 
 def test_logits_follow_their_classes_when_the_head_grows() -> None:

@@ -10,10 +10,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.errors import RuleRefused
+from refusals import Refusal
 
 Vectors = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float64]
+
+
+class RuleRefused(Refusal):
+    """Vectors or a setting that a rule for untrusted pushes can't work with."""
+
+    what: str
+    problem: str
+    remedy: str
+    text = "{what}: {problem}; {remedy}"
 
 
 def checked(x: npt.ArrayLike, f: int, *, factor: int = 2) -> Vectors:

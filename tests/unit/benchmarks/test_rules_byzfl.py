@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.studies import rules_stacked as stacked
 from benchmarks.studies.synchronous import Peer, Rule, peer
-from paramserver.rules import stacked
 
 PYTHON = os.environ.get("BYZFL_PYTHON")
 pytestmark = pytest.mark.skipif(

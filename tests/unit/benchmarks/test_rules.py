@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from paramserver.errors import RuleRefused
-from paramserver.rules import arriving, stacked
+from benchmarks.studies import rules_arriving as arriving
+from benchmarks.studies import rules_stacked as stacked
+from benchmarks.studies.rules_stacked import RuleRefused
 
 X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
 FOUR = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [10.0, 10.0]])

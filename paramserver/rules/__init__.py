@@ -1,1 +1,0 @@
-"""Rules for pushes of pushers that are not trusted, as plain functions."""
