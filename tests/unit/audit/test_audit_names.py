@@ -1,4 +1,4 @@
-"""Who is named in the log of decisions: tokens, users of the machine, and where a request is from."""
+"""Who is named in the log of decisions: tokens, users of the machine, where a request is from."""
 
 from __future__ import annotations
 
