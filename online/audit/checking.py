@@ -16,15 +16,21 @@ from replay.journal.base import Control, Journal, Line
 
 _PAGE: Final = 1_000
 _SHOWN: Final = 20
+_LOST: Final = frozenset({"accepted", "lost"})
+"""Acts by which an operator goes on without what the journal has lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenHead:
-    """The newest line as a snapshot knows it: its number, and the SHA-256 of its text."""
+    """The newest line as a snapshot knows it: its number, and the SHA-256 of its text.
+
+    ``at``: when the snapshot was made (POSIX seconds).
+    """
 
     snapshot: str
     number: int
     sha256: str
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +111,15 @@ def _heads(read: Sequence[Read], seen: Iterable[SeenHead]) -> Iterator[str]:
     """The lines that snapshots know must be there, as they were."""
     there = {one.number: one.sha256 for one in read if not _anchored(one)}
     last = read[-1].number if read else 0
+    lost = [
+        (one.number, one.entry.at)
+        for one in read
+        if one.entry is not None and one.entry.act in _LOST and one.sure and one.fault is None
+    ]
     cut: dict[int, str] = {}
     for one in seen:
+        if any(number <= one.number and one.at <= at for number, at in lost):
+            continue  # the line went with the journal, which somebody has accepted since
         if one.number > last:
             cut[one.number] = one.snapshot
         elif there.get(one.number, one.sha256) != one.sha256:

@@ -41,4 +41,4 @@ def _heads(settings: Settings, journal: Journal, models: list[str]) -> Iterator[
                 for found in history.manifests():
                     if found.log is not None:
                         name = f"{found.version[0]}-{found.version[1]} of {model}"
-                        yield SeenHead(name, *found.log)
+                        yield SeenHead(name, *found.log, found.created_at)

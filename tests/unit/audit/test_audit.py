@@ -13,21 +13,17 @@ from typing import Any
 
 import msgspec
 import pytest
-import server_world
 import yaml
 from typer.testing import CliRunner
 
-from online.audit import log as logging_
 from online.audit.chain import ANCHOR, Entry, Signer
 from online.audit.checking import SeenHead, all_lines, check
 from online.audit.log import Audited, entry_of, note, note_start, open_audited
 from online.cli import application
-from online.http.access import Access, origin
 from online.rebuild.decision_log import check_log
-from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings, load
 from online.settings.places import open_journal
-from paramserver.acting import acting, this_user
+from paramserver.acting import acting
 from paramserver.lineage import publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -284,6 +280,26 @@ def test_a_log_that_begins_anew_is_noticed(journal: Any, forged: Any) -> None:
     assert faults(journal, seen) == ["3 lines are missing at the end: snapshot 1-1 knows them"]
 
 
+def test_lines_that_went_with_a_journal_are_missed_until_that_is_accepted(
+    journal: Any, forged: Any
+) -> None:
+    seen = newest(journal)
+    forged("DELETE FROM lines WHERE number >= 3", "DELETE FROM control WHERE seq >= 2")
+    before, after = (SeenHead("1-1", seen.number, seen.sha256, at) for at in (6.0, 8.0))
+    assert len(faults(journal, before)) == 1
+    journal.write_control("m", "lost", "lost:1", b"{}")
+    note(journal, "pin", "m", {"snapshot": "2-2", "on": True})
+    assert faults(journal, before) == [], "the line says that somebody went on without"
+    assert len(faults(journal, after)) == 1, "a snapshot from after it knows better"
+    assert len(faults(journal, SeenHead("1-1", 2, "0" * 64, 6.0))) == 1, "older lines must be there"
+    key = "UPDATE lines SET checksum = checksum(number, text)"
+    stranger = Signer([OTHER]).line(
+        Entry(9.0, "lost", "x", "m", key="lost:1"), journal.lines(1, 1)[0]
+    )
+    forged(f"UPDATE lines SET text = x'{stranger.text.hex()}' WHERE number = 3", key)
+    assert len(faults(journal, before)) > 1, "nobody without the key accepts a loss"
+
+
 def test_a_decision_that_was_taken_away_is_noticed(journal: Any, forged: Any) -> None:
     forged("DELETE FROM control WHERE seq = 2")
     assert faults(journal) == ["line 3: its decision about 'm' is not in the journal"]
@@ -439,61 +455,3 @@ def test_there_is_no_journal_or_no_key(tmp_path: Path, folder: Settings) -> None
     with contextlib.closing(open_journal(folder)):
         (tmp_path / "key").unlink()
     assert "can't be read" in str(run(tmp_path, "list").exception)
-
-
-def test_a_token_has_a_name(tmp_path: Path) -> None:
-    plain, named = ("admin-0123456789abcdefghijkl", "other-0123456789abcdefghijkl")
-    tokens = {
-        "predict": "p" * 24, "feedback": "f" * 24,
-        "admin": [plain, {"name": "alice", "token": named}],
-    }  # fmt: skip
-    data = {"models": [MODEL], "state_dir": str(tmp_path), "tokens": tokens}
-    given = load(None, data, {})
-    travelled = Settings.model_validate(given.model_dump(mode="json", context=WITH_SECRETS)).tokens
-    guard = Access({"admin": travelled.of("admin")}, travelled.grants)
-
-    def name(token: str) -> str:
-        headers = {b"authorization": f"Bearer {token}".encode()}
-        return guard.name_of(guard.check(headers, frozenset({"admin"})))
-
-    assert name(named) == "alice"
-    assert name(plain).startswith("token ")
-    assert len(name(plain)) == len("token ") + 8
-
-
-def test_where_a_request_is_from() -> None:
-    assert origin(("10.0.0.7", 1), {}) == "10.0.0.7"
-    headers = {b"x-forwarded-for": b"1.2.3.4\x1b[0m" + b"x" * 999}
-    assert origin(("127.0.0.1", 1), headers).startswith("127.0.0.1 for 1.2.3.4\\x1b[0m")
-    assert len(origin(None, headers)) == 200
-
-
-def test_this_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert this_user().startswith("user ")
-
-    def nobody() -> str:
-        raise KeyError("no such number")
-
-    monkeypatch.setattr("getpass.getuser", nobody)
-    assert this_user().startswith("user ")
-
-
-def test_keys_that_are_none_are_no_keys(tmp_path: Path) -> None:
-    assert logging_.keys_of(tmp_path / "none") == []
-    (tmp_path / "bad").write_text("not hexadecimal")
-    assert logging_.keys_of(tmp_path / "bad") == []
-
-
-def test_a_parameter_server_decides_in_somebodys_name(tmp_path: Path) -> None:
-    world = server_world.World(tmp_path)
-    server, seen = world.serving(), list[str]()
-    write = world.store.write_control
-
-    def watched(*words: Any) -> Any:
-        seen.append(acting.get())
-        return write(*words)
-
-    world.store.write_control = watched
-    assert server.asked_by("alice", "freeze")["frozen"] > 0
-    server.unfreeze()
-    assert seen == ["alice", ""]
