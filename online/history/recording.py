@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from online.client.connection import Connection
+from online.errors import OnlineError
 from online.history.samples import Mark
 from online.history.series import FOLDER, Series
 from refusals import reason
@@ -51,8 +52,11 @@ class Look:
     failed: str | None = None
 
 
-class _NotAllowed(Exception):
+class _NotAllowed(OnlineError):
     """The service does not tell this process how it is."""
+
+    status: int
+    text = "the service answers {status}: it has tokens, and none is known"
 
 
 class Recording:
@@ -91,7 +95,7 @@ class Recording:
             finally:
                 connection.close()  # the next question is far away
             if status in (401, 403):
-                raise _NotAllowed(f"the service answers {status}: it has tokens, and none is known")
+                raise _NotAllowed(status)
             if status != 200:
                 raise OSError(f"the service answers {status}: {str(answer)[:200]}")
             models: list[Mapping[str, Any]] = answer["models"]
