@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from online.audit.chain import ANCHOR, Entry, Read, Signer
-from online.audit.log import CONTROLS
+from online.audit.log import CONTROLS, OF_ROWS
 from replay.journal.base import Control, Journal, Line
 
 _PAGE: Final = 1_000
@@ -154,5 +154,5 @@ def _controls(
     if known is None:
         return  # the log began before the model did, or there is none
     for row in rows:
-        if row.seq > known and row.key not in told:
+        if row.seq > known and row.key not in told and row.kind not in OF_ROWS:
             yield f"decision {row.seq} of model {model!a} ({row.kind}) has no line"

@@ -37,6 +37,11 @@ _SLACK: Final = 0.1  # of the lines that are left, trimmed at once
 _TEXT_MAX: Final = 200
 
 
+OF_ROWS: Final = ("failed",)
+"""Kinds of control rows without a line: nobody decided them, and whoever may send feedback could
+push the decisions out of the log with rows that the model raises on."""
+
+
 class Audited:
     """A journal and its log of decisions.
 
@@ -74,7 +79,7 @@ class Audited:
         fence: tuple[str, int] | None = None,
     ) -> tuple[Control, bool]:
         """Append a control row and its line: see :class:`replay.journal.base.Journal`."""
-        if (signer := self._signs()) is None:
+        if kind in OF_ROWS or (signer := self._signs()) is None:
             return self._journal.write_control(model, kind, key, payload, fence)
         entry = self._entry(kind, model, _short(payload), key)
         return self._next(

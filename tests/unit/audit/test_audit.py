@@ -455,3 +455,13 @@ def test_there_is_no_journal_or_no_key(tmp_path: Path, folder: Settings) -> None
     with contextlib.closing(open_journal(folder)):
         (tmp_path / "key").unlink()
     assert "can't be read" in str(run(tmp_path, "list").exception)
+
+
+def test_rows_that_fail_push_no_decision_out(journal: Any) -> None:
+    """Whoever may send feedback could else fill the log with rows that the model raises on."""
+    journal.write_control("m", "freeze", "freeze:0", b"{}")
+    for i in range(20):
+        journal.write_control("m", "failed", f"failed:{i}", b"it can't")
+    journal.write_control("m", "unfreeze", "unfreeze:22", b"{}")
+    assert [entry.act for entry in entries(journal)] == ["freeze", "unfreeze"]
+    assert faults(journal) == []
