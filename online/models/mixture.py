@@ -59,6 +59,6 @@ class Mixture:
             self._losses = array_of(block.data).copy()
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``."""
+        """Become exactly ``values``, which may be empty."""
         self._losses, self._judged = np.zeros(self._experts), False
         self.rebase(values)

@@ -128,7 +128,7 @@ class RewardModel:
         return self._scores(x, ids, answers)
 
     def _answers(self, x: Vector, ids: Hashes, described: Sequence[Vector]) -> Floats:
-        """Return what each expert expects of each action: shape (ALL, actions), shares of the range."""
+        """Return what each expert expects of each action: shares of the range, (ALL, actions)."""
         out = np.zeros((ALL, len(ids)))
         places, numbers = self._places(x, ids)
         out[_OWN] = _logistic(self._own.outputs(places, numbers))

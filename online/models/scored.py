@@ -47,7 +47,7 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return found if own in found else None
 
     def judged(self, experts: int, otherwise: Floats) -> Floats:
-        """Return what the experts answered; ``otherwise`` if these are not the answers of so many."""
+        """Return what the experts answered; ``otherwise`` if these are not so many answers."""
         if len(self.answers) != experts * _HALF.itemsize:
             return otherwise
         answers = np.frombuffer(self.answers, _HALF).astype(np.float64)
@@ -118,7 +118,7 @@ class Scores:
     def notes(
         self, chosen: int, propensity: float, allowed: Sequence[bool], tried: Mapping[str, float]
     ) -> bytes | None:
-        """Return what the model wants to be told again when the reward of the chosen action comes."""
+        """Return what the model wants to be told again with the chosen action's reward."""
         if self.of_model:
             return self.of_model[chosen]
         hashes = [one for one, free in zip(self.ids, allowed, strict=True) if free]
