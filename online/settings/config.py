@@ -108,7 +108,7 @@ class Limits(Tree):
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
     )
     audit_lines_max: int = Field(
-        100_000, ge=100, description="lines of the log of decisions; older ones are trimmed"
+        100_000, ge=100, description="lines of the log of decisions; a tenth more before it trims"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
