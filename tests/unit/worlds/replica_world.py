@@ -139,7 +139,7 @@ class World:
             Who(name, SPEC, learns),
             Outside(
                 journal, client or self.client, peers, ask, relearn, crossing=crossing
-            ),  # fmt: skip
+            ),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )
