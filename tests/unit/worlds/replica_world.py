@@ -137,9 +137,7 @@ class World:
             limits,
             learner,
             Who(name, SPEC, learns),
-            Outside(
-                journal, client or self.client, peers, ask, relearn, crossing=crossing
-            ),
+            Outside(journal, client or self.client, peers, ask, relearn, crossing=crossing),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )
