@@ -344,6 +344,7 @@ def everything() -> None:
         growth,
         start,
         newcomer,
+        observed,
     )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     found = [_passes(command) for command in (*services, *others)]
