@@ -28,6 +28,7 @@ from benchmarks.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.growth import growth
 from benchmarks.hostile import robustness
 from benchmarks.newcomer import newcomer
+from benchmarks.observed import observed
 from benchmarks.starts import start
 from benchmarks.table import AsJson, Rows, app, print_table, show
 

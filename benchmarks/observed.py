@@ -1,4 +1,4 @@
-"""A service that is looked at uses more CPU time: measured a request, with it and without, in pairs.
+"""A service that is looked at uses more CPU time a request: measured with it and without, in pairs.
 
 Two services of one process each run side by side, one as it comes, one with what is looked at.
 They are asked in turn, so many requests each, the order changing from pair to pair; what their
