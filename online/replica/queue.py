@@ -34,10 +34,10 @@ class Queue:
     def check(self, rows: int, requests: int, missing: int | None) -> None:
         """Refuse as many rows if too much waits: RequestError 429 ``busy`` or ``queue_full``.
 
-        ``requests`` have no answer yet.  ``missing``: committed rows that the model lacks, where
-        another process learns them; None: where this one does.
+        ``requests`` have no answer yet, those of the rows among them.  ``missing``: committed rows
+        that the model lacks, where another process learns them; None: where this one does.
         """
-        if requests >= self._requests_max:
+        if requests > self._requests_max:
             self._counts["refused_busy"] += rows
             raise busy()
         if missing is not None and missing + self._rows + rows > self._rows_max:

@@ -124,29 +124,50 @@ class Writer:
         ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
         repeat with the same id).
         """
-        if self.stopping:
-            raise stopping()
-        missing = None if self._followed is None else self.queued
-        self._queue.check(len(rows), self.waiting, missing)
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
+        done = asyncio.get_running_loop().create_future()
         waiting = waiting_for(rows, examples, done, decided=decided)
-        self._queue.put(waiting)
-        self.answers.requests += 1
-        self._wake.set()
-        late = loop.call_later(self._limits.feedback_wait_s, _give_up, done)
+        late = self._put(waiting)
         try:
             await done  # who goes away cancels it, and nothing else
-        except TimeoutError:
-            self._counts["feedback_timeouts"] += len(rows)
-            if self._queue.withdraw(waiting):
-                self.answers.requests -= 1
-                held = "the rows before these are not written yet"
-                raise journal_held(self.answers.incident or held) from None
-            raise unanswered_in_time() from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
+
+    def put(
+        self,
+        rows: Sequence[NewRow],
+        examples: Sequence[Example | None],
+        each: Sequence[asyncio.Future[Recorded | None]],
+    ) -> None:
+        """Write rows of as many requests in one step; each is told by its future what became of it.
+
+        The futures get the errors of :meth:`record`, too, but for ``stopping``, ``busy`` and
+        ``queue_full``: these are raised here, before anything was taken.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._put(waiting_for(rows, examples, done, each=each))
+
+    def _put(self, waiting: Waiting) -> asyncio.TimerHandle:
+        """Have rows wait for the next commit, if there is room for them, up to a time."""
+        if self.stopping:
+            raise stopping()
+        missing = None if self._followed is None else self.queued
+        self._queue.check(len(waiting.rows), self.waiting + waiting.requests, missing)
+        self._queue.put(waiting)
+        self.answers.requests += waiting.requests
+        self._wake.set()
+        wait_s = self._limits.feedback_wait_s
+        waiting.late = asyncio.get_running_loop().call_later(wait_s, self._give_up, waiting)
+        return waiting.late
+
+    def _give_up(self, waiting: Waiting) -> None:
+        """Refuse what has waited for too long; what has begun to be written, indefinitely."""
+        error = unanswered_in_time()
+        if self._queue.withdraw(waiting):
+            self.answers.requests -= waiting.requests
+            held = "the rows before these are not written yet"
+            error = journal_held(self.answers.incident or held)
+        self._counts["feedback_timeouts"] += waiting.fail(error)
 
     @property
     def queued(self) -> int:
@@ -318,8 +339,3 @@ class Writer:
         await self._at.open()
         self.to_learn = 0
         await self.answers.leave_to_adopter(waiters)
-
-
-def _give_up(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_exception(TimeoutError())
