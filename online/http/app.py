@@ -366,8 +366,11 @@ def build_rest(
     @app.get(
         "/metrics", tags=["health"], summary="Prometheus, for all replicas", response_class=text
     )
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
+        if "application/openmetrics-text" in request.headers.get("accept", ""):
+            shown = telemetry.exposition(statuses, openmetrics=True)
+            return Response(shown, media_type=telemetry.OPENMETRICS)
         shown = telemetry.exposition(statuses)
         return PlainTextResponse(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from online.rows.joins import Entry
+from online.tracing.trace import Trace, current
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Stored
 
@@ -54,7 +55,7 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
 class Waiting:
     """The rows of one request, what their payloads say, their keys, and what became of each.
 
-    ``joins``: a row is one side of a stored join.
+    ``joins``: a row is one side of a stored join.  ``trace``: of the request, if it is traced.
     """
 
     rows: tuple[NewRow, ...]
@@ -65,6 +66,7 @@ class Waiting:
     open: int
     decided: bool
     joins: bool
+    trace: Trace | None = None
 
 
 def waiting_for(
@@ -78,7 +80,9 @@ def waiting_for(
     n, keys = len(rows), [row.key for row in rows]
     joins = any([row.half is not None or row.over is not None for row in rows])
     known = examples or [None] * n
-    return Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins)
+    if (trace := current.get()) is not None:
+        trace.step("read")
+    return Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins, trace)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,9 +18,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from online.decide.policy import Policy, draw, uniform
+from online.decide import Policy, draw, row, uniform
 from online.decide.record import Choice, RecordInvalid, pack, unpack
-from online.decide.scoring import row, score
+from online.decide.scoring import score
 from online.errors import RequestError, damaged, invalid
 from online.messages.choices import Action, ChooseRequest, Chosen, Ranked, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
@@ -113,7 +113,7 @@ class Choosing:
         """What is chosen, and the model's answer about it."""
         learner = self._replica.learner
         context, actions = self._bounded(asked)
-        scores = score(learner.serving, context, actions)
+        scores = score(learner.serving, context, actions, *self._settings.reward_range)
         allowed = None
         if asked.excluded:
             allowed = [i not in asked.excluded for i in range(len(actions))]

@@ -235,11 +235,20 @@ class Challenge(Tree):
 class Choose(Tree):
     """How a model of `task: choose` chooses among actions, and what it takes for a reward."""
 
-    policy: Literal["auto", "greedy", "epsilon"] = Field(
-        "auto", description="how it explores; greedy: never"
+    policy: Literal[
+        "auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"
+    ] = Field("auto", description="how it explores; greedy: never")
+    epsilon: float = Field(
+        0.05, ge=0, le=1, description="policy: epsilon; share of choices that are drawn evenly"
     )
     floor: float = Field(
-        0.0, ge=0, lt=1, description="least probability of each action that may be chosen"
+        0.0,
+        ge=0,
+        le=1,
+        description="least probability of each action that may be chosen, at most an even share",
+    )
+    budget: float = Field(
+        1.0, ge=0, le=1, description="most probability of all actions but the best one together"
     )
     reward_range: tuple[float, float] = Field(
         (0.0, 1.0), description="the least and the greatest reward that is taken"
@@ -262,7 +271,8 @@ class Choose(Tree):
 
     def policy_parts(self) -> dict[str, Any]:
         """Return what decides how likely each action is."""
-        return {"kind": self.policy, "floor": self.floor}
+        parts = self.model_dump(include={"epsilon", "floor", "budget"})
+        return {"kind": self.policy, **parts}
 
 
 FeatureType = Literal["number", "category", "text", "bool"]
@@ -376,7 +386,11 @@ class ModelSettings(Tree):
         if not isinstance(value, dict) or value.get("task") != "choose":
             return value
         chooses = {} if value.get("choose") is None else value["choose"]
-        return {"learner": "linear", **value, "task": "regression", "choose": chooses}
+        out = {"learner": "rewards", **value, "task": "regression", "choose": chooses}
+        given = chooses.get("reward_range") if isinstance(chooses, dict) else None
+        if out["learner"] == "rewards" and given is not None and len(given) == 2:
+            out["params"] = {"low": given[0], "high": given[1], **out.get("params", {})}
+        return out
 
     @model_validator(mode="after")
     def _chooses_by_a_number(self) -> ModelSettings:
