@@ -216,15 +216,9 @@ class Assembly:
         browsers = Browsers(
             settings.origins, settings.hosts, guarded=access is not None, own=settings.host
         )
-<<<<<<< HEAD
-        return App(
+        app: Application = App(
             self._servings, self._cluster, settings.limits, access,
             Some(self._readers(), self._pushes, self._choosing), settings.state_dir, browsers,
-=======
-        app: Application = App(
-            self._servings, self._cluster, settings.limits, access, self._readers(),
-            settings.state_dir, self._pushes, browsers,
->>>>>>> main
         )  # fmt: skip
         if self._tracing is not None:
             from online.http.traced import Traced
