@@ -65,7 +65,7 @@ _ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class Some:
-    """What only some models can.
+    """The parts that only some models have.
 
     Attributes
     ----------

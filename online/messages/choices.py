@@ -78,7 +78,7 @@ class Chosen(msgspec.Struct, omit_defaults=True):
 
 
 class Reward(msgspec.Struct, forbid_unknown_fields=True):
-    """What came of a choice."""
+    """The reward that came of a choice."""
 
     id: Annotated[str, Meta(description="the id of the choice: its token, or your own")]
     reward: Annotated[Any, Meta(description="a number within the model's `reward_range`")]

@@ -258,5 +258,5 @@ def serve(
         service.start(fresh=fresh, relearn=relearn)
         _served[name] = service
     (one,) = resolved.models
-    print_it(f"{name} ({one.task}) is served at {service.url}, state in {service.state_dir}")
+    print_it(f"{name} ({one.purpose}) is served at {service.url}, state in {service.state_dir}")
     return service

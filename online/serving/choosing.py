@@ -110,7 +110,7 @@ class Choosing:
         return self._answer(own, standing, version, repeated=repeated)
 
     def _chosen(self, asked: Choice, nonce: bytes) -> tuple[Choice, Answer]:
-        """What is chosen, and the model's answer about it."""
+        """Draw one of the actions; the choice, and the model's answer about it."""
         learner = self._replica.learner
         context, actions = self._bounded(asked)
         scores = score(learner.serving, context, actions, *self._settings.reward_range)

@@ -1,4 +1,4 @@
-"""What is given out with an answer so that its label can come: a token, or one half of a join."""
+"""Ids of answers, by which their labels come: tokens, or one half of a join."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Serving:
 
     @property
     def issued(self) -> Issued:
-        """What makes the ids of answers."""
+        """The maker of the ids of answers."""
         return self._reader.issued
 
     @property

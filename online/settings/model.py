@@ -424,6 +424,11 @@ class ModelSettings(Tree):
             )
         return self
 
+    @property
+    def purpose(self) -> str:
+        """The task as a settings file has it."""
+        return self.task if self.choose is None else "choose"
+
     def made_of(self) -> dict[str, Any]:
         """Return what decides which model learns, as plain data."""
         return self.model_dump(mode="json", include={"learner", "params", "artifact", "training"})

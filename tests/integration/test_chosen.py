@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ import httpx
 import pytest
 
 import online
-from benchmarks.service import launch, settle, write_settings
+from benchmarks.service import launch, write_settings
 from online.client import Chosen, Client, ServiceRefused
 from online.decide.record import Choice, unpack
 from online.service.embedded import Embedded
@@ -20,6 +24,7 @@ from online.settings.config import load
 from online.settings.places import open_journal
 from replay import codec
 
+HERE = Path(__file__).parent
 ACTIONS: dict[str, dict[str, Any]] = {"news": {}, "sport": {"length": 4.5}, "film": {}}
 PATH = "/v1/models/shop"
 
@@ -244,10 +249,23 @@ def test_sources_that_reward_one_action_only_are_taken_like_others(tmp_path: Pat
         assert shop.status()["incident"] is None
 
 
+def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
+    page = (HERE.parents[1] / "docs" / "decide.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    ended = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    told = [line for line in ended.stdout.splitlines() if line.startswith(("morning", "evening"))]
+    assert len(told) == 2
+
+
 def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) -> None:
     write_settings(tmp_path, settings())
     rewards: dict[str, float] = {}
     chosen: dict[str, Chosen] = {}
+    late: list[str] = []
     for life in range(3):
         running = launch(tmp_path)
         with Client(running.url) as client:
@@ -267,15 +285,14 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
                     assert shop.reward(answer.id, reward).status == "learned"
                     rewards[answer.id] = reward
                 else:
-                    late = answer.id
-        if life < 2:
-            running.process.kill()
-            running.process.wait(30)
-        else:
-            settle(running, "shop", len(rewards))
-            with Client(running.url) as client:
-                assert client.model("shop").reward(late, 1.0).status == "learned"
-            running.stop()
+                    late.append(answer.id)
+            if life == 2:
+                for id_ in late:
+                    assert shop.reward(id_, 1.0).status == "learned"
+                while shop.status()["learned"] != len(rewards) + len(late):
+                    assert running.process.poll() is None
+        running.process.kill()
+        running.process.wait(30)
     logged = choices_of(tmp_path / "state")
-    assert len(logged) == len(rewards) + 1
-    assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + 1.0
+    assert len(logged) == len(rewards) + len(late)
+    assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + len(late)
