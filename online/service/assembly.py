@@ -224,6 +224,10 @@ class Assembly:
             from online.http.traced import Traced
 
             app = Traced(app, self._tracing)
+        if share := settings.telemetry.access_log:
+            from online.http.access_log import AccessLog
+
+            app = AccessLog(app, share)
         return app
 
     def serving(self, name: str) -> Serving:
