@@ -36,6 +36,7 @@ from online.models.errors import LearnerUnusable
 from online.models.ftrl import Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.opaque import Opaque
+from online.models.rewards import Rewards
 from online.models.sealed import sealed
 from online.models.selfrate import SelfRate
 from online.models.structure import steps
@@ -105,6 +106,14 @@ def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
 
 
+def rewards(
+    low: float = 0.0, high: float = 1.0, text: Sequence[str] = (), bits: int = 17, seed: int = 0
+) -> Any:
+    """Expected rewards of actions between ``low`` and ``high``, for choices."""
+    names = text if isinstance(text, str) else tuple(text)
+    return Rewards(low, high, names, bits, seed)
+
+
 def mlp(
     inputs: Sequence[str] = (),
     hidden: int = 32,
@@ -158,6 +167,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "linreg": linreg,
     "ftrl": ftrl,
     "linear": linear,
+    "rewards": rewards,
     "mlp": mlp,
     "sealed": sealed,
 }

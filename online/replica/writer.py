@@ -20,16 +20,16 @@ from itertools import accumulate, islice
 
 import msgspec
 
-from online.errors import journal_held
 from online.replica.answers import Answers, Waiter
 from online.replica.filtered import filtered
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, waiting_for
 from online.replica.queue import Queue
-from online.replica.refused import stopping, unanswered_in_time
+from online.replica.refused import stopping
 from online.replica.shared import Shared
 from online.replica.written_behind import Behind
 from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
+from online.tracing.trace import Trace
 from online.trust.filtering import Filtering
 from replay.errors import JournalHeld, JournalUnavailable, ReplayError
 from replay.example import Example
@@ -69,12 +69,13 @@ class Writer:
         self._shared, self._filters, self._limits = shared, filters, shared.limits
         self._learner, self._followed = shared.learner, shared.followed
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
-        self._queue = Queue(shared.limits, shared.counts)
         most = shared.limits.joins_queue_max
         self._halves = Behind(most, most * shared.limits.token_bytes_max)
         self._at = Partition(shared, self._move_on)
         self.answers = Answers(shared, self._at)
+        self._queue = Queue(shared.limits, shared.counts, self.answers)
         self._wake = asyncio.Event()
+        self._traces: list[Trace] = []
 
     async def open(self) -> None:
         """Take the first partition."""
@@ -148,26 +149,11 @@ class Writer:
         self._put(waiting_for(rows, examples, done, each=each))
 
     def _put(self, waiting: Waiting) -> asyncio.TimerHandle:
-        """Have rows wait for the next commit, if there is room for them, up to a time."""
         if self.stopping:
             raise stopping()
-        missing = None if self._followed is None else self.queued
-        self._queue.check(len(waiting.rows), self.waiting + waiting.requests, missing)
-        self._queue.put(waiting)
-        self.answers.requests += waiting.requests
+        late = self._queue.put(waiting, None if self._followed is None else self.queued)
         self._wake.set()
-        wait_s = self._limits.feedback_wait_s
-        waiting.late = asyncio.get_running_loop().call_later(wait_s, self._give_up, waiting)
-        return waiting.late
-
-    def _give_up(self, waiting: Waiting) -> None:
-        """Refuse what has waited for too long; what has begun to be written, indefinitely."""
-        error = unanswered_in_time()
-        if self._queue.withdraw(waiting):
-            self.answers.requests -= waiting.requests
-            held = "the rows before these are not written yet"
-            error = journal_held(self.answers.incident or held)
-        self._counts["feedback_timeouts"] += waiting.fail(error)
+        return late
 
     @property
     def queued(self) -> int:
@@ -199,6 +185,8 @@ class Writer:
 
     async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
         self.writing, self.judged_by = True, self._control.decisions.seq  # a thread reads more
+        self._traces = [waiting.trace for waiting in batch if waiting.trace is not None]
+        self._step("wait")
         try:
             if halves or any(waiting.joins for waiting in batch):
                 await self._write_joins(halves, batch)
@@ -208,6 +196,11 @@ class Writer:
             self.writing = self.committing = False
             self._queue.written(batch)
         await self.answers.after_commit()
+
+    def _step(self, name: str) -> None:
+        """A step of the commit under way has ended, for those of its requests that are traced."""
+        for trace in self._traces:
+            trace.step(name)
 
     async def _write_whole(self, batch: list[Waiting]) -> None:
         """Append rows that are no sides of stored joins."""
@@ -277,12 +270,14 @@ class Writer:
             self.committing = True
             if self._filters is not None:
                 rows = await filtered(self._filters, rows, examples)
+                self._step("judge")
         try:
             appended = await self._at.append(rows)
         except ReplayError:
             if self._filters is not None:
                 self._filters.dropped()
             raise
+        self._step("commit")
         self.answers.incident = None
         if self._filters is not None:
             self._filters.committed(rows, appended.outcomes)

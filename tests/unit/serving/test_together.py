@@ -192,6 +192,6 @@ def test_a_commit_that_stands_still_is_not_waited_for(
 def test_without_the_count_of_requests_all_would_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("online.replica.queue.Queue.check", lambda *_: None)
+    monkeypatch.setattr("online.replica.queue.Queue._check", lambda *_: None)
     with pytest.raises(AssertionError):
         test_each_counts_for_itself_where_few_may_wait(tmp_path)
