@@ -38,6 +38,7 @@ from online.models.ftrl import Ftrl
 from online.models.limited import behind, scale_of
 from online.models.linear import Linear, why_not_mergeable
 from online.models.opaque import Opaque
+from online.models.rewards import Rewards
 from online.models.sealed import sealed
 from online.models.selfrate import SelfRate
 from online.models.structure import steps
@@ -107,6 +108,14 @@ def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
 
 
+def rewards(
+    low: float = 0.0, high: float = 1.0, text: Sequence[str] = (), bits: int = 17, seed: int = 0
+) -> Any:
+    """Expected rewards of actions between ``low`` and ``high``, for choices."""
+    names = text if isinstance(text, str) else tuple(text)
+    return Rewards(low, high, names, bits, seed)
+
+
 def mlp(
     inputs: Sequence[str] = (),
     hidden: int = 32,
@@ -162,6 +171,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "linreg": linreg,
     "ftrl": ftrl,
     "linear": linear,
+    "rewards": rewards,
     "mlp": mlp,
     "sealed": sealed,
 }

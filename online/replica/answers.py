@@ -14,6 +14,7 @@ from online.replica.pending import Recorded, Waiting, Written
 from online.replica.refused import refusal_of
 from online.replica.shared import Shared
 from online.rows import history
+from online.tracing.trace import Trace
 from replay.errors import JournalDamaged, ReplayError
 from replay.journal.base import Outcome, Row
 
@@ -48,7 +49,7 @@ class Answers:
         self._model, self._learner = shared.settings.name, shared.learner
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         self._fates = Fates(shared.control.decisions, shared.followed)
-        self._partition = partition
+        self._partition, self._crossing = partition, shared.crossing
         self._unanswered: list[tuple[Waiter, Outcome]] = []
         # Hardly ever do two wait for the same row, and a thousand lists that live for some
         # milliseconds have Python look for circles in all that there is.
@@ -110,8 +111,17 @@ class Answers:
         waiting.open -= 1
         if waiting.open == 0:
             self.requests -= 1
+            if waiting.trace is not None:
+                self._tell(waiting.trace, recorded)
             if not waiting.done.done():
                 waiting.done.set_result(None)
+
+    def _tell(self, trace: Trace, recorded: Recorded) -> None:
+        """The last row of a traced request has its answer."""
+        row, learned = recorded.row, recorded.status in ("learned", "clipped")
+        at_ns = trace.step("learn" if learned else "settle", status=recorded.status)
+        if learned and row is not None and self._crossing is not None:
+            self._crossing.learned(row.partition, row.offset, trace, at_ns)
 
     def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
         """Rows of the partition were learned one after the other, on top of ``own`` others."""
@@ -146,7 +156,7 @@ class Answers:
             self._spoil(waiting, i, outcome.damaged)
             return
         if row is None:
-            found = Recorded("waiting", None, now, now, False, None, outcome.since)
+            found = Recorded("waiting", None, now, now, False, None, outcome.since, met=outcome.met)
             self.give(waiting, i, found)
             return
         if row.partition == self._partition.number and self.add(

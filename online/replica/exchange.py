@@ -21,7 +21,7 @@ from paramserver.errors import (
     PushRefused,
     RequestRefused,
 )
-from paramserver.wire import FORMAT, OrderedState, Push, SyncReply, SyncRequest
+from paramserver.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
 
 log = logging.getLogger("online.exchange")
@@ -82,7 +82,7 @@ class Exchange:
     ) -> None:
         self._learner, self._writer, self._store = shared.learner, writer, shared.store
         self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
-        self._wake = shared.wake
+        self._wake, self._crossing = shared.wake, shared.crossing
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
@@ -164,6 +164,7 @@ class Exchange:
             adopts=self._learns,
             role=learner.role,
             state=state,
+            marks=self._marks(pushes),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)
@@ -183,6 +184,8 @@ class Exchange:
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
         rewritten = reply.rewrite != learner.rewrite
         changed = part or learner.on_reply(reply)
+        if self._crossing is not None and not part:
+            self._note_crossed(reply)
         if rewritten and reply.rewrite == learner.rewrite:
             await self._rewritten()
         await self._prepare()
@@ -202,6 +205,19 @@ class Exchange:
             self._pace.now.set()
         self._wake.set()
         return changed or bool(reply.orphans)
+
+    def _marks(self, pushes: list[Push]) -> list[Mark]:
+        """Marks of rows of traced requests that are sent now."""
+        if self._crossing is None or self._learner.want_all:
+            return []
+        return self._crossing.marks(pushes)
+
+    def _note_crossed(self, reply: SyncReply) -> None:
+        """Tell which traced rows the server has now, and which of others are here."""
+        assert self._crossing is not None
+        self._crossing.pushed(self._learner.clock)
+        if reply.kind != "none" and (reply.epoch, reply.count) == self._learner.version:
+            self._crossing.arrived(reply.marks)
 
     async def _ask(self, request: SyncRequest) -> SyncReply | None:
         """Ask the server or, if there is nothing to begin with, a peer; None: nobody answered."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import msgspec
 
 from online.rows.joins import Entry
+from online.tracing.trace import Trace, current
 from replay.example import Example
-from replay.journal.base import NewRow, Row
+from replay.journal.base import NewRow, Row, Stored
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
@@ -35,6 +36,8 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     learned_as
         For a repeat that is frozen, undone or released: the row that taught it again, if there
         is one.
+    met
+        For a prediction: the one that has its id already, and stands.
     """
 
     status: str
@@ -45,13 +48,14 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
     since: float | None = None
     learned_as: Row | None = None
+    met: Stored | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
     """The rows of one request, what their payloads say, their keys, and what became of each.
 
-    ``joins``: a row is one side of a stored join.
+    ``joins``: a row is one side of a stored join.  ``trace``: of the request, if it is traced.
     """
 
     rows: tuple[NewRow, ...]
@@ -62,6 +66,7 @@ class Waiting:
     open: int
     decided: bool
     joins: bool
+    trace: Trace | None = None
 
 
 def waiting_for(
@@ -75,7 +80,9 @@ def waiting_for(
     n, keys = len(rows), [row.key for row in rows]
     joins = any([row.half is not None or row.over is not None for row in rows])
     known = examples or [None] * n
-    return Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins)
+    if (trace := current.get()) is not None:
+        trace.step("read")
+    return Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins, trace)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,6 +30,7 @@ from online.replica.refused import stopping, unanswered_in_time
 from online.replica.shared import Shared
 from online.replica.written_behind import Behind
 from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
+from online.tracing.trace import Trace
 from online.trust.filtering import Filtering
 from replay.errors import JournalHeld, JournalUnavailable, ReplayError
 from replay.example import Example
@@ -75,6 +76,7 @@ class Writer:
         self._at = Partition(shared, self._move_on)
         self.answers = Answers(shared, self._at)
         self._wake = asyncio.Event()
+        self._traces: list[Trace] = []
 
     async def open(self) -> None:
         """Take the first partition."""
@@ -178,6 +180,8 @@ class Writer:
 
     async def _commit(self, halves: list[NewRow], batch: list[Waiting]) -> None:
         self.writing, self.judged_by = True, self._control.decisions.seq  # a thread reads more
+        self._traces = [waiting.trace for waiting in batch if waiting.trace is not None]
+        self._step("wait")
         try:
             if halves or any(waiting.joins for waiting in batch):
                 await self._write_joins(halves, batch)
@@ -187,6 +191,11 @@ class Writer:
             self.writing = self.committing = False
             self._queue.written(batch)
         await self.answers.after_commit()
+
+    def _step(self, name: str) -> None:
+        """A step of the commit under way has ended, for those of its requests that are traced."""
+        for trace in self._traces:
+            trace.step(name)
 
     async def _write_whole(self, batch: list[Waiting]) -> None:
         """Append rows that are no sides of stored joins."""
@@ -256,12 +265,14 @@ class Writer:
             self.committing = True
             if self._filters is not None:
                 rows = await filtered(self._filters, rows, examples)
+                self._step("judge")
         try:
             appended = await self._at.append(rows)
         except ReplayError:
             if self._filters is not None:
                 self._filters.dropped()
             raise
+        self._step("commit")
         self.answers.incident = None
         if self._filters is not None:
             self._filters.committed(rows, appended.outcomes)

@@ -20,6 +20,7 @@ from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Outside, ParameterServerClient, Who
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
+from online.tracing.trace import Crossing
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, root_rows
 from online.trust.trigger_watch import Looked
@@ -44,6 +45,7 @@ def model_replica(
     peers: ParameterServerClient | None = None,
     relearn: Relearn | None = None,
     search: Callable[[], Awaitable[Looked]] | None = None,
+    crossing: Crossing | None = None,
 ) -> ModelReplica:
     """One model of the settings in this process; its learner follows from the merge rule.
 
@@ -55,7 +57,7 @@ def model_replica(
         It learns what other processes write.
     peers
         Of whom a new one takes values while the server can't be reached.
-    relearn, search
+    relearn, search, crossing
         As of :class:`online.replica.surroundings.Outside`.
     """
     limits = settings.limits
@@ -83,6 +85,7 @@ def model_replica(
         ask=ask if learns else None,
         relearn=relearn,
         search=search if learns else None,
+        crossing=crossing,
     )  # fmt: skip
     return ModelReplica(
         model, limits, learner, Who(replica, loaded.spec_hash, learns), outside,

@@ -22,6 +22,7 @@ from river import (
 )
 
 from evaluation.streams import open_stream
+from online.models.crossed import row
 from online.models.limited import LimitedScaler
 from online.models.network import Network
 from replay.example import Features, Label
@@ -64,6 +65,21 @@ def words_rows() -> Rows:
                 f"rare {i % 9}": i,
             },
             (i * i) % 7 < 3,
+        )
+        for i in range(N)
+    ]
+
+
+def choices() -> Rows:
+    """Contexts with an action each, some described and some not, and rewards between 0 and 1."""
+    return [
+        (
+            row(
+                {"hour": float(i % 24), "shop": ("north", "South")[i % 2], "new": i % 3 == 0},
+                f"offer {i * i % 7}",
+                {"price": float(i % 4), "kind": ("a", "b")[i % 2]} if i % 5 else {},
+            ),
+            (i * i) % 7 / 6.0,
         )
         for i in range(N)
     ]

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_recipes import MERGEABLE, NETWORKS, OPAQUE, Rows, mixed, rows_of, targets, words_rows
+from model_recipes import (
+    MERGEABLE,
+    NETWORKS,
+    OPAQUE,
+    Rows,
+    choices,
+    mixed,
+    rows_of,
+    targets,
+    words_rows,
+)
 
 from online.models.base import Model
 from online.models.checks import check_model
@@ -93,6 +103,7 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
         "linreg": ("regression", targets),
         "ftrl": ("binary", words_rows),
         "linear": ("binary", words_rows),
+        "rewards": ("regression", choices),
         "mlp": ("binary", lambda: rows_of("bananas", FEW)),
     }[name]
     params = {"inputs": ["1", "2"]} if name == "mlp" else {}

@@ -45,6 +45,7 @@ TABLES: Final = {
     "liars",
     "merge",
     "newcomer",
+    "observed",
     "outliers",
     "prequential",
     "push",

@@ -116,6 +116,7 @@ class World:
         filters: Callable[[Any], Filtering] | None = None,
         client: Any = None,
         peers: Any = None,
+        crossing: Any = None,
         task: Task = "regression",
         **settings: Any,
     ) -> ModelReplica:
@@ -136,7 +137,7 @@ class World:
             limits,
             learner,
             Who(name, SPEC, learns),
-            Outside(journal, client or self.client, peers, ask, relearn),
+            Outside(journal, client or self.client, peers, ask, relearn, crossing=crossing),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )

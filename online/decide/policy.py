@@ -1,0 +1,200 @@
+"""Policies: an explicit distribution over the allowed actions, drawn from once.
+
+A policy is a frozen value made of settings.  It keeps nothing: what it has to know comes with the
+scores, and what is learned of policies is in the blocks of the model that gave them.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from online.models.experts import Floats
+from online.models.scored import Scores
+
+Kind = Literal["auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+_GRID: Final = 129
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How an action is chosen from what is expected of each.
+
+    Attributes
+    ----------
+    kind
+        See the module.
+    epsilon
+        Share of choices drawn evenly, of ``epsilon``.
+    temperature
+        Share of the reward's range by which e times less is drawn, of ``softmax``.
+    gamma
+        Greater is greedier, of ``squarecb``; it grows with the square root of the rewards.
+    width
+        Standard deviations that count as possible, of ``confidence`` and ``thompson``.
+    floor
+        Least probability of each allowed action, at most 1 / their number.
+    budget
+        Most probability of all actions but the best one together; the floor comes first.
+    """
+
+    kind: Kind = "auto"
+    epsilon: float = 0.05
+    temperature: float = 0.05
+    gamma: float = 10.0
+    width: float = 1.0
+    floor: float = 0.0
+    budget: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is one of {', '.join(KINDS)}, got {self.kind!r}")
+        for name in ("epsilon", "floor", "budget"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is in [0, 1], got {getattr(self, name)!r}")
+        for name in ("temperature", "gamma", "width"):
+            if not 0.0 < getattr(self, name) < 1e9:
+                raise ValueError(f"{name} is in (0, 1e9), got {getattr(self, name)!r}")
+
+    def decide(self, scores: Scores, allowed: Sequence[bool] | None = None) -> Decision:
+        """The distribution over the actions; 0 for those that are not allowed.
+
+        Raises ValueError if none is allowed.
+        """
+        free = np.ones(len(scores.ids), bool) if allowed is None else np.array(allowed, bool)
+        if not free.any():
+            raise ValueError("no action is allowed; leave at least one")
+        at = np.flatnonzero(free)
+        means = scores.shares[at]
+        tried: dict[str, Floats] = {}
+        if self.kind in ("greedy", "auto"):
+            found = greedy(means)
+        elif self.kind == "epsilon":
+            found = (1.0 - self.epsilon) * greedy(means) + self.epsilon / len(at)
+        elif self.kind == "softmax":
+            found = softmax(means, self.temperature)
+        elif self.kind == "squarecb":
+            total = float(scores.counted.sum())
+            found = squarecb(means, self.gamma * np.sqrt(1.0 + len(at) * total))
+        elif self.kind == "confidence":
+            found = greedy(means + self.width * scores.widths[at])
+        else:
+            found = thompson(means, self.width * scores.widths[at])
+        found = bounded(found, means, self.floor, self.budget)
+        return Decision(
+            _spread(found, at, len(free)),
+            {name: _spread(p, at, len(free)) for name, p in tried.items()},
+            free.tolist(),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """A distribution over the actions, and that of each candidate policy by its name."""
+
+    probabilities: Floats
+    tried: Mapping[str, Floats] = field(default_factory=dict)
+    allowed: Sequence[bool] = ()
+
+    def notes(self, scores: Scores, chosen: int) -> bytes | None:
+        """Return what the model is to be told again with the chosen action's reward."""
+        each = {name: float(p[chosen]) for name, p in self.tried.items()}
+        return scores.notes(chosen, float(self.probabilities[chosen]), self.allowed, each)
+
+
+def uniform(key: bytes, nonce: bytes, slot: int = 0) -> float:
+    """A number in [0, 1) that only whoever has the key can foretell: HMAC(key, nonce, slot)."""
+    digest = hmac.digest(key, nonce + b"\0" + slot.to_bytes(4, "big"), "sha256")
+    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
+
+
+def draw(probabilities: Floats, u: float) -> int:
+    """The action that a number in [0, 1) falls on; never one of probability 0."""
+    edges = np.cumsum(probabilities)
+    found = int(np.searchsorted(edges, u * edges[-1], side="right"))
+    return min(found, int(np.flatnonzero(probabilities)[-1]))
+
+
+def greedy(means: Floats) -> Floats:
+    """The best action; the best ones evenly if there are several."""
+    best = means >= means.max()
+    found: Floats = best / best.sum()
+    return found
+
+
+def softmax(means: Floats, temperature: float) -> Floats:
+    """Each action by the exponential of its mean."""
+    powers = np.exp((means - means.max()) / temperature)
+    found: Floats = powers / powers.sum()
+    return found
+
+
+def squarecb(means: Floats, gamma: float) -> Floats:
+    """Each action by the inverse of its gap to the best (Foster and Rakhlin 2020, algorithm 1)."""
+    best = int(means.argmax())
+    found: Floats = 1.0 / (len(means) + gamma * (means[best] - means))
+    found[best] = 0.0
+    found[best] = 1.0 - found.sum()
+    return found
+
+
+def thompson(means: Floats, widths: Floats) -> Floats:
+    """Each action by its probability to be the best, were they independent and normal.
+
+    The integral over the best one's value is a sum over a grid: no number is drawn at random.
+    """
+    widths = np.maximum(widths, 1e-9)
+    low, high = float((means - 5.0 * widths).max()), float((means + 5.0 * widths).max())
+    grid = np.linspace(low, high, _GRID)
+    z = (grid - means[:, None]) / widths[:, None]
+    density = np.exp(-0.5 * z * z) / widths[:, None]
+    below = np.maximum(_normal(z), 1e-300)
+    logs = np.log(below)
+    best = density * np.exp(logs.sum(axis=0) - logs)
+    found: Floats = best.sum(axis=1)
+    total = float(found.sum())
+    return found / total if total > 0.0 else greedy(means)
+
+
+def _normal(z: Floats) -> Floats:
+    """The normal distribution function, within 1e-7 (Abramowitz and Stegun, 26.2.17)."""
+    x = np.abs(z)
+    t = 1.0 / (1.0 + 0.2316419 * x)
+    tail = np.exp(-0.5 * x * x) * 0.3989422804014327
+    tail *= t * (
+        0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429)))
+    )
+    found: Floats = np.where(z > 0.0, 1.0 - tail, tail)
+    return found
+
+
+def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -> Floats:
+    """The distribution with at most ``budget`` beside the best action, and the floor below each."""
+    n = len(probabilities)
+    best = int(means.argmax())
+    if probabilities[best] < probabilities.max():  # of several best ones, the one that is drawn
+        best = int(np.where(means >= means.max(), probabilities, -1.0).argmax())
+    rest = 1.0 - probabilities[best]
+    found = probabilities.copy()
+    if rest > budget:
+        found *= budget / rest
+        found[best] = 1.0 - budget
+    least = min(floor, 1.0 / n)
+    above = np.maximum(found - least, 0.0)
+    if (total := float(above.sum())) <= 0.0:
+        return np.full(n, 1.0 / n)
+    lifted: Floats = least + (1.0 - n * least) * (above / total)
+    lifted /= lifted.sum()
+    return lifted
+
+
+def _spread(found: Floats, at: npt.NDArray[np.intp], n: int) -> Floats:
+    out = np.zeros(n)
+    out[at] = found
+    return out

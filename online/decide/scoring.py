@@ -1,0 +1,55 @@
+"""The actions of a choice scored by whatever model there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from online.models.base import Model
+from online.models.crossed import hash_of, row
+from online.models.rewards import Action, RewardModel
+from online.models.scored import Scores
+from replay.example import Features
+
+
+def score(
+    model: Model, context: Features, actions: Sequence[Action], low: float = 0.0, high: float = 1.0
+) -> Scores:
+    """Score each action; ``low`` and ``high`` are those of rewards.  Changes nothing."""
+    if isinstance(model, RewardModel):
+        return model.score(context, actions)
+    return by_predictions(model, context, actions, low, high)
+
+
+def by_predictions(
+    model: Model, context: Features, actions: Sequence[Action], low: float, high: float
+) -> Scores:
+    """Scores of a model that knows nothing of choices: its answer to each action's row.
+
+    A model that has learned nothing yet answers none; then all actions are worth the same.
+    """
+    answers = model.predict_many([row(context, name, features) for name, features in actions])
+    means = [
+        answer.probabilities.get(True, 0.5)
+        if answer.probabilities is not None
+        else 0.5
+        if answer.label is None
+        else (float(answer.label) - low) / (high - low)
+        for answer in answers
+    ]
+    shares = np.clip(np.array(means, dtype=np.float64), 0.0, 1.0)
+    n = len(actions)
+    return Scores(
+        low=low,
+        range=high - low,
+        ids=[hash_of(name) for name, _ in actions],
+        answers=shares[None, :],
+        votes=np.ones(1),
+        shares=shares,
+        counted=np.zeros(n),
+        rewarded=np.zeros(n),
+        prior=0.5,
+        tried={},
+        of_model=[answer.notes for answer in answers],
+    )

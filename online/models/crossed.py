@@ -1,0 +1,120 @@
+"""Contexts and actions as numbers by hashed feature, and their products.
+
+A row of a choice holds one context and one action: features of the context under their own names,
+the action's id under ``@`` and its features under ``@`` and their names.  A product of two features
+has the place ``mix(a, b)`` in a table, worked out in arrays: nothing is looked up by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import mmh3
+import numpy as np
+import numpy.typing as npt
+
+from online.models.experts import Floats
+from online.models.hashed import Hashed
+from online.models.scalers import Limited
+from paramserver.blocks import Blocks
+from replay.example import Features, Value
+
+ACTION: Final = "@"
+"""Name of the action's id in a row, and what the names of an action's features begin with."""
+
+Places = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+_BIAS: Final = "bias"
+_BIAS_HASH: Final = 0x9E3779B9
+_LEFT: Final = np.uint64(0x9E3779B97F4A7C15)
+_RIGHT: Final = np.uint64(0xC2B2AE3D27D4EB4F)
+_SHIFT: Final = np.uint64(32)
+_BITS: Final = 31
+
+
+def row(context: Features, action: str, features: Mapping[str, Value]) -> Features:
+    """One context and one action as a row.  ValueError: a name of the context begins with ``@``."""
+    if wrong := next((name for name in context if name.startswith(ACTION)), None):
+        raise ValueError(f"context feature {wrong!r} begins with {ACTION!r}; name it otherwise")
+    joined = dict(context)
+    joined[ACTION] = action
+    for name, value in features.items():
+        joined[ACTION + name] = value
+    return joined
+
+
+def split(features: Features) -> tuple[Features, str, Features]:
+    """Context, the action's id and the action's features that :func:`row` has joined."""
+    context: Features = {}
+    action: Features = {}
+    own = ""
+    for name, value in features.items():
+        if not name.startswith(ACTION):
+            context[name] = value
+        elif name == ACTION:
+            own = str(value)
+        else:
+            action[name[len(ACTION) :]] = value
+    return context, own, action
+
+
+class Vector(NamedTuple):
+    """Hashes of features, 64 bits wide to be mixed, and the features' numbers."""
+
+    hashes: Hashes
+    numbers: Floats
+
+
+def hash_of(action: str) -> int:
+    """32 bits that stand for an action's id, in notes and in places."""
+    return mmh3.hash(action, _BITS, signed=False)
+
+
+class Crossing:
+    """Takes contexts and actions, and keeps the moments that their numbers are standardised by."""
+
+    def __init__(self, text: Sequence[str], seed: int) -> None:
+        self._context = Hashed(text, _BITS, seed, Limited("scaler"))
+        self._action = Hashed(text, _BITS, seed, Limited("actions"))
+        self._parts = (self._context, self._action)
+
+    def context(self, features: Features, *, learns: bool) -> Vector:
+        """A context, the bias first; the moments learn it first if it ``learns``."""
+        return _vector(self._context.row(features, learns=learns))
+
+    def action(self, features: Features, *, learns: bool) -> Vector:
+        """An action without its id, the bias first."""
+        named = {ACTION + name: value for name, value in features.items()}
+        return _vector(self._action.row(named, learns=learns))
+
+    def cut(self) -> Blocks:
+        """The open delta of the moments, and reset it."""
+        return {name: block for part in self._parts for name, block in part.cut().items()}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        for part in self._parts:
+            part.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Reset the moments to exactly those of ``values``."""
+        for part in self._parts:
+            part.reset(values)
+
+
+def _vector(numbers: Mapping[str, float]) -> Vector:
+    hashes = [_BIAS_HASH if name == _BIAS else int(name) for name in numbers]
+    return Vector(
+        np.array(hashes, dtype=np.uint64), np.fromiter(numbers.values(), np.float64, len(numbers))
+    )
+
+
+def mix(left: Hashes, right: Hashes, bits: int) -> Places:
+    """Places of products, below 2^bits; the arrays are broadcast against each other."""
+    with np.errstate(over="ignore"):
+        mixed = (left * _LEFT) ^ (right * _RIGHT)
+        mixed = (mixed ^ (mixed >> _SHIFT)) * _RIGHT
+        places: Places = (mixed >> np.uint64(64 - bits)).astype(np.int64)
+    return places

@@ -1,0 +1,64 @@
+"""Votes of experts by how each one did on what came of late.
+
+The exponential weights of Littlestone and Warmuth 1994, *The weighted majority algorithm*, on
+losses that fade, as in :mod:`online.models.selfrate`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from online.models.experts import Floats
+from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+
+FADE: Final = 0.995
+"""Of the losses at each reward: a window of 1 / (1 − FADE) = 200 of them."""
+
+_LOSSES: Final = "losses"
+
+
+class Mixture:
+    """Losses of late, by expert, and what follows for their votes."""
+
+    def __init__(self, experts: int) -> None:
+        self._losses: Floats = np.zeros(experts)
+        self._experts = experts
+        self._judged = False  # since the cut
+
+    def shares(self) -> Floats:
+        """Each expert's vote; they sum to 1."""
+        votes = np.exp(self._losses.min() - self._losses)
+        shares: Floats = votes / votes.sum()
+        return shares
+
+    def votes(self) -> list[float]:
+        """Each expert's vote; they sum to 1."""
+        votes: list[float] = self.shares().tolist()
+        return votes
+
+    def judge(self, answers: Floats, y: float, weight: float) -> None:
+        """A reward came.  One of weight w counts as w rewards of weight 1."""
+        fade = FADE**weight
+        miss = np.abs(answers - y)
+        losses = ((miss > 0.5) + miss * miss) * (2.0 / 3.0)
+        self._losses = fade * self._losses + (1.0 - fade) / (1.0 - FADE) * losses
+        self._judged = True
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        if not self._judged:
+            return {}
+        self._judged = False
+        return {_LOSSES: Block(LOCAL, array_bytes(self._losses))}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values, unless rewards were judged since the cut."""
+        if not self._judged and (block := values.get(_LOSSES)) is not None:
+            self._losses = array_of(block.data).copy()
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, which may be empty."""
+        self._losses, self._judged = np.zeros(self._experts), False
+        self.rebase(values)

@@ -1,0 +1,130 @@
+"""Policies give distributions that keep their bounds, and one draw each."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from online.decide import Policy, draw, row, uniform
+from online.decide.policy import KINDS, bounded
+from online.models.rewards import Action, Rewards
+from online.models.scored import Scores
+from replay.example import Example, Features
+
+SHARES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12)
+
+
+def scores_of(shares: list[float], counted: float = 3.0) -> Scores:
+    """Scores of a model that has met each action as often."""
+    n = len(shares)
+    return Scores(
+        low=0.0,
+        range=1.0,
+        ids=list(range(n)),
+        answers=np.array([shares]),
+        votes=np.ones(1),
+        shares=np.array(shares),
+        counted=np.full(n, counted),
+        rewarded=np.array(shares) * counted,
+        prior=0.5,
+        tried={},
+    )
+
+
+@given(shares=SHARES, kind=st.sampled_from(KINDS), data=st.data())
+def test_a_distribution_sums_to_one_and_is_only_over_what_is_allowed(
+    shares: list[float], kind: str, data: st.DataObject
+) -> None:
+    n = len(shares)
+    allowed = data.draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any))
+    floor = data.draw(st.sampled_from([0.0, 0.01, 0.2, 1.0]))
+    decision = Policy(kind=kind, floor=floor).decide(scores_of(shares), allowed)  # type: ignore[arg-type]
+    p = decision.probabilities
+    assert abs(p.sum() - 1.0) < 1e-9
+    assert (p >= 0.0).all()
+    assert not p[~np.array(allowed)].any()
+    least = min(floor, 1.0 / sum(allowed))
+    assert (p[np.array(allowed)] >= least - 1e-9).all()
+
+
+@given(shares=SHARES, budget=st.floats(0.0, 1.0))
+def test_what_explores_keeps_to_the_budget(shares: list[float], budget: float) -> None:
+    policy = Policy(kind="softmax", temperature=0.5, budget=budget)
+    p = policy.decide(scores_of(shares)).probabilities
+    assert 1.0 - p.max() <= budget + 1e-9
+
+
+def test_without_the_budget_more_is_explored() -> None:
+    shares = [0.5, 0.45, 0.4]
+    free = Policy(kind="softmax", temperature=0.5).decide(scores_of(shares)).probabilities
+    assert 1.0 - free.max() > 0.3
+
+
+def test_the_floor_comes_before_the_budget() -> None:
+    p = bounded(np.array([1.0, 0.0, 0.0]), np.array([0.9, 0.1, 0.1]), floor=0.1, budget=0.0)
+    assert p.tolist() == pytest.approx([0.8, 0.1, 0.1])
+
+
+def test_the_draw_follows_the_distribution_over_many_nonces() -> None:
+    p = np.array([0.5, 0.0, 0.3, 0.2])
+    n = 20_000
+    found = np.bincount([draw(p, uniform(b"k", b"%d" % i)) for i in range(n)], minlength=4)
+    assert chi_square(found, p) < 13.8  # .001 of two degrees of freedom
+    assert found[1] == 0
+    assert chi_square(found, np.array([0.48, 0.0, 0.31, 0.21])) > 13.8  # the control
+
+
+def chi_square(found: npt.NDArray[np.int64], p: npt.NDArray[np.float64]) -> float:
+    expected = found.sum() * p[p > 0]
+    return float(((found[p > 0] - expected) ** 2 / expected).sum())
+
+
+def test_a_draw_is_the_same_each_time_and_another_for_each_key_nonce_and_slot() -> None:
+    assert uniform(b"k", b"n", 0) == uniform(b"k", b"n", 0)
+    drawn = {
+        uniform(b"k", b"n", 0),
+        uniform(b"k", b"n", 1),
+        uniform(b"k", b"m", 0),
+        uniform(b"j", b"n", 0),
+    }
+    assert len(drawn) == 4
+    assert all(0.0 <= u < 1.0 for u in drawn)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1.0 - 2.0**-53])
+def test_an_action_of_probability_nothing_is_never_drawn(u: float) -> None:
+    assert draw(np.array([0.0, 0.5, 0.5, 0.0]), u) in (1, 2)
+
+
+def test_a_policy_that_can_not_be_is_refused_with_its_bounds() -> None:
+    with pytest.raises(ValueError, match=r"floor is in \[0, 1\], got 2"):
+        Policy(floor=2)
+    with pytest.raises(ValueError, match="kind is one of auto"):
+        Policy(kind="bold")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leave at least one"):
+        Policy().decide(scores_of([0.1]), [False])
+
+
+def test_the_better_action_of_each_context_is_learned() -> None:
+    model = Rewards().model_for("regression")
+    actions: list[Action] = [("a", {}), ("b", {})]
+    policy = Policy()
+    gained = 0.0
+    for t in range(300):
+        context: Features = {"x": float(t % 2)}
+        scores = model.score(context, actions)
+        decision = policy.decide(scores)
+        i = draw(decision.probabilities, uniform(b"k", b"%d" % t))
+        reward = float(i == t % 2)
+        gained += reward
+        features = row(context, actions[i][0], {})
+        model.learn_noted(Example(features, reward, notes=decision.notes(scores, i)), 1.0)
+    assert gained > 270
+
+
+def test_a_name_of_a_context_that_would_be_an_action_s_is_refused() -> None:
+    with pytest.raises(ValueError, match="'@price' begins with '@'"):
+        row({"@price": 1.0}, "a", {})
