@@ -36,7 +36,8 @@ def _missing() -> str | None:
 @pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 def test_the_page_learns_from_clicks(tmp_path: Path) -> None:
     data = {
-        "cluster": "embedded", "port": 0, "state_dir": str(tmp_path), "tokens": dict.fromkeys(ROLES, TOKEN),
+        "cluster": "embedded", "port": 0, "state_dir": str(tmp_path),
+        "tokens": dict.fromkeys(ROLES, TOKEN),
         "models": [{"name": "shop", "task": "choose"}],
     }  # fmt: skip
     shots = os.environ.get("SCREENSHOTS")
