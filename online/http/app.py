@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from online.history.series import FOLDER
 from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
+from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
 from online.http.history import routes as history_routes
 from online.http.ingress import SCORES, V1, V2
@@ -129,6 +130,7 @@ class App:
             guarded=access is not None,
             pushes=some.pushes,
             live=self._live,
+            choosing=some.choosing,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -334,6 +336,7 @@ def build_rest(
     guarded: bool = False,
     pushes: Mapping[str, Pushes] | None = None,
     live: Mapping[str, Ring] | None = None,
+    choosing: Collection[str] = (),
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -391,6 +394,7 @@ def build_rest(
     if live:
         replica = next(iter(servings.values())).replica.replica
         app.include_router(live_routes(known, live, replica))
+    app.include_router(decide_routes(choosing))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app
