@@ -6,7 +6,8 @@ import asyncio
 import difflib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +26,7 @@ from online.history.series import FOLDER
 from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
+from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
 from online.http.history import routes as history_routes
 from online.http.ingress import LIVE, SCORES, V1, V2
@@ -37,6 +39,7 @@ from online.messages.bodies import (
     JSON,
     NDJSON,
     Arriving,
+    Format,
     Receive,
     Scope,
     Send,
@@ -47,6 +50,7 @@ from online.messages.bodies import (
     meant,
 )
 from online.serving import scores as batch
+from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from online.serving.status import Cluster
@@ -55,7 +59,29 @@ from paramserver.acting import acting
 
 log = logging.getLogger("online.app")
 
-_ROLES = {"predict": PREDICT, "infer": PREDICT, "scores": PREDICT, "feedback": FEEDBACK}
+_ROLES = {
+    "predict": PREDICT, "choose": PREDICT, "infer": PREDICT, "scores": PREDICT,
+    "feedback": FEEDBACK, "reward": FEEDBACK,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """The parts that only some models have.
+
+    Attributes
+    ----------
+    scores
+        By model, what reads scores that were computed ahead of time.
+    pushes
+        By model, what takes deltas that devices have learned.
+    choosing
+        By model, what chooses among actions.
+    """
+
+    scores: Mapping[str, batch.Reader] = field(default_factory=dict)
+    pushes: Mapping[str, Pushes] = field(default_factory=dict)
+    choosing: Mapping[str, Choosing] = field(default_factory=dict)
 
 
 class App:
@@ -68,12 +94,10 @@ class App:
     ----------
     access
         Who may do what; None: everybody may do everything.
-    scores
-        By model, what reads scores that were computed ahead of time.
+    some
+        What some of the models can beside that.
     state
         The state folder, for releases for devices and histories; None: there are none.
-    pushes
-        By model, what takes deltas that devices have learned.
     browsers
         Whose pages may ask, and by what name; None: all.
     """
@@ -84,12 +108,12 @@ class App:
         cluster: Cluster,
         limits: Limits,
         access: Access | None = None,
-        scores: Mapping[str, batch.Reader] | None = None,
+        some: Some | None = None,
         state: Path | None = None,
-        pushes: Mapping[str, Pushes] | None = None,
         browsers: Browsers | None = None,
     ) -> None:
-        self._scores = scores or {}
+        some = Some() if some is None else some
+        self._scores, self._choosing = some.scores, some.choosing
         self._servings, self._limits, self._access = servings, limits, access
         self._browsers = browsers
         self._under_way = 0
@@ -102,7 +126,13 @@ class App:
         self._live = {name: Ring() for name in servings}
         self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
-            servings, cluster, state, guarded=access is not None, pushes=pushes, live=self._live
+            servings,
+            cluster,
+            state,
+            guarded=access is not None,
+            pushes=some.pushes,
+            live=self._live,
+            choosing=some.choosing,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,11 +245,13 @@ class App:
             if action == "predict":
                 asked = decode(form.predict, body)
                 status, said = 200, serving.predict(asked)
-            else:
+            elif action == "feedback":
                 asked = decode(form.feedback, body)
                 status, said = await serving.feedback(asked)
+            else:
+                status, said, asked = await self._choice(model, action, form, body)
             answer = form.encode(said)
-            if (live := self._live[model]).watched:
+            if asked is not None and (live := self._live[model]).watched:
                 live.take(asked, said, len(body))
         except RequestError as error:
             if serving is not None:
@@ -234,6 +266,17 @@ class App:
         if serving is not None:
             serving.replica.answered(action, perf_counter() - begun_s)
         await _send(send, status, form.content_type, answer, headers)
+
+    async def _choice(
+        self, model: str, action: str, form: Format, body: bytes
+    ) -> tuple[int, Any, None]:
+        """Choose among actions, or take the reward of a choice."""
+        if (choosing := self._choosing.get(model)) is None:
+            hint = "Set `task: choose` for it, or ask it with predict and feedback"
+            raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
+        if action == "choose":
+            return 200, await choosing.choose(decode(form.choose, body)), None
+        return *(await choosing.reward(decode(form.reward, body))), None
 
     async def _given(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
@@ -312,6 +355,7 @@ def build_rest(
     guarded: bool = False,
     pushes: Mapping[str, Pushes] | None = None,
     live: Mapping[str, Ring] | None = None,
+    choosing: Collection[str] = (),
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -369,6 +413,7 @@ def build_rest(
     if live:
         replica = next(iter(servings.values())).replica.replica
         app.include_router(live_routes(known, live, replica))
+    app.include_router(decide_routes(choosing))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app

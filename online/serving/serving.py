@@ -32,8 +32,11 @@ from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
+from online.serving.issued import Issued
 from online.serving.ordinary import Asked
+from online.serving.together import Together
 from online.settings.config import Limits
+from online.tracing.trace import current
 from replay import codec
 from replay.example import Example, Features
 
@@ -75,6 +78,12 @@ class Serving:
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
+        self._together = Together(self._reader.ordinary, replica.writer)
+
+    @property
+    def issued(self) -> Issued:
+        """The maker of the ids of answers."""
+        return self._reader.issued
 
     @property
     def schema(self) -> Schema | None:
@@ -86,7 +95,7 @@ class Serving:
     def predict(self, request: PredictRequest) -> Prediction | Predictions:
         """Answer one row or many, all by the same model.  No I/O."""
         replica = self.replica
-        self._check_age(request.max_age_ms)
+        self.check_age(request.max_age_ms)
         includes: bool | msgspec.UnsetType = msgspec.UNSET
         if request.after is not None:
             includes = replica.learner.includes(*_seen(request.after))
@@ -97,7 +106,7 @@ class Serving:
         if (request.features is None) == (request.instances is None):
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
-            _check_own_id(request.id, one=request.features is not None)
+            check_own_id(request.id, one=request.features is not None)
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
@@ -106,7 +115,7 @@ class Serving:
             replica.counts["predictions"] += 1
             named = self._named(request.features) if request.details else _UNNAMED
             return Prediction(
-                self._reader.prediction_id(features, answer, request.id),
+                self._reader.issued.prediction_id(features, answer, request.id),
                 self._door.show(answer.label),
                 self.name,
                 version,
@@ -143,7 +152,7 @@ class Serving:
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
-                row.id = self._reader.prediction_id(x, answer)
+                row.id = self._reader.issued.prediction_id(x, answer)
             rows.append(row)
         return rows
 
@@ -156,7 +165,8 @@ class Serving:
             return msgspec.UNSET, self.replica.learner.vocabulary.fresh(sent)
         return schema.missing(sent), schema.unknown(sent)
 
-    def _check_age(self, max_age_ms: float | None) -> None:
+    def check_age(self, max_age_ms: float | None) -> None:
+        """Raises RequestError: the model here is older than the caller allows."""
         if max_age_ms is None:
             return
         age = self.replica.age_ms
@@ -195,11 +205,18 @@ class Serving:
         """HTTP status and what became of the event or events."""
         if request.events is not None:
             return 200, await self._events(request)
-        asked = await self._reader.read(request, "")
-        if isinstance(asked, Receipt):
-            self.replica.counts[f"feedback_{asked.status}"] += 1
-            return HTTP[asked.status], asked
-        recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
+        together = None
+        if request.id is None and current.get() is None:
+            together = await self._together.record(request)
+        if together is not None:
+            asked, recorded = together
+        else:
+            read = await self._reader.read(request, "")
+            if isinstance(read, Receipt):
+                self.replica.counts[f"feedback_{read.status}"] += 1
+                return HTTP[read.status], read
+            asked = read
+            recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
@@ -351,7 +368,8 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def _check_own_id(text: str, *, one: bool) -> None:
+def check_own_id(text: str, *, one: bool) -> None:
+    """Raises RequestError: it is no id of a caller's own; ``one``: for one row, as it has to be."""
     if not one:
         hint = "Send one prediction with its own id, or `ids: true` for tokens"
         raise invalid("id", f"an own id {text[:80]!r} for many rows", hint)

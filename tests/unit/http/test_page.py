@@ -91,6 +91,11 @@ def test_page_keeps(check: Callable[[str], None]) -> None:
     check(PAGE)
 
 
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_page_of_choices_keeps(check: Callable[[str], None]) -> None:
+    check(resources.files("online.http").joinpath("choose.html").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(
     ("check", "old", "new"),
     [
