@@ -226,6 +226,7 @@ def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over:
         made.no_change,
         made.notes,
         raw=made.raw,
+        sure=made.sure,
     )
     verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)

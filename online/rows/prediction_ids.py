@@ -52,6 +52,7 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     notes: bytes | None = None
     asker: str | None = None
     known: dict[int, int] | None = None
+    sure: bytes | None = None
 
 
 class Keys:

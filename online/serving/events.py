@@ -20,6 +20,7 @@ from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, TokenInvalid, Tokens, event_key
 from online.serving.ordinary import Asked, Ordinary, Unfit
 from online.settings.config import Limits
+from online.sure.views import confidence_in
 from replay import codec
 from replay.errors import JournalDamaged
 from replay.example import (
@@ -67,11 +68,22 @@ class Events:
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
         self._unfit = Unfit(replica)
+        self._sure = confidence_in(replica.learner.tally.views)
         self.ordinary = Ordinary(replica, door, self._known, self._unfit, now_s)
 
     # -- predictions -------------------------------------------------------------------------
 
-    def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
+    def stamp(self) -> bytes | None:
+        """What answers are sure by now, for :meth:`prediction_id` and rows; None: by nothing."""
+        return None if self._sure is None else self._sure.stamp()
+
+    def prediction_id(
+        self,
+        features: Features,
+        answer: Answer,
+        own: str | None = None,
+        sure: bytes | None = None,
+    ) -> str:
         """The id that takes the label: the caller's own, a token, or a short one made here.
 
         All but a token need a stored join: what was predicted is written behind.
@@ -84,7 +96,7 @@ class Events:
         if own is None:
             spec = self._spec[:16]
             token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, spec, notes, asker, known)
+                Predicted(1, features, score, version, now, newest, spec, notes, asker, known, sure)
             )
             if len(token) <= self._limits.token_bytes_max:
                 return token
@@ -94,7 +106,9 @@ class Events:
         features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
         features, far = learner.bounds.taught(features)
         sent = _sent(left, far)
-        predicted = PredictionHalf(features, score, version, now, newest, notes, sent, known=known)
+        predicted = PredictionHalf(
+            features, score, version, now, newest, notes, sent, known=known, sure=sure
+        )
         payload = codec.encode_prediction(predicted)
         key, source = join_key(asker, own), asker or ""
         half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
@@ -183,6 +197,7 @@ class Events:
             self._replica.newest_label,
             _notes(answer, score),
             known=known,
+            sure=self.stamp(),
         )
         idempotent = event.event_id is not None
         made = self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
@@ -219,6 +234,7 @@ class Events:
             predicted.no_change,
             predicted.notes,
             known=predicted.known,
+            sure=predicted.sure,
         )
         return await self._whole(key, event_id, event.source, example, field)
 

@@ -34,8 +34,9 @@ from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
 from online.serving.ordinary import Asked
 from online.settings.config import Limits
+from online.sure.views import confidence_in
 from replay import codec
-from replay.example import Example, Features
+from replay.example import Example, Features, label_of
 
 HTTP = {
     "learned": 200,
@@ -56,6 +57,7 @@ _READ_EVENTS = 16  # one by one, in one turn of the loop
 _RECEIPTS = 256  # in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
 _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
+_Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
@@ -74,6 +76,7 @@ class Serving:
         self.replica = replica
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
+        self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
 
     @property
@@ -105,8 +108,9 @@ class Serving:
                 replica.judge.asked(answer)
             replica.counts["predictions"] += 1
             named = self._named(request.features) if request.details else _UNNAMED
+            sure = self._reader.stamp()
             return Prediction(
-                self._reader.prediction_id(features, answer, request.id),
+                self._reader.prediction_id(features, answer, request.id, sure),
                 self._door.show(answer.label),
                 self.name,
                 version,
@@ -117,6 +121,7 @@ class Serving:
                 includes,
                 from_peer,
                 *named,
+                *self._around(answer, sure),
             )
         rows = self._many(request.instances or [], give_ids=request.ids)
         if request.details:
@@ -132,7 +137,7 @@ class Serving:
         features = self._door.many(instances)
         answers = self.replica.learner.predict_many(features)
         show, text = self._door.show, self._door.text
-        rows = []
+        rows, sure = [], self._reader.stamp()
         for x, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
             if answer.probabilities is None:
@@ -143,9 +148,22 @@ class Serving:
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
-                row.id = self._reader.prediction_id(x, answer)
+                row.id = self._reader.prediction_id(x, answer, None, sure)
+            if sure is not None:
+                row.label_set, row.interval = self._around(answer, sure)
             rows.append(row)
         return rows
+
+    def _around(self, answer: Answer, stamp: bytes | None) -> _Sure:
+        """Return the set of labels, or the interval, that the answer is given with."""
+        if stamp is None or (sure := self._sure) is None:
+            return msgspec.UNSET, msgspec.UNSET
+        if isinstance(answer.label, float) and answer.probabilities is None:
+            ends = sure.interval(stamp, answer.label)
+            return msgspec.UNSET, None if ends is None else list(ends)
+        texts = sure.labels(stamp, self.replica.learner.score(answer))
+        labels = None if texts is None else [self._door.show(label_of(text)) for text in texts]
+        return labels, msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
         """Declared names that a row does not have, and its names of which nothing is known here.

@@ -297,6 +297,13 @@ class ModelSettings(Tree):
     strict: bool = Field(
         False, description="with `features`: a row with a name that is not declared is refused"
     )
+    confidence: float | None = Field(
+        None,
+        ge=0.5,
+        le=0.999,
+        description="each answer has a set of labels (regression: an interval) that holds the true "
+        "one this often, also where the stream changes and labels come late; none: it has none",
+    )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
     token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
