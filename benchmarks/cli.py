@@ -29,6 +29,7 @@ from benchmarks.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.growth import growth
 from benchmarks.hostile import robustness
 from benchmarks.newcomer import newcomer
+from benchmarks.observed import observed
 from benchmarks.starts import start
 from benchmarks.table import AsJson, Rows, app, print_table, show
 
@@ -345,6 +346,7 @@ def everything() -> None:
         growth,
         start,
         newcomer,
+        observed,
     )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
     confidence(stream=None, peer=None, rows=None)

@@ -38,6 +38,8 @@ DURATIONS: Final = {
     "predict": "Time from a request for predictions to its answer, in the replica.",
     "feedback": "Time from a request with feedback to its answer, in the replica: the commit, the "
     "wait for those before, and learning are in it.",
+    "choose": "Time from a request to choose among actions to its answer, in the replica.",
+    "reward": "Time from a request with rewards to its answer, in the replica; as for feedback.",
     "exchange": "Time of an exchange with the parameter server.",
     "freshness": "Age of the model that answered a request for predictions.",
 }
@@ -116,6 +118,10 @@ _GAUGES: Final = {
 }
 _COUNTERS: Final = {
     "predictions": "Rows that were answered.",
+    "choices": "Choices among actions that were answered.",
+    "choices_written": "Choices that were written before they were answered.",
+    "choices_repeated": "Choices that were answered as they had been before, by their id.",
+    "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
     "failed": "Rows that the model raised on, or that killed two learners.",
     "refused_busy": "Events that got 429: too many wait for the journal.",
@@ -152,6 +158,8 @@ _COUNTERS: Final = {
 _BY_LABEL: Final = (
     ("predict_refused_", "predict_refused", "code", "Requests for predictions that were refused."),
     ("feedback_refused_", "feedback_refused", "code", "Requests with feedback that were refused."),
+    ("choose_refused_", "choose_refused", "code", "Requests to choose that were refused."),
+    ("reward_refused_", "reward_refused", "code", "Requests with rewards that were refused."),
     ("deltas_refused_", "deltas_refused", "code", "Deltas of devices that were refused."),
     ("feedback_", "feedback", "outcome", "Events of feedback."),
     ("deltas_", "deltas", "outcome", "Deltas of devices."),

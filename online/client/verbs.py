@@ -13,6 +13,7 @@ import msgspec
 
 from online.client.calls import Calls, Label, Reply, Request, Steps, row, waits
 from online.client.drives import verb
+from online.messages.choices import Chosen
 from online.messages.shown import Status
 from online.messages.structs import Event, Prediction, Predictions, Receipt
 from online.messages.values import plain_rows, plain_value
@@ -117,6 +118,53 @@ class ModelVerbs:
         """
         plain = [_plain(event, f"events[{i}].") for i, event in enumerate(events)]
         return (yield from self._calls.many(self.name, plain))
+
+    @verb
+    def choose(
+        self,
+        actions: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        context: Any = None,
+        *,
+        exclude: Sequence[str] = (),
+        baseline: str | None = None,
+        id: str | None = None,
+        max_age_ms: float | None = None,
+    ) -> Steps[Chosen]:
+        """Choose one of some actions: their ids, or features by id; ``context`` are features, too.
+
+        ``exclude`` are ids that may not be chosen this time, ``baseline`` the action that you would
+        take.  Asked again with an ``id`` of your own, every replica gives the same answer; without
+        one a repeat is another choice.  Raises ClientError.
+        """
+        named = actions if isinstance(actions, Mapping) else {action: {} for action in actions}
+        asked = [
+            {"id": action, "features": plain_value(f"actions[{i}].features", dict(features))}
+            for i, (action, features) in enumerate(named.items())
+        ]
+        body = _given(
+            context=None if context is None else plain_value("context", context), actions=asked,
+            exclude=list(exclude) or None, baseline=baseline, id=id, max_age_ms=max_age_ms,
+        )  # fmt: skip
+        request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
+        reply = yield from self._calls.send(request)
+        return msgspec.json.decode(reply.body, type=Chosen)
+
+    @verb
+    def reward(
+        self,
+        id: str,
+        reward: float,
+        *,
+        source: str = Event().source,
+        event_time: float | None = None,
+    ) -> Steps[Receipt]:
+        """Send what came of a choice, by its id; what became of it, as of :meth:`feedback`."""
+        body = _given(
+            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time
+        )
+        request = Request("POST", self._path("/reward"), msgspec.json.encode(body))
+        reply = yield from self._calls.send(request, receipts=True)
+        return msgspec.json.decode(reply.body, type=Receipt)
 
     @verb
     def status(self) -> Steps[Status]:

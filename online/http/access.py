@@ -36,9 +36,9 @@ _OPEN: Final = re.compile(
     r"|/static-offline-docs/.*|/edge/[^/]+"
 )
 _ANSWER: Final = re.compile(
-    r"/v1/models/[^/]+/(predict|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+    r"/v1/models/[^/]+/(predict|choose|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
 )
-_LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/edge/deltas")
+_LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/(reward|edge/deltas)")
 _SHOW: Final = re.compile(
     r"/metrics|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
     r"|/v1/models/[^/]+/edge/(files/)?[^/]+"

@@ -7,6 +7,7 @@ import difflib
 import logging
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -36,6 +37,7 @@ from online.messages.bodies import (
     JSON,
     NDJSON,
     Arriving,
+    Format,
     Receive,
     Scope,
     Send,
@@ -46,6 +48,7 @@ from online.messages.bodies import (
     meant,
 )
 from online.serving import scores as batch
+from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from online.serving.status import Cluster
@@ -54,7 +57,29 @@ from paramserver.acting import acting
 
 log = logging.getLogger("online.app")
 
-_ROLES = {"predict": PREDICT, "infer": PREDICT, "scores": PREDICT, "feedback": FEEDBACK}
+_ROLES = {
+    "predict": PREDICT, "choose": PREDICT, "infer": PREDICT, "scores": PREDICT,
+    "feedback": FEEDBACK, "reward": FEEDBACK,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """The parts that only some models have.
+
+    Attributes
+    ----------
+    scores
+        By model, what reads scores that were computed ahead of time.
+    pushes
+        By model, what takes deltas that devices have learned.
+    choosing
+        By model, what chooses among actions.
+    """
+
+    scores: Mapping[str, batch.Reader] = field(default_factory=dict)
+    pushes: Mapping[str, Pushes] = field(default_factory=dict)
+    choosing: Mapping[str, Choosing] = field(default_factory=dict)
 
 
 class App:
@@ -67,12 +92,10 @@ class App:
     ----------
     access
         Who may do what; None: everybody may do everything.
-    scores
-        By model, what reads scores that were computed ahead of time.
+    some
+        What some of the models can beside that.
     state
         The state folder, for releases for devices and histories; None: there are none.
-    pushes
-        By model, what takes deltas that devices have learned.
     browsers
         Whose pages may ask, and by what name; None: all.
     """
@@ -83,12 +106,12 @@ class App:
         cluster: Cluster,
         limits: Limits,
         access: Access | None = None,
-        scores: Mapping[str, batch.Reader] | None = None,
+        some: Some | None = None,
         state: Path | None = None,
-        pushes: Mapping[str, Pushes] | None = None,
         browsers: Browsers | None = None,
     ) -> None:
-        self._scores = scores or {}
+        some = Some() if some is None else some
+        self._scores, self._choosing = some.scores, some.choosing
         self._servings, self._limits, self._access = servings, limits, access
         self._browsers = browsers
         self._under_way = 0
@@ -100,7 +123,12 @@ class App:
         self._actions = openinference.Actions(servings, self._arriving)
         self._live = {name: Ring() for name in servings}
         self._rest = build_rest(
-            servings, cluster, state, guarded=access is not None, pushes=pushes, live=self._live
+            servings,
+            cluster,
+            state,
+            guarded=access is not None,
+            pushes=some.pushes,
+            live=self._live,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -196,11 +224,13 @@ class App:
             if action == "predict":
                 asked = decode(form.predict, body)
                 status, said = 200, serving.predict(asked)
-            else:
+            elif action == "feedback":
                 asked = decode(form.feedback, body)
                 status, said = await serving.feedback(asked)
+            else:
+                status, said, asked = await self._choice(model, action, form, body)
             answer = form.encode(said)
-            if (live := self._live[model]).watched:
+            if asked is not None and (live := self._live[model]).watched:
                 live.take(asked, said, len(body))
         except RequestError as error:
             if serving is not None:
@@ -215,6 +245,17 @@ class App:
         if serving is not None:
             serving.replica.answered(action, perf_counter() - begun_s)
         await _send(send, status, form.content_type, answer, headers)
+
+    async def _choice(
+        self, model: str, action: str, form: Format, body: bytes
+    ) -> tuple[int, Any, None]:
+        """Choose among actions, or take the reward of a choice."""
+        if (choosing := self._choosing.get(model)) is None:
+            hint = "Set `task: choose` for it, or ask it with predict and feedback"
+            raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
+        if action == "choose":
+            return 200, await choosing.choose(decode(form.choose, body)), None
+        return *(await choosing.reward(decode(form.reward, body))), None
 
     async def _given(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send

@@ -19,7 +19,7 @@ from online.http.absent import Bounded, Replicas
 Scope = dict[str, Any]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-V1: Final = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
+V1: Final = re.compile(r"/v1/models/([^/]+)/(predict|feedback|choose|reward)")
 """Hot paths: model, action."""
 V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+)(?=/infer))?/(infer|feedback)")
 """Hot paths of the Open Inference Protocol: model, version, action."""

@@ -156,7 +156,7 @@ class Answers:
             self._spoil(waiting, i, outcome.damaged)
             return
         if row is None:
-            found = Recorded("waiting", None, now, now, False, None, outcome.since)
+            found = Recorded("waiting", None, now, now, False, None, outcome.since, met=outcome.met)
             self.give(waiting, i, found)
             return
         if row.partition == self._partition.number and self.add(

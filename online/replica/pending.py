@@ -14,7 +14,7 @@ import msgspec
 from online.rows.joins import Entry
 from online.tracing.trace import Trace, current
 from replay.example import Example
-from replay.journal.base import NewRow, Row
+from replay.journal.base import NewRow, Row, Stored
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
@@ -36,6 +36,8 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     learned_as
         For a repeat that is frozen, undone or released: the row that taught it again, if there
         is one.
+    met
+        For a prediction: the one that has its id already, and stands.
     """
 
     status: str
@@ -46,6 +48,7 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
     since: float | None = None
     learned_as: Row | None = None
+    met: Stored | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -226,6 +226,8 @@ def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over:
         made.no_change,
         made.notes,
         raw=made.raw,
+        known=made.known,
+        choice=made.choice,
         sure=made.sure,
     )
     verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded

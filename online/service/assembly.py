@@ -25,6 +25,7 @@ from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.service.composition import exchangeable, learns_here, model_replica
 from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
+from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes, pushes_for
 from online.serving.journal_room import journal_room
 from online.serving.scores import Reader, threaded
@@ -114,6 +115,7 @@ class Assembly:
         self._parts: dict[str, Part] = {}
         self._servings: dict[str, Serving] = {}
         self._pushes: dict[str, Pushes] = {}
+        self._choosing: dict[str, Choosing] = {}
         self._controls: dict[str, Client] = {}
         self._journals: dict[str, Journal] = {}
         self._threads: list[ThreadPoolExecutor] = []
@@ -166,7 +168,10 @@ class Assembly:
         asked = settings.tokens.askers
         serving = Serving(replica, door, tokens, limits, loaded.spec_hash, asked)
         can = exchangeable(model, rule)
-        return Part(replica, journal, serving, client, facts, pushes, learner, can)
+        choosing = None
+        if model.choose is not None:
+            choosing = Choosing(serving, door, limits, model.choose)
+        return Part(replica, journal, serving, client, facts, pushes, learner, can, choosing)
 
     def _put(self, name: str, part: Part) -> None:
         """Let the part answer for the model from the next request on."""
@@ -177,6 +182,8 @@ class Assembly:
             self._pushes[name] = part.pushes
         else:
             self._pushes.pop(name, None)
+        if part.choosing is not None:
+            self._choosing[name] = part.choosing
 
     async def start(self) -> None:
         """Take the newest values; returns when every model can answer."""
@@ -198,7 +205,7 @@ class Assembly:
     def app(self) -> Application:
         """The ASGI application that answers for the models."""
         from online.http.access import Access  # a program that only calls has no need of HTTP
-        from online.http.app import App
+        from online.http.app import App, Some
         from online.http.browsers import Browsers
 
         settings = self._settings
@@ -210,13 +217,17 @@ class Assembly:
             settings.origins, settings.hosts, guarded=access is not None, own=settings.host
         )
         app: Application = App(
-            self._servings, self._cluster, settings.limits, access, self._readers(),
-            settings.state_dir, self._pushes, browsers,
+            self._servings, self._cluster, settings.limits, access,
+            Some(self._readers(), self._pushes, self._choosing), settings.state_dir, browsers,
         )  # fmt: skip
         if self._tracing is not None:
             from online.http.traced import Traced
 
             app = Traced(app, self._tracing)
+        if share := settings.telemetry.access_log:
+            from online.http.access_log import AccessLog
+
+            app = AccessLog(app, share)
         return app
 
     def serving(self, name: str) -> Serving:

@@ -224,7 +224,7 @@ class Ordinary:
                 replica.note_label(label)
             example = Example(
                 event.features or {}, label, 1.0, score, version, now_s, event.event_time,
-                newest, notes, None, None, None, known, sure,
+                newest, notes, None, None, None, known, None, sure,
             )  # fmt: skip
             digest, data = hashed.copy(), name.encode()
             digest.update(_LENGTH(len(data)) + data)

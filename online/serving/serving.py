@@ -32,6 +32,7 @@ from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
+from online.serving.issued import Issued
 from online.serving.ordinary import Asked
 from online.settings.config import Limits
 from online.sure.views import confidence_in
@@ -80,6 +81,11 @@ class Serving:
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
 
     @property
+    def issued(self) -> Issued:
+        """The maker of the ids of answers."""
+        return self._reader.issued
+
+    @property
     def schema(self) -> Schema | None:
         """The declared features; None: none is declared."""
         return self._door.schema
@@ -89,7 +95,7 @@ class Serving:
     def predict(self, request: PredictRequest) -> Prediction | Predictions:
         """Answer one row or many, all by the same model.  No I/O."""
         replica = self.replica
-        self._check_age(request.max_age_ms)
+        self.check_age(request.max_age_ms)
         includes: bool | msgspec.UnsetType = msgspec.UNSET
         if request.after is not None:
             includes = replica.learner.includes(*_seen(request.after))
@@ -100,7 +106,7 @@ class Serving:
         if (request.features is None) == (request.instances is None):
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
-            _check_own_id(request.id, one=request.features is not None)
+            check_own_id(request.id, one=request.features is not None)
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
@@ -108,9 +114,8 @@ class Serving:
                 replica.judge.asked(answer)
             replica.counts["predictions"] += 1
             named = self._named(request.features) if request.details else _UNNAMED
-            sure = self._reader.stamp()
             return Prediction(
-                self._reader.prediction_id(features, answer, request.id, sure),
+                self._reader.issued.prediction_id(features, answer, request.id),
                 self._door.show(answer.label),
                 self.name,
                 version,
@@ -121,7 +126,7 @@ class Serving:
                 includes,
                 from_peer,
                 *named,
-                *self._around(answer, sure),
+                *self._around(answer),
             )
         rows = self._many(request.instances or [], give_ids=request.ids)
         if request.details:
@@ -137,7 +142,7 @@ class Serving:
         features = self._door.many(instances)
         answers = self.replica.learner.predict_many(features)
         show, text = self._door.show, self._door.text
-        rows, sure = [], self._reader.stamp()
+        rows = []
         for x, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
             if answer.probabilities is None:
@@ -148,16 +153,17 @@ class Serving:
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
-                row.id = self._reader.prediction_id(x, answer, None, sure)
-            if sure is not None:
-                row.label_set, row.interval = self._around(answer, sure)
+                row.id = self._reader.issued.prediction_id(x, answer)
+            if self._sure is not None:
+                row.label_set, row.interval = self._around(answer)
             rows.append(row)
         return rows
 
-    def _around(self, answer: Answer, stamp: bytes | None) -> _Sure:
+    def _around(self, answer: Answer) -> _Sure:
         """Return the set of labels, or the interval, that the answer is given with."""
-        if stamp is None or (sure := self._sure) is None:
+        if (sure := self._sure) is None:
             return msgspec.UNSET, msgspec.UNSET
+        stamp = sure.stamp()
         if isinstance(answer.label, float) and answer.probabilities is None:
             ends = sure.interval(stamp, answer.label)
             return msgspec.UNSET, None if ends is None else list(ends)
@@ -174,7 +180,8 @@ class Serving:
             return msgspec.UNSET, self.replica.learner.vocabulary.fresh(sent)
         return schema.missing(sent), schema.unknown(sent)
 
-    def _check_age(self, max_age_ms: float | None) -> None:
+    def check_age(self, max_age_ms: float | None) -> None:
+        """Raises RequestError: the model here is older than the caller allows."""
         if max_age_ms is None:
             return
         age = self.replica.age_ms
@@ -369,7 +376,8 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def _check_own_id(text: str, *, one: bool) -> None:
+def check_own_id(text: str, *, one: bool) -> None:
+    """Raises RequestError: it is no id of a caller's own; ``one``: for one row, as it has to be."""
     if not one:
         hint = "Send one prediction with its own id, or `ids: true` for tokens"
         raise invalid("id", f"an own id {text[:80]!r} for many rows", hint)

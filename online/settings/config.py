@@ -57,6 +57,7 @@ class Limits(Tree):
 
     body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes of one body")
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
+    actions_max: int = Field(256, ge=1, le=10_000, description="actions of one choice")
     features_max: int = Field(4_096, ge=1, description="features of one row")
     names_max: int = Field(
         100_000, ge=1, description="names that a model keeps something of: features, words of text"

@@ -12,11 +12,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from replay.errors import JournalDamaged
+
+if TYPE_CHECKING:
+    from replay.journal.erasing import Erasing
 
 
 class Verdict(StrEnum):
@@ -396,6 +399,9 @@ class Journal(Protocol):
         What led to the damaged one by its id leads there no more.  False: what stands there is
         good, and nothing is changed.  Raises JournalDamaged: nothing stands there.
         """
+
+    def erasing(self) -> Erasing:
+        """The steps by which payloads are removed for good."""
 
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored, of all models; changes nothing.

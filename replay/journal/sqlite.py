@@ -36,6 +36,7 @@ from replay.journal.batch import check_batch
 from replay.journal.checksum import checksum
 from replay.journal.sqliteappend import Batch
 from replay.journal.sqlitecheck import examine
+from replay.journal.sqliteerase import SqliteErasing
 from replay.journal.sqlitefile import SqliteFile, Synchronous, Tables
 from replay.journal.sqlitestand import stand_in
 from replay.journal.sqlitetrim import trim
@@ -423,6 +424,10 @@ class SqliteJournal:
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
         return examine(self._file.examine, self._unchecked, progress)
+
+    def erasing(self) -> SqliteErasing:
+        """The steps by which payloads are removed for good."""
+        return SqliteErasing(self._file, self._unchecked)
 
     def usage(self, model: str) -> Usage:
         """Bytes in use and their bound, and rows and halves of the model, without a walk."""
