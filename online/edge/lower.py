@@ -24,9 +24,10 @@ from online.edge.trees import lower_forest
 from online.models.base import Model
 from online.models.ftrl import FtrlModel
 from online.models.hashed import Hashed
+from online.models.limited import LIMIT, Limited
 from online.models.linear import Linear as ServedLinear
 from online.models.opaque import Opaque
-from online.models.scalers import LIMIT, Limited, Standard
+from online.models.scalers import Standard
 from online.models.selfrate import SelfRateModel
 from online.models.structure import steps
 from replay.example import Label

@@ -22,7 +22,8 @@ from typing import Any, Final
 import mmh3
 
 from online.models.errors import LearnerUnusable
-from online.models.scalers import Limited, Standard
+from online.models.limited import Limited
+from online.models.scalers import Standard
 from paramserver.blocks import Blocks
 from replay.example import Features, Value
 

@@ -51,7 +51,8 @@ from online.models.experts import (
     OutputPerClass,
 )
 from online.models.hashed import Hashed, Words, check_hashing
-from online.models.scalers import Limited, Standard
+from online.models.limited import Limited
+from online.models.scalers import Standard
 from online.models.slopes import Hashing
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features, Label, label_text

@@ -44,7 +44,10 @@ def test_mergeable_models_keep_the_promises(name: str) -> None:
     ("task", "rows"),
     [("binary", words_rows), ("multiclass", mixed), ("regression", targets)],
 )
-@pytest.mark.parametrize("recipe", [Ftrl(text=["text"]), Ftrl(l1=0.1, l2=0.1, bits=4, scale=False)])
+@pytest.mark.parametrize(
+    "recipe",
+    [Ftrl(text=["text"]), Ftrl(scale="limited"), Ftrl(l1=0.1, l2=0.1, bits=4, scale=False)],
+)
 def test_ftrl_keeps_the_promises(recipe: Ftrl, task: Any, rows: Callable[[], Rows]) -> None:
     check_model(lambda: recipe.model_for(task), rows())
 
