@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from model_recipes import MERGEABLE, NETWORKS, OPAQUE, Rows, mixed, rows_of, targets, words_rows
 
+from online.models.auto import Auto
 from online.models.base import Model
 from online.models.checks import check_model
 from online.models.errors import LabelUnknown, LearnerUnusable
@@ -65,9 +66,11 @@ def test_ftrl_bounds_its_classes_and_its_settings() -> None:
         ("regression", targets),
     ],
 )
-@pytest.mark.parametrize("recipe", [SelfRate(text=["text"]), SelfRate(bits=4)])
+@pytest.mark.parametrize(
+    "recipe", [SelfRate(text=["text"]), SelfRate(bits=4), Auto(text=["text"]), Auto(bits=4)]
+)
 def test_linear_experts_keep_the_promises(
-    recipe: SelfRate, task: Any, rows: Callable[[], Rows]
+    recipe: SelfRate | Auto, task: Any, rows: Callable[[], Rows]
 ) -> None:
     check_model(lambda: recipe.model_for(task), rows())
 
@@ -93,6 +96,7 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
         "linreg": ("regression", targets),
         "ftrl": ("binary", words_rows),
         "linear": ("binary", words_rows),
+        "auto": ("multiclass", mixed),
         "mlp": ("binary", lambda: rows_of("bananas", FEW)),
     }[name]
     params = {"inputs": ["1", "2"]} if name == "mlp" else {}
