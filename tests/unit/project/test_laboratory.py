@@ -26,6 +26,7 @@ TABLES: Final = {
     "checksums",
     "comparison",
     "contention",
+    "defaults",
     "detectors",
     "doors",
     "durability",
