@@ -33,14 +33,14 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 _OPEN: Final = re.compile(
     r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json"
-    r"|/static-offline-docs/.*|/edge/[^/]+"
+    r"|/static-offline-docs/.*|/edge/[^/]+|/demo/choose"
 )
 _ANSWER: Final = re.compile(
     r"/v1/models/[^/]+/(predict|choose|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
 )
 _LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/(reward|edge/deltas)")
 _SHOW: Final = re.compile(
-    r"/metrics|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
+    r"/metrics|/v1/live|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
     r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
 )
 

@@ -34,7 +34,9 @@ from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
 from online.serving.issued import Issued
 from online.serving.ordinary import Asked
+from online.serving.together import Together
 from online.settings.config import Limits
+from online.tracing.trace import current
 from replay import codec
 from replay.example import Example, Features
 
@@ -76,6 +78,7 @@ class Serving:
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
+        self._together = Together(self._reader.ordinary, replica.writer)
 
     @property
     def issued(self) -> Issued:
@@ -202,11 +205,18 @@ class Serving:
         """HTTP status and what became of the event or events."""
         if request.events is not None:
             return 200, await self._events(request)
-        asked = await self._reader.read(request, "")
-        if isinstance(asked, Receipt):
-            self.replica.counts[f"feedback_{asked.status}"] += 1
-            return HTTP[asked.status], asked
-        recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
+        together = None
+        if request.id is None and current.get() is None:
+            together = await self._together.record(request)
+        if together is not None:
+            asked, recorded = together
+        else:
+            read = await self._reader.read(request, "")
+            if isinstance(read, Receipt):
+                self.replica.counts[f"feedback_{read.status}"] += 1
+                return HTTP[read.status], read
+            asked = read
+            recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.

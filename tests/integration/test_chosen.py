@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import re
@@ -296,3 +297,17 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
     logged = choices_of(tmp_path / "state")
     assert len(logged) == len(rewards) + len(late)
     assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + len(late)
+
+
+def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:
+    folder = HERE.parents[1] / "examples" / "choose"
+    data = {"state_dir": str(tmp_path / "state"), "port": 0}
+    spec = importlib.util.spec_from_file_location("visitors", folder / "visitors.py")
+    assert spec is not None
+    assert spec.loader is not None
+    visitors = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(visitors)
+    with Embedded(load(folder / "online.yaml", data, {}), quiet) as service:
+        service.start()
+        shares = visitors.main(service.url, 180)
+    assert sum(shares[-3:]) / 3 > 0.55  # a third would be of chance

@@ -52,6 +52,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/edge/reports"): PREDICT,
     ("POST", "/v1/models/{model}/edge/deltas"): FEEDBACK,
     ("GET", "/edge/demo"): EVERYBODY,
+    ("GET", "/demo/choose"): EVERYBODY,
     ("GET", "/edge/client.js"): EVERYBODY,
     ("GET", "/v1/models/{model}/edge/files/a/b"): ADMIN,
     ("POST", "/v1/models/{model}/edge/manifest.json"): ADMIN,
