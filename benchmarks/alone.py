@@ -228,7 +228,7 @@ def defaults(
     Needs the streams in ONLINE_DATA_DIR that are named; all learners on all streams take an hour
     of the processor.  Example: python -m benchmarks defaults --stream phishing --learner auto
     """
-    from benchmarks.studies import defaults as bench
+    from benchmarks import defaults as bench
     from online.settings.config import data_dir
 
     found = bench.run(

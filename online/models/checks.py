@@ -20,7 +20,7 @@ Make = Callable[[], Model]
 Rows = Sequence[tuple[Features, Label]]
 Check = Callable[[Make, Rows], None]
 
-_PASSES: Final = 4
+_PASSES: Final = 2
 """Over the rows, after which the moments of their numbers hardly move."""
 
 TOLERANCE: Final = 1e-9

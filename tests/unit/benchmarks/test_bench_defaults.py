@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies import defaults as bench
+from benchmarks import defaults as bench
 
 ROWS: list[Any] = [
     ({"t": f"one {i % 3}", "n": float(i % 7), "c": "red" if i % 2 else "blue"}, i % 2 == 1)
