@@ -214,6 +214,35 @@ def prequential(
 
 
 @app.command()
+def defaults(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    learner: Annotated[
+        list[str] | None, typer.Option(help="a learner of the table; may be given again")
+    ] = None,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Built-ins at their defaults beside river's best rate, naive Bayes, tree and forest.
+
+    Needs the streams in ONLINE_DATA_DIR that are named; all learners on all streams take an hour
+    of the processor.  Example: python -m benchmarks defaults --stream phishing --learner auto
+    """
+    from benchmarks import defaults as bench
+    from online.settings.config import data_dir
+
+    found = bench.run(
+        data_dir() or Path(),
+        streams=stream or list(bench.STREAMS),
+        learners=learner or list(bench.LEARNERS),
+        rows=rows,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    show("Nobody has tuned them", found, as_json=as_json)
+
+
+@app.command()
 def comparison(
     pairs: Annotated[int, typer.Option(help="of models, of each kind", min=1)] = 200,
     rows: Annotated[int, typer.Option(help="that each pair is compared on", min=100)] = 5_000,

@@ -27,6 +27,7 @@ TABLES: Final = {
     "comparison",
     "confidence",
     "contention",
+    "defaults",
     "detectors",
     "doors",
     "durability",
