@@ -228,6 +228,7 @@ def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over:
         raw=made.raw,
         known=made.known,
         choice=made.choice,
+        sure=made.sure,
     )
     verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)

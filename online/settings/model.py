@@ -343,6 +343,13 @@ class ModelSettings(Tree):
     strict: bool = Field(
         False, description="with `features`: a row with a name that is not declared is refused"
     )
+    confidence: float | None = Field(
+        None,
+        ge=0.5,
+        le=0.999,
+        description="each answer has a set of labels (regression: an interval) that holds the true "
+        "one this often, also where the stream changes and labels come late; none: it has none",
+    )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
     token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
@@ -428,6 +435,12 @@ class ModelSettings(Tree):
     def purpose(self) -> str:
         """The task as a settings file has it."""
         return self.task if self.choose is None else "choose"
+
+    @model_validator(mode="after")
+    def _choices_have_no_interval(self) -> ModelSettings:
+        if self.confidence is not None and self.choose is not None:
+            raise ValueError("confidence: a choice has no set or interval; leave it out")
+        return self
 
     def made_of(self) -> dict[str, Any]:
         """Return what decides which model learns, as plain data."""

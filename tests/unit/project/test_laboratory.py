@@ -25,6 +25,7 @@ TABLES: Final = {
     "challenger",
     "checksums",
     "comparison",
+    "confidence",
     "contention",
     "defaults",
     "detectors",
