@@ -10,8 +10,7 @@ from online.messages.structs import Explanation
 from online.models.base import Prediction
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
-from online.sure.additive import added_up
-from online.sure.contributions import NotExplained, contributions
+from online.sure.contributions import NotExplained, added_up, contributions
 from replay.example import Features
 
 _MORE_S: Final = 0.002
@@ -42,8 +41,7 @@ def why(replica: ModelReplica, door: Door, features: Features, answer: Predictio
         )  # fmt: skip
     except NotExplained as error:
         hint = "Ask without explain, or serve a model that answers rows with features left out"
-        message = f"this answer can't be explained: {error}"
-        raise RequestError(422, "not_explainable", message, "explain", hint) from None
+        raise RequestError(422, "not_explainable", str(error), "explain", hint) from None
     added = sorted(found.added.items(), key=lambda item: -abs(item[1]))
     of = None if label is None else door.show(label)
     return Explanation(of, found.base, found.output, dict(added), found.exact)

@@ -24,7 +24,9 @@ from typing import Final
 import msgspec
 
 from evaluation.metrics import LOG_CLIP
-from online.models.base import Prediction
+from online.errors import OnlineError
+from online.models.base import Model, Prediction
+from online.models.terms import terms_of
 from replay.example import Features, Label
 
 EXACT: Final = 1e-9
@@ -33,8 +35,11 @@ EXACT: Final = 1e-9
 Ask = Callable[[Sequence[Features]], Sequence[Prediction]]
 
 
-class NotExplained(Exception):
+class NotExplained(OnlineError):
     """The model can't be asked about a part of the row, or gives no number for it."""
+
+    reason: str
+    text = "this answer can't be explained: {reason}"
 
 
 class Contributions(msgspec.Struct, frozen=True):
@@ -59,6 +64,14 @@ class Contributions(msgspec.Struct, frozen=True):
     added: dict[str, float]
     exact: bool
     paths: int
+
+
+def added_up(model: Model, features: Features, label: Label | None) -> Contributions | None:
+    """Contributions by the weights of a model that adds up features; None: ask it about parts."""
+    if (terms := terms_of(model, features, label)) is None:
+        return None
+    base, added = terms
+    return Contributions(base, base + sum(added.values()), added, True, 0)
 
 
 def contributions(

@@ -21,8 +21,7 @@ from online.models.linear import Linear
 from online.models.opaque import Opaque
 from online.models.selfrate import SelfRate
 from online.settings.config import Limits
-from online.sure.additive import added_up
-from online.sure.contributions import NotExplained, contributions
+from online.sure.contributions import NotExplained, added_up, contributions
 from replay.example import Features, Label
 
 NAMES = "abcdef"

@@ -1,4 +1,4 @@
-"""Contributions of models that add up features by themselves, without asking them about less."""
+"""Terms of models that add up features: what each has added to the answer, by the weights alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from river import linear_model, optim
 from online.models.base import Model
 from online.models.linear import Linear
 from online.models.structure import steps
-from online.sure.contributions import Contributions
 from replay.example import Features, Label
 
 
-def added_up(model: Model, features: Features, label: Label | None) -> Contributions | None:
-    """What the features have added, as the model's own weights say; None: they do not say it.
+def terms_of(
+    model: Model, features: Features, label: Label | None
+) -> tuple[float, dict[str, float]] | None:
+    """What the answer begins with, and what each feature adds; None: the weights do not say it.
 
     ``label`` is that whose log odds are meant, None of a number.
     """
@@ -28,5 +29,4 @@ def added_up(model: Model, features: Features, label: Label | None) -> Contribut
     weights, row = final.weights, model.numbers(features)
     added = dict.fromkeys(features, 0.0)
     added.update({name: sign * weights.get(name, 0.0) * x for name, x in row.items()})
-    base = sign * float(final.intercept)
-    return Contributions(base, base + sum(added.values()), added, True, 0)
+    return sign * float(final.intercept), added
