@@ -325,6 +325,10 @@ class Filtering:
             _log.warning("many sources have turned at once: nobody is quarantined meanwhile")
         self._drift = self.chain.drift
 
+    def effects(self, key: bytes) -> Blocks | None:
+        """Return what a row does that is decided and not learned yet; None: it is none of them."""
+        return self.reputations.effects(key)
+
     def passed(self, row: Row, effects: Blocks) -> None:
         """The learner counts a row's evidence from now on."""
         self.reputations.passed(row, effects)
