@@ -15,6 +15,7 @@ import typer
 from benchmarks.alone import (
     buffers,
     comparison,
+    confidence,
     detectors,
     edge,
     forgetting,
@@ -348,6 +349,7 @@ def everything() -> None:
         observed,
     )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
+    confidence(stream=None, peer=None, rows=None)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
     learning_back(seeds=2)

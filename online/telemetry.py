@@ -121,6 +121,7 @@ _COUNTERS: Final = {
     "choices": "Choices among actions that were answered.",
     "choices_written": "Choices that were written before they were answered.",
     "choices_repeated": "Choices that were answered as they had been before, by their id.",
+    "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
     "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
     "failed": "Rows that the model raised on, or that killed two learners.",
@@ -328,6 +329,12 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for side, value in zip(("low", "high"), rival.get("interval") or (), strict=False):
         text = f"The {side} end of the interval of the difference."
         yield f"challenger_difference_{side}", text, value
+    sure = model.get("confidence") or {}
+    text = "Share of sets or intervals that had the label."
+    yield "confidence_coverage", text, sure.get("coverage")
+    yield "confidence_level", "Share that is asked for.", sure.get("level")
+    yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
+    yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
     yield "journal_rows", "Rows of the model in the journal.", journal.get("rows")
     text = "Growth of the model's rows in the journal, a day."
     yield "journal_rows_per_day", text, journal.get("rows_per_day")

@@ -129,6 +129,9 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     choice
         The choice that the row is the reward of: among which actions, and how likely each was.
         Whoever chose knows what it means, nobody else reads it.  None: nothing was chosen.
+    sure
+        How sure an answer was to be when this one was given, for whoever asked for it; nobody else
+        knows what it means.  None: nobody did.
     """
 
     features: Features
@@ -145,6 +148,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     raw: Features | None = None
     known: dict[int, int] | None = None
     choice: bytes | None = None
+    sure: bytes | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -159,6 +163,7 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     raw: Features | None = None
     known: dict[int, int] | None = None
     choice: bytes | None = None
+    sure: bytes | None = None
 
 
 class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -21,6 +21,7 @@ from online.edge.errors import ExportRefused
 from online.edge.fronts import Front, front_of
 from online.edge.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
 from online.edge.trees import lower_forest
+from online.models.auto import SeveralViews
 from online.models.base import Model
 from online.models.ftrl import FtrlModel
 from online.models.hashed import Hashed
@@ -54,6 +55,8 @@ def lower(model: Model, task: Task) -> EdgeModel:
         return _river(model.estimator, task)
     if isinstance(model, FtrlModel):
         return _ftrl(model, task)
+    if isinstance(model, SeveralViews):
+        raise ExportRefused("auto", "its bent and crossed views have no form: learn with linear")
     if isinstance(model, SelfRateModel):
         return _experts(model, task)
     network = sys.modules.get("online.models.network")

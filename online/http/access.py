@@ -40,7 +40,7 @@ _ANSWER: Final = re.compile(
 )
 _LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/(reward|edge/deltas)")
 _SHOW: Final = re.compile(
-    r"/metrics|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
+    r"/metrics|/v1/live|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
     r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
 )
 

@@ -24,14 +24,15 @@ from online import __version__, telemetry
 from online.errors import RequestError, failed, invalid
 from online.history.series import FOLDER
 from online.http import openapi, openinference
-from online.http.access import FEEDBACK, PREDICT, Access, RequestIds, needed, origin
+from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
 from online.http.history import routes as history_routes
-from online.http.ingress import SCORES, V1, V2
+from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
+from online.http.stream import Streams
 from online.http.upload import Uploads, upload
 from online.live.ring import Ring
 from online.messages.bodies import (
@@ -123,6 +124,7 @@ class App:
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving)
         self._live = {name: Ring() for name in servings}
+        self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
             servings,
             cluster,
@@ -152,6 +154,8 @@ class App:
                 await self._given(match[1], match[2], scope, receive, send)
             finally:
                 self._under_way -= 1
+        elif scope["path"] == LIVE:
+            await self._watch(scope, receive, send)
         else:
             await self._through(scope, receive, send)
 
@@ -175,6 +179,21 @@ class App:
         except RequestError as error:
             refused = error
         await self._actions(scope, receive, send, self._ids.of(given), refused)
+
+    async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell a page how the models do, for as long as it stays; it takes no request's place."""
+        try:
+            given = dict(scope["headers"])
+            if self._browsers is not None:
+                self._browsers.check(scope["method"], scope["path"], given)
+            if self._access is not None:
+                self._access.check(given, READ)
+            if scope["method"] != "GET":
+                raise RequestError(405, "method", "this path takes GET", None, "Send a GET")
+            await self._streams(receive, send)
+        except RequestError as error:
+            body = JSON.encode(error_body(error))
+            await _send(send, error.status, JSON.content_type, body, _head(error))
 
     async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request that is not on a hot path by the same guards, then hand it to FastAPI.
@@ -379,7 +398,7 @@ def build_rest(
 
     @app.get("/v1/models", tags=["models"], summary="What is served")
     async def models() -> dict[str, Any]:
-        return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}
+        return await _look(servings, cluster)
 
     @app.get("/v1/models/{model}", tags=["models"], summary="Version, freshness, quality, replicas")
     async def model(model: str) -> dict[str, Any]:
@@ -398,6 +417,11 @@ def build_rest(
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app
+
+
+async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
+    """How all models do."""
+    return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}
 
 
 def _page() -> str:

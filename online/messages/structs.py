@@ -31,6 +31,22 @@ Unknown = Annotated[
 ]
 
 
+LabelSet = Annotated[
+    list[Any] | msgspec.UnsetType | None,
+    Meta(
+        description="labels that hold the true one as often as `confidence` of the model's "
+        "settings says, the most probable first; null before the first label; classifiers only"
+    ),
+]
+Interval = Annotated[
+    list[float] | msgspec.UnsetType | None,
+    Meta(
+        description="the lowest and the highest target, which hold the true one as often as "
+        "`confidence` says; null before the first label; regression only"
+    ),
+]
+
+
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     """One row (`features`) or many (`instances`)."""
 
@@ -95,6 +111,8 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     from_peer: FromPeer = False
     missing: Missing = msgspec.UNSET
     unknown: Unknown = msgspec.UNSET
+    label_set: LabelSet = msgspec.UNSET
+    interval: Interval = msgspec.UNSET
 
     def __repr__(self) -> str:
         sure = _sure(self.prediction, self.probabilities)
@@ -120,6 +138,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     id: str | msgspec.UnsetType = msgspec.UNSET
     missing: Missing = msgspec.UNSET
     unknown: Unknown = msgspec.UNSET
+    label_set: LabelSet = msgspec.UNSET
+    interval: Interval = msgspec.UNSET
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):

@@ -31,6 +31,7 @@ from river import base, linear_model, optim
 
 from evaluation.metrics import Task
 from online.models import handed_over, mlflow_model, onnx_model
+from online.models.auto import Auto
 from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
 from online.models.from_settings import SCALED
@@ -116,6 +117,11 @@ def rewards(
     return Rewards(low, high, names, bits, seed)
 
 
+def auto(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
+    """The experts of ``linear`` on three views of each row: numbers as they are, bent, in pairs."""
+    return Auto(text if isinstance(text, str) else tuple(text), bits, seed)
+
+
 def mlp(
     inputs: Sequence[str] = (),
     hidden: int = 32,
@@ -172,6 +178,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "ftrl": ftrl,
     "linear": linear,
     "rewards": rewards,
+    "auto": auto,
     "mlp": mlp,
     "sealed": sealed,
 }

@@ -84,7 +84,7 @@ class Predicted:
         if outcome.met is not None and outcome.met.half is Half.LABEL:
             self._label = labels_of(outcome.met)[0]
             made = codec.decode_prediction(half.payload)
-            self.rows = (_row(half.key, made, self._label, half.at, outcome.met.payload),)
+            self.rows = (joined(half.key, made, self._label, half.at, outcome.met.payload),)
             return
         self.rows, self.outcome = (), outcome
         if outcome.new and self._label is not None:
@@ -130,7 +130,7 @@ class Labelled:
             if outcome.met is not None and outcome.met.half is Half.PREDICTION:
                 made = codec.decode_prediction(outcome.met.payload)
                 over = outcome.met.payload
-                self.rows = (_row(row.key, made, self._label, self._half.at, over),)
+                self.rows = (joined(row.key, made, self._label, self._half.at, over),)
                 return
         if asked[0][0].half is None:  # the prediction has gone, and labels wait there
             self._begin()
@@ -213,7 +213,7 @@ def _elsewhere(key: bytes, label: WaitingLabel) -> list[Entry]:
     return [Removed(other, label) for other in label.keys if other != key]
 
 
-def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over: bytes) -> NewRow:
+def joined(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over: bytes) -> NewRow:
     """The row of both halves, to be judged; ``at`` is when the second one came."""
     example = Example(
         made.features,
@@ -228,6 +228,7 @@ def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over:
         raw=made.raw,
         known=made.known,
         choice=made.choice,
+        sure=made.sure,
     )
     verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)

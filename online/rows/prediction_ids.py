@@ -54,6 +54,7 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     asker: str | None = None
     known: dict[int, int] | None = None
     choice: bytes | None = None
+    sure: bytes | None = None
 
 
 class Keys:

@@ -10,6 +10,7 @@ asks again under that id is answered from what stands there.
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,6 +28,8 @@ from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.models.base import Prediction as Answer
 from online.replica.pending import Recorded
 from online.rows.door import Door, not_plain
+from online.rows.prediction_ids import event_key
+from online.serving.default_rewards import DefaultRewards
 from online.serving.serving import Serving, check_own_id
 from online.settings.config import Limits
 from online.settings.model import Choose
@@ -49,12 +52,19 @@ class Choosing:
         Takes the rewards, as labels.
     settings
         How the model chooses.
+
+    Attributes
+    ----------
+    defaults
+        Gives choices their rewards that get none.
     """
 
     def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
         self.serving = serving
         self._replica, self._issued = serving.replica, serving.issued
         self._door, self._limits, self._settings = door, limits, settings
+        replica = serving.replica
+        self.defaults = DefaultRewards(replica, settings, replica.now_s, time.monotonic)
         self._policy = Policy(**settings.policy_parts())
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
@@ -88,9 +98,23 @@ class Choosing:
         if request.id is None:
             token = self._issued.token(features, answer, choice=pack(choice), nonce=nonce)
             if token is not None:
+                if self._settings.default_reward is not None:
+                    self._keep(nonce.hex(), features, answer, choice)
                 return self._answer(token, choice, self._issued.version())
         own = f"choice-{uuid.uuid4().hex}" if request.id is None else request.id
         return await self._written(own, choice, features, answer)
+
+    def _keep(self, named: str, features: Features, answer: Answer, choice: Choice) -> None:
+        """Write the choice behind its answer, under the key that its reward will have.
+
+        Whatever reward comes takes its place; one that is lost on the way gets no default.
+        """
+        key, packed = event_key("token", named), pack(choice)
+        half = self._issued.half(named, features, answer, choice=packed, key=key)
+        if not self._replica.writer.keep(half):
+            message = "no room for another choice that may need a default reward"
+            hint = "Send it again after Retry-After; nothing was recorded"
+            raise RequestError(429, "joins_full", message, None, hint, 1)
 
     async def _written(
         self, own: str, choice: Choice, features: Features, answer: Answer

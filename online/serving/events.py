@@ -125,6 +125,7 @@ class Events:
             self._replica.newest_label,
             notes_of(answer, score),
             known=known,
+            sure=self.issued.stamp(),
         )
         idempotent = event.event_id is not None
         made = self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
@@ -161,6 +162,7 @@ class Events:
             predicted.no_change,
             predicted.notes,
             known=predicted.known,
+            sure=predicted.sure,
             choice=predicted.choice,
         )
         return await self._whole(key, event_id, event.source, example, field)

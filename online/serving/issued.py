@@ -12,6 +12,7 @@ from online.replica.replica import ModelReplica
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, Tokens
 from online.settings.config import Limits
+from online.sure.views import confidence_in
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Features, PredictionHalf, Value
 from replay.journal.base import Half, NewRow, Verdict
@@ -35,6 +36,7 @@ class Issued:
     ) -> None:
         self.tokens = tokens
         self._replica, self._limits, self._spec, self._now_s = replica, limits, spec, now_s
+        self._sure = confidence_in(replica.learner.tally.views)
 
     def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
         """The id that takes the label: the caller's own, a token, or a short one made here.
@@ -61,8 +63,9 @@ class Issued:
         newest, spec = self._replica.newest_label, self._spec[:16]
         notes, asker, known = notes_of(answer, score), sender.get().source, self.known()
         predicted = Predicted(
-            1, features, score, version, now, newest, spec, notes, asker, known, choice
-        )
+            1, features, score, version, now, newest, spec, notes, asker, known, choice,
+            self.stamp(),
+        )  # fmt: skip
         token = self.tokens.issue(predicted, nonce)
         if len(token) <= self._limits.token_bytes_max:
             return token
@@ -70,9 +73,18 @@ class Issued:
         return None
 
     def half(
-        self, own: str, features: Features, answer: Answer, *, choice: bytes | None = None
+        self,
+        own: str,
+        features: Features,
+        answer: Answer,
+        *,
+        choice: bytes | None = None,
+        key: bytes | None = None,
     ) -> NewRow:
-        """The answer as one side of a stored join, under an id of the caller's own."""
+        """The answer as one side of a stored join, under an id of the caller's own.
+
+        ``key``: another one than that of the id.
+        """
         learner, settings, now = self._replica.learner, self._replica.settings, self._now_s()
         score, asker = self.score(answer), sender.get().source
         features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
@@ -87,9 +99,10 @@ class Issued:
             as_sent(left, far),
             self.known(),
             choice,
+            self.stamp(),
         )
         payload = codec.encode_prediction(predicted)
-        key, source = join_key(asker, own), asker or ""
+        key, source = join_key(asker, own) if key is None else key, asker or ""
         return NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
 
     def score(self, answer: Answer) -> dict[str, float] | None:
@@ -98,6 +111,10 @@ class Issued:
         if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
             return None
         return score
+
+    def stamp(self) -> bytes | None:
+        """What answers are sure by now, as ids and rows keep it; None: by nothing."""
+        return None if self._sure is None else self._sure.stamp()
 
     def known(self) -> dict[int, int] | None:
         """Return what the model here has learned, for a challenger to be asked as of then.

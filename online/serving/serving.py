@@ -36,9 +36,10 @@ from online.serving.issued import Issued
 from online.serving.ordinary import Asked
 from online.serving.together import Together
 from online.settings.config import Limits
+from online.sure.views import confidence_in
 from online.tracing.trace import current
 from replay import codec
-from replay.example import Example, Features
+from replay.example import Example, Features, label_of
 
 HTTP = {
     "learned": 200,
@@ -59,6 +60,7 @@ _READ_EVENTS = 16  # one by one, in one turn of the loop
 _RECEIPTS = 256  # in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
 _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
+_Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
@@ -77,6 +79,7 @@ class Serving:
         self.replica = replica
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
+        self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
         self._together = Together(self._reader.ordinary, replica.writer)
 
@@ -126,6 +129,7 @@ class Serving:
                 includes,
                 from_peer,
                 *named,
+                *self._around(answer),
             )
         rows = self._many(request.instances or [], give_ids=request.ids)
         if request.details:
@@ -153,8 +157,22 @@ class Serving:
                 self.replica.judge.asked(answer)
             if give_ids:
                 row.id = self._reader.issued.prediction_id(x, answer)
+            if self._sure is not None:
+                row.label_set, row.interval = self._around(answer)
             rows.append(row)
         return rows
+
+    def _around(self, answer: Answer) -> _Sure:
+        """Return the set of labels, or the interval, that the answer is given with."""
+        if (sure := self._sure) is None:
+            return msgspec.UNSET, msgspec.UNSET
+        stamp = sure.stamp()
+        if isinstance(answer.label, float) and answer.probabilities is None:
+            ends = sure.interval(stamp, answer.label)
+            return msgspec.UNSET, None if ends is None else list(ends)
+        texts = sure.labels(stamp, self.replica.learner.score(answer))
+        labels = None if texts is None else [self._door.show(label_of(text)) for text in texts]
+        return labels, msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
         """Declared names that a row does not have, and its names of which nothing is known here.

@@ -76,6 +76,9 @@ class Limits(Tree):
         10_000, ge=1, description="predictions that wait to be written for a stored join"
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
+    listeners_max: int = Field(
+        64, ge=0, description="open pages that a replica tells of changes; others ask by themselves"
+    )
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
     upload_idle_s: float = Field(
         60, gt=0, description="an upload ends when no whole line came for so long"

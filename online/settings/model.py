@@ -253,6 +253,12 @@ class Choose(Tree):
     reward_range: tuple[float, float] = Field(
         (0.0, 1.0), description="the least and the greatest reward that is taken"
     )
+    default_reward: float | None = Field(
+        None,
+        description="what a choice is worth whose reward has not come within `reward_wait`; none: "
+        "it teaches nothing",
+    )
+    reward_wait: Seconds = Field(600, description="how long a choice waits for its reward then")
     apprentice: bool = Field(
         False,
         description="answer the caller's own choice (`baseline`), learn from what comes of it, and "
@@ -266,6 +272,11 @@ class Choose(Tree):
             raise ValueError(
                 f"reward_range: [{least:g}, {most:g}] is no range: the least first, within "
                 f"±{_REWARD_MAX:g}"
+            )
+        if self.default_reward is not None and not least <= self.default_reward <= most:
+            raise ValueError(
+                f"default_reward: {self.default_reward:g} is not in reward_range, "
+                f"[{least:g}, {most:g}]"
             )
         return self
 
@@ -343,6 +354,13 @@ class ModelSettings(Tree):
     strict: bool = Field(
         False, description="with `features`: a row with a name that is not declared is refused"
     )
+    confidence: float | None = Field(
+        None,
+        ge=0.5,
+        le=0.999,
+        description="each answer has a set of labels (regression: an interval) that holds the true "
+        "one this often, also where the stream changes and labels come late; none: it has none",
+    )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
     token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
@@ -399,6 +417,11 @@ class ModelSettings(Tree):
                 "choose: it is for `task: choose`, and its rows have names of their own: leave "
                 "`features` out"
             )
+        if self.choose is not None and self.choose.reward_wait > self.token_lifetime:
+            raise ValueError(
+                f"choose.reward_wait: {self.choose.reward_wait:g} s is longer than token_lifetime, "
+                f"{self.token_lifetime:g} s, for which a choice is kept: make it shorter"
+            )
         return self
 
     @model_validator(mode="after")
@@ -428,6 +451,12 @@ class ModelSettings(Tree):
     def purpose(self) -> str:
         """The task as a settings file has it."""
         return self.task if self.choose is None else "choose"
+
+    @model_validator(mode="after")
+    def _choices_have_no_interval(self) -> ModelSettings:
+        if self.confidence is not None and self.choose is not None:
+            raise ValueError("confidence: a choice has no set or interval; leave it out")
+        return self
 
     def made_of(self) -> dict[str, Any]:
         """Return what decides which model learns, as plain data."""

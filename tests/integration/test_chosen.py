@@ -277,10 +277,10 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
             for id_, reward in rewards.items():
                 assert shop.reward(id_, reward).status == "duplicate"
             for i in range(12):
-                own = f"own-{life}-{i}" if i % 3 == 0 else None
-                answer = shop.choose(ACTIONS, {"x": 1.0}, id=own)
-                if own is not None:
-                    chosen[own] = answer
+                named = f"own-{life}-{i}" if i % 3 == 0 else None
+                answer = shop.choose(ACTIONS, {"x": 1.0}, id=named)
+                if named is not None:
+                    chosen[named] = answer
                 reward = float(i % 2)
                 if i != 6:  # of one the reward comes in the next life
                     assert shop.reward(answer.id, reward).status == "learned"

@@ -63,6 +63,24 @@ def state(tmp_path: Path) -> Iterator[Path]:
     assert left == []
 
 
+def test_answers_say_how_sure_they_are_and_go_on_so_after_a_restart(state: Path) -> None:
+    given = {"name": "clicks", "state_dir": state, "say": quiet, "confidence": 0.9}
+    with online.serve(model(), **given) as service:
+        for i in range(40):
+            asked = service.client.predict("clicks", {"x": float(i % 2)})
+            assert asked.label_set
+            service.client.feedback("clicks", i % 2 > 0, id=asked.id)
+        found = service.client.status("clicks")["confidence"]
+        assert (found["level"], found["n"]) == (0.9, 40)
+        assert found["coverage"] >= 0.9
+        with urllib.request.urlopen(f"{service.url}/metrics") as answer:
+            assert b'online_confidence_coverage{model="clicks"}' in answer.read()
+        many = service.client.predict_many("clicks", [{"x": 0.0}, {"x": 1.0}])
+        assert [row.label_set for row in many.predictions] == [[False], [True]]
+    with online.serve(model(), **given) as service:
+        assert service.client.status("clicks")["confidence"] == found
+
+
 def test_an_object_is_served_learns_and_is_there_again_after_a_restart(state: Path) -> None:
     given = model()
     with online.serve(given, name="clicks", state_dir=state, say=quiet) as service:
