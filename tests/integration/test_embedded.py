@@ -93,8 +93,8 @@ def test_an_answer_is_explained_by_what_each_feature_has_added(state: Path) -> N
         assert (why.exact, list(why.contributions)) == (True, ["x", "y"])
         total = why.base + sum(why.contributions.values())
         assert total == pytest.approx(math.log(shares["true"] / shares["false"]), abs=1e-9)
+        many = {f"f{i}": 1.0 for i in range(257)}
         with pytest.raises(ServiceRefused, match="at most 256 are explained"):
-            many = {f"f{i}": 1.0 for i in range(257)}
             service.client.predict("clicks", many, explain=True)
 
 
