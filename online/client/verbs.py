@@ -52,15 +52,18 @@ class ModelVerbs:
         after: str | None = None,
         until_included: bool = False,
         details: bool = False,
+        explain: bool = False,
     ) -> Steps[Prediction]:
         """The answer to one row: a mapping, or a row of a data frame.
 
         ``after`` is ``seen`` of a receipt: the answer's ``includes`` says whether the model has
         learned that row.  With ``until_included`` the question is repeated until one has, else
         NotIncluded is raised.  With ``details`` the answer names what is ``missing`` in the row,
-        and what is ``unknown``.  Raises ClientError.
+        and what is ``unknown``; with ``explain`` its ``explanation`` says what each feature has
+        added to it.  Raises ClientError.
         """
-        body = row(plain_value("features", features), id, max_age_ms, after, details or None)
+        x = plain_value("features", features)
+        body = row(x, id, max_age_ms, after, details or None, explain or None)
         if until_included and after is not None:
             return (yield from self._calls.included(self.name, body))
         return (yield from self._calls.predict(self.name, body, Prediction))
