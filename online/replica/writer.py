@@ -162,15 +162,17 @@ class Writer:
             return 0
         return max(self.known - self._followed.clock.get(self.partition, 0), 0)
 
-    def keep(self, half: NewRow) -> None:
+    def keep(self, half: NewRow) -> bool:
         """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
 
-        The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
+        Whether there was room for it.  The bound is ``joins_queue_max`` halves, and so many times
+        ``token_bytes_max`` bytes.
         """
-        if self._halves.put(half):
+        if kept := self._halves.put(half):
             self._wake.set()
         else:
             self._counts["joins_dropped"] += 1
+        return kept
 
     async def run(self) -> None:
         """Commit whatever waits, for ever."""

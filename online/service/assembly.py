@@ -26,6 +26,7 @@ from online.service.composition import exchangeable, learns_here, model_replica
 from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
 from online.serving.choosing import Choosing
+from online.serving.default_rewards import DefaultRewards, give_for_ever
 from online.serving.device_pushes import Pushes, pushes_for
 from online.serving.journal_room import journal_room
 from online.serving.scores import Reader, threaded
@@ -116,6 +117,8 @@ class Assembly:
         self._servings: dict[str, Serving] = {}
         self._pushes: dict[str, Pushes] = {}
         self._choosing: dict[str, Choosing] = {}
+        self._defaults: dict[str, DefaultRewards] = {}
+        self._giving: asyncio.Task[None] | None = None
         self._controls: dict[str, Client] = {}
         self._journals: dict[str, Journal] = {}
         self._threads: list[ThreadPoolExecutor] = []
@@ -184,6 +187,7 @@ class Assembly:
             self._pushes.pop(name, None)
         if part.choosing is not None:
             self._choosing[name] = part.choosing
+            self._defaults[name] = part.choosing.defaults
 
     async def start(self) -> None:
         """Take the newest values; returns when every model can answer."""
@@ -192,6 +196,8 @@ class Assembly:
             if part.learner is not None:
                 part.learner.start()
         await self._cluster.start()
+        if self._defaults:
+            self._giving = asyncio.create_task(give_for_ever(self._defaults))
         if (as_served := self._around.as_served) is None:
             return
         for model in self._settings.models:
@@ -255,6 +261,8 @@ class Assembly:
 
     async def stop(self) -> None:
         """Commit, push and seal: nothing is left for an adopter."""
+        if self._giving is not None:
+            self._giving.cancel()
         await asyncio.gather(*(going.stop(_STOP_S) for going in self._going_over))
         await asyncio.gather(*(model.stop(_STOP_S) for model in self.replicas.values()))
         learners = [part.learner for part in self._parts.values() if part.learner is not None]

@@ -73,9 +73,18 @@ class Issued:
         return None
 
     def half(
-        self, own: str, features: Features, answer: Answer, *, choice: bytes | None = None
+        self,
+        own: str,
+        features: Features,
+        answer: Answer,
+        *,
+        choice: bytes | None = None,
+        key: bytes | None = None,
     ) -> NewRow:
-        """The answer as one side of a stored join, under an id of the caller's own."""
+        """The answer as one side of a stored join, under an id of the caller's own.
+
+        ``key``: another one than that of the id.
+        """
         learner, settings, now = self._replica.learner, self._replica.settings, self._now_s()
         score, asker = self.score(answer), sender.get().source
         features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
@@ -93,7 +102,7 @@ class Issued:
             self.stamp(),
         )
         payload = codec.encode_prediction(predicted)
-        key, source = join_key(asker, own), asker or ""
+        key, source = join_key(asker, own) if key is None else key, asker or ""
         return NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
 
     def score(self, answer: Answer) -> dict[str, float] | None:

@@ -253,6 +253,12 @@ class Choose(Tree):
     reward_range: tuple[float, float] = Field(
         (0.0, 1.0), description="the least and the greatest reward that is taken"
     )
+    default_reward: float | None = Field(
+        None,
+        description="what a choice is worth whose reward has not come within `reward_wait`; none: "
+        "it teaches nothing",
+    )
+    reward_wait: Seconds = Field(600, description="how long a choice waits for its reward then")
     apprentice: bool = Field(
         False,
         description="answer the caller's own choice (`baseline`), learn from what comes of it, and "
@@ -266,6 +272,11 @@ class Choose(Tree):
             raise ValueError(
                 f"reward_range: [{least:g}, {most:g}] is no range: the least first, within "
                 f"±{_REWARD_MAX:g}"
+            )
+        if self.default_reward is not None and not least <= self.default_reward <= most:
+            raise ValueError(
+                f"default_reward: {self.default_reward:g} is not in reward_range, "
+                f"[{least:g}, {most:g}]"
             )
         return self
 
@@ -405,6 +416,11 @@ class ModelSettings(Tree):
             raise ValueError(
                 "choose: it is for `task: choose`, and its rows have names of their own: leave "
                 "`features` out"
+            )
+        if self.choose is not None and self.choose.reward_wait > self.token_lifetime:
+            raise ValueError(
+                f"choose.reward_wait: {self.choose.reward_wait:g} s is longer than token_lifetime, "
+                f"{self.token_lifetime:g} s, for which a choice is kept: make it shorter"
             )
         return self
 

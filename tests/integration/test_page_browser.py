@@ -49,7 +49,10 @@ pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """Six models, of which the first has snapshots, and events that were set aside."""
-    models = [{"name": f"model-{i}", "task": "binary", "learner": "logreg"} for i in range(6)]
+    models: list[dict[str, Any]] = [
+        {"name": f"model-{i}", "task": "binary", "learner": "logreg"} for i in range(6)
+    ]
+    models[1]["drift"] = {"reference_rows": 200, "window_rows": 200}
     data: dict[str, Any] = {
         "models": models, "tokens": TOKENS, "cluster": "embedded", "port": 0,
         "state_dir": str(tmp_path_factory.mktemp("page") / "state"),
@@ -69,6 +72,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
                     for j in range(40 * (6 - i))
                 ]
                 post(f"model-{i}/feedback", {"events": rows})
+            for turn in range(2):  # more rows, of another world in the second half
+                rows = [
+                    {"features": {"x": j % 7 + 9.0 * turn, "y": j % 11 / 11}, "label": j % 7 > 2}
+                    for j in range(300)
+                ]
+                post("model-1/feedback", {"events": rows})
             post("model-0/sources", {"source": "bot", "banned": True})
             held = [
                 {"features": {"x": 1.0}, "label": True, "event_id": f"held-{j}", "source": "bot"}
@@ -96,6 +105,10 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert seen["errors"] == []
     assert seen["findings"] == [], "serious findings of axe-core"
     assert (seen["rows"], seen["focus"]) == (6, "act-cancel")
+    assert seen["moved"][0] in ("x", "y")
+    assert seen["moved"][-1] == "act"
+    assert seen["labels"] == ["true", "false"]
+    assert seen["calibration"].startswith("Calibration: said 0.")
     said = {name: text for name, (text, _) in seen["acts"].items()}
     came = {name: text for name, (_, text) in seen["acts"].items()}
     assert "has learned 240 events" in said["Freeze model-0"]

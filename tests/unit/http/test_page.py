@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Final
 import pytest
 
 from evaluation.summary import Summary
+from online.http.app import _page
 
 PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")
 SVG: Final = "http://www.w3.org/2000/svg"
@@ -162,3 +164,7 @@ def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
     assert "$ONLINE_TOKEN" in script, "the requests to copy name it, and do not show it"
     hrefs = {a.get("href") for t, a in _parsed(PAGE).tags if t == "a"}
     assert {"docs", "metrics"} <= hrefs
+
+
+def test_it_is_small_with_all_that_it_needs() -> None:
+    assert len(gzip.compress(_page().encode())) < 100_000
