@@ -21,6 +21,8 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics.exposition import generate_latest as as_openmetrics
+from prometheus_client.samples import Exemplar
 
 from replay.plain import plain
 
@@ -30,10 +32,14 @@ BOUNDS_S: Final = (
 )  # fmt: skip
 """Upper bounds of the counts of durations, in seconds; one more count has those above."""
 
+OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
 DURATIONS: Final = {
     "predict": "Time from a request for predictions to its answer, in the replica.",
     "feedback": "Time from a request with feedback to its answer, in the replica: the commit, the "
     "wait for those before, and learning are in it.",
+    "choose": "Time from a request to choose among actions to its answer, in the replica.",
+    "reward": "Time from a request with rewards to its answer, in the replica; as for feedback.",
     "exchange": "Time of an exchange with the parameter server.",
     "freshness": "Age of the model that answered a request for predictions.",
 }
@@ -41,6 +47,10 @@ DURATIONS: Final = {
 
 _AT: Final = "_at_"  # a count of durations is reported as predict_at_3
 _SUM: Final = "_sum_s"
+_TRACED: Final = "traced_"  # the newest traced one: traced_predict_s, and its trace in pieces
+_PIECES: Final = 3
+_PIECE_BITS: Final = 43  # a float holds 53
+_PIECE_MASK: Final = (1 << _PIECE_BITS) - 1
 
 
 class Durations:
@@ -49,11 +59,14 @@ class Durations:
     def __init__(self) -> None:
         self._counts = {what: [0] * (len(BOUNDS_S) + 1) for what in DURATIONS}
         self._sums = dict.fromkeys(DURATIONS, 0.0)
+        self._traced: dict[str, tuple[float, int]] = {}
 
-    def note(self, what: str, seconds: float) -> None:
-        """Count one; ``what`` is one of :data:`DURATIONS`."""
+    def note(self, what: str, seconds: float, trace: str | None = None) -> None:
+        """Count one; ``what`` is one of :data:`DURATIONS`, ``trace`` the number of its trace."""
         self._counts[what][bisect_left(BOUNDS_S, seconds)] += 1
         self._sums[what] += seconds
+        if trace is not None:
+            self._traced[what] = (seconds, int(trace, 16))
 
     def report(self) -> dict[str, float]:
         """The counts that are not 0, and the sum of seconds of each, as flat numbers."""
@@ -62,7 +75,19 @@ class Durations:
             if any(counts):
                 out |= {f"{what}{_AT}{i}": float(n) for i, n in enumerate(counts) if n}
                 out[f"{what}{_SUM}"] = round(self._sums[what], 6)
+        for what, (seconds, trace) in self._traced.items():  # a number of 128 bits is three here
+            out[f"{_TRACED}{what}_s"] = seconds
+            for i in range(_PIECES):
+                out[f"{_TRACED}{what}_{i}"] = float(trace >> _PIECE_BITS * i & _PIECE_MASK)
         return out
+
+
+def _exemplar(what: str, report: Mapping[str, float]) -> tuple[int, Exemplar] | None:
+    """The newest traced request, and the bound that its time is below."""
+    if (seconds := report.get(f"{_TRACED}{what}_s")) is None:
+        return None
+    pieces = (int(report.get(f"{_TRACED}{what}_{i}", 0)) << _PIECE_BITS * i for i in range(_PIECES))
+    return bisect_left(BOUNDS_S, seconds), Exemplar({"trace_id": f"{sum(pieces):032x}"}, seconds)
 
 
 _GAUGES: Final = {
@@ -93,6 +118,12 @@ _GAUGES: Final = {
 }
 _COUNTERS: Final = {
     "predictions": "Rows that were answered.",
+    "choices": "Choices among actions that were answered.",
+    "choices_written": "Choices that were written before they were answered.",
+    "choices_repeated": "Choices that were answered as they had been before, by their id.",
+    "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
+    "choices_activated": "Deferred choices of which somebody said that they were used.",
+    "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
     "failed": "Rows that the model raised on, or that killed two learners.",
     "refused_busy": "Events that got 429: too many wait for the journal.",
@@ -129,6 +160,8 @@ _COUNTERS: Final = {
 _BY_LABEL: Final = (
     ("predict_refused_", "predict_refused", "code", "Requests for predictions that were refused."),
     ("feedback_refused_", "feedback_refused", "code", "Requests with feedback that were refused."),
+    ("choose_refused_", "choose_refused", "code", "Requests to choose that were refused."),
+    ("reward_refused_", "reward_refused", "code", "Requests with rewards that were refused."),
     ("deltas_refused_", "deltas_refused", "code", "Deltas of devices that were refused."),
     ("feedback_", "feedback", "outcome", "Events of feedback."),
     ("deltas_", "deltas", "outcome", "Deltas of devices."),
@@ -204,7 +237,11 @@ class _Families:
                 made = self._made[name] = HistogramMetricFamily(name, text, labels=list(labels))
             assert isinstance(made, HistogramMetricFamily)
             bounds = [*(format(bound, "g") for bound in BOUNDS_S), "+Inf"]
-            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            found = _exemplar(what, report)
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
+                (bound, count, found[1]) if found is not None and found[0] == i else (bound, count)
+                for i, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True))
+            ]
             made.add_metric(list(labels.values()), buckets, report.get(f"{what}{_SUM}", 0.0))
 
     def all(self) -> Iterable[Metric]:
@@ -242,7 +279,7 @@ class _Collector:
         self, families: _Families, labels: Mapping[str, str], report: Mapping[str, float]
     ) -> None:
         for key, value in report.items():
-            if _AT in key or key.endswith(_SUM):
+            if _AT in key or key.startswith(_TRACED) or key.endswith(_SUM):
                 continue
             name, more, factor, text = family(key)
             put = families.put if key in _GAUGES else families.count
@@ -293,6 +330,12 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for side, value in zip(("low", "high"), rival.get("interval") or (), strict=False):
         text = f"The {side} end of the interval of the difference."
         yield f"challenger_difference_{side}", text, value
+    sure = model.get("confidence") or {}
+    text = "Share of sets or intervals that had the label."
+    yield "confidence_coverage", text, sure.get("coverage")
+    yield "confidence_level", "Share that is asked for.", sure.get("level")
+    yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
+    yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
     yield "journal_rows", "Rows of the model in the journal.", journal.get("rows")
     text = "Growth of the model's rows in the journal, a day."
     yield "journal_rows_per_day", text, journal.get("rows_per_day")
@@ -300,11 +343,12 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "joins_stored", text, journal.get("waiting")
 
 
-def exposition(models: Iterable[Mapping[str, Any]]) -> str:
-    """Prometheus text of the given model statuses."""
+def exposition(models: Iterable[Mapping[str, Any]], *, openmetrics: bool = False) -> str:
+    """Prometheus text of the given model statuses; as OpenMetrics it names traces, too."""
     registry = CollectorRegistry()
     registry.register(_Collector(models))
-    return generate_latest(registry).decode()
+    written = as_openmetrics if openmetrics else generate_latest
+    return written(registry).decode()
 
 
 class Lines(logging.Formatter):

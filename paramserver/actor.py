@@ -173,8 +173,13 @@ class ParameterServer:
             keeper = message.replica == replicas.keeper(message.role, heard_s)
             asked = [p for p in orphans if p not in message.adopting]
             confirmed_ms = 1000.0 * (now_s - running.confirmed_s)
+            reply = server.reply(message, acks, asked, confirmed_ms, keeper=keeper)
+            if message.marks:
+                running.marks.note(message.marks, server.version, server.clock)
+            if marks := running.marks.since(message.since, message.partition):
+                reply = msgspec.structs.replace(reply, marks=marks)
             # encoded under the lock: the reply shares its blocks with the server
-            return wire.encode(server.reply(message, acks, asked, confirmed_ms, keeper=keeper))
+            return wire.encode(reply)
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         running = self._running

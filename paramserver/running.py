@@ -17,6 +17,7 @@ from paramserver import rewrites, wire
 from paramserver.errors import NotReady
 from paramserver.leases import Leases
 from paramserver.lineage import Lineage, Recovered
+from paramserver.marks import Marks
 from paramserver.process import Host, ServerSettings
 from paramserver.replicas import Replicas
 from paramserver.server import Server
@@ -62,6 +63,8 @@ class Running:
     partitions, waiting, open, gone
         All by number; those that are not closed; of these the ones that are not sealed, or not
         fully in the clock; those whose owner is known not to live.
+    marks
+        Those that go with the values to other replicas.
     confirmed_s, published_s, restored_s
         When (monotonic) the epoch was last seen to be ours, a snapshot published, the state
         restored.
@@ -89,6 +92,7 @@ class Running:
         now_s = host.monotonic()
         self.leases = Leases(settings.lease_s, settings.adopt_max, now_s)
         self.replicas = Replicas(settings.report_keep_s)
+        self.marks = Marks()
         self.confirmed_s = self.published_s = self.restored_s = now_s
 
     def begin(

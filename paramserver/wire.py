@@ -25,6 +25,18 @@ Curved = dict[str, dict[str, tuple[float, float]]]
 rows."""
 
 
+class Mark(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A row with a text about it, for whoever gets the row's values (a trace that it is part of).
+
+    ``at_ns`` is when it was learned, by the clock of the replica that did.
+    """
+
+    partition: int
+    offset: int
+    context: str
+    at_ns: int
+
+
 class WireBlock(msgspec.Struct, frozen=True, array_like=True):
     """A block as ``(kind, data)``; see :mod:`paramserver.blocks` for the kinds."""
 
@@ -97,6 +109,8 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
         told that it is the ``keeper``.
     state
         What such a replica has learned; None: nothing to say.
+    marks
+        Of rows in the pushes that somebody looks after.
     """
 
     format: int
@@ -112,6 +126,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     adopts: bool = True
     role: str = ""
     state: OrderedState | None = None
+    marks: list[Mark] = []
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
@@ -167,6 +182,8 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     peer
         The replica that answers in the server's place: it tells what it pulled last, takes no
         push, and makes nothing durable.  Empty: the server.
+    marks
+        Those of others' rows that are in the values and were not in those of ``since``.
     """
 
     format: int
@@ -192,6 +209,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     learned: int = 0
     keeper: bool = False
     peer: str = ""
+    marks: list[Mark] = []
 
 
 def encode(message: msgspec.Struct) -> bytes:

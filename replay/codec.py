@@ -27,6 +27,7 @@ _PREFIX = bytes([FORMAT])
 _LABELS_PREFIX = bytes([LABELS])
 _JOINED_PREFIX = bytes([JOINED])
 _LENGTH_BYTES = 4
+_ERASED_NOTES = b"erased"
 _Kept = TypeVar("_Kept", Example, PredictionHalf, LabelHalf, list[WaitingLabel])
 _encoder = msgspec.msgpack.Encoder()
 _example = msgspec.msgpack.Decoder(Example)
@@ -101,6 +102,7 @@ def decode(payload: bytes) -> Example:
         notes=prediction.notes,
         raw=prediction.raw,
         known=prediction.known,
+        sure=prediction.sure,
     )
 
 
@@ -125,3 +127,12 @@ def _decode(
         return decoder.decode(memoryview(payload)[1:])
     except msgspec.MsgspecError as error:
         raise PayloadInvalid(str(error)) from error
+
+
+ERASED = encode(Example({}, "", notes=_ERASED_NOTES))
+"""The payload of a row whose content was erased: an example of no features, which nobody learns."""
+
+
+def is_erased(payload: bytes) -> bool:
+    """Whether what the row taught was erased."""
+    return payload == ERASED

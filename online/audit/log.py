@@ -34,6 +34,7 @@ CONTROLS: Final = "controls"
 _TRIES: Final = 20  # others write lines, too
 _PAGE: Final = 1_000
 _SLACK: Final = 0.1  # of the lines that are left, trimmed at once
+_STEP: Final = 1_000  # lines trimmed at once, at most: whoever decides waits for it
 _TEXT_MAX: Final = 200
 
 
@@ -52,7 +53,8 @@ class Audited:
     key_file
         Of the service's keys.  Before it is made (by the first start) no lines are written.
     lines_max
-        Lines that are left; older ones are trimmed, an anchor stands for them.
+        Lines that are left; older ones are trimmed as lines are written, a tenth of it (at most
+        1,000) at once, and an anchor stands for them.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Audited:
     ) -> None:
         self._journal, self._key_file, self._now_s = journal, key_file, now_s
         self._lines_max = lines_max
+        self._most = lines_max + max(min(int(lines_max * _SLACK), _STEP), 1)
+        self._before = 0  # a line up to which there are none any more, as far as is known here
         self._signer: Signer | None = None
         self.append = journal.append  # asked for each batch: not by the way below
 
@@ -94,11 +98,9 @@ class Audited:
             self._next(signer, self._entry(act, model, about), self._journal.write_line)
 
     def started(self, models: list[str]) -> None:
-        """Note a start, and trim what is beyond the bound."""
+        """Note a start."""
         newest = {name: self._newest_control(name) for name in models}
         self.note(START, None, {CONTROLS: newest, "nonce": secrets.token_hex(8)})
-        if (signer := self._signs()) is not None:
-            self._trim(signer, newest)
 
     def _signs(self) -> Signer | None:
         if self._signer is None and (keys := keys_of(self._key_file)):
@@ -113,31 +115,41 @@ class Audited:
         """Write the entry as the next line, whoever else writes lines meanwhile."""
         for left in reversed(range(_TRIES)):
             try:
-                return write(signer.line(entry, self._journal.newest_line()))
+                line = signer.line(entry, self._journal.newest_line())
+                written = write(line)
             except LineTaken:
                 if not left:
                     raise
+                continue
+            if line.number - self._before > self._most:
+                self._trim(signer, line.number)
+            return written
         raise AssertionError("the loop returns or raises")
 
     def _newest_control(self, model: str) -> int:
         return max((control.seq for control in self._journal.controls(model, 0)), default=0)
 
-    def _trim(self, signer: Signer, newest: dict[str, int]) -> None:
-        last = self._journal.newest_line()
-        first = self._journal.lines(0, 1)
-        if last is None or last.number - first[0].number < self._lines_max * (1 + _SLACK):
-            return
-        (upto,) = self._journal.lines(last.number - self._lines_max - 1, 1)
-        about = {CONTROLS: self._contained(upto.number, newest), "trimmed": upto.number}
+    def _trim(self, signer: Signer, newest: int) -> None:
+        """Trim what is beyond the bound; the line that was written stands, whatever comes of it."""
         try:
-            self._journal.trim_lines(signer.anchor(self._entry(ANCHOR, None, about), upto))
-        except LineTaken:  # somebody else has trimmed
-            log.info("the log of decisions was trimmed by another process")
+            (first,) = self._journal.lines(0, 1)
+            self._before = first.number - 1
+            if newest - self._before <= self._most:  # another process has trimmed
+                return
+            # far beyond it (the bound was lowered): some of it now, more with each line
+            last = min(newest - self._lines_max, self._before + 10 * _STEP)
+            (upto,) = self._journal.lines(last - 1, 1)
+            about = {CONTROLS: self._contained(last), "trimmed": last}
+            anchor = Entry(self._now_s(), ANCHOR, ITSELF, about=about)
+            self._journal.trim_lines(signer.anchor(anchor, upto))
+            self._before = last - 1
+        except ReplayError as error:
+            log.info("the log of decisions was not trimmed this time: %s", error)
 
-    def _contained(self, upto: int, models: dict[str, int]) -> dict[str, int]:
+    def _contained(self, upto: int) -> dict[str, int]:
         """By model, the newest control row of which the lines up to a number tell."""
-        out = dict.fromkeys(models, 0)
-        keys = {m: {c.key: c.seq for c in self._journal.controls(m, 0)} for m in models}
+        out: dict[str, int] = {}
+        keys: dict[str, dict[str, int]] = {}
         after = 0
         while page := self._journal.lines(after, _PAGE):
             for line in page:
@@ -146,9 +158,10 @@ class Audited:
                 entry = entry_of(line)
                 for model, seq in entry.about.get(CONTROLS, {}).items():
                     out[model] = max(out.get(model, 0), seq)
-                if entry.model is not None and entry.key:
-                    seq = keys.get(entry.model, {}).get(entry.key, 0)
-                    out[entry.model] = max(out.get(entry.model, 0), seq)
+                if (of := entry.model) is not None and entry.key:
+                    if of not in keys:
+                        keys[of] = {c.key: c.seq for c in self._journal.controls(of, 0)}
+                    out[of] = max(out.get(of, 0), keys[of].get(entry.key, 0))
             after = page[-1].number
         return out
 

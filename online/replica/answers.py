@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -14,6 +13,7 @@ from online.replica.pending import Recorded, Waiting, Written
 from online.replica.refused import refusal_of
 from online.replica.shared import Shared
 from online.rows import history
+from online.tracing.trace import Trace
 from replay.errors import JournalDamaged, ReplayError
 from replay.journal.base import Outcome, Row
 
@@ -48,7 +48,7 @@ class Answers:
         self._model, self._learner = shared.settings.name, shared.learner
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         self._fates = Fates(shared.control.decisions, shared.followed)
-        self._partition = partition
+        self._partition, self._crossing = partition, shared.crossing
         self._unanswered: list[tuple[Waiter, Outcome]] = []
         # Hardly ever do two wait for the same row, and a thousand lists that live for some
         # milliseconds have Python look for circles in all that there is.
@@ -108,10 +108,25 @@ class Answers:
         """Answer for one row of a request; with the last one the request has its answer."""
         waiting.results[i] = recorded
         waiting.open -= 1
-        if waiting.open == 0:
+        if waiting.each:
             self.requests -= 1
+            if not waiting.each[i].done():
+                waiting.each[i].set_result(recorded)
+        if waiting.open == 0:
+            self.requests -= not waiting.each
+            if waiting.late is not None:
+                waiting.late.cancel()
+            if waiting.trace is not None:
+                self._tell(waiting.trace, recorded)
             if not waiting.done.done():
                 waiting.done.set_result(None)
+
+    def _tell(self, trace: Trace, recorded: Recorded) -> None:
+        """The last row of a traced request has its answer."""
+        row, learned = recorded.row, recorded.status in ("learned", "clipped")
+        at_ns = trace.step("learn" if learned else "settle", status=recorded.status)
+        if learned and row is not None and self._crossing is not None:
+            self._crossing.learned(row.partition, row.offset, trace, at_ns)
 
     def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
         """Rows of the partition were learned one after the other, on top of ``own`` others."""
@@ -146,7 +161,7 @@ class Answers:
             self._spoil(waiting, i, outcome.damaged)
             return
         if row is None:
-            found = Recorded("waiting", None, now, now, False, None, outcome.since)
+            found = Recorded("waiting", None, now, now, False, None, outcome.since, met=outcome.met)
             self.give(waiting, i, found)
             return
         if row.partition == self._partition.number and self.add(
@@ -189,13 +204,15 @@ class Answers:
     def refuse(self, events: Sequence[Written], error: ReplayError) -> None:
         """End the requests whose events were not written; others of theirs may have been."""
         self.incident = str(error)
-        refused = Counter(event.waiting for event in events if event.waiting is not None)
-        for waiting, n in refused.items():
-            self._counts["refused_journal"] += n
-            self.requests -= 1
-            if not waiting.done.done():
-                waiting.done.set_exception(refusal_of(error, in_part=n < len(waiting.rows)))
-                waiting.done.exception()  # the handler may be gone: that is no surprise
+        refused: dict[Waiting, list[int]] = {}
+        for event in events:
+            if event.waiting is not None:
+                refused.setdefault(event.waiting, []).append(event.i)
+        for waiting, places in refused.items():
+            self._counts["refused_journal"] += len(places)
+            self.requests -= len(places) if waiting.each else 1
+            in_part = not waiting.each and len(places) < len(waiting.rows)
+            waiting.fail(refusal_of(error, in_part=in_part), places)
 
 
 def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:

@@ -21,7 +21,7 @@ from paramserver.errors import (
     PushRefused,
     RequestRefused,
 )
-from paramserver.wire import FORMAT, OrderedState, Push, SyncReply, SyncRequest
+from paramserver.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
 
 log = logging.getLogger("online.exchange")
@@ -82,7 +82,7 @@ class Exchange:
     ) -> None:
         self._learner, self._writer, self._store = shared.learner, writer, shared.store
         self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
-        self._wake = shared.wake
+        self._wake, self._crossing = shared.wake, shared.crossing
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
@@ -99,11 +99,11 @@ class Exchange:
         self.took_s = 0.0
         self._take_due_s = 0.0
         self._coming = False  # a peer's values
-        self._cut_cost_s, self._cut_at = 0.0, 0.0
+        self._cut_cost_s, self._cut_at, self._reply_cost_s = 0.0, 0.0, 0.0
 
     async def turn(self) -> None:
         """Wait until it is time, and exchange."""
-        await self._pace.wait(self._is_due)
+        await self._pace.wait(self._is_due, self._cut_cost_s + self._reply_cost_s)
         begun_s = self._monotonic_s()
         pushes, state = self._due()
         moved = await self.once(pushes, state)
@@ -164,6 +164,7 @@ class Exchange:
             adopts=self._learns,
             role=learner.role,
             state=state,
+            marks=self._marks(pushes),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)
@@ -182,7 +183,11 @@ class Exchange:
             for _ in learner.take_part(reply):
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
         rewritten = reply.rewrite != learner.rewrite
+        begun_s = self._cpu_s()
         changed = part or learner.on_reply(reply)
+        self._reply_cost_s = self._cpu_s() - begun_s
+        if self._crossing is not None and not part:
+            self._note_crossed(reply)
         if rewritten and reply.rewrite == learner.rewrite:
             await self._rewritten()
         await self._prepare()
@@ -202,6 +207,19 @@ class Exchange:
             self._pace.now.set()
         self._wake.set()
         return changed or bool(reply.orphans)
+
+    def _marks(self, pushes: list[Push]) -> list[Mark]:
+        """Marks of rows of traced requests that are sent now."""
+        if self._crossing is None or self._learner.want_all:
+            return []
+        return self._crossing.marks(pushes)
+
+    def _note_crossed(self, reply: SyncReply) -> None:
+        """Tell which traced rows the server has now, and which of others are here."""
+        assert self._crossing is not None
+        self._crossing.pushed(self._learner.clock)
+        if reply.kind != "none" and (reply.epoch, reply.count) == self._learner.version:
+            self._crossing.arrived(reply.marks)
 
     async def _ask(self, request: SyncRequest) -> SyncReply | None:
         """Ask the server or, if there is nothing to begin with, a peer; None: nobody answered."""

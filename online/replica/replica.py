@@ -49,6 +49,7 @@ from online.rows.prediction_ids import forward_clock
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.telemetry import Durations
+from online.tracing.trace import current
 from online.trust.filtering import Filtering
 from online.watch.canary import Canary
 from online.watch.drift import Judge
@@ -101,7 +102,7 @@ class ModelReplica:
         self.control = ControlLog(settings.name, who.spec, self.store)
         self._shared = Shared(
             settings, limits, learner, self.store, self.control,
-            self.counts, self._pace, who, clocks,
+            self.counts, self._pace, who, clocks, outside.crossing,
         )  # fmt: skip
         self.writer = Writer(self._shared, filters)
         if filters is not None:
@@ -277,7 +278,8 @@ class ModelReplica:
 
     def answered(self, action: str, seconds: float) -> None:
         """Count how long the answer to a request took, and how old the model was that predicted."""
-        self.durations.note(action, seconds)
+        trace = current.get()
+        self.durations.note(action, seconds, None if trace is None else trace.id)
         if action == "predict" and (age := self.age_ms) is not None:
             self.durations.note("freshness", age / 1e3)
 

@@ -13,6 +13,7 @@ from online.replica.pace import Pace
 from online.replica.surroundings import Clocks, Who
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
+from online.tracing.trace import Crossing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Shared:
         It says when the next exchange is due.
     who, clocks
         Name of the process, and its time.
+    crossing
+        Follows rows of traced requests to other replicas; None: none are.
     wake
         Set when there may be rows to learn.
     """
@@ -44,6 +47,7 @@ class Shared:
     pace: Pace
     who: Who
     clocks: Clocks
+    crossing: Crossing | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from online.tracing.trace import Crossing
 from online.trust.trigger_watch import Looked
 from online.watch.on_rise import Relearn
 from paramserver.wire import SyncReply, SyncRequest
@@ -77,6 +78,8 @@ class Outside:
         Has a fresh model taught by recent rows (:mod:`online.rebuild.relearn`).
     search
         Has triggers searched for (:mod:`online.service.trigger_task`).
+    crossing
+        Follows rows of traced requests to other replicas.
     """
 
     journal: Journal
@@ -85,3 +88,4 @@ class Outside:
     ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None
     relearn: Relearn | None = None
     search: Callable[[], Awaitable[Looked]] | None = None
+    crossing: Crossing | None = None

@@ -20,7 +20,7 @@ from online.errors import ConfigError
 from online.rescore import published
 from online.rescore.errors import StoreFailed
 from online.rescore.published import Current, Run
-from online.settings.config import hidden
+from online.settings.addresses import hidden
 
 Score: TypeAlias = tuple[str | None, float]
 """Prediction of a classifier (its text; None in regression), and score."""

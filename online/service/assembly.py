@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from online.errors import StartRefused
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.replica.replica import ModelReplica
@@ -24,6 +25,8 @@ from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.service.composition import exchangeable, learns_here, model_replica
 from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
+from online.serving.choosing import Choosing
+from online.serving.default_rewards import DefaultRewards, give_for_ever
 from online.serving.device_pushes import Pushes, pushes_for
 from online.serving.journal_room import journal_room
 from online.serving.scores import Reader, threaded
@@ -39,7 +42,8 @@ from paramserver.client import Client
 from replay.journal.base import Journal
 
 if TYPE_CHECKING:
-    from online.http.app import App
+    from online.http.ingress import Application
+    from online.tracing.spans import Tracing
 
 _STOP_S: Final = 1.5
 
@@ -112,11 +116,15 @@ class Assembly:
         self._parts: dict[str, Part] = {}
         self._servings: dict[str, Serving] = {}
         self._pushes: dict[str, Pushes] = {}
+        self._choosing: dict[str, Choosing] = {}
+        self._defaults: dict[str, DefaultRewards] = {}
+        self._giving: asyncio.Task[None] | None = None
         self._controls: dict[str, Client] = {}
         self._journals: dict[str, Journal] = {}
         self._threads: list[ThreadPoolExecutor] = []
         self._going_over: list[GoingOver] = []
         challengers: dict[str, ParameterServerControl] = {}
+        self._tracing = _tracing(settings, around.replica)
         self._open_one = journal_opener(settings)  # one a model: models do not wait for each other
         self._nonces = Nonces(os.urandom(6))
         for model in settings.models:
@@ -142,6 +150,7 @@ class Assembly:
             peers=around.peers(name),
             relearn=around.relearn(settings, name),
             search=around.search(settings, name),
+            crossing=None if self._tracing is None else self._tracing.crossing(),
         )  # fmt: skip
         learner = None
         if rule == "overlay" or not learns_here(model, rule):
@@ -162,7 +171,10 @@ class Assembly:
         asked = settings.tokens.askers
         serving = Serving(replica, door, tokens, limits, loaded.spec_hash, asked)
         can = exchangeable(model, rule)
-        return Part(replica, journal, serving, client, facts, pushes, learner, can)
+        choosing = None
+        if model.choose is not None:
+            choosing = Choosing(serving, door, limits, model.choose)
+        return Part(replica, journal, serving, client, facts, pushes, learner, can, choosing)
 
     def _put(self, name: str, part: Part) -> None:
         """Let the part answer for the model from the next request on."""
@@ -173,6 +185,9 @@ class Assembly:
             self._pushes[name] = part.pushes
         else:
             self._pushes.pop(name, None)
+        if part.choosing is not None:
+            self._choosing[name] = part.choosing
+            self._defaults[name] = part.choosing.defaults
 
     async def start(self) -> None:
         """Take the newest values; returns when every model can answer."""
@@ -181,6 +196,8 @@ class Assembly:
             if part.learner is not None:
                 part.learner.start()
         await self._cluster.start()
+        if self._defaults:
+            self._giving = asyncio.create_task(give_for_ever(self._defaults))
         if (as_served := self._around.as_served) is None:
             return
         for model in self._settings.models:
@@ -191,10 +208,10 @@ class Assembly:
                 going.start()
                 self._going_over.append(going)
 
-    def app(self) -> App:
+    def app(self) -> Application:
         """The ASGI application that answers for the models."""
         from online.http.access import Access  # a program that only calls has no need of HTTP
-        from online.http.app import App
+        from online.http.app import App, Some
         from online.http.browsers import Browsers
 
         settings = self._settings
@@ -205,10 +222,19 @@ class Assembly:
         browsers = Browsers(
             settings.origins, settings.hosts, guarded=access is not None, own=settings.host
         )
-        return App(
-            self._servings, self._cluster, settings.limits, access, self._readers(),
-            settings.state_dir, self._pushes, browsers,
+        app: Application = App(
+            self._servings, self._cluster, settings.limits, access,
+            Some(self._readers(), self._pushes, self._choosing), settings.state_dir, browsers,
         )  # fmt: skip
+        if self._tracing is not None:
+            from online.http.traced import Traced
+
+            app = Traced(app, self._tracing)
+        if share := settings.telemetry.access_log:
+            from online.http.access_log import AccessLog
+
+            app = AccessLog(app, share)
+        return app
 
     def serving(self, name: str) -> Serving:
         """Predict and feedback of one model, without HTTP."""
@@ -235,9 +261,27 @@ class Assembly:
 
     async def stop(self) -> None:
         """Commit, push and seal: nothing is left for an adopter."""
+        if self._giving is not None:
+            self._giving.cancel()
         await asyncio.gather(*(going.stop(_STOP_S) for going in self._going_over))
         await asyncio.gather(*(model.stop(_STOP_S) for model in self.replicas.values()))
         learners = [part.learner for part in self._parts.values() if part.learner is not None]
         await asyncio.gather(*(learner.stop() for learner in learners))
         for threads in self._threads:
             threads.shutdown(wait=False)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
+
+
+def _tracing(settings: Settings, replica: str) -> Tracing | None:
+    """Traces of this process, if there is somebody who takes them.  Raises StartRefused."""
+    if settings.telemetry.endpoint is None:
+        return None
+    try:
+        from online.tracing.spans import Tracing
+    except ModuleNotFoundError as error:
+        raise StartRefused(
+            f"telemetry.endpoint needs {error.name}, which is not installed",
+            "Install the extra: pip install 'online-learning-service[telemetry]'",
+        ) from None
+    return Tracing(settings.telemetry, replica)

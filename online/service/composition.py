@@ -20,6 +20,8 @@ from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Outside, ParameterServerClient, Who
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
+from online.sure.views import views_of
+from online.tracing.trace import Crossing
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, root_rows
 from online.trust.trigger_watch import Looked
@@ -44,6 +46,7 @@ def model_replica(
     peers: ParameterServerClient | None = None,
     relearn: Relearn | None = None,
     search: Callable[[], Awaitable[Looked]] | None = None,
+    crossing: Crossing | None = None,
 ) -> ModelReplica:
     """One model of the settings in this process; its learner follows from the merge rule.
 
@@ -55,13 +58,14 @@ def model_replica(
         It learns what other processes write.
     peers
         Of whom a new one takes values while the server can't be reached.
-    relearn, search
+    relearn, search, crossing
         As of :class:`online.replica.surroundings.Outside`.
     """
     limits = settings.limits
     rule = merge_rule(model, loaded.model)
     learns = for_others or learns_here(model, rule)
     learner = _learner(model, settings, loaded, for_others=for_others)
+    learner.tally.views = views_of(model)
     rows, root = root_rows(model, settings, numeric_only=loaded.model.numeric_only), None
     if rows and model.root_set is not None:
         root = RootSet(model.root_set, rows, lambda: learner.serving)
@@ -83,6 +87,7 @@ def model_replica(
         ask=ask if learns else None,
         relearn=relearn,
         search=search if learns else None,
+        crossing=crossing,
     )  # fmt: skip
     return ModelReplica(
         model, limits, learner, Who(replica, loaded.spec_hash, learns), outside,

@@ -15,7 +15,6 @@ from typing import Any
 from online import processes
 from online.challenger import promotion
 from online.http import ingress
-from online.http.app import App
 from online.models.from_settings import load_model
 from online.models.load import Loaded
 from online.rows.prediction_ids import Keys
@@ -94,7 +93,7 @@ async def assemble(data: dict[str, Any], given: Settings, origin: Origin) -> Ass
     return Assembly(settings, keys, load, around)
 
 
-def application(assembly: Assembly) -> App:
+def application(assembly: Assembly) -> ingress.Application:
     """The ASGI application of a replica, behind what Ray Serve puts in front of it."""
     app = assembly.app()
     ingress.install(app)

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -29,6 +28,7 @@ from pydantic import (
 
 from online.errors import ConfigError
 from online.settings.access_tokens import WITH_SECRETS, AccessTokens
+from online.settings.addresses import check_store, hidden
 from online.settings.alerts import Alerts
 from online.settings.file_modes import StateMode, umask_of
 from online.settings.glimpse import STATE_DIR, given_token
@@ -36,35 +36,10 @@ from online.settings.glimpse import environment as environment
 from online.settings.model import ModelSettings, Tree
 from online.settings.origins import check_host, check_origin
 from online.settings.replicas import TAGS, Replicas
+from online.settings.telemetry import ENDPOINT, Telemetry
 from online.settings.tokens import ROLES, WEIGHT_MAX, Grant, entry_of
 
 log = logging.getLogger("online.config")
-
-
-def hidden(text: str) -> str:
-    """The text with the passwords of addresses in it replaced by ``***``."""
-    text = re.sub(r"://([^:/@\s]*):\S*@", r"://\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
-
-
-def _store(value: str) -> str:
-    """``sqlite``, or the address of a Redis server."""
-    if value == "sqlite":
-        return value
-    try:
-        parts = urlsplit(value)
-        place = parts.path if parts.scheme == "unix" else parts.port != 0 and parts.hostname
-    except ValueError:  # of the port; it would quote what may be a part of the password
-        place = None
-    if not place or parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError(
-            "give sqlite, redis://host:6379/0, rediss://… or unix:///path/to/socket; in a "
-            "password write / as %2F and @ as %40"
-        )
-    database = parts.path.strip("/")
-    if parts.scheme != "unix" and database and not database.isdecimal():
-        raise ValueError("a database is a number, as in redis://host:6379/0")
-    return value
 
 
 EMBEDDED = "embedded"
@@ -82,7 +57,11 @@ class Limits(Tree):
 
     body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes of one body")
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
+    actions_max: int = Field(256, ge=1, le=10_000, description="actions of one choice")
     features_max: int = Field(4_096, ge=1, description="features of one row")
+    explain_max: int = Field(
+        512, ge=8, description="answers that a model is asked for to explain one, two a feature"
+    )
     names_max: int = Field(
         100_000, ge=1, description="names that a model keeps something of: features, words of text"
     )
@@ -100,6 +79,9 @@ class Limits(Tree):
         10_000, ge=1, description="predictions that wait to be written for a stored join"
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
+    listeners_max: int = Field(
+        64, ge=0, description="open pages that a replica tells of changes; others ask by themselves"
+    )
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
     upload_idle_s: float = Field(
         60, gt=0, description="an upload ends when no whole line came for so long"
@@ -133,7 +115,7 @@ class Limits(Tree):
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
     )
     audit_lines_max: int = Field(
-        100_000, ge=100, description="lines of the log of decisions; older ones are trimmed"
+        100_000, ge=100, description="lines of the log of decisions; a tenth more before it trims"
     )
     root_rows_max: int = Field(1_000, ge=1, description="rows of a root set")
     weight_max: float = Field(
@@ -156,7 +138,7 @@ class Settings(Tree):
     )
     replicas: Replicas = Field(2, description="a number, or {min: 1, max: 4}: as the load needs")
     state_dir: Path = Field(Path(STATE_DIR), description="folder of journal, snapshots and key")
-    journal: Annotated[str, AfterValidator(_store)] = Field(
+    journal: Annotated[str, AfterValidator(check_store)] = Field(
         "sqlite", repr=False, description="sqlite, or the address of a durable Redis server"
     )
     journal_prefix: str = Field(
@@ -171,7 +153,7 @@ class Settings(Tree):
     snapshot_dir: str | None = Field(
         None, repr=False, description="a folder or a URI (s3://…); default: state_dir/snapshots"
     )
-    scores: Annotated[str, AfterValidator(_store)] = Field(
+    scores: Annotated[str, AfterValidator(check_store)] = Field(
         "sqlite",
         repr=False,
         description="where scores by key are read: sqlite (state_dir/scores), or a Redis server",
@@ -200,6 +182,9 @@ class Settings(Tree):
     )
     alerts: Alerts = Field(
         Alerts(), description="who is told of alarms, promotions, quarantines: docs/alerts.md"
+    )
+    telemetry: Telemetry = Field(
+        Telemetry(), description="traces, logs and lines about requests: docs/monitoring.md"
     )
     base_dir: Path = Field(Path("."), description="what relative learner paths are relative to")
 
@@ -254,6 +239,8 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         if (value := environ.get(f"ONLINE_{name.upper()}")) is not None:
             data[name] = value
     data.update({name: value for name, value in overrides.items() if value is not None})
+    if value := environ.get(ENDPOINT):
+        data["telemetry"] = {"endpoint": value, **(data.get("telemetry") or {})}
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:

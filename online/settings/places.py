@@ -8,7 +8,8 @@ from pathlib import Path
 
 from online.audit.log import open_audited
 from online.errors import StartRefused
-from online.settings.config import Settings, hidden
+from online.settings.addresses import hidden
+from online.settings.config import Settings
 from online.settings.glimpse import RUN
 from replay.errors import JournalNotDurable, ReplayError
 from replay.journal.base import Journal

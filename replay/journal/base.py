@@ -12,11 +12,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from replay.errors import JournalDamaged
+
+if TYPE_CHECKING:
+    from replay.journal.erasing import Erasing
 
 
 class Verdict(StrEnum):
@@ -387,6 +390,15 @@ class Journal(Protocol):
     ) -> int:
         """Remove at most ``n`` halves that both clocks call old, as for :meth:`trim`; how many."""
 
+    def predicted(
+        self, model: str, after: float, before: float, n: int
+    ) -> tuple[tuple[bytes, Stored], ...]:
+        """Predictions that wait for their label, with their keys: at most ``n``, the oldest first.
+
+        They were taken after ``after`` and before ``before`` (POSIX seconds).  What is damaged is
+        left out, and counts in ``n`` all the same, as do labels that wait.
+        """
+
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""
 
@@ -396,6 +408,9 @@ class Journal(Protocol):
         What led to the damaged one by its id leads there no more.  False: what stands there is
         good, and nothing is changed.  Raises JournalDamaged: nothing stands there.
         """
+
+    def erasing(self) -> Erasing:
+        """The steps by which payloads are removed for good."""
 
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored, of all models; changes nothing.

@@ -24,7 +24,7 @@ from replay.errors import (
     PartitionUnknown,
     RowInvalid,
 )
-from replay.journal import joinchecks, linechecks, trimchecks
+from replay.journal import erasechecks, joinchecks, linechecks, trimchecks
 from replay.journal.base import Head, Journal, NewRow, Partition, Row, Verdict
 from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
@@ -428,6 +428,7 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     *joinchecks.CHECKS,
     *trimchecks.CHECKS,
     *linechecks.CHECKS,
+    *erasechecks.CHECKS,
     follows_commits_in_their_order,  # these two write many rows: a journal that is wrong
     reads_pages,  # is found without them first
 )

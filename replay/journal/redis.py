@@ -28,7 +28,6 @@ from replay.journal.base import (
     Control,
     Examined,
     Followed,
-    Half,
     Head,
     Line,
     NewRow,
@@ -37,13 +36,15 @@ from replay.journal.base import (
     Row,
     Stored,
     Usage,
-    Verdict,
 )
 from replay.journal.batch import check_batch
 from replay.journal.redischeck import Examination
+from replay.journal.rediserase import RedisErasing
+from replay.journal.redishalves import predicted
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
 from replay.journal.redisstand import STAND_IN
+from replay.journal.rediswords import fields_of, outcome_of, words_of
 
 FORMAT = 5
 """Number of the layout of keys; a newer one is refused, an older one is read as it is.
@@ -197,7 +198,7 @@ class RedisJournal:
         """
         check_batch(rows, self._batch_rows_max)
         held = self._server.held()
-        words = [word for row in rows for word in _words(row)]
+        words = [word for row in rows for word in words_of(row)]
         head = (partition, known, int(held is not None), self._halves_max, epoch)
         answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
         if (status := answer[0]) == b"held" and held is not None:
@@ -216,7 +217,7 @@ class RedisJournal:
             raise JournalDamaged(f"partition {partition}")
         outcomes: list[Outcome] = []
         for row, found in zip(rows, answer[3], strict=True):
-            outcomes.append(_outcome(partition, row, found, outcomes))
+            outcomes.append(outcome_of(partition, row, found, outcomes))
         return Appended(tuple(outcomes), int(answer[1]), int(answer[2]))
 
     def seal(self, partition: int) -> int:
@@ -263,7 +264,9 @@ class RedisJournal:
         while True:  # several scripts, so that none keeps the server for long
             size = min(_FOLLOW_PAGE, n - len(rows))
             newest, found, looked_at, trimmed = self._run(scripts.FOLLOW, model, after, size)
-            rows += (proof.as_row(int(p), int(offset), _fields(flat)) for p, offset, flat in found)
+            rows += (
+                proof.as_row(int(p), int(offset), fields_of(flat)) for p, offset, flat in found
+            )
             after = int(newest)
             if len(rows) >= n or looked_at < size:
                 return Followed(tuple(rows), after, int(trimmed))
@@ -273,7 +276,7 @@ class RedisJournal:
         found = self._run(scripts.FIND, model, key)
         if not found:
             return None
-        row = proof.as_row(int(found[0]), int(found[1]), _fields(found[2]))
+        row = proof.as_row(int(found[0]), int(found[1]), fields_of(found[2]))
         if row.key != key:
             raise JournalDamaged(f"the place of an id of model {model}", "another event is there")
         return row
@@ -338,7 +341,7 @@ class RedisJournal:
         if line is not None and answer[0] == b"taken":
             raise LineTaken(line.number, int(answer[1]))
         won, seq, row = answer
-        found = proof.as_control(model, int(seq), _fields(row))
+        found = proof.as_control(model, int(seq), fields_of(row))
         if found.key != key:
             raise JournalDamaged(f"the place of a decision of model {model}", "another is there")
         return found, won == b"1"
@@ -434,12 +437,18 @@ class RedisJournal:
         bounds = (repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         return int(self._run(scripts.EXPIRE, model, *bounds))
 
+    def predicted(
+        self, model: str, after: float, before: float, n: int
+    ) -> tuple[tuple[bytes, Stored], ...]:
+        """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
+        return predicted(self._run, model, after, before, n)
+
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`.
 
         One script that copies the partition, which every other caller of the server waits for.
         """
-        status = self._run(STAND_IN, partition, offset, *_words(row)[:7])
+        status = self._run(STAND_IN, partition, offset, *words_of(row)[:7])
         if status == b"missing":
             raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
         return bool(status == b"ok")
@@ -448,50 +457,12 @@ class RedisJournal:
         """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
         return Examination(self._command, self._run, self._tag).all(progress)
 
+    def erasing(self) -> RedisErasing:
+        """The steps by which payloads are removed for good."""
+        return RedisErasing(self._command, self._run, self._tag)
+
     def usage(self, model: str) -> Usage:
         """Memory of the whole server and its bound for rows, and rows and halves of the model."""
         size, size_max = self._server.memory()
         rows, halves = (self._command("HLEN", self._key(n, model)) for n in ("ids", "halves"))
         return Usage(size, size_max, int(rows), int(halves))
-
-
-def _words(row: NewRow) -> tuple[str | bytes, ...]:
-    """The row as the script's arguments, in its order."""
-    numbers = repr(float(row.factor)), repr(float(row.at))  # which give the same number back
-    text = (row.event_id, row.source, row.verdict.value)
-    half = "" if row.half is None else row.half.value
-    over = b"" if row.over is None else bytes(row.over)
-    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half, over)
-
-
-def _outcome(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:
-    kind = found[0]
-    if kind == b"twice":
-        return Outcome(False, before[int(found[1]) - 1].row)
-    if kind == b"half":
-        return Outcome(False, None, float(found[1]) if found[1] else None)
-    if kind == b"damaged":
-        what = f"what stands under the id {given.event_id!a}"
-        return Outcome(False, None, damaged=JournalDamaged(what))
-    if kind == b"gone":
-        return Outcome(False, None, gone=True)
-    if kind == b"met":
-        half, event_id, source, payload, at = found[1:]
-        met = Stored(Half(half.decode()), event_id.decode(), source.decode(), payload, float(at))
-        return Outcome(False, None, met.at, met)
-    if kind != b"written":
-        where, offset = int(found[1]), int(found[2])
-        try:
-            return Outcome(kind == b"own", proof.as_row(where, offset, _fields(found[3])))
-        except JournalDamaged as error:
-            return Outcome(False, None, damaged=error)
-    # What was written needs not travel back.
-    row = Row(
-        int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,
-        Verdict(given.verdict), float(given.factor), bytes(given.payload), float(given.at),
-    )  # fmt: skip
-    return Outcome(True, row)
-
-
-def _fields(flat: list[bytes]) -> Fields:
-    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -30,6 +30,7 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 ``P:decided:MODEL``         hash        seq of each control row's key
 ``P:lines``                 stream      a line of the log of decisions under the id ``NUMBER-0``
 ``P:anchor``                hash        the line that stands for those that were trimmed
+``P:erasing:rows:NUMBER``   stream      a copy that grows while payloads are removed
 =========================== =========== ========================================================
 
 A partition's end is its stream's last id, kept nowhere else: it outlives trimming, and it is gone

@@ -25,17 +25,20 @@ from replay.journal.base import (
     Control,
     Examined,
     Followed,
+    Half,
     Head,
     Line,
     NewRow,
     Partition,
     Row,
+    Stored,
     Usage,
 )
 from replay.journal.batch import check_batch
 from replay.journal.checksum import checksum
-from replay.journal.sqliteappend import Batch
+from replay.journal.sqliteappend import Batch, stored_half
 from replay.journal.sqlitecheck import examine
+from replay.journal.sqliteerase import SqliteErasing
 from replay.journal.sqlitefile import SqliteFile, Synchronous, Tables
 from replay.journal.sqlitestand import stand_in
 from replay.journal.sqlitetrim import trim
@@ -415,6 +418,14 @@ class SqliteJournal:
             db.execute(sql.PROVE_MODEL, (number,))
         return removed
 
+    def predicted(
+        self, model: str, after: float, before: float, n: int
+    ) -> tuple[tuple[bytes, Stored], ...]:
+        """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
+        found = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
+        halves = [(bytes(one[1]), stored_half(one)) for one in found if proof.good(one)]
+        return tuple(one for one in halves if one[1].half is Half.PREDICTION)
+
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`."""
         with self._file.write() as db:
@@ -423,6 +434,10 @@ class SqliteJournal:
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
         """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
         return examine(self._file.examine, self._unchecked, progress)
+
+    def erasing(self) -> SqliteErasing:
+        """The steps by which payloads are removed for good."""
+        return SqliteErasing(self._file, self._unchecked)
 
     def usage(self, model: str) -> Usage:
         """Bytes in use and their bound, and rows and halves of the model, without a walk."""

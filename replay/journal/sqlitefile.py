@@ -51,6 +51,9 @@ _USED = (
     "SELECT (page_count - freelist_count) * page_size"
     " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 )
+_STILL_MS = 50
+"""How long to wait for readers before the log is cut, while writers are kept out."""
+_SAY_NEW = "INSERT INTO meta VALUES ('still', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +322,27 @@ class SqliteFile:
                 raise JournalUnavailable(str(error)) from error
         return int(frames - moved) * (page + _FRAME_HEADER)
 
+    @contextmanager
+    def still(self) -> Iterator[int | None]:
+        """Keep writers out while all that is committed is in the file; a descriptor of that.
+
+        None: somebody reads, and keeps the log from being cut.  Pages that the block changes are
+        read anew by every process that writes: a commit after it says that there is something new.
+        """
+        with self._alone():
+            db = self._writer
+            try:
+                db.execute(f"PRAGMA busy_timeout = {_STILL_MS}")
+                busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                db.execute(f"PRAGMA busy_timeout = {self._busy_ms}")
+                yield None if busy else _descriptor(self._path)
+                if not busy:
+                    db.execute(_SAY_NEW)
+                    db.execute("PRAGMA shrink_memory")  # this process's own pages go, too
+            except (sqlite3.Error, OSError) as error:
+                self._recover()
+                raise _refusal(error, self._path) from error
+
     def close(self) -> None:
         """Release the file; later calls raise JournalUnavailable.  Idempotent.
 
@@ -346,6 +370,18 @@ def _make(path: Path) -> None:
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+
+
+_descriptors: dict[tuple[int, int], int] = {}
+
+
+def _descriptor(path: Path) -> int:
+    """The file, open beside SQLite: never closed, for the reason given above at :func:`_make`."""
+    found = path.stat()
+    place = (found.st_dev, found.st_ino)
+    if place not in _descriptors:
+        _descriptors[place] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    return _descriptors[place]
 
 
 def _refusal(error: sqlite3.Error | OSError, path: Path) -> ReplayError:

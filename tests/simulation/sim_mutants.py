@@ -320,9 +320,14 @@ MUTANTS: dict[str, Mutant] = {
             ),
             (
                 _ACTOR,
-                "            return wire.encode(server.reply(",
+                "            reply = server.reply(",
                 "            server.clock, after = before, server.clock\n"
-                "            apart = wire.encode(server.reply(",
+                "            reply = server.reply(",
+            ),
+            (
+                _ACTOR,
+                "            return wire.encode(reply)",
+                "            apart = wire.encode(reply)",
             ),
             (
                 _ACTOR,

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from online.audit.chain import ANCHOR, Entry, Signer
+from online.audit.chain import Entry, Signer
 from online.audit.checking import SeenHead, all_lines, check
 from online.audit.log import Audited, entry_of, note, note_start, open_audited
 from online.cli import application
@@ -335,50 +335,6 @@ def test_lines_of_a_key_that_is_gone_are_vouched_for(journal: Any, tmp_path: Pat
     assert faults(journal, keys=(OTHER,)) == [
         "line 1: it does not follow from the lines before it",
     ]  # fmt: skip
-
-
-# -- trimming --------------------------------------------------------------------------------
-
-
-def test_trimming_leaves_a_signed_anchor(tmp_path: Path) -> None:
-    key_file(tmp_path)
-    with contextlib.closing(opened(tmp_path, lines_max=10)) as journal:
-        note_start(journal, ["m", "n"])
-        decide(journal, *(f"k{i}" for i in range(30)))
-        decide(journal, "x", model="n")
-        before = newest(journal)
-        note_start(journal, ["m", "n"])
-        found = entries(journal)
-        assert (len(found), found[0].act) == (11, ANCHOR)
-        assert found[0].about["controls"] == {"m": 22, "n": 0}
-        assert faults(journal, before, SeenHead("0-1", 5, "0" * 64)) == []
-        assert check(journal, [KEY], ["m"], ()).trimmed == 23
-        decide(journal, *(f"l{i}" for i in range(30)))
-        note_start(journal, ["m", "n"])
-        assert entries(journal)[0].about["controls"] == {"m": 51, "n": 1}
-        assert faults(journal) == []
-        forged = Signer([OTHER]).anchor(
-            Entry(1.0, ANCHOR, "x", about={"controls": {"m": 99}}), journal.newest_line()
-        )
-        journal.trim_lines(forged)
-        assert faults(journal) == [
-            f"line {forged.number}: it is the last one, and by a key that is not known"
-        ]
-
-
-def test_a_trimming_that_another_process_did_is_fine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key_file(tmp_path)
-    with contextlib.closing(opened(tmp_path, lines_max=2)) as journal:
-        decide(journal, *(f"k{i}" for i in range(9)))
-
-        def taken(anchor: Line) -> None:
-            raise LineTaken(anchor.number, 9)
-
-        monkeypatch.setattr(journal._journal, "trim_lines", taken)
-        note_start(journal, ["m"])
-        assert len(entries(journal)) == 10
 
 
 # -- with snapshots, tokens and commands -----------------------------------------------------

@@ -29,6 +29,7 @@ WRONG: Final = [  # file, what it imports, the contract that says no
     ("replay/journal/sqlite.py", "import redis", ALONE + "redis"),
     ("online/learning/deltas.py", "import torch", ALONE + "torch"),
     ("evaluation/metrics.py", "from torch import nn", ALONE + "torch"),
+    ("online/tracing/trace.py", "import opentelemetry.trace", ALONE + "opentelemetry"),
     ("online/trust/filtering.py", "from river import linear_model", ALONE + "river"),
     ("online/learning/deltas.py", "from online.replica import writer", ROOMS),
     ("online/settings/config.py", "from online.rows import door", ROOMS),

@@ -24,6 +24,7 @@ from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
+from online.sure.views import views_of
 from online.trust.filtering import Filtering
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
@@ -116,6 +117,7 @@ class World:
         filters: Callable[[Any], Filtering] | None = None,
         client: Any = None,
         peers: Any = None,
+        crossing: Any = None,
         task: Task = "regression",
         **settings: Any,
     ) -> ModelReplica:
@@ -130,13 +132,14 @@ class World:
             learner = OrderedLearner(build, task=task, spec=SPEC, rows_max=64)
         else:
             learner = Learner(build, task=task, spec=SPEC, retain_bytes=1 << 20, rows_max=64)
+        learner.tally.views = views_of(model)
         journal = journal or self.journal()
         replica = ModelReplica(
             model,
             limits,
             learner,
             Who(name, SPEC, learns),
-            Outside(journal, client or self.client, peers, ask, relearn),
+            Outside(journal, client or self.client, peers, ask, relearn, crossing=crossing),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )

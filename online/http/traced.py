@@ -1,0 +1,46 @@
+"""An application whose requests are traced: stands in front of it where traces are on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from online.http.ingress import V1, V2, Application
+from online.messages.bodies import Receive, Scope, Send
+from online.tracing.trace import current
+
+if TYPE_CHECKING:
+    from online.tracing.spans import Tracing
+
+
+_ACTIONS: Final = ("/predict", "/feedback", "/infer")
+
+
+class Traced:
+    """Predictions, inference and feedback are traced; whatever else is asked goes through."""
+
+    def __init__(self, behind: Application, tracing: Tracing) -> None:
+        self._behind, self._tracing = behind, tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        trace = None
+        path: str = scope.get("path", "")
+        if path.endswith(_ACTIONS) and (V1.fullmatch(path) or V2.fullmatch(path)):
+            trace = self._tracing.begin(scope["headers"], scope["method"], path)
+        if trace is None:
+            await self._behind(scope, receive, send)
+            return
+        status = 500  # nothing was answered: it failed, or the caller went away
+
+        async def noted(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        token = current.set(trace)
+        try:
+            await self._behind(scope, receive, noted)
+        finally:
+            current.reset(token)
+            trace.end(status)

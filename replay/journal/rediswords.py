@@ -1,0 +1,52 @@
+"""Rows as the words of a script, and a script's answers as outcomes, for the Redis journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replay.errors import JournalDamaged
+from replay.journal import redisproof as proof
+from replay.journal.base import Half, NewRow, Outcome, Row, Stored, Verdict
+from replay.journal.redisproof import Fields
+
+
+def words_of(row: NewRow) -> tuple[str | bytes, ...]:
+    """The row as the script's arguments, in its order."""
+    numbers = repr(float(row.factor)), repr(float(row.at))  # which give the same number back
+    text = (row.event_id, row.source, row.verdict.value)
+    half = "" if row.half is None else row.half.value
+    over = b"" if row.over is None else bytes(row.over)
+    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half, over)
+
+
+def outcome_of(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:
+    kind = found[0]
+    if kind == b"twice":
+        return Outcome(False, before[int(found[1]) - 1].row)
+    if kind == b"half":
+        return Outcome(False, None, float(found[1]) if found[1] else None)
+    if kind == b"damaged":
+        what = f"what stands under the id {given.event_id!a}"
+        return Outcome(False, None, damaged=JournalDamaged(what))
+    if kind == b"gone":
+        return Outcome(False, None, gone=True)
+    if kind == b"met":
+        half, event_id, source, payload, at = found[1:]
+        met = Stored(Half(half.decode()), event_id.decode(), source.decode(), payload, float(at))
+        return Outcome(False, None, met.at, met)
+    if kind != b"written":
+        where, offset = int(found[1]), int(found[2])
+        try:
+            return Outcome(kind == b"own", proof.as_row(where, offset, fields_of(found[3])))
+        except JournalDamaged as error:
+            return Outcome(False, None, damaged=error)
+    # What was written needs not travel back.
+    row = Row(
+        int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,
+        Verdict(given.verdict), float(given.factor), bytes(given.payload), float(given.at),
+    )  # fmt: skip
+    return Outcome(True, row)
+
+
+def fields_of(flat: list[bytes]) -> Fields:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,112 @@
+"""Payloads are removed from the SQLite journal for good, in small transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final, TypeVar
+
+from replay.errors import JournalDamaged
+from replay.journal import sqliteproof as proof
+from replay.journal import sqliteschema as sql
+from replay.journal.base import Half, Stored
+from replay.journal.checksum import checksum
+from replay.journal.sqlitefile import SqliteFile
+from replay.journal.sqliterinse import Rinsing
+
+_Item = TypeVar("_Item")
+
+_STEP: Final = 200  # rows of one transaction: writers wait for it
+_PAGES: Final = 1024  # of one step of rinsing: 4 MB are read under the lock
+_REWRITE: Final = "UPDATE rows SET event_id = '', payload = ?, checksum = ? WHERE seq = ?"
+_HALVES: Final = (
+    f"SELECT {sql.HALF_COLUMNS} FROM halves WHERE model = {sql.MODEL} AND key > ?"
+    " ORDER BY key LIMIT ?"
+)
+_FAILED: Final = f"{sql.CONTROL} AND c.key = ?"
+_RETELL: Final = "UPDATE control SET payload = ?, checksum = ? WHERE model = ? AND seq = ?"
+
+
+class SqliteErasing:
+    """A :class:`replay.journal.erasing.Erasing` of one SQLite file."""
+
+    def __init__(self, file: SqliteFile, unchecked: int) -> None:
+        self._file, self._unchecked = file, unchecked
+
+    def rows(self, partition: int, offsets: Sequence[int], payload: bytes) -> int:
+        """Give rows this payload: see :class:`replay.journal.erasing.Erasing`."""
+        changed = 0
+        for some in _batches(offsets):
+            with self._file.write() as db:
+                for offset in some:
+                    found = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
+                    if found is None:
+                        continue
+                    row = proof.as_row(found, self._unchecked)
+                    if (row.event_id, row.payload) == ("", payload):
+                        continue
+                    columns = [*found[:-1]]
+                    columns[4], columns[8] = "", payload
+                    db.execute(_REWRITE, (payload, checksum(*columns), row.seq))
+                    changed += 1
+        return changed
+
+    def halves(self, model: str) -> Iterator[tuple[bytes, Stored]]:
+        """Return the model's halves, a page at a time."""
+        after = b""
+        while page := self._file.query(_HALVES, (model, after, _STEP)):
+            for found in page:
+                yield bytes(found[1]), _stored(found)
+            after = bytes(page[-1][1])
+
+    def replace_half(self, model: str, key: bytes, over: Stored, by: Stored | None) -> bool:
+        """Put another half, or none, in the place of one."""
+        with self._file.write() as db:
+            (number,) = db.execute(f"SELECT {sql.MODEL}", (model,)).fetchone()
+            found = db.execute(sql.KEPT_HALF, (number, key)).fetchone()
+            if found is None or _stored(found) != over:
+                return False
+            db.execute(sql.DROP_HALF, (number, key))
+            if by is None:
+                proof.model_of(db, number)
+                db.execute(sql.COUNT_HALVES, (-1, number))
+                db.execute(sql.PROVE_MODEL, (number,))
+            else:
+                given = (by.half.value, by.event_id, by.source, by.payload, by.at, found[7])
+                columns = (number, key, *given)
+                db.execute(sql.KEEP_HALF, (*columns, checksum(*columns)))
+        return True
+
+    def texts(self, model: str, kind: str, keys: Collection[str], payload: bytes) -> int:
+        """Give control rows this payload."""
+        changed = 0
+        for some in _batches(sorted(keys)):
+            with self._file.write() as db:
+                for key in some:
+                    found = db.execute(_FAILED, (model, key)).fetchone()
+                    if found is None or found[2] != kind:
+                        continue
+                    row = proof.as_control(model, found)
+                    if row.payload != payload:
+                        columns = (found[0], row.seq, row.kind, row.key, payload)
+                        db.execute(_RETELL, (payload, checksum(*columns), found[0], row.seq))
+                        changed += 1
+        return changed
+
+    def settle(self) -> Iterator[int]:
+        """Overwrite what SQLite's format does not use, and cut the log."""
+        rinsing = Rinsing(self._file)
+        while (left := rinsing.step(_PAGES)) != 0:
+            yield 0 if left is None else left
+
+
+def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(items), _STEP):
+        yield items[start : start + _STEP]
+
+
+def _stored(found: proof.Found) -> Stored:
+    """A half from its columns.  Raises JournalDamaged."""
+    if not proof.good(found):
+        raise JournalDamaged(f"the half of key {bytes(found[1]).hex()}")
+    _, _, half, event_id, source, payload, at, _, _ = found
+    return Stored(Half(half), event_id, source, payload, at)
