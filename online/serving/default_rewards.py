@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from online.decide.record import RecordInvalid, unpack
 from online.errors import RequestError
 from online.replica.replica import ModelReplica
 from online.rows.joins import joined
@@ -77,9 +78,9 @@ class DefaultRewards:
 
 
 def _defaulted(key: bytes, half: Stored, reward: float, at: float) -> NewRow | None:
-    """The row of a choice without a reward; None: it is none."""
+    """The row of a choice without a reward; None: it is none, or may never have been used."""
     made = codec.decode_prediction(half.payload)
-    if made.choice is None:
+    if made.choice is None or unpack(made.choice).deferred:
         return None
     source = half.source or SOURCE
     label = WaitingLabel(reward, 1.0, None, source, half.event_id, at, ())
@@ -93,5 +94,5 @@ async def give_for_ever(models: Mapping[str, DefaultRewards]) -> None:
         for name, model in list(models.items()):
             try:
                 await model.give()
-            except (RequestError, ReplayError) as error:
+            except (RequestError, ReplayError, RecordInvalid) as error:
                 log.warning("default rewards of %s: %s", name, error)

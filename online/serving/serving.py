@@ -89,6 +89,10 @@ class Serving:
         """The maker of the ids of answers."""
         return self._reader.issued
 
+    def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
+        """Keys of the predictions of an own id that events of the source may be about."""
+        return self._reader.keys_of(own, source)
+
     @property
     def schema(self) -> Schema | None:
         """The declared features; None: none is declared."""

@@ -212,6 +212,16 @@ def test_what_a_token_has_no_room_for_is_written_first(shop: Embedded) -> None:
     assert post(shop, "reward", id=answer["id"], reward=0.5).json()["status"] == "learned"
 
 
+def test_a_deferred_choice_is_activated(shop: Embedded) -> None:
+    answer = shop.model.choose(ACTIONS, defer=True)
+    assert answer.id.startswith("choice-")
+    shop.model.activate(answer.id)
+    shop.model.activate(answer.id)
+    assert shop.model.reward(answer.id, 1.0).status == "learned"
+    with pytest.raises(ServiceRefused, match="no choice has this id"):
+        shop.model.activate("nothing")
+
+
 def test_a_model_that_does_not_choose_says_so(tmp_path: Path) -> None:
     with online.serve("linear", task="regression", name="shop", state_dir=tmp_path, say=quiet) as x:
         for action in ("choose", "reward"):

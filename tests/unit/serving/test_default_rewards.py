@@ -51,8 +51,9 @@ class Shop:
         self.choosing.serving._reader._door = door
         self.choosing.defaults = DefaultRewards(replica, settings, wall, clock)
 
-    async def choose(self, own: str | None = None) -> str:
-        answer = await self.choosing.choose(ChooseRequest(ACTIONS, {"x": 1.0}, id=own))
+    async def choose(self, own: str | None = None, *, defer: bool = False) -> str:
+        asked = ChooseRequest(ACTIONS, {"x": 1.0}, id=own, defer=defer)
+        answer = await self.choosing.choose(asked)
         await worlds.until(lambda: self.replica.writer.idle)
         return answer.id
 
@@ -99,6 +100,30 @@ def test_a_choice_without_a_reward_gets_the_default_once(tmp_path: Path) -> None
         assert one.replica.learner.tally.digest[0] == 3
         again = await one.choosing.choose(ChooseRequest(ACTIONS, {"x": 1.0}, id="order-1"))
         assert again.repeated
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_deferred_choice_gets_its_default_only_once_it_is_activated(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world)
+        used, rewarded, unused = [await one.choose(x, defer=True) for x in ("u", None, "never")]
+        assert rewarded.startswith("choice-")
+        assert await one.give(WAIT_S + 1) == 0
+        one.wall.s += WAIT_S + 1
+        await one.choosing.activate(used)
+        assert await one.give(WAIT_S - 1) == 0
+        assert await one.give(2.0) == 1
+        for _ in range(2):
+            await one.choosing.activate(used)
+        assert await one.reward(rewarded, 1.0) == "learned"
+        await one.choosing.activate(rewarded)
+        assert await one.give(WAIT_S) == 0
+        assert rewards(world) == {used: 0.25, rewarded: 1.0}
+        assert await one.reward(unused, 0.5) == "learned"
+        with pytest.raises(RequestError, match="no choice has this id"):
+            await one.choosing.activate("nothing")
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)
