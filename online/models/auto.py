@@ -37,7 +37,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import mmh3
 import numpy as np
@@ -70,6 +70,10 @@ NAP: Final = 8
 
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
+
+_NUMBER: Final = (float, int)
+_TAME: Final = 1e100
+"""Numbers and targets whose squares, and their sums over all rows that there can be, are finite."""
 
 Row = dict[str, float]
 Tent = tuple[int, float]
@@ -247,8 +251,19 @@ class SeveralViews(SelfRateModel):
         )
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
-        """Rows of the same names have other tents each, so there is no pass for all of them."""
-        return False
+        """Learn rows of tame numbers one by one, as :meth:`learn` does: none of them can raise."""
+        if not all(self._is_tame(example) for example in examples):
+            return False
+        for example, weight in zip(examples, weights, strict=True):
+            self._learn(example.features, example.label, weight, example)
+        return True
+
+    def _is_tame(self, example: Example) -> bool:
+        """Whether the row can be learned whatever the model has learned before."""
+        return all(
+            type(x) in _NUMBER and -_TAME < cast(float, x) < _TAME
+            for x in example.features.values()
+        )
 
 
 class _Listed(SeveralViews):
@@ -279,7 +294,8 @@ class _Binary(_Listed, Binary):
 
 
 class _Regression(_Listed, Regression):
-    pass
+    def _is_tame(self, example: Example) -> bool:
+        return -_TAME < float(example.label) < _TAME and super()._is_tame(example)
 
 
 class _TakenViews(NamedTuple):
@@ -298,6 +314,9 @@ class _TakenViews(NamedTuple):
 
 class _Multiclass(SeveralViews, Multiclass):
     _experts: OutputPerClass
+
+    def _is_tame(self, example: Example) -> bool:
+        return example.label in self._experts.labels and super()._is_tame(example)
 
     def _take(self, row: Views, *, learns: bool) -> _TakenViews:
         take = self._experts.take
