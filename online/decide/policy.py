@@ -29,7 +29,7 @@ FIRST: Final = 50.0
 """The most rewards that an action's belief begins with."""
 
 ETA: Final = 1.0
-LATE: Final = 20.0
+LATE: Final = 10.0
 """So many times better the rewards of late have to foretell, before they alone are believed."""
 
 
