@@ -28,6 +28,7 @@ from paramserver.errors import (
 from paramserver.lineage import Lineage, recover
 from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.publishing import Publishing
+from paramserver.rewrites import Digest
 from paramserver.running import Running
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
@@ -224,6 +225,10 @@ class ParameterServer:
         """All good snapshots, see :meth:`Publishing.snapshots`."""
         return self._publishing.snapshots()
 
+    def withdraw(self, names: list[str]) -> list[str]:
+        """Remove snapshots for good, see :meth:`Publishing.withdraw`."""
+        return self._publishing.withdraw(names)
+
     def pin(self, name: str, on: bool = True) -> None:
         """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
         with self._running.publishing:
@@ -274,9 +279,10 @@ class ParameterServer:
         since: float | None,
         base: str | None,
         undone: dict[int, list[int]],
+        digests: tuple[Digest, Digest] | None = None,
     ) -> dict[str, Any]:
         """Go on without a source, see :meth:`Swapping.forget`."""
-        return self._swapping.forget(name, source, since, base, undone)
+        return self._swapping.forget(name, source, since, base, undone, digests)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Tell whether the caller may build a state, see :meth:`Swapping.may_relearn`."""
