@@ -28,7 +28,6 @@ from paramserver.errors import (
 from paramserver.lineage import Lineage, recover
 from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.publishing import Publishing
-from paramserver.rewrites import Digest
 from paramserver.running import Running
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
@@ -272,17 +271,9 @@ class ParameterServer:
         """Go back as the model has diverged, see :meth:`Swapping.recover`."""
         return self._swapping.recover(rewrite, before)
 
-    def forget(
-        self,
-        name: str,
-        source: str,
-        since: float | None,
-        base: str | None,
-        undone: dict[int, list[int]],
-        digests: tuple[Digest, Digest] | None = None,
-    ) -> dict[str, Any]:
+    def forget(self, *asked: Any) -> dict[str, Any]:
         """Go on without a source, see :meth:`Swapping.forget`."""
-        return self._swapping.forget(name, source, since, base, undone, digests)
+        return self._swapping.forget(*asked)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Tell whether the caller may build a state, see :meth:`Swapping.may_relearn`."""

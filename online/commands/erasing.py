@@ -1,4 +1,4 @@
-"""What `online forget --erase` and `--certificate` do after the model goes on without a source."""
+"""`online forget --erase` removes what a source has sent after the model goes on without it."""
 
 from __future__ import annotations
 

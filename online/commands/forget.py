@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
     from online.rebuild.rebuild import Progress as Told
     from online.rebuild.verdicts_again import Review
+    from paramserver.rewrites import Digest
     from paramserver.state import SnapshotState
 
 _SHOWN = 10  # rows that a command line names
@@ -185,6 +186,9 @@ def _print_review(review: dict[str, Any] | None) -> None:
 class _Work:
     """One source of one model of the running service."""
 
+    _swapped = False
+    _digests: tuple[Digest, Digest] | None = None
+
     def __init__(
         self,
         path: Path | None,
@@ -204,7 +208,7 @@ class _Work:
         from paramserver.snapshots.store import Retention
 
         self.name, self._client = name, client
-        self.events, self._swapped, self._again = 0, False, 0
+        self.events = self._again = 0
         self._wanted = Wanted(source, since)
         self._settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
         status = self._status()
@@ -324,7 +328,7 @@ class _Work:
         return {"source": self._wanted.source, "since": self._wanted.since, "undone": 0}
 
     def stands(self) -> str:
-        """What is so after an interruption."""
+        """Say what is so after an interruption."""
         if self._swapped:
             return "it is forgotten, and not erased yet: the same command goes on"
         return "the model is as it was"

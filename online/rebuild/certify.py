@@ -26,7 +26,7 @@ _HASH_DIGITS: Final = 16  # of a key in hexadecimal: its share of the digest
 
 
 def forgotten(journal: Journal, model: str, forget: int) -> Document:
-    """What control row ``forget`` took out of the model.  StartRefused if it can't be told."""
+    """Tell what control row ``forget`` took out of the model.  StartRefused if it can't be told."""
     control = next(c for c in journal.controls(model, forget - 1) if c.seq == forget)
     note = msgspec.json.decode(control.payload, type=rewrites.Forget)
     if note.digests is None:
@@ -48,7 +48,7 @@ def forgotten(journal: Journal, model: str, forget: int) -> Document:
 
 
 def nothing_forgotten(model: str, spec: str, decision: Decision) -> Document:
-    """What is said of a source of which the model held no event."""
+    """Tell what there is to say of a source of which the model held no event."""
     since = decision.since
     return {
         "done": certificates.FORGOTTEN, "model": model, "spec": spec, "source": decision.source,
@@ -112,7 +112,7 @@ def write(document: Document, path: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """What is in a file.  StartRefused if it can't be read."""
+    """Read what is in a file.  StartRefused if it can't be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

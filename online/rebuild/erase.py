@@ -213,7 +213,7 @@ class Erasure:
         raise StartRefused("halves of stored joins change faster than they go", "Run it again")
 
     def _left(self, stored: Stored) -> Stored | None:
-        """What stays of a half."""
+        """Return what stays of a half."""
         if stored.half is Half.PREDICTION:
             return None if self._meant(stored.source, stored.at) else stored
         labels = labels_of(stored)
