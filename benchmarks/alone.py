@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -213,6 +214,35 @@ def prequential(
 
 
 @app.command()
+def defaults(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    learner: Annotated[
+        list[str] | None, typer.Option(help="a learner of the table; may be given again")
+    ] = None,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Built-ins at their defaults beside river's best rate, naive Bayes, tree and forest.
+
+    Needs the streams in ONLINE_DATA_DIR that are named; all learners on all streams take an hour
+    of the processor.  Example: python -m benchmarks defaults --stream phishing --learner auto
+    """
+    from benchmarks import defaults as bench
+    from online.settings.config import data_dir
+
+    found = bench.run(
+        data_dir() or Path(),
+        streams=stream or list(bench.STREAMS),
+        learners=learner or list(bench.LEARNERS),
+        rows=rows,
+        progress=lambda x: print(x, file=sys.stderr),
+    )
+    show("Nobody has tuned them", found, as_json=as_json)
+
+
+@app.command()
 def comparison(
     pairs: Annotated[int, typer.Option(help="of models, of each kind", min=1)] = 200,
     rows: Annotated[int, typer.Option(help="that each pair is compared on", min=100)] = 5_000,
@@ -277,6 +307,35 @@ def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
 
     found = bench.run(data_dir(), rows=rows, progress=lambda x: print(x, file=sys.stderr))
     show("a fresh model after an alarm", found, as_json=as_json)
+
+
+@app.command()
+def confidence(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with online-conformal==1.0.2")
+    ] = None,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Coverage of sets and intervals, with labels at once, 48 and 500 rows late, beside SAOCP.
+
+    Needs the data sets in ONLINE_DATA_DIR.  Example: python -m benchmarks confidence --stream elec2
+    """
+    from benchmarks import confidence as bench
+    from online.settings.config import data_dir
+
+    data = data_dir()
+    if data is None:
+        raise typer.BadParameter("set ONLINE_DATA_DIR: the streams are read from there")
+    names = stream or [*bench.PROVE, *bench.UNSEEN]
+    told = partial(print, file=sys.stderr)
+    found = bench.run(names, data, peer=peer, most=rows, progress=told)
+    show(
+        "sets and intervals that are to have the label in 90 of 100 answers", found, as_json=as_json
+    )
 
 
 @app.command()

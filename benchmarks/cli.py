@@ -15,6 +15,7 @@ import typer
 from benchmarks.alone import (
     buffers,
     comparison,
+    confidence,
     detectors,
     edge,
     forgetting,
@@ -28,6 +29,7 @@ from benchmarks.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.growth import growth
 from benchmarks.hostile import robustness
 from benchmarks.newcomer import newcomer
+from benchmarks.observed import observed
 from benchmarks.starts import start
 from benchmarks.table import AsJson, Rows, app, print_table, show
 
@@ -344,8 +346,10 @@ def everything() -> None:
         growth,
         start,
         newcomer,
+        observed,
     )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)
+    confidence(stream=None, peer=None, rows=None)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
     learning_back(seeds=2)

@@ -64,12 +64,16 @@ _RATINGS: Final[Mapping[str, Any]] = {
     "width": 8, "hidden": 64,
 }  # fmt: skip
 
+_PLAIN: Final[Mapping[str, Any]] = {"scale": "plain"}
+
 CASES: Final[Mapping[str, Case]] = {
-    "logistic": Case("elec2", "binary", "logreg", {}, 3000),
-    "softmax": Case("insects", "multiclass", "softmax", {}, 3000),
-    "linear regression": Case("elec2-demand", "regression", "linreg", {}, 3000),
-    "MLP": Case("elec2", "binary", "mlp", {"hidden": 32}, 1000),
-    "MLP, 6 classes": Case("insects-places", "multiclass", "mlp", {"hidden": 32}, 600),
+    "logistic": Case("elec2", "binary", "logreg", _PLAIN, 3000),
+    "logistic, limited": Case("elec2", "binary", "logreg", {}, 3000),
+    "softmax": Case("insects", "multiclass", "softmax", _PLAIN, 3000),
+    "linear regression": Case("elec2-demand", "regression", "linreg", _PLAIN, 3000),
+    "MLP": Case("elec2", "binary", "mlp", {"hidden": 32, **_PLAIN}, 1000),
+    "MLP, 6 classes": Case("insects-places", "multiclass", "mlp", {"hidden": 32, **_PLAIN}, 600),
+    "MLP, limited": Case("elec2", "binary", "mlp", {"hidden": 32}, 1000),
     "MLP, ids": Case("ratings", "binary", "mlp", _RATINGS, 2000),
     "FTRL, words": Case("sms", "binary", "ftrl", {"text": ["text"]}, 3000),
     "linear experts, words": Case("sms", "binary", "linear", {"text": ["text"]}, 3000),

@@ -16,17 +16,25 @@ from online.settings.config import data_dir
 from replay.example import Label
 
 MODELS: dict[str, dict[str, Any]] = {
-    "LR(.005)": {"stream": "elec2", "task": "binary", "learner": "logreg", "params": {"lr": 0.005}},
-    "LR(.05)": {"stream": "elec2", "task": "binary", "learner": "logreg", "params": {"lr": 0.05}},
+    "LR(.005)": {
+        "stream": "elec2", "task": "binary", "learner": "logreg",
+        "params": {"lr": 0.005, "scale": "plain"},
+    },
+    "LR(.05)": {
+        "stream": "elec2", "task": "binary", "learner": "logreg",
+        "params": {"lr": 0.05, "scale": "plain"},
+    },
     "ALMA": {
         "stream": "elec2", "task": "binary", "learner": "benchmarks.learners:alma", "params": {},
     },
     "softmax": {
-        "stream": "insects", "task": "multiclass", "learner": "softmax", "params": {"lr": 0.05},
+        "stream": "insects", "task": "multiclass", "learner": "softmax",
+        "params": {"lr": 0.05, "scale": "plain"},
     },
     "MLP 8-32-1": {
         "stream": "elec2", "task": "binary", "learner": "mlp",
         "params": {
+            "scale": "plain",
             "inputs": ["date", "day", "period", "nswprice", "nswdemand", "vicprice", "vicdemand",
                        "transfer"],
         },

@@ -38,6 +38,8 @@ DURATIONS: Final = {
     "predict": "Time from a request for predictions to its answer, in the replica.",
     "feedback": "Time from a request with feedback to its answer, in the replica: the commit, the "
     "wait for those before, and learning are in it.",
+    "choose": "Time from a request to choose among actions to its answer, in the replica.",
+    "reward": "Time from a request with rewards to its answer, in the replica; as for feedback.",
     "exchange": "Time of an exchange with the parameter server.",
     "freshness": "Age of the model that answered a request for predictions.",
 }
@@ -116,6 +118,12 @@ _GAUGES: Final = {
 }
 _COUNTERS: Final = {
     "predictions": "Rows that were answered.",
+    "choices": "Choices among actions that were answered.",
+    "choices_written": "Choices that were written before they were answered.",
+    "choices_repeated": "Choices that were answered as they had been before, by their id.",
+    "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
+    "choices_activated": "Deferred choices of which somebody said that they were used.",
+    "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
     "failed": "Rows that the model raised on, or that killed two learners.",
     "refused_busy": "Events that got 429: too many wait for the journal.",
@@ -152,6 +160,8 @@ _COUNTERS: Final = {
 _BY_LABEL: Final = (
     ("predict_refused_", "predict_refused", "code", "Requests for predictions that were refused."),
     ("feedback_refused_", "feedback_refused", "code", "Requests with feedback that were refused."),
+    ("choose_refused_", "choose_refused", "code", "Requests to choose that were refused."),
+    ("reward_refused_", "reward_refused", "code", "Requests with rewards that were refused."),
     ("deltas_refused_", "deltas_refused", "code", "Deltas of devices that were refused."),
     ("feedback_", "feedback", "outcome", "Events of feedback."),
     ("deltas_", "deltas", "outcome", "Deltas of devices."),
@@ -320,6 +330,12 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for side, value in zip(("low", "high"), rival.get("interval") or (), strict=False):
         text = f"The {side} end of the interval of the difference."
         yield f"challenger_difference_{side}", text, value
+    sure = model.get("confidence") or {}
+    text = "Share of sets or intervals that had the label."
+    yield "confidence_coverage", text, sure.get("coverage")
+    yield "confidence_level", "Share that is asked for.", sure.get("level")
+    yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
+    yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
     yield "journal_rows", "Rows of the model in the journal.", journal.get("rows")
     text = "Growth of the model's rows in the journal, a day."
     yield "journal_rows_per_day", text, journal.get("rows_per_day")

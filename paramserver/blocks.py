@@ -143,6 +143,26 @@ def merge(
     return touched
 
 
+def add_counts(values: Blocks, delta: Blocks, times: int = 1) -> None:
+    """Add the counts of ``delta``, ``times`` 1 or -1, to ``values`` in place.
+
+    It is :func:`merge` of the blocks of kind ``count``, without its checks and without saying what
+    was touched: for the many small sums that a process keeps for itself.  Blocks of other kinds
+    are merged if ``times`` is 1, and left alone else.  ``delta`` shares nothing with ``values``.
+    """
+    for name, change in delta.items():
+        if change.kind != COUNT:
+            if times == 1:
+                merge(values, {name: change})
+            continue
+        old = values.get(name)
+        if old is None:
+            old = values[name] = Block(COUNT, {})
+        data = old.data
+        for key, x in change.data.items():
+            data[key] = data.get(key, 0) + times * x
+
+
 def _merged(name: str, kind: str, old: Block | None, change: Any, scale: float) -> Any:
     """New numbers of the keys in ``change``; new, unshared containers."""
     if kind == ADDITIVE:

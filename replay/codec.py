@@ -101,6 +101,7 @@ def decode(payload: bytes) -> Example:
         notes=prediction.notes,
         raw=prediction.raw,
         known=prediction.known,
+        sure=prediction.sure,
     )
 
 

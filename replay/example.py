@@ -126,6 +126,12 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     raw
         What was sent under names whose number in ``features`` is another one, because it was far
         beyond all before it; None: nothing was.
+    choice
+        The choice that the row is the reward of: among which actions, and how likely each was.
+        Whoever chose knows what it means, nobody else reads it.  None: nothing was chosen.
+    sure
+        How sure an answer was to be when this one was given, for whoever asked for it; nobody else
+        knows what it means.  None: nobody did.
     """
 
     features: Features
@@ -141,6 +147,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     moved: Moved | None = None
     raw: Features | None = None
     known: dict[int, int] | None = None
+    choice: bytes | None = None
+    sure: bytes | None = None
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -154,6 +162,8 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
     notes: bytes | None = None
     raw: Features | None = None
     known: dict[int, int] | None = None
+    choice: bytes | None = None
+    sure: bytes | None = None
 
 
 class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):

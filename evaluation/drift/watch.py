@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
-from operator import itemgetter, le
+from operator import gt, itemgetter
 from random import Random
 from typing import Any, Final
 
@@ -440,13 +440,18 @@ class _Order:
         self._last = at
 
     def fits(self, at: Sequence[float]) -> bool:
-        """Whether all rows have been in order, and these are, too."""
-        return not self._backward and self._last <= at[0] and all(map(le, at, at[1:]))
+        """Whether the order is good enough now, and at each of these rows, too."""
+        backward = self._backward + self._steps_back(at)
+        return backward <= BACKWARD_MAX * self._n or self._n + len(at) < _ORDER_ROWS
 
     def see_all(self, at: Sequence[float]) -> None:
-        """Take rows that fit, one after the other."""
+        """Take rows one after the other."""
+        self._backward += self._steps_back(at)
         self._n += len(at)
         self._last = at[-1]
+
+    def _steps_back(self, at: Sequence[float]) -> int:
+        return int(at[0] < self._last) + sum(map(bool, map(gt, at, at[1:])))
 
     @property
     def broken(self) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import msgspec
 
 from online.errors import StartRefused
-from online.models.from_settings import load_model
+from online.models.from_settings import PLAIN_SCALE, SCALED, load_model
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
@@ -30,9 +31,16 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
     Raises StartRefused if a model that was promoted is not what it was.
     """
     models, lines = [], []
-    for model in settings.models:
+    for given in settings.models:
+        lineages = journal.lineages(given.name)
+        model = as_born(settings, given, lineages)
+        if model.params != given.params:
+            lines.append(
+                f"model {model.name}: goes on with `scale: plain`, as it began; name it as its "
+                "own challenger with `scale: limited` to compare it with today's default"
+            )
         found = rewrites.promoted(journal.controls(model.name, 0))
-        served = model if found is None else _served(settings, model, *found)
+        served = model if found is None else _served(settings, model, *found, lineages)
         models.append(served)
         if found is not None and served is not model:
             lines += _told(model, served, found[0])
@@ -47,7 +55,35 @@ def as_stored(settings: Settings) -> Settings:
         return as_served(settings, journal)[0]
 
 
-def _served(settings: Settings, model: ModelSettings, seq: int, note: Promote) -> ModelSettings:
+def as_born(settings: Settings, model: ModelSettings, lineages: Collection[str]) -> ModelSettings:
+    """The model, and its challenger, with the defaults that its lineage was born with.
+
+    A default that has changed since is for lineages that begin: old state goes on as it is.
+    """
+    challenger, params = model.challenger, _born(settings, model, lineages)
+    if challenger is not None and (challenging := model.challenging) is not None:
+        own = _born(settings, challenging, lineages)
+        if own != challenger.params:
+            challenger = challenger.model_copy(update={"params": own})
+    if params == model.params and challenger is model.challenger:
+        return model
+    return model.model_copy(update={"params": params, "challenger": challenger})
+
+
+def _born(settings: Settings, model: ModelSettings, lineages: Collection[str]) -> dict[str, Any]:
+    """Parameters that say which scaler it is if the state is of the one before today's default."""
+    if model.learner not in SCALED or "scale" in model.params or not lineages:
+        return model.params
+    plain = {**model.params, "scale": PLAIN_SCALE}
+    before = _spec(settings, model.model_copy(update={"params": plain}))
+    if before in lineages and _spec(settings, model) not in lineages:
+        return plain
+    return model.params
+
+
+def _served(
+    settings: Settings, model: ModelSettings, seq: int, note: Promote, lineages: Collection[str]
+) -> ModelSettings:
     spec = _spec(settings, model)
     if spec != note.before:
         return model  # it is the one that was promoted, or a third one
@@ -55,7 +91,8 @@ def _served(settings: Settings, model: ModelSettings, seq: int, note: Promote) -
     if challenger is not None and spec_of_challenger(settings, model) == note.after:
         parts = {**challenger.model_dump(mode="json"), **note.was}
         challenger = Challenge.model_validate(parts)
-    served = model.made_as(note.now).model_copy(update={"challenger": challenger})
+    served = model.made_as(note.now).model_copy(update={"challenger": None})
+    served = as_born(settings, served, lineages).model_copy(update={"challenger": challenger})
     if _spec(settings, served) != note.after:
         raise StartRefused(
             f"model {model.name}: {served.learner} was promoted (control row {seq}), and its code, "
@@ -103,7 +140,7 @@ def follow_file(settings: Settings, journal: Journal) -> list[str]:
         found = rewrites.promoted(journal.controls(model.name, 0))
         if found is None:
             continue
-        spec = _spec(settings, model)
+        spec = _spec(settings, as_born(settings, model, journal.lineages(model.name)))
         if spec == found[1].before:
             take_back(journal, model.name, found[0], found[1], "settings")
             lines.append(f"model {model.name}: {model.learner} serves again, as the settings say")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from online.client.client import AsyncBatch, AsyncClient, AsyncModel, Batch, Client, Model
     from online.client.verbs import Pending
     from online.errors import ClientError
+    from online.messages.choices import Chosen
     from online.messages.shown import Status
     from online.messages.structs import Event, Prediction, Predictions, Receipt
     from online.messages.values import NotANumber, NotAValue, NotRows
@@ -25,6 +26,7 @@ __all__ = [
     "AsyncClient",
     "AsyncModel",
     "Batch",
+    "Chosen",
     "Client",
     "ClientError",
     "Event",
@@ -51,6 +53,7 @@ _IN = {
     "online.client.client": ("AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Client", "Model"),
     "online.client.verbs": ("Pending",),
     "online.errors": ("ClientError",),
+    "online.messages.choices": ("Chosen",),
     "online.messages.shown": ("Status",),
     "online.messages.structs": ("Event", "Prediction", "Predictions", "Receipt"),
     "online.messages.values": ("NotANumber", "NotAValue", "NotRows"),

@@ -13,6 +13,7 @@ import msgspec
 
 from online.client.calls import Calls, Label, Reply, Request, Steps, row, waits
 from online.client.drives import verb
+from online.messages.choices import Chosen
 from online.messages.shown import Status
 from online.messages.structs import Event, Prediction, Predictions, Receipt
 from online.messages.values import plain_rows, plain_value
@@ -51,15 +52,18 @@ class ModelVerbs:
         after: str | None = None,
         until_included: bool = False,
         details: bool = False,
+        explain: bool = False,
     ) -> Steps[Prediction]:
         """The answer to one row: a mapping, or a row of a data frame.
 
         ``after`` is ``seen`` of a receipt: the answer's ``includes`` says whether the model has
         learned that row.  With ``until_included`` the question is repeated until one has, else
         NotIncluded is raised.  With ``details`` the answer names what is ``missing`` in the row,
-        and what is ``unknown``.  Raises ClientError.
+        and what is ``unknown``; with ``explain`` its ``explanation`` says what each feature has
+        added to it.  Raises ClientError.
         """
-        body = row(plain_value("features", features), id, max_age_ms, after, details or None)
+        x = plain_value("features", features)
+        body = row(x, id, max_age_ms, after, details or None, explain or None)
         if until_included and after is not None:
             return (yield from self._calls.included(self.name, body))
         return (yield from self._calls.predict(self.name, body, Prediction))
@@ -117,6 +121,62 @@ class ModelVerbs:
         """
         plain = [_plain(event, f"events[{i}].") for i, event in enumerate(events)]
         return (yield from self._calls.many(self.name, plain))
+
+    @verb
+    def choose(
+        self,
+        actions: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        context: Any = None,
+        *,
+        exclude: Sequence[str] = (),
+        baseline: str | None = None,
+        id: str | None = None,
+        max_age_ms: float | None = None,
+        defer: bool = False,
+    ) -> Steps[Chosen]:
+        """Choose one of some actions: their ids, or features by id; ``context`` are features, too.
+
+        ``exclude`` are ids that may not be chosen this time, ``baseline`` the action that you would
+        take.  Asked again with an ``id`` of your own, every replica gives the same answer; without
+        one a repeat is another choice.  With ``defer`` it gets no default reward before it is
+        activated.  Raises ClientError.
+        """
+        named = actions if isinstance(actions, Mapping) else {action: {} for action in actions}
+        asked = [
+            {"id": action, "features": plain_value(f"actions[{i}].features", dict(features))}
+            for i, (action, features) in enumerate(named.items())
+        ]
+        body = _given(
+            context=None if context is None else plain_value("context", context), actions=asked,
+            exclude=list(exclude) or None, baseline=baseline, id=id, max_age_ms=max_age_ms,
+            defer=defer or None,
+        )  # fmt: skip
+        request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
+        reply = yield from self._calls.send(request)
+        return msgspec.json.decode(reply.body, type=Chosen)
+
+    @verb
+    def activate(self, id: str) -> Steps[None]:
+        """Say that a deferred choice was used: from now on it waits for its reward."""
+        request = Request("POST", self._path("/activate"), msgspec.json.encode({"id": id}))
+        yield from self._calls.send(request)
+
+    @verb
+    def reward(
+        self,
+        id: str,
+        reward: float,
+        *,
+        source: str = Event().source,
+        event_time: float | None = None,
+    ) -> Steps[Receipt]:
+        """Send what came of a choice, by its id; what became of it, as of :meth:`feedback`."""
+        body = _given(
+            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time
+        )
+        request = Request("POST", self._path("/reward"), msgspec.json.encode(body))
+        reply = yield from self._calls.send(request, receipts=True)
+        return msgspec.json.decode(reply.body, type=Receipt)
 
     @verb
     def status(self) -> Steps[Status]:

@@ -64,6 +64,10 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     said = [(name, quality.get(name)) for name in _QUALITY]
     shown = "  ".join(f"{name} {short(value)}" for name, value in said if value is not None)
     console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
+    if (sure := model.get("confidence")) is not None and sure["n"]:
+        held = f"{sure['size']:.2f} labels" if "size" in sure else f"width {sure['width']:.4g}"
+        asked = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
+        console.print(f"sure: {sure['coverage']:.3f} of answers had the label ({asked})")
     if (drift := model["drift"]) is not None:
         state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
         many = len(drift["replicas"])

@@ -97,6 +97,12 @@ def _words(model: EdgeModel) -> tuple[Words, str, str]:
     if model.tokens is None and len(body.votes) == 1 and math.isinf(model.columns.limit):
         return _linear(model.columns, body), "edge_linear(edge_pack, x, y);", plain
     wide = len(body.bias)
+    if model.tokens is None:
+        return (
+            _hashed(model, body),
+            f"float raw[{wide}]; edge_hashed(edge_pack, x, 0, 0, raw, y);",
+            plain,
+        )
     call = f"float raw[{wide}]; edge_hashed(edge_pack, x, tokens, n, raw, y);"
     return _hashed(model, body), call, "const float *x, const edge_token *tokens, int n, float *y"
 

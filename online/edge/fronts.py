@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,11 +11,13 @@ from river import preprocessing
 
 from online.edge.errors import ExportRefused
 from online.edge.ir import Columns, Tokens
+from online.models.limited import LIMIT, LimitedScaler
 
 _KNOWN: Final = {
     preprocessing.StandardScaler: "counts",
     preprocessing.MinMaxScaler: "min",
     preprocessing.MaxAbsScaler: "abs_max",
+    LimitedScaler: "held",
 }
 """Scalers, and where they keep the names that they have met."""
 
@@ -36,6 +39,11 @@ class Front:
     def scaled(self) -> bool:
         """Whether there is a scaler."""
         return bool(self._scalers)
+
+    @property
+    def limited(self) -> bool:
+        """Whether what comes out of the scaler is cut at the limit."""
+        return any(type(scaler) is LimitedScaler for scaler in self._scalers)
 
     def knows(self, name: str) -> bool:
         """Whether all scalers have met the name: rows' other names are left out."""
@@ -66,7 +74,10 @@ class Front:
         """The columns of these names."""
         pairs = [self.affine(n) for n in names]
         return Columns(
-            tuple(names), np.array([c for c, _ in pairs]), np.array([f for _, f in pairs])
+            tuple(names),
+            np.array([c for c, _ in pairs]),
+            np.array([f for _, f in pairs]),
+            LIMIT if self.limited else math.inf,
         )
 
 
@@ -87,6 +98,8 @@ def front_of(before: Sequence[Any]) -> Front:
             return Front([], _one_hot(step))
         else:
             raise ExportRefused(name, "this step in front is not known to the export")
+    if len(scalers) > 1 and any(type(scaler) is LimitedScaler for scaler in scalers):
+        raise ExportRefused("LimitedScaler", "it is exported as the only scaler in front")
     return Front(scalers, None)
 
 
@@ -113,6 +126,9 @@ def _affine(scaler: Any, name: str) -> tuple[float, float]:
         if scaler.with_std:
             var = scaler.vars[name].get() if rolling else scaler.vars[name]
         return float(mean), 1.0 / float(var) ** 0.5 if var else 0.0
+    if type(scaler) is LimitedScaler:
+        _, mean, _, inverse = scaler.held[name]
+        return mean, inverse
     if type(scaler) is preprocessing.MinMaxScaler:
         low, high = float(scaler.min[name].get()), float(scaler.max[name].get())
         return low, 1.0 / (high - low) if high != low else 0.0

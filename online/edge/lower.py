@@ -21,12 +21,14 @@ from online.edge.errors import ExportRefused
 from online.edge.fronts import Front, front_of
 from online.edge.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
 from online.edge.trees import lower_forest
+from online.models.auto import SeveralViews
 from online.models.base import Model
 from online.models.ftrl import FtrlModel
 from online.models.hashed import Hashed
+from online.models.limited import LIMIT, Limited
 from online.models.linear import Linear as ServedLinear
 from online.models.opaque import Opaque
-from online.models.scalers import LIMIT, Limited, Standard
+from online.models.scalers import Standard
 from online.models.selfrate import SelfRateModel
 from online.models.structure import steps
 from replay.example import Label
@@ -53,6 +55,8 @@ def lower(model: Model, task: Task) -> EdgeModel:
         return _river(model.estimator, task)
     if isinstance(model, FtrlModel):
         return _ftrl(model, task)
+    if isinstance(model, SeveralViews):
+        raise ExportRefused("auto", "its bent and crossed views have no form: learn with linear")
     if isinstance(model, SelfRateModel):
         return _experts(model, task)
     network = sys.modules.get("online.models.network")

@@ -78,6 +78,8 @@ def _finish(
             np.concatenate([columns.center, np.zeros(len(tables))]),
             np.concatenate([columns.factor, np.ones(len(tables))]),
         )
+        if front.limited:
+            raise ExportRefused("Embedded", "behind the limited scaler its ids would be cut, too")
     classes: tuple[Any, ...] = ()
     if task != "regression":
         classes = (False, True) if head.labels is None else tuple(head.labels)

@@ -96,7 +96,9 @@ def dense(model: EdgeModel, target: str = "tfjs") -> Iterator[tuple[Floats, Floa
     if model.tokens is not None or model.columns.vocabularies:
         raise ExportRefused(target, "there is no layer for hashing or words")
     if model.columns.limit != float("inf") or model.columns.ends is not None:
-        raise ExportRefused(target, "there is no layer that cuts numbers off")
+        raise ExportRefused(
+            target, "there is no layer that cuts numbers off: learn with scale: plain"
+        )
     if not model.columns.names:
         raise ExportRefused(target, "it has learned no feature yet, so there is no input")
     if isinstance(body, Linear) and len(body.votes) == 1:

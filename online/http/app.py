@@ -7,6 +7,7 @@ import difflib
 import logging
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -23,19 +24,22 @@ from online import __version__, telemetry
 from online.errors import RequestError, failed, invalid
 from online.history.series import FOLDER
 from online.http import openapi, openinference
-from online.http.access import FEEDBACK, PREDICT, Access, RequestIds, needed, origin
+from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
+from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
 from online.http.history import routes as history_routes
-from online.http.ingress import SCORES, V1, V2
+from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
+from online.http.stream import Streams
 from online.http.upload import Uploads, upload
 from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
     NDJSON,
     Arriving,
+    Format,
     Receive,
     Scope,
     Send,
@@ -46,6 +50,7 @@ from online.messages.bodies import (
     meant,
 )
 from online.serving import scores as batch
+from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from online.serving.status import Cluster
@@ -54,7 +59,29 @@ from paramserver.acting import acting
 
 log = logging.getLogger("online.app")
 
-_ROLES = {"predict": PREDICT, "infer": PREDICT, "scores": PREDICT, "feedback": FEEDBACK}
+_ROLES = {
+    "predict": PREDICT, "choose": PREDICT, "infer": PREDICT, "scores": PREDICT,
+    "feedback": FEEDBACK, "reward": FEEDBACK,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    """The parts that only some models have.
+
+    Attributes
+    ----------
+    scores
+        By model, what reads scores that were computed ahead of time.
+    pushes
+        By model, what takes deltas that devices have learned.
+    choosing
+        By model, what chooses among actions.
+    """
+
+    scores: Mapping[str, batch.Reader] = field(default_factory=dict)
+    pushes: Mapping[str, Pushes] = field(default_factory=dict)
+    choosing: Mapping[str, Choosing] = field(default_factory=dict)
 
 
 class App:
@@ -67,12 +94,10 @@ class App:
     ----------
     access
         Who may do what; None: everybody may do everything.
-    scores
-        By model, what reads scores that were computed ahead of time.
+    some
+        What some of the models can beside that.
     state
         The state folder, for releases for devices and histories; None: there are none.
-    pushes
-        By model, what takes deltas that devices have learned.
     browsers
         Whose pages may ask, and by what name; None: all.
     """
@@ -83,12 +108,12 @@ class App:
         cluster: Cluster,
         limits: Limits,
         access: Access | None = None,
-        scores: Mapping[str, batch.Reader] | None = None,
+        some: Some | None = None,
         state: Path | None = None,
-        pushes: Mapping[str, Pushes] | None = None,
         browsers: Browsers | None = None,
     ) -> None:
-        self._scores = scores or {}
+        some = Some() if some is None else some
+        self._scores, self._choosing = some.scores, some.choosing
         self._servings, self._limits, self._access = servings, limits, access
         self._browsers = browsers
         self._under_way = 0
@@ -99,8 +124,15 @@ class App:
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving)
         self._live = {name: Ring() for name in servings}
+        self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
-            servings, cluster, state, guarded=access is not None, pushes=pushes, live=self._live
+            servings,
+            cluster,
+            state,
+            guarded=access is not None,
+            pushes=some.pushes,
+            live=self._live,
+            choosing=some.choosing,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,6 +154,8 @@ class App:
                 await self._given(match[1], match[2], scope, receive, send)
             finally:
                 self._under_way -= 1
+        elif scope["path"] == LIVE:
+            await self._watch(scope, receive, send)
         else:
             await self._through(scope, receive, send)
 
@@ -145,6 +179,21 @@ class App:
         except RequestError as error:
             refused = error
         await self._actions(scope, receive, send, self._ids.of(given), refused)
+
+    async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell a page how the models do, for as long as it stays; it takes no request's place."""
+        try:
+            given = dict(scope["headers"])
+            if self._browsers is not None:
+                self._browsers.check(scope["method"], scope["path"], given)
+            if self._access is not None:
+                self._access.check(given, READ)
+            if scope["method"] != "GET":
+                raise RequestError(405, "method", "this path takes GET", None, "Send a GET")
+            await self._streams(receive, send)
+        except RequestError as error:
+            body = JSON.encode(error_body(error))
+            await _send(send, error.status, JSON.content_type, body, _head(error))
 
     async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request that is not on a hot path by the same guards, then hand it to FastAPI.
@@ -196,11 +245,13 @@ class App:
             if action == "predict":
                 asked = decode(form.predict, body)
                 status, said = 200, serving.predict(asked)
-            else:
+            elif action == "feedback":
                 asked = decode(form.feedback, body)
                 status, said = await serving.feedback(asked)
+            else:
+                status, said, asked = await self._choice(model, action, form, body)
             answer = form.encode(said)
-            if (live := self._live[model]).watched:
+            if asked is not None and (live := self._live[model]).watched:
                 live.take(asked, said, len(body))
         except RequestError as error:
             if serving is not None:
@@ -215,6 +266,17 @@ class App:
         if serving is not None:
             serving.replica.answered(action, perf_counter() - begun_s)
         await _send(send, status, form.content_type, answer, headers)
+
+    async def _choice(
+        self, model: str, action: str, form: Format, body: bytes
+    ) -> tuple[int, Any, None]:
+        """Choose among actions, or take the reward of a choice."""
+        if (choosing := self._choosing.get(model)) is None:
+            hint = "Set `task: choose` for it, or ask it with predict and feedback"
+            raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
+        if action == "choose":
+            return 200, await choosing.choose(decode(form.choose, body)), None
+        return *(await choosing.reward(decode(form.reward, body))), None
 
     async def _given(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
@@ -293,6 +355,7 @@ def build_rest(
     guarded: bool = False,
     pushes: Mapping[str, Pushes] | None = None,
     live: Mapping[str, Ring] | None = None,
+    choosing: Mapping[str, Choosing] | None = None,
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -335,7 +398,7 @@ def build_rest(
 
     @app.get("/v1/models", tags=["models"], summary="What is served")
     async def models() -> dict[str, Any]:
-        return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}
+        return await _look(servings, cluster)
 
     @app.get("/v1/models/{model}", tags=["models"], summary="Version, freshness, quality, replicas")
     async def model(model: str) -> dict[str, Any]:
@@ -350,9 +413,15 @@ def build_rest(
     if live:
         replica = next(iter(servings.values())).replica.replica
         app.include_router(live_routes(known, live, replica))
+    app.include_router(decide_routes({} if choosing is None else choosing))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app
+
+
+async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
+    """How all models do."""
+    return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}
 
 
 def _page() -> str:

@@ -19,12 +19,15 @@ from online.http.absent import Bounded, Replicas
 Scope = dict[str, Any]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-V1: Final = re.compile(r"/v1/models/([^/]+)/(predict|feedback)")
+V1: Final = re.compile(r"/v1/models/([^/]+)/(predict|feedback|choose|reward)")
 """Hot paths: model, action."""
 V2: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+)(?=/infer))?/(infer|feedback)")
 """Hot paths of the Open Inference Protocol: model, version, action."""
 SCORES: Final = re.compile(r"/v1/models/([^/]+)/scores(?:/(.+))?")
 """Hot paths of scores that were computed ahead of time: model, key (none: many in the body)."""
+
+LIVE: Final = "/v1/live"
+"""A stream of how the models do, which may last: it is no request of Serve's, either."""
 
 _installed: Application | None = None
 
@@ -55,4 +58,6 @@ class Ingress:
 
 
 def _is_hot(path: str) -> bool:
+    if path == LIVE:
+        return True
     return (V1.fullmatch(path) or V2.fullmatch(path) or SCORES.fullmatch(path)) is not None

@@ -13,6 +13,7 @@ import msgspec
 from fastapi import FastAPI
 
 from online.http.access import needed
+from online.messages.choices import ChooseRequest, Chosen, RewardRequest
 from online.messages.structs import (
     ErrorAnswer,
     FeedbackRequest,
@@ -33,10 +34,17 @@ _ROW_OF: Final = "RowOf."  # and the name of a model: a schema of its rows
 _ROW: Final = {"a": 1.0, "b": -2.0}
 _ASK: Final = {"features": _ROW}
 _TEACH: Final = {"features": _ROW, "label": True, "event_id": "order-17"}
+_CHOOSE: Final = {
+    "context": {"daytime": "evening"},
+    "actions": [{"id": "news"}, {"id": "sport", "features": {"length": 4.5}}],
+}
+_REWARD: Final = {"id": "order-17", "reward": 1.0}
 _GIVEN: Final[dict[str, dict[str, Any]]] = {
     "features": {"type": "object"},
     "instances": {"type": "array", "minItems": 1},
     "events": {"type": "array", "minItems": 1},
+    "rewards": {"type": "array", "minItems": 1},
+    "reward": {"type": ["boolean", "number"]},
     "id": {"type": "string"},
     "label": {"type": ["boolean", "number", "string"]},
 }
@@ -65,7 +73,7 @@ def document(app: FastAPI, servings: Mapping[str, Serving], *, guarded: bool) ->
 
 
 def _add_hot(made: dict[str, Any]) -> None:
-    (predict, one, many, feedback, receipt, receipts, keys, score, scores, _), components = (
+    (predict, one, many, feedback, receipt, receipts, keys, score, scores, *_), components = (
         msgspec.json.schema_components(
             [
                 PredictRequest,
@@ -78,6 +86,9 @@ def _add_hot(made: dict[str, Any]) -> None:
                 GivenOne,
                 GivenMany,
                 ErrorAnswer,
+                ChooseRequest,
+                Chosen,
+                RewardRequest,
             ],
             ref_template=_REFS,
         )
@@ -112,6 +123,7 @@ def _add_hot(made: dict[str, Any]) -> None:
         )
     }
 
+    _add_choices(made, components, statuses)
     made["paths"]["/v1/models/{model}/scores"] = {
         "post": _operation(
             "Scores computed ahead of time, of many keys",
@@ -124,6 +136,33 @@ def _add_hot(made: dict[str, Any]) -> None:
     del by_key["requestBody"]
     by_key["parameters"].append(key)
     made["paths"]["/v1/models/{model}/scores/{key}"] = {"get": by_key}
+
+
+def _add_choices(
+    made: dict[str, Any], components: dict[str, Any], statuses: dict[str, Any]
+) -> None:
+    """Add choices and their rewards, whose outcomes are those of feedback (``statuses``)."""
+    components["RewardRequest"]["oneOf"] = _one_of(["id", "reward"], ["rewards"])
+    ask, chosen, reward = (
+        {"$ref": _REFS.format(name=name)} for name in ("ChooseRequest", "Chosen", "RewardRequest")
+    )
+    made["paths"]["/v1/models/{model}/choose"] = {
+        "post": _operation(
+            "Choose one of some actions (`task: choose`)",
+            _content("A moment, and the actions", ask, _BINARY, example=_CHOOSE),
+            {
+                "200": _content("The action that was chosen, and the others behind it", chosen),
+                "409": _content("Another question was asked under the id", {}),
+            },
+        )
+    }
+    made["paths"]["/v1/models/{model}/reward"] = {
+        "post": _operation(
+            "Send what came of a choice: it is learned",
+            _content("Rewards", reward, _BINARY, example=_REWARD),
+            dict(statuses),
+        )
+    }
 
 
 def _add_refusals(made: dict[str, Any], *, guarded: bool) -> None:
@@ -211,7 +250,7 @@ def _refusals(path: str, method: str, operation: dict[str, Any]) -> dict[str, st
         out |= {"408": "The body did not arrive in time", "413": "The body is too large"}
     if "requestBody" in operation:
         out["422"] = "An invalid value"
-    if path.endswith(("/predict", "/feedback", "/infer")):
+    if path.endswith(("/predict", "/feedback", "/choose", "/reward", "/infer")):
         out["415"] = "A content type that is not read here"
         out["429"] = "Too much is under way or waits; Retry-After says when to send it again"
     if "{" in path:

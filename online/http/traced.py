@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from online.http.ingress import V1, V2, Application
 from online.messages.bodies import Receive, Scope, Send
@@ -10,6 +10,9 @@ from online.tracing.trace import current
 
 if TYPE_CHECKING:
     from online.tracing.spans import Tracing
+
+
+_ACTIONS: Final = ("/predict", "/feedback", "/infer")
 
 
 class Traced:
@@ -20,13 +23,10 @@ class Traced:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
-        match = None
-        if scope["type"] == "http":
-            match = V1.fullmatch(scope["path"]) or V2.fullmatch(scope["path"])
         trace = None
-        if match is not None:
-            headers, method = scope["headers"], scope["method"]
-            trace = self._tracing.begin(headers, method, scope["path"][:256], match[1][:256])
+        path: str = scope.get("path", "")
+        if path.endswith(_ACTIONS) and (V1.fullmatch(path) or V2.fullmatch(path)):
+            trace = self._tracing.begin(scope["headers"], scope["method"], path)
         if trace is None:
             await self._behind(scope, receive, send)
             return

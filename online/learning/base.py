@@ -225,6 +225,7 @@ class BaseLearner(ABC):
             self.tally.add(row.key, {}, None, row.at)
             return
         self._count(row, example)
+        self.tally.note(example)
 
     def _count(self, row: Row, example: Example) -> None:
         label = None if self._task == "regression" else label_text(example.label)

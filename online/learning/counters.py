@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import log
 from operator import le
-from typing import Final
+from typing import Final, Protocol
 
 from evaluation.metrics import (
     COUNTERS_MAX,
@@ -61,16 +61,39 @@ def digest_of(values: Blocks) -> tuple[int, int]:
     return data["count"], data["sum"]
 
 
+class View(Protocol):
+    """Something else that is summed over the learned rows, with the verbs of a tally."""
+
+    @property
+    def named(self) -> Touched:
+        """Its blocks, each as a whole."""
+
+    def add(self, example: Example) -> None:
+        """Count one learned row."""
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values for the keys given, with the open delta on top."""
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+
+
 class Tally:
     """Counters with an open delta; the same verbs as a model's blocks.
 
     Attributes
     ----------
+    views
+        What else is summed over the same rows, for whoever has it summed.
     answers_after
         Epoch above which answers are this model's own: up to it, another one served.
     """
 
     def __init__(self) -> None:
+        self.views: Sequence[View] = ()
         self.counters: dict[str, float] = {}
         self.answers_after = 0
         self.digest = (0, 0)
@@ -187,6 +210,17 @@ class Tally:
         """
         return label_of(self._often[1]) if self._often[0] else None
 
+    @property
+    def tallied(self) -> Touched:
+        """All blocks of it, each as a whole."""
+        views: Touched = {name: keys for view in self.views for name, keys in view.named.items()}
+        return TALLIED | views
+
+    def note(self, example: Example) -> None:
+        """One row was learned, for what else is summed."""
+        for view in self.views:
+            view.add(example)
+
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         blocks: Blocks = {}
@@ -197,6 +231,8 @@ class Tally:
             blocks[METRICS] = Block("count", self._open)
         if self._open_seen:
             blocks[NEWEST] = Block("extrema", self._open_seen)
+        for view in self.views:
+            blocks |= view.cut()
         self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
         return blocks
 
@@ -218,12 +254,16 @@ class Tally:
         if DIGEST in values:
             data = values[DIGEST].data
             self.digest = _plus((data["count"], data["sum"]), self._open_digest)
+        for view in self.views:
+            view.rebase(values)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
         self.counters, self.digest, self.seen = {}, (0, 0), {}
         self._open, self._open_digest, self._open_seen = {}, (0, 0), {}
         self._newest, self._often = None, (0.0, "")
+        for view in self.views:
+            view.reset(values)
         self.rebase(values)
 
 

@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from evaluation.metrics import Task
 from online.learning.base import BaseLearner
-from online.learning.counters import TALLIED
 from online.learning.deltas import Delta, Deltas, Opened, Pulled, Track, ends, open_ones, stays
 from online.learning.values_in_parts import Arrival
 from online.models.base import Compensable, Model, Walking
@@ -186,7 +185,7 @@ class LocalModel(BaseLearner):
         return self._open
 
     def _reset_tally(self, pending: Sequence[Delta]) -> None:
-        self.tally.reset(self._pulled.with_deltas(pending, TALLIED))
+        self.tally.reset(self._pulled.with_deltas(pending, self.tally.tallied))
 
     def _together(self, lost: Collection[int]) -> Collection[int]:
         """Return the partitions to learn again with these: a whole state holds all rows."""

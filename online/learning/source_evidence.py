@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, merge
 from paramserver.filters.sources import (
     EVIDENCE,
     OFFENCES,
@@ -26,6 +26,9 @@ _LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
 
 class Heard(Protocol):
     """Who is told what is known of sources."""
+
+    def effects(self, key: bytes) -> Blocks | None:
+        """Return what the row with this key does, as it was judged here; None: it was not."""
 
     def passed(self, row: Row, effects: Blocks) -> None:
         """A row's evidence is counted from now on."""
@@ -57,8 +60,10 @@ class Evidence:
         """Count a row that is passed, learned or not."""
         if judged is None:
             return
-        effects = effects_of(judged, row.source, row.verdict)
-        merge(self._open, effects)
+        effects = None if self.heard is None else self.heard.effects(row.key)
+        if effects is None:
+            effects = effects_of(judged, row.source, row.verdict)
+        add_counts(self._open, effects)
         if self.heard is not None:
             self.heard.passed(row, effects)
 

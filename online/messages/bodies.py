@@ -23,6 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from online.errors import RequestError
+from online.messages.choices import ChooseRequest, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 
 Scope = dict[str, Any]
@@ -41,6 +42,8 @@ class Format:
     content_type: bytes
     predict: Callable[[bytes], PredictRequest]
     feedback: Callable[[bytes], FeedbackRequest]
+    choose: Callable[[bytes], ChooseRequest]
+    reward: Callable[[bytes], RewardRequest]
     encode: Callable[[Any], bytes]
 
 
@@ -48,12 +51,16 @@ JSON: Final = Format(
     b"application/json",
     msgspec.json.Decoder(PredictRequest).decode,
     msgspec.json.Decoder(FeedbackRequest).decode,
+    msgspec.json.Decoder(ChooseRequest).decode,
+    msgspec.json.Decoder(RewardRequest).decode,
     msgspec.json.Encoder().encode,
 )
 MSGPACK: Final = Format(
     b"application/msgpack",
     msgspec.msgpack.Decoder(PredictRequest).decode,
     msgspec.msgpack.Decoder(FeedbackRequest).decode,
+    msgspec.msgpack.Decoder(ChooseRequest).decode,
+    msgspec.msgpack.Decoder(RewardRequest).decode,
     msgspec.msgpack.Encoder().encode,
 )
 NDJSON: Final = b"application/x-ndjson"

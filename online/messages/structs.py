@@ -31,6 +31,42 @@ Unknown = Annotated[
 ]
 
 
+LabelSet = Annotated[
+    list[Any] | msgspec.UnsetType | None,
+    Meta(
+        description="labels that hold the true one as often as `confidence` of the model's "
+        "settings says, the most probable first; null before the first label; classifiers only"
+    ),
+]
+Interval = Annotated[
+    list[float] | msgspec.UnsetType | None,
+    Meta(
+        description="the lowest and the highest target, which hold the true one as often as "
+        "`confidence` says; null before the first label; regression only"
+    ),
+]
+
+
+class Explanation(msgspec.Struct):
+    """What each feature has added to an answer: `base` and all of them together are `output`."""
+
+    of: Annotated[
+        Any, Meta(description="the label whose log odds are explained; null: the number itself")
+    ]
+    base: Annotated[float, Meta(description="the answer to a row without any feature")]
+    output: Annotated[float, Meta(description="the answer to this row, in the same unit")]
+    contributions: Annotated[
+        dict[str, float], Meta(description="by feature, those that have added most first")
+    ]
+    exact: Annotated[
+        bool,
+        Meta(
+            description="each order of the features says the same; false: means over some orders, "
+            "which estimate Shapley values"
+        ),
+    ]
+
+
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     """One row (`features`) or many (`instances`)."""
 
@@ -55,6 +91,10 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = None
     details: Annotated[
         bool, Meta(description="the answer names what is `missing` and what is `unknown` in a row")
+    ] = False
+    explain: Annotated[
+        bool,
+        Meta(description="the answer says what each feature has added to it; not with `instances`"),
     ] = False
 
 
@@ -95,6 +135,11 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     from_peer: FromPeer = False
     missing: Missing = msgspec.UNSET
     unknown: Unknown = msgspec.UNSET
+    label_set: LabelSet = msgspec.UNSET
+    interval: Interval = msgspec.UNSET
+    explanation: Annotated[
+        Explanation | msgspec.UnsetType, Meta(description="there if `explain` asks for it")
+    ] = msgspec.UNSET
 
     def __repr__(self) -> str:
         sure = _sure(self.prediction, self.probabilities)
@@ -120,6 +165,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     id: str | msgspec.UnsetType = msgspec.UNSET
     missing: Missing = msgspec.UNSET
     unknown: Unknown = msgspec.UNSET
+    label_set: LabelSet = msgspec.UNSET
+    interval: Interval = msgspec.UNSET
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from online.models.experts import Floats
 from online.models.hashed import Hashed
-from online.models.scalers import Limited
+from online.models.limited import Limited
 from paramserver.blocks import Blocks
 from replay.example import Features, Value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -12,6 +12,12 @@ from paramserver.server import MergeRule
 if TYPE_CHECKING:
     from online.models.base import Model
     from online.models.load import Loaded
+
+PLAIN_SCALE: Final = "plain"
+"""River's scaler, which was the only one once."""
+
+SCALED: Final = frozenset({"logreg", "softmax", "linreg", "ftrl", "mlp"})
+"""Built-ins that have the setting ``scale``."""
 
 
 def load_model(

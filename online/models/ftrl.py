@@ -15,13 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from river import preprocessing
-
 from evaluation.metrics import Task
 from online.models.base import Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.hashed import Hashed, Words, check_hashing
-from online.models.scalers import Standard
+from online.models.limited import Scale, scaler_of
 from online.models.slopes import Hashing
 from paramserver.blocks import ADDITIVE, Block, Blocks
 from replay.example import Features, Label, label_text
@@ -50,7 +48,7 @@ class Ftrl:
         Names of features that are taken as bags of words.
     scale
         Whether numbers are standardised by the moments of the rows learned so far, which are kept
-        by name.
+        by name; ``"limited"``: by those of :mod:`online.models.limited`.
     """
 
     alpha: float = 0.5
@@ -60,7 +58,7 @@ class Ftrl:
     bits: int = 22
     seed: int = 0
     text: Sequence[str] = ()
-    scale: bool = True
+    scale: Scale = True
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "l1", "l2"):
@@ -84,7 +82,7 @@ class FtrlModel(Hashing):
 
     def __init__(self, recipe: Ftrl, task: Task) -> None:
         self._recipe, self._task = recipe, task
-        scaler = Standard(preprocessing.StandardScaler(), "scaler") if recipe.scale else None
+        scaler = scaler_of(recipe.scale, "scaler")
         self.words = Words(recipe.text, recipe.bits, recipe.seed)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, scaler)
         self._outputs: dict[Label, _Output] = {}

@@ -22,7 +22,8 @@ from typing import Any, Final
 import mmh3
 
 from online.models.errors import LearnerUnusable
-from online.models.scalers import Limited, Standard
+from online.models.limited import Limited
+from online.models.scalers import Standard
 from paramserver.blocks import Blocks
 from replay.example import Features, Value
 
@@ -93,6 +94,24 @@ class Hashed:
 
     def row(self, features: Features, *, learns: bool) -> dict[str, float]:
         """Hashed features with their numbers; the moments learn the row first if it ``learns``."""
+        row, numbers = self.parts(features, learns=learns)
+        return self.joined(row, numbers)
+
+    def joined(self, row: dict[str, float], numbers: dict[str, float]) -> dict[str, float]:
+        """The parts as one row, which is the first of them."""
+        seed, mask = self._seed, self._mask
+        for name, value in numbers.items():
+            key = _name_place(name, seed, mask)
+            row[key] = row.get(key, 0.0) + value
+        return row
+
+    def parts(
+        self, features: Features, *, learns: bool
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """The row of all that is no number, bias included, and the numbers by name as they count.
+
+        The moments learn the numbers first if it ``learns``.
+        """
         numbers: dict[str, Any] = {}
         row = {_BIAS: 1.0}
         for name, value in features.items():
@@ -110,11 +129,7 @@ class Hashed:
         if self._scaler is not None and numbers:
             scaler = self._scaler
             numbers = scaler.learn(numbers) if learns else scaler.transform(numbers)
-        seed, mask = self._seed, self._mask
-        for name, value in numbers.items():
-            key = _name_place(name, seed, mask)
-            row[key] = row.get(key, 0.0) + value
-        return row
+        return row, numbers
 
     def keys(self, names: Sequence[str]) -> list[str] | None:
         """Return the places of a row of numbers, the bias's first; None if two are one."""

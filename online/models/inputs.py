@@ -8,11 +8,11 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from river import preprocessing
 
 from evaluation.metrics import Task
 from online.models.errors import LearnerUnusable
-from online.models.scalers import Columns, Standard
+from online.models.limited import Scale, scaler_of
+from online.models.scalers import Columns
 from paramserver.blocks import Blocks
 from replay.example import Features, Label
 
@@ -28,14 +28,19 @@ class Inputs:
         Of the features.  Others in a row are left out, missing ones count as 0, which is the mean
         behind ``scale``.
     scale
-        Whether they are standardised by the moments of the rows learned so far.
+        Whether, and how, they are standardised by the moments of the rows learned so far.
     ids
         Names of whole numbers that stand for something, each with the rows of its table: they are
         taken modulo these, and never standardised.  A missing one is row 0.
     """
 
     def __init__(
-        self, model: str, names: Sequence[str], *, scale: bool, ids: Mapping[str, int] | None = None
+        self,
+        model: str,
+        names: Sequence[str],
+        *,
+        scale: Scale,
+        ids: Mapping[str, int] | None = None,
     ) -> None:
         self.names = tuple(names)
         self._places = {name: i for i, name in enumerate(self.names)}
@@ -50,8 +55,8 @@ class Inputs:
             raise LearnerUnusable(
                 model, problem, "Name some of the inputs, with a row or more each"
             )
-        self.scaled = scale
-        self._scaler = Standard(preprocessing.StandardScaler(), "scaler") if scale else None
+        self.scaled = bool(scale)
+        self._scaler = scaler_of(scale, "scaler")
 
     def row(self, features: Features) -> list[float]:
         """Numbers to answer by; nothing changes."""

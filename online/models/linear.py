@@ -9,7 +9,8 @@ probabilities of the plain library.  The blocks are views of what the objects ho
                                       ``Perceptron``; the intercept's key is ``""``
 ``weights/<label>``          additive ``SoftmaxRegression``, one a class; the label is its
                                       JSON text
-``scaler<i>``                moments  ``StandardScaler`` at step i of the pipeline
+``scaler<i>``                moments  ``StandardScaler`` or ``LimitedScaler`` at step i of the
+                                      pipeline
 ``scaler<i>``                extrema  ``MinMaxScaler`` at step i of the pipeline
 ============================ ======== ===================================================
 
@@ -31,6 +32,7 @@ from river import compose, linear_model, optim, preprocessing
 from online.models.base import Prediction
 from online.models.curvature import Curvature
 from online.models.errors import StateNotFinite
+from online.models.limited import Limited, LimitedScaler
 from online.models.moved import by_output, numbers
 from online.models.scalers import SCALERS, Columns, MinMax, Standard, Walked
 from online.models.slopes import Hashing, Slope, hashed
@@ -60,6 +62,8 @@ def why_not_mergeable(estimator: Any) -> str | None:
         return f"{type(estimator).__name__} is a pipeline of another class"
     *before, final = steps(estimator)
     for step in before:
+        if type(step) is LimitedScaler:
+            continue
         if type(step) not in SCALERS:
             return f"{type(step).__name__} in front has no merge"
         if step.window_size is not None:
@@ -107,12 +111,7 @@ class Linear(Hashing):
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
         *scalers, final = steps(estimator)
-        self._scalers = [
-            Standard(step, f"scaler{i}")
-            if type(step) is preprocessing.StandardScaler
-            else MinMax(step, f"scaler{i}")
-            for i, step in enumerate(scalers)
-        ]
+        self._scalers = [_scaler_of(step, f"scaler{i}") for i, step in enumerate(scalers)]
         self._final: _Glm | Softmax
         self.takes_weight = type(final) is not linear_model.SoftmaxRegression
         if type(final) is linear_model.SoftmaxRegression:
@@ -181,11 +180,11 @@ class Linear(Hashing):
         names, labels = list(examples[0].features), [example.label for example in examples]
         rows = [example.features.values() for example in examples]
         columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True))
-        walks: list[tuple[Standard, Walked]] = []
+        walks: list[tuple[Standard | Limited, Walked]] = []
         try:
             for scaler in self._scalers:
-                walked = scaler.walk(names, columns) if isinstance(scaler, Standard) else None
-                if walked is None or not isinstance(scaler, Standard):
+                walked = None if isinstance(scaler, MinMax) else scaler.walk(names, columns)
+                if walked is None or isinstance(scaler, MinMax):
                     return False
                 walks.append((scaler, walked))
                 columns = walked.columns
@@ -282,6 +281,13 @@ class Linear(Hashing):
         """Become what ``reset`` would make of all values, given those touched."""
         for part in self._parts:
             part.mend(values, names)
+
+
+def _scaler_of(step: Any, name: str) -> Standard | Limited | MinMax:
+    """The scaler as a block of this name."""
+    if type(step) is LimitedScaler:
+        return Limited(name, step)
+    return (Standard if type(step) is preprocessing.StandardScaler else MinMax)(step, name)
 
 
 def _rates_of(final: Any) -> list[Any]:

@@ -27,13 +27,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import river
-from river import base, linear_model, optim, preprocessing
+from river import base, linear_model, optim
 
 from evaluation.metrics import Task
 from online.models import handed_over, mlflow_model, onnx_model
+from online.models.auto import Auto
 from online.models.base import Model, Trainable
 from online.models.errors import LearnerUnusable
+from online.models.from_settings import SCALED
 from online.models.ftrl import Ftrl
+from online.models.limited import behind, scale_of
 from online.models.linear import Linear, why_not_mergeable
 from online.models.opaque import Opaque
 from online.models.rewards import Rewards
@@ -68,22 +71,22 @@ class Loaded:
     alike: str
 
 
-def logreg(lr: float = 0.05, l2: float = 0.0, scale: bool = True) -> Any:
-    """Logistic regression by SGD with rate ``lr``, behind a StandardScaler if ``scale``."""
+def logreg(lr: float = 0.05, l2: float = 0.0, scale: bool | str = "limited") -> Any:
+    """Logistic regression by SGD with rate ``lr``, behind what ``scale`` says."""
     model = linear_model.LogisticRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
-    return preprocessing.StandardScaler() | model if scale else model
+    return behind(scale, model)
 
 
-def softmax(lr: float = 0.05, l2: float = 0.0, scale: bool = True) -> Any:
-    """Softmax regression by SGD with rate ``lr``, behind a StandardScaler if ``scale``."""
+def softmax(lr: float = 0.05, l2: float = 0.0, scale: bool | str = "limited") -> Any:
+    """Softmax regression by SGD with rate ``lr``, behind what ``scale`` says."""
     model = linear_model.SoftmaxRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
-    return preprocessing.StandardScaler() | model if scale else model
+    return behind(scale, model)
 
 
-def linreg(lr: float = 0.01, l2: float = 0.0, scale: bool = True) -> Any:
-    """Linear regression by SGD with rate ``lr``, behind a StandardScaler if ``scale``."""
+def linreg(lr: float = 0.01, l2: float = 0.0, scale: bool | str = "limited") -> Any:
+    """Linear regression by SGD with rate ``lr``, behind what ``scale`` says."""
     model = linear_model.LinearRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
-    return preprocessing.StandardScaler() | model if scale else model
+    return behind(scale, model)
 
 
 def ftrl(
@@ -94,11 +97,11 @@ def ftrl(
     bits: int = 22,
     seed: int = 0,
     text: Sequence[str] = (),
-    scale: bool = True,
+    scale: bool | str = "limited",
 ) -> Any:
     """FTRL-Proximal on hashed features, the ``text`` ones as bags of words."""
     names = text if isinstance(text, str) else tuple(text)
-    return Ftrl(alpha, beta, l1, l2, bits, seed, names, scale)
+    return Ftrl(alpha, beta, l1, l2, bits, seed, names, scale_of(scale))
 
 
 def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
@@ -114,12 +117,17 @@ def rewards(
     return Rewards(low, high, names, bits, seed)
 
 
+def auto(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
+    """The experts of ``linear`` on three views of each row: numbers as they are, bent, in pairs."""
+    return Auto(text if isinstance(text, str) else tuple(text), bits, seed)
+
+
 def mlp(
     inputs: Sequence[str] = (),
     hidden: int = 32,
     outputs: int = 1,
     lr: float = 0.05,
-    scale: bool = True,
+    scale: bool | str | None = None,
     seed: int = 0,
     artifact: str | None = None,
     ids: Mapping[str, int] | None = None,
@@ -130,7 +138,9 @@ def mlp(
     ``inputs`` are the names of the features; ``outputs``: 1, or one for each label 0, 1, 2 …;
     ``artifact``: a ``state_dict`` to start from, by ``torch.save`` or as ``.safetensors``.
     ``ids``: inputs that are ids, with the rows of their tables, of ``width`` numbers each.
+    ``scale``: limited unless there are ids, which exports know behind the plain scaler only.
     """
+    scaled = scale_of(("plain" if ids else "limited") if scale is None else scale)
     if not inputs:
         raise LearnerUnusable("mlp", "it has no inputs", "Give the names of the features: inputs")
     try:
@@ -147,7 +157,7 @@ def mlp(
         from online.models.embedded import Embedded
         from online.models.inputs import Inputs
 
-        Inputs("mlp", inputs, scale=scale, ids=ids)  # says what is wrong with them
+        Inputs("mlp", inputs, scale=scaled, ids=ids)  # says what is wrong with them
         first = [Embedded(inputs, ids, width)]
         wide = first[0].outputs
     module = torch.nn.Sequential(
@@ -156,7 +166,7 @@ def mlp(
     if artifact is not None:
         module.load_state_dict(weights_from(artifact))
     sgd = partial(torch.optim.SGD, lr=_positive("lr", lr))
-    return Network(module, inputs, sgd, scale=scale, ids=ids)
+    return Network(module, inputs, sgd, scale=scaled, ids=ids)
 
 
 PLAIN: Final = Training()
@@ -168,6 +178,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "ftrl": ftrl,
     "linear": linear,
     "rewards": rewards,
+    "auto": auto,
     "mlp": mlp,
     "sealed": sealed,
 }
@@ -259,8 +270,17 @@ def load(
     alike = _spec_text(learner, {"kind": "structure", **told}, model)
     text = alike
     if state_of == "code" and origin["kind"] != "object":
-        text = _spec_text(learner, {**origin, "params": dict(params), **told}, model)
+        text = _spec_text(learner, {**origin, "params": _written(learner, params), **told}, model)
     return Loaded(model, _hash_of(text), text, build, _hash_of(alike))
+
+
+def _written(learner: str, params: Mapping[str, object]) -> dict[str, object]:
+    """The parameters as the spec has them: a scaler that is named is in the structure already.
+
+    So a model that says ``plain`` takes up the state of one that was built before it could be said.
+    """
+    named = learner in SCALED and isinstance(params.get("scale"), str)
+    return {key: value for key, value in params.items() if key != "scale" or not named}
 
 
 def _hash_of(text: str) -> str:

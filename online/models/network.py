@@ -39,6 +39,7 @@ from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.head import Head, made
 from online.models.inputs import Inputs
 from online.models.last_layer import LastLayer
+from online.models.limited import Scale
 from online.models.mixed import pull_of, slope_of
 from online.models.slopes import Score, Slope
 from online.models.trained import Trained
@@ -87,7 +88,7 @@ class Network:
     optimizer: Optimizers = SGD
     loss: nn.Module | None = None
     labels: Sequence[Label] | None = None
-    scale: bool = True
+    scale: Scale = True
     ids: Mapping[str, int] | None = None
 
     def model_for(self, task: Task) -> NetworkModel:

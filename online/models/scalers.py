@@ -1,29 +1,24 @@
 """Scalers as blocks that merge: moments, or extrema, by feature.
 
 River's two are driven as river's pipeline drives them, and leave out names that they have never
-met: ``transform_one`` would insert them.  :class:`Limited` is our own.
+met: ``transform_one`` would insert them.  Our own is in :mod:`online.models.limited`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from math import isfinite, sqrt
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from river import preprocessing
 
-from online.models.errors import StateNotFinite
 from paramserver.blocks import EXTREMA, MOMENTS, Block, Blocks, Touched, merge
 
 SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
 
-LIMIT: Final = 8.0
-"""Standard deviations: for a :class:`Limited`, numbers further out are that far out."""
-
-LIMIT_FROM: Final = 50
-"""Rows with a number before the limit counts for what enters its moments."""
+NO_MOMENTS: Final = (0.0, 0.0, 0.0)
+"""Count, mean and M2 of no row."""
 
 Columns = npt.NDArray[np.float64]
 """Rows of numbers, one column a feature."""
@@ -102,7 +97,7 @@ class Standard:
         for name, column in zip(names, columns, strict=True):
             count = scaler.counts.get(name, 0)
             mean, var = scaler.means.get(name, 0.0), scaler.vars.get(name, 0.0)
-            n, own, m2 = opened.get(name, _NO_MOMENTS)
+            n, own, m2 = opened.get(name, NO_MOMENTS)
             scaled: list[float] = []
             for x in column:
                 count += 1
@@ -137,7 +132,7 @@ class Standard:
     def rebase(self, values: Blocks) -> None:
         if (block := values.get(self._name)) is None:
             return
-        self._set(_on_top(MOMENTS, block.data, self.built[self._name], self._mine()))
+        self._set(on_top(MOMENTS, block.data, self.built[self._name], self._mine()))
 
     def reset(self, values: Blocks) -> None:
         self._open = {}
@@ -180,7 +175,7 @@ def _moments(scaler: Any) -> dict[str, tuple[float, float, float]]:
     }
 
 
-def _on_top(
+def on_top(
     kind: str, given: dict[str, Any], built: dict[str, Any], mine: dict[str, Any]
 ) -> dict[str, Any]:
     """Merge the state as built, the values given and the open delta, for the keys given."""
@@ -189,125 +184,6 @@ def _on_top(
     merge(state, {"": Block(kind, {name: mine[name] for name in given if name in mine})})
     data: dict[str, Any] = state[""].data
     return data
-
-
-class Limited:
-    """Moments as of a ``StandardScaler``, with a limit on what enters them and on what comes out.
-
-    So a few numbers that are far off spoil neither.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._now: dict[str, list[float]] = {}  # n, mean, M2, 1 / deviation
-        self._open: dict[str, list[float]] = {}  # n, mean, M2 of the rows since the cut
-
-    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
-        """Standardised numbers; names that were never met are left out."""
-        now, out = self._now, {}
-        for name, value in x.items():
-            if (held := now.get(name)) is not None:
-                z = (value - held[1]) * held[3]
-                out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
-        return out
-
-    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
-        """Learn the moments, then the numbers to learn by.  Raises StateNotFinite."""
-        now, moments, out = self._now, self._open, {}
-        for name, value in x.items():
-            n, mean, m2, inverse = now.get(name, _NONE)
-            off = value - mean
-            if n > LIMIT_FROM and inverse:
-                far = LIMIT / inverse
-                off = far if off > far else -far if off < -far else off
-            near, n = mean + off, n + 1.0
-            step = off / n
-            mean, m2 = mean + step, m2 + off * (off - step)
-            if not isfinite(m2):
-                raise StateNotFinite(m2)
-            inverse = _inverse(n, m2)
-            now[name] = [n, mean, m2, inverse]
-            z = (value - mean) * inverse
-            out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
-            if (mine := moments.get(name)) is None:
-                moments[name] = [1.0, near, 0.0]
-                continue
-            n, mean, m2 = mine  # Welford (1962)
-            off, n = near - mean, n + 1.0
-            step = off / n
-            mine[:] = n, mean + step, m2 + off * (off - step)
-        return out
-
-    def transform_many(self, names: Sequence[str], x: Columns) -> tuple[list[str], Columns]:
-        """Columns as :meth:`transform` gives them, up to the last bit."""
-        now = self._now
-        kept = [i for i, name in enumerate(names) if name in now]
-        held = [now[names[i]] for i in kept]
-        mean, inverse = np.array([h[1] for h in held]), np.array([h[3] for h in held])
-        return [names[i] for i in kept], np.clip((x[:, kept] - mean) * inverse, -LIMIT, LIMIT)
-
-    def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
-        """Work out what :meth:`learn` would do to rows of these names; nothing is changed.
-
-        None: a number would leave the finite ones.
-        """
-        out: list[list[float]] = []
-        now: list[tuple[float, ...]] = []
-        mine: list[list[float]] = []
-        for name, column in zip(names, columns, strict=True):
-            n, mean, m2, inverse = self._now.get(name, _NONE)
-            count, own, own_m2 = self._open.get(name, _NO_MOMENTS)
-            scaled: list[float] = []
-            for x in column:
-                off = x - mean
-                if n > LIMIT_FROM and inverse:
-                    far = LIMIT / inverse
-                    off = far if off > far else -far if off < -far else off
-                near, n = mean + off, n + 1.0
-                step = off / n
-                mean, m2 = mean + step, m2 + off * (off - step)
-                inverse = 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0
-                z = (x - mean) * inverse
-                scaled.append(LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z)
-                off, count = near - own, count + 1.0  # Welford (1962)
-                step = off / count
-                own, own_m2 = own + step, own_m2 + off * (off - step)
-            if not isfinite(m2):
-                return None
-            out.append(scaled)
-            now.append((n, mean, m2, inverse))
-            mine.append([count, own, own_m2])
-        return Walked(out, now, mine)
-
-    def put(self, names: Sequence[str], walked: Walked) -> None:
-        """Be as :meth:`walk` has found."""
-        for name, now, mine in zip(names, walked.now, walked.opened, strict=True):
-            self._now[name], self._open[name] = list(now), mine
-
-    def cut(self) -> Blocks:
-        delta, self._open = self._mine(), {}
-        return {self._name: Block(MOMENTS, delta)} if delta else {}
-
-    def _mine(self) -> dict[str, tuple[float, float, float]]:
-        return {name: (n, mean, m2) for name, (n, mean, m2) in self._open.items()}
-
-    def rebase(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is not None:
-            for name, (n, mean, m2) in _on_top(MOMENTS, block.data, {}, self._mine()).items():
-                self._now[name] = [n, mean, m2, _inverse(n, m2)]
-
-    def reset(self, values: Blocks) -> None:
-        self._now, self._open = {}, {}
-        self.rebase(values)
-
-
-_NONE: Final = (0.0, 0.0, 0.0, 0.0)
-_NO_MOMENTS: Final = (0.0, 0.0, 0.0)
-
-
-def _inverse(n: float, m2: float) -> float:
-    """1 / standard deviation, and 0 where that is 0, as river has it."""
-    return 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0
 
 
 class MinMax:
@@ -355,7 +231,7 @@ class MinMax:
 
     def rebase(self, values: Blocks) -> None:
         if (block := values.get(self._name)) is not None:
-            self._set(_on_top(EXTREMA, block.data, self.built[self._name], self._open))
+            self._set(on_top(EXTREMA, block.data, self.built[self._name], self._open))
 
     def reset(self, values: Blocks) -> None:
         self._open = {}

@@ -33,8 +33,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import Struct
-from typing import Final, cast
+from struct import calcsize, pack, unpack
+from typing import Any, Final, cast
 
 import numpy as np
 from river import preprocessing
@@ -51,7 +51,8 @@ from online.models.experts import (
     OutputPerClass,
 )
 from online.models.hashed import Hashed, Words, check_hashing
-from online.models.scalers import Limited, Standard
+from online.models.limited import Limited
+from online.models.scalers import Standard
 from online.models.slopes import Hashing
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features, Label, label_text
@@ -62,8 +63,6 @@ FADE: Final = 0.995
 RESIDUAL_MAX: Final = 3.0
 ERROR_MAX: Final = 4.0
 
-_SHARES: Final = Struct(f"<{EXPERTS}e")  # notes: half floats are exact enough to judge by
-_NUMBERS: Final = Struct(f"<{EXPERTS}d")
 _HALF: Final = np.dtype("<f2")
 
 _NUMERIC: Final = frozenset({float, int})
@@ -95,7 +94,7 @@ class SelfRate:
     def model_for(self, task: Task) -> SelfRateModel:
         """The model behind the learner."""
         kinds: dict[Task, type[SelfRateModel]] = {
-            "binary": _Binary, "multiclass": _Multiclass, "regression": _Regression,
+            "binary": Binary, "multiclass": Multiclass, "regression": Regression,
         }  # fmt: skip
         return kinds[task](self, task)
 
@@ -107,14 +106,18 @@ class SelfRateModel(Hashing):
     learns = True
     numeric_only = False
     why_not_mergeable: str | None = None
+    kind = "linear 1"
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
         self._recipe = recipe
         self.words = Words(recipe.text, recipe.bits, recipe.seed)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
-        self._mixture = _Mixture()
+        self._mixture = self._unjudged()
         self._experts = self._untrained()
-        self.structure = f"linear 1, {task}, {recipe!r}"
+        # notes: half floats are exact enough to judge by
+        self._shares_form = f"<{len(self._mixture.losses)}e"
+        self._numbers_form = f"<{len(self._mixture.losses)}d"
+        self.structure = f"{self.kind}, {task}, {recipe!r}"
 
     def numbers(self, features: Features) -> dict[str, float]:
         """A row by hashed feature."""
@@ -122,7 +125,7 @@ class SelfRateModel(Hashing):
 
     def predict(self, features: Features) -> Prediction:
         """Answer for one row."""
-        return self._answer(self.numbers(features))
+        return self._answer(self._read(features, learns=False))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Return the answer that :meth:`predict` gives to each row."""
@@ -144,7 +147,7 @@ class SelfRateModel(Hashing):
         self, features: Features, label: Label, weight: float, served: Example | None
     ) -> None:
         self._meet(label)
-        total = self._step(self._rows.row(features, learns=True), label, weight, served)
+        total = self._step(self._read(features, learns=True), label, weight, served)
         if not math.isfinite(total + sum(self._mixture.losses)):
             raise StateNotFinite(total)
 
@@ -182,9 +185,18 @@ class SelfRateModel(Hashing):
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
         self._rows.reset(values)
-        self._experts, self._mixture = self._untrained(), _Mixture()
+        self._experts, self._mixture = self._untrained(), self._unjudged()
         self._experts.rebase(values)
         self._mixture.rebase(values)
+
+    # -- by how rows are read ----------------------------------------------------------------
+
+    def _read(self, features: Features, *, learns: bool) -> Any:
+        """A row as the experts take it; the moments learn it first if it ``learns``."""
+        return self._rows.row(features, learns=learns)
+
+    def _unjudged(self) -> Mixture:
+        return Mixture(EXPERTS)
 
     # -- by task -----------------------------------------------------------------------------
 
@@ -204,37 +216,43 @@ class SelfRateModel(Hashing):
         """Do :meth:`_step` to rows by column, the bias left out; False: nothing was changed."""
         return False
 
-    def _answer(self, row: dict[str, float]) -> Prediction:
+    def _answer(self, row: Any) -> Prediction:
         raise NotImplementedError
 
-    def _step(
-        self, row: dict[str, float], label: Label, weight: float, served: Example | None
-    ) -> float:
+    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
         """Judge the experts and let them learn; finite only if all numbers touched are."""
         raise NotImplementedError
 
 
-class _Binary(SelfRateModel):
+class Binary(SelfRateModel):
+    """The model of two labels."""
+
     _experts: OneOutput
 
-    def _answer(self, row: dict[str, float]) -> Prediction:
+    def _answer(self, row: Any) -> Prediction:
         shares = self._shares(row)
         answer = by_probability(self._mixture.of(shares))
-        return Prediction(answer.label, answer.probabilities, _SHARES.pack(*shares))
+        return Prediction(answer.label, answer.probabilities, pack(self._shares_form, *shares))
 
-    def _shares(self, row: dict[str, float]) -> list[float]:
+    def _outputs(self, row: Any) -> Sequence[float]:
+        """Return what each expert makes of the row."""
+        return self._experts.outputs(row)
+
+    def _teach(self, row: Any, slopes: Sequence[float]) -> float:
+        """Let each expert learn the row by the slope at its output; finite if all of it is."""
+        return self._experts.step(row, slopes)
+
+    def _shares(self, row: Any) -> list[float]:
         """Return the probability of True that each expert gives."""
-        return [_logistic(z) for z in self._experts.outputs(row)]
+        return [_logistic(z) for z in self._outputs(row)]
 
-    def _step(
-        self, row: dict[str, float], label: Label, weight: float, served: Example | None
-    ) -> float:
+    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
         shares, y = self._shares(row), float(label)
-        self._judge(self._mixture, _unpack(_SHARES, served) or shares, y, weight)
-        return self._experts.step(row, [(p - y) * weight for p in shares])
+        self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
+        return self._teach(row, [(p - y) * weight for p in shares])
 
     @staticmethod
-    def _judge(mixture: _Mixture, judged: Sequence[float], y: float, weight: float) -> None:
+    def _judge(mixture: Mixture, judged: Sequence[float], y: float, weight: float) -> None:
         misses = [abs(y - p) for p in judged]  # the Brier score is twice the square
         mixture.judge([((miss > 0.5) + miss * miss) * (2.0 / 3.0) for miss in misses], weight)
 
@@ -245,7 +263,7 @@ class _Binary(SelfRateModel):
         examples: Sequence[Example],
         weights: Sequence[float],
     ) -> bool:
-        experts, mixture = self._experts, _Mixture()
+        experts, mixture = self._experts, self._unjudged()
         mixture.losses = self._mixture.losses
         held = experts.held(keys)
         rows = zip([1.0] * len(examples), *columns, strict=True)
@@ -258,7 +276,7 @@ class _Binary(SelfRateModel):
                 d += h3 * v
             shares = [_logistic(a), _logistic(b), _logistic(c), _logistic(d)]
             y = float(example.label)
-            self._judge(mixture, _unpack(_SHARES, example) or shares, y, weight)
+            self._judge(mixture, _unpack(self._shares_form, example) or shares, y, weight)
             experts.walk(held, x, [(p - y) * weight for p in shares])
         if not math.isfinite(sum(map(sum, held), sum(mixture.losses))):
             return False
@@ -277,14 +295,16 @@ class _Binary(SelfRateModel):
             shares = 1.0 / (1.0 + np.exp(-(held[0] + x @ held[1:])))
         mixed = (shares @ np.array(self._mixture.votes())).tolist()
         notes = shares.astype(_HALF).tobytes()
-        size = _SHARES.size
+        size = calcsize(self._shares_form)
         return [
             Prediction(p > 0.5, {False: 1.0 - p, True: p}, notes[i * size : i * size + size])
             for i, p in enumerate(mixed)
         ]
 
 
-class _Multiclass(SelfRateModel):
+class Multiclass(SelfRateModel):
+    """The model of any number of labels."""
+
     _experts: OutputPerClass
 
     def _untrained(self) -> OutputPerClass:
@@ -293,18 +313,24 @@ class _Multiclass(SelfRateModel):
     def _meet(self, label: Label) -> None:
         self._experts.meet(label)
 
-    def _answer(self, row: dict[str, float]) -> Prediction:
+    def _take(self, row: Any, *, learns: bool) -> Any:
+        """What the experts know of the row, as :class:`~online.models.experts.Taken`."""
+        return self._experts.take(row, learns=learns)
+
+    def _teach(self, taken: Any, slopes: Floats) -> float:
+        """Let each expert learn what was taken by the slopes at its outputs."""
+        return self._experts.step(taken, slopes)
+
+    def _answer(self, row: Any) -> Prediction:
         if not (labels := self._experts.labels):
             return Prediction(None, {})
-        taken = self._experts.take(row, learns=False)
+        taken = self._take(row, learns=False)
         shares = _softmax(taken.outputs())
         mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
         return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
 
-    def _step(
-        self, row: dict[str, float], label: Label, weight: float, served: Example | None
-    ) -> float:
-        taken, column = self._experts.take(row, learns=True), self._experts.labels[label]
+    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
+        taken, column = self._take(row, learns=True), self._experts.labels[label]
         shares = _softmax(taken.outputs())
         judged, own = self._served(served) or (shares, column)
         p = 0.0 if own is None else judged[:, own]
@@ -312,7 +338,7 @@ class _Multiclass(SelfRateModel):
         losses = (2.0 * (p < judged.max(axis=1)) + brier) / 3.0
         self._mixture.judge(losses.tolist(), weight)
         shares[:, column] -= 1.0
-        return self._experts.step(taken, shares * weight)
+        return self._teach(taken, shares * weight)
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
         """Return what the experts answered, and the label's place in it.
@@ -323,13 +349,16 @@ class _Multiclass(SelfRateModel):
         if served is None or not served.score or served.notes is None:
             return None
         labels, text = list(served.score), label_text(served.label)
-        if len(served.notes) != EXPERTS * len(labels) * _HALF.itemsize:
+        experts = len(self._mixture.losses)
+        if len(served.notes) != experts * len(labels) * _HALF.itemsize:
             return None
-        shares = np.frombuffer(served.notes, _HALF).reshape(EXPERTS, -1).astype(np.float64)
+        shares = np.frombuffer(served.notes, _HALF).reshape(experts, -1).astype(np.float64)
         return shares, labels.index(text) if text in served.score else None
 
 
-class _Regression(SelfRateModel):
+class Regression(SelfRateModel):
+    """The model of a number."""
+
     _experts: OneOutput
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
@@ -351,46 +380,56 @@ class _Regression(SelfRateModel):
         super().reset(values)
         self._target.reset(values)
 
-    def _answer(self, row: dict[str, float]) -> Prediction:
+    def _answer(self, row: Any) -> Prediction:
         numbers = self._numbers(row)
-        return Prediction(self._mixture.of(numbers), None, _NUMBERS.pack(*numbers))
+        return Prediction(self._mixture.of(numbers), None, pack(self._numbers_form, *numbers))
 
-    def _numbers(self, row: dict[str, float]) -> list[float]:
+    def _outputs(self, row: Any) -> Sequence[float]:
+        """Return what each expert makes of the row, in standard deviations of the target."""
+        return self._experts.outputs(row)
+
+    def _teach(self, row: Any, slopes: Sequence[float]) -> float:
+        """Let each expert learn the row by the slope at its output; finite if all of it is."""
+        return self._experts.step(row, slopes)
+
+    def _numbers(self, row: Any) -> list[float]:
         """Return the target that each expert predicts."""
         mean, spread = self._targets.means.get("", 0.0), self._spread()
-        return [mean + spread * z for z in self._experts.outputs(row)]
+        return [mean + spread * z for z in self._outputs(row)]
 
     def _spread(self) -> float:
         return math.sqrt(self._targets.vars.get("", 0.0))
 
-    def _step(
-        self, row: dict[str, float], label: Label, weight: float, served: Example | None
-    ) -> float:
+    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
         y = float(label)
         self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
-        judged = _unpack(_NUMBERS, served) or numbers
+        judged = _unpack(self._numbers_form, served) or numbers
         errors = [abs(number - y) / spread for number in judged]
-        _, low, high, _ = sorted(errors)
-        typical = (low + high) / 2.0 + 1e-9
+        half, ordered = len(errors) // 2, sorted(errors)
+        typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
         losses = [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
         self._mixture.judge(losses, weight)
         residuals = [(number - y) / spread for number in numbers]
         cut = [max(-RESIDUAL_MAX, min(RESIDUAL_MAX, x)) * weight for x in residuals]
-        return self._experts.step(row, cut)
+        return self._teach(row, cut)
 
 
-class _Mixture:
-    """How the experts did of late, and what follows for their answers."""
+class Mixture:
+    """How the experts did of late, and what follows for their answers.
 
-    def __init__(self) -> None:
-        self.losses = [0.0] * EXPERTS
+    ``sharp``: how much a difference of their losses counts.
+    """
+
+    def __init__(self, experts: int, sharp: float = 1.0) -> None:
+        self.losses = [0.0] * experts
+        self._sharp = sharp
         self._judged = False  # since the cut
 
     def votes(self) -> list[float]:
         """Each expert's share in the answer."""
-        least = min(self.losses)
-        votes = [math.exp(least - loss) for loss in self.losses]
+        least, sharp = min(self.losses), self._sharp
+        votes = [math.exp(sharp * (least - loss)) for loss in self.losses]
         total = sum(votes)
         return [vote / total for vote in votes]
 
@@ -420,11 +459,11 @@ class _Mixture:
             self.losses = array_of(block.data).tolist()
 
 
-def _unpack(form: Struct, served: Example | None) -> Sequence[float] | None:
+def _unpack(form: str, served: Example | None) -> Sequence[float] | None:
     """Return what the experts answered; None if the row does not say it."""
-    if served is None or served.notes is None or len(served.notes) != form.size:
+    if served is None or served.notes is None or len(served.notes) != calcsize(form):
         return None
-    return form.unpack(served.notes)
+    return unpack(form, served.notes)
 
 
 def _logistic(x: float) -> float:

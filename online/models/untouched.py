@@ -14,12 +14,15 @@ from typing import Any, Final
 import numpy as np
 from river import base, compose, preprocessing
 
+from online.models.limited import LimitedScaler
+
 _KNOWN_NAMES: Final = {
     preprocessing.StandardScaler: "means",
     preprocessing.MinMaxScaler: "min",
     preprocessing.MaxAbsScaler: "abs_max",
     preprocessing.RobustScaler: "median",
     preprocessing.AdaptiveStandardScaler: "means",
+    LimitedScaler: "held",
 }
 """Scalers that insert a name they have never met when they transform, and where they keep names."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from evaluation.metrics import Task
 from online.errors import StartRefused
 from online.learning.base import Failed
-from online.learning.counters import digest_of, event_hash
+from online.learning.counters import View, digest_of, event_hash
 from online.learning.ordered import OrderedLearner
 from online.models.base import Model
 from online.models.from_settings import merge_rule
@@ -25,6 +26,7 @@ from online.rebuild.verdicts_again import Review
 from online.rows.history import Decisions, origin
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
+from online.sure.views import views_of
 from paramserver import rewrites, wire
 from paramserver.blocks import COUNT, Block
 from paramserver.filters.sources import SOURCES_MAX
@@ -74,6 +76,8 @@ class Method:
         Rows that are learned again at most, in memory, if the model raises on one.
     sources_max
         Sources that are kept account of.
+    views
+        Makes what else is summed over the rows.
     """
 
     build: Callable[[], Model]
@@ -81,12 +85,16 @@ class Method:
     ordered: bool = False
     rows_max: int = 4096
     sources_max: int = SOURCES_MAX
+    views: Callable[[], Sequence[View]] = list
 
 
 def method_of(model: ModelSettings, loaded: Loaded, settings: Settings) -> Method:
     """The method of a model of the settings."""
     ordered = merge_rule(model, loaded.model) in ("ordered", "overlay", "lagging")
-    return Method(loaded.build, model.task, ordered, sources_max=settings.limits.sources_max)
+    return Method(
+        loaded.build, model.task, ordered,
+        sources_max=settings.limits.sources_max, views=partial(views_of, model),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,7 @@ class Rebuild:
             method.build, task=method.task, spec=base.spec, rows_max=method.rows_max
         )
         self._learner.evidence.sources_max = method.sources_max
+        self._learner.tally.views = method.views()
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
         self.review = None if review is None else review(self._learner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -109,8 +108,14 @@ class Answers:
         """Answer for one row of a request; with the last one the request has its answer."""
         waiting.results[i] = recorded
         waiting.open -= 1
-        if waiting.open == 0:
+        if waiting.each:
             self.requests -= 1
+            if not waiting.each[i].done():
+                waiting.each[i].set_result(recorded)
+        if waiting.open == 0:
+            self.requests -= not waiting.each
+            if waiting.late is not None:
+                waiting.late.cancel()
             if waiting.trace is not None:
                 self._tell(waiting.trace, recorded)
             if not waiting.done.done():
@@ -156,7 +161,7 @@ class Answers:
             self._spoil(waiting, i, outcome.damaged)
             return
         if row is None:
-            found = Recorded("waiting", None, now, now, False, None, outcome.since)
+            found = Recorded("waiting", None, now, now, False, None, outcome.since, met=outcome.met)
             self.give(waiting, i, found)
             return
         if row.partition == self._partition.number and self.add(
@@ -199,13 +204,15 @@ class Answers:
     def refuse(self, events: Sequence[Written], error: ReplayError) -> None:
         """End the requests whose events were not written; others of theirs may have been."""
         self.incident = str(error)
-        refused = Counter(event.waiting for event in events if event.waiting is not None)
-        for waiting, n in refused.items():
-            self._counts["refused_journal"] += n
-            self.requests -= 1
-            if not waiting.done.done():
-                waiting.done.set_exception(refusal_of(error, in_part=n < len(waiting.rows)))
-                waiting.done.exception()  # the handler may be gone: that is no surprise
+        refused: dict[Waiting, list[int]] = {}
+        for event in events:
+            if event.waiting is not None:
+                refused.setdefault(event.waiting, []).append(event.i)
+        for waiting, places in refused.items():
+            self._counts["refused_journal"] += len(places)
+            self.requests -= len(places) if waiting.each else 1
+            in_part = not waiting.each and len(places) < len(waiting.rows)
+            waiting.fail(refusal_of(error, in_part=in_part), places)
 
 
 def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:

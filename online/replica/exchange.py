@@ -99,11 +99,11 @@ class Exchange:
         self.took_s = 0.0
         self._take_due_s = 0.0
         self._coming = False  # a peer's values
-        self._cut_cost_s, self._cut_at = 0.0, 0.0
+        self._cut_cost_s, self._cut_at, self._reply_cost_s = 0.0, 0.0, 0.0
 
     async def turn(self) -> None:
         """Wait until it is time, and exchange."""
-        await self._pace.wait(self._is_due)
+        await self._pace.wait(self._is_due, self._cut_cost_s + self._reply_cost_s)
         begun_s = self._monotonic_s()
         pushes, state = self._due()
         moved = await self.once(pushes, state)
@@ -183,7 +183,9 @@ class Exchange:
             for _ in learner.take_part(reply):
                 await asyncio.sleep(0)  # whoever waits for the loop has a turn between two pieces
         rewritten = reply.rewrite != learner.rewrite
+        begun_s = self._cpu_s()
         changed = part or learner.on_reply(reply)
+        self._reply_cost_s = self._cpu_s() - begun_s
         if self._crossing is not None and not part:
             self._note_crossed(reply)
         if rewritten and reply.rewrite == learner.rewrite:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 _IDLE_FACTOR = 5  # an idle replica asks this many times less often
 _LEAST = 0.25  # of an interval from one exchange to the next, however many rows there are
+_SHARE = (
+    0.04  # of the time may be spent on what an exchange computes here, if that costs less often
+)
 
 
 class Pace:
@@ -31,8 +34,12 @@ class Pace:
             self.now.set()
         self._enough = True
 
-    async def wait(self, waiting: Callable[[], bool]) -> None:
-        """Until the next exchange is due; ``waiting`` says whether there are rows to push."""
+    async def wait(self, waiting: Callable[[], bool], cost_s: float = 0.0) -> None:
+        """Until the next exchange is due; ``waiting`` says whether there are rows to push.
+
+        ``cost_s``: processor time that the last one took here.  Where rows come fast, each exchange
+        has more of them rather than more of the time, up to what comes within the interval.
+        """
         self.first_row.clear()
         if not waiting() and not self.now.is_set():
             waits = [asyncio.ensure_future(event.wait()) for event in (self.first_row, self.now)]
@@ -40,10 +47,11 @@ class Pace:
             for wait in waits:
                 wait.cancel()
         if waiting():
-            await self._until_now(self._interval_s * _LEAST)
-            if not self._enough:
+            least_s = min(max(self._interval_s * _LEAST, cost_s / _SHARE), self._interval_s)
+            await self._until_now(least_s)
+            if not self._enough and least_s < self._interval_s:
                 self._rested = True
-                await self._until_now(self._interval_s * (1.0 - _LEAST))
+                await self._until_now(self._interval_s - least_s)
         self._enough = self._rested = False
         self.now.clear()
 

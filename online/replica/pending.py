@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
+from online.errors import RequestError
 from online.rows.joins import Entry
 from online.tracing.trace import Trace, current
 from replay.example import Example
-from replay.journal.base import NewRow, Row
+from replay.journal.base import NewRow, Row, Stored
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
@@ -36,6 +38,8 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     learned_as
         For a repeat that is frozen, undone or released: the row that taught it again, if there
         is one.
+    met
+        For a prediction: the one that has its id already, and stands.
     """
 
     status: str
@@ -46,6 +50,7 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
     since: float | None = None
     learned_as: Row | None = None
+    met: Stored | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +58,8 @@ class Waiting:
     """The rows of one request, what their payloads say, their keys, and what became of each.
 
     ``joins``: a row is one side of a stored join.  ``trace``: of the request, if it is traced.
+    ``each``: the rows are of as many requests, and these are who waits for each of them; nobody
+    waits for ``done`` then.
     """
 
     rows: tuple[NewRow, ...]
@@ -64,6 +71,27 @@ class Waiting:
     decided: bool
     joins: bool
     trace: Trace | None = None
+    each: Sequence[asyncio.Future[Recorded | None]] = ()
+    late: asyncio.TimerHandle | None = None
+
+    @property
+    def requests(self) -> int:
+        """Requests that the rows are of."""
+        return len(self.each) or 1
+
+    def fail(self, error: RequestError, places: Sequence[int] | None = None) -> int:
+        """Answer those who wait with an error; how many rows had no answer yet.
+
+        ``places``: those of the rows that it is about, where each has a request of its own.
+        """
+        waits: Sequence[asyncio.Future[Any]] = self.each or (self.done,)
+        if self.each and places is not None:
+            waits = [self.each[i] for i in places]
+        left = [done for done in waits if not done.done()]
+        for done in left:
+            done.set_exception(error)
+            done.exception()  # the handler may be gone: that is no surprise
+        return len(left) if self.each else len(left) * len(self.rows)
 
 
 def waiting_for(
@@ -71,7 +99,8 @@ def waiting_for(
     examples: Sequence[Example | None] | None,
     done: asyncio.Future[None],
     *,
-    decided: bool,
+    decided: bool = False,
+    each: Sequence[asyncio.Future[Recorded | None]] = (),
 ) -> Waiting:
     """Make what waits for the rows of a request; nothing has become of them yet."""
     n, keys = len(rows), [row.key for row in rows]
@@ -79,7 +108,7 @@ def waiting_for(
     known = examples or [None] * n
     if (trace := current.get()) is not None:
         trace.step("read")
-    return Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins, trace)
+    return Waiting(tuple(rows), known, keys, done, [None] * n, n, decided, joins, trace, each)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
 
+from online.errors import journal_held
+from online.replica.answers import Answers
 from online.replica.pending import Waiting
-from online.replica.refused import busy, queue_full
+from online.replica.refused import busy, queue_full, unanswered_in_time
 from online.settings.config import Limits
 
 _BATCH_ROWS: Final = 256  # of feedback in one commit; one request's rows are never split
@@ -20,37 +23,54 @@ class Queue:
     ----------
     counts
         What is refused is counted there, by the reason.
+    answers
+        Who waits for an answer.
     """
 
-    def __init__(self, limits: Limits, counts: Counter[str]) -> None:
+    def __init__(self, limits: Limits, counts: Counter[str], answers: Answers) -> None:
         self._requests_max = limits.ongoing_max // 2  # half of the slots: the rest can predict
-        self._rows_max, self._counts = limits.queue_max, counts
+        self._rows_max, self._wait_s = limits.queue_max, limits.feedback_wait_s
+        self._counts, self._answers = counts, answers
         self._waiting: deque[Waiting] = deque()
         self._rows = 0  # those being written too
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def check(self, rows: int, requests: int, missing: int | None) -> None:
-        """Refuse as many rows if too much waits: RequestError 429 ``busy`` or ``queue_full``.
+    def put(self, waiting: Waiting, missing: int | None) -> asyncio.TimerHandle:
+        """Have rows wait for a commit, and be refused if it does not come in time.
 
-        ``requests`` have no answer yet.  ``missing``: committed rows that the model lacks, where
-        another process learns them; None: where this one does.
+        ``missing``: committed rows that the model lacks, where another process learns them; None:
+        where this one does.  Raises RequestError 429 ``busy`` or ``queue_full`` if too much waits.
         """
-        if requests >= self._requests_max:
+        self._check(len(waiting.rows), self._answers.requests + waiting.requests, missing)
+        self._waiting.append(waiting)
+        self._rows += len(waiting.rows)
+        self._answers.requests += waiting.requests
+        loop = asyncio.get_running_loop()
+        waiting.late = loop.call_later(self._wait_s, self._give_up, waiting)
+        return waiting.late
+
+    def _check(self, rows: int, requests: int, missing: int | None) -> None:
+        """Refuse rows if too many requests had no answer with them, or the model lacks too many."""
+        if requests > self._requests_max:
             self._counts["refused_busy"] += rows
             raise busy()
         if missing is not None and missing + self._rows + rows > self._rows_max:
             self._counts["refused_queue"] += rows
             raise queue_full(missing, self._rows_max)
 
-    def put(self, waiting: Waiting) -> None:
-        """Have a request wait."""
-        self._waiting.append(waiting)
-        self._rows += len(waiting.rows)
+    def _give_up(self, waiting: Waiting) -> None:
+        """Refuse what has waited for too long; what has begun to be written, indefinitely."""
+        error = unanswered_in_time()
+        if self._withdraw(waiting):
+            self._answers.requests -= waiting.requests
+            held = "the rows before these are not written yet"
+            error = journal_held(self._answers.incident or held)
+        self._counts["feedback_timeouts"] += waiting.fail(error)
 
-    def withdraw(self, waiting: Waiting) -> bool:
-        """Take a request back, if no commit has begun with it: then none will."""
+    def _withdraw(self, waiting: Waiting) -> bool:
+        """Take rows back, if no commit has begun with them: then none will."""
         if waiting not in self._waiting:
             return False
         self._waiting.remove(waiting)

@@ -20,13 +20,12 @@ from itertools import accumulate, islice
 
 import msgspec
 
-from online.errors import journal_held
 from online.replica.answers import Answers, Waiter
 from online.replica.filtered import filtered
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, waiting_for
 from online.replica.queue import Queue
-from online.replica.refused import stopping, unanswered_in_time
+from online.replica.refused import stopping
 from online.replica.shared import Shared
 from online.replica.written_behind import Behind
 from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
@@ -70,11 +69,11 @@ class Writer:
         self._shared, self._filters, self._limits = shared, filters, shared.limits
         self._learner, self._followed = shared.learner, shared.followed
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
-        self._queue = Queue(shared.limits, shared.counts)
         most = shared.limits.joins_queue_max
         self._halves = Behind(most, most * shared.limits.token_bytes_max)
         self._at = Partition(shared, self._move_on)
         self.answers = Answers(shared, self._at)
+        self._queue = Queue(shared.limits, shared.counts, self.answers)
         self._wake = asyncio.Event()
         self._traces: list[Trace] = []
 
@@ -126,29 +125,35 @@ class Writer:
         ``journal_full`` or ``journal_held`` (definite), 503 ``journal_unavailable`` (indefinite:
         repeat with the same id).
         """
-        if self.stopping:
-            raise stopping()
-        missing = None if self._followed is None else self.queued
-        self._queue.check(len(rows), self.waiting, missing)
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
+        done = asyncio.get_running_loop().create_future()
         waiting = waiting_for(rows, examples, done, decided=decided)
-        self._queue.put(waiting)
-        self.answers.requests += 1
-        self._wake.set()
-        late = loop.call_later(self._limits.feedback_wait_s, _give_up, done)
+        late = self._put(waiting)
         try:
             await done  # who goes away cancels it, and nothing else
-        except TimeoutError:
-            self._counts["feedback_timeouts"] += len(rows)
-            if self._queue.withdraw(waiting):
-                self.answers.requests -= 1
-                held = "the rows before these are not written yet"
-                raise journal_held(self.answers.incident or held) from None
-            raise unanswered_in_time() from None
         finally:
             late.cancel()
         return [result for result in waiting.results if result is not None]
+
+    def put(
+        self,
+        rows: Sequence[NewRow],
+        examples: Sequence[Example | None],
+        each: Sequence[asyncio.Future[Recorded | None]],
+    ) -> None:
+        """Write rows of as many requests in one step; each is told by its future what became of it.
+
+        The futures get the errors of :meth:`record`, too, but for ``stopping``, ``busy`` and
+        ``queue_full``: these are raised here, before anything was taken.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._put(waiting_for(rows, examples, done, each=each))
+
+    def _put(self, waiting: Waiting) -> asyncio.TimerHandle:
+        if self.stopping:
+            raise stopping()
+        late = self._queue.put(waiting, None if self._followed is None else self.queued)
+        self._wake.set()
+        return late
 
     @property
     def queued(self) -> int:
@@ -157,15 +162,17 @@ class Writer:
             return 0
         return max(self.known - self._followed.clock.get(self.partition, 0), 0)
 
-    def keep(self, half: NewRow) -> None:
+    def keep(self, half: NewRow) -> bool:
         """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
 
-        The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
+        Whether there was room for it.  The bound is ``joins_queue_max`` halves, and so many times
+        ``token_bytes_max`` bytes.
         """
-        if self._halves.put(half):
+        if kept := self._halves.put(half):
             self._wake.set()
         else:
             self._counts["joins_dropped"] += 1
+        return kept
 
     async def run(self) -> None:
         """Commit whatever waits, for ever."""
@@ -329,8 +336,3 @@ class Writer:
         await self._at.open()
         self.to_learn = 0
         await self.answers.leave_to_adopter(waiters)
-
-
-def _give_up(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_exception(TimeoutError())

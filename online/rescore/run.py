@@ -28,6 +28,7 @@ from river import linear_model, preprocessing
 
 from evaluation.metrics import Task
 from online.models.base import Model
+from online.models.limited import LimitedScaler
 from online.models.linear import Linear
 from online.models.structure import steps
 from online.rescore import audit, plan, published, sparse
@@ -270,6 +271,8 @@ def known_names(model: Model) -> Collection[str]:
         return set(first.counts)
     if type(first) is preprocessing.MinMaxScaler:
         return set(first.min)
+    if type(first) is LimitedScaler:
+        return set(first.held)
     if type(first) is linear_model.SoftmaxRegression:
         return {name for weights in first.weights.values() for name in weights}
     return set(first.weights)

@@ -23,6 +23,7 @@ from river import linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
 from online.models.base import Model, Prediction
+from online.models.limited import Limited, LimitedScaler
 from online.models.linear import Linear
 from online.models.opaque import Opaque
 from online.models.scalers import MinMax, Standard
@@ -173,20 +174,22 @@ def _lowered(model: Model, method: Method) -> _Raw:
     return _scaled_trees(_scalers(scalers), lower(final))
 
 
-def _scalers(found: Sequence[Any]) -> list[Standard | MinMax]:
-    known: list[Standard | MinMax] = []
+def _scalers(found: Sequence[Any]) -> list[Standard | Limited | MinMax]:
+    known: list[Standard | Limited | MinMax] = []
     for step in found:
         if type(step) is preprocessing.StandardScaler:
             known.append(Standard(step, ""))
         elif type(step) is preprocessing.MinMaxScaler:
             known.append(MinMax(step, ""))
+        elif type(step) is LimitedScaler:
+            known.append(Limited("", step))
         else:
             raise Unlowerable(f"{type(step).__name__} stands before the model")
     return known
 
 
 def _transformed(
-    scalers: Sequence[Standard | MinMax], rows: Rows
+    scalers: Sequence[Standard | Limited | MinMax], rows: Rows
 ) -> tuple[list[str], Floats, Mask | None]:
     """Names, numbers and presence of what comes out of the scalers; 0 where absent."""
     before = list(rows.columns)
@@ -199,7 +202,7 @@ def _transformed(
     return names, x, present
 
 
-def _scaled_trees(scalers: Sequence[Standard | MinMax], trees: Forest) -> _Raw:
+def _scaled_trees(scalers: Sequence[Standard | Limited | MinMax], trees: Forest) -> _Raw:
     from online.tables.columns import Numbers
 
     def raw(rows: Rows) -> tuple[Sequence[Label], Floats, Mask]:
@@ -256,7 +259,7 @@ def _sums(x: Floats, w: Floats) -> Floats:
     return sums
 
 
-def _softmax(scalers: Sequence[Standard | MinMax], final: Any) -> _Raw:
+def _softmax(scalers: Sequence[Standard | Limited | MinMax], final: Any) -> _Raw:
     known = {label: dict(weights) for label, weights in final.weights.items()}
     if not known:
         raise Unlowerable("no label is known")

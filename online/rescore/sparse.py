@@ -18,6 +18,7 @@ import numpy as np
 from river import linear_model, preprocessing
 
 from online.models.base import Model
+from online.models.limited import LimitedScaler
 from online.models.linear import Linear
 from online.models.structure import steps
 from online.tables.columns import Mask, Rows, Text
@@ -68,6 +69,8 @@ def weights_of(model: Model) -> Weights | None:
 def _scaler(step: Any) -> str:
     if type(step) is preprocessing.StandardScaler:
         parts: list[Any] = [dict(step.counts), dict(step.means), dict(step.vars)]
+    elif type(step) is LimitedScaler:
+        parts = [dict(step.held)]
     else:
         parts = [{name: held.get() for name, held in part.items()} for part in (step.min, step.max)]
     digest = hashlib.sha256(repr([sorted(part.items()) for part in parts]).encode())

@@ -42,6 +42,7 @@ class Door:
         self._limits = limits
         self._numeric_only = numeric_only
         self._task = settings.task
+        self._rewards = None if settings.choose is None else settings.choose.reward_range
         self._bounded = settings.filters != "none"
         self.schema = schema_of(settings)
         self.numbers: frozenset[type] = _NUMBERS if self.schema is None else _DECLARED_NUMBERS
@@ -141,6 +142,10 @@ class Door:
             if not number or not -NUMBER_MAX <= value <= NUMBER_MAX:
                 hint = f"Send a number in ±{NUMBER_MAX:g}"
                 raise invalid(field, f"a number is needed, got {_show(value)}", hint)
+            if self._rewards is not None and not self._rewards[0] <= value <= self._rewards[1]:
+                least, most = self._rewards
+                hint = f"Send a number in [{least:g}, {most:g}], or change choose.reward_range"
+                raise invalid(field, f"a reward of {value:g}", hint)
             return float(value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 3 and 3.0 are one class

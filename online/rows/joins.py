@@ -67,7 +67,10 @@ class Whole:
 
 
 class Predicted:
-    """A prediction: it is kept, or it takes the first label that waits."""
+    """A prediction: it is kept, or it takes the first label that waits.
+
+    One that is given another's place (``over``) takes that, and joins nothing.
+    """
 
     def __init__(self, half: NewRow) -> None:
         self._half = half
@@ -78,13 +81,16 @@ class Predicted:
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         outcome, half = outcomes[0], self._half
+        if half.over is not None:  # it is to take the place of that one, or nothing's
+            self.rows, self.outcome = (), outcome
+            return
         if outcome.gone:
             self.rows = (half,)
             return
         if outcome.met is not None and outcome.met.half is Half.LABEL:
             self._label = labels_of(outcome.met)[0]
             made = codec.decode_prediction(half.payload)
-            self.rows = (_row(half.key, made, self._label, half.at, outcome.met.payload),)
+            self.rows = (joined(half.key, made, self._label, half.at, outcome.met.payload),)
             return
         self.rows, self.outcome = (), outcome
         if outcome.new and self._label is not None:
@@ -130,7 +136,7 @@ class Labelled:
             if outcome.met is not None and outcome.met.half is Half.PREDICTION:
                 made = codec.decode_prediction(outcome.met.payload)
                 over = outcome.met.payload
-                self.rows = (_row(row.key, made, self._label, self._half.at, over),)
+                self.rows = (joined(row.key, made, self._label, self._half.at, over),)
                 return
         if asked[0][0].half is None:  # the prediction has gone, and labels wait there
             self._begin()
@@ -213,7 +219,7 @@ def _elsewhere(key: bytes, label: WaitingLabel) -> list[Entry]:
     return [Removed(other, label) for other in label.keys if other != key]
 
 
-def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over: bytes) -> NewRow:
+def joined(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over: bytes) -> NewRow:
     """The row of both halves, to be judged; ``at`` is when the second one came."""
     example = Example(
         made.features,
@@ -226,6 +232,9 @@ def _row(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over:
         made.no_change,
         made.notes,
         raw=made.raw,
+        known=made.known,
+        choice=made.choice,
+        sure=made.sure,
     )
     verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)

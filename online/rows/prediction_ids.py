@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 import struct
 from collections.abc import Callable
@@ -52,6 +53,8 @@ class Predicted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     notes: bytes | None = None
     asker: str | None = None
     known: dict[int, int] | None = None
+    choice: bytes | None = None
+    sure: bytes | None = None
 
 
 class Keys:
@@ -131,18 +134,30 @@ class Nonces:
 
 
 class Tokens:
-    """Tokens of one model."""
+    """Tokens of one model.
+
+    Attributes
+    ----------
+    drawing_key
+        Makes numbers of nonces that nobody else can foretell.
+    """
 
     def __init__(self, keys: Keys, model: str, nonces: Nonces) -> None:
         self._keys = keys
         self._model = f"label token of {model}".encode()
         self._nonces = nonces
+        self.drawing_key = hmac.digest(keys.secret, b"draws, " + self._model, "sha256")
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Predicted).decode
 
-    def issue(self, predicted: Predicted) -> str:
-        """A token that this very prediction's label can be posted with."""
-        return self._keys.seal(self._nonces(), self._encode(predicted), self._model)
+    def nonce(self) -> bytes:
+        """A nonce that nobody else has, for one token."""
+        return self._nonces()
+
+    def issue(self, predicted: Predicted, nonce: bytes | None = None) -> str:
+        """A token that this very prediction's label can be posted with; a nonce is used once."""
+        nonce = self._nonces() if nonce is None else nonce
+        return self._keys.seal(nonce, self._encode(predicted), self._model)
 
     def read(self, token: str) -> tuple[str, Predicted]:
         """Event id and prediction.  Raises TokenInvalid; expiry is the caller's business."""

@@ -25,6 +25,8 @@ from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.service.composition import exchangeable, learns_here, model_replica
 from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
+from online.serving.choosing import Choosing
+from online.serving.default_rewards import DefaultRewards, give_for_ever
 from online.serving.device_pushes import Pushes, pushes_for
 from online.serving.journal_room import journal_room
 from online.serving.scores import Reader, threaded
@@ -114,6 +116,9 @@ class Assembly:
         self._parts: dict[str, Part] = {}
         self._servings: dict[str, Serving] = {}
         self._pushes: dict[str, Pushes] = {}
+        self._choosing: dict[str, Choosing] = {}
+        self._defaults: dict[str, DefaultRewards] = {}
+        self._giving: asyncio.Task[None] | None = None
         self._controls: dict[str, Client] = {}
         self._journals: dict[str, Journal] = {}
         self._threads: list[ThreadPoolExecutor] = []
@@ -166,7 +171,10 @@ class Assembly:
         asked = settings.tokens.askers
         serving = Serving(replica, door, tokens, limits, loaded.spec_hash, asked)
         can = exchangeable(model, rule)
-        return Part(replica, journal, serving, client, facts, pushes, learner, can)
+        choosing = None
+        if model.choose is not None:
+            choosing = Choosing(serving, door, limits, model.choose)
+        return Part(replica, journal, serving, client, facts, pushes, learner, can, choosing)
 
     def _put(self, name: str, part: Part) -> None:
         """Let the part answer for the model from the next request on."""
@@ -177,6 +185,9 @@ class Assembly:
             self._pushes[name] = part.pushes
         else:
             self._pushes.pop(name, None)
+        if part.choosing is not None:
+            self._choosing[name] = part.choosing
+            self._defaults[name] = part.choosing.defaults
 
     async def start(self) -> None:
         """Take the newest values; returns when every model can answer."""
@@ -185,6 +196,8 @@ class Assembly:
             if part.learner is not None:
                 part.learner.start()
         await self._cluster.start()
+        if self._defaults:
+            self._giving = asyncio.create_task(give_for_ever(self._defaults))
         if (as_served := self._around.as_served) is None:
             return
         for model in self._settings.models:
@@ -198,7 +211,7 @@ class Assembly:
     def app(self) -> Application:
         """The ASGI application that answers for the models."""
         from online.http.access import Access  # a program that only calls has no need of HTTP
-        from online.http.app import App
+        from online.http.app import App, Some
         from online.http.browsers import Browsers
 
         settings = self._settings
@@ -210,13 +223,17 @@ class Assembly:
             settings.origins, settings.hosts, guarded=access is not None, own=settings.host
         )
         app: Application = App(
-            self._servings, self._cluster, settings.limits, access, self._readers(),
-            settings.state_dir, self._pushes, browsers,
+            self._servings, self._cluster, settings.limits, access,
+            Some(self._readers(), self._pushes, self._choosing), settings.state_dir, browsers,
         )  # fmt: skip
         if self._tracing is not None:
             from online.http.traced import Traced
 
             app = Traced(app, self._tracing)
+        if share := settings.telemetry.access_log:
+            from online.http.access_log import AccessLog
+
+            app = AccessLog(app, share)
         return app
 
     def serving(self, name: str) -> Serving:
@@ -244,6 +261,8 @@ class Assembly:
 
     async def stop(self) -> None:
         """Commit, push and seal: nothing is left for an adopter."""
+        if self._giving is not None:
+            self._giving.cancel()
         await asyncio.gather(*(going.stop(_STOP_S) for going in self._going_over))
         await asyncio.gather(*(model.stop(_STOP_S) for model in self.replicas.values()))
         learners = [part.learner for part in self._parts.values() if part.learner is not None]

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import uvicorn
 
@@ -202,7 +202,7 @@ _served: dict[str, Embedded] = {}
 def serve(
     model: Any,
     *,
-    task: Task | None = None,
+    task: Task | Literal["choose"] | None = None,
     name: str = "model",
     state_dir: str | Path | None = None,
     host: str = "127.0.0.1",
@@ -224,7 +224,8 @@ def serve(
         :class:`~online.models.estimator.Estimator` or an object of your own class, which is
         copied; a function or class that makes one; or a ``learner`` as in a settings file.
     task
-        ``binary``, ``multiclass`` or ``regression``; None: as the model says, if it does.
+        ``binary``, ``multiclass``, ``regression`` or ``choose``; None: as the model says, if it
+        does.
     name
         By which it is asked.
     state_dir
@@ -257,5 +258,5 @@ def serve(
         service.start(fresh=fresh, relearn=relearn)
         _served[name] = service
     (one,) = resolved.models
-    print_it(f"{name} ({one.task}) is served at {service.url}, state in {service.state_dir}")
+    print_it(f"{name} ({one.purpose}) is served at {service.url}, state in {service.state_dir}")
     return service

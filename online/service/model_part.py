@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from online.replica.replica import ModelReplica
+from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from paramserver.client import Client
@@ -38,6 +39,8 @@ class Part:
         The process that learns what this one writes; None: this one learns itself.
     exchangeable
         Whether a promotion can exchange the part while the process goes on.
+    choosing
+        Chooses among actions; None: the model is no such one.
     """
 
     replica: ModelReplica
@@ -48,3 +51,4 @@ class Part:
     pushes: Pushes | None
     learner: LearnerProcess | None
     exchangeable: bool
+    choosing: Choosing | None = None

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from evaluation.metrics import Task
 from online import processes
@@ -347,7 +347,7 @@ starting = threading.Lock()
 
 def settings_for(
     model: Any,
-    task: Task | None,
+    task: Task | Literal["choose"] | None,
     name: str,
     state_dir: str | Path | None,
     of_service: Mapping[str, Any],
@@ -372,7 +372,9 @@ def settings_for(
     if task is None and (task := handed_over.task_of(model)) is None:
         what = model if isinstance(model, str) else type(model).__name__
         raise ConfigError(
-            "task", f"{what} may be for several", "Give task: binary, multiclass or regression"
+            "task",
+            f"{what} may be for several",
+            "Give task: binary, multiclass or regression (or choose)",
         )
     learner = model if isinstance(model, str) else handed_over.hand_over(name, model)
     given: dict[str, Any] = {

@@ -13,22 +13,19 @@ from online.errors import RequestError, damaged, invalid
 from online.learning.vocabulary import Classes
 from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
-from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
 from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
-from online.rows.prediction_ids import Predicted, TokenInvalid, Tokens, event_key
+from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
+from online.serving.issued import Issued, as_sent, notes_of
 from online.serving.ordinary import Asked, Ordinary, Unfit
 from online.settings.config import Limits
 from replay import codec
 from replay.errors import JournalDamaged
 from replay.example import (
-    NOTES_BYTES_MAX,
     Example,
     Features,
     Label,
-    PredictionHalf,
-    Value,
     WaitingLabel,
     label_text,
 )
@@ -36,11 +33,7 @@ from replay.journal.base import Half, NewRow, Row, Verdict
 from replay.plain import is_plain, plain
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_SCORE_MAX = 1e100
 _HOLDS: Final = 2.0  # times that a row may wait: for so long its names are promised
-
-KNOWN_MAX: Final = 64
-"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
 
 
 class Events:
@@ -49,7 +42,8 @@ class Events:
     A token is longer than 64 characters, an id of a stored join never is: the length tells them
     apart.
 
-    ``askers``: sources that tokens for predictions stand for.  ``ordinary`` reads many at a time.
+    ``askers``: sources that tokens for predictions stand for.  ``ordinary`` reads many at a time,
+    ``issued`` makes the ids that come back.
     """
 
     def __init__(
@@ -63,66 +57,14 @@ class Events:
         askers: Collection[str] = (),
     ) -> None:
         self._replica, self._door, self._tokens = replica, door, tokens
-        self._limits, self._spec, self._now_s = limits, spec, now_s
+        self._limits, self._now_s = limits, now_s
+        self.issued = Issued(replica, tokens, limits, spec, now_s)
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
         self._unfit = Unfit(replica)
-        self.ordinary = Ordinary(replica, door, self._known, self._unfit, now_s)
-
-    # -- predictions -------------------------------------------------------------------------
-
-    def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
-        """The id that takes the label: the caller's own, a token, or a short one made here.
-
-        All but a token need a stored join: what was predicted is written behind.
-        """
-        learner = self._replica.learner
-        score, version = self._score(answer), (*learner.version, learner.own)
-        now, newest = self._now_s(), self._replica.newest_label
-        notes, asker = _notes(answer, score), sender.get().source
-        known = self._known()
-        if own is None:
-            spec = self._spec[:16]
-            token = self._tokens.issue(
-                Predicted(1, features, score, version, now, newest, spec, notes, asker, known)
-            )
-            if len(token) <= self._limits.token_bytes_max:
-                return token
-            self._replica.counts["tokens_too_long"] += 1
-            own = f"join-{uuid.uuid4().hex}"
-        settings = self._replica.settings
-        features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
-        features, far = learner.bounds.taught(features)
-        sent = _sent(left, far)
-        predicted = PredictionHalf(features, score, version, now, newest, notes, sent, known=known)
-        payload = codec.encode_prediction(predicted)
-        key, source = join_key(asker, own), asker or ""
-        half = NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
-        self._replica.writer.keep(half)
-        return own
-
-    def _score(self, answer: Answer) -> dict[str, float] | None:
-        """The answer as it is counted; None if its square is no number: it then counts as none."""
-        score = self._replica.learner.score(answer)
-        if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
-            return None
-        return score
+        self.ordinary = Ordinary(replica, door, self.issued.known, self._unfit, now_s)
 
     # -- feedback ----------------------------------------------------------------------------
-
-    def _known(self) -> dict[int, int] | None:
-        """Return what the model here has learned, for a challenger to be asked as of then.
-
-        None: there is no challenger.  Empty with more partitions than an id has room for.
-        """
-        if self._replica.settings.challenger is None:
-            return None
-        known = self._replica.learner.known()
-        return known if len(known) <= KNOWN_MAX else {}
-
-    def _version(self) -> tuple[int, int, int]:
-        learner = self._replica.learner
-        return (*learner.version, learner.own)
 
     async def read(self, event: Event, field: str) -> Asked | Receipt:
         """The row to append, or the answer if that is known already.
@@ -143,11 +85,15 @@ class Events:
             return await self._with_own_id(event, event.id, label, weight, field)
         return await self._with_token(event, event.id, label, weight, field)
 
+    def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
+        """Keys of the predictions of an own id that events of the source may be about."""
+        askers = [asker for asker in labels_for(source) if asker in self._askers]
+        return tuple(join_key(asker, own) for asker in (*askers, None))
+
     async def _with_own_id(
         self, event: Event, own: str, label: Label, weight: float, field: str
     ) -> Asked:
-        askers = [asker for asker in labels_for(event.source) if asker in self._askers]
-        keys = tuple(join_key(asker, own) for asker in (*askers, None))
+        keys = self.keys_of(own, event.source)
         await self._check_new(event, label, weight, keys, field)
         now, source = self._now_s(), event.source
         waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)
@@ -165,13 +111,13 @@ class Events:
         await self._check_new(event, label, weight, [key], field)
         features = self._door.features(event.features, f"{field}features", recorded=True)
         answer = self._replica.learner.predict(features)
-        version, asked_at, known = self._version(), self._now_s(), self._known()
+        version, asked_at, known = self.issued.version(), self._now_s(), self.issued.known()
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
             if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
-        score = self._score(answer)
+        score = self.issued.score(answer)
         example = Example(
             features,
             label,
@@ -181,8 +127,9 @@ class Events:
             asked_at,
             event.event_time,
             self._replica.newest_label,
-            _notes(answer, score),
+            notes_of(answer, score),
             known=known,
+            sure=self.issued.stamp(),
         )
         idempotent = event.event_id is not None
         made = self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
@@ -219,6 +166,8 @@ class Events:
             predicted.no_change,
             predicted.notes,
             known=predicted.known,
+            sure=predicted.sure,
+            choice=predicted.choice,
         )
         return await self._whole(key, event_id, event.source, example, field)
 
@@ -302,7 +251,7 @@ class Events:
             if not features and await self._find(key, f"{field}event_id") is None:
                 raise _names_full(left, source, self._limits, f"{field}features")
         features, far = learner.bounds.taught(features)
-        if (sent := _sent(left, far)) is not None:
+        if (sent := as_sent(left, far)) is not None:
             verdict = Verdict.CLIPPED
             example = msgspec.structs.replace(example, features=features, raw=sent)
             counts["values_clipped"] += len(far or ())
@@ -339,11 +288,6 @@ def _naming(asked: Asked, sent: Features, taken: Features) -> Asked:
     if taken is sent:
         return asked
     return msgspec.structs.replace(asked, unknown=tuple(n for n in sent if n not in taken))
-
-
-def _sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:
-    """Return what was sent for the names of which the row has something else, or nothing."""
-    return None if left is None and far is None else {**(left or {}), **(far or {})}
 
 
 def _names_full(left: Collection[str], source: str, limits: Limits, field: str) -> RequestError:
@@ -388,13 +332,6 @@ def labels_for(source: str) -> tuple[str, ...]:
 def may_label(asker: str, source: str) -> bool:
     """Whether the request's sender may label a sealed id that was given to ``asker``."""
     return sender.get().trusted or asker in labels_for(source)
-
-
-def _notes(answer: Answer, score: dict[str, float] | None) -> bytes | None:
-    """The answer's notes; none without a score, or if they are too long."""
-    if answer.notes is None or score is None or len(answer.notes) > NOTES_BYTES_MAX:
-        return None
-    return answer.notes
 
 
 def is_join_id(text: str) -> bool:

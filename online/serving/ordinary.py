@@ -26,6 +26,7 @@ from online.messages.structs import Event
 from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
 from online.rows.door import INTEGER_MAX, NUMBER_MAX, Door
+from online.sure.views import confidence_in
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Example, Label, label_text
 from replay.journal.base import NewRow, Verdict
@@ -101,6 +102,7 @@ class Ordinary:
     ) -> None:
         self._replica, self._door, self._known, self._now_s = replica, door, known, now_s
         self._unfit = unfit
+        self._sure = confidence_in(replica.learner.tally.views)
         self._names: OrderedDict[tuple[str, ...], bool] = OrderedDict()
         self._sources: OrderedDict[str, Any] = OrderedDict()
         # of a binary task there are few, by type: 1 is not True here
@@ -189,6 +191,7 @@ class Ordinary:
         replica, learner, now_s = self._replica, self._replica.learner, self._now_s()
         version, known = (*learner.version, learner.own), self._known()
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
+        sure = None if self._sure is None else self._sure.stamp()
         sources: dict[str, Any] = {}
         newest, targets = replica.newest_label, replica.settings.task == "regression"
         out: list[Asked | RequestError | None] = [None] * len(events)
@@ -221,7 +224,7 @@ class Ordinary:
                 replica.note_label(label)
             example = Example(
                 event.features or {}, label, 1.0, score, version, now_s, event.event_time,
-                newest, notes, None, None, None, known,
+                newest, notes, None, None, None, known, None, sure,
             )  # fmt: skip
             digest, data = hashed.copy(), name.encode()
             digest.update(_LENGTH(len(data)) + data)

@@ -32,10 +32,15 @@ from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
+from online.serving.explained import why
+from online.serving.issued import Issued
 from online.serving.ordinary import Asked
+from online.serving.together import Together
 from online.settings.config import Limits
+from online.sure.views import confidence_in
+from online.tracing.trace import current
 from replay import codec
-from replay.example import Example, Features
+from replay.example import Example, Features, label_of
 
 HTTP = {
     "learned": 200,
@@ -56,6 +61,7 @@ _READ_EVENTS = 16  # one by one, in one turn of the loop
 _RECEIPTS = 256  # in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
 _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
+_Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
@@ -74,7 +80,18 @@ class Serving:
         self.replica = replica
         self.name = replica.settings.name
         self._door, self._limits, self._now_s = door, limits, replica.now_s
+        self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
+        self._together = Together(self._reader.ordinary, replica.writer)
+
+    @property
+    def issued(self) -> Issued:
+        """The maker of the ids of answers."""
+        return self._reader.issued
+
+    def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
+        """Keys of the predictions of an own id that events of the source may be about."""
+        return self._reader.keys_of(own, source)
 
     @property
     def schema(self) -> Schema | None:
@@ -86,7 +103,7 @@ class Serving:
     def predict(self, request: PredictRequest) -> Prediction | Predictions:
         """Answer one row or many, all by the same model.  No I/O."""
         replica = self.replica
-        self._check_age(request.max_age_ms)
+        self.check_age(request.max_age_ms)
         includes: bool | msgspec.UnsetType = msgspec.UNSET
         if request.after is not None:
             includes = replica.learner.includes(*_seen(request.after))
@@ -97,16 +114,17 @@ class Serving:
         if (request.features is None) == (request.instances is None):
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
-            _check_own_id(request.id, one=request.features is not None)
+            check_own_id(request.id, one=request.features is not None)
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
+            said = why(replica, self._door, features, answer) if request.explain else msgspec.UNSET
             if replica.judge is not None:
                 replica.judge.asked(answer)
             replica.counts["predictions"] += 1
             named = self._named(request.features) if request.details else _UNNAMED
             return Prediction(
-                self._reader.prediction_id(features, answer, request.id),
+                self._reader.issued.prediction_id(features, answer, request.id),
                 self._door.show(answer.label),
                 self.name,
                 version,
@@ -117,7 +135,12 @@ class Serving:
                 includes,
                 from_peer,
                 *named,
+                *self._around(answer),
+                said,
             )
+        if request.explain:
+            hint = "Ask one row at a time: explain with features"
+            raise invalid("explain", "many rows are not explained together", hint)
         rows = self._many(request.instances or [], give_ids=request.ids)
         if request.details:
             for row, sent in zip(rows, request.instances or [], strict=True):
@@ -143,9 +166,23 @@ class Serving:
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
-                row.id = self._reader.prediction_id(x, answer)
+                row.id = self._reader.issued.prediction_id(x, answer)
+            if self._sure is not None:
+                row.label_set, row.interval = self._around(answer)
             rows.append(row)
         return rows
+
+    def _around(self, answer: Answer) -> _Sure:
+        """Return the set of labels, or the interval, that the answer is given with."""
+        if (sure := self._sure) is None:
+            return msgspec.UNSET, msgspec.UNSET
+        stamp = sure.stamp()
+        if isinstance(answer.label, float) and answer.probabilities is None:
+            ends = sure.interval(stamp, answer.label)
+            return msgspec.UNSET, None if ends is None else list(ends)
+        texts = sure.labels(stamp, self.replica.learner.score(answer))
+        labels = None if texts is None else [self._door.show(label_of(text)) for text in texts]
+        return labels, msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
         """Declared names that a row does not have, and its names of which nothing is known here.
@@ -156,7 +193,8 @@ class Serving:
             return msgspec.UNSET, self.replica.learner.vocabulary.fresh(sent)
         return schema.missing(sent), schema.unknown(sent)
 
-    def _check_age(self, max_age_ms: float | None) -> None:
+    def check_age(self, max_age_ms: float | None) -> None:
+        """Raises RequestError: the model here is older than the caller allows."""
         if max_age_ms is None:
             return
         age = self.replica.age_ms
@@ -195,11 +233,18 @@ class Serving:
         """HTTP status and what became of the event or events."""
         if request.events is not None:
             return 200, await self._events(request)
-        asked = await self._reader.read(request, "")
-        if isinstance(asked, Receipt):
-            self.replica.counts[f"feedback_{asked.status}"] += 1
-            return HTTP[asked.status], asked
-        recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
+        together = None
+        if request.id is None and current.get() is None:
+            together = await self._together.record(request)
+        if together is not None:
+            asked, recorded = together
+        else:
+            read = await self._reader.read(request, "")
+            if isinstance(read, Receipt):
+                self.replica.counts[f"feedback_{read.status}"] += 1
+                return HTTP[read.status], read
+            asked = read
+            recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
@@ -352,7 +397,8 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def _check_own_id(text: str, *, one: bool) -> None:
+def check_own_id(text: str, *, one: bool) -> None:
+    """Raises RequestError: it is no id of a caller's own; ``one``: for one row, as it has to be."""
     if not one:
         hint = "Send one prediction with its own id, or `ids: true` for tokens"
         raise invalid("id", f"an own id {text[:80]!r} for many rows", hint)

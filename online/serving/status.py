@@ -22,6 +22,7 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import journal_room
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
+from online.sure.views import confidence_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import (
@@ -123,6 +124,7 @@ class Cluster(Kept):
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
+            "confidence": _confidence(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "challenger": await self.challenger(name),
@@ -403,6 +405,12 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
         "replayed": memory.replayed,
         **memory.shares(),
     }
+
+
+def _confidence(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return how often sets and intervals had the label; None: answers have none."""
+    found = confidence_in(replica.learner.tally.views)
+    return None if found is None else found.shown()
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:

@@ -57,7 +57,11 @@ class Limits(Tree):
 
     body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes of one body")
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
+    actions_max: int = Field(256, ge=1, le=10_000, description="actions of one choice")
     features_max: int = Field(4_096, ge=1, description="features of one row")
+    explain_max: int = Field(
+        512, ge=8, description="answers that a model is asked for to explain one, two a feature"
+    )
     names_max: int = Field(
         100_000, ge=1, description="names that a model keeps something of: features, words of text"
     )
@@ -75,6 +79,9 @@ class Limits(Tree):
         10_000, ge=1, description="predictions that wait to be written for a stored join"
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
+    listeners_max: int = Field(
+        64, ge=0, description="open pages that a replica tells of changes; others ask by themselves"
+    )
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
     upload_idle_s: float = Field(
         60, gt=0, description="an upload ends when no whole line came for so long"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -71,6 +71,8 @@ class Snapshots(Tree):
 
 
 StateOf = Literal["code", "structure"]
+
+_REWARD_MAX: Final = 1e9
 
 Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
@@ -230,6 +232,60 @@ class Challenge(Tree):
     )
 
 
+class Choose(Tree):
+    """How a model of `task: choose` chooses among actions, and what it takes for a reward."""
+
+    policy: Literal[
+        "auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"
+    ] = Field("auto", description="how it explores; greedy: never")
+    epsilon: float = Field(
+        0.05, ge=0, le=1, description="policy: epsilon; share of choices that are drawn evenly"
+    )
+    floor: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="least probability of each action that may be chosen, at most an even share",
+    )
+    budget: float = Field(
+        1.0, ge=0, le=1, description="most probability of all actions but the best one together"
+    )
+    reward_range: tuple[float, float] = Field(
+        (0.0, 1.0), description="the least and the greatest reward that is taken"
+    )
+    default_reward: float | None = Field(
+        None,
+        description="what a choice is worth whose reward has not come within `reward_wait`; none: "
+        "it teaches nothing",
+    )
+    reward_wait: Seconds = Field(600, description="how long a choice waits for its reward then")
+    apprentice: bool = Field(
+        False,
+        description="answer the caller's own choice (`baseline`), learn from what comes of it, and "
+        "count how often the model would have taken it, too",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Choose:
+        least, most = self.reward_range
+        if not least < most or not abs(least) <= _REWARD_MAX or not abs(most) <= _REWARD_MAX:
+            raise ValueError(
+                f"reward_range: [{least:g}, {most:g}] is no range: the least first, within "
+                f"±{_REWARD_MAX:g}"
+            )
+        if self.default_reward is not None and not least <= self.default_reward <= most:
+            raise ValueError(
+                f"default_reward: {self.default_reward:g} is not in reward_range, "
+                f"[{least:g}, {most:g}]"
+            )
+        return self
+
+    def policy_parts(self) -> dict[str, Any]:
+        """Return what decides how likely each action is."""
+        parts = self.model_dump(include={"epsilon", "floor", "budget"})
+        return {"kind": self.policy, **parts}
+
+
 FeatureType = Literal["number", "category", "text", "bool"]
 
 
@@ -274,7 +330,8 @@ class ModelSettings(Tree):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="name in addresses and metrics"
     )
     task: Literal["binary", "multiclass", "regression"] = Field(
-        description="two labels, several, or a number"
+        description="two labels, several, or a number; `choose`: among actions, by the reward that "
+        "is expected of each (read as `regression` with `choose`)"
     )
     learner: str = Field(description="file.py:factory, module:factory, or a built-in name")
     params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
@@ -296,6 +353,13 @@ class ModelSettings(Tree):
     )
     strict: bool = Field(
         False, description="with `features`: a row with a name that is not declared is refused"
+    )
+    confidence: float | None = Field(
+        None,
+        ge=0.5,
+        le=0.999,
+        description="each answer has a set of labels (regression: an interval) that holds the true "
+        "one this often, also where the stream changes and labels come late; none: it has none",
     )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
@@ -329,6 +393,36 @@ class ModelSettings(Tree):
     challenger: Challenge | None = Field(
         None, description="a second learner in shadow, which learns the same rows"
     )
+    choose: Choose | None = Field(
+        None, description="of `task: choose`: how it chooses; None: it does not"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choices_are_rewards(cls, value: object) -> object:
+        """Read `task: choose` as what it is made of: a number is learned, and it is chosen by."""
+        if not isinstance(value, dict) or value.get("task") != "choose":
+            return value
+        chooses = {} if value.get("choose") is None else value["choose"]
+        out = {"learner": "rewards", **value, "task": "regression", "choose": chooses}
+        given = chooses.get("reward_range") if isinstance(chooses, dict) else None
+        if out["learner"] == "rewards" and given is not None and len(given) == 2:
+            out["params"] = {"low": given[0], "high": given[1], **out.get("params", {})}
+        return out
+
+    @model_validator(mode="after")
+    def _chooses_by_a_number(self) -> ModelSettings:
+        if self.choose is not None and (self.task != "regression" or self.features is not None):
+            raise ValueError(
+                "choose: it is for `task: choose`, and its rows have names of their own: leave "
+                "`features` out"
+            )
+        if self.choose is not None and self.choose.reward_wait > self.token_lifetime:
+            raise ValueError(
+                f"choose.reward_wait: {self.choose.reward_wait:g} s is longer than token_lifetime, "
+                f"{self.token_lifetime:g} s, for which a choice is kept: make it shorter"
+            )
+        return self
 
     @model_validator(mode="after")
     def _features_are_names(self) -> ModelSettings:
@@ -351,6 +445,17 @@ class ModelSettings(Tree):
                 "devices: their deltas are compared with rows of classes that you vouch for; "
                 "name them in root_set (not for regression)"
             )
+        return self
+
+    @property
+    def purpose(self) -> str:
+        """The task as a settings file has it."""
+        return self.task if self.choose is None else "choose"
+
+    @model_validator(mode="after")
+    def _choices_have_no_interval(self) -> ModelSettings:
+        if self.confidence is not None and self.choose is not None:
+            raise ValueError("confidence: a choice has no set or interval; leave it out")
         return self
 
     def made_of(self) -> dict[str, Any]:

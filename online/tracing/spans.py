@@ -2,8 +2,8 @@
 
 Imported only where an endpoint is configured.  Which requests are traced is decided here, before
 anything is made: by the caller's ``traceparent`` if there is one, else by lot, and never more than
-``traces_per_s``.  Spans and lines that find no room in the queues to the collector are dropped:
-nobody waits for it.
+``traces_per_s``.  Spans and lines wait in bounded queues (``OTEL_BSP_MAX_QUEUE_SIZE``); what finds
+no room there is dropped: nobody waits for the collector.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ from online.settings.telemetry import Telemetry
 from online.tracing.trace import Crossing, Trace
 from replay.plain import plain
 
-_QUEUE_MAX: Final = 2_048  # spans, and lines, that wait for the collector
-_BATCH_MAX: Final = 512
-_SENT_EVERY_MS: Final = 1_000
-_NAMES: Final = ("traceparent", "tracestate")
+_PARENT: Final = b"traceparent"
+_NAMES: Final = (_PARENT, b"tracestate")
+_PATH_MAX: Final = 256
 _SERVICE: Final = "online"
 _SEVERITIES: Final = (
     (logging.CRITICAL, SeverityNumber.FATAL),
@@ -81,14 +80,16 @@ class Tracing:
         self._tracer = self._provider.get_tracer("online.tracing")
         self._lines = _Lines(settings, resource) if settings.logs and settings.endpoint else None
 
-    def begin(
-        self, headers: list[tuple[bytes, bytes]], method: str, path: str, model: str
-    ) -> Trace | None:
-        """The trace of a request that begins now; None: it is not traced."""
+    def begin(self, headers: list[tuple[bytes, bytes]], method: str, path: str) -> Trace | None:
+        """The trace of a request about a model that begins now; None: it is not traced."""
+        asks = False
+        for name, _ in headers:
+            if name == _PARENT:
+                asks = True
+        if not asks and self._draw() >= self._sample:  # most requests: this is all that they pay
+            return None
         given = {
-            name.decode(): value.decode("latin-1")
-            for name, value in headers
-            if name in (b"traceparent", b"tracestate")
+            name.decode(): value.decode("latin-1") for name, value in headers if name in _NAMES
         }
         parent = self._propagator.extract(given, Context()) if given else None
         asked = None if parent is None else get_current_span(parent).get_span_context()
@@ -97,10 +98,11 @@ class Tracing:
                 return None
         else:
             parent = None
-            if self._draw() >= self._sample:
+            if asks and self._draw() >= self._sample:
                 return None
         if not self._has_room():
             return None
+        path, model = path[:_PATH_MAX], path.split("/")[3][:_PATH_MAX]
         more = {"http.request.method": method, "url.path": path, "online.model": model}
         span = self._tracer.start_span(
             f"{method} {path}", parent or Context(), SpanKind.SERVER, more
@@ -144,12 +146,7 @@ class Tracing:
 
 
 def _sending(settings: Telemetry) -> SpanProcessor:
-    return BatchSpanProcessor(
-        OTLPSpanExporter(endpoint=f"{settings.endpoint}/v1/traces"),
-        max_queue_size=_QUEUE_MAX,
-        schedule_delay_millis=_SENT_EVERY_MS,
-        max_export_batch_size=_BATCH_MAX,
-    )
+    return BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{settings.endpoint}/v1/traces"))
 
 
 class _Lines(logging.Handler):
@@ -159,12 +156,7 @@ class _Lines(logging.Handler):
         super().__init__(logging.INFO)
         self._provider = LoggerProvider(resource, shutdown_on_exit=False)
         self._provider.add_log_record_processor(
-            BatchLogRecordProcessor(
-                OTLPLogExporter(endpoint=f"{settings.endpoint}/v1/logs"),
-                max_queue_size=_QUEUE_MAX,
-                schedule_delay_millis=_SENT_EVERY_MS,
-                max_export_batch_size=_BATCH_MAX,
-            )
+            BatchLogRecordProcessor(OTLPLogExporter(endpoint=f"{settings.endpoint}/v1/logs"))
         )
         self._logger = self._provider.get_logger("online")
         self._of = [logging.getLogger(name) for name in ("online", "paramserver", "replay")]

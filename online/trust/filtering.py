@@ -39,7 +39,7 @@ from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
 from paramserver.filters.sources import TAKEN
 from replay import codec
 from replay.example import Example, label_text
-from replay.journal.base import NewRow, Outcome, Row
+from replay.journal.base import NewRow, Outcome
 from replay.journal.base import Verdict as Written
 
 _log = logging.getLogger("online.filtering")
@@ -106,6 +106,8 @@ class Filtering:
         Verdicts, and what was refused, by reason.
     elsewhere
         Sources that were heard of in values since the last event here.
+    effects, passed
+        Of ``reputations``: what the learner asks and says of a row.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Filtering:
         self._recent = _Recent()
         self._checked: OrderedDict[bytes, Event] = OrderedDict()
         self.reputations = Reputations(chain, clock)
+        self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self._batch: set[bytes] = set()
         self._drift = False
 
@@ -324,10 +327,6 @@ class Filtering:
         if self.chain.drift and not self._drift:
             _log.warning("many sources have turned at once: nobody is quarantined meanwhile")
         self._drift = self.chain.drift
-
-    def passed(self, row: Row, effects: Blocks) -> None:
-        """The learner counts a row's evidence from now on."""
-        self.reputations.passed(row, effects)
 
     def rebase(self, values: Blocks, opened: Blocks) -> None:
         """New values of the sources named; ``opened``: what was learned since."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, KeysView, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, copy, merge
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
 from paramserver.filters.chain import Chain
 from paramserver.filters.losses import LOSSES
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
@@ -90,12 +90,13 @@ class Reputations:
     def decided(self, key: bytes, source: str, *, taken: bool) -> Blocks:
         """Return what the event just observed by the chain does, to be written with its row."""
         effects = self._chain.cut()
-        merge(effects, self._unsaid)
-        self._unsaid = {}
+        if self._unsaid:
+            merge(effects, self._unsaid)
+            self._unsaid = {}
         if not taken:
             effects.pop(TAKEN, None)
         self._pending[key] = _Pending(effects)
-        merge(self._mine, effects)
+        add_counts(self._mine, effects)
         self._look([source])
         return effects
 
@@ -120,6 +121,11 @@ class Reputations:
             if known.offences == number and known.quarantined:
                 known.offences = known.releases
         self._look(_named(effects))
+
+    def effects(self, key: bytes) -> Blocks | None:
+        """Return what a row does that is decided and not learned yet; None: it is none of them."""
+        pending = self._pending.get(key)
+        return None if pending is None else pending.effects
 
     def passed(self, row: Row, effects: Blocks) -> None:
         """The learner counts a row's evidence from now on."""
@@ -174,12 +180,12 @@ class Reputations:
         elif self._gone > _SUM_ANEW:
             self._mine, self._gone = {}, 0
             for pending in self._pending.values():
-                merge(self._mine, pending.effects)
+                add_counts(self._mine, pending.effects)
         else:
-            merge(self._mine, _negative(effects))
-            for name in effects.keys() & {LOSSES}:  # hardly one is there twice
-                data = self._mine[name].data
-                for key in [key for key in effects[name].data if data[key] == 0]:
+            add_counts(self._mine, effects, -1)
+            if LOSSES in effects:  # hardly one is there twice
+                data = self._mine[LOSSES].data
+                for key in [key for key in effects[LOSSES].data if data[key] == 0]:
                     del data[key]
 
     def _apply(self, effects: Blocks) -> None:

@@ -112,9 +112,16 @@ class Losses:
         elif self._in.get(source, 0) >= max(2 * _GENERATION // max(len(self._of), 1), _SHARE_MIN):
             self._passed += _PASSED
             return False
-        bin_ = ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST)))
-        key = f"{newest}\n{bin_}\n{(label or '')[:_LABEL_CHARS]}\n{source}"
-        self._set(key, self.count(key) + 1)
+        bin_, label = ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST))), (label or "")[:_LABEL_CHARS]
+        key = f"{newest}\n{bin_}\n{label}\n{source}"
+        counts = self._counts.get(newest)
+        if counts is None:
+            self._set(key, 1)
+        else:  # what :meth:`_set` does, without reading the key
+            counts[key] = counts.pop(key, 0) + 1
+            self._sizes[newest] += 1
+            self._add(bin_, label, source, 1)
+            self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
         return True
 
@@ -163,33 +170,37 @@ class Losses:
             counts[key] = n
         if more:
             self._sizes[generation] += more
-            source = self._add(key, more)
+            _, bin_, label, source = key.split("\n", 3)
+            self._add(int(bin_), label, source, more)
             if generation == newest:
                 self._in[source] = self._in.get(source, 0) + more
         return more
 
     def _leave(self, generation: int) -> None:
         for key, n in self._counts.pop(generation).items():
-            self._add(key, -n)
+            _, bin_, label, source = key.split("\n", 3)
+            self._add(int(bin_), label, source, -n)
             self._open.pop(key, None)
         del self._sizes[generation]
 
-    def _add(self, key: str, more: int) -> str:
+    def _add(self, bin_: int, label: str, source: str, more: int) -> None:
         self._nulls = None
-        _, bin_, label, source = key.split("\n", 3)
-        of_source = self._bins.setdefault(label, {})
-        bins = of_source.setdefault(source, {})
-        n = bins.pop(int(bin_), 0) + more
+        of_source = self._bins.get(label)
+        if of_source is None:
+            of_source = self._bins[label] = {}
+        bins = of_source.get(source)
+        if bins is None:
+            bins = of_source[source] = {}
+        n = bins.pop(bin_, 0) + more
         if n:
-            bins[int(bin_)] = n
-        if not bins:
+            bins[bin_] = n
+        elif not bins:
             del of_source[source]
-        if not of_source:
-            del self._bins[label]
+            if not of_source:
+                del self._bins[label]
         total = self._of.pop(source, 0) + more
         if total:
             self._of[source] = total
-        return source
 
     def nulls(self) -> dict[str | None, Null]:
         """By label, what nine of ten losses of honest sources are not above, and what is far off.

@@ -197,8 +197,10 @@ class Sources:
                 source.evidence[test] = 0.0
 
     def _increase(self, block: str, key: str, by: float) -> None:
-        data = self._open.setdefault(block, Block(COUNT, {})).data
-        data[key] = data.get(key, 0) + by
+        opened = self._open.get(block)
+        if opened is None:
+            opened = self._open[block] = Block(COUNT, {})
+        opened.data[key] = opened.data.get(key, 0) + by
 
     def _highest(self, block: str, key: str, number: int) -> None:
         data = self._open.setdefault(block, Block(EXTREMA, {})).data

@@ -110,8 +110,10 @@ class Surprise:
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return OFF
+        if not self._concerns(event.answer, event.label):
+            return PASS
         bounds = self.bounds.get(event.label)
-        if event.loss is None or bounds is None or not self._concerns(event.answer, event.label):
+        if event.loss is None or bounds is None:
             return PASS
         rates = self.voices.rates(event.source)
         if rates is None or rates[0] >= _RATE_MAX:

@@ -390,6 +390,15 @@ class Journal(Protocol):
     ) -> int:
         """Remove at most ``n`` halves that both clocks call old, as for :meth:`trim`; how many."""
 
+    def predicted(
+        self, model: str, after: float, before: float, n: int
+    ) -> tuple[tuple[bytes, Stored], ...]:
+        """Predictions that wait for their label, with their keys: at most ``n``, the oldest first.
+
+        They were taken after ``after`` and before ``before`` (POSIX seconds).  What is damaged is
+        left out, and counts in ``n`` all the same, as do labels that wait.
+        """
+
     def usage(self, model: str) -> Usage:
         """Room taken, without a walk over the rows."""
 

@@ -228,6 +228,32 @@ def halves_expire(open_: Open) -> None:
         same(journal.expire("nobody", 9.0, 9), 0, "halves of an unknown model")
 
 
+def predictions_that_wait_are_listed(open_: Open) -> None:
+    with open_() as journal:
+        p = register(journal)
+        rows = [_half(n, Half.PREDICTION, at) for n, at in (("c", 3.0), ("a", 1.0), ("b", 2.0))]
+        journal.append(p, 0, [*rows, _half("d", Half.LABEL, 1.5)])
+
+        def told(after: float, before: float, n: int = 9) -> list[tuple[bytes, bytes, float]]:
+            return [
+                (key, half.payload, half.at)
+                for key, half in journal.predicted("m", after, before, n)
+            ]
+
+        c, a, b = ((row.key, row.payload, row.at) for row in rows)
+        same(told(0.0, 9.0), [a, b, c], "all, the oldest first")
+        same((told(1.0, 3.0), told(3.0, 9.0)), ([b], []), "between two times")
+        same(told(0.0, 9.0, 1), [a], "at most n")
+        same(journal.predicted("nobody", 0.0, 9.0, 9), (), "predictions of an unknown model")
+        journal.append(p, 0, [_row("a", rows[1].payload)])
+        same(told(0.0, 9.0), [b, c], "what has its label waits no longer")
+        whole = _row("b", None)
+        same(journal.append(p, 1, [whole]).outcomes[0].new, True, "a row that says no half")
+        same(told(0.0, 9.0), [c], "what a row took the place of")
+        late = _one(journal, p, 2, replace(_row("b", rows[2].payload), at=9.0))
+        same((late.new, late.row is not None), (False, True), "a row over a half that has gone")
+
+
 def a_trimmed_join_starts_anew(open_: Open) -> None:
     with open_() as journal:
         journal.begin_epoch("m", "spec", 0)
@@ -253,5 +279,6 @@ CHECKS: tuple[Callable[[Open], None], ...] = (
     a_half_of_a_key_with_a_row_is_a_duplicate,
     halves_belong_to_a_model,
     halves_expire,
+    predictions_that_wait_are_listed,
     a_trimmed_join_starts_anew,
 )

@@ -34,11 +34,13 @@ from replay.journal.base import (
     Outcome,
     Partition,
     Row,
+    Stored,
     Usage,
 )
 from replay.journal.batch import check_batch
 from replay.journal.redischeck import Examination
 from replay.journal.rediserase import RedisErasing
+from replay.journal.redishalves import predicted
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
 from replay.journal.redisstand import STAND_IN
@@ -434,6 +436,12 @@ class RedisJournal:
         """Remove at most ``n`` halves that both clocks call old; how many."""
         bounds = (repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         return int(self._run(scripts.EXPIRE, model, *bounds))
+
+    def predicted(
+        self, model: str, after: float, before: float, n: int
+    ) -> tuple[tuple[bytes, Stored], ...]:
+        """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
+        return predicted(self._run, model, after, before, n)
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`.

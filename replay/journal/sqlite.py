@@ -25,16 +25,18 @@ from replay.journal.base import (
     Control,
     Examined,
     Followed,
+    Half,
     Head,
     Line,
     NewRow,
     Partition,
     Row,
+    Stored,
     Usage,
 )
 from replay.journal.batch import check_batch
 from replay.journal.checksum import checksum
-from replay.journal.sqliteappend import Batch
+from replay.journal.sqliteappend import Batch, stored_half
 from replay.journal.sqlitecheck import examine
 from replay.journal.sqliteerase import SqliteErasing
 from replay.journal.sqlitefile import SqliteFile, Synchronous, Tables
@@ -415,6 +417,14 @@ class SqliteJournal:
             db.execute(sql.COUNT_HALVES, (-removed, number))
             db.execute(sql.PROVE_MODEL, (number,))
         return removed
+
+    def predicted(
+        self, model: str, after: float, before: float, n: int
+    ) -> tuple[tuple[bytes, Stored], ...]:
+        """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
+        found = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
+        halves = [(bytes(one[1]), stored_half(one)) for one in found if proof.good(one)]
+        return tuple(one for one in halves if one[1].half is Half.PREDICTION)
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`."""

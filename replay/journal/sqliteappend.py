@@ -159,7 +159,7 @@ class Batch:
         if found is not None and (row.half or row.over is not None) and not proof.good(found):
             what = f"the half that was stored for id {row.event_id!a}"
             return Outcome(False, None, damaged=JournalDamaged(what))
-        kept, given = None if found is None else _stored(found), bytes(row.payload)
+        kept, given = None if found is None else stored_half(found), bytes(row.payload)
         if kept is None and row.over is not None and given:
             return Outcome(False, None, gone=True)
         wanted = row.over if row.half is None or row.over is not None else b""
@@ -225,7 +225,7 @@ def _with_keys(statement: str, n: int) -> str:
     return statement.format(", ".join("?" * n))
 
 
-def _stored(found: Sequence[Any]) -> Stored:
+def stored_half(found: Sequence[Any]) -> Stored:
     """A half from the columns of :data:`replay.journal.sqliteschema.KEPT_HALF`."""
     _, _, half, event_id, source, payload, at, _, _ = found
     return Stored(Half(half), event_id, source, payload, at)

@@ -165,6 +165,10 @@ HALF_COLUMNS = "model, key, half, event_id, source, payload, at, ran, checksum"
 KEPT_HALF = f"SELECT {HALF_COLUMNS} FROM halves WHERE model = ? AND key = ?"
 ANY_ROW = "SELECT 1 FROM rows WHERE model = ? AND key IN ({}) LIMIT 1"
 ANY_HALF = "SELECT 1 FROM halves WHERE model = ? AND key IN ({}) LIMIT 1"
+TAKEN_BETWEEN = (
+    f"SELECT {HALF_COLUMNS} FROM halves WHERE model = {MODEL} AND at > ? AND at < ?"
+    " ORDER BY at LIMIT ?"
+)
 KEEP_HALF = f"INSERT INTO halves ({HALF_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 DROP_HALF = "DELETE FROM halves WHERE model = ? AND key = ?"
 EXPIRE = (

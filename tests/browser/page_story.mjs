@@ -60,6 +60,15 @@ await page.waitForFunction(() => document.querySelectorAll("#rows tr").length > 
 const rows = await page.locator("#rows tr").count();
 await everywhere("overview");
 
+await page.getByRole("button", { name: "model-1", exact: true }).click();
+await card.getByText("distance (PSI)").waitFor();
+const texts = (cells) => cells.evaluateAll((nodes) => nodes.map((node) => node.textContent));
+const moved = await texts(card.locator(".features tbody tr").first().locator("td"));
+const labels = await texts(card.locator(".classes tbody td:first-child"));
+const calibration = await card.locator("svg.calibration").getAttribute("aria-label");
+await everywhere("closer");
+await page.getByRole("button", { name: "All models" }).click();
+
 await page.getByRole("button", { name: "model-0", exact: true }).click();
 await card.locator("details.operate summary").click();
 await card.getByLabel("Token for admin").waitFor();
@@ -91,5 +100,5 @@ await act(`Go back to ${name}`, "undone");
 await everywhere("after");
 
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration }));
 await browser.close();

@@ -23,6 +23,7 @@ from river import (
 
 from evaluation.streams import open_stream
 from online.models.crossed import row
+from online.models.limited import LimitedScaler
 from online.models.network import Network
 from replay.example import Features, Label
 
@@ -143,6 +144,14 @@ MERGEABLE: Mapping[str, tuple[Callable[[], Any], Callable[[], Rows]]] = {
         lambda: scaled(linear_model.SoftmaxRegression(_sgd()), preprocessing.StandardScaler()),
         lambda: rows_of("image_segments"),
     ),
+    "logistic, limited": (
+        lambda: scaled(linear_model.LogisticRegression(_sgd()), LimitedScaler()),
+        lambda: rows_of("bananas"),
+    ),
+    "softmax, limited": (
+        lambda: scaled(linear_model.SoftmaxRegression(_sgd()), LimitedScaler()),
+        lambda: rows_of("image_segments"),
+    ),
     "softmax alone, l2": (lambda: linear_model.SoftmaxRegression(_sgd(), l2=0.01), mixed),
 }
 
@@ -175,6 +184,10 @@ NETWORKS: Mapping[str, tuple[Callable[[], Network], Any, Callable[[], Rows]]] = 
             torch.nn.BCELoss(), scale=False,
         ),
         "binary",
+        lambda: rows_of("bananas"),
+    ),
+    "one logit, limited": (
+        lambda: Network(_layers(2, 8, 1), ["1", "2"], scale="limited"), "binary",
         lambda: rows_of("bananas"),
     ),
     "classes": (

@@ -19,6 +19,7 @@ from model_recipes import (
     words_rows,
 )
 
+from online.models.auto import Auto
 from online.models.base import Model
 from online.models.checks import check_model
 from online.models.errors import LabelUnknown, LearnerUnusable
@@ -44,7 +45,10 @@ def test_mergeable_models_keep_the_promises(name: str) -> None:
     ("task", "rows"),
     [("binary", words_rows), ("multiclass", mixed), ("regression", targets)],
 )
-@pytest.mark.parametrize("recipe", [Ftrl(text=["text"]), Ftrl(l1=0.1, l2=0.1, bits=4, scale=False)])
+@pytest.mark.parametrize(
+    "recipe",
+    [Ftrl(text=["text"]), Ftrl(scale="limited"), Ftrl(l1=0.1, l2=0.1, bits=4, scale=False)],
+)
 def test_ftrl_keeps_the_promises(recipe: Ftrl, task: Any, rows: Callable[[], Rows]) -> None:
     check_model(lambda: recipe.model_for(task), rows())
 
@@ -72,9 +76,11 @@ def test_ftrl_bounds_its_classes_and_its_settings() -> None:
         ("regression", targets),
     ],
 )
-@pytest.mark.parametrize("recipe", [SelfRate(text=["text"]), SelfRate(bits=4)])
+@pytest.mark.parametrize(
+    "recipe", [SelfRate(text=["text"]), SelfRate(bits=4), Auto(text=["text"]), Auto(bits=4)]
+)
 def test_linear_experts_keep_the_promises(
-    recipe: SelfRate, task: Any, rows: Callable[[], Rows]
+    recipe: SelfRate | Auto, task: Any, rows: Callable[[], Rows]
 ) -> None:
     check_model(lambda: recipe.model_for(task), rows())
 
@@ -101,6 +107,7 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
         "ftrl": ("binary", words_rows),
         "linear": ("binary", words_rows),
         "rewards": ("regression", choices),
+        "auto": ("multiclass", mixed),
         "mlp": ("binary", lambda: rows_of("bananas", FEW)),
     }[name]
     params = {"inputs": ["1", "2"]} if name == "mlp" else {}

@@ -22,6 +22,7 @@ _SETTINGS: dict[str, Any] = {
     "replicas": 2,
     "models": [
         {"name": "clicks", "task": "binary", "learner": "logreg", "label_wait": "2s"},
+        {"name": "shop", "task": "choose", "choose": {"floor": 0.1}},
     ],
     "limits": {"token_bytes_max": 2048},
 }
@@ -56,6 +57,37 @@ def counted(running: Running, name: str) -> float:
         known = httpx.get(f"{url}/v1/models/clicks", timeout=20).json()
         total += known["replicas"][known["answered_by"]].get(name, 0.0)
     return total
+
+
+def test_both_replicas_choose_the_same_under_an_id_and_each_takes_the_reward(
+    running: Running,
+) -> None:
+    urls = [f"{url}/v1/models/shop" for url in running.replica_urls().values()]
+    barrier = threading.Barrier(2)
+
+    def choose(url: str, own: str | None) -> dict[str, Any]:
+        if own is not None:
+            barrier.wait(20)
+        body = {"context": {"x": 1.0}, "actions": [{"id": i} for i in "abcd"], "id": own}
+        answer: dict[str, Any] = httpx.post(f"{url}/choose", json=body, timeout=20).json()
+        return answer
+
+    def reward(url: str, answer: dict[str, Any]) -> str:
+        body = {"id": answer["id"], "reward": float(answer["action"] == "a")}
+        receipt = httpx.post(f"{url}/reward", json=body, timeout=20).json()
+        status: str = receipt["status"]
+        return status
+
+    for i in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            one, two = pool.map(choose, urls, [f"order-{i}"] * 2)
+        assert (one["action"], one["ranking"]) == (two["action"], two["ranking"])
+        assert sorted([one.get("repeated", False), two.get("repeated", False)]) == [False, True]
+        sealed = choose(urls[i % 2], None)
+        for answer in (one, sealed):
+            assert reward(urls[1 - i % 2], answer) == "learned"
+            assert reward(urls[i % 2], answer) == "duplicate"
+    settle(running, "shop", 40)
 
 
 def test_labels_that_race_their_predictions_are_learned_once(running: Running) -> None:

@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -46,7 +49,10 @@ pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """Six models, of which the first has snapshots, and events that were set aside."""
-    models = [{"name": f"model-{i}", "task": "binary", "learner": "logreg"} for i in range(6)]
+    models: list[dict[str, Any]] = [
+        {"name": f"model-{i}", "task": "binary", "learner": "logreg"} for i in range(6)
+    ]
+    models[1]["drift"] = {"reference_rows": 200, "window_rows": 200}
     data: dict[str, Any] = {
         "models": models, "tokens": TOKENS, "cluster": "embedded", "port": 0,
         "state_dir": str(tmp_path_factory.mktemp("page") / "state"),
@@ -66,6 +72,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
                     for j in range(40 * (6 - i))
                 ]
                 post(f"model-{i}/feedback", {"events": rows})
+            for turn in range(2):  # more rows, of another world in the second half
+                rows = [
+                    {"features": {"x": j % 7 + 9.0 * turn, "y": j % 11 / 11}, "label": j % 7 > 2}
+                    for j in range(300)
+                ]
+                post("model-1/feedback", {"events": rows})
             post("model-0/sources", {"source": "bot", "banned": True})
             held = [
                 {"features": {"x": 1.0}, "label": True, "event_id": f"held-{j}", "source": "bot"}
@@ -93,6 +105,10 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert seen["errors"] == []
     assert seen["findings"] == [], "serious findings of axe-core"
     assert (seen["rows"], seen["focus"]) == (6, "act-cancel")
+    assert seen["moved"][0] in ("x", "y")
+    assert seen["moved"][-1] == "act"
+    assert seen["labels"] == ["true", "false"]
+    assert seen["calibration"].startswith("Calibration: said 0.")
     said = {name: text for name, (text, _) in seen["acts"].items()}
     came = {name: text for name, (_, text) in seen["acts"].items()}
     assert "has learned 240 events" in said["Freeze model-0"]
@@ -105,3 +121,66 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert acts(service)[before:] == [
         "freeze", "unfreeze", "decide", "decide", "decide", "pin", "rollback",
     ]  # fmt: skip
+
+
+class Prefixed:
+    """A reverse proxy that serves another address under a prefix, as it comes, piece by piece."""
+
+    def __init__(self, behind: str, prefix: str) -> None:
+        self._behind, self._prefix = urlsplit(behind), prefix
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}{prefix}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(
+                    target=self._pass_on, args=self._server.accept()[:1], daemon=True
+                ).start()
+
+    def _pass_on(self, caller: socket.socket) -> None:
+        with caller, contextlib.suppress(OSError):
+            head = b""
+            while b"\r\n\r\n" not in head:
+                if not (some := caller.recv(65536)):
+                    return
+                head += some
+            method, target, rest = head.split(b" ", 2)
+            if not target.startswith(self._prefix.encode()):
+                caller.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                return
+            target = b"/" + target[len(self._prefix) :]
+            head = b" ".join((method, target, rest)).replace(
+                b"\r\n", b"\r\nconnection: close\r\n", 1
+            )
+            place = (self._behind.hostname, self._behind.port)
+            with socket.create_connection(place) as service:
+                service.sendall(head.replace(b"keep-alive", b"close"))
+                while some := service.recv(65536):
+                    caller.sendall(some)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def test_the_page_follows_by_a_stream_behind_a_proxy_and_asks_where_there_is_none(
+    service: Embedded,
+) -> None:
+    proxy = Prefixed(service.url, "/learning/here/")
+    try:
+        words = [proxy.url, CHROMIUM, TOKENS["admin"], service.url]
+        done = subprocess.run(
+            ["node", BROWSER / "page_follow.mjs", *words],
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+    finally:
+        proxy.close()
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["errors"] == []
+    assert (seen["stream"]["live"], seen["stream"]["models"]) == (1, 0)
+    assert seen["polls"]["models"] > 1
+    for way in ("stream", "polls"):
+        assert seen[way]["outside"] == 0, "nothing is asked beside the prefix"
+        assert f"{proxy.url}v1/models/model-5/predict" in seen[way]["curl"]

@@ -112,7 +112,7 @@ def test_a_template_takes_no_other_names_classes_or_keys() -> None:
     others = [
         replace(edge, columns=replace(edge.columns, names=names)),
         replace(edge, classes=("ham", "spam")),
-        replace(edge, columns=replace(edge.columns, limit=8.0)),
+        replace(edge, columns=replace(edge.columns, limit=5.0)),
     ]  # fmt: skip
     for other in others:
         with pytest.raises(TemplateUnfit):

@@ -61,7 +61,7 @@ def test_releases_in_steps(state: Path) -> None:
 def test_digits_of_the_docs_are_sent_in_small_updates(tmp_path: Path) -> None:
     """A row that lacks every number is a tie of all classes: it decides about no scaler."""
     (tmp_path / "online.yaml").write_text(
-        "models:\n- {name: mails, task: multiclass, learner: softmax}\n"
+        "models:\n- {name: mails, task: multiclass, learner: softmax, params: {scale: plain}}\n"
     )
     settings = config.load(tmp_path / "online.yaml", {"state_dir": tmp_path / "state"}, {})
     keys = Keys.from_file(settings.key_path)

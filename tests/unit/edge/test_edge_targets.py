@@ -30,7 +30,7 @@ from online.edge.pack import Precision
 ROWS: Final = {
     "ARF(10) regressor, median": 150, "ARF(10) regressor, mean": 150,
     "MLP": 150, "MLP, ids": 150, "MLP, 6 classes": 100, "ARF(10) majority": 1500,
-    "ARF(10) adaptive": 800,
+    "ARF(10) adaptive": 800, "MLP, limited": 150,
     "HT adaptive, 6 classes": 1500, "linear experts, 6 classes": 1000, "softmax": 1500,
 }  # fmt: skip
 """Fewer than the bench plays, where learning takes time."""

@@ -42,6 +42,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v2/models/{model}/versions/{version}"): PREDICT,
     ("GET", "/v2/models/{model}/versions/{version}/ready"): PREDICT,
     ("POST", "/v1/models/{model}/predict"): PREDICT,
+    ("POST", "/v1/models/{model}/choose"): PREDICT,
     ("POST", "/v1/models/{model}/scores"): PREDICT,
     ("GET", "/v1/models/{model}/scores/{key}"): PREDICT,
     **{
@@ -51,6 +52,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/edge/reports"): PREDICT,
     ("POST", "/v1/models/{model}/edge/deltas"): FEEDBACK,
     ("GET", "/edge/demo"): EVERYBODY,
+    ("GET", "/demo/choose"): EVERYBODY,
     ("GET", "/edge/client.js"): EVERYBODY,
     ("GET", "/v1/models/{model}/edge/files/a/b"): ADMIN,
     ("POST", "/v1/models/{model}/edge/manifest.json"): ADMIN,
@@ -58,6 +60,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v2/models/{model}/versions/{version}/infer"): PREDICT,
     ("POST", "/v1/models/{model}/feedback"): FEEDBACK,
     ("POST", "/v2/models/{model}/feedback"): FEEDBACK,
+    ("POST", "/v1/models/{model}/reward"): FEEDBACK,
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
     ("GET", "/v1/models/{model}/live"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots"): ADMIN,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Final
 import pytest
 
 from evaluation.summary import Summary
+from online.http.app import _page
 
 PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")
 SVG: Final = "http://www.w3.org/2000/svg"
@@ -59,7 +61,7 @@ def check_self_contained(page: str) -> None:
     for tag, attributes in _parsed(page).tags:
         for name in ("src", "href", "action", "data", "srcset"):
             value = attributes.get(name)
-            assert value is None or re.match(r"/[a-z]+$|data:", value), (tag, name, value)
+            assert value is None or re.match(r"[a-z]+$|data:", value), (tag, name, value)
     policy = next(
         a["content"] for t, a in _parsed(page).tags if "content-security-policy" in _equiv(a)
     )
@@ -91,18 +93,24 @@ def test_page_keeps(check: Callable[[str], None]) -> None:
     check(PAGE)
 
 
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_page_of_choices_keeps(check: Callable[[str], None]) -> None:
+    check(resources.files("online.http").joinpath("choose.html").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(
     ("check", "old", "new"),
     [
         (check_self_contained, "</head>", '<script src="//cdn.example/x.js"></script></head>'),
         (check_self_contained, "</style>", "@import 'x.css';</style>"),
         (check_self_contained, "</head>", '<link rel="stylesheet" href="style.css"></head>'),
-        (check_self_contained, 'href="/docs"', 'href="https://docs.example"'),
+        (check_self_contained, 'href="docs"', 'href="https://docs.example"'),
+        (check_self_contained, 'href="docs"', 'href="/docs"'),
         (check_self_contained, "default-src 'none'", "default-src *"),
         (check_no_injection, "node.textContent = text", "node.innerHTML = text"),
         (check_no_injection, "<body>", '<body onload="start()">'),
         (check_no_injection, 'el("h3", {}, "Replicas")', 'el("a", { href: model.model }, "x")'),
-        (check_no_injection, "poll();\n</script>", "window.onload = poll;\n</script>"),
+        (check_no_injection, "follow();\n</script>", "window.onload = follow;\n</script>"),
     ],
 )
 def test_the_checks_find(check: Callable[[str], None], old: str, new: str) -> None:
@@ -155,4 +163,8 @@ def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
     assert "localStorage" not in script
     assert "$ONLINE_TOKEN" in script, "the requests to copy name it, and do not show it"
     hrefs = {a.get("href") for t, a in _parsed(PAGE).tags if t == "a"}
-    assert {"/docs", "/metrics"} <= hrefs
+    assert {"docs", "metrics"} <= hrefs
+
+
+def test_it_is_small_with_all_that_it_needs() -> None:
+    assert len(gzip.compress(_page().encode())) < 100_000

@@ -15,6 +15,7 @@ from river import linear_model, optim, preprocessing
 import online.models.linear
 from online.learning.alike import alike
 from online.learning.merged import Learner
+from online.models.limited import LimitedScaler
 from online.models.linear import Linear
 from online.models.selfrate import SelfRate
 from online.rows.prediction_ids import event_key
@@ -37,6 +38,9 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
     "weights that a gradient is cut for": lambda: (
         preprocessing.StandardScaler()
         | linear_model.LogisticRegression(optim.SGD(0.1), clip_gradient=0.2)
+    ),
+    "behind the limited scaler": lambda: (
+        LimitedScaler() | linear_model.LogisticRegression(optim.SGD(0.05))
     ),
     "perceptron": lambda: preprocessing.StandardScaler() | linear_model.Perceptron(),
     "linear regression": lambda: (

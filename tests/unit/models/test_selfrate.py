@@ -21,7 +21,7 @@ from online.learning.scores import score_of
 from online.models.base import Prediction, learn_example
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.experts import CLASSES_MAX
-from online.models.scalers import Limited
+from online.models.limited import Limited
 from online.models.selfrate import FADE, SelfRate
 from paramserver import wire
 from paramserver.blocks import Blocks, copy, merge, select

@@ -6,11 +6,16 @@ import struct
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paramserver.blocks import (
+    COUNT,
+    EXTREMA,
     Block,
     Blocks,
     Limits,
+    add_counts,
     add_touched,
     combine,
     copy,
@@ -228,3 +233,29 @@ def test_size_estimate_is_near_the_truth() -> None:
         }
         true = len(msgspec.msgpack.encode(to_wire(blocks)))
         assert true / 2 < size_bytes(blocks) < true * 2
+
+
+COUNTS = st.dictionaries(
+    st.sampled_from("ab"),
+    st.dictionaries(st.sampled_from("xyz"), st.integers(-50, 50), max_size=3),
+    max_size=2,
+)
+
+
+@given(COUNTS, COUNTS, st.booleans())
+def test_counts_that_a_process_keeps_add_as_merged_ones_do(
+    first: dict[str, dict[str, int]], second: dict[str, dict[str, int]], back: bool
+) -> None:
+    def made(data: dict[str, dict[str, int]], sign: int = 1) -> Blocks:
+        blocks = {n: Block(COUNT, {k: sign * x for k, x in d.items()}) for n, d in data.items()}
+        return blocks | {"high": Block(EXTREMA, {"x": (0.0, 1.0)})}
+
+    ours, merged = made(first), made(first)
+    added = made(second)
+    add_counts(ours, added, -1 if back else 1)
+    merge(merged, made(second, -1 if back else 1))
+    assert ours == merged
+    added["a"] = Block(COUNT, {})
+    for block in ours.values():
+        block.data.clear()
+    assert added["high"].data, "it shares what was added"

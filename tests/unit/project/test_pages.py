@@ -25,9 +25,10 @@ DOCS: Final = Path(__file__).parents[3] / "docs"
 ONLINE: Final = {"Learner", "__version__", "serve"}
 MADE: Final = ("commands.md", "python.md", "settings.md")
 CLIENT: Final = {
-    "AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Client", "ClientError", "Event", "Model",
-    "NotANumber", "NotAValue", "NotIncluded", "NotRows", "OutcomeUnknown", "Pending", "Prediction",
-    "Predictions", "Receipt", "Retry", "ServiceRefused", "ServiceUnavailable", "Status",
+    "AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Chosen", "Client", "ClientError", "Event",
+    "Model", "NotANumber", "NotAValue", "NotIncluded", "NotRows", "OutcomeUnknown", "Pending",
+    "Prediction", "Predictions", "Receipt", "Retry", "ServiceRefused", "ServiceUnavailable",
+    "Status",
 }  # fmt: skip
 """Whoever adds or removes a name comes by here, and by docs/compatibility.md."""
 

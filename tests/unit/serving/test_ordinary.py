@@ -180,7 +180,11 @@ def test_a_row_that_no_row_may_hold_is_refused_once(
 
         reader = serving._reader
         reader.ordinary = Ordinary(
-            serving.replica, serving._door, reader._known, Odd(serving.replica), serving._now_s
+            serving.replica,
+            serving._door,
+            reader.issued.known,
+            Odd(serving.replica),
+            serving._now_s,
         )
         several = [event(rng, i) for i in (803, 804, 801, 805)]
         several[1] = event(rng, 804, weight=0.5)

@@ -58,7 +58,7 @@ class World:
         self.server = server
         self.now_s, self.usage = 0.0, Usage(100, size_max, 10, 0)
         self.broken, self.decisions = False, Decisions("spec")
-        tally = SimpleNamespace(digest=(10, 0), counters={})
+        tally = SimpleNamespace(views=(), digest=(10, 0), counters={})
         control = SimpleNamespace(current=self.look, decisions=self.decisions)
         writer = SimpleNamespace(partition=1)
         self.replica: Any = SimpleNamespace(

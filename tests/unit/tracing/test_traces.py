@@ -274,10 +274,14 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def served(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     telemetry = {"endpoint": collector.url, "sample": 0, "logs": True}
-    with online.serve(
-        "logreg", task="binary", name="traced", state_dir=tmp_path_factory.mktemp("traced"),
-        settings={"telemetry": telemetry}, say=lambda _: None,
-    ) as service:  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY"):
+            patch.setenv(name, "50")
+        service = online.serve(
+            "logreg", task="binary", name="traced", state_dir=tmp_path_factory.mktemp("traced"),
+            settings={"telemetry": telemetry}, say=lambda _: None,
+        )  # fmt: skip
+    with service:
         yield service
 
 

@@ -42,7 +42,7 @@ class Folder:
         self.models(lr=0.1)
 
     def models(self, lr: float) -> None:
-        learner = f"{{name: m, task: binary, learner: logreg, params: {{lr: {lr}}}}}"
+        learner = f"{{name: m, task: binary, learner: logreg, params: {{lr: {lr}, scale: plain}}}}"
         self.file.write_text(f"state_dir: {self.root / 'state'}\nmodels:\n  - {learner}\n")
         self.settings = config.load(self.file, {}, {})
         self.settings.state_dir.mkdir(exist_ok=True)

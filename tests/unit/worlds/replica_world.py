@@ -24,6 +24,7 @@ from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
+from online.sure.views import views_of
 from online.trust.filtering import Filtering
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
@@ -131,6 +132,7 @@ class World:
             learner = OrderedLearner(build, task=task, spec=SPEC, rows_max=64)
         else:
             learner = Learner(build, task=task, spec=SPEC, retain_bytes=1 << 20, rows_max=64)
+        learner.tally.views = views_of(model)
         journal = journal or self.journal()
         replica = ModelReplica(
             model,

@@ -1,0 +1,273 @@
+"""A service that is looked at uses more CPU time a request: measured with it and without, in pairs.
+
+Two services of one process each run side by side, one as it comes, one with what is looked at.
+They are asked in turn, so many requests each, the order changing from pair to pair.  What each
+process has used over the pair is read from the system: what it does later for its requests is in
+it, the driver and the collector of the traces, which are another process, are not.  The ratio of a
+pair is what the machine's other work disturbs least.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import typer
+
+from benchmarks.table import AsJson, app, show
+from online.client.connection import Connection
+from online.load.own_service import start, stop, write_settings
+
+_MODEL: Final = {"name": "m", "task": "binary", "learner": "logreg"}
+_FEATURES: Final = 20
+_WARM: Final = 300
+_PROCESS_CLOCK: Final = 2  # clock_getcpuclockid(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One way to look at a service.
+
+    Attributes
+    ----------
+    telemetry
+        As in the settings; ``{collector}`` stands for the address of one.
+    action
+        Which requests are counted.
+    most
+        The relative cost that was asked for.
+    pages
+        Open pages of the service, each told of changes by a stream.
+    """
+
+    what: str
+    telemetry: dict[str, Any]
+    action: str
+    most: float
+    pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU time a request beside none of it, in pairs.
+
+    ``off_us`` and ``on_us`` are medians; ``cost`` is the median ratio less one, ``low`` and
+    ``high`` a 95 % interval of it by ranks, which a pair that something else disturbed moves
+    little.
+    """
+
+    what: str
+    action: str
+    pairs: int
+    requests: int
+    off_us: float
+    on_us: float
+    cost: float
+    low: float
+    high: float
+    asked: float
+    good: bool
+
+
+SUBJECTS: Final = (
+    Subject("traces, 1 % sampled", {"endpoint": "{collector}", "sample": 0.01}, "feedback", 0.03),
+    Subject("traces, 1 % sampled", {"endpoint": "{collector}", "sample": 0.01}, "predict", 0.03),
+    Subject("20 open pages", {}, "predict", 0.02, pages=20),
+)
+
+
+class _Collector(BaseHTTPRequestHandler):
+    """Takes whatever is sent, and forgets it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is written down here."""
+
+
+@contextlib.contextmanager
+def collector() -> Iterator[str]:
+    """Address of a collector that takes everything."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Pages:
+    """Open pages that follow a service by its stream, and show nothing."""
+
+    def __init__(self, url: str, n: int) -> None:
+        self._place, self._open, self._ended = urlsplit(url), dict[int, socket.socket](), False
+        self.heard, self._n = 0, n
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> socket.socket:
+        made = socket.create_connection((self._place.hostname, self._place.port))
+        host = self._place.netloc.encode()
+        made.sendall(b"GET /v1/live HTTP/1.1\r\nhost: " + host + b"\r\n\r\n")
+        return made
+
+    def _follow(self) -> None:
+        while not self._ended:
+            for i in range(self._n):
+                if i not in self._open:
+                    self._open[i] = self._listen()
+            for one in select.select(list(self._open.values()), [], [], 0.1)[0]:
+                told = one.recv(1 << 20)
+                self.heard += b"event: models" in told
+                if not told or told.endswith(b"0\r\n\r\n"):  # its end: another one
+                    self._open = {i: s for i, s in self._open.items() if s is not one}
+                    one.close()
+
+    def close(self) -> None:
+        """Close all of them."""
+        self._ended = True
+        self._thread.join()
+        for one in self._open.values():
+            one.close()
+
+
+class Side:
+    """One service, asked over one connection."""
+
+    def __init__(self, url: str, pid: int, seed: int) -> None:
+        self.url = url
+        self._pid, self._random = pid, Random(seed)
+        self._connection, self._sent = Connection(url), 0
+
+    def _body(self, action: str) -> dict[str, Any]:
+        self._sent += 1
+        body: dict[str, Any] = {
+            "features": {f"f{i}": self._random.gauss(0.0, 1.0) for i in range(_FEATURES)}
+        }
+        if action == "feedback":
+            body |= {"label": self._random.random() < 0.5, "event_id": f"e{self._sent}"}
+        return body
+
+    def turn(self, action: str, requests: int) -> None:
+        """Ask it so often."""
+        bodies = [self._body(action) for _ in range(requests)]
+        for body in bodies:
+            status, answer = self._connection.post(f"/v1/models/m/{action}", body)
+            assert status == 200, answer
+
+    def used_ns(self) -> int:
+        """CPU time of the service's process: Linux has a clock for each, and counts in ns."""
+        return time.clock_gettime_ns(~self._pid << 3 | _PROCESS_CLOCK)
+
+
+@contextlib.contextmanager
+def side(telemetry: dict[str, Any], seed: int) -> Iterator[Side]:
+    """A service of one process, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="online-observed-") as name:
+        write_settings(
+            Path(name), {"cluster": "embedded", "models": [_MODEL], "telemetry": telemetry}
+        )
+        process, _, url = start(Path(name))
+        try:
+            yield Side(url, process.pid, seed)
+        finally:
+            stop(process)
+
+
+def measure(subject: Subject, *, pairs: int, requests: int) -> Cost:
+    """Ask both in turn."""
+    with collector() as address:
+        given = {
+            name: value.format(collector=address) if isinstance(value, str) else value
+            for name, value in subject.telemetry.items()
+        }
+        with side({}, 1) as off, side(given, 1) as on:
+            for one in (off, on):
+                one.turn(subject.action, _WARM)
+            pages = Pages(on.url, subject.pages) if subject.pages else None
+            found: list[tuple[float, float]] = []
+            for pair in range(pairs):
+                before = off.used_ns(), on.used_ns()
+                for one in (off, on) if pair % 2 else (on, off):
+                    one.turn(subject.action, requests)
+                after = off.used_ns(), on.used_ns()
+                times = [(y - x) / requests / 1e3 for x, y in zip(before, after, strict=True)]
+                found.append((times[0], times[1]))
+            if pages is not None:
+                assert pages.heard >= subject.pages, "the pages heard nothing"
+                pages.close()
+    return cost_of(subject, requests, found)
+
+
+def cost_of(subject: Subject, requests: int, found: list[tuple[float, float]]) -> Cost:
+    """Return what pairs of CPU times say, each without and with it."""
+    ratios, n = sorted(on / off - 1.0 for off, on in found), len(found)
+    left = _left_out(n)
+    low, high = (ratios[left], ratios[n - 1 - left]) if left is not None else (-math.inf, math.inf)
+    return Cost(
+        subject.what, subject.action, n, requests,
+        round(statistics.median(off for off, _ in found), 1),
+        round(statistics.median(on for _, on in found), 1),
+        statistics.median(ratios), low, high, subject.most, high <= subject.most,
+    )  # fmt: skip
+
+
+def _left_out(n: int) -> int | None:
+    """Ratios on each side that a 95 % interval of the median of ``n`` leaves out; None: too few."""
+    below, found = 0.0, None
+    for k in range(n // 2):
+        below += math.comb(n, k) / 2**n
+        if below <= 0.025:
+            found = k
+    return found
+
+
+def run(
+    *, pairs: int = 40, requests: int = 500, progress: Callable[[str], None] = print
+) -> list[Cost]:
+    """Every subject, one after the other."""
+    found = []
+    for subject in SUBJECTS:
+        progress(f"{subject.what}: {subject.action}")
+        found.append(measure(subject, pairs=pairs, requests=requests))
+    return found
+
+
+@app.command("observed")
+def observed(
+    pairs: Annotated[int, typer.Option(help="of turns, one of each service", min=6)] = 40,
+    requests: Annotated[int, typer.Option(help="of a turn", min=1)] = 500,
+    as_json: AsJson = False,
+) -> None:
+    """CPU time a request of a service that is traced, or on twenty screens, beside one that is not.
+
+    Exits 1 if the upper end of a 95 % interval is above what was asked for.
+
+    Example: python -m benchmarks observed --pairs 10
+    """
+    import sys
+
+    found = run(pairs=pairs, requests=requests, progress=lambda x: print(x, file=sys.stderr))
+    show("what being looked at costs", found, as_json=as_json)
+    raise typer.Exit(0 if all(cost.good for cost in found) else 1)

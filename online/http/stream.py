@@ -1,0 +1,123 @@
+"""Pages are told how the models do for as long as they stay, instead of asking again and again.
+
+One look at the models is sent to all who listen (server-sent events), so that twenty open pages
+cost little more than one.  A stream has an end: whoever stays opens another one, perhaps at another
+replica.  It takes no place of a request; there may be so many streams and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from online.errors import RequestError
+from online.messages.bodies import JSON, Receive, Send
+
+log = logging.getLogger("online.stream")
+
+EVERY_S: Final = 2.0
+"""Between two looks."""
+LIFE_S: Final = 60.0
+_STUCK_S: Final = 10.0  # a listener that takes nothing for so long is let go
+_HEAD: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # a proxy that collects what it passes on would show nothing
+]
+
+
+class Streams:
+    """Streams of one replica.
+
+    Parameters
+    ----------
+    look
+        How all models do, as plain data.
+    most
+        Streams at once.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], Awaitable[Any]],
+        most: int,
+        *,
+        every_s: float = EVERY_S,
+        life_s: float = LIFE_S,
+    ) -> None:
+        self._look, self._most, self._every_s, self._life_s = look, most, every_s, life_s
+        self._listeners: set[asyncio.Queue[bytes | None]] = set()
+        self._newest: bytes | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._listeners)
+
+    async def __call__(self, receive: Receive, send: Send) -> None:
+        """Tell one listener until it goes, or its time is over.  RequestError: there is no room."""
+        if len(self._listeners) >= self._most:
+            hint = "Ask GET /v1/models now and then, or raise limits.listeners_max"
+            message = f"{self._most} pages are told of changes here already"
+            raise RequestError(429, "busy", message, None, hint, 5)
+        mine: asyncio.Queue[bytes | None] = asyncio.Queue(1)  # the newest: who is slow skips some
+        self._listeners.add(mine)
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            if self._looking is None:
+                self._looking = asyncio.create_task(self._watch())
+            elif self._newest is not None:
+                mine.put_nowait(self._newest)
+            await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+            async with asyncio.timeout(self._life_s):
+                await self._tell(mine, gone, send)
+        except TimeoutError:  # of its life, or it takes nothing
+            pass
+        finally:
+            gone.cancel()
+            self._listeners.discard(mine)
+            if not self._listeners and self._looking is not None:
+                self._looking.cancel()
+                self._looking = self._newest = None
+        if not gone.done() or gone.cancelled():
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _tell(
+        self, mine: asyncio.Queue[bytes | None], gone: asyncio.Future[None], send: Send
+    ) -> None:
+        while True:
+            next_ = asyncio.ensure_future(mine.get())
+            try:
+                await asyncio.wait((next_, gone), return_when=asyncio.FIRST_COMPLETED)
+                if gone.done() or (told := await next_) is None:
+                    return
+            finally:
+                next_.cancel()
+            body = {"type": "http.response.body", "body": told, "more_body": True}
+            await asyncio.wait_for(send(body), _STUCK_S)
+
+    async def _watch(self) -> None:
+        """Look for all, until nobody listens."""
+        try:
+            while True:
+                data = JSON.encode(await self._look())
+                self._newest = b"event: models\ndata: " + data + b"\n\n"
+                self._hand_out(self._newest)
+                await asyncio.sleep(self._every_s)
+        except Exception:  # they ask by themselves then, and are told why
+            log.exception("the models can't be looked at")
+            self._looking = self._newest = None
+            self._hand_out(None)
+
+    def _hand_out(self, told: bytes | None) -> None:
+        for listener in self._listeners:
+            if listener.full():
+                listener.get_nowait()
+            listener.put_nowait(told)
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the caller has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,102 @@
+"""Bodies of choices and of their rewards, as checked structs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from online.messages.structs import FromPeer
+
+
+class Action(msgspec.Struct, forbid_unknown_fields=True):
+    """One of the actions among which is chosen."""
+
+    id: Annotated[str, Meta(min_length=1, description="its name; the model learns by it")]
+    features: Annotated[
+        dict[str, Any], Meta(description="what is known of it, for actions that come and go")
+    ] = {}
+
+
+class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A moment (`context`), and the actions that there are."""
+
+    actions: Annotated[list[Action], Meta(min_length=1)]
+    context: Annotated[dict[str, Any], Meta(description="features of the moment")] = {}
+    exclude: Annotated[
+        list[str], Meta(description="ids of actions that may not be chosen this time")
+    ] = []
+    baseline: Annotated[
+        str | None,
+        Meta(description="the action that you would take; a model in `apprentice` mode takes it"),
+    ] = None
+    id: Annotated[
+        str | None,
+        Meta(
+            description="your own short id for the reward, instead of a token: 1 to 64 letters, "
+            "digits and `._:-`.  Asked again with it, every replica gives the same answer"
+        ),
+    ] = None
+    defer: Annotated[
+        bool,
+        Meta(description="it may not be used: it gets no default reward before `…/activate`"),
+    ] = False
+    max_age_ms: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="503 `too_old` if the model is older than this"),
+    ] = None
+
+
+class Ranked(msgspec.Struct):
+    """One action of an answer: how likely it was chosen, and the reward that is expected of it."""
+
+    id: str
+    probability: float
+    expected: float
+
+
+class Chosen(msgspec.Struct, omit_defaults=True):
+    """The action that was chosen, and all others behind it."""
+
+    id: Annotated[str, Meta(description="send it back with the reward")]
+    action: str
+    probability: Annotated[float, Meta(description="how likely this action was to be chosen")]
+    ranking: list[Ranked]
+    model: str
+    version: str
+    own: int
+    age_ms: float | None
+    updates_behind: int | None
+    from_peer: FromPeer = False
+    repeated: Annotated[
+        bool, Meta(description="chosen before under this id: the version is that of then")
+    ] = False
+    agreed: Annotated[
+        bool | msgspec.UnsetType,
+        Meta(description="apprentice: whether the model would have taken the baseline, too"),
+    ] = msgspec.UNSET
+
+    def __repr__(self) -> str:
+        return f"<chosen {self.action!r} ({self.probability:.2f}) of {len(self.ranking)}>"
+
+
+class Reward(msgspec.Struct, forbid_unknown_fields=True):
+    """The reward that came of a choice."""
+
+    id: Annotated[str, Meta(description="the id of the choice: its token, or your own")]
+    reward: Annotated[Any, Meta(description="a number within the model's `reward_range`")]
+    source: Annotated[str, Meta(max_length=256)] = "default"
+    event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
+
+
+class RewardRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """One reward (`id` and `reward`), or many (`rewards`) in one transaction."""
+
+    id: Annotated[str | None, Meta(description="the id of the choice: its token, or your own")] = (
+        None
+    )
+    reward: Annotated[Any, Meta(description="a number within the model's `reward_range`")] = None
+    source: Annotated[str, Meta(max_length=256)] = "default"
+    event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
+    rewards: list[Reward] | None = None

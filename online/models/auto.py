@@ -1,0 +1,285 @@
+"""A linear model of several representations: one word for numbers, categories and texts.
+
+The experts of :mod:`online.models.selfrate` learn three views of the same row side by side, four
+on each, and one mixture weighs all twelve by how they did of late:
+
+========= ================================================= =====================================
+view      a number z behind the limited scaler becomes      what it can say
+========= ================================================= =====================================
+straight  z itself                                          what ``linear`` says
+bent      two of GRAIN tents, those beside its place p,     any function of each number, as a sum
+          where p = (GRAIN − 1) / (1 + exp(−SQUASH · z))
+crossed   products of such tents of CROSSED_GRAIN, for      any function of each pair of numbers
+          each pair of numbers
+========= ================================================= =====================================
+
+A tent is 1 at its own place and falls to 0 at its neighbours', so the answer is continuous, and a
+number's tents add up to 1.  The places are fixed: SQUASH makes the logistic function nearly the
+normal distribution's, so they are about the quantiles of a standardised number.  Nothing is chosen
+from the data, so replicas need not agree on anything, and no delta is of other tents.
+
+Categories, words, missing values and the bias are in each view.  A view that has nothing of its own
+to say about a row repeats what the straight experts say, and costs nothing: rows without numbers,
+rows of one number or more than CROSSED_MAX for the crossed view, and a view that sleeps.
+
+A view falls asleep when its experts have less than SHARE_MIN of the votes after a spell of SPELL
+labels, and is tried again for a spell after NAP spells.  Who sleeps is each replica's own, as the
+losses are, and travels with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import mmh3
+import numpy as np
+
+from evaluation.metrics import Task
+from online.models.base import Prediction
+from online.models.experts import EXPERTS, Floats, OneOutput, OutputPerClass, Taken
+from online.models.hashed import check_hashing
+from online.models.selfrate import Binary, Mixture, Multiclass, Regression, SelfRate, SelfRateModel
+from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from replay.example import Example, Features
+
+GRAIN: Final = 12
+CROSSED_GRAIN: Final = 6
+CROSSED_MAX: Final = 4
+"""Numbers of a row whose pairs are crossed: six pairs of four tents each."""
+
+SQUASH: Final = 1.702
+"""The logistic function of 1.702 z is within .01 of the normal distribution's (Camilli 1994)."""
+
+SHARP: Final = 0.5
+"""How much a difference of losses counts: half of what it does among four experts."""
+
+SPELL: Final = 1_000
+SHARE_MIN: Final = 0.02
+NAP: Final = 8
+
+VIEWS: Final = ("straight", "bent", "crossed")
+_NAPS: Final = "naps"
+
+Row = dict[str, float]
+Tent = tuple[int, float]
+
+
+class Views(NamedTuple):
+    """A row as each view has it; None: the view has nothing of its own to say."""
+
+    straight: Row
+    bent: Row | None
+    crossed: Row | None
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """A recipe that a factory returns to serve the linear model of several representations.
+
+    Attributes
+    ----------
+    text
+        Names of features that are taken as bags of words.
+    bits
+        Features are hashed to 2^bits places, by 32-bit murmur3.
+    seed
+        Of the hash: the same in all processes.
+    """
+
+    text: Sequence[str] = ()
+    bits: int = 22
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_hashing("auto", self.text, self.bits)
+
+    def model_for(self, task: Task) -> SelfRateModel:
+        """The model behind the learner."""
+        kinds: dict[Task, type[SelfRateModel]] = {
+            "binary": _Binary, "multiclass": _Multiclass, "regression": _Regression,
+        }  # fmt: skip
+        return kinds[task](SelfRate(self.text, self.bits, self.seed), task)
+
+
+class Naps(Mixture):
+    """The losses of all experts, and which views sleep.
+
+    ``slept``: of each view but the first, the spells that it has slept; 0: it is awake.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EXPERTS * len(VIEWS), SHARP)
+        self.labels = 0
+        self.slept = [0] * (len(VIEWS) - 1)
+
+    def awake(self, view: int) -> bool:
+        """Whether the view says what it makes of rows."""
+        return not self.slept[view - 1]
+
+    def judge(self, losses: Sequence[float], weight: float) -> None:
+        """A label came; at the end of a spell views fall asleep or wake up."""
+        super().judge(losses, weight)
+        self.labels += 1
+        if self.labels >= SPELL:
+            self.labels = 0
+            votes = self.votes()
+            for i, slept in enumerate(self.slept):
+                own = votes[EXPERTS * (i + 1) : EXPERTS * (i + 2)]
+                if slept:
+                    self.slept[i] = (slept + 1) % (NAP + 1)
+                elif sum(own) < SHARE_MIN:
+                    self.slept[i] = 1
+
+    def cut(self) -> Blocks:
+        """The losses and the naps, if a label came since the last cut."""
+        blocks = super().cut()
+        if blocks:
+            held = np.array([self.labels, *self.slept], dtype=np.float64)
+            blocks[_NAPS] = Block(LOCAL, array_bytes(held))
+        return blocks
+
+    def rebase(self, values: Blocks) -> None:
+        """Take those of other replicas, as long as no label has come here."""
+        if not self._judged and (block := values.get(_NAPS)) is not None:
+            # a mean of several replicas, in snapshots
+            self.labels, *self.slept = map(round, array_of(block.data).tolist())
+        super().rebase(values)
+
+
+# -- views -----------------------------------------------------------------------------------
+
+
+def _key(view: str, spelled: str, seed: int, mask: int) -> str:
+    return f"{view}{mmh3.hash(spelled, seed, signed=False) & mask}"
+
+
+@lru_cache(maxsize=4096)  # the same names come with nearly all rows
+def _tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
+    return tuple(_key("b", f"{name}\2{i}", seed, mask) for i in range(GRAIN))
+
+
+@lru_cache(maxsize=4096)
+def _pair_keys(first: str, second: str, seed: int, mask: int) -> tuple[tuple[str, ...], ...]:
+    """The key of each tent of the first number with each of the second."""
+    grain, between = range(CROSSED_GRAIN), f"\3{second}\2"
+    spelled = [[f"{first}\2{i}{between}{j}" for j in grain] for i in grain]
+    return tuple(tuple(_key("c", one, seed, mask) for one in row) for row in spelled)
+
+
+def tents(z: float, grain: int) -> tuple[Tent, Tent]:
+    """The two tents that a number is under, and how high they are there."""
+    p = (grain - 1) / (1.0 + math.exp(-SQUASH * z))
+    i = min(int(p), grain - 2)
+    return (i, 1.0 - (p - i)), (i + 1, p - i)
+
+
+def bent(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, mask: int) -> Row:
+    """The row with each number as two tents."""
+    row = {f"b{key}": value for key, value in shared.items()}
+    for name, z in numbers.items():
+        keys = _tent_keys(name, seed, mask)
+        for i, high in tents(z, GRAIN):
+            row[keys[i]] = row.get(keys[i], 0.0) + high
+    return row
+
+
+def crossed(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, mask: int) -> Row:
+    """The row with each pair of numbers as four products of tents."""
+    row = {f"c{key}": value for key, value in shared.items()}
+    under = [(name, tents(numbers[name], CROSSED_GRAIN)) for name in sorted(numbers)]
+    for at, (first, one) in enumerate(under):
+        for second, other in under[at + 1 :]:
+            keys = _pair_keys(first, second, seed, mask)
+            for i, high in one:
+                for j, tall in other:
+                    row[keys[i][j]] = row.get(keys[i][j], 0.0) + high * tall
+    return row
+
+
+class SeveralViews(SelfRateModel):
+    """Rows in three views; what differs by task is in the subclasses."""
+
+    kind = "auto 1"
+    _mixture: Naps
+    _experts: Any
+
+    def _unjudged(self) -> Mixture:
+        return Naps()
+
+    def _read(self, features: Features, *, learns: bool) -> Views:
+        """A row in each view that has something to say."""
+        shared, numbers = self._rows.parts(features, learns=learns)
+        recipe, awake = self._recipe, self._mixture.awake
+        seed, mask, n = recipe.seed, 2**recipe.bits - 1, len(numbers)
+        tented = bent(shared, numbers, seed, mask) if n and awake(1) else None
+        pairs = crossed(shared, numbers, seed, mask) if 1 < n <= CROSSED_MAX and awake(2) else None
+        return Views(self._rows.joined(shared, numbers), tented, pairs)
+
+    def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
+        """Rows of the same names have other tents each, so there is no pass for all of them."""
+        return False
+
+
+class _Listed(SeveralViews):
+    """The same for a model of one output."""
+
+    _experts: OneOutput
+
+    def _outputs(self, row: Views) -> Sequence[float]:
+        straight = self._experts.outputs(row.straight)
+        out = list(straight)
+        for view in row[1:]:
+            out += straight if view is None else self._experts.outputs(view)
+        return out
+
+    def _teach(self, row: Views, slopes: Sequence[float]) -> float:
+        total = 0.0
+        for i, view in enumerate(row):
+            if view is not None:
+                total += self._experts.step(view, slopes[EXPERTS * i : EXPERTS * (i + 1)])
+        return total
+
+
+class _Binary(_Listed, Binary):
+    def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
+        """Answers of :meth:`predict` to rows of one number a name."""
+        return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]
+
+
+class _Regression(_Listed, Regression):
+    pass
+
+
+class _TakenViews(NamedTuple):
+    """The numbers of a row in each view that has something to say."""
+
+    views: tuple[Taken | None, ...]
+
+    def outputs(self) -> Floats:
+        """Return what each expert makes of the row, for each class."""
+        first = self.views[0]
+        assert first is not None
+        straight = first.outputs()
+        others = [straight if view is None else view.outputs() for view in self.views[1:]]
+        return np.concatenate([straight, *others])
+
+
+class _Multiclass(SeveralViews, Multiclass):
+    _experts: OutputPerClass
+
+    def _take(self, row: Views, *, learns: bool) -> _TakenViews:
+        take = self._experts.take
+        return _TakenViews(
+            tuple(None if view is None else take(view, learns=learns) for view in row)
+        )
+
+    def _teach(self, taken: _TakenViews, slopes: Floats) -> float:
+        total = 0.0
+        for i, view in enumerate(taken.views):
+            if view is not None:
+                total += self._experts.step(view, slopes[EXPERTS * i : EXPERTS * (i + 1)])
+        return total

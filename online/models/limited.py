@@ -1,0 +1,212 @@
+"""The limited scaler: numbers are standardised, and one that is far off counts as just that far.
+
+A few numbers that are far off spoil neither the moments nor a step of learning.  Unlike river's
+scaler it is ours in both forms: as a step of a river pipeline, and as a block that merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite, sqrt
+from typing import Any, Final, Literal
+
+import numpy as np
+from river import base, preprocessing
+
+from online.models.errors import StateNotFinite
+from online.models.scalers import NO_MOMENTS, Columns, Standard, Walked, on_top
+from paramserver.blocks import MOMENTS, Block, Blocks, Touched
+
+LIMIT: Final = 8.0
+"""Standard deviations: for a :class:`Limited`, numbers further out are that far out."""
+
+LIMIT_FROM: Final = 50
+"""Rows with a number before the limit counts for what enters its moments."""
+
+_NONE: Final = (0.0, 0.0, 0.0, 0.0)
+
+Scale = bool | Literal["limited"]
+"""How numbers are standardised: as river does (true), within the limit, or not at all (false)."""
+
+
+class LimitedScaler(base.Transformer):  # type: ignore[misc]
+    """The scaler as a step in front of a river model.
+
+    Attributes
+    ----------
+    held
+        Count, mean, M2 and 1 / standard deviation by name.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[str, list[float]] = {}
+
+    def learn_one(self, x: dict[str, Any]) -> None:
+        """Learn the moments of a row.  Raises StateNotFinite."""
+        Limited("", self).learn(x)
+
+    def transform_one(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Standardised numbers; names that were never met are left out."""
+        held_by, out = self.held, {}
+        for name, value in x.items():
+            if (held := held_by.get(name)) is not None:
+                z = (value - held[1]) * held[3]
+                out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
+        return out
+
+
+class Limited:
+    """Moments as of a ``StandardScaler``, with a limit on what enters them and on what comes out.
+
+    So a few numbers that are far off spoil neither.
+    """
+
+    def __init__(self, name: str, scaler: LimitedScaler | None = None) -> None:
+        self._name = name
+        self._scaler = LimitedScaler() if scaler is None else scaler
+        self._now = self._scaler.held
+        self.built = {name: {key: (n, mean, m2) for key, (n, mean, m2, _) in self._now.items()}}
+        self._open: dict[str, list[float]] = {}  # n, mean, M2 of the rows since the cut
+
+    def transform(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Standardised numbers; names that were never met are left out."""
+        return self._scaler.transform_one(x)
+
+    def learn(self, x: dict[str, Any]) -> dict[str, Any]:
+        """Learn the moments, then the numbers to learn by.  Raises StateNotFinite."""
+        now, moments, out = self._now, self._open, {}
+        for name, value in x.items():
+            n, mean, m2, inverse = now.get(name, _NONE)
+            off = value - mean
+            if n > LIMIT_FROM and inverse:
+                far = LIMIT / inverse
+                off = far if off > far else -far if off < -far else off
+            near, n = mean + off, n + 1.0
+            step = off / n
+            mean, m2 = mean + step, m2 + off * (off - step)
+            if not isfinite(m2):
+                raise StateNotFinite(m2)
+            inverse = _inverse(n, m2)
+            now[name] = [n, mean, m2, inverse]
+            z = (value - mean) * inverse
+            out[name] = LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z
+            if (mine := moments.get(name)) is None:
+                moments[name] = [1.0, near, 0.0]
+                continue
+            n, mean, m2 = mine  # Welford (1962)
+            off, n = near - mean, n + 1.0
+            step = off / n
+            mine[:] = n, mean + step, m2 + off * (off - step)
+        return out
+
+    def transform_many(self, names: Sequence[str], x: Columns) -> tuple[list[str], Columns]:
+        """Columns as :meth:`transform` gives them, up to the last bit."""
+        now = self._now
+        kept = [i for i, name in enumerate(names) if name in now]
+        held = [now[names[i]] for i in kept]
+        mean, inverse = np.array([h[1] for h in held]), np.array([h[3] for h in held])
+        return [names[i] for i in kept], np.clip((x[:, kept] - mean) * inverse, -LIMIT, LIMIT)
+
+    def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
+        """Work out what :meth:`learn` would do to rows of these names; nothing is changed.
+
+        None: a number would leave the finite ones.
+        """
+        out: list[list[float]] = []
+        now: list[tuple[float, ...]] = []
+        mine: list[list[float]] = []
+        for name, column in zip(names, columns, strict=True):
+            n, mean, m2, inverse = self._now.get(name, _NONE)
+            count, own, own_m2 = self._open.get(name, NO_MOMENTS)
+            scaled: list[float] = []
+            for x in column:
+                off = x - mean
+                if n > LIMIT_FROM and inverse:
+                    far = LIMIT / inverse
+                    off = far if off > far else -far if off < -far else off
+                near, n = mean + off, n + 1.0
+                step = off / n
+                mean, m2 = mean + step, m2 + off * (off - step)
+                inverse = 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0
+                z = (x - mean) * inverse
+                scaled.append(LIMIT if z > LIMIT else -LIMIT if z < -LIMIT else z)
+                off, count = near - own, count + 1.0  # Welford (1962)
+                step = off / count
+                own, own_m2 = own + step, own_m2 + off * (off - step)
+            if not isfinite(m2):
+                return None
+            out.append(scaled)
+            now.append((n, mean, m2, inverse))
+            mine.append([count, own, own_m2])
+        return Walked(out, now, mine)
+
+    def put(self, names: Sequence[str], walked: Walked) -> None:
+        """Be as :meth:`walk` has found."""
+        for name, now, mine in zip(names, walked.now, walked.opened, strict=True):
+            self._now[name], self._open[name] = list(now), mine
+
+    def cut(self) -> Blocks:
+        delta, self._open = self._mine(), {}
+        return {self._name: Block(MOMENTS, delta)} if delta else {}
+
+    def _mine(self) -> dict[str, tuple[float, float, float]]:
+        return {name: (n, mean, m2) for name, (n, mean, m2) in self._open.items()}
+
+    def rebase(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is not None:
+            self._set(on_top(MOMENTS, block.data, self.built[self._name], self._mine()))
+
+    def reset(self, values: Blocks) -> None:
+        self._open = {}
+        self._now.clear()
+        self._set(self.built[self._name])
+        self.rebase(values)
+
+    def touched(self, names: Collection[str]) -> Touched:
+        return {self._name: set(names)}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        self._open = {}
+        built = self.built[self._name]
+        for name in names:
+            self._now.pop(name, None)
+        self._set({name: built[name] for name in names if name in built})
+        self.rebase(values)
+
+    def forget(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is not None:
+            for name in block.data:
+                self._now.pop(name, None)
+
+    def _set(self, moments: Mapping[str, tuple[float, float, float]]) -> None:
+        for name, (n, mean, m2) in moments.items():
+            self._now[name] = [n, mean, m2, _inverse(n, m2)]
+
+
+def scaler_of(scale: Scale, name: str) -> Standard | Limited | None:
+    """What standardises numbers in that way, its block called ``name``; None: nothing does."""
+    if scale == "limited":
+        return Limited(name)
+    return Standard(preprocessing.StandardScaler(), name) if scale else None
+
+
+def scale_of(value: bool | str) -> Scale:
+    """The setting ``scale``; river's scaler has no other name in what models are built from."""
+    if value in ("plain", "limited"):
+        return True if value == "plain" else "limited"
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"scale is limited, plain or false, got {value!r}")
+
+
+def behind(scale: bool | str, model: Any) -> Any:
+    """The river model behind the scaler that the setting names."""
+    found = scale_of(scale)
+    if found == "limited":
+        return LimitedScaler() | model
+    return preprocessing.StandardScaler() | model if found else model
+
+
+def _inverse(n: float, m2: float) -> float:
+    """1 / standard deviation, and 0 where that is 0, as river has it."""
+    return 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0

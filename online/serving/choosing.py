@@ -1,0 +1,335 @@
+"""Choices of one model, and their rewards: bodies in, answers out.
+
+A reward is an ordinary event: its row has the context and the chosen action for features and the
+reward for its label, so whatever holds for feedback holds for it.  Here is only what comes before.
+An action is chosen once: what was chosen, among which, and how likely, travels in the id.  Under an
+id of the caller's own, or one that would be too long, it is written before it is answered; whoever
+asks again under that id is answered from what stands there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from online.decide import Policy, draw, row, uniform
+from online.decide.record import Choice, RecordInvalid, pack, unpack
+from online.decide.scoring import score
+from online.errors import RequestError, damaged, invalid
+from online.messages.choices import Action, ChooseRequest, Chosen, Ranked, RewardRequest
+from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
+from online.models.base import Prediction as Answer
+from online.replica.pending import Recorded
+from online.rows.door import Door, not_plain
+from online.rows.joins import ROUNDS_MAX
+from online.rows.prediction_ids import event_key
+from online.serving.default_rewards import DefaultRewards
+from online.serving.events import is_join_id
+from online.serving.serving import Serving, check_own_id
+from online.settings.config import Limits
+from online.settings.model import Choose
+from replay import codec
+from replay.example import Features, PredictionHalf
+from replay.journal.base import Half, NewRow, Verdict
+from replay.plain import is_plain
+
+_RESERVED: Final = "@"
+"""How names begin that rows of choices have for their action."""
+
+_NO_HALF: Final = b"?"
+"""The payload of no half: what is put over it is told what stands there, and changes nothing."""
+
+_Version = tuple[int, int, int]
+
+
+class Choosing:
+    """Choose and reward of one model.
+
+    Parameters
+    ----------
+    serving
+        Takes the rewards, as labels.
+    settings
+        How the model chooses.
+
+    Attributes
+    ----------
+    defaults
+        Gives choices their rewards that get none.
+    """
+
+    def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
+        self.serving = serving
+        self._replica, self._issued = serving.replica, serving.issued
+        self._door, self._limits, self._settings = door, limits, settings
+        replica = serving.replica
+        self.defaults = DefaultRewards(replica, settings, replica.now_s, time.monotonic)
+        self._policy = Policy(**settings.policy_parts())
+        about = msgspec.json.encode(settings.policy_parts(), order="sorted")
+        self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
+
+    @property
+    def apprentice(self) -> bool:
+        """Whether the caller's own choice is answered."""
+        return self._settings.apprentice
+
+    # -- choosing ----------------------------------------------------------------------------
+
+    async def choose(self, request: ChooseRequest) -> Chosen:
+        """Choose one of the actions; written first if it goes under an id of the caller's own."""
+        self.serving.check_age(request.max_age_ms)
+        if request.id is not None:
+            check_own_id(request.id, one=True)
+        context, actions = self._context(request.context), self._actions(request.actions)
+        places = {action: i for i, (action, _) in enumerate(actions)}
+        excluded = tuple(sorted({_place(places, x, "exclude") for x in request.exclude}))
+        if len(excluded) == len(actions):
+            hint = "Leave one that may be chosen"
+            raise invalid("exclude", "all actions are excluded", hint)
+        baseline = None
+        if request.baseline is not None:
+            baseline = _place(places, request.baseline, "baseline")
+        elif self._settings.apprentice:
+            hint = "Send the action that you take, or switch choose.apprentice off"
+            raise invalid("baseline", "no baseline, and the model is an apprentice", hint)
+        if self._settings.apprentice and baseline in excluded:
+            hint = "Take another one, or do not exclude it"
+            raise invalid("baseline", "it is excluded", hint)
+        asked = Choice(
+            context, actions, excluded, 0, (), (), self._called, baseline, deferred=request.defer
+        )
+        nonce = self._issued.tokens.nonce()
+        choice, answer = self._chosen(asked, nonce)
+        features = row(context, *actions[choice.chosen])
+        if request.id is None and not request.defer:
+            token = self._issued.token(features, answer, choice=pack(choice), nonce=nonce)
+            if token is not None:
+                if self._settings.default_reward is not None:
+                    self._keep(nonce.hex(), features, answer, choice)
+                return self._answer(token, choice, self._issued.version())
+        own = f"choice-{uuid.uuid4().hex}" if request.id is None else request.id
+        return await self._written(own, choice, features, answer)
+
+    def _keep(self, named: str, features: Features, answer: Answer, choice: Choice) -> None:
+        """Write the choice behind its answer, under the key that its reward will have.
+
+        Whatever reward comes takes its place; one that is lost on the way gets no default.
+        """
+        key, packed = event_key("token", named), pack(choice)
+        half = self._issued.half(named, features, answer, choice=packed, key=key)
+        if not self._replica.writer.keep(half):
+            message = "no room for another choice that may need a default reward"
+            hint = "Send it again after Retry-After; nothing was recorded"
+            raise RequestError(429, "joins_full", message, None, hint, 1)
+
+    async def _written(
+        self, own: str, choice: Choice, features: Features, answer: Answer
+    ) -> Chosen:
+        """The choice under an id that everybody finds it by, or the one that stands there."""
+        half = self._issued.half(own, features, answer, choice=pack(choice))
+        version = self._issued.version()
+        recorded = (await self._replica.writer.record([half]))[0]
+        self._replica.counts["choices_written"] += 1
+        if (stored := self._stored(recorded)) is None:
+            return self._answer(own, choice, version)
+        standing, version = stored
+        if not standing.asks_as(choice):
+            raise _another(own)
+        repeated = recorded.met is not None or recorded.repeat
+        self._replica.counts["choices_repeated"] += repeated
+        return self._answer(own, standing, version, repeated=repeated)
+
+    def _chosen(self, asked: Choice, nonce: bytes) -> tuple[Choice, Answer]:
+        """Draw one of the actions; the choice, and the model's answer about it."""
+        learner = self._replica.learner
+        context, actions = self._bounded(asked)
+        scores = score(learner.serving, context, actions, *self._settings.reward_range)
+        allowed = None
+        if asked.excluded:
+            allowed = [i not in asked.excluded for i in range(len(actions))]
+        decision = self._policy.decide(scores, allowed)
+        chosen = draw(decision.probabilities, uniform(self._issued.tokens.drawing_key, nonce, 0))
+        estimates = tuple(map(float, scores.means))
+        drawn = None
+        if self._settings.apprentice:  # what is answered was certain, whatever would be drawn
+            assert asked.baseline is not None
+            drawn, chosen = chosen, asked.baseline
+            alone = np.zeros(len(actions))
+            alone[chosen] = 1.0
+            decision = replace(decision, probabilities=alone)
+        probabilities = tuple(map(float, decision.probabilities))
+        choice = msgspec.structs.replace(
+            asked, chosen=chosen, probabilities=probabilities, estimates=estimates, drawn=drawn
+        )
+        return choice, Answer(estimates[chosen], None, decision.notes(scores, chosen))
+
+    def _bounded(self, asked: Choice) -> tuple[Features, tuple[tuple[str, Features], ...]]:
+        """The question as the model is asked it: numbers far beyond all before are bounded."""
+        bounds = self._replica.learner.bounds
+        context = bounds.answered(asked.context)
+        actions = []
+        for action, features in asked.actions:
+            sent = {_RESERVED + name: value for name, value in features.items()}
+            taken = bounds.answered(sent)
+            if taken is not sent:
+                features = {name[1:]: value for name, value in taken.items()}
+            actions.append((action, features))
+        return context, tuple(actions)
+
+    def _stored(self, recorded: Recorded) -> tuple[Choice, _Version] | None:
+        """The choice that stands under the id, and the model that made it; None: this one does.
+
+        Raises RequestError.
+        """
+        if recorded.status == "damaged":
+            raise damaged(recorded.reason or "", "id")
+        if recorded.met is not None:
+            kept = codec.decode_prediction(recorded.met.payload)
+            return _opened(kept.choice), kept.version or (0, 0, 0)
+        if recorded.row is not None:
+            example = codec.decode(recorded.row.payload)
+            return _opened(example.choice), example.version or (0, 0, 0)
+        if recorded.since is None:
+            self._replica.counts["joins_refused"] += 1
+            hint = "Send it again after Retry-After, or without an id; nothing was recorded"
+            message = "no room for another choice that waits for its reward"
+            raise RequestError(429, "joins_full", message, "id", hint, 1)
+        return None
+
+    def _answer(
+        self, id: str, choice: Choice, version: _Version, *, repeated: bool = False
+    ) -> Chosen:
+        replica, age = self._replica, self._replica.age_ms
+        replica.counts["choices"] += 1
+        ranking = [
+            Ranked(choice.actions[i][0], choice.probabilities[i], choice.estimates[i])
+            for i in choice.ranking()
+        ]
+        agreed: bool | msgspec.UnsetType = msgspec.UNSET
+        if choice.drawn is not None:
+            agreed = choice.drawn == choice.chosen
+            replica.counts["choices_agreed"] += agreed
+        epoch, count, own = version
+        return Chosen(
+            id, choice.action, choice.propensity, ranking, self.serving.name, f"{epoch}.{count}",
+            own, None if age is None else round(age, 1), replica.updates_behind,
+            replica.exchange.peer is not None, repeated, agreed,
+        )  # fmt: skip
+
+    # -- what is asked -----------------------------------------------------------------------
+
+    def _context(self, context: dict[str, Any]) -> Features:
+        for name in context:
+            if name.startswith(_RESERVED):
+                hint = f"Names of actions begin with {_RESERVED!r} here: call it otherwise"
+                raise invalid(f"context.{name[:80]}", f"a name with {_RESERVED!r}", hint)
+        return self._door.features(context, "context") if context else {}
+
+    def _actions(self, actions: list[Action]) -> tuple[tuple[str, Features], ...]:
+        most = self._limits.actions_max
+        if not 1 <= len(actions) <= most:
+            hint = f"Send 1 to {most}, or raise limits.actions_max"
+            raise invalid("actions", f"{len(actions)} actions", hint)
+        found: dict[str, Features] = {}
+        for i, action in enumerate(actions):
+            if len(action.id) > self._limits.text_bytes_max:
+                raise invalid(
+                    f"actions[{i}].id", f"{len(action.id)} characters", "Use a shorter id"
+                )
+            if not is_plain(action.id):
+                raise not_plain(f"actions[{i}].id", "an id", action.id)
+            if action.id in found:
+                hint = "Send each action once"
+                raise invalid(f"actions[{i}].id", f"{action.id[:80]!r} is there twice", hint)
+            features = action.features
+            if features:
+                features = self._door.features(features, f"actions[{i}].features")
+            found[action.id] = features
+        return tuple(found.items())
+
+    # -- what becomes of it ------------------------------------------------------------------
+
+    async def activate(self, id: str, source: str = Event().source) -> None:
+        """Say that a deferred choice was used: from now on it waits for its reward.
+
+        One that is not deferred, or has its reward, stays as it is.  Raises RequestError.
+        """
+        self._replica.counts["choices_activated"] += 1
+        if not is_join_id(id):
+            return  # a token: deferred choices have none
+        payload = codec.encode_prediction(PredictionHalf({}))
+        for key in self.serving.keys_of(id, source):
+            over = _NO_HALF
+            for _ in range(ROUNDS_MAX):
+                now = self._replica.now_s()
+                row = NewRow(
+                    key, id, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION, over=over
+                )
+                found = (await self._replica.writer.record([row]))[0]
+                if found.met is None or found.met.half is not Half.PREDICTION:
+                    break
+                kept = codec.decode_prediction(found.met.payload)
+                choice = _opened(kept.choice)
+                if not choice.deferred:
+                    return
+                used = pack(msgspec.structs.replace(choice, deferred=False))
+                over = found.met.payload
+                payload = codec.encode_prediction(msgspec.structs.replace(kept, choice=used))
+            if found.row is not None or found.since is not None:
+                return
+        hint = "Send the id of a choice that was deferred"
+        raise RequestError(404, "unknown_id", "no choice has this id", "id", hint)
+
+    async def reward(self, request: RewardRequest) -> tuple[int, Receipt | Receipts]:
+        """HTTP status and what became of the reward or rewards."""
+        if request.rewards is not None:
+            if request != RewardRequest(rewards=request.rewards):
+                raise invalid("rewards", "one reward and many in one body", "Put all into rewards")
+            events = [
+                Event(_number(x.reward), x.id, source=x.source, event_time=x.event_time)
+                for x in request.rewards
+            ]
+            return await self.serving.feedback(FeedbackRequest(events=events))
+        if request.id is None:
+            raise invalid("id", "no id", "Send the id that the choice was answered with")
+        event = FeedbackRequest(
+            label=self._door.label(_number(request.reward), "reward"), id=request.id,
+            source=request.source, event_time=request.event_time,
+        )  # fmt: skip
+        return await self.serving.feedback(event)
+
+
+def _number(reward: Any) -> Any:
+    """A reward of yes or no as the number that it is."""
+    return float(reward) if isinstance(reward, bool) else reward
+
+
+def _place(places: Mapping[str, int], action: str, field: str) -> int:
+    if (place := places.get(action)) is None:
+        hint = "Name one of the actions that were sent"
+        raise invalid(field, f"no action {action[:80]!r}", hint)
+    return place
+
+
+def _opened(packed: bytes | None) -> Choice:
+    if packed is None:
+        raise RequestError(
+            409, "id_in_use", "a prediction has this id", "id", "Send another id, or none"
+        )
+    try:
+        return unpack(packed)
+    except RecordInvalid as error:
+        raise damaged(str(error), "id") from None
+
+
+def _another(own: str) -> RequestError:
+    message = f"under the id {own!r} another question was asked"
+    hint = "Send the body of the first time, or another id"
+    return RequestError(409, "id_in_use", message, "id", hint)

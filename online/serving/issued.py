@@ -1,0 +1,144 @@
+"""Ids of answers, by which their labels come: tokens, or one half of a join."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from online.messages.sender import sender
+from online.models.base import Prediction as Answer
+from online.replica.replica import ModelReplica
+from online.rows.joins import join_key
+from online.rows.prediction_ids import Predicted, Tokens
+from online.settings.config import Limits
+from online.sure.views import confidence_in
+from replay import codec
+from replay.example import NOTES_BYTES_MAX, Features, PredictionHalf, Value
+from replay.journal.base import Half, NewRow, Verdict
+
+_SCORE_MAX = 1e100
+
+KNOWN_MAX: Final = 64
+"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
+
+
+class Issued:
+    """Ids of one model's answers, and what they stand for."""
+
+    def __init__(
+        self,
+        replica: ModelReplica,
+        tokens: Tokens,
+        limits: Limits,
+        spec: str,
+        now_s: Callable[[], float],
+    ) -> None:
+        self.tokens = tokens
+        self._replica, self._limits, self._spec, self._now_s = replica, limits, spec, now_s
+        self._sure = confidence_in(replica.learner.tally.views)
+
+    def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
+        """The id that takes the label: the caller's own, a token, or a short one made here.
+
+        All but a token need a stored join: what was predicted is written behind.
+        """
+        if own is None:
+            if (token := self.token(features, answer)) is not None:
+                return token
+            own = f"join-{uuid.uuid4().hex}"
+        self._replica.writer.keep(self.half(own, features, answer))
+        return own
+
+    def token(
+        self,
+        features: Features,
+        answer: Answer,
+        *,
+        choice: bytes | None = None,
+        nonce: bytes | None = None,
+    ) -> str | None:
+        """A token that carries all that its label needs; None: it would be too long."""
+        score, version, now = self.score(answer), self.version(), self._now_s()
+        newest, spec = self._replica.newest_label, self._spec[:16]
+        notes, asker, known = notes_of(answer, score), sender.get().source, self.known()
+        predicted = Predicted(
+            1, features, score, version, now, newest, spec, notes, asker, known, choice,
+            self.stamp(),
+        )  # fmt: skip
+        token = self.tokens.issue(predicted, nonce)
+        if len(token) <= self._limits.token_bytes_max:
+            return token
+        self._replica.counts["tokens_too_long"] += 1
+        return None
+
+    def half(
+        self,
+        own: str,
+        features: Features,
+        answer: Answer,
+        *,
+        choice: bytes | None = None,
+        key: bytes | None = None,
+    ) -> NewRow:
+        """The answer as one side of a stored join, under an id of the caller's own.
+
+        ``key``: another one than that of the id.
+        """
+        learner, settings, now = self._replica.learner, self._replica.settings, self._now_s()
+        score, asker = self.score(answer), sender.get().source
+        features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
+        features, far = learner.bounds.taught(features)
+        predicted = PredictionHalf(
+            features,
+            score,
+            self.version(),
+            now,
+            self._replica.newest_label,
+            notes_of(answer, score),
+            as_sent(left, far),
+            self.known(),
+            choice,
+            self.stamp(),
+        )
+        payload = codec.encode_prediction(predicted)
+        key, source = join_key(asker, own) if key is None else key, asker or ""
+        return NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
+
+    def score(self, answer: Answer) -> dict[str, float] | None:
+        """The answer as it is counted; None if its square is no number: it then counts as none."""
+        score = self._replica.learner.score(answer)
+        if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
+            return None
+        return score
+
+    def stamp(self) -> bytes | None:
+        """What answers are sure by now, as ids and rows keep it; None: by nothing."""
+        return None if self._sure is None else self._sure.stamp()
+
+    def known(self) -> dict[int, int] | None:
+        """Return what the model here has learned, for a challenger to be asked as of then.
+
+        None: there is no challenger.  Empty with more partitions than an id has room for.
+        """
+        if self._replica.settings.challenger is None:
+            return None
+        known = self._replica.learner.known()
+        return known if len(known) <= KNOWN_MAX else {}
+
+    def version(self) -> tuple[int, int, int]:
+        """The model that answers now."""
+        learner = self._replica.learner
+        return (*learner.version, learner.own)
+
+
+def notes_of(answer: Answer, score: dict[str, float] | None) -> bytes | None:
+    """The answer's notes; none without a score, or if they are too long."""
+    if answer.notes is None or score is None or len(answer.notes) > NOTES_BYTES_MAX:
+        return None
+    return answer.notes
+
+
+def as_sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:
+    """Return what was sent for the names of which the row has something else, or nothing."""
+    return None if left is None and far is None else {**(left or {}), **(far or {})}

@@ -1,0 +1,94 @@
+"""Single events that come at about the same time are read and recorded as if one body had them.
+
+A request with one event costs twice what its row costs in a body of many: it is read by itself,
+waits with a timer of its own and is handed to the journal by itself.  The requests that were read
+from their connections in one turn of the event loop are therefore taken together here: one pass
+reads the ordinary ones among them, and one entry waits for the commit.  Each request has its own
+answer, as soon as that is known, and counts for itself in every bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from online.errors import RequestError
+from online.messages.sender import sender
+from online.messages.structs import Event
+from online.replica.pending import Recorded
+from online.replica.writer import Writer
+from online.serving.ordinary import Asked, Ordinary
+from online.settings.tokens import Grant
+
+_LEAST: Final = 2  # a single event is read faster by itself
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Events of one sender that came in this turn of the loop, and who waits for each."""
+
+    events: list[Event] = field(default_factory=list)
+    done: list[asyncio.Future[Recorded | None]] = field(default_factory=list)
+    read: Sequence[Asked | RequestError | None] = ()
+
+
+class Together:
+    """Takes the single events of one model.
+
+    Parameters
+    ----------
+    ordinary
+        Reads the ordinary ones.
+    writer
+        Writes their rows, and says what became of them.
+    """
+
+    def __init__(self, ordinary: Ordinary, writer: Writer) -> None:
+        self._ordinary, self._writer = ordinary, writer
+        self._groups: dict[Grant, _Group] = {}
+
+    async def record(self, event: Event) -> tuple[Asked, Recorded] | None:
+        """Write the event's row together with others; that row, and what became of it.
+
+        None: the event has to be read by itself, and nothing was done with it.  Raises
+        RequestError, as :meth:`online.replica.writer.Writer.record` does.
+        """
+        loop, grant = asyncio.get_running_loop(), sender.get()
+        group = self._groups.get(grant)
+        if group is None:
+            group = self._groups[grant] = _Group()
+            loop.call_soon(self._read, grant, group)  # in this request's context: its sender
+        place, done = len(group.events), loop.create_future()
+        group.events.append(event)
+        group.done.append(done)
+        if place + 1 >= self._ordinary.together:
+            self._read(grant, group)
+        recorded = await done
+        asked = group.read[place] if group.read else None
+        return (asked, recorded) if isinstance(asked, Asked) and recorded is not None else None
+
+    def _read(self, grant: Grant, group: _Group) -> None:
+        """Read what has come of one sender, and have its rows written."""
+        if self._groups.get(grant) is not group:  # it was full before its turn came
+            return
+        del self._groups[grant]
+        rows: list[Asked] = []
+        if len(group.events) >= _LEAST:
+            group.read = self._ordinary.read(group.events)
+            rows = [asked for asked in group.read if isinstance(asked, Asked)]
+        if rows:
+            several = zip(group.read, group.done, strict=True)
+            each = [done for asked, done in several if isinstance(asked, Asked)]
+            try:
+                self._writer.put([a.row for a in rows], [a.example for a in rows], each)
+            except RequestError:  # each is refused, or finds room, by itself
+                group.read = ()
+        for asked, done in zip(group.read or [None] * len(group.done), group.done, strict=True):
+            if done.done():
+                continue
+            if isinstance(asked, RequestError):
+                done.set_exception(asked)
+            elif asked is None:
+                done.set_result(None)

@@ -1,0 +1,255 @@
+"""The threshold behind the sets and intervals of one model, moved by the labels that come back.
+
+Adaptive conformal inference (Gibbs and Candès 2021, *Adaptive conformal inference under
+distribution shift*, equation 2): after each label the level moves against the error, so that the
+share of misses is alpha in the long run, whatever the stream does (their proposition 4.1).  Here
+the threshold itself moves, not a level of past scores (Angelopoulos, Candès and Tibshirani 2023,
+*Conformal PID control*, equation 2): nothing of the past has to be kept.
+
+A label's *score* says how little the answer was for it.  In classification it is the log odds
+against it, and that of the most probable label is the least of all: a set always has it, and an
+empty one is no answer.  In regression it is the logarithm of the error, less the mean logarithm of
+all errors so far, so that no unit matters.  A label is in the set if its score is at most q::
+
+    q ← q + step · (1[score > q now] − alpha) + late · (1[score > q when it was asked] − alpha)
+
+The second part alone has the guarantee, for what counts is the set that was answered; with late
+labels it alone swings, because a move shows only when the answers that it changed are labelled.
+The first one looks at the same score with the threshold of now, as a quantile is tracked.  The
+second one's step is learned from how late labels are: it is divided by the labels that came between
+the question and its label, beyond a horizon.
+
+What the answer was given with travels with it (:meth:`Confidence.stamp`), in the id and in the row.
+So the state is a sum over rows: a block that adds over replicas, and is never averaged.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from evaluation.metrics import Task
+from paramserver.blocks import COUNT, Block, Blocks, Touched
+from replay.example import Example, label_text
+
+CONFIDENCE: Final = "confidence"
+"""The block: sums over the learned rows."""
+
+STAMP: Final = struct.Struct("<fI")
+"""The threshold of an answer, and how many labels had moved it, modulo 2^32."""
+
+_MOVED, _N, _ASKED, _COVERED, _SIZE, _LOGS, _ERRORS = (
+    "moved", "n", "asked", "covered", "size", "log_n", "log_error",
+)  # fmt: skip
+_ODDS_MAX: Final = 8.0
+_ALL: Final = _ODDS_MAX + 1.0
+_OF_LATE: Final = 1_000.0
+_EXACT: Final = 1e-9  # an error is taken for at least this share of the target
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """How the threshold moves: steps of the two parts, and its ends.
+
+    ``horizon``: labels that may lie between a question and its label at the whole ``late`` step;
+    divided by that step, it is the most by which labels of one moment can move it too far.
+    """
+
+    start: float
+    low: float
+    high: float
+    step: float
+    late: float
+    horizon: float
+
+
+_LABELS: Final = _Steps(start=2.0, low=0.0, high=_ALL, step=0.15, late=0.15, horizon=500)
+_NUMBER: Final = _Steps(start=1.0, low=-8.0, high=6.0, step=0.02, late=0.2, horizon=25)
+
+
+class Confidence:
+    """The threshold of one model, with an open delta; a view of the learned rows.
+
+    Parameters
+    ----------
+    level
+        Share of sets and intervals that are to have the label, above 0 and below 1.
+    """
+
+    def __init__(self, task: Task, level: float) -> None:
+        self.level = level
+        self._number = task == "regression"
+        self._steps = _NUMBER if self._number else _LABELS
+        self._sums: dict[str, float] = {}
+        self._open: dict[str, float] = {}
+        self._own, self._others = 0.0, 0.0  # labels of late that moved it here, and elsewhere
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def stamp(self) -> bytes:
+        """The threshold of now, as ids and rows keep it."""
+        sums = self._sums
+        return STAMP.pack(self._now(), int(sums.get(_N, 0)) & 0xFFFFFFFF)
+
+    def _now(self) -> float:
+        steps = self._steps
+        moved = min(max(steps.start + self._sums.get(_MOVED, 0.0), steps.low), steps.high)
+        if not self._number:
+            return moved
+        logs = self._sums.get(_LOGS, 0.0)
+        return moved + self._sums[_ERRORS] / logs if logs else math.inf
+
+    def labels(self, stamp: bytes, score: Mapping[str, float] | None) -> list[str] | None:
+        """JSON texts of the labels in the set, the most probable first; None without an answer.
+
+        ``score`` is the answer as rows keep it.
+        """
+        if not score:
+            return None
+        least = _least(STAMP.unpack(stamp)[0])
+        texts = sorted(score, key=score.__getitem__, reverse=True)
+        return [text for i, text in enumerate(texts) if i == 0 or score[text] >= least]
+
+    def interval(self, stamp: bytes, answer: float) -> tuple[float, float] | None:
+        """The lowest and the highest target; None before the first label."""
+        half = _half(STAMP.unpack(stamp)[0])
+        return None if half is None else (answer - half, answer + half)
+
+    # -- learning ----------------------------------------------------------------------------
+
+    def add(self, example: Example) -> None:
+        """Count one learned row.  One that was answered without a threshold says nothing."""
+        score, stamp = example.score, example.sure
+        if not score or stamp is None or len(stamp) != STAMP.size:
+            return
+        then, n = STAMP.unpack(stamp)
+        if self._number:
+            self._add_number(float(example.label), score.get("", 0.0), then, n)
+        else:
+            self._add_label(label_text(example.label), score, then, n)
+
+    def _add_label(self, label: str, score: Mapping[str, float], then: float, n: int) -> None:
+        least = _least(then)
+        top = max(score, key=score.__getitem__)
+        p = score.get(label, -1.0)
+        covered = label == top or p >= least
+        size = sum([p >= least for p in score.values()])
+        self._count(covered, max(size, 1))
+        against = -_ALL if label == top else _against(p)
+        self._move(against > self._now(), not covered, n)
+
+    def _add_number(self, target: float, answer: float, then: float, n: int) -> None:
+        error = max(abs(target - answer), _EXACT * max(abs(target), abs(answer)))
+        if not math.isfinite(error):
+            return
+        before = self._now()
+        log = math.log(error) if error > 0.0 else -math.inf
+        half, covered = _half(then), None
+        if half is not None:
+            covered = abs(target - answer) <= half
+            self._count(covered, 2.0 * half)
+        if before < math.inf:
+            self._move(log > before, None if covered is None else not covered, n)
+        if error > 0.0:
+            self._sum(_LOGS, 1)
+            self._sum(_ERRORS, log)
+
+    def _count(self, covered: bool, size: float) -> None:
+        self._sum(_ASKED, 1)
+        self._sum(_COVERED, int(covered))
+        self._sum(_SIZE, size)
+
+    def _move(self, missed: bool, missed_then: bool | None, n: int) -> None:
+        """A label came; ``n``: how many had when it was asked."""
+        steps, alpha = self._steps, 1.0 - self.level
+        seen = int(self._sums.get(_N, 0))
+        late = (seen - n) & 0xFFFFFFFF
+        if late >= 1 << 31:  # another replica knew more than this one does
+            late = 0
+        by = steps.step * (missed - alpha)
+        if missed_then is not None:
+            by += steps.late * min(1.0, steps.horizon / (late + 1)) * (missed_then - alpha)
+        by /= 1.0 + self._others / max(self._own, 1.0)
+        self._own += 1.0
+        at = steps.start + self._sums.get(_MOVED, 0.0)
+        # Beyond its ends, where several replicas together may bring it, nobody moves it further;
+        # nor back at once, for then all of them would.
+        room = max(steps.high - at, 0.0) if by > 0.0 else min(steps.low - at, 0.0)
+        self._sum(_MOVED, min(by, room) if by > 0.0 else max(by, room))
+        self._sum(_N, 1)
+
+    def _sum(self, name: str, value: float) -> None:
+        self._sums[name] = self._sums.get(name, 0) + value
+        self._open[name] = self._open.get(name, 0) + value
+
+    # -- the verbs of a view -----------------------------------------------------------------
+
+    @property
+    def named(self) -> Touched:
+        """The blocks, each as a whole."""
+        return {CONFIDENCE: None}
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        opened, self._open = self._open, {}
+        return {CONFIDENCE: Block(COUNT, opened)} if opened else {}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values for the keys given, with the open delta on top."""
+        if (block := values.get(CONFIDENCE)) is not None:
+            self._note_others(block.data.get(_N, 0.0))
+            for name, value in block.data.items():
+                self._sums[name] = value + self._open.get(name, 0)
+
+    def _note_others(self, n: float) -> None:
+        """So many labels moved the values of the server."""
+        came = n + self._open.get(_N, 0) - self._sums.get(_N, 0)
+        if self._sums and came > 0:
+            self._others += came
+        if self._own + self._others > _OF_LATE:
+            self._own, self._others = self._own / 2.0, self._others / 2.0
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._sums, self._open = {}, {}
+        self.rebase(values)
+
+    # -- what is told ------------------------------------------------------------------------
+
+    def shown(self) -> dict[str, Any]:
+        """Coverage of the answers whose labels came, and the mean size or width of what was said.
+
+        Both are None before the first.
+        """
+        n = self._sums.get(_ASKED, 0)
+        size = "width" if self._number else "size"
+        return {
+            "level": self.level,
+            "n": int(n),
+            "coverage": self._sums[_COVERED] / n if n else None,
+            size: self._sums[_SIZE] / n if n else None,
+        }
+
+
+def _least(threshold: float) -> float:
+    """The least probability of a label in the set."""
+    return 0.0 if threshold >= _ODDS_MAX else 1.0 / (1.0 + math.exp(threshold))
+
+
+def _against(p: float) -> float:
+    """The log odds against a label; the most for one that had no probability."""
+    if p < 0.0:
+        return _ALL
+    if p <= 0.0:
+        return _ODDS_MAX
+    return min(max(math.log((1.0 - p) / p) if p < 1.0 else -_ODDS_MAX, -_ODDS_MAX), _ODDS_MAX)
+
+
+def _half(threshold: float) -> float | None:
+    """Half of an interval's width; None: nobody knows yet."""
+    if not threshold < 700.0:  # NaN too
+        return None
+    return math.exp(threshold)

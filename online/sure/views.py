@@ -1,0 +1,19 @@
+"""Which sums over the learned rows the settings of a model ask for, beside its own counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from online.learning.counters import View
+from online.settings.model import ModelSettings
+from online.sure.threshold import Confidence
+
+
+def views_of(model: ModelSettings) -> list[View]:
+    """New ones, of no row; none if the settings ask for none."""
+    return [] if model.confidence is None else [Confidence(model.task, model.confidence)]
+
+
+def confidence_in(views: Sequence[View]) -> Confidence | None:
+    """The one among them that answers are sure by; None: there is none."""
+    return next((view for view in views if isinstance(view, Confidence)), None)

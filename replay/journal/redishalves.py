@@ -1,0 +1,41 @@
+"""Halves of stored joins that a Redis journal keeps, listed by when they were taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from replay.journal.base import Half, Stored
+from replay.journal.redisscripts import COMMON
+
+# ARGV: model, after, before, how many.  Keys and halves taken between the two, the oldest first.
+PREDICTED = (
+    COMMON
+    + """
+local found, halves = {}, P .. ':halves:' .. ARGV[1]
+local keys = redis.call('ZRANGEBYSCORE', P .. ':waiting:' .. ARGV[1], '(' .. ARGV[2],
+  '(' .. ARGV[3], 'LIMIT', 0, ARGV[4])
+for _, key in ipairs(keys) do
+  local read, half = pcall(cmsgpack.unpack, redis.call('HGET', halves, key) or '')
+  if read and type(half) == 'table' then
+    local sum = table.remove(half, 7)
+    if half[1] == 'prediction' and
+        (not sum or sum == proof('half ' .. ARGV[1] .. ' ' .. key, half)) then
+      found[#found + 1] = {key, half[1], half[2], half[3], half[4], half[5]}
+    end
+  end
+end
+return found
+"""
+)
+
+
+def predicted(
+    run: Callable[..., Any], model: str, after: float, before: float, n: int
+) -> tuple[tuple[bytes, Stored], ...]:
+    """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
+    found = run(PREDICTED, model, repr(float(after)), repr(float(before)), n)
+    return tuple(
+        (key, Stored(Half(half.decode()), named.decode(), source.decode(), payload, float(at)))
+        for key, half, named, source, payload, at in found
+    )

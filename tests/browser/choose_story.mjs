@@ -1,0 +1,42 @@
+// Somebody clicks on the page of choices, in Chromium. Prints what it saw; the test judges it.
+// node choose_story.mjs URL CHROMIUM TOKEN CLICKS [FOLDER_OF_SCREENSHOTS]
+
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+
+const require = createRequire(process.env.PLAYWRIGHT ?? import.meta.url);
+const { chromium } = require("playwright-core");
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const [url, executablePath, token, clicks, folder] = process.argv.slice(2);
+const browser = await chromium.launch({ executablePath, headless: true, args: ["--no-sandbox", "--disable-gpu", "--disable-quic"] });
+const page = await browser.newPage({ viewport: { width: 1200, height: 900 } });
+const errors = [], findings = [];
+page.on("pageerror", (error) => errors.push(error.message));
+// A status of 401 is how the page learns that it needs a token; Chromium logs it.
+page.on("console", (message) => { if (message.type() === "error" && !/status of 401/.test(message.text())) errors.push(message.text()); });
+page.setDefaultTimeout(60000);
+
+await page.goto(`${url}/demo/choose`);
+await page.fill("#token", token);
+await page.click("#locked button");
+await page.waitForSelector("#yes:not([disabled])");
+await page.click("#no");
+await page.waitForFunction(() => document.getElementById("clicks").textContent === "1");
+await page.click("#robot");
+await page.waitForFunction((n) => Number(document.getElementById("clicks").textContent) >= n, Number(clicks));
+await page.click("#robot");
+for (const width of [1200, 390])
+  for (const colorScheme of ["light", "dark"]) {
+    await page.emulateMedia({ colorScheme });
+    await page.setViewportSize({ width, height: 900 });
+    await page.evaluate(axe);
+    const found = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+    for (const v of found.violations)
+      if (["serious", "critical"].includes(v.impact)) findings.push(`${width} ${colorScheme}: ${v.id}: ${v.nodes[0].html.slice(0, 160)}`);
+    const over = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+    if (over > 0) errors.push(`at ${width} px it is ${over} px too wide`);
+    if (folder) await page.screenshot({ path: `${folder}/choose-${width}-${colorScheme}.png`, fullPage: true });
+  }
+const best = await page.evaluate(() => ["morning", "evening"].map((id) => document.querySelector(`#${id} .first`).textContent));
+console.log(JSON.stringify({ errors, findings, best, share: await page.textContent("#share") }));
+await browser.close();

@@ -1,0 +1,67 @@
+"""Somebody clicks on the page of choices in headless Chromium: the model learns what is liked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+
+from online.service.embedded import Embedded
+from online.settings.config import load
+from online.settings.tokens import ROLES
+
+BROWSER: Final = Path(__file__).parent.parent / "browser"
+CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")
+TOKEN: Final = "admin-0123456789abcdefghijkl"
+
+
+def _missing() -> str | None:
+    if shutil.which("node") is None:
+        return "node is not installed"
+    if CHROMIUM is None:
+        return "chromium is not installed"
+    place = Path(os.environ.get("PLAYWRIGHT", str(BROWSER / "story"))).parent / "node_modules"
+    for package in ("playwright-core", "axe-core"):
+        if not (place / package).exists():
+            return f"{package} is missing: npm install --prefix tests/browser"
+    return None
+
+
+@pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
+def test_the_page_learns_from_clicks(tmp_path: Path) -> None:
+    data = {
+        "cluster": "embedded", "port": 0, "state_dir": str(tmp_path),
+        "tokens": dict.fromkeys(ROLES, TOKEN),
+        "models": [{"name": "shop", "task": "choose"}],
+    }  # fmt: skip
+    shots = os.environ.get("SCREENSHOTS")
+    with Embedded(load(None, data, {}), lambda _: None) as service:
+        service.start()
+        words = [service.url, str(CHROMIUM), TOKEN, "50", *([shots] if shots else [])]
+        done = subprocess.run(
+            ["node", BROWSER / "choose_story.mjs", *words],
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        learned = service.model.status()["learned"]
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert (seen["errors"], seen["findings"]) == ([], [])
+    assert learned >= 50
+    assert seen["best"] == ["coffee", "beer"], seen["share"]
+
+
+def test_without_a_model_that_chooses_there_is_no_such_page(tmp_path: Path) -> None:
+    data = {
+        "cluster": "embedded", "port": 0, "state_dir": str(tmp_path),
+        "models": [{"name": "shop", "task": "regression", "learner": "linear"}],
+    }  # fmt: skip
+    with Embedded(load(None, data, {}), lambda _: None) as service:
+        service.start()
+        answer = httpx.get(f"{service.url}/demo/choose")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_choices")

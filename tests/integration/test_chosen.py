@@ -1,0 +1,323 @@
+"""Choices and rewards over HTTP, in one process: learned once, chosen once, logged as used."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import online
+from benchmarks.service import launch, write_settings
+from online.client import Chosen, Client, ServiceRefused
+from online.decide.record import Choice, unpack
+from online.service.embedded import Embedded
+from online.settings.config import load
+from online.settings.places import open_journal
+from replay import codec
+
+HERE = Path(__file__).parent
+ACTIONS: dict[str, dict[str, Any]] = {"news": {}, "sport": {"length": 4.5}, "film": {}}
+PATH = "/v1/models/shop"
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    model = {"name": "shop", "task": "choose", **more}
+    return {"cluster": "embedded", "port": 0, "models": [model]}
+
+
+@contextlib.contextmanager
+def served(folder: Path, **more: Any) -> Iterator[Embedded]:
+    data = {**settings(**more), "state_dir": str(folder / "state")}
+    with Embedded(load(None, data, {}), quiet) as service:
+        service.start()
+        yield service
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    with served(tmp_path_factory.mktemp("shop")) as service:
+        yield service
+
+
+def post(service: Embedded, action: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{service.url}{PATH}/{action}", json=body, timeout=20)
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    actions = [{"id": action, "features": x} for action, x in ACTIONS.items()]
+    return {"context": {"hour": 20, "evening": True}, "actions": actions, **more}
+
+
+def choices_of(state: Path) -> dict[str, tuple[Choice, float]]:
+    """Choice and reward of each row of the journal, by event id."""
+    given = load(None, {**settings(), "state_dir": str(state)}, {})
+    found: dict[str, tuple[Choice, float]] = {}
+    with contextlib.closing(open_journal(given)) as journal:
+        for row in journal.follow("shop", 0, 10_000).rows:
+            example = codec.decode(row.payload)
+            if example.choice is not None:
+                assert isinstance(example.label, float)
+                found[row.event_id] = unpack(example.choice), example.label
+    return found
+
+
+def test_what_is_rewarded_is_chosen_more_and_each_reward_is_learned_once(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    answers: dict[str, Chosen] = {}
+    with served(tmp_path) as service:
+        shop = service.model
+        for _ in range(120):
+            seg = rng.choice("ab")
+            answer = shop.choose(["left", "right"], {"seg": seg})
+            reward = float((seg == "a") == (answer.action == "left"))
+            receipt = shop.reward(answer.id, reward)
+            assert receipt.status == "learned"
+            assert isinstance(receipt.event_id, str)
+            answers[receipt.event_id] = answer
+        assert shop.status()["learned"] == 120
+        for seg, best in (("a", "left"), ("b", "right")):
+            ranked = {
+                x.id: x.expected for x in shop.choose(["left", "right"], {"seg": seg}).ranking
+            }
+            assert max(ranked, key=ranked.__getitem__) == best
+        twice = shop.reward(answer.id, reward)
+        assert (twice.status, twice.duplicate) == ("duplicate", True)
+        assert shop.reward(answer.id, 1.0 - reward).status == "conflict"
+        assert shop.status()["learned"] == 120
+    logged = choices_of(tmp_path / "state")
+    assert logged.keys() == answers.keys()
+    for event_id, answer in answers.items():  # what is logged is what was answered
+        choice, _ = logged[event_id]
+        assert (choice.action, choice.propensity) == (answer.action, answer.probability)
+        told = [(x.id, x.probability, x.expected) for x in answer.ranking]
+        kept = [
+            (choice.actions[i][0], choice.probabilities[i], choice.estimates[i])
+            for i in choice.ranking()
+        ]
+        assert kept == told
+        assert sum(choice.probabilities) == pytest.approx(1.0)
+
+
+def test_an_answer_says_what_it_is(shop: Embedded) -> None:
+    answer = post(shop, "choose", **asked(exclude=["film"])).json()
+    assert answer["action"] == answer["ranking"][0]["id"] != "film"
+    assert {x["id"] for x in answer["ranking"]} == set(ACTIONS)
+    by_id = {x["id"]: x["probability"] for x in answer["ranking"]}
+    assert by_id["film"] == 0.0
+    assert answer["probability"] == by_id[answer["action"]] > 0.0
+    assert {"model", "version", "own", "age_ms", "updates_behind"} <= answer.keys()
+    assert "repeated" not in answer
+    other = post(shop, "choose", **asked(exclude=["film"])).json()
+    assert other["id"] != answer["id"]  # without an id of one's own a repeat is another choice
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"actions": []}, 422, "actions"),
+        ({"actions": [{"id": "a"}, {"id": "a"}]}, 422, "actions[1].id"),
+        ({"actions": [{"id": "a"}], "exclude": ["a"]}, 422, "exclude"),
+        ({"actions": [{"id": "a"}], "exclude": ["b"]}, 422, "exclude"),
+        ({"actions": [{"id": "a"}], "baseline": "b"}, 422, "baseline"),
+        ({"actions": [{"id": "a"}], "context": {"@x": 1}}, 422, "context.@x"),
+        ({"actions": [{"id": "a"}], "context": {"x": [1]}}, 422, "context.x"),
+        ({"actions": [{"id": "a", "features": {"x": {}}}]}, 422, "actions[0].features.x"),
+        ({"actions": [{"id": "a\n"}]}, 422, "actions[0].id"),
+        ({"actions": [{"id": "a" * 2000}]}, 422, "actions[0].id"),
+        ({"actions": [{"id": str(i)} for i in range(257)]}, 422, "actions"),
+        ({"actions": [{"id": "a"}], "id": "no id"}, 422, "id"),
+        ({"actions": [{"id": "a"}], "contxt": {}}, 422, "contxt"),
+        ({"context": {}}, 422, None),
+    ],
+)
+def test_what_can_not_be_chosen_from_is_refused_with_its_field(
+    shop: Embedded, body: dict[str, Any], status: int, field: str | None
+) -> None:
+    answer = post(shop, "choose", **body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
+    assert answer.json()["error"]["hint"]
+
+
+def test_a_reward_is_within_its_range_and_for_a_choice(shop: Embedded) -> None:
+    chosen = post(shop, "choose", **asked()).json()["id"]
+    learned = shop.model.status()["learned"]
+    for reward in (1.5, -0.1, "much", None):
+        refused = post(shop, "reward", id=chosen, reward=reward)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, "reward")
+        assert post(shop, "feedback", id=chosen, label=reward).status_code == 422
+    assert post(shop, "reward", reward=1.0).json()["error"]["field"] == "id"
+    forged = post(shop, "reward", id=chosen[:-4] + "AAAA", reward=1.0)
+    assert (forged.status_code, forged.json()["error"]["code"]) == (404, "unknown_id")
+    assert shop.model.status()["learned"] == learned
+    many = post(
+        shop, "reward", rewards=[{"id": chosen, "reward": True}, {"id": chosen, "reward": 3}]
+    ).json()["events"]
+    assert [x["status"] for x in many] == ["learned", "refused"]
+
+
+def test_under_an_id_of_its_own_a_question_has_one_answer(shop: Embedded) -> None:
+    first = post(shop, "choose", **asked(id="order-1")).json()
+    assert first["id"] == "order-1"
+    for _ in range(20):
+        again = post(shop, "choose", **asked(id="order-1")).json()
+        assert again.pop("repeated")
+        assert [again[k] for k in ("action", "ranking", "version", "own")] == [
+            first[k] for k in ("action", "ranking", "version", "own")
+        ]
+    other = post(shop, "choose", **{**asked(id="order-1"), "context": {"hour": 3}})
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "id_in_use")
+    assert post(shop, "reward", id="order-1", reward=1).json()["status"] == "learned"
+    assert post(shop, "reward", id="order-1", reward=1).json()["status"] == "duplicate"
+    assert post(shop, "reward", id="order-1", reward=0).status_code == 409
+    after = post(shop, "choose", **asked(id="order-1")).json()
+    assert (after["action"], after["ranking"]) == (first["action"], first["ranking"])
+    assert post(shop, "predict", features={"x": 1.0}, id="asked-1").status_code == 200
+    shop.model.feedback(1.0, id="asked-1")
+    taken = post(shop, "choose", **asked(id="asked-1"))
+    assert (taken.status_code, taken.json()["error"]["code"]) == (409, "id_in_use")
+
+
+def test_a_reward_that_comes_before_its_choice_waits_for_it(shop: Embedded) -> None:
+    early = post(shop, "reward", id="order-2", reward=1)
+    assert (early.status_code, early.json()["status"]) == (202, "waiting")
+    learned = shop.model.status()["learned"]
+    answer = post(shop, "choose", **asked(id="order-2")).json()
+    assert "repeated" not in answer
+    assert shop.model.status()["learned"] == learned + 1
+    assert post(shop, "choose", **asked(id="order-2")).json()["action"] == answer["action"]
+
+
+def test_what_a_token_has_no_room_for_is_written_first(shop: Embedded) -> None:
+    rng = random.Random(1)
+    actions = [
+        {"id": f"a{i}", "features": {f"f{i}.{k}": rng.random() for k in range(30)}}
+        for i in range(40)
+    ]
+    answer = post(shop, "choose", actions=actions).json()
+    assert answer["id"].startswith("choice-")
+    assert post(shop, "reward", id=answer["id"], reward=0.5).json()["status"] == "learned"
+
+
+def test_a_deferred_choice_is_activated(shop: Embedded) -> None:
+    answer = shop.model.choose(ACTIONS, defer=True)
+    assert answer.id.startswith("choice-")
+    shop.model.activate(answer.id)
+    shop.model.activate(answer.id)
+    assert shop.model.reward(answer.id, 1.0).status == "learned"
+    with pytest.raises(ServiceRefused, match="no choice has this id"):
+        shop.model.activate("nothing")
+
+
+def test_a_model_that_does_not_choose_says_so(tmp_path: Path) -> None:
+    with online.serve("linear", task="regression", name="shop", state_dir=tmp_path, say=quiet) as x:
+        for action in ("choose", "reward"):
+            answer = post(x, action, **asked())
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_choices")
+        with pytest.raises(ServiceRefused, match="does not choose"):
+            x.model.choose(["a", "b"])
+
+
+def test_an_apprentice_takes_the_baseline_and_says_when_it_agrees(tmp_path: Path) -> None:
+    with served(tmp_path, choose={"apprentice": True}) as service:
+        shop = service.model
+        with pytest.raises(ServiceRefused, match="baseline"):
+            shop.choose(["a", "b"])
+        agreed = []
+        for i in range(60):
+            answer = shop.choose(["a", "b"], baseline="a" if i % 3 else "b")
+            assert answer.action == ("a" if i % 3 else "b")
+            assert answer.probability == 1.0
+            assert shop.reward(answer.id, float(answer.action == "a")).status == "learned"
+            agreed.append(answer.agreed)
+        assert set(agreed) == {True, False}
+    assert all(choice.propensity == 1.0 for choice, _ in choices_of(tmp_path / "state").values())
+
+
+def test_sources_that_reward_one_action_only_are_taken_like_others(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    with served(tmp_path) as service:
+        shop = service.model
+        for i in range(240):
+            answer = shop.choose(["a", "b", "c"], {"x": rng.random()})
+            source = f"s{i % 12}"
+            reward = 1.0 if i % 4 == 0 and answer.action == "c" else float(rng.random() < 0.5)
+            status = shop.reward(answer.id, reward, source=source).status
+            assert status in ("learned", "clipped", "quarantined")
+        assert shop.status()["incident"] is None
+
+
+def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
+    page = (HERE.parents[1] / "docs" / "decide.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    ended = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    told = [line for line in ended.stdout.splitlines() if line.startswith(("morning", "evening"))]
+    assert len(told) == 2
+
+
+def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) -> None:
+    write_settings(tmp_path, settings())
+    rewards: dict[str, float] = {}
+    chosen: dict[str, Chosen] = {}
+    late: list[str] = []
+    for life in range(3):
+        running = launch(tmp_path)
+        with Client(running.url) as client:
+            shop = client.model("shop")
+            for own, first in chosen.items():  # chosen once, whoever is asked
+                again = shop.choose(ACTIONS, {"x": 1.0}, id=own)
+                assert (again.action, again.ranking) == (first.action, first.ranking)
+            for id_, reward in rewards.items():
+                assert shop.reward(id_, reward).status == "duplicate"
+            for i in range(12):
+                named = f"own-{life}-{i}" if i % 3 == 0 else None
+                answer = shop.choose(ACTIONS, {"x": 1.0}, id=named)
+                if named is not None:
+                    chosen[named] = answer
+                reward = float(i % 2)
+                if i != 6:  # of one the reward comes in the next life
+                    assert shop.reward(answer.id, reward).status == "learned"
+                    rewards[answer.id] = reward
+                else:
+                    late.append(answer.id)
+            if life == 2:
+                for id_ in late:
+                    assert shop.reward(id_, 1.0).status == "learned"
+                while shop.status()["learned"] != len(rewards) + len(late):
+                    assert running.process.poll() is None
+        running.process.kill()
+        running.process.wait(30)
+    logged = choices_of(tmp_path / "state")
+    assert len(logged) == len(rewards) + len(late)
+    assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + len(late)
+
+
+def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:
+    folder = HERE.parents[1] / "examples" / "choose"
+    data = {"state_dir": str(tmp_path / "state"), "port": 0}
+    spec = importlib.util.spec_from_file_location("visitors", folder / "visitors.py")
+    assert spec is not None
+    assert spec.loader is not None
+    visitors = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(visitors)
+    with Embedded(load(folder / "online.yaml", data, {}), quiet) as service:
+        service.start()
+        shares = visitors.main(service.url, 180)
+    assert sum(shares[-3:]) / 3 > 0.55  # a third would be of chance

@@ -1,0 +1,34 @@
+"""The table of sets and intervals, on the first rows of a bundled stream."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import confidence
+
+
+def test_the_table_has_each_delay_in_one_replica_and_in_four(tmp_path: Path) -> None:
+    lines = confidence.run(["bananas"], tmp_path, most=1_600, delays=(0, 48))
+    assert [(line.delay, line.who) for line in lines] == [
+        (delay, who) for delay in (0, 48) for who in ("ours", "ours, 4 replicas")
+    ]
+    assert all(0.84 < line.coverage < 0.96 for line in lines)
+    assert all(line.alone is not None and line.alone < 0.7 for line in lines)
+
+
+def test_a_peer_is_judged_on_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "import json\nfor line in iter(input, ''):\n"
+        "    print(json.dumps([0.5] * len(json.loads(line)['scores'])), flush=True)\n    break\n"
+    )
+    monkeypatch.setattr(confidence, "_PEER", peer)
+    asked = confidence.ask("bananas", tmp_path, 0, 600)
+    found = confidence.saocp(asked, Path(sys.executable))
+    assert found.who == "SAOCP"
+    assert found.coverage == found.alone  # a threshold of one half: single labels

@@ -1,0 +1,179 @@
+"""The linear model of several representations: its tents, who speaks, who sleeps, what it gains."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+import pytest
+
+from evaluation.streams import open_stream
+from online.models.auto import (
+    CROSSED_GRAIN,
+    CROSSED_MAX,
+    GRAIN,
+    NAP,
+    SPELL,
+    Auto,
+    Naps,
+    tents,
+)
+from online.models.errors import LearnerUnusable
+from online.models.experts import EXPERTS
+from online.models.load import load
+from online.models.selfrate import SelfRate, SelfRateModel
+from paramserver.blocks import Blocks, merge
+from replay.example import Example, Label, label_text
+
+
+def binary() -> Any:
+    return Auto().model_for("binary")
+
+
+def right(model: SelfRateModel, stream: str, rows: int | None = None) -> float:
+    """Share of rows answered right before they were learned, notes and all."""
+    good = n = 0
+    for features, label in itertools.islice(open_stream(stream).rows, rows):
+        answer = model.predict(features)
+        good += answer.label == label
+        score = {label_text(k): p for k, p in (answer.probabilities or {}).items()}
+        model.learn_noted(Example(features, label, score=score, notes=answer.notes), 1.0)
+        n += 1
+    return good / n
+
+
+@pytest.mark.parametrize("grain", [CROSSED_GRAIN, GRAIN])
+def test_tents_add_up_to_one_and_have_no_jump(grain: int) -> None:
+    before: dict[int, float] = {}
+    for step in range(-8_000, 8_001):
+        (i, low), (j, high) = tents(step / 1_000, grain)
+        assert 0 <= i == j - 1 < grain - 1
+        assert min(low, high) >= 0.0
+        assert low + high == pytest.approx(1.0, abs=1e-12)
+        now = {i: low, j: high}
+        if before:
+            assert max(abs(now.get(k, 0.0) - before.get(k, 0.0)) for k in now | before) < 0.01
+        before = now
+    assert tents(-8.0, grain)[0][1] > 0.99
+    assert tents(8.0, grain)[1][1] > 0.99
+
+
+def test_a_number_whose_middle_counts_is_learned() -> None:
+    """A linear model sees nothing in it; neither does one without the bent view."""
+    rng = random.Random(1)
+    rows = [{"a": rng.gauss(3.0, 2.0), "b": rng.gauss(0.0, 1.0)} for _ in range(1_500)]
+    told: list[Label] = [abs(x["a"] - 3.0) < 1.3 for x in rows]
+
+    def score(model: Any) -> float:
+        good = 0
+        for x, y in zip(rows, told, strict=True):
+            good += model.predict(x).label == y
+            model.learn(x, y, 1.0)
+        return good / len(rows)
+
+    assert score(binary()) > 0.9
+    assert score(SelfRate().model_for("binary")) < 0.6
+    blind = binary()
+    blind._mixture.slept = [1, 1]
+    blind._mixture.labels = -len(rows)  # no spell ends
+    assert score(blind) < 0.6, "asleep, and never tried again"
+
+
+def test_pairs_of_few_numbers_are_learned() -> None:
+    assert right(binary(), "bananas", 1_500) > 0.8
+    assert right(SelfRate().model_for("binary"), "bananas", 1_500) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("stream", "task", "gain"),
+    [("phishing", "binary", 0.005), ("image_segments", "multiclass", 0.01)],
+)
+def test_it_is_better_than_the_straight_experts_alone(stream: str, task: Any, gain: float) -> None:
+    alone = right(SelfRate().model_for(task), stream, 1_500)
+    assert right(Auto().model_for(task), stream, 1_500) >= alone + gain
+
+
+def test_a_view_without_anything_of_its_own_repeats_the_straight_one() -> None:
+    model = binary()
+    few: Any = {name: 1.0 for name in "abcde"[:CROSSED_MAX]}
+    many: Any = {name: 1.0 for name in "abcde"}
+    for x in (few, many, {"a": 1.0}, {"word": "x"}, {}):
+        model.learn(x, True, 1.0)
+        view = model._read(x, learns=False)
+        assert (view.bent is None) == (not any(isinstance(v, float) for v in x.values()))
+        assert (view.crossed is None) == (not 2 <= len(x) <= CROSSED_MAX)
+        out = model._outputs(view)
+        assert len(out) == 3 * EXPERTS
+        for i, one in enumerate(view):
+            if one is None:
+                assert out[EXPERTS * i : EXPERTS * (i + 1)] == out[:EXPERTS]
+
+
+def test_a_view_that_does_not_pay_sleeps_and_is_tried_again() -> None:
+    mixture = Naps()
+    good, bad = [0.0] * (3 * EXPERTS), [0.0] * (2 * EXPERTS) + [0.2] * EXPERTS
+
+    def spell(losses: list[float]) -> tuple[bool, bool]:
+        for _ in range(SPELL):
+            mixture.judge(losses, 1.0)
+        return mixture.awake(1), mixture.awake(2)
+
+    assert spell(bad) == (True, False)
+    naps = [spell(good) for _ in range(NAP)]
+    assert naps == [(True, False)] * (NAP - 1) + [(True, True)]
+    assert spell(good) == (True, True), "it has got better"
+    assert spell(bad) == (True, False)
+
+
+def test_who_sleeps_travels_with_the_losses() -> None:
+    """A replica keeps its own as long as it learns."""
+    model, other = binary(), binary()
+    model._mixture.slept = [0, 3]
+    model.learn({"a": 1.0, "b": 2.0}, True, 1.0)
+    values = Blocks()
+    merge(values, model.cut())
+    other.reset(values)
+    assert other._mixture.slept == [0, 3]
+    assert other._mixture.labels == 1
+    other._mixture.slept = [1, 0]
+    other.learn({"a": 1.0, "b": 2.0}, True, 1.0)
+    other.rebase(values)
+    assert other._mixture.slept == [1, 0]
+
+
+def test_a_sleeping_view_learns_nothing() -> None:
+    model = binary()
+    model._mixture.slept = [1, 1]
+    for _ in range(5):
+        model.learn({"a": random.Random(0).random(), "b": 2.0}, True, 1.0)
+    keys = {name.partition(":")[2] for name in model.cut()["experts"].data}
+    assert not any(key.startswith(("b", "c")) for key in keys - {"bias"})
+
+
+def test_it_has_an_answer_for_whatever_a_row_holds() -> None:
+    model: Any = load(
+        "auto",
+        {"text": ["t"]},
+        task="regression",
+        classes=None,
+        key=b"\0" * 32,
+        base_dir=None,  # type: ignore[arg-type]
+    ).model
+    rows: list[dict[str, Any]] = [
+        {"t": "one two", "n": 1e300}, {"n": None, "c": "red", "b": True}, {}, {"n": -1e300, "m": 2},
+    ]  # fmt: skip
+    for i in range(40):
+        x = rows[i % len(rows)]
+        if i > 4 or abs(x.get("n") or 0.0) < 1e200:
+            answer = model.predict(x)
+            assert math.isfinite(answer.label)
+        if abs(x.get("n") or 0.0) < 1e200:
+            model.learn(x, float(i), 1.0)
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"text": "message"}, {"bits": 40}):
+        with pytest.raises(LearnerUnusable, match="auto"):
+            Auto(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,263 @@
+"""Sets and intervals have the label as often as asked, and the threshold is a view of the rows."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import replica_world as worlds
+from river import linear_model, optim, preprocessing
+
+from evaluation.metrics import Task
+from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
+from online.models.linear import Linear
+from online.sure import threshold
+from online.sure.threshold import CONFIDENCE, STAMP, Confidence
+from online.sure.views import confidence_in
+from paramserver.blocks import Blocks, copy, merge
+from replay import codec
+from replay.example import Example, Label, PredictionHalf, label_text
+
+ROWS = 6_000
+Answer = tuple[dict[str, float], Label]
+
+
+def binary(seed: int) -> list[Answer]:
+    """Answers that are too bold by half, of a world that turns in the middle."""
+    rng, out = random.Random(seed), list[Answer]()
+    for i in range(ROWS):
+        odds = rng.gauss(0.0, 2.0)
+        right = 1.0 / (1.0 + math.exp(-odds * (0.6 if i < ROWS // 2 else 0.2)))
+        p = 1.0 / (1.0 + math.exp(-odds))
+        out.append(({"false": 1.0 - p, "true": p}, rng.random() < right))
+    return out
+
+
+def classes(seed: int) -> list[Answer]:
+    """Answers over four classes that know less than they say."""
+    rng, out = random.Random(seed), list[Answer]()
+    for _ in range(ROWS):
+        powers = [math.exp(rng.gauss(0.0, 1.5)) for _ in range(4)]
+        label = rng.choices(range(4), [x**0.5 for x in powers])[0]
+        out.append(({label_text(i): x / sum(powers) for i, x in enumerate(powers)}, label))
+    return out
+
+
+def numbers(seed: int) -> list[Answer]:
+    """Errors whose spread grows a hundredfold in the middle."""
+    rng = random.Random(seed)
+    errors = [rng.gauss(0.0, 1.0 if i < ROWS // 2 else 100.0) for i in range(ROWS)]
+    return [({"": 10.0}, 10.0 + error) for error in errors]
+
+
+WORLDS: dict[Task, Callable[[int], list[Answer]]] = {
+    "binary": binary, "multiclass": classes, "regression": numbers,
+}  # fmt: skip
+
+
+def play(task: Task, late: int, level: float = 0.9, replicas: int = 1) -> list[bool]:
+    """Whether the answer of each row had the label, which came so many rows late."""
+    parts, values = [Confidence(task, level) for _ in range(replicas)], Blocks()
+    rows, hits = list[Example](), list[bool]()
+    for i, (score, label) in enumerate(WORLDS[task](3)):
+        part = parts[i % replicas]
+        row = Example({}, label, score=score, sure=part.stamp())
+        rows.append(row)
+        hits.append(has(part, row))
+        if i >= late:
+            parts[(i * 7 + i // 5) % replicas].add(rows[i - late])
+        if replicas > 1 and i % 64 == 0:
+            for one in parts:
+                merge(values, one.cut())
+            for one in parts:
+                one.rebase(copy(values))
+    return hits
+
+
+def has(part: Confidence, row: Example) -> bool:
+    assert row.sure is not None
+    assert row.score is not None
+    if "" in row.score:
+        ends = part.interval(row.sure, row.score[""])
+        return ends is not None and ends[0] <= float(row.label) <= ends[1]
+    texts = part.labels(row.sure, row.score)
+    assert texts, "a set is never empty"
+    assert texts[0] == max(row.score, key=row.score.__getitem__)
+    return label_text(row.label) in texts
+
+
+def share(hits: list[bool]) -> float:
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize("late", [0, 48, 500])
+@pytest.mark.parametrize("task", list(WORLDS))
+def test_the_label_is_there_as_often_as_asked(task: Task, late: int) -> None:
+    hits = play(task, late)[500:]
+    if late == 0:
+        windows = [share(hits[i : i + 500]) for i in range(0, 5_500, 500)]
+        assert min(windows) > 0.85
+    lost = (late + 60) / len(hits) if task == "regression" else 0.02  # no width tells of the turn
+    assert 0.885 - lost < share(hits) < 0.92
+
+
+def test_a_threshold_that_stays_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Confidence, "_move", lambda *_: None)
+    assert abs(share(play("multiclass", 0)[500:]) - 0.9) > 0.03
+
+
+@pytest.mark.parametrize("task", list(WORLDS))
+def test_four_replicas_cover_as_one_does(task: Task) -> None:
+    one, four = share(play(task, 48)[500:]), share(play(task, 48, replicas=4)[500:])
+    assert four == pytest.approx(one, abs=0.015)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.97])
+def test_other_levels_are_kept_as_well(level: float) -> None:
+    assert share(play("multiclass", 0, level)[500:]) == pytest.approx(level, abs=0.012)
+
+
+def test_deltas_add_up_to_what_one_has_learned() -> None:
+    whole, first, then = (Confidence("binary", 0.9) for _ in range(3))
+    rows = [Example({}, y, score=s, sure=whole.stamp()) for s, y in binary(1)[:400]]
+    values = Blocks()
+    for i, row in enumerate(rows):
+        whole.add(row)
+        (first if i < 200 else then).add(row)
+        if i == 199:
+            merge(values, first.cut())
+            then.rebase(copy(values))
+    merge(values, then.cut())
+    assert values[CONFIDENCE].kind == "count"
+    mine = whole.cut()[CONFIDENCE].data
+    theirs = values[CONFIDENCE].data
+    assert mine.keys() == theirs.keys()
+    for name in ("n", "asked", "covered", "size"):
+        assert mine[name] == theirs[name] or name == "size"
+    again = Confidence("binary", 0.9)
+    again.reset(values)
+    assert again.shown() == then.shown()
+    assert again.stamp() == then.stamp()
+    assert not again.cut()
+
+
+def test_what_was_answered_without_a_threshold_says_nothing() -> None:
+    part = Confidence("binary", 0.9)
+    for sure in (None, b"", b"123"):
+        part.add(Example({}, True, score={"false": 0.9, "true": 0.1}, sure=sure))
+    part.add(Example({}, True, score=None, sure=part.stamp()))
+    assert not part.cut()
+    assert part.shown() == {"level": 0.9, "n": 0, "coverage": None, "size": None}
+
+
+def test_before_the_first_label_there_is_no_interval() -> None:
+    part = Confidence("regression", 0.9)
+    stamp = part.stamp()
+    assert part.interval(stamp, 3.0) is None
+    part.add(Example({}, 5.0, score={"": 3.0}, sure=stamp))
+    assert part.shown()["n"] == 0
+    low, high = part.interval(part.stamp(), 3.0) or (0.0, 0.0)
+    assert low < 3.0 < high
+    for exact in range(50):
+        part.add(Example({}, 0.0, score={"": 0.0}, sure=part.stamp()))
+        part.add(Example({}, float(exact), score={"": float(exact)}, sure=part.stamp()))
+    assert part.shown()["coverage"] == 1.0
+
+
+def test_a_class_that_is_new_is_missed_and_moves_the_threshold_up() -> None:
+    part = Confidence("multiclass", 0.9)
+    before = STAMP.unpack(part.stamp())[0]
+    part.add(Example({}, "new", score={'"a"': 0.7, '"b"': 0.3}, sure=part.stamp()))
+    assert STAMP.unpack(part.stamp())[0] > before
+    assert part.shown()["coverage"] == 0.0
+
+
+def test_several_replicas_do_not_push_it_beyond_its_ends() -> None:
+    part, values = Confidence("binary", 0.9), Blocks()
+    for _ in range(3):
+        other = Confidence("binary", 0.9)
+        for _ in range(100):
+            other.add(Example({}, True, score={"false": 1.0, "true": 0.0}, sure=other.stamp()))
+        merge(values, other.cut())
+    part.reset(values)
+    at = STAMP.unpack(part.stamp())[0]
+    assert at == threshold._LABELS.high
+    part.add(Example({}, True, score={"false": 1.0, "true": 0.0}, sure=STAMP.pack(0.0, 0)))
+    assert part.cut()[CONFIDENCE].data["moved"] == 0.0
+
+
+def test_rows_and_halves_of_before_are_read() -> None:
+    old = codec.encode(Example({"a": 1.0}, True))
+    assert codec.decode(old).sure is None
+    half = codec.encode_prediction(PredictionHalf({"a": 1.0}, sure=b"12345678"))
+    assert codec.decode_prediction(half).sure == b"12345678"
+
+
+# -- served ------------------------------------------------------------------------------------
+
+
+def logistic() -> Linear:
+    return Linear(preprocessing.StandardScaler() | linear_model.LogisticRegression(optim.SGD(0.05)))
+
+
+def test_what_is_served_moves_by_tokens_own_ids_and_features(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        replica = await world.replica(build=logistic, task="binary", confidence=0.9)
+        serving = world.serving(replica)
+        part = confidence_in(replica.learner.tally.views)
+        assert part is not None
+
+        async def label(**event: object) -> Receipt:
+            _, found = await serving.feedback(FeedbackRequest(label=True, **event))  # type: ignore[arg-type]
+            assert isinstance(found, Receipt)
+            return found
+
+        said = serving.predict(PredictRequest(features={"a": 1.0}))
+        assert isinstance(said, Prediction)
+        assert said.label_set == [False, True]
+        assert (await label(id=said.id)).status == "learned"
+        serving.predict(PredictRequest(features={"a": 1.0}, id="mine"))
+        await worlds.until(lambda: replica.counts["joins_kept"] == 1)
+        assert (await label(id="mine")).status == "learned"
+        assert (await label(features={"a": 1.0}, event_id="e")).status == "learned"
+        ordinary = [Event(features={"a": float(i)}, label=True) for i in range(3)]
+        assert {one.status for one in await serving.record(ordinary)} == {"learned"}
+        assert part.shown()["n"] == 6
+        assert (await label(id=said.id)).status == "duplicate"
+        assert part.shown()["n"] == 6
+        many = serving.predict(PredictRequest(instances=[{"a": 1.0}, {"a": 2.0}]))
+        assert all(row.label_set for row in many.predictions)  # type: ignore[union-attr]
+
+        journal = world.journal()
+        rows = [r for p in journal.partitions("m") for r in journal.read(p.id, 1, 100)]
+        again = Confidence("binary", 0.9)
+        for row in rows:
+            again.add(codec.decode(row.payload))
+        assert again.stamp() == part.stamp()  # a view of the rows
+        await worlds.until(lambda: replica.backlog.rows == 0 and replica.learner.own == 0)
+        await replica.stop(1.0)
+        other = await world.replica("s", build=logistic, task="binary", confidence=0.9)
+        found = confidence_in(other.learner.tally.views)
+        assert found is not None
+        assert found.stamp() == part.stamp()
+        await other.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_nobody_pays_for_what_is_not_asked_for(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        sizes = []
+        for name, more in (("r", {}), ("s", {"confidence": 0.9})):
+            replica = await world.replica(name, build=logistic, task="binary", **more)
+            said = world.serving(replica).predict(PredictRequest(features={"a": 1.0}))
+            assert isinstance(said, Prediction)
+            assert (said.label_set != []) == bool(more) or not more
+            sizes.append(len(said.id))
+            await replica.stop(1.0)
+        assert 0 < sizes[1] - sizes[0] <= math.ceil(10 * 4 / 3)
+
+    worlds.play(tmp_path, scene)
