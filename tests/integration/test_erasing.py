@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ import pytest
 import redis_server
 from redis_server import wait_for
 
-from benchmarks.service import write_settings
-from online.service.embedded import Embedded
+from benchmarks.service import launch, write_settings
 from online.settings.config import load
 from online.settings.places import open_journal
 
@@ -34,17 +33,6 @@ TEXT, NUMBER = "Q7-marked-Zx", 918273.645546372
 MARKS = (
     TEXT.encode(), struct.pack("<d", NUMBER), struct.pack(">d", NUMBER), repr(NUMBER).encode()
 )  # fmt: skip
-LOOK = """
-import pathlib, sys
-places, marks = sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:]
-for file in (f for place in places for f in pathlib.Path(place).rglob("*") if f.is_file()):
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        continue
-    if any(bytes.fromhex(mark) in data for mark in marks):
-        print(file)
-"""
 EVENTS = 12
 TOKENS = {name: f"{name}-token-of-the-erasing-test" for name in ("admin", "asks", "tells")}
 MODEL = "clicks"
@@ -60,23 +48,21 @@ class World:
     service: Any = None
 
     def marked(self) -> list[str]:
-        """Files that hold a marked value, or the part of an event's name that is marked.
-
-        Looked at by another process: in this one, closing a file would let go of SQLite's locks.
-        """
-        words = [*map(str, self.places), "--", *(mark.hex() for mark in MARKS)]
-        done = subprocess.run(
-            [sys.executable, "-c", LOOK, *words], capture_output=True, text=True, check=True
-        )
-        return done.stdout.split()
+        """Files that hold a marked value, or the part of an event's name that is marked."""
+        found = []
+        for file in (f for place in self.places for f in place.rglob("*") if f.is_file()):
+            with suppress(FileNotFoundError):
+                data = file.read_bytes()
+                found += [str(file)] if any(mark in data for mark in MARKS) else []
+        return found
 
     @contextmanager
-    def serving(self) -> Iterator[Embedded]:
-        with ExitStack() as ends:
-            self.service = Embedded(load(self.config, {}, {}), lambda line: None)
-            ends.callback(self.service.stop)
-            self.service.start()
-            yield self.service
+    def serving(self) -> Iterator[None]:
+        self.service = launch(self.folder)
+        try:
+            yield
+        finally:
+            self.service.stop()
 
     def post(self, path: str, by: str = "admin", **body: Any) -> dict[str, Any]:
         url = f"{self.service.url}/v1/models/{MODEL}/{path}"
