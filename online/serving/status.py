@@ -22,7 +22,7 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import journal_room
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
-from online.sure.views import confidence_in
+from online.sure.views import confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import (
@@ -125,6 +125,7 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
+            "slices": _slices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "challenger": await self.challenger(name),
@@ -410,6 +411,12 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
 def _confidence(replica: ModelReplica) -> dict[str, Any] | None:
     """Return how often sets and intervals had the label; None: answers have none."""
     found = confidence_in(replica.learner.tally.views)
+    return None if found is None else found.shown()
+
+
+def _slices(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return scores and coverage by the values of features; None: no feature is named for it."""
+    found = slices_in(replica.learner.tally.views)
     return None if found is None else found.shown()
 
 
