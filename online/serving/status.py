@@ -22,7 +22,7 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import journal_room
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
-from online.sure.views import confidence_in
+from online.sure.views import confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import (
@@ -36,7 +36,7 @@ from paramserver.errors import (
     SnapshotMissing,
     SnapshotName,
 )
-from paramserver.rewrites import promoted
+from paramserver.rewrites import Digest, promoted
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -125,6 +125,7 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
+            "slices": _slices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "challenger": await self.challenger(name),
@@ -259,6 +260,11 @@ class Cluster(Kept):
         await self._command(model, "pin", snapshot, on)
         return {"name": snapshot, "pinned": on}
 
+    async def withdraw(self, model: str, names: list[str]) -> dict[str, Any]:
+        """Remove snapshots for good, pinned ones too."""
+        await self.note(model, "withdraw", {"snapshots": len(names)})
+        return {"withdrawn": await self._command(model, "withdraw", names)}
+
     async def rollback(self, model: str, snapshot: str) -> dict[str, Any]:
         """Back to a snapshot's values.  The rows learned since are undone, and kept.
 
@@ -277,9 +283,10 @@ class Cluster(Kept):
         since: float | None,
         base: str | None,
         undone: dict[int, list[int]],
+        digests: tuple[Digest, Digest] | None = None,
     ) -> dict[str, Any]:
         """Go on with a state built aside without a source; waits until the replicas do."""
-        asked = snapshot, source, since, base, undone
+        asked = snapshot, source, since, base, undone, digests
         answer = dict(await self._command(model, "forget", *asked))
         return {**await self._acted(model, answer["control"], None), **answer}
 
@@ -404,6 +411,12 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
 def _confidence(replica: ModelReplica) -> dict[str, Any] | None:
     """Return how often sets and intervals had the label; None: answers have none."""
     found = confidence_in(replica.learner.tally.views)
+    return None if found is None else found.shown()
+
+
+def _slices(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return scores and coverage by the values of features; None: no feature is named for it."""
+    found = slices_in(replica.learner.tally.views)
     return None if found is None else found.shown()
 
 

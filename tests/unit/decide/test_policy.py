@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from online.decide import Policy, draw, row, uniform
 from online.decide.policy import KINDS, bounded
+from online.models.arms import Counted
 from online.models.rewards import Action, Rewards
 from online.models.scored import Scores
 from replay.example import Example, Features
@@ -17,19 +18,20 @@ from replay.example import Example, Features
 SHARES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12)
 
 
-def scores_of(shares: list[float], counted: float = 3.0) -> Scores:
+def scores_of(shares: list[float], counted: float = 3.0, *, context: bool = True) -> Scores:
     """Scores of a model that has met each action as often."""
     n = len(shares)
+    each = np.full(n, counted)
     return Scores(
         low=0.0,
         range=1.0,
         ids=list(range(n)),
-        answers=np.array([shares]),
-        votes=np.ones(1),
+        answers=np.array([shares, shares]),
+        votes=np.array([0.5, 0.5]),
         shares=np.array(shares),
-        counted=np.full(n, counted),
-        rewarded=np.array(shares) * counted,
-        prior=0.5,
+        met=np.full(n, np.inf),
+        arms=Counted(each, np.array(shares) * counted, each, np.array(shares) * counted, 0.5),
+        context=context,
         tried={},
     )
 
