@@ -282,21 +282,6 @@ class JournalMachine(RuleBasedStateMachine):
             if stands:
                 assert (now.new, now.row) == (before.new, before.row)
 
-    @rule(h=handles, model=models, after=ages, before=ages, n=st.integers(1, 4))
-    def predicted(self, h: int, model: str, after: int, before: int, n: int) -> None:
-        old = [
-            (row.at, k[1], row.half is Half.PREDICTION)
-            for k, row in self.oracle.halves.items()
-            if k[0] == model and after < row.at < before
-        ]
-        found = self.open[h].predicted(model, float(after), float(before), n)
-        told = [half.at for _, half in found]
-        assert told == sorted(told)
-        if len(old) <= n:
-            assert {(half.at, key) for key, half in found} == {
-                (at, bytes([key]) * 16) for at, key, predicted in old if predicted
-            }
-
     @rule(h=handles, model=models, before=ages, n=st.integers(1, 4))
     def expire(self, h: int, model: str, before: int, n: int) -> None:
         old = [k for k, row in self.oracle.halves.items() if k[0] == model and row.at < before]
