@@ -31,7 +31,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
 _GROUPS: Final[Mapping[str, str]] = {
     "snapshot": "snapshot", "quarantine": "quarantine", "scores": "scores", "edge": "edge",
     "config": "settings", "models": "models", "bench": "load", "alerts": "alerts",
-    "audit": "audit", "events": "events",
+    "audit": "audit", "events": "events", "certificates": "certificates",
 }  # fmt: skip
 """By command with commands below it: the module with its ``app``."""
 
