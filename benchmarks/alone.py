@@ -224,7 +224,7 @@ def defaults(
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
-    """Built-ins at their defaults beside river's rates, VowpalWabbit, naive Bayes, a tree and a forest.
+    """Built-ins at their defaults beside river's rates, VowpalWabbit, a tree and a forest.
 
     Needs the streams in ONLINE_DATA_DIR that are named; all learners on all streams take an hour
     of the processor.  Example: python -m benchmarks defaults --stream phishing --learner auto
