@@ -185,7 +185,8 @@ def _key(view: str, spelled: str, seed: int, mask: int) -> str:
 
 
 @lru_cache(maxsize=4096)  # the same names come with nearly all rows
-def _tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
+def tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
+    """The keys of a number's tents in the bent view."""
     return tuple(_key("b", f"{name}\2{i}", seed, mask) for i in range(GRAIN))
 
 
@@ -208,7 +209,7 @@ def bent(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, m
     """The row of what the views share, with each number as two tents."""
     row = {f"b{key}": value for key, value in shared.items()}
     for name, z in numbers.items():
-        keys = _tent_keys(name, seed, mask)
+        keys = tent_keys(name, seed, mask)
         for i, high in tents(z, GRAIN):
             row[keys[i]] = row.get(keys[i], 0.0) + high
     return row
