@@ -20,6 +20,8 @@ import online
 from benchmarks.service import launch, write_settings
 from online.client import Chosen, Client, ServiceRefused
 from online.decide.record import Choice, unpack
+from online.models.errors import LearnerUnusable
+from online.models.model_file import settings_of
 from online.service.embedded import Embedded
 from online.settings.config import load
 from online.settings.places import open_journal
@@ -210,6 +212,32 @@ def test_what_a_token_has_no_room_for_is_written_first(shop: Embedded) -> None:
     answer = post(shop, "choose", actions=actions).json()
     assert answer["id"].startswith("choice-")
     assert post(shop, "reward", id=answer["id"], reward=0.5).json()["status"] == "learned"
+
+
+def test_any_learner_of_a_number_that_reads_texts_can_choose(tmp_path: Path) -> None:
+    with served(tmp_path, learner="linear") as service:
+        for _ in range(3):
+            answer = service.model.choose(ACTIONS, {"x": 1.0})
+            assert service.model.reward(answer.id, 1.0).status == "learned"
+    with pytest.raises(LearnerUnusable, match="takes numbers only"):
+        online.serve("linreg", task="choose", name="n", state_dir=tmp_path / "n", say=quiet)
+
+
+def test_a_file_of_a_model_that_chooses_is_served_from_the_shell(tmp_path: Path) -> None:
+    file = tmp_path / "shop.py"
+    file.write_text(
+        "from online.models.rewards import Rewards\ntask = 'choose'\n"
+        "def make():\n    return Rewards()\n"
+    )
+    (one,) = settings_of(file)["models"]
+    assert (one["name"], one["task"], one["learner"]) == ("shop", "choose", "shop.py:make")
+    running = launch(tmp_path, "--port=0", f"--state-dir={tmp_path / 'state'}", file=file)
+    try:
+        with Client(running.url) as client:
+            answer = client.model("shop").choose(ACTIONS)
+            assert client.model("shop").reward(answer.id, 1).status == "learned"
+    finally:
+        running.process.kill()
 
 
 def test_a_deferred_choice_is_activated(shop: Embedded) -> None:
