@@ -203,11 +203,14 @@ def test_nothing_of_a_source_is_left_and_nothing_else_is_changed(
             live(world)
             assert answers(world) != wanted
             before = [row for row in world.rows() if row.source == "good"]
+            kept = world.said("snapshot", "list")[0]["name"]
             out = tmp_path / "outside" / "certificate.json"
             done = world.said(*FORGET, "--certificate", str(out))
             assert (done["undone"], done["erased"]["rows"]) == (EVENTS + 2, EVENTS + 2)
             wait_for(lambda: world.marked() == [])
             assert answers(world) == wanted
+            back = online("rollback", "--to", kept, "--yes", "--config", str(world.config))
+            assert (back.returncode, "no snapshot" in back.stderr) == (1, True), back.stderr
             assert [row for row in world.rows() if row.source == "good"] == before
             certificate = json.loads(out.read_text())["certificate"]
             assert (certificate["done"], certificate["count"]) == (
