@@ -33,6 +33,7 @@ from evaluation.metrics import Task
 from online.models import handed_over, mlflow_model, onnx_model
 from online.models.auto import Auto
 from online.models.base import Model, Trainable
+from online.models.detector import Detector, is_detector
 from online.models.errors import LearnerUnusable
 from online.models.from_settings import SCALED
 from online.models.ftrl import Ftrl
@@ -453,6 +454,10 @@ def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[by
     if not isinstance(made, base.Base):
         why = getattr(made, "why_not_mergeable", None)
         return opaque(why_not_mergeable=why or "it is a class of your own")
+    if task == "binary" and is_detector(made):
+        found = Detector(made)
+        why = "it is a detector of anomalies"
+        return Opaque(found, task=task, key=key, old_keys=old_keys, why_not_mergeable=why)
     _check_task(learner, made, task)
     if (why := why_not_mergeable(made)) is None:
         return Linear(made)

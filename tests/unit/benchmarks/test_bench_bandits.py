@@ -13,17 +13,17 @@ from online.decide import Policy
 
 
 def test_a_stream_as_choices_is_learned_beside_what_is_possible() -> None:
-    lines = {line.what: line for line in bandits.run("digits", None, (1,), 120, policies=["auto"])}
+    lines = {line.what: line for line in bandits.run("phishing", None, (1,), 200, policies=["auto"])}
     assert {"auto", "full information", "best constant"} <= lines.keys()
     assert lines["best constant"].reward + 0.1 < lines["auto"].reward
-    assert lines["auto"].rows == 120
+    assert lines["auto"].rows == 200
     there = importlib.util.find_spec("vowpalwabbit") is not None
     skipped = [name for name in lines if "skipped" in name]
     assert there != bool(skipped)
 
 
 def test_rewards_that_are_told_late_are_learned_too() -> None:
-    told = chances("digits", None, 1, 200)
+    told = chances("phishing", None, 1, 200)
     assert bandits.play(told, Policy(), 1, late=50) > bandits.best_constant(told)
 
 
