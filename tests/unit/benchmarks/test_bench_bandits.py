@@ -13,7 +13,9 @@ from online.decide import Policy
 
 
 def test_a_stream_as_choices_is_learned_beside_what_is_possible() -> None:
-    lines = {line.what: line for line in bandits.run("phishing", None, (1,), 200, policies=["auto"])}
+    lines = {
+        line.what: line for line in bandits.run("phishing", None, (1,), 200, policies=["auto"])
+    }
     assert {"auto", "full information", "best constant"} <= lines.keys()
     assert lines["best constant"].reward + 0.1 < lines["auto"].reward
     assert lines["auto"].rows == 200
