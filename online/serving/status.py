@@ -36,7 +36,7 @@ from paramserver.errors import (
     SnapshotMissing,
     SnapshotName,
 )
-from paramserver.rewrites import promoted
+from paramserver.rewrites import Digest, promoted
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -260,6 +260,11 @@ class Cluster(Kept):
         await self._command(model, "pin", snapshot, on)
         return {"name": snapshot, "pinned": on}
 
+    async def withdraw(self, model: str, names: list[str]) -> dict[str, Any]:
+        """Remove snapshots for good, pinned ones too."""
+        await self.note(model, "withdraw", {"snapshots": len(names)})
+        return {"withdrawn": await self._command(model, "withdraw", names)}
+
     async def rollback(self, model: str, snapshot: str) -> dict[str, Any]:
         """Back to a snapshot's values.  The rows learned since are undone, and kept.
 
@@ -278,9 +283,10 @@ class Cluster(Kept):
         since: float | None,
         base: str | None,
         undone: dict[int, list[int]],
+        digests: tuple[Digest, Digest] | None = None,
     ) -> dict[str, Any]:
         """Go on with a state built aside without a source; waits until the replicas do."""
-        asked = snapshot, source, since, base, undone
+        asked = snapshot, source, since, base, undone, digests
         answer = dict(await self._command(model, "forget", *asked))
         return {**await self._acted(model, answer["control"], None), **answer}
 
