@@ -47,7 +47,15 @@ from online.models.base import Prediction
 from online.models.experts import ADAGRAD, EXPERTS, Floats, OneOutput, OutputPerClass, Taken
 from online.models.hashed import check_hashing
 from online.models.limited import Limited
-from online.models.selfrate import Binary, Mixture, Multiclass, Regression, SelfRate, SelfRateModel
+from online.models.selfrate import (
+    Binary,
+    Mixture,
+    Multiclass,
+    Regression,
+    SelfRate,
+    SelfRateModel,
+    logistic,
+)
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
@@ -70,6 +78,7 @@ NAP: Final = 8
 
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
+_SILENT: Final = (0.0,) * EXPERTS
 
 _NUMBER: Final = (float, int)
 _TAME: Final = 1e100
@@ -140,12 +149,19 @@ class Naps(Mixture):
 
     def votes(self) -> list[float]:
         """Each expert's share in the answer; none of those of a view that is silent."""
-        votes, spoken = super().votes(), (True, *self.speaking())
-        if all(spoken):
-            return votes
-        heard = [vote if spoken[i // EXPERTS] else 0.0 for i, vote in enumerate(votes)]
-        total = sum(heard)
-        return [vote / total for vote in heard]
+        losses, sharp = self.losses, self._sharp
+        tented, paired = self.speaking()
+        if paired:
+            heard = losses if tented else losses[:EXPERTS] + losses[2 * EXPERTS :]
+        else:
+            heard = losses[: EXPERTS * (1 + tented)]
+        least = min(heard)
+        votes = [math.exp(sharp * (least - loss)) for loss in heard]
+        total = sum(votes)
+        votes = [vote / total for vote in votes]
+        if paired and not tented:
+            votes[EXPERTS:EXPERTS] = _SILENT
+        return votes + [0.0] * (len(losses) - len(votes))
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
         """A label came; at the end of a spell views fall asleep or wake up."""
@@ -242,6 +258,8 @@ class SeveralViews(SelfRateModel):
 
     def _read(self, features: Features, *, learns: bool) -> Views:
         """A row in each view that has something to say."""
+        if all(self._mixture.slept):
+            return Views(self._rows.row(features, learns=learns), None, None)
         shared, numbers = self._rows.parts(features, learns=learns)
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
         tented, paired = self._mixture.speaking()
@@ -274,6 +292,8 @@ class _Listed(SeveralViews):
 
     def _outputs(self, row: Views) -> Sequence[float]:
         straight = self._experts.outputs(row.straight)
+        if row.bent is None and row.crossed is None:
+            return straight * len(VIEWS)
         out = list(straight)
         for view in row[1:]:
             out += straight if view is None else self._experts.outputs(view)
@@ -289,6 +309,12 @@ class _Listed(SeveralViews):
 
 
 class _Binary(_Listed, Binary):
+    def _shares(self, row: Views) -> list[float]:
+        if row.bent is None and row.crossed is None:
+            straight = self._experts.outputs(row.straight)
+            return [logistic(z) for z in straight] * len(VIEWS)
+        return super()._shares(row)
+
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
         """Answers of :meth:`predict` to rows of one number a name."""
         return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import random
 import re
@@ -15,9 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 import online
 from benchmarks.service import launch, write_settings
+from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
 from online.decide.record import Choice, unpack
 from online.models.errors import LearnerUnusable
@@ -212,6 +215,43 @@ def test_what_a_token_has_no_room_for_is_written_first(shop: Embedded) -> None:
     answer = post(shop, "choose", actions=actions).json()
     assert answer["id"].startswith("choice-")
     assert post(shop, "reward", id=answer["id"], reward=0.5).json()["status"] == "learned"
+
+
+def test_other_policies_are_judged_on_the_journal(tmp_path: Path) -> None:
+    choose = {"policy": "epsilon", "epsilon": 0.5, "reward_range": [-1, 1]}
+    given = settings(choose=choose)
+    write_settings(tmp_path, given)
+    with served(tmp_path, choose=choose) as service:
+        shop = service.model
+        for i in range(150):
+            answer = shop.choose(["a", "b"], baseline="a" if i % 2 else None)
+            shop.reward(answer.id, 1.0 if answer.action == "b" else -1.0)
+
+    def evaluate(*words: str) -> Any:
+        folder = ["--config", str(tmp_path / "online.yaml"), "--state-dir", str(tmp_path / "state")]
+        return CliRunner().invoke(application("evaluate"), ["evaluate", *words, *folder])
+
+    names = ("always:a", "always:b", "greedy", "uniform", "baseline", "always:never")
+    found = json.loads(evaluate(*(f"--policy={name}" for name in names), "--json").stdout)
+    judged = found["policies"]
+    for name, worth in (
+        ("always:a", -1.0),
+        ("always:b", 1.0),
+        ("uniform", 0.0),
+        ("baseline", -1.0),
+    ):
+        one = judged[name]
+        assert one["interval"][0] <= worth <= one["interval"][1]
+        assert one["snips"] == pytest.approx(worth, abs=0.3)
+    assert (judged["baseline"]["n"], judged["baseline"]["unanswered"]) == (75, 75)
+    assert (judged["served"]["n"], judged["always:never"]["n"]) == (150, 0)
+    assert judged["greedy"]["dr"] > judged["served"]["dr"] > judged["uniform"]["dr"]
+    shown = evaluate("--policy=always:b").stdout
+    assert "served" in shown
+    assert "always:b" in shown
+    assert "no policy" in str(evaluate("--policy=best").exception)
+    assert "no rewarded choice" in str(evaluate("--until=2020-01-01").exception)
+    assert "does not choose" in str(evaluate("--model=other").exception)
 
 
 def test_any_learner_of_a_number_that_reads_texts_can_choose(tmp_path: Path) -> None:
