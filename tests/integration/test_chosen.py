@@ -246,7 +246,9 @@ def test_other_policies_are_judged_on_the_journal(tmp_path: Path) -> None:
     assert (judged["baseline"]["n"], judged["baseline"]["unanswered"]) == (75, 75)
     assert (judged["served"]["n"], judged["always:never"]["n"]) == (150, 0)
     assert judged["greedy"]["dr"] > judged["served"]["dr"] > judged["uniform"]["dr"]
-    shown = evaluate("--policy=always:b").stdout
+    shown = evaluate("--policy=always:b", f"--dsjson={tmp_path / 'log'}").stdout
+    costs = [json.loads(one)["_label_cost"] for one in (tmp_path / "log").read_text().splitlines()]
+    assert (len(costs), set(costs)) == (150, {-1.0, 1.0})
     assert "served" in shown
     assert "always:b" in shown
     assert "no policy" in str(evaluate("--policy=best").exception)
@@ -375,6 +377,26 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
     logged = choices_of(tmp_path / "state")
     assert len(logged) == len(rewards) + len(late)
     assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + len(late)
+
+
+def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) -> None:
+    write_settings(tmp_path, settings(choose={"default_reward": 0.25, "reward_wait": 1}))
+    names = [f"order-{i}" for i in range(6)]
+    for life in range(2):
+        running = launch(tmp_path)
+        with Client(running.url) as client:
+            shop = client.model("shop")
+            for name in names[life * 3 : life * 3 + 3]:
+                shop.choose(ACTIONS, id=name)
+            assert shop.reward(names[life * 3], 1.0).status == "learned"
+            while life and shop.status()["learned"] < len(names):
+                assert running.process.poll() is None
+        running.process.kill()
+        running.process.wait(30)
+    logged = choices_of(tmp_path / "state")
+    assert {name: logged[name][1] for name in names} == {
+        name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)
+    }
 
 
 def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:
