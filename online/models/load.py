@@ -111,11 +111,16 @@ def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
 
 
 def rewards(
-    low: float = 0.0, high: float = 1.0, text: Sequence[str] = (), bits: int = 17, seed: int = 0
+    low: float = 0.0,
+    high: float = 1.0,
+    text: Sequence[str] = (),
+    bits: int = 18,
+    seed: int = 0,
+    clip: float = 1.0,
 ) -> Any:
     """Expected rewards of actions between ``low`` and ``high``, for choices."""
     names = text if isinstance(text, str) else tuple(text)
-    return Rewards(low, high, names, bits, seed)
+    return Rewards(low, high, names, bits, seed, clip)
 
 
 def auto(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
