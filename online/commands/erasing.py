@@ -94,6 +94,7 @@ class Erasing:
                 history = SnapshotHistory(open_snapshots(place), Retention())
                 for name in found:
                     history.withdraw_for_good(name)
+                history.remove_leftovers()
                 removed += len(found)
             time.sleep(_LOOK_S)
 

@@ -36,7 +36,8 @@ from online.serving.serving import Serving, check_own_id
 from online.settings.config import Limits
 from online.settings.model import Choose
 from replay import codec
-from replay.example import Features, PredictionHalf
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.example import Example, Features, PredictionHalf
 from replay.journal.base import Half, NewRow, Verdict
 from replay.plain import is_plain
 
@@ -190,12 +191,16 @@ class Choosing:
         """
         if recorded.status == "damaged":
             raise damaged(recorded.reason or "", "id")
-        if recorded.met is not None:
-            kept = codec.decode_prediction(recorded.met.payload)
+        kept: PredictionHalf | Example | None = None
+        try:
+            if recorded.met is not None:
+                kept = codec.decode_prediction(recorded.met.payload)
+            elif recorded.row is not None:
+                kept = codec.decode(recorded.row.payload)
+        except (PayloadFormat, PayloadInvalid) as error:
+            raise damaged(str(error), "id") from None
+        if kept is not None:
             return _opened(kept.choice), kept.version or (0, 0, 0)
-        if recorded.row is not None:
-            example = codec.decode(recorded.row.payload)
-            return _opened(example.choice), example.version or (0, 0, 0)
         if recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             hint = "Send it again after Retry-After, or without an id; nothing was recorded"

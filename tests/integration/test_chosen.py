@@ -377,6 +377,26 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
     assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + len(late)
 
 
+def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) -> None:
+    write_settings(tmp_path, settings(choose={"default_reward": 0.25, "reward_wait": 1}))
+    names = [f"order-{i}" for i in range(6)]
+    for life in range(2):
+        running = launch(tmp_path)
+        with Client(running.url) as client:
+            shop = client.model("shop")
+            for name in names[life * 3 : life * 3 + 3]:
+                shop.choose(ACTIONS, id=name)
+            assert shop.reward(names[life * 3], 1.0).status == "learned"
+            while life and shop.status()["learned"] < len(names):
+                assert running.process.poll() is None
+        running.process.kill()
+        running.process.wait(30)
+    logged = choices_of(tmp_path / "state")
+    assert {name: logged[name][1] for name in names} == {
+        name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)
+    }
+
+
 def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:
     folder = HERE.parents[1] / "examples" / "choose"
     data = {"state_dir": str(tmp_path / "state"), "port": 0}
