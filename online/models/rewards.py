@@ -64,7 +64,7 @@ _ARMS: Final = slice(ALL - 2, ALL)
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """A recipe that a factory returns to serve a model of actions' rewards.
+    """Expected rewards of actions between ``low`` and ``high``, for choices.
 
     Attributes
     ----------
