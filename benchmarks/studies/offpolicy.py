@@ -22,7 +22,7 @@ FROM = 10
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What became of all logs of one kind.
+    """A line says what became of all logs of one kind.
 
     ``missed`` and ``missed_simple`` are logs in which the interval, and mean ± 1.96 standard
     errors of the IPS estimate, missed the truth at some row; the errors are root mean squares

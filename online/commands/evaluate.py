@@ -7,7 +7,8 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -48,6 +49,10 @@ def evaluate(
         str | None, typer.Option(help="rewards recorded from then on: 7d, 2026-05-31, …")
     ] = None,
     until: Annotated[str | None, typer.Option(help="and before then")] = None,
+    dsjson: Annotated[
+        Path | None,
+        typer.Option("--dsjson", help="write the log to a file, as VowpalWabbit reads it"),
+    ] = None,
     model: Model = None,
     path: FileOption = None,
     state_dir: StateDir = None,
@@ -62,6 +67,8 @@ def evaluate(
     Example: online evaluate --policy greedy --policy always:news
 
     Example: online evaluate --since 7d --json
+
+    Example: online evaluate --dsjson log.dsjson
     """
     from online.decide.judging import SERVED, Judging
     from online.rows.journal_rows import open_for_report
@@ -75,9 +82,10 @@ def evaluate(
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
-        for choice, reward in logged(journal, asked.name, begin, end):
+        rows = logged(journal, asked.name, begin, end)
+        for one in rows if dsjson is None else _written(rows, dsjson):
             try:
-                judging.add(choice, reward)
+                judging.add(one.choice, one.reward)
             except ValueError:  # a reward of before the range was changed
                 beyond += 1
                 continue
@@ -94,9 +102,26 @@ def evaluate(
         _print(found, judging.unanswered, beyond)
 
 
-def logged(
-    journal: Journal, model: str, since: float, until: float
-) -> Iterator[tuple[Choice, float]]:
+class Logged(NamedTuple):
+    """A choice with its reward, and when that was recorded (POSIX seconds)."""
+
+    choice: Choice
+    reward: float
+    event: str
+    at: float
+
+
+def _written(rows: Iterator[Logged], place: Path) -> Iterator[Logged]:
+    """Pass the rows on, and write them."""
+    from online.decide.dsjson import line
+
+    with place.open("w", encoding="utf-8") as file:
+        for one in rows:
+            file.write(line(*one) + "\n")
+            yield one
+
+
+def logged(journal: Journal, model: str, since: float, until: float) -> Iterator[Logged]:
     """Choices and their rewards as they were recorded; those that are quarantined are left out."""
     from online.decide.record import RecordInvalid, unpack
     from online.rows.history import origin
@@ -114,7 +139,8 @@ def logged(
             with contextlib.suppress(PayloadFormat, PayloadInvalid, RecordInvalid):
                 example = decode(row.payload)
                 if example.choice is not None and isinstance(example.label, (int, float)):
-                    yield unpack(example.choice), float(example.label)
+                    choice, reward = unpack(example.choice), float(example.label)
+                    yield Logged(choice, reward, row.event_id, row.at)
         if len(page.rows) < _PAGE:
             return
         after = page.upto

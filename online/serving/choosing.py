@@ -37,7 +37,7 @@ from online.settings.config import Limits
 from online.settings.model import Choose
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
-from replay.example import Example, Features, PredictionHalf
+from replay.example import Example, Features, PredictionHalf, Value
 from replay.journal.base import Half, NewRow, Verdict
 from replay.plain import is_plain
 
@@ -175,6 +175,8 @@ class Choosing:
         """The question as the model is asked it: numbers far beyond all before are bounded."""
         bounds = self._replica.learner.bounds
         context = bounds.answered(asked.context)
+        if all(bounds.answered(ends) is ends for ends in _ends(asked.actions)):
+            return context, asked.actions
         actions = []
         for action, features in asked.actions:
             sent = {_RESERVED + name: value for name, value in features.items()}
@@ -309,6 +311,26 @@ class Choosing:
             source=request.source, event_time=request.event_time,
         )  # fmt: skip
         return await self.serving.feedback(event)
+
+
+def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:
+    """The least and the greatest number of each feature of the actions, as rows name them."""
+    least: dict[str, Value] = {}
+    most: dict[str, Value] = {}
+    for _, features in actions:
+        for name, value in features.items():
+            if type(value) is not float and type(value) is not int:
+                continue
+            if name not in most:
+                least[name] = most[name] = value
+            elif value > most[name]:  # type: ignore[operator]
+                most[name] = value
+            elif value < least[name]:  # type: ignore[operator]
+                least[name] = value
+    return (
+        {_RESERVED + name: value for name, value in least.items()},
+        {_RESERVED + name: value for name, value in most.items()},
+    )
 
 
 def _number(reward: Any) -> Any:

@@ -246,7 +246,9 @@ def test_other_policies_are_judged_on_the_journal(tmp_path: Path) -> None:
     assert (judged["baseline"]["n"], judged["baseline"]["unanswered"]) == (75, 75)
     assert (judged["served"]["n"], judged["always:never"]["n"]) == (150, 0)
     assert judged["greedy"]["dr"] > judged["served"]["dr"] > judged["uniform"]["dr"]
-    shown = evaluate("--policy=always:b").stdout
+    shown = evaluate("--policy=always:b", f"--dsjson={tmp_path / 'log'}").stdout
+    costs = [json.loads(one)["_label_cost"] for one in (tmp_path / "log").read_text().splitlines()]
+    assert (len(costs), set(costs)) == (150, {-1.0, 1.0})
     assert "served" in shown
     assert "always:b" in shown
     assert "no policy" in str(evaluate("--policy=best").exception)

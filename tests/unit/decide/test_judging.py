@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 
+import msgspec
 import pytest
 
+from online.decide.dsjson import line
 from online.decide.judging import SERVED, Judging, PolicyUnknown, target
 from online.decide.record import Choice
 
@@ -31,6 +34,19 @@ def test_each_policy_answers_by_what_the_record_says() -> None:
     for name in ("", "best", "epsilon", "epsilon:2", "epsilon:x", "always:", "always"):
         with pytest.raises(PolicyUnknown, match="Give greedy"):
             target(name)
+
+
+def test_the_log_is_written_as_vowpal_wabbit_reads_it() -> None:
+    chosen = msgspec.structs.replace(
+        choice(2, (0,)), context={"hour": 9, "odd": None}, probabilities=(0.0, 0.25, 0.75)
+    )
+    said = json.loads(line(chosen, 0.5, "order-1", 0.0))
+    assert (said["_label_cost"], said["_label_probability"]) == (-0.5, 0.75)
+    assert (said["_label_Action"], said["_labelIndex"], said["a"]) == (2, 1, [2, 1])
+    assert said["p"] == [0.75, 0.25]
+    assert said["c"]["context"] == {"hour": 9}
+    assert said["c"]["_multi"] == [{"action": {"id": "b"}}, {"action": {"id": "c"}}]
+    assert (said["EventId"], said["Timestamp"]) == ("order-1", "1970-01-01T00:00:00Z")
 
 
 def test_the_values_of_policies_are_within_their_intervals() -> None:
