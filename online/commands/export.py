@@ -271,7 +271,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
         for part in parts:
             first = max(part.trimmed + 1, part.end - _GOLDEN_ROWS + 1)
             for row in journal.read(part.id, first, part.end - first + 1):
-                if row.verdict in ("accepted", "clipped"):
+                if row.verdict in ("accepted", "clipped") and not codec.is_erased(row.payload):
                     example = codec.decode(row.payload)
                     rows += [example.features] if example.moved is None else []
             if len(rows) >= _GOLDEN_ROWS:

@@ -29,7 +29,8 @@ FIRST: Final = 50.0
 """The most rewards that an action's belief begins with."""
 
 ETA: Final = 1.0
-LATE: Final = 20.0
+_UNSURE: Final = 1e-12
+LATE: Final = 10.0
 """So many times better the rewards of late have to foretell, before they alone are believed."""
 
 
@@ -232,7 +233,8 @@ def trigamma(x: Floats) -> Floats:
 def widths(scores: Scores) -> Floats:
     """Standard deviation of what is expected of each action, in logits."""
     own = beliefs(scores.arms.n, scores.arms.total, scores.arms.prior)[1]
-    found: Floats = 1.0 / np.sqrt(1.0 / (own * own) + 1.0 / scores.met)
+    met = np.maximum(scores.met, _UNSURE)  # 0: of a model that does not say how sure it is
+    found: Floats = 1.0 / np.sqrt(1.0 / (own * own) + 1.0 / met)
     return found
 
 

@@ -37,7 +37,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import mmh3
 import numpy as np
@@ -47,7 +47,15 @@ from online.models.base import Prediction
 from online.models.experts import ADAGRAD, EXPERTS, Floats, OneOutput, OutputPerClass, Taken
 from online.models.hashed import check_hashing
 from online.models.limited import Limited
-from online.models.selfrate import Binary, Mixture, Multiclass, Regression, SelfRate, SelfRateModel
+from online.models.selfrate import (
+    Binary,
+    Mixture,
+    Multiclass,
+    Regression,
+    SelfRate,
+    SelfRateModel,
+    logistic,
+)
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
@@ -70,6 +78,11 @@ NAP: Final = 8
 
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
+_SILENT: Final = (0.0,) * EXPERTS
+
+_NUMBER: Final = (float, int)
+_TAME: Final = 1e100
+"""Numbers and targets whose squares, and their sums over all rows that there can be, are finite."""
 
 Row = dict[str, float]
 Tent = tuple[int, float]
@@ -136,12 +149,19 @@ class Naps(Mixture):
 
     def votes(self) -> list[float]:
         """Each expert's share in the answer; none of those of a view that is silent."""
-        votes, spoken = super().votes(), (True, *self.speaking())
-        if all(spoken):
-            return votes
-        heard = [vote if spoken[i // EXPERTS] else 0.0 for i, vote in enumerate(votes)]
-        total = sum(heard)
-        return [vote / total for vote in heard]
+        losses, sharp = self.losses, self._sharp
+        tented, paired = self.speaking()
+        if paired:
+            heard = losses if tented else losses[:EXPERTS] + losses[2 * EXPERTS :]
+        else:
+            heard = losses[: EXPERTS * (1 + tented)]
+        least = min(heard)
+        votes = [math.exp(sharp * (least - loss)) for loss in heard]
+        total = sum(votes)
+        votes = [vote / total for vote in votes]
+        if paired and not tented:
+            votes[EXPERTS:EXPERTS] = _SILENT
+        return votes + [0.0] * (len(losses) - len(votes))
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
         """A label came; at the end of a spell views fall asleep or wake up."""
@@ -181,7 +201,8 @@ def _key(view: str, spelled: str, seed: int, mask: int) -> str:
 
 
 @lru_cache(maxsize=4096)  # the same names come with nearly all rows
-def _tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
+def tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
+    """The keys of a number's tents in the bent view."""
     return tuple(_key("b", f"{name}\2{i}", seed, mask) for i in range(GRAIN))
 
 
@@ -204,7 +225,7 @@ def bent(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, m
     """The row of what the views share, with each number as two tents."""
     row = {f"b{key}": value for key, value in shared.items()}
     for name, z in numbers.items():
-        keys = _tent_keys(name, seed, mask)
+        keys = tent_keys(name, seed, mask)
         for i, high in tents(z, GRAIN):
             row[keys[i]] = row.get(keys[i], 0.0) + high
     return row
@@ -237,6 +258,8 @@ class SeveralViews(SelfRateModel):
 
     def _read(self, features: Features, *, learns: bool) -> Views:
         """A row in each view that has something to say."""
+        if all(self._mixture.slept):
+            return Views(self._rows.row(features, learns=learns), None, None)
         shared, numbers = self._rows.parts(features, learns=learns)
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
         tented, paired = self._mixture.speaking()
@@ -247,8 +270,19 @@ class SeveralViews(SelfRateModel):
         )
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
-        """Rows of the same names have other tents each, so there is no pass for all of them."""
-        return False
+        """Learn rows of tame numbers one by one, as :meth:`learn` does: none of them can raise."""
+        if not all(self._is_tame(example) for example in examples):
+            return False
+        for example, weight in zip(examples, weights, strict=True):
+            self._learn(example.features, example.label, weight, example)
+        return True
+
+    def _is_tame(self, example: Example) -> bool:
+        """Whether the row can be learned whatever the model has learned before."""
+        return all(
+            type(x) in _NUMBER and -_TAME < cast(float, x) < _TAME
+            for x in example.features.values()
+        )
 
 
 class _Listed(SeveralViews):
@@ -258,6 +292,8 @@ class _Listed(SeveralViews):
 
     def _outputs(self, row: Views) -> Sequence[float]:
         straight = self._experts.outputs(row.straight)
+        if row.bent is None and row.crossed is None:
+            return straight * len(VIEWS)
         out = list(straight)
         for view in row[1:]:
             out += straight if view is None else self._experts.outputs(view)
@@ -273,13 +309,20 @@ class _Listed(SeveralViews):
 
 
 class _Binary(_Listed, Binary):
+    def _shares(self, row: Views) -> list[float]:
+        if row.bent is None and row.crossed is None:
+            straight = self._experts.outputs(row.straight)
+            return [logistic(z) for z in straight] * len(VIEWS)
+        return super()._shares(row)
+
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
         """Answers of :meth:`predict` to rows of one number a name."""
         return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]
 
 
 class _Regression(_Listed, Regression):
-    pass
+    def _is_tame(self, example: Example) -> bool:
+        return -_TAME < float(example.label) < _TAME and super()._is_tame(example)
 
 
 class _TakenViews(NamedTuple):
@@ -298,6 +341,9 @@ class _TakenViews(NamedTuple):
 
 class _Multiclass(SeveralViews, Multiclass):
     _experts: OutputPerClass
+
+    def _is_tame(self, example: Example) -> bool:
+        return example.label in self._experts.labels and super()._is_tame(example)
 
     def _take(self, row: Views, *, learns: bool) -> _TakenViews:
         take = self._experts.take

@@ -340,11 +340,12 @@ class Serving:
             receipt.reason = _why(codec.decode(standing.payload))
         if recorded.repeat:
             first = codec.decode(standing.payload).label
+            erased = codec.is_erased(standing.payload)
             receipt.duplicate = True
             receipt.first_outcome = recorded.status
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
-            receipt.status = "duplicate" if asked.label == first else "conflict"
+            receipt.status = "duplicate" if erased or asked.label == first else "conflict"
             if receipt.status == "conflict":
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt

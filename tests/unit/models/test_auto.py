@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 
 from evaluation.streams import open_stream
+from online.edge import ir
+from online.edge.errors import ExportRefused
+from online.edge.evaluate import evaluate
+from online.edge.lower import lower
 from online.models.auto import (
     CROSSED_GRAIN,
     CROSSED_MAX,
     GRAIN,
     NAP,
     SPELL,
+    SQUASH,
     Auto,
     Naps,
     tents,
@@ -178,6 +183,28 @@ def test_it_has_an_answer_for_whatever_a_row_holds() -> None:
             assert math.isfinite(answer.label)
         if abs(x.get("n") or 0.0) < 1e200:
             model.learn(x, float(i), 1.0)
+
+
+def test_exports_have_tents_where_the_model_has_them() -> None:
+    assert (ir.TENTS, ir.SQUASH) == (GRAIN, SQUASH), "they are part of the format"
+    model = binary()
+    for i in range(60):
+        model.learn({"a": float(i % 7), "b": float(i % 5)}, i % 7 > 3, 1.0)
+    with pytest.raises(ExportRefused, match="crossed view"):
+        lower(model, "binary")
+    model._mixture.slept = [0, 1]
+    rows: Any = [{"a": 2.5, "b": 3.0}, {"a": 6.0}, {"b": -900.0, "c": "x"}, {}]
+    shares = [(model.predict(x).probabilities or {})[True] for x in rows]
+    body = lower(model, "binary").body
+    assert isinstance(body, ir.Linear)
+    assert body.bent is not None
+    assert evaluate(lower(model, "binary"), rows)[:, 0] == pytest.approx(shares, abs=1e-12)
+    model._mixture.slept = [1, 1]
+    shares = [(model.predict(x).probabilities or {})[True] for x in rows]
+    straight = lower(model, "binary")
+    assert isinstance(straight.body, ir.Linear)
+    assert straight.body.bent is None, "nobody is under a tent"
+    assert evaluate(straight, rows)[:, 0] == pytest.approx(shares, abs=1e-12)
 
 
 def test_settings_are_checked() -> None:
