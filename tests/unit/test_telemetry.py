@@ -48,11 +48,8 @@ def status(model: str = "m") -> dict[str, Any]:
         "verdict": "better", "interval": (0.1, 0.2), "rows": 9, "behind_rows": 0, "late": 0,
         "difference": 0.15, "champion": 0.8, "challenger": 0.95,
     }  # fmt: skip
-    sure = {"level": 0.9, "n": 40, "coverage": 0.91, "size": 1.2, "width": 3.0}
-    slices = {"country": {"a\tb": {"n": 3, "accuracy": 0.5}, "others": {"n": 2, "coverage": 1.0}}}
     return {
         "model": model, "replicas": {"one": report(), "two": report()},
-        "confidence": sure, "slices": slices,
         "quality": {"n": 40, "accuracy": 0.9, "kappa_t": 0.1, "f1": None}, "learned": 40,
         "server": {**server, "vanished": 0}, "journal": journal, "rewrites": rewrites,
         "challenger": rival, "slices": {"city": {"here": {"accuracy": 0.9}}},
