@@ -33,6 +33,7 @@ TABLES: Final = {
     "durability",
     "edge",
     "exactly-once",
+    "factors",
     "fidelity",
     "floods",
     "forgetting",
