@@ -224,7 +224,7 @@ def defaults(
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
-    """Built-ins at their defaults beside river's best rate, naive Bayes, tree and forest.
+    """Built-ins at their defaults beside river's rates, VowpalWabbit, a tree and a forest.
 
     Needs the streams in ONLINE_DATA_DIR that are named; all learners on all streams take an hour
     of the processor.  Example: python -m benchmarks defaults --stream phishing --learner auto
@@ -235,7 +235,7 @@ def defaults(
     found = bench.run(
         data_dir() or Path(),
         streams=stream or list(bench.STREAMS),
-        learners=learner or list(bench.LEARNERS),
+        learners=learner or [*bench.LEARNERS, *bench.VOWPAL],
         rows=rows,
         progress=lambda x: print(x, file=sys.stderr),
     )

@@ -26,7 +26,7 @@ from evaluation.metrics import Task
 from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
 from online.models.selfrate import SelfRate
-from online.sure.threshold import Confidence
+from online.sure.threshold import Confidence, held
 from paramserver.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Label, label_text
 
@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What came of one stream with labels so many rows late.
+    """A line says what came of one stream with labels so many rows late.
 
     Attributes
     ----------
@@ -153,7 +153,7 @@ def ours(asked: Asked, replicas: int = 1, seed: int = 1) -> Line:
         part = parts[i % replicas]
         example = Example({}, label, score=score, sure=part.stamp())
         examples.append(example)
-        seen.append(_seen(part, example))
+        seen.append(held(asked.task, example))
         if i >= asked.delay:
             draw.choice(parts).add(examples[i - asked.delay])
         if replicas > 1 and (i + 1) % (_TOGETHER * replicas) == 0:
@@ -162,16 +162,6 @@ def ours(asked: Asked, replicas: int = 1, seed: int = 1) -> Line:
             for one in parts:
                 one.rebase(copy(values))
     return _line(asked, "ours" if replicas == 1 else f"ours, {replicas} replicas", seen)
-
-
-def _seen(part: Confidence, example: Example) -> tuple[bool, float] | None:
-    """Whether what the row was answered with has the label, and its size; None: nothing was."""
-    score, stamp, label = example.score, example.sure or b"", example.label
-    if score is not None and "" in score:
-        ends = part.interval(stamp, score[""])
-        return None if ends is None else (ends[0] <= float(label) <= ends[1], ends[1] - ends[0])
-    labels = part.labels(stamp, score)
-    return None if labels is None else (label_text(label) in labels, float(len(labels)))
 
 
 def saocp(asked: Asked, peer: Path) -> Line:

@@ -1,4 +1,4 @@
-"""What a model is worth that nobody has tuned: built-ins at their defaults beside river's best.
+"""A model that nobody has tuned is worth this: built-ins at their defaults beside river's best.
 
 Streams of many kinds are tested, then learned, row by row: numbers, categories, texts, ids, few
 classes and many, labels at once and late.  Each learner runs over each stream in a process of its
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -251,7 +253,7 @@ class Worded:
         return self._model.predict_proba_one(self._row(x))
 
     def learn_one(self, x: Features, y: Label) -> None:
-        """Learn the row."""
+        """Learn the row at hand."""
         self._model.learn_one(self._row(x), y)
 
     def _row(self, x: Features) -> Features:
@@ -290,6 +292,61 @@ def _arf(source: Source) -> Any:
         made = forest.ARFRegressor(n_models=10, seed=42)
         return Worded(made, source.text, one_hot=True)
     return Worded(forest.ARFClassifier(n_models=10, seed=42), source.text)
+
+
+class Vowpal:
+    """VowpalWabbit at its defaults, by lines of text; labels are told to it before the first row.
+
+    ``words``: options beside those of the task.
+    """
+
+    def __init__(self, source: Source, labels: Sequence[Label], words: str) -> None:
+        self._source, self._labels = source, list(labels)
+        self._at = {label: i + 1 for i, label in enumerate(labels)}
+        kind = {
+            "binary": "--loss_function logistic --link logistic",
+            "multiclass": f"--oaa {len(self._labels)} --loss_function logistic --probabilities",
+            "regression": "",
+        }[source.task]
+        made = import_module("vowpalwabbit")
+        self._workspace = made.Workspace(f"--quiet {kind} {words}")
+
+    def predict_one(self, x: Features) -> Any:
+        """Return the number that it predicts."""
+        return float(self._workspace.predict(self._line(x)))
+
+    def predict_proba_one(self, x: Features) -> dict[Label, float]:
+        """Return the row's probabilities."""
+        found = self._workspace.predict(self._line(x))
+        if self._source.task == "binary":
+            return {False: 1.0 - float(found), True: float(found)}
+        return dict(zip(self._labels, map(float, found), strict=True))
+
+    def learn_one(self, x: Features, y: Label) -> None:
+        """Learn the row at hand."""
+        if self._source.task == "binary":
+            label: float = 1 if y else -1
+        else:
+            label = self._at[y] if self._source.task == "multiclass" else float(y)
+        self._workspace.learn(f"{label} {self._line(x)}")
+
+    def _line(self, x: Features) -> str:
+        parts = []
+        for name, value in x.items():
+            if isinstance(value, str) and name in self._source.text:
+                parts += [f"{name}_{word}" for word in set(_WORDS.findall(value.lower()))]
+            elif isinstance(value, (str, bool)) or value is None:
+                parts.append(_ODD.sub("_", f"{name}={value}"))
+            else:
+                parts.append(f"{name}:{value!r}")
+        return "| " + " ".join(parts)
+
+
+_WORDS: Final = re.compile(r"\w+")
+_ODD: Final = re.compile(r"[\s:|]")
+
+VOWPAL: Final[Mapping[str, str]] = {"vw": "", "vw -q ::": "-q ::", "vw coin": "--coin"}
+"""Its learners, by what is said of them beside the task; they need `vowpalwabbit`."""
 
 
 def _ours(source: Source, learner: str, **params: Any) -> Any:
@@ -358,10 +415,16 @@ class Line:
 def measure(stream: str, learner: str, data: Path, limit: int | None = None) -> Line | None:
     """One learner over one stream, in this process; None: it does not take the task."""
     source = STREAMS[stream]
-    made = LEARNERS[learner](source)
+    rows = list(itertools.islice(source.rows(data), limit))
+    if (words := VOWPAL.get(learner)) is not None:
+        if find_spec("vowpalwabbit") is None:
+            return None
+        labels = sorted({y for _, y in rows}, key=str) if source.task == "multiclass" else ()
+        made: Any = Vowpal(source, labels, words)
+    else:
+        made = LEARNERS[learner](source)
     if made is None:
         return None
-    rows = list(itertools.islice(source.rows(data), limit))
     begun = time.process_time()
     judged = prequential(made, rows, source.task, delay=source.delay)
     us = (time.process_time() - begun) / len(rows) * 1e6

@@ -120,9 +120,12 @@ class Comparison:
         return Compared(n, mean * scale, Interval(low * scale, high * scale), better, lacking)
 
 
-def radius(squares: float, alpha: float) -> float:
-    """u(V) of the module's formula for differences in [−1, 1] (c = 2), with alpha / 2 a side."""
+def radius(squares: float, alpha: float, scale: float = 2.0) -> float:
+    """u(V) of the module's formula, with alpha / 2 a side.
+
+    ``scale``: c, which is 2 for differences in [−1, 1].
+    """
     v = max(squares, 1.0)
     level = _S * math.log(math.log(_ETA * v)) + math.log(_ZETA / (alpha / 2.0 * _LOG_ETA**_S))
-    linear = _K2 * 2.0 * level
+    linear = _K2 * scale * level
     return math.sqrt(_K1 * _K1 * v * level + linear * linear) + linear

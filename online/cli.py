@@ -25,13 +25,14 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "report": "report", "rescore": "rescore", "backfill": "backfill", "export": "export",
     "rollback": "rewrites", "forget": "forget", "freeze": "rewrites", "unfreeze": "rewrites",
     "promote": "promote", "triggers": "triggers", "top": "top", "history": "history",
+    "evaluate": "evaluate",
 }  # fmt: skip
 """By command: the module with a function of that name."""
 
 _GROUPS: Final[Mapping[str, str]] = {
     "snapshot": "snapshot", "quarantine": "quarantine", "scores": "scores", "edge": "edge",
     "config": "settings", "models": "models", "bench": "load", "alerts": "alerts",
-    "audit": "audit", "events": "events",
+    "audit": "audit", "events": "events", "certificates": "certificates",
 }  # fmt: skip
 """By command with commands below it: the module with its ``app``."""
 

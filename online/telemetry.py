@@ -122,6 +122,7 @@ _COUNTERS: Final = {
     "choices_written": "Choices that were written before they were answered.",
     "choices_repeated": "Choices that were answered as they had been before, by their id.",
     "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
+    "choices_activated": "Deferred choices of which somebody said that they were used.",
     "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
     "failed": "Rows that the model raised on, or that killed two learners.",
@@ -266,6 +267,7 @@ class _Collector:
             families.put("online_learned_events", "Events in the model.", base, model["learned"])
             up = model["server"] is not None
             families.put("online_server_up", "1: the parameter server answers.", base, up)
+            _slices(families, base, model.get("slices") or {})
             for name, text, found in _state(model):
                 if isinstance(found, (int, float)):
                     named, factor = in_seconds(name)
@@ -284,6 +286,18 @@ class _Collector:
             put = families.put if key in _GAUGES else families.count
             put(name, text, {**labels, **more}, value * factor)
         families.durations(labels, report)
+
+
+def _slices(
+    families: _Families, base: Mapping[str, str], slices: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Add the scores of parts of a model's rows."""
+    text = "Scores and coverage of the rows that have a value of a feature."
+    for feature, values in slices.items():
+        for value, scores in values.items():
+            labels = {**base, "feature": feature, "value": value}
+            for metric, found in scores.items():
+                families.put("online_slice", text, {**labels, "metric": metric}, found)
 
 
 def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:

@@ -224,6 +224,10 @@ class ParameterServer:
         """All good snapshots, see :meth:`Publishing.snapshots`."""
         return self._publishing.snapshots()
 
+    def withdraw(self, names: list[str]) -> list[str]:
+        """Remove snapshots for good, see :meth:`Publishing.withdraw`."""
+        return self._publishing.withdraw(names)
+
     def pin(self, name: str, on: bool = True) -> None:
         """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
         with self._running.publishing:
@@ -267,16 +271,9 @@ class ParameterServer:
         """Go back as the model has diverged, see :meth:`Swapping.recover`."""
         return self._swapping.recover(rewrite, before)
 
-    def forget(
-        self,
-        name: str,
-        source: str,
-        since: float | None,
-        base: str | None,
-        undone: dict[int, list[int]],
-    ) -> dict[str, Any]:
+    def forget(self, *asked: Any) -> dict[str, Any]:
         """Go on without a source, see :meth:`Swapping.forget`."""
-        return self._swapping.forget(name, source, since, base, undone)
+        return self._swapping.forget(*asked)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Tell whether the caller may build a state, see :meth:`Swapping.may_relearn`."""

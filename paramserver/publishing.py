@@ -84,6 +84,23 @@ class Publishing:
             row: dict[str, Any] = msgspec.to_builtins(described)
             return row
 
+    def withdraw(self, names: list[str]) -> list[str]:
+        """Remove snapshots for good, pins of them too; those that are there no more afterwards.
+
+        Not the newest one, and not what a start may need: these stay.  What was begun and never
+        published goes, too.  After an OSError some may be gone.
+        """
+        running = self._running
+        with running.publishing:
+            _, _, history = running.serving()
+            stay = {running.parent, None if running.needed is None else running.needed.snapshot}
+            gone = [name for name in names if name not in stay]
+            for name in gone:
+                history.withdraw_for_good(name)
+            history.remove_leftovers()
+            running.asides.difference_update(gone)
+            return gone
+
     def snapshots(self) -> list[dict[str, Any]]:
         """All good snapshots, newest first, as plain dicts of ``history.Listed``.
 

@@ -36,6 +36,9 @@ SPANS_MAX: Final = 100_000
 HALVED: Final = "halved"
 """Block of a model whose learning rate was halved: how often.  Models that can't ignore it."""
 
+Digest: TypeAlias = tuple[int, int]
+"""How many events, and the sum of their hashes modulo 2^64."""
+
 Spans: TypeAlias = tuple[tuple[int, int], ...]
 Ranges: TypeAlias = dict[int, Spans]
 """By partition: rows after the first offset, up to the second; in order, apart from each other."""
@@ -94,6 +97,10 @@ class Forget(msgspec.Struct, frozen=True):
         What it has learned or passed over: all else is learned on top.
     undone
         Rows that are taken out, as of :func:`packed`.
+    at
+        When it was decided (POSIX seconds); 0: an older version wrote it.
+    digests
+        Count and sum of the events in the state with these rows, and without; None: not told.
     """
 
     spec: str
@@ -106,6 +113,8 @@ class Forget(msgspec.Struct, frozen=True):
     closed: list[int]
     undone: dict[int, list[int]]
     position: int = 0
+    at: float = 0.0
+    digests: tuple[Digest, Digest] | None = None
 
     def taken(self) -> Ranges:
         """Rows that are taken out."""

@@ -94,7 +94,7 @@ def shortfall(store: Store, history: SnapshotHistory, model: str, spec: str) -> 
     Those from before the lineage began anew are not its past.  Raises PlaceUnreachable, and
     whatever the store raises.
     """
-    manifests = history.manifests()  # first: what they contain was in the store before
+    manifests = history.manifests().values()  # first: what they contain was in the store before
     newest = history.newest_epoch()
     epoch = store.head(model, spec).epoch
     controls = store.controls(model, 0)

@@ -157,15 +157,20 @@ class Swapping:
         since: float | None,
         base: str | None,
         undone: dict[int, list[int]],
+        digests: tuple[rewrites.Digest, rewrites.Digest] | None = None,
     ) -> dict[str, Any]:
         """Go on with a state that was built aside without the rows of a banned source.
 
         It was published as ``name``, from the snapshot ``base`` on (None: from nothing), without
-        the rows ``undone`` (see :func:`paramserver.rewrites.packed`).  What it has not learned is
-        learned on top.  Answers and errors otherwise as of :meth:`rollback`; ForgetRefused if it
-        can't take the place of what is served.
+        the rows ``undone`` (see :func:`paramserver.rewrites.packed`); ``digests`` are noted with
+        the decision.  What it has not learned is learned on top.  Answers and errors otherwise as
+        of :meth:`rollback`; ForgetRefused if it can't take the place of what is served.
         """
-        return self._go_on_with(rewrites.Forget("", source, since, base, name, 0, {}, [], undone))
+        at = self._running.host.wall()
+        asked = rewrites.Forget(
+            "", source, since, base, name, 0, {}, [], undone, at=at, digests=digests
+        )
+        return self._go_on_with(asked)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
         """Whether the caller may build a state for :meth:`relearn`: one in ``pause_s`` seconds.

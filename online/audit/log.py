@@ -98,7 +98,7 @@ class Audited:
             self._next(signer, self._entry(act, model, about), self._journal.write_line)
 
     def started(self, models: list[str]) -> None:
-        """Note a start."""
+        """Note that a service starts, and up to where each model is decided by now."""
         newest = {name: self._newest_control(name) for name in models}
         self.note(START, None, {CONTROLS: newest, "nonce": secrets.token_hex(8)})
 

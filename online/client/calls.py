@@ -316,9 +316,10 @@ def row(
     max_age_ms: float | None,
     after: str | None,
     details: bool | None = None,
+    explain: bool | None = None,
 ) -> dict[str, Any]:
     given = {
         "features": features, "id": id, "max_age_ms": max_age_ms, "after": after,
-        "details": details,
+        "details": details, "explain": explain,
     }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}

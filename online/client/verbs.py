@@ -52,15 +52,18 @@ class ModelVerbs:
         after: str | None = None,
         until_included: bool = False,
         details: bool = False,
+        explain: bool = False,
     ) -> Steps[Prediction]:
         """The answer to one row: a mapping, or a row of a data frame.
 
         ``after`` is ``seen`` of a receipt: the answer's ``includes`` says whether the model has
         learned that row.  With ``until_included`` the question is repeated until one has, else
         NotIncluded is raised.  With ``details`` the answer names what is ``missing`` in the row,
-        and what is ``unknown``.  Raises ClientError.
+        and what is ``unknown``; with ``explain`` its ``explanation`` says what each feature has
+        added to it.  Raises ClientError.
         """
-        body = row(plain_value("features", features), id, max_age_ms, after, details or None)
+        x = plain_value("features", features)
+        body = row(x, id, max_age_ms, after, details or None, explain or None)
         if until_included and after is not None:
             return (yield from self._calls.included(self.name, body))
         return (yield from self._calls.predict(self.name, body, Prediction))
@@ -129,12 +132,14 @@ class ModelVerbs:
         baseline: str | None = None,
         id: str | None = None,
         max_age_ms: float | None = None,
+        defer: bool = False,
     ) -> Steps[Chosen]:
         """Choose one of some actions: their ids, or features by id; ``context`` are features, too.
 
         ``exclude`` are ids that may not be chosen this time, ``baseline`` the action that you would
         take.  Asked again with an ``id`` of your own, every replica gives the same answer; without
-        one a repeat is another choice.  Raises ClientError.
+        one a repeat is another choice.  With ``defer`` it gets no default reward before it is
+        activated.  Raises ClientError.
         """
         named = actions if isinstance(actions, Mapping) else {action: {} for action in actions}
         asked = [
@@ -144,10 +149,17 @@ class ModelVerbs:
         body = _given(
             context=None if context is None else plain_value("context", context), actions=asked,
             exclude=list(exclude) or None, baseline=baseline, id=id, max_age_ms=max_age_ms,
+            defer=defer or None,
         )  # fmt: skip
         request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
         reply = yield from self._calls.send(request)
         return msgspec.json.decode(reply.body, type=Chosen)
+
+    @verb
+    def activate(self, id: str) -> Steps[None]:
+        """Say that a deferred choice was used: from now on it waits for its reward."""
+        request = Request("POST", self._path("/activate"), msgspec.json.encode({"id": id}))
+        yield from self._calls.send(request)
 
     @verb
     def reward(

@@ -27,6 +27,7 @@ from online.commands.export import (
     ends_of,
     freshness,
     golden_rows,
+    left_behind,
     picked,
     restored,
     shown,
@@ -301,10 +302,11 @@ def status(
     served = picked(settings, model)
     folder = _folder(settings, served)
     channel = folder.channel()
-    expires = None
+    expires = lost = None
     if channel.releases:
         expires = json.loads(folder.head()[0])["expires"]
-    _say(channel, as_json, served.name, expires, folder.reports(channel.sequence))
+        lost = left_behind(settings, served, channel.newest.about)
+    _say(channel, as_json, served.name, expires, folder.reports(channel.sequence), lost)
 
 
 def _exported(
@@ -451,7 +453,7 @@ def _publish_roots(folder: Folder, place: Path) -> None:
 
 def _say(
     channel: Channel, as_json: bool, model: str, expires: float | None = None,
-    reports: Reports | None = None,
+    reports: Reports | None = None, left_behind_by: str | None = None,
 ) -> None:  # fmt: skip
     before = channel.before
     told: dict[str, Any] = {
@@ -462,11 +464,10 @@ def _say(
         "halted": channel.halted,
         "before": None if before is None else before.sequence,
         "kept": [release.sequence for release in channel.releases],
+        "left_behind_by": left_behind_by,
     }
-    if expires is not None:
-        told["expires"] = expires
-    if reports is not None:
-        told["reports"] = asdict(reports)
+    told |= {} if expires is None else {"expires": expires}
+    told |= {} if reports is None else {"reports": asdict(reports)}
     if as_json:
         print(json.dumps(told))
         return
@@ -476,6 +477,8 @@ def _say(
     target = channel.newest.about["targets"]
     state = "halted: no device takes it" if channel.halted else f"{channel.percent} % of devices"
     print(f"model {model}: release {channel.sequence}.{channel.revision}, {state}")
+    if left_behind_by is not None:
+        print(f"  OLD: a {left_behind_by} came after it. Publish again: online edge publish")
     for name, one in target.items():
         sent = "".join(f", difference {delta['size']:,}" for delta in one.get("deltas", ()))
         print(f"  {name}: {one['size']:,} bytes{sent}")

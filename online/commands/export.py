@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,6 +136,7 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
         "version": list(state.version),
         "snapshot_at": round(state.created_at, 3),
         "spec": state.spec[:16],
+        "rewrite": state.rewrite,
         "events": values[DIGEST].data["count"] if DIGEST in values else sum(state.clock.values()),
     }
     if (row := _newest(settings, served, state)) is not None:
@@ -149,11 +150,38 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
     return made
 
 
+def left_behind(settings: Settings, served: ModelSettings, about: Mapping[str, Any]) -> str | None:
+    """Name what was decided since a release and took what it has learned out of the model; or None.
+
+    None, too, if nobody knows: of releases of older versions, and without the journal.
+    """
+    from online.settings.places import open_journal
+    from paramserver import rewrites
+
+    fresh = about["freshness"]
+    if "rewrite" not in fresh or not _has_journal(settings):
+        return None
+    partition, _, offset = fresh.get("trained_through", {}).get("event", "0:0").partition(":")
+    found = None
+    with contextlib.closing(open_journal(settings)) as journal:
+        for control in journal.controls(served.name, 0):
+            if control.kind in rewrites.REWRITES and control.seq > fresh["rewrite"]:
+                taken = rewrites.Undone(rewrites.note_of(control).taken())
+                # a rollback to what came after the release leaves that as it was
+                if control.kind != rewrites.ROLLBACK or taken.has(int(partition), int(offset)):
+                    found = control.kind
+    return found
+
+
+def _has_journal(settings: Settings) -> bool:
+    return settings.journal != "sqlite" or (settings.state_dir / "journal.db").exists()
+
+
 def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> Row | None:
     """The newest row that the snapshot has learned; None if the journal has none of them."""
     from online.settings.places import open_journal
 
-    if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
+    if not _has_journal(settings):
         return None
     found: list[Row] = []
     with contextlib.closing(open_journal(settings)) as journal:
@@ -243,7 +271,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
         for part in parts:
             first = max(part.trimmed + 1, part.end - _GOLDEN_ROWS + 1)
             for row in journal.read(part.id, first, part.end - first + 1):
-                if row.verdict in ("accepted", "clipped"):
+                if row.verdict in ("accepted", "clipped") and not codec.is_erased(row.payload):
                     example = codec.decode(row.payload)
                     rows += [example.features] if example.moved is None else []
             if len(rows) >= _GOLDEN_ROWS:

@@ -8,11 +8,13 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
     from online.rebuild.rebuild import Progress as Told
     from online.rebuild.verdicts_again import Review
+    from paramserver.rewrites import Digest
     from paramserver.state import SnapshotState
 
 _SHOWN = 10  # rows that a command line names
@@ -46,6 +49,12 @@ def forget(
     since: Annotated[
         str | None,
         typer.Option("--since", help="taken from then on: POSIX seconds, or 2026-01-31T12:00"),
+    ] = None,
+    erase: Annotated[
+        bool, typer.Option("--erase", help="remove what it has sent from the disk, too")
+    ] = False,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="file for a signed certificate")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     model: Model = None,
@@ -58,11 +67,14 @@ def forget(
     The source is banned first. Then the journal is learned again without its events, in this
     process, from the newest snapshot before the first of them; the model goes over to that in one
     step. The events are kept: `online rollback --undone` lists them. Ctrl-C changes nothing but
-    the ban.
+    the ban. With --erase what it has sent is removed from the journal and its files, and snapshots
+    that hold what it has taught; that can't be taken back, and the same command ends what one
+    before has begun.
 
     Example: online forget --source bot-7
     """
-    forget_source(path, state_dir, model, source, _time(since), None, yes=yes, as_json=as_json)
+    wish = Wish(yes, as_json, erase, certificate)
+    forget_source(path, state_dir, model, source, _time(since), None, wish)
 
 
 def _time(text: str | None) -> float | None:
@@ -77,6 +89,21 @@ def _time(text: str | None) -> float | None:
         raise ConfigError("--since", f"not a time: {text!r}", remedy) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The wishes beside whose events: no question, JSON, erase them, where a certificate goes."""
+
+    yes: bool
+    as_json: bool
+    erase: bool = False
+    certificate: Path | None = None
+
+    @property
+    def certified(self) -> bool:
+        """Whether a certificate is made."""
+        return self.erase or self.certificate is not None
+
+
 def forget_source(
     path: Path | None,
     state_dir: Path | None,
@@ -84,22 +111,22 @@ def forget_source(
     source: str,
     since: float | None,
     to: str | None,
-    *,
-    yes: bool,
-    as_json: bool,
+    wish: Wish,
 ) -> None:
     """Forget what a source has sent since a time, or (``to``) since a snapshot."""
-    begun = time.monotonic()
+    begun, as_json = time.monotonic(), wish.as_json
     client = connect(path, state_dir)
     work = _Work(path, state_dir, client, pick(client, model), source, since)
-    with work.prepared(to, as_json=as_json):
-        if not yes:
-            work.ask()
+    with work.prepared(to, wish):
+        if not wish.yes:
+            work.ask(wish)
         try:
-            done = work.swap(as_json=as_json)
+            done = work.swap(as_json=as_json) if work.events else work.ban_only()
+            if wish.certified:
+                done |= work.certify(wish)
         except KeyboardInterrupt:
             print(
-                f"interrupted: the model is as it was; {source} stays banned until "
+                f"interrupted: {work.stands()}; {source} stays banned until "
                 f"`online quarantine unban --source {source}`",
                 file=sys.stderr,
             )
@@ -108,6 +135,14 @@ def forget_source(
     if as_json:
         print(json.dumps(done))
         return
+    if work.events:
+        _print_forgotten(work, source, done)
+    else:
+        print(f"{work.name} holds no event of {source}, and it is banned")
+    _print_erased(done)
+
+
+def _print_forgotten(work: _Work, source: str, done: dict[str, Any]) -> None:
     print(
         f"{work.name} goes on without {source}: {done['undone']:,} rows taken out, "
         f"{done['learned']:,} events learned again from {work.beginning} in {span(done['seconds'])}"
@@ -118,7 +153,18 @@ def forget_source(
     _print_review(done["review"])
     for replica in done["missing"]:
         print(f"  {replica} has not seen it yet")
-    print("  the events are kept: online rollback --undone")
+    if "erased" not in done:
+        print("  the events are kept: online rollback --undone")
+
+
+def _print_erased(done: dict[str, Any]) -> None:
+    if (gone := done.get("erased")) is not None:
+        print(
+            f"  erased: {gone['rows']:,} rows, {gone['halves']:,} halves of joins, "
+            f"{gone['texts']:,} texts of failures, {gone['snapshots']:,} snapshots"
+        )
+    if (where := done.get("certificate")) is not None:
+        print(f"  certificate: {where}; not reached are, among others, exports and backups")
 
 
 def _print_review(review: dict[str, Any] | None) -> None:
@@ -140,6 +186,9 @@ def _print_review(review: dict[str, Any] | None) -> None:
 class _Work:
     """One source of one model of the running service."""
 
+    _swapped = False
+    _digests: tuple[Digest, Digest] | None = None
+
     def __init__(
         self,
         path: Path | None,
@@ -159,6 +208,7 @@ class _Work:
         from paramserver.snapshots.store import Retention
 
         self.name, self._client = name, client
+        self.events = self._again = 0
         self._wanted = Wanted(source, since)
         self._settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
         status = self._status()
@@ -181,7 +231,7 @@ class _Work:
         return status
 
     @contextlib.contextmanager
-    def prepared(self, to: str | None, *, as_json: bool) -> Iterator[None]:
+    def prepared(self, to: str | None, wish: Wish) -> Iterator[None]:
         """Find what the source has taught, and where to begin; the journal is open meanwhile."""
         from online.rebuild.forget import Bases, check_reach, influence
         from online.rows.history import Decisions
@@ -192,10 +242,13 @@ class _Work:
             self._journal, self._decisions = journal, Decisions(spec)
             self._decisions.read(journal, self.name)
             kept_from = time.time() - self._model.dedupe_window
-            with _told("looking", hidden=as_json) as told:
+            with _told("looking", hidden=wish.as_json) as told:
                 found = influence(journal, self.name, self._decisions, wanted, kept_from, told)
             if to is None:
                 check_reach(found, wanted)
+            if not found.n and wish.certified:  # there is nothing to learn again
+                yield
+                return
             self._history.index()
             head = journal.head(self.name, spec).snapshot
             bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
@@ -204,9 +257,9 @@ class _Work:
             else:
                 self._base = bases.named(self._history, head, to)
             clock = bases.clock(self._base.contained)
-            self._events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
+            self.events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
             self._again = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
-            if not self._events:
+            if not self.events:
                 when = "" if wanted.since is None and to is None else " since then"
                 raise StartRefused(
                     f"the model holds no event of {wanted.source!r}{when}",
@@ -226,17 +279,20 @@ class _Work:
         name = self._base.name
         return "the first row" if name is None else f"snapshot {name}"
 
-    def ask(self) -> None:
+    def ask(self, wish: Wish) -> None:
         """StartRefused unless somebody says yes."""
         source = self._wanted.source
-        text = (
-            f"{self._events:,} events of {source!r} leave {self.name}, and it is banned; "
-            f"{self._again:,} rows since {self.beginning} are learned again here"
-        )
+        text = f"the model holds no event of {source!r}, and it is banned"
+        if self.events:
+            text = (
+                f"{self.events:,} events of {source!r} leave {self.name}, and it is banned; "
+                f"{self._again:,} rows since {self.beginning} are learned again here"
+            )
         if not sys.stdin.isatty():
             raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
-        print(f"{text}.\nThe service answers meanwhile; the events are kept.", file=sys.stderr)
-        if not typer.confirm("Forget them?", err=True):
+        fate = "all that it has sent is removed for good" if wish.erase else "the events are kept"
+        print(f"{text}.\nThe service answers meanwhile; {fate}.", file=sys.stderr)
+        if not typer.confirm("Erase it?" if wish.erase else "Forget them?", err=True):
             raise StartRefused("nothing was changed", "Say y, or --yes")
 
     def swap(self, *, as_json: bool) -> dict[str, Any]:
@@ -247,7 +303,7 @@ class _Work:
         aside = f"aside-{server['epoch']}-{server['count']}-{secrets.token_hex(4)}"
         asked = {
             "source": self._wanted.source, "since": self._wanted.since, "snapshot": aside,
-            "base": self._base.name, "undone": built.undone,
+            "base": self._base.name, "undone": built.undone, "digests": self._digests,
         }  # fmt: skip
         may_stand = False
         try:
@@ -259,11 +315,62 @@ class _Work:
             if not may_stand:  # no control row names it
                 self._history.withdraw(aside)
         done = checked(answer)
+        self._swapped = True
         review = built.review
         return {
             **asked, **done, "learned": built.learned, "unlearned": built.unlearned,
             "review": None if review is None else review.shown(),
         }  # fmt: skip
+
+    def ban_only(self) -> dict[str, Any]:
+        """Ban the source of which the model holds nothing."""
+        self._ban()
+        return {"source": self._wanted.source, "since": self._wanted.since, "undone": 0}
+
+    def stands(self) -> str:
+        """Say what is so after an interruption."""
+        if self._swapped:
+            return "it is forgotten, and not erased yet: the same command goes on"
+        return "the model is as it was"
+
+    def certify(self, wish: Wish) -> dict[str, Any]:
+        """Erase if that is wanted, and make a certificate of what was done."""
+        from online.audit.log import keys_of
+        from online.commands.erasing import Erasing
+        from online.rebuild import certify, erase
+
+        journal, spec, wanted = self._journal, self._loaded.spec_hash, self._wanted
+        keys = keys_of(self._settings.key_path)
+        told = partial(_told, hidden=wish.as_json)
+        out: dict[str, Any] = {}
+        number = forget = erase.newest_forget(journal, self.name, spec, wanted.source)
+        content, note = None, None
+        try:
+            if forget:
+                content = certify.forgotten(journal, self.name, forget)
+                certify.checked(content, keys)
+        except StartRefused as error:  # no reason not to erase
+            if not wish.erase:
+                raise
+            content, note = None, str(error).splitlines()[0]
+        if wish.erase:
+            work = Erasing(self._client, self._settings, self.name, spec, told)
+            erasure, done = work.erase(journal, wanted.source, wanted.since)
+            number, out["erased"] = erasure.seq, msgspec.structs.asdict(done)
+            if content is None:
+                content = certify.nothing_forgotten(self.name, spec, erasure.decision, note)
+            content = certify.erased(content, erasure, done)
+        elif content is None:
+            raise StartRefused(
+                f"{wanted.source!r} was never forgotten by this model", "There is nothing to say"
+            )
+        document = certify.checked(content, keys)
+        own = self._settings.state_dir / certify.FOLDER / f"{self.name}-{number}.json"
+        for file in filter(None, (own, wish.certificate)):
+            certify.write(document, file)
+        if wish.erase:
+            erasure.end(done)
+        return {**out, "certificate": str(wish.certificate or own)}
 
     def _ban(self) -> None:
         body = {"source": self._wanted.source, "banned": True}
@@ -317,6 +424,7 @@ class _Work:
         with _told("learning again", hidden=as_json) as told:
             rebuild.run(told)
         rebuild.run()  # what has come meanwhile: the replicas learn what comes from here on
+        self._digests = rebuild.digests
         built = rebuild.built((version[0], version[1]), rewrite, time.time())
         spans = sum(len(flat) // 2 for flat in built.undone.values())
         if spans > SPANS_MAX:

@@ -64,10 +64,9 @@ def rollback(
     if without is not None:
         if to is None:
             raise typer.BadParameter("--without-source goes with --to NAME")
-        from online.commands.forget import forget_source  # which imports model libraries
+        from online.commands.forget import Wish, forget_source  # which imports model libraries
 
-        wish = {"yes": yes, "as_json": as_json}
-        forget_source(path, state_dir, model, without, None, to, **wish)
+        forget_source(path, state_dir, model, without, None, to, Wish(yes, as_json))
         return
     client = connect(path, state_dir)
     name = pick(client, model)

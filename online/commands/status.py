@@ -52,6 +52,7 @@ _QUALITY: Final = (
     "accuracy", "balanced_accuracy", "majority", "no_change", "kappa_m", "kappa_t", "log_loss",
     "brier", "ece", "auc", "f1", "mae", "rmse", "r2", "mean_mae", "last_mae",
 )  # fmt: skip
+_SLICES: Final = 8  # values of a feature
 _LACKS_S: Final = 5.0  # as the alarm in docs/monitoring.md
 _DRIFT: Final = {"act": "[red]{}[/red]", "watch": "[yellow]{}[/yellow]"}
 
@@ -85,6 +86,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
             console.print(f"[red]snapshot {name} was refused: {reason}[/red]")
     _show_decisions(console, model["rewrites"])
     _show_room(console, model["journal"])
+    _show_slices(console, model.get("slices") or {})
     _show_replay(console, model["replay"])
     _show_challenger(console, model.get("challenger"))
     if model["incident"]:
@@ -145,6 +147,17 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
     if banned := rewrites["banned"]:
         more = f" and {len(banned) - 10} more" if banned[10:] else ""
         console.print(f"banned sources: {', '.join(banned[:10])}{more}")
+
+
+def _show_slices(console: Console, slices: dict[str, dict[str, Any]]) -> None:
+    for name, values in slices.items():
+        shown = []
+        for value, scores in list(values.items())[:_SLICES]:
+            rest = (f"{what} {short(scores[what])}" for what in scores if what != "n")
+            shown.append(f"  {value}: {', '.join(rest)} over {scores['n']:,}")
+        if len(values) > _SLICES:
+            shown.append(f"  and {len(values) - _SLICES} values more: online status --json")
+        console.print("\n".join([f"by {name}:", *(shown or ["  no rows yet"])]), markup=False)
 
 
 def _show_replay(console: Console, replay: dict[str, Any] | None) -> None:

@@ -7,6 +7,7 @@ scores, and what is learned of policies is in the blocks of the model that gave 
 from __future__ import annotations
 
 import hmac
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
@@ -20,6 +21,17 @@ from online.models.scored import Scores
 Kind = Literal["auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _GRID: Final = 129
+
+WIDTHS: Final = (0.1, 0.3, 1.0)
+"""Standard deviations that count as one, of the candidates of ``auto``."""
+
+FIRST: Final = 50.0
+"""The most rewards that an action's belief begins with."""
+
+ETA: Final = 1.0
+_UNSURE: Final = 1e-12
+LATE: Final = 10.0
+"""So many times better the rewards of late have to foretell, before they alone are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +84,32 @@ class Policy:
             raise ValueError("no action is allowed; leave at least one")
         at = np.flatnonzero(free)
         means = scores.shares[at]
-        tried: dict[str, Floats] = {}
-        if self.kind in ("greedy", "auto"):
-            found = greedy(means)
-        elif self.kind == "epsilon":
-            found = (1.0 - self.epsilon) * greedy(means) + self.epsilon / len(at)
-        elif self.kind == "softmax":
-            found = softmax(means, self.temperature)
-        elif self.kind == "squarecb":
-            total = float(scores.counted.sum())
-            found = squarecb(means, self.gamma * np.sqrt(1.0 + len(at) * total))
-        elif self.kind == "confidence":
-            found = greedy(means + self.width * scores.widths[at])
-        else:
-            found = thompson(means, self.width * scores.widths[at])
+        found, tried = self._found(scores, at)
         found = bounded(found, means, self.floor, self.budget)
         return Decision(
             _spread(found, at, len(free)),
             {name: _spread(p, at, len(free)) for name, p in tried.items()},
             free.tolist(),
         )
+
+    def _found(self, scores: Scores, at: npt.NDArray[np.intp]) -> tuple[Floats, dict[str, Floats]]:
+        """Return the distribution over these actions, before its bounds."""
+        means, n = scores.shares[at], len(at)
+        if self.kind == "auto":
+            return auto(scores, at)
+        if self.kind == "greedy":
+            return greedy(means), {}
+        if self.kind == "epsilon":
+            return (1.0 - self.epsilon) * greedy(means) + self.epsilon / n, {}
+        if self.kind == "softmax":
+            return softmax(means, self.temperature), {}
+        if self.kind == "squarecb":
+            total = float(scores.arms.n.sum())
+            return squarecb(means, self.gamma * math.sqrt(1.0 + n * total)), {}
+        spread = self.width * widths(scores)[at]
+        if self.kind == "confidence":
+            return greedy(logit(means) + spread), {}
+        return thompson(logit(means), spread), {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +139,30 @@ def draw(probabilities: Floats, u: float) -> int:
     return min(found, int(np.flatnonzero(probabilities)[-1]))
 
 
+def auto(scores: Scores, at: npt.NDArray[np.intp]) -> tuple[Floats, dict[str, Floats]]:
+    """Thompson's rule; with a context, at several widths, weighted by what they have gained.
+
+    Without a context the arms' own beliefs are exact: of all rewards, or of those of late where
+    these foretell the rewards better.
+    """
+    arms = scores.arms
+    if not scores.context and not np.isfinite(scores.met).any():
+        long, late = scores.votes[-2:]
+        if late > LATE * long:
+            mean, spread = beliefs(arms.late_n[at], arms.late_total[at], arms.prior)
+        else:
+            mean, spread = beliefs(arms.n[at], arms.total[at], arms.prior)
+        return thompson(mean, spread), {}
+    means, spread = logit(scores.shares[at]), widths(scores)[at]
+    tried = {f"{width:g}": thompson(means, width * spread) for width in WIDTHS}
+    gains = np.array([scores.tried.get(name, 0.0) for name in tried])
+    rate = ETA / math.sqrt(1.0 + scores.tried.get("", 0.0))
+    weights = np.exp(rate * (gains - gains.max()))
+    weights /= weights.sum()
+    found: Floats = weights @ np.stack(list(tried.values()))
+    return found, tried
+
+
 def greedy(means: Floats) -> Floats:
     """The best action; the best ones evenly if there are several."""
     best = means >= means.max()
@@ -141,6 +183,58 @@ def squarecb(means: Floats, gamma: float) -> Floats:
     found: Floats = 1.0 / (len(means) + gamma * (means[best] - means))
     found[best] = 0.0
     found[best] = 1.0 - found.sum()
+    return found
+
+
+def logit(shares: Floats) -> Floats:
+    """Log odds of shares of the reward's range."""
+    clipped = np.clip(shares, 1e-6, 1.0 - 1e-6)
+    found: Floats = np.log(clipped) - np.log1p(-clipped)
+    return found
+
+
+def beliefs(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the log odds of each action's mean reward.
+
+    They are those of the Beta distribution that ``total`` rewards among ``n`` leave of one that
+    begins with the mean of all actions, and the weight of one reward, or of one lack of it.
+    """
+    mean = float(((total + prior) / (n + 1.0)).mean())
+    mean = min(max(mean, 1.0 / FIRST), 1.0 - 1.0 / FIRST)
+    first = 1.0 / min(mean, 1.0 - mean)
+    a, b = total + first * mean, np.maximum(n - total, 0.0) + first * (1.0 - mean)
+    return digamma(a) - digamma(b), np.sqrt(trigamma(a) + trigamma(b))
+
+
+def digamma(x: Floats) -> Floats:
+    """Derivative of the log of the gamma function (Abramowitz and Stegun, 6.3.5 and 6.3.18)."""
+    shift = np.zeros_like(x)
+    for _ in range(6):
+        low = x < 6.0
+        shift -= np.where(low, 1.0 / x, 0.0)
+        x = np.where(low, x + 1.0, x)
+    y = 1.0 / (x * x)
+    found: Floats = shift + np.log(x) - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y / 252))
+    return found
+
+
+def trigamma(x: Floats) -> Floats:
+    """Second derivative of the same (Abramowitz and Stegun, 6.4.6 and 6.4.12)."""
+    shift = np.zeros_like(x)
+    for _ in range(6):
+        low = x < 6.0
+        shift += np.where(low, 1.0 / (x * x), 0.0)
+        x = np.where(low, x + 1.0, x)
+    y = 1.0 / (x * x)
+    found: Floats = shift + 1.0 / x + y / 2 + y / x * (1 / 6 - y * (1 / 30 - y / 42))
+    return found
+
+
+def widths(scores: Scores) -> Floats:
+    """Standard deviation of what is expected of each action, in logits."""
+    own = beliefs(scores.arms.n, scores.arms.total, scores.arms.prior)[1]
+    met = np.maximum(scores.met, _UNSURE)  # 0: of a model that does not say how sure it is
+    found: Floats = 1.0 / np.sqrt(1.0 / (own * own) + 1.0 / met)
     return found
 
 

@@ -52,6 +52,8 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     drawn
         Place of the action that the policy would have answered, where it only learns from the
         caller's; None: it is the one that was answered.
+    deferred
+        Nobody has said yet that the answer was used: without a reward it is worth nothing.
     """
 
     context: Features
@@ -63,6 +65,7 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     policy: str
     baseline: int | None = None
     drawn: int | None = None
+    deferred: bool = False
 
     @property
     def action(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from online.models.arms import Counted
 from online.models.base import Model
 from online.models.crossed import hash_of, row
 from online.models.rewards import Action, RewardModel
@@ -47,9 +48,9 @@ def by_predictions(
         answers=shares[None, :],
         votes=np.ones(1),
         shares=shares,
-        counted=np.zeros(n),
-        rewarded=np.zeros(n),
-        prior=0.5,
+        met=np.zeros(n),
+        arms=Counted(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), 0.5),
+        context=bool(context),
         tried={},
         of_model=[answer.notes for answer in answers],
     )

@@ -96,6 +96,8 @@ def _words(model: EdgeModel) -> tuple[Words, str, str]:
         return _forest(model, body), call, plain
     if model.tokens is None and len(body.votes) == 1 and math.isinf(model.columns.limit):
         return _linear(model.columns, body), "edge_linear(edge_pack, x, y);", plain
+    if body.bent is not None:
+        raise ExportRefused("c99", "there is no table of tents in C")
     wide = len(body.bias)
     if model.tokens is None:
         return (

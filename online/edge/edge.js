@@ -1,5 +1,4 @@
-// Reads an edgepack and answers rows of features. No dependency; any ES2020 browser, or Node.
-// Numbers are JavaScript's own doubles, so trees branch exactly where the service's do.
+// Reads an edgepack and answers rows of features, in any ES2020 browser, or Node.
 
 const KINDS = {
   f8: Float64Array, f4: Float32Array, i4: Int32Array, i2: Int16Array,
@@ -8,7 +7,7 @@ const KINDS = {
 
 const UTF8 = new TextEncoder();
 
-/** 32-bit murmur3 of a text's UTF-8 bytes, unsigned. */
+/** murmur3 of a text's UTF-8 bytes, unsigned. */
 export function hash(text, seed) {
   const bytes = UTF8.encode(text), n = bytes.length, mul = Math.imul;
   const mix = (k) => mul(((k = mul(k, 0xcc9e2d51)) << 15) | (k >>> 17), 0x1b873593);
@@ -24,7 +23,7 @@ export function hash(text, seed) {
   return (h ^ (h >>> 16)) >>> 0;
 }
 
-/** The texts that a value is looked up by, with their numbers. */
+/** The texts that a value is looked up by, and numbers. */
 export function spell(tokens, name, value) {
   const { spelling, text } = tokens;
   if (typeof value === "number" && spelling !== "onehot")
@@ -133,7 +132,13 @@ export function load(data) {
       const add = (table, row, value) => {
         for (let o = 0; o < wide; o++) raw[o] += value * table[row * wide + o];
       };
-      z.forEach((value, i) => value === value && add(weights, i, value));
+      z.forEach((value, i) => {
+        if (value !== value) return;
+        add(weights, i, value);
+        const p = 11 / (1 + Math.exp(-1.702 * value));
+        for (let k = 0; t.bent && k < 12; k++)
+          add(t.bent, i * 12 + k, Math.max(1 - Math.abs(p - k), 0));
+      });
       for (const [row, value] of found) add(t.table, row, value);
       for (let k = 0; k < votes.length; k++) {
         link(model.link, raw, k * n, n);
@@ -183,6 +188,7 @@ export function load(data) {
     },
   };
 
+  bodies.bent = bodies.linear;
   const bayes = model.leaves === "bayes";
 
   function leaf(at, weight, z, wide, out) {
@@ -204,7 +210,7 @@ export function load(data) {
     for (let o = 0; o < wide; o++) out[o] += weight * votes[o];
   }
 
-  /** Outputs of a row: the number, the probability of classes[1], or one of each class. */
+  /** The number, the probability of classes[1], or one of each class. */
   function outputs(features) {
     const [sent, found] = encode(features);
     const x = t.ends ? sent.map((value, i) => within(value, t.ends, sent.length, i)) : sent;
@@ -215,7 +221,7 @@ export function load(data) {
     return bodies[body](x, z, found);
   }
 
-  /** What the service's predict answers: prediction, and probabilities of a classifier. */
+  /** What the service's predict answers. */
   function predict(features) {
     let out = outputs(features);
     if (!classes.length) return { prediction: out[0] };

@@ -8,7 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from online.edge.ir import EQUAL, MISSING_LEFT, EdgeModel, Floats, Forest, Linear, Link, Mlp, within
+from online.edge.ir import (
+    EQUAL,
+    MISSING_LEFT,
+    SQUASH,
+    TENTS,
+    EdgeModel,
+    Floats,
+    Forest,
+    Linear,
+    Link,
+    Mlp,
+    within,
+)  # fmt: skip
 from online.edge.rows import Encoder, Row
 
 
@@ -41,12 +53,21 @@ def scaled(model: EdgeModel, x: Floats) -> Floats:
 
 def _linear(body: Linear, z: Floats, rows: Sequence[Row]) -> Floats:
     raw = np.nan_to_num(z, nan=0.0) @ body.weights + body.bias
+    if body.bent is not None:
+        raw += tents(z).reshape(len(z), -1) @ body.bent
     for i, row in enumerate(rows):
         for at, number in row.tokens:
             raw[i] += number * body.table[at]
     experts = raw.reshape(len(raw), len(body.votes), -1)
     answers: Floats = np.einsum("k,nko->no", body.votes, link(body.link, experts))
     return answers
+
+
+def tents(z: Floats) -> Floats:
+    """How high each column's tents are at z, shape (rows, columns, TENTS); 0 where z is missing."""
+    p = (TENTS - 1) / (1.0 + np.exp(-SQUASH * z))
+    high: Floats = np.maximum(1.0 - np.abs(p[:, :, None] - np.arange(TENTS)), 0.0)
+    return np.nan_to_num(high, nan=0.0)
 
 
 def link(kind: Link, raw: Floats) -> Floats:

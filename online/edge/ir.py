@@ -28,6 +28,11 @@ Link = Literal["identity", "sigmoid", "softmax"]
 Activation = Literal["none", "relu", "tanh", "sigmoid"]
 Spelling = Literal["service", "river", "onehot"]
 
+TENTS: Final = 12
+"""Tents of a column; part of the format, as the place SQUASH that a z has among them is."""
+
+SQUASH: Final = 1.702
+
 ROWS_MAX: Final = 2**22
 """Rows of a token table, and branches or leaves of a forest: more is no export for a device."""
 
@@ -99,10 +104,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Linear:
-    """Σ_k votes_k · link(z · weights_k + tokens · table_k + bias_k).
+    """Σ_k votes_k · link(z · weights_k + tents(z) · bent_k + tokens · table_k + bias_k).
 
     Shapes: weights (columns, experts · outputs), table (token rows, experts · outputs), bias
-    (experts · outputs), votes (experts).
+    (experts · outputs), votes (experts).  ``bent``: a row for each tent of each column in turn
+    (:mod:`online.models.auto`), shape (columns · TENTS, experts · outputs); None: there are none.
+    A missing number is under no tent.
     """
 
     weights: Floats
@@ -110,6 +117,7 @@ class Linear:
     bias: Floats
     votes: Floats
     link: Link
+    bent: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -272,8 +280,12 @@ def take_apart(model: EdgeModel) -> tuple[dict[str, Any], dict[str, Array]]:
         }  # fmt: skip
         tables["keys"] = tokens.keys
     if isinstance(body, Linear):
-        structure["body"], structure["link"] = "linear", body.link
+        # a runtime that knows no tents refuses a body of this name
+        structure["body"] = "linear" if body.bent is None else "bent"
+        structure["link"] = body.link
         tables |= {"weights": body.weights, "bias": body.bias, "votes": body.votes}
+        if body.bent is not None:
+            tables["bent"] = body.bent
         if tokens is not None:
             tables["table"] = body.table
     elif isinstance(body, Mlp):
@@ -310,11 +322,12 @@ def put_together(structure: Mapping[str, Any], tables: Mapping[str, Array]) -> E
             tuple(given["words"]),
         )  # fmt: skip
     body: Linear | Mlp | Forest
-    if structure["body"] == "linear":
+    if structure["body"] in ("linear", "bent"):
         weights = _float(tables["weights"])
         table = _float(tables.get("table", np.zeros((0, weights.shape[1]))))
+        bent = _float(tables["bent"]) if structure["body"] == "bent" else None
         body = Linear(
-            weights, table, _float(tables["bias"]), _float(tables["votes"]), structure["link"]
+            weights, table, _float(tables["bias"]), _float(tables["votes"]), structure["link"], bent
         )
     elif structure["body"] == "mlp":
         layers = [

@@ -21,19 +21,21 @@ from online.edge.errors import ExportRefused
 from online.edge.fronts import Front, front_of
 from online.edge.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
 from online.edge.trees import lower_forest
-from online.models.auto import SeveralViews
+from online.models.auto import SeveralViews, tent_keys
 from online.models.base import Model
+from online.models.experts import EXPERTS
 from online.models.ftrl import FtrlModel
 from online.models.hashed import Hashed
 from online.models.limited import LIMIT, Limited
 from online.models.linear import Linear as ServedLinear
 from online.models.opaque import Opaque
 from online.models.scalers import Standard
-from online.models.selfrate import SelfRateModel
+from online.models.selfrate import Regression, SelfRateModel
 from online.models.structure import steps
 from replay.example import Label
 
 _BIAS: Final = "bias"  # of hashed rows: no hash is spelled so
+_BIASES: Final = frozenset({_BIAS, f"b{_BIAS}", f"c{_BIAS}"})
 _GLMS: Final = (
     linear_model.LogisticRegression, linear_model.LinearRegression, linear_model.Perceptron,
 )  # fmt: skip
@@ -56,7 +58,7 @@ def lower(model: Model, task: Task) -> EdgeModel:
     if isinstance(model, FtrlModel):
         return _ftrl(model, task)
     if isinstance(model, SeveralViews):
-        raise ExportRefused("auto", "its bent and crossed views have no form: learn with linear")
+        return _views(model, task)
     if isinstance(model, SelfRateModel):
         return _experts(model, task)
     network = sys.modules.get("online.models.network")
@@ -203,6 +205,50 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
     mixed = {key: np.array([spread * float(votes @ w)]) for key, w in by_key.items()}
     mixed[_BIAS] = mixed.get(_BIAS, np.zeros(1)) + mean
     return _hashed(model._rows, mixed, 1, np.ones(1), "identity", task, ())
+
+
+def _views(model: SeveralViews, task: Task) -> EdgeModel:
+    """The straight view and the bent one, as further experts on the same columns and tokens."""
+    tented, paired = model._mixture.speaking()
+    if paired:
+        raise ExportRefused("auto", "its crossed view has no form; with five numbers it is silent")
+    held, rows = model._experts, model._rows
+    labels: tuple[Label, ...] = tuple(held.labels) if task == "multiclass" else (False, True)
+    if not labels:
+        raise ExportRefused("auto", "it has met no class yet")
+    votes = np.array(model._mixture.votes()[: EXPERTS * (1 + tented)])
+    scale = votes * model._spread() if isinstance(model, Regression) else None
+
+    def of(straight: str, bent: str) -> Floats:
+        """Return what the experts have under a key of each view, in a row; "" is nobody's."""
+        found = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
+        return found.reshape(-1) if scale is None else scale @ found
+
+    known = held._at if task == "multiclass" else held._now
+    keys = {key.removeprefix("b") for key in known if key[0] != "c" and key not in _BIASES}
+    by_key = {_BIAS: of(_BIAS, f"b{_BIAS}"), **{key: of(key, f"b{key}") for key in keys}}
+    wide = len(by_key[_BIAS])
+    link: Link = "sigmoid" if task == "binary" else "softmax"
+    if isinstance(model, Regression):
+        by_key[_BIAS] = by_key[_BIAS] + float(model._targets.means.get("", 0.0))
+        votes, link, labels = np.ones(1), "identity", ()
+    edge = _hashed(rows, by_key, wide, votes, link, task, labels)
+    names = edge.columns.names
+    weights = _stack([of(_place(name, rows), "") for name in names], wide)
+    bent = None
+    if tented:
+        tents = [key for name in names for key in tent_keys(name, rows._seed, rows._mask)]
+        bent = _stack([of("", key) for key in tents], wide)
+    assert isinstance(edge.body, Linear)
+    return replace(edge, body=replace(edge.body, weights=weights, bent=bent))
+
+
+def _held(experts: Any, key: str, task: Task) -> Floats:
+    """The weights of one view's experts under a key, shape (EXPERTS, outputs)."""
+    if task == "multiclass":
+        found: Floats = experts._now[experts._at.get(key, 0), :EXPERTS]
+        return found
+    return np.array(experts._now.get(key, [0.0] * EXPERTS)[:EXPERTS])[:, None]
 
 
 def _hashed(

@@ -20,6 +20,8 @@ from online.edge.errors import ExportRefused, TargetUnavailable
 from online.edge.ir import (
     EQUAL,
     MISSING_LEFT,
+    SQUASH,
+    TENTS,
     Array,
     EdgeModel,
     Floats,
@@ -78,6 +80,8 @@ def initializers(model: EdgeModel, precision: Precision) -> dict[str, Array]:
         if len(columns.names):
             found |= {"w": body.weights * factor}
         found |= {"b": body.bias}
+        if body.bent is not None:
+            found |= {"tw": body.bent, "tk": np.arange(TENTS, dtype=np.float64)}
         if model.tokens is not None:
             found["t"] = np.concatenate([body.table, np.zeros((1, body.table.shape[1]))])
         if len(body.votes) > 1:
@@ -108,7 +112,8 @@ def _scaled(model: EdgeModel) -> bool:
 
 def _folded(model: EdgeModel) -> bool:
     """Whether the factor is in the weights: it saves a node and a tensor."""
-    return isinstance(model.body, Linear) and model.columns.limit == float("inf")
+    bent = isinstance(model.body, Linear) and model.body.bent is not None
+    return isinstance(model.body, Linear) and model.columns.limit == float("inf") and not bent
 
 
 def _leaf_tables(body: Forest, width: int) -> dict[str, Floats]:
@@ -255,8 +260,10 @@ class _Graph:
         if not self._width and self._model.tokens is None:
             raise ExportRefused("onnx", "it has learned no feature yet, so there is no input")
         if self._width:
-            _, z = self._filled(self._scale(tensors))
+            gone, z = self._filled(self._scale(tensors))
             raw = self._node("Gemm", z, "w", "b")
+            if body.bent is not None:
+                raw = self._node("Add", raw, self._tents(gone, z))
             if self._model.tokens is not None:
                 raw = self._node("Add", raw, self._token_sums(wide))
         else:
@@ -267,6 +274,18 @@ class _Graph:
         raw = self._node("Reshape", raw, self._constant("p", [-1, experts, n], np.int64))
         shares = self._node("Mul", self._link(body.link, raw), "v")
         return self._node("ReduceSum", shares, self._constant("e", [1], np.int64), keepdims=0)
+
+    def _tents(self, gone: str, z: str) -> str:
+        """Return what each column's tents add: those of a missing number add nothing."""
+        last, one = self._constant("ta", [2], np.int64), self._constant("to", 1.0)
+        squashed = self._node("Sigmoid", self._node("Mul", z, self._constant("ts", SQUASH)))
+        p = self._node("Mul", squashed, self._constant("tg", TENTS - 1.0))
+        off = self._node("Abs", self._node("Sub", self._node("Unsqueeze", p, last), "tk"))
+        high = self._node("Relu", self._node("Sub", one, off))
+        there = self._node("Cast", self._node("Not", gone), to=self._type)
+        high = self._node("Mul", high, self._node("Unsqueeze", there, last))
+        flat = self._constant("tf", [-1, self._width * TENTS], np.int64)
+        return self._node("MatMul", self._node("Reshape", high, flat), "tw")
 
     def _link(self, kind: str, raw: str) -> str:
         if kind == "identity":

@@ -154,7 +154,7 @@ def _unflattened(tables: Mapping[str, Array]) -> dict[str, Array]:
 def _is_value(name: str) -> bool:
     """Whether a table holds numbers; keys and the shape of trees are structure."""
     return name in VALUES or name.rstrip("0123456789") in (
-        "center", "factor", "weights", "table", "bias", "votes", "rows", "ends"
+        "center", "factor", "weights", "bent", "table", "bias", "votes", "rows", "ends"
     )  # fmt: skip
 
 

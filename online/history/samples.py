@@ -103,8 +103,13 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
         "banned": rewrites.get("banned"),
         "drift": drift.get("state"),
         "quarantined": filters.get("quarantined_sources"),
-        "incident": status.get("incident"),
+        "incident": _headline(status.get("incident")),
     }
+
+
+def _headline(incident: str | None) -> str | None:
+    """The incident without the values of rows that it may name: they can be forgotten, too."""
+    return None if incident is None else str(incident).partition(": ")[0]
 
 
 def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:

@@ -27,6 +27,8 @@ READ: Final = PREDICT
 ADMIN: Final = frozenset[Role]({"admin"})
 
 _HEADER_BYTES_MAX: Final = 600
+_KEY: Final = b"ocp-apim-subscription-key"
+"""The header in which clients of Personalizer send their key: a token as any other."""
 _ORIGIN_MAX: Final = 200
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -37,8 +39,12 @@ _OPEN: Final = re.compile(
 )
 _ANSWER: Final = re.compile(
     r"/v1/models/[^/]+/(predict|choose|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+    r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?rank"
 )
-_LEARN: Final = re.compile(r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/(reward|edge/deltas)")
+_LEARN: Final = re.compile(
+    r"/v[12]/models/[^/]+/feedback|/v1/models/[^/]+/(reward|activate|edge/deltas)"
+    r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?events/[^/]+/(reward|activate)"
+)
 _SHOW: Final = re.compile(
     r"/metrics|/v1/live|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
     r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
@@ -110,6 +116,8 @@ class Access:
     def _held(self, headers: Headers) -> tuple[bytes, frozenset[Role]]:
         """The token's digest, and its roles.  RequestError 401: it is not known."""
         value = headers.get(b"authorization")
+        if value is None and (key := headers.get(_KEY)) is not None:
+            value = b"Bearer " + key
         if value is None:
             hint = "Send the header Authorization: Bearer TOKEN"
             raise RequestError(401, "no_token", "a token is needed", None, hint)

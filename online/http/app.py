@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -355,7 +355,7 @@ def build_rest(
     guarded: bool = False,
     pushes: Mapping[str, Pushes] | None = None,
     live: Mapping[str, Ring] | None = None,
-    choosing: Collection[str] = (),
+    choosing: Mapping[str, Choosing] | None = None,
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -413,7 +413,7 @@ def build_rest(
     if live:
         replica = next(iter(servings.values())).replica.replica
         app.include_router(live_routes(known, live, replica))
-    app.include_router(decide_routes(choosing))
+    app.include_router(decide_routes({} if choosing is None else choosing))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app

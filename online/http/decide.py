@@ -1,28 +1,108 @@
-"""The page on which a model that chooses learns from clicks."""
+"""HTTP of models that choose, beside what is hot: activation, Personalizer's door, the demo page.
+
+A client of Personalizer takes the address of a model for its endpoint, as
+``http://host:8000/v1/models/shop``, and a token for its key.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
 
 from online.errors import RequestError
+from online.messages.bodies import JSON, decode
+from online.serving.choosing import Choosing
+from online.serving.personalizer import (
+    Personalizer,
+    RankRequest,
+    SlotRewards,
+    SlotsRequest,
+    Value,
+)
+
+_RANK = msgspec.json.Decoder(RankRequest, strict=False).decode
+_SLOTS = msgspec.json.Decoder(SlotsRequest, strict=False).decode
+_VALUE = msgspec.json.Decoder(Value).decode
+_VALUES = msgspec.json.Decoder(SlotRewards).decode
 
 
-def routes(models: Collection[str]) -> APIRouter:
+class Activation(msgspec.Struct, forbid_unknown_fields=True):
+    """The deferred choice that was used."""
+
+    id: str
+
+
+_ACTIVATION = msgspec.json.Decoder(Activation).decode
+
+
+def routes(choosing: Mapping[str, Choosing]) -> APIRouter:
     """Routes of the models that choose."""
-    made = APIRouter()
-    named = ",".join(sorted(models))
-    text = resources.files("online.http").joinpath("choose.html").read_text("utf-8")
-    page = text.replace('"MODELS"', f'"{named}"')
+    made = APIRouter(include_in_schema=False)
+    page = resources.files("online.http").joinpath("choose.html").read_text("utf-8")
 
-    @made.get("/demo/choose", include_in_schema=False)
+    @made.get("/demo/choose")
     def demo() -> HTMLResponse:
-        if not models:
+        if not choosing:
             hint = "Set `task: choose` for a model, and start again"
             raise RequestError(404, "no_choices", "no model here chooses", None, hint)
-        return HTMLResponse(page)
+        return HTMLResponse(page.replace('"MODELS"', f'"{",".join(sorted(choosing))}"'))
 
+    @made.post("/v1/models/{model}/activate")
+    async def activate(model: str, request: Request) -> Response:
+        asked: Activation = decode(_ACTIVATION, await request.body())
+        await _of(choosing, model).activate(asked.id)
+        return Response(status_code=204)
+
+    for version in ("", "/v1.0", "/v1.1"):
+        _add_personalizer(made, choosing, f"/v1/models/{{model}}/personalizer{version}")
     return made
+
+
+def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str) -> None:
+    """Add the calls of Personalizer's clients under an address."""
+
+    def of(model: str) -> Personalizer:
+        return Personalizer(_of(choosing, model))
+
+    @made.post(f"{at}/rank")
+    async def rank(model: str, request: Request) -> Response:
+        asked: RankRequest = decode(_RANK, await request.body())
+        return _created(await of(model).rank(asked))
+
+    @made.post(f"{at}/multislot/rank")
+    async def rank_slots(model: str, request: Request) -> Response:
+        asked: SlotsRequest = decode(_SLOTS, await request.body())
+        return _created(await of(model).rank_slots(asked))
+
+    @made.post(f"{at}/events/{{event}}/reward")
+    async def reward(model: str, event: str, request: Request) -> Response:
+        asked: Value = decode(_VALUE, await request.body())
+        await of(model).reward(event, asked.value)
+        return Response(status_code=204)
+
+    @made.post(f"{at}/multislot/events/{{event}}/reward")
+    async def reward_slots(model: str, event: str, request: Request) -> Response:
+        asked: SlotRewards = decode(_VALUES, await request.body())
+        await of(model).reward_slots(event, asked)
+        return Response(status_code=204)
+
+    @made.post(f"{at}/events/{{event}}/activate")
+    async def activate(model: str, event: str) -> Response:
+        await of(model).activate(event)
+        return Response(status_code=204)
+
+
+def _created(answer: dict[str, Any]) -> Response:
+    return Response(JSON.encode(answer), 201, media_type="application/json")
+
+
+def _of(choosing: Mapping[str, Choosing], model: str) -> Choosing:
+    if (found := choosing.get(model)) is None:
+        hint = f"These do: {', '.join(sorted(choosing)) or 'none'}"
+        raise RequestError(404, "no_choices", f"{model[:80]!r} does not choose", "model", hint)
+    return found

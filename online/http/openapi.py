@@ -13,6 +13,7 @@ import msgspec
 from fastapi import FastAPI
 
 from online.http.access import needed
+from online.http.openinference import example_label
 from online.messages.choices import ChooseRequest, Chosen, RewardRequest
 from online.messages.structs import (
     ErrorAnswer,
@@ -234,11 +235,8 @@ def _example(serving: Serving, *, labelled: bool) -> dict[str, Any]:
     """A body for a model that declares its features."""
     assert serving.schema is not None
     body: dict[str, Any] = {"features": serving.schema.example()}
-    settings = serving.replica.settings
     if labelled:
-        classes = settings.classes or {"positive": True}
-        label = {"binary": classes["positive"], "regression": 3.5}.get(settings.task, "a class")
-        body |= {"label": label, "event_id": "order-17"}
+        body |= {"label": example_label(serving), "event_id": "order-17"}
     return body
 
 

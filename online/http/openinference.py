@@ -381,7 +381,7 @@ def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
         return metadata(_find(servings, model, version))
 
     _errors_as_text(app)
-    _document(app, tags)
+    _document(app, servings, tags)
 
 
 def _errors_as_text(app: FastAPI) -> None:
@@ -401,7 +401,33 @@ def _as_text(plain: Any) -> Any:
     return handler
 
 
-def _document(app: FastAPI, tags: list[str]) -> None:
+def example_label(serving: Serving) -> Any:
+    """A label that the model may be sent, for examples in the document."""
+    settings = serving.replica.settings
+    classes = settings.classes or {"positive": True}
+    return {"binary": classes["positive"], "regression": 3.5}.get(settings.task, "a class")
+
+
+def _examples(servings: Mapping[str, Serving], *, labelled: bool) -> dict[str, Any]:
+    """Bodies for the models that declare their features."""
+    made: dict[str, Any] = {}
+    for name, serving in sorted(servings.items()):
+        if serving.schema is None:
+            continue
+        types = _inputs(serving)
+        row = {n: (types[n], value) for n, value in serving.schema.example().items()}
+        if labelled:
+            label = example_label(serving)
+            row["label"] = (column("", [label]).datatype, label)
+        tensors = [
+            {"name": n, "shape": [1], "datatype": kind, "data": [value]}
+            for n, (kind, value) in row.items()
+        ]
+        made[name] = {"summary": f"For {name}", "value": {"inputs": tensors}}
+    return made
+
+
+def _document(app: FastAPI, servings: Mapping[str, Serving], tags: list[str]) -> None:
     """Put the actions, which FastAPI does not route, into the OpenAPI document."""
     (asked, answer, _), components = msgspec.json.schema_components(
         [InferRequest, InferAnswer, InferError], ref_template="#/components/schemas/{name}"
@@ -417,8 +443,12 @@ def _document(app: FastAPI, tags: list[str]) -> None:
         given = content("Tensors; of feedback, `status` says it for each event", answer)
         binary = {"type": "string", "format": "binary", "description": "JSON, then the bytes"}
         given["content"]["application/octet-stream"] = {"schema": binary}
-        told = [_LABEL] if path.endswith("/feedback") else []
-        body["content"]["application/json"]["example"] = {"inputs": [_COLUMN, *told]}
+        labelled = path.endswith("/feedback")
+        shown = body["content"]["application/json"]
+        if declared := _examples(servings, labelled=labelled):
+            shown["examples"] = declared
+        else:
+            shown["example"] = {"inputs": [_COLUMN, *([_LABEL] if labelled else [])]}
         return {
             "tags": tags,
             "summary": summary,

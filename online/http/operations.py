@@ -93,6 +93,18 @@ class ForgetRequest(BaseModel):
     undone: dict[int, list[int]] = Field(
         description="rows it is without, by partition: gap, length, gap, length …"
     )
+    digests: tuple[tuple[int, int], tuple[int, int]] | None = Field(
+        None, description="count and sum of the events in it with these rows, and without"
+    )
+
+
+class WithdrawRequest(BaseModel):
+    """Snapshots that are to be removed for good."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"names": ["3-120"]}]}
+    )
+    names: list[str] = Field(max_length=EVENTS_MAX)
 
 
 class TaughtFile(BaseModel):
@@ -166,6 +178,11 @@ def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
         known(model)
         return await cluster.snapshot(model, pin=pin)
 
+    @routes.post("/snapshots/withdraw", summary="Remove some for good, but the newest")
+    async def withdraw(model: str, body: WithdrawRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.withdraw(model, body.names)
+
     @routes.post("/snapshots/{name}/pin", summary="Keep it, or not")
     async def pin(model: str, name: str, on: bool = True) -> dict[str, Any]:
         known(model)
@@ -230,7 +247,7 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
     )
     async def forget(model: str, body: ForgetRequest) -> dict[str, Any]:
         known(model)
-        asked = body.source, body.since, body.base, body.undone
+        asked = body.source, body.since, body.base, body.undone, body.digests
         return await cluster.forget(model, body.snapshot, *asked)
 
     @routes.post(

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from online.tracing.spans import Tracing
 
 
-_ACTIONS: Final = ("/predict", "/feedback", "/infer")
+_ACTIONS: Final = ("/predict", "/feedback", "/choose", "/reward", "/infer")
 
 
 class Traced:
-    """Predictions, inference and feedback are traced; whatever else is asked goes through."""
+    """Predictions, choices, inference and feedback are traced; whatever else goes through."""
 
     def __init__(self, behind: Application, tracing: Tracing) -> None:
         self._behind, self._tracing = behind, tracing

@@ -49,6 +49,11 @@ class Failed:
     reason: str
 
 
+def why_not_taught(row: Row) -> str | None:
+    """Why the row teaches nothing, whatever the model; None: it does."""
+    return "its content was erased" if codec.is_erased(row.payload) else None
+
+
 class BaseLearner(ABC):
     """Everything that learners have in common: the model that answers, and what is known of it.
 

@@ -55,6 +55,12 @@ def event_hash(key: bytes) -> int:
     return int.from_bytes(key[:8], "big")
 
 
+def digest_of(values: Blocks) -> tuple[int, int]:
+    """Count and sum of the events in a state's values."""
+    data = values[DIGEST].data if DIGEST in values else {"count": 0, "sum": 0}
+    return data["count"], data["sum"]
+
+
 class View(Protocol):
     """Something else that is summed over the learned rows, with the verbs of a tally."""
 

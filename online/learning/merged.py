@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import cast
 
-from online.learning.base import LEARNED, Failed
+from online.learning.base import LEARNED, Failed, why_not_taught
 from online.learning.bounds import BOUNDED
 from online.learning.counters import DIGEST
 from online.learning.deltas import CLOSED, Opened, finish, moved, restart, touched_by
@@ -60,8 +60,8 @@ class Learner(LocalModel):
         failed = None
         self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
-        if learned and give_up is not None:
-            failed = Failed(row, give_up)
+        if learned and (why := give_up or why_not_taught(row)) is not None:
+            failed = Failed(row, why)
         elif learned:
             failed = self._try(row, opened, example or codec.decode(row.payload))
         self._note_evidence(row)

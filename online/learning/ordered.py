@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
-from online.learning.base import LEARNED, BaseLearner, Failed
+from online.learning.base import LEARNED, BaseLearner, Failed, why_not_taught
 from online.learning.deltas import CLOSED, Track, open_ones
 from online.learning.values_in_parts import Arriving
 from online.models.base import Model
@@ -176,8 +176,8 @@ class OrderedLearner(BaseLearner):
         failed = self.latest = None
         fresh = row.offset > self._learned.get(row.partition, 0)
         wanted = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
-        if fresh and wanted and give_up is not None:
-            failed = Failed(row, give_up)
+        if fresh and wanted and (why := give_up or why_not_taught(row)) is not None:
+            failed = Failed(row, why)
         elif fresh and wanted:
             failed = self._try(row, example or self._example(row))
         if fresh:

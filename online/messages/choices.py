@@ -38,6 +38,10 @@ class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
             "digits and `._:-`.  Asked again with it, every replica gives the same answer"
         ),
     ] = None
+    defer: Annotated[
+        bool,
+        Meta(description="it may not be used: it gets no default reward before `…/activate`"),
+    ] = False
     max_age_ms: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Meta(description="503 `too_old` if the model is older than this"),

@@ -47,6 +47,26 @@ Interval = Annotated[
 ]
 
 
+class Explanation(msgspec.Struct):
+    """An explanation has what each feature has added: `base` and all of them are `output`."""
+
+    of: Annotated[
+        Any, Meta(description="the label whose log odds are explained; null: the number itself")
+    ]
+    base: Annotated[float, Meta(description="the answer to a row without any feature")]
+    output: Annotated[float, Meta(description="the answer to this row, in the same unit")]
+    contributions: Annotated[
+        dict[str, float], Meta(description="by feature, those that have added most first")
+    ]
+    exact: Annotated[
+        bool,
+        Meta(
+            description="each order of the features says the same; false: means over some orders, "
+            "which estimate Shapley values"
+        ),
+    ]
+
+
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     """One row (`features`) or many (`instances`)."""
 
@@ -71,6 +91,10 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = None
     details: Annotated[
         bool, Meta(description="the answer names what is `missing` and what is `unknown` in a row")
+    ] = False
+    explain: Annotated[
+        bool,
+        Meta(description="the answer says what each feature has added to it; not with `instances`"),
     ] = False
 
 
@@ -113,6 +137,9 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     unknown: Unknown = msgspec.UNSET
     label_set: LabelSet = msgspec.UNSET
     interval: Interval = msgspec.UNSET
+    explanation: Annotated[
+        Explanation | msgspec.UnsetType, Meta(description="there if `explain` asks for it")
+    ] = msgspec.UNSET
 
     def __repr__(self) -> str:
         sure = _sure(self.prediction, self.probabilities)

@@ -19,8 +19,12 @@ normal distribution's, so they are about the quantiles of a standardised number.
 from the data, so replicas need not agree on anything, and no delta is of other tents.
 
 Categories, words, missing values and the bias are in each view.  A view that has nothing of its own
-to say about a row repeats what the straight experts say, and costs nothing: rows without numbers,
-rows of one number or more than CROSSED_MAX for the crossed view, and a view that sleeps.
+to say has no vote and costs nothing: both do while no name of a number is known, the crossed one
+with one name or more than CROSSED_MAX, and each while it sleeps.  Its experts are then judged as
+the straight ones, so that it begins as these are when it has something to say.
+
+The slower AdaGrad expert of the bent view has half the rate of the others': it has more numbers a
+row.
 
 A view falls asleep when its experts have less than SHARE_MIN of the votes after a spell of SPELL
 labels, and is tried again for a spell after NAP spells.  Who sleeps is each replica's own, as the
@@ -33,36 +37,52 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import mmh3
 import numpy as np
 
 from evaluation.metrics import Task
 from online.models.base import Prediction
-from online.models.experts import EXPERTS, Floats, OneOutput, OutputPerClass, Taken
+from online.models.experts import ADAGRAD, EXPERTS, Floats, OneOutput, OutputPerClass, Taken
 from online.models.hashed import check_hashing
-from online.models.selfrate import Binary, Mixture, Multiclass, Regression, SelfRate, SelfRateModel
+from online.models.limited import Limited
+from online.models.selfrate import (
+    Binary,
+    Mixture,
+    Multiclass,
+    Regression,
+    SelfRate,
+    SelfRateModel,
+    logistic,
+)
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
 GRAIN: Final = 12
 CROSSED_GRAIN: Final = 6
 CROSSED_MAX: Final = 4
-"""Numbers of a row whose pairs are crossed: six pairs of four tents each."""
+"""Names of numbers whose pairs are crossed: six pairs of four tents each."""
 
 SQUASH: Final = 1.702
 """The logistic function of 1.702 z is within .01 of the normal distribution's (Camilli 1994)."""
 
-SHARP: Final = 0.5
-"""How much a difference of losses counts: half of what it does among four experts."""
+VIEWS: Final = ("straight", "bent", "crossed")
+
+SHARP: Final = 1.0 / len(VIEWS)
+"""How much a difference of losses counts, of what it does among the experts of one view."""
 
 SPELL: Final = 1_000
 SHARE_MIN: Final = 0.02
 NAP: Final = 8
 
-VIEWS: Final = ("straight", "bent", "crossed")
+_ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
+_SILENT: Final = (0.0,) * EXPERTS
+
+_NUMBER: Final = (float, int)
+_TAME: Final = 1e100
+"""Numbers and targets whose squares, and their sums over all rows that there can be, are finite."""
 
 Row = dict[str, float]
 Tent = tuple[int, float]
@@ -108,17 +128,40 @@ class Auto:
 class Naps(Mixture):
     """The losses of all experts, and which views sleep.
 
+    ``scaler``: knows the names of numbers.
     ``slept``: of each view but the first, the spells that it has slept; 0: it is awake.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scaler: Limited) -> None:
         super().__init__(EXPERTS * len(VIEWS), SHARP)
+        self._scaler = scaler
         self.labels = 0
         self.slept = [0] * (len(VIEWS) - 1)
 
-    def awake(self, view: int) -> bool:
-        """Whether the view says what it makes of rows."""
-        return not self.slept[view - 1]
+    def speaking(self) -> tuple[bool, bool]:
+        """Whether the bent view and the crossed one have something of their own to say.
+
+        It depends on the names of numbers that are known, never on the row, so that the model is
+        one function of its rows until it learns.
+        """
+        names, (bent_slept, crossed_slept) = len(self._scaler.known), self.slept
+        return names > 0 and not bent_slept, 1 < names <= CROSSED_MAX and not crossed_slept
+
+    def votes(self) -> list[float]:
+        """Each expert's share in the answer; none of those of a view that is silent."""
+        losses, sharp = self.losses, self._sharp
+        tented, paired = self.speaking()
+        if paired:
+            heard = losses if tented else losses[:EXPERTS] + losses[2 * EXPERTS :]
+        else:
+            heard = losses[: EXPERTS * (1 + tented)]
+        least = min(heard)
+        votes = [math.exp(sharp * (least - loss)) for loss in heard]
+        total = sum(votes)
+        votes = [vote / total for vote in votes]
+        if paired and not tented:
+            votes[EXPERTS:EXPERTS] = _SILENT
+        return votes + [0.0] * (len(losses) - len(votes))
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
         """A label came; at the end of a spell views fall asleep or wake up."""
@@ -158,7 +201,8 @@ def _key(view: str, spelled: str, seed: int, mask: int) -> str:
 
 
 @lru_cache(maxsize=4096)  # the same names come with nearly all rows
-def _tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
+def tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
+    """The keys of a number's tents in the bent view."""
     return tuple(_key("b", f"{name}\2{i}", seed, mask) for i in range(GRAIN))
 
 
@@ -178,10 +222,10 @@ def tents(z: float, grain: int) -> tuple[Tent, Tent]:
 
 
 def bent(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, mask: int) -> Row:
-    """The row with each number as two tents."""
+    """The row of what the views share, with each number as two tents."""
     row = {f"b{key}": value for key, value in shared.items()}
     for name, z in numbers.items():
-        keys = _tent_keys(name, seed, mask)
+        keys = tent_keys(name, seed, mask)
         for i, high in tents(z, GRAIN):
             row[keys[i]] = row.get(keys[i], 0.0) + high
     return row
@@ -208,20 +252,37 @@ class SeveralViews(SelfRateModel):
     _experts: Any
 
     def _unjudged(self) -> Mixture:
-        return Naps()
+        scaler = self._rows.scaler
+        assert isinstance(scaler, Limited)
+        return Naps(scaler)
 
     def _read(self, features: Features, *, learns: bool) -> Views:
         """A row in each view that has something to say."""
+        if all(self._mixture.slept):
+            return Views(self._rows.row(features, learns=learns), None, None)
         shared, numbers = self._rows.parts(features, learns=learns)
-        recipe, awake = self._recipe, self._mixture.awake
-        seed, mask, n = recipe.seed, 2**recipe.bits - 1, len(numbers)
-        tented = bent(shared, numbers, seed, mask) if n and awake(1) else None
-        pairs = crossed(shared, numbers, seed, mask) if 1 < n <= CROSSED_MAX and awake(2) else None
-        return Views(self._rows.joined(shared, numbers), tented, pairs)
+        seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
+        tented, paired = self._mixture.speaking()
+        return Views(
+            self._rows.joined(shared.copy(), numbers),
+            bent(shared, numbers, seed, mask) if tented else None,
+            crossed(shared, numbers, seed, mask) if paired else None,
+        )
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
-        """Rows of the same names have other tents each, so there is no pass for all of them."""
-        return False
+        """Learn rows of tame numbers one by one, as :meth:`learn` does: none of them can raise."""
+        if not all(self._is_tame(example) for example in examples):
+            return False
+        for example, weight in zip(examples, weights, strict=True):
+            self._learn(example.features, example.label, weight, example)
+        return True
+
+    def _is_tame(self, example: Example) -> bool:
+        """Whether the row can be learned whatever the model has learned before."""
+        return all(
+            type(x) in _NUMBER and -_TAME < cast(float, x) < _TAME
+            for x in example.features.values()
+        )
 
 
 class _Listed(SeveralViews):
@@ -231,6 +292,8 @@ class _Listed(SeveralViews):
 
     def _outputs(self, row: Views) -> Sequence[float]:
         straight = self._experts.outputs(row.straight)
+        if row.bent is None and row.crossed is None:
+            return straight * len(VIEWS)
         out = list(straight)
         for view in row[1:]:
             out += straight if view is None else self._experts.outputs(view)
@@ -240,18 +303,26 @@ class _Listed(SeveralViews):
         total = 0.0
         for i, view in enumerate(row):
             if view is not None:
-                total += self._experts.step(view, slopes[EXPERTS * i : EXPERTS * (i + 1)])
+                own = slopes[EXPERTS * i : EXPERTS * (i + 1)]
+                total += self._experts.step(view, own, _ADAGRAD[i])
         return total
 
 
 class _Binary(_Listed, Binary):
+    def _shares(self, row: Views) -> list[float]:
+        if row.bent is None and row.crossed is None:
+            straight = self._experts.outputs(row.straight)
+            return [logistic(z) for z in straight] * len(VIEWS)
+        return super()._shares(row)
+
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
         """Answers of :meth:`predict` to rows of one number a name."""
         return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]
 
 
 class _Regression(_Listed, Regression):
-    pass
+    def _is_tame(self, example: Example) -> bool:
+        return -_TAME < float(example.label) < _TAME and super()._is_tame(example)
 
 
 class _TakenViews(NamedTuple):
@@ -271,6 +342,9 @@ class _TakenViews(NamedTuple):
 class _Multiclass(SeveralViews, Multiclass):
     _experts: OutputPerClass
 
+    def _is_tame(self, example: Example) -> bool:
+        return example.label in self._experts.labels and super()._is_tame(example)
+
     def _take(self, row: Views, *, learns: bool) -> _TakenViews:
         take = self._experts.take
         return _TakenViews(
@@ -281,5 +355,6 @@ class _Multiclass(SeveralViews, Multiclass):
         total = 0.0
         for i, view in enumerate(taken.views):
             if view is not None:
-                total += self._experts.step(view, slopes[EXPERTS * i : EXPERTS * (i + 1)])
+                own = slopes[EXPERTS * i : EXPERTS * (i + 1)]
+                total += self._experts.step(view, own, _ADAGRAD[i])
         return total

@@ -8,6 +8,7 @@ has the place ``mix(a, b)`` in a table, worked out in arrays: nothing is looked 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import mmh3
@@ -26,12 +27,20 @@ ACTION: Final = "@"
 Places = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
+_REACH: Final = 3.0
+_SPACING: Final = 0.5
+_KNOTS: Final = 13
+"""Knots from −3 to 3 standard deviations, half a one apart."""
+
 _BIAS: Final = "bias"
 _BIAS_HASH: Final = 0x9E3779B9
 _LEFT: Final = np.uint64(0x9E3779B97F4A7C15)
 _RIGHT: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _SHIFT: Final = np.uint64(32)
+_ONE: Final = np.uint64(1)
+_KNOT: Final = np.uint64(0xA0761D6478BD642F)
 _BITS: Final = 31
+_SEED: Final = 31
 
 
 def row(context: Features, action: str, features: Mapping[str, Value]) -> Features:
@@ -67,27 +76,65 @@ class Vector(NamedTuple):
     numbers: Floats
 
 
+class Context(NamedTuple):
+    """A context twice, the bias first: its numbers as they are, and as shares of two knots.
+
+    The knots are those beside the number: what is linear in its shares is piecewise linear in it.
+    """
+
+    plain: Vector
+    knots: Vector
+
+
 def hash_of(action: str) -> int:
     """32 bits that stand for an action's id, in notes and in places."""
-    return mmh3.hash(action, _BITS, signed=False)
+    return mmh3.hash(action, _SEED, signed=False)
 
 
 class Crossing:
     """Takes contexts and actions, and keeps the moments that their numbers are standardised by."""
 
     def __init__(self, text: Sequence[str], seed: int) -> None:
-        self._context = Hashed(text, _BITS, seed, Limited("scaler"))
-        self._action = Hashed(text, _BITS, seed, Limited("actions"))
-        self._parts = (self._context, self._action)
+        self._words = Hashed(text, _BITS, seed, None)
+        self._seed = seed
+        self._parts = (Limited("scaler"), Limited("actions"))
 
-    def context(self, features: Features, *, learns: bool) -> Vector:
-        """A context, the bias first; the moments learn it first if it ``learns``."""
-        return _vector(self._context.row(features, learns=learns))
+    def context(self, features: Features, *, learns: bool) -> Context:
+        """Return a context in numbers; the moments learn it first if it ``learns``."""
+        hashes, values, names, numbers = self._taken(self._parts[0], features, learns=learns)
+        z = np.array(numbers, dtype=np.float64)
+        u = (np.clip(z, -_REACH, _REACH) + _REACH) / _SPACING
+        at = np.minimum(u.astype(np.int64), _KNOTS - 2)
+        share = u - at
+        named, before = np.array(names, dtype=np.uint64), np.array(hashes, dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            knots = named + (at.astype(np.uint64) + _ONE) * _KNOT
+            knots = np.concatenate([before, knots, knots + _KNOT])
+        return Context(
+            Vector(np.concatenate([before, named]), np.concatenate([values, z])),
+            Vector(knots, np.concatenate([values, 1.0 - share, share])),
+        )
 
     def action(self, features: Features, *, learns: bool) -> Vector:
-        """An action without its id, the bias first."""
+        """Return an action without its id, the bias first."""
         named = {ACTION + name: value for name, value in features.items()}
-        return _vector(self._action.row(named, learns=learns))
+        hashes, values, names, numbers = self._taken(self._parts[1], named, learns=learns)
+        return Vector(np.array(hashes + names, dtype=np.uint64), np.array(values + numbers))
+
+    def _taken(
+        self, scaler: Limited, features: Features, *, learns: bool
+    ) -> tuple[list[int], list[float], list[int], list[float]]:
+        """Hashes and numbers of what is no number, the bias first, and of what is one."""
+        numbers = {n: v for n, v in features.items() if type(v) is float or type(v) is int}
+        words = {n: v for n, v in features.items() if n not in numbers}
+        row = self._words.row(words, learns=False)
+        z: dict[str, float] = scaler.learn(numbers) if learns else scaler.transform(numbers)
+        return (
+            [_BIAS_HASH if name == _BIAS else int(name) for name in row],
+            list(row.values()),
+            [_place(name, self._seed) for name in z],
+            list(z.values()),
+        )
 
     def cut(self) -> Blocks:
         """The open delta of the moments, and reset it."""
@@ -104,11 +151,9 @@ class Crossing:
             part.reset(values)
 
 
-def _vector(numbers: Mapping[str, float]) -> Vector:
-    hashes = [_BIAS_HASH if name == _BIAS else int(name) for name in numbers]
-    return Vector(
-        np.array(hashes, dtype=np.uint64), np.fromiter(numbers.values(), np.float64, len(numbers))
-    )
+@lru_cache(maxsize=65_536)
+def _place(name: str, seed: int) -> int:
+    return mmh3.hash(name, seed, signed=False)
 
 
 def mix(left: Hashes, right: Hashes, bits: int) -> Places:

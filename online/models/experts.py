@@ -67,10 +67,15 @@ class OneOutput:
                 d += held[3] * x
         return a, b, c, d
 
-    def step(self, row: Mapping[str, float], slopes: Sequence[float]) -> float:
+    def step(
+        self,
+        row: Mapping[str, float],
+        slopes: Sequence[float],
+        adagrad: tuple[float, float] = ADAGRAD,
+    ) -> float:
         """Learn a row; the sum of what it has touched is finite only if each of it is."""
         now, start, sqrt = self._now, self._start, math.sqrt
-        slow, fast = ADAGRAD
+        slow, fast = adagrad
         square = 1.0 + sum([x * x for x in row.values()])
         ga, gb, gc, gd = slopes
         gc *= self._rates[0] / square
@@ -192,9 +197,10 @@ class OutputPerClass:
         at = np.array(places)
         return Taken(at, np.fromiter(row.values(), np.float64, len(row)), self._now[at])
 
-    def step(self, taken: Taken, slopes: Floats) -> float:
+    def step(self, taken: Taken, slopes: Floats, adagrad: tuple[float, float] = ADAGRAD) -> float:
         """Learn a row; the sum of what it has touched is finite only if each of it is."""
         at, x, held = taken
+        rates = _ADAGRAD if adagrad is ADAGRAD else np.array(adagrad)[:, None]
         start = self._start
         for i, place in enumerate(at.tolist()):
             if place not in start:
@@ -202,7 +208,7 @@ class OutputPerClass:
         g = x[:, None, None] * slopes[:2]
         n = held[:, EXPERTS:]
         n += g * g
-        held[:, :2] -= _ADAGRAD * g / (1.0 + np.sqrt(n))
+        held[:, :2] -= rates * g / (1.0 + np.sqrt(n))
         held[:, 2:EXPERTS] -= (x / (1.0 + x @ x))[:, None, None] * (_NORMALISED * slopes[2:])
         self._now[at] = held
         return float(held.sum())

@@ -48,6 +48,11 @@ def load_model(
 
 def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:
     """Refuse a declaration by which no row could be learned.  Raises LearnerUnusable."""
+    if model.choose is not None and numeric_only:
+        from online.models.errors import LearnerUnusable
+
+        problem = "actions are named by texts, and it takes numbers only"
+        raise LearnerUnusable(model.learner, problem, "Take one that reads texts: rewards, linear")
     texts = (n for n, one in (model.features or {}).items() if one.type in ("category", "text"))
     if numeric_only and (name := next(texts, None)) is not None:
         from online.models.errors import LearnerUnusable

@@ -68,6 +68,11 @@ class Limited:
         self.built = {name: {key: (n, mean, m2) for key, (n, mean, m2, _) in self._now.items()}}
         self._open: dict[str, list[float]] = {}  # n, mean, M2 of the rows since the cut
 
+    @property
+    def known(self) -> Collection[str]:
+        """The names that it has met."""
+        return self._now.keys()
+
     def transform(self, x: dict[str, Any]) -> dict[str, Any]:
         """Standardised numbers; names that were never met are left out."""
         return self._scaler.transform_one(x)
@@ -184,7 +189,7 @@ class Limited:
 
 
 def scaler_of(scale: Scale, name: str) -> Standard | Limited | None:
-    """What standardises numbers in that way, its block called ``name``; None: nothing does."""
+    """Return what standardises numbers so, its block called ``name``; None: nothing does."""
     if scale == "limited":
         return Limited(name)
     return Standard(preprocessing.StandardScaler(), name) if scale else None

@@ -33,6 +33,7 @@ from evaluation.metrics import Task
 from online.models import handed_over, mlflow_model, onnx_model
 from online.models.auto import Auto
 from online.models.base import Model, Trainable
+from online.models.detector import Detector, is_detector
 from online.models.errors import LearnerUnusable
 from online.models.fm import fm
 from online.models.from_settings import SCALED
@@ -110,14 +111,6 @@ def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
 
 
-def rewards(
-    low: float = 0.0, high: float = 1.0, text: Sequence[str] = (), bits: int = 17, seed: int = 0
-) -> Any:
-    """Expected rewards of actions between ``low`` and ``high``, for choices."""
-    names = text if isinstance(text, str) else tuple(text)
-    return Rewards(low, high, names, bits, seed)
-
-
 def auto(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     """The experts of ``linear`` on three views of each row: numbers as they are, bent, in pairs."""
     return Auto(text if isinstance(text, str) else tuple(text), bits, seed)
@@ -179,7 +172,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "ftrl": ftrl,
     "fm": fm,
     "linear": linear,
-    "rewards": rewards,
+    "rewards": Rewards,
     "auto": auto,
     "mlp": mlp,
     "sealed": sealed,
@@ -455,6 +448,10 @@ def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[by
     if not isinstance(made, base.Base):
         why = getattr(made, "why_not_mergeable", None)
         return opaque(why_not_mergeable=why or "it is a class of your own")
+    if task == "binary" and is_detector(made):
+        found = Detector(made)
+        why = "it is a detector of anomalies"
+        return Opaque(found, task=task, key=key, old_keys=old_keys, why_not_mergeable=why)
     _check_task(learner, made, task)
     if (why := why_not_mergeable(made)) is None:
         return Linear(made)

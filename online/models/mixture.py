@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from online.models.experts import Floats
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 
-FADE: Final = 0.995
-"""Of the losses at each reward: a window of 1 / (1 − FADE) = 200 of them."""
+FADE: Final = 0.99
+"""Of the losses at each reward: a window of 1 / (1 − FADE) = 100 of them."""
 
 _LOSSES: Final = "losses"
 
@@ -27,16 +28,11 @@ class Mixture:
         self._experts = experts
         self._judged = False  # since the cut
 
-    def shares(self) -> Floats:
-        """Each expert's vote; they sum to 1."""
-        votes = np.exp(self._losses.min() - self._losses)
+    def votes(self, free: npt.NDArray[np.bool_]) -> Floats:
+        """Each free expert's vote, 0 for the others; they sum to 1."""
+        votes = np.exp(self._losses[free].min() - self._losses) * free
         shares: Floats = votes / votes.sum()
         return shares
-
-    def votes(self) -> list[float]:
-        """Each expert's vote; they sum to 1."""
-        votes: list[float] = self.shares().tolist()
-        return votes
 
     def judge(self, answers: Floats, y: float, weight: float) -> None:
         """A reward came.  One of weight w counts as w rewards of weight 1."""

@@ -91,7 +91,8 @@ class Opaque:
             )
         self._takes_weight = self.learns and "w" in inspect.signature(final.learn_one).parameters
         self._steps = steps(estimator)
-        self.numeric_only = needs_numbers(self._steps[0])
+        said = getattr(estimator, "numeric_only", False)
+        self.numeric_only = bool(said) or needs_numbers(self._steps[0])
         # Scalers inside an ensemble are out of reach: there, names never learned are left out.
         self._names: dict[str, None] | None = {} if hides_scaler(final) else None
         self._changed = False

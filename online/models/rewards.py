@@ -2,8 +2,9 @@
 
 It is asked for all actions of a choice at once (:meth:`RewardModel.score`), and learns the reward
 of the one that was chosen.  Rewards are numbers from ``low`` to ``high``, learned as shares of that
-range.  Experts of three kinds learn side by side, four of each kind as in
-:mod:`online.models.experts`, and one that only counts:
+range.  Experts learn side by side, four of each kind as in
+:mod:`online.models.experts`, own and rivals once on the numbers as they are and once on knots
+(:class:`online.models.crossed.Context`), and two that only count:
 
 ========= ====================================== ==============================================
 experts   output for an action                   learns
@@ -16,7 +17,8 @@ rival     softmax over the allowed actions of    of all: a reward speaks against
 shared    logistic; weights on the action's      of the chosen action, and so of all that are
           features and their products with the   like it, new ones among them
           context, and an offset of its id
-arm       mean reward of the action's id         of the chosen action
+arm       mean reward of the action's id, of     of the chosen action
+          all its rewards, and of those of late
 ========= ====================================== ==============================================
 
 The answer is their mixture, weighted by how each did of late on the rewards that came
@@ -30,40 +32,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from evaluation.metrics import Task
+from online.models.arms import Arms, Sums
 from online.models.base import Prediction, by_probability
-from online.models.crossed import Crossing, Hashes, Places, Vector, hash_of, mix, split
+from online.models.crossed import Context, Crossing, Hashes, Places, Vector, hash_of, mix, split
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.experts import EXPERTS, Floats
 from online.models.hashed import check_hashing
 from online.models.mixture import Mixture
-from online.models.scored import NOTES, Scores, Served
+from online.models.scored import Scores, Served, served_of
 from online.models.tabled import Table
-from paramserver.blocks import COUNT, Block, Blocks
+from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]
 """An action's id and its features."""
 
-HEADS: Final = 3
-ALL: Final = HEADS * EXPERTS + 1
-_OWN, _RIVAL, _SHARED = (slice(i * EXPERTS, (i + 1) * EXPERTS) for i in range(HEADS))
-_ARM: Final = ALL - 1
-_ARMS: Final = "arms"
-_TRIED: Final = "tried"
-_EVERY: Final = ""
-_PRIOR: Final = 2.0
-"""Rewards of the mean over all actions that an action begins with."""
+HEADS: Final = 5
+ALL: Final = HEADS * EXPERTS + 2
+_OWN, _RIVAL, _OWN_KNOTS, _RIVAL_KNOTS, _SHARED = (
+    slice(i * EXPERTS, (i + 1) * EXPERTS) for i in range(HEADS)
+)
+_SALTS: Final = tuple(np.uint64(0xD6E8FEB86659FD93 * i % 2**64) for i in range(HEADS))
+_ARMS: Final = slice(ALL - 2, ALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """A recipe that a factory returns to serve a model of actions' rewards.
+    """Expected rewards of actions between ``low`` and ``high``, for choices.
 
     Attributes
     ----------
@@ -75,19 +76,25 @@ class Rewards:
         Tables have 2^bits places.
     seed
         Seed of the names' hash: the same in all processes.
+    clip
+        The most that a reward weighs for an action that was seldom chosen: 1 / propensity, cut
+        here.  1: all weigh alike.
     """
 
     low: float = 0.0
     high: float = 1.0
     text: Sequence[str] = ()
-    bits: int = 17
+    bits: int = 18
     seed: int = 0
+    clip: float = 1.0
 
     def __post_init__(self) -> None:
         check_hashing("rewards", self.text, self.bits)
         if not -1e12 < self.low < self.high < 1e12:
             problem = f"low {self.low!r} and high {self.high!r} are no range"
             raise LearnerUnusable("rewards", problem, "Give the least and the greatest reward")
+        if not 1.0 <= self.clip <= 1e6:
+            raise LearnerUnusable("rewards", f"clip is {self.clip!r}", "Give 1 to 1000000")
 
     def model_for(self, task: Task) -> RewardModel:
         """The model behind the learner."""
@@ -109,12 +116,9 @@ class RewardModel:
         self._recipe, self._binary = recipe, task == "binary"
         self._low, self._range = recipe.low, recipe.high - recipe.low
         self._crossing = Crossing(recipe.text, recipe.seed)
-        self._own, self._rival = Table("own", recipe.bits), Table("rival", recipe.bits)
-        self._shared = Table("shared", recipe.bits)
-        self._mixture = Mixture(ALL)
-        self._arms, self._tried = Counts(_ARMS), Counts(_TRIED)
-        self._parts = (self._crossing, self._own, self._rival, self._shared, self._mixture,
-                       self._arms, self._tried)  # fmt: skip
+        self._table, self._mixture = Table("experts", recipe.bits), Mixture(ALL)
+        self._arms, self._tried = Arms(), Sums("tried")
+        self._parts = (self._crossing, self._table, self._mixture, self._arms, self._tried)
         self.structure = f"rewards 1, {task}, {recipe!r}"
 
     # -- answers ---------------------------------------------------------------------------------
@@ -124,56 +128,9 @@ class RewardModel:
         x = self._crossing.context(context, learns=False)
         ids = np.array([hash_of(name) for name, _ in actions], dtype=np.uint64)
         described = [self._crossing.action(features, learns=False) for _, features in actions]
-        answers = self._answers(x, ids, described)
-        return self._scores(x, ids, answers)
-
-    def _answers(self, x: Vector, ids: Hashes, described: Sequence[Vector]) -> Floats:
-        """Return what each expert expects of each action: shares of the range, (ALL, actions)."""
-        out = np.zeros((ALL, len(ids)))
-        places, numbers = self._places(x, ids)
-        out[_OWN] = _logistic(self._own.outputs(places, numbers))
-        out[_RIVAL] = _softmax(self._rival.outputs(places, numbers))
-        out[_SHARED] = _logistic(self._shared.outputs(*self._products(x, ids, described)))
-        n, total = self._counted(ids)
-        prior = self._prior()
-        out[_ARM] = (total + _PRIOR * prior) / (n + _PRIOR)
-        return out
-
-    def _places(self, x: Vector, ids: Hashes) -> tuple[Places, Floats]:
-        places = mix(x.hashes[None, :], ids[:, None], self._recipe.bits)
-        return places, np.broadcast_to(x.numbers, places.shape)
-
-    def _products(
-        self, x: Vector, ids: Hashes, described: Sequence[Vector]
-    ) -> tuple[Places, Floats]:
-        """Places and numbers of each action's features by the context's; the id's offset last."""
-        widest = max(len(a.numbers) for a in described)
-        hashes = np.zeros((len(ids), widest), dtype=np.uint64)
-        by = np.zeros((len(ids), widest))
-        for i, a in enumerate(described):
-            hashes[i, : len(a.numbers)], by[i, : len(a.numbers)] = a
-        places = mix(x.hashes[None, None, :], hashes[:, :, None], self._recipe.bits)
-        offset = mix(x.hashes[None, :1], ids[:, None], self._recipe.bits)
-        numbers = (by[:, :, None] * x.numbers).reshape(len(ids), -1)
-        return (
-            np.concatenate([places.reshape(len(ids), -1), offset], axis=1),
-            np.concatenate([numbers, np.ones((len(ids), 1))], axis=1),
-        )
-
-    def _counted(self, ids: Hashes) -> tuple[Floats, Floats]:
-        """Rewards of each action so far, and their sum as shares of the range."""
-        get = self._arms.now.get
-        names = ids.tolist()
-        n = np.array([get(f"n:{name}", 0.0) for name in names])
-        return n, np.array([get(f"r:{name}", 0.0) for name in names])
-
-    def _prior(self) -> float:
-        get = self._arms.now.get
-        return (get(f"r:{_EVERY}", 0.0) + 1.0) / (get(f"n:{_EVERY}", 0.0) + 2.0)
-
-    def _scores(self, x: Vector, ids: Hashes, answers: Floats) -> Scores:
-        votes = np.array(self._mixture.votes())
-        n, total = self._counted(ids)
+        answers, met = self._answers(x, ids, described)
+        votes = self._votes(context=bool(context), described=any(map(itemgetter(1), actions)))
+        arms = self._arms.of(ids.tolist())
         return Scores(
             low=self._low,
             range=self._range,
@@ -181,21 +138,78 @@ class RewardModel:
             answers=answers,
             votes=votes,
             shares=votes @ answers,
-            counted=n,
-            rewarded=total,
-            prior=self._prior(),
+            met=met,
+            context=bool(context),
+            arms=arms,
             tried=dict(self._tried.now),
+        )
+
+    def _votes(self, *, context: bool, described: bool) -> Floats:
+        """Each expert's vote; those that have nothing to go by have none."""
+        free = np.ones(ALL, dtype=bool)
+        free[_SHARED] = described
+        if not context:
+            free[: _SHARED.start] = False
+        return self._mixture.votes(free)
+
+    def _answers(
+        self, x: Context, ids: Hashes, described: Sequence[Vector]
+    ) -> tuple[Floats, Floats]:
+        """Return what each expert expects of each action: shares of the range, (ALL, actions).
+
+        And the variance of what is expected of each by its features, in logits.
+        """
+        out = np.zeros((ALL, len(ids)))
+        for head, vector in ((_OWN, x.plain), (_OWN_KNOTS, x.knots)):
+            out[head] = _logistic(self._table.outputs(*self._places(head, vector, ids)))
+        for head, vector, alone in (
+            (_RIVAL, x.plain, _OWN), (_RIVAL_KNOTS, x.knots, _OWN_KNOTS),
+        ):  # fmt: skip
+            if len(ids) == 1:  # asked of one alone, it would always say 1
+                out[head] = out[alone]
+            else:
+                out[head] = _softmax(self._table.outputs(*self._places(head, vector, ids)))
+        met = np.full(len(ids), np.inf)
+        if any(len(a.numbers) > 1 for a in described):
+            places, numbers = self._products(x, ids, described)
+            out[_SHARED] = _logistic(self._table.outputs(places, numbers))
+            met = self._table.met(places, numbers)
+        else:
+            out[_SHARED] = out[_OWN]
+        out[_ARMS] = self._arms.means(ids.tolist())
+        return out, met
+
+    def _places(self, head: slice, x: Vector, ids: Hashes) -> tuple[Places, Floats]:
+        salted = ids ^ _SALTS[head.start // EXPERTS]
+        places = mix(x.hashes[None, :], salted[:, None], self._recipe.bits)
+        return places, np.broadcast_to(x.numbers, places.shape)
+
+    def _products(
+        self, x: Context, ids: Hashes, described: Sequence[Vector]
+    ) -> tuple[Places, Floats]:
+        """Places and numbers of each action's features by the context's; the id's offset last."""
+        bits, plain = self._recipe.bits, x.plain
+        widest = max(len(a.numbers) for a in described)
+        hashes = np.zeros((len(ids), widest), dtype=np.uint64)
+        by = np.zeros((len(ids), widest))
+        for i, a in enumerate(described):
+            hashes[i, : len(a.numbers)], by[i, : len(a.numbers)] = a
+        hashes ^= _SALTS[_SHARED.start // EXPERTS]
+        places = mix(plain.hashes[None, None, :], hashes[:, :, None], bits)
+        offset, one = self._places(_SHARED, Vector(plain.hashes[:1], plain.numbers[:1]), ids)
+        numbers = (by[:, :, None] * plain.numbers).reshape(len(ids), -1)
+        return (
+            np.concatenate([places.reshape(len(ids), -1), offset], axis=1),
+            np.concatenate([numbers, one], axis=1),
         )
 
     def predict(self, features: Features) -> Prediction:
         """Answer for one row: a context with one action."""
         context, name, action = split(features)
         share = float(self.score(context, [(name, action)]).shares[0])
-        return (
-            by_probability(share)
-            if self._binary
-            else Prediction(self._low + self._range * share, None)
-        )
+        if self._binary:
+            return by_probability(share)
+        return Prediction(self._low + self._range * share, None)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Return the answer that :meth:`predict` gives to each row."""
@@ -209,12 +223,7 @@ class RewardModel:
 
     def learn_noted(self, example: Example, weight: float) -> None:
         """Learn a reward with the notes of its choice; raises as ``learn``."""
-        served = None
-        if example.notes is not None:
-            try:
-                served = NOTES.decode(example.notes)
-            except msgspec.MsgspecError:
-                served = None
+        served = None if example.notes is None else served_of(example.notes)
         self._learn(example.features, example.label, weight, served)
 
     def _learn(
@@ -226,39 +235,42 @@ class RewardModel:
         a = self._crossing.action(action, learns=True)
         own = hash_of(name)
         ids = np.array([own], dtype=np.uint64)
-        now = self._answers(x, ids, [a])[:, 0]
+        now = self._answers(x, ids, [a])[0][:, 0]
         rivals = None if served is None else served.rivals(own)
         total = 0.0
         if rivals is not None:
-            total += self._teach_rivals(x, np.array(rivals, dtype=np.uint64), own, y, weight, now)
-        else:
-            now[_RIVAL] = now[_OWN]
+            total += self._teach_rivals(x, rivals, own, y, weight, now)
         judged = now if served is None else served.judged(ALL, now)
-        self._mixture.judge(np.asarray(judged), y, weight)
-        slopes = (now - y) * weight
-        total += self._own.step(*self._places(x, ids), slopes[_OWN, None])
-        total += self._shared.step(*self._products(x, ids, [a]), slopes[_SHARED, None])
-        for key in (str(own), _EVERY):
-            self._arms.add(f"n:{key}", weight)
-            self._arms.add(f"r:{key}", weight * y)
         if served is not None:
-            for key, change in served.credits(y, float(judged @ self._mixture.shares())).items():
+            expected = float(judged @ self._votes(context=bool(context), described=bool(action)))
+            for key, change in served.credits(y, expected).items():
                 self._tried.add(key, change * weight)
+        self._mixture.judge(judged, y, weight)
+        weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
+        slopes = (now - y) * (weight * weighs)
+        for head, vector in ((_OWN, x.plain), (_OWN_KNOTS, x.knots)):
+            total += self._table.step(*self._places(head, vector, ids), slopes[head, None])
+        if len(a.numbers) > 1:
+            total += self._table.step(*self._products(x, ids, [a]), slopes[_SHARED, None])
+        self._arms.learn(own, y, weight)
         if not math.isfinite(total):
             raise StateNotFinite(total)
 
     def _teach_rivals(
-        self, x: Vector, ids: Hashes, own: int, y: float, weight: float, now: Floats
+        self, x: Context, allowed: Sequence[int], own: int, y: float, weight: float, now: Floats
     ) -> float:
-        places, numbers = self._places(x, ids)
-        shares = _softmax(self._rival.outputs(places, numbers))
-        chosen = ids.tolist().index(own)
-        p = shares[:, chosen].copy()
-        now[_RIVAL] = p
-        rest = shares / np.maximum(1.0 - p, 1e-9)[:, None]
-        wanted = (1.0 - y) * rest
-        wanted[:, chosen] = y
-        return self._rival.step(places, numbers, (shares - wanted) * weight)
+        """Let the rivals learn; what they expected of the chosen action goes into ``now``."""
+        ids, chosen, total = np.array(allowed, dtype=np.uint64), allowed.index(own), 0.0
+        if len(ids) == 1:
+            return total
+        for head, vector in ((_RIVAL, x.plain), (_RIVAL_KNOTS, x.knots)):
+            places, numbers = self._places(head, vector, ids)
+            shares = _softmax(self._table.outputs(places, numbers))
+            p = now[head] = shares[:, chosen].copy()
+            wanted = (1.0 - y) * shares / np.maximum(1.0 - p, 1e-9)[:, None]
+            wanted[:, chosen] = y
+            total += self._table.step(places, numbers, (shares - wanted) * weight)
+        return total
 
     # -- blocks ----------------------------------------------------------------------------------
 
@@ -275,36 +287,6 @@ class RewardModel:
         """Become exactly ``values``, with an empty open delta."""
         for part in self._parts:
             part.reset(values)
-
-
-class Counts:
-    """Sums by name, which add up over replicas, and what the rows since the cut added to them."""
-
-    def __init__(self, block: str) -> None:
-        self._block = block
-        self.now: dict[str, float] = {}
-        self._open: dict[str, float] = {}
-
-    def add(self, name: str, change: float) -> None:
-        """Add to one of them."""
-        self.now[name] = self.now.get(name, 0.0) + change
-        self._open[name] = self._open.get(name, 0.0) + change
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        delta, self._open = self._open, {}
-        return {self._block: Block(COUNT, delta)} if delta else {}
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        if (block := values.get(self._block)) is not None:
-            for name, value in block.data.items():
-                self.now[name] = float(value) + self._open.get(name, 0.0)
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
-        self.now, self._open = {}, {}
-        self.rebase(values)
 
 
 def _logistic(x: Floats) -> Floats:

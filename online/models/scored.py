@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from online.models.arms import Counted
 from online.models.experts import Floats
 from replay.example import NOTES_BYTES_MAX
 
@@ -53,15 +54,33 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
         answers = np.frombuffer(self.answers, _HALF).astype(np.float64)
         return answers if np.isfinite(answers).all() else otherwise
 
+    def weighs(self, clip: float) -> float:
+        """Return 1 / propensity, at most ``clip``."""
+        return min(1.0 / self.propensity, clip) if 0.0 < self.propensity <= 1.0 else 1.0
+
     def credits(self, y: float, expected: float) -> dict[str, float]:
-        """Return what the reward adds to what is known of each candidate policy."""
-        if not 0.0 < self.propensity <= 1.0:
+        """Return what the reward adds to what is known of each candidate, by name.
+
+        Importance-weighted gains over what was expected, and under ``""`` the square of how far
+        apart they are.
+        """
+        if not 0.0 < self.propensity <= 1.0 or not self.tried:
             return {}
         gain = (y - expected) * min(1.0 / self.propensity, CLIP)
-        return {name: gain * p for name, p in self.tried.items() if 0.0 <= p <= 1.0}
+        found = {name: gain * min(max(p, 0.0), 1.0) for name, p in self.tried.items()}
+        apart = max(found.values()) - min(found.values())
+        return {**found, "": apart * apart}
 
 
-NOTES: Final = msgspec.msgpack.Decoder(Served)
+_NOTES: Final = msgspec.msgpack.Decoder(Served)
+
+
+def served_of(notes: bytes) -> Served | None:
+    """Read a choice's notes; None if they are not ours."""
+    try:
+        return _NOTES.decode(notes)
+    except (msgspec.MsgspecError, ValueError):
+        return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,10 +99,13 @@ class Scores:
         Each expert's vote in the mixture; they sum to 1.
     shares
         The mixture: expected reward of each action.
-    counted, rewarded
-        Rewards of each action so far, and their sum.
-    prior
-        Mean reward over all actions.
+    met
+        Variance of what is expected of each action by its features, in logits; infinite if it
+        has none.
+    arms
+        Rewards of each action, whatever the context.
+    context
+        Whether there is any feature of the context.
     tried
         What is known of candidate policies: sums that the policies make sense of.
     of_model
@@ -96,18 +118,11 @@ class Scores:
     answers: Floats
     votes: Floats
     shares: Floats
-    counted: Floats
-    rewarded: Floats
-    prior: float
+    met: Floats
+    arms: Counted
+    context: bool
     tried: Mapping[str, float]
     of_model: Sequence[bytes | None] = ()
-
-    @property
-    def widths(self) -> Floats:
-        """Standard deviation of what is expected of each action, in shares of the range."""
-        p = np.clip(self.shares, 0.02, 0.98)
-        widths: Floats = np.sqrt(p * (1.0 - p) / (1.0 + self.counted))
-        return widths
 
     @property
     def means(self) -> Floats:

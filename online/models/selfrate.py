@@ -244,7 +244,7 @@ class Binary(SelfRateModel):
 
     def _shares(self, row: Any) -> list[float]:
         """Return the probability of True that each expert gives."""
-        return [_logistic(z) for z in self._outputs(row)]
+        return [logistic(z) for z in self._outputs(row)]
 
     def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
         shares, y = self._shares(row), float(label)
@@ -274,7 +274,7 @@ class Binary(SelfRateModel):
                 b += h1 * v
                 c += h2 * v
                 d += h3 * v
-            shares = [_logistic(a), _logistic(b), _logistic(c), _logistic(d)]
+            shares = [logistic(a), logistic(b), logistic(c), logistic(d)]
             y = float(example.label)
             self._judge(mixture, _unpack(self._shares_form, example) or shares, y, weight)
             experts.walk(held, x, [(p - y) * weight for p in shares])
@@ -314,7 +314,7 @@ class Multiclass(SelfRateModel):
         self._experts.meet(label)
 
     def _take(self, row: Any, *, learns: bool) -> Any:
-        """What the experts know of the row, as :class:`~online.models.experts.Taken`."""
+        """Return what the experts know of the row, as :class:`~online.models.experts.Taken`."""
         return self._experts.take(row, learns=learns)
 
     def _teach(self, taken: Any, slopes: Floats) -> float:
@@ -466,7 +466,8 @@ def _unpack(form: str, served: Example | None) -> Sequence[float] | None:
     return unpack(form, served.notes)
 
 
-def _logistic(x: float) -> float:
+def logistic(x: float) -> float:
+    """Return the probability of True for its log odds."""
     if x >= 0:
         return 1.0 / (1.0 + math.exp(-x))
     power = math.exp(x)  # NaN too

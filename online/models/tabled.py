@@ -15,6 +15,9 @@ from online.models.experts import ADAGRAD, EXPERTS, NORMALISED, Floats
 from paramserver.blocks import ADDITIVE, Block, Blocks
 
 _NUMBERS: Final = 6
+_PRIOR: Final = 0.3
+"""Squared slopes that stand for a standard logistic distribution of a weight before any row."""
+
 _ADAGRAD: Final[Floats] = np.array(ADAGRAD)
 _NORMALISED: Final[Floats] = np.array(NORMALISED)
 
@@ -33,9 +36,15 @@ class Table:
         sums: Floats = np.einsum("kde,kd->ek", held, numbers)
         return sums
 
-    def information(self, places: Places) -> Floats:
-        """Sum of squared slopes that the slow expert has met at each place."""
-        found: Floats = self._now[places, EXPERTS]
+    def met(self, places: Places, numbers: Floats) -> Floats:
+        """Variance of each action's output, by the squared slopes that the slow expert has met.
+
+        A mean over the row's features, each by its number's square: were they all one feature, or
+        all alike, it would be that of a logistic regression.
+        """
+        squares = numbers**2
+        spread = squares / (_PRIOR + self._now[places, EXPERTS])
+        found: Floats = spread.sum(axis=1) / squares.sum(axis=1)
         return found
 
     def step(self, places: Places, numbers: Floats, slopes: Floats) -> float:

@@ -28,7 +28,8 @@ from typing import Final
 import msgspec
 
 from online.errors import StartRefused
-from online.rebuild.holdings import difference, digest_of
+from online.learning.counters import digest_of
+from online.rebuild.holdings import difference
 from online.rows.prediction_ids import event_key
 from paramserver import rewrites, shortfall
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
@@ -345,7 +346,7 @@ def _go_on(
         clock=clock,
         closed=sorted(state.closed),
         trimmed={p.id: p.trimmed for p in partitions.values()},
-        digest=digest_of(state),
+        digest=digest_of(state.values),
         difference=difference(journal, state),
     )
 

@@ -38,7 +38,7 @@ def _heads(settings: Settings, journal: Journal, models: list[str]) -> Iterator[
             place = lineage_place(snapshots_path(settings), model, spec)
             history = SnapshotHistory(open_snapshots(place), Retention())
             with contextlib.suppress(OSError, ParamServerError):
-                for found in history.manifests():
+                for found in history.manifests().values():
                     if found.log is not None:
                         name = f"{found.version[0]}-{found.version[1]} of {model}"
                         yield SeenHead(name, *found.log, found.created_at)

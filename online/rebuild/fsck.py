@@ -18,6 +18,7 @@ from typing import Any
 from online.challenger.promotion import as_stored
 from online.errors import StartRefused
 from online.models.from_settings import load_model
+from online.rebuild.erase import unfinished
 from online.rebuild.holdings import (
     Counts,
     Holding,
@@ -87,6 +88,8 @@ class Findings:
         Why a start on what is there would be refused; None: it would not.
     lost
         Rows that stand for events which the journal has lost, or which were given up.
+    erasing
+        Sources of which it was decided to erase what they have sent, and that has not ended.
     """
 
     model: str
@@ -110,6 +113,7 @@ class Findings:
     lacks: int = 0
     no_start: str | None = None
     lost: int = 0
+    erasing: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -143,6 +147,7 @@ class Findings:
             f"{self.quarantined:,} quarantined, {self.failed:,} failed, "
             f"{self.waiting:,} waiting for their other half",
             *([f"  {self.lost:,} lost or given up, their repeats new"] if self.lost else []),
+            *(f"  erasing {s!a} has not ended: run it again" for s in self.erasing),
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
             *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
@@ -256,6 +261,7 @@ def compare(
         lacks=lacks,
         no_start=no_start,
         lost=counts.lost,
+        erasing=tuple(decision.source for _, decision in unfinished(journal, model)),
     )
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from online.errors import OnlineError
-from online.learning.counters import DIGEST, event_hash
+from online.learning.counters import digest_of, event_hash
 from online.rows.history import LEARNED, Decisions, origin
 from paramserver.rewrites import Undone
 from paramserver.shortfall import accepted
+from paramserver.snapshots.format import Manifest
 from paramserver.state import SnapshotState
 from replay.journal.base import Journal, Partition, Row, Verdict
 
@@ -91,7 +92,7 @@ def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Hold
                 lost[p] = after, contained
     return Holding(
         name,
-        digest_of(state),
+        digest_of(state.values),
         dict(state.clock),
         state.closed,
         decisions.undone,
@@ -101,10 +102,13 @@ def holding_of(journal: Journal, name: str | None, state: SnapshotState) -> Hold
     )
 
 
-def digest_of(state: SnapshotState) -> Digest:
-    """The digest in a snapshot's values."""
-    data = state.values[DIGEST].data if DIGEST in state.values else {"count": 0, "sum": 0}
-    return data["count"], data["sum"]
+def holding_before(
+    journal: Journal, name: str, decisions: Decisions, manifest: Manifest
+) -> Holding:
+    """Return which rows a snapshot of this manifest must hold, without a look at its values."""
+    clock, closed = dict(manifest.clock), manifest.closed_partitions()
+    skipped = _skipped(journal, manifest.model, manifest.spec, manifest.version[0])
+    return Holding(name, (0, 0), clock, closed, decisions.undone, skipped)
 
 
 def difference(journal: Journal, state: SnapshotState) -> Digest:

@@ -18,7 +18,7 @@ import msgspec
 from evaluation.metrics import Task
 from online.errors import StartRefused
 from online.learning.base import Failed
-from online.learning.counters import View
+from online.learning.counters import View, digest_of, event_hash
 from online.learning.ordered import OrderedLearner
 from online.models.base import Model
 from online.models.from_settings import merge_rule
@@ -30,15 +30,17 @@ from online.sure.views import views_of
 from paramserver import rewrites, wire
 from paramserver.blocks import COUNT, Block
 from paramserver.filters.sources import SOURCES_MAX
-from paramserver.rewrites import HALVED, Spans, note_of, packed
+from paramserver.rewrites import HALVED, Digest, Spans, note_of, packed
 from paramserver.server import Server
 from paramserver.state import SnapshotState
+from replay.codec import is_erased
 from replay.journal.base import Journal, Row, Verdict
 
 if TYPE_CHECKING:
     from online.models.load import Loaded
 
 _PAGE_ROWS: Final = 1_000
+_MASK: Final = 2**64 - 1
 _PARTS: Final = 2**62  # values come in one piece
 
 Progress = Callable[[int, int], None]
@@ -149,6 +151,7 @@ class Rebuild:
         ends = {p.id: p.end for p in journal.partitions(base.model)}
         self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
         self._out: dict[int, list[int]] = {}
+        self._standing = digest_of(base.values)
         self._after = base.position
         self.learned = self.unlearned = 0
 
@@ -196,6 +199,9 @@ class Rebuild:
             )
         self._at[row.partition] = row.offset
         counts = self._decisions.learned(row)
+        if counts:
+            count, total = self._standing
+            self._standing = count + 1, total + event_hash(row.key) & _MASK
         if counts and self._wanted.meant(row):
             self._leave_out(row)
             row = msgspec.structs.replace(row, verdict=Verdict.FROZEN)  # nor its evidence
@@ -210,13 +216,21 @@ class Rebuild:
     def _set_aside(self, row: Row) -> bool:
         """Whether a filter keeps the row back, and nobody has decided about it."""
         undecided = self._decisions.choice(origin(row)) is None
-        return row.verdict is Verdict.QUARANTINED and undecided
+        return row.verdict is Verdict.QUARANTINED and undecided and not is_erased(row.payload)
 
     def _learn(self, row: Row) -> Failed | None:
         return self._learner.learn(row, self._decisions.failure(row))
 
     def _leave_out(self, row: Row) -> None:
         self._out.setdefault(row.partition, []).append(row.offset)
+
+    @property
+    def digests(self) -> tuple[Digest, Digest]:
+        """Count and sum of the events up to here: all that stood, and those that were learned.
+
+        The first is what the journal says, the second what the model does.
+        """
+        return self._standing, self._learner.tally.digest
 
     def built(self, version: wire.Version, rewrite: int, created_at: float) -> Built:
         """Return what was learned, as a state that is to be published aside.

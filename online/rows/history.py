@@ -35,6 +35,7 @@ from replay.journal.base import Control, Journal, NewRow, Row, Verdict
 UNDONE: Final = "undone"
 FROZEN: Final = "frozen"
 QUARANTINED: Final = "quarantined"
+ERASED: Final = "erased"
 RELEASED: Final = "released"
 DISCARDED: Final = "discarded"
 Choice = Literal["released", "discarded"]
@@ -269,7 +270,7 @@ class Listed:
             "label": label,
             "at": self.row.at,
             "row": f"{self.row.partition}:{self.row.offset}",
-            "status": self.choice or status,
+            "status": ERASED if codec.is_erased(self.row.payload) else self.choice or status,
         }
         if self.standing is not None:
             out["status"] = "learned_again" if status == UNDONE else RELEASED
@@ -412,8 +413,8 @@ def _listed(
     if status == UNDONE and undone is not None and undone.key != row.key:
         return None  # it is listed where its first copy that is undone stands
     choice = decisions.choice(event) if status == QUARANTINED else None
-    if choice is None and decisions.banned(row.source):
-        following = None  # not with all the others
+    if codec.is_erased(row.payload) or (choice is None and decisions.banned(row.source)):
+        following = None  # it teaches nothing any more; or not with all the others
     return Listed(row, event, standing, following, choice)
 
 

@@ -67,7 +67,10 @@ class Whole:
 
 
 class Predicted:
-    """A prediction: it is kept, or it takes the first label that waits."""
+    """A prediction: it is kept, or it takes the first label that waits.
+
+    One that is given another's place (``over``) takes that, and joins nothing.
+    """
 
     def __init__(self, half: NewRow) -> None:
         self._half = half
@@ -78,6 +81,9 @@ class Predicted:
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         outcome, half = outcomes[0], self._half
+        if half.over is not None:  # it is to take the place of that one, or nothing's
+            self.rows, self.outcome = (), outcome
+            return
         if outcome.gone:
             self.rows = (half,)
             return

@@ -14,7 +14,7 @@ from online.rows.history import origin as origin_of
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from replay.codec import decode
+from replay.codec import decode, is_erased
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, Label, Value, label_of
 from replay.journal.base import Journal, Row, Verdict
@@ -82,6 +82,7 @@ class JournalRows:
                 for row in page.rows
                 if self._since <= row.at < self._until
                 and row.verdict is not Verdict.LOST
+                and not is_erased(row.payload)
                 and origin_of(row).key == row.key
                 and (example := self._example(row)) is not None
             ]

@@ -28,17 +28,24 @@ from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.models.base import Prediction as Answer
 from online.replica.pending import Recorded
 from online.rows.door import Door, not_plain
+from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
 from online.serving.default_rewards import DefaultRewards
+from online.serving.events import is_join_id
 from online.serving.serving import Serving, check_own_id
 from online.settings.config import Limits
 from online.settings.model import Choose
 from replay import codec
-from replay.example import Features
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.example import Example, Features, PredictionHalf, Value
+from replay.journal.base import Half, NewRow, Verdict
 from replay.plain import is_plain
 
 _RESERVED: Final = "@"
 """How names begin that rows of choices have for their action."""
+
+_NO_HALF: Final = b"?"
+"""The payload of no half: what is put over it is told what stands there, and changes nothing."""
 
 _Version = tuple[int, int, int]
 
@@ -69,6 +76,11 @@ class Choosing:
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
 
+    @property
+    def apprentice(self) -> bool:
+        """Whether the caller's own choice is answered."""
+        return self._settings.apprentice
+
     # -- choosing ----------------------------------------------------------------------------
 
     async def choose(self, request: ChooseRequest) -> Chosen:
@@ -91,11 +103,13 @@ class Choosing:
         if self._settings.apprentice and baseline in excluded:
             hint = "Take another one, or do not exclude it"
             raise invalid("baseline", "it is excluded", hint)
-        asked = Choice(context, actions, excluded, 0, (), (), self._called, baseline)
+        asked = Choice(
+            context, actions, excluded, 0, (), (), self._called, baseline, deferred=request.defer
+        )
         nonce = self._issued.tokens.nonce()
         choice, answer = self._chosen(asked, nonce)
         features = row(context, *actions[choice.chosen])
-        if request.id is None:
+        if request.id is None and not request.defer:
             token = self._issued.token(features, answer, choice=pack(choice), nonce=nonce)
             if token is not None:
                 if self._settings.default_reward is not None:
@@ -161,6 +175,8 @@ class Choosing:
         """The question as the model is asked it: numbers far beyond all before are bounded."""
         bounds = self._replica.learner.bounds
         context = bounds.answered(asked.context)
+        if all(bounds.answered(ends) is ends for ends in _ends(asked.actions)):
+            return context, asked.actions
         actions = []
         for action, features in asked.actions:
             sent = {_RESERVED + name: value for name, value in features.items()}
@@ -177,12 +193,16 @@ class Choosing:
         """
         if recorded.status == "damaged":
             raise damaged(recorded.reason or "", "id")
-        if recorded.met is not None:
-            kept = codec.decode_prediction(recorded.met.payload)
+        kept: PredictionHalf | Example | None = None
+        try:
+            if recorded.met is not None:
+                kept = codec.decode_prediction(recorded.met.payload)
+            elif recorded.row is not None:
+                kept = codec.decode(recorded.row.payload)
+        except (PayloadFormat, PayloadInvalid) as error:
+            raise damaged(str(error), "id") from None
+        if kept is not None:
             return _opened(kept.choice), kept.version or (0, 0, 0)
-        if recorded.row is not None:
-            example = codec.decode(recorded.row.payload)
-            return _opened(example.choice), example.version or (0, 0, 0)
         if recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             hint = "Send it again after Retry-After, or without an id; nothing was recorded"
@@ -241,7 +261,38 @@ class Choosing:
             found[action.id] = features
         return tuple(found.items())
 
-    # -- rewards -----------------------------------------------------------------------------
+    # -- what becomes of it ------------------------------------------------------------------
+
+    async def activate(self, id: str, source: str = Event().source) -> None:
+        """Say that a deferred choice was used: from now on it waits for its reward.
+
+        One that is not deferred, or has its reward, stays as it is.  Raises RequestError.
+        """
+        self._replica.counts["choices_activated"] += 1
+        if not is_join_id(id):
+            return  # a token: deferred choices have none
+        payload = codec.encode_prediction(PredictionHalf({}))
+        for key in self.serving.keys_of(id, source):
+            over = _NO_HALF
+            for _ in range(ROUNDS_MAX):
+                now = self._replica.now_s()
+                row = NewRow(
+                    key, id, "", Verdict.ACCEPTED, payload, now, half=Half.PREDICTION, over=over
+                )
+                found = (await self._replica.writer.record([row]))[0]
+                if found.met is None or found.met.half is not Half.PREDICTION:
+                    break
+                kept = codec.decode_prediction(found.met.payload)
+                choice = _opened(kept.choice)
+                if not choice.deferred:
+                    return
+                used = pack(msgspec.structs.replace(choice, deferred=False))
+                over = found.met.payload
+                payload = codec.encode_prediction(msgspec.structs.replace(kept, choice=used))
+            if found.row is not None or found.since is not None:
+                return
+        hint = "Send the id of a choice that was deferred"
+        raise RequestError(404, "unknown_id", "no choice has this id", "id", hint)
 
     async def reward(self, request: RewardRequest) -> tuple[int, Receipt | Receipts]:
         """HTTP status and what became of the reward or rewards."""
@@ -260,6 +311,26 @@ class Choosing:
             source=request.source, event_time=request.event_time,
         )  # fmt: skip
         return await self.serving.feedback(event)
+
+
+def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:
+    """The least and the greatest number of each feature of the actions, as rows name them."""
+    least: dict[str, Value] = {}
+    most: dict[str, Value] = {}
+    for _, features in actions:
+        for name, value in features.items():
+            if type(value) is not float and type(value) is not int:
+                continue
+            if name not in most:
+                least[name] = most[name] = value
+            elif value > most[name]:  # type: ignore[operator]
+                most[name] = value
+            elif value < least[name]:  # type: ignore[operator]
+                least[name] = value
+    return (
+        {_RESERVED + name: value for name, value in least.items()},
+        {_RESERVED + name: value for name, value in most.items()},
+    )
 
 
 def _number(reward: Any) -> Any:

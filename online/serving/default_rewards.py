@@ -16,12 +16,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from online.decide.record import RecordInvalid, unpack
 from online.errors import RequestError
 from online.replica.replica import ModelReplica
 from online.rows.joins import joined
 from online.settings.model import Choose
 from replay import codec
-from replay.errors import ReplayError
+from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
 from replay.example import WaitingLabel
 from replay.journal.base import NewRow, Stored
 
@@ -77,9 +78,12 @@ class DefaultRewards:
 
 
 def _defaulted(key: bytes, half: Stored, reward: float, at: float) -> NewRow | None:
-    """The row of a choice without a reward; None: it is none."""
-    made = codec.decode_prediction(half.payload)
-    if made.choice is None:
+    """The row of a choice without a reward; None: it is none, or may never have been used."""
+    try:
+        made = codec.decode_prediction(half.payload)
+        if made.choice is None or unpack(made.choice).deferred:
+            return None
+    except (PayloadFormat, PayloadInvalid, RecordInvalid):  # others do not wait for it
         return None
     source = half.source or SOURCE
     label = WaitingLabel(reward, 1.0, None, source, half.event_id, at, ())

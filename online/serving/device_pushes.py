@@ -303,7 +303,8 @@ class Pushes:
             receipt.reason = "the source is banned" if first.judged is None else first.judged.reason
         if recorded.repeat:
             receipt.duplicate, receipt.first_outcome = True, status
-            receipt.status = "duplicate" if first.label == content else "conflict"
+            same = first.label == content or codec.is_erased(row.payload)
+            receipt.status = "duplicate" if same else "conflict"
         self._replica.counts[f"deltas_{receipt.status}"] += 1
         return HTTP["conflict" if receipt.status == "conflict" else status], receipt
 

@@ -85,11 +85,15 @@ class Events:
             return await self._with_own_id(event, event.id, label, weight, field)
         return await self._with_token(event, event.id, label, weight, field)
 
+    def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
+        """Keys of the predictions of an own id that events of the source may be about."""
+        askers = [asker for asker in labels_for(source) if asker in self._askers]
+        return tuple(join_key(asker, own) for asker in (*askers, None))
+
     async def _with_own_id(
         self, event: Event, own: str, label: Label, weight: float, field: str
     ) -> Asked:
-        askers = [asker for asker in labels_for(event.source) if asker in self._askers]
-        keys = tuple(join_key(asker, own) for asker in (*askers, None))
+        keys = self.keys_of(own, event.source)
         await self._check_new(event, label, weight, keys, field)
         now, source = self._now_s(), event.source
         waiting = WaitingLabel(label, weight, event.event_time, source, own, now, keys)

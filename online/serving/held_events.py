@@ -216,7 +216,7 @@ class Kept:
     def _label(self, model: str, row: Row) -> Any:
         """The row's label, as the model's settings call it."""
         example = codec.decode(row.payload)
-        if example.moved is not None:
+        if example.moved is not None or codec.is_erased(row.payload):
             return None
         label = example.label
         names = self._facts(model).get("labels")

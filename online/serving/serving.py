@@ -32,6 +32,7 @@ from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
+from online.serving.explained import why
 from online.serving.issued import Issued
 from online.serving.ordinary import Asked
 from online.serving.together import Together
@@ -88,6 +89,10 @@ class Serving:
         """The maker of the ids of answers."""
         return self._reader.issued
 
+    def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
+        """Keys of the predictions of an own id that events of the source may be about."""
+        return self._reader.keys_of(own, source)
+
     @property
     def schema(self) -> Schema | None:
         """The declared features; None: none is declared."""
@@ -113,6 +118,7 @@ class Serving:
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
+            said = why(replica, self._door, features, answer) if request.explain else msgspec.UNSET
             if replica.judge is not None:
                 replica.judge.asked(answer)
             replica.counts["predictions"] += 1
@@ -130,7 +136,11 @@ class Serving:
                 from_peer,
                 *named,
                 *self._around(answer),
+                said,
             )
+        if request.explain:
+            hint = "Ask one row at a time: explain with features"
+            raise invalid("explain", "many rows are not explained together", hint)
         rows = self._many(request.instances or [], give_ids=request.ids)
         if request.details:
             for row, sent in zip(rows, request.instances or [], strict=True):
@@ -330,11 +340,12 @@ class Serving:
             receipt.reason = _why(codec.decode(standing.payload))
         if recorded.repeat:
             first = codec.decode(standing.payload).label
+            erased = codec.is_erased(standing.payload)
             receipt.duplicate = True
             receipt.first_outcome = recorded.status
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
-            receipt.status = "duplicate" if asked.label == first else "conflict"
+            receipt.status = "duplicate" if erased or asked.label == first else "conflict"
             if receipt.status == "conflict":
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt

@@ -17,12 +17,13 @@ import msgspec
 
 from evaluation.summary import summary
 from online.errors import RequestError
+from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import journal_room
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
-from online.sure.views import confidence_in
+from online.sure.views import confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import (
@@ -36,7 +37,7 @@ from paramserver.errors import (
     SnapshotMissing,
     SnapshotName,
 )
-from paramserver.rewrites import promoted
+from paramserver.rewrites import Digest, promoted
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -48,6 +49,8 @@ _PUSH_S = 5.0  # an exchange takes some 60 ms
 _ACT_POLL_S = 0.05
 BEHIND_MAX = 2_000
 """Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
+_INFLUENCE_NAMES = 256  # of one row: to look at more would take too long
+_INFLUENCE_SHOWN = 20
 _LIST = "`online snapshot list` names those that are kept"
 
 
@@ -125,8 +128,10 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
+            "slices": _slices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
+            "influence": _influence(replica),
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
@@ -259,6 +264,11 @@ class Cluster(Kept):
         await self._command(model, "pin", snapshot, on)
         return {"name": snapshot, "pinned": on}
 
+    async def withdraw(self, model: str, names: list[str]) -> dict[str, Any]:
+        """Remove snapshots for good, pinned ones too."""
+        await self.note(model, "withdraw", {"snapshots": len(names)})
+        return {"withdrawn": await self._command(model, "withdraw", names)}
+
     async def rollback(self, model: str, snapshot: str) -> dict[str, Any]:
         """Back to a snapshot's values.  The rows learned since are undone, and kept.
 
@@ -277,9 +287,10 @@ class Cluster(Kept):
         since: float | None,
         base: str | None,
         undone: dict[int, list[int]],
+        digests: tuple[Digest, Digest] | None = None,
     ) -> dict[str, Any]:
         """Go on with a state built aside without a source; waits until the replicas do."""
-        asked = snapshot, source, since, base, undone
+        asked = snapshot, source, since, base, undone, digests
         answer = dict(await self._command(model, "forget", *asked))
         return {**await self._acted(model, answer["control"], None), **answer}
 
@@ -407,6 +418,12 @@ def _confidence(replica: ModelReplica) -> dict[str, Any] | None:
     return None if found is None else found.shown()
 
 
+def _slices(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return scores and coverage by the values of features; None: no feature is named for it."""
+    found = slices_in(replica.learner.tally.views)
+    return None if found is None else found.shown()
+
+
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what this replica's filters know; None if nothing is judged."""
     return None if replica.filters is None else replica.filters.shown()
@@ -419,6 +436,31 @@ def _example(replica: ModelReplica) -> dict[str, Any] | None:
     if (schema := schema_of(replica.settings)) is None:
         return None
     return {"features": schema.example(), "label": None}
+
+
+def _influence(replica: ModelReplica) -> dict[str, float] | None:
+    """How much what each feature adds to an answer varies over rows of late, the largest first.
+
+    The mean distance from what it adds on the mean, in log odds of the positive label or in the
+    target's unit.  None: the model does not add up features, or nothing was learned here yet.
+    """
+    task, model = replica.settings.task, replica.learner.serving
+    rows = [] if replica.judge is None else list(replica.judge.sample)
+    if not rows or task == "multiclass":
+        return None
+    label = True if task == "binary" else None
+    added: list[dict[str, float]] = []
+    for row in rows:
+        if len(row) > _INFLUENCE_NAMES or (terms := terms_of(model, row, label)) is None:
+            return None
+        added.append(terms[1])
+    found: dict[str, float] = {}
+    for name in {name for one in added for name in one}:
+        values = [one.get(name, 0.0) for one in added]
+        mean = sum(values) / len(values)
+        found[name] = sum(abs(value - mean) for value in values) / len(values)
+    largest = sorted(found, key=lambda name: (-found[name], name))[:_INFLUENCE_SHOWN]
+    return {name: found[name] for name in largest}
 
 
 def _drift(

@@ -361,6 +361,14 @@ class ModelSettings(Tree):
         description="each answer has a set of labels (regression: an interval) that holds the true "
         "one this often, also where the stream changes and labels come late; none: it has none",
     )
+    slices: tuple[str, ...] = Field(
+        (),
+        max_length=8,
+        description="features by whose values scores and coverage are counted, too",
+    )
+    slice_values: int = Field(
+        32, ge=1, le=1_000, description="values of such a feature; rows of others count together"
+    )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
     token_lifetime: Seconds = Field(7 * 86_400, description="how long a prediction takes a label")
@@ -453,7 +461,10 @@ class ModelSettings(Tree):
         return self.task if self.choose is None else "choose"
 
     @model_validator(mode="after")
-    def _choices_have_no_interval(self) -> ModelSettings:
+    def _slices_are_names(self) -> ModelSettings:
+        known = self.features or self.slices
+        if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
+            raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")
         if self.confidence is not None and self.choose is not None:
             raise ValueError("confidence: a choice has no set or interval; leave it out")
         return self

@@ -132,13 +132,10 @@ class Confidence:
             self._add_label(label_text(example.label), score, then, n)
 
     def _add_label(self, label: str, score: Mapping[str, float], then: float, n: int) -> None:
-        least = _least(then)
-        top = max(score, key=score.__getitem__)
-        p = score.get(label, -1.0)
-        covered = label == top or p >= least
-        size = sum([p >= least for p in score.values()])
-        self._count(covered, max(size, 1))
-        against = -_ALL if label == top else _against(p)
+        covered, size = _held_label(label, score, then)
+        self._count(covered, size)
+        right = label == max(score, key=score.__getitem__)
+        against = -_ALL if right else _against(score.get(label, -1.0))
         self._move(against > self._now(), not covered, n)
 
     def _add_number(self, target: float, answer: float, then: float, n: int) -> None:
@@ -147,12 +144,11 @@ class Confidence:
             return
         before = self._now()
         log = math.log(error) if error > 0.0 else -math.inf
-        half, covered = _half(then), None
-        if half is not None:
-            covered = abs(target - answer) <= half
-            self._count(covered, 2.0 * half)
+        found = _held_number(target, answer, then)
+        if found is not None:
+            self._count(*found)
         if before < math.inf:
-            self._move(log > before, None if covered is None else not covered, n)
+            self._move(log > before, None if found is None else not found[0], n)
         if error > 0.0:
             self._sum(_LOGS, 1)
             self._sum(_ERRORS, log)
@@ -232,6 +228,29 @@ class Confidence:
             "coverage": self._sums[_COVERED] / n if n else None,
             size: self._sums[_SIZE] / n if n else None,
         }
+
+
+def held(task: Task, example: Example) -> tuple[bool, float] | None:
+    """Whether what the row was answered with had its label, and its size; None: nothing was."""
+    score, stamp = example.score, example.sure
+    if not score or stamp is None or len(stamp) != STAMP.size:
+        return None
+    then = STAMP.unpack(stamp)[0]
+    if task == "regression":
+        return _held_number(float(example.label), score.get("", 0.0), then)
+    return _held_label(label_text(example.label), score, then)
+
+
+def _held_label(label: str, score: Mapping[str, float], then: float) -> tuple[bool, float]:
+    least = _least(then)
+    size = sum([p >= least for p in score.values()])
+    covered = score.get(label, -1.0) >= least or label == max(score, key=score.__getitem__)
+    return covered, max(size, 1)
+
+
+def _held_number(target: float, answer: float, then: float) -> tuple[bool, float] | None:
+    half = _half(then)
+    return None if half is None else (abs(target - answer) <= half, 2.0 * half)
 
 
 def _least(threshold: float) -> float:

@@ -6,12 +6,23 @@ from collections.abc import Sequence
 
 from online.learning.counters import View
 from online.settings.model import ModelSettings
+from online.sure.slices import Slices
 from online.sure.threshold import Confidence
 
 
 def views_of(model: ModelSettings) -> list[View]:
     """New ones, of no row; none if the settings ask for none."""
-    return [] if model.confidence is None else [Confidence(model.task, model.confidence)]
+    views: list[View] = []
+    if model.confidence is not None:
+        views.append(Confidence(model.task, model.confidence))
+    if model.slices:
+        views.append(Slices(model.task, model.slices, model.slice_values))
+    return views
+
+
+def slices_in(views: Sequence[View]) -> Slices | None:
+    """The one among them that counts by slice; None: there is none."""
+    return next((view for view in views if isinstance(view, Slices)), None)
 
 
 def confidence_in(views: Sequence[View]) -> Confidence | None:

@@ -204,17 +204,21 @@ class SnapshotHistory:
         end = snapshot_format.manifest_end(prefix)
         return prefix if end <= len(prefix) else self._snapshots.load(name, end)
 
-    def manifests(self) -> list[snapshot_format.Manifest]:
-        """Return what all snapshots say of themselves, states that were built aside too.
+    def manifests(self) -> dict[str, snapshot_format.Manifest]:
+        """By name, what all snapshots say of themselves, states that were built aside too.
 
-        Those that can't be read are left out.  Raises PlaceUnreachable.
+        Those that can't be read are in ``refused`` afterwards.  Raises PlaceUnreachable.
         """
         self.index()
-        found = list(self._manifests.values())
+        found = dict(self._manifests)
         for name in self._snapshots.names():
             if name.startswith(ASIDE):
-                with contextlib.suppress(SnapshotCorrupt, SnapshotFormat, SnapshotMissing):
-                    found.append(snapshot_format.read_manifest(self._prefix(name)))
+                try:
+                    found[name] = snapshot_format.read_manifest(self._prefix(name))
+                except SnapshotMissing:
+                    continue
+                except (SnapshotCorrupt, SnapshotFormat) as error:
+                    self.refused[name] = str(error)
         return found
 
     def drop_vanished(self, head: str | None) -> list[str]:
@@ -286,6 +290,14 @@ class SnapshotHistory:
             self._snapshots.delete(name)
         self._manifests.pop(name, None)
         self._sizes.pop(name, None)
+
+    def withdraw_for_good(self, name: str) -> None:
+        """Remove a file whatever its pin says, good or refused."""
+        if name in self._snapshots.pins():
+            with contextlib.suppress(SnapshotMissing):
+                self._snapshots.pin(name, False)
+        self.withdraw(name)
+        self.refused.pop(name, None)
 
     def retain(self, head: str, held: Collection[str] = ()) -> list[Contained]:
         """Remove what retention does not keep; return what recovery may start from.

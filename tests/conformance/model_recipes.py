@@ -71,11 +71,15 @@ def words_rows() -> Rows:
 
 
 def choices() -> Rows:
-    """Contexts with an action each, some described and some not, and rewards between 0 and 1."""
+    """Contexts with an action each, some described and some not, and rewards between 0 and 1.
+
+    The context's number takes three values: between more of them it would meet further knots as
+    its moments settle, 13 at most.
+    """
     return [
         (
             row(
-                {"hour": float(i % 24), "shop": ("north", "South")[i % 2], "new": i % 3 == 0},
+                {"hour": float(i % 3), "shop": ("north", "South")[i % 2], "new": i % 3 == 0},
                 f"offer {i * i % 7}",
                 {"price": float(i % 4), "kind": ("a", "b")[i % 2]} if i % 5 else {},
             ),

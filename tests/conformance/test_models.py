@@ -86,7 +86,7 @@ def test_ftrl_bounds_its_classes_and_its_settings() -> None:
     ],
 )
 @pytest.mark.parametrize(
-    "recipe", [SelfRate(text=["text"]), SelfRate(bits=4), Auto(text=["text"]), Auto(bits=4)]
+    "recipe", [SelfRate(text=["text"]), SelfRate(bits=4), Auto(text=["text"], bits=6)]
 )
 def test_linear_experts_keep_the_promises(
     recipe: SelfRate | Auto, task: Any, rows: Callable[[], Rows]

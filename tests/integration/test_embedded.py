@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -79,6 +80,22 @@ def test_answers_say_how_sure_they_are_and_go_on_so_after_a_restart(state: Path)
         assert [row.label_set for row in many.predictions] == [[False], [True]]
     with online.serve(model(), **given) as service:
         assert service.client.status("clicks")["confidence"] == found
+
+
+def test_an_answer_is_explained_by_what_each_feature_has_added(state: Path) -> None:
+    with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
+        teach(service, "clicks")
+        said = service.client.predict("clicks", {"x": 2.0, "y": 0.5}, explain=True)
+        why, shares = said.explanation, said.probabilities
+        assert [round(why.contributions[name], 3) for name in "xy"] == [1.098, 0.023]  # docs/why.md
+        assert isinstance(shares, dict)
+        assert why.of is said.prediction is True
+        assert (why.exact, list(why.contributions)) == (True, ["x", "y"])
+        total = why.base + sum(why.contributions.values())
+        assert total == pytest.approx(math.log(shares["true"] / shares["false"]), abs=1e-9)
+        many = {f"f{i}": 1.0 for i in range(257)}
+        with pytest.raises(ServiceRefused, match="at most 256 are explained"):
+            service.client.predict("clicks", many, explain=True)
 
 
 def test_an_object_is_served_learns_and_is_there_again_after_a_restart(state: Path) -> None:

@@ -97,6 +97,22 @@ def test_values_of_numpy_are_numbers_and_what_is_none_is_refused_by_name(state: 
         assert learner.report()["learned"] == 1
 
 
+def test_a_folder_of_before_goes_on_with_the_scaler_that_it_began_with(state: Path) -> None:
+    """The limited scaler is for models that begin: nothing is learned anew, nothing is refused."""
+    told: dict[str, Any] = {"task": "binary", "filters": "none"}
+    with online.Learner("logreg", state, params={"scale": "plain"}, **told) as learner:
+        for x, y in rows():
+            learner.learn_one({**x, "far": 1e6 if x["y"] == 0.75 else x["y"]}, y)
+        answer = learner.predict_proba_one({"x": 1.0, "y": 0.5, "far": 40.0})
+    said: list[str] = []
+    with online.Learner("logreg", state, say=said.append, **told) as learner:
+        assert learner.predict_proba_one({"x": 1.0, "y": 0.5, "far": 40.0}) == answer
+        assert learner.learn_one({"x": 1.0, "y": 0.5, "far": 0.5}, True).status == "learned"
+    assert any("goes on with `scale: plain`" in line for line in said)
+    with pytest.raises(StartRefused, match="settings have changed"):
+        online.Learner("logreg", state, params={"scale": "limited"}, **told)
+
+
 def test_it_works_in_a_notebook_and_a_second_one_on_the_folder_closes_the_first(
     state: Path,
 ) -> None:

@@ -356,7 +356,7 @@ def test_a_snapshot_knows_the_newest_line(folder: Settings, tmp_path: Path) -> N
         place = lineage_place(str(tmp_path / "snapshots"), "m", "s")
         history = SnapshotHistory(open_snapshots(place), Retention())
         publish(journal, history, SnapshotState("m", "s", "", (1, 1), {}, {}), None)
-        (manifest,) = history.manifests()
+        (manifest,) = history.manifests().values()
         assert manifest.log == (2, newest(journal).sha256)
     assert check_log(folder).as_dict() == {
         "good": True, "lines": 2, "trimmed": 0, "old": 0, "faults": [],

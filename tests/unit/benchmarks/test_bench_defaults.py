@@ -51,3 +51,14 @@ def test_a_learner_that_takes_numbers_gets_no_others() -> None:
         "a": 1.0,
         "e": 2.0,
     }
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_vowpal_wabbit_stands_beside_them_where_it_is(task: str) -> None:
+    pytest.importorskip("vowpalwabbit", reason="vowpalwabbit is not installed")
+    for name in bench.VOWPAL:
+        line = bench.measure(task, name, Path())
+        assert line is not None
+        assert line.what == name
+        assert (line.mae if task == "regression" else line.accuracy) is not None

@@ -9,18 +9,20 @@ from typing import Any
 
 import edge_world as worlds
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 from replica_world import SPEC, row
 
 from online.commands import edge
-from online.commands.export import freshness
+from online.commands.export import freshness, left_behind
 from online.edge.channel import COMPARED_LEAST, DIFFERING_LEAST, Channel, Reports
 from online.edge.errors import PublishRefused
 from online.edge.manifest import canonical
 from online.http.edge import routes
 from online.learning.counters import DIGEST, METRICS
 from online.settings import config
+from paramserver import rewrites
 from paramserver.blocks import Block
 from paramserver.replicas import Replicas
 from paramserver.state import SnapshotState
@@ -128,3 +130,40 @@ def test_lines_of_an_older_service_are_read(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("".join(json.dumps(line) + "\n" for line in (["a", "used"], ["b", "failed"])))
     assert world.folder.reports(1) == Reports(1, 1)
+
+
+ROWS = {1: (0, 5)}
+
+
+@pytest.mark.parametrize(
+    ("note", "through", "before", "found"),
+    [
+        (rewrites.Relearn(SPEC, "s", 0, {}, [], {}, 1.0), 5, 0, "relearn"),
+        (rewrites.Forget(SPEC, "bot", None, None, "s", 0, {}, [], {}), 5, 0, "forget"),
+        (rewrites.Rollback(SPEC, "s", 0, {}, [], ROWS), 5, 0, "rollback"),
+        (rewrites.Rollback(SPEC, "s", 0, {}, [], ROWS), 6, 0, None),
+        (rewrites.Relearn(SPEC, "s", 0, {}, [], {}, 1.0), 5, 1, None),
+    ],
+)
+def test_a_release_that_a_rewrite_left_behind_says_so(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    note: rewrites.Note,
+    through: int,
+    before: int,
+    found: str | None,
+) -> None:
+    data = {"state_dir": str(tmp_path), "models": [{**config.DEFAULT_MODEL, "name": "m"}]}
+    settings = config.load(None, data, {})
+    about = {"freshness": {"rewrite": before, "trained_through": {"event": f"1:{through}"}}}
+    assert left_behind(settings, settings.models[0], about) is None, "there is no journal"
+    journal = SqliteJournal(tmp_path / "journal.db", disk_low_mb=0)
+    kind = type(note).__name__.lower()
+    journal.write_control("m", kind, "it", msgspec.json.encode(note))
+    journal.close()
+    assert left_behind(settings, settings.models[0], about) == found
+    assert left_behind(settings, settings.models[0], {"freshness": {}}) is None, "an older one"
+    channel = Channel().published({"targets": {}, "freshness": {"events": 5}}, 100)
+    edge._say(channel, False, "m", left_behind_by=found)
+    said = capsys.readouterr().out
+    assert (f"OLD: a {found} came after it" in said) == (found is not None)

@@ -64,6 +64,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
     ("GET", "/v1/models/{model}/live"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots"): ADMIN,
+    ("POST", "/v1/models/{model}/snapshots/withdraw"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots/{name}/pin"): ADMIN,
     ("POST", "/v1/models/{model}/rollback"): ADMIN,
     ("POST", "/v1/models/{model}/promote"): ADMIN,

@@ -15,6 +15,7 @@ from river import linear_model, optim, preprocessing
 import online.models.linear
 from online.learning.alike import alike
 from online.learning.merged import Learner
+from online.models.auto import Auto
 from online.models.limited import LimitedScaler
 from online.models.linear import Linear
 from online.models.selfrate import SelfRate
@@ -49,6 +50,9 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
 }
 
 
+NOTING: dict[str, Callable[[], Any]] = {"linear": SelfRate, "auto": Auto}
+
+
 def examples_of(rng: random.Random, n: int, task: str) -> list[Example]:
     """Rows of the same names, whole numbers and truths among the numbers."""
     names = rng.sample("abcdefgh", rng.randint(1, 8))
@@ -78,8 +82,8 @@ def rows_of(rng: random.Random, examples: Sequence[Example], first: int) -> list
 
 
 def built(estimator: str, task: Any) -> Any:
-    if estimator == "linear":
-        return SelfRate().model_for(task)
+    if estimator in NOTING:
+        return NOTING[estimator]().model_for(task)
     return Linear(ESTIMATORS[estimator]())
 
 
@@ -112,7 +116,7 @@ def noted(rng: random.Random, learner: Learner, example: Example) -> Example:
 
 
 @pytest.mark.parametrize("compensates", [False, True])
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, "linear"])
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, *NOTING])
 def test_one_pass_leaves_what_one_by_one_leaves(estimator: str, compensates: bool) -> None:
     task = "regression" if estimator == "linear regression" else "binary"
     for seed in range(2):
@@ -121,7 +125,7 @@ def test_one_pass_leaves_what_one_by_one_leaves(estimator: str, compensates: boo
         offset, passes = 1, 0
         for _ in range(15):
             examples = examples_of(rng, rng.randint(1, 30), task)
-            if estimator == "linear":
+            if estimator in NOTING:
                 examples = [noted(rng, one, example) for example in examples]
             if rng.random() < 0.3:
                 judged = Judged(0.5, "", {"surprise": 0.25})

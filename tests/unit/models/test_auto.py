@@ -10,18 +10,24 @@ from typing import Any
 import pytest
 
 from evaluation.streams import open_stream
+from online.edge import ir
+from online.edge.errors import ExportRefused
+from online.edge.evaluate import evaluate
+from online.edge.lower import lower
 from online.models.auto import (
     CROSSED_GRAIN,
     CROSSED_MAX,
     GRAIN,
     NAP,
     SPELL,
+    SQUASH,
     Auto,
     Naps,
     tents,
 )
 from online.models.errors import LearnerUnusable
 from online.models.experts import EXPERTS
+from online.models.limited import Limited
 from online.models.load import load
 from online.models.selfrate import SelfRate, SelfRateModel
 from paramserver.blocks import Blocks, merge
@@ -95,30 +101,36 @@ def test_it_is_better_than_the_straight_experts_alone(stream: str, task: Any, ga
     assert right(Auto().model_for(task), stream, 1_500) >= alone + gain
 
 
-def test_a_view_without_anything_of_its_own_repeats_the_straight_one() -> None:
-    model = binary()
-    few: Any = {name: 1.0 for name in "abcde"[:CROSSED_MAX]}
-    many: Any = {name: 1.0 for name in "abcde"}
-    for x in (few, many, {"a": 1.0}, {"word": "x"}, {}):
-        model.learn(x, True, 1.0)
-        view = model._read(x, learns=False)
-        assert (view.bent is None) == (not any(isinstance(v, float) for v in x.values()))
-        assert (view.crossed is None) == (not 2 <= len(x) <= CROSSED_MAX)
-        out = model._outputs(view)
-        assert len(out) == 3 * EXPERTS
-        for i, one in enumerate(view):
-            if one is None:
-                assert out[EXPERTS * i : EXPERTS * (i + 1)] == out[:EXPERTS]
+def test_a_view_without_anything_of_its_own_has_no_vote() -> None:
+    for names, speaking in (("", (False, False)), ("a", (True, False)), ("ab", (True, True)),
+                            ("abcd", (True, True)), ("abcde", (True, False))):  # fmt: skip
+        model = binary()
+        assert len(names) <= CROSSED_MAX + 1
+        model.learn({"word": "x", **dict.fromkeys(names, 1.0)}, True, 1.0)
+        assert model._mixture.speaking() == speaking, "by the names that are known"
+        for x in ({"word": "x", **dict.fromkeys(names, 2.0)}, {"word": "y"}, {}):
+            view = model._read(x, learns=False)
+            assert (view.bent is not None, view.crossed is not None) == speaking, "not by the row"
+            out = model._outputs(view)
+            assert len(out) == 3 * EXPERTS
+            votes = model._mixture.votes()
+            assert sum(votes) == pytest.approx(1.0)
+            for i, one in enumerate(view):
+                assert (sum(votes[EXPERTS * i : EXPERTS * (i + 1)]) > 0) == (one is not None)
+                if one is None:
+                    assert out[EXPERTS * i : EXPERTS * (i + 1)] == out[:EXPERTS]
 
 
 def test_a_view_that_does_not_pay_sleeps_and_is_tried_again() -> None:
-    mixture = Naps()
+    scaler = Limited("s")
+    scaler.learn({"a": 1.0, "b": 2.0})
+    mixture = Naps(scaler)
     good, bad = [0.0] * (3 * EXPERTS), [0.0] * (2 * EXPERTS) + [0.2] * EXPERTS
 
     def spell(losses: list[float]) -> tuple[bool, bool]:
         for _ in range(SPELL):
             mixture.judge(losses, 1.0)
-        return mixture.awake(1), mixture.awake(2)
+        return mixture.speaking()
 
     assert spell(bad) == (True, False)
     naps = [spell(good) for _ in range(NAP)]
@@ -171,6 +183,28 @@ def test_it_has_an_answer_for_whatever_a_row_holds() -> None:
             assert math.isfinite(answer.label)
         if abs(x.get("n") or 0.0) < 1e200:
             model.learn(x, float(i), 1.0)
+
+
+def test_exports_have_tents_where_the_model_has_them() -> None:
+    assert (ir.TENTS, ir.SQUASH) == (GRAIN, SQUASH), "they are part of the format"
+    model = binary()
+    for i in range(60):
+        model.learn({"a": float(i % 7), "b": float(i % 5)}, i % 7 > 3, 1.0)
+    with pytest.raises(ExportRefused, match="crossed view"):
+        lower(model, "binary")
+    model._mixture.slept = [0, 1]
+    rows: Any = [{"a": 2.5, "b": 3.0}, {"a": 6.0}, {"b": -900.0, "c": "x"}, {}]
+    shares = [(model.predict(x).probabilities or {})[True] for x in rows]
+    body = lower(model, "binary").body
+    assert isinstance(body, ir.Linear)
+    assert body.bent is not None
+    assert evaluate(lower(model, "binary"), rows)[:, 0] == pytest.approx(shares, abs=1e-12)
+    model._mixture.slept = [1, 1]
+    shares = [(model.predict(x).probabilities or {})[True] for x in rows]
+    straight = lower(model, "binary")
+    assert isinstance(straight.body, ir.Linear)
+    assert straight.body.bent is None, "nobody is under a tent"
+    assert evaluate(straight, rows)[:, 0] == pytest.approx(shares, abs=1e-12)
 
 
 def test_settings_are_checked() -> None:

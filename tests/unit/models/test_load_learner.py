@@ -244,7 +244,7 @@ def test_a_factory_of_an_installed_module() -> None:
         ("linreg", "binary", {}, "task is binary and LinearRegression is no classifier"),
         ("softmax", "regression", {}, "task is regression and SoftmaxRegression is no regressor"),
         ("model.py:line", "multiclass", {}, "LinearRegression is no classifier"),
-        ("model.py:detector", "binary", {}, "HalfSpaceTrees is no classifier"),
+        ("model.py:detector", "multiclass", {}, "HalfSpaceTrees is no classifier"),
         ("gone.py:build", "binary", {}, "No such file"),
         ("model.py:Maen", "regression", {}, "no function or class 'Maen'. It defines: Mean"),
         ("model.py:raises", "binary", {}, "RuntimeError: no weights here"),

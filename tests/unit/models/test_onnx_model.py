@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,44 @@ def test_served_and_judged_and_each_event_once(tmp_path: Path) -> None:
     assert report["learned"] == 20
     assert report["quality"]["accuracy"] == pytest.approx(right / 20)
     assert json.dumps(report["quality"])
+
+
+class FromTorch:
+    """A module and the file that `torch.onnx` makes of it."""
+
+    def __init__(self, path: Path, *, dynamo: bool, batch: bool) -> None:
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        if dynamo:
+            pytest.importorskip("onnxscript", reason="torch.onnx exports with onnxscript")
+        torch.manual_seed(1)
+        self._torch, self.path = torch, path
+        self.module = torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)
+        )
+        given: dict[str, Any] = {"input_names": ["row"], "output_names": ["logits"]}
+        if batch and not dynamo:
+            given["dynamic_axes"] = {"row": {0: "n"}, "logits": {0: "n"}}
+        elif batch:
+            given["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            example = torch.zeros(2 if batch else 1, 3)
+            torch.onnx.export(self.module.eval(), (example,), path, dynamo=dynamo, **given)
+
+    def shares(self, *row: float) -> list[float]:
+        """Probabilities as the module says them."""
+        out = self.module(self._torch.tensor([row])).softmax(1)
+        return [float(share) for share in out.detach().numpy()[0]]
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_what_torch_exports_is_served(tmp_path: Path, dynamo: bool, batch: bool) -> None:
+    made = FromTorch(tmp_path / "m.onnx", dynamo=dynamo, batch=batch)
+    labels = ["low", "middle", "high"]
+    found = loaded(made.path, "multiclass", inputs=NAMES, labels=labels, output="logits")
+    for row in ((0.0, 0.0, 0.0), (1.5, -2.0, 0.25), (-9.0, 3.0, 7.0)):
+        answer = found.model.predict(dict(zip(NAMES, row, strict=True)))
+        assert answer.probabilities == pytest.approx(
+            dict(zip(labels, made.shares(*row), strict=True)), abs=1e-6
+        )

@@ -293,8 +293,8 @@ def test_the_document_has_the_types_and_an_example_that_is_taken(tmp_path: Path)
                 of_row = schemas["PredictRequest"]["properties"]["features"]["anyOf"]
                 assert {"$ref": "#/components/schemas/RowOf.m"} in of_row
                 assert ({"type": "object"} in of_row) == ("plain" in servings)
-                for action in ("predict", "feedback"):
-                    path = f"/v1/models/{{model}}/{action}"
+                for action in ("v1:predict", "v1:feedback", "v2:infer", "v2:feedback"):
+                    path = "/{}/models/{{model}}/{}".format(*action.split(":"))
                     body = document["paths"][path]["post"]["requestBody"]["content"]
                     example = body["application/json"]["examples"]["m"]["value"]
                     answer = await client.post(path.format(model="m"), json=example)

@@ -1,0 +1,119 @@
+"""`online certificates`: what was certified of forgetting, and whether a certificate is good."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from online.audit import certificates
+from online.audit.log import keys_of
+from online.commands.base import AsJson, FileOption, StateDir, console, load_settings, readable
+from online.errors import StartRefused
+from online.rebuild import certify
+
+app = typer.Typer(
+    help="Certificates of forgetting: list them, verify one, show the key.", no_args_is_help=True
+)
+
+
+def _public_keys(path: Path | None, state_dir: Path | None) -> list[str]:
+    """The public keys of the service's keys, the one that signs first."""
+    settings = load_settings(path, state_dir=state_dir)
+    if not (keys := keys_of(settings.key_path)):
+        raise StartRefused(
+            f"there is no key {settings.key_path}", "Name its folder with --state-dir"
+        )
+    return certificates.public_keys(keys)
+
+
+@app.command("key")
+def certificates_key(
+    path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False
+) -> None:
+    """Print the public keys that certificates are verified with, the one that signs first.
+
+    Ed25519, 32 bytes as hexadecimal digits; one for each key of the service's key file.
+
+    Example: online certificates key
+    """
+    found = _public_keys(path, state_dir)
+    print(json.dumps({"keys": found}) if as_json else "\n".join(found))
+
+
+@app.command("list")
+def certificates_list(
+    path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False
+) -> None:
+    """List the certificates in the state folder, each verified.
+
+    Exit code 1 if one is not good.
+
+    Example: online certificates list
+    """
+    settings, keys = load_settings(path, state_dir=state_dir), _public_keys(path, state_dir)
+    rows: list[dict[str, Any]] = []
+    for file in sorted((settings.state_dir / certify.FOLDER).glob("*.json")):
+        document = certify.read(file)
+        found = certificates.faults(document, keys)
+        said = {} if found else document["certificate"]
+        rows.append(
+            {
+                "file": str(file),
+                **{name: said.get(name) for name in ("done", "model", "source", "count")},
+                "at": said.get("erased", {}).get("at") or said.get("forgotten_at"),
+                "faults": found,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        columns = ("at", "done", "model", "source", "count", "faults", "file")
+        for column in columns:
+            table.add_column(column)
+        for row in readable(rows):
+            texts = {**row, "faults": "; ".join(row["faults"])}
+            table.add_row(*(str("" if texts[c] is None else texts[c]) for c in columns))
+        console().print(table)
+    if any(row["faults"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("verify")
+def certificates_verify(
+    file: Annotated[Path, typer.Argument(help="the certificate's file")],
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="public key, 64 hexadecimal digits; none: this service's"),
+    ] = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a certificate: its signature, and that its events are the digests' difference.
+
+    Exit code 1 if it is not good.
+
+    Example: online certificates verify forgotten.json
+    """
+    keys = _public_keys(path, state_dir) if key is None else [key.lower()]
+    document = certify.read(file)
+    found = certificates.faults(document, keys)
+    if as_json:
+        print(json.dumps({"good": not found, "faults": found}))
+    elif found:
+        print(f"{file}: NOT GOOD: {'; '.join(found)}", file=sys.stderr)
+    else:
+        said = document["certificate"]
+        print(
+            f"{file}: good: {said['count']:,} events of {said['source']} are {said['done']}, "
+            f"model {said['model']}"
+        )
+    if found:
+        raise typer.Exit(1)

@@ -1,0 +1,111 @@
+"""`online forget --erase` removes what a source has sent after the model goes on without it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+from online.client.asking import Asking
+from online.commands.base import checked
+from online.errors import StartRefused
+from online.rebuild import erase
+from online.rebuild.erase import Done, Erasure
+from online.settings.config import Settings
+from online.settings.places import snapshots_path
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from replay.errors import ReplayError
+from replay.journal.base import Journal
+
+_SETTLE_S: Final = 600.0
+"""How long the store's files may take to be written anew; then the command is to be run again."""
+_PAUSE_S: Final = 0.01
+_LINEAGES_S: Final = 20.0  # for a challenger to begin anew without the source
+_LOOK_S: Final = 0.2
+_SHOWN: Final = 3
+
+Told = Callable[[str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Erasing:
+    """One source of one model of a running service.
+
+    ``told``: gives a progress bar of a name, as a context manager.
+    """
+
+    client: Asking
+    settings: Settings
+    model: str
+    spec: str
+    told: Told
+
+    def erase(self, journal: Journal, source: str, since: float | None) -> tuple[Erasure, Done]:
+        """Erase what it has sent; what an earlier command has begun is ended."""
+        forget = erase.newest_forget(journal, self.model, self.spec, source)
+        begun = erase.decide(journal, self.model, source, since, forget, time.time())
+        erasure = Erasure(journal, self.model, *begun)
+        with self.told("looking") as told:
+            erasure.look(told)
+        checked(self.client.post(f"/v1/models/{self.model}/snapshots"))  # without the source
+        try:
+            snapshots = self._withdraw(journal, erasure)
+            halves = erasure.halves()
+            with self.told("erasing") as told:
+                rows = erasure.rows(told)
+            texts = erasure.texts()
+            erase.forget_course(self.settings.state_dir, self.model)
+            snapshots += self._withdraw(journal, erasure)  # of who did not know yet
+            with self.told("settling") as told:
+                self._settle(journal, told)
+        except ReplayError as error:
+            raise StartRefused(f"not erased yet: {error}", "Run the same command again") from error
+        done = Done(erasure.seq, time.time(), rows, halves, texts, snapshots)
+        return erasure, done
+
+    def _withdraw(self, journal: Journal, erasure: Erasure) -> int:
+        """Remove the snapshots that hold what the source has taught; how many there were."""
+        removed, until_s = 0, time.monotonic() + _LINEAGES_S
+        while True:
+            names = erasure.tainted(self.settings, self.spec)
+            others = {
+                spec: found
+                for spec in erase.other_lineages(journal, self.model, self.spec)
+                if (found := erasure.tainted(self.settings, spec))
+            }
+            if not names and not others:
+                return removed
+            if time.monotonic() > until_s:
+                raise StartRefused(
+                    f"snapshots that hold events of {erasure.decision.source!r} come again: "
+                    f"{', '.join([*names, *chain(*others.values())][:_SHOWN])}",
+                    "Run the same command again; `online status` says what serves",
+                )
+            if names:
+                body = {"names": names}
+                path = f"/v1/models/{self.model}/snapshots/withdraw"
+                removed += len(checked(self.client.post(path, json=body))["withdrawn"])
+            for spec, found in others.items():
+                place = lineage_place(snapshots_path(self.settings), self.model, spec)
+                history = SnapshotHistory(open_snapshots(place), Retention())
+                for name in found:
+                    history.withdraw_for_good(name)
+                history.remove_leftovers()
+                removed += len(found)
+            time.sleep(_LOOK_S)
+
+    def _settle(self, journal: Journal, told: Callable[[int, int], None]) -> None:
+        begun_s, most = time.monotonic(), 0
+        for left in journal.erasing().settle():
+            most = max(most, left)
+            told(most - left, max(most, 1))
+            if time.monotonic() > begun_s + _SETTLE_S:
+                raise StartRefused(
+                    f"the journal's files were not rewritten within {_SETTLE_S:.0f} s",
+                    "Run the same command again, when nothing reads them for long",
+                )
+            time.sleep(_PAUSE_S if left else _LOOK_S)

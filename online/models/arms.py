@@ -1,0 +1,111 @@
+"""How often each action was rewarded: sums that add up over replicas.
+
+Of each action there are the rewards so far and their number, and the same of late: each reward
+takes 1 / WINDOW of what there was of its action away.  Taking away is an addition, too: that of
+two replicas is, up to the rows between two merges, what one would have taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from online.models.experts import Floats
+from paramserver.blocks import COUNT, Block, Blocks
+
+WINDOW: Final = 50.0
+PRIOR: Final = 2.0
+"""Rewards of the mean over all actions that an action begins with."""
+
+_ALL: Final = ""
+
+
+class Sums:
+    """Sums by name, and what the rows since the cut added to them."""
+
+    def __init__(self, block: str) -> None:
+        self._block = block
+        self.now: dict[str, float] = {}
+        self._open: dict[str, float] = {}
+
+    def add(self, name: str, change: float) -> None:
+        """Add to one of them."""
+        self.now[name] = self.now.get(name, 0.0) + change
+        self._open[name] = self._open.get(name, 0.0) + change
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        delta, self._open = self._open, {}
+        return {self._block: Block(COUNT, delta)} if delta else {}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        if (block := values.get(self._block)) is not None:
+            for name, value in block.data.items():
+                self.now[name] = float(value) + self._open.get(name, 0.0)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self.now, self._open = {}, {}
+        self.rebase(values)
+
+
+class Counted(NamedTuple):
+    """Rewards of some actions and their sums as shares of the range, so far and of late.
+
+    ``prior`` is the mean over all actions.
+    """
+
+    n: Floats
+    total: Floats
+    late_n: Floats
+    late_total: Floats
+    prior: float
+
+
+class Arms:
+    """Rewards by action, and of all actions together."""
+
+    def __init__(self) -> None:
+        self._sums = Sums("arms")
+
+    def of(self, ids: Sequence[int]) -> Counted:
+        """Return what is known of these actions."""
+        get = self._sums.now.get
+        sums = [np.array([get(f"{part}:{name}", 0.0) for name in ids]) for part in "nrms"]
+        prior = (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
+        return Counted(sums[0], sums[1], sums[2], sums[3], prior)
+
+    def means(self, ids: Sequence[int]) -> Floats:
+        """Mean reward of each action so far and of late: shape (2, actions)."""
+        n, total, late_n, late_total, prior = self.of(ids)
+        return np.stack(
+            [
+                (total + PRIOR * prior) / (n + PRIOR),
+                (late_total + PRIOR * prior) / (late_n + PRIOR),
+            ]
+        )
+
+    def learn(self, action: int, y: float, weight: float) -> None:
+        """Count a reward of an action."""
+        now, add, fade = self._sums.now, self._sums.add, min(weight / WINDOW, 1.0)
+        for key in (str(action), _ALL):
+            add(f"n:{key}", weight)
+            add(f"r:{key}", weight * y)
+        for part, more in (("m", weight), ("s", weight * y)):
+            name = f"{part}:{action}"
+            add(name, more - fade * now.get(name, 0.0))
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        return self._sums.cut()
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        self._sums.rebase(values)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._sums.reset(values)

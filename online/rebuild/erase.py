@@ -1,0 +1,277 @@
+"""Erasing what a source has sent, after it was forgotten: payloads go, rows and their keys stay.
+
+A control row ``erase`` decides it, and up to which row of the store; ``erased`` says that it is
+done.  Between the two each step may be done again, so whoever dies in the middle is followed by
+the same command.  The order matters: which snapshots hold what the source has taught is known by
+its rows, so they go first; what lies in the store's files goes last, when nothing new is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from online.errors import StartRefused
+from online.history.series import FOLDER, file_of
+from online.rebuild.holdings import holding_before
+from online.rows.history import LEARNED, Decisions
+from online.rows.joins import labels_of
+from online.settings.config import Settings
+from online.settings.places import snapshots_path
+from paramserver import rewrites
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from replay import codec
+from replay.journal.base import Half, Journal, Row, Stored
+
+ERASE: Final = "erase"
+ERASED: Final = "erased"
+_TEXT: Final = b"erased"
+_PAGE_ROWS: Final = 1_000
+_PASSES: Final = 5  # over halves, which come and go meanwhile
+_BUSY_S: Final = 10.0
+
+Progress = Callable[[int, int], None]
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The row ``erase``.
+
+    Attributes
+    ----------
+    source, since
+        Whose events, and taken from when on (POSIX seconds; None: all of them).
+    upto
+        ``seq`` of the store's newest row at that time.
+    at
+        POSIX seconds.
+    forget
+        Number of the control row that took them out of the model; 0: it held none.
+    """
+
+    source: str
+    since: float | None
+    upto: int
+    at: float
+    forget: int
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The row ``erased``: of which ``erase``, when, and what was removed."""
+
+    erase: int
+    at: float
+    rows: int
+    halves: int
+    texts: int
+    snapshots: int
+
+
+def newest_forget(journal: Journal, model: str, spec: str, source: str) -> int:
+    """Number of the control row by which the lineage last forgot the source; 0: never."""
+    seqs = [
+        control.seq
+        for control in journal.controls(model, 0)
+        if control.kind == rewrites.FORGET
+        and (note := rewrites.note_of(control)).spec == spec
+        and isinstance(note, rewrites.Forget)
+        and note.source == source
+    ]
+    return max(seqs, default=0)
+
+
+def unfinished(journal: Journal, model: str) -> list[tuple[int, Decision]]:
+    """Decisions to erase that nothing says the end of, with the numbers of their rows."""
+    begun: dict[int, Decision] = {}
+    for control in journal.controls(model, 0):
+        if control.kind == ERASE:
+            begun[control.seq] = msgspec.json.decode(control.payload, type=Decision)
+        elif control.kind == ERASED:
+            begun.pop(msgspec.json.decode(control.payload, type=Done).erase, None)
+    return list(begun.items())
+
+
+def decide(
+    journal: Journal, model: str, source: str, since: float | None, forget: int, now_s: float
+) -> tuple[int, Decision]:
+    """Decide to erase, or go on with what was decided; the number of the row, and what it says."""
+    for seq, decision in unfinished(journal, model):
+        if (decision.source, decision.since) == (source, since) and decision.forget == forget:
+            return seq, decision
+    upto = journal.follow(model, 2**62, 1).upto
+    decision = Decision(source, since, upto, now_s, forget)
+    key = f"{ERASE}:{len(journal.controls(model, 0))}"
+    row, _ = journal.write_control(model, ERASE, key, msgspec.json.encode(decision))
+    return row.seq, msgspec.json.decode(row.payload, type=Decision)
+
+
+@dataclass(slots=True)
+class Sent:
+    """The rows of the source that are in the journal, up to the decision.
+
+    Attributes
+    ----------
+    offsets
+        All of them, by partition.
+    taught
+        Keys by place, of those that a model was to learn.
+    keys
+        Keys of all, as hexadecimal digits.
+    """
+
+    offsets: dict[int, list[int]] = field(default_factory=dict)
+    taught: dict[tuple[int, int], str] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+
+
+class Erasure:
+    """One decision to erase, on its way to the end.
+
+    Attributes
+    ----------
+    sent
+        What :meth:`look` has found.
+    """
+
+    def __init__(self, journal: Journal, model: str, seq: int, decision: Decision) -> None:
+        self._journal, self._model = journal, model
+        self.seq, self.decision = seq, decision
+        self.sent = Sent()
+
+    def _meant(self, source: str, at: float) -> bool:
+        since = self.decision.since
+        return source == self.decision.source and (since is None or at >= since)
+
+    def look(self, progress: Progress | None = None) -> None:
+        """Find the source's rows."""
+        total = sum(p.end - p.trimmed for p in self._journal.partitions(self._model))
+        self.sent = Sent()
+        for done, row in enumerate(self._rows(), 1):
+            if progress is not None and done % _PAGE_ROWS == 0:
+                progress(done, max(done, total))
+            if self._meant(row.source, row.at):
+                self.sent.offsets.setdefault(row.partition, []).append(row.offset)
+                self.sent.keys.append(row.key.hex())
+                if row.verdict in LEARNED:
+                    self.sent.taught[row.partition, row.offset] = row.key.hex()
+
+    def _rows(self) -> Iterator[Row]:
+        after = 0
+        while True:
+            page = self._journal.follow(self._model, after, _PAGE_ROWS)
+            for row in page.rows:
+                if row.seq > self.decision.upto:
+                    return
+                yield row
+            after = page.upto
+            if len(page.rows) < _PAGE_ROWS:
+                return
+
+    def tainted(self, settings: Settings, spec: str) -> list[str]:
+        """Snapshots of a lineage in which the source's events are, and those that can't be read."""
+        place = lineage_place(snapshots_path(settings), self._model, spec)
+        history = SnapshotHistory(open_snapshots(place), Retention())
+        partitions = {p.id: p for p in self._journal.partitions(self._model)}
+        built = {  # states that were built aside are without what their own row takes out
+            rewrites.note_of(control).snapshot: control.seq
+            for control in self._journal.controls(self._model, 0)
+            if control.kind in (rewrites.FORGET, rewrites.RELEARN)
+        }
+        found = []
+        for name, manifest in history.manifests().items():
+            decisions = Decisions(spec)
+            upto = max(manifest.control, built.get(name, 0))
+            decisions.read(self._journal, self._model, upto)
+            holding = holding_before(self._journal, name, decisions, manifest)
+            if any(
+                holding.has(partitions[p], offset) and key not in decisions.failed
+                for (p, offset), key in self.sent.taught.items()
+            ):
+                found.append(name)
+        return sorted([*found, *history.refused])
+
+    def halves(self) -> int:
+        """Remove the source's halves of stored joins; how many were changed."""
+        changed = 0
+        for _ in range(_PASSES):
+            stale = [
+                (key, stored, left)
+                for key, stored in self._journal.erasing().halves(self._model)
+                if (left := self._left(stored)) != stored
+            ]
+            for key, stored, left in stale:
+                changed += self._journal.erasing().replace_half(self._model, key, stored, left)
+            if not stale:
+                return changed
+        raise StartRefused("halves of stored joins change faster than they go", "Run it again")
+
+    def _left(self, stored: Stored) -> Stored | None:
+        """Return what stays of a half."""
+        if stored.half is Half.PREDICTION:
+            return None if self._meant(stored.source, stored.at) else stored
+        labels = labels_of(stored)
+        left = [label for label in labels if not self._meant(label.source, label.at)]
+        if len(left) == len(labels):
+            return stored
+        if not left:
+            return None
+        first = left[0]
+        return Stored(
+            Half.LABEL, first.event_id, first.source, codec.encode_labels(left), stored.at
+        )
+
+    def rows(self, progress: Progress | None = None) -> int:
+        """Remove what its rows hold; how many there are."""
+        done = 0
+        for partition, offsets in self.sent.offsets.items():
+            self._journal.erasing().rows(partition, offsets, codec.ERASED)
+            done += len(offsets)
+            if progress is not None:
+                progress(done, len(self.sent.keys))
+        return done
+
+    def texts(self) -> int:
+        """Remove what models said of rows that they could not learn; how many such texts."""
+        known = set(self.sent.keys)
+        keys = [
+            control.key
+            for control in self._journal.controls(self._model, 0)
+            if control.kind == "failed" and control.key.rpartition(":")[2] in known
+        ]
+        self._journal.erasing().texts(self._model, "failed", keys, _TEXT)
+        return len(keys)
+
+    def end(self, done: Done) -> None:
+        """Say that it is done; the first to say so stands."""
+        key = f"{ERASED}:{self.seq}"
+        self._journal.write_control(self._model, ERASED, key, msgspec.json.encode(done))
+
+
+def forget_course(state_dir: Path, model: str) -> None:
+    """Remove what an older version's history of the model may name of rows, and its remains.
+
+    Raises StartRefused if its file is held.
+    """
+    file = file_of(state_dir / FOLDER, model)
+    if not file.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None)) as db:
+            db.execute("DELETE FROM marks WHERE kind = 'incident' AND instr(text, ': ')")
+            db.execute("VACUUM")
+    except sqlite3.OperationalError as error:
+        raise StartRefused(f"{file} can't be rewritten: {error}", "Run it again") from error
+    except sqlite3.DatabaseError:
+        return  # damaged: its owner begins it anew
+
+
+def other_lineages(journal: Journal, model: str, spec: str) -> Sequence[str]:
+    """Specs of the model's lineages beside the one that serves."""
+    return [one for one in journal.lineages(model) if one != spec]

@@ -1,0 +1,205 @@
+"""Requests of Personalizer's clients as choices and rewards, and the answers as they expect them.
+
+Their events have ids of their own, so each choice is written before it is answered.  Features come
+as lists of objects that hold objects: names are joined by dots, and a list of numbers or texts has
+a name for each.  Slots are chosen one after the other, each under an id that follows from the
+event's and its own, without the actions that those before it took.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from online.errors import RequestError, invalid
+from online.messages.choices import Action, ChooseRequest, Chosen, RewardRequest
+from online.messages.structs import Receipt
+from online.serving.choosing import Choosing
+from online.serving.events import is_join_id
+
+_EVENT_MAX: Final = 256
+_DEEP_MAX: Final = 8
+_UNKNOWN: Final = re.compile(r"^@")
+
+
+class RankableAction(msgspec.Struct):
+    """An action as these clients send it."""
+
+    id: str
+    features: list[Any] | None = None
+
+
+class RankRequest(msgspec.Struct, rename="camel"):
+    """A request for one action."""
+
+    actions: list[RankableAction]
+    context_features: list[Any] | None = None
+    excluded_actions: list[str] | None = None
+    event_id: str | None = None
+    defer_activation: bool | None = False
+
+
+class Slot(msgspec.Struct, rename="camel"):
+    """One of several places for which an action is chosen."""
+
+    id: str
+    baseline_action: str | None = None
+    features: list[Any] | None = None
+    excluded_actions: list[str] | None = None
+
+
+class SlotsRequest(msgspec.Struct, rename="camel"):
+    """A request for an action for each slot."""
+
+    actions: list[RankableAction]
+    slots: list[Slot]
+    context_features: list[Any] | None = None
+    event_id: str | None = None
+    defer_activation: bool | None = False
+
+
+class Value(msgspec.Struct):
+    """The reward of an event."""
+
+    value: float
+
+
+class SlotReward(msgspec.Struct, rename="camel"):
+    """The reward of one slot."""
+
+    slot_id: str
+    value: float
+
+
+class SlotRewards(msgspec.Struct):
+    """The rewards of an event's slots."""
+
+    reward: list[SlotReward]
+
+
+class Personalizer:
+    """One model, as these clients know it."""
+
+    def __init__(self, choosing: Choosing) -> None:
+        self._choosing = choosing
+
+    async def rank(self, request: RankRequest) -> dict[str, Any]:
+        """The ranking of the actions; the first of them is the one to show."""
+        event = _event(request.event_id)
+        answer = await self._choose(
+            own_id(event), request.actions, features_of(request.context_features),
+            request.excluded_actions or [], request.actions[0].id if request.actions else None,
+            defer=bool(request.defer_activation),
+        )  # fmt: skip
+        ranking = [{"id": x.id, "probability": x.probability} for x in answer.ranking]
+        return {"ranking": ranking, "eventId": event, "rewardActionId": answer.action}
+
+    async def rank_slots(self, request: SlotsRequest) -> dict[str, Any]:
+        """An action for each slot, none of them twice."""
+        event, taken = _event(request.event_id), list[str]()
+        if not 1 <= len(request.slots) <= len(request.actions):
+            hint = "Send at least one slot, and as many actions as slots"
+            raise invalid("slots", f"{len(request.slots)} slots", hint)
+        if len({slot.id for slot in request.slots}) < len(request.slots):
+            raise invalid("slots", "two have the same id", "Give each its own")
+        context, slots = features_of(request.context_features), list[dict[str, str]]()
+        for slot in request.slots:
+            of_slot = {f"slot.{n}": x for n, x in features_of(slot.features).items()}
+            answer = await self._choose(
+                own_id(event, slot.id), request.actions, {**context, **of_slot},
+                [*(slot.excluded_actions or []), *taken], slot.baseline_action,
+                defer=bool(request.defer_activation),
+            )  # fmt: skip
+            taken.append(answer.action)
+            slots.append({"id": slot.id, "rewardActionId": answer.action})
+        return {"slots": slots, "eventId": event}
+
+    async def reward(self, event: str, value: float) -> None:
+        """Take the reward of an event: the first one stands, and others are passed over."""
+        await self._reward(own_id(event), value)
+
+    async def reward_slots(self, event: str, rewards: SlotRewards) -> None:
+        """Take rewards of slots."""
+        for one in rewards.reward:
+            await self._reward(own_id(event, one.slot_id), one.value)
+
+    async def activate(self, event: str) -> None:
+        """Say that the deferred answer to an event was shown."""
+        await self._choosing.activate(own_id(event))
+
+    async def _choose(
+        self,
+        own: str,
+        actions: list[RankableAction],
+        context: dict[str, Any],
+        exclude: list[str],
+        baseline: str | None,
+        *,
+        defer: bool,
+    ) -> Chosen:
+        named = [Action(action.id, features_of(action.features)) for action in actions]
+        there = {action.id for action in actions}
+        asked = ChooseRequest(
+            named, context, [x for x in dict.fromkeys(exclude) if x in there],
+            baseline if self._choosing.apprentice else None, own, defer,
+        )  # fmt: skip
+        return await self._choosing.choose(asked)
+
+    async def _reward(self, own: str, value: float) -> None:
+        status, receipt = await self._choosing.reward(RewardRequest(own, value))
+        assert isinstance(receipt, Receipt)
+        if status >= 410:
+            message = f"the reward was not taken: {receipt.reason or receipt.status}"
+            raise RequestError(status, receipt.status, message, "value", "See the reason")
+
+
+def own_id(event: str, slot: str | None = None) -> str:
+    """The id under which an event, or a slot of it, is chosen."""
+    if slot is None and is_join_id(event):
+        return event
+    digest = blake2b(digest_size=20, person=b"personalizer")
+    for text in (event,) if slot is None else (event, slot):
+        data = text.encode()
+        digest.update(len(data).to_bytes(4, "big") + data)
+    return f"event-{digest.hexdigest()}"
+
+
+def features_of(given: list[Any] | None) -> dict[str, Any]:
+    """Features by name of a list of objects that hold objects."""
+    out: dict[str, Any] = {}
+    for one in given or []:
+        if not isinstance(one, Mapping):
+            hint = 'Send objects: [{"time": {"day": "monday"}}]'
+            raise invalid("features", f"a list of {type(one).__name__}", hint)
+        for name, value in _flat("", one, 0):
+            out[_UNKNOWN.sub("at_", name)] = value
+    return out
+
+
+def _flat(path: str, value: Any, deep: int) -> Iterator[tuple[str, Any]]:
+    if deep > _DEEP_MAX:
+        raise invalid("features", "nested too deeply", f"Nest at most {_DEEP_MAX} deep")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(f"{path}.{name}" if path else str(name), inner, deep + 1)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            if isinstance(inner, str):  # one of several words: each is there, or is not
+                yield f"{path}.{inner}", True
+            else:
+                yield from _flat(f"{path}.{i}", inner, deep + 1)
+    elif value is not None:
+        yield path, value
+
+
+def _event(given: str | None) -> str:
+    event = given or uuid.uuid4().hex
+    if len(event) > _EVENT_MAX:
+        hint = f"Send at most {_EVENT_MAX} characters"
+        raise invalid("eventId", f"{len(event)} characters", hint)
+    return event

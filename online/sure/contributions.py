@@ -1,0 +1,162 @@
+"""Why an answer: what each feature of a row has added to it, by the model's own answers to less.
+
+A *path* begins with the answer to no feature at all and adds the row's features one after the
+other.  What the answer gains at a feature is its contribution on that path; so on each path the
+contributions and the beginning add up to the answer, whatever model it is.  A model that adds up
+features in log odds (logistic regression, softmax, FTRL; a linear model in regression) gains the
+same on every path, and one path and its reverse tell that it does.  For any other model
+contributions are means over several paths, with their reverses: an estimate of Shapley values
+(Castro, Gómez and Tejada 2009, *Polynomial calculation of the Shapley value based on sampling*).
+For a tree a feature that is absent is what the tree does without it; in a network it counts as its
+mean, which is 0 behind standardisation.
+
+Which paths are taken follows from the row alone: the same row of the same model is explained in
+the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from evaluation.metrics import LOG_CLIP
+from online.errors import OnlineError
+from online.models.base import Model, Prediction
+from online.models.terms import terms_of
+from replay.example import Features, Label
+
+EXACT: Final = 1e-9
+"""Contributions of two paths that differ by no more than this, relative to the answer, are one."""
+
+Ask = Callable[[Sequence[Features]], Sequence[Prediction]]
+
+
+class NotExplained(OnlineError):
+    """The model can't be asked about a part of the row, or gives no number for it."""
+
+    reason: str
+    text = "this answer can't be explained: {reason}"
+
+
+class Contributions(msgspec.Struct, frozen=True):
+    """Contributions are what the features of a row have added to its answer.
+
+    Attributes
+    ----------
+    base
+        The answer to no feature: log odds of the label, or a number in regression.
+    output
+        The answer to the row in the same unit.
+    added
+        By feature; with ``base`` they add up to ``output``.
+    exact
+        Whether every order of the features says the same.
+    paths
+        Orders that were looked at.
+    """
+
+    base: float
+    output: float
+    added: dict[str, float]
+    exact: bool
+    paths: int
+
+
+def added_up(model: Model, features: Features, label: Label | None) -> Contributions | None:
+    """Contributions by the weights of a model that adds up features; None: ask it about parts."""
+    if (terms := terms_of(model, features, label)) is None:
+        return None
+    base, added = terms
+    return Contributions(base, base + sum(added.values()), added, True, 0)
+
+
+def contributions(
+    ask: Ask,
+    features: Features,
+    label: Label | None,
+    *,
+    asks_max: int,
+    in_time: Callable[[], bool] = lambda: True,
+) -> Contributions:
+    """Return what each feature has added to the answer for ``label``; None: to the number.
+
+    Parameters
+    ----------
+    ask
+        The model's answers; one model for all of it.
+    asks_max
+        Rows that it is asked about at most; at least twice as many as there are features.
+    in_time
+        Asked before a further pair of paths: whether there is time for it.
+
+    Raises NotExplained.
+    """
+    names = list(features)
+    draw = random.Random(len(names))
+    orders, sums, exact = [names, names[::-1]], dict.fromkeys(names, 0.0), False
+    base, output = _outputs(ask, [{}, features], label)
+    asked = paths = 0
+    while True:
+        pair = [_path(ask, features, order, (base, output), label) for order in orders]
+        asked += len(orders) * (len(names) - 1)
+        for gains in pair:
+            paths += 1
+            for name, gain in gains.items():
+                sums[name] += gain
+        if paths == len(orders):
+            bound = EXACT * max(1.0, abs(base), abs(output))
+            exact = all(abs(pair[0][name] - pair[1][name]) <= bound for name in names)
+        if exact or asked + 2 * len(names) > asks_max or not in_time():
+            break
+        order = draw.sample(names, len(names))
+        orders = [order, order[::-1]]
+    added = pair[0] if exact else {name: total / paths for name, total in sums.items()}
+    return Contributions(base, output, added, exact, paths)
+
+
+def _path(
+    ask: Ask,
+    features: Features,
+    order: Sequence[str],
+    ends: tuple[float, float],
+    label: Label | None,
+) -> dict[str, float]:
+    """Return what the answer gains at each feature, in this order."""
+    part: Features = {}
+    parts: list[Features] = []
+    for name in order[:-1]:
+        part = {**part, name: features[name]}
+        parts.append(part)
+    outputs = [ends[0], *(_outputs(ask, parts, label) if parts else ()), ends[1]]
+    steps = zip(order, outputs, outputs[1:], strict=False)
+    return {name: after - before for name, before, after in steps}
+
+
+def _outputs(ask: Ask, rows: Sequence[Features], label: Label | None) -> list[float]:
+    try:
+        answers = ask(rows)
+    except Exception as error:  # whatever the model raises: it is a stranger's code
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise NotExplained(f"it raises on a part of the row: {reason}") from error
+    outputs = [_output(answer, label) for answer in answers]
+    if not all(map(math.isfinite, outputs)):
+        raise NotExplained("its answer to a part of the row is no number")
+    return outputs
+
+
+def _output(answer: Prediction, label: Label | None) -> float:
+    """The log odds of the label, or the number that was answered."""
+    shares = answer.probabilities
+    if shares is None:
+        if label is None and isinstance(answer.label, float):
+            return answer.label
+        raise NotExplained("it answers labels without probabilities")
+    if label is None or label not in shares:
+        raise NotExplained("it gives a part of the row no probability of the label")
+    p = shares[label]
+    rest = sum([q for other, q in shares.items() if other != label])
+    return math.log(max(p, LOG_CLIP)) - math.log(max(rest, LOG_CLIP))

@@ -1,0 +1,147 @@
+"""How a model does on parts of its rows: counters by the values of features that are named.
+
+They add up over replicas as the counters of all rows do, and say of each value how many answers
+were judged, how many were right (regression: how far off), and how many sets or intervals had the
+label.  A feature has so many values; what comes later is counted together as others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from evaluation.metrics import Task
+from online.sure.threshold import held
+from paramserver.blocks import COUNT, Block, Blocks, Touched
+from replay.example import Example, Value, label_of, label_text
+
+SLICES: Final = "slices"
+"""The block: sums over the learned rows."""
+
+OTHERS: Final = "others"
+"""The value of rows whose own is one too many."""
+
+MISSING: Final = "missing"
+"""The value of rows that do not have the feature."""
+
+_CHARS: Final = 64  # of a value
+
+
+class Slices:
+    """Counters of one model by slice, with an open delta; a view of the learned rows.
+
+    Parameters
+    ----------
+    names
+        Features by whose values rows are told apart.
+    most
+        Values that each has; others are counted together.
+    """
+
+    def __init__(self, task: Task, names: Sequence[str], most: int) -> None:
+        self._task, self._names, self._most = task, tuple(names), most
+        self._sums: dict[str, float] = {}
+        self._open: dict[str, float] = {}
+        self._values: dict[str, set[str]] = {name: set() for name in names}
+
+    def add(self, example: Example) -> None:
+        """Count one learned row, if something was answered to it."""
+        if not (score := example.score):
+            return
+        counted = {"n": 1.0}
+        if self._task == "regression":
+            counted["abs_error"] = abs(score.get("", 0.0) - float(example.label))
+        else:
+            top = max(score, key=score.__getitem__)
+            counted["correct"] = float(top == label_text(example.label))
+        if (found := held(self._task, example)) is not None:
+            counted |= {"asked": 1.0, "covered": float(found[0])}
+        for name in self._names:
+            value = self._value(name, example)
+            for counter, number in counted.items():
+                key = f"{name}\t{value}\t{counter}"
+                self._sums[key] = self._sums.get(key, 0.0) + number
+                self._open[key] = self._open.get(key, 0.0) + number
+
+    def _value(self, name: str, example: Example) -> str:
+        value = _text(example.features.get(name))
+        known = self._values[name]
+        if value not in known and value != MISSING:
+            if len(known) >= self._most:
+                return OTHERS
+            known.add(value)
+        return value
+
+    # -- the verbs of a view -----------------------------------------------------------------
+
+    @property
+    def named(self) -> Touched:
+        """The blocks, each as a whole."""
+        return {SLICES: None}
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        opened, self._open = self._open, {}
+        return {SLICES: Block(COUNT, opened)} if opened else {}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values for the keys given, with the open delta on top."""
+        if (block := values.get(SLICES)) is None:
+            return
+        for key, number in block.data.items():
+            self._sums[key] = number + self._open.get(key, 0.0)
+            name, value, _ = key.split("\t")
+            if value not in (MISSING, OTHERS) and name in self._values:
+                self._values[name].add(value)
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._sums, self._open = {}, {}
+        self._values = {name: set() for name in self._names}
+        self.rebase(values)
+
+    # -- what is told ------------------------------------------------------------------------
+
+    def shown(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """By feature and value: ``n``, ``accuracy`` or ``mae``, ``coverage``; most rows first.
+
+        Features that are not named any more are left out.
+        """
+        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._names}
+        for key, number in self._sums.items():
+            name, value, counter = key.split("\t")
+            if name in found:
+                found[name].setdefault(_plain(value), {})[counter] = number
+        return {
+            name: {
+                value: self._scores(counted)
+                for value, counted in sorted(values.items(), key=lambda item: -item[1]["n"])
+            }
+            for name, values in found.items()
+        }
+
+    def _scores(self, counted: dict[str, float]) -> dict[str, Any]:
+        n, asked = counted["n"], counted.get("asked", 0.0)
+        out: dict[str, Any] = {"n": int(n)}
+        if self._task == "regression":
+            out["mae"] = counted.get("abs_error", 0.0) / n
+        else:
+            out["accuracy"] = counted.get("correct", 0.0) / n
+        if asked:
+            out["coverage"] = counted.get("covered", 0.0) / asked
+        return out
+
+
+def _text(value: Value) -> str:
+    """A value as it stands in keys: its JSON text, so that a tab ends it."""
+    if value is None:
+        return MISSING
+    return label_text(value[:_CHARS] if isinstance(value, str) else value)
+
+
+def _plain(value: str) -> str:
+    """A value as people are shown it: a text without its quotes."""
+    if value in (MISSING, OTHERS):
+        return value
+    meant = label_of(value)
+    return meant if isinstance(meant, str) and meant not in (MISSING, OTHERS) else value
