@@ -351,7 +351,7 @@ def factors(
 
     Needs MovieLens in ONLINE_DATA_DIR.  Example: python -m benchmarks factors --learner fm
     """
-    from benchmarks.studies import factors as bench
+    from benchmarks import factors as bench
     from online.settings.config import data_dir
 
     if (data := data_dir()) is None:

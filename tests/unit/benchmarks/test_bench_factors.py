@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.studies import factors
-from benchmarks.studies.factors import Rating
+from benchmarks import factors
+from benchmarks.factors import Rating
 from evaluation.errors import StreamUnusable
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from replica_world import World, play, row, until
 
-from benchmarks.studies import factors
+from benchmarks import factors
 from evaluation.errors import StreamUnusable
 from online.models import fm
 from online.models.errors import LearnerUnusable, StateNotFinite
