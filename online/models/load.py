@@ -110,14 +110,6 @@ def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
 
 
-def rewards(
-    low: float = 0.0, high: float = 1.0, text: Sequence[str] = (), bits: int = 17, seed: int = 0
-) -> Any:
-    """Expected rewards of actions between ``low`` and ``high``, for choices."""
-    names = text if isinstance(text, str) else tuple(text)
-    return Rewards(low, high, names, bits, seed)
-
-
 def auto(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     """The experts of ``linear`` on three views of each row: numbers as they are, bent, in pairs."""
     return Auto(text if isinstance(text, str) else tuple(text), bits, seed)
@@ -178,7 +170,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "linreg": linreg,
     "ftrl": ftrl,
     "linear": linear,
-    "rewards": rewards,
+    "rewards": Rewards,
     "auto": auto,
     "mlp": mlp,
     "sealed": sealed,
