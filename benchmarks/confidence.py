@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What came of one stream with labels so many rows late.
+    """A line says what came of one stream with labels so many rows late.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What a model is worth that nobody has tuned: built-ins at their defaults beside river's best.
+"""A model that nobody has tuned is worth this: built-ins at their defaults beside river's best.
 
 Streams of many kinds are tested, then learned, row by row: numbers, categories, texts, ids, few
 classes and many, labels at once and late.  Each learner runs over each stream in a process of its
@@ -253,7 +253,7 @@ class Worded:
         return self._model.predict_proba_one(self._row(x))
 
     def learn_one(self, x: Features, y: Label) -> None:
-        """Learn the row."""
+        """Learn the row at hand."""
         self._model.learn_one(self._row(x), y)
 
     def _row(self, x: Features) -> Features:
@@ -316,14 +316,14 @@ class Vowpal:
         return float(self._workspace.predict(self._line(x)))
 
     def predict_proba_one(self, x: Features) -> dict[Label, float]:
-        """Return its probabilities."""
+        """Return the row's probabilities."""
         found = self._workspace.predict(self._line(x))
         if self._source.task == "binary":
             return {False: 1.0 - float(found), True: float(found)}
         return dict(zip(self._labels, map(float, found), strict=True))
 
     def learn_one(self, x: Features, y: Label) -> None:
-        """Learn the row."""
+        """Learn the row at hand."""
         if self._source.task == "binary":
             label: float = 1 if y else -1
         else:

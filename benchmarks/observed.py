@@ -1,10 +1,10 @@
 """A service that is looked at uses more CPU time a request: measured with it and without, in pairs.
 
-Two services of one process each run side by side, one as it comes, one with what is looked at.
-They are asked in turn, so many requests each, the order changing from pair to pair.  What each
-process has used over the pair is read from the system: what it does later for its requests is in
-it, the driver and the collector of the traces, which are another process, are not.  The ratio of a
-pair is what the machine's other work disturbs least.
+Two services of one process each run side by side, one as it comes, one that is traced, and are
+asked in turn; pages are opened and closed on one service.  What the process has used is read from
+the system: what it does later for its requests is in it, the driver and the collector of the
+traces, which are another process, are not.  The ratio of a pair is what the machine's other work
+disturbs least.  A control without any difference says what pairs are worth.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from online.load.own_service import start, stop, write_settings
 
 _MODEL: Final = {"name": "m", "task": "binary", "learner": "logreg"}
 _FEATURES: Final = 20
+_TURNS: Final = 4
 _WARM: Final = 300
 _PROCESS_CLOCK: Final = 2  # clock_getcpuclockid(3)
 
@@ -84,7 +85,7 @@ class Cost:
 
 SUBJECTS: Final = (
     Subject("traces, 1 % sampled", {"endpoint": "{collector}", "sample": 0.01}, "feedback", 0.03),
-    Subject("traces, 1 % sampled", {"endpoint": "{collector}", "sample": 0.01}, "predict", 0.03),
+    Subject("nothing: the control", {}, "feedback", math.inf),
     Subject("20 open pages", {}, "predict", 0.02, pages=20),
 )
 
@@ -196,28 +197,56 @@ def side(telemetry: dict[str, Any], seed: int) -> Iterator[Side]:
 
 
 def measure(subject: Subject, *, pairs: int, requests: int) -> Cost:
-    """Ask both in turn."""
+    """Ask with it and without it, in turn."""
     with collector() as address:
         given = {
             name: value.format(collector=address) if isinstance(value, str) else value
             for name, value in subject.telemetry.items()
         }
-        with side({}, 1) as off, side(given, 1) as on:
-            for one in (off, on):
-                one.turn(subject.action, _WARM)
-            pages = Pages(on.url, subject.pages) if subject.pages else None
-            found: list[tuple[float, float]] = []
-            for pair in range(pairs):
-                before = off.used_ns(), on.used_ns()
-                for one in (off, on) if pair % 2 else (on, off):
-                    one.turn(subject.action, requests)
-                after = off.used_ns(), on.used_ns()
-                times = [(y - x) / requests / 1e3 for x, y in zip(before, after, strict=True)]
-                found.append((times[0], times[1]))
-            if pages is not None:
-                assert pages.heard >= subject.pages, "the pages heard nothing"
-                pages.close()
+        if subject.pages:
+            found = _with_pages(subject, pairs, requests)
+        else:
+            found = [_beside(subject.action, given, i, requests) for i in range(pairs)]
     return cost_of(subject, requests, found)
+
+
+def _beside(
+    action: str, telemetry: dict[str, Any], turn: int, requests: int
+) -> tuple[float, float]:
+    """CPU time a request of two services that are asked in turn, four times each.
+
+    Each pair is of processes of its own: two of the same program differ by some per cent, as long
+    as they live.
+    """
+    given: tuple[dict[str, Any], ...] = ({}, telemetry) if turn % 2 else (telemetry, {})
+    with side(given[0], turn) as first, side(given[1], turn) as second:
+        for one in (first, second):
+            one.turn(action, _WARM)
+        before = first.used_ns(), second.used_ns()
+        for i in range(2 * _TURNS):
+            (first if i % 2 else second).turn(action, requests // _TURNS)
+        after = first.used_ns(), second.used_ns()
+    used = [(y - x) / requests / 1e3 for x, y in zip(before, after, strict=True)]
+    return (used[0], used[1]) if turn % 2 else (used[1], used[0])
+
+
+def _with_pages(subject: Subject, pairs: int, requests: int) -> list[tuple[float, float]]:
+    """The same of one service, whose pages are closed and opened."""
+    found: list[tuple[float, float]] = []
+    with side({}, 1) as one:
+        one.turn(subject.action, _WARM)
+        for pair in range(pairs):
+            times = {}
+            for is_open in (True, False) if pair % 2 else (False, True):
+                pages = Pages(one.url, subject.pages) if is_open else None
+                before = one.used_ns()
+                one.turn(subject.action, requests)
+                times[is_open] = (one.used_ns() - before) / requests / 1e3
+                if pages is not None:
+                    pages.close()
+                    assert pages.heard >= subject.pages, "the pages heard nothing"
+            found.append((times[False], times[True]))
+    return found
 
 
 def cost_of(subject: Subject, requests: int, found: list[tuple[float, float]]) -> Cost:
@@ -244,7 +273,7 @@ def _left_out(n: int) -> int | None:
 
 
 def run(
-    *, pairs: int = 40, requests: int = 500, progress: Callable[[str], None] = print
+    *, pairs: int = 12, requests: int = 2_000, progress: Callable[[str], None] = print
 ) -> list[Cost]:
     """Every subject, one after the other."""
     found = []
@@ -256,8 +285,8 @@ def run(
 
 @app.command("observed")
 def observed(
-    pairs: Annotated[int, typer.Option(help="of turns, one of each service", min=6)] = 40,
-    requests: Annotated[int, typer.Option(help="of a turn", min=1)] = 500,
+    pairs: Annotated[int, typer.Option(help="of turns, one of each service", min=6)] = 12,
+    requests: Annotated[int, typer.Option(help="of a turn", min=4)] = 2_000,
     as_json: AsJson = False,
 ) -> None:
     """CPU time a request of a service that is traced, or on twenty screens, beside one that is not.

@@ -25,6 +25,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "report": "report", "rescore": "rescore", "backfill": "backfill", "export": "export",
     "rollback": "rewrites", "forget": "forget", "freeze": "rewrites", "unfreeze": "rewrites",
     "promote": "promote", "triggers": "triggers", "top": "top", "history": "history",
+    "evaluate": "evaluate",
 }  # fmt: skip
 """By command: the module with a function of that name."""
 

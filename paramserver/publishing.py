@@ -87,8 +87,8 @@ class Publishing:
     def withdraw(self, names: list[str]) -> list[str]:
         """Remove snapshots for good, pins of them too; those that are there no more afterwards.
 
-        Not the newest one, and not what a start may need: these stay.  After an OSError some may
-        be gone.
+        Not the newest one, and not what a start may need: these stay.  What was begun and never
+        published goes, too.  After an OSError some may be gone.
         """
         running = self._running
         with running.publishing:
@@ -97,6 +97,7 @@ class Publishing:
             gone = [name for name in names if name not in stay]
             for name in gone:
                 history.withdraw_for_good(name)
+            history.remove_leftovers()
             running.asides.difference_update(gone)
             return gone
 

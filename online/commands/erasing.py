@@ -94,6 +94,7 @@ class Erasing:
                 history = SnapshotHistory(open_snapshots(place), Retention())
                 for name in found:
                     history.withdraw_for_good(name)
+                history.remove_leftovers()
                 removed += len(found)
             time.sleep(_LOOK_S)
 
@@ -107,4 +108,4 @@ class Erasing:
                     f"the journal's files were not rewritten within {_SETTLE_S:.0f} s",
                     "Run the same command again, when nothing reads them for long",
                 )
-            time.sleep(_PAUSE_S)
+            time.sleep(_PAUSE_S if left else _LOOK_S)

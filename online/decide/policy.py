@@ -30,7 +30,7 @@ FIRST: Final = 50.0
 
 ETA: Final = 1.0
 _UNSURE: Final = 1e-12
-LATE: Final = 20.0
+LATE: Final = 10.0
 """So many times better the rewards of late have to foretell, before they alone are believed."""
 
 

@@ -220,7 +220,7 @@ def _views(model: SeveralViews, task: Task) -> EdgeModel:
     scale = votes * model._spread() if isinstance(model, Regression) else None
 
     def of(straight: str, bent: str) -> Floats:
-        """What the experts have under a key of each view, in a row; "" is nobody's."""
+        """Return what the experts have under a key of each view, in a row; "" is nobody's."""
         found = np.concatenate([_held(held, key, task) for key in (straight, bent)[: 1 + tented]])
         return found.reshape(-1) if scale is None else scale @ found
 

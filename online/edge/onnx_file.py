@@ -276,7 +276,7 @@ class _Graph:
         return self._node("ReduceSum", shares, self._constant("e", [1], np.int64), keepdims=0)
 
     def _tents(self, gone: str, z: str) -> str:
-        """What each column's tents add: those of a missing number add nothing."""
+        """Return what each column's tents add: those of a missing number add nothing."""
         last, one = self._constant("ta", [2], np.int64), self._constant("to", 1.0)
         squashed = self._node("Sigmoid", self._node("Mul", z, self._constant("ts", SQUASH)))
         p = self._node("Mul", squashed, self._constant("tg", TENTS - 1.0))

@@ -2,7 +2,8 @@
 
 One look at the models is sent to all who listen (server-sent events), so that twenty open pages
 cost little more than one.  A stream has an end: whoever stays opens another one, perhaps at another
-replica.  It takes no place of a request; there may be so many streams and no more.
+replica.  It takes no place of a request; there may be so many streams and no more.  When the server
+in front ends, which waits for all that is under way, streams end first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import uvicorn
+
 from online.errors import RequestError
 from online.messages.bodies import JSON, Receive, Send
 
@@ -20,6 +23,7 @@ log = logging.getLogger("online.stream")
 EVERY_S: Final = 2.0
 """Between two looks."""
 LIFE_S: Final = 60.0
+_ENDING_S: Final = 0.1  # between two looks whether the server ends
 _STUCK_S: Final = 10.0  # a listener that takes nothing for so long is let go
 _HEAD: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -98,23 +102,40 @@ class Streams:
             await asyncio.wait_for(send(body), _STUCK_S)
 
     async def _watch(self) -> None:
-        """Look for all, until nobody listens."""
+        """Look for all, until nobody listens or the server ends."""
+        server = server_here()
         try:
-            while True:
+            while server is None or not server.should_exit:
                 data = JSON.encode(await self._look())
                 self._newest = b"event: models\ndata: " + data + b"\n\n"
                 self._hand_out(self._newest)
-                await asyncio.sleep(self._every_s)
+                left_s = self._every_s
+                while left_s >= 0.0 and not (server is not None and server.should_exit):
+                    await asyncio.sleep(min(left_s, _ENDING_S))
+                    left_s -= _ENDING_S
         except Exception:  # they ask by themselves then, and are told why
             log.exception("the models can't be looked at")
-            self._looking = self._newest = None
-            self._hand_out(None)
+        self._looking = self._newest = None
+        self._hand_out(None)
 
     def _hand_out(self, told: bytes | None) -> None:
         for listener in self._listeners:
             if listener.full():
                 listener.get_nowait()
             listener.put_nowait(told)
+
+
+def server_here() -> uvicorn.Server | None:
+    """Return the server that runs on this loop, whoever has started it; None: another kind does.
+
+    Ray Serve tells nobody of the one that it starts for a replica.
+    """
+    for task in asyncio.all_tasks():
+        frame = getattr(task.get_coro(), "cr_frame", None)
+        found = None if frame is None else frame.f_locals.get("self")
+        if isinstance(found, uvicorn.Server):
+            return found
+    return None
 
 
 async def _gone(receive: Receive) -> None:

@@ -48,7 +48,7 @@ Interval = Annotated[
 
 
 class Explanation(msgspec.Struct):
-    """What each feature has added to an answer: `base` and all of them together are `output`."""
+    """An explanation has what each feature has added: `base` and all of them are `output`."""
 
     of: Annotated[
         Any, Meta(description="the label whose log odds are explained; null: the number itself")

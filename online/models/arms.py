@@ -15,7 +15,7 @@ import numpy as np
 from online.models.experts import Floats
 from paramserver.blocks import COUNT, Block, Blocks
 
-WINDOW: Final = 200.0
+WINDOW: Final = 50.0
 PRIOR: Final = 2.0
 """Rewards of the mean over all actions that an action begins with."""
 

@@ -189,7 +189,7 @@ class Limited:
 
 
 def scaler_of(scale: Scale, name: str) -> Standard | Limited | None:
-    """What standardises numbers in that way, its block called ``name``; None: nothing does."""
+    """Return what standardises numbers so, its block called ``name``; None: nothing does."""
     if scale == "limited":
         return Limited(name)
     return Standard(preprocessing.StandardScaler(), name) if scale else None

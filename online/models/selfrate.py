@@ -314,7 +314,7 @@ class Multiclass(SelfRateModel):
         self._experts.meet(label)
 
     def _take(self, row: Any, *, learns: bool) -> Any:
-        """What the experts know of the row, as :class:`~online.models.experts.Taken`."""
+        """Return what the experts know of the row, as :class:`~online.models.experts.Taken`."""
         return self._experts.take(row, learns=learns)
 
     def _teach(self, taken: Any, slopes: Floats) -> float:

@@ -13,7 +13,7 @@ from replay.example import Features, Label
 def terms_of(
     model: Model, features: Features, label: Label | None
 ) -> tuple[float, dict[str, float]] | None:
-    """What the answer begins with, and what each feature adds; None: the weights do not say it.
+    """Return what an answer begins with, and each feature adds; None: no weights say it.
 
     ``label`` is that whose log odds are meant, None of a number.
     """

@@ -36,7 +36,8 @@ from online.serving.serving import Serving, check_own_id
 from online.settings.config import Limits
 from online.settings.model import Choose
 from replay import codec
-from replay.example import Features, PredictionHalf
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.example import Example, Features, PredictionHalf, Value
 from replay.journal.base import Half, NewRow, Verdict
 from replay.plain import is_plain
 
@@ -174,6 +175,8 @@ class Choosing:
         """The question as the model is asked it: numbers far beyond all before are bounded."""
         bounds = self._replica.learner.bounds
         context = bounds.answered(asked.context)
+        if all(bounds.answered(ends) is ends for ends in _ends(asked.actions)):
+            return context, asked.actions
         actions = []
         for action, features in asked.actions:
             sent = {_RESERVED + name: value for name, value in features.items()}
@@ -190,12 +193,16 @@ class Choosing:
         """
         if recorded.status == "damaged":
             raise damaged(recorded.reason or "", "id")
-        if recorded.met is not None:
-            kept = codec.decode_prediction(recorded.met.payload)
+        kept: PredictionHalf | Example | None = None
+        try:
+            if recorded.met is not None:
+                kept = codec.decode_prediction(recorded.met.payload)
+            elif recorded.row is not None:
+                kept = codec.decode(recorded.row.payload)
+        except (PayloadFormat, PayloadInvalid) as error:
+            raise damaged(str(error), "id") from None
+        if kept is not None:
             return _opened(kept.choice), kept.version or (0, 0, 0)
-        if recorded.row is not None:
-            example = codec.decode(recorded.row.payload)
-            return _opened(example.choice), example.version or (0, 0, 0)
         if recorded.since is None:
             self._replica.counts["joins_refused"] += 1
             hint = "Send it again after Retry-After, or without an id; nothing was recorded"
@@ -304,6 +311,26 @@ class Choosing:
             source=request.source, event_time=request.event_time,
         )  # fmt: skip
         return await self.serving.feedback(event)
+
+
+def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:
+    """The least and the greatest number of each feature of the actions, as rows name them."""
+    least: dict[str, Value] = {}
+    most: dict[str, Value] = {}
+    for _, features in actions:
+        for name, value in features.items():
+            if type(value) is not float and type(value) is not int:
+                continue
+            if name not in most:
+                least[name] = most[name] = value
+            elif value > most[name]:  # type: ignore[operator]
+                most[name] = value
+            elif value < least[name]:  # type: ignore[operator]
+                least[name] = value
+    return (
+        {_RESERVED + name: value for name, value in least.items()},
+        {_RESERVED + name: value for name, value in most.items()},
+    )
 
 
 def _number(reward: Any) -> Any:

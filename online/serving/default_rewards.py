@@ -22,7 +22,7 @@ from online.replica.replica import ModelReplica
 from online.rows.joins import joined
 from online.settings.model import Choose
 from replay import codec
-from replay.errors import ReplayError
+from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
 from replay.example import WaitingLabel
 from replay.journal.base import NewRow, Stored
 
@@ -79,8 +79,11 @@ class DefaultRewards:
 
 def _defaulted(key: bytes, half: Stored, reward: float, at: float) -> NewRow | None:
     """The row of a choice without a reward; None: it is none, or may never have been used."""
-    made = codec.decode_prediction(half.payload)
-    if made.choice is None or unpack(made.choice).deferred:
+    try:
+        made = codec.decode_prediction(half.payload)
+        if made.choice is None or unpack(made.choice).deferred:
+            return None
+    except (PayloadFormat, PayloadInvalid, RecordInvalid):  # others do not wait for it
         return None
     source = half.source or SOURCE
     label = WaitingLabel(reward, 1.0, None, source, half.event_id, at, ())
@@ -94,5 +97,5 @@ async def give_for_ever(models: Mapping[str, DefaultRewards]) -> None:
         for name, model in list(models.items()):
             try:
                 await model.give()
-            except (RequestError, ReplayError, RecordInvalid) as error:
+            except (RequestError, ReplayError) as error:
                 log.warning("default rewards of %s: %s", name, error)

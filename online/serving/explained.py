@@ -18,7 +18,7 @@ _MORE_S: Final = 0.002
 
 
 def why(replica: ModelReplica, door: Door, features: Features, answer: Prediction) -> Explanation:
-    """What the features have added to the answer, which the model has just given.
+    """Say what the features have added to the answer, which the model has just given.
 
     Raises RequestError: the row has too many features, or the model can't be asked about less.
     """

@@ -113,7 +113,7 @@ class Issued:
         return score
 
     def stamp(self) -> bytes | None:
-        """What answers are sure by now, as ids and rows keep it; None: by nothing."""
+        """Return what answers are sure by now, as ids and rows keep it; None: by nothing."""
         return None if self._sure is None else self._sure.stamp()
 
     def known(self) -> dict[int, int] | None:

@@ -43,7 +43,7 @@ class NotExplained(OnlineError):
 
 
 class Contributions(msgspec.Struct, frozen=True):
-    """What the features of a row have added to its answer.
+    """Contributions are what the features of a row have added to its answer.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ def contributions(
     asks_max: int,
     in_time: Callable[[], bool] = lambda: True,
 ) -> Contributions:
-    """What each feature has added to the answer for ``label``; None: to the number.
+    """Return what each feature has added to the answer for ``label``; None: to the number.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _path(
     ends: tuple[float, float],
     label: Label | None,
 ) -> dict[str, float]:
-    """What the answer gains at each feature, in this order."""
+    """Return what the answer gains at each feature, in this order."""
     part: Features = {}
     parts: list[Features] = []
     for name in order[:-1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import random
 import re
@@ -15,9 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 import online
 from benchmarks.service import launch, write_settings
+from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
 from online.decide.record import Choice, unpack
 from online.models.errors import LearnerUnusable
@@ -214,6 +217,45 @@ def test_what_a_token_has_no_room_for_is_written_first(shop: Embedded) -> None:
     assert post(shop, "reward", id=answer["id"], reward=0.5).json()["status"] == "learned"
 
 
+def test_other_policies_are_judged_on_the_journal(tmp_path: Path) -> None:
+    choose = {"policy": "epsilon", "epsilon": 0.5, "reward_range": [-1, 1]}
+    given = settings(choose=choose)
+    write_settings(tmp_path, given)
+    with served(tmp_path, choose=choose) as service:
+        shop = service.model
+        for i in range(150):
+            answer = shop.choose(["a", "b"], baseline="a" if i % 2 else None)
+            shop.reward(answer.id, 1.0 if answer.action == "b" else -1.0)
+
+    def evaluate(*words: str) -> Any:
+        folder = ["--config", str(tmp_path / "online.yaml"), "--state-dir", str(tmp_path / "state")]
+        return CliRunner().invoke(application("evaluate"), ["evaluate", *words, *folder])
+
+    names = ("always:a", "always:b", "greedy", "uniform", "baseline", "always:never")
+    found = json.loads(evaluate(*(f"--policy={name}" for name in names), "--json").stdout)
+    judged = found["policies"]
+    for name, worth in (
+        ("always:a", -1.0),
+        ("always:b", 1.0),
+        ("uniform", 0.0),
+        ("baseline", -1.0),
+    ):
+        one = judged[name]
+        assert one["interval"][0] <= worth <= one["interval"][1]
+        assert one["snips"] == pytest.approx(worth, abs=0.3)
+    assert (judged["baseline"]["n"], judged["baseline"]["unanswered"]) == (75, 75)
+    assert (judged["served"]["n"], judged["always:never"]["n"]) == (150, 0)
+    assert judged["greedy"]["dr"] > judged["served"]["dr"] > judged["uniform"]["dr"]
+    shown = evaluate("--policy=always:b", f"--dsjson={tmp_path / 'log'}").stdout
+    costs = [json.loads(one)["_label_cost"] for one in (tmp_path / "log").read_text().splitlines()]
+    assert (len(costs), set(costs)) == (150, {-1.0, 1.0})
+    assert "served" in shown
+    assert "always:b" in shown
+    assert "no policy" in str(evaluate("--policy=best").exception)
+    assert "no rewarded choice" in str(evaluate("--until=2020-01-01").exception)
+    assert "does not choose" in str(evaluate("--model=other").exception)
+
+
 def test_any_learner_of_a_number_that_reads_texts_can_choose(tmp_path: Path) -> None:
     with served(tmp_path, learner="linear") as service:
         for _ in range(3):
@@ -335,6 +377,26 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
     logged = choices_of(tmp_path / "state")
     assert len(logged) == len(rewards) + len(late)
     assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + len(late)
+
+
+def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) -> None:
+    write_settings(tmp_path, settings(choose={"default_reward": 0.25, "reward_wait": 1}))
+    names = [f"order-{i}" for i in range(6)]
+    for life in range(2):
+        running = launch(tmp_path)
+        with Client(running.url) as client:
+            shop = client.model("shop")
+            for name in names[life * 3 : life * 3 + 3]:
+                shop.choose(ACTIONS, id=name)
+            assert shop.reward(names[life * 3], 1.0).status == "learned"
+            while life and shop.status()["learned"] < len(names):
+                assert running.process.poll() is None
+        running.process.kill()
+        running.process.wait(30)
+    logged = choices_of(tmp_path / "state")
+    assert {name: logged[name][1] for name in names} == {
+        name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)
+    }
 
 
 def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:

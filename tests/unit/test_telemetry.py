@@ -52,7 +52,8 @@ def status(model: str = "m") -> dict[str, Any]:
         "model": model, "replicas": {"one": report(), "two": report()},
         "quality": {"n": 40, "accuracy": 0.9, "kappa_t": 0.1, "f1": None}, "learned": 40,
         "server": {**server, "vanished": 0}, "journal": journal, "rewrites": rewrites,
-        "challenger": rival,
+        "challenger": rival, "slices": {"city": {"here": {"accuracy": 0.9}}},
+        "confidence": {"coverage": 0.9, "level": 0.9, "size": 1.1, "width": 2.0},
     }  # fmt: skip
 
 

@@ -130,6 +130,16 @@ def test_marks_say_what_happened_once(series: Series, tmp_path: Path) -> None:
     assert len(marks[-1]["text"]) == 200
 
 
+def test_an_incident_is_kept_without_the_values_that_it_names(
+    series: Series, tmp_path: Path
+) -> None:
+    told = "it may have a trigger: city = Oslo turns it to yes, taught by bot"
+    for i, incident in enumerate((None, told)):
+        series.add(status(1, 1, {}, incident=incident), BEGIN + i)
+    assert course(tmp_path)["marks"][-1]["text"] == "it may have a trigger"
+    assert all(b"Oslo" not in file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), days=st.integers(1, 40))
 def test_thinned_totals_are_those_of_all_samples(

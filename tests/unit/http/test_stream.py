@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -219,6 +221,19 @@ def test_a_page_hears_of_what_is_learned(served: Any) -> None:
         while not (found := models_of(lines)[0])["learned"]:
             pass
         assert found.keys() == told.keys(), "the same as who asks is told"
+
+
+def test_a_service_that_stops_does_not_wait_for_its_pages(tmp_path: Path) -> None:
+    said: list[str] = []
+    service = online.serve("logreg", task="binary", name="n", state_dir=tmp_path, say=said.append)
+    with httpx.stream("GET", f"{service.url}{LIVE}", timeout=60) as stream:
+        lines = stream.iter_lines()
+        models_of(lines)
+        stopping = threading.Thread(target=service.stop)
+        stopping.start()
+        assert not [line for line in lines if line.startswith("event")], "it ends as it should"
+        stopping.join()
+    assert stream.status_code == 200
 
 
 def test_without_a_token_nobody_is_told(served: Any) -> None:

@@ -313,10 +313,13 @@ def test_snapshots_are_withdrawn_for_good_but_the_newest_and_what_a_start_needs(
     sync(server, (1, 4, 4))
     server.snapshot()
     names = [row["name"] for row in server.snapshots()]
+    left_over = world.file("1-7").with_name("1-7.snapshot.tmp")
+    left_over.write_bytes(b"of a server that died")
     assert server.withdraw([*names, "1-9"]) == ["1-3", "1-1", "1-9"]
     left = [row["name"] for row in server.snapshots()]
     assert left == [names[0], "1-2"], "the newest, and the one that was gone back to"
     assert not world.file("1-1").exists(), "a pinned one"
+    assert not left_over.exists()
     assert server.status()["incident"] is None, "they are not missed"
     server.snapshot(pin=True)
 

@@ -21,6 +21,8 @@ from online import cli
 ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {
     "all",
+    "bandit-worlds",
+    "bandits",
     "buffers",
     "challenger",
     "checksums",
@@ -33,6 +35,7 @@ TABLES: Final = {
     "durability",
     "edge",
     "exactly-once",
+    "factors",
     "fidelity",
     "floods",
     "forgetting",
@@ -48,6 +51,7 @@ TABLES: Final = {
     "merge",
     "newcomer",
     "observed",
+    "off-policy",
     "outliers",
     "prequential",
     "push",

@@ -16,11 +16,13 @@ from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import RewardModel, Rewards
 from online.rows.door import Door
+from online.rows.prediction_ids import event_key
 from online.serving.choosing import Choosing
 from online.serving.default_rewards import PAGE, DefaultRewards
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from replay import codec
+from replay.journal.base import Half, NewRow, Verdict
 
 WAIT_S = 600.0
 ACTIONS = [Action("a"), Action("b")]
@@ -124,6 +126,26 @@ def test_a_deferred_choice_gets_its_default_only_once_it_is_activated(tmp_path: 
         assert await one.reward(unused, 0.5) == "learned"
         with pytest.raises(RequestError, match="no choice has this id"):
             await one.choosing.activate("nothing")
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_half_that_nobody_can_read_keeps_no_other_from_its_default(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world)
+        for name, payload in (("odd", b"\x01no half"), ("far", b"\x09")):
+            half = NewRow(
+                event_key("join", name), name, "", Verdict.ACCEPTED, payload, 1000.0,
+                half=Half.PREDICTION,
+            )  # fmt: skip
+            await one.replica.writer.record([half])
+            with pytest.raises(RequestError) as caught:
+                await one.choose(name)
+            assert caught.value.code == "journal_damaged"
+        chosen = await one.choose("good")
+        assert await one.give(WAIT_S + 1) == 1
+        assert rewards(world) == {chosen: 0.25}
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -1,0 +1,90 @@
+"""Commands of `python -m benchmarks` about choices: streams, simulated worlds, off-policy logs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from benchmarks.table import AsJson, Rows, app, show
+
+
+@app.command()
+def bandits(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="a policy of ours; may be given again")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="orders and draws of each", min=1)] = 5,
+    late: Annotated[int, typer.Option(help="choices until a reward is told", min=0)] = 0,
+    beside: Annotated[bool, typer.Option(help="VowpalWabbit and what is possible, too")] = True,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mean reward of choices on labelled streams, beside VowpalWabbit, with full information.
+
+    VowpalWabbit (pip install vowpalwabbit==9.11.9) is left out where it is not installed.  Needs
+    the data sets in ONLINE_DATA_DIR.  Example: python -m benchmarks bandits --stream digits
+    """
+    from benchmarks import bandits as bench
+    from benchmarks.bandits_streams import STREAMS
+    from online.settings.config import data_dir
+
+    found = [
+        line
+        for name in stream or STREAMS
+        for line in bench.run(
+            name,
+            data_dir(),
+            range(1, seeds + 1),
+            rows,
+            late,
+            bench.kinds(policy),
+            beside=beside,
+        )
+    ]
+    show("mean reward of the chosen action", found, as_json=as_json)
+
+
+@app.command("bandit-worlds")
+def bandit_worlds(
+    world: Annotated[list[str] | None, typer.Option(help="a world; may be given again")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="a policy of ours; may be given again")
+    ] = None,
+    worlds: Annotated[int, typer.Option(help="of each kind", min=1)] = 40,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Regret in simulated worlds where exploring pays, beside Thompson's rule and KL-UCB.
+
+    Example: python -m benchmarks bandit-worlds --world arms --policy auto
+    """
+    from benchmarks import bandits_worlds as bench
+    from benchmarks.bandits import kinds
+
+    found = [
+        line
+        for name in world or bench.WORLDS
+        for line in bench.run(name, range(1, worlds + 1), rows or 1500, kinds(policy))
+    ]
+    show("regret", found, as_json=as_json)
+
+
+@app.command("off-policy")
+def off_policy(
+    logs: Annotated[int, typer.Option(help="logs with known truth", min=1)] = 200,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """How often the interval of a policy's value ever misses, and how far each estimate is off.
+
+    Exit code 1 if more than one in twenty does.  Example: python -m benchmarks off-policy
+    """
+    from benchmarks.studies import offpolicy as bench
+
+    found = bench.run(range(1, logs + 1), rows or 2000)
+    show("off-policy", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)

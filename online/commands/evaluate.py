@@ -1,0 +1,205 @@
+"""`online evaluate`: what other policies would have earned, from the log of the one that chose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+import typer
+
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    console,
+    load_settings,
+    moment,
+    readable,
+)
+from online.errors import ConfigError, StartRefused
+
+if TYPE_CHECKING:
+    from evaluation.offpolicy import Estimated
+    from online.decide.record import Choice
+    from online.settings.model import ModelSettings
+    from replay.journal.base import Journal
+
+_PAGE: Final = 2048
+_USUAL: Final = ("greedy", "uniform")
+
+
+def evaluate(
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="greedy, uniform, baseline, epsilon:0.1 or always:ACTION; may be given again",
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(min=1e-6, max=0.5, help="how likely an interval may ever miss")
+    ] = 0.05,
+    since: Annotated[
+        str | None, typer.Option(help="rewards recorded from then on: 7d, 2026-05-31, …")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="and before then")] = None,
+    dsjson: Annotated[
+        Path | None,
+        typer.Option("--dsjson", help="write the log to a file, as VowpalWabbit reads it"),
+    ] = None,
+    model: Model = None,
+    path: FileOption = None,
+    state_dir: StateDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what other policies would have earned, from the choices and rewards of the journal.
+
+    The service need not run, and nothing is changed.  The intervals may be looked at as often as
+    one likes.  Policies answer by what the model expected when it was asked: no reward is known
+    before it judges.
+
+    Example: online evaluate --policy greedy --policy always:news
+
+    Example: online evaluate --since 7d --json
+
+    Example: online evaluate --dsjson log.dsjson
+    """
+    from online.decide.judging import SERVED, Judging
+    from online.rows.journal_rows import open_for_report
+
+    settings = load_settings(path, state_dir=state_dir)
+    asked = _pick({m.name: m for m in settings.models if m.choose is not None}, model)
+    assert asked.choose is not None
+    names = list(dict.fromkeys(policy or _USUAL))
+    judging = Judging([n for n in names if n != SERVED], alpha, *asked.choose.reward_range)
+    begin = -math.inf if since is None else moment("--since", since)
+    end = math.inf if until is None else moment("--until", until)
+    n = beyond = 0
+    with contextlib.closing(open_for_report(settings)) as journal:
+        rows = logged(journal, asked.name, begin, end)
+        for one in rows if dsjson is None else _written(rows, dsjson):
+            try:
+                judging.add(one.choice, one.reward)
+            except ValueError:  # a reward of before the range was changed
+                beyond += 1
+                continue
+            n += 1
+    if not n:
+        raise StartRefused(
+            f"the journal has no rewarded choice of {asked.name} in this time",
+            "Send rewards for choices first, or name another time",
+        )
+    found = judging.now()
+    if as_json:
+        print(json.dumps(_data(found, judging.unanswered, beyond)))
+    else:
+        _print(found, judging.unanswered, beyond)
+
+
+class Logged(NamedTuple):
+    """A choice with its reward, and when that was recorded (POSIX seconds)."""
+
+    choice: Choice
+    reward: float
+    event: str
+    at: float
+
+
+def _written(rows: Iterator[Logged], place: Path) -> Iterator[Logged]:
+    """Pass the rows on, and write them."""
+    from online.decide.dsjson import line
+
+    with place.open("w", encoding="utf-8") as file:
+        for one in rows:
+            file.write(line(*one) + "\n")
+            yield one
+
+
+def logged(journal: Journal, model: str, since: float, until: float) -> Iterator[Logged]:
+    """Choices and their rewards as they were recorded; those that are quarantined are left out."""
+    from online.decide.record import RecordInvalid, unpack
+    from online.rows.history import origin
+    from replay.codec import decode
+    from replay.errors import PayloadFormat, PayloadInvalid
+    from replay.journal.base import Verdict
+
+    after = 0
+    while True:
+        page = journal.follow(model, after, _PAGE)
+        for row in page.rows:
+            lost = row.verdict in (Verdict.LOST, Verdict.QUARANTINED)
+            if lost or not since <= row.at < until or origin(row).key != row.key:
+                continue
+            with contextlib.suppress(PayloadFormat, PayloadInvalid, RecordInvalid):
+                example = decode(row.payload)
+                if example.choice is not None and isinstance(example.label, (int, float)):
+                    choice, reward = unpack(example.choice), float(example.label)
+                    yield Logged(choice, reward, row.event_id, row.at)
+        if len(page.rows) < _PAGE:
+            return
+        after = page.upto
+
+
+def _pick(choosing: Mapping[str, ModelSettings], name: str | None) -> ModelSettings:
+    if name is None and len(choosing) == 1:
+        return next(iter(choosing.values()))
+    if name is not None and name in choosing:
+        return choosing[name]
+    if not choosing:
+        raise ConfigError("models", "none of them chooses", "Set `task: choose` for one")
+    what = "several models choose" if name is None else f"{name!r} does not choose"
+    raise ConfigError("--model", what, f"Name one of: {', '.join(choosing)}")
+
+
+def _data(
+    found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int
+) -> dict[str, Any]:
+    policies = {
+        name: {
+            "n": one.n, "unanswered": unanswered[name], "ips": one.ips, "snips": one.snips,
+            "dr": one.dr, "effective": one.effective, "warnings": list(one.warnings),
+            "interval": None if one.interval is None else list(_ends(one)),
+        }
+        for name, one in found.items()
+    }  # fmt: skip
+    return {"at": time.time(), "out_of_range": beyond, "policies": policies}
+
+
+def _ends(one: Estimated) -> tuple[float, float]:
+    assert one.interval is not None
+    return one.interval.low, one.interval.high
+
+
+def _print(found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("policy", "reward", "between", "snips", "choices", "worth"):
+        table.add_column(name, justify="left" if name == "policy" else "right")
+    for name, one in found.items():
+        between = "–"
+        if one.interval is not None:
+            low, high = _ends(one)
+            between = f"{low:.3f} … {high:.3f}"
+        table.add_row(
+            readable(name), _cell(one.dr), between, _cell(one.snips), f"{one.n:,}",
+            f"{one.effective:,.0f}",
+        )  # fmt: skip
+    console().print(table)
+    for name, one in found.items():
+        for warning in one.warnings:
+            console().print(f"[yellow]{readable(name)}: {readable(warning)}[/yellow]")
+        if unanswered[name]:
+            console().print(f"{readable(name)}: no answer to {unanswered[name]:,} choices")
+    if beyond:
+        console().print(f"{beyond:,} rewards are out of reward_range, and were left out")
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,46 @@
+"""The log of choices as VowpalWabbit reads it: lines of JSON, its format "dsjson"."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from online.decide.record import Choice
+from replay.example import Features
+
+
+def line(choice: Choice, reward: float, event: str, at: float) -> str:
+    """One choice with its reward, without the end of the line.
+
+    ``at`` is when the reward was recorded, in POSIX seconds.  Actions that were excluded are left
+    out: that format has a probability above 0 for each.
+    """
+    order = [i for i in choice.ranking() if choice.probabilities[i] > 0.0]
+    there = [i for i in range(len(choice.actions)) if i in order]
+    number = {place: n for n, place in enumerate(there, 1)}
+    said = {
+        "_label_cost": -reward,
+        "_label_probability": choice.propensity,
+        "_label_Action": number[choice.chosen],
+        "_labelIndex": number[choice.chosen] - 1,
+        "o": [{"v": reward, "EventId": event, "ActionTaken": True}],
+        "Timestamp": datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z"),
+        "Version": "1",
+        "EventId": event,
+        "a": [number[i] for i in order],
+        "c": {
+            "context": _plain(choice.context),
+            "_multi": [
+                {"action": {"id": name, **_plain(features)}}
+                for name, features in (choice.actions[i] for i in there)
+            ],
+        },
+        "p": [choice.probabilities[i] for i in order],
+        "VWState": {"m": choice.policy},
+    }
+    return json.dumps(said, separators=(",", ":"))
+
+
+def _plain(features: Features) -> Features:
+    """Without null, which is no feature there."""
+    return {name: value for name, value in features.items() if value is not None}

@@ -1,0 +1,66 @@
+"""Policies are judged by the records of choices alone."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import msgspec
+import pytest
+
+from online.decide.dsjson import line
+from online.decide.judging import SERVED, Judging, PolicyUnknown, target
+from online.decide.record import Choice
+
+MEANS = (0.2, 0.5, 0.8)
+
+
+def choice(chosen: int = 0, excluded: tuple[int, ...] = (), baseline: int | None = None) -> Choice:
+    actions = tuple((name, {}) for name in "abc")
+    return Choice({}, actions, excluded, chosen, (0.5, 0.3, 0.2), MEANS, "p", baseline)
+
+
+def test_each_policy_answers_by_what_the_record_says() -> None:
+    assert target(SERVED)(choice()) == (0.5, 0.3, 0.2)
+    assert target("greedy")(choice()) == [0.0, 0.0, 1.0]
+    assert target("greedy")(choice(excluded=(2,))) == [0.0, 1.0, 0.0]
+    assert target("uniform")(choice(excluded=(0,))) == [0.0, 0.5, 0.5]
+    assert target("epsilon:0.3")(choice()) == pytest.approx([0.1, 0.1, 0.8])
+    assert target("always:b")(choice()) == [0.0, 1.0, 0.0]
+    assert target("always:b")(choice(excluded=(1,))) is None
+    assert target("always:d")(choice()) is None
+    assert target("baseline")(choice()) is None
+    assert target("baseline")(choice(baseline=0)) == [1.0, 0.0, 0.0]
+    for name in ("", "best", "epsilon", "epsilon:2", "epsilon:x", "always:", "always"):
+        with pytest.raises(PolicyUnknown, match="Give greedy"):
+            target(name)
+
+
+def test_the_log_is_written_as_vowpal_wabbit_reads_it() -> None:
+    chosen = msgspec.structs.replace(
+        choice(2, (0,)), context={"hour": 9, "odd": None}, probabilities=(0.0, 0.25, 0.75)
+    )
+    said = json.loads(line(chosen, 0.5, "order-1", 0.0))
+    assert (said["_label_cost"], said["_label_probability"]) == (-0.5, 0.75)
+    assert (said["_label_Action"], said["_labelIndex"], said["a"]) == (2, 1, [2, 1])
+    assert said["p"] == [0.75, 0.25]
+    assert said["c"]["context"] == {"hour": 9}
+    assert said["c"]["_multi"] == [{"action": {"id": "b"}}, {"action": {"id": "c"}}]
+    assert (said["EventId"], said["Timestamp"]) == ("order-1", "1970-01-01T00:00:00Z")
+
+
+def test_the_values_of_policies_are_within_their_intervals() -> None:
+    rng = random.Random(11)
+    judging = Judging(["greedy", "uniform", "always:a", "always:d"], 0.05, 0.0, 1.0)
+    for _ in range(4000):
+        chosen = rng.choices(range(3), (0.5, 0.3, 0.2))[0]
+        judging.add(choice(chosen), float(rng.random() < MEANS[chosen]))
+    found = judging.now()
+    worth = {SERVED: 0.41, "greedy": 0.8, "uniform": 0.5, "always:a": 0.2}
+    for name, value in worth.items():
+        one = found[name]
+        assert one.interval is not None
+        assert one.interval.low <= value <= one.interval.high
+        assert one.dr == pytest.approx(value, abs=0.05)
+        assert not one.warnings
+    assert (found["always:d"].n, judging.unanswered["always:d"]) == (0, 4000)
