@@ -35,6 +35,7 @@ from online.models.auto import Auto
 from online.models.base import Model, Trainable
 from online.models.detector import Detector, is_detector
 from online.models.errors import LearnerUnusable
+from online.models.fm import fm
 from online.models.from_settings import SCALED
 from online.models.ftrl import Ftrl
 from online.models.limited import behind, scale_of
@@ -169,6 +170,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "softmax": softmax,
     "linreg": linreg,
     "ftrl": ftrl,
+    "fm": fm,
     "linear": linear,
     "rewards": Rewards,
     "auto": auto,

@@ -444,10 +444,10 @@ def _influence(replica: ModelReplica) -> dict[str, float] | None:
     The mean distance from what it adds on the mean, in log odds of the positive label or in the
     target's unit.  None: the model does not add up features, or nothing was learned here yet.
     """
-    task, model = replica.settings.task, replica.learner.serving
-    rows = [] if replica.judge is None else list(replica.judge.sample)
+    task, rows = replica.settings.task, list(replica.judge.sample) if replica.judge else []
     if not rows or task == "multiclass":
         return None
+    model = replica.learner.serving
     label = True if task == "binary" else None
     added: list[dict[str, float]] = []
     for row in rows:
