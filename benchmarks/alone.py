@@ -339,6 +339,33 @@ def confidence(
 
 
 @app.command()
+def factors(
+    learner: Annotated[
+        list[str] | None, typer.Option(help="a learner of the table; may be given again")
+    ] = None,
+    rows: Rows = None,
+    every: Annotated[bool, typer.Option("--every", help="each setting, not the best")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ratings of films by `fm`, beside river's factorization machines and `linear`.
+
+    Needs MovieLens in ONLINE_DATA_DIR.  Example: python -m benchmarks factors --learner fm
+    """
+    from benchmarks import factors as bench
+    from online.settings.config import data_dir
+
+    if (data := data_dir()) is None:
+        raise typer.BadParameter("set ONLINE_DATA_DIR: the ratings are read from there")
+    names = learner or list(bench.LEARNERS)
+    if unknown := [name for name in names if name not in bench.LEARNERS]:
+        raise typer.BadParameter(f"{unknown[0]}: known are {', '.join(bench.LEARNERS)}")
+    told = partial(print, file=sys.stderr)
+    found = bench.run(bench.ratings(data, "proof")[:rows], names, progress=told)
+    title = "stars of films, and whether four or more"
+    show(title, found if every else bench.best(found), as_json=as_json)
+
+
+@app.command()
 def edge(as_json: AsJson = False) -> None:
     """Exports of models trained on real streams: parity by runtime, sizes, times, updates.
 

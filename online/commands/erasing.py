@@ -108,4 +108,4 @@ class Erasing:
                     f"the journal's files were not rewritten within {_SETTLE_S:.0f} s",
                     "Run the same command again, when nothing reads them for long",
                 )
-            time.sleep(_PAUSE_S)
+            time.sleep(_PAUSE_S if left else _LOOK_S)

@@ -344,17 +344,23 @@ class _Work:
         told = partial(_told, hidden=wish.as_json)
         out: dict[str, Any] = {}
         number = forget = erase.newest_forget(journal, self.name, spec, wanted.source)
-        if forget:  # before anything is erased: what can't be certified is refused
-            content = certify.forgotten(journal, self.name, forget)
-            certify.checked(content, keys)
+        content, note = None, None
+        try:
+            if forget:
+                content = certify.forgotten(journal, self.name, forget)
+                certify.checked(content, keys)
+        except StartRefused as error:  # no reason not to erase
+            if not wish.erase:
+                raise
+            content, note = None, str(error).splitlines()[0]
         if wish.erase:
             work = Erasing(self._client, self._settings, self.name, spec, told)
             erasure, done = work.erase(journal, wanted.source, wanted.since)
             number, out["erased"] = erasure.seq, msgspec.structs.asdict(done)
-            if not forget:
-                content = certify.nothing_forgotten(self.name, spec, erasure.decision)
+            if content is None:
+                content = certify.nothing_forgotten(self.name, spec, erasure.decision, note)
             content = certify.erased(content, erasure, done)
-        elif not forget:
+        elif content is None:
             raise StartRefused(
                 f"{wanted.source!r} was never forgotten by this model", "There is nothing to say"
             )

@@ -26,9 +26,10 @@ the straight ones, so that it begins as these are when it has something to say.
 The slower AdaGrad expert of the bent view has half the rate of the others': it has more numbers a
 row.
 
-A view falls asleep when its experts have less than SHARE_MIN of the votes after a spell of SPELL
-labels, and is tried again for a spell after NAP spells.  Who sleeps is each replica's own, as the
-losses are, and travels with them.
+A view falls asleep when its experts have less than SHARE_MIN of the votes at the end of QUIET
+spells of SPELL labels, one after the other.  It is tried again after NAP spells, and at once if the
+best expert's loss rises: the world has changed.  Who sleeps is each replica's own, as the losses
+are, and travels with them.
 """
 
 from __future__ import annotations
@@ -73,8 +74,15 @@ SHARP: Final = 1.0 / len(VIEWS)
 """How much a difference of losses counts, of what it does among the experts of one view."""
 
 SPELL: Final = 1_000
+"""Labels after which it is looked at who pays."""
+
 SHARE_MIN: Final = 0.02
+QUIET: Final = 3
 NAP: Final = 8
+"""Spells: on end with a smaller share than SHARE_MIN before a view sleeps, and how long it does."""
+
+RISE: Final = 10.0
+"""Of the best expert's loss, over some 200 labels, at which all wake up: five points."""
 
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
@@ -129,7 +137,9 @@ class Naps(Mixture):
     """The losses of all experts, and which views sleep.
 
     ``scaler``: knows the names of numbers.
-    ``slept``: of each view but the first, the spells that it has slept; 0: it is awake.
+    ``slept``: of each view but the first, the spells that it has slept; 0 and less: it is awake,
+    and has not paid for so many spells on end.  ``rested``: the best expert's least loss since a
+    view fell asleep.
     """
 
     def __init__(self, scaler: Limited) -> None:
@@ -137,6 +147,7 @@ class Naps(Mixture):
         self._scaler = scaler
         self.labels = 0
         self.slept = [0] * (len(VIEWS) - 1)
+        self.rested = 0.0
 
     def speaking(self) -> tuple[bool, bool]:
         """Whether the bent view and the crossed one have something of their own to say.
@@ -145,7 +156,12 @@ class Naps(Mixture):
         one function of its rows until it learns.
         """
         names, (bent_slept, crossed_slept) = len(self._scaler.known), self.slept
-        return names > 0 and not bent_slept, 1 < names <= CROSSED_MAX and not crossed_slept
+        return names > 0 and bent_slept <= 0, 1 < names <= CROSSED_MAX and crossed_slept <= 0
+
+    @property
+    def asleep(self) -> bool:
+        """Whether no view but the first is awake."""
+        return min(self.slept) > 0
 
     def votes(self) -> list[float]:
         """Each expert's share in the answer; none of those of a view that is silent."""
@@ -164,24 +180,38 @@ class Naps(Mixture):
         return votes + [0.0] * (len(losses) - len(votes))
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
-        """A label came; at the end of a spell views fall asleep or wake up."""
+        """A label came; at the end of a spell views fall asleep or wake up, and all at a drift."""
         super().judge(losses, weight)
         self.labels += 1
+        if max(self.slept) > 0:
+            least = min(self.losses)
+            self.rested = min(self.rested, least)
+            if least > self.rested + RISE:
+                self.labels, self.slept = 0, [0] * len(self.slept)
         if self.labels >= SPELL:
             self.labels = 0
             votes = self.votes()
-            for i, slept in enumerate(self.slept):
-                own = votes[EXPERTS * (i + 1) : EXPERTS * (i + 2)]
-                if slept:
-                    self.slept[i] = (slept + 1) % (NAP + 1)
-                elif sum(own) < SHARE_MIN:
-                    self.slept[i] = 1
+            self.slept = [
+                self._after(slept, sum(votes[EXPERTS * i : EXPERTS * (i + 1)]))
+                for i, slept in enumerate(self.slept, 1)
+            ]
+
+    def _after(self, slept: int, share: float) -> int:
+        """What ``slept`` of a view is after a spell at whose end it has this share of the votes."""
+        if slept > 0:
+            return 0 if slept >= NAP else slept + 1
+        if share >= SHARE_MIN:
+            return 0
+        if slept - 1 > -QUIET:
+            return slept - 1
+        self.rested = min(self.losses)
+        return 1
 
     def cut(self) -> Blocks:
         """The losses and the naps, if a label came since the last cut."""
         blocks = super().cut()
         if blocks:
-            held = np.array([self.labels, *self.slept], dtype=np.float64)
+            held = np.array([self.rested, self.labels, *self.slept], dtype=np.float64)
             blocks[_NAPS] = Block(LOCAL, array_bytes(held))
         return blocks
 
@@ -189,7 +219,8 @@ class Naps(Mixture):
         """Take those of other replicas, as long as no label has come here."""
         if not self._judged and (block := values.get(_NAPS)) is not None:
             # a mean of several replicas, in snapshots
-            self.labels, *self.slept = map(round, array_of(block.data).tolist())
+            self.rested, *others = array_of(block.data).tolist()
+            self.labels, *self.slept = map(round, others)
         super().rebase(values)
 
 
@@ -258,7 +289,7 @@ class SeveralViews(SelfRateModel):
 
     def _read(self, features: Features, *, learns: bool) -> Views:
         """A row in each view that has something to say."""
-        if all(self._mixture.slept):
+        if self._mixture.asleep:
             return Views(self._rows.row(features, learns=learns), None, None)
         shared, numbers = self._rows.parts(features, learns=learns)
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1

@@ -35,6 +35,7 @@ from online.models.auto import Auto
 from online.models.base import Model, Trainable
 from online.models.detector import Detector, is_detector
 from online.models.errors import LearnerUnusable
+from online.models.fm import fm
 from online.models.from_settings import SCALED
 from online.models.ftrl import Ftrl
 from online.models.limited import behind, scale_of
@@ -110,14 +111,6 @@ def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
 
 
-def rewards(
-    low: float = 0.0, high: float = 1.0, text: Sequence[str] = (), bits: int = 17, seed: int = 0
-) -> Any:
-    """Expected rewards of actions between ``low`` and ``high``, for choices."""
-    names = text if isinstance(text, str) else tuple(text)
-    return Rewards(low, high, names, bits, seed)
-
-
 def auto(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
     """The experts of ``linear`` on three views of each row: numbers as they are, bent, in pairs."""
     return Auto(text if isinstance(text, str) else tuple(text), bits, seed)
@@ -177,8 +170,9 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "softmax": softmax,
     "linreg": linreg,
     "ftrl": ftrl,
+    "fm": fm,
     "linear": linear,
-    "rewards": rewards,
+    "rewards": Rewards,
     "auto": auto,
     "mlp": mlp,
     "sealed": sealed,

@@ -64,7 +64,7 @@ _ARMS: Final = slice(ALL - 2, ALL)
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """A recipe that a factory returns to serve a model of actions' rewards.
+    """Expected rewards of actions between ``low`` and ``high``, for choices.
 
     Attributes
     ----------
@@ -76,6 +76,9 @@ class Rewards:
         Tables have 2^bits places.
     seed
         Seed of the names' hash: the same in all processes.
+    clip
+        The most that a reward weighs for an action that was seldom chosen: 1 / propensity, cut
+        here.  1: all weigh alike.
     """
 
     low: float = 0.0
@@ -83,12 +86,15 @@ class Rewards:
     text: Sequence[str] = ()
     bits: int = 18
     seed: int = 0
+    clip: float = 1.0
 
     def __post_init__(self) -> None:
         check_hashing("rewards", self.text, self.bits)
         if not -1e12 < self.low < self.high < 1e12:
             problem = f"low {self.low!r} and high {self.high!r} are no range"
             raise LearnerUnusable("rewards", problem, "Give the least and the greatest reward")
+        if not 1.0 <= self.clip <= 1e6:
+            raise LearnerUnusable("rewards", f"clip is {self.clip!r}", "Give 1 to 1000000")
 
     def model_for(self, task: Task) -> RewardModel:
         """The model behind the learner."""
@@ -240,7 +246,8 @@ class RewardModel:
             for key, change in served.credits(y, expected).items():
                 self._tried.add(key, change * weight)
         self._mixture.judge(judged, y, weight)
-        slopes = (now - y) * weight
+        weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
+        slopes = (now - y) * (weight * weighs)
         for head, vector in ((_OWN, x.plain), (_OWN_KNOTS, x.knots)):
             total += self._table.step(*self._places(head, vector, ids), slopes[head, None])
         if len(a.numbers) > 1:

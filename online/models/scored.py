@@ -54,6 +54,10 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
         answers = np.frombuffer(self.answers, _HALF).astype(np.float64)
         return answers if np.isfinite(answers).all() else otherwise
 
+    def weighs(self, clip: float) -> float:
+        """Return 1 / propensity, at most ``clip``."""
+        return min(1.0 / self.propensity, clip) if 0.0 < self.propensity <= 1.0 else 1.0
+
     def credits(self, y: float, expected: float) -> dict[str, float]:
         """Return what the reward adds to what is known of each candidate, by name.
 

@@ -33,7 +33,8 @@ def forgotten(journal: Journal, model: str, forget: int) -> Document:
         raise StartRefused(
             f"control row {forget}, by which {note.source!r} was forgotten, does not say the "
             "digests: an older version wrote it",
-            "Nothing can be certified of it",
+            "Have it learned again, and forget it again: online quarantine unban, "
+            "online rollback --relearn, online forget",
         )
     events = [row.key.hex()[:_HASH_DIGITS] for row in _taken(journal, note)]
     before, after = note.digests
@@ -47,19 +48,24 @@ def forgotten(journal: Journal, model: str, forget: int) -> Document:
     }  # fmt: skip
 
 
-def nothing_forgotten(model: str, spec: str, decision: Decision) -> Document:
-    """Tell what there is to say of a source of which the model held no event."""
+def nothing_forgotten(
+    model: str, spec: str, decision: Decision, note: str | None = None
+) -> Document:
+    """Tell what there is to say of a source of which the model holds no event.
+
+    ``note``: why the events that it did hold can't be counted; None: it held none.
+    """
     since = decision.since
     return {
         "done": certificates.FORGOTTEN, "model": model, "spec": spec, "source": decision.source,
         "since": None if since is None else certificates.when(since), "forgotten_at": None,
         "control": None, "count": 0, "events": [], "digest_before": None, "digest_after": None,
-        "out_of_reach": list(certificates.OUT_OF_REACH),
+        "note": note, "out_of_reach": list(certificates.OUT_OF_REACH),
     }  # fmt: skip
 
 
 def erased(content: Document, erasure: Erasure, done: Done) -> Document:
-    """The same, of events whose content was erased, too; with those that no model had learned."""
+    """The same, of events whose content was erased, too; with those that were in no model."""
     taken = set(content["events"])
     others = [key[:_HASH_DIGITS] for key in erasure.sent.keys]
     return {
@@ -67,7 +73,7 @@ def erased(content: Document, erasure: Erasure, done: Done) -> Document:
         "erased": {
             "at": certificates.when(done.at), "control": erasure.seq, "rows": done.rows,
             "halves": done.halves, "texts": done.texts, "snapshots": done.snapshots,
-            "never_learned": [key for key in others if key not in taken],
+            "others": [key for key in others if key not in taken],
         },
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ _HEALTH_S = 2.0  # so soon is a replica that has died replaced
 _LOOK_S = 0.1
 _SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
 
-_BY_REPLICAS = ("limits", "tokens", "origins", "hosts")
+_BY_REPLICAS = ("limits", "tokens", "origins", "hosts", "telemetry")
 _AT_ONCE = ("start_wait_s", "alerts")  # asked for only by the process that owns the service
 _BY_RESTART = ("task", "learner", "params", "classes", "state_of")  # of a model: its spec
 

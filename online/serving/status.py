@@ -17,6 +17,7 @@ import msgspec
 
 from evaluation.summary import summary
 from online.errors import RequestError
+from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.promoted import decision
 from online.rows.schema import schema_of
@@ -48,6 +49,8 @@ _PUSH_S = 5.0  # an exchange takes some 60 ms
 _ACT_POLL_S = 0.05
 BEHIND_MAX = 2_000
 """Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
+_INFLUENCE_NAMES = 256  # of one row: to look at more would take too long
+_INFLUENCE_SHOWN = 20
 _LIST = "`online snapshot list` names those that are kept"
 
 
@@ -128,6 +131,7 @@ class Cluster(Kept):
             "slices": _slices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
+            "influence": _influence(replica),
             "challenger": await self.challenger(name),
             "replay": _kept(replica),
             "filters": _filters(replica),
@@ -432,6 +436,31 @@ def _example(replica: ModelReplica) -> dict[str, Any] | None:
     if (schema := schema_of(replica.settings)) is None:
         return None
     return {"features": schema.example(), "label": None}
+
+
+def _influence(replica: ModelReplica) -> dict[str, float] | None:
+    """How much what each feature adds to an answer varies over rows of late, the largest first.
+
+    The mean distance from what it adds on the mean, in log odds of the positive label or in the
+    target's unit.  None: the model does not add up features, or nothing was learned here yet.
+    """
+    task, rows = replica.settings.task, list(replica.judge.sample) if replica.judge else []
+    if not rows or task == "multiclass":
+        return None
+    model = replica.learner.serving
+    label = True if task == "binary" else None
+    added: list[dict[str, float]] = []
+    for row in rows:
+        if len(row) > _INFLUENCE_NAMES or (terms := terms_of(model, row, label)) is None:
+            return None
+        added.append(terms[1])
+    found: dict[str, float] = {}
+    for name in {name for one in added for name in one}:
+        values = [one.get(name, 0.0) for one in added]
+        mean = sum(values) / len(values)
+        found[name] = sum(abs(value - mean) for value in values) / len(values)
+    largest = sorted(found, key=lambda name: (-found[name], name))[:_INFLUENCE_SHOWN]
+    return {name: found[name] for name in largest}
 
 
 def _drift(

@@ -22,7 +22,7 @@ from evaluation.metrics import Task
 from online.models.base import Prediction
 from online.settings.model import Drift
 from online.watch.canary import Canary
-from replay.example import Example, label_text
+from replay.example import Example, Features, label_text
 from replay.journal.base import Row
 
 log = logging.getLogger("online.judging")
@@ -38,6 +38,7 @@ _TIMES_MAX: Final = 4096
 _EXAMPLE_NAMES: Final = 8  # features of the request that a page shows
 
 _SHOWN: Final = 20
+_SAMPLE: Final = 16
 """Newest alarms that a status has."""
 
 
@@ -77,6 +78,8 @@ class Judge:
         self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)  # of labelled rows
         self.unusable = 0
         self._newest: Example | None = None
+        self.sample: deque[Features] = deque(maxlen=_SAMPLE)
+        """Rows that were learned lately; not to be shown."""
 
     def asked(self, answer: Prediction) -> None:
         """An answer went out, whose label may come or not."""
@@ -91,6 +94,7 @@ class Judge:
             return
         self._judged[partition] = offset
         self._newest = example
+        self.sample.append(example.features)
         if example.score and self._watch.judged_rows % _TIMES_EVERY == 0:
             self._taken.append((self._watch.judged_rows, at))
         try:
@@ -121,6 +125,7 @@ class Judge:
             return
         self._judged[partition] = rows[-1].offset
         self._newest = examples[-1]
+        self.sample.append(examples[-1].features)
         first = self._watch.judged_rows
         for n in range(-(-first // _TIMES_EVERY) * _TIMES_EVERY, first + len(rows), _TIMES_EVERY):
             self._taken.append((n, rows[n - first].at))

@@ -47,7 +47,6 @@ if #page == most then return {'more', after} end
 local oldest = redis.call('XRANGE', source, '-', '+', 'COUNT', 1)[1]
 if oldest then
   redis.call('XTRIM', spare, 'MINID', oldest[1])
-  redis.call('XSETID', spare, int(last(source)) .. '-0')
   redis.call('RENAME', spare, source)
 else
   redis.call('DEL', spare)

@@ -22,7 +22,7 @@ _HALVES: Final = (
     f"SELECT {sql.HALF_COLUMNS} FROM halves WHERE model = {sql.MODEL} AND key > ?"
     " ORDER BY key LIMIT ?"
 )
-_FAILED: Final = f"{sql.CONTROL} AND c.key = ?"
+_DECISION: Final = f"{sql.CONTROL} AND c.key = ?"
 _RETELL: Final = "UPDATE control SET payload = ?, checksum = ? WHERE model = ? AND seq = ?"
 
 
@@ -82,7 +82,7 @@ class SqliteErasing:
         for some in _batches(sorted(keys)):
             with self._file.write() as db:
                 for key in some:
-                    found = db.execute(_FAILED, (model, key)).fetchone()
+                    found = db.execute(_DECISION, (model, key)).fetchone()
                     if found is None or found[2] != kind:
                         continue
                     row = proof.as_control(model, found)

@@ -65,6 +65,7 @@ await card.getByText("distance (PSI)").waitFor();
 const texts = (cells) => cells.evaluateAll((nodes) => nodes.map((node) => node.textContent));
 const moved = await texts(card.locator(".features tbody tr").first().locator("td"));
 const labels = await texts(card.locator(".classes tbody td:first-child"));
+const influence = await texts(card.locator(".closer .of"));
 const calibration = await card.locator("svg.calibration").getAttribute("aria-label");
 await everywhere("closer");
 await page.getByRole("button", { name: "All models" }).click();
@@ -100,5 +101,5 @@ await act(`Go back to ${name}`, "undone");
 await everywhere("after");
 
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence }));
 await browser.close();

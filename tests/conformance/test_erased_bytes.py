@@ -12,8 +12,8 @@ import pytest
 import redis_server
 from msgspec.structs import replace
 
-from replay.errors import JournalDamaged
-from replay.journal import sqlitefile
+from replay.errors import JournalDamaged, JournalUnavailable
+from replay.journal import erasechecks, rediserase, sqliteerase, sqlitefile, sqliteschema
 from replay.journal.base import Half, Journal, NewRow, Verdict
 from replay.journal.expect import new
 from replay.journal.redis import RedisJournal
@@ -215,6 +215,25 @@ def test_a_kill_in_the_middle_of_a_page_leaves_a_good_file(
         assert (marks(tmp_path), others(journal)) == ({}, before)
 
 
+@pytest.mark.parametrize(
+    ("name", "statement", "check"),
+    [
+        ("_REWRITE", "UPDATE rows SET event_id = '', payload = ?1 WHERE seq = ?3 + 0 * ?2", 0),
+        ("_REWRITE", "UPDATE rows SET payload = ?1, checksum = ?2 WHERE seq = ?3", 0),
+        ("_HALVES", "SELECT * FROM halves WHERE model > 0 * ?1 AND key > ?2 LIMIT ?3", 1),
+        ("_RETELL", "UPDATE control SET payload = ?1 WHERE model = ?3 AND seq = ?4 + 0 * ?2", 2),
+        ("_DECISION", f"{sqliteschema.CONTROL} AND c.key >= ? ORDER BY c.key", 2),
+    ],
+)
+def test_a_statement_that_does_less_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, statement: str, check: int
+) -> None:
+    monkeypatch.setattr(sqliteerase, name, statement)
+    path = tmp_path / "journal.db"
+    with pytest.raises((AssertionError, JournalDamaged, ValueError)):
+        erasechecks.CHECKS[check](lambda: closing(SqliteJournal(path, synchronous="OFF")))
+
+
 # -- Redis -----------------------------------------------------------------------------------
 
 
@@ -308,3 +327,78 @@ def test_two_that_erase_the_same_do_it_once(
         assert len(journal.read(p.id, p.trimmed + 1, p.end)) == len(offsets)
         assert journal.examine(lambda done, total: None).damage == ()
         assert [r.verdict for r in journal.read(p.id, p.end, 1)] == [Verdict.ACCEPTED]
+
+
+COPY = rediserase.COPY
+CHANGES = [
+    ("", "", None),
+    ("  redis.call('XTRIM', spare, 'MINID', oldest[1])\n", "", "what was trimmed is back"),
+    ("if #page == most then", "if #page > 0 and false then", "the end is not waited for"),
+    ("elseif int(last(spare)) ~= after then return {'moved'} end", "end", "two grow one copy"),
+    ("fields[n + 2] ~= proof(", "false and fields[n + 2] ~= proof(", "damage gets a checksum"),
+    ("fields[n + 2] = proof(", "fields[n + 2] = fields[n + 2] or proof(", "the old checksum"),
+]
+
+
+@pytest.mark.parametrize(("text", "instead", "why"), CHANGES, ids=lambda x: str(x)[:20])
+def test_a_stream_is_copied_while_it_changes(
+    plain_node: Any, monkeypatch: pytest.MonkeyPatch, text: str, instead: str, why: str | None
+) -> None:
+    assert COPY.count(text) >= 1
+    monkeypatch.setattr(rediserase, "COPY", COPY.replace(text, instead) if text else COPY)
+    monkeypatch.setattr(rediserase, "_PAGE", 16)
+    prefix = f"copied-{CHANGES.index((text, instead, why))}"
+    with closing(RedisJournal(plain_node.url, prefix=prefix)) as journal:
+        if why is None:
+            copied_while_it_changes(journal, plain_node.client(), prefix)
+        else:
+            found = AssertionError, JournalDamaged, JournalUnavailable, pytest.fail.Exception
+            with pytest.raises(found):
+                copied_while_it_changes(journal, plain_node.client(), prefix)
+
+
+def copied_while_it_changes(journal: RedisJournal, client: Any, prefix: str) -> None:
+    journal.begin_epoch("m", "spec", 0)
+    p = journal.register("m", "r", "s", 1.0).id
+    journal.append(p, 0, [row(i, 8, marked=i % 3 == 0) for i in range(60)])
+    before = journal.read(p, 1, 60)
+    one, two = journal.erasing(), journal.erasing()
+    run, steps = one._run, 0
+
+    def changing(*words: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            two.rows(p, [13], GONE)  # so the first begins anew
+        if steps == 5:
+            journal.trim("m", "spec", 1, {p: 5}, 1e9, 9)
+            journal.append(p, 60, [row(60, 8, marked=False)])
+        return run(*words)
+
+    one._run = changing  # type: ignore[method-assign]
+    one.rows(p, [1, 10, 58], GONE)
+    assert journal.partition(p).trimmed == 5  # type: ignore[union-attr]
+    found = journal.read(p, 6, 60)
+    assert [r.offset for r in found] == list(range(6, 62))
+    erased = [r.offset for r in found if r.payload == GONE]
+    assert erased == [10, 13, 58]
+    assert [r for r in found if r.payload != GONE][:-1] == [
+        r for r in before[5:] if r.offset not in erased
+    ]
+    assert journal.examine(lambda done, total: None).damage == ()
+    stream = f"{{{prefix}}}:rows:{p}"
+    (_, fields), *_ = client.xrange(stream, "61-0", "61-0")
+    client.xadd(stream, {**fields, b"seq": b"999999", b"payload": b"changed"}, id="62-0")
+    with pytest.raises(JournalDamaged, match=f"row {p} 62"):
+        journal.erasing().rows(p, [62], GONE)
+
+
+def test_a_damaged_row_is_not_erased_over(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        p = journal.register("m", "r", "s", 1.0).id
+        journal.append(p, 0, [row(1, 8, marked=True), row(2, 8, marked=True)])
+        with journal._file.write() as db:
+            db.execute("UPDATE rows SET source = 'boT' WHERE seq = 2")
+        with pytest.raises(JournalDamaged, match=f"row 2 of partition {p}"):
+            journal.erasing().rows(p, [1, 2], GONE)
+        assert journal.erasing().rows(p, [1], GONE) == 1

@@ -23,6 +23,7 @@ from online.models.auto import Auto
 from online.models.base import Model
 from online.models.checks import check_model
 from online.models.errors import LabelUnknown, LearnerUnusable
+from online.models.fm import Fm
 from online.models.ftrl import CLASSES_MAX, Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.load import BUILT_IN, load
@@ -51,6 +52,14 @@ def test_mergeable_models_keep_the_promises(name: str) -> None:
 )
 def test_ftrl_keeps_the_promises(recipe: Ftrl, task: Any, rows: Callable[[], Rows]) -> None:
     check_model(lambda: recipe.model_for(task), rows())
+
+
+@pytest.mark.parametrize(("task", "rows"), [("binary", words_rows), ("regression", targets)])
+@pytest.mark.parametrize("recipe", [Fm(text=["text"]), Fm(3, bits=4, start=0.5, beta_v=1.0)])
+def test_a_factorization_machine_keeps_the_promises(
+    recipe: Fm, task: Any, rows: Callable[[], Rows]
+) -> None:
+    check_model(lambda: recipe.model_for(task), rows()[:FEW])
 
 
 def test_ftrl_bounds_its_classes_and_its_settings() -> None:
@@ -105,6 +114,7 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
         "softmax": ("multiclass", mixed),
         "linreg": ("regression", targets),
         "ftrl": ("binary", words_rows),
+        "fm": ("regression", targets),
         "linear": ("binary", words_rows),
         "rewards": ("regression", choices),
         "auto": ("multiclass", mixed),

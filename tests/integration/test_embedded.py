@@ -269,6 +269,21 @@ def test_a_model_for_several_tasks_needs_one(state: Path) -> None:
         assert service.client.predict("model", {"x": 1.0}).prediction == "red"
 
 
+def test_films_are_rated_by_a_factorization_machine_over_http(state: Path) -> None:
+    given: dict[str, Any] = {"name": "stars", "task": "regression", "state_dir": state}
+    rows = [{"user": f"u{i % 5}", "film": f"f{i % 7}"} for i in range(35)]
+    with online.serve("fm", **given, say=quiet) as service:
+        for x in rows:
+            service.client.feedback("stars", float(x["user"] < "u2"), features=x)
+        found = [service.client.predict("stars", x).prediction for x in rows]
+        assert min(found[:2]) > max(found[2:5])
+        again = service.client.predict("stars", {**rows[0], "city": "new"})
+        assert again.prediction == found[0]
+    with online.serve("fm", **given, say=quiet) as service:
+        shown = [service.client.predict("stars", x).prediction for x in rows]
+        assert shown == pytest.approx(found, rel=1e-9)
+
+
 class Counting:
     """A class of one's own: answers how many rows it has learned."""
 

@@ -163,6 +163,9 @@ original = getattr(target, last)
 def instead(*args, **named):
     if how == "skip":
         return 0
+    if how == "refuse":
+        from online.errors import StartRefused
+        raise StartRefused("nobody can tell", "")
     if how == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     found = original(*args, **named)
@@ -257,6 +260,15 @@ def test_an_erasing_that_is_killed_is_ended_by_the_same_command(
         (row,) = world.said("certificates", "list")
         assert (row["done"], row["count"]) == ("forgotten and erased", EVENTS + 2)
         assert world.said("fsck")[0]["erasing"] == []
+        assert changed(world, "refuse", "online.rebuild.certify", "forgotten") == 0
+        assert [row["count"] for row in world.said("certificates", "list")] == [EVENTS + 2, 0]
+        out = tmp_path / "good.json"
+        for undone in (2 * EVENTS, 0):  # once more, for the certificate alone
+            words = ("forget", "--source", "good", "--yes", "--certificate", str(out))
+            assert world.said(*words)["undone"] == undone
+            found = json.loads(out.read_text())["certificate"]
+            assert (found["done"], found["count"]) == ("forgotten", 2 * EVENTS)
+            world.said("certificates", "verify", str(out))
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,14 @@ pytestmark = pytest.mark.ray
 _SETTINGS: dict[str, Any] = {
     "replicas": 2,
     "models": [
-        {"name": "clicks", "task": "binary", "learner": "logreg", "label_wait": "2s"},
+        {
+            "name": "clicks", "task": "binary", "learner": "logreg", "label_wait": "2s",
+            "confidence": 0.9, "slices": ["group"],
+        },
         {"name": "shop", "task": "choose", "choose": {"floor": 0.1}},
     ],
     "limits": {"token_bytes_max": 2048},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,26 @@ def test_predictions_do_not_wait_for_joins(running: Running) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert counted(running, "joins_dropped") == 0
+
+
+def test_replicas_share_how_sure_they_are_whichever_took_the_label(running: Running) -> None:
+    here, there = list(running.replica_urls().values())
+    before = learned(running)
+    for i in range(20):
+        row = {"a": i / 20, "group": i % 2}
+        status, said = post(here, "predict", features=row, id=f"sure-{i}" if i % 3 else None)
+        assert status == 200
+        assert said["label_set"]
+        status, receipt = post(there, "feedback", id=said["id"], label=i % 2 == 0)
+        assert receipt["status"] in ("learned", "waiting")
+    settle(running, "clicks", before + 20)
+    known = [httpx.get(f"{url}/v1/models/clicks", timeout=20).json() for url in (here, there)]
+    assert known[0]["confidence"] == known[1]["confidence"]
+    assert known[0]["confidence"]["n"] == before + 20  # every row was answered first
+    groups = [{v: scores["n"] for v, scores in one["slices"]["group"].items()} for one in known]
+    assert groups[0] == groups[1] == {"0": 10, "1": 10, "missing": before}
+    for url in (here, there):
+        _, said = post(url, "predict", features={"a": 0.5, "group": 1}, explain=True)
+        why = said["explanation"]
+        added = why["base"] + sum(why["contributions"].values())
+        assert added == pytest.approx(why["output"], abs=1e-9)

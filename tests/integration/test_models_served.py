@@ -46,6 +46,7 @@ MERGEABLE = [
     {"name": "linreg", "task": "regression", "learner": "linreg"},
     {"name": "ftrl", "task": "multiclass", "learner": "ftrl"},
     {"name": "linear", "task": "multiclass", "learner": "linear"},
+    {"name": "auto", "task": "multiclass", "learner": "auto"},
     {
         "name": "mlp",
         "task": "binary",

@@ -108,6 +108,7 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert seen["moved"][0] in ("x", "y")
     assert seen["moved"][-1] == "act"
     assert seen["labels"] == ["true", "false"]
+    assert sorted(seen["influence"]) == ["x", "y"]
     assert seen["calibration"].startswith("Calibration: said 0.")
     said = {name: text for name, (text, _) in seen["acts"].items()}
     came = {name: text for name, (_, text) in seen["acts"].items()}

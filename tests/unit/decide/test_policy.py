@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.decide import Policy, draw, row, uniform
-from online.decide.policy import KINDS, bounded
+from online.decide.policy import KINDS, WIDTHS, beliefs, bounded, digamma, thompson, trigamma
+from online.decide.scoring import score
 from online.models.arms import Counted
 from online.models.rewards import Action, Rewards
 from online.models.scored import Scores
+from online.models.selfrate import SelfRate
 from replay.example import Example, Features
 
 SHARES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12)
@@ -130,3 +135,61 @@ def test_the_better_action_of_each_context_is_learned() -> None:
 def test_a_name_of_a_context_that_would_be_an_action_s_is_refused() -> None:
     with pytest.raises(ValueError, match="'@price' begins with '@'"):
         row({"@price": 1.0}, "a", {})
+
+
+def test_thompson_s_rule_gives_each_of_two_its_probability_to_be_the_better() -> None:
+    p = thompson(np.array([0.3, 0.0]), np.array([0.4, 0.3]))
+    assert p[0] == pytest.approx(0.5 * (1.0 + math.erf(0.3 / 0.5 / math.sqrt(2.0))), abs=2e-3)
+    assert thompson(np.zeros(4), np.ones(4)).tolist() == pytest.approx([0.25] * 4)
+    assert thompson(np.array([0.0, 5.0]), np.array([1e-3, 1e-3]))[1] == pytest.approx(1.0)
+
+
+def test_beliefs_are_those_of_the_beta_distribution() -> None:
+    assert digamma(np.array([1.0]))[0] == pytest.approx(-0.5772156649, abs=1e-8)
+    assert trigamma(np.array([1.0]))[0] == pytest.approx(math.pi**2 / 6.0, abs=1e-7)
+    mean, spread = beliefs(np.array([0.0, 400.0]), np.array([0.0, 200.0]), 0.5)
+    assert mean[1] == pytest.approx(0.0, abs=1e-9)
+    assert spread[1] == pytest.approx(2.0 / math.sqrt(400.0), rel=0.02)
+    assert spread[0] > 10.0 * spread[1]
+
+
+def test_what_is_unsure_is_explored_by_confidence_and_not_by_greed() -> None:
+    scores = scores_of([0.6, 0.5])
+    few = np.array([1000.0, 1.0])
+    arms = Counted(few, few * [0.6, 0.5], few, few * [0.6, 0.5], 0.55)
+    scores = replace(scores, arms=arms)
+    assert Policy(kind="confidence").decide(scores).probabilities[1] == 1.0
+    assert Policy(kind="greedy").decide(scores).probabilities[0] == 1.0
+    assert 0.05 < Policy(kind="thompson").decide(scores).probabilities[1] < 0.6
+
+
+def test_auto_takes_the_width_that_has_gained() -> None:
+    scores = scores_of([0.6, 0.5])
+    wide = replace(scores, tried={"0.1": -50.0, "0.3": -50.0, "1": 0.0, "": 25.0})
+    narrow = replace(scores, tried={"0.1": 0.0, "0.3": -50.0, "1": -50.0, "": 25.0})
+    explored = [Policy().decide(one).probabilities[1] for one in (narrow, scores, wide)]
+    assert explored == sorted(explored)
+    assert explored[2] > explored[0] + 0.1
+    decision = Policy().decide(scores)
+    assert decision.tried.keys() == {f"{width:g}" for width in WIDTHS}
+    assert all(abs(p.sum() - 1.0) < 1e-9 for p in decision.tried.values())
+
+
+def test_without_a_context_auto_believes_all_rewards_of_an_action_unless_it_has_changed() -> None:
+    scores = scores_of([0.6, 0.5], context=False)
+    n, late = np.array([900.0, 900.0]), np.array([40.0, 40.0])
+    alike = Counted(n, n * [0.6, 0.4], late, late * [0.55, 0.45], 0.5)
+    changed = Counted(n, n * [0.6, 0.4], late, late * [0.1, 0.45], 0.5)
+    assert Policy().decide(replace(scores, arms=alike)).probabilities[0] > 0.99
+    assert Policy().decide(replace(scores, arms=changed)).probabilities[1] > 0.99
+
+
+def test_a_model_that_knows_no_choices_is_asked_row_by_row() -> None:
+    model = SelfRate().model_for("binary")
+    for t in range(200):
+        model.learn(row({"x": float(t % 2)}, "ab"[t % 3 % 2], {}), t % 3 % 2 == 0, 1.0)
+    scores = score(model, {"x": 1.0}, [("a", {}), ("b", {})])
+    assert scores.means[0] > scores.means[1]
+    decision = Policy().decide(scores)
+    assert decision.probabilities[0] > 0.99
+    assert decision.notes(scores, 0) == model.predict(row({"x": 1.0}, "a", {})).notes

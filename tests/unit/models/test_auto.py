@@ -19,6 +19,7 @@ from online.models.auto import (
     CROSSED_MAX,
     GRAIN,
     NAP,
+    QUIET,
     SPELL,
     SQUASH,
     Auto,
@@ -50,6 +51,12 @@ def right(model: SelfRateModel, stream: str, rows: int | None = None) -> float:
     return good / n
 
 
+def naps_of(names: str) -> Naps:
+    scaler = Limited("s")
+    scaler.learn(dict.fromkeys(names, 1.0))
+    return Naps(scaler)
+
+
 @pytest.mark.parametrize("grain", [CROSSED_GRAIN, GRAIN])
 def test_tents_add_up_to_one_and_have_no_jump(grain: int) -> None:
     before: dict[int, float] = {}
@@ -66,7 +73,7 @@ def test_tents_add_up_to_one_and_have_no_jump(grain: int) -> None:
     assert tents(8.0, grain)[1][1] > 0.99
 
 
-def test_a_number_whose_middle_counts_is_learned() -> None:
+def test_a_number_whose_middle_counts_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A linear model sees nothing in it; neither does one without the bent view."""
     rng = random.Random(1)
     rows = [{"a": rng.gauss(3.0, 2.0), "b": rng.gauss(0.0, 1.0)} for _ in range(1_500)]
@@ -84,6 +91,7 @@ def test_a_number_whose_middle_counts_is_learned() -> None:
     blind = binary()
     blind._mixture.slept = [1, 1]
     blind._mixture.labels = -len(rows)  # no spell ends
+    monkeypatch.setattr("online.models.auto.RISE", math.inf)
     assert score(blind) < 0.6, "asleep, and never tried again"
 
 
@@ -122,9 +130,7 @@ def test_a_view_without_anything_of_its_own_has_no_vote() -> None:
 
 
 def test_a_view_that_does_not_pay_sleeps_and_is_tried_again() -> None:
-    scaler = Limited("s")
-    scaler.learn({"a": 1.0, "b": 2.0})
-    mixture = Naps(scaler)
+    mixture = naps_of("ab")
     good, bad = [0.0] * (3 * EXPERTS), [0.0] * (2 * EXPERTS) + [0.2] * EXPERTS
 
     def spell(losses: list[float]) -> tuple[bool, bool]:
@@ -132,11 +138,27 @@ def test_a_view_that_does_not_pay_sleeps_and_is_tried_again() -> None:
             mixture.judge(losses, 1.0)
         return mixture.speaking()
 
-    assert spell(bad) == (True, False)
+    assert [spell(bad) for _ in range(QUIET)] == [(True, True)] * (QUIET - 1) + [(True, False)]
     naps = [spell(good) for _ in range(NAP)]
     assert naps == [(True, False)] * (NAP - 1) + [(True, True)]
     assert spell(good) == (True, True), "it has got better"
-    assert spell(bad) == (True, False)
+    assert [spell(bad) for _ in range(QUIET - 1)] == [(True, True)] * (QUIET - 1)
+    assert spell(good) == (True, True)
+    assert spell(bad) == (True, True), "not on end"
+
+
+def test_views_wake_up_when_the_world_has_changed() -> None:
+    mixture = naps_of("ab")
+    bad, worse = [0.1] * (2 * EXPERTS) + [0.3] * EXPERTS, [0.2] * (3 * EXPERTS)
+    for _ in range(QUIET * SPELL):
+        mixture.judge(bad, 1.0)
+    assert mixture.speaking() == (True, False)
+    for _ in range(300):
+        mixture.judge(bad, 1.0)
+    assert mixture.speaking() == (True, False), "the same world"
+    for _ in range(300):
+        mixture.judge(worse, 1.0)
+    assert mixture.speaking() == (True, True)
 
 
 def test_who_sleeps_travels_with_the_losses() -> None:

@@ -35,6 +35,7 @@ TABLES: Final = {
     "durability",
     "edge",
     "exactly-once",
+    "factors",
     "fidelity",
     "floods",
     "forgetting",

@@ -216,13 +216,14 @@ def test_what_was_forgotten_is_certified(world: World) -> None:
     erasure = world.erasure(forget)
     erasure.rows()
     whole = certify.erased(content, erasure, Done(erasure.seq, 12.0, 3, 1, 0, 2))
-    assert whole["erased"]["never_learned"] == ["07" * 8]
+    assert whole["erased"]["others"] == ["07" * 8]
     assert certify.checked(whole, KEYS)["certificate"]["done"] == "forgotten and erased"
     path = world.folder / "new" / "c.json"
     certify.write(document, path)
     assert (certify.read(path), path.stat().st_mode & 0o777) == (document, 0o600)
-    nothing = certify.nothing_forgotten("m", SPEC, Decision("x", None, 0, 0.0, 0))
-    assert certify.checked(nothing, KEYS)["certificate"]["count"] == 0
+    nothing = certify.nothing_forgotten("m", SPEC, Decision("x", None, 0, 0.0, 0), "why not")
+    said = certify.checked(nothing, KEYS)["certificate"]
+    assert (said["count"], said["note"]) == (0, "why not")
 
 
 def test_what_does_not_add_up_is_not_certified(world: World) -> None:

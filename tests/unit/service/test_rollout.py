@@ -48,9 +48,14 @@ def test_what_replicas_know_from_their_start_replaces_them(
     assert found == Changes((), (f"models.m.{field}",), False)
 
 
-def test_limits_replace_replicas(tmp_path: Path) -> None:
-    found = changes(settings(tmp_path), settings(tmp_path, limits={"rows_max": 5}))
-    assert found == Changes((), ("limits",), False)
+@pytest.mark.parametrize(
+    ("name", "data"), [("limits", {"rows_max": 5}), ("telemetry", {"access_log": 0.1})]
+)
+def test_what_is_of_all_models_replaces_replicas(
+    tmp_path: Path, name: str, data: dict[str, Any]
+) -> None:
+    found = changes(settings(tmp_path), settings(tmp_path, **{name: data}))
+    assert found == Changes((), (name,), False)
 
 
 @pytest.mark.parametrize(

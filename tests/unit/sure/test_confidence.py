@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ from river import linear_model, optim, preprocessing
 from evaluation.metrics import Task
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.linear import Linear
+from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing
+from online.rows.history import Decisions
 from online.sure import threshold
 from online.sure.threshold import CONFIDENCE, STAMP, Confidence
 from online.sure.views import confidence_in
 from paramserver.blocks import Blocks, copy, merge
 from replay import codec
 from replay.example import Example, Label, PredictionHalf, label_text
+from replay.journal.base import NewRow, Verdict
 
 ROWS = 6_000
 Answer = tuple[dict[str, float], Label]
@@ -261,3 +265,31 @@ def test_nobody_pays_for_what_is_not_asked_for(tmp_path: Path) -> None:
         assert 0 < sizes[1] - sizes[0] <= math.ceil(10 * 4 / 3)
 
     worlds.play(tmp_path, scene)
+
+
+def test_forgetting_a_source_leaves_what_the_others_rows_say(tmp_path: Path) -> None:
+    world, asked = worlds.World(tmp_path), Confidence("binary", 0.9)
+    journal, rows = world.journal(), list[NewRow]()
+    for i, (score, label) in enumerate(binary(4)[:300]):
+        example = Example({"a": float(i)}, label, score=score, sure=asked.stamp())
+        asked.add(example)
+        source, key = "bot" if i % 3 == 0 else "good", i.to_bytes(16, "big")
+        rows.append(NewRow(key, f"e{i}", source, Verdict.ACCEPTED, codec.encode(example), 1.0))
+    partition = journal.register("m", "r", worlds.SPEC, 0.0).id
+    journal.append(partition, 0, rows)
+
+    def values(wanted: Wanted) -> dict[str, float]:
+        views = partial(list, [Confidence("binary", 0.9)])
+        method = Method(logistic, "binary", views=views)
+        start = nothing("m", worlds.SPEC, "{}", {})
+        rebuild = Rebuild(journal, Decisions(worlds.SPEC), wanted, start, method)
+        rebuild.run()
+        block = rebuild.built((1, 0), 0, 5.0).state.values[CONFIDENCE]
+        return dict(block.data)
+
+    for wanted in (NOBODY, Wanted("bot")):
+        again = Confidence("binary", 0.9)
+        for row in rows:
+            if row.source != wanted.source:
+                again.add(codec.decode(row.payload))
+        assert values(wanted) == again.cut()[CONFIDENCE].data

@@ -1,0 +1,184 @@
+"""The model of rewards learns of actions what they bring, and its counts add up over replicas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from online.decide import Policy, draw, row, uniform
+from online.models.errors import LearnerUnusable
+from online.models.rewards import Action, RewardModel, Rewards
+from online.models.scored import Scores, Served, served_of
+from paramserver.blocks import Blocks, combine, merge
+from replay.example import Example, Features
+
+ACTIONS: list[Action] = [("a", {}), ("b", {}), ("c", {})]
+
+
+def model_of(**given: float) -> RewardModel:
+    return Rewards(bits=12, **given).model_for("regression")  # type: ignore[arg-type]
+
+
+def context_of(t: int) -> Features:
+    return {"x": float(t % 3), "kind": "uvw"[t % 3]}
+
+
+def teach(model: RewardModel, t: int, *, policy: Policy | None = None, notes: bool = True) -> float:
+    """One choice whose right action is that of its context's number; the reward."""
+    scores = model.score(context_of(t), ACTIONS)
+    decision = (policy or Policy()).decide(scores)
+    i = draw(decision.probabilities, uniform(b"k", b"%d" % t))
+    reward = float(i == t % 3)
+    kept = decision.notes(scores, i) if notes else None
+    model.learn_noted(Example(row(context_of(t), *ACTIONS[i]), reward, notes=kept), 1.0)
+    return reward
+
+
+def test_what_is_not_rewarded_speaks_for_the_others() -> None:
+    seen, blind = model_of(), model_of()
+    features = row(context_of(0), "a", {})
+    for _ in range(20):
+        scores = seen.score(context_of(0), ACTIONS)
+        even = Policy(kind="epsilon", epsilon=1.0).decide(scores)
+        seen.learn_noted(Example(features, 0.0, notes=even.notes(scores, 0)), 1.0)
+        blind.learn(features, 0.0, 1.0)
+    rivals = slice(4, 8)
+    assert (seen.score(context_of(0), ACTIONS).answers[rivals, 1] > 0.42).all()
+    assert (blind.score(context_of(0), ACTIONS).answers[rivals, 1] < 0.34).all()
+
+
+def test_deltas_of_two_replicas_merge_to_what_both_have_counted() -> None:
+    first, second = model_of(), model_of()
+    for t in range(40):
+        teach(first, t)
+        teach(second, t + 1000)
+    deltas = first.cut(), second.cut()
+    there, back = combine(*deltas), combine(*reversed(deltas))
+    values: Blocks = {}
+    merge(values, there)
+    for name in ("arms", "tried", "experts"):
+        ours, theirs = there[name].data, back[name].data
+        assert ours.keys() == theirs.keys()
+        assert all(math.isclose(ours[k], theirs[k], abs_tol=1e-12) for k in ours)
+    assert values["arms"].data["n:"] == 80
+    fresh = model_of()
+    fresh.reset(values)
+    assert fresh.score(context_of(0), ACTIONS).arms.n.sum() == 80
+
+
+def test_a_replica_that_takes_the_values_goes_on_as_the_one_that_learned() -> None:
+    one, values = model_of(), Blocks()
+    for t in range(60):
+        teach(one, t)
+    merge(values, one.cut())
+    other = model_of()
+    other.reset(values)
+    assert other.score(context_of(1), ACTIONS).shares.tolist() == pytest.approx(
+        one.score(context_of(1), ACTIONS).shares.tolist(), abs=1e-12
+    )
+
+
+def test_scoring_all_at_once_is_scoring_one_by_one_where_actions_do_not_compete() -> None:
+    model = model_of()
+    described: list[Action] = [("a", {"price": 1.0}), ("b", {"price": 3.0, "red": True})]
+    for t in range(30):
+        for name, features in described:
+            model.learn(row(context_of(t), name, features), float(name == "a"), 1.0)
+    together = model.score(context_of(0), described)
+    for i, action in enumerate(described):
+        alone = model.score(context_of(0), [action])
+        for experts in (slice(0, 4), slice(8, 12), slice(16, 20)):
+            assert together.answers[experts, i] == pytest.approx(alone.answers[experts, 0])
+
+
+def test_an_action_that_was_never_seen_is_known_by_its_features() -> None:
+    model = Rewards().model_for("regression")
+    for t in range(200):
+        price = float(t % 5)
+        reward = float(price < 2.0)
+        model.learn(row({"x": float(t % 3)}, f"item {t}", {"price": price}), reward, 1.0)
+    new: list[Action] = [("new", {"price": 4.0}), ("newer", {"price": 0.0})]
+    scores = model.score({"x": 1.0}, new)
+    assert scores.means[1] > scores.means[0] + 0.3
+    nameless = model.score({"x": 1.0}, [("new", {}), ("newer", {})])
+    assert nameless.means[1] == pytest.approx(nameless.means[0], abs=0.02)  # the control
+
+
+def test_rewards_of_any_range_are_foretold_in_their_own_unit() -> None:
+    model = model_of(low=-5.0, high=15.0)
+    for t in range(200):
+        model.learn(row({}, "ab"[t % 2], {}), 10.0 if t % 2 else -2.0, 1.0)
+    means = model.score({}, [("a", {}), ("b", {})]).means
+    assert means.tolist() == pytest.approx([-2.0, 10.0], abs=0.5)
+
+
+def test_a_seldom_chosen_action_weighs_more_if_that_is_asked_for() -> None:
+    def moved(clip: float) -> float:
+        model = model_of(clip=clip)
+        scores = model.score(context_of(0), ACTIONS)
+        notes = scores.notes(0, 0.1, [True] * 3, {})
+        model.learn_noted(Example(row(context_of(0), "a", {}), 1.0, notes=notes), 1.0)
+        return float(model.score(context_of(0), ACTIONS).answers[2, 0])
+
+    assert moved(1.0) == moved(1.0)
+    assert moved(8.0) > moved(1.0)
+
+
+def test_the_width_that_gains_is_believed_and_in_another_log_another() -> None:
+    served = Served(0.5, b"", tried={"0.1": 0.9, "1": 0.1})
+    assert served.credits(1.0, 0.5)["0.1"] > served.credits(1.0, 0.5)["1"]
+    assert served.credits(0.0, 0.5)["0.1"] < served.credits(0.0, 0.5)["1"]
+    assert Served(0.0, b"", tried={"1": 1.0}).credits(1.0, 0.5) == {}
+
+
+def test_notes_of_a_choice_hold_the_propensity_and_who_was_allowed() -> None:
+    model = model_of()
+    scores = model.score(context_of(0), ACTIONS)
+    decision = Policy().decide(scores, [True, False, True])
+    served = served_of(decision.notes(scores, 2) or b"")
+    assert served is not None
+    assert served.propensity == pytest.approx(decision.probabilities[2])
+    assert served.rivals(scores.ids[2]) == [scores.ids[0], scores.ids[2]]
+    assert served.rivals(scores.ids[1]) is None
+    assert served_of(b"\xc1") is None
+
+
+def test_notes_of_very_many_actions_leave_out_who_they_were() -> None:
+    model = model_of()
+    many: list[Action] = [(f"item {i}", {}) for i in range(2000)]
+    scores = model.score({}, many)
+    notes = scores.notes(5, 0.5, [True] * 2000, {})
+    assert notes is not None
+    assert len(notes) < 4096
+    served = served_of(notes)
+    assert served is not None
+    assert served.rivals(scores.ids[5]) is None
+
+
+def test_asking_changes_nothing() -> None:
+    model = model_of()
+    for t in range(10):
+        teach(model, t)
+    model.cut()
+    before = model.score(context_of(0), ACTIONS).shares.tolist()
+    model.score({"new": 1.0}, [("z", {"w": 2.0})])
+    assert model.cut() == {}
+    assert model.score(context_of(0), ACTIONS).shares.tolist() == before
+
+
+def test_settings_that_can_not_be_are_refused() -> None:
+    with pytest.raises(LearnerUnusable, match="are no range"):
+        Rewards(low=1.0, high=1.0)
+    with pytest.raises(LearnerUnusable, match="clip is"):
+        Rewards(clip=0.5)
+    with pytest.raises(LearnerUnusable, match="the task is multiclass"):
+        Rewards().model_for("multiclass")
+
+
+def test_scores_are_frozen() -> None:
+    scores: Scores = model_of().score({}, ACTIONS)
+    with pytest.raises(AttributeError):
+        scores.low = 1.0  # type: ignore[misc]
+    assert np.isfinite(scores.shares).all()
