@@ -259,18 +259,25 @@ def run(
 
 
 def best(lines: Sequence[Line]) -> list[Line]:
-    """Of each learner the best of its settings, score by score: peers have it in hindsight."""
+    """Of each learner the best of its settings, score by score: peers have it in hindsight.
+
+    A setting that has left the finite numbers is the worst.
+    """
     found = []
     for name in dict.fromkeys(line.learner for line in lines):
         mine = [line for line in lines if line.learner == name]
         found.append(
             Line(
-                name, f"best of {len(mine)}", mine[0].rows, min(line.mae for line in mine),
-                min(line.rmse for line in mine), max(line.auc for line in mine),
-                min(line.log_loss for line in mine),
+                name, f"best of {len(mine)}", mine[0].rows, _least([line.mae for line in mine]),
+                _least([line.rmse for line in mine]), -_least([-line.auc for line in mine]),
+                _least([line.log_loss for line in mine]),
             )
         )  # fmt: skip
     return found
+
+
+def _least(numbers: Sequence[float]) -> float:
+    return min(numbers, key=lambda x: math.inf if math.isnan(x) else x)
 
 
 Floats = npt.NDArray[np.float64]
