@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from river import facto, optim, reco
 
+from benchmarks.dealt import Dealt
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from online.models.fm import Fm
 from online.models.load import load
+from online.settings.model import ModelSettings
 from replay.example import Features
 
 Part = Literal["choice", "proof", "whole"]
@@ -106,26 +108,48 @@ class Mean:
         self._mean += (y - self._mean) / self._n
 
 
+def row_of(rating: Rating, *, genres: bool = True) -> Features:
+    """A rating as the service is asked."""
+    row: Features = {"user": rating.user, "film": rating.film}
+    if genres:
+        row["genres"] = " ".join(one.replace("-", "") for one in rating.genres)
+    return row
+
+
 class Ours:
     """A model of the service."""
 
     def __init__(self, model: Any, task: Task, *, genres: bool = True) -> None:
         self._model, self._binary, self._genres = model, task == "binary", genres
 
-    def _row(self, rating: Rating) -> Features:
-        row: Features = {"user": rating.user, "film": rating.film}
-        if self._genres:
-            row["genres"] = " ".join(one.replace("-", "") for one in rating.genres)
-        return row
-
     def answer(self, rating: Rating) -> float:
         """Answer the number or the probability of true."""
-        found = self._model.predict(self._row(rating))
+        found = self._model.predict(row_of(rating, genres=self._genres))
         return float(found.probabilities[True] if self._binary else found.label)
 
     def learn(self, rating: Rating, y: float) -> None:
         """Learn the row."""
-        self._model.learn(self._row(rating), bool(y) if self._binary else y, 1.0)
+        self._model.learn(row_of(rating, genres=self._genres), bool(y) if self._binary else y, 1.0)
+
+
+class Several:
+    """Four replicas of a built-in, each answering every fourth row before it exchanges."""
+
+    def __init__(self, name: str, task: Task) -> None:
+        settings = ModelSettings(
+            name="stars", task=task, learner=name, params={"text": ["genres"]}, filters="none"
+        )
+        self._dealt, self._binary = Dealt(settings, 4), task == "binary"
+
+    def answer(self, rating: Rating) -> float:
+        """Answer as the replica does whose turn it is."""
+        replicas = self._dealt.replicas
+        model = replicas[(self._dealt.n + 1) % len(replicas)].learner.serving
+        return Ours(model, "binary" if self._binary else "regression").answer(rating)
+
+    def learn(self, rating: Rating, y: float) -> None:
+        """Let it learn the row, and one exchange if it is time."""
+        self._dealt.step("a", row_of(rating), bool(y) if self._binary else y)
 
 
 class Machine:
@@ -194,8 +218,10 @@ def _each(values: Sequence[Any], make: Callable[..., Rater]) -> dict[str, Make]:
 LEARNERS: Final[Mapping[str, Mapping[str, Make]]] = {
     "mean": {"": Mean},
     "linear": {"": partial(_built_in, "linear")},
+    "linear, 4 replicas": {"": partial(Several, "linear")},
     "ftrl": {"": partial(_built_in, "ftrl")},
     "fm": _each(SEEDS, _fm),
+    "fm, 4 replicas": {"": partial(Several, "fm")},
     "fm without pairs": {"": partial(_fm, 0, start=0.0)},
     "fm, user and film only": _each(SEEDS, partial(_fm, genres=False)),
     "fm, k = 4": _each(SEEDS[:1], partial(_fm, k=4)),

@@ -30,8 +30,8 @@ FIRST: Final = 50.0
 
 ETA: Final = 1.0
 _UNSURE: Final = 1e-12
-LATE: Final = 10.0
-"""So many times better the rewards of late have to foretell, before they alone are believed."""
+CHANGED: Final = 2.5
+"""Standard deviations that an action's rewards of late are off before they alone are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +142,15 @@ def draw(probabilities: Floats, u: float) -> int:
 def auto(scores: Scores, at: npt.NDArray[np.intp]) -> tuple[Floats, dict[str, Floats]]:
     """Thompson's rule; with a context, at several widths, weighted by what they have gained.
 
-    Without a context the arms' own beliefs are exact: of all rewards, or of those of late where
-    these foretell the rewards better.
+    Without a context the arms' own beliefs are exact: of all rewards of an action, or of those of
+    late where these are far from the others.
     """
     arms = scores.arms
     if not scores.context and not np.isfinite(scores.met).any():
-        long, late = scores.votes[-2:]
-        if late > LATE * long:
-            mean, spread = beliefs(arms.late_n[at], arms.late_total[at], arms.prior)
-        else:
-            mean, spread = beliefs(arms.n[at], arms.total[at], arms.prior)
+        mean, spread = beliefs(arms.n[at], arms.total[at], arms.prior)
+        late, late_spread = beliefs(arms.late_n[at], arms.late_total[at], arms.prior)
+        changed = np.abs(late - mean) > CHANGED * late_spread
+        mean, spread = np.where(changed, late, mean), np.where(changed, late_spread, spread)
         return thompson(mean, spread), {}
     means, spread = logit(scores.shares[at]), widths(scores)[at]
     tried = {f"{width:g}": thompson(means, width * spread) for width in WIDTHS}

@@ -217,7 +217,9 @@ class Tally:
         return TALLIED | views
 
     def note(self, example: Example) -> None:
-        """One row was learned, for what else is summed."""
+        """One row was learned, for what else is summed; what another model answered is not."""
+        if example.version is not None and example.version[0] <= self.answers_after:
+            return
         for view in self.views:
             view.add(example)
 

@@ -58,6 +58,9 @@ Floats = npt.NDArray[np.float64]
 FACTORS_MAX: Final = 256
 """Numbers of a vector: each is a block."""
 
+ALPHAS: Final[Mapping[Task, float]] = {"binary": 0.9, "regression": 0.4}
+"""Rates of weights: a log loss is less curved than a squared error in standard deviations."""
+
 RESIDUAL_MAX: Final = 3.0
 
 _VECTOR: Final = 3  # columns before those of a vector's z
@@ -78,7 +81,8 @@ class Fm:
     text
         Names of features that are taken as bags of words.
     alpha, alpha_v
-        Rate of a weight, and of a vector: steps are at most about as long.
+        Rate of a weight, and of a vector: steps are at most about as long.  None: that of the task
+        in :data:`ALPHAS`.
     beta, beta_v
         How much gradient (√Σg²) it takes before the rate is used.
     l2, l2_v
@@ -92,7 +96,7 @@ class Fm:
     k: int = 8
     ids: Sequence[str] = ()
     text: Sequence[str] = ()
-    alpha: float = 0.4
+    alpha: float | None = None
     alpha_v: float = 0.1
     beta: float = 1.0
     beta_v: float = 0.1
@@ -107,6 +111,8 @@ class Fm:
             raise LearnerUnusable("fm", f"k is {self.k!r}", f"Give 1 to {FACTORS_MAX}")
         for name in ("alpha", "alpha_v", "beta", "beta_v", "l2", "l2_v", "start"):
             value, positive = getattr(self, name), name.startswith(("alpha", "beta"))
+            if value is None and name == "alpha":
+                continue
             if not 0 <= value < 1e6 or (positive and not value):
                 remedy = f"Give a number from 0 to 1000000{', not 0' if positive else ''}"
                 raise LearnerUnusable("fm", f"{name} is {value!r}", remedy)
@@ -156,7 +162,7 @@ class FmModel(Hashing):
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
         self._targets = preprocessing.StandardScaler()
         self._target = Standard(self._targets, _TARGET)
-        self._machine = Machine(recipe)
+        self._machine = Machine(recipe, recipe.alpha or ALPHAS[task])
         self.structure = f"fm 1, {task}, {recipe!r}"
 
     # -- answering ---------------------------------------------------------------------------
@@ -267,13 +273,13 @@ class Machine:
     learned.
     """
 
-    def __init__(self, recipe: Fm) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Fm, alpha: float) -> None:
+        self._recipe, self._alpha = recipe, alpha
         k = self._k = recipe.k
         self._learned = _VECTOR + k
         self._names = ["z", "s", "s/v", *(f"z/{f}" for f in range(k))]
         self._columns = {name: i for i, name in enumerate(self._names)}
-        self._prior = recipe.beta / recipe.alpha
+        self._prior = recipe.beta / alpha
         self._prior_v = recipe.beta_v / recipe.alpha_v
         self._now: dict[str, Floats] = {}
         self._start: dict[str, Floats] = {}
@@ -305,7 +311,7 @@ class Machine:
         recipe, held = self._recipe, seen.held.copy()
         with np.errstate(over="ignore", invalid="ignore"):
             gradient, gradients = seen.by_weights(slope), seen.by_vectors(slope)
-            added = _added(held[:, 1], gradient / recipe.alpha)
+            added = _added(held[:, 1], gradient / self._alpha)
             held[:, 0] += gradient - added * seen.weights
             held[:, 1] += added
             length = np.sqrt((gradients * gradients).mean(axis=1))

@@ -173,7 +173,9 @@ class RewardModel:
         if any(len(a.numbers) > 1 for a in described):
             places, numbers = self._products(x, ids, described)
             out[_SHARED] = _logistic(self._table.outputs(places, numbers))
-            met = self._table.met(places, numbers)
+            # the context's bias comes first: these are the actions' features by themselves
+            step = len(x.plain.numbers)
+            met = self._table.met(places[:, :-1:step], numbers[:, :-1:step])
         else:
             out[_SHARED] = out[_OWN]
         out[_ARMS] = self._arms.means(ids.tolist())

@@ -242,7 +242,7 @@ def test_other_policies_are_judged_on_the_journal(tmp_path: Path) -> None:
     ):
         one = judged[name]
         assert one["interval"][0] <= worth <= one["interval"][1]
-        assert one["snips"] == pytest.approx(worth, abs=0.3)
+        assert one["snips"] == pytest.approx(worth, abs=0.6)
     assert (judged["baseline"]["n"], judged["baseline"]["unanswered"]) == (75, 75)
     assert (judged["served"]["n"], judged["always:never"]["n"]) == (150, 0)
     assert judged["greedy"]["dr"] > judged["served"]["dr"] > judged["uniform"]["dr"]
@@ -380,15 +380,15 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
 
 
 def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) -> None:
-    write_settings(tmp_path, settings(choose={"default_reward": 0.25, "reward_wait": 1}))
+    write_settings(tmp_path, settings(choose={"default_reward": 0.25, "reward_wait": 0.5}))
     names = [f"order-{i}" for i in range(6)]
     for life in range(2):
         running = launch(tmp_path)
         with Client(running.url) as client:
             shop = client.model("shop")
+            assert shop.reward(names[life * 3], 1.0).status == "waiting"
             for name in names[life * 3 : life * 3 + 3]:
                 shop.choose(ACTIONS, id=name)
-            assert shop.reward(names[life * 3], 1.0).status == "learned"
             while life and shop.status()["learned"] < len(names):
                 assert running.process.poll() is None
         running.process.kill()

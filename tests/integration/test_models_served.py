@@ -46,6 +46,7 @@ MERGEABLE = [
     {"name": "linreg", "task": "regression", "learner": "linreg"},
     {"name": "ftrl", "task": "multiclass", "learner": "ftrl"},
     {"name": "linear", "task": "multiclass", "learner": "linear"},
+    {"name": "fm", "task": "regression", "learner": "fm"},
     {"name": "auto", "task": "multiclass", "learner": "auto"},
     {
         "name": "mlp",

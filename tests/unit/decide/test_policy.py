@@ -175,13 +175,13 @@ def test_auto_takes_the_width_that_has_gained() -> None:
     assert all(abs(p.sum() - 1.0) < 1e-9 for p in decision.tried.values())
 
 
-def test_without_a_context_auto_believes_all_rewards_until_those_of_late_foretell_better() -> None:
+def test_without_a_context_auto_believes_all_rewards_of_an_action_unless_it_has_changed() -> None:
     scores = scores_of([0.6, 0.5], context=False)
     n, late = np.array([900.0, 900.0]), np.array([40.0, 40.0])
-    arms = Counted(n, n * [0.6, 0.4], late, late * [0.1, 0.9], 0.5)
-    long, short = (np.array(votes) for votes in ([0.5, 0.5], [0.02, 0.98]))
-    assert Policy().decide(replace(scores, arms=arms, votes=long)).probabilities[0] > 0.9
-    assert Policy().decide(replace(scores, arms=arms, votes=short)).probabilities[1] > 0.9
+    alike = Counted(n, n * [0.6, 0.4], late, late * [0.55, 0.45], 0.5)
+    changed = Counted(n, n * [0.6, 0.4], late, late * [0.1, 0.45], 0.5)
+    assert Policy().decide(replace(scores, arms=alike)).probabilities[0] > 0.99
+    assert Policy().decide(replace(scores, arms=changed)).probabilities[1] > 0.99
 
 
 def test_a_model_that_knows_no_choices_is_asked_row_by_row() -> None:

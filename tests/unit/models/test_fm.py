@@ -33,7 +33,7 @@ Rows = Sequence[tuple[Features, Label]]
 
 def trained(k: int = 3, rows: int = 40) -> Machine:
     """A machine whose weights and vectors are all away from 0."""
-    machine, draw = Machine(Fm(k, start=0.5)), random.Random(1)
+    machine, draw = Machine(Fm(k, start=0.5), 0.4), random.Random(1)
     for _ in range(rows):
         x = {name: draw.gauss(0.0, 1.0) for name in ("a", "b", "c")}
         seen = machine.read({"bias": 1.0, **x})
@@ -82,12 +82,12 @@ def test_gradients_are_those_by_differences(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_step_is_that_of_adagrad_where_one_learner_learns() -> None:
     recipe = Fm(1, l2=0.0, l2_v=0.0)
-    machine, weight, squares, draw = Machine(recipe), 0.0, 0.0, random.Random(2)
+    machine, weight, squares, draw = Machine(recipe, 0.4), 0.0, 0.0, random.Random(2)
     for _ in range(50):
         slope = draw.gauss(0.0, 1.0)
         machine.step(machine.read({"a": 2.0}), slope)
         squares += (2.0 * slope) ** 2
-        weight -= recipe.alpha * 2.0 * slope / (recipe.beta + math.sqrt(squares))
+        weight -= 0.4 * 2.0 * slope / (recipe.beta + math.sqrt(squares))
         assert machine.read({"a": 1.0}).weights[0] == pytest.approx(weight, rel=1e-9)
 
 

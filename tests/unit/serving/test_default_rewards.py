@@ -54,6 +54,7 @@ class Shop:
         self.choosing.defaults = DefaultRewards(replica, settings, wall, clock)
 
     async def choose(self, own: str | None = None, *, defer: bool = False) -> str:
+        self.wall.s += 0.001  # no two are chosen at the same instant
         asked = ChooseRequest(ACTIONS, {"x": 1.0}, id=own, defer=defer)
         answer = await self.choosing.choose(asked)
         await worlds.until(lambda: self.replica.writer.idle)
@@ -93,7 +94,7 @@ def test_a_choice_without_a_reward_gets_the_default_once(tmp_path: Path) -> None
         assert await one.reward(early, 1.0) == "learned"
         assert await one.give(WAIT_S - 1) == 0
         assert list(rewards(world).values()) == [1.0]
-        assert await one.give(2.0) == 2
+        assert await one.give(60.0) == 2
         assert await one.give(WAIT_S) == 0
         assert sorted(rewards(world).values()) == [0.25, 0.25, 1.0]
         assert await one.reward(late, 1.0) == "conflict"
@@ -112,11 +113,11 @@ def test_a_deferred_choice_gets_its_default_only_once_it_is_activated(tmp_path: 
         one = await shop(world)
         used, rewarded, unused = [await one.choose(x, defer=True) for x in ("u", None, "never")]
         assert rewarded.startswith("choice-")
-        assert await one.give(WAIT_S + 1) == 0
-        one.wall.s += WAIT_S + 1
+        assert await one.give(WAIT_S + 60) == 0
+        one.wall.s += WAIT_S + 60
         await one.choosing.activate(used)
         assert await one.give(WAIT_S - 1) == 0
-        assert await one.give(2.0) == 1
+        assert await one.give(60.0) == 1
         for _ in range(2):
             await one.choosing.activate(used)
         assert await one.reward(rewarded, 1.0) == "learned"
@@ -144,7 +145,7 @@ def test_a_half_that_nobody_can_read_keeps_no_other_from_its_default(tmp_path: P
                 await one.choose(name)
             assert caught.value.code == "journal_damaged"
         chosen = await one.choose("good")
-        assert await one.give(WAIT_S + 1) == 1
+        assert await one.give(WAIT_S + 60) == 1
         assert rewards(world) == {chosen: 0.25}
         await one.replica.stop(1)
 
@@ -157,7 +158,7 @@ def test_two_replicas_and_a_reward_settle_each_choice_once(tmp_path: Path) -> No
         one, two = await shop(world, "one", wall), await shop(world, "two", wall)
         chosen = [await one.choose() for _ in range(PAGE + 30)]
         for clock in (one.clock, two.clock):
-            clock.s += WAIT_S + 1
+            clock.s += WAIT_S + 60
         given = asyncio.gather(one.choosing.defaults.give(), two.choosing.defaults.give())
         told = [await two.reward(id_, 1.0) for id_ in chosen[:20]]
         n = sum(await given)
@@ -184,7 +185,7 @@ def test_what_was_chosen_before_a_start_waits_anew_whatever_the_clock_says(tmp_p
         other = await one.choose()
         one.wall.s += 1e6  # a clock that jumps gives nothing either
         assert await one.give(1.0) == 0
-        assert await two.give(2.0) == 1
+        assert await two.give(60.0) == 1
         assert await one.reward(other, 1.0) == "conflict"
         for each in (one, two):
             await each.replica.stop(1)

@@ -13,6 +13,7 @@ import replica_world as worlds
 from river import linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
+from online.learning.counters import Tally
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.linear import Linear
 from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing
@@ -155,6 +156,15 @@ def test_what_was_answered_without_a_threshold_says_nothing() -> None:
     part.add(Example({}, True, score=None, sure=part.stamp()))
     assert not part.cut()
     assert part.shown() == {"level": 0.9, "n": 0, "coverage": None, "size": None}
+
+
+def test_what_another_model_answered_before_a_promotion_says_nothing() -> None:
+    part, tally = Confidence("binary", 0.9), Tally()
+    tally.views, tally.answers_after = [part], 3
+    given = {"score": {"false": 0.9, "true": 0.1}, "sure": part.stamp()}
+    for epoch in (3, 4):
+        tally.note(Example({}, True, version=(epoch, 0, 0), **given))  # type: ignore[arg-type]
+    assert part.shown()["n"] == 1
 
 
 def test_before_the_first_label_there_is_no_interval() -> None:
