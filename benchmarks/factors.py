@@ -83,7 +83,7 @@ def ratings(data: Path, part: Part) -> list[Rating]:
 
 
 class Rater(Protocol):
-    """What answers a number, the stars or the probability of four or more, and learns."""
+    """A rater answers a number, the stars or the probability of four or more, and learns."""
 
     def answer(self, rating: Rating) -> float:
         """A number for the user and the film."""
@@ -99,7 +99,7 @@ class Mean:
         self._n, self._mean = 0, 0.5 if task == "binary" else 3.0
 
     def answer(self, rating: Rating) -> float:
-        """Answer the mean."""
+        """Answer the mean so far."""
         return self._mean
 
     def learn(self, rating: Rating, y: float) -> None:
@@ -128,7 +128,7 @@ class Ours:
         return float(found.probabilities[True] if self._binary else found.label)
 
     def learn(self, rating: Rating, y: float) -> None:
-        """Learn the row."""
+        """Learn the row at hand."""
         self._model.learn(row_of(rating, genres=self._genres), bool(y) if self._binary else y, 1.0)
 
 
@@ -168,7 +168,7 @@ class Machine:
         return float(self._model.predict_one(self._row(rating)))
 
     def learn(self, rating: Rating, y: float) -> None:
-        """Learn the row."""
+        """Learn the row at hand."""
         self._model.learn_one(self._row(rating), bool(y) if self._binary else y)
 
 
@@ -182,7 +182,7 @@ class Biased:
         )
 
     def answer(self, rating: Rating) -> float:
-        """Answer the number."""
+        """Answer the number asked for."""
         return float(self._model.predict_one(rating.user, rating.film))
 
     def learn(self, rating: Rating, y: float) -> None:
@@ -259,7 +259,7 @@ def run(
 
 
 def best(lines: Sequence[Line]) -> list[Line]:
-    """Of each learner the best of its settings, score by score: peers have it in hindsight.
+    """Return each learner's best setting, score by score: peers have it in hindsight.
 
     A setting that has left the finite numbers is the worst.
     """
